@@ -1,0 +1,1 @@
+"""Diffusion over 2D temporal maps."""

@@ -1,0 +1,117 @@
+"""Checks of user input: the only place that words their messages.
+
+Every message reads `who: expected <what>, got <what came>. <hint>`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from tmapdiff.errors import ArgumentError, ConfigError, MissingDependencyError, ShapeError
+
+Choice = TypeVar("Choice")
+
+
+def message(who: str, expected: str, got: object, hint: str = "") -> str:
+    """Word an error: `who: expected ..., got .... hint`."""
+    return f"{who}: expected {expected}, got {got}." + (f" {hint}" if hint else "")
+
+
+def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:
+    """Return `value` as an int, or raise ArgumentError when it is none or is below `at_least`."""
+    # bool is an int to Python, but never what a caller means by a size.
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < at_least:
+        expected = f"{name} to be an integer >= {at_least}"
+        raise ArgumentError(message(who, expected, repr(value), hint))
+    return int(value)
+
+
+def check_range(
+    who: str, name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """Return `value` as a float, or raise ArgumentError when it is outside `[low, high]`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    above = number > low if open_low else number >= low
+    if not (math.isfinite(number) and above and number <= high):
+        bracket = "(" if open_low else "["
+        end = "inf)" if math.isinf(high) else f"{high:g}]"
+        expected = f"{name} in {bracket}{low:g}, {end}"
+        raise ArgumentError(message(who, expected, repr(value)))
+    return number
+
+
+def check_choice(who: str, name: str, value: Choice, choices: Iterable[Choice]) -> Choice:
+    """Return `value`, or raise ConfigError when it is not one of `choices`."""
+    legal = list(choices)
+    if value not in legal:
+        expected = f"{name} to be one of {', '.join(map(str, legal))}"
+        raise ConfigError(message(who, expected, repr(value)))
+    return value
+
+
+def check_shape(
+    who: str,
+    name: str,
+    tensor: Any,
+    axes: str,
+    sizes: dict[str, int] | None = None,
+    hint: str = "",
+) -> dict[str, int]:
+    """Compare the shape of `tensor` with `axes`, such as `"B 64 A"`, and return the sizes by name.
+
+    An axis is a number or a name. A name that occurs in `sizes`, or twice, must have one size.
+
+    Raises:
+        ShapeError: If `tensor` is no tensor or its shape does not fit.
+    """
+    known = dict(sizes or {})
+    wanted = axes.split()
+    if isinstance(tensor, Tensor) and tensor.dim() == len(wanted):
+        for axis, size in zip(wanted, tensor.shape, strict=True):
+            if size != (int(axis) if axis.isdigit() else known.setdefault(axis, size)):
+                break
+        else:
+            return known
+    bound = [f"{axis} = {sizes[axis]}" for axis in wanted if sizes and axis in sizes]
+    expected = f"{name} of shape ({', '.join(wanted)})"
+    if bound:
+        expected += f" with {', '.join(bound)}"
+    got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+    raise ShapeError(message(who, expected, got, hint))
+
+
+def check_length(who: str, name: str, items: Any, length: int, hint: str = "") -> None:
+    """Raise ShapeError unless `items` is a list or tuple of `length` entries."""
+    if not isinstance(items, Sequence) or isinstance(items, str) or len(items) != length:
+        got = f"{len(items)}" if hasattr(items, "__len__") else type(items).__name__
+        raise ShapeError(message(who, f"{name} to be a list of {length}", got, hint))
+
+
+def check_floating(who: str, name: str, tensor: Tensor) -> None:
+    """Raise ArgumentError unless `tensor` holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise ArgumentError(message(who, f"{name} of a floating dtype", tensor.dtype))
+
+
+def require(package: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        MissingDependencyError: If it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
+            raise
+        raise MissingDependencyError(
+            f"{purpose} needs the package {package.split('.')[0]}, which is not installed. "
+            f"Install it with: pip install 'tmapdiff[{extra}]'"
+        ) from None

@@ -1,0 +1,41 @@
+"""Writing files so that no half-written one is ever seen."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tmapdiff.errors import FileError
+
+
+@contextmanager
+def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
+
+    The block may create a file or a folder there. An existing file or folder at `path` is replaced
+    only after the new one is complete. When the block fails, nothing is left behind.
+
+    Raises:
+        FileError: If the place cannot be written, for example for want of rights or disk space.
+    """
+    target = Path(path)
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        new = scratch / target.name
+        yield new
+        if new.is_dir() and target.is_dir():
+            # A folder cannot be renamed over a folder that holds files.
+            target.rename(scratch / "old")
+        new.replace(target)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        reason = error.strerror or str(error)
+        raise FileError(f"cannot write {target}: {reason}.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,21 @@
+"""Geometry and targets of multi-scale 2D temporal maps: nothing here learns."""
+
+from tmapdiff.maps.grid import MapGrid
+from tmapdiff.maps.iou import IoUMapBuilder
+from tmapdiff.maps.moments import RankedMoments, rank_moments, temporal_nms
+from tmapdiff.maps.multiscale import MultiScaleMapSampler
+from tmapdiff.maps.overlap import temporal_iou
+from tmapdiff.maps.plot import plot_comparison, plot_denoising, plot_map
+
+__all__ = [  # in the order the data flows
+    "IoUMapBuilder",
+    "MapGrid",
+    "MultiScaleMapSampler",
+    "RankedMoments",
+    "plot_comparison",
+    "plot_denoising",
+    "plot_map",
+    "rank_moments",
+    "temporal_iou",
+    "temporal_nms",
+]

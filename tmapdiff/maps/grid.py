@@ -1,0 +1,240 @@
+"""The geometry of multi-scale 2D temporal maps: cells, seconds, masks, packing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from tmapdiff._checks import check_int, check_length, check_range, check_shape
+from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.maps.overlap import temporal_iou
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """All candidate moments of a video, on several scales.
+
+    A video is divided into `num_clips` equal clips. Cell `(k, i, j)` is the candidate moment of
+    scale `k` that starts at clip `i * 2**k` and lasts `(j + 1) * 2**k` clips: rows of a map are
+    starts, columns are durations. A cell is valid when its moment ends inside the video.
+
+    Args:
+        num_clips: Clips of the finest scale (the paper's N), divisible by `2**(num_scales - 1)`.
+        num_anchors: Durations a scale (the paper's A), at most the clips of the coarsest scale.
+        num_scales: Scales (the paper's K).
+
+    Raises:
+        ArgumentError: If a size is not a positive integer.
+        ConfigError: If `num_clips` does not divide, or the longest duration exceeds the video.
+
+    Source: Zhang et al., Multi-Scale 2D Temporal Adjacent Networks, arXiv 2012.02646, section 3.3.
+
+    Example:
+        >>> grid = MapGrid(num_clips=64, num_anchors=16, num_scales=3)
+        >>> grid.shapes
+        ((64, 16), (32, 16), (16, 16))
+        >>> grid.num_cells
+        1792
+    """
+
+    num_clips: int
+    num_anchors: int
+    num_scales: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "num_anchors", "num_scales"):
+            check_int("MapGrid", name, getattr(self, name), at_least=1)
+        stride = self.stride(self.num_scales - 1)
+        if self.num_clips % stride:
+            below = self.num_clips - self.num_clips % stride
+            nearest = below if below and self.num_clips - below <= stride / 2 else below + stride
+            raise ConfigError(
+                f"MapGrid: expected num_clips divisible by 2**(num_scales - 1) = {stride}, "
+                f"got {self.num_clips}. The nearest that divides is {nearest}."
+            )
+        coarsest = self.num_clips // stride
+        if self.num_anchors > coarsest:
+            raise ConfigError(
+                f"MapGrid: expected num_anchors <= {coarsest}, the clips of the coarsest scale, "
+                f"got {self.num_anchors}. Longer durations could never end inside the video."
+            )
+
+    # Sizes
+
+    def stride(self, scale: int) -> int:
+        """Clips between neighbouring starts, and between neighbouring durations, of a scale."""
+        return 2**scale
+
+    def shape(self, scale: int) -> tuple[int, int]:
+        """Rows and columns `(N_k, A)` of the map of a scale."""
+        if not 0 <= scale < self.num_scales:
+            raise ArgumentError(
+                f"MapGrid: expected scale in 0 to {self.num_scales - 1}, got {scale}."
+            )
+        return self.num_clips // self.stride(scale), self.num_anchors
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the maps of all scales."""
+        return tuple(self.shape(scale) for scale in range(self.num_scales))
+
+    @property
+    def cells_per_scale(self) -> tuple[int, ...]:
+        """Cells of each scale's map, invalid ones included."""
+        return tuple(rows * columns for rows, columns in self.shapes)
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of all scales, invalid ones included: the width of packed maps."""
+        return sum(self.cells_per_scale)
+
+    # Cells
+
+    def mask(self, scale: int, device: torch.device | str | None = None) -> Tensor:
+        """Which cells of a scale end inside the video.
+
+        Shape:
+            - returns: (N_k, A), bool
+        """
+        rows, columns = self.shape(scale)
+        ends = torch.arange(rows, device=device)[:, None] + torch.arange(
+            1, columns + 1, device=device
+        )
+        return ends <= rows
+
+    def packed_mask(self, device: torch.device | str | None = None) -> Tensor:
+        """Which cells of packed maps are valid.
+
+        Shape:
+            - returns: (cells,), bool
+        """
+        return torch.cat([self.mask(k, device).flatten() for k in range(self.num_scales)])
+
+    def dense_mask(self, device: torch.device | str | None = None) -> Tensor:
+        """Which cells of a dense map, `[start clip, duration in clips - 1]`, some scale holds.
+
+        Shape:
+            - returns: (N, N), bool
+        """
+        held = torch.zeros(self.num_clips, self.num_clips, dtype=torch.bool, device=device)
+        for scale in range(self.num_scales):
+            self.dense_cells(held, scale)[:] |= self.mask(scale, device)
+        return held
+
+    def dense_cells(self, dense: Tensor, scale: int) -> Tensor:
+        """View of the cells of a dense map `(..., N, N)` that are the cells of a scale.
+
+        Row `i`, column `j` of the view is `dense[..., i * 2**scale, (j + 1) * 2**scale - 1]`.
+
+        Shape:
+            - dense: (..., N, N)
+            - returns: (..., N_k, A), a view
+        """
+        stride = self.stride(scale)
+        return dense[..., ::stride, stride - 1 : stride * self.num_anchors : stride]
+
+    def moments(self, scale: int, device: torch.device | str | None = None) -> Tensor:
+        """Start and end of each cell of a scale, in clips.
+
+        Shape:
+            - returns: (N_k, A, 2), int64; ends of invalid cells lie beyond `num_clips`
+        """
+        rows, columns = self.shape(scale)
+        starts = torch.arange(rows, device=device)[:, None].expand(rows, columns)
+        durations = torch.arange(1, columns + 1, device=device)
+        return torch.stack([starts, starts + durations], dim=-1) * self.stride(scale)
+
+    def packed_moments(self, device: torch.device | str | None = None) -> Tensor:
+        """Start and end of each cell of packed maps, in clips.
+
+        Shape:
+            - returns: (cells, 2), int64
+        """
+        return torch.cat(
+            [self.moments(scale, device).flatten(0, 1) for scale in range(self.num_scales)]
+        )
+
+    # Packing
+
+    def pack(self, maps: Sequence[Tensor]) -> Tensor:
+        """Flatten the maps of all scales into one tensor.
+
+        Args:
+            maps: One map a scale, finest first.
+
+        Shape:
+            - maps: K tensors (B, N_k, A)
+            - returns: (B, cells)
+
+        Raises:
+            ShapeError: If there are not `num_scales` maps, or one has another shape.
+        """
+        check_length("MapGrid.pack", "maps", maps, self.num_scales)
+        sizes: dict[str, int] = {}
+        for scale, (rows, columns) in enumerate(self.shapes):
+            sizes = check_shape(
+                "MapGrid.pack", f"maps[{scale}]", maps[scale], f"B {rows} {columns}", sizes
+            )
+        return torch.cat([rearrange(one, "b rows columns -> b (rows columns)") for one in maps], 1)
+
+    def unpack(self, packed: Tensor) -> list[Tensor]:
+        """View packed maps as one map a scale.
+
+        Shape:
+            - packed: (B, cells)
+            - returns: K views (B, N_k, A)
+
+        Raises:
+            ShapeError: If `packed` is not (B, cells).
+        """
+        check_shape("MapGrid.unpack", "packed", packed, f"B {self.num_cells}")
+        return [
+            part.unflatten(1, shape)
+            for part, shape in zip(packed.split(self.cells_per_scale, 1), self.shapes, strict=True)
+        ]
+
+    # How well the grid can answer
+
+    def nearest_cell(self, moment: Sequence[float], clip_seconds: float = 1.0) -> tuple[int, ...]:
+        """Find the valid cell `(scale, start index, duration index)` closest to a moment.
+
+        Args:
+            moment: Start and end in seconds (in clips, when `clip_seconds` is 1).
+            clip_seconds: Seconds a clip lasts.
+
+        Raises:
+            ArgumentError: If the moment is not two finite numbers with end > start, or
+                `clip_seconds` is not positive.
+        """
+        cell = int(self._ious("MapGrid.nearest_cell", moment, clip_seconds).argmax())
+        scale = 0
+        while cell >= self.cells_per_scale[scale]:
+            cell -= self.cells_per_scale[scale]
+            scale += 1
+        return (scale, *divmod(cell, self.num_anchors))
+
+    def best_iou(self, moment: Sequence[float], clip_seconds: float = 1.0) -> float:
+        """IoU of a moment with the valid cell closest to it: the most any model can reach.
+
+        The grid has gaps: long durations exist on coarse scales only.
+
+        Args:
+            moment: Start and end in seconds (in clips, when `clip_seconds` is 1).
+            clip_seconds: Seconds a clip lasts.
+
+        Raises:
+            ArgumentError: If the moment is not two finite numbers with end > start, or
+                `clip_seconds` is not positive.
+        """
+        return float(self._ious("MapGrid.best_iou", moment, clip_seconds).max())
+
+    def _ious(self, who: str, moment: Sequence[float], clip_seconds: float) -> Tensor:
+        check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
+        truth = torch.as_tensor(moment, dtype=torch.float64)
+        check_shape(who, "moment", truth, "2")
+        if not (bool(truth.isfinite().all()) and bool(truth[0] < truth[1])):
+            raise ArgumentError(f"{who}: expected a finite moment with end > start, got {moment}.")
+        candidates = self.packed_moments().double() * clip_seconds
+        return temporal_iou(candidates, truth).masked_fill(~self.packed_mask(), -1)

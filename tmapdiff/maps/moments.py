@@ -1,0 +1,121 @@
+"""From a map of scores to ranked moments: non-maximum suppression and the best few."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_int, check_range, check_shape
+from tmapdiff.maps.overlap import temporal_iou
+
+
+@dataclass(frozen=True)
+class RankedMoments:
+    """The best moments of each query, best first.
+
+    Shape:
+        - moments: (B, n, 2), seconds; 0 where there are fewer than n
+        - scores: (B, n); -inf where there are fewer than n
+        - valid: (B, n), bool; False where there are fewer than n
+    """
+
+    moments: Tensor
+    scores: Tensor
+    valid: Tensor
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+
+def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: int) -> Tensor:
+    """Pick the best moments of each query, skipping those that overlap a better one too much.
+
+    Greedy non-maximum suppression: repeatedly take the best moment that is left and drop all
+    whose IoU with it is above the threshold. Runs on all queries at once, and stops after `top_n`.
+
+    Args:
+        moments: Candidates, the same for all queries or different for each, in any unit.
+        scores: Score of each candidate; candidates with -inf are never picked.
+        threshold: Highest IoU that two picked moments may have, in [0, 1].
+        top_n: Moments to pick.
+
+    Shape:
+        - moments: (M, 2) or (B, M, 2)
+        - scores: (B, M)
+        - returns: (B, top_n) indices into the candidates, int64; -1 where none was left
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `threshold` is outside [0, 1] or `top_n` is below 1.
+    """
+    who = "temporal_nms"
+    sizes = check_shape(who, "scores", scores, "B M")
+    shared = isinstance(moments, Tensor) and moments.dim() == 2
+    check_shape(who, "moments", moments, "M 2" if shared else "B M 2", sizes)
+    check_range(who, "threshold", threshold, 0, 1)
+    check_int(who, "top_n", top_n, at_least=1)
+
+    if not sizes["M"]:
+        return scores.new_full((sizes["B"], top_n), -1, dtype=torch.int64)
+    left = scores.detach().clone()
+    # Candidates of a grid are whole numbers of clips: their IoU is compared without rounding.
+    candidates = moments.double()
+    rows = torch.arange(sizes["B"], device=scores.device)
+    picks = []
+    for _ in range(top_n):
+        best, index = left.max(dim=1)
+        picks.append(index.where(best > -torch.inf, -1))
+        picked = candidates[index] if shared else candidates[rows, index]
+        near = temporal_iou(candidates, picked[:, None]) > threshold
+        left.masked_fill_(near, -torch.inf)
+        # An empty candidate has no IoU with itself.
+        left[rows, index] = -torch.inf
+    return torch.stack(picks, dim=1)
+
+
+def rank_moments(
+    dense: Tensor,
+    mask: Tensor,
+    clip_seconds: Tensor,
+    *,
+    top_n: int = 5,
+    nms_threshold: float = 0.49,
+) -> RankedMoments:
+    """Read the best moments off merged maps.
+
+    Args:
+        dense: Score of every candidate `[start clip, duration in clips - 1]`, as
+            `MultiScaleMapSampler.merge` gives it.
+        mask: Which cells are candidates.
+        clip_seconds: Seconds a clip lasts, for each sample.
+        top_n: Moments a query.
+        nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
+
+    Shape:
+        - dense: (B, N, N)
+        - mask: (N, N), bool
+        - clip_seconds: (B,)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `nms_threshold` is outside [0, 1] or `top_n` is below 1.
+    """
+    who = "rank_moments"
+    sizes = check_shape(who, "dense", dense, "B N N")
+    check_shape(who, "mask", mask, "N N", sizes)
+    check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    starts, columns = mask.nonzero(as_tuple=True)
+    candidates = torch.stack([starts, starts + columns + 1], dim=-1)
+    scores = dense[:, mask]
+    picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
+    valid = picks >= 0
+    if not len(candidates):
+        empty = dense.new_zeros(sizes["B"], top_n, 2)
+        return RankedMoments(empty, dense.new_full((sizes["B"], top_n), -torch.inf), valid)
+    index = picks.clamp(min=0)
+    seconds = candidates[index] * clip_seconds[:, None, None]
+    return RankedMoments(
+        moments=seconds.where(valid[..., None], 0),
+        scores=scores.gather(1, index).where(valid, -torch.inf),
+        valid=valid,
+    )

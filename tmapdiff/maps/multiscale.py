@@ -1,0 +1,86 @@
+"""From one dense map to sparse maps on several scales, and back."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_length, check_shape
+from tmapdiff.errors import ShapeError
+from tmapdiff.maps.grid import MapGrid
+
+
+class MultiScaleMapSampler:
+    """Samples the maps of all scales from a dense map, and merges them again.
+
+    `split` takes `Y_k[i, j] = Y[i * 2**k, (j + 1) * 2**k - 1]`; `merge` gives each dense cell the
+    highest score among the scales that hold it. Works on scores and on features alike.
+
+    Args:
+        grid: The candidate moments.
+
+    Source: Zhang et al., arXiv 2401.08232, section 3.2, after MS-2D-TAN, arXiv 2012.02646.
+    """
+
+    def __init__(self, grid: MapGrid) -> None:
+        self.grid = grid
+
+    def split(self, dense: Tensor) -> list[Tensor]:
+        """Sample one sparse map a scale.
+
+        Args:
+            dense: Value of every candidate `[start clip, duration in clips - 1]`.
+
+        Shape:
+            - dense: (B, N, N) or (B, C, N, N)
+            - returns: K tensors (B, N_k, A) or (B, C, N_k, A), 0 in invalid cells
+
+        Raises:
+            ShapeError: If `dense` has another shape.
+        """
+        clips = self.grid.num_clips
+        _check_map("MultiScaleMapSampler.split", "dense", dense, clips, clips, {})
+        # where, not a product: an invalid cell may hold NaN.
+        return [
+            self.grid.dense_cells(dense, k).where(self.grid.mask(k, dense.device), 0)
+            for k in range(self.grid.num_scales)
+        ]
+
+    def merge(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Merge the maps of all scales into one dense map.
+
+        Args:
+            maps: One map a scale, finest first. Invalid cells are not read.
+
+        Shape:
+            - maps: K tensors (B, N_k, A) or (B, C, N_k, A)
+            - returns: dense map (B, N, N) or (B, C, N, N), and its mask (N, N), bool; cells
+              outside the mask are held by no scale and contain -inf
+
+        Raises:
+            ShapeError: If there are not `num_scales` maps, or one has another shape.
+        """
+        who = "MultiScaleMapSampler.merge"
+        check_length(who, "maps", maps, self.grid.num_scales)
+        sizes: dict[str, int] = {}
+        for scale, (rows, columns) in enumerate(self.grid.shapes):
+            sizes = _check_map(who, f"maps[{scale}]", maps[scale], rows, columns, sizes)
+
+        finest, clips = maps[0], self.grid.num_clips
+        dense = finest.new_full((*finest.shape[:-2], clips, clips), -torch.inf)
+        for scale, scores in enumerate(maps):
+            cells = self.grid.dense_cells(dense, scale)
+            valid = self.grid.mask(scale, dense.device)
+            cells[:] = torch.maximum(cells, scores.masked_fill(~valid, -torch.inf))
+        return dense, self.grid.dense_mask(dense.device)
+
+
+def _check_map(
+    who: str, name: str, tensor: Tensor, rows: int, columns: int, sizes: dict[str, int]
+) -> dict[str, int]:
+    features = isinstance(tensor, Tensor) and tensor.dim() == 4
+    axes = f"B C {rows} {columns}" if features else f"B {rows} {columns}"
+    try:
+        return check_shape(who, name, tensor, axes, sizes)
+    except ShapeError as error:
+        raise ShapeError(f"{error} Features are (B, C, rows, columns).") from None
