@@ -14,8 +14,9 @@ from tmapdiff.errors import FileError
 def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    The block may create a file or a folder there. An existing file or folder at `path` is replaced
-    only after the new one is complete. When the block fails, nothing is left behind.
+    The block may create a file or a folder there. A file that exists at `path` is replaced after
+    the new one is complete; a folder that exists gets the new files one by one and keeps its
+    others. When the block fails, nothing is left behind.
 
     Raises:
         FileError: If the place cannot be written, for example for want of rights or disk space.
@@ -28,9 +29,12 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         new = scratch / target.name
         yield new
         if new.is_dir() and target.is_dir():
-            # A folder cannot be renamed over a folder that holds files.
-            target.rename(scratch / "old")
-        new.replace(target)
+            for file in (path for path in new.rglob("*") if path.is_file()):
+                place = target / file.relative_to(new)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
+        else:
+            new.replace(target)
     except OSError as error:
         if isinstance(error, FileError):
             raise

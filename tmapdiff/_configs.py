@@ -1,0 +1,47 @@
+"""What diffusers' configurations lack: refusing unknown fields, and reading back what was saved."""
+
+import difflib
+import inspect
+from typing import Any
+
+from tmapdiff.errors import ConfigError
+
+# Keywords that diffusers passes through `from_config` beside the fields.
+_NOT_FIELDS = {"dtype", "torch_dtype"}
+
+
+class StrictConfigMixin:
+    """Put before `diffusers.ConfigMixin`: a misspelled field is an error, not a default value."""
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Sort a configuration's fields as diffusers does, after checking that each exists.
+
+        Raises:
+            ConfigError: If a field is unknown.
+        """
+        fields = [name for name in inspect.signature(cls).parameters if name != "kwargs"]
+        for name in [*config_dict, *kwargs]:
+            if name in fields or name.startswith("_") or name in _NOT_FIELDS:
+                continue
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Fields: {', '.join(fields)}."
+            raise ConfigError(
+                f"{cls.__name__}: expected only known configuration fields, got {name!r}. {hint}"
+            )
+        return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Keep the fields as JSON gives them back: tuples as lists."""
+        super().register_to_config(  # type: ignore[misc]
+            **{name: _as_json(value) for name, value in kwargs.items()}
+        )
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if isinstance(value, dict):
+        # Fields that diffusers adds, such as _class_name, are not ours to nest.
+        return {k: _as_json(v) for k, v in value.items() if not k.startswith("_")}
+    return value

@@ -1,0 +1,15 @@
+"""Building blocks that know maps, but no model and no data set."""
+
+from tmapdiff.layers.conditioning import ConcatConditioning
+from tmapdiff.layers.gated_conv import GatedConv2d, GatedConv2dStack
+from tmapdiff.layers.norm import masked_group_norm
+from tmapdiff.layers.stylization import StylizationBlock, TimestepEmbedder
+
+__all__ = [  # in the order the data flows
+    "ConcatConditioning",
+    "GatedConv2d",
+    "GatedConv2dStack",
+    "StylizationBlock",
+    "TimestepEmbedder",
+    "masked_group_norm",
+]

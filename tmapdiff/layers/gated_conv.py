@@ -1,0 +1,113 @@
+"""Gated convolutions over maps."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmapdiff._checks import check_choice, check_int, check_length
+from tmapdiff.errors import ConfigError
+from tmapdiff.layers.norm import check_map_features, fill_invalid
+
+Gate = Literal["shared", "channel"]
+
+
+class GatedConv2d(nn.Module):
+    """`relu(conv(x)) * sigmoid(gate(x))` on valid cells, with kernels that keep the map's size.
+
+    Convolution and gate are one `nn.Conv2d`: its last channels are the gate.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Cells that the kernel spans along starts and durations; odd.
+        gate: `shared` has one gate a cell (MS-2D-TAN), `channel` one a cell and channel.
+
+    Shape:
+        - x: (B, in_channels, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - returns: (B, out_channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError: If a size is below 1, at construction.
+        ConfigError: If `kernel_size` is even or `gate` unknown, at construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: Yu et al., arXiv 1806.03589, Eq. 2; MS-2D-TAN, arXiv 2012.02646, section 3.4.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, gate: Gate = "shared"
+    ) -> None:
+        super().__init__()
+        who = "GatedConv2d"
+        self.in_channels = check_int(who, "in_channels", in_channels, at_least=1)
+        self.out_channels = check_int(who, "out_channels", out_channels, at_least=1)
+        check_int(who, "kernel_size", kernel_size, at_least=1)
+        if kernel_size % 2 == 0:
+            raise ConfigError(
+                f"{who}: expected an odd kernel_size, got {kernel_size}. "
+                "An even kernel cannot keep the map's size."
+            )
+        self.gate = check_choice(who, "gate", gate, Gate.__args__)  # type: ignore[attr-defined]
+        self.gate_channels = 1 if gate == "shared" else out_channels
+        self.conv = nn.Conv2d(
+            in_channels, out_channels + self.gate_channels, kernel_size, padding=kernel_size // 2
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolve and gate; see the class."""
+        check_map_features("GatedConv2d", x, mask, self.in_channels)
+        features, gate = self.conv(fill_invalid(x, mask)).split(
+            [self.out_channels, self.gate_channels], dim=1
+        )
+        return fill_invalid(F.relu(features) * gate.sigmoid(), mask)
+
+    def extra_repr(self) -> str:
+        """Show what the sub-modules do not."""
+        return f"gate={self.gate}"
+
+
+class GatedConv2dStack(nn.Module):
+    """Gated convolutions one after another.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of every layer's output.
+        kernel_sizes: Kernel of each layer, first to last.
+        gate: As in `GatedConv2d`.
+
+    Shape:
+        - x: (B, in_channels, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - returns: (B, channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError: If a size is below 1, at construction.
+        ConfigError: If there is no layer, a kernel is even or `gate` unknown, at construction.
+        ShapeError: If a shape does not fit, in the call.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_sizes: Sequence[int],
+        gate: Gate = "shared",
+    ) -> None:
+        super().__init__()
+        check_length("GatedConv2dStack", "kernel_sizes", kernel_sizes, len(kernel_sizes))
+        if not kernel_sizes:
+            raise ConfigError("GatedConv2dStack: expected at least one kernel size, got none.")
+        widths = [in_channels, *[channels] * len(kernel_sizes)]
+        self.layers = nn.ModuleList(
+            GatedConv2d(width, channels, kernel, gate)
+            for width, kernel in zip(widths, kernel_sizes, strict=False)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Apply every layer; see the class."""
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x

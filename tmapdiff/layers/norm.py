@@ -1,0 +1,63 @@
+"""Group normalisation of maps whose statistics know only valid cells."""
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from tmapdiff._checks import check_shape
+from tmapdiff.errors import ShapeError
+
+
+def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int) -> None:
+    """Raise ShapeError unless `x` is (B, channels, N_k, A) and `mask` (N_k, A) or (B, N_k, A)."""
+    sizes = check_shape(who, "map features", x, f"B {channels} N_k A")
+    if mask is None:
+        return
+    batched = isinstance(mask, Tensor) and mask.dim() == 3
+    check_shape(who, "mask", mask, "B N_k A" if batched else "N_k A", sizes)
+    if mask.dtype != torch.bool:
+        raise ShapeError(f"{who}: expected a mask of dtype bool, got {mask.dtype}.")
+
+
+def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set invalid cells to 0, in the gradient too, whatever they hold (a product keeps NaN).
+
+    Shape:
+        - x: (B, C, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A)
+    """
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-3), 0)
+
+
+def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: float = 1e-5) -> Tensor:
+    """Normalise each group of channels by the mean and variance of its valid cells.
+
+    Statistics are computed in float32 at least. A sample without valid cells gives zeros.
+
+    Args:
+        x: Map features.
+        mask: Which cells are valid. All, if None.
+        num_groups: Groups of channels; divides the channels.
+        eps: Added to the variance.
+
+    Shape:
+        - x: (B, C, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A), 0 in invalid cells
+
+    Source: Wu and He, Group Normalization, arXiv 1803.08494, Eq. 1.
+    """
+    groups = rearrange(x, "b (g c) n a -> b g c n a", g=num_groups)
+    groups = groups.to(torch.promote_types(x.dtype, torch.float32))
+    valid = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device) if mask is None else mask
+    valid = valid.reshape(-1, 1, 1, *x.shape[-2:])
+    groups = groups.masked_fill(~valid, 0)
+    per_group = "b g c n a -> b g 1 1 1"
+    count = reduce(valid.to(groups.dtype), per_group, "sum") * groups.shape[2]
+    count = count.clamp(min=1)
+    mean = reduce(groups, per_group, "sum") / count
+    centred = (groups - mean).masked_fill(~valid, 0)
+    variance = reduce(centred.square(), per_group, "sum") / count
+    normalized = centred * (variance + eps).rsqrt()
+    return rearrange(normalized, "b g c n a -> b (g c) n a").to(x.dtype)

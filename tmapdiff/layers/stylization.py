@@ -1,0 +1,129 @@
+"""Telling a map where in the diffusion it is: timestep embeddings and stylization blocks."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from einops import rearrange
+from torch import Tensor, nn
+
+from tmapdiff._checks import check_choice, check_int, check_range, check_shape
+from tmapdiff.errors import ConfigError
+from tmapdiff.layers.norm import check_map_features, fill_invalid, masked_group_norm
+
+Norm = Literal["group", "layer"]
+
+
+class TimestepEmbedder(nn.Module):
+    """Embeds diffusion timesteps: sinusoids, then a two-layer MLP.
+
+    Args:
+        time_channels: Channels of the embedding.
+        frequencies: Sines and cosines together; even.
+
+    Shape:
+        - timesteps: (B,), integer
+        - returns: (B, time_channels)
+
+    Raises:
+        ArgumentError: If a size is too small, at construction.
+        ConfigError: If `frequencies` is odd, at construction.
+        ShapeError: If `timesteps` is not (B,), in the call.
+
+    Source: Ho et al., DDPM, arXiv 2006.11239, appendix B.
+    """
+
+    def __init__(self, time_channels: int, frequencies: int = 128) -> None:
+        super().__init__()
+        check_int("TimestepEmbedder", "time_channels", time_channels, at_least=1)
+        check_int("TimestepEmbedder", "frequencies", frequencies, at_least=4)
+        if frequencies % 2:
+            raise ConfigError(f"TimestepEmbedder: expected even frequencies, got {frequencies}.")
+        self.time_channels = time_channels
+        self.sinusoids = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.mlp = TimestepEmbedding(frequencies, time_channels)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Embed timesteps; see the class."""
+        check_shape("TimestepEmbedder", "timesteps", timesteps, "B")
+        return self.mlp(self.sinusoids(timesteps).to(self.mlp.linear_1.weight.dtype))
+
+
+class StylizationBlock(nn.Module):
+    """Lets the timestep scale and shift the channels of map features.
+
+    `MLP(act(Norm(x) * lambda_w + lambda_b))` with `[lambda_w, lambda_b] = Proj(time_embedding)`,
+    act = SiLU, and an MLP of one linear layer, as in MotionDiffuse. It is the branch of a residual:
+    write `x + block(x, time_embedding, mask)`. A new block returns zeros, with lambda_w = 1 and
+    lambda_b = 0 inside, so the sum starts as the identity.
+
+    Args:
+        channels: Channels of the map features.
+        time_channels: Channels of the time embedding.
+        norm: `group` normalises groups of channels over the valid cells, `layer` the channels of
+            each cell.
+        num_groups: Groups of `group`; divides `channels`.
+        dropout: Share of activations dropped in training.
+
+    Shape:
+        - x: (B, channels, N_k, A)
+        - time_embedding: (B, time_channels)
+        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - returns: (B, channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError: If a size is too small or `dropout` outside [0, 1], at construction.
+        ConfigError: If `norm` is unknown or `channels` does not divide, at construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: Zhang et al., arXiv 2401.08232, Eq. 6; MotionDiffuse, arXiv 2208.15001.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        time_channels: int,
+        norm: Norm = "group",
+        num_groups: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        who = "StylizationBlock"
+        self.channels = check_int(who, "channels", channels, at_least=1)
+        self.time_channels = check_int(who, "time_channels", time_channels, at_least=1)
+        self.norm = check_choice(who, "norm", norm, Norm.__args__)  # type: ignore[attr-defined]
+        self.num_groups = check_int(who, "num_groups", num_groups, at_least=1)
+        if norm == "group" and channels % num_groups:
+            raise ConfigError(
+                f"{who}: expected channels divisible by num_groups = {num_groups}, got {channels}."
+            )
+        self.project = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * channels))
+        self.activation = nn.SiLU()
+        self.dropout = nn.Dropout(check_range(who, "dropout", dropout, 0, 1))
+        self.mlp = nn.Conv2d(channels, channels, kernel_size=1)
+        for layer in (self.project[1], self.mlp):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, time_embedding: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the residual branch; see the class."""
+        who = "StylizationBlock"
+        check_map_features(who, x, mask, self.channels)
+        sizes = {"B": x.shape[0]}
+        check_shape(who, "time_embedding", time_embedding, f"B {self.time_channels}", sizes)
+
+        styles = self.project(time_embedding)
+        scale, shift = rearrange(styles, "b (two c) -> two b c 1 1", two=2).to(x.dtype)
+        styled = self._normalize(x, mask) * (1 + scale) + shift
+        return fill_invalid(self.mlp(self.dropout(self.activation(styled))), mask)
+
+    def _normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norm == "group":
+            return masked_group_norm(x, mask, self.num_groups)
+        channels_last = rearrange(fill_invalid(x, mask), "b c n a -> b n a c")
+        normalized = F.layer_norm(channels_last, (self.channels,))
+        return rearrange(normalized, "b n a c -> b c n a").to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show what the sub-modules do not."""
+        return f"norm={self.norm}, num_groups={self.num_groups}"

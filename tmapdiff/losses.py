@@ -1,0 +1,102 @@
+"""Training objectives: what the decoder's scores mean, and how wrong they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tmapdiff._checks import check_choice, check_shape
+
+
+@dataclass(frozen=True)
+class MapObjective:
+    """One training objective.
+
+    Attributes:
+        name: Its name in configurations.
+        target: IoU in [0, 1] -> the map in [0, 1] that is noised and learned.
+        activation: Scores of the decoder -> that map.
+        cell_loss: (scores, target map) -> loss of each cell.
+    """
+
+    name: str
+    target: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor]
+    cell_loss: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Mean loss over the valid cells of all maps.
+
+        Args:
+            scores: What the decoder predicts.
+            target: The map that is learned.
+            mask: Which cells are valid.
+
+        Shape:
+            - scores, target: (B, cells)
+            - mask: (cells,) or (B, cells), bool
+            - returns: ()
+
+        Raises:
+            ShapeError: If a shape does not fit.
+        """
+        who = f"MapObjective {self.name}"
+        sizes = check_shape(who, "scores", scores, "B cells")
+        check_shape(who, "target", target, "B cells", sizes)
+        batched = isinstance(mask, Tensor) and mask.dim() == 2
+        check_shape(who, "mask", mask, "B cells" if batched else "cells", sizes)
+        scores = scores.to(torch.promote_types(scores.dtype, target.dtype))
+        # Filled before the loss, not weighted after it: an invalid cell may hold NaN.
+        scores, target = scores.masked_fill(~mask, 0), target.masked_fill(~mask, 0)
+        losses = self.cell_loss(scores, target).masked_fill(~mask, 0)
+        return losses.sum() / mask.expand_as(scores).sum().clamp(min=1)
+
+
+def rescale_iou(iou: Tensor, low: float = 0.5, high: float = 1.0) -> Tensor:
+    """Stretch IoU from [low, high] to [0, 1] and cut what is outside.
+
+    Source: 2D-TAN, arXiv 1912.03590, Eq. 6.
+    """
+    return ((iou - low) / (high - low)).clamp(0, 1)
+
+
+def _identity(values: Tensor) -> Tensor:
+    return values
+
+
+def _squared_error(scores: Tensor, target: Tensor) -> Tensor:
+    return (scores - target).square()
+
+
+def _cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(scores, target, reduction="none")
+
+
+_OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        MapObjective("mse-full", _identity, _identity, _squared_error),
+        MapObjective("mse-rescaled", rescale_iou, _identity, _squared_error),
+        MapObjective("bce-full", _identity, torch.sigmoid, _cross_entropy),
+        MapObjective("bce-rescaled", rescale_iou, torch.sigmoid, _cross_entropy),
+    )
+}
+
+OBJECTIVES = tuple(_OBJECTIVES)
+
+
+def get_objective(name: str) -> MapObjective:
+    """Find a training objective by name.
+
+    `mse-full`, `bce-full` and `bce-rescaled` are the rows of Table 4; "full" learns the IoU itself,
+    "rescaled" the IoU stretched from [0.5, 1] to [0, 1], as MS-2D-TAN does.
+
+    Raises:
+        ConfigError: If there is none of that name.
+
+    Source: Zhang et al., arXiv 2401.08232, Table 4.
+    """
+    check_choice("get_objective", "objective", name, OBJECTIVES)
+    return _OBJECTIVES[name]

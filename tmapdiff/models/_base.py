@@ -1,0 +1,98 @@
+"""What all models share: strict configurations, and saving and loading that cannot half-succeed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers import ConfigMixin, ModelMixin
+from typing_extensions import Self
+
+from tmapdiff._configs import StrictConfigMixin
+from tmapdiff._files import written_beside
+from tmapdiff.errors import CheckpointError, FileError, TmapdiffError
+
+
+class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
+    """Base of all models: diffusers' `ModelMixin` and `ConfigMixin`, made strict."""
+
+    config_name = "config.json"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write config.json and the weights (safetensors) into a folder.
+
+        A new folder appears whole or not at all; one that exists keeps its other files.
+
+        Args:
+            save_directory: Folder, made if need be.
+            **kwargs: As for diffusers' `ModelMixin.save_pretrained`.
+
+        Raises:
+            FileError: If the place is a file or cannot be written.
+        """
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
+        with written_beside(folder) as new:
+            try:
+                super().save_pretrained(new, **kwargs)
+            except Exception as error:
+                # safetensors has errors of its own for a full disk.
+                if isinstance(error, OSError | TmapdiffError):
+                    raise
+                raise OSError(str(error).splitlines()[0]) from error
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Read a model from a folder or the hub, as diffusers does, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or name on the hub.
+            **kwargs: As for diffusers' `ModelMixin.from_pretrained`.
+
+        Raises:
+            CheckpointError: If there is no such model, it is damaged, or its weights do not fit its
+                configuration.
+            ConfigError: If the configuration has an unknown field.
+        """
+        place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
+        return_info = kwargs.pop("output_loading_info", False)
+        # Without accelerate, diffusers would say on every load that it loads in the plain way.
+        kwargs.setdefault("low_cpu_mem_usage", False)
+        try:
+            config = cls.load_config(
+                pretrained_model_name_or_path,
+                **{k: v for k, v in kwargs.items() if k in _PLACE_ARGUMENTS},
+            )
+            saved_as = config.get("_class_name", cls.__name__)
+            if saved_as != cls.__name__:
+                raise CheckpointError(f"{place}: it is a {saved_as}.")
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            )
+        except TmapdiffError:
+            raise
+        except Exception as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{place}: {first_line}") from error
+        for key, what in (
+            ("missing_keys", "has no weights"),
+            ("unexpected_keys", "has unknown weights"),
+            ("mismatched_keys", "has weights of another shape"),
+        ):
+            if info.get(key):
+                names = ", ".join(str(name) for name in sorted(info[key], key=str)[:3])
+                raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
+        return (model, info) if return_info else model
+
+
+_PLACE_ARGUMENTS = {
+    "subfolder",
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "local_files_only",
+    "token",
+    "revision",
+}

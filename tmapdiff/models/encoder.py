@@ -1,0 +1,283 @@
+"""From words and clips to map features that the decoder is conditioned on."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from tmapdiff._checks import check_int, check_length, check_range, check_shape
+from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.layers.norm import fill_invalid
+from tmapdiff.maps import MapGrid
+from tmapdiff.models._base import MapModel
+
+PADDING = 0  # index of the padding word
+
+
+class TextEncoder(nn.Module):
+    """One vector a sentence: embeddings, bidirectional LSTM, mean over the words.
+
+    Args:
+        vocabulary_size: Words, padding (index 0) and unknown word included.
+        word_channels: Channels of a word's embedding.
+        channels: Channels of the result; even.
+        num_layers: Layers of the LSTM.
+        train_words: Whether training changes the embeddings.
+
+    Shape:
+        - words: (B, L), integer
+        - num_words: (B,), integer, 1 to L
+        - returns: (B, channels)
+
+    Raises:
+        ArgumentError: If a size is too small, at construction; if a sentence is empty or longer
+            than L, in the call.
+        ConfigError: If `channels` is odd, at construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: MS-2D-TAN, arXiv 2012.02646, section 3.1.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        word_channels: int = 300,
+        channels: int = 512,
+        num_layers: int = 3,
+        train_words: bool = True,
+    ) -> None:
+        super().__init__()
+        who = "TextEncoder"
+        check_int(who, "vocabulary_size", vocabulary_size, at_least=2)
+        check_int(who, "word_channels", word_channels, at_least=1)
+        check_int(who, "channels", channels, at_least=2)
+        check_int(who, "num_layers", num_layers, at_least=1)
+        if channels % 2:
+            raise ConfigError(f"{who}: expected even channels, got {channels}.")
+        self.embedding = nn.Embedding(vocabulary_size, word_channels, padding_idx=PADDING)
+        self.embedding.weight.requires_grad_(train_words)
+        self.lstm = nn.LSTM(
+            word_channels, channels // 2, num_layers, batch_first=True, bidirectional=True
+        )
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, words: Tensor, num_words: Tensor) -> Tensor:
+        """Encode sentences; see the class."""
+        sizes = check_shape("TextEncoder", "words", words, "B L")
+        check_shape("TextEncoder", "num_words", num_words, "B", sizes)
+        if not sizes["B"]:
+            return self.linear(self.embedding.weight.new_zeros(0, self.linear.in_features))
+        # The LSTM wants lengths on the CPU.
+        lengths = num_words.cpu()
+        if int(lengths.min()) < 1 or int(lengths.max()) > sizes["L"]:
+            wrong = ((lengths < 1) | (lengths > sizes["L"])).nonzero()[0].item()
+            raise ArgumentError(
+                f"TextEncoder: expected num_words in 1 to {sizes['L']}, "
+                f"got {int(lengths[wrong])} in row {wrong}."
+            )
+        packed = pack_padded_sequence(
+            self.embedding(words), lengths, batch_first=True, enforce_sorted=False
+        )
+        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        # Padded states are zero: the sum is one over words.
+        mean = reduce(states, "b l c -> b c", "sum") / num_words[:, None].to(states)
+        return self.linear(mean)
+
+
+class MapFeatureBuilder(nn.Module):
+    """Features of every candidate moment, from features of clips, by stacked convolutions.
+
+    A column of the finest map comes from the one before it by a convolution over two neighbouring
+    starts, so that column `j` sees `j + 1` clips. Scale `k` reuses every second column of scale
+    `k - 1`, and continues from its last column with a strided convolution.
+
+    Args:
+        grid: The candidate moments.
+        channels: Channels of clip features and map features.
+
+    Shape:
+        - clips: (B, channels, N)
+        - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError: If `channels` is below 1, at construction.
+        ShapeError: If `clips` does not fit, in the call.
+
+    Source: MS-2D-TAN, arXiv 2012.02646, section 3.3.
+    """
+
+    def __init__(self, grid: MapGrid, channels: int) -> None:
+        super().__init__()
+        check_int("MapFeatureBuilder", "channels", channels, at_least=1)
+        self.grid = grid
+        self.channels = channels
+        # Coarse scales start where the last column of the scale before ends: at A of its clips.
+        # The next duration that is a whole number of their own clips is 1 or 2 of those longer.
+        reused = grid.num_anchors // 2
+        bridge = (3, 2) if grid.num_anchors % 2 == 0 else (2, 2)
+        self.scales = nn.ModuleList()
+        for scale in range(grid.num_scales):
+            columns = grid.num_anchors if scale == 0 else grid.num_anchors - reused
+            first = (1, 1) if scale == 0 else bridge
+            kernels = [first, *[(2, 1)] * (columns - 1)]
+            self.scales.append(nn.ModuleList(self._layer(*kernel) for kernel in kernels))
+
+    def _layer(self, kernel_size: int, stride: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv1d(self.channels, self.channels, kernel_size, stride),
+            nn.BatchNorm1d(self.channels),
+            nn.Tanh(),
+        )
+
+    def forward(self, clips: Tensor) -> list[Tensor]:
+        """Build the map features; see the class."""
+        axes = f"B {self.channels} {self.grid.num_clips}"
+        check_shape("MapFeatureBuilder", "clips", clips, axes)
+        maps: list[Tensor] = []
+        x = clips
+        for scale, layers in enumerate(self.scales):
+            rows, _ = self.grid.shape(scale)
+            columns = [maps[-1][:, :, : 2 * rows : 2, 1::2]] if scale else []
+            for layer in layers:
+                x = layer(x)
+                columns.append(F.pad(x, (0, rows - x.shape[-1])).unsqueeze(-1))
+            maps.append(torch.cat(columns, dim=-1))
+        return maps
+
+
+class MultimodalEncoder(MapModel):
+    """Encodes a query and the clips of a video into map features: what the decoder is told.
+
+    Words -> embeddings -> LSTM -> mean -> linear; clips -> linear, ReLU -> stacked convolutions;
+    both are projected, multiplied, and L2-normalised over the channels of each cell.
+
+    Args:
+        num_clips: Clips of the finest scale.
+        num_anchors: Durations a scale.
+        num_scales: Scales.
+        vocabulary_size: Words, padding (index 0) and unknown word included.
+        clip_channels: Channels of the clip features that come in.
+        word_channels: Channels of a word's embedding.
+        channels: Channels inside, and of the map features that go out.
+        num_text_layers: Layers of the LSTM.
+        train_words: Whether training changes the word embeddings.
+        dropout: Share of the incoming clip features dropped in training.
+
+    Raises:
+        ArgumentError, ConfigError: If a size is too small or does not divide.
+
+    Source: MS-2D-TAN, arXiv 2012.02646, sections 3.1 to 3.3; Zhang et al., arXiv 2401.08232, 3.1.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_clips: int,
+        num_anchors: int,
+        num_scales: int,
+        vocabulary_size: int,
+        clip_channels: int,
+        word_channels: int = 300,
+        channels: int = 512,
+        num_text_layers: int = 3,
+        train_words: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_int("MultimodalEncoder", "clip_channels", clip_channels, at_least=1)
+        self.grid = MapGrid(num_clips, num_anchors, num_scales)
+        self.text_encoder = TextEncoder(
+            vocabulary_size, word_channels, channels, num_text_layers, train_words
+        )
+        # Not `dropout`: diffusers answers an attribute named as a field with the field.
+        self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
+        self.clip_encoder = nn.Linear(clip_channels, channels)
+        self.map_features = MapFeatureBuilder(self.grid, channels)
+        self.fuse_text = nn.Linear(channels, channels)
+        self.fuse_map = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def load_word_vectors(self, vectors: Tensor) -> None:
+        """Set the word embeddings, for example to GloVe's.
+
+        Shape:
+            - vectors: (vocabulary_size, word_channels)
+
+        Raises:
+            ShapeError: If the shape does not fit.
+        """
+        weight = self.text_encoder.embedding.weight
+        rows, columns = weight.shape
+        check_shape("MultimodalEncoder", "word vectors", vectors, f"{rows} {columns}")
+        with torch.no_grad():
+            weight.copy_(vectors)
+            weight[PADDING] = 0
+
+    def encode_video(self, features: Tensor) -> list[Tensor]:
+        """Encode clips; the result serves all queries about the same video.
+
+        Args:
+            features: Features of the clips.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - returns: K tensors (B, channels, N_k, A)
+
+        Raises:
+            ShapeError: If the shape does not fit.
+        """
+        axes = f"B {self.grid.num_clips} {self.config.clip_channels}"
+        check_shape("MultimodalEncoder", "features", features, axes)
+        clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
+        maps = self.map_features(rearrange(clips, "b n c -> b c n"))
+        return [self.fuse_map(one) for one in maps]
+
+    def fuse(self, video_maps: Sequence[Tensor], sentence: Tensor) -> list[Tensor]:
+        """Multiply encoded videos and sentences, and normalise.
+
+        Args:
+            video_maps: What `encode_video` gave.
+            sentence: What `text_encoder` gave.
+
+        Shape:
+            - video_maps: K tensors (B, channels, N_k, A)
+            - sentence: (B, channels)
+            - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+        """
+        who, channels = "MultimodalEncoder.fuse", self.config.channels
+        sizes = check_shape(who, "sentence", sentence, f"B {channels}")
+        check_length(who, "video_maps", video_maps, self.grid.num_scales)
+        text = rearrange(self.fuse_text(sentence), "b c -> b c 1 1")
+        fused = []
+        for scale, (rows, columns) in enumerate(self.grid.shapes):
+            one = video_maps[scale]
+            check_shape(who, f"video_maps[{scale}]", one, f"B {channels} {rows} {columns}", sizes)
+            product = fill_invalid(one * text, self.grid.mask(scale, one.device))
+            fused.append(F.normalize(product, dim=1))
+        return fused
+
+    def forward(self, features: Tensor, words: Tensor, num_words: Tensor) -> list[Tensor]:
+        """Encode videos and queries into map features.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L), integer
+            - num_words: (B,), integer
+            - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty or longer than L.
+        """
+        return self.fuse(self.encode_video(features), self.text_encoder(words, num_words))

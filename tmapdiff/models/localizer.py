@@ -1,0 +1,283 @@
+"""The whole model: encoder and decoder, loss, and the sampling loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from typing_extensions import Self
+
+from tmapdiff._checks import check_choice, check_range, check_shape
+from tmapdiff.errors import ConfigError
+from tmapdiff.losses import OBJECTIVES, get_objective
+from tmapdiff.maps import IoUMapBuilder, MultiScaleMapSampler, RankedMoments, rank_moments
+from tmapdiff.models._base import MapModel
+from tmapdiff.models.decoder import MapDiffusionDecoder
+from tmapdiff.models.encoder import MultimodalEncoder
+from tmapdiff.schedulers import MapScheduler
+
+Generators = torch.Generator | list[torch.Generator] | None
+StepCallback = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What `MomentLocalizer.localize` found.
+
+    Shape:
+        - ranked: best moments of each query, in seconds, with scores
+        - dense: (B, N, N), merged map, `[start clip, duration in clips - 1]`
+        - mask: (N, N), bool, which cells of `dense` are candidates
+    """
+
+    ranked: RankedMoments
+    dense: Tensor
+    mask: Tensor
+
+
+class MomentLocalizer(MapModel):
+    """Finds the moment of a video that a sentence describes, by denoising IoU maps.
+
+    Args:
+        encoder_config: Fields of the `MultimodalEncoder`.
+        decoder_config: Fields of the `MapDiffusionDecoder`, of the same grid.
+        scheduler_config: Fields of the `MapScheduler`; its defaults, if None.
+        objective: What is learned, see `tmapdiff.losses.get_objective`.
+        nms_threshold: Highest IoU that two returned moments may have.
+        num_inference_steps: Denoising steps of `localize` when the call names none.
+
+    Raises:
+        ConfigError: If a field is unknown, or encoder and decoder do not fit each other.
+        ArgumentError: If a size is out of range.
+
+    Source: Zhang et al., arXiv 2401.08232.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder_config: dict[str, Any],
+        decoder_config: dict[str, Any],
+        scheduler_config: dict[str, Any] | None = None,
+        objective: str = "mse-full",
+        nms_threshold: float = 0.49,
+        num_inference_steps: int = 5,
+    ) -> None:
+        super().__init__()
+        self.encoder = MultimodalEncoder.from_config(encoder_config)
+        self.decoder = MapDiffusionDecoder.from_config(decoder_config)
+        self.scheduler = MapScheduler.from_config(scheduler_config or {})
+        check_choice("MomentLocalizer", "objective", objective, OBJECTIVES)
+        check_range("MomentLocalizer", "nms_threshold", nms_threshold, 0, 1)
+        self.objective = get_objective(objective)
+        self.grid = self.decoder.grid
+        if self.encoder.grid != self.grid:
+            raise ConfigError(
+                f"MomentLocalizer: expected encoder and decoder of one grid, "
+                f"got {self.encoder.grid} and {self.grid}."
+            )
+        if self.encoder.config.channels != self.decoder.config.feature_channels:
+            raise ConfigError(
+                f"MomentLocalizer: expected the decoder's feature_channels to be the encoder's "
+                f"channels, {self.encoder.config.channels}, "
+                f"got {self.decoder.config.feature_channels}."
+            )
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.build_iou_maps = IoUMapBuilder(self.grid)
+        self.sampler = MultiScaleMapSampler(self.grid)
+
+    @classmethod
+    def from_parts(
+        cls,
+        encoder: MultimodalEncoder,
+        decoder: MapDiffusionDecoder,
+        scheduler: MapScheduler | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a localizer of parts that exist already, weights included.
+
+        Args:
+            encoder: Encoder to use.
+            decoder: Decoder to use.
+            scheduler: Scheduler to use; the default one, if None.
+            **kwargs: The other fields of the configuration.
+
+        Raises:
+            ConfigError: If the parts do not fit each other.
+        """
+        parts = {"encoder": encoder, "decoder": decoder, "scheduler": scheduler or MapScheduler()}
+        fields = {
+            f"{name}_config": {k: v for k, v in part.config.items() if not k.startswith("_")}
+            for name, part in parts.items()
+        }
+        model = cls(**fields, **kwargs)
+        for name, part in parts.items():
+            setattr(model, name, part)
+        model.scheduler.set_timesteps(model.config.num_inference_steps)
+        return model
+
+    def loss(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Compute the training loss on a batch, at random timesteps.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+            moments: Annotated moments, in seconds.
+            clip_seconds: Seconds a clip lasts, for each sample.
+            num_moments: Moments that count, for each sample. All, if None.
+            generator: Source of timesteps and noise, on the features' device.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, clip_seconds, num_moments: (B,)
+            - moments: (B, 2) or (B, M, 2)
+            - returns: ()
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty, or a moment is no moment of the video.
+        """
+        target = self.objective.target(
+            self.build_iou_maps.packed(moments, clip_seconds, num_moments)
+        )
+        where = {"device": target.device, "generator": generator}
+        noise = torch.randn(target.shape, dtype=target.dtype, **where)
+        timesteps = torch.randint(len(self.scheduler), (len(target),), **where)
+        noisy = self.scheduler.add_noise(self.scheduler.to_signal(target), noise, timesteps)
+
+        scores = self.denoise(noisy, timesteps, self.encoder(features, words, num_words))
+        return self.objective(scores, target, self.grid.packed_mask(target.device))
+
+    # accelerate and DistributedDataParallel wrap `forward`.
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the training loss; see `loss`."""
+        return self.loss(*args, **kwargs)
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Predict the scores of all cells from noisy maps, at their timesteps.
+
+        Shape:
+            - noisy: (B, cells), as a signal
+            - timesteps: (B,)
+            - features: K tensors (B, channels, N_k, A)
+            - returns: (B, cells), scores of the objective
+        """
+        return self.decoder(self.scheduler.scale_model_input(noisy, timesteps), timesteps, features)
+
+    @torch.no_grad()
+    def sample_maps(
+        self,
+        features: Sequence[Tensor],
+        *,
+        num_inference_steps: int | None = None,
+        eta: float = 0.0,
+        generator: Generators = None,
+        noise: Tensor | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Denoise maps from pure noise.
+
+        Args:
+            features: Map features, as the encoder gives them.
+            num_inference_steps: Denoising steps; the configuration's number, if None.
+            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
+            generator: Source of noise: one, or one a sample (results are then independent of how
+                samples are batched).
+            noise: The noise to start from, instead of `generator`.
+            callback: Called after each step with its index, its timestep and the clean maps it
+                believed in, (B, cells) in [0, 1].
+
+        Shape:
+            - features: K tensors (B, channels, N_k, A)
+            - noise: (B, cells)
+            - returns: (B, cells), the map that the objective learns, 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If `num_inference_steps` or `eta` is out of range.
+        """
+        batch, device = len(features[0]), features[0].device
+        shape = (batch, self.grid.num_cells)
+        if noise is None:
+            maps = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        else:
+            check_shape("MomentLocalizer.sample_maps", "noise", noise, f"{shape[0]} {shape[1]}")
+            maps = noise
+        scheduler, mask = self.scheduler, self.grid.packed_mask(device)
+        scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps)
+        for index, timestep in enumerate(scheduler.timesteps.tolist()):
+            timesteps = torch.full((batch,), timestep, device=device)
+            scores = self.denoise(maps, timesteps, features).float()
+            clean = scheduler.to_signal(self.objective.activation(scores))
+            fresh = None
+            if eta > 0 and scheduler.previous_timestep(timestep) >= 0:
+                fresh = randn_tensor(shape, generator=generator, device=device, dtype=maps.dtype)
+            maps, clean = scheduler.step(
+                clean, timestep, maps, eta=eta, variance_noise=fresh, return_dict=False
+            )
+            if callback is not None:
+                callback(index, timestep, scheduler.to_iou(clean).masked_fill(~mask, 0))
+        return scheduler.to_iou(maps).masked_fill(~mask, 0)
+
+    @torch.no_grad()
+    def localize(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        clip_seconds: Tensor,
+        *,
+        num_inference_steps: int | None = None,
+        eta: float = 0.0,
+        generator: Generators = None,
+        top_n: int = 5,
+        callback: StepCallback | None = None,
+    ) -> Localization:
+        """Find the moments that queries describe: encode, denoise, merge, rank.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+            clip_seconds: Seconds a clip lasts, for each sample.
+            num_inference_steps: Denoising steps; the configuration's number, if None.
+            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
+            generator: Source of noise: one, or one a sample.
+            top_n: Moments a query.
+            callback: As for `sample_maps`.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, clip_seconds: (B,)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty, or an argument is out of range.
+        """
+        maps = self.sample_maps(
+            self.encoder(features, words, num_words),
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            generator=generator,
+            callback=callback,
+        )
+        dense, mask = self.sampler.merge(self.grid.unpack(maps))
+        ranked = rank_moments(
+            dense, mask, clip_seconds, top_n=top_n, nms_threshold=self.config.nms_threshold
+        )
+        return Localization(ranked=ranked, dense=dense, mask=mask)

@@ -1,0 +1,310 @@
+"""Noise on packed IoU maps: adding it in training, taking it away in sampling."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from tmapdiff._checks import check_choice, check_int, check_range, check_shape
+from tmapdiff._configs import StrictConfigMixin
+from tmapdiff.errors import ArgumentError
+
+BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
+TimestepSpacing = Literal["trailing", "leading", "linspace"]
+
+
+@dataclass
+class MapSchedulerOutput(BaseOutput):
+    """One denoising step.
+
+    Shape:
+        - prev_sample: (B, cells), the maps at the previous, less noisy timestep
+        - pred_original_sample: (B, cells), the clean maps this step believed in
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
+    """DDIM on packed IoU maps, for models that predict the clean maps.
+
+    Wraps `diffusers.DDIMScheduler` for the noise schedule and the spacing of timesteps. It differs
+    from it in four ways: the step looks the previous timestep up in the published list (diffusers
+    derives it, wrongly when the steps do not divide the timesteps); timesteps are checked; the
+    tables stay where they are, whatever device the maps are on; and the predicted noise belongs to
+    the clipped prediction (diffusers' `use_clipped_model_output=True`).
+
+    IoU in [0, 1] becomes a signal in [-signal_scale, signal_scale] before noise is added
+    (`to_signal`) and is mapped back after sampling (`to_iou`). An IoU map repeats its two degrees
+    of freedom in hundreds of cells, so the noised map gives the moment away unless the signal is
+    scaled down far below the 1 or 2 of other diffusion models.
+
+    Args:
+        num_train_timesteps: Timesteps of the noise schedule.
+        beta_schedule: Shape of the noise schedule, in diffusers' names.
+        beta_start: First beta of the linear schedules.
+        beta_end: Last beta of the linear schedules.
+        timestep_spacing: How sampling timesteps are spaced. `trailing` starts at pure noise for
+            every number of steps.
+        signal_scale: Largest absolute value of the signal.
+        clip_sample: Whether steps clip the predicted signal to its range.
+        normalize_input: Whether `scale_model_input` brings noisy maps to about unit variance.
+
+    Raises:
+        ConfigError: If `beta_schedule` or `timestep_spacing` is unknown.
+        ArgumentError: If `num_train_timesteps` is below 1, a beta is outside (0, 1), or
+            `signal_scale` is not positive.
+
+    Source: Song et al., DDIM, arXiv 2010.02502; signal scale: Chen et al., Analog Bits,
+        arXiv 2208.04202; input scaling: Chen, arXiv 2301.10972.
+    """
+
+    config_name = "scheduler_config.json"
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_schedule: BetaSchedule = "squaredcos_cap_v2",
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        timestep_spacing: TimestepSpacing = "trailing",
+        signal_scale: float = 0.1,
+        clip_sample: bool = True,
+        normalize_input: bool = True,
+    ) -> None:
+        who = "MapScheduler"
+        check_int(who, "num_train_timesteps", num_train_timesteps, at_least=1)
+        check_choice(who, "beta_schedule", beta_schedule, BetaSchedule.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "timestep_spacing", timestep_spacing, TimestepSpacing.__args__)  # type: ignore[attr-defined]
+        check_range(who, "beta_start", beta_start, 0, 1, open_low=True)
+        check_range(who, "beta_end", beta_end, 0, 1, open_low=True)
+        check_range(who, "signal_scale", signal_scale, 0, open_low=True)
+        self._ddim = DDIMScheduler(
+            num_train_timesteps=num_train_timesteps,
+            beta_schedule=beta_schedule,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            timestep_spacing=timestep_spacing,
+            prediction_type="sample",
+            clip_sample=clip_sample,
+            clip_sample_range=signal_scale,
+        )
+        # In float64, so that maps of any dtype get rates as exact as diffusers' own table.
+        self.alphas_cumprod = self._ddim.alphas_cumprod.double()
+        self.timesteps: Tensor
+        self._steps: list[int]
+        self.set_timesteps(num_train_timesteps)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that sampling starts from."""
+        return 1.0
+
+    # IoU <-> signal
+
+    def to_signal(self, iou: Tensor) -> Tensor:
+        """Map IoU in [0, 1] to the signal in [-signal_scale, signal_scale] that gets noised."""
+        return (2 * iou - 1) * self.config.signal_scale
+
+    def to_iou(self, signal: Tensor) -> Tensor:
+        """Map the signal back to IoU. Values outside the signal's range are not clipped."""
+        return (signal / self.config.signal_scale + 1) / 2
+
+    # Training
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noise clean maps: `sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`.
+
+        Args:
+            original_samples: Clean maps, as a signal.
+            noise: Standard normal noise.
+            timesteps: Timestep of each sample, 0 to `num_train_timesteps` - 1.
+
+        Shape:
+            - original_samples, noise: (B, cells)
+            - timesteps: (B,), integer
+            - returns: (B, cells)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a timestep is no integer or is out of range (on the CPU: on other
+                devices, reading them would make the caller wait, and the device itself fails).
+
+        Source: Ho et al., DDPM, arXiv 2006.11239, Eq. 4.
+        """
+        who = "MapScheduler.add_noise"
+        sizes = check_shape(who, "original_samples", original_samples, "B cells")
+        check_shape(who, "noise", noise, "B cells", sizes)
+        check_shape(who, "timesteps", timesteps, "B", sizes)
+        self._check_timesteps(who, timesteps)
+        signal, sigma = self._rates(timesteps, original_samples)
+        return signal[:, None] * original_samples + sigma[:, None] * noise
+
+    def scale_model_input(self, sample: Tensor, timesteps: Tensor | int) -> Tensor:
+        """Divide noisy maps by their standard deviation at a timestep.
+
+        Args:
+            sample: Noisy maps.
+            timesteps: Timestep of each sample, or one for all.
+
+        Shape:
+            - sample: (B, cells)
+            - timesteps: (B,) or ()
+            - returns: (B, cells); `sample` itself when `normalize_input` is off
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a timestep is no integer or is out of range.
+        """
+        who = "MapScheduler.scale_model_input"
+        sizes = check_shape(who, "sample", sample, "B cells")
+        if not self.config.normalize_input:
+            return sample
+        steps = torch.as_tensor(timesteps)
+        if steps.dim():
+            check_shape(who, "timesteps", steps, "B", sizes)
+        self._check_timesteps(who, steps)
+        signal, sigma = self._rates(steps.reshape(-1), sample)
+        # Most cells of an IoU map are 0, so the mean square of the signal is about its scale's.
+        variance = (signal * self.config.signal_scale) ** 2 + sigma**2
+        return sample * variance.rsqrt()[:, None]
+
+    # Sampling
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: torch.device | str | None = None
+    ) -> None:
+        """Choose the timesteps of sampling, from noise to clean; sets `timesteps`.
+
+        Args:
+            num_inference_steps: Steps, 1 to `num_train_timesteps`.
+            device: Where `timesteps` goes.
+
+        Raises:
+            ArgumentError: If `num_inference_steps` is out of range.
+        """
+        who, most = "MapScheduler.set_timesteps", self.config.num_train_timesteps
+        steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
+        check_range(who, "num_inference_steps", steps, 1, most)
+        self._ddim.set_timesteps(steps)
+        self.num_inference_steps = steps
+        self._steps = [int(t) for t in self._ddim.timesteps]
+        self.timesteps = self._ddim.timesteps.to(device)
+
+    def previous_timestep(self, timestep: int | Tensor) -> int:
+        """Timestep that a step from `timestep` arrives at; -1 is the clean map.
+
+        Raises:
+            ArgumentError: If `timestep` is not one that `set_timesteps` chose.
+        """
+        now = int(timestep)
+        if now not in self._steps:
+            raise ArgumentError(
+                f"MapScheduler: expected a timestep that set_timesteps({self.num_inference_steps}) "
+                f"chose, got {now}. Loop over scheduler.timesteps."
+            )
+        return [*self._steps, -1][self._steps.index(now) + 1]
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MapSchedulerOutput | tuple[Tensor, Tensor]:
+        """Go from one timestep to the previous one.
+
+        | here                   | paper                     |
+        | ---                    | ---                       |
+        | `sample`               | y_t                       |
+        | `pred_original_sample` | x0, predicted             |
+        | `pred_noise`           | eps_theta(y_t)            |
+        | `alpha`, `alpha_prev`  | a_t, a_{t-1}              |
+        | `sigma`                | sigma_t(eta)              |
+
+        `y_{t-1} = sqrt(a_{t-1}) x0 + sqrt(1 - a_{t-1} - sigma^2) eps_theta + sigma eps`
+
+        Args:
+            model_output: Clean maps that the model predicts, as a signal.
+            timestep: Current timestep, one of `timesteps`. A Python int keeps a GPU from waiting.
+            sample: Current noisy maps.
+            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
+            generator: Source of the noise that `eta` > 0 asks for.
+            variance_noise: That noise itself, instead of `generator`.
+            return_dict: Return `MapSchedulerOutput` rather than a tuple.
+
+        Shape:
+            - model_output, sample, variance_noise: (B, cells)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If `timestep` is not one of `timesteps`, or `eta` is outside [0, 1].
+
+        Source: Song et al., arXiv 2010.02502, Eq. 12 and 16; Eq. 5 of arXiv 2401.08232, which
+            prints it, has a misprint.
+        """
+        who = "MapScheduler.step"
+        sizes = check_shape(who, "sample", sample, "B cells")
+        check_shape(who, "model_output", model_output, "B cells", sizes)
+        check_range(who, "eta", eta, 0, 1)
+        previous = self.previous_timestep(timestep)
+
+        # 1. How much signal and noise there is now, and is to be.
+        alpha = float(self.alphas_cumprod[int(timestep)])
+        alpha_prev = float(self.alphas_cumprod[previous]) if previous >= 0 else 1.0
+
+        # 2. The clean maps, and the noise they leave in the current ones.
+        pred_original_sample = model_output
+        if self.config.clip_sample:
+            scale = self.config.signal_scale
+            pred_original_sample = model_output.clamp(-scale, scale)
+        pred_noise = (sample - alpha**0.5 * pred_original_sample) / (1 - alpha) ** 0.5
+
+        # 3. Fresh noise (Eq. 16), none on arrival at the clean map.
+        sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)) ** 0.5
+
+        # 4. The less noisy maps (Eq. 12).
+        kept_noise = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5
+        prev_sample = alpha_prev**0.5 * pred_original_sample + kept_noise * pred_noise
+        if sigma > 0:
+            if variance_noise is None:
+                variance_noise = torch.randn(
+                    sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
+                )
+            check_shape(who, "variance_noise", variance_noise, "B cells", sizes)
+            prev_sample = prev_sample + sigma * variance_noise
+
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return MapSchedulerOutput(
+            prev_sample=prev_sample, pred_original_sample=pred_original_sample
+        )
+
+    def _rates(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
+
+    def _check_timesteps(self, who: str, timesteps: Tensor) -> None:
+        most = len(self) - 1
+        if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+            raise ArgumentError(f"{who}: expected integer timesteps, got {timesteps.dtype}.")
+        if timesteps.device.type != "cpu":
+            return
+        wrong = timesteps[(timesteps < 0) | (timesteps > most)]
+        if len(wrong):
+            raise ArgumentError(
+                f"{who}: expected timesteps in 0 to {most}, got {int(wrong.flatten()[0])}."
+            )
