@@ -10,32 +10,34 @@ from tmapdiff._version import __version__
 from tmapdiff.errors import TmapdiffError
 
 if TYPE_CHECKING:
-    from tmapdiff.data import (
-        ActionTimelineFeatures,
-        MomentDataset,
-        Vocabulary,
-        load_charades_sta,
-        open_feature_store,
-    )
-    from tmapdiff.layers import GatedConv2d, GatedConv2dStack, StylizationBlock, TimestepEmbedder
-    from tmapdiff.losses import get_objective
-    from tmapdiff.maps import (
-        IoUMapBuilder,
-        MapGrid,
-        MultiScaleMapSampler,
-        RankedMoments,
-        plot_comparison,
-        plot_denoising,
-        plot_map,
-        rank_moments,
-        temporal_iou,
-        temporal_nms,
-    )
-    from tmapdiff.metrics import LocalizationMetrics
-    from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
-    from tmapdiff.presets import PRESETS
-    from tmapdiff.schedulers import MapScheduler
-    from tmapdiff.training import Trainer, TrainingConfig
+    from tmapdiff.data import ActionTimelineFeatures as ActionTimelineFeatures
+    from tmapdiff.data import MomentDataset as MomentDataset
+    from tmapdiff.data import Vocabulary as Vocabulary
+    from tmapdiff.data import load_charades_sta as load_charades_sta
+    from tmapdiff.data import open_feature_store as open_feature_store
+    from tmapdiff.layers import GatedConv2d as GatedConv2d
+    from tmapdiff.layers import GatedConv2dStack as GatedConv2dStack
+    from tmapdiff.layers import StylizationBlock as StylizationBlock
+    from tmapdiff.layers import TimestepEmbedder as TimestepEmbedder
+    from tmapdiff.losses import get_objective as get_objective
+    from tmapdiff.maps import IoUMapBuilder as IoUMapBuilder
+    from tmapdiff.maps import MapGrid as MapGrid
+    from tmapdiff.maps import MultiScaleMapSampler as MultiScaleMapSampler
+    from tmapdiff.maps import RankedMoments as RankedMoments
+    from tmapdiff.maps import plot_comparison as plot_comparison
+    from tmapdiff.maps import plot_denoising as plot_denoising
+    from tmapdiff.maps import plot_map as plot_map
+    from tmapdiff.maps import rank_moments as rank_moments
+    from tmapdiff.maps import temporal_iou as temporal_iou
+    from tmapdiff.maps import temporal_nms as temporal_nms
+    from tmapdiff.metrics import LocalizationMetrics as LocalizationMetrics
+    from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
+    from tmapdiff.models import MomentLocalizer as MomentLocalizer
+    from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.presets import PRESETS as PRESETS
+    from tmapdiff.schedulers import MapScheduler as MapScheduler
+    from tmapdiff.training import Trainer as Trainer
+    from tmapdiff.training import TrainingConfig as TrainingConfig
 
 # Where each public name lives, in the order the data flows.
 _HOMES = {
@@ -69,7 +71,7 @@ _HOMES = {
     "TrainingConfig": "training",
 }
 
-__all__ = ["TmapdiffError", "__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["TmapdiffError", "__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

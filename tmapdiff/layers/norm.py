@@ -59,5 +59,6 @@ def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: floa
     mean = reduce(groups, per_group, "sum") / count
     centred = (groups - mean).masked_fill(~valid, 0)
     variance = reduce(centred.square(), per_group, "sum") / count
-    normalized = centred * (variance + eps).rsqrt()
+    # Filled again: a NaN gradient in an invalid cell must not reach the statistics.
+    normalized = (centred * (variance + eps).rsqrt()).masked_fill(~valid, 0)
     return rearrange(normalized, "b g c n a -> b (g c) n a").to(x.dtype)

@@ -97,13 +97,12 @@ class StylizationBlock(nn.Module):
             raise ConfigError(
                 f"{who}: expected channels divisible by num_groups = {num_groups}, got {channels}."
             )
-        self.project = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * channels))
+        self.project = nn.Linear(time_channels, 2 * channels)
         self.activation = nn.SiLU()
         self.dropout = nn.Dropout(check_range(who, "dropout", dropout, 0, 1))
         self.mlp = nn.Conv2d(channels, channels, kernel_size=1)
-        for layer in (self.project[1], self.mlp):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.project.parameters(), *self.mlp.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time_embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the residual branch; see the class."""
@@ -112,7 +111,7 @@ class StylizationBlock(nn.Module):
         sizes = {"B": x.shape[0]}
         check_shape(who, "time_embedding", time_embedding, f"B {self.time_channels}", sizes)
 
-        styles = self.project(time_embedding)
+        styles = self.project(F.silu(time_embedding))
         scale, shift = rearrange(styles, "b (two c) -> two b c 1 1", two=2).to(x.dtype)
         styled = self._normalize(x, mask) * (1 + scale) + shift
         return fill_invalid(self.mlp(self.dropout(self.activation(styled))), mask)

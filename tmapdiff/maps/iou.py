@@ -130,15 +130,20 @@ class IoUMapBuilder:
         counted: Tensor | None,
     ) -> None:
         who = type(self).__name__
-        if not bool((clip_seconds > 0).all() & clip_seconds.isfinite().all()):
-            row = _first(~((clip_seconds > 0) & clip_seconds.isfinite()))[0]
-            got = f"{clip_seconds[row].item():g}"
-            raise ArgumentError(f"{who}: expected clip_seconds[{row}] > 0 and finite, got {got}.")
-        most = moments.shape[1]
-        if num_moments is not None and bool(((num_moments < 1) | (num_moments > most)).any()):
-            row = _first((num_moments < 1) | (num_moments > most))[0]
-            got = int(num_moments[row])
-            raise ArgumentError(f"{who}: expected num_moments[{row}] in 1 to {most}, got {got}.")
+        wrong = ~((clip_seconds > 0) & clip_seconds.isfinite())
+        if bool(wrong.any()):
+            (row,) = _first(wrong)
+            raise ArgumentError(
+                f"{who}: expected clip_seconds[{row}] > 0 and finite, got {clip_seconds[row]:g}."
+            )
+        if num_moments is not None:
+            most = moments.shape[1]
+            wrong = (num_moments < 1) | (num_moments > most)
+            if bool(wrong.any()):
+                (row,) = _first(wrong)
+                raise ArgumentError(
+                    f"{who}: expected num_moments[{row}] in 1 to {most}, got {num_moments[row]}."
+                )
 
         start, end = moments.unbind(-1)
         video_seconds = self.grid.num_clips * clip_seconds.to(moments.dtype)[:, None]

@@ -12,7 +12,7 @@ from tmapdiff.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 # Perceptually uniform, the same in print, and readable by the colour-blind.
 COLORMAP = "viridis"
@@ -96,7 +96,8 @@ def plot_comparison(
     moments: Sequence[Sequence[float]] = (),
     predicted_moments: Sequence[Sequence[float]] = (),
     title: str = "",
-) -> "Figure":
+    figure: "FigureBase | None" = None,
+) -> "FigureBase":
     """Draw a predicted map beside the true one.
 
     Args:
@@ -107,6 +108,7 @@ def plot_comparison(
         moments: Annotated moments, start and end in seconds.
         predicted_moments: Predicted moments, best first, start and end in seconds.
         title: Text above both maps, for example the query.
+        figure: Empty figure or sub-figure to draw in. A new one, if None.
 
     Shape:
         - prediction, truth: (N, N)
@@ -119,8 +121,12 @@ def plot_comparison(
 
     Source: Zhang et al., arXiv 2401.08232, Fig. 3.
     """
-    figure = _figure(1, 2, "plot_comparison")
-    left, right = figure.axes
+    if figure is None:
+        figure = _figure(1, 2, "plot_comparison")
+    else:
+        figure.subplots(1, 2)
+    axes: list[Axes] = figure.axes
+    left, right = axes
     plot_map(
         prediction,
         mask,
@@ -183,7 +189,7 @@ def _figure(rows: int, columns: int, purpose: str) -> "Figure":
     # Not pyplot: a library must not open windows or keep figures alive.
     figure = matplotlib.Figure(figsize=(3.6 * columns, 3.5 * rows), layout="constrained", dpi=120)
     figure.subplots(rows, columns)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def _array(tensor: Tensor) -> np.ndarray:

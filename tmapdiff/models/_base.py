@@ -84,7 +84,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             if info.get(key):
                 names = ", ".join(str(name) for name in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
-        return (model, info) if return_info else model
+        return (model, info) if return_info else model  # type: ignore[return-value]
 
 
 _PLACE_ARGUMENTS = {

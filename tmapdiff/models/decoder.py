@@ -188,6 +188,9 @@ class MapDiffusionDecoder(MapModel):
         sizes = check_shape(who, "noisy", noisy, f"B {self.grid.num_cells}")
         check_shape(who, "timestep", timestep, "B", sizes)
         check_length(who, "features", features, self.grid.num_scales)
+        for scale, (rows, columns) in enumerate(self.grid.shapes):
+            axes = f"B {self.config.feature_channels} {rows} {columns}"
+            check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
         time_embedding = self.embed_timestep(timestep)
         return self.grid.pack(
             [

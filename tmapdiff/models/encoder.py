@@ -74,7 +74,7 @@ class TextEncoder(nn.Module):
         # The LSTM wants lengths on the CPU.
         lengths = num_words.cpu()
         if int(lengths.min()) < 1 or int(lengths.max()) > sizes["L"]:
-            wrong = ((lengths < 1) | (lengths > sizes["L"])).nonzero()[0].item()
+            wrong = int(((lengths < 1) | (lengths > sizes["L"])).nonzero()[0])
             raise ArgumentError(
                 f"TextEncoder: expected num_words in 1 to {sizes['L']}, "
                 f"got {int(lengths[wrong])} in row {wrong}."
@@ -124,7 +124,7 @@ class MapFeatureBuilder(nn.Module):
             columns = grid.num_anchors if scale == 0 else grid.num_anchors - reused
             first = (1, 1) if scale == 0 else bridge
             kernels = [first, *[(2, 1)] * (columns - 1)]
-            self.scales.append(nn.ModuleList(self._layer(*kernel) for kernel in kernels))
+            self.scales.append(nn.Sequential(*(self._layer(*kernel) for kernel in kernels)))
 
     def _layer(self, kernel_size: int, stride: int) -> nn.Module:
         return nn.Sequential(
@@ -139,10 +139,9 @@ class MapFeatureBuilder(nn.Module):
         check_shape("MapFeatureBuilder", "clips", clips, axes)
         maps: list[Tensor] = []
         x = clips
-        for scale, layers in enumerate(self.scales):
-            rows, _ = self.grid.shape(scale)
+        for scale, (rows, _) in enumerate(self.grid.shapes):
             columns = [maps[-1][:, :, : 2 * rows : 2, 1::2]] if scale else []
-            for layer in layers:
+            for layer in self.scales[scale].children():
                 x = layer(x)
                 columns.append(F.pad(x, (0, rows - x.shape[-1])).unsqueeze(-1))
             maps.append(torch.cat(columns, dim=-1))
@@ -259,7 +258,9 @@ class MultimodalEncoder(MapModel):
             one = video_maps[scale]
             check_shape(who, f"video_maps[{scale}]", one, f"B {channels} {rows} {columns}", sizes)
             product = fill_invalid(one * text, self.grid.mask(scale, one.device))
-            fused.append(F.normalize(product, dim=1))
+            # The usual 1e-12 is 0 in float16, and would make invalid cells 0 / 0.
+            eps = max(1e-12, torch.finfo(product.dtype).tiny)
+            fused.append(F.normalize(product, dim=1, eps=eps))
         return fused
 
     def forward(self, features: Tensor, words: Tensor, num_words: Tensor) -> list[Tensor]:

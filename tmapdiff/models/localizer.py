@@ -154,9 +154,11 @@ class MomentLocalizer(MapModel):
         target = self.objective.target(
             self.build_iou_maps.packed(moments, clip_seconds, num_moments)
         )
-        where = {"device": target.device, "generator": generator}
-        noise = torch.randn(target.shape, dtype=target.dtype, **where)
-        timesteps = torch.randint(len(self.scheduler), (len(target),), **where)
+        device = target.device
+        noise = torch.randn(target.shape, dtype=target.dtype, device=device, generator=generator)
+        timesteps = torch.randint(
+            len(self.scheduler), (len(target),), device=device, generator=generator
+        )
         noisy = self.scheduler.add_noise(self.scheduler.to_signal(target), noise, timesteps)
 
         scores = self.denoise(noisy, timesteps, self.encoder(features, words, num_words))
@@ -176,7 +178,8 @@ class MomentLocalizer(MapModel):
             - features: K tensors (B, channels, N_k, A)
             - returns: (B, cells), scores of the objective
         """
-        return self.decoder(self.scheduler.scale_model_input(noisy, timesteps), timesteps, features)
+        scaled = self.scheduler.scale_model_input(noisy, timesteps)
+        return self.decoder(scaled.to(self.dtype), timesteps, features)
 
     @torch.no_grad()
     def sample_maps(
@@ -218,7 +221,9 @@ class MomentLocalizer(MapModel):
             check_shape("MomentLocalizer.sample_maps", "noise", noise, f"{shape[0]} {shape[1]}")
             maps = noise
         scheduler, mask = self.scheduler, self.grid.packed_mask(device)
-        scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps)
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
+        scheduler.set_timesteps(num_inference_steps)
         for index, timestep in enumerate(scheduler.timesteps.tolist()):
             timesteps = torch.full((batch,), timestep, device=device)
             scores = self.denoise(maps, timesteps, features).float()

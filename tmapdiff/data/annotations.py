@@ -1,0 +1,223 @@
+"""Annotations: which moments of which video a sentence describes."""
+
+import hashlib
+import math
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+from tmapdiff._checks import check_int, check_range, message
+from tmapdiff.errors import AnnotationError, ArgumentError
+
+_LISTED = 5  # lines or videos that a report lists by name; the rest are counted
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A sentence and the moments of a video that it describes.
+
+    Args:
+        qid: Names the query; unique in its set.
+        video_id: Names the video; a feature store is asked for it.
+        query: The sentence.
+        duration: Seconds the video lasts.
+        moments: Start and end in seconds, at least one, inside the video.
+
+    Raises:
+        AnnotationError: If the id could leave a folder of features, the query is blank, the
+            duration is not positive, there is no moment, or one is empty or outside the video.
+    """
+
+    qid: int | str
+    video_id: str
+    query: str
+    duration: float
+    moments: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        who = f"annotation {self.qid!r}"
+        check_video_id(who, self.video_id)
+        if not isinstance(self.query, str) or not self.query.strip():
+            raise AnnotationError(message(who, "a sentence as query", repr(self.query)))
+        if not (math.isfinite(self.duration) and self.duration > 0):
+            raise AnnotationError(message(who, "a duration > 0 seconds", self.duration))
+        if not self.moments:
+            raise AnnotationError(message(who, "at least one moment", "none"))
+        for start, end in self.moments:
+            # Written so that NaN fails too.
+            if not 0 <= start < end <= self.duration:
+                expected = f"moments with 0 <= start < end <= {self.duration:g} (the duration)"
+                raise AnnotationError(message(who, expected, f"({start:g}, {end:g})"))
+
+
+@dataclass(frozen=True)
+class DroppedLine:
+    """A line of an annotation file that was left out: where, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class AnnotationReport:
+    """What was done to the lines of an annotation file while reading it.
+
+    It tells of the file: a part of the set (a slice, a split) carries the same report.
+
+    Args:
+        source: The file or generator that the annotations come from.
+        lines: Lines in the file that are not blank.
+        kept: Lines that became an annotation.
+        cut_ends: Moments that ended past their video; their end became the video's.
+        dropped: The lines that were left out.
+        without_features: Annotations that `AnnotationSet.restrict_to` left out.
+        missing_videos: The videos of which the feature store had nothing.
+    """
+
+    source: str
+    lines: int
+    kept: int
+    cut_ends: int = 0
+    dropped: tuple[DroppedLine, ...] = ()
+    without_features: int = 0
+    missing_videos: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        facts = [f"{self.source}: {self.lines:,} lines, {self.kept:,} kept"]
+        if self.cut_ends:
+            facts.append(f"{self.cut_ends:,} ends cut to the video")
+        for reason in dict.fromkeys(drop.reason for drop in self.dropped):
+            lines = [drop.line for drop in self.dropped if drop.reason == reason]
+            facts.append(f"{len(lines):,} moments dropped: {reason} (lines {_listed(lines)})")
+        if self.without_features:
+            videos = f"{len(self.missing_videos):,} videos ({_listed(self.missing_videos)})"
+            facts.append(f"{self.without_features:,} queries left out: no features of {videos}")
+        return "; ".join(facts)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class AnnotationSet(Sequence[Annotation]):
+    """An immutable sequence of annotations, with a report of where they come from.
+
+    Args:
+        annotations: The annotations; their `qid`s differ.
+        report: What reading them did. If None, one that says that all were kept.
+
+    Raises:
+        AnnotationError: If two annotations have the same `qid`.
+    """
+
+    annotations: tuple[Annotation, ...]
+    report: AnnotationReport
+
+    def __init__(
+        self, annotations: Iterable[Annotation], report: AnnotationReport | None = None
+    ) -> None:
+        items = tuple(annotations)
+        seen: set[int | str] = set()
+        for item in items:
+            if item.qid in seen:
+                got = f"{item.qid!r} twice"
+                raise AnnotationError(message("AnnotationSet", "qids that differ", got))
+            seen.add(item.qid)
+        object.__setattr__(self, "annotations", items)
+        if report is None:
+            report = AnnotationReport("annotations in memory", lines=len(items), kept=len(items))
+        object.__setattr__(self, "report", report)
+
+    def __repr__(self) -> str:
+        return f"AnnotationSet({len(self):,} queries, {len(self.video_ids):,} videos)"
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @overload
+    def __getitem__(self, index: int) -> Annotation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "AnnotationSet": ...
+
+    def __getitem__(self, index: int | slice) -> "Annotation | AnnotationSet":
+        if isinstance(index, slice):
+            return AnnotationSet(self.annotations[index], self.report)
+        return self.annotations[index]
+
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos, each once, in the order of their first annotation."""
+        return tuple(dict.fromkeys(item.video_id for item in self.annotations))
+
+    def limit(self, n: int) -> "AnnotationSet":
+        """Keep the first `n` annotations, or all when there are fewer.
+
+        Raises:
+            ArgumentError: If `n` is not an integer >= 0.
+        """
+        return self[: check_int("AnnotationSet.limit", "n", n, at_least=0)]
+
+    def restrict_to(self, store: Container[str]) -> "AnnotationSet":
+        """Leave out the videos that a feature store lacks; the report counts and lists them.
+
+        Args:
+            store: A feature store, or any container of video ids.
+        """
+        missing = tuple(video for video in self.video_ids if video not in store)
+        lacking = frozenset(missing)
+        kept = tuple(item for item in self if item.video_id not in lacking)
+        report = replace(
+            self.report,
+            without_features=self.report.without_features + len(self) - len(kept),
+            missing_videos=self.report.missing_videos + missing,
+        )
+        return AnnotationSet(kept, report)
+
+    def split_videos(self, fraction: float, seed: int = 0) -> "tuple[AnnotationSet, AnnotationSet]":
+        """Hold out some of the videos, with all their annotations, for validation.
+
+        A video's fate depends on `seed` and its id, not on the order of the annotations.
+
+        Args:
+            fraction: Share of the videos to hold out; at least one is, and at least one is not.
+            seed: Another seed holds out other videos.
+
+        Returns:
+            What stays and what is held out; the two share no video.
+
+        Raises:
+            ArgumentError: If `fraction` is not inside (0, 1), `seed` is not an integer >= 0, or
+                there are fewer than two videos.
+        """
+        who = "AnnotationSet.split_videos"
+        fraction = check_range(who, "fraction", fraction, 0, 1, open_low=True)
+        seed = check_int(who, "seed", seed, at_least=0)
+        videos = self.video_ids
+        if fraction == 1 or len(videos) < 2:
+            expected = "fraction < 1 and at least two videos"
+            raise ArgumentError(message(who, expected, f"{fraction:g} and {len(videos)} videos"))
+        ranked = sorted(videos, key=lambda id_: hashlib.sha256(f"{seed}/{id_}".encode()).digest())
+        held_out = frozenset(ranked[: min(max(round(fraction * len(videos)), 1), len(videos) - 1)])
+        return (
+            AnnotationSet((i for i in self if i.video_id not in held_out), self.report),
+            AnnotationSet((i for i in self if i.video_id in held_out), self.report),
+        )
+
+
+def check_video_id(who: str, video_id: object) -> str:
+    r"""Return `video_id`, or raise AnnotationError when it could name a file outside a folder.
+
+    Raises:
+        AnnotationError: If it is no text, is blank, or contains `/`, `\`, `..` or a NUL.
+    """
+    if (
+        not isinstance(video_id, str)
+        or not video_id.strip()
+        or any(part in video_id for part in ("/", "\\", "..", "\0"))
+    ):
+        expected = "a video id without '/', '\\', '..' and NUL"
+        raise AnnotationError(message(who, expected, repr(video_id)))
+    return video_id
+
+
+def _listed(items: Sequence[object]) -> str:
+    shown = ", ".join(map(str, items[:_LISTED]))
+    return f"{shown}, ..." if len(items) > _LISTED else shown

@@ -1,0 +1,201 @@
+"""Charades-STA: the moments and sentences, and the action annotations of Charades itself."""
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tmapdiff._checks import check_choice, message
+from tmapdiff.data.annotations import (
+    Annotation,
+    AnnotationReport,
+    AnnotationSet,
+    DroppedLine,
+    check_video_id,
+)
+from tmapdiff.errors import AnnotationError, FileError
+
+NUM_CHARADES_CLASSES = 157
+
+_ACTION_CLASS = re.compile(r"c([0-9]{3})")
+
+
+@dataclass(frozen=True)
+class CharadesVideo:
+    """A video and the actions in it, as Charades annotates them.
+
+    Args:
+        duration: Seconds the video lasts.
+        actions: Class index (0 to 156 in Charades), start and end in seconds. An end may lie past
+            the video: the annotators' times are rounded.
+    """
+
+    duration: float
+    actions: tuple[tuple[int, float, float], ...]
+
+
+def load_charades_sta(
+    root: str | os.PathLike[str], split: Literal["train", "test"]
+) -> AnnotationSet:
+    """Load the sentences and moments of Charades-STA.
+
+    Ends past the video are cut to its duration. Moments that are empty then are dropped: four of
+    the official training file. 12,404 (train) and 3,720 (test) remain. `report` tells all this.
+    `qid` is the position among the kept lines, from 0.
+
+    Args:
+        root: Folder with `charades_sta_{split}.txt` and, for the durations,
+            `Charades_v1_{split}.csv`.
+        split: Which of the two parts to load.
+
+    Raises:
+        FileError: If a file is missing or cannot be read.
+        AnnotationError: If a line of a file cannot be understood, names a video that the csv lacks,
+            or has an id that could leave a folder.
+        ConfigError: If `split` is neither "train" nor "test".
+
+    Source: Gao et al., "TALL: Temporal Activity Localization via Language Query",
+    arXiv 1705.02101. Lines read `VIDEO START END##sentence.`
+    """
+    videos = load_charades_actions(root, split)
+    path = Path(root) / f"charades_sta_{split}.txt"
+    annotations: list[Annotation] = []
+    dropped: list[DroppedLine] = []
+    lines = cut_ends = 0
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        lines += 1
+        who = f"{path} line {number}"
+        video_id, start, end, query = _parse_line(who, line)
+        if video_id not in videos:
+            expected = f"a video of Charades_v1_{split}.csv"
+            raise AnnotationError(message(who, expected, repr(video_id)))
+        duration = videos[video_id].duration
+        cut_ends += end > duration
+        if start >= end:
+            dropped.append(DroppedLine(number, "start not before end"))
+        elif start >= duration:
+            dropped.append(DroppedLine(number, "starts past the video's end"))
+        else:
+            moment = (start, min(end, duration))
+            annotations.append(Annotation(len(annotations), video_id, query, duration, (moment,)))
+    report = AnnotationReport(path.name, lines, len(annotations), cut_ends, tuple(dropped))
+    return AnnotationSet(annotations, report)
+
+
+def load_charades_actions(
+    root: str | os.PathLike[str], split: Literal["train", "test"]
+) -> dict[str, CharadesVideo]:
+    """Load the durations and action annotations of Charades, by video id.
+
+    Actions that do not end after they start, or that start past the video, are left out: 12 of
+    49,809 in the official training file, none in the test file.
+
+    Args:
+        root: Folder with `Charades_v1_{split}.csv`.
+        split: Which of the two parts to load.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If a column is missing, or a row cannot be understood.
+        ConfigError: If `split` is neither "train" nor "test".
+
+    Source: Sigurdsson et al., "Hollywood in Homes", arXiv 1604.01753.
+    """
+    check_choice("Charades", "split", split, ("train", "test"))
+    path = Path(root) / f"Charades_v1_{split}.csv"
+    videos: dict[str, CharadesVideo] = {}
+    for line, row in _read_rows(path, ("id", "actions", "length")):
+        who = f"{path} line {line}"
+        video_id = check_video_id(who, row["id"])
+        if video_id in videos:
+            raise AnnotationError(message(who, "each video once", f"{video_id!r} again"))
+        duration = _parse_seconds(who, row["length"])
+        if duration == 0:
+            raise AnnotationError(message(who, "a length > 0 seconds", repr(row["length"])))
+        actions = (_parse_action(who, text) for text in row["actions"].split(";") if text.strip())
+        kept = tuple(action for action in actions if action[1] < min(action[2], duration))
+        videos[video_id] = CharadesVideo(duration, kept)
+    return videos
+
+
+def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
+    left, separator, sentence = line.partition("##")
+    if not separator:
+        expected = "'VIDEO START END##sentence', with '##'"
+        raise AnnotationError(message(who, expected, _shown(line)))
+    fields = left.split()
+    if len(fields) != 3:
+        expected = "three fields before '##': video, start, end"
+        raise AnnotationError(message(who, expected, f"{len(fields)}: {_shown(left)}"))
+    query = sentence.strip()
+    if not query:
+        raise AnnotationError(message(who, "a sentence after '##'", "none"))
+    start, end = (_parse_seconds(who, field) for field in fields[1:])
+    return check_video_id(who, fields[0]), start, end, query
+
+
+def _parse_action(who: str, text: str) -> tuple[int, float, float]:
+    fields = text.split()
+    match = _ACTION_CLASS.fullmatch(fields[0])
+    if len(fields) != 3 or match is None or int(match[1]) >= NUM_CHARADES_CLASSES:
+        expected = f"actions as 'c000 START END', classes c000 to c{NUM_CHARADES_CLASSES - 1}"
+        raise AnnotationError(message(who, expected, _shown(text)))
+    return int(match[1]), _parse_seconds(who, fields[1]), _parse_seconds(who, fields[2])
+
+
+def _parse_seconds(who: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise AnnotationError(message(who, "a time >= 0 in seconds", _shown(text)))
+    return seconds
+
+
+def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield line number and row of a csv file; every one of `columns` is there."""
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    try:
+        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
+        if lacking:
+            expected = f"a header with the columns {', '.join(columns)}"
+            got = f"none named {', '.join(lacking)}"
+            raise AnnotationError(message(f"{path} line 1", expected, got))
+        for row in reader:
+            # DictReader fills a short row with None, and keeps surplus fields under the key None.
+            if None in row or None in row.values():
+                expected = f"{len(reader.fieldnames or ())} fields, as in the header"
+                got = "fewer" if None in row.values() else "more"
+                raise AnnotationError(message(f"{path} line {reader.line_num}", expected, got))
+            yield reader.line_num, row
+    except csv.Error as error:
+        who = f"{path} line {reader.line_num}"
+        raise AnnotationError(message(who, "comma-separated values", str(error))) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        got = "no such file" if path.parent.is_dir() else "no such folder"
+        raise FileError(message("Charades", f"{path.name} in {path.parent}", got)) from None
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        got = f"the byte 0x{content[error.start]:02x}"
+        raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got)) from error
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")

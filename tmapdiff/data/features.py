@@ -1,0 +1,452 @@
+"""Feature stores: the video features that other models computed, by video id."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_floating, check_int, check_range, check_shape, message, require
+from tmapdiff.data.annotations import check_video_id
+from tmapdiff.errors import (
+    AnnotationError,
+    ArgumentError,
+    FeatureError,
+    FileError,
+    MissingFeatureError,
+    TmapdiffError,
+)
+
+_HDF5_SUFFIXES = (".hdf5", ".h5")
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@runtime_checkable
+class FeatureStore(Protocol):
+    """Anything that gives the features of a video by its id.
+
+    A store may be used from several processes at once, and can be pickled.
+    """
+
+    @property
+    def feature_dim(self) -> int:
+        """Width D of the features."""
+
+    @property
+    def seconds_per_feature(self) -> float | None:
+        """Seconds from one feature to the next; None if the features divide each video equally."""
+
+    @property
+    def description(self) -> str:
+        """One line that names the features in a table of results."""
+
+    def __contains__(self, video_id: object) -> bool:
+        """Tell whether the store has features of a video."""
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video, (T, D) float32; the caller may change them.
+
+        Raises:
+            MissingFeatureError: If the store has none.
+        """
+
+
+class HDF5FeatureStore:
+    """Features in one HDF5 file: a dataset a video, as MS-2D-TAN's, or a group with one dataset.
+
+    The file is opened once in each process, when first read: workers may be forked or spawned.
+
+    Args:
+        path: The file.
+        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
+            equally.
+
+    Raises:
+        FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
+        FeatureError: If the first video's features have no width.
+        ArgumentError: If `seconds_per_feature` is not positive.
+        MissingDependencyError: If h5py is not installed.
+
+    Example:
+        >>> store = HDF5FeatureStore("vgg_rgb.hdf5", seconds_per_feature=1 / 6)  # doctest: +SKIP
+        >>> store["AO8RW"].shape  # doctest: +SKIP
+        torch.Size([198, 4096])
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], seconds_per_feature: float | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.seconds_per_feature = _checked_stride("HDF5FeatureStore", seconds_per_feature)
+        self._handle: Any = None
+        self._handle_pid = -1
+        try:
+            self.feature_dim = self._width_of_first()
+        finally:
+            self._close()
+
+    @property
+    def description(self) -> str:
+        """One line for tables."""
+        return f"HDF5 features {self.path.name}"
+
+    def __repr__(self) -> str:
+        return f"HDF5FeatureStore({str(self.path)!r}, {self.seconds_per_feature})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_handle_pid": -1}
+
+    def __contains__(self, video_id: object) -> bool:
+        if not _is_video_id(video_id):
+            return False
+        with self._reading() as file:
+            return video_id in file
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video.
+
+        Shape:
+            - returns: (T, D) float32
+
+        Raises:
+            MissingFeatureError: If the file has none.
+            FileError: If the file cannot be read.
+            FeatureError: If they are not of shape (T, D) with T >= 1 and the store's D, not
+                numbers, or not finite.
+            AnnotationError: If the id contains `/` or the like.
+        """
+        check_video_id(self.description, video_id)
+        with self._reading() as file:
+            if video_id not in file:
+                raise _missing(self.description, video_id)
+            array = self._dataset(file, video_id)[()]
+        return _checked_features(self.description, video_id, array, self.feature_dim)
+
+    def _width_of_first(self) -> int:
+        with self._reading() as file:
+            first = next(iter(file), None)
+            if first is None:
+                got = "an empty file"
+                raise FileError(message(str(self.path), "a dataset for each video", got))
+            shape = self._dataset(file, first).shape
+        if len(shape) < 2:
+            who = f"{self.description}, video {first!r}"
+            raise FeatureError(message(who, "features of shape (T, D)", shape))
+        return int(shape[-1])
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """Give the file as this process opened it; what goes wrong with it is a FileError."""
+        h5py = require("h5py", extra="train", purpose="reading HDF5 features")
+        if self._handle_pid != os.getpid():
+            # A handle from before a fork shares its place in the file with the parent's.
+            self._close()
+            if not self.path.is_file():
+                raise FileError(message("HDF5FeatureStore", f"a file {self.path}", "no such file"))
+        try:
+            if self._handle is None:
+                self._handle, self._handle_pid = h5py.File(self.path, "r"), os.getpid()
+            yield self._handle
+        except TmapdiffError:
+            raise
+        # h5py has no error of its own: damage shows as any of these.
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise FileError(f"cannot read {self.path} as HDF5: {_one_line(error)}.") from error
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+        self._handle, self._handle_pid = None, -1
+
+    def _dataset(self, file: Any, video_id: str) -> Any:
+        item = file[video_id]
+        if not hasattr(item, "keys"):
+            return item
+        members = list(item)
+        if len(members) != 1 or hasattr(item[members[0]], "keys"):
+            who = f"{self.description}, video {video_id!r}"
+            expected = "a dataset, or a group with exactly one"
+            raise FeatureError(message(who, expected, f"a group with {members[:5]}"))
+        return item[members[0]]
+
+
+class _FolderFeatureStore:
+    """A folder with one file a video."""
+
+    _suffix: str
+
+    def __init__(
+        self, folder: str | os.PathLike[str], seconds_per_feature: float | None = None
+    ) -> None:
+        who = type(self).__name__
+        self.folder = Path(folder)
+        self.seconds_per_feature = _checked_stride(who, seconds_per_feature)
+        names = _names(self.folder)
+        first = min((name for name in names if name.endswith(self._suffix)), default=None)
+        if first is None:
+            expected = f"a folder with {self._suffix} files"
+            raise FileError(message(who, expected, _contents(self.folder, names)))
+        array = self._read(self.folder / first)
+        if array.ndim < 2:
+            who = f"{self.description}, {first}"
+            raise FeatureError(message(who, "features of shape (T, D)", array.shape))
+        self.feature_dim = int(array.shape[-1])
+
+    @property
+    def description(self) -> str:
+        """One line for tables."""
+        return f"{self._suffix} features in folder {self.folder.resolve().name}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, {self.seconds_per_feature})"
+
+    def __contains__(self, video_id: object) -> bool:
+        return _is_video_id(video_id) and (self.folder / f"{video_id}{self._suffix}").is_file()
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video.
+
+        Shape:
+            - returns: (T, D) float32
+
+        Raises:
+            MissingFeatureError: If there is no file of this video.
+            FileError: If the file is damaged or cannot be read.
+            FeatureError: If they are not of shape (T, D) with T >= 1 and the store's D, not
+                numbers, or not finite.
+            AnnotationError: If the id contains `/` or the like.
+        """
+        check_video_id(self.description, video_id)
+        if video_id not in self:
+            raise _missing(self.description, video_id)
+        array = self._read(self.folder / f"{video_id}{self._suffix}")
+        return _checked_features(self.description, video_id, array, self.feature_dim)
+
+    def _read(self, path: Path) -> np.ndarray:
+        raise NotImplementedError
+
+    def _load(self, path: Path, pick: Callable[[Any], np.ndarray]) -> np.ndarray:
+        try:
+            return pick(np.load(path, allow_pickle=False))
+        except TmapdiffError:
+            raise
+        # np.load passes on what the damage happens to cause.
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            if "Object arrays" in str(error):
+                expected = "an array of numbers"
+                raise FeatureError(message(str(path), expected, "pickled objects")) from error
+            raise FileError(f"cannot read {path}: {_one_line(error)}.") from error
+
+
+class NpyFeatureStore(_FolderFeatureStore):
+    """Features in a folder of `{video_id}.npy`, of shape (T, D) or (T, 1, 1, D) (VSLNet, LGI).
+
+    Args:
+        folder: The folder.
+        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
+            equally.
+
+    Raises:
+        FileError: If the folder is missing or has no `.npy` file, or its first cannot be read.
+        FeatureError: If the first file holds no numbers or has no width.
+        ArgumentError: If `seconds_per_feature` is not positive.
+    """
+
+    _suffix = ".npy"
+
+    def _read(self, path: Path) -> np.ndarray:
+        return self._load(path, np.asarray)
+
+
+class NpzFeatureStore(_FolderFeatureStore):
+    """Features in a folder of `{video_id}.npz`, under the key `features` (lighthouse, moment_detr).
+
+    Args:
+        folder: The folder.
+        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
+            equally.
+
+    Raises:
+        FileError: If the folder is missing or has no `.npz` file, or its first cannot be read.
+        FeatureError: If the first file has no key `features`, holds no numbers, or has no width.
+        ArgumentError: If `seconds_per_feature` is not positive.
+    """
+
+    _suffix = ".npz"
+
+    def _read(self, path: Path) -> np.ndarray:
+        def features_of(archive: Any) -> np.ndarray:
+            if not hasattr(archive, "files"):
+                raise ValueError("one array, not an archive of arrays")
+            with archive:
+                if "features" not in archive.files:
+                    expected = "an array with the key 'features'"
+                    raise FeatureError(message(str(path), expected, f"the keys {archive.files}"))
+                return np.asarray(archive["features"])
+
+        return self._load(path, features_of)
+
+
+def open_feature_store(
+    path: str | os.PathLike[str], seconds_per_feature: float | None = None
+) -> FeatureStore:
+    """Open the features at `path`, whichever of the formats they have.
+
+    Args:
+        path: An HDF5 file, or a folder of `.npy` or of `.npz` files.
+        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
+            equally.
+
+    Raises:
+        FileError: If there is nothing at `path`, or something else.
+        FeatureError: If the features of the first video cannot be used.
+        ArgumentError: If `seconds_per_feature` is not positive.
+        MissingDependencyError: If it is an HDF5 file and h5py is not installed.
+    """
+    place = Path(path)
+    if place.is_file():
+        with place.open("rb") as file:
+            signature = file.read(len(_HDF5_SIGNATURE))
+        if signature == _HDF5_SIGNATURE or place.suffix.lower() in _HDF5_SUFFIXES:
+            return HDF5FeatureStore(place, seconds_per_feature)
+        got = f"the file {place}"
+    else:
+        names = _names(place) if place.is_dir() else []
+        has_npy, has_npz = (any(name.endswith(end) for name in names) for end in (".npy", ".npz"))
+        if has_npy and not has_npz:
+            return NpyFeatureStore(place, seconds_per_feature)
+        if has_npz and not has_npy:
+            return NpzFeatureStore(place, seconds_per_feature)
+        got = f"both .npy and .npz files in {place}" if has_npy else _contents(place, names)
+    expected = "an HDF5 file, or a folder of .npy or of .npz files"
+    raise FileError(message("open_feature_store", expected, got))
+
+
+def pool_features(
+    features: Tensor,
+    num_clips: int,
+    *,
+    duration: float,
+    seconds_per_feature: float | None = None,
+) -> Tensor:
+    """Turn the features of a video into those of its clips.
+
+    The video is divided into equal clips. A clip gets the mean of the features whose centre lies
+    in it or, when there is none, the feature whose centre is nearest to the clip's.
+
+    Args:
+        features: One feature for each piece of the video, in order.
+        num_clips: Number of clips N.
+        duration: Seconds the video lasts.
+        seconds_per_feature: Seconds from one feature to the next. If None, the features divide the
+            video equally.
+
+    Shape:
+        - features: (T, D), T >= 1
+        - returns: (N, D)
+
+    Raises:
+        ShapeError: If `features` has another shape.
+        ArgumentError: If `features` are not floating or there is none, `num_clips` is not an
+            integer >= 1, or a number of seconds is not positive.
+        FeatureError: If the features cover a time that differs from `duration` by more than 2
+            features and more than 5 %: `seconds_per_feature` is wrong.
+    """
+    who = "pool_features"
+    num_features = check_shape(who, "features", features, "T D")["T"]
+    check_floating(who, "features", features)
+    if num_features == 0:
+        raise ArgumentError(message(who, "at least one feature", "none"))
+    num_clips = check_int(who, "num_clips", num_clips, at_least=1)
+    duration = check_range(who, "duration", duration, 0, open_low=True)
+    stride = _checked_stride(who, seconds_per_feature)
+    if stride is None:
+        # In units of features: then a centre on the edge of two clips is exact.
+        stride, duration = 1.0, float(num_features)
+    covered = num_features * stride
+    if abs(covered - duration) > max(2 * stride, 0.05 * duration):
+        expected = f"features that cover the {duration:g} s of the video"
+        got = f"{covered:g} s ({num_features} features of {stride:g} s)"
+        hint = f"Over the whole video a feature would last {duration / num_features:.3g} s."
+        raise FeatureError(message(who, expected, got, hint))
+
+    centres = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
+    clip = (centres * num_clips / duration).floor().long()
+    # The video is closed at its end; features past it belong to no clip.
+    clip[centres == duration] = num_clips - 1
+    inside = (clip < num_clips).to(features.device)
+    clip = clip.to(features.device)[inside]
+    sums = features.new_zeros(num_clips, features.shape[1]).index_add_(0, clip, features[inside])
+    counts = torch.bincount(clip, minlength=num_clips)[:, None]
+    # The feature during which the clip's centre comes is the one with the nearest centre.
+    middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * duration / num_clips
+    nearest = (middles / stride).floor().long().clamp(max=num_features - 1).to(features.device)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), features[nearest])
+
+
+def _checked_features(
+    description: str, video_id: str, array: np.ndarray, feature_dim: int
+) -> Tensor:
+    who = f"{description}, video {video_id!r}"
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise FeatureError(message(who, "features that are real numbers", f"dtype {array.dtype}"))
+    if array.ndim == 4 and array.shape[1:3] == (1, 1):
+        array = array[:, 0, 0]
+    if array.ndim != 2 or array.shape[0] == 0:
+        raise FeatureError(message(who, "features of shape (T, D) with T >= 1", array.shape))
+    if array.shape[1] != feature_dim:
+        expected = f"{feature_dim} numbers a feature, as in the rest of the store"
+        raise FeatureError(message(who, expected, array.shape[1]))
+    with np.errstate(over="ignore"):
+        # A copy: nobody else's memory, in the machine's byte order.
+        features = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    finite = torch.isfinite(features)
+    if not finite.all():
+        row = int((~finite).any(dim=1).int().argmax())
+        got = f"NaN or infinity in {int((~finite).sum())} places, first in row {row}"
+        raise FeatureError(message(who, "finite float32 features", got))
+    return features
+
+
+def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:
+    if seconds_per_feature is None:
+        return None
+    return check_range(who, "seconds_per_feature", seconds_per_feature, 0, open_low=True)
+
+
+def _is_video_id(video_id: object) -> bool:
+    try:
+        check_video_id("", video_id)
+    except AnnotationError:
+        return False
+    return True
+
+
+def _missing(description: str, video_id: str) -> MissingFeatureError:
+    hint = "AnnotationSet.restrict_to(store) leaves such videos out."
+    return MissingFeatureError(message(description, f"features of {video_id!r}", "none", hint))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise FileError(f"cannot read the folder {folder}: {error.strerror or error}.") from error
+
+
+def _contents(place: Path, names: list[str]) -> str:
+    if not place.exists():
+        return f"nothing at {place}"
+    suffixes = sorted({Path(name).suffix or "no suffix" for name in names})
+    return f"{len(names)} entries ({', '.join(suffixes[:5]) or 'empty'}) in {place}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

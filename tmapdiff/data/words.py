@@ -1,0 +1,354 @@
+"""Words: from a sentence to indices, and the GloVe vectors of a vocabulary."""
+
+import json
+import os
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_int, message
+from tmapdiff._files import written_beside
+from tmapdiff.errors import ArgumentError, CheckpointError, FileError
+
+PADDING, UNKNOWN = "<pad>", "<unk>"
+_FORMAT = "tmapdiff vocabulary 1"
+
+# Endings that are words of their own in GloVe: person's -> person 's, don't -> do n't.
+_ENDING = r"(?:n't|'(?:s|re|ve|ll|d|m))\b"
+_WORD = re.compile(rf"{_ENDING}|[^\W_]+?(?={_ENDING})|[^\W_]+(?:'[^\W_]+)*")
+
+_CACHE_FORMAT = 1
+_LINES_AT_ONCE = 8192
+
+
+def tokenize(sentence: str) -> list[str]:
+    """Split a sentence into lower-case words, as GloVe's vocabulary spells them.
+
+    Punctuation separates words and is dropped, also inside of a "word": `door.the` is `door`,
+    `the` and `half-eaten` is `half`, `eaten`. The English endings that GloVe's authors split off
+    are words: `person's` is `person`, `'s`, and `don't` is `do`, `n't`. Other apostrophes inside of
+    a word stay: `o'clock`.
+
+    Raises:
+        ArgumentError: If there is no word.
+
+    Example:
+        >>> tokenize("Person's putting a book on a shelf.")
+        ['person', "'s", 'putting', 'a', 'book', 'on', 'a', 'shelf']
+    """
+    if not isinstance(sentence, str):
+        got = type(sentence).__name__
+        raise ArgumentError(message("tokenize", "a sentence as str", got))
+    text = unicodedata.normalize("NFC", sentence).replace("\u2019", "'").lower()
+    words = _WORD.findall(text)
+    if not words:
+        raise ArgumentError(message("tokenize", "a sentence with a word", repr(sentence)))
+    return words
+
+
+class Vocabulary:
+    """The words that a model knows, with an index each: 0 is padding, 1 any unknown word.
+
+    Immutable.
+
+    Args:
+        words: The words, without the two special ones; the first gets index 2.
+
+    Raises:
+        ArgumentError: If a word is no text, is empty, or comes twice.
+
+    Example:
+        >>> vocabulary = Vocabulary.from_sentences(["a person opens a door."])
+        >>> vocabulary.encode("A person opens the door!")
+        tensor([2, 5, 4, 1, 3])
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = (PADDING, UNKNOWN, *words)
+        self._index = {word: index for index, word in enumerate(self._words)}
+        if not all(isinstance(word, str) and word for word in self._words):
+            raise ArgumentError(message("Vocabulary", "words of text", "an empty word or no text"))
+        if len(self._index) != len(self._words):
+            twice = next(word for word, count in Counter(self._words).items() if count > 1)
+            raise ArgumentError(message("Vocabulary", "each word once", f"{twice!r} twice"))
+
+    @classmethod
+    def from_sentences(cls, sentences: Iterable[str], min_count: int = 1) -> "Vocabulary":
+        """Collect the words of sentences, the most frequent first, equals in alphabetical order.
+
+        Args:
+            sentences: The sentences; those of the training set, as a rule.
+            min_count: A word that comes less often counts as unknown.
+
+        Raises:
+            ArgumentError: If a sentence has no word or `min_count` is not an integer >= 1.
+        """
+        min_count = check_int("Vocabulary.from_sentences", "min_count", min_count, at_least=1)
+        counts = Counter(word for sentence in sentences for word in tokenize(sentence))
+        frequent = (word for word, count in counts.items() if count >= min_count)
+        return cls(sorted(frequent, key=lambda word: (-counts[word], word)))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words by index, the two special ones first."""
+        return self._words
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self._words == other._words
+
+    def __hash__(self) -> int:
+        return hash(self._words)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self):,} words)"
+
+    def encode(self, sentence: str) -> Tensor:
+        """Return the indices of the words of a sentence.
+
+        Shape:
+            - returns: (L,) int64, L >= 1
+
+        Raises:
+            ArgumentError: If the sentence has no word.
+        """
+        return torch.tensor([self._index.get(word, 1) for word in tokenize(sentence)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary to a JSON file.
+
+        Raises:
+            FileError: If the file cannot be written.
+        """
+        content = {"format": _FORMAT, "words": self._words[2:]}
+        with written_beside(path) as new:
+            new.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Read a vocabulary that `save` wrote.
+
+        Raises:
+            FileError: If the file is missing or cannot be read.
+            CheckpointError: If it holds something else.
+        """
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            expected = f"a JSON file with the format {_FORMAT!r}"
+            raise CheckpointError(message(str(path), expected, "something else"))
+        words = content.get("words")
+        if not isinstance(words, list):
+            raise CheckpointError(message(str(path), "a list of words", type(words).__name__))
+        try:
+            return cls(words)
+        except (ArgumentError, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class GloveVectors:
+    """Word vectors of a GloVe file.
+
+    Args:
+        words: The words.
+        vectors: Their vectors; on disk until read, when they come from `load_glove`'s cache.
+
+    Shape:
+        - vectors: (len(words), D) float32
+    """
+
+    words: tuple[str, ...]
+    vectors: Tensor
+
+    def __repr__(self) -> str:
+        return f"GloveVectors({len(self.words):,} words, D {self.vectors.shape[1]})"
+
+    def rows_for(self, vocabulary: Vocabulary) -> tuple[Tensor, int]:
+        """Return a table of vectors for the words of a vocabulary, and how many were found.
+
+        Padding is zero. Unknown words, and words without a vector here, get the mean of the
+        vectors that were found (zero if none was).
+
+        Shape:
+            - returns: (len(vocabulary), D) float32, and the number of words found
+        """
+        wanted = set(vocabulary.words[2:])
+        # Of a word that comes twice the first counts: written last.
+        place = {word: i for i, word in reversed(list(enumerate(self.words))) if word in wanted}
+        found = [index for index, word in enumerate(vocabulary.words) if word in place]
+        table = self.vectors.new_zeros(len(vocabulary), self.vectors.shape[1])
+        if found:
+            rows = self.vectors[[place[vocabulary.words[index]] for index in found]]
+            table[1:] = rows.mean(dim=0)
+            table[found] = rows
+        return table, len(found)
+
+
+def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None) -> GloveVectors:
+    """Load the word vectors of a GloVe text file, such as `glove.6B.300d.txt`.
+
+    The first call reads the text, which takes seconds, and leaves a folder `<name>.cache` beside
+    it. Later calls map that into memory, until the text file's size or date changes.
+
+    Args:
+        path: Text file with a word and its vector a line. A word may contain spaces, as some in
+            `glove.840B.300d.txt` do; the first may not. A first line with two integers (word2vec)
+            is passed over.
+        words: Return only these, as far as the file has them. All, if None.
+
+    Raises:
+        FileError: If the file is missing or cannot be read, or a line has too few numbers, none, or
+            one that is not finite.
+
+    Source: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014.
+    """
+    source = Path(path)
+    cache = source.with_name(f"{source.name}.cache")
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise FileError(f"cannot read {source}: {error.strerror or error}.") from error
+    stamp = {"format": _CACHE_FORMAT, "size": status.st_size, "mtime": status.st_mtime_ns}
+    glove = _read_cache(cache, stamp)
+    if glove is None:
+        glove = _parse_glove(source)
+        try:
+            with written_beside(cache) as new:
+                new.mkdir()
+                _write_cache(new, stamp, glove)
+        except FileError as error:
+            warnings.warn(f"GloVe vectors are not cached: {error}", stacklevel=2)
+    if words is None:
+        return glove
+    wanted = frozenset(words)
+    kept = [index for index, word in enumerate(glove.words) if word in wanted]
+    return GloveVectors(tuple(glove.words[index] for index in kept), glove.vectors[kept])
+
+
+def _write_cache(folder: Path, stamp: dict[str, int], glove: GloveVectors) -> None:
+    blob = "\n".join(glove.words).encode()
+    np.save(folder / "vectors.npy", glove.vectors.numpy())
+    (folder / "words.txt").write_bytes(blob)
+    (folder / "stamp.json").write_text(json.dumps({**stamp, "words_size": len(blob)}))
+
+
+def _read_cache(folder: Path, stamp: dict[str, int]) -> GloveVectors | None:
+    """Return what the cache holds, or None when there is none, or an old or damaged one."""
+    try:
+        blob = (folder / "words.txt").read_bytes()
+        if json.loads((folder / "stamp.json").read_bytes()) != {**stamp, "words_size": len(blob)}:
+            return None
+        # Copy-on-write: torch takes no read-only array, and nobody can damage the file.
+        vectors = np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
+        words = tuple(blob.decode().split("\n"))
+    except (OSError, ValueError, EOFError):
+        return None
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(words):
+        return None
+    return GloveVectors(words, torch.from_numpy(vectors))
+
+
+def _parse_glove(path: Path) -> GloveVectors:
+    words: list[str] = []
+    blocks: list[np.ndarray] = []
+    width = 0
+    for first_number, lines in _line_blocks(path):
+        if not width:
+            width = lines[0].count(b" ")
+            if width == 0:
+                expected = "a word and its vector a line, with spaces between"
+                raise FileError(message(f"{path} line {first_number}", expected, _shown(lines[0])))
+        # Splitting off the word alone is quicker than splitting all of the line.
+        pairs = [
+            line.split(b" ", 1) if line.count(b" ") == width else _split_last(line, width)
+            for line in lines
+        ]
+        block = _numbers(b" ".join(numbers for _, numbers in pairs), len(lines) * width)
+        block_words = _decoded(word for word, _ in pairs)
+        if block is None or block_words is None:
+            raise _first_bad_line(path, first_number, pairs, lines, width)
+        blocks.append(block.reshape(len(lines), width))
+        words += block_words
+    if not words:
+        raise FileError(message(str(path), "a word and its vector a line", "an empty file"))
+    return GloveVectors(tuple(words), torch.from_numpy(np.concatenate(blocks)))
+
+
+def _line_blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the number of the first line and the lines, some thousands at once."""
+    with path.open("rb") as file:
+        number, lines = 1, []
+        for position, line in enumerate(file, start=1):
+            line = line.rstrip(b" \r\n")
+            if position == 1 and len(line.split()) == 2 and line.replace(b" ", b"").isdigit():
+                number = 2
+                continue
+            lines.append(line)
+            if len(lines) == _LINES_AT_ONCE:
+                yield number, lines
+                number, lines = position + 1, []
+        if lines:
+            yield number, lines
+
+
+def _split_last(line: bytes, width: int) -> list[bytes]:
+    word, *numbers = line.rsplit(b" ", width)
+    return [word, b" ".join(numbers)]
+
+
+def _numbers(text: bytes, count: int) -> np.ndarray | None:
+    """Parse `count` numbers, or return None when there are not that many, or one is not finite."""
+    with warnings.catch_warnings():
+        # numpy warns where the text stops being numbers.
+        warnings.simplefilter("error")
+        try:
+            numbers = np.fromstring(text.decode("ascii"), dtype=np.float32, sep=" ")
+        except (ValueError, DeprecationWarning, UnicodeDecodeError):
+            return None
+    return numbers if numbers.size == count and np.isfinite(numbers).all() else None
+
+
+def _decoded(words: Iterable[bytes]) -> list[str] | None:
+    """Decode words, or return None when one is empty or not UTF-8."""
+    try:
+        texts = [word.decode() for word in words]
+    except UnicodeDecodeError:
+        return None
+    return texts if all(texts) else None
+
+
+def _first_bad_line(
+    path: Path, first_number: int, pairs: list[list[bytes]], lines: list[bytes], width: int
+) -> FileError:
+    number, line = next(
+        (number, line)
+        for number, ((word, numbers), line) in enumerate(
+            zip(pairs, lines, strict=True), first_number
+        )
+        if _decoded([word]) is None or _numbers(numbers, width) is None
+    )
+    expected = f"a word in UTF-8 and {width} finite numbers"
+    return FileError(message(f"{path} line {number}", expected, _shown(line)))
+
+
+def _shown(line: bytes) -> str:
+    text = line.decode(errors="replace")
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")

@@ -1,0 +1,262 @@
+"""Running a localizer over a data set: metrics, predictions, and the best constant answer."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tmapdiff._checks import check_int, require
+from tmapdiff._files import written_beside
+from tmapdiff.data import MomentBatch, collate_moments
+from tmapdiff.maps import (
+    IoUMapBuilder,
+    MapGrid,
+    MultiScaleMapSampler,
+    RankedMoments,
+    plot_comparison,
+    rank_moments,
+)
+from tmapdiff.metrics import LocalizationMetrics
+from tmapdiff.models import MomentLocalizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Ranked moments of one query.
+
+    Attributes:
+        qid: The query's id in its data set.
+        query: The sentence.
+        video_id: The video.
+        windows: `(start, end, score)`, best first, in seconds.
+    """
+
+    qid: int | str
+    query: str
+    video_id: str
+    windows: tuple[tuple[float, float, float], ...]
+
+    def as_submission(self) -> dict[str, Any]:
+        """Fields of one line of a moment_detr submission file."""
+        return {
+            "qid": self.qid,
+            "query": self.query,
+            "vid": self.video_id,
+            "pred_relevant_windows": [[round(value, 4) for value in row] for row in self.windows],
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics in percent, the predictions behind them, and how long they took.
+
+    Attributes:
+        metrics: `Rank1@0.5` and the like, and `mIoU`, in percent.
+        predictions: One a query, in the data set's order.
+        seconds: Wall time, reading of features included.
+    """
+
+    metrics: dict[str, float]
+    predictions: tuple[Prediction, ...]
+    seconds: float
+
+    @property
+    def queries_per_second(self) -> float:
+        """Queries localized a second."""
+        return len(self.predictions) / self.seconds
+
+
+def evaluate(
+    model: MomentLocalizer,
+    dataset: Dataset[Any],
+    *,
+    num_inference_steps: int | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    top_n: int = 5,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Localize every query of a data set.
+
+    The noise of a query depends on `seed` and its position only, not on the batch size or device.
+
+    Args:
+        model: The localizer; left in the mode, training or evaluation, that it came in.
+        dataset: Usually a `MomentDataset`.
+        num_inference_steps: Denoising steps; the model's number, if None.
+        eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
+        seed: Seed of the noise.
+        top_n: Moments a query.
+        batch_size: Queries localized at once.
+        on_batch: Called after each batch with the number of its queries, for a progress bar.
+
+    Raises:
+        ArgumentError: If the data set is empty, or an argument is out of range.
+    """
+    check_int("evaluate", "batch_size", batch_size, at_least=1)
+    check_int("evaluate", "seed", seed, at_least=0)
+    metrics = LocalizationMetrics()
+    predictions: list[Prediction] = []
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate_moments)
+    was_training = model.training
+    model.eval()
+    began = time.perf_counter()
+    try:
+        for batch in loader:
+            first = len(predictions)
+            generators = [_generator(seed, first + index) for index in range(len(batch))]
+            batch = batch.to(model.device)
+            found = model.localize(
+                batch.features,
+                batch.words,
+                batch.num_words,
+                batch.clip_seconds,
+                num_inference_steps=num_inference_steps,
+                eta=eta,
+                generator=generators,
+                top_n=top_n,
+            )
+            metrics.update(found.ranked, batch.moments, batch.num_moments)
+            predictions += _predictions(batch, found.ranked)
+            if on_batch is not None:
+                on_batch(len(batch))
+    finally:
+        model.train(was_training)
+    return Evaluation(metrics.compute(), tuple(predictions), time.perf_counter() - began)
+
+
+def write_predictions(predictions: tuple[Prediction, ...], path: str | os.PathLike[str]) -> None:
+    """Write predictions as JSON lines in moment_detr's submission form.
+
+    Raises:
+        FileError: If the place cannot be written.
+    """
+    with written_beside(path) as new, new.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction.as_submission()) + "\n")
+
+
+def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float = 0.5) -> Tensor:
+    """Share of a data set's moments that each cell would hit: what is known without looking.
+
+    Ranked like a model's maps, it gives the best constant answer.
+
+    Args:
+        grid: The candidate moments.
+        dataset: Usually the `MomentDataset` of training.
+        threshold: IoU above which a moment counts as hit.
+
+    Shape:
+        - returns: (cells,), in [0, 1]
+
+    Raises:
+        ArgumentError: If the data set is empty.
+    """
+    check_int("fit_moment_prior", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
+    build = IoUMapBuilder(grid)
+    hits = torch.zeros(grid.num_cells, dtype=torch.float64)
+    for batch in DataLoader(dataset, batch_size=256, collate_fn=collate_moments):
+        iou = build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
+        hits += (iou > threshold).sum(0)
+    return (hits / len(dataset)).float()  # type: ignore[arg-type]
+
+
+def evaluate_prior(
+    grid: MapGrid, prior: Tensor, dataset: Dataset[Any], *, nms_threshold: float = 0.49
+) -> dict[str, float]:
+    """Metrics of answering every query with the best moments of a prior, in percent.
+
+    Shape:
+        - prior: (cells,)
+
+    Raises:
+        ShapeError: If the prior is not of the grid.
+        ArgumentError: If the data set is empty.
+    """
+    metrics = LocalizationMetrics()
+    dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(prior[None]))
+    for batch in DataLoader(dataset, batch_size=256, collate_fn=collate_moments):
+        ranked = rank_moments(
+            dense.expand(len(batch), -1, -1), mask, batch.clip_seconds, nms_threshold=nms_threshold
+        )
+        metrics.update(ranked, batch.moments, batch.num_moments)
+    return metrics.compute()
+
+
+def draw_queries(
+    model: MomentLocalizer,
+    dataset: Dataset[Any],
+    positions: Sequence[int],
+    *,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+) -> "Figure":
+    """Draw the predicted maps of a few queries, each beside the true one.
+
+    Args:
+        model: The localizer; left in the mode, training or evaluation, that it came in.
+        dataset: Data set with the queries.
+        positions: Positions of the queries in it.
+        num_inference_steps: Denoising steps; the model's number, if None.
+        seed: Seed of the noise, as for `evaluate`.
+
+    Raises:
+        ArgumentError: If there are no positions.
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    check_int("draw_queries", "the number of positions", len(positions), at_least=1)
+    matplotlib: Any = require("matplotlib.figure", extra="viz", purpose="draw_queries")
+    size = (7.5, 3.8 * len(positions))
+    figure: Figure = matplotlib.Figure(figsize=size, layout="constrained", dpi=120)
+    batch = collate_moments([dataset[position] for position in positions]).to(model.device)
+    was_training = model.training
+    found = model.eval().localize(
+        batch.features,
+        batch.words,
+        batch.num_words,
+        batch.clip_seconds,
+        num_inference_steps=num_inference_steps,
+        generator=[_generator(seed, position) for position in positions],
+    )
+    model.train(was_training)
+    iou_maps = model.build_iou_maps(batch.moments, batch.clip_seconds, batch.num_moments)
+    truth, _ = model.sampler.merge([model.objective.target(one) for one in iou_maps])
+    ranked = found.ranked
+    for row, part in enumerate(figure.subfigures(len(positions), 1, squeeze=False)[:, 0]):
+        plot_comparison(
+            found.dense[row],
+            truth[row],
+            found.mask,
+            clip_seconds=float(batch.clip_seconds[row]),
+            moments=batch.moments[row, : int(batch.num_moments[row])].tolist(),
+            predicted_moments=ranked.moments[row][ranked.valid[row]].tolist(),
+            title=f"{batch.queries[row]}  ({batch.video_ids[row]})",
+            figure=part,
+        )
+    return figure
+
+
+def _generator(seed: int, position: int) -> torch.Generator:
+    # Generators seeded with neighbouring numbers are independent enough; a large prime keeps the
+    # seeds of two runs apart.
+    return torch.Generator().manual_seed(seed * 1_000_000_007 + position)
+
+
+def _predictions(batch: MomentBatch, ranked: RankedMoments) -> list[Prediction]:
+    rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1).cpu()
+    return [
+        Prediction(qid, query, video_id, tuple(tuple(w) for w in windows[valid].tolist()))
+        for qid, query, video_id, windows, valid in zip(
+            batch.qids, batch.queries, batch.video_ids, rows, ranked.valid.cpu(), strict=True
+        )
+    ]

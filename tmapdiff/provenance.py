@@ -1,0 +1,49 @@
+"""Where a result comes from: versions, commit and machine, to be stored beside it."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+_PACKAGES = ("tmapdiff", "torch", "diffusers", "timm", "accelerate", "einops", "numpy")
+
+
+def describe_run(folder: str | None = None) -> dict[str, Any]:
+    """Describe the software and machine of this process, in a form that JSON can hold.
+
+    Args:
+        folder: A folder of the git checkout whose commit counts. The working folder, if None.
+
+    Returns:
+        `versions` of Python and packages (None where one is not installed); `git_commit`, with
+        "-dirty" appended when files differ from it, or None outside a checkout; `machine`, the
+        processor's architecture; `gpu`, its name or None; `threads` that torch uses.
+    """
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+        "git_commit": _git_commit(folder),
+        "machine": f"{sys.platform} {platform.machine()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit(folder: str | None) -> str | None:
+    try:
+        git = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        found = subprocess.run(
+            git, cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
