@@ -1,5 +1,6 @@
 """Writing files so that no half-written one is ever seen."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -24,7 +25,11 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     scratch: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            # Python's own words, "File exists", would mislead: the parent is a file.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         new = scratch / target.name
         yield new

@@ -186,8 +186,9 @@ class Trainer:
         warmup_steps = math.ceil(config.warmup * total_steps)
         self.schedule = CosineLRScheduler(
             self.optimizer,
-            t_initial=max(total_steps, 1),
+            t_initial=max(total_steps - warmup_steps, 1),
             warmup_t=warmup_steps,
+            warmup_prefix=True,
             warmup_lr_init=config.learning_rate / max(warmup_steps, 1),
             t_in_epochs=False,
         )
@@ -376,3 +377,5 @@ class _ProgressBar:
     def _print(self, line: str) -> None:
         if self.shown:
             self.bar.console.print(line, highlight=False, soft_wrap=True)
+            # Or a log file would stay empty for hours.
+            self.bar.console.file.flush()

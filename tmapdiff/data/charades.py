@@ -94,7 +94,7 @@ def load_charades_actions(
 ) -> dict[str, CharadesVideo]:
     """Load the durations and action annotations of Charades, by video id.
 
-    Actions that do not end after they start, or that start past the video, are left out: 12 of
+    Actions that do not end after they start, or that start past the video, are left out: 7 of
     49,809 in the official training file, none in the test file.
 
     Args:
@@ -177,7 +177,7 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
                 raise AnnotationError(message(f"{path} line {reader.line_num}", expected, got))
             yield reader.line_num, row
     except csv.Error as error:
-        who = f"{path} line {reader.line_num}"
+        who = f"{path} line {reader.line_num + 1}"
         raise AnnotationError(message(who, "comma-separated values", str(error))) from error
 
 

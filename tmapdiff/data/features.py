@@ -233,7 +233,8 @@ class _FolderFeatureStore:
 
     def _load(self, path: Path, pick: Callable[[Any], np.ndarray]) -> np.ndarray:
         try:
-            return pick(np.load(path, allow_pickle=False))
+            with path.open("rb") as file:
+                return pick(np.load(file, allow_pickle=False))
         except TmapdiffError:
             raise
         # np.load passes on what the damage happens to cause.
@@ -261,7 +262,12 @@ class NpyFeatureStore(_FolderFeatureStore):
     _suffix = ".npy"
 
     def _read(self, path: Path) -> np.ndarray:
-        return self._load(path, np.asarray)
+        def array_of(content: Any) -> np.ndarray:
+            if not isinstance(content, np.ndarray):
+                raise ValueError("an archive of arrays, not one array")
+            return content
+
+        return self._load(path, array_of)
 
 
 class NpzFeatureStore(_FolderFeatureStore):
@@ -282,13 +288,12 @@ class NpzFeatureStore(_FolderFeatureStore):
 
     def _read(self, path: Path) -> np.ndarray:
         def features_of(archive: Any) -> np.ndarray:
-            if not hasattr(archive, "files"):
+            if isinstance(archive, np.ndarray):
                 raise ValueError("one array, not an archive of arrays")
-            with archive:
-                if "features" not in archive.files:
-                    expected = "an array with the key 'features'"
-                    raise FeatureError(message(str(path), expected, f"the keys {archive.files}"))
-                return np.asarray(archive["features"])
+            if "features" not in archive:
+                expected = "an array with the key 'features'"
+                raise FeatureError(message(str(path), expected, f"the keys {list(archive)[:5]}"))
+            return np.asarray(archive["features"])
 
         return self._load(path, features_of)
 

@@ -224,12 +224,14 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
     cache = source.with_name(f"{source.name}.cache")
     try:
         status = source.stat()
+        stamp = {"format": _CACHE_FORMAT, "size": status.st_size, "mtime": status.st_mtime_ns}
+        cached = _read_cache(cache, stamp)
+        glove = cached or _parse_glove(source)
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror or error}.") from error
-    stamp = {"format": _CACHE_FORMAT, "size": status.st_size, "mtime": status.st_mtime_ns}
-    glove = _read_cache(cache, stamp)
-    if glove is None:
-        glove = _parse_glove(source)
+    if cached is None:
         try:
             with written_beside(cache) as new:
                 new.mkdir()

@@ -61,12 +61,19 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
     # Candidates of a grid are whole numbers of clips: their IoU is compared without rounding.
     candidates = moments.double()
     rows = torch.arange(sizes["B"], device=scores.device)
+    # All pairs of shared candidates, when they are fewer than the pairs that the picks will meet.
+    table = None
+    if shared and sizes["M"] <= sizes["B"] * top_n:
+        table = temporal_iou(candidates, candidates[:, None]) > threshold
     picks = []
     for _ in range(top_n):
         best, index = left.max(dim=1)
         picks.append(index.where(best > -torch.inf, -1))
-        picked = candidates[index] if shared else candidates[rows, index]
-        near = temporal_iou(candidates, picked[:, None]) > threshold
+        if table is not None:
+            near = table[index]
+        else:
+            picked = candidates[index] if shared else candidates[rows, index]
+            near = temporal_iou(candidates, picked[:, None]) > threshold
         left.masked_fill_(near, -torch.inf)
         # An empty candidate has no IoU with itself.
         left[rows, index] = -torch.inf

@@ -60,7 +60,7 @@ def plot_map(
         check_shape(who, "mask", mask, "N N", sizes)
         shown = shown & mask
     if ax is None:
-        ax = _figure(1, 1, "plot_map").axes[0]
+        ax = _figure(1, "plot_map").subplots()
 
     seconds = sizes["N"] * clip_seconds
     ax.imshow(
@@ -75,7 +75,9 @@ def plot_map(
     # A moment is drawn in the middle of its cell: columns hold the durations up to their right end.
     half = clip_seconds / 2
     for start, end in truth:
-        ax.plot(end - start - half, start + half, "o", ms=12, mfc="none", mec=TRUTH_COLOR, mew=1.8)
+        # Ringed in black, to be seen on blank places too.
+        for color, width in (("black", 3.2), (TRUTH_COLOR, 1.6)):
+            ax.plot(end - start - half, start + half, "o", ms=12, mfc="none", mec=color, mew=width)
     for rank, (start, end) in enumerate(predictions, start=1):
         place = (end - start - half, start + half)
         ax.plot(*place, "x", color=PREDICTION_COLOR, ms=6, mew=1.8)
@@ -121,12 +123,8 @@ def plot_comparison(
 
     Source: Zhang et al., arXiv 2401.08232, Fig. 3.
     """
-    if figure is None:
-        figure = _figure(1, 2, "plot_comparison")
-    else:
-        figure.subplots(1, 2)
-    axes: list[Axes] = figure.axes
-    left, right = axes
+    figure = figure or _figure(2, "plot_comparison")
+    left, right = figure.subplots(1, 2)
     plot_map(
         prediction,
         mask,
@@ -174,8 +172,9 @@ def plot_denoising(
         raise ArgumentError("plot_denoising: expected at least one map, got none.")
     if timesteps is not None:
         check_length("plot_denoising", "timesteps", timesteps, len(maps))
-    figure = _figure(1, len(maps), "plot_denoising")
-    for index, (ax, one) in enumerate(zip(figure.axes, maps, strict=True)):
+    figure = _figure(len(maps), "plot_denoising")
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for index, (ax, one) in enumerate(zip(axes, maps, strict=True)):
         above = f"t = {timesteps[index]}" if timesteps is not None else f"step {index + 1}"
         plot_map(one, mask, clip_seconds=clip_seconds, truth=truth, title=above, ax=ax)
         if index:
@@ -184,11 +183,10 @@ def plot_denoising(
     return figure
 
 
-def _figure(rows: int, columns: int, purpose: str) -> "Figure":
+def _figure(columns: int, purpose: str) -> "Figure":
     matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
     # Not pyplot: a library must not open windows or keep figures alive.
-    figure = matplotlib.Figure(figsize=(3.6 * columns, 3.5 * rows), layout="constrained", dpi=120)
-    figure.subplots(rows, columns)
+    figure: Figure = matplotlib.Figure(figsize=(3.6 * columns, 3.5), layout="constrained", dpi=120)
     return figure
 
 

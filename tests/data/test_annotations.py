@@ -1,0 +1,138 @@
+import pickle
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tmapdiff.data import Annotation, AnnotationReport, AnnotationSet, DroppedLine
+from tmapdiff.errors import AnnotationError, ArgumentError
+
+
+def annotation(qid=0, video_id="A", query="a person sits.", duration=10.0, moments=((1.0, 2.0),)):
+    return Annotation(qid, video_id, query, duration, moments)
+
+
+def annotations_of(videos):
+    return AnnotationSet(annotation(qid, video) for qid, video in enumerate(videos))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"video_id": "../A"}, r"annotation 0: expected a video id without '/'"),
+        ({"video_id": "a\\b"}, "video id without"),
+        ({"video_id": ".."}, "video id without"),
+        ({"video_id": "a\0"}, r"got 'a\\x00'"),
+        ({"video_id": " "}, "video id without"),
+        ({"video_id": 7}, "got 7"),
+        ({"query": " "}, "expected a sentence as query, got ' '"),
+        ({"query": None}, "expected a sentence as query, got None"),
+        ({"duration": 0.0}, "expected a duration > 0 seconds, got 0.0"),
+        ({"duration": float("inf")}, "expected a duration > 0 seconds, got inf"),
+        ({"duration": float("nan")}, "expected a duration > 0 seconds, got nan"),
+        ({"moments": ()}, "expected at least one moment, got none"),
+        ({"moments": ((2.0, 2.0),)}, r"0 <= start < end <= 10 .* got \(2, 2\)"),
+        ({"moments": ((-1.0, 2.0),)}, r"got \(-1, 2\)"),
+        ({"moments": ((1.0, 2.0), (1.0, 11.0))}, r"got \(1, 11\)"),
+        ({"moments": ((1.0, float("nan")),)}, r"got \(1, nan\)"),
+    ],
+)
+def test_a_wrong_annotation_is_refused_in_one_line(change, text):
+    with pytest.raises(AnnotationError, match=text) as caught:
+        annotation(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_set_is_an_immutable_sequence():
+    items = annotations_of("ABAC")
+    assert isinstance(items, Sequence)
+    assert len(items) == 4
+    assert items[-1].video_id == "C"
+    assert [item.qid for item in items] == [0, 1, 2, 3]
+    assert isinstance(items[1:3], AnnotationSet)
+    assert [item.qid for item in items[1:3]] == [1, 2]
+    assert items.video_ids == ("A", "B", "C")
+    assert repr(items) == "AnnotationSet(4 queries, 3 videos)"
+    assert pickle.loads(pickle.dumps(items)) == items
+    with pytest.raises(FrozenInstanceError):
+        items.report = None
+    with pytest.raises(FrozenInstanceError):
+        items[0].query = "other"
+    with pytest.raises(IndexError):
+        items[4]
+
+
+def test_qids_must_differ():
+    with pytest.raises(AnnotationError, match="expected qids that differ, got 0 twice"):
+        AnnotationSet([annotation(), annotation()])
+
+
+def test_limit():
+    items = annotations_of("ABC")
+    assert list(items.limit(2)) == list(items)[:2]
+    assert items.limit(9) == items
+    assert len(items.limit(0)) == 0
+    with pytest.raises(ArgumentError, match="expected n to be an integer >= 0, got -1"):
+        items.limit(-1)
+
+
+def test_restrict_to_leaves_out_and_tells():
+    items = annotations_of("ABACBD")
+    kept = items.restrict_to({"A", "D"})
+    assert [item.video_id for item in kept] == ["A", "A", "D"]
+    assert kept.report.without_features == 3
+    assert kept.report.missing_videos == ("B", "C")
+    assert "3 queries left out: no features of 2 videos (B, C)" in str(kept.report)
+    assert items.report.without_features == 0
+    again = kept.restrict_to({"A"})
+    assert again.report.without_features == 4
+    assert again.report.missing_videos == ("B", "C", "D")
+    assert items.restrict_to("ABCD") == items
+
+
+@given(
+    st.lists(st.sampled_from("ABCDEFGHIJ"), min_size=2).filter(lambda v: len(set(v)) > 1),
+    st.floats(0.01, 0.99),
+    st.integers(0, 5),
+)
+def test_split_shares_no_video_and_loses_none(videos, fraction, seed):
+    items = annotations_of(videos)
+    stays, held_out = items.split_videos(fraction, seed)
+    assert not set(stays.video_ids) & set(held_out.video_ids)
+    assert sorted([*stays, *held_out], key=lambda item: item.qid) == list(items)
+    assert [item.qid for item in stays] == sorted(item.qid for item in stays)
+    wanted = min(max(round(fraction * len(items.video_ids)), 1), len(items.video_ids) - 1)
+    assert len(held_out.video_ids) == wanted
+    # The order of the annotations does not matter.
+    backwards = AnnotationSet(reversed(items)).split_videos(fraction, seed)[1]
+    assert set(backwards.video_ids) == set(held_out.video_ids)
+
+
+def test_seed_changes_the_split():
+    items = AnnotationSet(annotation(qid, f"V{qid}") for qid in range(50))
+    assert len({items.split_videos(0.2, seed)[1].video_ids for seed in range(5)}) == 5
+
+
+def test_split_errors():
+    items = annotations_of("AB")
+    for fraction in (0, -1, 1.5, float("nan")):
+        with pytest.raises(ArgumentError, match=r"expected fraction in \(0, 1\]"):
+            items.split_videos(fraction)
+    with pytest.raises(ArgumentError, match="expected fraction < 1 and at least two videos"):
+        items.split_videos(1)
+    with pytest.raises(ArgumentError, match=r"got 0\.5 and 1 videos"):
+        annotations_of("AA").split_videos(0.5)
+    with pytest.raises(ArgumentError, match="expected seed to be an integer >= 0"):
+        items.split_videos(0.5, seed=-1)
+
+
+def test_report_reads_as_one_line():
+    dropped = tuple(DroppedLine(line, "start not before end") for line in range(1, 8))
+    report = AnnotationReport("file.txt", 12408, 12401, 1805, (*dropped, DroppedLine(9, "late")))
+    assert str(report) == (
+        "file.txt: 12,408 lines, 12,401 kept; 1,805 ends cut to the video; 7 moments dropped: "
+        "start not before end (lines 1, 2, 3, 4, 5, ...); 1 moments dropped: late (lines 9)"
+    )
+    assert str(annotations_of("AB").report) == "annotations in memory: 2 lines, 2 kept"

@@ -1,0 +1,188 @@
+import pytest
+
+from tmapdiff.data import CharadesVideo, load_charades_actions, load_charades_sta
+from tmapdiff.errors import AnnotationError, ConfigError, FileError
+
+
+def test_a_small_folder(charades):
+    root = charades(
+        [
+            "AAAAA 1.0 2.5##a person sits.",
+            "",
+            "AAAAA 28.0 31.0## a person stands up. ",
+            "BBBBB 5.0 5.0##nothing.",
+            "BBBBB 20.5 25.0##too late.",
+            "BBBBB 0 20.5##all ## of it.",
+        ]
+    )
+    items = load_charades_sta(root, "train")
+    assert [(item.qid, item.video_id, item.query) for item in items] == [
+        (0, "AAAAA", "a person sits."),
+        (1, "AAAAA", "a person stands up."),
+        (2, "BBBBB", "all ## of it."),
+    ]
+    assert [item.moments for item in items] == [((1, 2.5),), ((28, 30),), ((0, 20.5),)]
+    assert [item.duration for item in items] == [30, 30, 20.5]
+    report = items.report
+    assert (report.source, report.lines, report.kept) == ("charades_sta_train.txt", 5, 3)
+    assert report.cut_ends == 2
+    assert [(drop.line, drop.reason) for drop in report.dropped] == [
+        (4, "start not before end"),
+        (5, "starts past the video's end"),
+    ]
+
+
+def test_windows_line_ends_and_byte_order_mark(charades):
+    root = charades([], split="test")
+    path = root / "charades_sta_test.txt"
+    path.write_bytes("\ufeffAAAAA 1.0 2.5##a person sits.\r\n".encode())
+    (item,) = load_charades_sta(root, "test")
+    assert (item.video_id, item.query) == ("AAAAA", "a person sits.")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("AAAAA 1.0 2.0 a person.", "expected 'VIDEO START END##sentence', with '##', got 'AAAAA"),
+        ("AAAAA 1.0##a person.", "expected three fields before '##': .* got 2: 'AAAAA 1.0'"),
+        ("AAAAA 1 2 3##a person.", "got 4: 'AAAAA 1 2 3'"),
+        ("AAAAA one 2##a person.", "expected a time >= 0 in seconds, got 'one'"),
+        ("AAAAA nan 2##a person.", "expected a time >= 0 in seconds, got 'nan'"),
+        ("AAAAA 1 inf##a person.", "expected a time >= 0 in seconds, got 'inf'"),
+        ("AAAAA -1 2##a person.", "expected a time >= 0 in seconds, got '-1'"),
+        ("AAAAA 1 2## ", "expected a sentence after '##', got none"),
+        ("CCCCC 1 2##a person.", "expected a video of Charades_v1_train.csv, got 'CCCCC'"),
+        ("../AA 1 2##a person.", "expected a video id without '/', .* got '../AA'"),
+        ("A..A 1 2##a person.", "expected a video id without '/'"),
+    ],
+)
+def test_a_malformed_line_is_named(charades, line, text):
+    root = charades(["AAAAA 1.0 2.5##a person sits.", line])
+    with pytest.raises(AnnotationError, match=text) as caught:
+        load_charades_sta(root, "train")
+    shown = str(caught.value)
+    assert "charades_sta_train.txt line 2: " in shown
+    assert "\n" not in shown
+
+
+def test_long_lines_are_shown_in_part(charades):
+    root = charades(["x" * 100_000])
+    with pytest.raises(AnnotationError, match=r"x\.\.\.'") as caught:
+        load_charades_sta(root, "train")
+    assert len(str(caught.value)) < 400 + len(str(root))
+
+
+@pytest.mark.parametrize(
+    ("actions", "text"),
+    [
+        ("c157 1 2", "expected actions as 'c000 START END', classes c000 to c156, got 'c157 1 2'"),
+        ("x001 1 2", "got 'x001 1 2'"),
+        ("c001 1", "got 'c001 1'"),
+        ("c001 1 2;c002 1 x", "expected a time >= 0 in seconds, got 'x'"),
+    ],
+)
+def test_a_malformed_action_is_named(charades, row, actions, text):
+    root = charades([], [row("AAAAA"), row("BBBBB", actions=actions)])
+    with pytest.raises(AnnotationError, match=rf"Charades_v1_train.csv line 3: .*{text}"):
+        load_charades_actions(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        ("{id},S", "line 2: expected 11 fields, as in the header, got fewer"),
+        ("{row},1", "line 2: expected 11 fields, as in the header, got more"),
+        ("{length}", "line 2: expected a length > 0 seconds, got '0'"),
+        ("{row}\n{row}", "line 3: expected each video once, got 'AAAAA' again"),
+        ("{path}", "line 2: expected a video id without '/'"),
+    ],
+)
+def test_a_malformed_csv_is_named(charades, row, bad, text):
+    parts = {"row": row("AAAAA"), "length": row("AAAAA", "0"), "path": row("a/b"), "id": "AAAAA"}
+    root = charades([], [bad.format(**parts)])
+    with pytest.raises(AnnotationError, match=f"Charades_v1_train.csv {text}"):
+        load_charades_actions(root, "train")
+
+
+def test_csv_without_a_column(charades):
+    root = charades([])
+    (root / "Charades_v1_train.csv").write_text("id,length\nAAAAA,3\n")
+    expected = "line 1: expected a header with the columns id, actions, length, got none named act"
+    with pytest.raises(AnnotationError, match=expected):
+        load_charades_actions(root, "train")
+    (root / "Charades_v1_train.csv").write_text("")
+    with pytest.raises(AnnotationError, match="got none named id, actions, length"):
+        load_charades_actions(root, "train")
+
+
+def test_csv_with_an_endless_field(charades, row):
+    root = charades([], [row("A" * 200_000)])
+    with pytest.raises(AnnotationError, match="line 2: expected comma-separated values, got field"):
+        load_charades_actions(root, "train")
+
+
+@pytest.mark.parametrize("name", ["charades_sta_train.txt", "Charades_v1_train.csv"])
+def test_bytes_that_are_no_text(charades, name):
+    root = charades(["AAAAA 1.0 2.5##a person sits."])
+    path = root / name
+    path.write_bytes(path.read_bytes() + b"abc\xff\n")
+    number = path.read_bytes().count(b"\n")
+    expected = f"{name} line {number}: expected UTF-8 text, got the byte 0xff"
+    with pytest.raises(AnnotationError, match=expected):
+        load_charades_sta(root, "train")
+
+
+@pytest.mark.parametrize("name", ["charades_sta_train.txt", "Charades_v1_train.csv"])
+def test_a_missing_file_is_named(charades, name):
+    root = charades([])
+    (root / name).unlink()
+    with pytest.raises(FileError, match=f"Charades: expected {name} in .*, got no such file"):
+        load_charades_sta(root, "train")
+    with pytest.raises(FileError, match=r"expected Charades_v1_.* got no such folder"):
+        load_charades_sta(root / "nowhere", "train")
+    (root / name).mkdir()
+    with pytest.raises(FileError, match=rf"cannot read .*{name}: "):
+        load_charades_sta(root, "train")
+
+
+def test_split_is_checked(tmp_path):
+    with pytest.raises(ConfigError, match="expected split to be one of train, test, got 'val'"):
+        load_charades_sta(tmp_path, "val")
+
+
+def test_actions(charades, row):
+    actions = "c000 1.5 2.5; c156 3.0 99.0;c003 5.0 4.0;c004 31.0 32.0"
+    root = charades([], [row("AAAAA", "30.0", actions), row("BBBBB", "5.5", "")])
+    assert load_charades_actions(root, "train") == {
+        "AAAAA": CharadesVideo(30.0, ((0, 1.5, 2.5), (156, 3.0, 99.0))),
+        "BBBBB": CharadesVideo(5.5, ()),
+    }
+
+
+def test_the_official_files(charades_root):
+    train = load_charades_sta(charades_root, "train")
+    test = load_charades_sta(charades_root, "test")
+    assert (len(train), len(test)) == (12_404, 3_720)
+    assert (train.report.lines, test.report.lines) == (12_408, 3_720)
+    assert [drop.line for drop in train.report.dropped] == [8252, 8440, 9623, 9624]
+    assert {drop.reason for drop in train.report.dropped} == {"start not before end"}
+    assert (train.report.cut_ends, test.report.cut_ends) == (1805, 562)
+    assert (len(train.video_ids), len(test.video_ids)) == (5_336, 1_334)
+    assert not set(train.video_ids) & set(test.video_ids)
+    assert [item.qid for item in train] == list(range(12_404))
+    # Every moment was made of an action of its video.
+    videos = load_charades_actions(charades_root, "train")
+    found = 0
+    for item in train:
+        ((start, end),) = item.moments
+        cut = [(s, min(e, item.duration)) for _, s, e in videos[item.video_id].actions]
+        found += any(abs(s - start) < 0.06 and abs(e - end) < 0.06 for s, e in cut)
+    assert found / len(train) > 0.999
+
+
+def test_the_official_actions(charades_root):
+    train = load_charades_actions(charades_root, "train")
+    test = load_charades_actions(charades_root, "test")
+    assert (len(train), len(test)) == (7_985, 1_863)
+    num_actions = [sum(len(video.actions) for video in part.values()) for part in (train, test)]
+    assert num_actions == [49_809 - 7, 16_691]

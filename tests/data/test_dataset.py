@@ -1,0 +1,205 @@
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tmapdiff.data import (
+    ActionTimelineFeatures,
+    Annotation,
+    AnnotationSet,
+    MomentBatch,
+    MomentDataset,
+    SyntheticActivities,
+    Vocabulary,
+    collate_moments,
+    pool_features,
+)
+from tmapdiff.errors import ArgumentError, FeatureError, MissingFeatureError, ShapeError
+
+
+class CountingStore:
+    feature_dim = 3
+    seconds_per_feature = None
+    description = "features that count"
+
+    def __init__(self):
+        self.reads = 0
+
+    def __contains__(self, video_id):
+        return video_id in ("A", "B", "wide", "stride")
+
+    def __getitem__(self, video_id):
+        self.reads += 1
+        if video_id == "broken":
+            raise RuntimeError("disk\non fire")
+        if video_id not in self:
+            raise MissingFeatureError(f"no features of {video_id}.")
+        width = 4 if video_id == "wide" else 3
+        return torch.arange(6.0 * width).reshape(6, width) + ord(video_id[0])
+
+
+ANNOTATIONS = AnnotationSet(
+    [
+        Annotation("q1", "A", "a person sits down.", 10.1, ((1.0, 2.5),)),
+        Annotation("q2", "B", "it falls.", 31.7, ((0.0, 31.7), (3.3, 4.4), (5.0, 6.0))),
+        Annotation("q3", "A", "the end", 10.1, ((9.0, 10.1), (1.0, 2.0))),
+    ]
+)
+VOCABULARY = Vocabulary.from_sentences(item.query for item in ANNOTATIONS)
+
+
+def dataset(annotations=ANNOTATIONS, store=None, num_clips=4, **kwargs):
+    return MomentDataset(annotations, store or CountingStore(), VOCABULARY, num_clips, **kwargs)
+
+
+def test_a_batch_holds_what_the_annotations_say():
+    data = dataset()
+    batch = collate_moments([data[index] for index in range(3)])
+    assert len(data) == len(batch) == 3
+    assert batch.features.shape == (3, 4, 3)
+    assert batch.words.shape == (3, 4)
+    assert batch.moments.shape == (3, 3, 2)
+    for tensor in (batch.features, batch.moments, batch.clip_seconds, batch.durations):
+        assert tensor.dtype == torch.float32
+    for tensor in (batch.words, batch.num_words, batch.num_moments):
+        assert tensor.dtype == torch.int64
+    for row, item in enumerate(ANNOTATIONS):
+        num_words, num_moments = int(batch.num_words[row]), int(batch.num_moments[row])
+        words = [VOCABULARY.words[index] for index in batch.words[row, :num_words]]
+        assert words == item.query.rstrip(".").split()
+        assert not batch.words[row, num_words:].any()
+        assert num_moments == len(item.moments)
+        assert torch.equal(batch.moments[row, :num_moments], torch.tensor(item.moments))
+        assert not batch.moments[row, num_moments:].any()
+        assert batch.clip_seconds[row] == torch.tensor(item.duration / 4)
+        assert batch.durations[row] == torch.tensor(item.duration)
+        pooled = pool_features(CountingStore()[item.video_id], 4, duration=item.duration)
+        assert torch.equal(batch.features[row], pooled)
+    assert batch.qids == ["q1", "q2", "q3"]
+    assert batch.video_ids == ["A", "B", "A"]
+    assert batch.queries == [item.query for item in ANNOTATIONS]
+    assert repr(batch) == "MomentBatch(3 queries, features (3, 4, 3), cpu)"
+
+
+@pytest.mark.parametrize(("cache", "reads"), [(True, 2), (False, 6)])
+def test_cache_reads_a_video_once(cache, reads):
+    store = CountingStore()
+    data = dataset(store=store, cache=cache)
+    for _ in range(2):
+        for index in range(3):
+            data[index]
+    assert store.reads == reads
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_what_a_user_does_to_a_sample_stays_there(cache):
+    data = dataset(cache=cache)
+    expected = dataset()[0].features
+    for _ in range(3):
+        data[0].features.fill_(-1)
+    assert torch.equal(data[0].features, expected)
+    batch = collate_moments([data[0]])
+    batch.features.fill_(-1)
+    batch.words.fill_(-1)
+    assert torch.equal(data[0].features, expected)
+    assert (data[0].words > 0).all()
+
+
+def test_durations_of_one_video_may_differ():
+    items = AnnotationSet(
+        Annotation(qid, "A", "a person", duration, ((0.0, 1.0),))
+        for qid, duration in enumerate((6.0, 5.0))
+    )
+    store = CountingStore()
+    store.seconds_per_feature = 1.0
+    data = dataset(items, store)
+    for index, duration in enumerate((6.0, 5.0)):
+        expected = pool_features(store["A"], 4, duration=duration, seconds_per_feature=1.0)
+        assert torch.equal(data[index].features, expected)
+
+
+def test_cache_does_not_travel_to_workers():
+    data = dataset()
+    data[0]
+    assert data._pooled
+    twin = pickle.loads(pickle.dumps(data))
+    assert not twin._pooled
+    assert torch.equal(twin[0].features, data[0].features)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_loader(workers):
+    made = SyntheticActivities(num_videos=6)
+    store = ActionTimelineFeatures(made.videos, num_classes=made.num_classes)
+    vocabulary = Vocabulary.from_sentences(item.query for item in made.annotations)
+    data = MomentDataset(made.annotations, store, vocabulary, num_clips=16)
+    loader = DataLoader(data, batch_size=7, num_workers=workers, collate_fn=collate_moments)
+    batches = list(loader)
+    assert sum(map(len, batches)) == len(made.annotations)
+    assert [qid for batch in batches for qid in batch.qids] == list(range(len(made.annotations)))
+    assert all(isinstance(batch, MomentBatch) for batch in batches)
+    assert torch.equal(batches[0].features[0], data[0].features)
+
+
+def test_to_moves_every_tensor_and_nothing_else():
+    batch = collate_moments([dataset()[1]])
+    moved = batch.to("meta", non_blocking=True)
+    tensors = [name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(getattr(moved, name).device.type == "meta" for name in tensors)
+    assert (moved.qids, moved.video_ids, moved.queries) == (["q2"], ["B"], ["it falls."])
+    assert batch.features.device.type == "cpu"
+
+
+def test_pin_memory_pins_every_tensor(monkeypatch):
+    batch = collate_moments([dataset()[1]])
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+        pinned = batch.pin_memory()
+        assert torch.equal(pinned.features, batch.features + 1)
+        assert torch.equal(pinned.num_words, batch.num_words + 1)
+    else:
+        pinned = batch.pin_memory()
+        assert pinned.features.is_pinned()
+        assert pinned.num_words.is_pinned()
+    assert pinned.qids == batch.qids
+
+
+def one(video_id, duration=5.0):
+    return AnnotationSet([Annotation(7, video_id, "a person", duration, ((0.0, 1.0),))])
+
+
+def test_errors_name_video_and_query():
+    where = r"\(video '{}', query 7: 'a person'\)"
+    with pytest.raises(MissingFeatureError, match="no features of Z. " + where.format("Z")):
+        dataset(one("Z"))[0]
+    with pytest.raises(FeatureError, match="RuntimeError.*" + where.format("broken")) as caught:
+        dataset(one("broken"))[0]
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ShapeError, match=r"with D = 3, got \(6, 4\). " + where.format("wide")):
+        dataset(one("wide"))[0]
+    store = CountingStore()
+    store.seconds_per_feature = 100.0
+    with pytest.raises(FeatureError, match="cover the 5 s of the video.*" + where.format("stride")):
+        dataset(one("stride"), store)[0]
+
+
+def test_bad_arguments():
+    with pytest.raises(
+        ArgumentError, match=r"expected at least one annotation, got none\. They come"
+    ):
+        dataset(ANNOTATIONS[:0])
+    with pytest.raises(ArgumentError, match="expected num_clips to be an integer >= 1, got 0"):
+        dataset(num_clips=0)
+    mute = AnnotationSet([Annotation(7, "A", "?!", 5.0, ((0.0, 1.0),))])
+    with pytest.raises(ArgumentError, match=r"with a word, got '\?!'. \(video 'A', query 7\)"):
+        dataset(mute)
+    with pytest.raises(ArgumentError, match="expected at least one sample, got none"):
+        collate_moments([])
+    samples = [dataset(num_clips=4)[0], dataset(num_clips=8)[0]]
+    with pytest.raises(ShapeError, match=r"expected features of shape \(N, D\) with N = 4, D = 3"):
+        collate_moments(samples)
+    with pytest.raises(IndexError):
+        dataset()[3]

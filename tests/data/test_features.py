@@ -1,0 +1,445 @@
+import math
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff.data import (
+    FeatureStore,
+    HDF5FeatureStore,
+    NpyFeatureStore,
+    NpzFeatureStore,
+    open_feature_store,
+    pool_features,
+)
+from tmapdiff.errors import (
+    AnnotationError,
+    ArgumentError,
+    FeatureError,
+    FileError,
+    MissingDependencyError,
+    MissingFeatureError,
+    ShapeError,
+)
+
+KINDS = ["hdf5", "npy", "npz"]
+
+
+def write(folder, kind, arrays):
+    """Write a feature store and return the path of it."""
+    if kind == "hdf5":
+        with h5py.File(folder / "rgb.hdf5", "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+        return folder / "rgb.hdf5"
+    for name, array in arrays.items():
+        if kind == "npy":
+            np.save(folder / f"{name}.npy", array)
+        else:
+            np.savez(folder / f"{name}.npz", features=array)
+    return folder
+
+
+def random_arrays():
+    random = np.random.default_rng(0)
+    return {
+        name: random.standard_normal((4 + i, 3)) for i, name in enumerate(["A", "B", "C@1.mov"])
+    }
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def test_reads_what_was_written(tmp_path, kind):
+    arrays = random_arrays()
+    store = open_feature_store(write(tmp_path, kind, arrays), 0.5)
+    assert isinstance(store, FeatureStore)
+    assert (store.feature_dim, store.seconds_per_feature) == (3, 0.5)
+    assert "\n" not in store.description
+    for name, array in arrays.items():
+        assert name in store
+        assert store[name].dtype == torch.float32
+        np.testing.assert_array_equal(store[name], array.astype(np.float32))
+    # The caller owns what it got.
+    store["A"].zero_()
+    assert store["A"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "u1", ">i4"])
+def test_number_formats(tmp_path, kind, dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    features = open_feature_store(write(tmp_path, kind, {"A": array}))["A"]
+    assert features.dtype == torch.float32
+    assert features.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_singleton_axes_are_taken_out(tmp_path, kind):
+    array = random_arrays()["A"]
+    store = open_feature_store(write(tmp_path, kind, {"A": array[:, None, None]}))
+    assert store.feature_dim == 3
+    np.testing.assert_array_equal(store["A"], array.astype(np.float32))
+
+
+def test_a_missing_video(tmp_path, kind):
+    store = open_feature_store(write(tmp_path, kind, random_arrays()))
+    assert "Z" not in store
+    assert 3 not in store
+    with pytest.raises(MissingFeatureError, match=r"expected features of 'Z', got none\. Annotat"):
+        store["Z"]
+    with pytest.raises(KeyError):
+        store["Z"]
+
+
+@pytest.mark.parametrize("video_id", ["../A", "sub/A", "/etc/A", "..", "sub\\A", "A\0", ""])
+def test_ids_stay_inside(tmp_path, kind, video_id):
+    inside = tmp_path / "sub"
+    inside.mkdir()
+    path = write(
+        tmp_path, kind, {**random_arrays(), **({"sub/A": [[1.0]]} if kind == "hdf5" else {})}
+    )
+    np.save(inside / "A.npy", np.ones((2, 3)))
+    np.savez(inside / "A.npz", features=np.ones((2, 3)))
+    store = open_feature_store(path)
+    assert video_id not in store
+    with pytest.raises(AnnotationError, match="expected a video id without"):
+        store[video_id]
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (np.ones((2, 4)), "expected 3 numbers a feature, as in the rest of the store, got 4"),
+        (np.ones(3), r"expected features of shape \(T, D\) with T >= 1, got \(3,\)"),
+        (np.ones((2, 3, 3)), r"T >= 1, got \(2, 3, 3\)"),
+        (np.ones((2, 1, 2, 3)), r"T >= 1, got \(2, 1, 2, 3\)"),
+        (np.ones((0, 3)), r"T >= 1, got \(0, 3\)"),
+        (
+            np.array([[1, 2, 3], [1, np.nan, np.inf]]),
+            "got NaN or infinity in 2 places, first in row 1",
+        ),
+        (np.full((2, 3), 1e300), "finite float32 features, got NaN or infinity in 6 places"),
+        (np.ones((2, 3), dtype=bool), "expected features that are real numbers, got dtype bool"),
+        (np.ones((2, 3), dtype=complex), "real numbers, got dtype complex128"),
+        (np.full((2, 3), b"xy"), "real numbers, got dtype |S2"),
+    ],
+)
+def test_bad_features_are_named(tmp_path, kind, bad, text):
+    store = open_feature_store(write(tmp_path, kind, {"A": np.ones((2, 3)), "bad": bad}))
+    with pytest.raises(FeatureError, match=text) as caught:
+        store["bad"]
+    assert str(caught.value).startswith(f"{store.description}, video 'bad': expected ")
+    assert "\n" not in str(caught.value)
+    assert store["A"].shape == (2, 3)
+
+
+def test_first_video_without_a_width(tmp_path, kind):
+    path = write(tmp_path, kind, {"A": np.ones(3)})
+    with pytest.raises(FeatureError, match=r"A.*: expected features of shape \(T, D\), got \(3,\)"):
+        open_feature_store(path)
+
+
+def test_stride_must_be_positive(tmp_path, kind):
+    path = write(tmp_path, kind, random_arrays())
+    for stride in (0, -1, float("nan"), "x"):
+        with pytest.raises(ArgumentError, match=r"expected seconds_per_feature in \(0, inf\)"):
+            open_feature_store(path, stride)
+
+
+def test_pickle(tmp_path, kind):
+    store = open_feature_store(write(tmp_path, kind, random_arrays()), 0.5)
+    before = store["A"]
+    twin = pickle.loads(pickle.dumps(store))
+    assert torch.equal(twin["A"], before)
+    assert twin.seconds_per_feature == 0.5
+    assert repr(twin) == repr(store)
+
+
+def _sums(store, results, start):
+    start.wait()
+    results.put([store["A"].sum().item(), os.getpid()])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_forked_processes_read_at_once(tmp_path):
+    arrays = {"A": np.random.default_rng(0).standard_normal((500, 64))}
+    store = HDF5FeatureStore(write(tmp_path, "hdf5", arrays))
+    expected = store["A"].sum().item()  # opens the file before the fork
+    context = multiprocessing.get_context("fork")
+    results, start = context.Queue(), context.Event()
+    workers = [context.Process(target=_sums, args=(store, results, start)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    assert [results.get(timeout=30)[0] for _ in workers] == [expected] * 3
+    for worker in workers:
+        worker.join(timeout=30)
+        assert worker.exitcode == 0
+    assert store["A"].sum().item() == expected
+
+
+def test_handle_of_another_process_is_not_used(tmp_path, monkeypatch):
+    store = HDF5FeatureStore(write(tmp_path, "hdf5", random_arrays()))
+    store["A"]
+    first = store._handle
+    store["B"]
+    assert store._handle is first  # opened once
+    monkeypatch.setattr(os, "getpid", lambda: -5)
+    store["A"]
+    assert store._handle is not first
+    assert not first
+
+
+def test_hdf5_group_with_one_dataset(tmp_path):
+    array = np.ones((5, 3))
+    path = write(
+        tmp_path, "hdf5", {"A/c3d_features": array, "B/x": array, "B/y": array, "C/x/y": 1}
+    )
+    store = HDF5FeatureStore(path)
+    assert store.feature_dim == 3
+    assert store["A"].shape == (5, 3)
+    for name, members in (("B", r"\['x', 'y'\]"), ("C", r"\['x'\]")):
+        expected = f"video '{name}': expected a dataset, or a group with exactly one, got a group "
+        with pytest.raises(FeatureError, match=f"{expected}with {members}"):
+            store[name]
+
+
+def test_hdf5_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileError, match=r"expected a file .*none\.hdf5, got no such file"):
+        HDF5FeatureStore(tmp_path / "none.hdf5")
+    with pytest.raises(FileError, match="got no such file"):
+        HDF5FeatureStore(tmp_path)
+    text = tmp_path / "text.h5"
+    text.write_text("hello")
+    with pytest.raises(FileError, match=r"cannot read .*text\.h5 as HDF5: .*signature"):
+        open_feature_store(text)
+    h5py.File(tmp_path / "empty.h5", "w").close()
+    with pytest.raises(FileError, match="expected a dataset for each video, got an empty file"):
+        HDF5FeatureStore(tmp_path / "empty.h5")
+    path = write(tmp_path, "hdf5", random_arrays())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FileError, match=r"cannot read .*rgb\.hdf5 as HDF5: .*truncated") as caught:
+        HDF5FeatureStore(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_inside_an_hdf5_file(tmp_path):
+    path = tmp_path / "rgb.hdf5"
+    with h5py.File(path, "w") as file:
+        for name in "AB":
+            file.create_dataset(name, data=np.arange(60.0).reshape(20, 3), compression="gzip")
+        place = file["B"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    store = HDF5FeatureStore(path)
+    assert store["A"].shape == (20, 3)
+    with pytest.raises(FileError, match=r"cannot read .*rgb\.hdf5 as HDF5: ") as caught:
+        store["B"]
+    assert "\n" not in str(caught.value)
+
+
+def test_hdf5_needs_h5py(tmp_path, monkeypatch):
+    path = write(tmp_path, "hdf5", random_arrays())
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(
+        MissingDependencyError, match="reading HDF5 features needs the package h5py"
+    ):
+        HDF5FeatureStore(path)
+
+
+def test_import_is_light():
+    code = (
+        "import sys, tmapdiff.data;"
+        "print([m for m in ('h5py', 'timm', 'diffusers', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "pickle"])
+def test_damaged_numpy_files(tmp_path, suffix, damage):
+    write(tmp_path, suffix[1:], {"A": np.ones((20, 3)), "B": np.ones((20, 3))})
+    store = open_feature_store(tmp_path)
+    path = tmp_path / f"B{suffix}"
+    kind, text = FileError, rf"cannot read .*B\{suffix}: \S.*\.$"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-90])
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        kind, text = FeatureError, r"expected an array of numbers, got pickled objects"
+        write(tmp_path, suffix[1:], {"B": np.array([[print]], dtype=object)})
+    with pytest.raises(kind, match=text) as caught:
+        store["B"]
+    assert "\n" not in str(caught.value)
+
+
+def test_npz_without_the_key(tmp_path):
+    np.savez(tmp_path / "A.npz", feats=np.ones((2, 3)))
+    with pytest.raises(FeatureError, match=r"with the key 'features', got the keys \['feats'\]"):
+        NpzFeatureStore(tmp_path)
+    with (tmp_path / "A.npz").open("wb") as file:
+        np.save(file, np.ones((2, 3)))
+    with pytest.raises(FileError, match="one array, not an archive of arrays"):
+        NpzFeatureStore(tmp_path)
+
+
+def test_npy_that_is_an_archive(tmp_path):
+    with (tmp_path / "A.npy").open("wb") as file:
+        np.savez(file, features=np.ones((2, 3)))
+    with pytest.raises(FileError, match=r"A\.npy: an archive of arrays, not one array"):
+        NpyFeatureStore(tmp_path)
+
+
+def test_folders_that_hold_no_features(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(
+        FileError, match=r"expected a folder with \.npy files, got 1 entries \(\.txt"
+    ):
+        NpyFeatureStore(tmp_path)
+    with pytest.raises(FileError, match=r"cannot read the folder .*none: No such file"):
+        NpzFeatureStore(tmp_path / "none")
+
+
+def test_open_feature_store_tells_what_it_found(tmp_path):
+    expected = r"expected an HDF5 file, or a folder of \.npy or of \.npz files, got"
+    with pytest.raises(FileError, match=rf"{expected} nothing at .*none"):
+        open_feature_store(tmp_path / "none")
+    with pytest.raises(FileError, match=rf"{expected} 0 entries \(empty\) in "):
+        open_feature_store(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(FileError, match=rf"{expected} 1 entries \(\.txt\) in "):
+        open_feature_store(tmp_path)
+    with pytest.raises(FileError, match=rf"{expected} the file .*a\.txt"):
+        open_feature_store(tmp_path / "a.txt")
+    write(tmp_path, "npy", random_arrays())
+    write(tmp_path, "npz", random_arrays())
+    with pytest.raises(FileError, match=rf"{expected} both \.npy and \.npz files"):
+        open_feature_store(tmp_path)
+    # HDF5 is known by its first bytes too.
+    os.rename(write(tmp_path, "hdf5", random_arrays()), tmp_path / "features")
+    assert isinstance(open_feature_store(tmp_path / "features"), HDF5FeatureStore)
+
+
+def pool_by_loop(features, num_clips, duration, stride):
+    """The definition, with exact edges: clip by clip, feature by feature."""
+    stride = duration / len(features) if stride is None else stride
+    clip_seconds = duration / num_clips
+    pooled, ambiguous = [], []
+    for clip in range(num_clips):
+        centres = [(t + 0.5) * stride for t in range(len(features))]
+        places = [centre / clip_seconds for centre in centres]
+        inside = [features[t] for t, place in enumerate(places) if math.floor(place) == clip]
+        near_edge = any(abs(place - edge) < 1e-9 for place in places for edge in (clip, clip + 1))
+        middle = (clip + 0.5) * clip_seconds
+        gaps = sorted((abs(centre - middle), t) for t, centre in enumerate(centres))
+        if not inside:
+            near_edge |= len(gaps) > 1 and gaps[1][0] - gaps[0][0] < 1e-9
+            inside = [features[gaps[0][1]]]
+        pooled.append(torch.stack(inside).mean(dim=0))
+        ambiguous.append(near_edge)
+    return torch.stack(pooled), torch.tensor(ambiguous)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(0.5, 100),
+    st.one_of(st.none(), st.floats(0.96, 1.04)),
+)
+def test_pooling_equals_a_loop(num_features, num_clips, duration, error):
+    features = torch.randn(
+        num_features, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    stride = None if error is None else duration / num_features * error
+    pooled = pool_features(features, num_clips, duration=duration, seconds_per_feature=stride)
+    expected, ambiguous = pool_by_loop(features, num_clips, duration, stride)
+    assert pooled.shape == (num_clips, 2)
+    torch.testing.assert_close(pooled[~ambiguous], expected[~ambiguous])
+
+
+@pytest.mark.parametrize(("num_features", "num_clips"), [(64, 64), (192, 64), (6, 2), (30, 10)])
+def test_pooling_with_whole_ratios_is_a_mean_of_groups(num_features, num_clips):
+    features = torch.randn(num_features, 5)
+    expected = features.reshape(num_clips, -1, 5).mean(dim=1)
+    for stride in (None, 30.9 / num_features):
+        pooled = pool_features(features, num_clips, duration=30.9, seconds_per_feature=stride)
+        torch.testing.assert_close(pooled, expected)
+
+
+def test_fewer_features_than_clips_are_repeated():
+    features = torch.randn(4, 3)
+    pooled = pool_features(features, 12, duration=7.7)
+    assert torch.equal(pooled, features.repeat_interleave(3, dim=0))
+
+
+def test_a_centre_on_an_edge_counts_for_the_later_clip():
+    # Centres at 0.5, 1.5, 2.5 of 3; two clips meet at 1.5.
+    features = torch.tensor([[1.0], [2.0], [4.0]])
+    assert pool_features(features, 2, duration=7.0).tolist() == [[1.0], [3.0]]
+    # Features that divide the video equally do so whatever rounding its duration brings.
+    for tenths in range(1, 500):
+        assert pool_features(features, 2, duration=tenths / 10).tolist() == [[1.0], [3.0]]
+    # The video's own end belongs to its last clip; what comes after belongs to none.
+    late = pool_features(features, 1, duration=2.5, seconds_per_feature=1.0)
+    torch.testing.assert_close(late, torch.tensor([[7 / 3]]))
+    past = pool_features(features, 1, duration=2.4, seconds_per_feature=1.0)
+    torch.testing.assert_close(past, torch.tensor([[1.5]]))
+
+
+def test_pooling_keeps_dtype_and_gradient_and_input():
+    features = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    copy = features.detach().clone()
+    pooled = pool_features(features, 5, duration=3.0)
+    pooled.sum().backward()
+    assert pooled.dtype == torch.float64
+    assert torch.equal(features.detach(), copy)
+    assert (features.grad > 0).all()
+
+
+def test_a_wrong_stride_is_an_error_that_names_both():
+    features = torch.randn(100, 3)
+    text = (
+        r"pool_features: expected features that cover the 30 s of the video, got 100 s \(100 "
+        r"features of 1 s\)\. Over the whole video a feature would last 0.3 s\."
+    )
+    with pytest.raises(FeatureError, match=text):
+        pool_features(features, 8, duration=30.0, seconds_per_feature=1.0)
+    # Within 2 features, or within 5 %.
+    pool_features(features, 8, duration=95.3, seconds_per_feature=1.0)
+    pool_features(features, 8, duration=105.2, seconds_per_feature=1.0)
+    pool_features(features[:5], 8, duration=3.0, seconds_per_feature=1.0)
+    for duration, count in ((95.2, 100), (105.3, 100), (2.9, 5), (7.1, 5)):
+        with pytest.raises(FeatureError, match="expected features that cover"):
+            pool_features(features[:count], 8, duration=duration, seconds_per_feature=1.0)
+
+
+def test_pooling_errors():
+    features = torch.randn(4, 3)
+    with pytest.raises(ShapeError, match=r"expected features of shape \(T, D\), got \(3,\)"):
+        pool_features(features[0], 4, duration=1.0)
+    with pytest.raises(ArgumentError, match="expected features of a floating dtype"):
+        pool_features(features.long(), 4, duration=1.0)
+    with pytest.raises(ArgumentError, match="expected at least one feature, got none"):
+        pool_features(features[:0], 4, duration=1.0)
+    with pytest.raises(ArgumentError, match="expected num_clips to be an integer >= 1, got 0"):
+        pool_features(features, 0, duration=1.0)
+    with pytest.raises(ArgumentError, match=r"expected duration in \(0, inf\), got 0"):
+        pool_features(features, 4, duration=0)
+    with pytest.raises(ArgumentError, match=r"expected seconds_per_feature in \(0, inf\), got 0"):
+        pool_features(features, 4, duration=1.0, seconds_per_feature=0)

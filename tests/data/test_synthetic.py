@@ -1,0 +1,105 @@
+import subprocess
+import sys
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from tmapdiff.data import ActionTimelineFeatures, SyntheticActivities, tokenize
+from tmapdiff.errors import ArgumentError, ConfigError
+
+
+@pytest.fixture(scope="module")
+def large():
+    return SyntheticActivities(600)
+
+
+def test_default_sizes():
+    assert len(SyntheticActivities().annotations) == pytest.approx(600, abs=60)
+    assert len(SyntheticActivities(split="test").annotations) == pytest.approx(200, abs=30)
+
+
+def test_videos_are_as_described(large):
+    assert len(large.videos) == 600
+    overlapping = 0
+    for video in large.videos.values():
+        assert 20 <= video.duration <= 40
+        assert 3 <= len(video.actions) <= 6
+        classes = [action[0] for action in video.actions]
+        assert len(set(classes)) == len(classes)
+        assert all(0 <= action_class < large.num_classes for action_class in classes)
+        for _, start, end in video.actions:
+            assert 0 <= start < end <= video.duration
+            assert 1.98 <= end - start <= 15.02
+        moments = sorted(action[1:] for action in video.actions)
+        overlapping += any(a[1] > b[0] for a, b in pairwise(moments))
+    assert 60 < overlapping < 590
+    used = {action[0] for video in large.videos.values() for action in video.actions}
+    assert used == set(range(large.num_classes))
+
+
+def test_each_sentence_means_one_activity(large):
+    """The wording tells the activity, and the activity has one moment in its video."""
+    activity_of = defaultdict(set)
+    wordings_of = defaultdict(set)
+    for item in large.annotations:
+        (moment,) = item.moments
+        (activity,) = [a[0] for a in large.videos[item.video_id].actions if a[1:] == moment]
+        activity_of[item.query].add(activity)
+        wordings_of[activity].add(item.query)
+        assert tokenize(item.query)
+    assert all(len(activities) == 1 for activities in activity_of.values())
+    assert all(len(wordings) > 5 for wordings in wordings_of.values())
+    assert len(activity_of) == sum(len(wordings) for wordings in wordings_of.values())
+
+
+def test_no_single_answer_is_often_right(large):
+    moments = np.array([np.array(item.moments[0]) / item.duration for item in large.annotations])
+    best = 0.0
+    for start in np.linspace(0, 1, 31):
+        for end in np.linspace(0, 1, 31):
+            if start < end:
+                both = np.minimum(moments[:, 1], end) - np.maximum(moments[:, 0], start)
+                either = np.maximum(moments[:, 1], end) - np.minimum(moments[:, 0], start)
+                best = max(best, float((both / either > 0.5).mean()))
+    assert 0.05 < best < 0.20
+
+
+def test_train_and_test_differ_and_seeds_too():
+    train, test = (SyntheticActivities(5, split=split) for split in ("train", "test"))
+    other = SyntheticActivities(5, seed=1)
+    assert not set(train.videos) & set(test.videos)
+    assert not set(train.videos) & set(other.videos)
+    assert list(train.videos.values()) != list(test.videos.values())
+    assert list(train.videos.values()) != list(other.videos.values())
+    # A smaller set is the beginning of a larger one.
+    longer = SyntheticActivities(6).annotations
+    assert list(longer)[: len(train.annotations)] == list(train.annotations)
+
+
+def test_same_in_another_process():
+    code = (
+        "from tmapdiff.data import SyntheticActivities;"
+        "print(list(SyntheticActivities(3).annotations))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(list(SyntheticActivities(3).annotations))
+
+
+def test_features():
+    data = SyntheticActivities(2)
+    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes)
+    assert len(data.annotations.restrict_to(store)) == len(data.annotations)
+    assert store[data.annotations[0].video_id].shape[1] == 256
+    assert "synthetic activities (train, seed 0)" in str(data.annotations.report)
+    assert repr(data).startswith("SyntheticActivities(train, seed 0: AnnotationSet(")
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ArgumentError, match="expected num_videos to be an integer >= 1, got 0"):
+        SyntheticActivities(0)
+    with pytest.raises(ArgumentError, match="expected seed to be an integer >= 0"):
+        SyntheticActivities(1, seed=-1)
+    with pytest.raises(ConfigError, match="expected split to be one of train, test, got 'val'"):
+        SyntheticActivities(1, split="val")

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.assertions import assert_close, assert_same, refuses
+from helpers.contracts import MaskArgumentContract, draw, randomize_, triangle
+from tmapdiff.errors import ArgumentError, ShapeError
+from tmapdiff.layers import ConcatConditioning
+
+
+class TestConcatConditioning(MaskArgumentContract):
+    def make(self) -> nn.Module:
+        return ConcatConditioning(feature_channels=3, channels=2)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {
+            "noisy": draw(batch, 5, 3, dtype=dtype),
+            "features": draw(batch, 3, 5, 3, seed=1, dtype=dtype),
+            "mask": triangle(5, 3),
+        }
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 5, 5, 3)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        who = "ConcatConditioning: expected"
+        return [
+            (
+                {"noisy": draw(2, 4, 3)},
+                ShapeError,
+                f"{who} noisy of shape (B, 5, 3) with B = 2, got (2, 4, 3).",
+            ),
+            ({"noisy": draw(3, 5, 3)}, ShapeError, f"{who} noisy of shape (B, 5, 3) with B = 2"),
+            (
+                {"features": draw(2, 2, 5, 3)},
+                ShapeError,
+                f"{who} map features of shape (B, 3, N_k, A), got (2, 2, 5, 3).",
+            ),
+            ({"mask": triangle(5, 4)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
+            ({"mask": triangle(5, 3).int()}, ShapeError, f"{who} a mask of dtype bool"),
+        ]
+
+    def expected_repr(self) -> str:
+        return "(embed): Conv2d(1, 2, kernel_size=(1, 1)"
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"noisy": triangle(5, 3), "features": triangle(5, 3)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(5, 3)]
+
+    def test_concatenates_a_linear_map_of_the_noisy_map_and_the_features(self) -> None:
+        layer, inputs = self.ready(), self.inputs(2)
+        result = layer(**inputs)
+        mask = inputs["mask"]
+        weight, bias = layer.embed.weight[:, 0], layer.embed.bias[:, None, None]
+        embedded = weight * inputs["noisy"][:, None] + bias
+        assert_close(result[:, :2], embedded * mask)
+        assert_same(result[:, 2:], inputs["features"] * mask)
+
+    def test_out_channels_are_those_of_the_result(self) -> None:
+        layer = self.make()
+        assert layer.out_channels == layer(**self.inputs(1)).shape[1] == 5
+
+
+def test_features_follow_the_embedding_under_autocast() -> None:
+    layer = randomize_(ConcatConditioning(3, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(draw(1, 4, 4), draw(1, 3, 4, 4))
+    assert result.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["feature_channels", "channels"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "3"])
+def test_refuses_sizes_below_one(name: str, value: object) -> None:
+    text = f"ConcatConditioning: expected {name} to be an integer >= 1, got {value!r}."
+    with refuses(ArgumentError, text):
+        ConcatConditioning(**{"feature_channels": 3, "channels": 2, name: value})

@@ -1,0 +1,162 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.assertions import assert_close, assert_same, assert_zero, refuses
+from helpers.contracts import MaskArgumentContract, draw, randomize_, triangle
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.layers import GatedConv2d, GatedConv2dStack
+
+
+class GatedContract(MaskArgumentContract):
+    """What a layer and a stack share."""
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {"x": draw(batch, 3, 5, 3, dtype=dtype), "mask": triangle(5, 3)}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 4, 5, 3)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        who = "GatedConv2d: expected"
+        return [
+            (
+                {"x": draw(2, 4, 5, 3)},
+                ShapeError,
+                f"{who} map features of shape (B, 3, N_k, A), got (2, 4, 5, 3).",
+            ),
+            ({"x": draw(3, 5, 3)}, ShapeError, f"{who} map features of shape (B, 3, N_k, A)"),
+            ({"mask": triangle(3, 5)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
+            ({"mask": triangle(5, 3).long()}, ShapeError, f"{who} a mask of dtype bool"),
+            (
+                {"mask": triangle(5, 3)[None]},
+                ShapeError,
+                f"{who} mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (1, 5, 3).",
+            ),
+        ]
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"x": triangle(5, 3)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(5, 3)]
+
+
+class TestSharedGate(GatedContract):
+    def make(self) -> nn.Module:
+        return GatedConv2d(3, 4, kernel_size=3)
+
+    def expected_repr(self) -> str:
+        return "gate=shared\n  (conv): Conv2d(3, 5, kernel_size=(3, 3)"
+
+
+class TestChannelGate(GatedContract):
+    def make(self) -> nn.Module:
+        return GatedConv2d(3, 4, kernel_size=5, gate="channel")
+
+    def expected_repr(self) -> str:
+        return "gate=channel\n  (conv): Conv2d(3, 8, kernel_size=(5, 5)"
+
+
+class TestGatedConv2dStack(GatedContract):
+    def make(self) -> nn.Module:
+        return GatedConv2dStack(3, 4, kernel_sizes=[3, 1, 5])
+
+    def expected_repr(self) -> str:
+        return "(layers): ModuleList("
+
+    def test_equals_its_layers_one_by_one(self) -> None:
+        stack, inputs = self.ready(), self.inputs(2)
+        x = inputs["x"]
+        for layer in stack.layers:
+            assert isinstance(layer, GatedConv2d)
+            x = layer(x, inputs["mask"])
+        assert_same(stack(**inputs), x)
+
+    def test_has_the_channels_and_kernels_asked_for(self) -> None:
+        stack = GatedConv2dStack(3, 4, kernel_sizes=(3, 1, 5), gate="channel")
+        assert [tuple(layer.conv.weight.shape) for layer in stack.layers] == [
+            (8, 3, 3, 3),
+            (8, 4, 1, 1),
+            (8, 4, 5, 5),
+        ]
+
+
+def by_hand(layer: GatedConv2d, x: Tensor, mask: Tensor) -> Tensor:
+    """Equation with two convolutions, on a map whose invalid cells are 0."""
+    weight, bias = layer.conv.weight, layer.conv.bias
+    same, width = weight.shape[-1] // 2, layer.out_channels
+    features = F.conv2d(x * mask, weight[:width], bias[:width], padding=same)
+    gate = F.conv2d(x * mask, weight[width:], bias[width:], padding=same)
+    return features.clamp(min=0) / (1 + (-gate).exp()) * mask
+
+
+@pytest.mark.parametrize("gate", ["shared", "channel"])
+@pytest.mark.parametrize("kernel_size", [1, 3, 9, 17])
+def test_equals_two_convolutions(gate: str, kernel_size: int) -> None:
+    # 9 and 17 are larger than the map.
+    layer = randomize_(GatedConv2d(3, 4, kernel_size, gate))
+    x, mask = draw(2, 3, 6, 4), triangle(6, 4)
+    assert layer.gate_channels == {"shared": 1, "channel": 4}[gate]
+    assert_close(layer(x, mask), by_hand(layer, x, mask))
+
+
+@pytest.mark.parametrize("gate", ["shared", "channel"])
+def test_an_open_gate_passes_and_a_closed_gate_stops(gate: str) -> None:
+    layer = randomize_(GatedConv2d(2, 3, 3, gate))
+    x = draw(1, 2, 5, 3)
+    with torch.no_grad():
+        layer.conv.weight[3:] = 0
+        layer.conv.bias[3:] = 40
+        opened = layer(x)
+        layer.conv.bias[3:] = -1000
+        closed = layer(x)
+    expected = F.conv2d(x, layer.conv.weight[:3], layer.conv.bias[:3], padding=1).relu()
+    assert_close(opened, expected)
+    assert_zero(closed, torch.tensor(True))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_more_invalid_cells_change_nothing(kernel_size: int) -> None:
+    # Invalid cells are what lies outside the map: zeros.
+    layer = randomize_(GatedConv2d(3, 4, kernel_size))
+    x, mask = draw(2, 3, 5, 3), triangle(5, 3)
+    small = layer(x, mask)
+    large = layer(F.pad(x, (0, 2, 0, 4), value=7.0), F.pad(mask, (0, 2, 0, 4)))
+    assert_close(large[:, :, :5, :3], small)
+    assert_zero(large[:, :, 5:], torch.tensor(True))
+    assert_zero(large[:, :, :, 3:], torch.tensor(True))
+
+
+@pytest.mark.parametrize("kernel_size", [2, 16])
+def test_refuses_even_kernels(kernel_size: int) -> None:
+    text = (
+        f"GatedConv2d: expected an odd kernel_size, got {kernel_size}. "
+        "An even kernel cannot keep the map's size."
+    )
+    with refuses(ConfigError, text):
+        GatedConv2d(3, 4, kernel_size)
+    with refuses(ConfigError, text):
+        GatedConv2dStack(3, 4, [3, kernel_size])
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels", "kernel_size"])
+@pytest.mark.parametrize("value", [0, -3, 1.0, None])
+def test_refuses_sizes_below_one(name: str, value: object) -> None:
+    text = f"GatedConv2d: expected {name} to be an integer >= 1, got {value!r}."
+    with refuses(ArgumentError, text):
+        GatedConv2d(**{"in_channels": 3, "out_channels": 4, name: value})
+
+
+def test_refuses_unknown_gates() -> None:
+    text = "GatedConv2d: expected gate to be one of shared, channel, got 'both'."
+    with refuses(ConfigError, text):
+        GatedConv2d(3, 4, gate="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel_sizes", [[], ()])
+def test_stack_refuses_to_be_empty(kernel_sizes: object) -> None:
+    text = "GatedConv2dStack: expected at least one kernel size, got none."
+    with refuses(ConfigError, text):
+        GatedConv2dStack(3, 4, kernel_sizes)  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.assertions import assert_close, assert_same, assert_zero, refuses
+from helpers.contracts import MaskArgumentContract, draw, triangle
+from tmapdiff.errors import ShapeError
+from tmapdiff.layers import masked_group_norm
+from tmapdiff.layers.norm import check_map_features, fill_invalid
+
+
+class MaskedGroupNorm(nn.Module):
+    """The function as a module, so that it can be put to the contract."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        check_map_features("MaskedGroupNorm", x, mask, 6)
+        return masked_group_norm(x, mask, num_groups=3)
+
+
+class TestMaskedGroupNorm(MaskArgumentContract):
+    def make(self) -> nn.Module:
+        return MaskedGroupNorm()
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {"x": 2 + 3 * draw(batch, 6, 5, 3, dtype=dtype), "mask": triangle(5, 3)}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 6, 5, 3)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        who = "MaskedGroupNorm: expected"
+        return [
+            ({"x": draw(2, 5, 5, 3)}, ShapeError, f"{who} map features of shape (B, 6, N_k, A)"),
+            (
+                {"mask": triangle(5, 3).float()},
+                ShapeError,
+                f"{who} a mask of dtype bool, got torch.float32.",
+            ),
+            (
+                {"mask": triangle(4, 3)},
+                ShapeError,
+                f"{who} mask of shape (N_k, A) with N_k = 5, A = 3, got (4, 3).",
+            ),
+            (
+                {"mask": triangle(5, 3).expand(3, -1, -1)},
+                ShapeError,
+                f"{who} mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (3, 5, 3).",
+            ),
+        ]
+
+    def expected_repr(self) -> str:
+        return "MaskedGroupNorm()"
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"x": triangle(5, 3)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(5, 3)]
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3, 6])
+def test_equals_group_norm_when_all_is_valid(num_groups: int) -> None:
+    x = 3 + 2 * draw(2, 6, 5, 3)
+    expected = F.group_norm(x, num_groups)
+    assert_close(masked_group_norm(x, None, num_groups), expected)
+    assert_close(masked_group_norm(x, torch.ones(5, 3, dtype=torch.bool), num_groups), expected)
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 6])
+def test_equals_group_norm_of_the_valid_cells_alone(num_groups: int) -> None:
+    x = 3 + 2 * draw(3, 6, 5, 4)
+    masks = draw(3, 5, 4, seed=1) > 0
+    result = masked_group_norm(x, masks, num_groups)
+    for row, mask in enumerate(masks):
+        expected = F.group_norm(x[row : row + 1, :, mask], num_groups)
+        assert_close(result[row : row + 1, :, mask], expected)
+        assert_zero(result[row], ~mask)
+
+
+def test_adds_eps_to_the_variance() -> None:
+    x = draw(2, 4, 3, 3)
+    assert_close(masked_group_norm(x, None, 2, eps=0.5), F.group_norm(x, 2, eps=0.5))
+
+
+@pytest.mark.parametrize("mean", [1e4, -1e4])
+def test_a_large_mean_costs_little_accuracy(mean: float) -> None:
+    x = mean + draw(2, 4, 16, 8)
+    mask = triangle(16, 8)
+    expected = masked_group_norm(x.double(), mask, 2)
+    # Float32 holds 10,000 to about 0.001; mean square minus squared mean would be off by more
+    # than the values themselves.
+    error = (masked_group_norm(x, mask, 2) - expected).abs().max()
+    assert float(error) < 2e-3
+    one_pass = (x - x.mean()) * (x.square().mean() - x.mean().square()).clamp(min=1e-5).rsqrt()
+    assert float((one_pass - expected).abs().max()) > 0.05
+
+
+def test_statistics_of_half_precision_are_computed_in_float32() -> None:
+    # 300 squared exceeds float16.
+    x = (300 * draw(1, 2, 8, 8)).half()
+    assert_close(masked_group_norm(x, None, 1), F.group_norm(x.float(), 1), torch.float16)
+
+
+def test_one_valid_cell_and_equal_values_give_zeros() -> None:
+    mask = torch.zeros(3, 2, dtype=torch.bool)
+    mask[0, 0] = True
+    for x in (draw(1, 2, 3, 2), torch.full((1, 2, 3, 2), 7.0)):
+        assert_same(masked_group_norm(x, mask, 2), torch.zeros(1, 2, 3, 2))
+
+
+def test_fill_invalid_removes_nan_in_value_and_gradient() -> None:
+    mask = triangle(3, 2)
+    x = draw(2, 4, 3, 2).masked_fill(~mask, torch.nan).requires_grad_()
+    filled = fill_invalid(x, mask)
+    assert_zero(filled, ~mask)
+    assert_same(filled[:, :, mask], x[:, :, mask])
+    (gradient,) = torch.autograd.grad(filled, x, torch.full_like(x, torch.nan).where(~mask, 1.0))
+    assert_same(gradient, mask.expand_as(x).float())
+    assert fill_invalid(x, None) is x
+
+
+@pytest.mark.parametrize("x", [None, 3, [[1.0]]])
+def test_check_map_features_names_what_is_no_tensor(x: object) -> None:
+    with refuses(ShapeError, f"expected map features of shape (B, 4, N_k, A), got {type(x).__name__}"):
+        check_map_features("Layer", x, None, 4)  # type: ignore[arg-type]

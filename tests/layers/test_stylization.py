@@ -1,0 +1,206 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.assertions import assert_close, assert_same, assert_zero, refuses
+from helpers.contracts import MaskArgumentContract, ModuleContract, draw, randomize_, triangle
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.layers import StylizationBlock, TimestepEmbedder
+
+
+class StylizationContract(MaskArgumentContract):
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {
+            "x": 1 + 2 * draw(batch, 6, 5, 3, dtype=dtype),
+            "time_embedding": draw(batch, 4, seed=1, dtype=dtype),
+            "mask": triangle(5, 3),
+        }
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 6, 5, 3)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        who = "StylizationBlock: expected"
+        return [
+            (
+                {"x": draw(2, 4, 5, 3)},
+                ShapeError,
+                f"{who} map features of shape (B, 6, N_k, A), got (2, 4, 5, 3).",
+            ),
+            (
+                {"time_embedding": draw(3, 4)},
+                ShapeError,
+                f"{who} time_embedding of shape (B, 4) with B = 2, got (3, 4).",
+            ),
+            ({"time_embedding": draw(2, 5)}, ShapeError, f"{who} time_embedding of shape (B, 4)"),
+            ({"time_embedding": draw(4)}, ShapeError, f"{who} time_embedding of shape (B, 4)"),
+            ({"mask": triangle(5, 2)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
+            ({"mask": triangle(5, 3).float()}, ShapeError, f"{who} a mask of dtype bool"),
+        ]
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"x": triangle(5, 3)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(5, 3)]
+
+    def test_equals_equation_6(self) -> None:
+        block, inputs = self.ready(), self.inputs(3)
+        assert_close(block(**inputs), equation_6(block, **inputs))
+
+    def test_starts_as_zero_and_knows_no_time(self) -> None:
+        block, inputs = self.make(), self.inputs(3)
+        assert_zero(block(**inputs), torch.tensor(True))
+        # With its last layer the identity, what is inside shows: lambda_w is 1 and lambda_b is 0.
+        nn.init.dirac_(block.mlp.weight)
+        inside = block(**inputs)
+        normalized = normalize(block, inputs["x"].double(), inputs["mask"])
+        assert_close(inside, silu(normalized) * inputs["mask"], torch.float32)
+        inputs["time_embedding"] = 100 * draw(3, 4, seed=2)
+        assert_same(block(**inputs), inside)
+
+    def test_time_matters_after_training(self) -> None:
+        block, inputs = self.ready(), self.inputs(3)
+        before = block(**inputs).detach()
+        inputs["time_embedding"] = inputs["time_embedding"].clone()
+        inputs["time_embedding"][1] += 1
+        after = block(**inputs).detach()
+        assert_same(after[[0, 2]], before[[0, 2]])
+        assert float((after[1] - before[1]).abs().max()) > 0.01
+
+
+class TestGroup(StylizationContract):
+    def make(self) -> nn.Module:
+        return StylizationBlock(6, 4, num_groups=3)
+
+    def expected_repr(self) -> str:
+        return "norm=group, num_groups=3\n"
+
+
+class TestLayer(StylizationContract):
+    def make(self) -> nn.Module:
+        return StylizationBlock(6, 4, norm="layer")
+
+    def expected_repr(self) -> str:
+        return "norm=layer, num_groups=8\n"
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+def normalize(block: StylizationBlock, x: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean and unit variance: of a group over the valid cells, or of each cell."""
+    if block.norm == "layer":
+        axes, weight = 2, torch.ones_like(x)[:, None]
+        x = x[:, None]
+    else:
+        axes, weight = (2, 3, 4), mask.double().expand_as(x)
+        weight, x = (
+            one.reshape(len(x), block.num_groups, -1, *mask.shape[-2:]) for one in (weight, x)
+        )
+    total = weight.sum(axes, keepdim=True)
+    mean = (weight * x).sum(axes, keepdim=True) / total
+    variance = (weight * (x - mean) ** 2).sum(axes, keepdim=True) / total
+    return ((x - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+
+
+def equation_6(block: StylizationBlock, x: Tensor, time_embedding: Tensor, mask: Tensor) -> Tensor:
+    """MLP(act(Norm(x) * lambda_w + lambda_b)), in float64."""
+    weight, bias = block.project.weight.double(), block.project.bias.double()
+    styles = silu(time_embedding.double()) @ weight.T + bias
+    lambda_w = 1 + styles[:, : block.channels, None, None]
+    lambda_b = styles[:, block.channels :, None, None]
+    hidden = silu(normalize(block, x.double(), mask) * lambda_w + lambda_b)
+    weight, bias = block.mlp.weight.double()[:, :, 0, 0], block.mlp.bias.double()
+    result = torch.einsum("oc,bcna->bona", weight, hidden) + bias[:, None, None]
+    return (result * mask).to(x.dtype)
+
+
+def test_dropout_works_in_training_only() -> None:
+    block = randomize_(StylizationBlock(8, 4, dropout=0.5))
+    x, time_embedding = draw(2, 8, 5, 3), draw(2, 4)
+    without = randomize_(StylizationBlock(8, 4))
+    assert_same(block.eval()(x, time_embedding), without(x, time_embedding))
+    assert bool((block.train()(x, time_embedding) != without(x, time_embedding)).any())
+    everything = randomize_(StylizationBlock(8, 4, dropout=1.0)).train()
+    assert_same(
+        everything(x, time_embedding), everything.mlp.bias[:, None, None].expand_as(x).clone()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"channels": 0}, ArgumentError, "channels to be an integer >= 1, got 0."),
+        ({"time_channels": -1}, ArgumentError, "time_channels to be an integer >= 1, got -1."),
+        ({"num_groups": 0}, ArgumentError, "num_groups to be an integer >= 1, got 0."),
+        ({"num_groups": 4}, ConfigError, "channels divisible by num_groups = 4, got 6."),
+        ({"norm": "batch"}, ConfigError, "norm to be one of group, layer, got 'batch'."),
+        ({"dropout": 1.1}, ArgumentError, "dropout in [0, 1], got 1.1."),
+        ({"dropout": float("nan")}, ArgumentError, "dropout in [0, 1], got nan."),
+    ],
+)
+def test_refuses(arguments: dict[str, object], kind: type[Exception], text: str) -> None:
+    with refuses(kind, f"StylizationBlock: expected {text}"):
+        StylizationBlock(**{"channels": 6, "time_channels": 4, "num_groups": 3, **arguments})
+
+
+def test_layer_norm_needs_no_groups() -> None:
+    assert StylizationBlock(7, 4, norm="layer").norm == "layer"
+
+
+class TestTimestepEmbedder(ModuleContract):
+    def make(self) -> nn.Module:
+        return TimestepEmbedder(6, frequencies=8)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {"timesteps": torch.tensor([999, 0, 500])[:batch]}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 6)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        text = "TimestepEmbedder: expected timesteps of shape (B)"
+        return [
+            ({"timesteps": torch.tensor(3)}, ShapeError, text),
+            ({"timesteps": torch.tensor([[3]])}, ShapeError, text),
+            ({"timesteps": 3}, ShapeError, f"{text}, got int."),
+        ]
+
+    def expected_repr(self) -> str:
+        return "(linear_1): Linear(in_features=8, out_features=6"
+
+    @torch.no_grad()
+    def test_equals_sinusoids_and_two_linear_layers(self) -> None:
+        embedder = self.ready()
+        timesteps = torch.tensor([0, 1, 17, 999])
+        rates = torch.tensor([math.exp(-math.log(10_000) * index / 4) for index in range(4)])
+        angles = timesteps[:, None].double() * rates.double()
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1).float()
+        first, second = embedder.mlp.linear_1, embedder.mlp.linear_2
+        hidden = silu(sinusoids @ first.weight.T + first.bias)
+        error = (embedder(timesteps) - (hidden @ second.weight.T + second.bias)).abs().max()
+        assert float(error) < 1e-3  # float32 angles of up to 999 radians
+        assert float(embedder(timesteps).std(0).min()) > 0.05
+
+    @torch.no_grad()
+    def test_tells_all_timesteps_apart(self) -> None:
+        embeddings = randomize_(TimestepEmbedder(16))(torch.arange(1000))
+        distances = torch.cdist(embeddings, embeddings) + 10 * torch.eye(1000)
+        assert float(distances.min()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"time_channels": 0}, ArgumentError, "time_channels to be an integer >= 1, got 0."),
+        ({"frequencies": 2}, ArgumentError, "frequencies to be an integer >= 4, got 2."),
+        ({"frequencies": 7}, ConfigError, "even frequencies, got 7."),
+    ],
+)
+def test_embedder_refuses(arguments: dict[str, int], kind: type[Exception], text: str) -> None:
+    with refuses(kind, f"TimestepEmbedder: expected {text}"):
+        TimestepEmbedder(**{"time_channels": 6, **arguments})

@@ -1,0 +1,367 @@
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.assertions import (
+    assert_close,
+    assert_nonzero_exactly,
+    assert_same,
+    assert_zero,
+    refuses,
+)
+from helpers.contracts import (
+    Inputs,
+    MaskedContract,
+    ModuleContract,
+    draw,
+    evaluate,
+    randomize_,
+    tensors,
+    triangle,
+)
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.maps import MapGrid
+from tmapdiff.models import MapFeatureBuilder, MultimodalEncoder, TextEncoder
+
+WORDS = torch.tensor([[3, 1, 4, 0, 0], [5, 2, 6, 5, 3], [7, 0, 0, 0, 0]])
+NUM_WORDS = torch.tensor([3, 5, 1])
+
+
+class EagerContract(ModuleContract):
+    """For modules with an LSTM over packed sentences, whose lengths the compiler cannot follow."""
+
+    def test_compiled_equals_eager(self) -> None:
+        module, inputs = self.ready(), self.inputs(2)
+        torch._dynamo.reset()
+        compiled = torch.compile(module, backend="eager")  # in pieces
+        for one, other in zip(tensors(compiled(**inputs)), tensors(module(**inputs)), strict=True):
+            assert_close(one, other)
+
+
+class TestTextEncoder(EagerContract):
+    fast_gradcheck = True
+
+    def make(self) -> nn.Module:
+        return TextEncoder(8, word_channels=3, channels=4, num_layers=2)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
+        return {"words": WORDS[:batch], "num_words": NUM_WORDS[:batch]}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 4)]
+
+    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+        who = "TextEncoder: expected"
+        return [
+            (
+                {"num_words": torch.tensor([3, 0])},
+                ArgumentError,
+                f"{who} num_words in 1 to 5, got 0 in row 1.",
+            ),
+            (
+                {"num_words": torch.tensor([6, 2])},
+                ArgumentError,
+                f"{who} num_words in 1 to 5, got 6 in row 0.",
+            ),
+            ({"num_words": torch.tensor([-1, 2])}, ArgumentError, "got -1 in row 0."),
+            (
+                {"num_words": torch.tensor([3])},
+                ShapeError,
+                f"{who} num_words of shape (B) with B = 2, got (1,).",
+            ),
+            ({"words": WORDS[0]}, ShapeError, f"{who} words of shape (B, L), got (5,)."),
+        ]
+
+    def expected_repr(self) -> str:
+        return "(lstm): LSTM(3, 2, num_layers=2, batch_first=True, bidirectional=True)"
+
+    def test_padding_does_not_matter(self) -> None:
+        encoder = self.ready()
+        expected = evaluate(encoder, self.inputs(3))
+        outside = torch.arange(5) >= NUM_WORDS[:, None]
+        for padded in (
+            WORDS.masked_fill(outside, 7),  # other padding
+            torch.cat([WORDS, torch.full((3, 4), 6)], dim=1),  # more padding
+        ):
+            evaluation = evaluate(encoder, {"words": padded, "num_words": NUM_WORDS})
+            assert_same(evaluation.outputs[0], expected.outputs[0])
+            for name, gradient in expected.parameters.items():
+                assert_close(evaluation.parameters[name], gradient, what=name)
+        less = encoder(WORDS[[0, 2], :3], NUM_WORDS[[0, 2]])
+        assert_close(less, expected.outputs[0][[0, 2]])
+
+    def test_equals_the_mean_of_the_states_of_each_sentence(self) -> None:
+        encoder = self.ready()
+        result = encoder(WORDS, NUM_WORDS)
+        for row, length in enumerate(NUM_WORDS.tolist()):
+            states, _ = encoder.lstm(encoder.embedding(WORDS[row : row + 1, :length]))
+            assert_close(result[row], encoder.linear(states[0].mean(0)))
+
+    def test_words_and_their_order_matter(self) -> None:
+        encoder = self.ready()
+        sentences = torch.tensor([[3, 1, 4], [4, 1, 3], [3, 1, 5]])
+        vectors = encoder(sentences, torch.full((3,), 3)).detach()
+        for one, two in itertools.combinations(range(3), 2):
+            assert float((vectors[one] - vectors[two]).abs().max()) > 1e-3
+
+    def test_frozen_words_get_no_gradient(self) -> None:
+        encoder = randomize_(TextEncoder(8, 3, 4, train_words=False))
+        assert not encoder.embedding.weight.requires_grad
+        assert "embedding.weight" not in evaluate(encoder, self.inputs(3)).parameters
+        assert self.make().embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"vocabulary_size": 1}, ArgumentError, "vocabulary_size to be an integer >= 2, got 1."),
+        ({"word_channels": 0}, ArgumentError, "word_channels to be an integer >= 1, got 0."),
+        ({"channels": 1}, ArgumentError, "channels to be an integer >= 2, got 1."),
+        ({"channels": 5}, ConfigError, "even channels, got 5."),
+        ({"num_layers": 0}, ArgumentError, "num_layers to be an integer >= 1, got 0."),
+    ],
+)
+def test_text_encoder_refuses(
+    arguments: dict[str, int], kind: type[Exception], text: str
+) -> None:
+    with refuses(kind, f"TextEncoder: expected {text}"):
+        TextEncoder(**{"vocabulary_size": 8, "word_channels": 3, "channels": 4, **arguments})
+
+
+class TestMapFeatureBuilder(MaskedContract):
+    fast_gradcheck = True
+
+    def make(self) -> nn.Module:
+        return MapFeatureBuilder(MapGrid(12, 3, 2), channels=3)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
+        return {"clips": draw(batch, 3, 12, dtype=dtype)}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 3, 12, 3), (batch, 3, 6, 3)]
+
+    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+        text = "MapFeatureBuilder: expected clips of shape (B, 3, 12), got"
+        return [
+            ({"clips": draw(2, 3, 11)}, ShapeError, f"{text} (2, 3, 11)."),
+            ({"clips": draw(2, 4, 12)}, ShapeError, f"{text} (2, 4, 12)."),
+            ({"clips": draw(3, 12)}, ShapeError, f"{text} (3, 12)."),
+        ]
+
+    def expected_repr(self) -> str:
+        return "Conv1d(3, 3, kernel_size=(2,), stride=(2,))"
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(12, 3), triangle(6, 3)]
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "num_anchors", "num_scales"),
+    [
+        # Even and odd durations; one, and several a scale; up to all clips of the coarsest scale.
+        (8, 4, 2),
+        (8, 2, 3),
+        (12, 3, 3),
+        (20, 3, 3),
+        (20, 5, 3),
+        (16, 4, 3),
+        (16, 4, 2),
+        (24, 6, 2),
+        (8, 1, 4),
+        (8, 1, 1),
+        (6, 6, 1),
+        (7, 3, 1),
+        (1, 1, 1),
+    ],
+)
+def test_a_cell_sees_exactly_its_clips(num_clips: int, num_anchors: int, num_scales: int) -> None:
+    grid = MapGrid(num_clips, num_anchors, num_scales)
+    builder = randomize_(MapFeatureBuilder(grid, channels=2)).double().eval()
+    clips = draw(1, 2, num_clips, dtype=torch.float64).requires_grad_()
+    maps = builder(clips)
+    assert len(maps) == num_scales
+    for scale, features in enumerate(maps):
+        rows = num_clips // 2**scale
+        assert features.shape == (1, 2, rows, num_anchors)
+        sums = features.sum((0, 1)).flatten()
+        (gradients,) = torch.autograd.grad(
+            sums, clips, torch.eye(len(sums), dtype=torch.float64), is_grads_batched=True,
+            retain_graph=True,
+        )
+        seen = (gradients != 0).any(2).reshape(rows, num_anchors, num_clips)
+        expected = torch.zeros_like(seen)
+        for i, j in itertools.product(range(rows), range(num_anchors)):
+            if i + j + 1 <= rows:
+                expected[i, j, i * 2**scale : (i + j + 1) * 2**scale] = True
+        assert_nonzero_exactly(seen.double(), expected, f"scale {scale}")
+        assert_zero(features, ~triangle(rows, num_anchors) | torch.zeros(rows, 1, dtype=bool)) if (
+            num_anchors > 1
+        ) else None
+
+
+def test_scales_share_what_they_both_hold() -> None:
+    grid = MapGrid(16, 4, 3)
+    maps = randomize_(MapFeatureBuilder(grid, 2)).eval()(draw(2, 2, 16))
+    for scale in (1, 2):
+        # Duration j + 1 of this scale is duration 2 (j + 1) of the one before.
+        assert_same(maps[scale][..., :2], maps[scale - 1][:, :, ::2, 1::2][:, :, :, :2])
+
+
+@pytest.mark.parametrize("channels", [0, -2, 1.5])
+def test_feature_builder_refuses(channels: object) -> None:
+    text = f"MapFeatureBuilder: expected channels to be an integer >= 1, got {channels!r}."
+    with refuses(ArgumentError, text):
+        MapFeatureBuilder(MapGrid(8, 2, 2), channels)  # type: ignore[arg-type]
+
+
+FIELDS = {
+    "num_clips": 8,
+    "num_anchors": 3,
+    "num_scales": 2,
+    "vocabulary_size": 8,
+    "clip_channels": 3,
+    "word_channels": 3,
+    "channels": 4,
+    "num_text_layers": 1,
+}
+
+
+class TestMultimodalEncoder(MaskedContract, EagerContract):
+    fast_gradcheck = True
+
+    def make(self) -> nn.Module:
+        return MultimodalEncoder(**FIELDS)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
+        return {
+            "features": draw(batch, 8, 3, dtype=dtype),
+            "words": WORDS[:batch],
+            "num_words": NUM_WORDS[:batch],
+        }
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 4, 8, 3), (batch, 4, 4, 3)]
+
+    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+        text = "MultimodalEncoder: expected features of shape (B, 8, 3), got"
+        return [
+            ({"features": draw(2, 7, 3)}, ShapeError, f"{text} (2, 7, 3)."),
+            ({"features": draw(2, 8, 4)}, ShapeError, f"{text} (2, 8, 4)."),
+            (
+                {"features": draw(3, 8, 3)},
+                ShapeError,
+                "MultimodalEncoder.fuse: expected video_maps[0] of shape (B, 4, 8, 3) "
+                "with B = 2, got (3, 4, 8, 3).",
+            ),
+            ({"num_words": torch.tensor([0, 1])}, ArgumentError, "got 0 in row 0."),
+        ]
+
+    def expected_repr(self) -> str:
+        return "(text_encoder): TextEncoder("
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(8, 3), triangle(4, 3)]
+
+    def test_valid_cells_have_unit_norm(self) -> None:
+        for one, cells in zip(
+            self.ready()(**self.inputs(3)), self.valid_outputs(), strict=True
+        ):
+            assert_close(one.norm(dim=1), cells.expand(3, -1, -1).float())
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_keeps_invalid_cells_zero(self, dtype: torch.dtype) -> None:
+        for one, cells in zip(
+            self.ready(dtype)(**self.inputs(3, dtype)), self.valid_outputs(), strict=True
+        ):
+            assert_zero(one, ~cells)
+            assert bool(one.isfinite().all())
+
+    def test_is_the_fusion_of_video_and_sentence(self) -> None:
+        encoder, inputs = self.ready(), self.inputs(3)
+        video = encoder.encode_video(inputs["features"])
+        sentence = encoder.text_encoder(inputs["words"], inputs["num_words"])
+        for one, two, maps, cells in zip(
+            encoder(**inputs),
+            encoder.fuse(video, sentence),
+            video,
+            self.valid_outputs(),
+            strict=True,
+        ):
+            assert_same(one, two)
+            text = encoder.fuse_text(sentence)[:, :, None, None]
+            product = maps * text
+            norm = product.square().sum(1, keepdim=True).sqrt()
+            assert_close(one, product / norm * cells)
+
+    def test_videos_and_queries_matter(self) -> None:
+        encoder, inputs = self.ready(), self.inputs(3)
+        maps = encoder(**inputs)
+        other_video = encoder(**{**inputs, "features": draw(3, 8, 3, seed=5)})
+        other_words = encoder(**{**inputs, "words": WORDS + 1})
+        for one, video, words in zip(maps, other_video, other_words, strict=True):
+            assert float((one - video).detach().abs().max()) > 0.01
+            assert float((one - words).detach().abs().max()) > 0.01
+
+    def test_loads_word_vectors(self) -> None:
+        encoder = self.ready()
+        vectors = draw(8, 3, seed=9, dtype=torch.float64)
+        encoder.load_word_vectors(vectors)
+        weight = encoder.text_encoder.embedding.weight
+        assert_same(weight[1:].detach(), vectors[1:].float())
+        assert_zero(weight[0], torch.tensor(True))
+        assert weight.requires_grad
+        assert weight.grad_fn is None
+        for wrong in (draw(7, 3), draw(8, 4), draw(8)):
+            text = f"MultimodalEncoder: expected word vectors of shape (8, 3), got {tuple(wrong.shape)}."
+            with refuses(ShapeError, text):
+                encoder.load_word_vectors(wrong)
+
+    def test_fuse_refuses(self) -> None:
+        encoder = self.ready()
+        video = encoder.encode_video(draw(2, 8, 3))
+        who = "MultimodalEncoder.fuse: expected"
+        for maps, sentence, text in (
+            (video, draw(2, 5), f"{who} sentence of shape (B, 4), got (2, 5)."),
+            (video[:1], draw(2, 4), f"{who} video_maps to be a list of 2, got 1."),
+            (video[::-1], draw(2, 4), f"{who} video_maps[0] of shape (B, 4, 8, 3)"),
+            (video, draw(3, 4), f"{who} video_maps[0] of shape (B, 4, 8, 3) with B = 3"),
+        ):
+            with refuses(ShapeError, text):
+                encoder.fuse(maps, sentence)
+
+
+def test_dropout_drops_clip_features_in_training_only() -> None:
+    with_dropout = randomize_(MultimodalEncoder(**FIELDS, dropout=1.0))
+    without = randomize_(MultimodalEncoder(**FIELDS))
+    clips = draw(2, 8, 3)
+    for one, two in zip(
+        with_dropout.eval().encode_video(clips), without.eval().encode_video(clips), strict=True
+    ):
+        assert_same(one, two)
+    for one, two in zip(
+        with_dropout.train().encode_video(clips), without.train().encode_video(clips), strict=True
+    ):
+        assert bool((one != two).any())
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"clip_channels": 0}, ArgumentError, "clip_channels to be an integer >= 1, got 0."),
+        ({"num_clips": 9}, ConfigError, "num_clips divisible by 2**(num_scales - 1) = 2, got 9."),
+        ({"num_anchors": 5}, ConfigError, "num_anchors <= 4"),
+        ({"dropout": -0.1}, ArgumentError, "dropout in [0, 1], got -0.1."),
+        ({"channels": 5}, ConfigError, "even channels, got 5."),
+    ],
+)
+def test_encoder_refuses(fields: dict[str, object], kind: type[Exception], text: str) -> None:
+    with refuses(kind, text):
+        MultimodalEncoder(**{**FIELDS, **fields})

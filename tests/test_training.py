@@ -1,0 +1,255 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
+from tmapdiff.data import SyntheticActivities
+from tmapdiff.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    FileError,
+    MissingDependencyError,
+)
+from tmapdiff.models import MomentLocalizer
+from tmapdiff.training import TrainingConfig
+
+CONFIG = TrainingConfig(epochs=3, batch_size=8, seed=1, heat_map_every=10)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> MomentDataset:
+    data = SyntheticActivities(num_videos=6)
+    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes, feature_dim=16)
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.annotations)
+    return MomentDataset(data.annotations, store, vocabulary, num_clips=8)
+
+
+@pytest.fixture(autouse=True)
+def _separate_runs() -> None:
+    # accelerate allows one precision a process; each test is a run of its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def make_model(dataset: MomentDataset) -> MomentLocalizer:
+    torch.manual_seed(0)
+    tiny = PRESETS["tiny"]
+    preset = replace(
+        tiny,
+        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
+        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1, "dropout": 0.1},
+        decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3], "dropout": 0.1},
+    )
+    return preset.build(vocabulary_size=len(dataset.vocabulary), clip_channels=16)
+
+
+def make_trainer(
+    dataset: MomentDataset, folder: Path, config: TrainingConfig = CONFIG, **kwargs: object
+) -> Trainer:
+    return Trainer(
+        make_model(dataset), dataset, config, folder, device="cpu", show_progress=False, **kwargs
+    )
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    states = {"raw": trainer.raw_model.state_dict(), "ema": trainer.ema_model.state_dict()}
+    return {f"{which}.{k}": v.clone() for which, state in states.items() for k, v in state.items()}
+
+
+def assert_equal_weights(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(trainer: Trainer, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = trainer.save_checkpoint
+
+    def save_then_stop() -> None:
+        save()
+        if trainer.progress.epoch == epochs:
+            raise Interrupted
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save_then_stop)
+    with pytest.raises(Interrupted):
+        trainer.train()
+
+
+def test_training_learns_and_moves_both_sets_of_weights(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, replace(CONFIG, epochs=12, learning_rate=3e-3))
+    before = weights(trainer)
+    losses = []
+    step = trainer._step
+    trainer._step = lambda batch: losses.append(step(batch)) or losses[-1]
+    trainer.train()
+    per_epoch = torch.stack(losses).view(12, -1).mean(1)
+    assert per_epoch[-3:].mean() < 0.8 * per_epoch[0]
+    after = weights(trainer)
+    for name in ("raw.decoder.scales.0.head.weight", "ema.decoder.scales.0.head.weight"):
+        assert not torch.equal(before[name], after[name])
+    assert not torch.equal(
+        after["raw.decoder.scales.0.head.weight"], after["ema.decoder.scales.0.head.weight"]
+    )
+
+
+def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path):
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = make_trainer(dataset, tmp_path / name, replace(CONFIG, epochs=1, seed=seed))
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_equal_weights(runs[0], runs[1])
+    head = "raw.decoder.scales.0.head.weight"
+    assert not torch.equal(runs[0][head], runs[2][head])
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+def test_resumed_run_equals_uninterrupted_run(dataset, tmp_path, monkeypatch, interrupted_after):
+    whole = make_trainer(dataset, tmp_path / "whole")
+    whole.train()
+
+    first = make_trainer(dataset, tmp_path / "parts")
+    interrupt_after(first, interrupted_after, monkeypatch)
+    torch.manual_seed(12345)  # another process, with another random state
+    second = make_trainer(dataset, tmp_path / "parts").resume()
+    assert second.progress.epoch == interrupted_after
+    second.train()
+    assert_equal_weights(weights(whole), weights(second))
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_resume_without_checkpoint_starts_from_the_beginning(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path).resume()
+    assert trainer.progress.epoch == 0
+
+
+def test_resume_refuses_a_run_of_another_configuration(dataset, tmp_path, monkeypatch):
+    interrupt_after(make_trainer(dataset, tmp_path), 1, monkeypatch)
+    other = make_trainer(dataset, tmp_path, replace(CONFIG, learning_rate=0.5))
+    with pytest.raises(
+        CheckpointError, match=r"expected a checkpoint of the same run, with learning_rate = 0\.5"
+    ):
+        other.resume()
+
+
+def test_resume_refuses_a_damaged_checkpoint(dataset, tmp_path, monkeypatch):
+    trainer = make_trainer(dataset, tmp_path)
+    interrupt_after(trainer, 1, monkeypatch)
+    for file in trainer.checkpoints[-1].rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*epoch-0001: [^\n]+$"):
+        make_trainer(dataset, tmp_path).resume()
+
+
+def test_only_the_newest_checkpoint_stays(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path)
+    trainer.train()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0003"]
+    assert json.loads((tmp_path / "training.json").read_text())["epochs"] == 3
+
+
+def test_checkpoint_that_cannot_be_written_is_one_line(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path)
+    (tmp_path / "checkpoints").write_text("a file where a folder must go")
+    with pytest.raises(FileError, match=r"^cannot write .*epoch-0001: [^\n]+$"):
+        trainer.train()
+
+
+def test_output_folder_that_cannot_be_made_is_refused_before_training(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"^cannot write .*: Not a directory\.$"):
+        make_trainer(dataset, tmp_path / "file" / "run")
+
+
+def test_loss_that_is_not_finite_names_the_queries(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path)
+    with torch.no_grad():
+        trainer.raw_model.decoder.scales[0].head.bias.fill_(torch.nan)
+    with pytest.raises(ArgumentError, match=r"expected a finite loss, got nan at step 0, queries "):
+        trainer.train()
+
+
+def test_bf16_trains(dataset, tmp_path):
+    config = replace(CONFIG, epochs=1, mixed_precision="bf16")
+    trainer = make_trainer(dataset, tmp_path, config)
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    assert all(value.isfinite().all() for value in after.values())
+    assert after["raw.decoder.scales.0.head.weight"].dtype == torch.float32
+    name = "raw.encoder.fuse_text.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+def test_validation_writes_scalars_and_a_heat_map(dataset, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(CONFIG, epochs=2, heat_map_every=2)
+    trainer = make_trainer(dataset, tmp_path, config, validation=dataset, validate_every=1)
+    trainer.train()
+    (events,) = (tmp_path / "tensorboard").rglob("events.*")
+    log = EventAccumulator(str(events))
+    log.Reload()
+    assert {"loss", "learning_rate", "Rank1@0.5", "mIoU"} <= set(log.Tags()["scalars"])
+    assert len(log.Scalars("loss")) == 2
+    assert len(log.Images("validation query")) == 1
+
+
+def test_learning_rate_warms_up_and_falls(dataset, tmp_path):
+    config = replace(CONFIG, epochs=4, warmup=0.25)
+    trainer = make_trainer(dataset, tmp_path, config)
+    rates = []
+    step = trainer._step
+
+    def record(batch):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return step(batch)
+
+    trainer._step = record
+    trainer.train()
+    peak = max(range(len(rates)), key=rates.__getitem__)
+    assert rates[peak] == pytest.approx(config.learning_rate)
+    assert peak == math.ceil(config.warmup * len(rates))
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.1 * config.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("epochs", 0, "expected epochs to be an integer >= 1, got 0"),
+        ("batch_size", 1.5, r"expected batch_size to be an integer >= 1, got 1\.5"),
+        ("learning_rate", 0, r"expected learning_rate in \(0, inf\), got 0"),
+        ("weight_decay", -1, r"expected weight_decay in \[0, inf\), got -1"),
+        ("warmup", 2, r"expected warmup in \[0, 1\], got 2"),
+        ("gradient_clip", float("nan"), r"expected gradient_clip in \(0, inf\), got nan"),
+        ("ema_decay", 1.1, r"expected ema_decay in \[0, 1\], got 1\.1"),
+        ("seed", -1, "expected seed to be an integer >= 0, got -1"),
+    ],
+)
+def test_config_refuses_numbers_out_of_range(field, value, text):
+    with pytest.raises(ArgumentError, match=text):
+        TrainingConfig(**{field: value})
+
+
+def test_config_refuses_unknown_precision():
+    with pytest.raises(ConfigError, match="expected mixed_precision to be one of no, fp16, bf16"):
+        TrainingConfig(mixed_precision="fp8")
+
+
+def test_missing_accelerate_names_the_extra(dataset, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tmapdiff\[train\]'"):
+        make_trainer(dataset, tmp_path)
