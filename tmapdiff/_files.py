@@ -40,11 +40,20 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
                 file.replace(place)
         else:
             new.replace(target)
-    except OSError as error:
-        if isinstance(error, FileError):
+    except Exception as error:
+        if isinstance(error, FileError) or not _is_write_error(error):
             raise
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
         raise FileError(f"cannot write {target}: {reason}.") from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_write_error(error: Exception) -> bool:
+    # safetensors and torch.save word a full disk in errors of their own.
+    return (
+        isinstance(error, OSError)
+        or type(error).__name__ == "SafetensorError"
+        or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error))
+    )

@@ -242,11 +242,7 @@ class Trainer:
         older = self.checkpoints
         place = self.output_dir / "checkpoints" / f"epoch-{self.progress.epoch:04d}"
         with written_beside(place) as new:
-            try:
-                self.accelerator.save_state(str(new))
-            except RuntimeError as error:
-                # How torch's writer words a full disk.
-                raise OSError(str(error).splitlines()[0]) from error
+            self.accelerator.save_state(str(new))
         for path in older:
             if path != place:
                 shutil.rmtree(path, ignore_errors=True)

@@ -178,11 +178,10 @@ def test_features_of_another_width_are_refused(example, charades, finished_run, 
     features.mkdir()
     for vid in ("AAAAA", "BBBBB", "CCCCC", "DDDDD"):
         np.save(features / f"{vid}.npy", np.ones((60, 12), dtype=np.float32))
+    model, out = str(finished_run / "model"), str(tmp_path / "out")
+    data = ["--root", str(charades), "--features", str(features), "--output", out]
     with pytest.raises(ConfigError, match="expected features of 256 channels, as in training, got"):
-        example.main(
-            ["--root", str(charades), "--features", str(features), "--device", "cpu"]
-            + ["--eval-only", str(finished_run / "model"), "--output", str(tmp_path / "out")]
-        )
+        example.main([*data, "--device", "cpu", "--eval-only", model])
 
 
 def test_features_with_nan_name_the_video(example, charades, tmp_path):

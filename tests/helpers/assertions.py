@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.tolerances import TOLERANCES
 from torch import Tensor
 
-from helpers.tolerances import TOLERANCES
 from tmapdiff.errors import TmapdiffError
 
 
@@ -79,10 +79,13 @@ def assert_nonzero_exactly(tensor: Tensor, where: Tensor, what: str = "result") 
 
 
 @contextmanager
-def refuses(kind: type[Exception], text: str) -> Iterator[None]:
-    """Fail unless the block raises a `TmapdiffError` of a kind, in one line that holds `text`."""
+def refuses(kind: type[Exception], text: str, *more: str) -> Iterator[None]:
+    """Fail unless the block raises a `TmapdiffError` of a kind, in one line with all texts."""
     with pytest.raises(kind, match=re.escape(text)) as caught:
         yield
+    for other in more:
+        if other not in str(caught.value):
+            pytest.fail(f"{caught.value} does not say {other}")
     if not isinstance(caught.value, TmapdiffError):
         pytest.fail(f"{type(caught.value).__name__} is not a TmapdiffError")
     if "\n" in str(caught.value):

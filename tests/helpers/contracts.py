@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
+from torch import Tensor, nn
 
 Inputs = dict[str, Any]  # a tensor or a list of tensors by the name of the argument
 

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from helpers.assertions import (
     assert_close,
     assert_nonzero_exactly,
@@ -13,13 +11,14 @@ from helpers.assertions import (
 )
 from helpers.contracts import (
     MaskArgumentContract,
-    ModuleContract,
     draw,
     evaluate,
     randomize_,
     triangle,
 )
 from helpers.tolerances import TOLERANCES
+from torch import Tensor, nn
+
 from tmapdiff.errors import ArgumentError, ShapeError
 
 Failed = pytest.fail.Exception
@@ -124,6 +123,12 @@ class TestRefuses:
     def test_fails_on_another_text(self) -> None:
         with pytest.raises(AssertionError), refuses(ArgumentError, "got 3"):
             raise ArgumentError("got 4")
+
+    def test_fails_when_one_of_several_texts_is_missing(self) -> None:
+        with refuses(ArgumentError, "got", "3"):
+            raise ArgumentError("got 3")
+        with pytest.raises(Failed, match="does not say 4"), refuses(ArgumentError, "got", "4"):
+            raise ArgumentError("got 3")
 
     def test_fails_on_errors_that_are_not_ours(self) -> None:
         with pytest.raises(Failed, match="not a TmapdiffError"), refuses(ValueError, "got"):
@@ -282,7 +287,7 @@ class Imprecise(Good):
 
 class BreaksGraph(Good):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().forward(x, mask) * float(x.shape[0] and x.sum() < 1e9 or 1)
+        return super().forward(x, mask) * float((x.shape[0] and x.sum() < 1e9) or 1)
 
 
 class IgnoresSecondMask(Good):
@@ -295,36 +300,60 @@ class AcceptsAnything(Good):
         return super().forward(x if x.dim() == 4 else x.unsqueeze(1).expand(-1, 2, -1, -1), mask)
 
 
+class WideInAutocast(Good):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = super().forward(x, mask)
+        return y * 1.05 if torch.is_autocast_enabled("cpu") else y
+
+
+class HasNoRepr(Good):
+    def __repr__(self) -> str:
+        return "layer"
+
+
+class IgnoresMaskOfBatch(Good):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask if mask is not None and mask.dim() == 2 else None)
+
+
+class NeedsMask(Good):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, triangle(4, 3) if mask is None else mask)
+
+
 Contract = MaskArgumentContract
 
+FINDS = [
+    (ForgetsMask, Contract.test_invalid_cells_are_zero_in_outputs_and_gradients, ()),
+    (ForgetsMask, Contract.test_samples_without_valid_cells_give_zeros, ()),
+    (MultipliesByMask, Contract.test_invalid_inputs_do_not_matter, (torch.nan,)),
+    (MultipliesByMask, Contract.test_gradients_of_invalid_outputs_do_not_matter, ()),
+    (LeaksThroughMean, Contract.test_invalid_inputs_do_not_matter, (1e30,)),
+    (MixesSamples, Contract.test_samples_do_not_influence_each_other, ()),
+    (HasDeadWeight, Contract.test_all_parameters_get_gradient, ()),
+    (IsRandom, Contract.test_evaluation_is_deterministic, ()),
+    (WritesIntoInput, Contract.test_inputs_are_not_modified, ()),
+    (HasWrongGradient, Contract.test_gradients_are_those_of_finite_differences, ()),
+    (ForgetsWeight, Contract.test_state_dict_round_trip, ()),
+    (AlwaysFloat32, Contract.test_shape_and_dtype, (3, torch.float64)),
+    (AlwaysFloat32, Contract.test_half_precision_is_close, (torch.bfloat16,)),
+    (Imprecise, Contract.test_half_precision_is_close, (torch.float16,)),
+    (ReadsMemory, Contract.test_memory_layout_does_not_matter, ("strided",)),
+    (ReadsMemory, Contract.test_memory_layout_does_not_matter, ("transposed",)),
+    (ReadsMemory, Contract.test_memory_layout_does_not_matter, ("channels_last",)),
+    (BuildsOnCpu, Contract.test_builds_on_meta, ()),
+    (CannotPickle, Contract.test_deepcopy_and_pickle, ()),
+    (BreaksGraph, Contract.test_compiled_equals_eager, ()),
+    (IgnoresSecondMask, Contract.test_every_sample_has_its_own_mask, ()),
+    (AcceptsAnything, Contract.test_refuses_wrong_inputs, ()),
+    (WideInAutocast, Contract.test_autocast_is_close, ()),
+    (HasNoRepr, Contract.test_repr, ()),
+    (IgnoresMaskOfBatch, Contract.test_mask_of_a_batch_equals_one_mask, ()),
+    (NeedsMask, Contract.test_no_mask_means_all_valid, ()),
+]
 
-@pytest.mark.parametrize(
-    ("kind", "test", "arguments"),
-    [
-        (ForgetsMask, Contract.test_invalid_cells_are_zero_in_outputs_and_gradients, ()),
-        (ForgetsMask, Contract.test_samples_without_valid_cells_give_zeros, ()),
-        (MultipliesByMask, Contract.test_invalid_inputs_do_not_matter, (torch.nan,)),
-        (MultipliesByMask, Contract.test_gradients_of_invalid_outputs_do_not_matter, ()),
-        (LeaksThroughMean, Contract.test_invalid_inputs_do_not_matter, (1e30,)),
-        (MixesSamples, Contract.test_samples_do_not_influence_each_other, ()),
-        (HasDeadWeight, Contract.test_all_parameters_get_gradient, ()),
-        (IsRandom, Contract.test_evaluation_is_deterministic, ()),
-        (WritesIntoInput, Contract.test_inputs_are_not_modified, ()),
-        (HasWrongGradient, Contract.test_gradients_are_those_of_finite_differences, ()),
-        (ForgetsWeight, Contract.test_state_dict_round_trip, ()),
-        (AlwaysFloat32, Contract.test_shape_and_dtype, (3, torch.float64)),
-        (AlwaysFloat32, Contract.test_half_precision_is_close, (torch.bfloat16,)),
-        (Imprecise, Contract.test_half_precision_is_close, (torch.float16,)),
-        (ReadsMemory, Contract.test_memory_layout_does_not_matter, ("strided",)),
-        (ReadsMemory, Contract.test_memory_layout_does_not_matter, ("transposed",)),
-        (ReadsMemory, Contract.test_memory_layout_does_not_matter, ("channels_last",)),
-        (BuildsOnCpu, Contract.test_builds_on_meta, ()),
-        (CannotPickle, Contract.test_deepcopy_and_pickle, ()),
-        (BreaksGraph, Contract.test_compiled_equals_eager, ()),
-        (IgnoresSecondMask, Contract.test_every_sample_has_its_own_mask, ()),
-        (AcceptsAnything, Contract.test_refuses_wrong_inputs, ()),
-    ],
-)
+
+@pytest.mark.parametrize(("kind", "test", "arguments"), FINDS)
 def test_contract_finds(kind: type[nn.Module], test: object, arguments: tuple[object, ...]) -> None:
     contract = GoodContract()
     test(contract, *arguments)  # type: ignore[operator]
@@ -334,7 +363,11 @@ def test_contract_finds(kind: type[nn.Module], test: object, arguments: tuple[ob
     assert not isinstance(caught.value, KeyboardInterrupt)
 
 
-def test_contract_has_no_test_that_is_not_shown_to_fail() -> None:
-    assert issubclass(MaskArgumentContract, ModuleContract)
+def test_every_test_of_the_contract_is_shown_to_fail() -> None:
+    shown = {test.__name__ for _, test, _ in FINDS}
+    assert shown == {name for name in dir(MaskArgumentContract) if name.startswith("test_")}
+
+
+def test_evaluation_names_what_it_holds() -> None:
     evaluation = evaluate(Good(), GoodContract().inputs(2))
     assert evaluation.all().keys() == {"output 0", "gradient of x", "gradient of weight"}

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import Tensor, nn
-
 from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import MaskArgumentContract, draw, randomize_, triangle
+from torch import Tensor, nn
+
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.layers import ConcatConditioning
 

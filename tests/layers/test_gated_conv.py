@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import MaskArgumentContract, draw, randomize_, triangle
+from torch import Tensor, nn
+
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers import GatedConv2d, GatedConv2dStack
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import MaskArgumentContract, draw, triangle
+from torch import Tensor, nn
+
 from tmapdiff.errors import ShapeError
 from tmapdiff.layers import masked_group_norm
 from tmapdiff.layers.norm import check_map_features, fill_invalid
@@ -122,5 +122,7 @@ def test_fill_invalid_removes_nan_in_value_and_gradient() -> None:
 
 @pytest.mark.parametrize("x", [None, 3, [[1.0]]])
 def test_check_map_features_names_what_is_no_tensor(x: object) -> None:
-    with refuses(ShapeError, f"expected map features of shape (B, 4, N_k, A), got {type(x).__name__}"):
+    with refuses(
+        ShapeError, f"expected map features of shape (B, 4, N_k, A), got {type(x).__name__}"
+    ):
         check_map_features("Layer", x, None, 4)  # type: ignore[arg-type]

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import MaskArgumentContract, ModuleContract, draw, randomize_, triangle
+from torch import Tensor, nn
+
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers import StylizationBlock, TimestepEmbedder
 

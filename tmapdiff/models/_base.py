@@ -33,13 +33,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         if folder.is_file():
             raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
         with written_beside(folder) as new:
-            try:
-                super().save_pretrained(new, **kwargs)
-            except Exception as error:
-                # safetensors has errors of its own for a full disk.
-                if isinstance(error, OSError | TmapdiffError):
-                    raise
-                raise OSError(str(error).splitlines()[0]) from error
+            super().save_pretrained(new, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -60,6 +54,8 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         return_info = kwargs.pop("output_loading_info", False)
         # Without accelerate, diffusers would say on every load that it loads in the plain way.
         kwargs.setdefault("low_cpu_mem_usage", False)
+        # Reported below, by name: torch names them in the second line of its error.
+        kwargs["ignore_mismatched_sizes"] = True
         try:
             config = cls.load_config(
                 pretrained_model_name_or_path,
@@ -82,9 +78,16 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             ("mismatched_keys", "has weights of another shape"),
         ):
             if info.get(key):
-                names = ", ".join(str(name) for name in sorted(info[key], key=str)[:3])
+                names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
         return (model, info) if return_info else model  # type: ignore[return-value]
+
+
+def _describe(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    name, saved, expected = key
+    return f"{name} {tuple(saved)} instead of {tuple(expected)}"
 
 
 _PLACE_ARGUMENTS = {

@@ -1,0 +1,208 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from helpers.assertions import assert_same, refuses
+from helpers.contracts import randomize_
+from safetensors import SafetensorError
+
+from tmapdiff.errors import CheckpointError, ConfigError, FileError, TmapdiffError
+from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
+
+FIELDS = {
+    "num_clips": 4,
+    "num_anchors": 2,
+    "num_scales": 2,
+    "feature_channels": 2,
+    "channels": 4,
+    "time_channels": 4,
+    "kernel_sizes": (3, 1),
+    "num_groups": 2,
+}
+FILES = {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+@pytest.fixture
+def model() -> MapDiffusionDecoder:
+    return randomize_(MapDiffusionDecoder(**FIELDS))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def public(model: ConfigMixin) -> dict[str, object]:
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("kind", [MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder])
+def test_models_are_those_of_diffusers(kind: type) -> None:
+    assert issubclass(kind, ModelMixin)
+    assert issubclass(kind, ConfigMixin)
+    assert kind.config_name == "config.json"
+
+
+def test_imports_warn_of_nothing() -> None:
+    code = "import tmapdiff.layers, tmapdiff.models, sys; sys.stdout.write('done')"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done", "")
+
+
+class TestConfig:
+    def test_keeps_every_field_as_json_would(self, model: MapDiffusionDecoder) -> None:
+        config = public(model)
+        assert config == {
+            **FIELDS,
+            "kernel_sizes": [3, 1],
+            "gate": "shared",
+            "stylization": "both",
+            "norm": "group",
+            "dropout": 0.0,
+        }
+        assert type(config["kernel_sizes"]) is list
+
+    def test_makes_a_model_of_the_same_fields(self, model: MapDiffusionDecoder) -> None:
+        twin = MapDiffusionDecoder.from_config(model.config)
+        assert public(twin) == public(model)
+        assert {n: p.shape for n, p in twin.named_parameters()} == {
+            n: p.shape for n, p in model.named_parameters()
+        }
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [("kernel_size", "Did you mean kernel_sizes?"), ("zzz", "Fields: num_clips, num_anchors")],
+    )
+    def test_refuses_unknown_fields(self, name: str, hint: str) -> None:
+        text = (
+            f"MapDiffusionDecoder: expected only known configuration fields, got {name!r}. {hint}"
+        )
+        with refuses(ConfigError, text):
+            MapDiffusionDecoder.from_config({**FIELDS, name: 3})
+        with refuses(ConfigError, text):
+            MapDiffusionDecoder.from_config(FIELDS, **{name: 3})
+
+
+class TestSave:
+    @pytest.mark.parametrize("as_text", [False, True])
+    def test_round_trip(self, model: MapDiffusionDecoder, tmp_path: Path, as_text: bool) -> None:
+        folder = tmp_path / "some" / "where"
+        model.train().save_pretrained(str(folder) if as_text else folder)
+        assert names(folder) == FILES
+        assert names(folder.parent) == {"where"}
+
+        loaded = MapDiffusionDecoder.from_pretrained(str(folder) if as_text else folder)
+        assert not loaded.training
+        assert public(loaded) == public(model)
+        assert list(loaded.state_dict()) == list(model.state_dict())
+        for name, value in model.state_dict().items():
+            assert_same(loaded.state_dict()[name], value, name)
+        assert all(one.requires_grad for one in loaded.parameters())
+
+        loaded.save_pretrained(tmp_path / "again")
+        again = MapDiffusionDecoder.from_pretrained(tmp_path / "again")
+        assert public(again) == public(model)
+
+    def test_a_folder_keeps_its_other_files(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        (tmp_path / "config.json").write_text("old")
+        model.save_pretrained(tmp_path)
+        assert names(tmp_path) == FILES | {"notes.txt"}
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert public(MapDiffusionDecoder.from_pretrained(tmp_path)) == public(model)
+
+    def test_refuses_a_file(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.write_text("mine")
+        with refuses(FileError, f"MapDiffusionDecoder: expected a folder to save in, got {file}."):
+            model.save_pretrained(file)
+        with refuses(FileError, f"cannot write {file / 'below'}: "):
+            model.save_pretrained(file / "below")
+        assert file.read_text() == "mine"
+        assert names(tmp_path) == {"file"}
+
+    @pytest.mark.parametrize(
+        "error", [OSError(28, "No space left on device"), SafetensorError("two\nlines")]
+    )
+    def test_a_failure_leaves_nothing(
+        self,
+        model: MapDiffusionDecoder,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+    ) -> None:
+        def fail(self: ModelMixin, folder: Path, **_: object) -> None:
+            folder.mkdir()
+            (folder / "config.json").write_text("half")
+            raise error
+
+        monkeypatch.setattr(ModelMixin, "save_pretrained", fail)
+        old = tmp_path / "old"
+        old.mkdir()
+        (old / "config.json").write_text("whole")
+        reason = "No space left on device." if isinstance(error, OSError) else "two."
+        for folder in (tmp_path / "new", old):
+            with refuses(FileError, f"cannot write {folder}: {reason}"):
+                model.save_pretrained(folder)
+        assert names(tmp_path) == {"old"}
+        assert (old / "config.json").read_text() == "whole"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_refuses_a_folder_without_rights(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        tmp_path.chmod(0o500)
+        with refuses(FileError, "Permission denied."):
+            model.save_pretrained(tmp_path / "new")
+
+
+class TestLoad:
+    def test_gives_loading_info_on_demand(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        loaded, info = MapDiffusionDecoder.from_pretrained(tmp_path, output_loading_info=True)
+        assert isinstance(loaded, MapDiffusionDecoder)
+        assert not info["missing_keys"]
+
+    def test_reads_in_another_dtype(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        loaded = MapDiffusionDecoder.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+        for name, value in model.state_dict().items():
+            assert_same(loaded.state_dict()[name], value.bfloat16(), name)
+
+    def test_reads_a_subfolder(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path / "decoder")
+        loaded = MapDiffusionDecoder.from_pretrained(tmp_path, subfolder="decoder")
+        assert public(loaded) == public(model)
+
+    def test_a_field_of_the_call_wins(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        loaded = MapDiffusionDecoder.from_pretrained(tmp_path, dropout=0.5)
+        assert loaded.config["dropout"] == 0.5
+        with refuses(ConfigError, "got 'droput'. Did you mean dropout?"):
+            MapDiffusionDecoder.from_pretrained(tmp_path, droput=0.5)
+
+    def test_refuses_a_model_of_another_class(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        model.save_pretrained(tmp_path)
+        text = f"MultimodalEncoder: cannot load {tmp_path}: it is a MapDiffusionDecoder."
+        with refuses(CheckpointError, text):
+            MultimodalEncoder.from_pretrained(tmp_path)
+
+    def test_refuses_a_folder_that_does_not_exist(self, tmp_path: Path) -> None:
+        place = tmp_path / "nowhere"
+        with refuses(CheckpointError, f"MapDiffusionDecoder: cannot load {place}: "):
+            MapDiffusionDecoder.from_pretrained(place)
+
+    def test_errors_are_also_value_errors(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="cannot load") as caught:
+            MapDiffusionDecoder.from_pretrained(tmp_path)
+        assert isinstance(caught.value, TmapdiffError)
+        assert caught.value.__cause__ is not None

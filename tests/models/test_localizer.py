@@ -1,0 +1,721 @@
+import copy
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_same, refuses
+from helpers.contracts import draw, randomize_
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
+from tmapdiff.losses import OBJECTIVES
+from tmapdiff.maps import IoUMapBuilder, temporal_iou
+from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
+from tmapdiff.schedulers import MapScheduler
+
+GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
+ENCODER = {
+    **GRID,
+    "vocabulary_size": 12,
+    "clip_channels": 6,
+    "word_channels": 4,
+    "channels": 8,
+    "num_text_layers": 1,
+}
+DECODER = {
+    **GRID,
+    "feature_channels": 8,
+    "channels": 8,
+    "time_channels": 8,
+    "kernel_sizes": [3, 3],
+    "num_groups": 4,
+}
+CELLS = 8 * 4 + 4 * 4
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def make(**fields: Any) -> MomentLocalizer:
+    return MomentLocalizer(**{"encoder_config": ENCODER, "decoder_config": DECODER, **fields})
+
+
+def ready(**fields: Any) -> MomentLocalizer:
+    return randomize_(make(**fields)).eval()
+
+
+def queries(batch: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "features": draw(batch, 8, 6, seed=seed),
+        "words": torch.randint(1, 12, (batch, 5), generator=generator),
+        "num_words": torch.randint(1, 6, (batch,), generator=generator),
+        "clip_seconds": 1 + torch.rand(batch, generator=generator),
+    }
+
+
+def annotated(batch: int, seed: int = 0) -> dict[str, Tensor]:
+    inputs = queries(batch, seed)
+    clips = torch.tensor([[0, 1], [2, 6], [4, 8], [1, 4], [5, 7], [0, 4], [3, 4], [2, 4]])
+    return {**inputs, "moments": clips[:batch] * inputs["clip_seconds"][:, None]}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def public(model: MomentLocalizer) -> dict[str, object]:
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
+
+
+class TestConstruction:
+    def test_defaults(self) -> None:
+        model = make()
+        assert model.config["objective"] == "mse-full"
+        assert model.config["nms_threshold"] == 0.49
+        assert len(model.scheduler.timesteps) == model.config["num_inference_steps"] == 5
+        assert public(model)["encoder_config"] == ENCODER
+        assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "decoder"}
+
+    def test_fields_reach_the_parts(self) -> None:
+        model = make(
+            scheduler_config={"signal_scale": 0.3}, objective="bce-full", num_inference_steps=3
+        )
+        assert model.scheduler.config["signal_scale"] == 0.3
+        assert model.objective.name == "bce-full"
+        assert len(model.scheduler.timesteps) == 3
+        assert model.encoder.config["vocabulary_size"] == 12
+        assert model.decoder.config["kernel_sizes"] == [3, 3]
+
+    @pytest.mark.parametrize(
+        ("fields", "kind", "text"),
+        [
+            (
+                {"encoder_config": {**ENCODER, "num_anchors": 3}},
+                ConfigError,
+                "MomentLocalizer: expected encoder and decoder of one grid, got MapGrid(",
+            ),
+            (
+                {"decoder_config": {**DECODER, "feature_channels": 4}},
+                ConfigError,
+                "expected the decoder's feature_channels to be the encoder's channels, 8, got 4.",
+            ),
+            (
+                {"encoder_config": {**ENCODER, "chanels": 8}},
+                ConfigError,
+                "MultimodalEncoder: expected only known configuration fields, got 'chanels'. "
+                "Did you mean channels?",
+            ),
+            (
+                {"decoder_config": {**DECODER, "kernel_size": 3}},
+                ConfigError,
+                "MapDiffusionDecoder: expected only known configuration fields, "
+                "got 'kernel_size'. Did you mean kernel_sizes?",
+            ),
+            (
+                {"scheduler_config": {"signal": 3}},
+                ConfigError,
+                "MapScheduler: expected only known configuration fields, got 'signal'.",
+            ),
+            (
+                {"objective": "mse"},
+                ConfigError,
+                "MomentLocalizer: expected objective to be one of mse-full, mse-rescaled, "
+                "bce-full, bce-rescaled, got 'mse'.",
+            ),
+            ({"nms_threshold": 1.5}, ArgumentError, "expected nms_threshold in [0, 1], got 1.5."),
+            ({"num_inference_steps": 0}, ArgumentError, "num_inference_steps to be an integer"),
+            ({"num_inference_steps": 1001}, ArgumentError, "num_inference_steps in [1, 1000]"),
+        ],
+    )
+    def test_refuses(self, fields: dict[str, Any], kind: type[Exception], text: str) -> None:
+        with refuses(kind, text):
+            make(**fields)
+
+    def test_refuses_unknown_fields(self) -> None:
+        text = "got 'objektive'. Did you mean objective?"
+        with refuses(ConfigError, text):
+            MomentLocalizer.from_config({**public(make()), "objektive": "mse-full"})
+
+    def test_deepcopy_pickle_and_repr(self) -> None:
+        model = ready()
+        expected = model.localize(**queries(2), generator=seeded(0)).dense
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert_same(twin.localize(**queries(2), generator=seeded(0)).dense, expected)
+        assert "(encoder): MultimodalEncoder(" in repr(model)
+
+    def test_builds_on_meta(self) -> None:
+        with torch.device("meta"):
+            empty = make()
+        assert list(empty.state_dict()) == list(make().state_dict())
+        assert all(one.is_meta for one in empty.state_dict().values())
+
+
+class TestFromParts:
+    def test_keeps_weights_and_fields(self) -> None:
+        encoder = randomize_(MultimodalEncoder(**ENCODER), seed=1)
+        decoder = randomize_(MapDiffusionDecoder(**DECODER), seed=2)
+        scheduler = MapScheduler(signal_scale=0.2)
+        model = MomentLocalizer.from_parts(
+            encoder, decoder, scheduler, objective="bce-full", num_inference_steps=2
+        )
+        assert model.encoder is encoder
+        assert model.decoder is decoder
+        assert model.scheduler is scheduler
+        assert len(scheduler.timesteps) == 2
+        assert model.config["objective"] == "bce-full"
+        assert model.config["scheduler_config"]["signal_scale"] == 0.2
+        twin = MomentLocalizer.from_config(model.config)
+        assert public(twin) == public(model)
+        assert list(twin.state_dict()) == list(model.state_dict())
+
+    def test_survives_saving(self, tmp_path: Path) -> None:
+        encoder = randomize_(MultimodalEncoder(**ENCODER))
+        decoder = randomize_(MapDiffusionDecoder(**DECODER))
+        model = MomentLocalizer.from_parts(encoder, decoder, MapScheduler(signal_scale=0.2)).eval()
+        model.save_pretrained(tmp_path)
+        loaded = MomentLocalizer.from_pretrained(tmp_path)
+        assert public(loaded) == public(model)
+        assert_same(
+            loaded.localize(**queries(2), generator=seeded(0)).dense,
+            model.localize(**queries(2), generator=seeded(0)).dense,
+        )
+
+    def test_refuses_parts_that_do_not_fit(self) -> None:
+        encoder = MultimodalEncoder(**ENCODER)
+        with refuses(ConfigError, "expected encoder and decoder of one grid"):
+            MomentLocalizer.from_parts(encoder, MapDiffusionDecoder(**{**DECODER, "num_scales": 1}))
+        with refuses(ConfigError, "feature_channels to be the encoder's channels, 8, got 4."):
+            MomentLocalizer.from_parts(
+                encoder, MapDiffusionDecoder(**{**DECODER, "feature_channels": 4})
+            )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    ready().save_pretrained(folder)
+    return folder
+
+
+def edit_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        change(weights)
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return edit
+
+
+def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def truncate(name: str, share: float) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(share * len(content))])
+
+    return edit
+
+
+HEAD = "decoder.scales.0.head.weight"
+DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "missing weight": (
+        edit_weights(lambda weights: weights.pop(HEAD)),
+        CheckpointError,
+        f": it has no weights: {HEAD} (1 in all).",
+    ),
+    "missing statistic": (
+        edit_weights(lambda weights: weights.pop("encoder.map_features.scales.0.0.1.running_var")),
+        CheckpointError,
+        ": it has no weights: encoder.map_features.scales.0.0.1.running_var (1 in all).",
+    ),
+    "extra weights": (
+        edit_weights(
+            lambda weights: weights.update({f"extra.{i}": torch.ones(1) for i in range(5)})
+        ),
+        CheckpointError,
+        ": it has unknown weights: extra.0, extra.1, extra.2 (5 in all).",
+    ),
+    "weight of another shape": (
+        edit_weights(lambda weights: weights.update({HEAD: torch.ones(1, 8, 3, 3)})),
+        CheckpointError,
+        f": it has weights of another shape: {HEAD} (1, 8, 3, 3) instead of (1, 8, 1, 1) "
+        "(1 in all).",
+    ),
+    "weights cut in half": (truncate(WEIGHTS, 0.5), CheckpointError, WEIGHTS),
+    "weights cut to a few bytes": (truncate(WEIGHTS, 0.001), CheckpointError, WEIGHTS),
+    "weights empty": (truncate(WEIGHTS, 0), CheckpointError, WEIGHTS),
+    "weights gone": (lambda folder: (folder / WEIGHTS).unlink(), CheckpointError, "no file named"),
+    "config cut in half": (truncate("config.json", 0.5), CheckpointError, "config.json"),
+    "config empty": (truncate("config.json", 0), CheckpointError, "config.json"),
+    "config a list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        CheckpointError,
+        "list",
+    ),
+    "config gone": (lambda folder: (folder / "config.json").unlink(), CheckpointError, "config"),
+    "folder gone": (shutil.rmtree, CheckpointError, "model"),
+    "folder a file": (
+        lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
+        CheckpointError,
+        "model",
+    ),
+    "unknown field": (
+        edit_config(lambda config: config.update(nms=0.4)),
+        ConfigError,
+        "MomentLocalizer: expected only known configuration fields, got 'nms'.",
+    ),
+    "unknown nested field": (
+        edit_config(lambda config: config["decoder_config"].update(gates="shared")),
+        ConfigError,
+        "MapDiffusionDecoder: expected only known configuration fields, got 'gates'. "
+        "Did you mean gate?",
+    ),
+    "missing nested field": (
+        edit_config(lambda config: config["encoder_config"].pop("vocabulary_size")),
+        CheckpointError,
+        "vocabulary_size",
+    ),
+    "impossible nested value": (
+        edit_config(lambda config: config["decoder_config"].update(gate="x")),
+        ConfigError,
+        "gate to be one of shared, channel, got 'x'.",
+    ),
+    "parts of two grids": (
+        edit_config(lambda config: config["encoder_config"].update(num_anchors=3)),
+        ConfigError,
+        "expected encoder and decoder of one grid",
+    ),
+    "another class": (
+        edit_config(lambda config: config.update(_class_name="UNet2DModel")),
+        CheckpointError,
+        ": it is a UNet2DModel.",
+    ),
+    "config of a larger model": (
+        edit_config(
+            lambda config: (
+                config["encoder_config"].update(channels=16),
+                config["decoder_config"].update(feature_channels=16),
+            )
+        ),
+        CheckpointError,
+        ": it has weights of another shape: ",
+    ),
+}
+
+
+class TestCheckpoints:
+    def test_round_trip_is_exact(self, saved: Path) -> None:
+        model, loaded = ready(), MomentLocalizer.from_pretrained(saved)
+        assert public(loaded) == public(model)
+        assert not loaded.training
+        inputs = queries(3)
+        for steps in (1, 4):
+            expected, result = (
+                one.localize(**inputs, num_inference_steps=steps, generator=seeded(1))
+                for one in (model, loaded)
+            )
+            assert_same(result.dense, expected.dense)
+            assert_same(result.ranked.moments, expected.ranked.moments)
+            assert_same(result.ranked.scores, expected.ranked.scores)
+        assert_same(
+            loaded.loss(**annotated(3), generator=seeded(2)).detach(),
+            model.loss(**annotated(3), generator=seeded(2)).detach(),
+        )
+
+    def test_round_trip_keeps_all_fields(self, tmp_path: Path) -> None:
+        model = make(
+            encoder_config={**ENCODER, "train_words": False},
+            scheduler_config={"signal_scale": 0.3, "timestep_spacing": "leading"},
+            objective="bce-rescaled",
+            nms_threshold=0.3,
+            num_inference_steps=7,
+        )
+        model.save_pretrained(tmp_path)
+        loaded = MomentLocalizer.from_pretrained(tmp_path)
+        assert public(loaded) == public(model)
+        assert_same(loaded.scheduler.timesteps, model.scheduler.timesteps)
+        assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
+            n: p.requires_grad for n, p in model.named_parameters()
+        }
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_refuses_damaged_checkpoints(self, saved: Path, tmp_path: Path, damage: str) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(saved, folder)
+        MomentLocalizer.from_pretrained(folder)
+        edit, kind, text = DAMAGES[damage]
+        edit(folder)
+        texts = [text, f"MomentLocalizer: cannot load {folder}: "][: 1 + (kind is CheckpointError)]
+        with refuses(kind, *texts):
+            MomentLocalizer.from_pretrained(folder)
+
+
+class TestLoss:
+    def test_is_one_finite_number_with_gradients_for_all(self) -> None:
+        model = ready().train()
+        loss = model.loss(**annotated(3), generator=seeded(0))
+        assert loss.shape == ()
+        assert bool(loss.isfinite())
+        loss.backward()
+        gradients = {name: one.grad for name, one in model.named_parameters()}
+        assert [n for n, g in gradients.items() if g is None or not bool((g != 0).any())] == []
+
+    def test_forward_is_the_loss(self) -> None:
+        model = ready()
+        assert_same(
+            model(**annotated(2), generator=seeded(0)).detach(),
+            model.loss(**annotated(2), generator=seeded(0)).detach(),
+        )
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_generator_decides(self, objective: str) -> None:
+        model = ready(objective=objective)
+        with torch.no_grad():
+            first, again, other = (
+                model.loss(**annotated(3), generator=seeded(seed)) for seed in (1, 1, 2)
+            )
+        assert_same(first, again)
+        assert float(first) != float(other)
+
+    def test_equals_its_parts(self) -> None:
+        model, inputs = ready(), annotated(3)
+        target = IoUMapBuilder(model.grid).packed(inputs["moments"], inputs["clip_seconds"])
+        generator = seeded(5)
+        noise = torch.randn(3, CELLS, generator=generator)
+        timesteps = torch.randint(1000, (3,), generator=generator)
+        alpha = model.scheduler.alphas_cumprod[timesteps][:, None].float()
+        noisy = alpha.sqrt() * (2 * target - 1) * 0.1 + (1 - alpha).sqrt() * noise
+        scaled = noisy / (alpha * 0.01 + 1 - alpha).sqrt()
+        features = model.encoder(inputs["features"], inputs["words"], inputs["num_words"])
+        scores = model.decoder(scaled, timesteps, features)
+        mask = model.grid.packed_mask()
+        expected = (scores - target)[:, mask].square().mean()
+        assert_close(model.loss(**inputs, generator=seeded(5)), expected)
+
+    def test_several_moments(self) -> None:
+        model, inputs = ready(), annotated(3)
+        moments = torch.stack([inputs["moments"], torch.full((3, 2), torch.nan)], dim=1)
+        counted = {**inputs, "moments": moments, "num_moments": torch.ones(3, dtype=torch.int64)}
+        with torch.no_grad():
+            assert_same(
+                model.loss(**counted, generator=seeded(1)),
+                model.loss(**inputs, generator=seeded(1)),
+            )
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_is_finite_under_autocast(self, objective: str) -> None:
+        model = ready(objective=objective).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(**annotated(4), generator=seeded(0))
+        assert loss.dtype == torch.float32
+        loss.backward()
+        for name, one in model.named_parameters():
+            assert bool(one.grad.isfinite().all()), name
+        with torch.no_grad():
+            exact = model.loss(**annotated(4), generator=seeded(0))
+        assert_close(loss.detach(), exact, torch.bfloat16)
+
+    def test_of_nothing_is_zero(self) -> None:
+        assert float(ready().loss(**annotated(0)).detach()) == 0
+
+    def test_refuses(self) -> None:
+        model, inputs = ready(), annotated(2)
+        for changes, kind, text in (
+            ({"moments": draw(2, 3)}, ShapeError, "expected moments of shape (B, M, 2)"),
+            (
+                {"moments": torch.tensor([[0.0, 1.0], [3.0, 2.0]])},
+                ArgumentError,
+                "got start 3, end 2 in row 1 of moments.",
+            ),
+            ({"clip_seconds": torch.ones(3)}, ShapeError, "expected clip_seconds of shape (B)"),
+            ({"num_words": torch.tensor([1, 0])}, ArgumentError, "got 0 in row 1."),
+            ({"features": draw(2, 7, 6)}, ShapeError, "expected features of shape (B, 8, 6)"),
+        ):
+            with refuses(kind, text):
+                model.loss(**{**inputs, **changes})
+
+
+class Oracle(nn.Module):
+    """A decoder that knows the answer."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+        self.timesteps: list[int] = []
+
+    def forward(self, noisy: Tensor, timestep: Tensor, features: list[Tensor]) -> Tensor:
+        assert noisy.shape == self.scores.shape
+        assert timestep.shape == (len(noisy),)
+        assert len(set(timestep.tolist())) == 1
+        self.timesteps.append(int(timestep[0]))
+        return self.scores
+
+
+class TestSampleMaps:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    @pytest.mark.parametrize(("steps", "eta"), [(1, 0.0), (3, 0.0), (7, 1.0)])
+    def test_an_oracle_gives_the_truth(self, objective: str, steps: int, eta: float) -> None:
+        model, inputs = ready(objective=objective), annotated(4)
+        iou = IoUMapBuilder(model.grid).packed(inputs["moments"], inputs["clip_seconds"])
+        target = model.objective.target(iou)
+        scores = target.logit(eps=1e-7) if objective.startswith("bce") else target
+        # What a decoder says about cells that do not exist is not read.
+        scores = scores.masked_fill(~model.grid.packed_mask(), torch.nan)
+        model.decoder = Oracle(scores)
+        features = [draw(4, 8, 8, 4), draw(4, 8, 4, 4)]
+        maps = model.sample_maps(features, num_inference_steps=steps, eta=eta, generator=seeded(0))
+        assert float((maps - target).abs().max()) < 1e-6
+        assert model.decoder.timesteps == model.scheduler.timesteps.tolist()
+
+    def test_a_wrong_oracle_gives_something_else(self) -> None:
+        model, inputs = ready(), annotated(4)
+        target = IoUMapBuilder(model.grid).packed(inputs["moments"], inputs["clip_seconds"])
+        model.decoder = Oracle(target.flip(0))
+        maps = model.sample_maps([draw(4, 8, 8, 4), draw(4, 8, 4, 4)], generator=seeded(0))
+        assert float((maps - target).abs().max()) > 0.5
+
+    @pytest.mark.parametrize("eta", [0.0, 1.0])
+    def test_a_generator_a_sample_makes_batching_irrelevant(self, eta: float) -> None:
+        model, inputs = ready(), queries(3)
+        del inputs["clip_seconds"]
+        with torch.no_grad():
+            features = model.encoder(**inputs)
+        options = {"num_inference_steps": 4, "eta": eta}
+        together = model.sample_maps(
+            features, generator=[seeded(seed) for seed in (5, 6, 7)], **options
+        )
+        for row, seed in enumerate((5, 6, 7)):
+            one = [maps[row : row + 1] for maps in features]
+            for generator in ([seeded(seed)], seeded(seed)):
+                alone = model.sample_maps(one, generator=generator, **options)
+                assert_close(together[row : row + 1], alone)
+        swapped = model.sample_maps(
+            [maps[[2, 0, 1]] for maps in features],
+            generator=[seeded(seed) for seed in (7, 5, 6)],
+            **options,
+        )
+        assert_close(swapped, together[[2, 0, 1]])
+        other = model.sample_maps(features, generator=[seeded(s) for s in (5, 6, 8)], **options)
+        assert float((other[2] - together[2]).abs().max()) > 1e-3
+
+    def test_noise_replaces_the_generator(self) -> None:
+        model = ready()
+        features = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]
+        noise = torch.randn(2, CELLS, generator=seeded(3))
+        before = noise.clone()
+        maps = model.sample_maps(features, noise=noise)
+        assert_same(noise, before)
+        assert_same(maps, model.sample_maps(features, generator=seeded(3)))
+        assert_same(maps, model.sample_maps(features, noise=noise, generator=seeded(4)))
+        for wrong in (noise[:1], noise[:, 1:], noise[0]):
+            text = f"sample_maps: expected noise of shape (2, {CELLS}), got {tuple(wrong.shape)}."
+            with refuses(ShapeError, text):
+                model.sample_maps(features, noise=wrong)
+
+    def test_calls_back_after_each_step(self) -> None:
+        model = ready()
+        features = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]
+        seen: list[tuple[int, int, Tensor]] = []
+        maps = model.sample_maps(
+            features, num_inference_steps=6, callback=lambda *step: seen.append(step)
+        )
+        indices, timesteps, clean = zip(*seen, strict=True)
+        assert indices == tuple(range(6))
+        assert timesteps[0] == 999
+        assert list(timesteps) == sorted(set(timesteps), reverse=True)
+        invalid = ~model.grid.packed_mask()
+        for one in clean:
+            assert one.shape == (2, CELLS)
+            assert 0 <= float(one.min()) <= float(one.max()) <= 1 + 1e-6
+            assert not bool(one[:, invalid].any())
+        assert_close(clean[-1], maps)
+
+    def test_does_not_train(self) -> None:
+        maps = ready().sample_maps([draw(1, 8, 8, 4), draw(1, 8, 4, 4)])
+        assert not maps.requires_grad
+
+    def test_takes_the_configured_steps(self) -> None:
+        model = ready(num_inference_steps=3)
+        features = [draw(1, 8, 8, 4), draw(1, 8, 4, 4)]
+        steps: list[int] = []
+        for number, expected in ((None, 3), (2, 2), (None, 3)):
+            steps.clear()
+            model.sample_maps(
+                features, num_inference_steps=number, callback=lambda i, t, x: steps.append(t)
+            )
+            assert len(steps) == expected
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"num_inference_steps": 0}, "num_inference_steps to be an integer >= 1, got 0."),
+            ({"num_inference_steps": 1001}, "num_inference_steps in [1, 1000], got 1001."),
+            ({"num_inference_steps": 2.5}, "num_inference_steps to be an integer >= 1, got 2.5."),
+            ({"eta": 1.5}, "expected eta in [0, 1], got 1.5."),
+            ({"eta": -0.5}, "expected eta in [0, 1], got -0.5."),
+        ],
+    )
+    def test_refuses(self, options: dict[str, Any], text: str) -> None:
+        with refuses(ArgumentError, text):
+            ready().sample_maps([draw(1, 8, 8, 4), draw(1, 8, 4, 4)], **options)
+
+
+class TestLocalize:
+    @pytest.mark.parametrize("batch", [0, 1, 3])
+    def test_moments_lie_inside_the_video_best_first(self, batch: int) -> None:
+        inputs = queries(batch)
+        found = ready().localize(**inputs, top_n=4, generator=seeded(0))
+        ranked = found.ranked
+        assert ranked.moments.shape == (batch, 4, 2)
+        assert ranked.scores.shape == ranked.valid.shape == (batch, 4)
+        assert bool(ranked.valid.all())
+        start, end = ranked.moments.unbind(-1)
+        assert bool((start >= 0).all())
+        assert bool((end > start).all())
+        assert bool((end <= 8 * inputs["clip_seconds"][:, None] + 1e-5).all())
+        assert bool((ranked.scores.diff() <= 0).all())
+        assert found.dense.shape == (batch, 8, 8)
+        assert found.mask.shape == (8, 8)
+        assert bool((found.dense[:, ~found.mask] == -torch.inf).all())
+        assert bool(found.dense[:, found.mask].isfinite().all())
+
+    def test_moments_do_not_overlap_too_much(self) -> None:
+        for threshold in (0.0, 0.3):
+            ranked = ready(nms_threshold=threshold).localize(**queries(4), top_n=3).ranked
+            for moments, valid in zip(ranked.moments, ranked.valid, strict=True):
+                kept = moments[valid].double()
+                assert len(kept) >= 1
+                overlap = temporal_iou(kept[:, None], kept[None])
+                assert float(overlap.fill_diagonal_(0).max()) <= threshold + 1e-6
+
+    def test_scores_are_those_of_the_map(self) -> None:
+        inputs = queries(2)
+        found = ready().localize(**inputs, generator=seeded(0))
+        clips = (found.ranked.moments / inputs["clip_seconds"][:, None, None]).round().long()
+        for row in range(2):
+            start, end = clips[row].unbind(-1)
+            assert_same(found.dense[row, start, end - start - 1], found.ranked.scores[row])
+            assert_same(found.ranked.scores[row, 0], found.dense[row].max())
+
+    def test_is_reproducible(self) -> None:
+        model, inputs = ready(), queries(2)
+        first, again, other = (
+            model.localize(**inputs, generator=seeded(seed)).dense for seed in (1, 1, 2)
+        )
+        assert_same(first, again)
+        assert bool((first != other).any())
+
+    def test_is_sampling_and_merging(self) -> None:
+        model, inputs = ready(), queries(2)
+        found = model.localize(**inputs, generator=seeded(0), num_inference_steps=2, eta=0.5)
+        with torch.no_grad():
+            features = model.encoder(inputs["features"], inputs["words"], inputs["num_words"])
+        maps = model.sample_maps(features, generator=seeded(0), num_inference_steps=2, eta=0.5)
+        dense, mask = model.sampler.merge(model.grid.unpack(maps))
+        assert_same(found.dense, dense)
+        assert_same(found.mask, mask)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_works_in_other_dtypes(self, dtype: torch.dtype) -> None:
+        inputs = queries(2)
+        model = ready().to(dtype)
+        cast = {**inputs, "features": inputs["features"].to(dtype)}
+        exact = {**inputs, "features": cast["features"].float()}
+        expected = (
+            copy.deepcopy(model)
+            .float()
+            .localize(**exact, num_inference_steps=1, generator=seeded(0))
+        )
+        found = model.localize(**cast, num_inference_steps=1, generator=seeded(0))
+        row = torch.float32 if dtype == torch.float64 else dtype
+        assert_close(found.dense[:, found.mask], expected.dense[:, found.mask], row)
+        loss = model.loss(**{**annotated(2), "features": cast["features"]}, generator=seeded(0))
+        assert bool(loss.isfinite())
+
+    def test_works_under_autocast(self) -> None:
+        inputs, model = queries(2), ready()
+        expected = model.localize(**inputs, num_inference_steps=2, generator=seeded(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.localize(**inputs, num_inference_steps=2, generator=seeded(0))
+        assert_close(found.dense[:, found.mask], expected.dense[:, found.mask], torch.bfloat16)
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "text"),
+        [
+            ({"top_n": 0}, ArgumentError, "top_n to be an integer >= 1, got 0."),
+            ({"num_inference_steps": 0}, ArgumentError, "num_inference_steps to be an integer"),
+            ({"eta": 2}, ArgumentError, "expected eta in [0, 1], got 2."),
+            ({"clip_seconds": torch.ones(3)}, ShapeError, "clip_seconds of shape (B) with B = 2"),
+            ({"features": torch.ones(2, 9, 6)}, ShapeError, "features of shape (B, 8, 6)"),
+        ],
+    )
+    def test_refuses(self, options: dict[str, Any], kind: type[Exception], text: str) -> None:
+        with refuses(kind, text):
+            ready().localize(**{**queries(2), **options})
+
+
+@pytest.fixture(scope="module")
+def overfitted() -> tuple[MomentLocalizer, list[float]]:
+    """A model that has seen 8 samples very often."""
+    torch.manual_seed(0)
+    wide = {**ENCODER, "channels": 16}
+    model = make(
+        encoder_config=wide,
+        decoder_config={**DECODER, "feature_channels": 16, "channels": 16, "time_channels": 16},
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    inputs, generator = annotated(8), seeded(0)
+    losses = []
+    for _ in range(150):
+        loss = model.loss(**inputs, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return model.eval(), losses
+
+
+class TestOverfitting:
+    def test_loss_falls(self, overfitted: tuple[MomentLocalizer, list[float]]) -> None:
+        _, losses = overfitted
+        assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
+
+    @pytest.mark.parametrize("steps", [1, 5])
+    def test_finds_the_moments(
+        self, overfitted: tuple[MomentLocalizer, list[float]], steps: int
+    ) -> None:
+        model, _ = overfitted
+        inputs = annotated(8)
+        moments = inputs.pop("moments")
+        for seed in range(3):
+            found = model.localize(**inputs, num_inference_steps=steps, generator=seeded(seed))
+            iou = temporal_iou(found.ranked.moments[:, 0], moments)
+            assert float(iou.min()) > 0.5, f"seed {seed}"
+
+    def test_the_query_decides(self, overfitted: tuple[MomentLocalizer, list[float]]) -> None:
+        model, _ = overfitted
+        inputs = annotated(8)
+        moments = inputs.pop("moments")
+        swapped = {
+            **inputs,
+            "features": inputs["features"].flip(0),
+            "words": inputs["words"].flip(0),
+        }
+        swapped["num_words"] = inputs["num_words"].flip(0)
+        swapped["clip_seconds"] = inputs["clip_seconds"].flip(0)
+        found = model.localize(**swapped, generator=seeded(0))
+        iou = temporal_iou(found.ranked.moments[:, 0], moments.flip(0))
+        assert float(iou.min()) > 0.5
+        assert float(temporal_iou(found.ranked.moments[:, 0], moments).mean()) < 0.5
