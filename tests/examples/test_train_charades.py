@@ -204,4 +204,3 @@ def test_command_line_prints_one_line_and_fails(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-

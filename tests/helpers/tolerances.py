@@ -21,7 +21,7 @@ class Tolerance:
 # Far below 5 %: a result that is scaled by 1.05 has to fail in every dtype (test_helpers.py).
 TOLERANCES = {
     torch.float64: Tolerance(typical=1e-12, worst=1e-11),
-    torch.float32: Tolerance(typical=2e-6, worst=1e-5),
-    torch.float16: Tolerance(typical=3e-3, worst=6e-3),
-    torch.bfloat16: Tolerance(typical=2e-2, worst=4e-2),
+    torch.float32: Tolerance(typical=1e-5, worst=3e-5),
+    torch.float16: Tolerance(typical=5e-3, worst=1e-2),
+    torch.bfloat16: Tolerance(typical=3e-2, worst=4e-2),
 }

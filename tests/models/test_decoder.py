@@ -39,7 +39,7 @@ class TestMapDecoder(MaskArgumentContract):
 
     def make(self) -> nn.Module:
         return MapDecoder(
-            feature_channels=2, channels=4, time_channels=3, kernel_sizes=[3], num_groups=2
+            feature_channels=2, channels=4, time_channels=3, kernel_sizes=[3, 5], num_groups=2
         )
 
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
@@ -79,8 +79,9 @@ class TestMapDecoder(MaskArgumentContract):
         mask, time = inputs["mask"], inputs["time_embedding"]
         x = one.condition(inputs["noisy"], inputs["features"], mask)
         x = x + one.fusion_style(x, time, mask)
-        x = one.convs[0](x, mask)
-        x = x + one.conv_styles[0](x, time, mask)
+        for conv, style in zip(one.convs, one.conv_styles, strict=True):
+            x = conv(x, mask)
+            x = x + style(x, time, mask)
         assert_close(one(**inputs), one.head(x)[:, 0] * mask)
 
 

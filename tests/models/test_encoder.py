@@ -300,6 +300,16 @@ class TestMultimodalEncoder(MaskedContract, EagerContract):
             norm = product.square().sum(1, keepdim=True).sqrt()
             assert_close(one, product / norm * cells)
 
+    def test_encodes_clips_before_it_builds_maps(self) -> None:
+        encoder, features = self.ready(), self.inputs(3)["features"]
+        linear = encoder.clip_encoder
+        clips = (features @ linear.weight.T + linear.bias).clamp(min=0).mT
+        maps = encoder.map_features(clips)
+        for one, built in zip(encoder.encode_video(features), maps, strict=True):
+            weight, bias = encoder.fuse_map.weight[:, :, 0, 0], encoder.fuse_map.bias
+            expected = torch.einsum("oc,bcna->bona", weight, built) + bias[:, None, None]
+            assert_close(one, expected)
+
     def test_videos_and_queries_matter(self) -> None:
         encoder, inputs = self.ready(), self.inputs(3)
         maps = encoder(**inputs)
