@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.data import Subset
 
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
 from tmapdiff.data import SyntheticActivities
@@ -38,6 +39,7 @@ def _separate_runs() -> None:
 
 def make_model(dataset: MomentDataset) -> MomentLocalizer:
     torch.manual_seed(0)
+    dataset = getattr(dataset, "dataset", dataset)
     tiny = PRESETS["tiny"]
     preset = replace(
         tiny,
@@ -204,6 +206,18 @@ def test_validation_writes_scalars_and_a_heat_map(dataset, tmp_path):
     assert len(log.Images("validation query")) == 1
 
 
+def test_last_batch_of_one_query_is_left_out(dataset, tmp_path):
+    one_left = replace(CONFIG, epochs=1, batch_size=len(dataset) - 1)
+    trainer = make_trainer(dataset, tmp_path, one_left)
+    assert len(trainer.loader) == 1
+    trainer.train()
+
+
+def test_data_set_of_one_query_is_refused(dataset, tmp_path):
+    with pytest.raises(ArgumentError, match="expected queries in the data set to be an integer >="):
+        make_trainer(Subset(dataset, [0]), tmp_path)
+
+
 def test_learning_rate_warms_up_and_falls(dataset, tmp_path):
     config = replace(CONFIG, epochs=4, warmup=0.25)
     trainer = make_trainer(dataset, tmp_path, config)
@@ -228,7 +242,7 @@ def test_learning_rate_warms_up_and_falls(dataset, tmp_path):
     ("field", "value", "text"),
     [
         ("epochs", 0, "expected epochs to be an integer >= 1, got 0"),
-        ("batch_size", 1.5, r"expected batch_size to be an integer >= 1, got 1\.5"),
+        ("batch_size", 1.5, r"expected batch_size to be an integer >= 2, got 1\.5"),
         ("learning_rate", 0, r"expected learning_rate in \(0, inf\), got 0"),
         ("weight_decay", -1, r"expected weight_decay in \[0, inf\), got -1"),
         ("warmup", 2, r"expected warmup in \[0, 1\], got 2"),

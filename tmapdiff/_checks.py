@@ -79,7 +79,7 @@ def check_shape(
                 break
         else:
             return known
-    bound = [f"{axis} = {sizes[axis]}" for axis in wanted if sizes and axis in sizes]
+    bound = [f"{axis} = {sizes[axis]}" for axis in dict.fromkeys(wanted) if sizes and axis in sizes]
     expected = f"{name} of shape ({', '.join(wanted)})"
     if bound:
         expected += f" with {', '.join(bound)}"
@@ -92,6 +92,13 @@ def check_length(who: str, name: str, items: Any, length: int, hint: str = "") -
     if not isinstance(items, Sequence) or isinstance(items, str) or len(items) != length:
         got = f"{len(items)}" if hasattr(items, "__len__") else type(items).__name__
         raise ShapeError(message(who, f"{name} to be a list of {length}", got, hint))
+
+
+def check_sizes(who: str, name: str, values: Any) -> list[int]:
+    """Return `values` as a list of integers >= 1, or raise when they are not at least one such."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise ConfigError(message(who, f"{name} to be a list of at least one size", repr(values)))
+    return [check_int(who, name, value, at_least=1) for value in values]
 
 
 def check_floating(who: str, name: str, tensor: Tensor) -> None:

@@ -18,9 +18,10 @@ class StrictConfigMixin:
         """Sort a configuration's fields as diffusers does, after checking that each exists.
 
         Raises:
-            ConfigError: If a field is unknown.
+            ConfigError: If a field is unknown, or one without default value is missing.
         """
-        fields = [name for name in inspect.signature(cls).parameters if name != "kwargs"]
+        parameters = inspect.signature(cls).parameters
+        fields = [name for name in parameters if name != "kwargs"]
         for name in [*config_dict, *kwargs]:
             if name in fields or name.startswith("_") or name in _NOT_FIELDS:
                 continue
@@ -29,6 +30,12 @@ class StrictConfigMixin:
             raise ConfigError(
                 f"{cls.__name__}: expected only known configuration fields, got {name!r}. {hint}"
             )
+        for name in fields:
+            required = parameters[name].default is inspect.Parameter.empty
+            if required and name not in config_dict and name not in kwargs:
+                raise ConfigError(
+                    f"{cls.__name__}: expected the configuration field {name}, got none."
+                )
         return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def register_to_config(self, **kwargs: Any) -> None:

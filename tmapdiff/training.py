@@ -30,7 +30,7 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training set.
-        batch_size: Queries a step, on each process.
+        batch_size: Queries a step, on each process; batch normalisation needs two at least.
         learning_rate: Highest learning rate, after warm-up.
         weight_decay: Of AdamW, on matrices and kernels.
         warmup: Share of the steps in which the learning rate rises; it then falls as a cosine.
@@ -61,7 +61,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         who = "TrainingConfig"
         check_int(who, "epochs", self.epochs, at_least=1)
-        check_int(who, "batch_size", self.batch_size, at_least=1)
+        check_int(who, "batch_size", self.batch_size, at_least=2)
         check_range(who, "learning_rate", self.learning_rate, 0, open_low=True)
         check_range(who, "weight_decay", self.weight_decay, 0)
         check_range(who, "warmup", self.warmup, 0, 1)
@@ -124,7 +124,7 @@ class Trainer:
 
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
-        ArgumentError: If the data set is empty.
+        ArgumentError: If the data set has fewer than two queries.
         FileError: If `output_dir` cannot be written.
 
     Example:
@@ -147,7 +147,7 @@ class Trainer:
     ) -> None:
         accelerate: Any = require("accelerate", extra="train", purpose="Trainer")
         utils: Any = require("accelerate.utils", extra="train", purpose="Trainer")
-        check_int("Trainer", "queries in the data set", len(dataset), at_least=1)  # type: ignore[arg-type]
+        queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
         from timm.optim import param_groups_weight_decay
         from timm.scheduler import CosineLRScheduler
         from timm.utils import ModelEmaV3
@@ -179,6 +179,8 @@ class Trainer:
             shuffle=True,
             collate_fn=collate_moments,
             num_workers=config.num_workers,
+            # Batch normalisation cannot train on one query.
+            drop_last=queries % config.batch_size == 1,
             persistent_workers=config.num_workers > 0,
         )
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)

@@ -155,8 +155,8 @@ def test_refuses_unknown_gates() -> None:
         GatedConv2d(3, 4, gate="both")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kernel_sizes", [[], ()])
+@pytest.mark.parametrize("kernel_sizes", [[], (), 3, "3"])
 def test_stack_refuses_to_be_empty(kernel_sizes: object) -> None:
-    text = "GatedConv2dStack: expected at least one kernel size, got none."
+    text = "GatedConv2dStack: expected kernel_sizes to be a list of at least one size, got "
     with refuses(ConfigError, text):
         GatedConv2dStack(3, 4, kernel_sizes)  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ class TestConstruction:
         model = make()
         assert model.config["objective"] == "mse-full"
         assert model.config["nms_threshold"] == 0.49
-        assert len(model.scheduler.timesteps) == model.config["num_inference_steps"] == 5
+        assert len(model.scheduler.timesteps) == model.config["num_inference_steps"] == 2
         assert public(model)["encoder_config"] == ENCODER
         assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "decoder"}
 
@@ -284,8 +284,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "missing nested field": (
         edit_config(lambda config: config["encoder_config"].pop("vocabulary_size")),
-        CheckpointError,
-        "vocabulary_size",
+        ConfigError,
+        "MultimodalEncoder: expected the configuration field vocabulary_size, got none.",
     ),
     "impossible nested value": (
         edit_config(lambda config: config["decoder_config"].update(gate="x")),

@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_length
+from tmapdiff._checks import check_choice, check_int, check_sizes
 from tmapdiff.errors import ConfigError
 from tmapdiff.layers.norm import check_map_features, fill_invalid
 
@@ -97,13 +97,11 @@ class GatedConv2dStack(nn.Module):
         gate: Gate = "shared",
     ) -> None:
         super().__init__()
-        check_length("GatedConv2dStack", "kernel_sizes", kernel_sizes, len(kernel_sizes))
-        if not kernel_sizes:
-            raise ConfigError("GatedConv2dStack: expected at least one kernel size, got none.")
-        widths = [in_channels, *[channels] * len(kernel_sizes)]
+        kernels = check_sizes("GatedConv2dStack", "kernel_sizes", kernel_sizes)
+        widths = [in_channels, *[channels] * len(kernels)]
         self.layers = nn.ModuleList(
             GatedConv2d(width, channels, kernel, gate)
-            for width, kernel in zip(widths, kernel_sizes, strict=False)
+            for width, kernel in zip(widths, kernels, strict=False)
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

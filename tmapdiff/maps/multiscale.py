@@ -71,7 +71,8 @@ class MultiScaleMapSampler:
         for scale, scores in enumerate(maps):
             cells = self.grid.dense_cells(dense, scale)
             valid = self.grid.mask(scale, dense.device)
-            cells[:] = torch.maximum(cells, scores.masked_fill(~valid, -torch.inf))
+            # The clone is what the gradient remembers: the cells themselves change.
+            cells[:] = torch.maximum(cells.clone(), scores.masked_fill(~valid, -torch.inf))
         return dense, self.grid.dense_mask(dense.device)
 
 

@@ -51,9 +51,14 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             ConfigError: If the configuration has an unknown field.
         """
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
+        name = str(pretrained_model_name_or_path)
+        if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+            # diffusers would look for it on the hub and complain of the network.
+            raise CheckpointError(f"{place}: there is no such folder.")
         return_info = kwargs.pop("output_loading_info", False)
         # Without accelerate, diffusers would say on every load that it loads in the plain way.
         kwargs.setdefault("low_cpu_mem_usage", False)
+        kwargs.setdefault("use_safetensors", True)
         # Reported below, by name: torch names them in the second line of its error.
         kwargs["ignore_mismatched_sizes"] = True
         try:

@@ -7,8 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_length, check_shape
-from tmapdiff.errors import ConfigError
+from tmapdiff._checks import check_choice, check_length, check_shape, check_sizes
 from tmapdiff.layers import ConcatConditioning, GatedConv2d, StylizationBlock, TimestepEmbedder
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.stylization import Norm
@@ -38,7 +37,7 @@ class MapDecoder(nn.Module):
     Shape:
         - noisy: (B, N_k, A)
         - features: (B, feature_channels, N_k, A)
-        - time_embedding: (B, time_channels)
+        - time_embedding: (B, time_channels); None without stylization
         - mask: (N_k, A), bool
         - returns: (B, N_k, A), 0 in invalid cells
 
@@ -63,8 +62,6 @@ class MapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("MapDecoder", "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
-        if not kernel_sizes:
-            raise ConfigError("MapDecoder: expected at least one kernel size, got none.")
 
         def style(width: int, *, when: str) -> StylizationBlock | None:
             if stylization not in (when, "both"):
@@ -76,7 +73,7 @@ class MapDecoder(nn.Module):
         self.fusion_style = style(width, when="fusion")
         self.convs = nn.ModuleList()
         self.conv_styles = nn.ModuleList()
-        for kernel_size in kernel_sizes:
+        for kernel_size in check_sizes("MapDecoder", "kernel_sizes", kernel_sizes):
             self.convs.append(GatedConv2d(width, channels, kernel_size, gate))
             block = style(channels, when="conv")
             if block is not None:
@@ -85,7 +82,7 @@ class MapDecoder(nn.Module):
         self.head = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(
-        self, noisy: Tensor, features: Tensor, time_embedding: Tensor, mask: Tensor
+        self, noisy: Tensor, features: Tensor, time_embedding: Tensor | None, mask: Tensor
     ) -> Tensor:
         """Predict the clean map; see the class."""
         x = self.condition(noisy, features, mask)
@@ -151,7 +148,8 @@ class MapDiffusionDecoder(MapModel):
     ) -> None:
         super().__init__()
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
-        self.embed_timestep = TimestepEmbedder(time_channels)
+        # Without stylization nothing would train it.
+        self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
         self.scales = nn.ModuleList(
             MapDecoder(
                 feature_channels,
@@ -191,7 +189,7 @@ class MapDiffusionDecoder(MapModel):
         for scale, (rows, columns) in enumerate(self.grid.shapes):
             axes = f"B {self.config.feature_channels} {rows} {columns}"
             check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
-        time_embedding = self.embed_timestep(timestep)
+        time_embedding = None if self.embed_timestep is None else self.embed_timestep(timestep)
         return self.grid.pack(
             [
                 decoder(one, features[scale], time_embedding, self.grid.mask(scale, one.device))

@@ -35,7 +35,7 @@ class TextEncoder(nn.Module):
 
     Raises:
         ArgumentError: If a size is too small, at construction; if a sentence is empty or longer
-            than L, in the call.
+            than L, or a word is no integer or not in the vocabulary, in the call.
         ConfigError: If `channels` is odd, at construction.
         ShapeError: If a shape does not fit, in the call.
 
@@ -79,6 +79,7 @@ class TextEncoder(nn.Module):
                 f"TextEncoder: expected num_words in 1 to {sizes['L']}, "
                 f"got {int(lengths[wrong])} in row {wrong}."
             )
+        self._check_words(words)
         packed = pack_padded_sequence(
             self.embedding(words), lengths, batch_first=True, enforce_sorted=False
         )
@@ -86,6 +87,18 @@ class TextEncoder(nn.Module):
         # Padded states are zero: the sum is one over words.
         mean = reduce(states, "b l c -> b c", "sum") / num_words[:, None].to(states)
         return self.linear(mean)
+
+    def _check_words(self, words: Tensor) -> None:
+        known = self.embedding.num_embeddings
+        if words.is_floating_point():
+            raise ArgumentError(f"TextEncoder: expected integer words, got {words.dtype}.")
+        low, high = (int(end) for end in words.aminmax())
+        if low < 0 or high >= known:
+            got = low if low < 0 else high
+            raise ArgumentError(
+                f"TextEncoder: expected words in 0 to {known - 1}, the vocabulary, got {got}. "
+                "Encode sentences with the vocabulary that the model was trained with."
+            )
 
 
 class MapFeatureBuilder(nn.Module):

@@ -64,7 +64,7 @@ class MomentLocalizer(MapModel):
         scheduler_config: dict[str, Any] | None = None,
         objective: str = "mse-full",
         nms_threshold: float = 0.49,
-        num_inference_steps: int = 5,
+        num_inference_steps: int = 2,
     ) -> None:
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)

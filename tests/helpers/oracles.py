@@ -1,0 +1,38 @@
+"""Brute-force references, written as the definitions read: loops, no tensors where possible."""
+
+from collections.abc import Sequence
+
+
+def interval_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    overlap = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
+    union = (first[1] - first[0]) + (second[1] - second[0]) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def cells(num_clips: int, num_anchors: int, num_scales: int) -> list[tuple[int, int, int, bool]]:
+    """`(scale, row, column, valid)` of every cell, in packed order."""
+    found = []
+    for scale in range(num_scales):
+        rows = num_clips // 2**scale
+        for row in range(rows):
+            for column in range(num_anchors):
+                found.append((scale, row, column, row + column + 1 <= rows))
+    return found
+
+
+def cell_moment(scale: int, row: int, column: int) -> tuple[int, int]:
+    """Start and end in clips."""
+    return row * 2**scale, (row + column + 1) * 2**scale
+
+
+def greedy_nms(
+    moments: Sequence[Sequence[float]], scores: Sequence[float], threshold: float, top_n: int
+) -> list[int]:
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    kept: list[int] = []
+    for index in order:
+        if scores[index] == -float("inf") or len(kept) == top_n:
+            break
+        if all(interval_iou(moments[index], moments[other]) <= threshold for other in kept):
+            kept.append(index)
+    return kept

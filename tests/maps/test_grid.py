@@ -1,0 +1,146 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.oracles import cell_moment, cells, interval_iou
+from helpers.strategies import grids, moments_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff import MapGrid
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+
+quick = settings(max_examples=40, deadline=None)
+
+
+@quick
+@given(grids())
+def test_cells_equal_a_double_loop(grid):
+    expected = cells(grid.num_clips, grid.num_anchors, grid.num_scales)
+    assert grid.num_cells == len(expected) == sum(grid.cells_per_scale)
+    assert grid.packed_mask().tolist() == [valid for *_, valid in expected]
+    assert grid.packed_moments().tolist() == [list(cell_moment(*cell[:3])) for cell in expected]
+    for scale in range(grid.num_scales):
+        assert grid.mask(scale).shape == grid.shape(scale) == grid.shapes[scale]
+        assert grid.moments(scale).shape == (*grid.shape(scale), 2)
+
+
+@quick
+@given(grids())
+def test_a_cell_is_valid_when_its_moment_ends_inside_the_video(grid):
+    ends = grid.packed_moments()[:, 1]
+    assert torch.equal(grid.packed_mask(), ends <= grid.num_clips)
+
+
+@quick
+@given(grids())
+def test_dense_mask_equals_a_loop(grid):
+    held = torch.zeros(grid.num_clips, grid.num_clips, dtype=torch.bool)
+    for scale, row, column, valid in cells(grid.num_clips, grid.num_anchors, grid.num_scales):
+        start, end = cell_moment(scale, row, column)
+        if valid:
+            held[start, end - start - 1] = True
+    assert torch.equal(grid.dense_mask(), held)
+
+
+@quick
+@given(grids(), st.integers(0, 3))
+def test_unpack_undoes_pack(grid, batch):
+    maps = [torch.randn(batch, *shape) for shape in grid.shapes]
+    packed = grid.pack(maps)
+    assert packed.shape == (batch, grid.num_cells)
+    for one, again in zip(maps, grid.unpack(packed), strict=True):
+        assert torch.equal(one, again)
+
+
+def test_unpacked_maps_are_views():
+    grid = MapGrid(8, 4, 2)
+    packed = torch.zeros(2, grid.num_cells)
+    grid.unpack(packed)[1][:] = 1
+    assert packed.sum() == 2 * 4 * 4
+    transposed = torch.randn(grid.num_cells, 2).T
+    assert torch.equal(grid.pack(grid.unpack(transposed)), transposed)
+
+
+@quick
+@given(grids(), st.data())
+def test_nearest_cell_and_best_iou_equal_brute_force(grid, data):
+    clip_seconds = data.draw(st.floats(0.1, 3))
+    moment = data.draw(moments_in(grid.num_clips * clip_seconds))
+    ious = {
+        cell[:3]: interval_iou([clip_seconds * t for t in cell_moment(*cell[:3])], moment)
+        for cell in cells(grid.num_clips, grid.num_anchors, grid.num_scales)
+        if cell[3]
+    }
+    assert grid.best_iou(moment, clip_seconds) == pytest.approx(max(ious.values()))
+    nearest = grid.nearest_cell(moment, clip_seconds)
+    assert ious[nearest] == pytest.approx(max(ious.values()))
+
+
+def test_coverage_has_gaps_on_coarse_scales():
+    grid = MapGrid(64, 16, 3)
+    assert grid.best_iou((3, 12)) == 1
+    assert grid.best_iou((3, 40)) < 1  # 37 clips exist on no scale
+
+
+def test_grid_is_a_value():
+    grid = MapGrid(8, 4, 2)
+    assert grid == MapGrid(8, 4, 2) != MapGrid(8, 4, 1)
+    assert hash(grid) == hash(copy.deepcopy(grid))
+    assert pickle.loads(pickle.dumps(grid)) == grid
+    assert repr(grid) == "MapGrid(num_clips=8, num_anchors=4, num_scales=2)"
+    with pytest.raises(AttributeError):
+        grid.num_clips = 16
+
+
+def test_masks_and_moments_go_to_the_device():
+    grid = MapGrid(8, 4, 2)
+    for tensor in (grid.packed_mask("meta"), grid.packed_moments("meta"), grid.dense_mask("meta")):
+        assert tensor.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("clips", "nearest"), [(65, 64), (63, 64), (66, 64), (67, 68), (2, 4), (1, 4)]
+)
+def test_clips_that_do_not_divide_name_the_nearest_that_do(clips, nearest):
+    text = (
+        f"MapGrid: expected num_clips divisible by 2**(num_scales - 1) = 4, got {clips}. "
+        f"The nearest that divides is {nearest}."
+    )
+    with refuses(ConfigError, text):
+        MapGrid(clips, 1, 3)
+
+
+def test_durations_longer_than_the_video_are_refused():
+    with refuses(ConfigError, "expected num_anchors <= 2, the clips of the coarsest scale, got 3."):
+        MapGrid(8, 3, 3)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "4", None, True])
+@pytest.mark.parametrize("name", ["num_clips", "num_anchors", "num_scales"])
+def test_sizes_must_be_positive_integers(name, value):
+    sizes = {"num_clips": 8, "num_anchors": 2, "num_scales": 2, name: value}
+    text = f"MapGrid: expected {name} to be an integer >= 1, got {value!r}."
+    with refuses(ArgumentError, text):
+        MapGrid(**sizes)
+
+
+def test_bad_arguments_are_refused():
+    grid = MapGrid(8, 4, 2)
+    with refuses(ArgumentError, "MapGrid: expected scale in 0 to 1, got 2."):
+        grid.mask(2)
+    with refuses(ShapeError, "MapGrid.pack: expected maps to be a list of 2, got 1."):
+        grid.pack([torch.zeros(1, 8, 4)])
+    with refuses(ShapeError, "MapGrid.pack: expected maps[1] of shape (B, 4, 4) with B = 1, got"):
+        grid.pack([torch.zeros(1, 8, 4), torch.zeros(2, 4, 4)])
+    with refuses(ShapeError, "MapGrid.unpack: expected packed of shape (B, 48), got (1, 47)."):
+        grid.unpack(torch.zeros(1, 47))
+    for moment in ((2, 2), (3, 1), (0, float("nan")), (0, float("inf"))):
+        with refuses(ArgumentError, "MapGrid.best_iou: expected a finite moment with end > start"):
+            grid.best_iou(moment)
+    with refuses(ShapeError, "MapGrid.nearest_cell: expected moment of shape (2), got (3,)."):
+        grid.nearest_cell((1, 2, 3))
+    with refuses(ArgumentError, "expected clip_seconds in (0, inf), got 0."):
+        grid.best_iou((1, 2), 0)

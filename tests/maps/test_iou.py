@@ -1,0 +1,164 @@
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.oracles import cell_moment, cells, interval_iou
+from helpers.strategies import grids, moments_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff import IoUMapBuilder, MapGrid, MultiScaleMapSampler, temporal_iou
+from tmapdiff.errors import ArgumentError, ShapeError
+
+quick = settings(max_examples=40, deadline=None)
+GRID = MapGrid(8, 4, 2)
+
+
+def brute_force(grid, moments, clip_seconds):
+    """IoU maps of one sample, by a loop over cells and moments."""
+    return [
+        max(interval_iou([t * clip_seconds for t in cell_moment(*cell[:3])], m) for m in moments)
+        if cell[3]
+        else 0.0
+        for cell in cells(grid.num_clips, grid.num_anchors, grid.num_scales)
+    ]
+
+
+@quick
+@given(grids(), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_maps_equal_a_brute_force_double_loop(grid, batch, most, data):
+    clip_seconds = [data.draw(st.floats(0.1, 3)) for _ in range(batch)]
+    moments = [
+        [data.draw(moments_in(grid.num_clips * seconds)) for _ in range(most)]
+        for seconds in clip_seconds
+    ]
+    counts = [data.draw(st.integers(1, most)) for _ in range(batch)]
+    build = IoUMapBuilder(grid)
+    packed = build.packed(
+        torch.tensor(moments, dtype=torch.float64),
+        torch.tensor(clip_seconds, dtype=torch.float64),
+        torch.tensor(counts),
+    )
+    for row in range(batch):
+        expected = brute_force(grid, moments[row][: counts[row]], clip_seconds[row])
+        assert packed[row].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@quick
+@given(grids(), st.data())
+def test_split_of_the_dense_map_is_the_maps(grid, data):
+    clip_seconds = data.draw(st.floats(0.1, 3))
+    moment = data.draw(moments_in(grid.num_clips * clip_seconds))
+    inputs = torch.tensor([moment], dtype=torch.float64), torch.tensor([clip_seconds]).double()
+    build = IoUMapBuilder(grid)
+    maps = build(*inputs)
+    for one, sampled in zip(
+        maps, MultiScaleMapSampler(grid).split(build.dense(*inputs)), strict=True
+    ):
+        assert torch.equal(one, sampled)
+    assert torch.equal(grid.pack(maps), build.packed(*inputs))
+
+
+def test_aligned_moment_has_iou_one_in_its_cell_only():
+    build = IoUMapBuilder(GRID)
+    start, end = GRID.moments(1)[1, 2].tolist()
+    fine, coarse = build(torch.tensor([[start * 0.5, end * 0.5]]), torch.tensor([0.5]))
+    assert coarse[0, 1, 2] == 1
+    assert (fine == 1).sum() + (coarse == 1).sum() == 1  # six clips exist on the coarse scale only
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_shapes_dtypes_and_batches(batch, dtype):
+    moments = torch.tensor([[0.5, 3.0]], dtype=dtype).repeat(batch, 1)
+    maps = IoUMapBuilder(GRID)(moments, torch.ones(batch))
+    assert [one.shape for one in maps] == [(batch, 8, 4), (batch, 4, 4)]
+    assert all(one.dtype == dtype for one in maps)
+
+
+def test_units_do_not_matter():
+    build = IoUMapBuilder(GRID)
+    moments, seconds = torch.tensor([[0.7, 3.1], [2.2, 7.9]]), torch.tensor([0.9, 1.1])
+    assert torch.equal(build.packed(moments, seconds), build.packed(8 * moments, 8 * seconds))
+
+
+def test_moments_beyond_the_count_are_ignored_whatever_they_hold():
+    build, seconds = IoUMapBuilder(GRID), torch.ones(1)
+    one = build.packed(torch.tensor([[[1.0, 3.0]]]), seconds)
+    poisoned = torch.tensor([[[1.0, 3.0], [float("nan"), -5.0]]])
+    assert torch.equal(build.packed(poisoned, seconds, torch.tensor([1])), one)
+
+
+def test_several_moments_give_the_highest_iou():
+    build, seconds = IoUMapBuilder(GRID), torch.ones(1)
+    pair = torch.tensor([[[1.0, 3.0], [4.0, 8.0]]])
+    each = [build.packed(pair[:, index], seconds) for index in range(2)]
+    assert torch.equal(build.packed(pair, seconds), torch.maximum(*each))
+
+
+def test_inputs_are_not_modified_and_map_stays_on_the_device():
+    moments, seconds = torch.tensor([[1.0, 3.0]]), torch.ones(1)
+    before = moments.clone(), seconds.clone()
+    IoUMapBuilder(GRID)(moments, seconds)
+    assert torch.equal(moments, before[0])
+    assert torch.equal(seconds, before[1])
+    meta = IoUMapBuilder(GRID, validate=False).packed(moments.to("meta"), seconds.to("meta"))
+    assert meta.device.type == "meta"
+    assert meta.shape == (1, GRID.num_cells)
+
+
+@pytest.mark.parametrize(
+    ("moment", "got"),
+    [
+        ((3.0, 3.0), "start 3, end 3"),
+        ((3.0, 1.0), "start 3, end 1"),
+        ((-1.0, 2.0), "start -1, end 2"),
+        ((float("nan"), 2.0), "start nan, end 2"),
+        ((1.0, float("inf")), "start 1, end inf"),
+        ((16.0, 20.0), "start 16, end 20"),
+    ],
+)
+def test_bad_moments_show_the_row(moment, got):
+    moments = torch.tensor([[1.0, 2.0], moment])
+    text = (
+        "IoUMapBuilder: expected 0 <= start < end and start < 16 s, the video's length, "
+        f"got {got} in row 1 of moments."
+    )
+    with refuses(ArgumentError, text):
+        IoUMapBuilder(GRID)(moments, torch.tensor([2.0, 2.0]))
+    IoUMapBuilder(GRID, validate=False)(moments, torch.tensor([2.0, 2.0]))
+
+
+def test_other_bad_input_is_refused():
+    build, good, one = IoUMapBuilder(GRID), torch.tensor([[1.0, 2.0]]), torch.ones(1)
+    with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 3). Pass start"):
+        build(torch.ones(1, 3), one)
+    with refuses(ShapeError, "expected clip_seconds of shape (B) with B = 1, got (2,)."):
+        build(good, torch.ones(2))
+    with refuses(ArgumentError, "expected moments of a floating dtype, got torch.int64."):
+        build(good.long(), one)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with refuses(ArgumentError, f"expected clip_seconds[0] > 0 and finite, got {wrong:g}."):
+            build(good, torch.tensor([wrong]))
+    for count in (0, 2):
+        with refuses(ArgumentError, f"expected num_moments[0] in 1 to 1, got {count}."):
+            build(good, one, torch.tensor([count]))
+    with refuses(ShapeError, "expected num_moments of shape (B) with B = 1"):
+        build(good, one, torch.tensor([1, 1]))
+
+
+@quick
+@given(st.lists(st.tuples(*[st.floats(-5, 5)] * 4), min_size=1, max_size=8))
+def test_temporal_iou_equals_a_plain_formula(rows):
+    first = [sorted(row[:2]) for row in rows]
+    second = [sorted(row[2:]) for row in rows]
+    found = temporal_iou(*(torch.tensor(m, dtype=torch.float64) for m in (first, second)))
+    expected = [interval_iou(a, b) for a, b in zip(first, second, strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_temporal_iou_broadcasts_and_has_no_nan_for_empty_moments():
+    empty = torch.tensor([1.0, 1.0], requires_grad=True)
+    assert temporal_iou(empty, empty) == 0
+    (gradient,) = torch.autograd.grad(temporal_iou(empty, empty.detach()).sum(), empty)
+    assert gradient.isfinite().all()
+    assert temporal_iou(torch.rand(3, 1, 2), torch.rand(4, 2)).shape == (3, 4)

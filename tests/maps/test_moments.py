@@ -1,0 +1,130 @@
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.oracles import greedy_nms
+from helpers.strategies import grids
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff import MapGrid, rank_moments, temporal_nms
+from tmapdiff.errors import ArgumentError, ShapeError
+
+quick = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def candidates(draw, count):
+    """Whole numbers, so that many IoU are exactly at a threshold and some moments are equal."""
+    starts = draw(st.lists(st.integers(0, 8), min_size=count, max_size=count))
+    lengths = draw(st.lists(st.integers(1, 6), min_size=count, max_size=count))
+    return [[a, a + b] for a, b in zip(starts, lengths, strict=True)]
+
+
+@quick
+@given(st.data(), st.integers(0, 3), st.integers(1, 25), st.booleans())
+def test_nms_equals_a_plain_loop(data, batch, count, shared):
+    threshold = data.draw(st.sampled_from([0.0, 0.25, 1 / 3, 0.49, 0.5, 0.7, 1.0]))
+    top_n = data.draw(st.integers(1, 7))
+    if shared:
+        moments = [data.draw(candidates(count))] * batch
+    else:
+        moments = [data.draw(candidates(count)) for _ in range(batch)]
+    scores = torch.stack(
+        [torch.randperm(count, generator=torch.Generator().manual_seed(r)) for r in range(batch)]
+        or [torch.zeros(count)]
+    )[:batch].float()
+    dropped = data.draw(st.integers(0, count))
+    scores = scores.masked_fill(scores < dropped, -torch.inf)
+
+    if shared:
+        given_moments = torch.tensor(moments[0] if moments else data.draw(candidates(count)))
+    else:
+        given_moments = torch.tensor(moments).reshape(batch, count, 2)
+    picks = temporal_nms(given_moments.float(), scores, threshold=threshold, top_n=top_n)
+    assert picks.shape == (batch, top_n)
+    for row in range(batch):
+        expected = greedy_nms(moments[row], scores[row].tolist(), threshold, top_n)
+        assert picks[row].tolist() == expected + [-1] * (top_n - len(expected))
+
+
+def test_both_ways_to_compare_candidates_agree():
+    # Few queries compare on the fly, many look pairs up.
+    moments = torch.rand(50, 2).sort(dim=1).values
+    scores = torch.rand(64, 50)
+    together = temporal_nms(moments, scores, threshold=0.3, top_n=3)
+    alone = [temporal_nms(moments, row[None], threshold=0.3, top_n=3)[0] for row in scores]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_nothing_to_pick_from():
+    picks = temporal_nms(torch.zeros(0, 2), torch.zeros(3, 0), threshold=0.5, top_n=2)
+    assert picks.tolist() == [[-1, -1]] * 3
+
+
+def test_nms_leaves_its_inputs_alone():
+    moments, scores = torch.rand(2, 9, 2).sort(dim=2).values, torch.rand(2, 9)
+    before = moments.clone(), scores.clone()
+    temporal_nms(moments, scores, threshold=0.5, top_n=4)
+    assert torch.equal(moments, before[0])
+    assert torch.equal(scores, before[1])
+
+
+@quick
+@given(grids(), st.integers(1, 6), st.sampled_from([0.3, 0.49, 0.5]))
+def test_ranking_equals_a_loop_over_cells(grid, top_n, threshold):
+    mask = grid.dense_mask()
+    dense = torch.rand(2, *mask.shape).masked_fill(~mask, torch.nan)
+    seconds = torch.tensor([0.5, 1.25])
+    ranked = rank_moments(dense, mask, seconds, top_n=top_n, nms_threshold=threshold)
+    assert len(ranked) == 2
+    for row in range(2):
+        places = [(s, c) for s in range(len(mask)) for c in range(len(mask)) if mask[s, c]]
+        moments = [[s, s + c + 1] for s, c in places]
+        scores = [float(dense[row, s, c]) for s, c in places]
+        kept = greedy_nms(moments, scores, threshold, top_n)
+        assert ranked.valid[row].tolist() == [True] * len(kept) + [False] * (top_n - len(kept))
+        for place, index in enumerate(kept):
+            expected = [float(seconds[row]) * clips for clips in moments[index]]
+            assert ranked.moments[row, place].tolist() == pytest.approx(expected)
+            assert float(ranked.scores[row, place]) == pytest.approx(scores[index])
+        missing = ~ranked.valid[row]
+        assert (ranked.scores[row, missing] == -torch.inf).all()
+        assert (ranked.moments[row, missing] == 0).all()
+
+
+def test_map_without_candidates_ranks_nothing():
+    ranked = rank_moments(torch.rand(2, 4, 4), torch.zeros(4, 4, dtype=torch.bool), torch.ones(2))
+    assert not ranked.valid.any()
+    assert ranked.moments.shape == (2, 5, 2)
+
+
+def test_equal_moments_of_two_scales_count_once():
+    grid = MapGrid(8, 4, 2)
+    dense, mask = torch.zeros(1, 8, 8), grid.dense_mask()
+    dense[0, 2, 3] = 1  # clips 2 to 6: on both scales
+    ranked = rank_moments(dense, mask, torch.ones(1), top_n=2, nms_threshold=0.99)
+    assert ranked.moments[0, 0].tolist() == [2, 6]
+    assert ranked.moments[0, 1].tolist() != [2, 6]
+
+
+def test_bad_arguments_are_refused():
+    moments, scores = torch.rand(4, 2), torch.rand(2, 4)
+    with refuses(ShapeError, "expected scores of shape (B, M), got (4,)."):
+        temporal_nms(moments, scores[0], threshold=0.5, top_n=1)
+    with refuses(ShapeError, "expected moments of shape (M, 2) with M = 4, got (3, 2)."):
+        temporal_nms(moments[:3], scores, threshold=0.5, top_n=1)
+    with refuses(
+        ShapeError, "expected moments of shape (B, M, 2) with B = 2, M = 4, got (1, 4, 2)"
+    ):
+        temporal_nms(moments[None], scores, threshold=0.5, top_n=1)
+    with refuses(ArgumentError, "temporal_nms: expected threshold in [0, 1], got 1.5."):
+        temporal_nms(moments, scores, threshold=1.5, top_n=1)
+    with refuses(ArgumentError, "temporal_nms: expected top_n to be an integer >= 1, got 0."):
+        temporal_nms(moments, scores, threshold=0.5, top_n=0)
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    with refuses(ShapeError, "rank_moments: expected dense of shape (B, N, N), got (1, 4, 5)."):
+        rank_moments(torch.zeros(1, 4, 5), mask, torch.ones(1))
+    with refuses(ShapeError, "rank_moments: expected mask of shape (N, N) with N = 5, got (4, 4)."):
+        rank_moments(torch.zeros(1, 5, 5), mask, torch.ones(1))
+    with refuses(ShapeError, "rank_moments: expected clip_seconds of shape (B) with B = 1"):
+        rank_moments(torch.zeros(1, 4, 4), mask, torch.ones(2))
