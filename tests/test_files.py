@@ -1,0 +1,82 @@
+import pytest
+import torch
+from helpers.assertions import refuses
+
+from tmapdiff._files import written_beside
+from tmapdiff.errors import ArgumentError, FileError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_when_the_block_succeeds(tmp_path):
+    target = tmp_path / "deep" / "file.txt"
+    with written_beside(target) as new:
+        new.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    with written_beside(target) as new:
+        new.write_text("newer")
+        assert target.read_text() == "new"
+    assert target.read_text() == "newer"
+    assert names(tmp_path / "deep") == ["file.txt"]
+
+
+def test_folder_appears_whole_and_one_that_exists_keeps_its_files(tmp_path):
+    target = tmp_path / "folder"
+    for content in ("old", "new"):
+        with written_beside(target) as new:
+            (new / "sub").mkdir(parents=True)
+            (new / "sub" / "a.txt").write_text(content)
+        assert (target / "sub" / "a.txt").read_text() == content
+        (target / "mine.txt").write_text("kept")
+    assert names(target) == ["mine.txt", "sub"]
+    assert (target / "mine.txt").read_text() == "kept"
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [ArgumentError("no"), KeyError("no"), KeyboardInterrupt()])
+def test_failure_leaves_everything_as_it_was(tmp_path, error):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def fail_half_way():
+        with written_beside(target) as new:
+            new.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_half_way()
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_write_errors_of_any_kind_are_one_line(tmp_path):
+    target = tmp_path / "file.txt"
+    with (
+        refuses(FileError, f"cannot write {target}: No space left on device."),
+        written_beside(target),
+    ):
+        raise OSError(28, "No space left on device")
+    stream = "[enforce fail] . PytorchStreamWriter failed writing file data/1: file write failed\nx"
+    with refuses(FileError, f"cannot write {target}: [enforce"), written_beside(target):
+        raise RuntimeError(stream)
+    with pytest.raises(RuntimeError, match=r"^shapes"), written_beside(target):
+        raise RuntimeError("shapes do not match")
+    with refuses(FileError, "already worded."), written_beside(target):
+        raise FileError("already worded.")
+    assert names(tmp_path) == []
+
+
+def test_place_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
+        with refuses(FileError, f"cannot write {target}: Not a directory."), written_beside(target):
+            pass
+
+
+def test_block_that_writes_nothing_is_an_error(tmp_path):
+    target = tmp_path / "file.txt"
+    with refuses(FileError, f"cannot write {target}: No such file"), written_beside(target):
+        torch.zeros(1)

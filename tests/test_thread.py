@@ -1,0 +1,71 @@
+"""Annotation to metric in one thread, with an oracle for a model: every convention must hold."""
+
+import pytest
+import torch
+
+from tmapdiff import (
+    IoUMapBuilder,
+    LocalizationMetrics,
+    MapGrid,
+    MapScheduler,
+    MultiScaleMapSampler,
+    rank_moments,
+)
+
+GRIDS = [MapGrid(64, 16, 3), MapGrid(32, 8, 3), MapGrid(12, 5, 2), MapGrid(16, 16, 1)]
+QUERIES = 24
+
+
+def reachable_moments(grid: MapGrid, clip_seconds: torch.Tensor) -> torch.Tensor:
+    """Moments that lie on no grid line, and that some cell hits with IoU above 0.7."""
+    generator, moments = torch.Generator().manual_seed(0), []
+    while len(moments) < len(clip_seconds):
+        seconds = float(clip_seconds[len(moments)])
+        start, end = torch.rand(2, generator=generator).sort().values.tolist()
+        moment = (start * grid.num_clips * seconds, end * grid.num_clips * seconds)
+        if moment[1] > moment[0] and grid.best_iou(moment, seconds) > 0.75:
+            moments.append(moment)
+    return torch.tensor(moments)
+
+
+def localize(grid, scheduler, steps, eta, oracle) -> dict[str, float]:
+    clip_seconds = torch.linspace(0.3, 2.0, QUERIES)
+    moments = reachable_moments(grid, clip_seconds)
+    truth = scheduler.to_signal(IoUMapBuilder(grid).packed(moments, clip_seconds))
+    scheduler.set_timesteps(steps)
+    first = scheduler.timesteps[:1].expand(QUERIES)
+    maps = scheduler.add_noise(truth, torch.randn_like(truth), first)
+    for timestep in scheduler.timesteps.tolist():
+        maps = scheduler.step(oracle(truth), timestep, maps, eta=eta).prev_sample
+    dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(scheduler.to_iou(maps)))
+    metrics = LocalizationMetrics()
+    metrics.update(rank_moments(dense, mask, clip_seconds), moments)
+    return metrics.compute()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 50])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_perfect_denoiser_finds_every_moment(grid, spacing, steps, eta):
+    scheduler = MapScheduler(timestep_spacing=spacing)
+    found = localize(grid, scheduler, steps, eta, oracle=lambda truth: truth)
+    assert found["Rank1@0.5"] == found["Rank1@0.7"] == found["Rank5@0.7"] == 100
+    assert found["mIoU"] > 75
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros_like,
+        lambda truth: truth.roll(7, dims=0),
+        lambda truth: truth.roll(5, dims=1),
+        torch.neg,
+        torch.randn_like,
+    ],
+    ids=["zeros", "another query", "shifted cells", "negated", "noise"],
+)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_other_denoisers_do_not(grid, wrong):
+    found = localize(grid, MapScheduler(), 5, 0.0, oracle=wrong)
+    assert found["Rank1@0.7"] < 60
