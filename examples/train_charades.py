@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 
 from tmapdiff import (
     PRESETS,
@@ -146,7 +145,7 @@ def train_model(
     train_set = MomentDataset(train, store, vocabulary, clips)
     test_set = MomentDataset(test, store, vocabulary, clips)
 
-    set_seed(args.seed)
+    torch.manual_seed(args.seed)
     encoder: dict[str, Any] = {}
     if args.glove is not None:
         vectors, found = load_glove(args.glove).rows_for(vocabulary)
@@ -162,6 +161,8 @@ def train_model(
         model.encoder.load_word_vectors(vectors)
     print(f"model: preset {args.preset}, {model.num_parameters() / 1e6:.2f} million parameters")
 
+    for count in args.steps or []:
+        model.scheduler.set_timesteps(count)  # now, rather than after training
     device = None if args.device == "auto" else args.device
     trainer = Trainer(model, train_set, config, args.output, validation=test_set, device=device)
     if args.resume:
@@ -201,6 +202,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output is None:
         data = "synthetic" if args.root is None else "charades"
         args.output = Path("runs") / f"{data}-{args.preset}-{args.seed}"
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    with written_beside(args.output / "arguments.json") as new:
+        new.write_text(json.dumps(settings, indent=2) + "\n")
     train, test, store = load_data(args)
 
     rows: dict[str, dict[str, float]] = {}
@@ -233,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
         "features": store.description,
         "evaluated_on": str(test.report),
         "seed": args.seed,
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": settings,
         "seconds": time.perf_counter() - began,
         "queries_per_second": chosen.queries_per_second,
         **describe_run(str(Path(__file__).parent)),

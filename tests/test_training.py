@@ -143,6 +143,12 @@ def test_resume_refuses_a_run_of_another_configuration(dataset, tmp_path, monkey
         other.resume()
 
 
+def test_resume_allows_what_does_not_change_the_result(dataset, tmp_path, monkeypatch):
+    interrupt_after(make_trainer(dataset, tmp_path), 1, monkeypatch)
+    other = make_trainer(dataset, tmp_path, replace(CONFIG, heat_map_every=3))
+    assert other.resume().progress.epoch == 1
+
+
 def test_resume_refuses_a_damaged_checkpoint(dataset, tmp_path, monkeypatch):
     trainer = make_trainer(dataset, tmp_path)
     interrupt_after(trainer, 1, monkeypatch)
@@ -180,8 +186,9 @@ def test_loss_that_is_not_finite_names_the_queries(dataset, tmp_path):
         trainer.train()
 
 
-def test_bf16_trains(dataset, tmp_path):
-    config = replace(CONFIG, epochs=1, mixed_precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(dataset, tmp_path, precision):
+    config = replace(CONFIG, epochs=1, mixed_precision=precision)
     trainer = make_trainer(dataset, tmp_path, config)
     before = weights(trainer)
     trainer.train()
@@ -249,6 +256,7 @@ def test_learning_rate_warms_up_and_falls(dataset, tmp_path):
         ("gradient_clip", float("nan"), r"expected gradient_clip in \(0, inf\), got nan"),
         ("ema_decay", 1.1, r"expected ema_decay in \[0, 1\], got 1\.1"),
         ("seed", -1, "expected seed to be an integer >= 0, got -1"),
+        ("seed", 2**32, r"expected seed in \[0, 4\.29497e\+09\], got 4294967296"),
     ],
 )
 def test_config_refuses_numbers_out_of_range(field, value, text):

@@ -249,7 +249,7 @@ def draw_queries(
 def _generator(seed: int, position: int) -> torch.Generator:
     # Generators seeded with neighbouring numbers are independent enough; a large prime keeps the
     # seeds of two runs apart.
-    return torch.Generator().manual_seed(seed * 1_000_000_007 + position)
+    return torch.Generator().manual_seed((seed * 1_000_000_007 + position) % 2**63)
 
 
 def _predictions(batch: MomentBatch, ranked: RankedMoments) -> list[Prediction]:

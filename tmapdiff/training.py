@@ -22,6 +22,9 @@ from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
 from tmapdiff.models import MomentLocalizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
+MAX_SEED = 2**32 - 1  # NumPy's limit
+# What may change between the parts of a run without changing its result.
+_FREE_FIELDS = ("num_workers", "heat_map_every")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class TrainingConfig:
         check_range(who, "gradient_clip", self.gradient_clip, 0, open_low=True)
         check_range(who, "ema_decay", self.ema_decay, 0, 1)
         check_choice(who, "mixed_precision", self.mixed_precision, MixedPrecision.__args__)  # type: ignore[attr-defined]
-        check_int(who, "seed", self.seed, at_least=0)
+        check_range(who, "seed", check_int(who, "seed", self.seed, at_least=0), 0, MAX_SEED)
         check_int(who, "num_workers", self.num_workers, at_least=0)
         check_int(who, "heat_map_every", self.heat_map_every, at_least=1)
 
@@ -80,7 +83,7 @@ class Progress:
     Attributes:
         epoch: Epochs finished.
         step: Optimizer steps taken.
-        config: The run's configuration, to refuse a checkpoint of another.
+        config: What decides the run's result, to refuse a checkpoint of another run.
     """
 
     epoch: int
@@ -147,6 +150,7 @@ class Trainer:
     ) -> None:
         accelerate: Any = require("accelerate", extra="train", purpose="Trainer")
         utils: Any = require("accelerate.utils", extra="train", purpose="Trainer")
+        require("tensorboard", extra="train", purpose="Trainer")
         queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
         from timm.optim import param_groups_weight_decay
         from timm.scheduler import CosineLRScheduler
@@ -195,9 +199,8 @@ class Trainer:
             t_in_epochs=False,
         )
         self.ema = ModelEmaV3(self.raw_model, decay=config.ema_decay, use_warmup=True)
-        self.progress = Progress(
-            0, 0, {**asdict(config), "steps_an_epoch": len(self.loader), "epochs": config.epochs}
-        )
+        fields = {k: v for k, v in asdict(config).items() if k not in _FREE_FIELDS}
+        self.progress = Progress(0, 0, {**fields, "steps_an_epoch": len(self.loader)})
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
 
     @property

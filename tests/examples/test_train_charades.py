@@ -164,8 +164,10 @@ def test_bad_input_ends_in_one_line(example, charades, tmp_path, finished_run):
 
     text = refused(example, "--eval-only", tmp_path / "no-model", *out)
     assert "cannot load" in text
-    text = refused(example, "--eval-only", finished_run / "model", *out, "--steps", 5000)
-    assert "num_inference_steps" in text
+    for when in (["--eval-only", finished_run / "model"], []):
+        assert "num_inference_steps" in refused(example, *when, *out, "--steps", 5000)
+    assert not (tmp_path / "out" / "checkpoints").exists(), "refused before training"
+    assert "expected seed to be an integer >= 0" in refused(example, *out, "--seed", -1)
 
     (tmp_path / "file").write_text("")
     text = refused(example, *QUICK, "--output", tmp_path / "file" / "run")
