@@ -47,7 +47,7 @@ def test_without_chance_it_is_the_projected_track(video_id):
         classes = {c for c, start, end in video.actions if start <= centre < end}
         expected = np.zeros(8, dtype=np.float32)
         for action_class in classes:
-            expected += store._projection[action_class]
+            expected += store._projection[action_class].numpy()
         if classes:
             expected /= np.linalg.norm(expected)
         torch.testing.assert_close(feature, torch.from_numpy(expected))

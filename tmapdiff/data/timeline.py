@@ -76,9 +76,8 @@ class ActionTimelineFeatures:
                     expected = f"action classes in 0 to {self.num_classes - 1}"
                     raise ArgumentError(message(who, expected, f"{action_class} in {video_id!r}"))
         projection = generator_for("timeline projection", self.seed)
-        self._projection = projection.standard_normal(
-            (self.num_classes, self.feature_dim), dtype=np.float32
-        )
+        shape = (self.num_classes, self.feature_dim)
+        self._projection = torch.from_numpy(projection.standard_normal(shape, dtype=np.float32))
 
     @classmethod
     def from_charades(
@@ -150,13 +149,13 @@ class ActionTimelineFeatures:
         centres = (np.arange(num_samples)[:, None] + 0.5) / self.samples_per_second
         active = (centres >= starts) & (centres < ends) & ~dropped
         classes = actions[:, 0].astype(np.int64)
-        track = np.zeros((num_samples, self.num_classes), dtype=np.float32)
+        track = torch.zeros(num_samples, self.num_classes)
         rows, columns = active.nonzero()
         track[rows, classes[columns]] = 1
 
+        # In torch: NumPy's product has threads of its own, which wait for work by spinning and keep
+        # torch's from the processors (measured on two cores: 6 times slower).
         features = track @ self._projection
-        norms = np.linalg.norm(features, axis=1, keepdims=True)
         # An empty row is exactly zero and stays so.
-        features /= np.where(track.any(axis=1, keepdims=True), norms, 1)
-        features += noise * np.float32(self.noise / self.feature_dim**0.5)
-        return torch.from_numpy(features)
+        norms = features.norm(dim=1, keepdim=True).where(track.any(dim=1, keepdim=True), 1)
+        return features / norms + torch.from_numpy(noise) * (self.noise / self.feature_dim**0.5)
