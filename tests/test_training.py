@@ -114,15 +114,20 @@ def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path)
     assert not torch.equal(runs[0][head], runs[2][head])
 
 
+@pytest.mark.parametrize("validation", [{}, {"validate_every": 1}])
 @pytest.mark.parametrize("interrupted_after", [1, 2])
-def test_resumed_run_equals_uninterrupted_run(dataset, tmp_path, monkeypatch, interrupted_after):
-    whole = make_trainer(dataset, tmp_path / "whole")
+def test_resumed_run_equals_uninterrupted_run(
+    dataset, tmp_path, monkeypatch, interrupted_after, validation
+):
+    if validation:
+        validation = {"validation": dataset, **validation}
+    whole = make_trainer(dataset, tmp_path / "whole", **validation)
     whole.train()
 
-    first = make_trainer(dataset, tmp_path / "parts")
+    first = make_trainer(dataset, tmp_path / "parts", **validation)
     interrupt_after(first, interrupted_after, monkeypatch)
     torch.manual_seed(12345)  # another process, with another random state
-    second = make_trainer(dataset, tmp_path / "parts").resume()
+    second = make_trainer(dataset, tmp_path / "parts", **validation).resume()
     assert second.progress.epoch == interrupted_after
     second.train()
     assert_equal_weights(weights(whole), weights(second))

@@ -107,12 +107,11 @@ def evaluate(
     check_int("evaluate", "seed", seed, at_least=0)
     metrics = LocalizationMetrics()
     predictions: list[Prediction] = []
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate_moments)
     was_training = model.training
     model.eval()
     began = time.perf_counter()
     try:
-        for batch in loader:
+        for batch in _batches(dataset, batch_size):
             first = len(predictions)
             generators = [_generator(seed, first + index) for index in range(len(batch))]
             batch = batch.to(model.device)
@@ -165,7 +164,7 @@ def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float =
     check_int("fit_moment_prior", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
     build = IoUMapBuilder(grid)
     hits = torch.zeros(grid.num_cells, dtype=torch.float64)
-    for batch in DataLoader(dataset, batch_size=256, collate_fn=collate_moments):
+    for batch in _batches(dataset, 256):
         iou = build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
         hits += (iou > threshold).sum(0)
     return (hits / len(dataset)).float()  # type: ignore[arg-type]
@@ -185,7 +184,7 @@ def evaluate_prior(
     """
     metrics = LocalizationMetrics()
     dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(prior[None]))
-    for batch in DataLoader(dataset, batch_size=256, collate_fn=collate_moments):
+    for batch in _batches(dataset, 256):
         ranked = rank_moments(
             dense.expand(len(batch), -1, -1), mask, batch.clip_seconds, nms_threshold=nms_threshold
         )
@@ -244,6 +243,14 @@ def draw_queries(
             figure=part,
         )
     return figure
+
+
+def _batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+    # With a generator of its own: the loader would draw from torch's, and an evaluation between two
+    # epochs would change the noise of the second.
+    return DataLoader(
+        dataset, batch_size=batch_size, collate_fn=collate_moments, generator=torch.Generator()
+    )
 
 
 def _generator(seed: int, position: int) -> torch.Generator:
