@@ -11,7 +11,7 @@ from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 
 SCHEDULES = ["squaredcos_cap_v2", "linear", "scaled_linear"]
 SPACINGS = ["trailing", "leading", "linspace"]
-STEPS = [1, 2, 3, 7, 10, 30, 50, 1000]
+STEPS = [1, 2, 3, 7, 10, 30, 50, 61, 1000]
 
 
 def diffusers_twin(scheduler: MapScheduler) -> DDIMScheduler:
@@ -73,6 +73,23 @@ def test_steps_equal_diffusers_where_its_steps_divide(spacing, schedule, steps, 
         torch.testing.assert_close(found.prev_sample, expected.prev_sample, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.pred_original_sample, prediction.clamp(-0.5, 0.5))
         sample = found.prev_sample
+
+
+@pytest.mark.parametrize("train_timesteps", [1, 7, 10, 100, 1000])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_number_of_steps_is_spaced_soundly(spacing, train_timesteps):
+    scheduler = MapScheduler(num_train_timesteps=train_timesteps, timestep_spacing=spacing)
+    for steps in range(1, train_timesteps + 1):
+        scheduler.set_timesteps(steps)
+        timesteps = scheduler.timesteps
+        assert timesteps.dtype == torch.int64 and len(timesteps) == steps
+        assert 0 <= timesteps[-1] and timesteps[0] < train_timesteps
+        assert bool((timesteps.diff() < 0).all())
+        if spacing == "trailing":
+            assert timesteps[0] == train_timesteps - 1
+            # Evenly: each is where it would be on a continuous scale, but for rounding.
+            ideal = train_timesteps * torch.arange(steps, 0, -1).double() / steps - 1
+            assert float((timesteps - ideal).abs().max()) <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize("steps", STEPS)

@@ -1,6 +1,7 @@
 """Noise on packed IoU maps: adding it in training, taking it away in sampling."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     """DDIM on packed IoU maps, for models that predict the clean maps.
 
     Wraps `diffusers.DDIMScheduler` for the noise schedule and the spacing of timesteps. It differs
-    from it in four ways: the step looks the previous timestep up in the published list (diffusers
+    from it in five ways: trailing timesteps are exact for every number of steps; the step looks the previous timestep up in the published list (diffusers
     derives it, wrongly when the steps do not divide the timesteps); timesteps are checked; the
     tables stay where they are, whatever device the maps are on; and the predicted noise belongs to
     the clipped prediction (diffusers' `use_clipped_model_output=True`).
@@ -196,10 +197,15 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         who, most = "MapScheduler.set_timesteps", self.config.num_train_timesteps
         steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
         check_range(who, "num_inference_steps", steps, 1, most)
-        self._ddim.set_timesteps(steps)
+        if self.config.timestep_spacing == "trailing":
+            # In fractions: diffusers counts down in floats, and for some numbers of steps (61 of
+            # 1000, for example) that gives one step more than asked for, to timestep -1.
+            self._steps = [round(Fraction(most * left, steps)) - 1 for left in range(steps, 0, -1)]
+        else:
+            self._ddim.set_timesteps(steps)
+            self._steps = self._ddim.timesteps.tolist()
         self.num_inference_steps = steps
-        self._steps = [int(t) for t in self._ddim.timesteps]
-        self.timesteps = self._ddim.timesteps.to(device)
+        self.timesteps = torch.tensor(self._steps, device=device)
 
     def previous_timestep(self, timestep: int | Tensor) -> int:
         """Timestep that a step from `timestep` arrives at; -1 is the clean map.
