@@ -47,7 +47,7 @@ def model(dataset) -> MomentLocalizer:
         },
     )
     with torch.no_grad():
-        for decoder in model.decoder.scales:
+        for decoder in model.decoder.decoders:
             decoder.head.bias.fill_(0.5)  # far from where scores are clipped
     return model.eval()
 

@@ -21,7 +21,7 @@ def test_paper_preset_has_the_paper_s_sizes():
     assert preset.encoder == {"channels": 512, "num_text_layers": 3}
     with torch.device("meta"):
         model = preset.build(vocabulary_size=100, clip_channels=4096)
-    convolutions = [conv.conv.weight.shape for conv in model.decoder.scales[0].convs]
+    convolutions = [conv.conv.weight.shape for conv in model.decoder.decoders[0].convs]
     assert convolutions == [(513, 1024, 17, 17), (513, 512, 17, 17)]
 
 

@@ -96,10 +96,10 @@ def test_training_learns_and_moves_both_sets_of_weights(dataset, tmp_path):
     per_epoch = torch.stack(losses).view(12, -1).mean(1)
     assert per_epoch[-3:].mean() < 0.8 * per_epoch[0]
     after = weights(trainer)
-    for name in ("raw.decoder.scales.0.head.weight", "ema.decoder.scales.0.head.weight"):
+    for name in ("raw.decoder.decoders.0.head.weight", "ema.decoder.decoders.0.head.weight"):
         assert not torch.equal(before[name], after[name])
     assert not torch.equal(
-        after["raw.decoder.scales.0.head.weight"], after["ema.decoder.scales.0.head.weight"]
+        after["raw.decoder.decoders.0.head.weight"], after["ema.decoder.decoders.0.head.weight"]
     )
 
 
@@ -110,7 +110,7 @@ def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path)
         trainer.train()
         runs.append(weights(trainer))
     assert_equal_weights(runs[0], runs[1])
-    head = "raw.decoder.scales.0.head.weight"
+    head = "raw.decoder.decoders.0.head.weight"
     assert not torch.equal(runs[0][head], runs[2][head])
 
 
@@ -186,7 +186,7 @@ def test_output_folder_that_cannot_be_made_is_refused_before_training(dataset, t
 def test_loss_that_is_not_finite_names_the_queries(dataset, tmp_path):
     trainer = make_trainer(dataset, tmp_path)
     with torch.no_grad():
-        trainer.raw_model.decoder.scales[0].head.bias.fill_(torch.nan)
+        trainer.raw_model.decoder.decoders[0].head.bias.fill_(torch.nan)
     with pytest.raises(ArgumentError, match=r"expected a finite loss, got nan at step 0, queries "):
         trainer.train()
 
@@ -199,7 +199,7 @@ def test_half_precision_trains(dataset, tmp_path, precision):
     trainer.train()
     after = weights(trainer)
     assert all(value.isfinite().all() for value in after.values())
-    assert after["raw.decoder.scales.0.head.weight"].dtype == torch.float32
+    assert after["raw.decoder.decoders.0.head.weight"].dtype == torch.float32
     name = "raw.encoder.fuse_text.weight"
     assert not torch.equal(before[name], after[name])
 

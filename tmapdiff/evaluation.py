@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tmapdiff._checks import check_int, require
 from tmapdiff._files import written_beside
 from tmapdiff.data import MomentBatch, collate_moments
+from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
     MapGrid,
@@ -23,7 +24,7 @@ from tmapdiff.maps import (
     rank_moments,
 )
 from tmapdiff.metrics import LocalizationMetrics
-from tmapdiff.models import MomentLocalizer
+from tmapdiff.models import MapLocalizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: MomentLocalizer,
+    model: MapLocalizer,
     dataset: Dataset[Any],
     *,
     num_inference_steps: int | None = None,
@@ -101,10 +102,12 @@ def evaluate(
         on_batch: Called after each batch with the number of its queries, for a progress bar.
 
     Raises:
-        ArgumentError: If the data set is empty, or an argument is out of range.
+        ArgumentError: If the data set is empty, an argument is out of range, or steps are asked of
+            a model that is not generative.
     """
     check_int("evaluate", "batch_size", batch_size, at_least=1)
     check_int("evaluate", "seed", seed, at_least=0)
+    check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
     metrics = LocalizationMetrics()
     predictions: list[Prediction] = []
     was_training = model.training
@@ -113,17 +116,17 @@ def evaluate(
     try:
         for batch in _batches(dataset, batch_size):
             first = len(predictions)
-            generators = [_generator(seed, first + index) for index in range(len(batch))]
+            positions = range(first, first + len(batch))
+            sampling = _sampling(model, num_inference_steps, seed, positions, eta)
             batch = batch.to(model.device)
             found = model.localize(
                 batch.features,
                 batch.words,
                 batch.num_words,
                 batch.clip_seconds,
-                num_inference_steps=num_inference_steps,
-                eta=eta,
-                generator=generators,
+                durations=batch.durations,
                 top_n=top_n,
+                **sampling,
             )
             metrics.update(found.ranked, batch.moments, batch.num_moments)
             predictions += _predictions(batch, found.ranked)
@@ -192,8 +195,32 @@ def evaluate_prior(
     return metrics.compute()
 
 
+def evaluate_oracle(
+    grid: MapGrid, dataset: Dataset[Any], *, nms_threshold: float = 0.49
+) -> dict[str, float]:
+    """Metrics of ranking the true IoU maps, in percent: the upper bound of the grid.
+
+    Raises:
+        ArgumentError: If the data set is empty.
+    """
+    metrics = LocalizationMetrics()
+    sampler, build = MultiScaleMapSampler(grid), IoUMapBuilder(grid)
+    for batch in _batches(dataset, 256):
+        maps = build(batch.moments, batch.clip_seconds, batch.num_moments)
+        dense, mask = sampler.merge(maps)
+        ranked = rank_moments(
+            dense,
+            mask,
+            batch.clip_seconds,
+            durations=batch.durations,
+            nms_threshold=nms_threshold,
+        )
+        metrics.update(ranked, batch.moments, batch.num_moments)
+    return metrics.compute()
+
+
 def draw_queries(
-    model: MomentLocalizer,
+    model: MapLocalizer,
     dataset: Dataset[Any],
     positions: Sequence[int],
     *,
@@ -224,8 +251,8 @@ def draw_queries(
         batch.words,
         batch.num_words,
         batch.clip_seconds,
-        num_inference_steps=num_inference_steps,
-        generator=[_generator(seed, position) for position in positions],
+        durations=batch.durations,
+        **_sampling(model, num_inference_steps, seed, positions),
     )
     model.train(was_training)
     iou_maps = model.build_iou_maps(batch.moments, batch.clip_seconds, batch.num_moments)
@@ -251,6 +278,25 @@ def _batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
     return DataLoader(
         dataset, batch_size=batch_size, collate_fn=collate_moments, generator=torch.Generator()
     )
+
+
+def _sampling(
+    model: MapLocalizer,
+    num_inference_steps: int | None,
+    seed: int,
+    positions: Iterable[int],
+    eta: float = 0.0,
+) -> dict[str, Any]:
+    """How `localize` is to sample the queries at these positions; nothing for a regressor."""
+    if model.is_generative:
+        generators = [_generator(seed, position) for position in positions]
+        return {"num_inference_steps": num_inference_steps, "eta": eta, "generator": generators}
+    if num_inference_steps not in (None, 1):
+        raise ArgumentError(
+            f"evaluate: expected one step for a {type(model).__name__} that does not sample, "
+            f"got num_inference_steps = {num_inference_steps}."
+        )
+    return {}
 
 
 def _generator(seed: int, position: int) -> torch.Generator:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tmapdiff._checks import check_choice, check_shape
 
+HUBER_DELTA = 0.1  # error, in IoU, above which the Huber loss is linear
+
 
 @dataclass(frozen=True)
 class MapObjective:
@@ -70,18 +72,28 @@ def _squared_error(scores: Tensor, target: Tensor) -> Tensor:
     return (scores - target).square()
 
 
+def _absolute_error(scores: Tensor, target: Tensor) -> Tensor:
+    return (scores - target).abs()
+
+
+def _huber(scores: Tensor, target: Tensor) -> Tensor:
+    # Divided by its width, it rises like the absolute error.
+    return F.huber_loss(scores, target, reduction="none", delta=HUBER_DELTA) / HUBER_DELTA
+
+
 def _cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, target, reduction="none")
 
 
 _OBJECTIVES = {
-    objective.name: objective
-    for objective in (
-        MapObjective("mse-full", _identity, _identity, _squared_error),
-        MapObjective("mse-rescaled", rescale_iou, _identity, _squared_error),
-        MapObjective("bce-full", _identity, torch.sigmoid, _cross_entropy),
-        MapObjective("bce-rescaled", rescale_iou, torch.sigmoid, _cross_entropy),
+    f"{loss}-{values}": MapObjective(f"{loss}-{values}", target, activation, cell_loss)
+    for loss, activation, cell_loss in (
+        ("mse", _identity, _squared_error),
+        ("l1", _identity, _absolute_error),
+        ("huber", _identity, _huber),
+        ("bce", torch.sigmoid, _cross_entropy),
     )
+    for values, target in (("full", _identity), ("rescaled", rescale_iou))
 }
 
 OBJECTIVES = tuple(_OBJECTIVES)
@@ -90,8 +102,9 @@ OBJECTIVES = tuple(_OBJECTIVES)
 def get_objective(name: str) -> MapObjective:
     """Find a training objective by name.
 
-    `mse-full`, `bce-full` and `bce-rescaled` are the rows of Table 4; "full" learns the IoU itself,
-    "rescaled" the IoU stretched from [0.5, 1] to [0, 1], as MS-2D-TAN does.
+    A name is a loss (`mse`, `l1`, `huber`, `bce`) and what is learned: `full` is the IoU itself,
+    `rescaled` the IoU stretched from [0.5, 1] to [0, 1], as MS-2D-TAN does. `bce-rescaled`,
+    `bce-full` and `mse-full` are the rows of Table 4.
 
     Raises:
         ConfigError: If there is none of that name.

@@ -1,10 +1,12 @@
 """Named configurations of model and training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from tmapdiff._checks import check_choice
+from tmapdiff.maps import MapGrid
 from tmapdiff.models import MomentLocalizer
 from tmapdiff.training import TrainingConfig
 
@@ -31,12 +33,17 @@ class Preset:
     localizer: dict[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def make_grid(self) -> MapGrid:
+        """Make the grid of candidate moments."""
+        return MapGrid(**self.grid)
+
     def build(
         self,
         *,
         vocabulary_size: int,
         clip_channels: int,
         encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
         **localizer: Any,
     ) -> MomentLocalizer:
         """Make a model of this size with random weights.
@@ -45,6 +52,7 @@ class Preset:
             vocabulary_size: Words, padding and unknown word included.
             clip_channels: Channels of the video features.
             encoder: Fields of the encoder to change, for example `word_channels`.
+            decoder: Fields of the decoder to change, for example one of `DECODERS`.
             **localizer: Fields of the localizer to change, for example `objective`.
 
         Raises:
@@ -54,19 +62,53 @@ class Preset:
         channels = self.encoder["channels"]
         return MomentLocalizer(
             encoder_config={**self.grid, **data, **self.encoder, **(encoder or {})},
-            decoder_config={**self.grid, "feature_channels": channels, **self.decoder},
+            decoder_config={
+                **self.grid,
+                "feature_channels": channels,
+                **self.decoder,
+                **(decoder or {}),
+            },
             scheduler_config=dict(self.scheduler),
             **{**self.localizer, **localizer},
         )
 
 
+# The rows of Table 3, as fields of `MapDiffusionDecoder`.
+_TRANSFORMER = {"architecture": "transformer", "norm": "layer"}
+DECODERS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "transformer-xattn-ss": {
+            **_TRANSFORMER,
+            "conditioning": "cross-attention",
+            "joint_scales": True,
+        },
+        "transformer-xattn": {**_TRANSFORMER, "conditioning": "cross-attention"},
+        "transformer-concat": {**_TRANSFORMER, "conditioning": "concat"},
+        "cnn-mul": {"conditioning": "multiply-residual"},
+        "cnn-concat": {"conditioning": "concat"},
+    }
+)
+
 PRESETS = MappingProxyType(
     {
+        "nano": Preset(
+            description="a minute and a half on one CPU core",
+            grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
+            encoder={"channels": 32, "word_channels": 64, "num_text_layers": 1},
+            decoder={
+                "channels": 32,
+                "time_channels": 64,
+                "kernel_sizes": [5, 5],
+                "num_layers": 2,
+                "num_heads": 2,
+            },
+            training=TrainingConfig(epochs=6, learning_rate=2e-3),
+        ),
         "tiny": Preset(
             description="minutes on two CPU cores",
             grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
             encoder={"channels": 64, "word_channels": 64, "num_text_layers": 1},
-            decoder={"channels": 64, "time_channels": 128, "kernel_sizes": [5, 5]},
+            decoder={"channels": 64, "time_channels": 128, "kernel_sizes": [5, 5], "num_heads": 4},
             training=TrainingConfig(epochs=8, learning_rate=1e-3),
         ),
         "base": Preset(

@@ -19,7 +19,7 @@ from tmapdiff._files import written_beside
 from tmapdiff.data import MomentBatch, collate_moments
 from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
-from tmapdiff.models import MomentLocalizer
+from tmapdiff.models import MapLocalizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -110,7 +110,7 @@ class Progress:
 
 
 class Trainer:
-    """Trains a `MomentLocalizer`.
+    """Trains a `MomentLocalizer`, or any other `MapLocalizer`.
 
     Keeps in `output_dir`: `checkpoints/`, with the state after the last epoch, from which a run
     continues as if it had not stopped; `tensorboard/`; and `training.json`, the configuration.
@@ -138,7 +138,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: MomentLocalizer,
+        model: MapLocalizer,
         dataset: Dataset[Any],
         config: TrainingConfig,
         output_dir: str | os.PathLike[str],
@@ -204,15 +204,15 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
 
     @property
-    def raw_model(self) -> MomentLocalizer:
+    def raw_model(self) -> MapLocalizer:
         """The model with the weights of the last step."""
-        unwrapped: MomentLocalizer = self.accelerator.unwrap_model(self.model)
+        unwrapped: MapLocalizer = self.accelerator.unwrap_model(self.model)
         return unwrapped
 
     @property
-    def ema_model(self) -> MomentLocalizer:
+    def ema_model(self) -> MapLocalizer:
         """The model with the moving average of the weights."""
-        averaged: MomentLocalizer = self.ema.module
+        averaged: MapLocalizer = self.ema.module
         return averaged
 
     @property

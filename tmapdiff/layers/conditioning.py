@@ -1,11 +1,15 @@
 """How the map features of video and query meet the noisy map."""
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_int, check_shape
+from tmapdiff._checks import check_choice, check_int, check_shape
 from tmapdiff.layers.norm import check_map_features, fill_invalid
+
+Product = Literal["plain", "residual", "gated"]
 
 
 class ConcatConditioning(nn.Module):
@@ -42,9 +46,70 @@ class ConcatConditioning(nn.Module):
 
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed and concatenate; see the class."""
-        who = "ConcatConditioning"
-        check_map_features(who, features, mask, self.feature_channels)
-        batch, _, rows, columns = features.shape
-        check_shape(who, "noisy", noisy, f"B {rows} {columns}", {"B": batch})
+        _check_inputs("ConcatConditioning", noisy, features, mask, self.feature_channels)
         embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
         return fill_invalid(torch.cat([embedded, features.to(embedded.dtype)], dim=1), mask)
+
+
+class MultiplyConditioning(nn.Module):
+    """Multiplies the embedded noisy map H with the map features F, each by a linear map of its own.
+
+    `plain` is `H * F`, `residual` is `H * (1 + F)`, `gated` is `H * sigmoid(F)`.
+
+    Args:
+        feature_channels: Channels of the map features, expected of unit norm in each cell.
+        channels: Channels of the product.
+        product: Which of the three.
+
+    Shape:
+        - noisy: (B, N_k, A)
+        - features: (B, feature_channels, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - returns: (B, out_channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError: If a size is below 1, at construction.
+        ConfigError: If `product` is unknown, at construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: Zhang et al., arXiv 2401.08232, Table 3 ("CNN, mul"), which leaves the product open.
+    """
+
+    def __init__(self, feature_channels: int, channels: int, product: Product = "plain") -> None:
+        super().__init__()
+        who = "MultiplyConditioning"
+        self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
+        self.channels = check_int(who, "channels", channels, at_least=1)
+        self.product = check_choice(who, "product", product, Product.__args__)  # type: ignore[attr-defined]
+        self.embed = nn.Conv2d(1, channels, kernel_size=1)
+        self.project = nn.Conv2d(feature_channels, channels, kernel_size=1)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self.channels
+
+    def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embed, project and multiply; see the class."""
+        _check_inputs("MultiplyConditioning", noisy, features, mask, self.feature_channels)
+        embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
+        # Features of unit norm are about 1 / sqrt(channels) each: too small for a factor.
+        scaled = fill_invalid(features, mask) * self.feature_channels**0.5
+        projected = self.project(scaled.to(self.project.weight.dtype))
+        if self.product == "residual":
+            projected = 1 + projected
+        elif self.product == "gated":
+            projected = projected.sigmoid()
+        return fill_invalid(embedded * projected, mask)
+
+    def extra_repr(self) -> str:
+        """Show what the sub-modules do not."""
+        return f"product={self.product}"
+
+
+def _check_inputs(
+    who: str, noisy: Tensor, features: Tensor, mask: Tensor | None, feature_channels: int
+) -> None:
+    check_map_features(who, features, mask, feature_channels)
+    batch, _, rows, columns = features.shape
+    check_shape(who, "noisy", noisy, f"B {rows} {columns}", {"B": batch})

@@ -1,7 +1,7 @@
 """The geometry of multi-scale 2D temporal maps: cells, seconds, masks, packing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -61,6 +61,14 @@ class MapGrid:
                 f"got {self.num_anchors}. Longer durations could never end inside the video."
             )
 
+    def resized(self, num_clips: int) -> "MapGrid":
+        """Grid of the same durations and scales over another number of clips.
+
+        Raises:
+            ArgumentError, ConfigError: As for the class.
+        """
+        return self if num_clips == self.num_clips else replace(self, num_clips=num_clips)
+
     # Sizes
 
     def stride(self, scale: int) -> int:
@@ -92,35 +100,63 @@ class MapGrid:
 
     # Cells
 
-    def mask(self, scale: int, device: torch.device | str | None = None) -> Tensor:
+    def mask(
+        self,
+        scale: int,
+        device: torch.device | str | None = None,
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
         """Which cells of a scale end inside the video.
 
+        Args:
+            scale: The scale.
+            device: Where the mask goes; that of `num_clips`, if None.
+            num_clips: Clips of each video, when videos are shorter than the grid.
+
         Shape:
-            - returns: (N_k, A), bool
+            - num_clips: (B,), integer
+            - returns: (N_k, A), bool; (B, N_k, A) with `num_clips`
+
+        Raises:
+            ArgumentError: If there is no such scale.
+            ShapeError: If `num_clips` is not (B,).
         """
         rows, columns = self.shape(scale)
-        ends = torch.arange(rows, device=device)[:, None] + torch.arange(
-            1, columns + 1, device=device
-        )
-        return ends <= rows
+        if num_clips is not None:
+            check_shape("MapGrid.mask", "num_clips", num_clips, "B")
+            device = num_clips.device if device is None else device
+        starts = torch.arange(rows, device=device)[:, None]
+        ends = starts + torch.arange(1, columns + 1, device=device)
+        if num_clips is None:
+            return ends <= rows
+        # Whole clips of this scale only: a cell that ends inside one that the video ends in is out.
+        return ends <= rearrange(num_clips.to(ends.device) // self.stride(scale), "b -> b 1 1")
 
-    def packed_mask(self, device: torch.device | str | None = None) -> Tensor:
-        """Which cells of packed maps are valid.
+    def packed_mask(
+        self, device: torch.device | str | None = None, num_clips: Tensor | None = None
+    ) -> Tensor:
+        """Which cells of packed maps are valid; arguments as for `mask`.
 
         Shape:
-            - returns: (cells,), bool
+            - num_clips: (B,), integer
+            - returns: (cells,), bool; (B, cells) with `num_clips`
         """
-        return torch.cat([self.mask(k, device).flatten() for k in range(self.num_scales)])
+        masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
+        return torch.cat([mask.flatten(-2) for mask in masks], dim=-1)
 
-    def dense_mask(self, device: torch.device | str | None = None) -> Tensor:
+    def dense_mask(
+        self, device: torch.device | str | None = None, num_clips: Tensor | None = None
+    ) -> Tensor:
         """Which cells of a dense map, `[start clip, duration in clips - 1]`, some scale holds.
 
         Shape:
-            - returns: (N, N), bool
+            - num_clips: (B,), integer
+            - returns: (N, N), bool; (B, N, N) with `num_clips`
         """
-        held = torch.zeros(self.num_clips, self.num_clips, dtype=torch.bool, device=device)
-        for scale in range(self.num_scales):
-            self.dense_cells(held, scale)[:] |= self.mask(scale, device)
+        masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
+        held = masks[0].new_zeros(*masks[0].shape[:-2], self.num_clips, self.num_clips)
+        for scale, mask in enumerate(masks):
+            self.dense_cells(held, scale)[:] |= mask
         return held
 
     def dense_cells(self, dense: Tensor, scale: int) -> Tensor:
@@ -155,6 +191,21 @@ class MapGrid:
         return torch.cat(
             [self.moments(scale, device).flatten(0, 1) for scale in range(self.num_scales)]
         )
+
+    def valid_cells(self, scales: Sequence[int] | None = None) -> list[int]:
+        """Positions of the valid cells in packed maps, in ascending order.
+
+        Args:
+            scales: The scales whose cells count, in ascending order. All, if None.
+        """
+        cells: list[int] = []
+        for scale in range(self.num_scales) if scales is None else scales:
+            rows, columns = self.shape(scale)
+            first = sum(self.cells_per_scale[:scale])
+            for start in range(rows):
+                row = first + start * columns
+                cells.extend(range(row, row + min(columns, rows - start)))
+        return cells
 
     # Packing
 

@@ -35,7 +35,7 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
 
     Args:
         moments: Candidates, the same for all queries or different for each, in any unit.
-        scores: Score of each candidate; candidates with -inf are never picked.
+        scores: Score of each candidate; candidates with -inf or NaN are never picked.
         threshold: Highest IoU that two picked moments may have, in [0, 1].
         top_n: Moments to pick.
 
@@ -57,7 +57,7 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
 
     if not sizes["M"]:
         return scores.new_full((sizes["B"], top_n), -1, dtype=torch.int64)
-    left = scores.detach().clone()
+    left = scores.detach().masked_fill(scores.isnan(), -torch.inf)
     # Candidates of a grid are whole numbers of clips: their IoU is compared without rounding.
     candidates = moments.double()
     rows = torch.arange(sizes["B"], device=scores.device)
@@ -85,6 +85,7 @@ def rank_moments(
     mask: Tensor,
     clip_seconds: Tensor,
     *,
+    durations: Tensor | None = None,
     top_n: int = 5,
     nms_threshold: float = 0.49,
 ) -> RankedMoments:
@@ -95,13 +96,14 @@ def rank_moments(
             `MultiScaleMapSampler.merge` gives it.
         mask: Which cells are candidates.
         clip_seconds: Seconds a clip lasts, for each sample.
+        durations: Seconds each video lasts; moments end there at the latest.
         top_n: Moments a query.
         nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
 
     Shape:
         - dense: (B, N, N)
-        - mask: (N, N), bool
-        - clip_seconds: (B,)
+        - mask: (N, N) or (B, N, N), bool
+        - clip_seconds, durations: (B,)
 
     Raises:
         ShapeError: If a shape does not fit.
@@ -109,8 +111,14 @@ def rank_moments(
     """
     who = "rank_moments"
     sizes = check_shape(who, "dense", dense, "B N N")
-    check_shape(who, "mask", mask, "N N", sizes)
+    batched = isinstance(mask, Tensor) and mask.dim() == 3
+    check_shape(who, "mask", mask, "B N N" if batched else "N N", sizes)
     check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    if durations is not None:
+        check_shape(who, "durations", durations, "B", sizes)
+    if batched:
+        dense = dense.masked_fill(~mask, -torch.inf)
+        mask = mask.any(dim=0)
     starts, columns = mask.nonzero(as_tuple=True)
     candidates = torch.stack([starts, starts + columns + 1], dim=-1)
     scores = dense[:, mask]
@@ -121,6 +129,8 @@ def rank_moments(
         return RankedMoments(empty, dense.new_full((sizes["B"], top_n), -torch.inf), valid)
     index = picks.clamp(min=0)
     seconds = candidates[index] * clip_seconds[:, None, None]
+    if durations is not None:
+        seconds = seconds.minimum(durations.to(seconds)[:, None, None])
     return RankedMoments(
         moments=seconds.where(valid[..., None], 0),
         scores=scores.gather(1, index).where(valid, -torch.inf),

@@ -46,16 +46,20 @@ class MultiScaleMapSampler:
             for k in range(self.grid.num_scales)
         ]
 
-    def merge(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, maps: Sequence[Tensor], num_clips: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Merge the maps of all scales into one dense map.
 
         Args:
             maps: One map a scale, finest first. Invalid cells are not read.
+            num_clips: Clips of each video, when videos are shorter than the grid.
 
         Shape:
             - maps: K tensors (B, N_k, A) or (B, C, N_k, A)
-            - returns: dense map (B, N, N) or (B, C, N, N), and its mask (N, N), bool; cells
-              outside the mask are held by no scale and contain -inf
+            - num_clips: (B,), integer
+            - returns: dense map (B, N, N) or (B, C, N, N), and its mask, bool, (N, N), or (B, N, N)
+              with `num_clips`; cells outside the mask are held by no scale and contain -inf
 
         Raises:
             ShapeError: If there are not `num_scales` maps, or one has another shape.
@@ -66,14 +70,18 @@ class MultiScaleMapSampler:
         for scale, (rows, columns) in enumerate(self.grid.shapes):
             sizes = _check_map(who, f"maps[{scale}]", maps[scale], rows, columns, sizes)
 
+        if num_clips is not None:
+            check_shape(who, "num_clips", num_clips, "B", sizes)
         finest, clips = maps[0], self.grid.num_clips
         dense = finest.new_full((*finest.shape[:-2], clips, clips), -torch.inf)
         for scale, scores in enumerate(maps):
             cells = self.grid.dense_cells(dense, scale)
-            valid = self.grid.mask(scale, dense.device)
+            valid = self.grid.mask(scale, dense.device, num_clips)
+            if num_clips is not None and scores.dim() == 4:
+                valid = valid[:, None]
             # The clone is what the gradient remembers: the cells themselves change.
             cells[:] = torch.maximum(cells.clone(), scores.masked_fill(~valid, -torch.inf))
-        return dense, self.grid.dense_mask(dense.device)
+        return dense, self.grid.dense_mask(dense.device, num_clips)
 
 
 def _check_map(

@@ -1,15 +1,19 @@
 """Models, and the parts that only models use."""
 
-from tmapdiff.models.decoder import MapDecoder, MapDiffusionDecoder
+from tmapdiff.models.map_localizer import Localization, MapLocalizer
+from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MapFeatureBuilder, MultimodalEncoder, TextEncoder
-from tmapdiff.models.localizer import Localization, MomentLocalizer
+from tmapdiff.models.localizer import MomentLocalizer
+from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 
 __all__ = [  # in the order the data flows
+    "ConvMapDecoder",
     "Localization",
-    "MapDecoder",
     "MapDiffusionDecoder",
     "MapFeatureBuilder",
+    "MapLocalizer",
     "MomentLocalizer",
     "MultimodalEncoder",
     "TextEncoder",
+    "TransformerMapDecoder",
 ]

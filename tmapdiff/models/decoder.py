@@ -1,105 +1,35 @@
-"""The denoiser: one condition-injected decoder a scale."""
+"""The denoiser: condition-injected decoders of the maps of all scales."""
 
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from diffusers.configuration_utils import register_to_config
-from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_length, check_shape, check_sizes
-from tmapdiff.layers import ConcatConditioning, GatedConv2d, StylizationBlock, TimestepEmbedder
+from tmapdiff._checks import check_choice, check_int, check_length, check_shape
+from tmapdiff.errors import ConfigError
+from tmapdiff.layers import TimestepEmbedder
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.stylization import Norm
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
+from tmapdiff.models.map_decoders import (
+    Conditioning,
+    ConvMapDecoder,
+    Stylization,
+    TransformerMapDecoder,
+)
 
-Stylization = Literal["none", "fusion", "conv", "both"]
-
-
-class MapDecoder(nn.Module):
-    """Denoises the map of one scale.
-
-    Noisy map and map features are concatenated; then a stylization block ("fusion"); then layers of
-    gated convolution, each followed by a stylization block ("conv"); then a 1x1 head.
-
-    Args:
-        feature_channels: Channels of the map features.
-        channels: Channels inside.
-        time_channels: Channels of the time embedding.
-        kernel_sizes: Kernel of each convolution, first to last.
-        gate: As in `GatedConv2d`.
-        stylization: Where stylization blocks are.
-        norm: As in `StylizationBlock`.
-        num_groups: As in `StylizationBlock`.
-        dropout: As in `StylizationBlock`.
-
-    Shape:
-        - noisy: (B, N_k, A)
-        - features: (B, feature_channels, N_k, A)
-        - time_embedding: (B, time_channels); None without stylization
-        - mask: (N_k, A), bool
-        - returns: (B, N_k, A), 0 in invalid cells
-
-    Raises:
-        ArgumentError, ConfigError: As its parts, at construction.
-        ShapeError: If a shape does not fit, in the call.
-
-    Source: Zhang et al., arXiv 2401.08232, section 3.3.
-    """
-
-    def __init__(
-        self,
-        feature_channels: int,
-        channels: int,
-        time_channels: int,
-        kernel_sizes: Sequence[int],
-        gate: Gate = "shared",
-        stylization: Stylization = "both",
-        norm: Norm = "group",
-        num_groups: int = 8,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        check_choice("MapDecoder", "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
-
-        def style(width: int, *, when: str) -> StylizationBlock | None:
-            if stylization not in (when, "both"):
-                return None
-            return StylizationBlock(width, time_channels, norm, num_groups, dropout)
-
-        self.condition = ConcatConditioning(feature_channels, channels)
-        width = self.condition.out_channels
-        self.fusion_style = style(width, when="fusion")
-        self.convs = nn.ModuleList()
-        self.conv_styles = nn.ModuleList()
-        for kernel_size in check_sizes("MapDecoder", "kernel_sizes", kernel_sizes):
-            self.convs.append(GatedConv2d(width, channels, kernel_size, gate))
-            block = style(channels, when="conv")
-            if block is not None:
-                self.conv_styles.append(block)
-            width = channels
-        self.head = nn.Conv2d(channels, 1, kernel_size=1)
-
-    def forward(
-        self, noisy: Tensor, features: Tensor, time_embedding: Tensor | None, mask: Tensor
-    ) -> Tensor:
-        """Predict the clean map; see the class."""
-        x = self.condition(noisy, features, mask)
-        if self.fusion_style is not None:
-            x = x + self.fusion_style(x, time_embedding, mask)
-        for layer, conv in enumerate(self.convs):
-            x = conv(x, mask)
-            if self.conv_styles:
-                x = x + self.conv_styles[layer](x, time_embedding, mask)
-        return rearrange(self.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
+Architecture = Literal["conv", "transformer"]
 
 
 class MapDiffusionDecoder(MapModel):
     """Predicts clean maps from noisy ones, given the timestep and the map features.
 
-    One decoder a scale, of the same architecture with weights of its own. The prediction is a score
-    a cell, which the objective turns into IoU (`tmapdiff.losses`).
+    One decoder a scale, of the same architecture with weights of its own, or one Transformer over
+    the cells of all scales. The prediction is a score a cell, which the objective turns into IoU
+    (`tmapdiff.losses`).
 
     Args:
         num_clips: Clips of the finest scale.
@@ -108,17 +38,27 @@ class MapDiffusionDecoder(MapModel):
         feature_channels: Channels of the map features.
         channels: Channels inside.
         time_channels: Channels of the time embedding.
-        kernel_sizes: Kernel of each convolution, first to last; odd.
-        gate: `shared` has one gate a cell, `channel` one a cell and channel.
+        architecture: Gated convolutions over each map, or attention between its cells (Table 3).
+        conditioning: How noisy map H and map features F meet (Table 3). `concat` is [H, F],
+            `multiply` H * F, `multiply-residual` H * (1 + F), `multiply-gated` H * sigmoid(F), each
+            of linear maps of both; with `cross-attention`, of the Transformer only, H attends to
+            H and F.
+        kernel_sizes: Of `conv`: kernel of each convolution, first to last; odd.
+        gate: Of `conv`: `shared` has one gate a cell, `channel` one a cell and channel.
+        num_layers: Of `transformer`: layers.
+        num_heads: Of `transformer`: heads of the attention; divides `channels`.
+        joint_scales: Of `transformer`: whether the cells of all scales are one sequence.
         stylization: Where the timestep comes in: after the fusion of noisy map and features, after
-            each convolution, at both places, or at none (Table 5).
+            each layer ("conv"), at both places, or at none (Table 5).
         norm: Normalisation in the stylization blocks, `group` or `layer`.
-        num_groups: Groups of `group`; divides `channels` and `channels + feature_channels`.
-        dropout: Share of activations dropped in stylization blocks in training.
+        num_groups: Groups of `group`; divides the channels that are normalised.
+        dropout: Share of activations dropped in training, in stylization blocks and Transformer
+            layers.
 
     Raises:
         ArgumentError: If a size is too small.
-        ConfigError: If sizes do not divide, a kernel is even or a choice is unknown.
+        ConfigError: If sizes do not divide, a kernel is even, a choice is unknown, or `conv` is to
+            use cross-attention or join scales.
 
     Source: Zhang et al., arXiv 2401.08232, section 3.3.
 
@@ -139,62 +79,135 @@ class MapDiffusionDecoder(MapModel):
         feature_channels: int = 512,
         channels: int = 512,
         time_channels: int = 512,
+        architecture: Architecture = "conv",
+        conditioning: Conditioning = "concat",
         kernel_sizes: Sequence[int] = (17, 17),
         gate: Gate = "shared",
+        num_layers: int = 4,
+        num_heads: int = 8,
+        joint_scales: bool = False,
         stylization: Stylization = "both",
         norm: Norm = "group",
         num_groups: int = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        who = "MapDiffusionDecoder"
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
+        check_int(who, "feature_channels", feature_channels, at_least=1)
+        check_int(who, "channels", channels, at_least=1)
+        check_choice(who, "architecture", architecture, Architecture.__args__)  # type: ignore[attr-defined]
         # Without stylization nothing would train it.
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
-        self.scales = nn.ModuleList(
-            MapDecoder(
-                feature_channels,
-                channels,
-                time_channels,
-                kernel_sizes,
-                gate,
-                stylization,
-                norm,
-                num_groups,
-                dropout,
+        widths = (feature_channels, channels, time_channels)
+        styles = (stylization, norm, num_groups, dropout)
+        self.decoders: nn.ModuleList
+        if architecture == "conv":
+            if joint_scales:
+                raise ConfigError(
+                    f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
+                )
+            self.decoders = nn.ModuleList(
+                ConvMapDecoder(*widths, kernel_sizes, conditioning, gate, *styles)
+                for _ in range(num_scales)
             )
-            for _ in range(num_scales)
-        )
+        else:
+            self.decoders = nn.ModuleList(
+                TransformerMapDecoder(*widths, num_layers, num_heads, conditioning, *styles)
+                for _ in range(1 if joint_scales else num_scales)
+            )
 
-    def forward(self, noisy: Tensor, timestep: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        features: Sequence[Tensor],
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
         """Predict the clean maps.
 
         Args:
             noisy: Noisy maps of all scales, packed.
             timestep: Diffusion timestep of each sample.
             features: Map features, one tensor a scale, finest first.
+            num_clips: Clips of each video, when they differ. Maps may then be of another number of
+                clips than the configuration's.
 
         Shape:
             - noisy: (B, cells)
             - timestep: (B,), integer
             - features: K tensors (B, feature_channels, N_k, A)
+            - num_clips: (B,), integer
             - returns: (B, cells), 0 in invalid cells
 
         Raises:
             ShapeError: If a shape does not fit.
+            ConfigError: If maps of another size do not divide into the scales.
         """
         who = "MapDiffusionDecoder"
-        sizes = check_shape(who, "noisy", noisy, f"B {self.grid.num_cells}")
-        check_shape(who, "timestep", timestep, "B", sizes)
         check_length(who, "features", features, self.grid.num_scales)
-        for scale, (rows, columns) in enumerate(self.grid.shapes):
+        grid = self.grid
+        if num_clips is not None:
+            check_shape(who, "features[0]", features[0], "B C N A")
+            grid = grid.resized(features[0].shape[2])
+        sizes = check_shape(who, "noisy", noisy, f"B {grid.num_cells}")
+        check_shape(who, "timestep", timestep, "B", sizes)
+        for scale, (rows, columns) in enumerate(grid.shapes):
             axes = f"B {self.config.feature_channels} {rows} {columns}"
             check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
-        time_embedding = None if self.embed_timestep is None else self.embed_timestep(timestep)
-        return self.grid.pack(
+        if num_clips is not None:
+            check_shape(who, "num_clips", num_clips, "B", sizes)
+        embedding = None if self.embed_timestep is None else self.embed_timestep(timestep)
+        if self.config.architecture == "conv":
+            return self._convolve(grid, noisy, features, embedding, num_clips)
+        return self._attend(grid, noisy, features, embedding, num_clips)
+
+    def _convolve(
+        self,
+        grid: MapGrid,
+        noisy: Tensor,
+        features: Sequence[Tensor],
+        time_embedding: Tensor | None,
+        num_clips: Tensor | None,
+    ) -> Tensor:
+        maps = grid.unpack(noisy)
+        return grid.pack(
             [
-                decoder(one, features[scale], time_embedding, self.grid.mask(scale, one.device))
-                for scale, (decoder, one) in enumerate(
-                    zip(self.scales, self.grid.unpack(noisy), strict=True)
+                decoder(
+                    maps[scale],
+                    features[scale],
+                    time_embedding,
+                    grid.mask(scale, noisy.device, num_clips),
                 )
+                for scale, decoder in enumerate(self.decoders)
             ]
         )
+
+    def _attend(
+        self,
+        grid: MapGrid,
+        noisy: Tensor,
+        features: Sequence[Tensor],
+        time_embedding: Tensor | None,
+        num_clips: Tensor | None,
+    ) -> Tensor:
+        packed_features = torch.cat([one.flatten(2) for one in features], dim=-1)
+        moments = grid.packed_moments(noisy.device)
+        mask = None if num_clips is None else grid.packed_mask(noisy.device, num_clips)
+        scales = range(grid.num_scales)
+        sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
+        scores = None
+        for decoder, sequence in zip(self.decoders, sequences, strict=True):
+            # The sequence holds valid cells only: the others would cost as much.
+            cells = torch.tensor(grid.valid_cells(sequence), device=noisy.device)
+            found = decoder(
+                noisy[:, cells],
+                packed_features[:, :, cells],
+                moments[cells],
+                time_embedding,
+                None if mask is None else mask[:, cells],
+            )
+            if scores is None:
+                scores = found.new_zeros(noisy.shape)
+            scores = scores.index_copy(1, cells, found)
+        return scores

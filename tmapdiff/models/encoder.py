@@ -109,7 +109,7 @@ class MapFeatureBuilder(nn.Module):
     `k - 1`, and continues from its last column with a strided convolution.
 
     Args:
-        grid: The candidate moments.
+        grid: The candidate moments; clips may be more or fewer than its own.
         channels: Channels of clip features and map features.
 
     Shape:
@@ -119,6 +119,7 @@ class MapFeatureBuilder(nn.Module):
     Raises:
         ArgumentError: If `channels` is below 1, at construction.
         ShapeError: If `clips` does not fit, in the call.
+        ConfigError: If the clips do not divide into the scales, in the call.
 
     Source: MS-2D-TAN, arXiv 2012.02646, section 3.3.
     """
@@ -148,11 +149,10 @@ class MapFeatureBuilder(nn.Module):
 
     def forward(self, clips: Tensor) -> list[Tensor]:
         """Build the map features; see the class."""
-        axes = f"B {self.channels} {self.grid.num_clips}"
-        check_shape("MapFeatureBuilder", "clips", clips, axes)
+        sizes = check_shape("MapFeatureBuilder", "clips", clips, f"B {self.channels} N")
         maps: list[Tensor] = []
         x = clips
-        for scale, (rows, _) in enumerate(self.grid.shapes):
+        for scale, (rows, _) in enumerate(self.grid.resized(sizes["N"]).shapes):
             columns = [maps[-1][:, :, : 2 * rows : 2, 1::2]] if scale else []
             for layer in self.scales[scale].children():
                 x = layer(x)
@@ -228,35 +228,44 @@ class MultimodalEncoder(MapModel):
             weight.copy_(vectors)
             weight[PADDING] = 0
 
-    def encode_video(self, features: Tensor) -> list[Tensor]:
+    def encode_video(self, features: Tensor, num_clips: Tensor | None = None) -> list[Tensor]:
         """Encode clips; the result serves all queries about the same video.
 
         Args:
             features: Features of the clips.
+            num_clips: Clips of each video, when they differ. The features may then be of another
+                number of clips than the configuration's.
 
         Shape:
             - features: (B, N, clip_channels)
+            - num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A)
 
         Raises:
             ShapeError: If the shape does not fit.
+            ConfigError: If another number of clips does not divide into the scales.
         """
-        axes = f"B {self.grid.num_clips} {self.config.clip_channels}"
+        clips_axis = self.grid.num_clips if num_clips is None else "N"
+        axes = f"B {clips_axis} {self.config.clip_channels}"
         check_shape("MultimodalEncoder", "features", features, axes)
         clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
         maps = self.map_features(rearrange(clips, "b n c -> b c n"))
         return [self.fuse_map(one) for one in maps]
 
-    def fuse(self, video_maps: Sequence[Tensor], sentence: Tensor) -> list[Tensor]:
+    def fuse(
+        self, video_maps: Sequence[Tensor], sentence: Tensor, num_clips: Tensor | None = None
+    ) -> list[Tensor]:
         """Multiply encoded videos and sentences, and normalise.
 
         Args:
             video_maps: What `encode_video` gave.
             sentence: What `text_encoder` gave.
+            num_clips: Clips of each video, when they differ.
 
         Shape:
             - video_maps: K tensors (B, channels, N_k, A)
             - sentence: (B, channels)
+            - num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 
         Raises:
@@ -265,33 +274,48 @@ class MultimodalEncoder(MapModel):
         who, channels = "MultimodalEncoder.fuse", self.config.channels
         sizes = check_shape(who, "sentence", sentence, f"B {channels}")
         check_length(who, "video_maps", video_maps, self.grid.num_scales)
+        grid = self.grid
+        if num_clips is not None:
+            check_shape(who, "num_clips", num_clips, "B", sizes)
+            check_shape(who, "video_maps[0]", video_maps[0], f"B {channels} N A", sizes)
+            grid = grid.resized(video_maps[0].shape[2])
         text = rearrange(self.fuse_text(sentence), "b c -> b c 1 1")
         fused = []
-        for scale, (rows, columns) in enumerate(self.grid.shapes):
+        for scale, (rows, columns) in enumerate(grid.shapes):
             one = video_maps[scale]
             check_shape(who, f"video_maps[{scale}]", one, f"B {channels} {rows} {columns}", sizes)
-            product = fill_invalid(one * text, self.grid.mask(scale, one.device))
+            product = fill_invalid(one * text, grid.mask(scale, one.device, num_clips))
             # The usual 1e-12 is 0 in float16, and would make invalid cells 0 / 0.
             eps = max(1e-12, torch.finfo(product.dtype).tiny)
             fused.append(F.normalize(product, dim=1, eps=eps))
         return fused
 
-    def forward(self, features: Tensor, words: Tensor, num_words: Tensor) -> list[Tensor]:
+    def forward(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        num_clips: Tensor | None = None,
+    ) -> list[Tensor]:
         """Encode videos and queries into map features.
 
         Args:
             features: Features of the clips.
             words: Word indices, padded with 0.
             num_words: Words of each query.
+            num_clips: Clips of each video, when they differ. The features may then be of another
+                number of clips than the configuration's.
 
         Shape:
             - features: (B, N, clip_channels)
             - words: (B, L), integer
-            - num_words: (B,), integer
+            - num_words, num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty or longer than L.
+            ConfigError: If another number of clips does not divide into the scales.
         """
-        return self.fuse(self.encode_video(features), self.text_encoder(words, num_words))
+        sentence = self.text_encoder(words, num_words)
+        return self.fuse(self.encode_video(features, num_clips), sentence, num_clips)

@@ -1,7 +1,6 @@
 """The whole model: encoder and decoder, loss, and the sampling loop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,35 +9,18 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_range, check_shape
-from tmapdiff.errors import ConfigError
-from tmapdiff.losses import OBJECTIVES, get_objective
-from tmapdiff.maps import IoUMapBuilder, MultiScaleMapSampler, RankedMoments, rank_moments
-from tmapdiff.models._base import MapModel
+from tmapdiff._checks import check_shape
+from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
+from tmapdiff.models.map_localizer import MapLocalizer
 from tmapdiff.schedulers import MapScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[[int, int, Tensor], None]
 
 
-@dataclass(frozen=True)
-class Localization:
-    """What `MomentLocalizer.localize` found.
-
-    Shape:
-        - ranked: best moments of each query, in seconds, with scores
-        - dense: (B, N, N), merged map, `[start clip, duration in clips - 1]`
-        - mask: (N, N), bool, which cells of `dense` are candidates
-    """
-
-    ranked: RankedMoments
-    dense: Tensor
-    mask: Tensor
-
-
-class MomentLocalizer(MapModel):
+class MomentLocalizer(MapLocalizer):
     """Finds the moment of a video that a sentence describes, by denoising IoU maps.
 
     Args:
@@ -48,6 +30,8 @@ class MomentLocalizer(MapModel):
         objective: What is learned, see `tmapdiff.losses.get_objective`.
         nms_threshold: Highest IoU that two returned moments may have.
         num_inference_steps: Denoising steps of `localize` when the call names none.
+        deterministic: Predict in one pass from an empty map at the last timestep, in training too:
+            the same network as a plain regressor, the control of what diffusion is worth.
 
     Raises:
         ConfigError: If a field is unknown, or encoder and decoder do not fit each other.
@@ -65,15 +49,13 @@ class MomentLocalizer(MapModel):
         objective: str = "mse-full",
         nms_threshold: float = 0.49,
         num_inference_steps: int = 2,
+        deterministic: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)
         self.decoder = MapDiffusionDecoder.from_config(decoder_config)
         self.scheduler = MapScheduler.from_config(scheduler_config or {})
-        check_choice("MomentLocalizer", "objective", objective, OBJECTIVES)
-        check_range("MomentLocalizer", "nms_threshold", nms_threshold, 0, 1)
-        self.objective = get_objective(objective)
-        self.grid = self.decoder.grid
+        self.prepare(self.decoder.grid, objective, nms_threshold)
         if self.encoder.grid != self.grid:
             raise ConfigError(
                 f"MomentLocalizer: expected encoder and decoder of one grid, "
@@ -86,8 +68,6 @@ class MomentLocalizer(MapModel):
                 f"got {self.decoder.config.feature_channels}."
             )
         self.scheduler.set_timesteps(num_inference_steps)
-        self.build_iou_maps = IoUMapBuilder(self.grid)
-        self.sampler = MultiScaleMapSampler(self.grid)
 
     @classmethod
     def from_parts(
@@ -119,6 +99,11 @@ class MomentLocalizer(MapModel):
         model.scheduler.set_timesteps(model.config.num_inference_steps)
         return model
 
+    @property
+    def is_generative(self) -> bool:
+        """Whether predictions are samples: drawn from noise, in a number of denoising steps."""
+        return not self.config.deterministic
+
     def loss(
         self,
         features: Tensor,
@@ -127,6 +112,7 @@ class MomentLocalizer(MapModel):
         moments: Tensor,
         clip_seconds: Tensor,
         num_moments: Tensor | None = None,
+        num_clips: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Compute the training loss on a batch, at random timesteps.
@@ -138,12 +124,13 @@ class MomentLocalizer(MapModel):
             moments: Annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample.
             num_moments: Moments that count, for each sample. All, if None.
+            num_clips: Clips of each video, when videos are shorter than the grid.
             generator: Source of timesteps and noise, on the features' device.
 
         Shape:
             - features: (B, N, clip_channels)
             - words: (B, L)
-            - num_words, clip_seconds, num_moments: (B,)
+            - num_words, clip_seconds, num_moments, num_clips: (B,)
             - moments: (B, 2) or (B, M, 2)
             - returns: ()
 
@@ -151,51 +138,61 @@ class MomentLocalizer(MapModel):
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or a moment is no moment of the video.
         """
-        target = self.objective.target(
-            self.build_iou_maps.packed(moments, clip_seconds, num_moments)
-        )
-        device = target.device
+        target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
+        noisy, timesteps = self._corrupt(target, generator)
+        map_features = self.encoder(features, words, num_words, num_clips)
+        scores = self.denoise(noisy, timesteps, map_features, num_clips)
+        return self.objective(scores, target, mask)
+
+    def _corrupt(
+        self, target: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Noisy maps and their timesteps; of a regressor, empty maps at the last one."""
+        batch, device = len(target), target.device
+        if self.config.deterministic:
+            last = torch.full((batch,), len(self.scheduler) - 1, device=device)
+            return torch.zeros_like(target), last
         noise = torch.randn(target.shape, dtype=target.dtype, device=device, generator=generator)
-        timesteps = torch.randint(
-            len(self.scheduler), (len(target),), device=device, generator=generator
-        )
-        noisy = self.scheduler.add_noise(self.scheduler.to_signal(target), noise, timesteps)
+        timesteps = torch.randint(len(self.scheduler), (batch,), device=device, generator=generator)
+        signal = self.scheduler.to_signal(target)
+        return self.scheduler.add_noise(signal, noise, timesteps), timesteps
 
-        scores = self.denoise(noisy, timesteps, self.encoder(features, words, num_words))
-        return self.objective(scores, target, self.grid.packed_mask(target.device))
-
-    # accelerate and DistributedDataParallel wrap `forward`.
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the training loss; see `loss`."""
-        return self.loss(*args, **kwargs)
-
-    def denoise(self, noisy: Tensor, timesteps: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def denoise(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        features: Sequence[Tensor],
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
         """Predict the scores of all cells from noisy maps, at their timesteps.
 
         Shape:
             - noisy: (B, cells), as a signal
             - timesteps: (B,)
             - features: K tensors (B, channels, N_k, A)
+            - num_clips: (B,)
             - returns: (B, cells), scores of the objective
         """
         scaled = self.scheduler.scale_model_input(noisy, timesteps)
-        return self.decoder(scaled.to(self.dtype), timesteps, features)
+        return self.decoder(scaled.to(self.dtype), timesteps, features, num_clips)
 
     @torch.no_grad()
     def sample_maps(
         self,
         features: Sequence[Tensor],
         *,
+        num_clips: Tensor | None = None,
         num_inference_steps: int | None = None,
         eta: float = 0.0,
         generator: Generators = None,
         noise: Tensor | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Denoise maps from pure noise.
+        """Denoise maps from pure noise; a deterministic localizer predicts them in one pass.
 
         Args:
             features: Map features, as the encoder gives them.
+            num_clips: Clips of each video, as the encoder was given them.
             num_inference_steps: Denoising steps; the configuration's number, if None.
             eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one a sample (results are then independent of how
@@ -206,6 +203,7 @@ class MomentLocalizer(MapModel):
 
         Shape:
             - features: K tensors (B, channels, N_k, A)
+            - num_clips: (B,)
             - noise: (B, cells)
             - returns: (B, cells), the map that the objective learns, 0 in invalid cells
 
@@ -214,19 +212,22 @@ class MomentLocalizer(MapModel):
             ArgumentError: If `num_inference_steps` or `eta` is out of range.
         """
         batch, device = len(features[0]), features[0].device
-        shape = (batch, self.grid.num_cells)
+        grid = self.grid if num_clips is None else self.grid.resized(features[0].shape[2])
+        shape, mask = (batch, grid.num_cells), grid.packed_mask(device, num_clips)
+        if self.config.deterministic:
+            return self._regress(features, shape, mask, num_clips, num_inference_steps)
         if noise is None:
             maps = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         else:
             check_shape("MomentLocalizer.sample_maps", "noise", noise, f"{shape[0]} {shape[1]}")
             maps = noise
-        scheduler, mask = self.scheduler, self.grid.packed_mask(device)
+        scheduler = self.scheduler
         if num_inference_steps is None:
             num_inference_steps = self.config.num_inference_steps
         scheduler.set_timesteps(num_inference_steps)
         for index, timestep in enumerate(scheduler.timesteps.tolist()):
             timesteps = torch.full((batch,), timestep, device=device)
-            scores = self.denoise(maps, timesteps, features).float()
+            scores = self.denoise(maps, timesteps, features, num_clips).float()
             clean = scheduler.to_signal(self.objective.activation(scores))
             fresh = None
             if eta > 0 and scheduler.previous_timestep(timestep) >= 0:
@@ -238,51 +239,64 @@ class MomentLocalizer(MapModel):
                 callback(index, timestep, scheduler.to_iou(clean).masked_fill(~mask, 0))
         return scheduler.to_iou(maps).masked_fill(~mask, 0)
 
+    def _regress(
+        self,
+        features: Sequence[Tensor],
+        shape: tuple[int, int],
+        mask: Tensor,
+        num_clips: Tensor | None,
+        num_inference_steps: int | None,
+    ) -> Tensor:
+        if num_inference_steps not in (None, 1):
+            raise ArgumentError(
+                f"MomentLocalizer: expected one step, as it is deterministic, "
+                f"got num_inference_steps = {num_inference_steps}."
+            )
+        empty, last = self._corrupt(features[0].new_zeros(shape), None)
+        scores = self.denoise(empty, last, features, num_clips).float()
+        return self.objective.activation(scores).masked_fill(~mask, 0)
+
     @torch.no_grad()
-    def localize(
+    def predict_maps(
         self,
         features: Tensor,
         words: Tensor,
         num_words: Tensor,
-        clip_seconds: Tensor,
+        num_clips: Tensor | None = None,
         *,
         num_inference_steps: int | None = None,
         eta: float = 0.0,
         generator: Generators = None,
-        top_n: int = 5,
         callback: StepCallback | None = None,
-    ) -> Localization:
-        """Find the moments that queries describe: encode, denoise, merge, rank.
+    ) -> Tensor:
+        """Sample the map that the objective learns; `localize` passes these arguments on.
 
         Args:
             features: Features of the clips.
             words: Word indices, padded with 0.
             num_words: Words of each query.
-            clip_seconds: Seconds a clip lasts, for each sample.
+            num_clips: Clips of each video, when they differ. The features may then be of another
+                number of clips than the configuration's.
             num_inference_steps: Denoising steps; the configuration's number, if None.
             eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one a sample.
-            top_n: Moments a query.
             callback: As for `sample_maps`.
 
         Shape:
             - features: (B, N, clip_channels)
             - words: (B, L)
-            - num_words, clip_seconds: (B,)
+            - num_words, num_clips: (B,)
+            - returns: (B, cells), 0 in invalid cells
 
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
-        maps = self.sample_maps(
-            self.encoder(features, words, num_words),
+        return self.sample_maps(
+            self.encoder(features, words, num_words, num_clips),
+            num_clips=num_clips,
             num_inference_steps=num_inference_steps,
             eta=eta,
             generator=generator,
             callback=callback,
         )
-        dense, mask = self.sampler.merge(self.grid.unpack(maps))
-        ranked = rank_moments(
-            dense, mask, clip_seconds, top_n=top_n, nms_threshold=self.config.nms_threshold
-        )
-        return Localization(ranked=ranked, dense=dense, mask=mask)

@@ -1,0 +1,380 @@
+"""Train and print the paper's tables, each row on equal terms, over several seeds.
+
+    python benchmarks/tables.py --table 3 --data path/to/charades
+    python benchmarks/tables.py --table 1 3 4 5 --data path/to/charades --preset base
+
+Table 1 compares methods, 3 decoders, 4 objectives, 5 the places of stylization (arXiv 2401.08232).
+All rows share features, grid, encoder, epochs, optimizer and seeds. Every run leaves a JSON file;
+runs that have one are not repeated, and one that was stopped goes on from its last epoch.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tmapdiff import (
+    PRESETS,
+    ActionTimelineFeatures,
+    MomentDataset,
+    TmapdiffError,
+    Trainer,
+    Vocabulary,
+    load_charades_sta,
+    open_feature_store,
+)
+from tmapdiff._files import written_beside
+from tmapdiff.evaluation import evaluate, evaluate_oracle, evaluate_prior, fit_moment_prior
+from tmapdiff.models import MapLocalizer
+from tmapdiff.presets import DECODERS, Preset
+from tmapdiff.provenance import describe_run
+
+METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: which model, changed how, and what the paper says of it.
+
+    Attributes:
+        label: Its name in the table.
+        model: `diffusion`, `deterministic`, `ms2dtan`, `prior` or `oracle`.
+        decoder: Fields of the decoder that differ from the preset's.
+        objective: The training objective.
+        paper: The paper's Rank1@0.5, Rank1@0.7, Rank5@0.5 and Rank5@0.7, where known.
+    """
+
+    label: str
+    model: str = "diffusion"
+    decoder: dict[str, Any] = field(default_factory=dict)
+    objective: str = "mse-full"
+    paper: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Names the row's runs; rows of two tables that are the same run share it."""
+        if self.model in ("prior", "oracle"):
+            return self.model
+        changed = [f"{key}={value}" for key, value in sorted(self.decoder.items())]
+        return "_".join([self.model, self.objective, *changed])
+
+
+def _decoder_row(variant: str) -> Row:
+    # The default decoder's fields are the preset's: its row is the other tables' row.
+    return Row(variant, decoder={} if variant == "cnn-concat" else DECODERS[variant])
+
+
+def _product_row(product: str, formula: str) -> Row:
+    return Row(f"cnn-mul, {formula}", decoder={"conditioning": product})
+
+
+# Of the paper's own numbers, those of Table 1 on I3D features are known here: MS-2D-TAN's from its
+# public README, the paper's as differences to them. They are of real features: compare the order.
+TABLES = {
+    "1": [
+        Row("best constant answer", model="prior"),
+        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled", paper=(60.1, 37.4, 89.1, 59.2)),
+        Row("deterministic twin", model="deterministic"),
+        Row("deterministic twin, bce-rescaled", model="deterministic", objective="bce-rescaled"),
+        Row("diffusion", paper=(60.3, 40.8, 79.7, 63.0)),
+        Row("oracle (the grid's bound)", model="oracle"),
+    ],
+    "3": [
+        _decoder_row("transformer-xattn-ss"),
+        _decoder_row("transformer-xattn"),
+        _decoder_row("transformer-concat"),
+        _product_row("multiply", "H * F"),
+        _product_row("multiply-residual", "H * (1 + F)"),
+        _product_row("multiply-gated", "H * sigmoid(F)"),
+        _decoder_row("cnn-concat"),
+    ],
+    "4": [
+        Row(objective, objective=objective)
+        for objective in (
+            "bce-rescaled",
+            "bce-full",
+            "mse-full",
+            "mse-rescaled",
+            "l1-full",
+            "huber-full",
+        )
+    ],
+    "5": [
+        Row("none", decoder={"stylization": "none"}),
+        Row("fusion", decoder={"stylization": "fusion"}),
+        Row("conv", decoder={"stylization": "conv"}),
+        Row("both"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all rows share.
+
+    Attributes:
+        data: Folder of the Charades-STA files.
+        features: `timeline`, an HDF5 file, or a folder.
+        preset: The models' size and their training.
+        epochs: Passes over the training set; the preset's, if None.
+        steps: Numbers of denoising steps to evaluate with.
+        holdout: Share of the training videos to evaluate on instead of the test set.
+        limit: Pairs to train on and to test on; all, if None.
+        scratch: Folder of unfinished runs.
+        results: Folder of the JSON files.
+        device: `cpu`, or whatever accelerate chooses, if None.
+        threads: Threads of torch in each process.
+    """
+
+    data: Path
+    features: str
+    preset: str
+    epochs: int | None
+    steps: tuple[int, ...]
+    holdout: float | None
+    limit: int | None
+    scratch: Path
+    results: Path
+    device: str | None
+    threads: int
+
+    def result(self, row: Row, seed: int) -> Path:
+        """Where a run's JSON file is."""
+        return self.results / f"{row.name}-seed{seed}.json"
+
+
+@lru_cache(maxsize=1)
+def load_data(terms: Terms) -> tuple[MomentDataset, MomentDataset]:
+    """Training and evaluation pairs with their features."""
+    clips = PRESETS[terms.preset].grid["num_clips"]
+    train = load_charades_sta(terms.data, "train")
+    test = load_charades_sta(terms.data, "test")
+    if terms.features == "timeline":
+        store = ActionTimelineFeatures.from_charades(terms.data)
+    else:
+        store = open_feature_store(terms.features)
+    if terms.holdout is not None:
+        train, test = train.split_videos(terms.holdout, seed=0)
+    train, test = train.restrict_to(store), test.restrict_to(store)
+    if terms.limit is not None:
+        train, test = train.limit(terms.limit), test.limit(terms.limit)
+    vocabulary = Vocabulary.from_sentences(pair.query for pair in train)
+    return (
+        MomentDataset(train, store, vocabulary, clips),
+        MomentDataset(test, store, vocabulary, clips),
+    )
+
+
+def build_model(row: Row, preset: Preset, train: MomentDataset, seed: int) -> MapLocalizer:
+    torch.manual_seed(seed)
+    sizes = {
+        "vocabulary_size": len(train.vocabulary),
+        "clip_channels": train.store.feature_dim,
+        "objective": row.objective,
+    }
+    if row.model == "ms2dtan":
+        return preset.build_ms2dtan(**sizes)
+    return preset.build(**sizes, decoder=row.decoder, deterministic=row.model == "deterministic")
+
+
+def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
+    """Train and evaluate one row with one seed; the result is also written as JSON."""
+    torch.set_num_threads(terms.threads)
+    began = time.perf_counter()
+    train, test = load_data(terms)
+    preset = PRESETS[terms.preset]
+    result: dict[str, Any] = {"row": asdict(row), "seed": seed, "preset": terms.preset}
+    if row.model == "prior":
+        grid = PRESETS[terms.preset].make_grid()
+        result["metrics"] = {"0": evaluate_prior(grid, fit_moment_prior(grid, train), test)}
+    elif row.model == "oracle":
+        result["metrics"] = {"0": evaluate_oracle(PRESETS[terms.preset].make_grid(), test)}
+    else:
+        result |= _train(row, seed, terms, preset, train, test)
+    result |= {
+        "features": train.store.description,
+        "trained_on": f"{len(train):,} pairs",
+        "evaluated_on": f"{len(test):,} pairs",
+        "held_out_training_videos": terms.holdout,
+        "seconds": time.perf_counter() - began,
+        **describe_run(str(Path(__file__).parent)),
+    }
+    with written_beside(terms.result(row, seed)) as new:
+        new.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _train(
+    row: Row,
+    seed: int,
+    terms: Terms,
+    preset: Preset,
+    train: MomentDataset,
+    test: MomentDataset,
+) -> dict[str, Any]:
+    changes = {"seed": seed, **({} if terms.epochs is None else {"epochs": terms.epochs})}
+    config = replace(preset.training, **changes)
+    model = build_model(row, preset, train, seed)
+    folder = terms.scratch / terms.preset / f"{row.name}-seed{seed}"
+    trainer = Trainer(model, train, config, folder, device=terms.device, show_progress=False)
+    began, done = time.perf_counter(), trainer.resume().progress.epoch
+    trainer.train()
+    training_seconds = time.perf_counter() - began
+    averaged = trainer.ema_model.eval()
+    metrics: dict[str, dict[str, float]] = {}
+    speed: dict[str, float] = {}
+    for steps in terms.steps if averaged.is_generative else (1,):
+        sampling = {"num_inference_steps": steps} if averaged.is_generative else {}
+        found = evaluate(averaged, test, seed=seed, **sampling)
+        metrics[str(steps)], speed[str(steps)] = found.metrics, found.queries_per_second
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "metrics": metrics,
+        "queries_per_second": speed,
+        "parameters": model.num_parameters(),
+        "training": asdict(config),
+        "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
+    }
+
+
+def print_table(table: str, terms: Terms, seeds: range) -> None:
+    """Print a table as Markdown from the JSON files that are there."""
+    rows = TABLES[table]
+    found = {
+        row.label: [
+            json.loads(path.read_text())
+            for seed in seeds
+            if (path := terms.result(row, seed)).exists()
+        ]
+        for row in rows
+    }
+    complete = [result for results in found.values() for result in results]
+    if not complete:
+        return
+    first = next((result for result in complete if "training" in result), complete[0])
+    grid = PRESETS[terms.preset].make_grid()
+    print(f"\n### Table {table}\n\nFeatures: {'; '.join({r['features'] for r in complete})}.")
+    split = "test set" if terms.holdout is None else f"{terms.holdout:g} of the training videos"
+    print(
+        f"Preset {terms.preset} ({grid.num_clips} clips, {grid.num_anchors} durations, "
+        f"{grid.num_scales} scales), {first.get('training', {}).get('epochs', '-')} epochs, "
+        f"{first['trained_on']}; evaluated on {first['evaluated_on']} of the {split}; "
+        f"EMA weights; mean ± standard deviation over seeds, percent.\n"
+    )
+    print("| | parameters | steps | seeds |", *(f"{name} |" for name in METRICS), "paper |")
+    print("| --- |" + " --- |" * (4 + len(METRICS)))
+    for row in rows:
+        results = found[row.label]
+        paper = " / ".join(f"{value:.1f}" for value in row.paper) or "-"
+        for steps in results[0]["metrics"] if results else ["-"]:
+            cells = [_mean([r["metrics"][steps][name] for r in results]) for name in METRICS]
+            millions = f"{results[0]['parameters'] / 1e6:.2f} M" if _trained(results) else "-"
+            shown = steps if _trained(results) else "-"
+            print(f"| {row.label} | {millions} | {shown} | {len(results)} |", end=" ")
+            print(*(f"{cell} |" for cell in cells), f"{paper} |")
+    if any(row.paper for row in rows):
+        print("\npaper: Rank1@0.5 / Rank1@0.7 / Rank5@0.5 / Rank5@0.7 on I3D features.")
+
+
+def _trained(results: list[dict[str, Any]]) -> bool:
+    return bool(results) and "parameters" in results[0]
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--table", nargs="+", choices=list(TABLES), required=True, help="tables to make")
+    add("--data", type=Path, required=True, help="folder with the Charades-STA files")
+    add(
+        "--features",
+        default="timeline",
+        help="an HDF5 file, a folder of .npy or .npz files, or 'timeline': features simulated "
+        "from Charades' action annotations (default: timeline)",
+    )
+    add("--preset", choices=list(PRESETS), default="nano", help="size of all models (default: nano)")
+    add("--seeds", type=int, default=3, help="runs of each row (default: 3)")
+    add("--epochs", type=int, help="passes over the training set (default: the preset's)")
+    add(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[1, 2, 5],
+        help="denoising steps to evaluate with (default: 1 2 5)",
+    )
+    add("--holdout", type=float, help="evaluate on this share of the training videos instead")
+    add("--limit", type=int, help="pairs to train on and to test on (default: all)")
+    add("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    add("--device", choices=["auto", "cpu"], default="auto", help="(default: auto)")
+    add("--results", type=Path, help="folder of JSON files (default: runs/tables-<preset>)")
+    add("--scratch", type=Path, default=Path("runs/tables-unfinished"), help="unfinished runs")
+    add("--print-only", action="store_true", help="train nothing; print what there is")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    terms = Terms(
+        data=args.data,
+        features=args.features,
+        preset=args.preset,
+        epochs=args.epochs,
+        steps=tuple(args.steps),
+        holdout=args.holdout,
+        limit=args.limit,
+        scratch=args.scratch,
+        results=args.results or Path("runs") / f"tables-{args.preset}",
+        device=None if args.device == "auto" else args.device,
+        threads=max(1, (os.cpu_count() or 1) // args.jobs),
+    )
+    seeds = range(args.seeds)
+    wanted = {
+        (row.name, seed): (row, seed)
+        for seed in seeds  # all rows of a seed first: an unfinished table has all its rows
+        for table in args.table
+        for row in TABLES[table]
+        if not terms.result(row, seed).exists()
+    }
+    failed = 0
+    if wanted and not args.print_only:
+        # Fresh processes: a run must not depend on those before it.
+        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+            jobs = {pool.submit(run, row, seed, terms): (row, seed) for row, seed in wanted.values()}
+            for count, job in enumerate(as_completed(jobs), start=1):
+                row, seed = jobs[job]
+                print(f"[{count}/{len(jobs)}] {row.name} seed {seed}: ", end="")
+                try:
+                    result = job.result()
+                except TmapdiffError as error:
+                    failed += 1
+                    print(f"failed: {error}", flush=True)
+                    continue
+                last = list(result["metrics"].values())[0]
+                shown = " / ".join(f"{last[name]:.1f}" for name in METRICS)
+                print(f"{shown} ({result['seconds']:.0f} s)", flush=True)
+    for table in args.table:
+        print_table(table, terms, seeds)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Attention between the cells of maps: the parts of the Transformer decoder."""
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from einops import rearrange
+from torch import Tensor, nn
+
+from tmapdiff._checks import check_int, check_range, check_shape
+from tmapdiff.errors import ConfigError, ShapeError
+from tmapdiff.layers.norm import fill_invalid
+from tmapdiff.layers.stylization import Norm, StylizationBlock
+
+
+class MomentPositionEmbedder(nn.Module):
+    """Tells attention which candidate moment a cell is: sinusoids of start and duration, and an MLP.
+
+    Positions are in clips of the finest scale, so that cells of all scales and grids of all sizes
+    share one embedding.
+
+    Args:
+        channels: Channels of the embedding.
+        frequencies: Sines and cosines together, for start and for duration each; even.
+
+    Shape:
+        - moments: (T, 2), start and end in clips
+        - returns: (T, channels)
+
+    Raises:
+        ArgumentError: If a size is too small, at construction.
+        ConfigError: If `frequencies` is odd, at construction.
+        ShapeError: If `moments` is not (T, 2), in the call.
+
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5, on two coordinates.
+    """
+
+    def __init__(self, channels: int, frequencies: int = 64) -> None:
+        super().__init__()
+        who = "MomentPositionEmbedder"
+        check_int(who, "channels", channels, at_least=1)
+        check_int(who, "frequencies", frequencies, at_least=4)
+        if frequencies % 2:
+            raise ConfigError(f"{who}: expected even frequencies, got {frequencies}.")
+        self.sinusoids = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.mlp = TimestepEmbedding(2 * frequencies, channels)
+
+    def forward(self, moments: Tensor) -> Tensor:
+        """Embed candidate moments; see the class."""
+        check_shape("MomentPositionEmbedder", "moments", moments, "T 2")
+        start, end = moments.unbind(-1)
+        sinusoids = self.sinusoids(rearrange([start, end - start], "two t -> (t two)"))
+        weight = self.mlp.linear_1.weight
+        return self.mlp(rearrange(sinusoids, "(t two) c -> t (two c)", two=2).to(weight))
+
+
+class MapTransformerLayer(nn.Module):
+    """Attention between cells, then a feed-forward net on each cell, both told the timestep.
+
+    `x + S(attention(norm(x)))`, then `x + S(feed_forward(norm(x)))`, S being a `StylizationBlock`,
+    or nothing when the layer is not stylized. Cells are a sequence; invalid ones are not attended
+    to.
+
+    Args:
+        channels: Channels of the cells.
+        time_channels: Channels of the time embedding.
+        num_heads: Heads of the attention; divides `channels`.
+        expansion: Channels inside the feed-forward net, over `channels`.
+        stylized: Whether there are stylization blocks.
+        norm: As in `StylizationBlock`.
+        num_groups: As in `StylizationBlock`.
+        dropout: Share of activations dropped in training.
+
+    Shape:
+        - x: (B, channels, T, 1)
+        - time_embedding: (B, time_channels); None unless stylized
+        - context: (B, channels, T, 1), further cells to attend to, or None
+        - mask: (B, T, 1), bool, of `x` and of `context`; all cells are valid if None
+        - returns: (B, channels, T, 1), 0 in invalid cells
+
+    Raises:
+        ArgumentError: If a size is too small or `dropout` outside [0, 1], at construction.
+        ConfigError: If `channels` does not divide, at construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: MotionDiffuse, arXiv 2208.15001, section 3.3; Zhang et al., arXiv 2401.08232, 3.3.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        time_channels: int,
+        num_heads: int = 8,
+        expansion: int = 4,
+        stylized: bool = True,
+        norm: Norm = "group",
+        num_groups: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        who = "MapTransformerLayer"
+        self.channels = check_int(who, "channels", channels, at_least=1)
+        check_int(who, "num_heads", num_heads, at_least=1)
+        check_int(who, "expansion", expansion, at_least=1)
+        check_range(who, "dropout", dropout, 0, 1)
+        if channels % num_heads:
+            raise ConfigError(
+                f"{who}: expected channels divisible by num_heads = {num_heads}, got {channels}."
+            )
+        self.attention_norm = nn.LayerNorm(channels)
+        # torch's own, which computes by scaled_dot_product_attention.
+        self.attention = nn.MultiheadAttention(channels, num_heads, dropout, batch_first=True)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, expansion * channels),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(expansion * channels, channels),
+        )
+        self.styles = nn.ModuleList()
+        if stylized:
+            for _ in range(2):
+                self.styles.append(
+                    StylizationBlock(channels, time_channels, norm, num_groups, dropout)
+                )
+
+    def forward(
+        self,
+        x: Tensor,
+        time_embedding: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Let cells attend to each other; see the class."""
+        self._check(x, context, mask)
+        x = fill_invalid(x, mask)
+        x = x + self._styled(0, self._attend(x, context, mask), time_embedding, mask)
+        forwarded = _maps(self.feed_forward(_tokens(x)))
+        return fill_invalid(x + self._styled(1, forwarded, time_embedding, mask), mask)
+
+    def _attend(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        queries = self.attention_norm(_tokens(x))
+        keys = queries
+        ignored = None if mask is None else ~mask.flatten(1)
+        if context is not None:
+            further = _tokens(fill_invalid(context, mask)).to(queries.dtype)
+            keys = torch.cat([queries, further], dim=1)
+            ignored = None if ignored is None else torch.cat([ignored, ignored], dim=1)
+        if ignored is not None:
+            # Attention over nothing is NaN, in the gradient too: let such samples see a cell.
+            ignored = ignored & ~ignored.all(dim=1, keepdim=True)
+        attended, _ = self.attention(
+            queries, keys, keys, key_padding_mask=ignored, need_weights=False
+        )
+        return fill_invalid(_maps(attended), mask)
+
+    def _styled(
+        self, place: int, x: Tensor, time_embedding: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        return self.styles[place](x, time_embedding, mask) if self.styles else x
+
+    def _check(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
+        who = "MapTransformerLayer"
+        sizes = check_shape(who, "x", x, f"B {self.channels} T 1")
+        if context is not None:
+            check_shape(who, "context", context, f"B {self.channels} T 1", sizes)
+        if mask is not None:
+            check_shape(who, "mask", mask, "B T 1", sizes)
+            if mask.dtype != torch.bool:
+                raise ShapeError(f"{who}: expected a mask of dtype bool, got {mask.dtype}.")
+
+
+def _tokens(maps: Tensor) -> Tensor:
+    return rearrange(maps, "b c t 1 -> b t c")
+
+
+def _maps(tokens: Tensor) -> Tensor:
+    return rearrange(tokens, "b t c -> b c t 1")

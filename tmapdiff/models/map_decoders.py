@@ -1,0 +1,230 @@
+"""What denoises the map of one scale, or of several: convolutions, or attention between cells."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from tmapdiff._checks import check_choice, check_int, check_sizes
+from tmapdiff.errors import ConfigError
+from tmapdiff.layers import (
+    ConcatConditioning,
+    GatedConv2d,
+    MapTransformerLayer,
+    MomentPositionEmbedder,
+    MultiplyConditioning,
+    StylizationBlock,
+)
+from tmapdiff.layers.gated_conv import Gate
+from tmapdiff.layers.norm import fill_invalid
+from tmapdiff.layers.stylization import Norm
+
+Stylization = Literal["none", "fusion", "conv", "both"]
+Conditioning = Literal[
+    "concat", "multiply", "multiply-residual", "multiply-gated", "cross-attention"
+]
+
+
+class ConvMapDecoder(nn.Module):
+    """Denoises the map of one scale by convolutions.
+
+    Noisy map and map features meet; then a stylization block ("fusion"); then layers of gated
+    convolution, each followed by a stylization block ("conv"); then a 1x1 head.
+
+    Args:
+        feature_channels: Channels of the map features.
+        channels: Channels inside.
+        time_channels: Channels of the time embedding.
+        kernel_sizes: Kernel of each convolution, first to last.
+        conditioning: How noisy map and map features meet; not `cross-attention`.
+        gate: As in `GatedConv2d`.
+        stylization: Where stylization blocks are.
+        norm: As in `StylizationBlock`.
+        num_groups: As in `StylizationBlock`.
+        dropout: As in `StylizationBlock`.
+
+    Shape:
+        - noisy: (B, N_k, A)
+        - features: (B, feature_channels, N_k, A)
+        - time_embedding: (B, time_channels); None without stylization
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError, ConfigError: As its parts, or if `conditioning` needs attention, at
+            construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: Zhang et al., arXiv 2401.08232, section 3.3.
+    """
+
+    def __init__(
+        self,
+        feature_channels: int,
+        channels: int,
+        time_channels: int,
+        kernel_sizes: Sequence[int],
+        conditioning: Conditioning = "concat",
+        gate: Gate = "shared",
+        stylization: Stylization = "both",
+        norm: Norm = "group",
+        num_groups: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        who = "ConvMapDecoder"
+        check_choice(who, "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
+
+        def style(width: int, *, when: str) -> StylizationBlock | None:
+            if stylization not in (when, "both"):
+                return None
+            return StylizationBlock(width, time_channels, norm, num_groups, dropout)
+
+        self.condition = _make_conditioning(who, conditioning, feature_channels, channels)
+        width = self.condition.out_channels
+        self.fusion_style = style(width, when="fusion")
+        self.convs = nn.ModuleList()
+        self.conv_styles = nn.ModuleList()
+        for kernel_size in check_sizes(who, "kernel_sizes", kernel_sizes):
+            self.convs.append(GatedConv2d(width, channels, kernel_size, gate))
+            block = style(channels, when="conv")
+            if block is not None:
+                self.conv_styles.append(block)
+            width = channels
+        self.head = nn.Conv2d(channels, 1, kernel_size=1)
+
+    def forward(
+        self, noisy: Tensor, features: Tensor, time_embedding: Tensor | None, mask: Tensor
+    ) -> Tensor:
+        """Predict the clean map; see the class."""
+        x = self.condition(noisy, features, mask)
+        if self.fusion_style is not None:
+            x = x + self.fusion_style(x, time_embedding, mask)
+        for layer, conv in enumerate(self.convs):
+            x = conv(x, mask)
+            if self.conv_styles:
+                x = x + self.conv_styles[layer](x, time_embedding, mask)
+        return rearrange(self.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
+
+
+class TransformerMapDecoder(nn.Module):
+    """Denoises maps by attention between their cells, of one scale or of several.
+
+    Noisy map and map features meet, and learn which candidate moment each cell is; then a
+    stylization block ("fusion"); then Transformer layers with stylization blocks ("conv", for the
+    place that convolutions have in the other decoder); then a linear head. With `cross-attention`
+    the layers go over the noisy map alone, and attend to it and to the map features.
+
+    Args:
+        feature_channels: Channels of the map features.
+        channels: Channels inside.
+        time_channels: Channels of the time embedding.
+        num_layers: Transformer layers.
+        num_heads: Heads of the attention; divides `channels`.
+        conditioning: How noisy map and map features meet.
+        stylization: Where stylization blocks are.
+        norm: As in `StylizationBlock`.
+        num_groups: As in `StylizationBlock`.
+        dropout: Share of activations dropped in training.
+
+    Shape:
+        - noisy: (B, T)
+        - features: (B, feature_channels, T)
+        - moments: (T, 2), start and end of each cell in clips
+        - time_embedding: (B, time_channels); None without stylization
+        - mask: (B, T), bool; all cells are valid if None
+        - returns: (B, T), 0 in invalid cells
+
+    Raises:
+        ArgumentError, ConfigError: As its parts, at construction.
+        ShapeError: If a shape does not fit, in the call.
+
+    Source: Zhang et al., arXiv 2401.08232, section 3.3 and Table 3.
+    """
+
+    def __init__(
+        self,
+        feature_channels: int,
+        channels: int,
+        time_channels: int,
+        num_layers: int,
+        num_heads: int = 8,
+        conditioning: Conditioning = "concat",
+        stylization: Stylization = "both",
+        norm: Norm = "layer",
+        num_groups: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        who = "TransformerMapDecoder"
+        check_choice(who, "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
+        self.attends_to_features = conditioning == "cross-attention"
+        self.condition: nn.Module
+        if self.attends_to_features:
+            self.condition = nn.Conv2d(1, channels, kernel_size=1)
+            self.project = nn.Conv2d(feature_channels, channels, kernel_size=1)
+        else:
+            self.condition = _make_conditioning(who, conditioning, feature_channels, channels)
+            self.project = nn.Conv2d(self.condition.out_channels, channels, kernel_size=1)
+        self.embed_position = MomentPositionEmbedder(channels)
+        self.fusion_style = None
+        if stylization in ("fusion", "both"):
+            self.fusion_style = StylizationBlock(channels, time_channels, norm, num_groups, dropout)
+        self.layers = nn.ModuleList(
+            MapTransformerLayer(
+                channels,
+                time_channels,
+                num_heads,
+                stylized=stylization in ("conv", "both"),
+                norm=norm,
+                num_groups=num_groups,
+                dropout=dropout,
+            )
+            for _ in range(check_int(who, "num_layers", num_layers, at_least=1))
+        )
+        self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 1))
+
+    def forward(
+        self,
+        noisy: Tensor,
+        features: Tensor,
+        moments: Tensor,
+        time_embedding: Tensor | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the clean maps; see the class."""
+        # Layers take maps: a sequence of cells is a map of one column.
+        column = None if mask is None else mask[..., None]
+        features = features[..., None]
+        position = rearrange(self.embed_position(moments), "t c -> c t 1")
+        context = None
+        if self.attends_to_features:
+            # Features of unit norm are about 1 / sqrt(channels) each, positions about 1.
+            scaled = fill_invalid(features, column) * features.shape[1] ** 0.5
+            context = self.project(scaled.to(self.project.weight.dtype)) + position
+            noisy_cells = rearrange(noisy, "b t -> b 1 t 1")
+            x = self.condition(fill_invalid(noisy_cells, column)) + position
+        else:
+            x = self.project(self.condition(noisy[..., None], features, column)) + position
+        if self.fusion_style is not None:
+            x = x + self.fusion_style(x, time_embedding, column)
+        for layer in self.layers:
+            x = layer(x, time_embedding, context, column)
+        scores = rearrange(self.head(rearrange(x, "b c t 1 -> b t c")), "b t 1 -> b t")
+        return scores if mask is None else scores.masked_fill(~mask, 0)
+
+
+def _make_conditioning(
+    who: str, conditioning: str, feature_channels: int, channels: int
+) -> ConcatConditioning | MultiplyConditioning:
+    check_choice(who, "conditioning", conditioning, Conditioning.__args__)  # type: ignore[attr-defined]
+    if conditioning == "cross-attention":
+        raise ConfigError(
+            f"{who}: expected another conditioning than 'cross-attention'. "
+            "It needs architecture 'transformer'."
+        )
+    if conditioning == "concat":
+        return ConcatConditioning(feature_channels, channels)
+    product = conditioning.removeprefix("multiply").removeprefix("-") or "plain"
+    return MultiplyConditioning(feature_channels, channels, product)  # type: ignore[arg-type]

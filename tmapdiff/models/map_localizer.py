@@ -1,0 +1,197 @@
+"""What all localizers share: targets from moments, and moments from maps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_choice, check_range
+from tmapdiff.losses import OBJECTIVES, get_objective
+from tmapdiff.maps import (
+    IoUMapBuilder,
+    MapGrid,
+    MultiScaleMapSampler,
+    RankedMoments,
+    rank_moments,
+)
+from tmapdiff.models._base import MapModel
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What a localizer found.
+
+    Shape:
+        - ranked: best moments of each query, in seconds, with scores
+        - dense: (B, N, N), merged map, `[start clip, duration in clips - 1]`
+        - mask: (N, N) or (B, N, N), bool, which cells of `dense` are candidates
+    """
+
+    ranked: RankedMoments
+    dense: Tensor
+    mask: Tensor
+
+
+class MapLocalizer(MapModel):
+    """Base of the models that answer a query with a score of every candidate moment.
+
+    A subclass calls `prepare` in its constructor, and has `loss` and `predict_maps`.
+    """
+
+    grid: MapGrid
+
+    def prepare(self, grid: MapGrid, objective: str, nms_threshold: float) -> None:
+        """Set up what the answers are made with.
+
+        Raises:
+            ConfigError: If there is no such objective.
+            ArgumentError: If `nms_threshold` is outside [0, 1].
+        """
+        who = type(self).__name__
+        check_choice(who, "objective", objective, OBJECTIVES)
+        check_range(who, "nms_threshold", nms_threshold, 0, 1)
+        self.grid = grid
+        self.objective = get_objective(objective)
+        self.build_iou_maps = IoUMapBuilder(grid)
+        self.sampler = MultiScaleMapSampler(grid)
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether predictions are samples: drawn from noise, in a number of denoising steps."""
+        return False
+
+    def loss(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None = None,
+        num_clips: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Compute the training loss on a batch.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+            moments: Annotated moments, in seconds.
+            clip_seconds: Seconds a clip lasts, for each sample.
+            num_moments: Moments that count, for each sample. All, if None.
+            num_clips: Clips of each video, when videos are shorter than the grid.
+            generator: Source of random numbers, on the features' device.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, clip_seconds, num_moments, num_clips: (B,)
+            - moments: (B, 2) or (B, M, 2)
+            - returns: ()
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty, or a moment is no moment of the video.
+        """
+        raise NotImplementedError
+
+    # accelerate and DistributedDataParallel wrap `forward`.
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the training loss; see `loss`."""
+        return self.loss(*args, **kwargs)
+
+    def predict_maps(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        num_clips: Tensor | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Predict the map that the objective learns.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+            num_clips: Clips of each video, when they differ. The features may then be of another
+                number of clips than the configuration's.
+            **sampling: How samples are drawn, if the model is generative.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, num_clips: (B,)
+            - returns: (B, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def localize(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        clip_seconds: Tensor,
+        *,
+        num_clips: Tensor | None = None,
+        durations: Tensor | None = None,
+        top_n: int = 5,
+        **sampling: Any,
+    ) -> Localization:
+        """Find the moments that queries describe: predict maps, merge, rank.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+            clip_seconds: Seconds a clip lasts, for each sample.
+            num_clips: Clips of each video, when they differ. The features may then be of another
+                number of clips than the configuration's.
+            durations: Seconds each video lasts; moments end there at the latest.
+            top_n: Moments a query.
+            **sampling: As for `predict_maps`.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, clip_seconds, num_clips, durations: (B,)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty, or an argument is out of range.
+        """
+        maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
+        grid = self.grid if num_clips is None else self.grid.resized(features.shape[1])
+        dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(maps), num_clips)
+        ranked = rank_moments(
+            dense,
+            mask,
+            clip_seconds,
+            durations=durations,
+            top_n=top_n,
+            nms_threshold=self.config.nms_threshold,
+        )
+        return Localization(ranked=ranked, dense=dense, mask=mask)
+
+    def _targets(
+        self,
+        features: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None,
+        num_clips: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Map to learn, (B, cells), and which of its cells are valid."""
+        grid, build = self.grid, self.build_iou_maps
+        if num_clips is not None and features.shape[1] != grid.num_clips:
+            grid = grid.resized(features.shape[1])
+            build = IoUMapBuilder(grid, validate=build.validate)
+        target = self.objective.target(build.packed(moments, clip_seconds, num_moments))
+        return target, grid.packed_mask(target.device, num_clips)
