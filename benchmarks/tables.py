@@ -311,7 +311,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="an HDF5 file, a folder of .npy or .npz files, or 'timeline': features simulated "
         "from Charades' action annotations (default: timeline)",
     )
-    add("--preset", choices=list(PRESETS), default="nano", help="size of all models (default: nano)")
+    add(
+        "--preset", choices=list(PRESETS), default="nano", help="size of all models (default: nano)"
+    )
     add("--seeds", type=int, default=3, help="runs of each row (default: 3)")
     add("--epochs", type=int, help="passes over the training set (default: the preset's)")
     add(
@@ -358,7 +360,9 @@ def main(arguments: list[str] | None = None) -> int:
     if wanted and not args.print_only:
         # Fresh processes: a run must not depend on those before it.
         with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-            jobs = {pool.submit(run, row, seed, terms): (row, seed) for row, seed in wanted.values()}
+            jobs = {
+                pool.submit(run, row, seed, terms): (row, seed) for row, seed in wanted.values()
+            }
             for count, job in enumerate(as_completed(jobs), start=1):
                 row, seed = jobs[job]
                 print(f"[{count}/{len(jobs)}] {row.name} seed {seed}: ", end="")
@@ -368,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
                     failed += 1
                     print(f"failed: {error}", flush=True)
                     continue
-                last = list(result["metrics"].values())[0]
+                last = next(iter(result["metrics"].values()))
                 shown = " / ".join(f"{last[name]:.1f}" for name in METRICS)
                 print(f"{shown} ({result['seconds']:.0f} s)", flush=True)
     for table in args.table:

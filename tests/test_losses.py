@@ -16,6 +16,11 @@ def loss_of_a_cell(name: str, score: float, iou: float) -> float:
     target = min(max((iou - 0.5) / 0.5, 0.0), 1.0) if name.endswith("rescaled") else iou
     if name.startswith("mse"):
         return (score - target) ** 2
+    error = abs(score - target)
+    if name.startswith("l1"):
+        return error
+    if name.startswith("huber"):
+        return error - 0.05 if error > 0.1 else error**2 / 0.2
     probability = 1 / (1 + math.exp(-score))
     return -(target * math.log(probability) + (1 - target) * math.log(1 - probability))
 
@@ -90,7 +95,7 @@ def test_rescaling_stretches_the_upper_half():
 
 
 def test_bad_arguments_are_refused():
-    with refuses(ConfigError, "expected objective to be one of mse-full, mse-rescaled, bce-full"):
+    with refuses(ConfigError, "expected objective to be one of mse-full, mse-rescaled, l1-full"):
         get_objective("mse")
     objective, maps = get_objective("mse-full"), torch.zeros(2, GRID.num_cells)
     with refuses(ShapeError, "MapObjective mse-full: expected target of shape (B, cells) with B ="):

@@ -34,7 +34,9 @@ def test_fields_can_be_changed():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match="expected preset to be one of tiny, base, paper, got"):
+    with pytest.raises(
+        ConfigError, match="expected preset to be one of nano, tiny, base, paper, got"
+    ):
         get_preset("huge")
     with pytest.raises(ConfigError, match="Did you mean word_channels"):
         get_preset("tiny").build(vocabulary_size=10, clip_channels=4, encoder={"word_chanels": 7})

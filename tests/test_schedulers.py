@@ -82,8 +82,10 @@ def test_every_number_of_steps_is_spaced_soundly(spacing, train_timesteps):
     for steps in range(1, train_timesteps + 1):
         scheduler.set_timesteps(steps)
         timesteps = scheduler.timesteps
-        assert timesteps.dtype == torch.int64 and len(timesteps) == steps
-        assert 0 <= timesteps[-1] and timesteps[0] < train_timesteps
+        assert timesteps.dtype == torch.int64
+        assert len(timesteps) == steps
+        assert timesteps[-1] >= 0
+        assert timesteps[0] < train_timesteps
         assert bool((timesteps.diff() < 0).all())
         if spacing == "trailing":
             assert timesteps[0] == train_timesteps - 1

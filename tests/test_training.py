@@ -200,7 +200,7 @@ def test_half_precision_trains(dataset, tmp_path, precision):
     after = weights(trainer)
     assert all(value.isfinite().all() for value in after.values())
     assert after["raw.decoder.decoders.0.head.weight"].dtype == torch.float32
-    name = "raw.encoder.fuse_text.weight"
+    name = "raw.encoder.clip_encoder.weight"
     assert not torch.equal(before[name], after[name])
 
 

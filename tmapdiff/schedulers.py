@@ -35,10 +35,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     """DDIM on packed IoU maps, for models that predict the clean maps.
 
     Wraps `diffusers.DDIMScheduler` for the noise schedule and the spacing of timesteps. It differs
-    from it in five ways: trailing timesteps are exact for every number of steps; the step looks the previous timestep up in the published list (diffusers
-    derives it, wrongly when the steps do not divide the timesteps); timesteps are checked; the
-    tables stay where they are, whatever device the maps are on; and the predicted noise belongs to
-    the clipped prediction (diffusers' `use_clipped_model_output=True`).
+    from it in five ways: trailing timesteps are exact for every number of steps; the step looks the
+    previous timestep up in the published list (diffusers derives it, wrongly when the steps do not
+    divide the timesteps); timesteps are checked; the tables stay where they are, whatever device
+    the maps are on; and the predicted noise belongs to the clipped prediction (diffusers'
+    `use_clipped_model_output=True`).
 
     IoU in [0, 1] becomes a signal in [-signal_scale, signal_scale] before noise is added
     (`to_signal`) and is mapped back after sampling (`to_iou`). An IoU map repeats its two degrees

@@ -1,11 +1,13 @@
+import math
+
 import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import MaskArgumentContract, draw, randomize_, triangle
 from torch import Tensor, nn
 
-from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.layers import ConcatConditioning
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.layers import ConcatConditioning, MultiplyConditioning
 
 
 class TestConcatConditioning(MaskArgumentContract):
@@ -76,3 +78,77 @@ def test_refuses_sizes_below_one(name: str, value: object) -> None:
     text = f"ConcatConditioning: expected {name} to be an integer >= 1, got {value!r}."
     with refuses(ArgumentError, text):
         ConcatConditioning(**{"feature_channels": 3, "channels": 2, name: value})
+
+
+class TestMultiplyConditioning(MaskArgumentContract):
+    product = "plain"
+
+    def make(self) -> nn.Module:
+        return MultiplyConditioning(feature_channels=3, channels=2, product=self.product)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return TestConcatConditioning().inputs(batch, dtype)
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 2, 5, 3)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        who = "MultiplyConditioning: expected"
+        return [
+            ({"noisy": draw(2, 4, 3)}, ShapeError, f"{who} noisy of shape (B, 5, 3) with B = 2"),
+            ({"features": draw(2, 2, 5, 3)}, ShapeError, f"{who} map features of shape (B, 3,"),
+            ({"mask": triangle(5, 4)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
+        ]
+
+    def expected_repr(self) -> str:
+        return f"product={self.product}"
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"noisy": triangle(5, 3), "features": triangle(5, 3)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(5, 3)]
+
+    def factor(self, features: float) -> float:
+        """What the embedded noisy map is multiplied with."""
+        return features
+
+    def test_is_the_product_in_every_valid_cell(self) -> None:
+        layer, inputs = self.ready(torch.float64), self.inputs(2, torch.float64)
+        layer.requires_grad_(False)
+        result = layer(**inputs)
+        for row, channel, i, j in ((0, 0, 0, 0), (1, 1, 2, 2), (0, 1, 4, 0)):
+            noisy = layer.embed.weight[channel, 0] * inputs["noisy"][row, i, j]
+            cell = inputs["features"][row, :, i, j] * 3**0.5
+            projected = layer.project.weight[channel, :, 0, 0] @ cell + layer.project.bias[channel]
+            expected = (noisy + layer.embed.bias[channel]) * self.factor(float(projected))
+            assert float(result[row, channel, i, j]) == pytest.approx(float(expected), rel=1e-9)
+
+    def test_out_channels_are_those_of_the_result(self) -> None:
+        layer = self.make()
+        assert layer.out_channels == layer(**self.inputs(1)).shape[1] == 2
+
+
+class TestResidualProduct(TestMultiplyConditioning):
+    product = "residual"
+
+    def factor(self, features: float) -> float:
+        return 1 + features
+
+
+class TestGatedProduct(TestMultiplyConditioning):
+    product = "gated"
+
+    def factor(self, features: float) -> float:
+        return 1 / (1 + math.exp(-features))
+
+
+def test_multiply_refuses_another_product() -> None:
+    with refuses(ConfigError, "product to be one of plain, residual, gated, got 'outer'."):
+        MultiplyConditioning(3, 2, "outer")
+
+
+@pytest.mark.parametrize("name", ["feature_channels", "channels"])
+def test_multiply_refuses_sizes_below_one(name: str) -> None:
+    with refuses(ArgumentError, f"MultiplyConditioning: expected {name} to be an integer >= 1"):
+        MultiplyConditioning(**{"feature_channels": 3, "channels": 2, name: 0})

@@ -5,7 +5,6 @@ import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import (
     Inputs,
-    MaskArgumentContract,
     MaskedContract,
     draw,
     evaluate,
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers import StylizationBlock
-from tmapdiff.models import MapDecoder, MapDiffusionDecoder, decoder
+from tmapdiff.models import MapDiffusionDecoder
+from tmapdiff.models import decoder as decoder_module
 
 FIELDS = {
     "num_clips": 8,
@@ -31,58 +31,6 @@ FIELDS = {
 }
 MASKS = [triangle(8, 3), triangle(4, 3)]
 PACKED = torch.cat([mask.flatten() for mask in MASKS])
-
-
-class TestMapDecoder(MaskArgumentContract):
-    fast_gradcheck = True
-    compile_backend = "eager"  # quick to compile
-
-    def make(self) -> nn.Module:
-        return MapDecoder(
-            feature_channels=2, channels=4, time_channels=3, kernel_sizes=[3, 5], num_groups=2
-        )
-
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
-        return {
-            "noisy": draw(batch, 5, 3, dtype=dtype),
-            "features": draw(batch, 2, 5, 3, seed=1, dtype=dtype),
-            "time_embedding": draw(batch, 3, seed=2, dtype=dtype),
-            "mask": triangle(5, 3),
-        }
-
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 5, 3)]
-
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        return [
-            ({"noisy": draw(2, 5, 4)}, ShapeError, "expected noisy of shape (B, 5, 3)"),
-            ({"features": draw(2, 3, 5, 3)}, ShapeError, "map features of shape (B, 2, N_k, A)"),
-            ({"time_embedding": draw(2, 4)}, ShapeError, "time_embedding of shape (B, 3)"),
-            ({"mask": triangle(4, 3)}, ShapeError, "mask of shape (N_k, A) with N_k = 5, A = 3"),
-        ]
-
-    def expected_repr(self) -> str:
-        return "(head): Conv2d(4, 1, kernel_size=(1, 1)"
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {"noisy": triangle(5, 3), "features": triangle(5, 3)}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [triangle(5, 3)]
-
-    def test_no_mask_means_all_valid(self) -> None:
-        with pytest.raises(TypeError, match="mask"):  # a decoder always has invalid cells
-            super().test_no_mask_means_all_valid()
-
-    def test_equals_its_parts(self) -> None:
-        one, inputs = self.ready(), self.inputs(2)
-        mask, time = inputs["mask"], inputs["time_embedding"]
-        x = one.condition(inputs["noisy"], inputs["features"], mask)
-        x = x + one.fusion_style(x, time, mask)
-        for conv, style in zip(one.convs, one.conv_styles, strict=True):
-            x = conv(x, mask)
-            x = x + style(x, time, mask)
-        assert_close(one(**inputs), one.head(x)[:, 0] * mask)
 
 
 class TestMapDiffusionDecoder(MaskedContract):
@@ -133,7 +81,7 @@ class TestMapDiffusionDecoder(MaskedContract):
         ]
 
     def expected_repr(self) -> str:
-        return "(scales): ModuleList(\n    (0-1): 2 x MapDecoder("
+        return "(decoders): ModuleList(\n    (0-1): 2 x ConvMapDecoder("
 
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"noisy": PACKED, "features[0]": MASKS[0], "features[1]": MASKS[1]}
@@ -147,7 +95,7 @@ class TestMapDiffusionDecoder(MaskedContract):
         parts = [
             one(noisy.reshape(2, *mask.shape), features, time, mask).flatten(1)
             for one, noisy, features, mask in zip(
-                whole.scales,
+                whole.decoders,
                 inputs["noisy"].split([24, 12], 1),
                 inputs["features"],
                 MASKS,
@@ -158,8 +106,8 @@ class TestMapDiffusionDecoder(MaskedContract):
 
     def test_scales_do_not_influence_each_other(self) -> None:
         whole, inputs = self.ready(), self.inputs(2)
-        names = [name for name, _ in whole.scales[0].named_parameters()]
-        assert names == [name for name, _ in whole.scales[1].named_parameters()]
+        names = [name for name, _ in whole.decoders[0].named_parameters()]
+        assert names == [name for name, _ in whole.decoders[1].named_parameters()]
         for scale, cells in enumerate((slice(0, 24), slice(24, 36))):
             one_scale = _OneScale(whole, cells)
             evaluation = evaluate(one_scale, inputs)
@@ -171,13 +119,13 @@ class TestMapDiffusionDecoder(MaskedContract):
             assert_zero(evaluation.inputs["noisy"], elsewhere)
             for name in names:
                 own, others = (
-                    evaluation.parameters[f"whole.scales.{k}.{name}"] for k in (scale, other)
+                    evaluation.parameters[f"whole.decoders.{k}.{name}"] for k in (scale, other)
                 )
                 assert_zero(others, torch.tensor(True), name)
                 assert bool((own != 0).any()), name
 
     def test_scales_start_with_different_weights(self) -> None:
-        one, two = (scale.head.weight for scale in self.make().scales)
+        one, two = (scale.head.weight for scale in self.make().decoders)
         assert bool((one != two).any())
 
     def test_noise_and_features_matter(self) -> None:
@@ -185,6 +133,142 @@ class TestMapDiffusionDecoder(MaskedContract):
         evaluation = evaluate(whole, inputs)
         for name in named_tensors(inputs).keys() - {"timestep"}:
             assert float(evaluation.inputs[name].abs().max()) > 1e-3
+
+
+class TestTransformerDecoder(TestMapDiffusionDecoder):
+    fields = {"architecture": "transformer", "num_layers": 1, "num_heads": 2}  # noqa: RUF012
+
+    def make(self) -> nn.Module:
+        return MapDiffusionDecoder(**{**FIELDS, "norm": "layer", **self.fields})
+
+    def expected_repr(self) -> str:
+        return "(decoders): ModuleList(\n    (0-1): 2 x TransformerMapDecoder("
+
+    def test_scales_start_with_different_weights(self) -> None:
+        one, two = (decoder.head[1].weight for decoder in self.make().decoders)
+        assert bool((one != two).any())
+
+    def test_packs_the_decoders_of_its_scales(self) -> None:
+        whole, inputs = self.ready(), self.inputs(2)
+        time = whole.embed_timestep(inputs["timestep"])
+        expected = torch.zeros(2, 36)
+        for scale, (decoder, mask, first) in enumerate(
+            zip(whole.decoders, MASKS, (0, 24), strict=True)
+        ):
+            for row in range(2):
+                cells = [(i, j) for i, j in mask.nonzero().tolist()]
+                packed = torch.tensor([first + i * 3 + j for i, j in cells])
+                found = decoder(
+                    inputs["noisy"][row : row + 1, packed],
+                    torch.stack([inputs["features"][scale][row, :, i, j] for i, j in cells], 1)[
+                        None
+                    ],
+                    torch.tensor([[i, i + j + 1] for i, j in cells]) * 2**scale,
+                    time[row : row + 1],
+                )
+                expected[row, packed] = found[0]
+        assert_close(whole(**inputs), expected)
+
+
+class TestCrossAttentionDecoder(TestTransformerDecoder):
+    fields = {  # noqa: RUF012
+        **TestTransformerDecoder.fields,
+        "conditioning": "cross-attention",
+    }
+
+
+class TestJointTransformerDecoder(TestTransformerDecoder):
+    fields = {  # noqa: RUF012
+        **TestCrossAttentionDecoder.fields,
+        "joint_scales": True,
+    }
+
+    def expected_repr(self) -> str:
+        return "(decoders): ModuleList(\n    (0): TransformerMapDecoder("
+
+    def test_scales_start_with_different_weights(self) -> None:
+        assert len(self.make().decoders) == 1
+
+    def test_packs_the_decoders_of_its_scales(self) -> None:
+        whole, inputs = self.ready(), self.inputs(2)
+        cells = PACKED.nonzero()[:, 0]
+        features = torch.cat([one.flatten(2) for one in inputs["features"]], 2)
+        moments = [
+            [i * 2**scale, (i + j + 1) * 2**scale]
+            for scale, mask in enumerate(MASKS)
+            for i, j in mask.nonzero().tolist()
+        ]
+        found = whole.decoders[0](
+            inputs["noisy"][:, cells],
+            features[..., cells],
+            torch.tensor(moments),
+            whole.embed_timestep(inputs["timestep"]),
+        )
+        result = whole(**inputs)
+        assert_close(result[:, PACKED], found)
+        assert_zero(result, ~PACKED)
+
+    def test_scales_do_not_influence_each_other(self) -> None:
+        # They do: that is what the joint sequence is for.
+        evaluation = evaluate(_OneScale(self.ready(), slice(0, 24)), self.inputs(2))
+        assert float(evaluation.inputs["noisy"][:, 24:].abs().max()) > 1e-3
+        assert float(evaluation.inputs["features[1]"].abs().max()) > 1e-3
+
+
+VARIANTS = [
+    {},
+    {"conditioning": "multiply"},
+    TestTransformerDecoder.fields,
+    TestCrossAttentionDecoder.fields,
+    TestJointTransformerDecoder.fields,
+]
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_short_videos_are_masked_as_if_they_were_alone(fields: dict[str, object]) -> None:
+    whole = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).eval()
+    inputs = TestMapDiffusionDecoder().inputs(3)
+    num_clips = torch.tensor([8, 5, 4])
+    spoilt, valid = dict(inputs), whole.grid.packed_mask(num_clips=num_clips)
+    spoilt["noisy"] = inputs["noisy"].masked_fill(~valid, torch.nan)
+    spoilt["features"] = [
+        one.masked_fill(~whole.grid.mask(k, num_clips=num_clips)[:, None], torch.nan)
+        for k, one in enumerate(inputs["features"])
+    ]
+    with torch.no_grad():
+        result = whole(**spoilt, num_clips=num_clips)
+        assert_zero(result, ~valid)
+        for row in range(3):
+            alone = {
+                name: [one[row : row + 1] for one in value]
+                if isinstance(value, list)
+                else value[row : row + 1]
+                for name, value in spoilt.items()
+            }
+            found = whole(**alone, num_clips=num_clips[row : row + 1])
+            assert_close(result[row : row + 1], found)
+        assert_close(whole(**inputs, num_clips=torch.full((3,), 8)), whole(**inputs))
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_larger_grids_need_only_be_announced(fields: dict[str, object]) -> None:
+    whole = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).eval()
+    inputs = {
+        "noisy": draw(2, 3 * (12 + 6)),
+        "timestep": torch.tensor([999, 10]),
+        "features": [draw(2, 2, rows, 3, seed=rows) for rows in (12, 6)],
+    }
+    text = "MapDiffusionDecoder: expected noisy of shape (B, 36), got (2, 54)."
+    with refuses(ShapeError, text):
+        whole(**inputs)
+    result = whole(**inputs, num_clips=torch.tensor([12, 8]))
+    assert result.shape == (2, 54)
+    assert_zero(result[1], ~whole.grid.resized(12).packed_mask(num_clips=torch.tensor([8]))[0])
+    with refuses(ConfigError, "expected num_clips divisible by 2**(num_scales - 1) = 2, got 11."):
+        odd = [draw(2, 2, rows, 3) for rows in (11, 6)]
+        whole(**{**inputs, "features": odd}, num_clips=torch.tensor([11, 8]))
+    with refuses(ShapeError, "num_clips of shape (B) with B = 2, got (3,)."):
+        whole(**inputs, num_clips=torch.tensor([12, 8, 8]))
 
 
 class _OneScale(nn.Module):
@@ -217,7 +301,7 @@ def test_stylization_is_where_the_time_comes_in(
     assert len(blocks) == 2 * blocks_a_scale
     assert plain_names <= names
     added = names - plain_names
-    assert {name.split(".")[2] for name in added if name.startswith("scales")} == {
+    assert {name.split(".")[2] for name in added if name.startswith("decoders")} == {
         kind for kind in ("fusion_style", "conv_styles")
         if (kind == "fusion_style" and has_fusion)
         or (kind == "conv_styles" and stylization in ("conv", "both"))
@@ -261,7 +345,11 @@ def test_dropout_reaches_the_layers() -> None:
     ("fields", "kind", "text"),
     [
         ({"stylization": "all"}, ConfigError, "stylization to be one of none, fusion, conv, both"),
-        ({"kernel_sizes": ()}, ConfigError, "MapDecoder: expected kernel_sizes to be a list of at"),
+        (
+            {"kernel_sizes": ()},
+            ConfigError,
+            "ConvMapDecoder: expected kernel_sizes to be a list of at",
+        ),
         ({"kernel_sizes": (4,)}, ConfigError, "expected an odd kernel_size, got 4."),
         ({"num_groups": 4}, ConfigError, "channels divisible by num_groups = 4, got 6."),
         ({"gate": "x"}, ConfigError, "gate to be one of shared, channel, got 'x'."),
@@ -271,6 +359,20 @@ def test_dropout_reaches_the_layers() -> None:
         ({"num_scales": 0}, ArgumentError, "num_scales to be an integer >= 1, got 0."),
         ({"num_clips": 7}, ConfigError, "The nearest that divides is 6."),
         ({"num_anchors": 5}, ConfigError, "num_anchors <= 4"),
+        ({"architecture": "rnn"}, ConfigError, "architecture to be one of conv, transformer"),
+        ({"conditioning": "add"}, ConfigError, "conditioning to be one of concat, multiply, "),
+        (
+            {"conditioning": "cross-attention"},
+            ConfigError,
+            "ConvMapDecoder: expected another conditioning than 'cross-attention'. It needs",
+        ),
+        (
+            {"joint_scales": True},
+            ConfigError,
+            "MapDiffusionDecoder: expected joint_scales to be off. It needs architecture 'tran",
+        ),
+        ({"architecture": "transformer", "num_heads": 3}, ConfigError, "num_heads = 3, got 4."),
+        ({"architecture": "transformer", "num_layers": 0}, ArgumentError, "num_layers to be an"),
     ],
 )
 def test_refuses(fields: dict[str, object], kind: type[Exception], text: str) -> None:
@@ -282,7 +384,7 @@ def test_example_of_the_docstring_runs() -> None:
     (test,) = (
         test
         for test in doctest.DocTestFinder(recurse=False).find(
-            MapDiffusionDecoder, globs={**vars(decoder), "torch": torch}
+            MapDiffusionDecoder, globs={**vars(decoder_module), "torch": torch}
         )
     )
     assert test.examples

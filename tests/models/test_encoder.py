@@ -143,9 +143,9 @@ class TestMapFeatureBuilder(MaskedContract):
         return [(batch, 3, 12, 3), (batch, 3, 6, 3)]
 
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        text = "MapFeatureBuilder: expected clips of shape (B, 3, 12), got"
+        text = "MapFeatureBuilder: expected clips of shape (B, 3, N), got"
         return [
-            ({"clips": draw(2, 3, 11)}, ShapeError, f"{text} (2, 3, 11)."),
+            ({"clips": draw(2, 3, 11)}, ConfigError, "The nearest that divides is 10."),
             ({"clips": draw(2, 4, 12)}, ShapeError, f"{text} (2, 4, 12)."),
             ({"clips": draw(3, 12)}, ShapeError, f"{text} (3, 12)."),
         ]
@@ -160,7 +160,7 @@ class TestMapFeatureBuilder(MaskedContract):
         return [triangle(12, 3), triangle(6, 3)]
 
 
-@pytest.mark.parametrize(
+GRIDS = pytest.mark.parametrize(
     ("num_clips", "num_anchors", "num_scales"),
     [
         # Even and odd durations; one, and several a scale; up to all clips of the coarsest scale.
@@ -179,6 +179,24 @@ class TestMapFeatureBuilder(MaskedContract):
         (1, 1, 1),
     ],
 )
+
+
+@GRIDS
+def test_max_pool_is_the_maximum_of_a_cell_s_clips(
+    num_clips: int, num_anchors: int, num_scales: int
+) -> None:
+    grid = MapGrid(num_clips, num_anchors, num_scales)
+    clips = draw(2, 3, num_clips)
+    builder = MapFeatureBuilder(grid, 3, "max-pool")
+    assert list(builder.parameters()) == []
+    for scale, features in enumerate(builder(clips)):
+        for i, j in itertools.product(range(num_clips // 2**scale), range(num_anchors)):
+            start, end = i * 2**scale, (i + j + 1) * 2**scale
+            expected = clips[:, :, start:end].amax(-1) if end <= num_clips else torch.zeros(2, 3)
+            assert_same(features[:, :, i, j], expected)
+
+
+@GRIDS
 def test_a_cell_sees_exactly_its_clips(num_clips: int, num_anchors: int, num_scales: int) -> None:
     grid = MapGrid(num_clips, num_anchors, num_scales)
     builder = randomize_(MapFeatureBuilder(grid, channels=2)).double().eval()
@@ -295,7 +313,7 @@ class TestMultimodalEncoder(MaskedContract, EagerContract):
             strict=True,
         ):
             assert_same(one, two)
-            text = encoder.fuse_text(sentence)[:, :, None, None]
+            text = sentence[:, :, None, None]
             product = maps * text
             norm = product.square().sum(1, keepdim=True).sqrt()
             assert_close(one, product / norm * cells)
@@ -375,3 +393,39 @@ def test_dropout_drops_clip_features_in_training_only() -> None:
 def test_encoder_refuses(fields: dict[str, object], kind: type[Exception], text: str) -> None:
     with refuses(kind, text):
         MultimodalEncoder(**{**FIELDS, **fields})
+
+
+def test_features_of_a_clip_are_averaged_after_the_first_layer() -> None:
+    fields = {**FIELDS, "features_per_clip": 3}
+    encoder = randomize_(MultimodalEncoder(**fields)).eval()
+    plain = MultimodalEncoder(**FIELDS).eval()
+    plain.load_state_dict(encoder.state_dict())
+    features = draw(2, 24, 3)
+    clips = torch.relu(encoder.clip_encoder(features)).reshape(2, 8, 3, -1).mean(2)
+    expected = [plain.fuse_map(one) for one in plain.map_features(clips.mT)]
+    for one, other in zip(encoder.encode_video(features), expected, strict=True):
+        assert_close(one, other)
+    with refuses(ShapeError, "features of shape (B, 24, 3), got (2, 23, 3)."):
+        encoder.encode_video(features[:, 1:])
+    with refuses(ShapeError, "MultimodalEncoder: expected 3 features for each clip, got 23 feat"):
+        encoder.encode_video(features[:, 1:], num_clips=torch.tensor([8, 7]))
+
+
+@pytest.mark.parametrize("map_layer", ["conv", "max-pool"])
+def test_short_videos_are_encoded_as_if_they_were_alone(map_layer: str) -> None:
+    encoder = randomize_(MultimodalEncoder(**{**FIELDS, "map_layer": map_layer})).eval()
+    longer = draw(2, 12, 3)
+    num_clips = torch.tensor([12, 7])
+    words, num_words = torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2])
+    spoilt = longer.clone()
+    spoilt[1, 7:] = 100.0
+    maps = encoder(spoilt, words, num_words, num_clips)
+    grid = encoder.grid.resized(12)
+    for scale, one in enumerate(maps):
+        mask = grid.mask(scale, num_clips=num_clips)
+        assert_zero(one, ~mask[:, None].expand_as(one))
+        assert_close(one[:1], encoder(longer, words, num_words, num_clips)[scale][:1])
+    # The same clips, alone on the encoder's own grid: the cells that both grids hold are equal.
+    alone = encoder(longer[1:, :8], words[1:], num_words[1:], num_clips[1:])
+    for scale, one in enumerate(alone):
+        assert_close(maps[scale][1:, :, : one.shape[2]], one)

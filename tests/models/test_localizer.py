@@ -125,7 +125,8 @@ class TestConstruction:
                 {"objective": "mse"},
                 ConfigError,
                 "MomentLocalizer: expected objective to be one of mse-full, mse-rescaled, "
-                "bce-full, bce-rescaled, got 'mse'.",
+                "l1-full, l1-rescaled, huber-full, huber-rescaled, bce-full, bce-rescaled, "
+                "got 'mse'.",
             ),
             ({"nms_threshold": 1.5}, ArgumentError, "expected nms_threshold in [0, 1], got 1.5."),
             ({"num_inference_steps": 0}, ArgumentError, "num_inference_steps to be an integer"),
@@ -228,7 +229,7 @@ def truncate(name: str, share: float) -> Callable[[Path], None]:
     return edit
 
 
-HEAD = "decoder.scales.0.head.weight"
+HEAD = "decoder.decoders.0.head.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "missing weight": (
         edit_weights(lambda weights: weights.pop(HEAD)),
@@ -455,7 +456,13 @@ class Oracle(nn.Module):
         self.scores = scores
         self.timesteps: list[int] = []
 
-    def forward(self, noisy: Tensor, timestep: Tensor, features: list[Tensor]) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        features: list[Tensor],
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
         assert noisy.shape == self.scores.shape
         assert timestep.shape == (len(noisy),)
         assert len(set(timestep.tolist())) == 1

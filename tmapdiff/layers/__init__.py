@@ -8,11 +8,11 @@ from tmapdiff.layers.stylization import StylizationBlock, TimestepEmbedder
 
 __all__ = [  # in the order the data flows
     "ConcatConditioning",
-    "MultiplyConditioning",
-    "MomentPositionEmbedder",
-    "MapTransformerLayer",
     "GatedConv2d",
     "GatedConv2dStack",
+    "MapTransformerLayer",
+    "MomentPositionEmbedder",
+    "MultiplyConditioning",
     "StylizationBlock",
     "TimestepEmbedder",
     "masked_group_norm",

@@ -1,18 +1,19 @@
 """Attention between the cells of maps: the parts of the Transformer decoder."""
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_int, check_range, check_shape
-from tmapdiff.errors import ConfigError, ShapeError
-from tmapdiff.layers.norm import fill_invalid
+from tmapdiff.errors import ConfigError
+from tmapdiff.layers.norm import check_map_features, fill_invalid
 from tmapdiff.layers.stylization import Norm, StylizationBlock
 
 
 class MomentPositionEmbedder(nn.Module):
-    """Tells attention which candidate moment a cell is: sinusoids of start and duration, and an MLP.
+    """Tells attention which moment a cell is: sinusoids of start and duration, then an MLP.
 
     Positions are in clips of the finest scale, so that cells of all scales and grids of all sizes
     share one embedding.
@@ -73,7 +74,7 @@ class MapTransformerLayer(nn.Module):
         - x: (B, channels, T, 1)
         - time_embedding: (B, time_channels); None unless stylized
         - context: (B, channels, T, 1), further cells to attend to, or None
-        - mask: (B, T, 1), bool, of `x` and of `context`; all cells are valid if None
+        - mask: (T, 1) or (B, T, 1), bool, of `x` and of `context`; all cells are valid if None
         - returns: (B, channels, T, 1), 0 in invalid cells
 
     Raises:
@@ -106,8 +107,11 @@ class MapTransformerLayer(nn.Module):
                 f"{who}: expected channels divisible by num_heads = {num_heads}, got {channels}."
             )
         self.attention_norm = nn.LayerNorm(channels)
-        # torch's own, which computes by scaled_dot_product_attention.
-        self.attention = nn.MultiheadAttention(channels, num_heads, dropout, batch_first=True)
+        self.num_heads = num_heads
+        self.attention_dropout = dropout
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.attention_out = nn.Linear(channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Linear(channels, expansion * channels),
@@ -137,19 +141,23 @@ class MapTransformerLayer(nn.Module):
         return fill_invalid(x + self._styled(1, forwarded, time_embedding, mask), mask)
 
     def _attend(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        queries = self.attention_norm(_tokens(x))
-        keys = queries
-        ignored = None if mask is None else ~mask.flatten(1)
+        tokens = self.attention_norm(_tokens(x))
+        attended_to = tokens
+        seen = None if mask is None else mask[..., 0].expand(tokens.shape[:2])
         if context is not None:
-            further = _tokens(fill_invalid(context, mask)).to(queries.dtype)
-            keys = torch.cat([queries, further], dim=1)
-            ignored = None if ignored is None else torch.cat([ignored, ignored], dim=1)
-        if ignored is not None:
-            # Attention over nothing is NaN, in the gradient too: let such samples see a cell.
-            ignored = ignored & ~ignored.all(dim=1, keepdim=True)
-        attended, _ = self.attention(
-            queries, keys, keys, key_padding_mask=ignored, need_weights=False
+            further = _tokens(fill_invalid(context, mask)).to(tokens.dtype)
+            attended_to = torch.cat([tokens, further], dim=1)
+            seen = None if seen is None else torch.cat([seen, seen], dim=1)
+        if seen is not None:
+            # Attention to nothing is NaN, in the gradient too: such a sample sees all its zeros.
+            seen = rearrange(seen | ~seen.any(dim=1, keepdim=True), "b t -> b 1 1 t")
+        query = rearrange(self.query(tokens), "b t (h c) -> b h t c", h=self.num_heads)
+        key, value = rearrange(
+            self.key_value(attended_to), "b t (two h c) -> two b h t c", two=2, h=self.num_heads
         )
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, seen, dropout)
+        attended = self.attention_out(rearrange(attended, "b h t c -> b t (h c)"))
         return fill_invalid(_maps(attended), mask)
 
     def _styled(
@@ -160,12 +168,9 @@ class MapTransformerLayer(nn.Module):
     def _check(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
         who = "MapTransformerLayer"
         sizes = check_shape(who, "x", x, f"B {self.channels} T 1")
+        check_map_features(who, x, mask, self.channels)
         if context is not None:
             check_shape(who, "context", context, f"B {self.channels} T 1", sizes)
-        if mask is not None:
-            check_shape(who, "mask", mask, "B T 1", sizes)
-            if mask.dtype != torch.bool:
-                raise ShapeError(f"{who}: expected a mask of dtype bool, got {mask.dtype}.")
 
 
 def _tokens(maps: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Models, and the parts that only models use."""
 
-from tmapdiff.models.map_localizer import Localization, MapLocalizer
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MapFeatureBuilder, MultimodalEncoder, TextEncoder
 from tmapdiff.models.localizer import MomentLocalizer
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
+from tmapdiff.models.map_localizer import Localization, MapLocalizer
+from tmapdiff.models.ms2dtan import MS2DTAN
 
 __all__ = [  # in the order the data flows
+    "MS2DTAN",
     "ConvMapDecoder",
     "Localization",
     "MapDiffusionDecoder",

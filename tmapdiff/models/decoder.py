@@ -100,22 +100,36 @@ class MapDiffusionDecoder(MapModel):
         # Without stylization nothing would train it.
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
         widths = (feature_channels, channels, time_channels)
-        styles = (stylization, norm, num_groups, dropout)
-        self.decoders: nn.ModuleList
-        if architecture == "conv":
-            if joint_scales:
-                raise ConfigError(
-                    f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
+        self.decoders = nn.ModuleList()
+        if architecture == "conv" and joint_scales:
+            raise ConfigError(
+                f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
+            )
+        for _ in range(1 if joint_scales else num_scales):
+            decoder: nn.Module
+            if architecture == "conv":
+                decoder = ConvMapDecoder(
+                    *widths,
+                    kernel_sizes,
+                    conditioning,
+                    gate,
+                    stylization,
+                    norm,
+                    num_groups,
+                    dropout,
                 )
-            self.decoders = nn.ModuleList(
-                ConvMapDecoder(*widths, kernel_sizes, conditioning, gate, *styles)
-                for _ in range(num_scales)
-            )
-        else:
-            self.decoders = nn.ModuleList(
-                TransformerMapDecoder(*widths, num_layers, num_heads, conditioning, *styles)
-                for _ in range(1 if joint_scales else num_scales)
-            )
+            else:
+                decoder = TransformerMapDecoder(
+                    *widths,
+                    num_layers,
+                    num_heads,
+                    conditioning,
+                    stylization,
+                    norm,
+                    num_groups,
+                    dropout,
+                )
+            self.decoders.append(decoder)
 
     def forward(
         self,
@@ -196,7 +210,7 @@ class MapDiffusionDecoder(MapModel):
         mask = None if num_clips is None else grid.packed_mask(noisy.device, num_clips)
         scales = range(grid.num_scales)
         sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
-        scores = None
+        scores = noisy.new_zeros(noisy.shape)
         for decoder, sequence in zip(self.decoders, sequences, strict=True):
             # The sequence holds valid cells only: the others would cost as much.
             cells = torch.tensor(grid.valid_cells(sequence), device=noisy.device)
@@ -207,7 +221,5 @@ class MapDiffusionDecoder(MapModel):
                 time_embedding,
                 None if mask is None else mask[:, cells],
             )
-            if scores is None:
-                scores = found.new_zeros(noisy.shape)
-            scores = scores.index_copy(1, cells, found)
+            scores = scores.to(found.dtype).index_copy(1, cells, found)
         return scores

@@ -1,6 +1,7 @@
 """From words and clips to map features that the decoder is conditioned on."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,14 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tmapdiff._checks import check_int, check_length, check_range, check_shape
-from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff._checks import check_choice, check_int, check_length, check_range, check_shape
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers.norm import fill_invalid
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
 
 PADDING = 0  # index of the padding word
+MapLayer = Literal["conv", "max-pool"]
 
 
 class TextEncoder(nn.Module):
@@ -102,15 +104,17 @@ class TextEncoder(nn.Module):
 
 
 class MapFeatureBuilder(nn.Module):
-    """Features of every candidate moment, from features of clips, by stacked convolutions.
+    """Features of every candidate moment, from features of clips, by stacked layers.
 
-    A column of the finest map comes from the one before it by a convolution over two neighbouring
-    starts, so that column `j` sees `j + 1` clips. Scale `k` reuses every second column of scale
-    `k - 1`, and continues from its last column with a strided convolution.
+    A column of the finest map comes from the one before it by a layer over two neighbouring starts,
+    so that column `j` sees `j + 1` clips. Scale `k` reuses every second column of scale `k - 1`,
+    and continues from its last column with a strided layer. A layer is a convolution with batch
+    normalisation and tanh, or a maximum.
 
     Args:
         grid: The candidate moments; clips may be more or fewer than its own.
         channels: Channels of clip features and map features.
+        layer: `conv` learns how clips make a moment, `max-pool` takes the maximum of its clips.
 
     Shape:
         - clips: (B, channels, N)
@@ -118,17 +122,20 @@ class MapFeatureBuilder(nn.Module):
 
     Raises:
         ArgumentError: If `channels` is below 1, at construction.
+        ConfigError: If there is no such layer, at construction; if the clips do not divide into the
+            scales, in the call.
         ShapeError: If `clips` does not fit, in the call.
-        ConfigError: If the clips do not divide into the scales, in the call.
 
     Source: MS-2D-TAN, arXiv 2012.02646, section 3.3.
     """
 
-    def __init__(self, grid: MapGrid, channels: int) -> None:
+    def __init__(self, grid: MapGrid, channels: int, layer: MapLayer = "conv") -> None:
         super().__init__()
         check_int("MapFeatureBuilder", "channels", channels, at_least=1)
+        check_choice("MapFeatureBuilder", "layer", layer, MapLayer.__args__)  # type: ignore[attr-defined]
         self.grid = grid
         self.channels = channels
+        self.layer = layer
         # Coarse scales start where the last column of the scale before ends: at A of its clips.
         # The next duration that is a whole number of their own clips is 1 or 2 of those longer.
         reused = grid.num_anchors // 2
@@ -141,6 +148,8 @@ class MapFeatureBuilder(nn.Module):
             self.scales.append(nn.Sequential(*(self._layer(*kernel) for kernel in kernels)))
 
     def _layer(self, kernel_size: int, stride: int) -> nn.Module:
+        if self.layer == "max-pool":
+            return nn.MaxPool1d(kernel_size, stride)
         return nn.Sequential(
             nn.Conv1d(self.channels, self.channels, kernel_size, stride),
             nn.BatchNorm1d(self.channels),
@@ -164,8 +173,8 @@ class MapFeatureBuilder(nn.Module):
 class MultimodalEncoder(MapModel):
     """Encodes a query and the clips of a video into map features: what the decoder is told.
 
-    Words -> embeddings -> LSTM -> mean -> linear; clips -> linear, ReLU -> stacked convolutions;
-    both are projected, multiplied, and L2-normalised over the channels of each cell.
+    Words -> embeddings -> LSTM -> mean -> linear; clips -> linear, ReLU -> stacked convolutions ->
+    linear; both are multiplied, and L2-normalised over the channels of each cell.
 
     Args:
         num_clips: Clips of the finest scale.
@@ -178,9 +187,13 @@ class MultimodalEncoder(MapModel):
         num_text_layers: Layers of the LSTM.
         train_words: Whether training changes the word embeddings.
         dropout: Share of the incoming clip features dropped in training.
+        map_layer: How map features come from clips, `conv` or `max-pool` (`MapFeatureBuilder`).
+        features_per_clip: Features that come in for each clip; they are averaged after the first
+            linear layer.
 
     Raises:
-        ArgumentError, ConfigError: If a size is too small or does not divide.
+        ArgumentError, ConfigError: If a size is too small or does not divide, or there is no such
+            layer.
 
     Source: MS-2D-TAN, arXiv 2012.02646, sections 3.1 to 3.3; Zhang et al., arXiv 2401.08232, 3.1.
     """
@@ -198,9 +211,12 @@ class MultimodalEncoder(MapModel):
         num_text_layers: int = 3,
         train_words: bool = True,
         dropout: float = 0.0,
+        map_layer: MapLayer = "conv",
+        features_per_clip: int = 1,
     ) -> None:
         super().__init__()
         check_int("MultimodalEncoder", "clip_channels", clip_channels, at_least=1)
+        check_int("MultimodalEncoder", "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
         self.text_encoder = TextEncoder(
             vocabulary_size, word_channels, channels, num_text_layers, train_words
@@ -208,8 +224,7 @@ class MultimodalEncoder(MapModel):
         # Not `dropout`: diffusers answers an attribute named as a field with the field.
         self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
         self.clip_encoder = nn.Linear(clip_channels, channels)
-        self.map_features = MapFeatureBuilder(self.grid, channels)
-        self.fuse_text = nn.Linear(channels, channels)
+        self.map_features = MapFeatureBuilder(self.grid, channels, map_layer)
         self.fuse_map = nn.Conv2d(channels, channels, kernel_size=1)
 
     def load_word_vectors(self, vectors: Tensor) -> None:
@@ -237,7 +252,7 @@ class MultimodalEncoder(MapModel):
                 number of clips than the configuration's.
 
         Shape:
-            - features: (B, N, clip_channels)
+            - features: (B, N * features_per_clip, clip_channels)
             - num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A)
 
@@ -245,11 +260,17 @@ class MultimodalEncoder(MapModel):
             ShapeError: If the shape does not fit.
             ConfigError: If another number of clips does not divide into the scales.
         """
-        clips_axis = self.grid.num_clips if num_clips is None else "N"
-        axes = f"B {clips_axis} {self.config.clip_channels}"
+        pooled = self.config.features_per_clip
+        rows = self.grid.num_clips * pooled if num_clips is None else "N"
+        axes = f"B {rows} {self.config.clip_channels}"
         check_shape("MultimodalEncoder", "features", features, axes)
+        if features.shape[1] % pooled:
+            raise ShapeError(
+                f"MultimodalEncoder: expected {pooled} features for each clip, "
+                f"got {features.shape[1]} features."
+            )
         clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
-        maps = self.map_features(rearrange(clips, "b n c -> b c n"))
+        maps = self.map_features(reduce(clips, "b (n p) c -> b c n", "mean", p=pooled))
         return [self.fuse_map(one) for one in maps]
 
     def fuse(
@@ -279,7 +300,7 @@ class MultimodalEncoder(MapModel):
             check_shape(who, "num_clips", num_clips, "B", sizes)
             check_shape(who, "video_maps[0]", video_maps[0], f"B {channels} N A", sizes)
             grid = grid.resized(video_maps[0].shape[2])
-        text = rearrange(self.fuse_text(sentence), "b c -> b c 1 1")
+        text = rearrange(sentence, "b c -> b c 1 1")
         fused = []
         for scale, (rows, columns) in enumerate(grid.shapes):
             one = video_maps[scale]
@@ -307,7 +328,7 @@ class MultimodalEncoder(MapModel):
                 number of clips than the configuration's.
 
         Shape:
-            - features: (B, N, clip_channels)
+            - features: (B, N * features_per_clip, clip_channels)
             - words: (B, L), integer
             - num_words, num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells

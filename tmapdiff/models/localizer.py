@@ -144,9 +144,7 @@ class MomentLocalizer(MapLocalizer):
         scores = self.denoise(noisy, timesteps, map_features, num_clips)
         return self.objective(scores, target, mask)
 
-    def _corrupt(
-        self, target: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def _corrupt(self, target: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Noisy maps and their timesteps; of a regressor, empty maps at the last one."""
         batch, device = len(target), target.device
         if self.config.deterministic:

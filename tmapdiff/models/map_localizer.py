@@ -16,6 +16,7 @@ from tmapdiff.maps import (
     rank_moments,
 )
 from tmapdiff.models._base import MapModel
+from tmapdiff.models.encoder import MultimodalEncoder
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class Localization:
 class MapLocalizer(MapModel):
     """Base of the models that answer a query with a score of every candidate moment.
 
-    A subclass calls `prepare` in its constructor, and has `loss` and `predict_maps`.
+    A subclass makes an `encoder` and calls `prepare` in its constructor, and has `loss` and
+    `predict_maps`.
     """
 
+    encoder: MultimodalEncoder
     grid: MapGrid
 
     def prepare(self, grid: MapGrid, objective: str, nms_threshold: float) -> None:
@@ -102,33 +105,16 @@ class MapLocalizer(MapModel):
         """Compute the training loss; see `loss`."""
         return self.loss(*args, **kwargs)
 
-    def predict_maps(
-        self,
-        features: Tensor,
-        words: Tensor,
-        num_words: Tensor,
-        num_clips: Tensor | None = None,
-        **sampling: Any,
-    ) -> Tensor:
+    def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
         """Predict the map that the objective learns.
 
         Args:
-            features: Features of the clips.
-            words: Word indices, padded with 0.
-            num_words: Words of each query.
-            num_clips: Clips of each video, when they differ. The features may then be of another
-                number of clips than the configuration's.
-            **sampling: How samples are drawn, if the model is generative.
+            *args: Features, words, number of words and, when videos differ in length, number of
+                clips; as for `localize`.
+            **kwargs: How samples are drawn, if the model is generative.
 
         Shape:
-            - features: (B, N, clip_channels)
-            - words: (B, L)
-            - num_words, num_clips: (B,)
             - returns: (B, cells), 0 in invalid cells
-
-        Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty.
         """
         raise NotImplementedError
 
@@ -168,7 +154,7 @@ class MapLocalizer(MapModel):
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
         maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
-        grid = self.grid if num_clips is None else self.grid.resized(features.shape[1])
+        grid = self._grid_of(features, num_clips)
         dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(maps), num_clips)
         ranked = rank_moments(
             dense,
@@ -189,9 +175,14 @@ class MapLocalizer(MapModel):
         num_clips: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Map to learn, (B, cells), and which of its cells are valid."""
-        grid, build = self.grid, self.build_iou_maps
-        if num_clips is not None and features.shape[1] != grid.num_clips:
-            grid = grid.resized(features.shape[1])
+        grid, build = self._grid_of(features, num_clips), self.build_iou_maps
+        if grid != self.grid:
             build = IoUMapBuilder(grid, validate=build.validate)
         target = self.objective.target(build.packed(moments, clip_seconds, num_moments))
         return target, grid.packed_mask(target.device, num_clips)
+
+    def _grid_of(self, features: Tensor, num_clips: Tensor | None) -> MapGrid:
+        """Grid over the clips of a batch: the configuration's, unless clips are counted."""
+        if num_clips is None:
+            return self.grid
+        return self.grid.resized(features.shape[1] // self.encoder.config.features_per_clip)

@@ -1,0 +1,217 @@
+"""MS-2D-TAN: the localizer that predicts maps in one pass, the baseline of map diffusion."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from torch import Tensor, nn
+
+from tmapdiff._checks import check_sizes
+from tmapdiff.errors import CheckpointError
+from tmapdiff.layers import GatedConv2dStack
+from tmapdiff.layers.gated_conv import Gate
+from tmapdiff.models.encoder import MultimodalEncoder
+from tmapdiff.models.map_localizer import MapLocalizer
+
+
+class MS2DTAN(MapLocalizer):
+    """Predicts the map of every scale from the map features, by gated convolutions.
+
+    The published configuration for Charades-STA has 512 channels, two layers of 17x17 kernels, and
+    map features by convolution; `map_layer="max-pool"` in `encoder_config` is the other variant.
+
+    Args:
+        encoder_config: Fields of the `MultimodalEncoder`; its channels are those of all layers.
+        kernel_sizes: Kernel of each gated convolution, first to last; odd.
+        gate: As in `GatedConv2d`.
+        objective: What is learned, see `tmapdiff.losses.get_objective`.
+        nms_threshold: Highest IoU that two returned moments may have.
+
+    Raises:
+        ConfigError: If a field is unknown, a kernel is even or a choice unknown.
+        ArgumentError: If a size is out of range.
+
+    Source: Zhang et al., Multi-Scale 2D Temporal Adjacent Networks, arXiv 2012.02646.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder_config: dict[str, Any],
+        kernel_sizes: Sequence[int] = (17, 17),
+        gate: Gate = "shared",
+        objective: str = "bce-rescaled",
+        nms_threshold: float = 0.49,
+    ) -> None:
+        super().__init__()
+        self.encoder = MultimodalEncoder.from_config(encoder_config)
+        self.prepare(self.encoder.grid, objective, nms_threshold)
+        channels = self.encoder.config.channels
+        kernels = check_sizes("MS2DTAN", "kernel_sizes", kernel_sizes)
+        scales = range(self.grid.num_scales)
+        self.convs = nn.ModuleList(
+            GatedConv2dStack(channels, channels, kernels, gate) for _ in scales
+        )
+        self.heads = nn.ModuleList(nn.Conv2d(channels, 1, kernel_size=1) for _ in scales)
+
+    def score(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        num_clips: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Score every candidate moment: the objective's scores, not yet its map.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, num_clips: (B,)
+            - returns: K tensors (B, N_k, A), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty.
+        """
+        grid = self._grid_of(features, num_clips)
+        maps = self.encoder(features, words, num_words, num_clips)
+        scores = []
+        for scale, (one, convs, head) in enumerate(zip(maps, self.convs, self.heads, strict=True)):
+            # Without a mask: the published model lets invalid cells of its own layers be seen.
+            scored = rearrange(head(convs(one)), "b 1 n a -> b n a")
+            scores.append(scored.masked_fill(~grid.mask(scale, scored.device, num_clips), 0))
+        return scores
+
+    def loss(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None = None,
+        num_clips: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Compute the training loss on a batch: each scale's mean, summed over the scales.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, padded with 0.
+            num_words: Words of each query.
+            moments: Annotated moments, in seconds.
+            clip_seconds: Seconds a clip lasts, for each sample.
+            num_moments: Moments that count, for each sample. All, if None.
+            num_clips: Clips of each video, when videos are shorter than the grid.
+            generator: Not used: nothing is drawn.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - num_words, clip_seconds, num_moments, num_clips: (B,)
+            - moments: (B, 2) or (B, M, 2)
+            - returns: ()
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty, or a moment is no moment of the video.
+        """
+        grid = self._grid_of(features, num_clips)
+        target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
+        scores = grid.pack(self.score(features, words, num_words, num_clips))
+        parts = (one.split(grid.cells_per_scale, dim=-1) for one in (scores, target, mask))
+        return torch.stack([self.objective(*scale) for scale in zip(*parts, strict=True)]).sum()
+
+    @torch.no_grad()
+    def predict_maps(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the map that the objective learns; see `MapLocalizer.predict_maps`."""
+        grid = self._grid_of(features, num_clips)
+        scores = grid.pack(self.score(features, words, num_words, num_clips)).float()
+        maps = self.objective.activation(scores)
+        return maps.masked_fill(~grid.packed_mask(maps.device, num_clips), 0)
+
+    def load_public_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take over weights in the naming of the public implementation.
+
+        Its word vectors are not among its weights: set them with `encoder.load_word_vectors`.
+
+        Args:
+            state_dict: Weights by name, as `torch.load(path, weights_only=True)` gives them.
+
+        Raises:
+            CheckpointError: If weights are missing, unknown or of another shape.
+
+        Source: MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
+        """
+        who = "MS2DTAN.load_public_state_dict"
+        renamed: dict[str, Tensor] = {}
+        unknown = []
+        for name, tensor in state_dict.items():
+            ours = _our_name(name.removeprefix("module."))
+            if ours is None:
+                unknown.append(name)
+            else:
+                renamed[ours] = tensor
+        if unknown:
+            raise CheckpointError(f"{who}: it has unknown weights: {_listed(unknown)}.")
+        renamed = _join_gates(renamed)
+        if "encoder.clip_encoder.weight" in renamed:  # a convolution over one clip
+            weight = renamed["encoder.clip_encoder.weight"]
+            renamed["encoder.clip_encoder.weight"] = weight.flatten(1)
+        embedding = "encoder.text_encoder.embedding.weight"
+        own = {name: one for name, one in self.state_dict().items() if name != embedding}
+        if missing := own.keys() - renamed.keys():
+            raise CheckpointError(f"{who}: it has no weights: {_listed(missing)}.")
+        if further := renamed.keys() - own.keys():
+            raise CheckpointError(f"{who}: it has weights of further layers: {_listed(further)}.")
+        for name, tensor in renamed.items():
+            if tensor.shape != own[name].shape:
+                got, expected = tuple(tensor.shape), tuple(own[name].shape)
+                raise CheckpointError(f"{who}: expected {name} of shape {expected}, got {got}.")
+        self.load_state_dict(renamed, strict=False)
+
+
+# Public names and ours. In `prop_module` 0 is the convolution and 1 its normalisation; in
+# `map_modules` 0 is the convolution and 1 its gate, which are one convolution here.
+_NAMES = (
+    (r"clip_module\.vis_conv\.(\w+)", r"encoder.clip_encoder.\1"),
+    (r"prop_module\.layers\.(\d+\.\d+\.[01]\.\w+)", r"encoder.map_features.scales.\1"),
+    (r"fusion_module\.textual_encoder\.(\w+)", r"encoder.text_encoder.lstm.\1"),
+    (r"fusion_module\.tex_linear\.(\w+)", r"encoder.text_encoder.linear.\1"),
+    (r"fusion_module\.vis_conv\.(\w+)", r"encoder.fuse_map.\1"),
+    (r"map_modules\.(\d+)\.blocks\.(\d+)\.0\.(\w+)", r"convs.\1.layers.\2.conv.\3"),
+    (r"map_modules\.(\d+)\.blocks\.(\d+)\.1\.(\w+)", r"convs.\1.layers.\2.conv.\3.gate"),
+    (r"pred_modules\.(\d+)\.predictor\.(\w+)", r"heads.\1.\2"),
+)
+
+
+def _our_name(name: str) -> str | None:
+    for theirs, ours in _NAMES:
+        if match := re.fullmatch(theirs, name):
+            return match.expand(ours)
+    return None
+
+
+def _join_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    joined = {name: one for name, one in weights.items() if not name.endswith(".gate")}
+    for name, gate in weights.items():
+        conv = name.removesuffix(".gate")
+        if conv != name and conv in joined and joined[conv].shape[1:] == gate.shape[1:]:
+            joined[conv] = torch.cat([joined[conv], gate])
+        elif conv != name:
+            joined[name] = gate  # reported as further weights
+    return joined
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return f"{', '.join(ordered[:3])} ({len(ordered)} in all)"
