@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tmapdiff._checks import check_int, require
+from tmapdiff._checks import check_int, check_shape, require
 from tmapdiff._files import written_beside
-from tmapdiff.data import MomentBatch, collate_moments
+from tmapdiff.data import SEGMENT_SECONDS, MomentBatch, collate_moments
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
@@ -23,8 +23,8 @@ from tmapdiff.maps import (
     plot_comparison,
     rank_moments,
 )
-from tmapdiff.metrics import LocalizationMetrics
-from tmapdiff.models import MapLocalizer
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
+from tmapdiff.models import Localization, MapLocalizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,36 +105,71 @@ def evaluate(
         ArgumentError: If the data set is empty, an argument is out of range, or steps are asked of
             a model that is not generative.
     """
-    check_int("evaluate", "batch_size", batch_size, at_least=1)
-    check_int("evaluate", "seed", seed, at_least=0)
-    check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
     metrics = LocalizationMetrics()
     predictions: list[Prediction] = []
-    was_training = model.training
-    model.eval()
     began = time.perf_counter()
-    try:
-        for batch in _batches(dataset, batch_size):
-            first = len(predictions)
-            positions = range(first, first + len(batch))
-            sampling = _sampling(model, num_inference_steps, seed, positions, eta)
-            batch = batch.to(model.device)
-            found = model.localize(
-                batch.features,
-                batch.words,
-                batch.num_words,
-                batch.clip_seconds,
-                durations=batch.durations,
-                top_n=top_n,
-                **sampling,
-            )
-            metrics.update(found.ranked, batch.moments, batch.num_moments)
-            predictions += _predictions(batch, found.ranked)
-            if on_batch is not None:
-                on_batch(len(batch))
-    finally:
-        model.train(was_training)
+    sampling = _Sampling(num_inference_steps, eta, seed)
+    for batch, found in _localized(model, dataset, batch_size, top_n, sampling):
+        metrics.update(found.ranked, batch.moments, batch.num_moments)
+        predictions += _predictions(batch, found.ranked)
+        if on_batch is not None:
+            on_batch(len(batch))
     return Evaluation(metrics.compute(), tuple(predictions), time.perf_counter() - began)
+
+
+def evaluate_didemo(
+    model: MapLocalizer,
+    dataset: Dataset[Any],
+    *,
+    num_inference_steps: int | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Localize every query of DiDeMo, with its official metric and with Rank n@m.
+
+    The official metric ranks all moments, and counts those of all annotators; Rank n@m is of the
+    moments that are left after non-maximum suppression, and of the annotators' consensus.
+
+    Args:
+        model: A localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's moments.
+        dataset: `MomentDataset` of `load_didemo` with the moments of all annotators, and with
+            `clip_seconds` of 5, so that clips are segments.
+        num_inference_steps: As for `evaluate`.
+        eta: As for `evaluate`.
+        seed: As for `evaluate`.
+        batch_size: As for `evaluate`.
+
+    Raises:
+        ArgumentError: As for `evaluate`, or if clips do not last 5 seconds.
+
+    Source: Hendricks et al., arXiv 1708.01641.
+    """
+    official, metrics = DiDeMoMetrics(), LocalizationMetrics()
+    predictions: list[Prediction] = []
+    began = time.perf_counter()
+    sampling = _Sampling(num_inference_steps, eta, seed)
+    for batch, found in _localized(model, dataset, batch_size, 5, sampling):
+        _check_segments(batch)
+        everything = rank_moments(
+            found.dense, found.mask, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
+        )
+        official.update(everything, batch.moments, batch.num_moments)
+        metrics.update(found.ranked, consensus_moments(batch.moments, batch.num_moments))
+        predictions += _predictions(batch, found.ranked)
+    results = metrics.compute() | official.compute()  # which has an mIoU of its own
+    return Evaluation(results, tuple(predictions), time.perf_counter() - began)
+
+
+_ALL_MOMENTS = 21  # of six segments
+
+
+def _check_segments(batch: MomentBatch) -> None:
+    if not bool((batch.clip_seconds == SEGMENT_SECONDS).all()):
+        raise ArgumentError(
+            f"evaluate_didemo: expected clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments, "
+            f"got {batch.clip_seconds[0]:g} s. Pass clip_seconds to MomentDataset."
+        )
 
 
 def write_predictions(predictions: tuple[Prediction, ...], path: str | os.PathLike[str]) -> None:
@@ -169,6 +204,8 @@ def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float =
     hits = torch.zeros(grid.num_cells, dtype=torch.float64)
     for batch in _batches(dataset, 256):
         iou = build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
+        if batch.num_clips is not None:
+            iou = iou.masked_fill(~grid.packed_mask(num_clips=batch.num_clips), 0)
         hits += (iou > threshold).sum(0)
     return (hits / len(dataset)).float()  # type: ignore[arg-type]
 
@@ -186,10 +223,20 @@ def evaluate_prior(
         ArgumentError: If the data set is empty.
     """
     metrics = LocalizationMetrics()
-    dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(prior[None]))
+    maps = grid.unpack(prior[None])
     for batch in _batches(dataset, 256):
+        if batch.num_clips is not None:
+            clips = grid.num_clips
+            hint = "A prior knows no longer videos."
+            check_shape("evaluate_prior", "features", batch.features, f"B {clips} D", hint=hint)
+        shared = [one.expand(len(batch), -1, -1) for one in maps]
+        dense, mask = MultiScaleMapSampler(grid).merge(shared, batch.num_clips)
         ranked = rank_moments(
-            dense.expand(len(batch), -1, -1), mask, batch.clip_seconds, nms_threshold=nms_threshold
+            dense,
+            mask,
+            batch.clip_seconds,
+            durations=batch.durations,
+            nms_threshold=nms_threshold,
         )
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
@@ -204,10 +251,10 @@ def evaluate_oracle(
         ArgumentError: If the data set is empty.
     """
     metrics = LocalizationMetrics()
-    sampler, build = MultiScaleMapSampler(grid), IoUMapBuilder(grid)
     for batch in _batches(dataset, 256):
-        maps = build(batch.moments, batch.clip_seconds, batch.num_moments)
-        dense, mask = sampler.merge(maps)
+        size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
+        maps = IoUMapBuilder(size)(batch.moments, batch.clip_seconds, batch.num_moments)
+        dense, mask = MultiScaleMapSampler(size).merge(maps, batch.num_clips)
         ranked = rank_moments(
             dense,
             mask,
@@ -251,18 +298,20 @@ def draw_queries(
         batch.words,
         batch.num_words,
         batch.clip_seconds,
+        num_clips=batch.num_clips,
         durations=batch.durations,
-        **_sampling(model, num_inference_steps, seed, positions),
+        **_Sampling(num_inference_steps, 0.0, seed).arguments(model, positions),
     )
     model.train(was_training)
-    iou_maps = model.build_iou_maps(batch.moments, batch.clip_seconds, batch.num_moments)
-    truth, _ = model.sampler.merge([model.objective.target(one) for one in iou_maps])
+    grid = model.grid.resized(len(found.dense[0]))
+    iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
+    truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
     ranked = found.ranked
     for row, part in enumerate(figure.subfigures(len(positions), 1, squeeze=False)[:, 0]):
         plot_comparison(
             found.dense[row],
             truth[row],
-            found.mask,
+            found.mask if found.mask.dim() == 2 else found.mask[row],
             clip_seconds=float(batch.clip_seconds[row]),
             moments=batch.moments[row, : int(batch.num_moments[row])].tolist(),
             predicted_moments=ranked.moments[row][ranked.valid[row]].tolist(),
@@ -270,6 +319,40 @@ def draw_queries(
             figure=part,
         )
     return figure
+
+
+def _localized(
+    model: MapLocalizer,
+    dataset: Dataset[Any],
+    batch_size: int,
+    top_n: int,
+    sampling: "_Sampling",
+) -> Iterator[tuple[MomentBatch, Localization]]:
+    """Give batch by batch what a model finds; see `evaluate`."""
+    check_int("evaluate", "batch_size", batch_size, at_least=1)
+    check_int("evaluate", "seed", sampling.seed, at_least=0)
+    check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
+    was_training = model.training
+    model.eval()
+    first = 0
+    try:
+        for batch in _batches(dataset, batch_size):
+            positions = range(first, first + len(batch))
+            first += len(batch)
+            batch = batch.to(model.device)
+            found = model.localize(
+                batch.features,
+                batch.words,
+                batch.num_words,
+                batch.clip_seconds,
+                num_clips=batch.num_clips,
+                durations=batch.durations,
+                top_n=top_n,
+                **sampling.arguments(model, positions),
+            )
+            yield batch, found
+    finally:
+        model.train(was_training)
 
 
 def _batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
@@ -280,23 +363,28 @@ def _batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
     )
 
 
-def _sampling(
-    model: MapLocalizer,
-    num_inference_steps: int | None,
-    seed: int,
-    positions: Iterable[int],
-    eta: float = 0.0,
-) -> dict[str, Any]:
-    """How `localize` is to sample the queries at these positions; nothing for a regressor."""
-    if model.is_generative:
-        generators = [_generator(seed, position) for position in positions]
-        return {"num_inference_steps": num_inference_steps, "eta": eta, "generator": generators}
-    if num_inference_steps not in (None, 1):
-        raise ArgumentError(
-            f"evaluate: expected one step for a {type(model).__name__} that does not sample, "
-            f"got num_inference_steps = {num_inference_steps}."
-        )
-    return {}
+@dataclass(frozen=True)
+class _Sampling:
+    """How predictions are drawn."""
+
+    num_inference_steps: int | None
+    eta: float
+    seed: int
+
+    def arguments(self, model: MapLocalizer, positions: Iterable[int]) -> dict[str, Any]:
+        """Arguments of `localize` for the queries at these positions; of a regressor, none."""
+        if model.is_generative:
+            return {
+                "num_inference_steps": self.num_inference_steps,
+                "eta": self.eta,
+                "generator": [_generator(self.seed, position) for position in positions],
+            }
+        if self.num_inference_steps not in (None, 1):
+            raise ArgumentError(
+                f"evaluate: expected one step for a {type(model).__name__} that does not sample, "
+                f"got num_inference_steps = {self.num_inference_steps}."
+            )
+        return {}
 
 
 def _generator(seed: int, position: int) -> torch.Generator:

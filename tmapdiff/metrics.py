@@ -1,4 +1,4 @@
-"""How good ranked moments are: Rank n@m and mean IoU."""
+"""How good ranked moments are: Rank n@m and mean IoU, and DiDeMo's own metric."""
 
 from collections.abc import Sequence
 
@@ -123,3 +123,122 @@ class LocalizationMetrics:
                 results[f"Rank{rank}@{threshold:g}"] = 100 * hits.double().mean().item()
         results["mIoU"] = 100 * ious[:, 0].clamp(min=0).mean().item()
         return results
+
+
+def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
+    """Moment of the annotator who agrees best with the others: of highest mean IoU with them.
+
+    The first of them, if several are as good.
+
+    Shape:
+        - moments: (B, M, 2)
+        - num_moments: (B,)
+        - returns: (B, 2)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+    """
+    who = "consensus_moments"
+    sizes = check_shape(who, "moments", moments, "B M 2")
+    check_shape(who, "num_moments", num_moments, "B", sizes)
+    counted = torch.arange(sizes["M"], device=moments.device) < num_moments[:, None]
+    ious = temporal_iou(moments.double()[:, :, None], moments.double()[:, None])
+    agreement = ious.where(counted[:, None], 0).sum(-1).masked_fill(~counted, -1)
+    best = agreement.argmax(dim=1)
+    return moments[torch.arange(len(moments), device=moments.device), best]
+
+
+class DiDeMoMetrics:
+    """DiDeMo's official metric: Rank@1, Rank@5 and mean IoU against several annotators.
+
+    All moments of a video are ranked. The rank of a query is the mean rank of the moments of its
+    three best served annotators; Rank@n is the share of queries whose rank is at most n. mIoU is
+    the mean IoU of the first moment with the three annotators that it fits best. Moments are of
+    whole segments, and compared as such.
+
+    Args:
+        segment_seconds: Seconds a segment lasts.
+
+    Raises:
+        ArgumentError: If `segment_seconds` is not positive.
+
+    Source: Hendricks et al., arXiv 1708.01641, section 5.
+    """
+
+    annotators = 3  # that count
+
+    def __init__(self, segment_seconds: float = 5.0) -> None:
+        check_range("DiDeMoMetrics", "segment_seconds", segment_seconds, 0, open_low=True)
+        self.segment_seconds = segment_seconds
+        self._ranks: list[Tensor] = []
+        self._ious: list[Tensor] = []
+
+    def update(
+        self, predicted: Tensor | RankedMoments, truth: Tensor, num_truths: Tensor | None = None
+    ) -> None:
+        """Add a batch of queries.
+
+        Args:
+            predicted: All moments of the video in seconds, best first; of six segments they are 21.
+            truth: Moments of the annotators in seconds, equal ones as often as they were given.
+            num_truths: Annotators of each query. All, if None.
+
+        Shape:
+            - predicted: (B, n, 2), or `RankedMoments`
+            - truth: (B, M, 2)
+            - num_truths: (B,)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If an annotated moment is not among the predicted ones: not all were
+                ranked.
+        """
+        who = "DiDeMoMetrics"
+        moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
+        sizes = check_shape(who, "predicted", moments, "B n 2")
+        sizes = check_shape(who, "truth", truth, "B M 2", sizes)
+        counted = torch.ones(sizes["B"], sizes["M"], dtype=torch.bool)
+        if num_truths is not None:
+            check_shape(who, "num_truths", num_truths, "B", sizes)
+            counted = torch.arange(sizes["M"]) < num_truths.cpu()[:, None]
+        ranked, marked = self._segments(moments)[:, None], self._segments(truth)[:, :, None]
+        same = (ranked == marked).all(-1)
+        if isinstance(predicted, RankedMoments):
+            same &= predicted.valid.cpu()[:, None]
+        lacking = counted & ~same.any(-1)
+        if bool(lacking.any()):
+            row, index = lacking.nonzero()[0].tolist()
+            start, end = truth[row, index].tolist()
+            raise ArgumentError(
+                f"{who}: expected a ranking of all moments, "
+                f"got none of {start:g} to {end:g} s in row {row}."
+            )
+        ranks = (same.int().argmax(-1) + 1).double().masked_fill(~counted, torch.inf)
+        ious = temporal_iou(ranked[:, 0, :1].double(), marked[:, :, 0].double())
+        best_ranks = ranks.sort(dim=1).values[:, : self.annotators]
+        best_ious = ious.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True).values
+        self._ranks.append(_mean_of_finite(best_ranks))
+        self._ious.append(_mean_of_finite(best_ious[:, : self.annotators]))
+
+    def compute(self) -> dict[str, float]:
+        """Compute all metrics over the queries so far, in percent.
+
+        Raises:
+            ArgumentError: If there were no queries.
+        """
+        if not sum(len(one) for one in self._ranks):
+            raise ArgumentError("DiDeMoMetrics: expected at least one query, got none.")
+        ranks, ious = torch.cat(self._ranks), torch.cat(self._ious)
+        return {
+            "Rank@1": 100 * (ranks <= 1).double().mean().item(),
+            "Rank@5": 100 * (ranks <= 5).double().mean().item(),
+            "mIoU": 100 * ious.mean().item(),
+        }
+
+    def _segments(self, moments: Tensor) -> Tensor:
+        return (moments.double() / self.segment_seconds).round().long().cpu()
+
+
+def _mean_of_finite(values: Tensor) -> Tensor:
+    """Mean of each row over what is finite: there may be fewer annotators than count."""
+    return values.where(values.isfinite(), torch.nan).nanmean(dim=1)

@@ -293,6 +293,7 @@ class Trainer:
                 batch.moments,
                 batch.clip_seconds,
                 batch.num_moments,
+                batch.num_clips,
             )
         if not bool(loss.isfinite()):
             shown = ", ".join(str(qid) for qid in batch.qids[:8])

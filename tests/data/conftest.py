@@ -27,6 +27,14 @@ def charades_root():
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def data_root():
+    folder = os.environ.get("TMAPDIFF_DATA_ROOT")
+    if not folder:
+        pytest.skip("TMAPDIFF_DATA_ROOT names no folder with didemo, activitynet, tacos, ...")
+    return Path(folder)
+
+
 @pytest.fixture
 def charades(tmp_path):
     return lambda *args, **kwargs: write_charades(tmp_path, *args, **kwargs)

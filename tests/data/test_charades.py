@@ -136,7 +136,7 @@ def test_bytes_that_are_no_text(charades, name):
 def test_a_missing_file_is_named(charades, name):
     root = charades([])
     (root / name).unlink()
-    with pytest.raises(FileError, match=f"Charades: expected {name} in .*, got no such file"):
+    with pytest.raises(FileError, match=f"annotations: expected {name} in .*, got no such file"):
         load_charades_sta(root, "train")
     with pytest.raises(FileError, match=r"expected Charades_v1_.* got no such folder"):
         load_charades_sta(root / "nowhere", "train")

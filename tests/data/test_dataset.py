@@ -1,7 +1,10 @@
 import pickle
+import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tmapdiff.data import (
@@ -203,3 +206,135 @@ def test_bad_arguments():
         collate_moments(samples)
     with pytest.raises(IndexError):
         dataset()[3]
+
+
+# Clips of one length: windows and whole videos
+
+
+class SecondsStore:
+    """Each feature says at which second of the video its centre is."""
+
+    feature_dim = 2
+    description = "features that tell the time"
+
+    def __init__(self, rate):
+        self.seconds_per_feature = rate
+
+    def __contains__(self, video_id):
+        return True
+
+    def __getitem__(self, video_id):
+        duration = float(video_id)
+        features = max(1, round(duration / (self.seconds_per_feature or 0.25)))
+        centres = (torch.arange(features) + 0.5) * (self.seconds_per_feature or duration / features)
+        return torch.stack([centres, torch.ones(features)], dim=1)
+
+
+def timed(duration, moments, rate=0.25, **kwargs):
+    item = Annotation(0, f"{duration}", "a person sits down.", duration, moments)
+    fields = {"num_clips": 4, "clip_seconds": 1.0, **kwargs}
+    return MomentDataset(AnnotationSet([item]), SecondsStore(rate), VOCABULARY, **fields)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(5.1, 30),
+    st.floats(0, 0.8),
+    st.sampled_from([0.2, 0.25, None]),
+    st.integers(0, 99),
+)
+def test_a_window_has_the_features_of_its_seconds(duration, place, rate, seed):
+    start = place * duration
+    moment = (start, min(start + 1.5, duration))
+    torch.manual_seed(seed)
+    sample = timed(duration, (moment,), rate)[0]
+    (found,) = sample.annotation.moments
+    opens = moment[0] - found[0]
+    assert opens == pytest.approx(round(opens), abs=1e-6)
+    assert found[1] - found[0] == pytest.approx(moment[1] - moment[0], abs=1e-6)
+    assert sample.clip_seconds == 1.0
+    assert sample.num_clips == 4
+    assert sample.features.shape == (4, 2)
+    # The mean of the centres inside a clip lies in it; a clip cut by the video's end has fewer.
+    clips = (sample.features[:, 0] - opens - torch.arange(4)).tolist()
+    assert all(0 <= clip <= 1 for clip in clips[:-1])
+    assert -0.3 <= clips[-1] <= 1
+
+
+@pytest.mark.parametrize("whole_videos", [False, True])
+def test_short_videos_are_filled_with_zeros(whole_videos):
+    data = timed(2.5, ((1.0, 2.0),), whole_videos=whole_videos, clip_multiple=2)
+    sample = data[0]
+    assert sample.num_clips == 3
+    assert sample.features[:, 1].tolist() == [1, 1, 1, 0]
+    assert sample.annotation is data.annotations[0]
+
+
+@pytest.mark.parametrize(
+    ("duration", "clips", "filled"), [(4.0, 4, 4), (4.5, 5, 6), (6.0, 6, 6), (6.0001, 7, 8)]
+)
+def test_whole_videos_cover_everything(duration, clips, filled):
+    data = timed(duration, ((1.0, 2.0),), whole_videos=True, clip_multiple=2)
+    sample = data[0]
+    assert (sample.num_clips, len(sample.features)) == (clips, filled)
+    assert sample.features[clips:].abs().sum() == 0
+    centres = sample.features[:, 0][: int(duration)]
+    torch.testing.assert_close(centres, torch.arange(int(duration)) + 0.5, rtol=0, atol=0.13)
+    assert sample.annotation.duration == duration
+    torch.testing.assert_close(data[0].features, sample.features)
+
+
+def test_float_error_is_no_clip():
+    assert timed(0.64 * 7, ((1.0, 2.0),), clip_seconds=0.64, whole_videos=True)[0].num_clips == 7
+
+
+def test_a_batch_of_whole_videos_is_as_long_as_the_longest():
+    items = [Annotation(i, f"{d}", "it sits", d, ((0.5, 1.5),)) for i, d in enumerate((3.0, 9.5))]
+    store = SecondsStore(0.25)
+    data = MomentDataset(
+        AnnotationSet(items), store, VOCABULARY, 4, clip_seconds=1.0, whole_videos=True,
+        clip_multiple=4,
+    )  # fmt: skip
+    batch = collate_moments([data[0], data[1]])
+    assert batch.features.shape == (2, 12, 2)
+    assert batch.num_clips.tolist() == [3, 10]
+    assert batch.clip_seconds.tolist() == [1.0, 1.0]
+    assert batch.durations.tolist() == [3.0, 9.5]
+    assert batch.features[0, 3:].abs().sum() == 0
+    assert batch.to("cpu").num_clips.tolist() == [3, 10]
+
+
+def test_uniform_clips_are_not_counted():
+    data = dataset()
+    batch = collate_moments([data[0], data[1]])
+    assert batch.num_clips is None
+    assert batch.to("cpu").num_clips is None
+    assert data[1].clip_seconds == 31.7 / 4
+
+
+def test_windows_change_and_repeat_with_torch_s_seed():
+    data = timed(30.0, ((10.0, 11.0),))
+
+    def starts():
+        torch.manual_seed(3)
+        return [float(data[0].features[0, 0]) for _ in range(10)]
+
+    assert starts() == starts()
+    assert len(set(starts())) > 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"clip_seconds": 0}, "MomentDataset: expected clip_seconds in (0, inf), got 0."),
+        ({"clip_multiple": 0}, "clip_multiple to be an integer >= 1, got 0."),
+        ({"clip_multiple": 3}, "num_clips to be a multiple of clip_multiple = 3, got 4."),
+        (
+            {"clip_seconds": None, "whole_videos": True},
+            "MomentDataset: expected clip_seconds for whole_videos, got None.",
+        ),
+    ],
+)
+def test_refuses_bad_windows(fields, text):
+    with pytest.raises(ArgumentError, match=re.escape(text)):
+        timed(9.0, ((1.0, 2.0),), **fields)

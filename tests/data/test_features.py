@@ -30,7 +30,7 @@ from tmapdiff.errors import (
     ShapeError,
 )
 
-KINDS = ["hdf5", "npy", "npz"]
+KINDS = ["hdf5", "npy", "npz", "pt"]
 
 
 def write(folder, kind, arrays):
@@ -43,6 +43,8 @@ def write(folder, kind, arrays):
     for name, array in arrays.items():
         if kind == "npy":
             np.save(folder / f"{name}.npy", array)
+        elif kind == "pt":
+            torch.save(torch.from_numpy(np.ascontiguousarray(array)), folder / f"{name}.pt")
         else:
             np.savez(folder / f"{name}.npz", features=array)
     return folder
@@ -316,7 +318,7 @@ def test_folders_that_hold_no_features(tmp_path):
 
 
 def test_open_feature_store_tells_what_it_found(tmp_path):
-    expected = r"expected an HDF5 file, or a folder of \.npy or of \.npz files, got"
+    expected = r"expected an HDF5 file, or a folder of \.npy, of \.npz or of \.pt files, got"
     with pytest.raises(FileError, match=rf"{expected} nothing at .*none"):
         open_feature_store(tmp_path / "none")
     with pytest.raises(FileError, match=rf"{expected} 0 entries \(empty\) in "):

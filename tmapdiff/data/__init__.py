@@ -1,16 +1,21 @@
 """Annotations, features and words: from files to the batches that a model trains on."""
 
+from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.data.charades import CharadesVideo, load_charades_actions, load_charades_sta
 from tmapdiff.data.dataset import MomentBatch, MomentDataset, MomentSample, collate_moments
+from tmapdiff.data.didemo import SEGMENT_SECONDS, keep_consensus, load_didemo
 from tmapdiff.data.features import (
+    ConcatFeatureStore,
     FeatureStore,
     HDF5FeatureStore,
     NpyFeatureStore,
     NpzFeatureStore,
+    PtFeatureStore,
     open_feature_store,
     pool_features,
 )
+from tmapdiff.data.moment_jsonl import load_moment_jsonl
 from tmapdiff.data.synthetic import SyntheticActivities
 from tmapdiff.data.timeline import ActionTimelineFeatures
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
@@ -21,6 +26,12 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "AnnotationSet",
     "DroppedLine",
     "load_charades_sta",
+    "load_didemo",
+    "SEGMENT_SECONDS",
+    "keep_consensus",
+    "load_activitynet_captions",
+    "load_tacos",
+    "load_moment_jsonl",
     "SyntheticActivities",
     "CharadesVideo",
     "load_charades_actions",
@@ -28,6 +39,8 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "HDF5FeatureStore",
     "NpyFeatureStore",
     "NpzFeatureStore",
+    "PtFeatureStore",
+    "ConcatFeatureStore",
     "open_feature_store",
     "ActionTimelineFeatures",
     "pool_features",

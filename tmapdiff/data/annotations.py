@@ -52,7 +52,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class DroppedLine:
-    """A line of an annotation file that was left out: where, and why."""
+    """A line or record of an annotation file that was left out, whole or in part, and why."""
 
     line: int
     reason: str
@@ -66,7 +66,7 @@ class AnnotationReport:
 
     Args:
         source: The file or generator that the annotations come from.
-        lines: Lines in the file that are not blank.
+        lines: Lines in the file that are not blank; of a JSON file, its records.
         kept: Lines that became an annotation.
         cut_ends: Moments that ended past their video; their end became the video's.
         dropped: The lines that were left out.

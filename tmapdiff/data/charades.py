@@ -11,14 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._checks import check_choice, message
-from tmapdiff.data.annotations import (
-    Annotation,
-    AnnotationReport,
-    AnnotationSet,
-    DroppedLine,
-    check_video_id,
-)
-from tmapdiff.errors import AnnotationError, FileError
+from tmapdiff.data._reading import AnnotationCollector, read_text, shown
+from tmapdiff.data.annotations import AnnotationSet, check_video_id
+from tmapdiff.errors import AnnotationError
 
 NUM_CHARADES_CLASSES = 157
 
@@ -64,29 +59,17 @@ def load_charades_sta(
     """
     videos = load_charades_actions(root, split)
     path = Path(root) / f"charades_sta_{split}.txt"
-    annotations: list[Annotation] = []
-    dropped: list[DroppedLine] = []
-    lines = cut_ends = 0
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
+    collector = AnnotationCollector(path)
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if not text.strip():
             continue
-        lines += 1
-        who = f"{path} line {number}"
-        video_id, start, end, query = _parse_line(who, line)
+        who = f"{path} line {line}"
+        video_id, start, end, query = _parse_line(who, text)
         if video_id not in videos:
             expected = f"a video of Charades_v1_{split}.csv"
             raise AnnotationError(message(who, expected, repr(video_id)))
-        duration = videos[video_id].duration
-        cut_ends += end > duration
-        if start >= end:
-            dropped.append(DroppedLine(number, "start not before end"))
-        elif start >= duration:
-            dropped.append(DroppedLine(number, "starts past the video's end"))
-        else:
-            moment = (start, min(end, duration))
-            annotations.append(Annotation(len(annotations), video_id, query, duration, (moment,)))
-    report = AnnotationReport(path.name, lines, len(annotations), cut_ends, tuple(dropped))
-    return AnnotationSet(annotations, report)
+        collector.add(line, video_id, query, videos[video_id].duration, [(start, end)])
+    return collector.collected()
 
 
 def load_charades_actions(
@@ -129,11 +112,11 @@ def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
     left, separator, sentence = line.partition("##")
     if not separator:
         expected = "'VIDEO START END##sentence', with '##'"
-        raise AnnotationError(message(who, expected, _shown(line)))
+        raise AnnotationError(message(who, expected, shown(line)))
     fields = left.split()
     if len(fields) != 3:
         expected = "three fields before '##': video, start, end"
-        raise AnnotationError(message(who, expected, f"{len(fields)}: {_shown(left)}"))
+        raise AnnotationError(message(who, expected, f"{len(fields)}: {shown(left)}"))
     query = sentence.strip()
     if not query:
         raise AnnotationError(message(who, "a sentence after '##'", "none"))
@@ -146,7 +129,7 @@ def _parse_action(who: str, text: str) -> tuple[int, float, float]:
     match = _ACTION_CLASS.fullmatch(fields[0])
     if len(fields) != 3 or match is None or int(match[1]) >= NUM_CHARADES_CLASSES:
         expected = f"actions as 'c000 START END', classes c000 to c{NUM_CHARADES_CLASSES - 1}"
-        raise AnnotationError(message(who, expected, _shown(text)))
+        raise AnnotationError(message(who, expected, shown(text)))
     return int(match[1]), _parse_seconds(who, fields[1]), _parse_seconds(who, fields[2])
 
 
@@ -156,13 +139,13 @@ def _parse_seconds(who: str, text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise AnnotationError(message(who, "a time >= 0 in seconds", _shown(text)))
+        raise AnnotationError(message(who, "a time >= 0 in seconds", shown(text)))
     return seconds
 
 
 def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and row of a csv file; every one of `columns` is there."""
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         lacking = [column for column in columns if column not in (reader.fieldnames or ())]
         if lacking:
@@ -179,23 +162,3 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
     except csv.Error as error:
         who = f"{path} line {reader.line_num + 1}"
         raise AnnotationError(message(who, "comma-separated values", str(error))) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        got = "no such file" if path.parent.is_dir() else "no such folder"
-        raise FileError(message("Charades", f"{path.name} in {path.parent}", got)) from None
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        got = f"the byte 0x{content[error.start]:02x}"
-        raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got)) from error
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")

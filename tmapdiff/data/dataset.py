@@ -1,5 +1,6 @@
 """From annotations and features to batches."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,21 +10,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from tmapdiff._checks import check_int, check_shape, message
+from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.data.annotations import Annotation, AnnotationSet
 from tmapdiff.data.features import FeatureStore, pool_features
+from tmapdiff.data.windows import draw_window
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, FeatureError, TmapdiffError
 
 
 @dataclass(frozen=True, eq=False)
 class MomentSample:
-    """One query and its video, as `MomentDataset` gives it.
+    """One query and its video, or a window of it, as `MomentDataset` gives it.
 
     Args:
         features: Features of the clips.
         words: Indices of the words.
-        annotation: What they were made of.
+        annotation: What they were made of; of a window, with times from the window's start.
+        clip_seconds: Seconds a clip lasts.
+        num_clips: Clips that lie inside the video; the features of those after them are 0. None if
+            all do.
 
     Shape:
         - features: (N, D) float32
@@ -33,6 +38,8 @@ class MomentSample:
     features: Tensor
     words: Tensor
     annotation: Annotation
+    clip_seconds: float
+    num_clips: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +53,8 @@ class MomentBatch:
         moments: Start and end in seconds; 0 after the last.
         num_moments: How many moments each query has.
         clip_seconds: Seconds a clip lasts.
-        durations: Seconds the video lasts.
+        durations: Seconds the video, or the window of it, lasts.
+        num_clips: Clips that lie inside each video; None if all do.
         qids: Names of the queries.
         video_ids: Names of the videos.
         queries: The sentences.
@@ -59,6 +67,7 @@ class MomentBatch:
         - num_moments: (B,) int64
         - clip_seconds: (B,) float32
         - durations: (B,) float32
+        - num_clips: (B,) int64
     """
 
     features: Tensor
@@ -68,6 +77,7 @@ class MomentBatch:
     num_moments: Tensor
     clip_seconds: Tensor
     durations: Tensor
+    num_clips: Tensor | None
     qids: list[int | str]
     video_ids: list[str]
     queries: list[str]
@@ -103,17 +113,29 @@ class MomentBatch:
 class MomentDataset(Dataset[MomentSample]):
     """The queries of an annotation set, with the features of their videos pooled to clips.
 
+    Without `clip_seconds`, every video is divided into N clips, long or short as it is (as in
+    2D-TAN). With it, clips are of one length (as in MS-2D-TAN): a video that has more than N is
+    seen through a window of N clips, drawn anew at each access from torch's random numbers, with
+    the moment inside; or as a whole, with `whole_videos`, as for tests. Of a moment longer than the
+    window, as much is inside as can be; other moments of the query stay, cut to the window, when
+    more than half of them is inside.
+
     Args:
         annotations: The queries.
         store: Features of their videos.
         vocabulary: Words to encode the queries with.
-        num_clips: Clips a video is divided into, N.
+        num_clips: Clips a video is divided into, or a window has, N.
+        clip_seconds: Seconds a clip lasts. If None, the clips divide each video equally.
+        whole_videos: Give videos that have more than N clips as a whole; needs `clip_seconds`.
+        clip_multiple: Whole videos are filled up to a multiple of these clips: for a `MapGrid`, the
+            clips of its coarsest scale, `2**(num_scales - 1)`.
         cache: Keep the pooled features of each video in memory once it was used: N * D * 4 bytes a
             video (437 MB for all of Charades-STA with N = 64, D = 256), in each worker.
 
     Raises:
-        ArgumentError: If there are no annotations, a query has no word, or `num_clips` is not an
-            integer >= 1.
+        ArgumentError: If there are no annotations, a query has no word, `num_clips` or
+            `clip_multiple` is not an integer >= 1, `num_clips` is no multiple, `clip_seconds` is
+            not positive, or missing for `whole_videos`.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -133,13 +155,27 @@ class MomentDataset(Dataset[MomentSample]):
         store: FeatureStore,
         vocabulary: Vocabulary,
         num_clips: int,
+        *,
+        clip_seconds: float | None = None,
+        whole_videos: bool = False,
+        clip_multiple: int = 1,
         cache: bool = True,
     ) -> None:
         self.annotations = annotations
         self.store = store
         self.vocabulary = vocabulary
         self.num_clips = check_int("MomentDataset", "num_clips", num_clips, at_least=1)
+        self.clip_seconds = clip_seconds
+        self.whole_videos = whole_videos
+        self.clip_multiple = check_int("MomentDataset", "clip_multiple", clip_multiple, at_least=1)
         self.cache = cache
+        if clip_seconds is not None:
+            check_range("MomentDataset", "clip_seconds", clip_seconds, 0, open_low=True)
+        elif whole_videos:
+            raise ArgumentError(message("MomentDataset", "clip_seconds for whole_videos", "None"))
+        if num_clips % clip_multiple:
+            expected = f"num_clips to be a multiple of clip_multiple = {clip_multiple}"
+            raise ArgumentError(message("MomentDataset", expected, num_clips))
         if len(annotations) == 0:
             hint = f"They come from {annotations.report}."
             raise ArgumentError(message("MomentDataset", "at least one annotation", "none", hint))
@@ -163,62 +199,80 @@ class MomentDataset(Dataset[MomentSample]):
         """
         item = self.annotations[index]
         try:
-            features = self._clips(item.video_id, item.duration)
+            clips = self._clips(item.video_id, item.duration)
         except Exception as error:
             where = f"(video {item.video_id!r}, query {item.qid!r}: {item.query!r})"
             kind = type(error) if isinstance(error, TmapdiffError) else FeatureError
             text = str(error) if isinstance(error, TmapdiffError) else repr(error)
             raise kind(f"{text} {where}") from error
-        return MomentSample(features, self._words[index], item)
+        words = self._words[index]
+        if self.clip_seconds is None:
+            return MomentSample(clips.clone(), words, item, item.duration / self.num_clips)
+        if self.whole_videos or len(clips) <= self.num_clips:
+            filled = -(-len(clips) // self.clip_multiple) * self.clip_multiple
+            filling = clips.new_zeros(max(filled, self.num_clips) - len(clips), clips.shape[1])
+            features = torch.cat([clips, filling])
+            return MomentSample(features, words, item, self.clip_seconds, len(clips))
+        window = draw_window(item, self.clip_seconds, self.num_clips, len(clips))
+        first = round(window.start / self.clip_seconds)
+        features = clips[first : first + self.num_clips].clone()
+        return MomentSample(features, words, window.annotation, self.clip_seconds, self.num_clips)
 
     def _clips(self, video_id: str, duration: float) -> Tensor:
-        """Return the features of the clips, in memory that is the caller's."""
+        """Return the features of all clips; the memory may be the cache's."""
         key = (video_id, duration)
         if key in self._pooled:
-            return self._pooled[key].clone()
+            return self._pooled[key]
         features = self.store[video_id]
         check_shape(
             self.store.description, "features", features, "T D", {"D": self.store.feature_dim}
         )
+        num_clips = self.num_clips
+        if self.clip_seconds is not None:
+            # A little of a clip too many is float error, not video.
+            num_clips = max(1, math.ceil(duration / self.clip_seconds - 1e-6))
         clips = pool_features(
             features.float(),
-            self.num_clips,
+            num_clips,
             duration=duration,
             seconds_per_feature=self.store.seconds_per_feature,
+            clip_seconds=self.clip_seconds,
         )
         if self.cache:
-            self._pooled[key] = clips.clone()
+            self._pooled[key] = clips
         return clips
 
 
 def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
-    """Make a batch of samples.
+    """Make a batch of samples; whole videos are filled up to the longest with zeros.
 
     Args:
         samples: Samples of one dataset, at least one.
 
     Raises:
         ArgumentError: If there is no sample.
-        ShapeError: If the features of two samples differ in shape.
+        ShapeError: If the features of two samples differ in channels or, where clips are not
+            counted, in clips.
     """
     if len(samples) == 0:
         raise ArgumentError(message("collate_moments", "at least one sample", "none"))
     sizes = check_shape("collate_moments", "features", samples[0].features, "N D")
+    counts = [sample.num_clips for sample in samples if sample.num_clips is not None]
+    axes = "N D" if len(counts) < len(samples) else "any D"
     for sample in samples:
-        check_shape("collate_moments", "features", sample.features, "N D", sizes)
+        check_shape("collate_moments", "features", sample.features, axes, sizes)
     items = [sample.annotation for sample in samples]
     return MomentBatch(
-        features=torch.stack([sample.features for sample in samples]),
+        features=pad_sequence([sample.features for sample in samples], batch_first=True),
         words=pad_sequence([sample.words for sample in samples], batch_first=True),
         num_words=torch.tensor([len(sample.words) for sample in samples]),
         moments=pad_sequence(
             [torch.tensor(item.moments, dtype=torch.float32) for item in items], batch_first=True
         ),
         num_moments=torch.tensor([len(item.moments) for item in items]),
-        clip_seconds=torch.tensor(
-            [item.duration / sizes["N"] for item in items], dtype=torch.float32
-        ),
+        clip_seconds=torch.tensor([one.clip_seconds for one in samples], dtype=torch.float32),
         durations=torch.tensor([item.duration for item in items], dtype=torch.float32),
+        num_clips=torch.tensor(counts) if len(counts) == len(samples) else None,
         qids=[item.qid for item in items],
         video_ids=[item.video_id for item in items],
         queries=[item.query for item in items],

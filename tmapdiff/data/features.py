@@ -3,9 +3,10 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -298,13 +299,96 @@ class NpzFeatureStore(_FolderFeatureStore):
         return self._load(path, features_of)
 
 
+class PtFeatureStore(_FolderFeatureStore):
+    """Features in a folder of `{video_id}.pt`, each a tensor (mmaction2, FlashVTG).
+
+    Args:
+        folder: The folder.
+        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
+            equally.
+
+    Raises:
+        FileError: If the folder is missing or has no `.pt` file, or its first cannot be read.
+        FeatureError: If the first file holds no tensor of numbers or has no width.
+        ArgumentError: If `seconds_per_feature` is not positive.
+    """
+
+    _suffix = ".pt"
+
+    def _read(self, path: Path) -> np.ndarray:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        # torch.load passes on what the damage happens to cause.
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+            raise FileError(f"cannot read {path}: {_first_line(error)}.") from error
+        if not isinstance(content, Tensor):
+            raise FeatureError(message(str(path), "a tensor", type(content).__name__))
+        if content.is_floating_point():
+            content = content.float()  # NumPy has no bfloat16
+        return content.numpy()
+
+
+class ConcatFeatureStore:
+    """Features of several stores side by side, such as SlowFast's and CLIP's.
+
+    Where the stores differ by one feature in a video, the longer ones lose their last.
+
+    Args:
+        stores: The stores, of one rate.
+
+    Raises:
+        ArgumentError: If there is no store, or their rates differ.
+    """
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        who = "ConcatFeatureStore"
+        self.stores = tuple(stores)
+        check_int(who, "stores", len(self.stores), at_least=1)
+        rates = {store.seconds_per_feature for store in self.stores}
+        if len(rates) > 1:
+            got = ", ".join(f"{rate}" for rate in rates)
+            raise ArgumentError(message(who, "stores of one seconds_per_feature", got))
+        (self.seconds_per_feature,) = rates
+        self.feature_dim = sum(store.feature_dim for store in self.stores)
+
+    @property
+    def description(self) -> str:
+        """One line for tables."""
+        return " + ".join(store.description for store in self.stores)
+
+    def __repr__(self) -> str:
+        return f"ConcatFeatureStore({list(self.stores)!r})"
+
+    def __contains__(self, video_id: object) -> bool:
+        return all(video_id in store for store in self.stores)
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video.
+
+        Shape:
+            - returns: (T, D) float32
+
+        Raises:
+            MissingFeatureError: If a store has none.
+            FeatureError: If the stores differ by more than one feature, or as the stores.
+            FileError, AnnotationError: As the stores.
+        """
+        parts = [store[video_id] for store in self.stores]
+        lengths = [len(part) for part in parts]
+        if max(lengths) - min(lengths) > 1:
+            who = f"{self.description}, video {video_id!r}"
+            expected = "stores that differ by one feature at most"
+            raise FeatureError(message(who, expected, f"lengths {lengths}"))
+        return torch.cat([part[: min(lengths)] for part in parts], dim=1)
+
+
 def open_feature_store(
     path: str | os.PathLike[str], seconds_per_feature: float | None = None
 ) -> FeatureStore:
     """Open the features at `path`, whichever of the formats they have.
 
     Args:
-        path: An HDF5 file, or a folder of `.npy` or of `.npz` files.
+        path: An HDF5 file, or a folder of `.npy`, of `.npz` or of `.pt` files.
         seconds_per_feature: Seconds from one feature to the next; None if they divide each video
             equally.
 
@@ -323,14 +407,18 @@ def open_feature_store(
         got = f"the file {place}"
     else:
         names = _names(place) if place.is_dir() else []
-        has_npy, has_npz = (any(name.endswith(end) for name in names) for end in (".npy", ".npz"))
-        if has_npy and not has_npz:
-            return NpyFeatureStore(place, seconds_per_feature)
-        if has_npz and not has_npy:
-            return NpzFeatureStore(place, seconds_per_feature)
-        got = f"both .npy and .npz files in {place}" if has_npy else _contents(place, names)
-    expected = "an HDF5 file, or a folder of .npy or of .npz files"
+        found = [
+            kind for kind in _FOLDER_STORES if any(name.endswith(kind._suffix) for name in names)
+        ]
+        if len(found) == 1:
+            return found[0](place, seconds_per_feature)
+        suffixes = " and ".join(kind._suffix for kind in found)
+        got = f"{suffixes} files in {place}" if found else _contents(place, names)
+    expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
     raise FileError(message("open_feature_store", expected, got))
+
+
+_FOLDER_STORES = (NpyFeatureStore, NpzFeatureStore, PtFeatureStore)
 
 
 def pool_features(
@@ -339,11 +427,12 @@ def pool_features(
     *,
     duration: float,
     seconds_per_feature: float | None = None,
+    clip_seconds: float | None = None,
 ) -> Tensor:
     """Turn the features of a video into those of its clips.
 
-    The video is divided into equal clips. A clip gets the mean of the features whose centre lies
-    in it or, when there is none, the feature whose centre is nearest to the clip's.
+    A clip gets the mean of the features whose centre lies in it or, when there is none, the feature
+    whose centre is nearest to the clip's.
 
     Args:
         features: One feature for each piece of the video, in order.
@@ -351,6 +440,7 @@ def pool_features(
         duration: Seconds the video lasts.
         seconds_per_feature: Seconds from one feature to the next. If None, the features divide the
             video equally.
+        clip_seconds: Seconds a clip lasts. If None, the clips divide the video equally.
 
     Shape:
         - features: (T, D), T >= 1
@@ -371,9 +461,13 @@ def pool_features(
     num_clips = check_int(who, "num_clips", num_clips, at_least=1)
     duration = check_range(who, "duration", duration, 0, open_low=True)
     stride = _checked_stride(who, seconds_per_feature)
-    if stride is None:
+    if clip_seconds is not None:
+        check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
+    if stride is None and clip_seconds is None:
         # In units of features: then a centre on the edge of two clips is exact.
         stride, duration = 1.0, float(num_features)
+    elif stride is None:
+        stride = duration / num_features
     covered = num_features * stride
     if abs(covered - duration) > max(2 * stride, 0.05 * duration):
         expected = f"features that cover the {duration:g} s of the video"
@@ -382,15 +476,16 @@ def pool_features(
         raise FeatureError(message(who, expected, got, hint))
 
     centres = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
-    clip = (centres * num_clips / duration).floor().long()
-    # The video is closed at its end; features past it belong to no clip.
-    clip[centres == duration] = num_clips - 1
+    end = duration if clip_seconds is None else num_clips * clip_seconds
+    clip = (centres * num_clips / end).floor().long()
+    # The last clip is closed at its end; features past it belong to no clip.
+    clip[centres == end] = num_clips - 1
     inside = (clip < num_clips).to(features.device)
     clip = clip.to(features.device)[inside]
     sums = features.new_zeros(num_clips, features.shape[1]).index_add_(0, clip, features[inside])
     counts = torch.bincount(clip, minlength=num_clips)[:, None]
     # The feature during which the clip's centre comes is the one with the nearest centre.
-    middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * duration / num_clips
+    middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * end / num_clips
     nearest = (middles / stride).floor().long().clamp(max=num_features - 1).to(features.device)
     return torch.where(counts > 0, sums / counts.clamp(min=1), features[nearest])
 
@@ -451,6 +546,11 @@ def _contents(place: Path, names: list[str]) -> str:
         return f"nothing at {place}"
     suffixes = sorted({Path(name).suffix or "no suffix" for name in names})
     return f"{len(names)} entries ({', '.join(suffixes[:5]) or 'empty'}) in {place}"
+
+
+def _first_line(error: Exception) -> str:
+    # torch explains in paragraphs.
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+from helpers.assertions import refuses
+
+from tmapdiff.data import load_activitynet_captions, load_tacos
+from tmapdiff.errors import AnnotationError, FileError
+
+CAPTIONS = {
+    "v_a": {
+        "duration": 50.5,
+        "timestamps": [[0.5, 60.0], [3, 3], [10, 20.25], [50.5, 70]],
+        "sentences": ["A man lifts.", "never", "  He  puts it down. ", "late"],
+    },
+    "v_b": {"duration": 10, "timestamps": [], "sentences": []},
+    "v_c": {"duration": 10, "timestamps": [[0, 10]], "sentences": ["All of it."]},
+}
+COOKING = {
+    "s1-d2.avi": {
+        "num_frames": 300,
+        "fps": 25.0,
+        "timestamps": [[50, 100], [250, 350]],
+        "sentences": ["She cuts.", "She eats."],
+    }
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / "val.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def test_captions(write):
+    found = load_activitynet_captions(write(CAPTIONS))
+    rows = [(item.qid, item.video_id, item.query, item.duration, item.moments) for item in found]
+    assert rows == [
+        (0, "v_a", "A man lifts.", 50.5, ((0.5, 50.5),)),
+        (1, "v_a", "He puts it down.", 50.5, ((10.0, 20.25),)),
+        (2, "v_c", "All of it.", 10.0, ((0.0, 10.0),)),
+    ]
+    report = found.report
+    assert (report.source, report.lines, report.kept, report.cut_ends) == ("val.json", 5, 3, 2)
+    assert [(drop.line, drop.reason) for drop in report.dropped] == [
+        (2, "start not before end"),
+        (4, "starts past the video's end"),
+    ]
+
+
+@pytest.mark.parametrize(("keep_suffix", "video"), [(False, "s1-d2"), (True, "s1-d2.avi")])
+def test_cooking_videos_count_frames(write, keep_suffix, video):
+    found = load_tacos(write(COOKING), keep_suffix=keep_suffix)
+    assert [(item.video_id, item.duration, item.moments) for item in found] == [
+        (video, 12.0, ((2.0, 4.0),)),
+        (video, 12.0, ((10.0, 12.0),)),
+    ]
+    assert found.report.cut_ends == 1
+
+
+def changed(**fields):
+    return {"v": {**CAPTIONS["v_c"], **fields}}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "val.json: expected JSON, got Expecting value"),
+        ([], "val.json: expected an object with a field a video, got []."),
+        ({"v": 3}, "video 'v': expected an object with the field 'duration', got 3."),
+        (changed(duration=-1), "video 'v': expected duration to be a number > 0, got -1."),
+        (changed(sentences="x"), "video 'v': expected a list of sentences, got 'x'."),
+        (changed(sentences=["a", "b"]), "as many timestamps as sentences, 2, got 1."),
+        (changed(sentences=[""]), "video 'v': expected a sentence, got ''."),
+        (changed(timestamps=5), "video 'v': expected timestamps to be a list of pairs, got 5."),
+        (changed(timestamps=[[1, 2, 3]]), "timestamps to be pairs [start, end], got [1, 2, 3]."),
+        ('{"v": {"duration": NaN}}', "duration to be a number > 0, got nan."),
+        ({"../v": CAPTIONS["v_c"]}, "expected a video id without '/'"),
+    ],
+)
+def test_refuses_other_files(write, content, text):
+    with refuses(AnnotationError, text):
+        load_activitynet_captions(write(content))
+
+
+def test_refuses_videos_without_frames(write, tmp_path):
+    with refuses(AnnotationError, "video 'v': expected the field 'fps', got the fields duration"):
+        load_tacos(write({"v": CAPTIONS["v_c"]}))
+    with refuses(AnnotationError, "fps to be a number > 0, got 0."):
+        load_tacos(write({"v": {**COOKING["s1-d2.avi"], "fps": 0}}))
+    with refuses(FileError, "annotations: expected none.json in ", "got no such file."):
+        load_tacos(tmp_path / "none.json")
+
+
+def test_the_official_files(data_root):
+    captions = load_activitynet_captions(data_root / "activitynet" / "val.json")
+    assert (len(captions), len(captions.video_ids)) == (17_505, 4_917)
+    tacos = load_tacos(data_root / "tacos" / "val.json")
+    assert (len(tacos), len(tacos.video_ids)) == (4_436, 27)
+    assert not any(video.endswith(".avi") for video in tacos.video_ids)

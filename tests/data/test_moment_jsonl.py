@@ -1,0 +1,86 @@
+import json
+
+import pytest
+from helpers.assertions import refuses
+
+from tmapdiff.data import load_moment_jsonl
+from tmapdiff.errors import AnnotationError, FileError
+
+LINES = [
+    {
+        "qid": 25,
+        "query": "A girl cooks.",
+        "duration": 150,
+        "vid": "NUs_0.0_150.0",
+        "relevant_clip_ids": [1],
+        "saliency_scores": [[1, 1, 2]],
+        "relevant_windows": [[82, 160], [3, 3], [4.5, 10]],
+    },
+    {
+        "qid": "b",
+        "query": "x",
+        "duration": 20.5,
+        "vid": "v",
+        "relevant_windows": [[5, 5]],
+    },
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*lines):
+        path = tmp_path / "val.jsonl"
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("\n".join(texts) + "\n\n")
+        return path
+
+    return write
+
+
+def test_several_windows_a_query(write):
+    found = load_moment_jsonl(write(LINES[0], "", LINES[1]))
+    (item,) = found
+    assert (item.qid, item.video_id, item.query) == (25, "NUs_0.0_150.0", "A girl cooks.")
+    assert item.moments == ((82.0, 150.0), (4.5, 10.0))
+    report = found.report
+    assert (report.lines, report.kept, report.cut_ends) == (2, 1, 1)
+    assert [drop.line for drop in report.dropped] == [1, 3]
+
+
+def changed(**fields):
+    return {**LINES[0], **fields}
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("{", "val.jsonl line 2: expected JSON, got "),
+        ("3", "line 2: expected an object with the field 'qid', got 3."),
+        (changed(qid=None), "line 2: expected qid to be a number or a text, got None."),
+        (changed(qid=True), "line 2: expected qid to be a number or a text, got True."),
+        (changed(qid="b", query=7), "line 2: expected a sentence, got 7."),
+        (changed(duration=[]), "line 2: expected duration to be a number > 0, got []."),
+        (changed(vid=None), "expected a video id without '/'"),
+        (changed(relevant_windows=[[1, "2"]]), "relevant_windows to be a number >= 0, got '2'."),
+        (LINES[0], "AnnotationSet: expected qids that differ, got 25 twice."),
+    ],
+)
+def test_refuses_other_lines(write, line, text):
+    with refuses(AnnotationError, text):
+        load_moment_jsonl(write(LINES[0], line))
+
+
+def test_refuses_a_set_without_labels(write, tmp_path):
+    unlabelled = {name: LINES[0][name] for name in ("qid", "query", "duration", "vid")}
+    text = "line 1: expected the field 'relevant_windows', got none. A test set without labels"
+    with refuses(AnnotationError, text):
+        load_moment_jsonl(write(unlabelled))
+    with refuses(FileError, "annotations: expected none.jsonl in "):
+        load_moment_jsonl(tmp_path / "none.jsonl")
+
+
+def test_the_official_file(data_root):
+    found = load_moment_jsonl(data_root / "qvhighlights" / "highlight_val_release.jsonl")
+    assert (len(found), len(found.video_ids)) == (1_550, 1_519)
+    assert max(len(item.moments) for item in found) > 5
+    assert found.report.dropped == ()

@@ -1,0 +1,96 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff.data import Annotation
+from tmapdiff.data.windows import draw_window
+
+CLIPS = 8
+
+
+@st.composite
+def annotations(draw):
+    clip_seconds = draw(st.sampled_from([0.5, 0.64, 1.0, 2.0]))
+    video_clips = draw(st.integers(CLIPS + 1, 40))
+    # The last clip may end after the video.
+    duration = (video_clips - draw(st.floats(0, 0.9))) * clip_seconds
+    ends = st.floats(0, duration, allow_subnormal=False)
+    moments = [
+        tuple(sorted(draw(st.tuples(ends, ends)))) for _ in range(draw(st.integers(1, 4)))
+    ]
+    moments = [(s, e) for s, e in moments if e - s > 1e-3] or [(0.0, duration)]
+    return Annotation(3, "v", "a sentence", duration, tuple(moments)), clip_seconds, video_clips
+
+
+@settings(max_examples=300, deadline=None)
+@given(annotations(), st.integers(0, 2**31))
+def test_every_window_holds_a_moment(case, seed):
+    item, clip_seconds, video_clips = case
+    torch.manual_seed(seed)
+    window = draw_window(item, clip_seconds, CLIPS, video_clips)
+    first = window.start / clip_seconds
+    assert first == pytest.approx(round(first), abs=1e-9)
+    assert 0 <= round(first) <= video_clips - CLIPS
+    length = CLIPS * clip_seconds
+    end = min(window.start + length, item.duration)
+    assert window.annotation.duration == pytest.approx(end - window.start)
+
+    found = [(s + window.start, e + window.start) for s, e in window.annotation.moments]
+    whole, most = 0, 0.0
+    for start, stop in item.moments:
+        inside = max(0.0, min(stop, end) - max(start, window.start))
+        share = inside / (stop - start)
+        # Clips of a window that starts and ends on clips of the moment's own.
+        needed = math.ceil(stop / clip_seconds) - math.floor(start / clip_seconds)
+        whole += share > 1 - 1e-9
+        if needed > CLIPS:
+            most = max(most, inside)
+        cut = [
+            pair
+            for pair in found
+            if pair == pytest.approx((max(start, window.start), min(stop, end)), abs=1e-9)
+        ]
+        if share > 0.5 + 1e-9:
+            assert cut
+    assert whole or most > length - clip_seconds - 1e-9
+    # Nothing but moments of the video, cut to the window.
+    for start, stop in found:
+        assert any(
+            start == pytest.approx(max(s, window.start), abs=1e-9)
+            and stop == pytest.approx(min(e, end), abs=1e-9)
+            for s, e in item.moments
+        )
+
+
+def test_every_place_that_holds_the_moment_is_as_likely():
+    item = Annotation(0, "v", "a", 30.0, ((12.5, 15.0),))
+    torch.manual_seed(0)
+    starts = [draw_window(item, 1.0, CLIPS, 30).start for _ in range(6000)]
+    counts = {start: starts.count(start) for start in set(starts)}
+    assert sorted(counts) == [7.0, 8.0, 9.0, 10.0, 11.0, 12.0]
+    assert all(count == pytest.approx(1000, abs=150) for count in counts.values())
+
+
+def test_every_moment_is_as_likely():
+    item = Annotation(0, "v", "a", 60.0, ((1.0, 2.0), (20.0, 21.0), (50.0, 51.0)))
+    torch.manual_seed(0)
+    seen = [draw_window(item, 1.0, CLIPS, 60).annotation.moments for _ in range(3000)]
+    starts = [draw_window(item, 1.0, CLIPS, 60).start for _ in range(3000)]
+    assert all(len(moments) == 1 for moments in seen)
+    for low, high in ((0, 1), (13, 20), (43, 50)):
+        inside = sum(low <= start <= high for start in starts)
+        assert inside == pytest.approx(1000, abs=120)
+
+
+def test_a_window_repeats_with_torch_s_seed():
+    item = Annotation(0, "v", "a", 60.0, ((20.0, 21.0),))
+
+    def starts():
+        torch.manual_seed(5)
+        return [draw_window(item, 1.0, CLIPS, 60).start for _ in range(20)]
+
+    assert starts() == starts()
+    assert len(set(starts())) > 3

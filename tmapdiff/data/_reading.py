@@ -1,0 +1,166 @@
+"""What the readers of annotation files share: text, JSON, and a tally of what was done."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tmapdiff._checks import message
+from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
+from tmapdiff.errors import AnnotationError, FileError
+
+
+class AnnotationCollector:
+    """Gathers the annotations of a file, cuts moments to their videos, and drops empty ones.
+
+    Args:
+        path: The file, for the report.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = 0
+        self.cut_ends = 0
+        self.annotations: list[Annotation] = []
+        self.dropped: list[DroppedLine] = []
+
+    def add(
+        self,
+        line: int,
+        video_id: Any,
+        query: str,
+        duration: float,
+        moments: list[tuple[float, float]],
+        qid: int | str | None = None,
+    ) -> None:
+        """Add one record; it is dropped when no moment of it is left.
+
+        Args:
+            line: Line or number of the record, for the report.
+            video_id: The video.
+            query: The sentence.
+            duration: Seconds the video lasts.
+            moments: Start and end in seconds.
+            qid: Name of the query; its position among the kept ones, if None.
+
+        Raises:
+            AnnotationError: If the record is none, for another reason than an empty moment.
+        """
+        self.lines += 1
+        kept: list[tuple[float, float]] = []
+        for start, end in moments:
+            self.cut_ends += end > duration
+            if start >= end:
+                self.dropped.append(DroppedLine(line, "start not before end"))
+            elif start >= duration:
+                self.dropped.append(DroppedLine(line, "starts past the video's end"))
+            else:
+                kept.append((start, min(end, duration)))
+        if kept:
+            name = len(self.annotations) if qid is None else qid
+            self.annotations.append(Annotation(name, video_id, query, duration, tuple(kept)))
+
+    def collected(self) -> AnnotationSet:
+        """Return all annotations with their report."""
+        kept = len(self.annotations)
+        report = AnnotationReport(
+            self.path.name, self.lines, kept, self.cut_ends, tuple(self.dropped)
+        )
+        return AnnotationSet(self.annotations, report)
+
+
+def read_text(path: Path) -> str:
+    """Read a file as UTF-8.
+
+    Raises:
+        FileError: If it is missing or cannot be read.
+        AnnotationError: If it is no UTF-8 text.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        got = "no such file" if path.parent.is_dir() else "no such folder"
+        raise FileError(message("annotations", f"{path.name} in {path.parent}", got)) from None
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        got = f"the byte 0x{content[error.start]:02x}"
+        raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got)) from error
+
+
+def parse_json(who: str, text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        AnnotationError: If it is none.
+    """
+    try:
+        return json.loads(text)
+    # Deep nesting ends in a RecursionError, and a number of many digits in a ValueError.
+    except (ValueError, RecursionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise AnnotationError(message(who, "JSON", first_line)) from error
+
+
+def field(who: str, record: Any, name: str) -> Any:
+    """Return a field of a JSON object.
+
+    Raises:
+        AnnotationError: If it is no object, or has no such field.
+    """
+    if not isinstance(record, dict):
+        raise AnnotationError(message(who, f"an object with the field {name!r}", shown(record)))
+    if name not in record:
+        listed = ", ".join(list(map(str, record))[:8]) or "none"
+        raise AnnotationError(message(who, f"the field {name!r}", f"the fields {listed}"))
+    return record[name]
+
+
+def number(who: str, name: str, value: Any, *, above: float | None = None) -> float:
+    """Return a JSON number >= 0, or above a bound, as a float.
+
+    Raises:
+        AnnotationError: If it is none.
+    """
+    fine = isinstance(value, int | float) and not isinstance(value, bool)
+    fine = fine and math.isfinite(value) and (value >= 0 if above is None else value > above)
+    if not fine:
+        expected = f"{name} to be a number {'>= 0' if above is None else f'> {above:g}'}"
+        raise AnnotationError(message(who, expected, shown(value)))
+    return float(value)
+
+
+def pairs(who: str, name: str, value: Any) -> list[tuple[float, float]]:
+    """Return a JSON list of pairs of numbers.
+
+    Raises:
+        AnnotationError: If it is none, or is empty.
+    """
+    if not isinstance(value, list) or not value:
+        raise AnnotationError(message(who, f"{name} to be a list of pairs", shown(value)))
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise AnnotationError(message(who, f"{name} to be pairs [start, end]", shown(pair)))
+    return [(number(who, name, start), number(who, name, end)) for start, end in value]
+
+
+def sentence(who: str, value: Any) -> str:
+    """Return a JSON text on one line, without blanks at its ends.
+
+    Raises:
+        AnnotationError: If it is none, or blank.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise AnnotationError(message(who, "a sentence", shown(value)))
+    return " ".join(value.split())
+
+
+def shown(value: Any) -> str:
+    """Return `repr`, cut to a length that a message can hold."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:60]}...")
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,96 @@
+"""DiDeMo: moments of whole five-second segments, marked by several annotators."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from tmapdiff._checks import check_choice, message
+from tmapdiff.data._reading import (
+    AnnotationCollector,
+    field,
+    number,
+    pairs,
+    parse_json,
+    read_text,
+    sentence,
+    shown,
+)
+from tmapdiff.data.annotations import AnnotationSet
+from tmapdiff.errors import AnnotationError
+
+SEGMENT_SECONDS = 5.0
+
+
+def load_didemo(
+    root: str | os.PathLike[str],
+    split: Literal["train", "val", "test"],
+    *,
+    moments: Literal["all", "consensus"] = "all",
+) -> AnnotationSet:
+    """Load the sentences and moments of DiDeMo.
+
+    Videos are taken to last 5 seconds a segment: 30 seconds, or 25. Segment indices are inclusive,
+    so that `[1, 3]` is 5 to 20 seconds.
+
+    Args:
+        root: Folder with `{split}_data.json`.
+        split: Which of the three parts to load.
+        moments: `all` keeps the moment of every annotator, also where they are equal: what the
+            official metric (`DiDeMoMetrics`) asks for. `consensus` keeps one moment a query, which
+            agrees best with the others: what to train with.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If a record is not of this form; the message has its number, from 1.
+        ConfigError: If `split` or `moments` is unknown.
+
+    Source: Hendricks et al., "Localizing Moments in Video with Natural Language",
+    arXiv 1708.01641; the consensus as in VLG-Net, arXiv 2011.10132.
+    """
+    check_choice("load_didemo", "split", split, ("train", "val", "test"))
+    check_choice("load_didemo", "moments", moments, ("all", "consensus"))
+    collector = AnnotationCollector(Path(root) / f"{split}_data.json")
+    records = parse_json(str(collector.path), read_text(collector.path))
+    if not isinstance(records, list):
+        raise AnnotationError(message(str(collector.path), "a list of records", shown(records)))
+    for index, record in enumerate(records, start=1):
+        who = f"{collector.path} record {index}"
+        segments = number(who, "num_segments", field(who, record, "num_segments"), above=0)
+        times = pairs(who, "times", field(who, record, "times"))
+        for start, end in times:
+            if start % 1 or end % 1 or not start <= end < segments:
+                expected = f"times of segments 0 to {segments - 1:g}, first to last"
+                raise AnnotationError(message(who, expected, f"[{start:g}, {end:g}]"))
+        collector.add(
+            index,
+            field(who, record, "video"),
+            sentence(who, field(who, record, "description")),
+            segments * SEGMENT_SECONDS,
+            [(start * SEGMENT_SECONDS, (end + 1) * SEGMENT_SECONDS) for start, end in times],
+            int(number(who, "annotation_id", field(who, record, "annotation_id"))),
+        )
+    found = collector.collected()
+    return found if moments == "all" else keep_consensus(found)
+
+
+def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
+    """Keep one moment a query: that of highest mean IoU with those of the other annotators.
+
+    The first of them, if several are as good.
+    """
+    return AnnotationSet(
+        (replace(item, moments=(_consensus(item.moments),)) for item in annotations),
+        annotations.report,
+    )
+
+
+def _consensus(moments: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    # In plain Python: there are four, and data knows no tensors of moments.
+    return max(moments, key=lambda one: sum(_iou(one, other) for other in moments))
+
+
+def _iou(one: tuple[float, float], other: tuple[float, float]) -> float:
+    overlap = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
+    return overlap / (one[1] - one[0] + other[1] - other[0] - overlap)

@@ -1,0 +1,59 @@
+"""QVHighlights and all other sets in the JSON lines of moment_detr: several moments a query."""
+
+import os
+from pathlib import Path
+
+from tmapdiff._checks import message
+from tmapdiff.data._reading import (
+    AnnotationCollector,
+    field,
+    number,
+    pairs,
+    parse_json,
+    read_text,
+    sentence,
+    shown,
+)
+from tmapdiff.data.annotations import AnnotationSet
+from tmapdiff.errors import AnnotationError
+
+
+def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
+    """Load queries in the form of moment_detr: one JSON object a line.
+
+    QVHighlights is published so; moment_detr, lighthouse and others bring Charades-STA, ActivityNet
+    Captions, TACoS and more into the same form. Ends past the video are cut to its duration;
+    windows that are empty, or that start past it, are dropped, and queries without a window left.
+
+    Args:
+        path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); other
+            fields are not read.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If a line is not of this form, two have the same `qid`, or the file has no
+            windows, as that of a test set.
+
+    Source: Lei et al., "QVHighlights", arXiv 2107.09609.
+    """
+    collector = AnnotationCollector(Path(path))
+    for line, text in enumerate(read_text(collector.path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        who = f"{collector.path} line {line}"
+        record = parse_json(who, text)
+        qid = field(who, record, "qid")
+        if isinstance(qid, bool) or not isinstance(qid, int | str):
+            raise AnnotationError(message(who, "qid to be a number or a text", shown(qid)))
+        if "relevant_windows" not in record:
+            hint = "A test set without labels cannot be evaluated here."
+            raise AnnotationError(message(who, "the field 'relevant_windows'", "none", hint))
+        collector.add(
+            line,
+            field(who, record, "vid"),
+            sentence(who, field(who, record, "query")),
+            number(who, "duration", field(who, record, "duration"), above=0),
+            pairs(who, "relevant_windows", record["relevant_windows"]),
+            qid,
+        )
+    return collector.collected()

@@ -1,0 +1,56 @@
+"""Windows of videos that have more clips than the grid."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from tmapdiff.data.annotations import Annotation
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a video.
+
+    Args:
+        start: Where it starts in the video, in seconds.
+        annotation: What is annotated in it, with times from its start.
+    """
+
+    start: float
+    annotation: Annotation
+
+
+def draw_window(item: Annotation, clip_seconds: float, num_clips: int, video_clips: int) -> Window:
+    """Draw a window of whole clips with one of the annotated moments inside.
+
+    Each place that holds the moment is as likely; of a moment longer than the window, each that
+    holds nothing else. Torch's global random numbers decide.
+
+    Args:
+        item: The annotation of the whole video.
+        clip_seconds: Seconds a clip lasts.
+        num_clips: Clips of the window.
+        video_clips: Clips of the video, more than the window's.
+    """
+    start, end = item.moments[_draw(0, len(item.moments) - 1)]
+    first = min(math.floor(start / clip_seconds), video_clips - 1)
+    last = min(math.ceil(end / clip_seconds), video_clips)
+    earliest = min(max(last - num_clips, 0), video_clips - num_clips)
+    latest = min(first, video_clips - num_clips)
+    # The two change places when the moment is longer than the window.
+    clip = _draw(min(earliest, latest), max(earliest, latest))
+
+    opens = clip * clip_seconds
+    closes = min(opens + num_clips * clip_seconds, item.duration)
+    kept = []
+    for other_start, other_end in item.moments:
+        inside = max(other_start, opens), min(other_end, closes)
+        chosen = (other_start, other_end) == (start, end)
+        if chosen or inside[1] - inside[0] > (other_end - other_start) / 2:
+            kept.append((inside[0] - opens, inside[1] - opens))
+    return Window(opens, replace(item, duration=closes - opens, moments=tuple(kept)))
+
+
+def _draw(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))
