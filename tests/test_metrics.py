@@ -1,3 +1,6 @@
+import os
+from collections import Counter
+
 import pytest
 import torch
 from helpers.assertions import refuses
@@ -6,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmapdiff import LocalizationMetrics, RankedMoments
+from tmapdiff.data import load_didemo
 from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.metrics import best_ious
+from tmapdiff.metrics import DiDeMoMetrics, best_ious, consensus_moments
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -102,3 +106,144 @@ def test_bad_arguments_are_refused():
         best_ious(predicted, truth[:1])
     with refuses(ShapeError, "best_ious: expected num_truths of shape (B) with B = 2, got (1,)."):
         best_ious(predicted, truth, torch.tensor([1]))
+
+
+# DiDeMo
+
+
+def all_segments(count: int) -> list[tuple[int, int]]:
+    """First and last segment, inclusive, of every moment."""
+    return [(s, e) for s in range(count) for e in range(s, count)]
+
+
+def in_seconds(segments) -> list[list[float]]:
+    return [[5.0 * start, 5.0 * (end + 1)] for start, end in segments]
+
+
+def official(ranking, annotators) -> tuple[float, float]:
+    """Mean rank and IoU of a query, in inclusive indices, straight from the definition."""
+    ranks = sorted(ranking.index(one) + 1 for one in annotators)[:3]
+    best = ranking[0]
+    ious = sorted(
+        max(0, min(best[1], e) + 1 - max(best[0], s)) / (max(best[1], e) + 1 - min(best[0], s))
+        for s, e in annotators
+    )[-3:]
+    return sum(ranks) / len(ranks), sum(ious) / len(ious)
+
+
+@quick
+@given(st.randoms(use_true_random=False), st.sampled_from([5, 6]), st.integers(1, 4))
+def test_didemo_equals_the_definition(random, count, queries):
+    moments, metrics = all_segments(count), DiDeMoMetrics()
+    rankings = [random.sample(moments, len(moments)) for _ in range(queries)]
+    marked = [random.choices(moments, k=random.randint(1, 7)) for _ in range(queries)]
+    truth = torch.zeros(queries, 7, 2)
+    for row, one in enumerate(marked):
+        truth[row, : len(one)] = torch.tensor(in_seconds(one))
+    predicted = torch.tensor([in_seconds(one) for one in rankings])
+    metrics.update(predicted, truth, torch.tensor([len(one) for one in marked]))
+    found = metrics.compute()
+    expected = [official(*pair) for pair in zip(rankings, marked, strict=True)]
+    for n in (1, 5):
+        share = sum(rank <= n for rank, _ in expected) / queries
+        assert found[f"Rank@{n}"] == pytest.approx(100 * share)
+    assert found["mIoU"] == pytest.approx(100 * sum(iou for _, iou in expected) / queries)
+
+
+@pytest.mark.parametrize(
+    ("count", "annotators", "rank_1", "rank_5", "miou"),
+    [
+        # Three of four agree with the first moment: the fourth does not count.
+        (6, [(2, 2), (2, 2), (5, 5), (2, 2)], 100, 100, 100),
+        # Two of four agree, the third marked the second moment: mean rank 4 / 3.
+        (6, [(2, 2), (2, 2), (2, 3), (0, 0)], 0, 100, 100 * (1 + 1 + 1 / 2) / 3),
+        # Seven annotators: the best three are still three.
+        (6, [(2, 2), (2, 2), (2, 2), (0, 0), (0, 0), (1, 1), (0, 4)], 100, 100, 100),
+        # Five segments have 15 moments: rank 15 is the last.
+        (5, [(4, 4), (4, 4), (4, 4), (4, 4)], 0, 0, 0),
+    ],
+)
+def test_didemo_on_hand_made_cases(count, annotators, rank_1, rank_5, miou):
+    first = [(2, 2), (2, 3)]
+    ranking = first + [one for one in all_segments(count) if one not in first]
+    if count == 5:
+        ranking.remove((4, 4))
+        ranking.append((4, 4))
+        assert len(ranking) == 15
+    metrics = DiDeMoMetrics()
+    # As a model of six segments gives it: what a video of five lacks is not valid.
+    padded = torch.zeros(1, 21, 2)
+    padded[0, : len(ranking)] = torch.tensor(in_seconds(ranking))
+    valid = torch.arange(21)[None] < len(ranking)
+    ranked = RankedMoments(padded, torch.zeros(1, 21), valid)
+    metrics.update(ranked, torch.tensor([in_seconds(annotators)]))
+    expected = {"Rank@1": rank_1, "Rank@5": rank_5, "mIoU": miou}
+    assert metrics.compute() == pytest.approx(expected)
+
+
+def test_didemo_refuses_a_ranking_with_gaps():
+    metrics = DiDeMoMetrics()
+    with refuses(
+        ArgumentError,
+        "DiDeMoMetrics: expected a ranking of all moments, got none of 5 to 10 s in row 0.",
+    ):
+        metrics.update(torch.tensor([[[0.0, 5.0]]]), torch.tensor([[[5.0, 10.0]]]))
+    with refuses(ArgumentError, "DiDeMoMetrics: expected at least one query, got none."):
+        metrics.compute()
+    with refuses(ShapeError, "DiDeMoMetrics: expected truth of shape (B, M, 2) with B = 1"):
+        metrics.update(torch.zeros(1, 3, 2), torch.zeros(1, 2))
+    with refuses(ArgumentError, "DiDeMoMetrics: expected segment_seconds in (0, inf), got 0."):
+        DiDeMoMetrics(0)
+
+
+@pytest.mark.parametrize(("split", "ceilings"), [("val", (74.81, 96.04)), ("test", (74.76, 96.05))])
+def test_didemo_gives_the_known_values_of_the_official_files(split, ceilings):
+    """The frequency prior of the official evaluation, and what annotators can agree on.
+
+    Source: the official README (prior); counted from the files (ceilings).
+    """
+    root = os.environ.get("TMAPDIFF_DATA_ROOT")
+    if not root:
+        pytest.skip("TMAPDIFF_DATA_ROOT names no folder with didemo")
+    validation = load_didemo(os.path.join(root, "didemo"), "val")
+    frequency = Counter(moment for item in validation for moment in item.moments)
+    everything = [tuple(one) for one in in_seconds(all_segments(6))]
+    ranking = sorted(everything, key=lambda moment: -frequency[moment])
+    metrics, best = DiDeMoMetrics(), {"Rank@1": 0.0, "mIoU": 0.0}
+    items = load_didemo(os.path.join(root, "didemo"), split)
+    for item in items:
+        truth = torch.tensor([item.moments])
+        metrics.update(torch.tensor([[one for one in ranking if one[1] <= item.duration]]), truth)
+        # Any three annotators, when the answer is free.
+        segments = [(int(s / 5), int(e / 5) - 1) for s, e in item.moments]
+        legal = all_segments(int(item.duration / 5))
+        agreed = max(Counter(segments).values()) >= 3
+        best["Rank@1"] += 100 * agreed / len(items)
+        answers = (official([one, *legal], segments)[1] for one in legal)
+        best["mIoU"] += 100 * max(answers) / len(items)
+    if split == "val":
+        found = metrics.compute()
+        assert found["Rank@1"] == pytest.approx(18.6842, abs=1e-4)
+        assert found["mIoU"] == pytest.approx(25.2216, abs=1e-4)
+    assert (best["Rank@1"], best["mIoU"]) == pytest.approx(ceilings, abs=0.01)
+
+
+@quick
+@given(st.randoms(use_true_random=False), st.integers(1, 7))
+def test_consensus_is_the_moment_that_agrees_best(random, annotators):
+    marked = random.choices(in_seconds(all_segments(6)), k=annotators)
+    moments = torch.zeros(1, 7, 2)
+    moments[0, :annotators] = torch.tensor(marked)
+    found = consensus_moments(moments, torch.tensor([annotators]))[0].tolist()
+    agreement = [sum(interval_iou(one, other) for other in marked) for one in marked]
+    ties = [
+        one for one, value in zip(marked, agreement, strict=True) if value > max(agreement) - 1e-9
+    ]
+    assert found in ties
+
+
+def test_best_ious_needs_an_annotated_moment():
+    with refuses(ArgumentError, "best_ious: expected annotated moments to be an integer >= 1"):
+        best_ious(torch.zeros(2, 3, 2), torch.zeros(2, 0, 2))
+    with refuses(ArgumentError, "LocalizationMetrics: expected the number of ranks to be an"):
+        LocalizationMetrics(ranks=())

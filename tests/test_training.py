@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from dataclasses import replace
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from helpers.assertions import refuses
 from torch.utils.data import Subset
 
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
@@ -17,7 +19,7 @@ from tmapdiff.errors import (
     FileError,
     MissingDependencyError,
 )
-from tmapdiff.models import MomentLocalizer
+from tmapdiff.models import MapLocalizer, MomentLocalizer
 from tmapdiff.training import TrainingConfig
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, seed=1, heat_map_every=10)
@@ -37,7 +39,7 @@ def _separate_runs() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def make_model(dataset: MomentDataset) -> MomentLocalizer:
+def make_model(dataset: MomentDataset, objective: str = "mse-full") -> MomentLocalizer:
     torch.manual_seed(0)
     dataset = getattr(dataset, "dataset", dataset)
     tiny = PRESETS["tiny"]
@@ -47,15 +49,20 @@ def make_model(dataset: MomentDataset) -> MomentLocalizer:
         encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1, "dropout": 0.1},
         decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3], "dropout": 0.1},
     )
-    return preset.build(vocabulary_size=len(dataset.vocabulary), clip_channels=16)
+    return preset.build(
+        vocabulary_size=len(dataset.vocabulary), clip_channels=16, objective=objective
+    )
 
 
 def make_trainer(
-    dataset: MomentDataset, folder: Path, config: TrainingConfig = CONFIG, **kwargs: object
+    dataset: MomentDataset,
+    folder: Path,
+    config: TrainingConfig = CONFIG,
+    model: MapLocalizer | None = None,
+    **kwargs: object,
 ) -> Trainer:
-    return Trainer(
-        make_model(dataset), dataset, config, folder, device="cpu", show_progress=False, **kwargs
-    )
+    model = make_model(dataset) if model is None else model
+    return Trainer(model, dataset, config, folder, device="cpu", show_progress=False, **kwargs)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -112,6 +119,59 @@ def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path)
     assert_equal_weights(runs[0], runs[1])
     head = "raw.decoder.decoders.0.head.weight"
     assert not torch.equal(runs[0][head], runs[2][head])
+
+
+def test_worker_processes_change_nothing(dataset, tmp_path, monkeypatch):
+    whole = make_trainer(dataset, tmp_path / "none")
+    whole.train()
+    workers = replace(CONFIG, num_workers=1)
+    other = make_trainer(dataset, tmp_path / "one", workers)
+    other.train()
+    assert_equal_weights(weights(whole), weights(other))
+    interrupt_after(make_trainer(dataset, tmp_path / "parts", workers), 1, monkeypatch)
+    resumed = make_trainer(dataset, tmp_path / "parts", workers).resume()
+    resumed.train()
+    assert_equal_weights(weights(whole), weights(resumed))
+
+
+def test_a_checkpoint_of_another_model_or_of_other_features_is_refused(
+    dataset, tmp_path, monkeypatch
+):
+    interrupt_after(make_trainer(dataset, tmp_path), 1, monkeypatch)
+    written = (tmp_path / "training.json").read_text()
+    text = "Trainer: expected a checkpoint of the same run, with "
+    with refuses(CheckpointError, f"{text}model.objective = 'bce-full', got 'mse-full'. Use"):
+        make_trainer(dataset, tmp_path, model=make_model(dataset, "bce-full")).resume()
+    wider = make_model(dataset)
+    wider.register_to_config(nms_threshold=0.6)
+    with refuses(CheckpointError, f"{text}model.nms_threshold = 0.6, got 0.49."):
+        make_trainer(dataset, tmp_path, model=wider).resume()
+    other = copy.copy(dataset)
+    other.store = ActionTimelineFeatures({}, num_classes=3, feature_dim=16, seed=7)
+    with refuses(CheckpointError, f"{text}features = 'SIMULATED action timelines"):
+        make_trainer(other, tmp_path).resume()
+    # A refused run has not touched the files of the other.
+    assert (tmp_path / "training.json").read_text() == written
+
+
+def test_a_new_run_does_not_go_on_from_an_old_one(dataset, tmp_path, monkeypatch):
+    make_trainer(dataset, tmp_path).train()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    second = make_trainer(dataset, tmp_path)
+
+    def stop(_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(second, "_step", stop)
+    with pytest.raises(Interrupted):
+        second.train()
+    assert make_trainer(dataset, tmp_path).resume().progress.epoch == 0
+
+
+def test_one_precision_a_process(dataset, tmp_path):
+    make_trainer(dataset, tmp_path)
+    with refuses(ConfigError, "mixed_precision 'no', as in this process's first training, got 'bf"):
+        make_trainer(dataset, tmp_path, replace(CONFIG, mixed_precision="bf16"))
 
 
 @pytest.mark.parametrize("validation", [{}, {"validate_every": 1}])

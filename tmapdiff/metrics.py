@@ -26,12 +26,14 @@ def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None
 
     Raises:
         ShapeError: If a shape does not fit.
+        ArgumentError: If there are no annotated moments.
     """
     who = "best_ious"
     sizes = check_shape(who, "predicted", predicted, "B n 2")
     if isinstance(truth, Tensor) and truth.dim() == 2:
         truth = truth[:, None]
     sizes = check_shape(who, "truth", truth, "B M 2", sizes)
+    check_int(who, "annotated moments", sizes["M"], at_least=1)
     ious = temporal_iou(predicted.double()[:, :, None], truth.double()[:, None])
     if num_truths is not None:
         check_shape(who, "num_truths", num_truths, "B", sizes)
@@ -52,7 +54,7 @@ class LocalizationMetrics:
         strict: Count IoU above m; at or above it, if False, as in moment_detr.
 
     Raises:
-        ArgumentError: If a rank is below 1 or a threshold outside [0, 1].
+        ArgumentError: If there is no rank, one is below 1, or a threshold is outside [0, 1].
 
     Example:
         >>> metrics = LocalizationMetrics(ranks=(1,), thresholds=(0.5,))
@@ -69,6 +71,7 @@ class LocalizationMetrics:
         strict: bool = True,
     ) -> None:
         who = "LocalizationMetrics"
+        check_int(who, "the number of ranks", len(ranks), at_least=1)
         self.ranks = [check_int(who, "ranks", rank, at_least=1) for rank in ranks]
         self.thresholds = [check_range(who, "thresholds", m, 0, 1) for m in thresholds]
         self.strict = strict

@@ -301,7 +301,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         )
 
     def _rates(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        # long: torch takes integers of one byte for a mask.
+        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps.long()]
         return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
 
     def _check_timesteps(self, who: str, timesteps: Tensor) -> None:
@@ -310,6 +311,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             raise ArgumentError(f"{who}: expected integer timesteps, got {timesteps.dtype}.")
         if timesteps.device.type != "cpu":
             return
+        timesteps = timesteps.long()
         wrong = timesteps[(timesteps < 0) | (timesteps > most)]
         if len(wrong):
             raise ArgumentError(

@@ -17,7 +17,7 @@ from typing_extensions import Self
 from tmapdiff._checks import check_choice, check_int, check_range, require
 from tmapdiff._files import written_beside
 from tmapdiff.data import MomentBatch, collate_moments
-from tmapdiff.errors import ArgumentError, CheckpointError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
 
@@ -25,6 +25,7 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
 # What may change between the parts of a run without changing its result.
 _FREE_FIELDS = ("num_workers", "heat_map_every")
+_PROGRESS_INDEX = 1  # second of what is registered for checkpointing
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,23 @@ class Progress:
         """State for accelerate's checkpoints."""
         return asdict(self)
 
+    def check(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if a state was saved by a run with another configuration."""
+        for name, value in _flat(self.config).items():
+            saved = _flat(state["config"]).get(name)
+            if saved != value:
+                raise CheckpointError(
+                    f"Trainer: expected a checkpoint of the same run, with {name} = {value!r}, "
+                    f"got {saved!r}. Use another output folder."
+                )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state.
 
         Raises:
             CheckpointError: If it was saved by a run with another configuration.
         """
-        for name, value in self.config.items():
-            if state["config"].get(name) != value:
-                raise CheckpointError(
-                    f"Trainer: expected a checkpoint of the same run, with {name} = {value!r}, "
-                    f"got {state['config'].get(name)!r}. Use another output folder."
-                )
+        self.check(state)
         self.epoch, self.step = state["epoch"], state["step"]
 
 
@@ -127,7 +133,8 @@ class Trainer:
 
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
-        ArgumentError: If the data set has fewer than two queries.
+        ArgumentError: If the data set has fewer than two queries, or `validate_every` is below 1.
+        ConfigError: If another training of this process has another `mixed_precision`.
         FileError: If `output_dir` cannot be written.
 
     Example:
@@ -161,9 +168,16 @@ class Trainer:
         self.validation = validation
         self.validate_every = validate_every
         self.show_progress = show_progress
-        with written_beside(self.output_dir / "training.json") as new:
-            new.write_text(json.dumps(asdict(config), indent=2) + "\n")
-
+        if validate_every is not None:
+            check_int("Trainer", "validate_every", validate_every, at_least=1)
+        _check_writable(self.output_dir)
+        state = accelerate.state.AcceleratorState
+        if state._shared_state and state().mixed_precision != config.mixed_precision:
+            raise ConfigError(
+                f"Trainer: expected mixed_precision {state().mixed_precision!r}, as in this "
+                f"process's first training, got {config.mixed_precision!r}. "
+                "accelerate allows one a process: use another process."
+            )
         self.accelerator = accelerate.Accelerator(
             cpu=device == "cpu",
             mixed_precision=config.mixed_precision,
@@ -183,6 +197,9 @@ class Trainer:
             shuffle=True,
             collate_fn=collate_moments,
             num_workers=config.num_workers,
+            # Of its own: the loader would draw from torch's once an epoch, or with workers once a
+            # process, and the noise after it would depend on that. The order is data_seed's.
+            generator=torch.Generator(),
             # Batch normalisation cannot train on one query.
             drop_last=queries % config.batch_size == 1,
             persistent_workers=config.num_workers > 0,
@@ -200,7 +217,16 @@ class Trainer:
         )
         self.ema = ModelEmaV3(self.raw_model, decay=config.ema_decay, use_warmup=True)
         fields = {k: v for k, v in asdict(config).items() if k not in _FREE_FIELDS}
-        self.progress = Progress(0, 0, {**fields, "steps_an_epoch": len(self.loader)})
+        self.progress = Progress(
+            0,
+            0,
+            {
+                **fields,
+                "steps_an_epoch": len(self.loader),
+                "features": getattr(getattr(dataset, "store", None), "description", None),
+                "model": _plain_config(model),
+            },
+        )
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
 
     @property
@@ -230,6 +256,9 @@ class Trainer:
             return self
         newest = self.checkpoints[-1]
         try:
+            # First: weights of another model would end in a less helpful error.
+            progress = newest / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl"
+            self.progress.check(torch.load(progress, weights_only=True))
             self.accelerator.load_state(str(newest))
         except CheckpointError:
             raise
@@ -259,6 +288,11 @@ class Trainer:
             FileError: If a checkpoint cannot be written.
             ArgumentError: If the loss is not finite; the message names the queries.
         """
+        with written_beside(self.output_dir / "training.json") as new:
+            new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        if self.progress.epoch == 0:
+            # Stopped in its first epoch, this run would be resumed as the one before it.
+            shutil.rmtree(self.output_dir / "checkpoints", ignore_errors=True)
         self.accelerator.init_trackers("tensorboard")
         with _ProgressBar(self) as bar:
             while self.progress.epoch < self.config.epochs:
@@ -319,6 +353,31 @@ class Trainer:
             figure = draw_queries(self.ema_model, self.validation, [0], seed=self.config.seed)
             tracker = self.accelerator.get_tracker("tensorboard")
             tracker.writer.add_figure("validation query", figure, self.progress.step)
+
+
+def _check_writable(folder: Path) -> None:
+    # Now, rather than after the first epoch.
+    with written_beside(folder / ".writable") as new:
+        new.touch()
+    (folder / ".writable").unlink()
+
+
+def _plain_config(model: MapLocalizer) -> dict[str, Any]:
+    """Return the configuration of a model as JSON would hold it, without what diffusers adds."""
+    fields = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(fields))
+    return plain
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 class _ProgressBar:

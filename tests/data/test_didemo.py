@@ -48,7 +48,10 @@ def test_segments_become_seconds_with_both_ends_included(write):
 
 def test_consensus_agrees_best_with_the_others(write):
     everyone = load_didemo(write(RECORDS), "val")
-    for found in (load_didemo(write(RECORDS), "val", moments="consensus"), keep_consensus(everyone)):
+    for found in (
+        load_didemo(write(RECORDS), "val", moments="consensus"),
+        keep_consensus(everyone),
+    ):
         for item, whole in zip(found, everyone, strict=True):
             agreement = {
                 moment: sum(interval_iou(moment, other) for other in whole.moments)

@@ -9,14 +9,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.assertions import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmapdiff.data import (
+    ConcatFeatureStore,
     FeatureStore,
     HDF5FeatureStore,
     NpyFeatureStore,
     NpzFeatureStore,
+    PtFeatureStore,
     open_feature_store,
     pool_features,
 )
@@ -43,8 +46,12 @@ def write(folder, kind, arrays):
     for name, array in arrays.items():
         if kind == "npy":
             np.save(folder / f"{name}.npy", array)
+        elif kind == "pt" and array.dtype.kind == "S":
+            pytest.skip("torch has no tensors of text")
         elif kind == "pt":
-            torch.save(torch.from_numpy(np.ascontiguousarray(array)), folder / f"{name}.pt")
+            torch.save(
+                torch.from_numpy(array.astype(array.dtype.newbyteorder("="))), folder / f"{name}.pt"
+            )
         else:
             np.savez(folder / f"{name}.npz", features=array)
     return folder
@@ -307,6 +314,93 @@ def test_npy_that_is_an_archive(tmp_path):
         NpyFeatureStore(tmp_path)
 
 
+def test_pt_files_of_any_precision(tmp_path):
+    expected = torch.tensor([[0.5, -2.0], [1.0, 4.0]])
+    for name, dtype in (("a", torch.bfloat16), ("b", torch.float16), ("c", torch.int64)):
+        torch.save(
+            expected.to(dtype).requires_grad_(dtype.is_floating_point), tmp_path / f"{name}.pt"
+        )
+    store = PtFeatureStore(tmp_path)
+    assert torch.equal(store["a"], expected)
+    assert torch.equal(store["b"], expected)
+    assert torch.equal(store["c"], expected.long().float())
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+def test_pt_files_run_no_code_and_hold_one_tensor(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.ones(2, 3), tmp_path / "a.pt")
+    torch.save({"features": torch.ones(2, 3)}, tmp_path / "b.pt")
+    torch.save(Evil(), tmp_path / "c.pt")
+    (tmp_path / "d.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:200])
+    (tmp_path / "e.pt").write_bytes(b"")
+    store = PtFeatureStore(tmp_path)
+    with refuses(FeatureError, "b.pt: expected a tensor, got dict."):
+        store["b"]
+    for name in "cde":
+        with refuses(FileError, f"cannot read {tmp_path / name}.pt: "):
+            store[name]
+    assert not (tmp_path / "evil").exists()
+
+
+class TestConcat:
+    def stores(self, tmp_path, lengths, rates=(None, None)):
+        stores = []
+        for index, (length, rate) in enumerate(zip(lengths, rates, strict=True)):
+            folder = tmp_path / str(index)
+            folder.mkdir()
+            array = np.arange(length * (index + 2.0)).reshape(length, -1) + 100 * index
+            np.save(folder / "A.npy", array)
+            np.save(folder / f"only{index}.npy", array)
+            stores.append(NpyFeatureStore(folder, rate))
+        return stores
+
+    @pytest.mark.parametrize("lengths", [(5, 5), (5, 4), (4, 5)])
+    def test_puts_features_side_by_side(self, tmp_path, lengths):
+        one, two = self.stores(tmp_path, lengths)
+        both = ConcatFeatureStore([one, two])
+        expected = torch.cat([one["A"][: min(lengths)], two["A"][: min(lengths)]], 1)
+        assert torch.equal(both["A"], expected)
+        assert both.feature_dim == 5
+        assert both.seconds_per_feature is None
+        assert both.description == ".npy features in folder 0 + .npy features in folder 1"
+        assert "A" in both
+        assert "only0" not in both
+        assert "ConcatFeatureStore([NpyFeatureStore(" in repr(both)
+        assert isinstance(both, FeatureStore)
+        assert torch.equal(pickle.loads(pickle.dumps(both))["A"], expected)
+        with refuses(MissingFeatureError, "in folder 1: expected features of 'only0', got none."):
+            both["only0"]
+
+    def test_refuses_what_does_not_fit(self, tmp_path):
+        both = ConcatFeatureStore(self.stores(tmp_path, (5, 3), (1.0, 1.0)))
+        assert both.seconds_per_feature == 1.0
+        with refuses(FeatureError, "video 'A': expected stores that differ by one feature at most"):
+            both["A"]
+        with refuses(ArgumentError, "ConcatFeatureStore: expected stores to be an integer >= 1"):
+            ConcatFeatureStore([])
+        other = NpyFeatureStore(tmp_path / "0", 2.0)
+        with refuses(ArgumentError, "expected stores of one seconds_per_feature, got 1.0, 2.0."):
+            ConcatFeatureStore([both.stores[0], other])
+
+
+def test_half_precision_features_are_summed_in_full(tmp_path):
+    features = torch.full((1000, 2), 200.0, dtype=torch.float16)
+    assert pool_features(features, 1, duration=10.0).tolist() == [[200.0, 200.0]]
+
+
+def test_clips_of_a_given_length():
+    features = torch.arange(10.0)[:, None]
+    pooled = pool_features(features, 4, duration=10.0, clip_seconds=3.0)
+    assert pooled[:, 0].tolist() == [1.0, 4.0, 7.0, 9.0]
+    with refuses(ArgumentError, "pool_features: expected clip_seconds in (0, inf), got 0."):
+        pool_features(features, 4, duration=10.0, clip_seconds=0)
+
+
 def test_folders_that_hold_no_features(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(
@@ -330,7 +424,7 @@ def test_open_feature_store_tells_what_it_found(tmp_path):
         open_feature_store(tmp_path / "a.txt")
     write(tmp_path, "npy", random_arrays())
     write(tmp_path, "npz", random_arrays())
-    with pytest.raises(FileError, match=rf"{expected} both \.npy and \.npz files"):
+    with pytest.raises(FileError, match=rf"{expected} \.npy and \.npz files in "):
         open_feature_store(tmp_path)
     # HDF5 is known by its first bytes too.
     os.rename(write(tmp_path, "hdf5", random_arrays()), tmp_path / "features")

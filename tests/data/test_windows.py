@@ -18,9 +18,7 @@ def annotations(draw):
     # The last clip may end after the video.
     duration = (video_clips - draw(st.floats(0, 0.9))) * clip_seconds
     ends = st.floats(0, duration, allow_subnormal=False)
-    moments = [
-        tuple(sorted(draw(st.tuples(ends, ends)))) for _ in range(draw(st.integers(1, 4)))
-    ]
+    moments = [tuple(sorted(draw(st.tuples(ends, ends)))) for _ in range(draw(st.integers(1, 4)))]
     moments = [(s, e) for s, e in moments if e - s > 1e-3] or [(0.0, duration)]
     return Annotation(3, "v", "a sentence", duration, tuple(moments)), clip_seconds, video_clips
 

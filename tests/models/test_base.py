@@ -60,7 +60,12 @@ class TestConfig:
         assert config == {
             **FIELDS,
             "kernel_sizes": [3, 1],
+            "architecture": "conv",
+            "conditioning": "concat",
             "gate": "shared",
+            "num_layers": 4,
+            "num_heads": 8,
+            "joint_scales": False,
             "stylization": "both",
             "norm": "group",
             "dropout": 0.0,
@@ -138,9 +143,9 @@ class TestSave:
         monkeypatch: pytest.MonkeyPatch,
         error: Exception,
     ) -> None:
-        def fail(self: ModelMixin, folder: Path, **_: object) -> None:
-            folder.mkdir()
-            (folder / "config.json").write_text("half")
+        def fail(self: ModelMixin, folder: str, **_: object) -> None:
+            Path(folder).mkdir()
+            (Path(folder) / "config.json").write_text("half")
             raise error
 
         monkeypatch.setattr(ModelMixin, "save_pretrained", fail)
@@ -153,6 +158,20 @@ class TestSave:
                 model.save_pretrained(folder)
         assert names(tmp_path) == {"old"}
         assert (old / "config.json").read_text() == "whole"
+
+    def test_weights_of_an_earlier_save_in_parts_are_removed(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        first, second = model, randomize_(MapDiffusionDecoder(**FIELDS), seed=1)
+        (tmp_path / "vocabulary.json").write_text("[]")
+        first.save_pretrained(tmp_path, max_shard_size="2KB")
+        assert len(names(tmp_path)) > 4
+        for saved in (second, first):
+            saved.save_pretrained(tmp_path)
+            assert names(tmp_path) == FILES | {"vocabulary.json"}
+            loaded = MapDiffusionDecoder.from_pretrained(tmp_path)
+            for name, tensor in saved.state_dict().items():
+                assert_same(loaded.state_dict()[name], tensor, name)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_refuses_a_folder_without_rights(

@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "data"
 RECORDINGS = {
     "ms2dtan-conv": {},
     "ms2dtan-max-pool": {"map_layer": "max-pool", "features_per_clip": 2},
-    "ms2dtan-short-videos": {},
+    "ms2dtan-lengths": {},
 }
 ENCODER = {
     "num_clips": 8,
@@ -99,20 +99,36 @@ class Recording:
 def test_equals_the_public_implementation(name: str, prefix: str) -> None:
     recording = Recording(name)
     model, given = recording.load(prefix), recording.inputs()
-    # What lies beyond a video's end must not matter.
+    # Videos of different length are one batch here. What lies beyond their ends must not matter.
     clips = torch.arange(given["features"].shape[1]) // model.encoder.config.features_per_clip
     outside = clips >= given["num_clips"][:, None]
     given["features"] = given["features"].masked_fill(outside[..., None], 7.0)
     maps = model.predict_maps(**given)
     scores = model.score(**given)
-    for scale, found in enumerate(model.grid.unpack(maps)):
+    grid = model.grid.resized(given["features"].shape[1] // model.encoder.config.features_per_clip)
+    for scale, found in enumerate(grid.unpack(maps)):
         expected = recording.tensors[f"probabilities.{scale}"]
         valid = recording.tensors[f"masks.{scale}"].bool()
-        assert_same(model.grid.mask(scale, num_clips=given["num_clips"]), valid)
+        assert_same(grid.mask(scale, num_clips=given["num_clips"]), valid)
         assert float(expected[valid].std()) > 0.05
         torch.testing.assert_close(found, expected * valid, rtol=0, atol=1e-5)
         logits = expected.logit().where(valid, 0)
         torch.testing.assert_close(scores[scale], logits, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
+    model = randomize_(tiny()).eval()
+    words = {name: one[:2] for name, one in inputs().items() if name != "features"}
+    num_clips = torch.tensor([5, 16])
+    features = draw(2, 16, 3)
+    together = model.score(features, **words, num_clips=num_clips)
+    alone = model.score(
+        features[:1, :8], *(one[:1] for one in words.values()), num_clips=num_clips[:1]
+    )
+    for scale, scores in enumerate(alone):
+        assert_close(together[scale][:1, : scores.shape[1]], scores)
+        assert_zero(together[scale][:1, scores.shape[1] :], torch.tensor(True))
 
 
 def test_has_the_published_number_of_parameters() -> None:

@@ -49,12 +49,12 @@ class AnnotationCollector:
         self.lines += 1
         kept: list[tuple[float, float]] = []
         for start, end in moments:
-            self.cut_ends += end > duration
             if start >= end:
                 self.dropped.append(DroppedLine(line, "start not before end"))
             elif start >= duration:
                 self.dropped.append(DroppedLine(line, "starts past the video's end"))
             else:
+                self.cut_ends += end > duration
                 kept.append((start, min(end, duration)))
         if kept:
             name = len(self.annotations) if qid is None else qid

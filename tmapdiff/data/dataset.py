@@ -118,7 +118,8 @@ class MomentDataset(Dataset[MomentSample]):
     seen through a window of N clips, drawn anew at each access from torch's random numbers, with
     the moment inside; or as a whole, with `whole_videos`, as for tests. Of a moment longer than the
     window, as much is inside as can be; other moments of the query stay, cut to the window, when
-    more than half of them is inside.
+    more than half of them is inside. (In worker processes the random numbers are the workers': a
+    training that is resumed sees other windows then.)
 
     Args:
         annotations: The queries.

@@ -325,7 +325,7 @@ class PtFeatureStore(_FolderFeatureStore):
             raise FeatureError(message(str(path), "a tensor", type(content).__name__))
         if content.is_floating_point():
             content = content.float()  # NumPy has no bfloat16
-        return content.numpy()
+        return content.detach().numpy()
 
 
 class ConcatFeatureStore:
@@ -482,12 +482,15 @@ def pool_features(
     clip[centres == end] = num_clips - 1
     inside = (clip < num_clips).to(features.device)
     clip = clip.to(features.device)[inside]
-    sums = features.new_zeros(num_clips, features.shape[1]).index_add_(0, clip, features[inside])
+    # Summed in float32 at least: a few hundred features overflow float16.
+    wide = features[inside].to(torch.promote_types(features.dtype, torch.float32))
+    sums = wide.new_zeros(num_clips, features.shape[1]).index_add_(0, clip, wide)
     counts = torch.bincount(clip, minlength=num_clips)[:, None]
     # The feature during which the clip's centre comes is the one with the nearest centre.
     middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * end / num_clips
     nearest = (middles / stride).floor().long().clamp(max=num_features - 1).to(features.device)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), features[nearest])
+    means = (sums / counts.clamp(min=1)).to(features.dtype)
+    return torch.where(counts > 0, means, features[nearest])
 
 
 def _checked_features(

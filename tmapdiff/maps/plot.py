@@ -144,7 +144,7 @@ def plot_denoising(
     maps: Sequence[Tensor],
     mask: Tensor | None = None,
     *,
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[int] | Tensor | None = None,
     clip_seconds: float = 1.0,
     truth: Sequence[Sequence[float]] = (),
     title: str = "",
@@ -170,6 +170,8 @@ def plot_denoising(
     """
     if not len(maps):
         raise ArgumentError("plot_denoising: expected at least one map, got none.")
+    if isinstance(timesteps, Tensor):
+        timesteps = timesteps.tolist()
     if timesteps is not None:
         check_length("plot_denoising", "timesteps", timesteps, len(maps))
     figure = _figure(len(maps), "plot_denoising")

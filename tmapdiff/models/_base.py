@@ -1,6 +1,7 @@
 """What all models share: strict configurations, and saving and loading that cannot half-succeed."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,16 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         if folder.is_file():
             raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
         with written_beside(folder) as new:
-            super().save_pretrained(new, **kwargs)
+            super().save_pretrained(str(new), **kwargs)
+            saved = {path.name for path in new.glob("*")}
+        # Weights of an earlier save, in more or fewer files, would be loaded instead of these.
+        for path in folder.glob("*"):
+            if (
+                _WEIGHTS.fullmatch(path.name)
+                and path.name not in saved
+                and not kwargs.get("variant")
+            ):
+                path.unlink()
 
     @classmethod
     def from_pretrained(
@@ -86,6 +96,9 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
                 names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
         return (model, info) if return_info else model  # type: ignore[return-value]
+
+
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def _describe(key: Any) -> str:

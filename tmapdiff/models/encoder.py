@@ -269,6 +269,7 @@ class MultimodalEncoder(MapModel):
                 f"MultimodalEncoder: expected {pooled} features for each clip, "
                 f"got {features.shape[1]} features."
             )
+        features = features.to(self.clip_encoder.weight.dtype)
         clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
         maps = self.map_features(reduce(clips, "b (n p) c -> b c n", "mean", p=pooled))
         return [self.fuse_map(one) for one in maps]

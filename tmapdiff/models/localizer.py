@@ -9,14 +9,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_shape
+from tmapdiff._checks import check_length, check_shape
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import MapLocalizer
 from tmapdiff.schedulers import MapScheduler
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 StepCallback = Callable[[int, int, Tensor], None]
 
 
@@ -214,6 +214,9 @@ class MomentLocalizer(MapLocalizer):
         shape, mask = (batch, grid.num_cells), grid.packed_mask(device, num_clips)
         if self.config.deterministic:
             return self._regress(features, shape, mask, num_clips, num_inference_steps)
+        if isinstance(generator, list | tuple):
+            check_length("MomentLocalizer.sample_maps", "generator", generator, batch)
+            generator = list(generator) or None  # of no samples
         if noise is None:
             maps = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         else:

@@ -80,8 +80,14 @@ class MS2DTAN(MapLocalizer):
         maps = self.encoder(features, words, num_words, num_clips)
         scores = []
         for scale, (one, convs, head) in enumerate(zip(maps, self.convs, self.heads, strict=True)):
-            # Without a mask: the published model lets invalid cells of its own layers be seen.
-            scored = rearrange(head(convs(one)), "b 1 n a -> b n a")
+            # The published model lets its second layer see what the first makes of cells that end
+            # outside the video. What starts there is not seen: it would depend on the batch.
+            starts_inside = None
+            if num_clips is not None:
+                starts_inside = grid.mask(scale, one.device, num_clips)[..., :1].expand_as(
+                    one[:, 0]
+                )
+            scored = rearrange(head(convs(one, starts_inside)), "b 1 n a -> b n a")
             scores.append(scored.masked_fill(~grid.mask(scale, scored.device, num_clips), 0))
         return scores
 
