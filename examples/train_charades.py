@@ -20,6 +20,7 @@ import torch
 from tmapdiff import (
     PRESETS,
     ActionTimelineFeatures,
+    MapGrid,
     MomentDataset,
     MomentLocalizer,
     TmapdiffError,
@@ -30,17 +31,21 @@ from tmapdiff import (
 )
 from tmapdiff._files import written_beside
 from tmapdiff.data import AnnotationSet, FeatureStore, SyntheticActivities, load_glove
-from tmapdiff.errors import ConfigError
+from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.evaluation import (
     Evaluation,
     draw_queries,
     evaluate,
+    evaluate_oracle,
     evaluate_prior,
     fit_moment_prior,
     write_predictions,
 )
+from tmapdiff.models import MS2DTAN, MapLocalizer
+from tmapdiff.presets import DECODERS
 from tmapdiff.provenance import describe_run
 
+MODELS = ("diffusion", "deterministic", "ms2dtan", "prior", "oracle")
 SYNTHETIC_EPOCHS = 30
 HOLDOUT_SEED = 0  # The same videos are held out whatever --seed says.
 
@@ -65,7 +70,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--glove", type=Path, help="text file of GloVe vectors (default: learned embeddings)")
     add("--preset", choices=list(PRESETS), default="tiny", help=f"{presets} (default: tiny)")
-    add("--objective", help="what is learned, see tmapdiff.losses (default: the preset's)")
+    add(
+        "--model",
+        choices=MODELS,
+        default="diffusion",
+        help="what to train, or a control: the same decoder as a plain regressor, the baseline, "
+        "the best constant answer, or the true maps (default: diffusion)",
+    )
+    add("--decoder", choices=list(DECODERS), help="decoder of Table 3 (default: cnn-concat)")
+    add("--objective", help="what is learned, see tmapdiff.losses (default: the model's)")
+    add(
+        "--clip-seconds",
+        type=float,
+        help="seconds of a clip: train on windows of long videos, test on whole ones "
+        "(default: clips divide each video equally)",
+    )
     add(
         "--epochs",
         type=int,
@@ -128,12 +147,60 @@ def load_data(args: argparse.Namespace) -> tuple[AnnotationSet, AnnotationSet, F
     return train, test, store
 
 
+def make_datasets(
+    args: argparse.Namespace,
+    grid: MapGrid,
+    vocabulary: Vocabulary,
+    store: FeatureStore,
+    *parts: AnnotationSet,
+) -> list[MomentDataset]:
+    """One dataset a part; the last is that to test on, with whole videos."""
+    clips = {"clip_seconds": args.clip_seconds, "clip_multiple": grid.stride(grid.num_scales - 1)}
+    return [
+        MomentDataset(
+            part,
+            store,
+            vocabulary,
+            grid.num_clips,
+            **clips,
+            whole_videos=args.clip_seconds is not None and part is parts[-1],
+        )
+        for part in parts
+    ]
+
+
+def build_model(
+    args: argparse.Namespace, vocabulary: Vocabulary, store: FeatureStore
+) -> MapLocalizer:
+    preset = PRESETS[args.preset]
+    torch.manual_seed(args.seed)
+    fields: dict[str, Any] = {
+        "vocabulary_size": len(vocabulary),
+        "clip_channels": store.feature_dim,
+        **({"objective": args.objective} if args.objective else {}),
+    }
+    if args.glove is not None:
+        vectors, found = load_glove(args.glove).rows_for(vocabulary)
+        print(f"GloVe: {found} of {len(vocabulary)} words found")
+        fields["encoder"] = {"word_channels": vectors.shape[1], "train_words": False}
+    model: MapLocalizer
+    if args.model == "ms2dtan":
+        model = preset.build_ms2dtan(**fields)
+    else:
+        decoder = DECODERS[args.decoder] if args.decoder else {}
+        model = preset.build(decoder=decoder, deterministic=args.model == "deterministic", **fields)
+    if args.glove is not None:
+        model.encoder.load_word_vectors(vectors)
+    print(f"model: preset {args.preset}, {model.num_parameters() / 1e6:.2f} million parameters")
+    return model
+
+
 def train_model(
     args: argparse.Namespace, train: AnnotationSet, test: AnnotationSet, store: FeatureStore
 ) -> tuple[Trainer, MomentDataset, MomentDataset]:
     preset = PRESETS[args.preset]
     chosen = {
-        "epochs": args.epochs or (SYNTHETIC_EPOCHS if args.root is None else None),
+        "epochs": SYNTHETIC_EPOCHS if args.epochs is None and args.root is None else args.epochs,
         "batch_size": args.batch_size,
         "mixed_precision": args.mixed_precision,
         "seed": args.seed,
@@ -141,28 +208,11 @@ def train_model(
     config = replace(preset.training, **{k: v for k, v in chosen.items() if v is not None})
 
     vocabulary = Vocabulary.from_sentences(pair.query for pair in train)
-    clips = preset.grid["num_clips"]
-    train_set = MomentDataset(train, store, vocabulary, clips)
-    test_set = MomentDataset(test, store, vocabulary, clips)
-
-    torch.manual_seed(args.seed)
-    encoder: dict[str, Any] = {}
-    if args.glove is not None:
-        vectors, found = load_glove(args.glove).rows_for(vocabulary)
-        print(f"GloVe: {found} of {len(vocabulary)} words found")
-        encoder = {"word_channels": vectors.shape[1], "train_words": False}
-    model = preset.build(
-        vocabulary_size=len(vocabulary),
-        clip_channels=store.feature_dim,
-        encoder=encoder,
-        **({"objective": args.objective} if args.objective else {}),
-    )
-    if args.glove is not None:
-        model.encoder.load_word_vectors(vectors)
-    print(f"model: preset {args.preset}, {model.num_parameters() / 1e6:.2f} million parameters")
-
+    train_set, test_set = make_datasets(args, preset.make_grid(), vocabulary, store, train, test)
+    model = build_model(args, vocabulary, store)
     for count in args.steps or []:
-        model.scheduler.set_timesteps(count)  # now, rather than after training
+        if isinstance(model, MomentLocalizer):
+            model.scheduler.set_timesteps(count)  # now, rather than after training
     device = None if args.device == "auto" else args.device
     trainer = Trainer(model, train_set, config, args.output, validation=test_set, device=device)
     if args.resume:
@@ -173,8 +223,9 @@ def train_model(
 
 def load_model(
     args: argparse.Namespace, test: AnnotationSet, store: FeatureStore
-) -> tuple[MomentLocalizer, MomentDataset]:
-    model = MomentLocalizer.from_pretrained(args.eval_only)
+) -> tuple[MapLocalizer, MomentDataset]:
+    kind = MS2DTAN if args.model == "ms2dtan" else MomentLocalizer
+    model: MapLocalizer = kind.from_pretrained(args.eval_only)
     vocabulary = Vocabulary.load(args.eval_only / "vocabulary.json")
     expected = model.config.encoder_config["clip_channels"]
     if store.feature_dim != expected:
@@ -184,7 +235,36 @@ def load_model(
         )
     if args.device == "auto" and torch.cuda.is_available():
         model.to("cuda")
-    return model, MomentDataset(test, store, vocabulary, model.grid.num_clips)
+    return model, make_datasets(args, model.grid, vocabulary, store, test)[0]
+
+
+def evaluate_control(
+    args: argparse.Namespace, train: AnnotationSet, test: AnnotationSet, store: FeatureStore
+) -> dict[str, float]:
+    """Metrics of an answer that no model gives."""
+    grid = PRESETS[args.preset].make_grid()
+    vocabulary = Vocabulary.from_sentences(pair.query for pair in (*train, *test))
+    train_set, test_set = make_datasets(args, grid, vocabulary, store, train, test)
+    if args.model == "oracle":
+        return evaluate_oracle(grid, test_set)
+    return evaluate_prior(grid, fit_moment_prior(grid, train_set), test_set)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that would do nothing."""
+    untrained = args.eval_only is not None or args.model in ("prior", "oracle")
+    for option, given, needed in (
+        ("--features", args.features != "timeline" and args.root is None, "--root"),
+        ("--seconds-per-feature", args.seconds_per_feature and args.features == "timeline",
+         "--features"),
+        ("--resume", args.resume and untrained, "a model to train"),
+        ("--decoder", args.decoder and args.model not in ("diffusion", "deterministic"),
+         "--model diffusion or deterministic"),
+        ("--steps", args.steps and args.model != "diffusion", "--model diffusion"),
+        ("--eval-only", args.eval_only and args.model in ("prior", "oracle"), "a trained model"),
+    ):  # fmt: skip
+        if given:
+            raise ArgumentError(f"{option}: expected {needed} with it, got none.")
 
 
 def print_table(rows: dict[str, dict[str, float]], features: str) -> None:
@@ -198,63 +278,83 @@ def print_table(rows: dict[str, dict[str, float]], features: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    check_arguments(args)
     began = time.perf_counter()
-    if args.output is None:
+    if args.output is None and args.eval_only is not None:
+        args.output = args.eval_only.parent / "evaluation"
+    elif args.output is None:
         data = "synthetic" if args.root is None else "charades"
-        args.output = Path("runs") / f"{data}-{args.preset}-{args.seed}"
+        model_name = args.preset if args.model == "diffusion" else f"{args.preset}-{args.model}"
+        args.output = Path("runs") / f"{data}-{model_name}-{args.seed}"
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     with written_beside(args.output / "arguments.json") as new:
         new.write_text(json.dumps(settings, indent=2) + "\n")
     train, test, store = load_data(args)
 
     rows: dict[str, dict[str, float]] = {}
-    if args.eval_only is None:
-        trainer, train_set, test_set = train_model(args, train, test, store)
-        model = trainer.ema_model.eval()
-        prior = fit_moment_prior(model.grid, train_set)
-        rows["best constant"] = evaluate_prior(model.grid, prior, test_set)
-        steps = args.steps or [model.config.num_inference_steps]
-        raw = evaluate(trainer.raw_model, test_set, num_inference_steps=steps[0], seed=args.seed)
-        rows[f"raw weights, steps {steps[0]}"] = raw.metrics
-    else:
-        model, test_set = load_model(args, test, store)
-        steps = args.steps or [model.config.num_inference_steps]
-
-    results: dict[int, Evaluation] = {}
-    for count in steps:
-        found = evaluate(model, test_set, num_inference_steps=count, seed=args.seed)
-        results[count] = found
-        rows[f"EMA weights, steps {count}" if args.eval_only is None else f"steps {count}"] = (
-            found.metrics
-        )
-    print_table(rows, store.description)
-
-    chosen = results[steps[0]]
-    summary = {
-        **chosen.metrics,
-        "num_inference_steps": steps[0],
-        "rows": rows,
+    summary: dict[str, Any] = {
         "features": store.description,
         "evaluated_on": str(test.report),
         "seed": args.seed,
         "arguments": settings,
-        "seconds": time.perf_counter() - began,
-        "queries_per_second": chosen.queries_per_second,
         **describe_run(str(Path(__file__).parent)),
     }
+    if args.model in ("prior", "oracle"):
+        rows[args.model] = evaluate_control(args, train, test, store)
+        print_table(rows, store.description)
+        summary = {**rows[args.model], "rows": rows, **summary}
+        write_summary(args, summary, began)
+        print(f"\nwritten to {args.output}: metrics.json")
+        return
+
+    label = ""
+    if args.eval_only is None:
+        trainer, train_set, test_set = train_model(args, train, test, store)
+        model = trainer.ema_model.eval()
+        if args.clip_seconds is None:  # a prior knows no longer videos
+            prior = fit_moment_prior(model.grid, train_set)
+            rows["best constant"] = evaluate_prior(model.grid, prior, test_set)
+        label = "EMA weights, "
+    else:
+        model, test_set = load_model(args, test, store)
+    default = model.config.num_inference_steps if model.is_generative else 1
+    steps = args.steps or [default]
+    if args.eval_only is None:
+        raw = evaluate(trainer.raw_model, test_set, num_inference_steps=steps[0], seed=args.seed)
+        rows[f"raw weights, steps {steps[0]}"] = raw.metrics
+
+    results: dict[int, Evaluation] = {}
+    for count in steps:
+        results[count] = evaluate(model, test_set, num_inference_steps=count, seed=args.seed)
+        rows[f"{label}steps {count}"] = results[count].metrics
+    print_table(rows, store.description)
+
+    chosen = results[steps[0]]
     if args.eval_only is None:
         with written_beside(args.output / "model") as folder:
             model.save_pretrained(folder)
             test_set.vocabulary.save(folder / "vocabulary.json")
     write_predictions(chosen.predictions, args.output / "predictions.jsonl")
     shown = range(0, len(test_set), max(1, len(test_set) // 4))[:4]
-    figure = draw_queries(model, test_set, shown, num_inference_steps=steps[0], seed=args.seed)
+    count = steps[0] if model.is_generative else None
+    figure = draw_queries(model, test_set, shown, num_inference_steps=count, seed=args.seed)
     with written_beside(args.output / "maps.png") as new:
         figure.savefig(new)
-    with written_beside(args.output / "metrics.json") as new:
-        new.write_text(json.dumps(summary, indent=2) + "\n")
+    found = {
+        **chosen.metrics,
+        "num_inference_steps": steps[0],
+        "rows": rows,
+        "queries_per_second": chosen.queries_per_second,
+    }
+    write_summary(args, {**found, **summary}, began)
     print(f"\nwritten to {args.output}: metrics.json, predictions.jsonl, maps.png", end="")
     print(", model" if args.eval_only is None else "")
+
+
+def write_summary(args: argparse.Namespace, summary: dict[str, Any], began: float) -> None:
+    summary["seconds"] = time.perf_counter() - began
+    with written_beside(args.output / "metrics.json") as new:
+        new.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

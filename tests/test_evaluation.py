@@ -1,19 +1,39 @@
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.assertions import refuses
 
-from tmapdiff import ActionTimelineFeatures, MapGrid, MomentDataset, Vocabulary, temporal_iou
-from tmapdiff.data import SyntheticActivities
-from tmapdiff.errors import ArgumentError, FileError
+from tmapdiff import (
+    PRESETS,
+    ActionTimelineFeatures,
+    IoUMapBuilder,
+    MapGrid,
+    MomentDataset,
+    Vocabulary,
+    rank_moments,
+    temporal_iou,
+)
+from tmapdiff.data import (
+    AnnotationSet,
+    SyntheticActivities,
+    SyntheticDiDeMo,
+    collate_moments,
+    keep_consensus,
+)
+from tmapdiff.errors import ArgumentError, FileError, ShapeError
 from tmapdiff.evaluation import (
     draw_queries,
     evaluate,
+    evaluate_didemo,
+    evaluate_oracle,
     evaluate_prior,
     fit_moment_prior,
     write_predictions,
 )
-from tmapdiff.models import MomentLocalizer
+from tmapdiff.models import MS2DTAN, Localization, MomentLocalizer
 
 GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 
@@ -149,3 +169,180 @@ def test_drawing_shows_each_query_beside_its_truth(model, dataset):
 def test_drawing_nothing_is_refused(model, dataset):
     with pytest.raises(ArgumentError, match="expected the number of positions to be an integer"):
         draw_queries(model, dataset, [])
+
+
+# Other models, long videos, DiDeMo
+
+
+class Truth(MomentLocalizer):
+    """Answers every query with the true maps of a dataset, in its order."""
+
+    def __init__(self, model: MomentLocalizer, dataset: MomentDataset) -> None:
+        super().__init__(**{k: v for k, v in model.config.items() if not k.startswith("_")})
+        self.dataset, self.position = dataset, 0
+
+    def predict_maps(self, features, words, num_words, num_clips=None, **_):
+        grid = self._grid_of(features, num_clips)
+        maps = []
+        for _ in range(len(features)):
+            sample = self.dataset[self.position]
+            moments = torch.tensor([sample.annotation.moments])
+            build = IoUMapBuilder(grid)
+            maps.append(build.packed(moments, torch.tensor([sample.clip_seconds])))
+            self.position += 1
+        return torch.cat(maps)
+
+
+def long_videos(dataset, whole_videos: bool = True) -> MomentDataset:
+    return MomentDataset(
+        dataset.annotations,
+        dataset.store,
+        dataset.vocabulary,
+        8,
+        clip_seconds=1.0,
+        whole_videos=whole_videos,
+        clip_multiple=2,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_whole_videos_are_searched_to_their_end(model, dataset, batch_size):
+    videos = long_videos(dataset)
+    assert {sample.num_clips > 16 for sample in videos} == {True}
+    found = evaluate(Truth(model, videos), videos, batch_size=batch_size)
+    # Moments longer than the grid's longest, 8 clips, cannot be hit.
+    short = [item for item in dataset.annotations if item.moments[0][1] - item.moments[0][0] < 8]
+    assert 100 >= found.metrics["Rank1@0.5"] >= 100 * len(short) / len(dataset) > 60
+    for prediction, item in zip(found.predictions, dataset.annotations, strict=True):
+        assert all(0 <= s < e <= item.duration + 1e-4 for s, e, _ in prediction.windows)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "ms2dtan"])
+def test_scores_of_whole_videos_do_not_depend_on_the_batch(model, dataset, kind):
+    videos = long_videos(dataset)
+    if kind == "ms2dtan":
+        model = MS2DTAN(encoder_config=model.config.encoder_config, kernel_sizes=[3, 3]).eval()
+    elif kind == "deterministic":
+        fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
+        model = MomentLocalizer(**{**fields, "deterministic": True}).eval()
+    if kind != "diffusion":
+        together, alone = (evaluate(model, videos, batch_size=size) for size in (64, 1))
+        for one, other in zip(together.predictions, alone.predictions, strict=True):
+            scores = [row[2] for row in one.windows]
+            assert scores == pytest.approx([row[2] for row in other.windows], abs=1e-5)
+    assert evaluate(model, videos).metrics
+
+
+def test_windows_train_and_draw(model, dataset):
+    batch = collate_moments([long_videos(dataset, False)[index] for index in range(4)])
+    assert batch.features.shape == (4, 8, 16)
+    loss = model.loss(
+        batch.features,
+        batch.words,
+        batch.num_words,
+        batch.moments,
+        batch.clip_seconds,
+        batch.num_moments,
+        batch.num_clips,
+    )
+    assert bool(loss.isfinite())
+    assert draw_queries(model, long_videos(dataset), [0, 1]).subfigs
+
+
+def test_regressors_take_one_step(model, dataset):
+    fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    twin = MomentLocalizer(**{**fields, "deterministic": True})
+    assert evaluate(twin, dataset).predictions == evaluate(twin, dataset, seed=5).predictions
+    for steps in (None, 1):
+        assert evaluate(twin, dataset, num_inference_steps=steps).metrics
+    text = "evaluate: expected one step for a MomentLocalizer that does not sample, got num_inf"
+    with refuses(ArgumentError, text):
+        evaluate(twin, dataset, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_the_oracle_is_the_bound_of_the_grid(dataset, windows):
+    grid, data = MapGrid(**GRID), long_videos(dataset) if windows else dataset
+    found = evaluate_oracle(grid, data)
+    best = []
+    for sample in data:
+        size = grid.resized(len(sample.features))
+        inside = size.packed_mask()
+        if sample.num_clips is not None:
+            inside = size.packed_mask(num_clips=torch.tensor([sample.num_clips]))[0]
+        cells = size.packed_moments()[inside] * sample.clip_seconds
+        cells = cells.clamp(max=sample.annotation.duration)
+        truth = torch.tensor(sample.annotation.moments[0])
+        best.append(float(temporal_iou(cells, truth).max()))
+    assert found["mIoU"] == pytest.approx(100 * sum(best) / len(best), abs=0.5)
+    share = 100 * sum(iou > 0.7 for iou in best) / len(best)
+    assert found["Rank1@0.7"] == pytest.approx(share, abs=1e-3)
+
+
+def test_a_prior_knows_no_longer_videos(dataset):
+    grid = MapGrid(**GRID)
+    prior = fit_moment_prior(grid, long_videos(dataset, False))
+    with refuses(ShapeError, "evaluate_prior: expected features of shape (B, 8, D)", "no longer"):
+        evaluate_prior(grid, prior, long_videos(dataset))
+
+
+@pytest.fixture(scope="module")
+def didemo() -> MomentDataset:
+    data = SyntheticDiDeMo(num_videos=12, split="test")
+    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes, feature_dim=16)
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.annotations)
+    return MomentDataset(data.annotations, store, vocabulary, 6, clip_seconds=5.0)
+
+
+def test_made_up_didemo_is_in_its_form(didemo):
+    counts = {len(item.moments) for item in didemo.annotations}
+    assert counts == {4, 7}
+    assert {item.duration for item in didemo.annotations} == {25.0, 30.0}
+    for item in didemo.annotations:
+        for start, end in item.moments:
+            assert start % 5 == end % 5 == 0
+            assert 0 <= start < end <= item.duration
+    assert any(len(set(item.moments)) > 1 for item in didemo.annotations)
+    assert {sample.num_clips for sample in didemo} == {5, 6}
+
+
+def didemo_model(didemo: MomentDataset) -> MomentLocalizer:
+    torch.manual_seed(0)
+    grid = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
+    preset = replace(PRESETS["nano"], grid=grid)
+    return preset.build(vocabulary_size=len(didemo.vocabulary), clip_channels=16).eval()
+
+
+def test_didemo_with_the_consensus_as_answer(didemo):
+    class Consensus(MomentLocalizer):
+        position = 0
+
+        def localize(self, features, words, num_words, clip_seconds, *, num_clips, **_):
+            items = didemo.annotations[self.position : self.position + len(features)]
+            self.position += len(features)
+            dense = torch.full((len(features), 6, 6), -torch.inf)
+            for row, item in enumerate(items):
+                for start, end in [(s, e) for s in range(6) for e in range(s + 1, 7)]:
+                    moment = torch.tensor([5.0 * start, 5.0 * end])
+                    kept = torch.tensor(keep_consensus(AnnotationSet([item]))[0].moments[0])
+                    dense[row, start, end - start - 1] = temporal_iou(moment, kept)
+            mask = self.grid.dense_mask(num_clips=num_clips)
+            dense = dense.masked_fill(~mask, -torch.inf)
+            return Localization(rank_moments(dense, mask, clip_seconds), dense, mask)
+
+    model = didemo_model(didemo)
+    fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    found = evaluate_didemo(Consensus(**fields), didemo, batch_size=5)
+    assert found.metrics["Rank1@0.7"] == 100
+    agreed = [max(Counter(item.moments).values()) >= 3 for item in didemo.annotations]
+    assert found.metrics["Rank@1"] == pytest.approx(100 * sum(agreed) / len(agreed))
+    assert found.metrics["Rank@5"] > 80
+    assert found.metrics["mIoU"] > 80
+
+
+def test_didemo_needs_clips_of_a_segment(didemo, dataset):
+    model = didemo_model(didemo)
+    assert evaluate_didemo(model, didemo).metrics["Rank@5"] >= 0
+    other = MomentDataset(dataset.annotations, dataset.store, didemo.vocabulary, 6)
+    with refuses(ArgumentError, "evaluate_didemo: expected clips of 5 s, DiDeMo's segments, got"):
+        evaluate_didemo(model, other)

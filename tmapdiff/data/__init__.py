@@ -16,7 +16,7 @@ from tmapdiff.data.features import (
     pool_features,
 )
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
-from tmapdiff.data.synthetic import SyntheticActivities
+from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
 from tmapdiff.data.timeline import ActionTimelineFeatures
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 
@@ -33,6 +33,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "load_tacos",
     "load_moment_jsonl",
     "SyntheticActivities",
+    "SyntheticDiDeMo",
     "CharadesVideo",
     "load_charades_actions",
     "FeatureStore",

@@ -1,5 +1,6 @@
 """Made-up videos of scripted activities: something to learn within minutes, without any file."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ from tmapdiff._checks import check_choice, check_int
 from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.data.charades import CharadesVideo
+from tmapdiff.data.didemo import SEGMENT_SECONDS
 
 # Ways to word each activity, as (what a person does, what a person is doing). Verbs and objects
 # recur, so that neither of them tells the activity alone.
@@ -96,6 +98,78 @@ class SyntheticActivities:
 
     def __repr__(self) -> str:
         return f"SyntheticActivities({self.split}, seed {self.seed}: {self.annotations!r})"
+
+
+class SyntheticDiDeMo:
+    """Made-up videos in the form of DiDeMo: five or six segments, marked by several annotators.
+
+    The videos and sentences are those of `SyntheticActivities`, stretched to 30 seconds, or every
+    sixth to 25. Four annotators (seven for every tenth query) mark the segments that an activity
+    touches; each errs by a segment at an end in one case of four.
+
+    Args:
+        num_videos: As for `SyntheticActivities`.
+        seed: As for `SyntheticActivities`.
+        split: As for `SyntheticActivities`.
+
+    Raises:
+        ArgumentError, ConfigError: As for `SyntheticActivities`.
+
+    Example:
+        >>> data = SyntheticDiDeMo(num_videos=2, split="test")
+        >>> len(data.annotations[0].moments)
+        7
+    """
+
+    num_classes = SyntheticActivities.num_classes
+
+    def __init__(
+        self,
+        num_videos: int | None = None,
+        *,
+        seed: int = 0,
+        split: Literal["train", "test"] = "train",
+    ) -> None:
+        activities = SyntheticActivities(num_videos, seed=seed, split=split)
+        self.videos: dict[str, CharadesVideo] = {}
+        annotations: list[Annotation] = []
+        for number, video_id in enumerate(activities.annotations.video_ids):
+            video = activities.videos[video_id]
+            segments = 5 if number % 6 == 5 else 6
+            stretch = segments * SEGMENT_SECONDS / video.duration
+            actions = tuple((one, s * stretch, e * stretch) for one, s, e in video.actions)
+            self.videos[video_id] = CharadesVideo(segments * SEGMENT_SECONDS, actions)
+        for item in activities.annotations:
+            duration = self.videos[item.video_id].duration
+            stretch = duration / item.duration
+            ((start, end),) = item.moments
+            random = generator_for(f"didemo-{item.video_id}-{item.qid}")
+            moments = tuple(
+                _mark(random, start * stretch, end * stretch, duration)
+                for _ in range(7 if len(annotations) % 10 == 0 else 4)
+            )
+            annotations.append(Annotation(item.qid, item.video_id, item.query, duration, moments))
+        source = f"synthetic activities in DiDeMo's form ({split}, seed {activities.seed})"
+        report = AnnotationReport(source, lines=len(annotations), kept=len(annotations))
+        self.annotations = AnnotationSet(annotations, report)
+
+    def __repr__(self) -> str:
+        return f"SyntheticDiDeMo({self.annotations!r})"
+
+
+def _mark(
+    random: np.random.Generator, start: float, end: float, duration: float
+) -> tuple[float, float]:
+    """Whole segments, in seconds, that an annotator marks."""
+    segments = round(duration / SEGMENT_SECONDS)
+    first = min(int(start // SEGMENT_SECONDS), segments - 1)
+    last = max(first, min(math.ceil(end / SEGMENT_SECONDS), segments) - 1)
+    if random.random() < 0.25:
+        if random.integers(2):
+            first = int(np.clip(first + random.choice((-1, 1)), 0, last))
+        else:
+            last = int(np.clip(last + random.choice((-1, 1)), first, segments - 1))
+    return first * SEGMENT_SECONDS, (last + 1) * SEGMENT_SECONDS
 
 
 def _make_video(random: np.random.Generator) -> CharadesVideo:
