@@ -3,9 +3,13 @@
     python benchmarks/tables.py --table 3 --data path/to/charades
     python benchmarks/tables.py --table 1 3 4 5 --data path/to/charades --preset base
 
-Table 1 compares methods, 3 decoders, 4 objectives, 5 the places of stylization (arXiv 2401.08232).
-All rows share features, grid, encoder, epochs, optimizer and seeds. Every run leaves a JSON file;
-runs that have one are not repeated, and one that was stopped goes on from its last epoch.
+    python benchmarks/tables.py --table 2 --data path/to/didemo --features average_fc7.h5
+
+Table 1 compares methods on Charades-STA and 2 on DiDeMo, 3 compares decoders, 4 objectives, 5 the
+places of stylization (arXiv 2401.08232). All rows share features, grid, encoder, epochs, optimizer
+and seeds. Every run leaves a JSON file; runs that have one are not repeated, and one that was
+stopped goes on from its last epoch. Without features, Charades' are simulated from its action
+annotations, and DiDeMo's videos are made up.
 """
 
 import argparse
@@ -35,12 +39,31 @@ from tmapdiff import (
     open_feature_store,
 )
 from tmapdiff._files import written_beside
-from tmapdiff.evaluation import evaluate, evaluate_oracle, evaluate_prior, fit_moment_prior
+from tmapdiff.data import (
+    SEGMENT_SECONDS,
+    AnnotationSet,
+    FeatureStore,
+    SyntheticDiDeMo,
+    keep_consensus,
+    load_didemo,
+)
+from tmapdiff.errors import ArgumentError
+from tmapdiff.evaluation import (
+    evaluate,
+    evaluate_didemo,
+    evaluate_didemo_prior,
+    evaluate_oracle,
+    evaluate_prior,
+    fit_moment_prior,
+)
 from tmapdiff.models import MapLocalizer
 from tmapdiff.presets import DECODERS, Preset
 from tmapdiff.provenance import describe_run
 
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
+DIDEMO = "2"  # the table of another data set
+DIDEMO_METRICS = ("Rank@1", "Rank@5", "mIoU", *METRICS[:4])
+DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
 
 @dataclass(frozen=True)
@@ -90,6 +113,12 @@ TABLES = {
         Row("diffusion", paper=(60.3, 40.8, 79.7, 63.0)),
         Row("oracle (the grid's bound)", model="oracle"),
     ],
+    DIDEMO: [
+        Row("frequency prior", model="prior"),
+        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled"),
+        Row("deterministic twin", model="deterministic"),
+        Row("diffusion"),
+    ],
     "3": [
         _decoder_row("transformer-xattn-ss"),
         _decoder_row("transformer-xattn"),
@@ -124,7 +153,8 @@ class Terms:
     """What all rows share.
 
     Attributes:
-        data: Folder of the Charades-STA files.
+        didemo: Whether the data set is DiDeMo; Charades-STA, if not.
+        data: Folder of the annotation files.
         features: `timeline`, an HDF5 file, or a folder.
         preset: The models' size and their training.
         epochs: Passes over the training set; the preset's, if None.
@@ -137,7 +167,8 @@ class Terms:
         threads: Threads of torch in each process.
     """
 
-    data: Path
+    didemo: bool
+    data: Path | None
     features: str
     preset: str
     epochs: int | None
@@ -149,31 +180,66 @@ class Terms:
     device: str | None
     threads: int
 
+    @property
+    def size(self) -> Preset:
+        """The preset, with DiDeMo's grid for DiDeMo."""
+        preset = PRESETS[self.preset]
+        return replace(preset, grid=DIDEMO_GRID) if self.didemo else preset
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the table's columns."""
+        return DIDEMO_METRICS if self.didemo else METRICS
+
     def result(self, row: Row, seed: int) -> Path:
         """Where a run's JSON file is."""
         return self.results / f"{row.name}-seed{seed}.json"
 
 
 @lru_cache(maxsize=1)
-def load_data(terms: Terms) -> tuple[MomentDataset, MomentDataset]:
-    """Training and evaluation pairs with their features."""
-    clips = PRESETS[terms.preset].grid["num_clips"]
-    train = load_charades_sta(terms.data, "train")
-    test = load_charades_sta(terms.data, "test")
-    if terms.features == "timeline":
-        store = ActionTimelineFeatures.from_charades(terms.data)
-    else:
-        store = open_feature_store(terms.features)
+def load_data(terms: Terms) -> tuple[MomentDataset, MomentDataset, AnnotationSet]:
+    """Training and evaluation pairs with their features; training pairs of all annotators."""
+    train, test, store = load_didemo_files(terms) if terms.didemo else load_charades_files(terms)
     if terms.holdout is not None:
         train, test = train.split_videos(terms.holdout, seed=0)
     train, test = train.restrict_to(store), test.restrict_to(store)
     if terms.limit is not None:
         train, test = train.limit(terms.limit), test.limit(terms.limit)
     vocabulary = Vocabulary.from_sentences(pair.query for pair in train)
+    clips = terms.size.grid["num_clips"]
+    seconds = SEGMENT_SECONDS if terms.didemo else None
+    # Of several annotators, one to learn from, and all to be judged by.
+    learned = keep_consensus(train) if terms.didemo else train
     return (
-        MomentDataset(train, store, vocabulary, clips),
-        MomentDataset(test, store, vocabulary, clips),
+        MomentDataset(learned, store, vocabulary, clips, clip_seconds=seconds),
+        MomentDataset(test, store, vocabulary, clips, clip_seconds=seconds),
+        train,
     )
+
+
+def load_charades_files(terms: Terms) -> tuple[AnnotationSet, AnnotationSet, FeatureStore]:
+    if terms.data is None:
+        raise ArgumentError("tables: expected --data, the folder of Charades-STA, got none.")
+    store: FeatureStore
+    if terms.features == "timeline":
+        store = ActionTimelineFeatures.from_charades(terms.data)
+    else:
+        store = open_feature_store(terms.features)
+    train, test = (load_charades_sta(terms.data, split) for split in ("train", "test"))
+    return train, test, store
+
+
+def load_didemo_files(terms: Terms) -> tuple[AnnotationSet, AnnotationSet, FeatureStore]:
+    if terms.features == "timeline":
+        made_up = [SyntheticDiDeMo(split=split) for split in ("train", "test")]
+        videos = {**made_up[0].videos, **made_up[1].videos}
+        classes = SyntheticDiDeMo.num_classes
+        store = ActionTimelineFeatures(videos, num_classes=classes, drop=0.0, jitter=0.5, noise=1.0)
+        return made_up[0].annotations, made_up[1].annotations, store
+    if terms.data is None:
+        raise ArgumentError("tables: expected --data, the folder of DiDeMo, got none.")
+    train, test = (load_didemo(terms.data, split) for split in ("train", "test"))
+    return train, test, open_feature_store(terms.features, SEGMENT_SECONDS)
 
 
 def build_model(row: Row, preset: Preset, train: MomentDataset, seed: int) -> MapLocalizer:
@@ -192,16 +258,17 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     """Train and evaluate one row with one seed; the result is also written as JSON."""
     torch.set_num_threads(terms.threads)
     began = time.perf_counter()
-    train, test = load_data(terms)
-    preset = PRESETS[terms.preset]
+    train, test, annotators = load_data(terms)
+    grid = terms.size.make_grid()
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, "preset": terms.preset}
-    if row.model == "prior":
-        grid = PRESETS[terms.preset].make_grid()
+    if row.model == "prior" and terms.didemo:
+        result["metrics"] = {"0": evaluate_didemo_prior(annotators, test.annotations)}
+    elif row.model == "prior":
         result["metrics"] = {"0": evaluate_prior(grid, fit_moment_prior(grid, train), test)}
     elif row.model == "oracle":
-        result["metrics"] = {"0": evaluate_oracle(PRESETS[terms.preset].make_grid(), test)}
+        result["metrics"] = {"0": evaluate_oracle(grid, test)}
     else:
-        result |= _train(row, seed, terms, preset, train, test)
+        result |= _train(row, seed, terms, train, test)
     result |= {
         "features": train.store.description,
         "trained_on": f"{len(train):,} pairs",
@@ -219,14 +286,13 @@ def _train(
     row: Row,
     seed: int,
     terms: Terms,
-    preset: Preset,
     train: MomentDataset,
     test: MomentDataset,
 ) -> dict[str, Any]:
     changes = {"seed": seed, **({} if terms.epochs is None else {"epochs": terms.epochs})}
-    config = replace(preset.training, **changes)
-    model = build_model(row, preset, train, seed)
-    folder = terms.scratch / terms.preset / f"{row.name}-seed{seed}"
+    config = replace(terms.size.training, **changes)
+    model = build_model(row, terms.size, train, seed)
+    folder = terms.scratch / terms.results.name / f"{row.name}-seed{seed}"
     trainer = Trainer(model, train, config, folder, device=terms.device, show_progress=False)
     began, done = time.perf_counter(), trainer.resume().progress.epoch
     trainer.train()
@@ -236,7 +302,8 @@ def _train(
     speed: dict[str, float] = {}
     for steps in terms.steps if averaged.is_generative else (1,):
         sampling = {"num_inference_steps": steps} if averaged.is_generative else {}
-        found = evaluate(averaged, test, seed=seed, **sampling)
+        judge = evaluate_didemo if terms.didemo else evaluate
+        found = judge(averaged, test, seed=seed, **sampling)
         metrics[str(steps)], speed[str(steps)] = found.metrics, found.queries_per_second
     shutil.rmtree(folder, ignore_errors=True)
     return {
@@ -263,7 +330,7 @@ def print_table(table: str, terms: Terms, seeds: range) -> None:
     if not complete:
         return
     first = next((result for result in complete if "training" in result), complete[0])
-    grid = PRESETS[terms.preset].make_grid()
+    grid = terms.size.make_grid()
     print(f"\n### Table {table}\n\nFeatures: {'; '.join({r['features'] for r in complete})}.")
     split = "test set" if terms.holdout is None else f"{terms.holdout:g} of the training videos"
     print(
@@ -272,13 +339,16 @@ def print_table(table: str, terms: Terms, seeds: range) -> None:
         f"{first['trained_on']}; evaluated on {first['evaluated_on']} of the {split}; "
         f"EMA weights; mean ± standard deviation over seeds, percent.\n"
     )
-    print("| | parameters | steps | seeds |", *(f"{name} |" for name in METRICS), "paper |")
-    print("| --- |" + " --- |" * (4 + len(METRICS)))
+    print("| | parameters | steps | seeds |", *(f"{name} |" for name in terms.metrics), "paper |")
+    print("| --- |" + " --- |" * (4 + len(terms.metrics)))
     for row in rows:
         results = found[row.label]
         paper = " / ".join(f"{value:.1f}" for value in row.paper) or "-"
         for steps in results[0]["metrics"] if results else ["-"]:
-            cells = [_mean([r["metrics"][steps][name] for r in results]) for name in METRICS]
+            cells = [
+                _mean([r["metrics"][steps][name] for r in results if name in r["metrics"][steps]])
+                for name in terms.metrics
+            ]
             millions = f"{results[0]['parameters'] / 1e6:.2f} M" if _trained(results) else "-"
             shown = steps if _trained(results) else "-"
             print(f"| {row.label} | {millions} | {shown} | {len(results)} |", end=" ")
@@ -304,12 +374,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--table", nargs="+", choices=list(TABLES), required=True, help="tables to make")
-    add("--data", type=Path, required=True, help="folder with the Charades-STA files")
+    add("--data", type=Path, help="folder with the Charades-STA files; for table 2, with DiDeMo's")
     add(
         "--features",
         default="timeline",
-        help="an HDF5 file, a folder of .npy or .npz files, or 'timeline': features simulated "
-        "from Charades' action annotations (default: timeline)",
+        help="an HDF5 file, a folder of feature files, or 'timeline': features simulated from "
+        "Charades' action annotations (default: timeline)",
     )
     add(
         "--preset", choices=list(PRESETS), default="nano", help="size of all models (default: nano)"
@@ -335,7 +405,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
+    if DIDEMO in args.table and len(args.table) > 1:
+        raise ArgumentError("tables: expected table 2 alone, as it has another data set.")
+    didemo = args.table == [DIDEMO]
+    name = f"tables-{'didemo-' if didemo else ''}{args.preset}"
     terms = Terms(
+        didemo=didemo,
         data=args.data,
         features=args.features,
         preset=args.preset,
@@ -344,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
         holdout=args.holdout,
         limit=args.limit,
         scratch=args.scratch,
-        results=args.results or Path("runs") / f"tables-{args.preset}",
+        results=args.results or Path("runs") / name,
         device=None if args.device == "auto" else args.device,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),
     )
@@ -356,29 +431,37 @@ def main(arguments: list[str] | None = None) -> int:
         for row in TABLES[table]
         if not terms.result(row, seed).exists()
     }
-    failed = 0
-    if wanted and not args.print_only:
-        # Fresh processes: a run must not depend on those before it.
-        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-            jobs = {
-                pool.submit(run, row, seed, terms): (row, seed) for row, seed in wanted.values()
-            }
-            for count, job in enumerate(as_completed(jobs), start=1):
-                row, seed = jobs[job]
-                print(f"[{count}/{len(jobs)}] {row.name} seed {seed}: ", end="")
-                try:
-                    result = job.result()
-                except TmapdiffError as error:
-                    failed += 1
-                    print(f"failed: {error}", flush=True)
-                    continue
-                last = next(iter(result["metrics"].values()))
-                shown = " / ".join(f"{last[name]:.1f}" for name in METRICS)
-                print(f"{shown} ({result['seconds']:.0f} s)", flush=True)
+    failed = 0 if args.print_only else run_all(list(wanted.values()), terms, args.jobs)
     for table in args.table:
         print_table(table, terms, seeds)
     return 1 if failed else 0
 
 
+def run_all(wanted: list[tuple[Row, int]], terms: Terms, jobs: int) -> int:
+    """Make the runs, several at a time; return how many failed."""
+    if not wanted:
+        return 0
+    failed = 0
+    # Processes of their own: no run changes the random numbers of another.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        running = {pool.submit(run, row, seed, terms): (row, seed) for row, seed in wanted}
+        for count, job in enumerate(as_completed(running), start=1):
+            row, seed = running[job]
+            print(f"[{count}/{len(running)}] {row.name} seed {seed}: ", end="")
+            try:
+                result = job.result()
+            except TmapdiffError as error:
+                failed += 1
+                print(f"failed: {error}", flush=True)
+                continue
+            first = next(iter(result["metrics"].values()))
+            shown = " / ".join(f"{first[m]:.1f}" for m in terms.metrics if m in first)
+            print(f"{shown} ({result['seconds']:.0f} s)", flush=True)
+    return failed
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except TmapdiffError as error:
+        sys.exit(f"error: {error}")

@@ -12,9 +12,7 @@ with one array of (6, D) a video, a row a segment, or a folder of such arrays.
 import argparse
 import json
 import sys
-from collections import Counter
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -38,8 +36,7 @@ from tmapdiff.data import (
     load_didemo,
 )
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation import evaluate_didemo, write_predictions
-from tmapdiff.metrics import DiDeMoMetrics
+from tmapdiff.evaluation import evaluate_didemo, evaluate_didemo_prior, write_predictions
 from tmapdiff.provenance import describe_run
 
 GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
@@ -87,18 +84,6 @@ def load_data(args: argparse.Namespace) -> tuple[AnnotationSet, AnnotationSet, F
     return train, test, store
 
 
-def frequency_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
-    """Official metric of ranking moments by how often annotators of the training set marked them."""
-    marked = Counter(moment for item in train for moment in item.moments)
-    segments = [SEGMENT_SECONDS * index for index in range(GRID["num_clips"] + 1)]
-    ranked = sorted(combinations(segments, 2), key=lambda moment: -marked[moment])
-    metrics = DiDeMoMetrics()
-    for item in test:
-        inside = [moment for moment in ranked if moment[1] <= item.duration]
-        metrics.update(torch.tensor([inside]), torch.tensor([item.moments]))
-    return metrics.compute()
-
-
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     train, test, store = load_data(args)
@@ -134,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     averaged = trainer.ema_model.eval()
     found = evaluate_didemo(averaged, test_set, num_inference_steps=args.steps, seed=args.seed)
-    prior = frequency_prior(train, test)
+    prior = evaluate_didemo_prior(train, test)
     print(f"\n{store.description}; percent\n{'':<10} {args.model:>13} {'prior':>7}")
     for name, value in found.metrics.items():
         print(f"{name:<10} {value:>13.2f} {prior[name]:>7.2f}" if name in prior

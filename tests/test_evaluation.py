@@ -28,6 +28,7 @@ from tmapdiff.evaluation import (
     draw_queries,
     evaluate,
     evaluate_didemo,
+    evaluate_didemo_prior,
     evaluate_oracle,
     evaluate_prior,
     fit_moment_prior,
@@ -346,3 +347,12 @@ def test_didemo_needs_clips_of_a_segment(didemo, dataset):
     other = MomentDataset(dataset.annotations, dataset.store, didemo.vocabulary, 6)
     with refuses(ArgumentError, "evaluate_didemo: expected clips of 5 s, DiDeMo's segments, got"):
         evaluate_didemo(model, other)
+
+
+def test_the_didemo_prior_is_the_most_frequent_answer(didemo):
+    items = didemo.annotations
+    marked = Counter(moment for item in items for moment in item.moments)
+    first = max(marked, key=lambda moment: (marked[moment], moment[1] <= 25))
+    hits = [Counter(item.moments)[first] >= 3 for item in items]
+    found = evaluate_didemo_prior(items, items)
+    assert found["Rank@1"] == pytest.approx(100 * sum(hits) / len(hits))

@@ -292,3 +292,12 @@ def test_other_bad_arguments_are_refused():
             scheduler.set_timesteps(wrong)
     with refuses(ArgumentError, "expected num_inference_steps in [1, 1000], got 1001."):
         scheduler.set_timesteps(1001)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_timesteps_of_any_integer_type(dtype):
+    scheduler = MapScheduler()
+    x0, noise = torch.rand(3, 5), torch.randn(3, 5)
+    timesteps = torch.tensor([1, 0, 100])
+    found = scheduler.add_noise(x0, noise, timesteps.to(dtype))
+    torch.testing.assert_close(found, scheduler.add_noise(x0, noise, timesteps))

@@ -3,8 +3,10 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tmapdiff._checks import check_int, check_shape, require
 from tmapdiff._files import written_beside
-from tmapdiff.data import SEGMENT_SECONDS, MomentBatch, collate_moments
+from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, collate_moments
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
@@ -161,7 +163,30 @@ def evaluate_didemo(
     return Evaluation(results, tuple(predictions), time.perf_counter() - began)
 
 
-_ALL_MOMENTS = 21  # of six segments
+def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
+    """Compute DiDeMo's official metric of ranking moments by how often they were marked.
+
+    Args:
+        train: The annotators' moments that are counted.
+        test: The queries that get the same answer, but for what lies past their video's end.
+
+    Raises:
+        ArgumentError: If `test` is empty.
+
+    Source: the frequency prior of Hendricks et al., arXiv 1708.01641.
+    """
+    marked = Counter(moment for item in train for moment in item.moments)
+    edges = [SEGMENT_SECONDS * segment for segment in range(_SEGMENTS + 1)]
+    ranked = sorted(combinations(edges, 2), key=lambda moment: -marked[moment])
+    metrics = DiDeMoMetrics()
+    for item in test:
+        inside = [moment for moment in ranked if moment[1] <= item.duration]
+        metrics.update(torch.tensor([inside]), torch.tensor([item.moments]))
+    return metrics.compute()
+
+
+_SEGMENTS = 6
+_ALL_MOMENTS = _SEGMENTS * (_SEGMENTS + 1) // 2
 
 
 def _check_segments(batch: MomentBatch) -> None:

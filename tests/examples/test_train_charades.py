@@ -206,3 +206,70 @@ def test_command_line_prints_one_line_and_fails(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--model", "prior"], ["prior"]),
+        (["--model", "oracle"], ["oracle"]),
+        (["--model", "ms2dtan"], ["best constant", "raw weights, steps 1", "EMA weights, steps 1"]),
+        (
+            ["--model", "deterministic", "--decoder", "transformer-concat"],
+            ["best constant", "raw weights, steps 1", "EMA weights, steps 1"],
+        ),
+    ],
+)
+def test_controls_are_one_flag(example, tmp_path, options, rows):
+    output = tmp_path / "run"
+    example.main([*QUICK, "--preset", "nano", *options, "--output", str(output)])
+    summary = json.loads((output / "metrics.json").read_text())
+    assert list(summary["rows"]) == rows
+    assert summary["arguments"]["model"] == options[1]
+    if len(rows) > 1:
+        saved = ["--eval-only", str(output / "model"), "--model", options[1]]
+        example.main([*QUICK, *saved])
+        again = json.loads((output / "evaluation" / "metrics.json").read_text())
+        assert again["Rank1@0.5"] == summary["Rank1@0.5"]
+    else:
+        assert not (output / "model").exists()
+
+
+def test_evaluation_leaves_the_training_s_results_alone(example, finished_run):
+    before = {path.name: path.stat().st_mtime_ns for path in finished_run.iterdir()}
+    example.main([*QUICK, "--eval-only", str(finished_run / "model"), "--steps", "1"])
+    after = {path.name: path.stat().st_mtime_ns for path in finished_run.iterdir()}
+    assert {name: time for name, time in after.items() if name in before} | {
+        "evaluation": after["evaluation"]
+    } == before | {"evaluation": after["evaluation"]}
+
+
+def test_windows_in_training_and_whole_videos_in_tests(example, tmp_path):
+    options = ["--preset", "nano", "--clip-seconds", "1.0", "--output", str(tmp_path)]
+    example.main([*QUICK, *options])
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    # No prior: it knows no longer videos.
+    assert list(summary["rows"]) == ["raw weights, steps 2", "EMA weights, steps 2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--features", "x.h5"], "--features: expected --root with it, got none."),
+        (["--seconds-per-feature", "1"], "--seconds-per-feature: expected --features with it"),
+        (["--resume", "--model", "prior"], "--resume: expected a model to train with it"),
+        (["--resume", "--eval-only", "x"], "--resume: expected a model to train with it"),
+        (
+            ["--decoder", "cnn-mul", "--model", "ms2dtan"],
+            "--decoder: expected --model diffusion or",
+        ),
+        (["--steps", "2", "--model", "ms2dtan"], "--steps: expected --model diffusion with it"),
+        (["--eval-only", "x", "--model", "oracle"], "--eval-only: expected a trained model with"),
+        (["--epochs", "0"], "TrainingConfig: expected epochs to be an integer >= 1, got 0."),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(example, tmp_path, options, text):
+    quick = [] if "--epochs" in options else QUICK
+    with pytest.raises(TmapdiffError) as caught:
+        example.main([*quick, *options, "--output", str(tmp_path / "new")])
+    assert text in str(caught.value)

@@ -144,3 +144,43 @@ def test_bad_arguments_are_refused():
         grid.nearest_cell((1, 2, 3))
     with refuses(ArgumentError, "expected clip_seconds in (0, inf), got 0."):
         grid.best_iou((1, 2), 0)
+
+
+@quick
+@given(grids(), st.data())
+def test_cells_of_shorter_videos_end_inside_them(grid, data):
+    counts = data.draw(st.lists(st.integers(1, grid.num_clips), min_size=1, max_size=4))
+    num_clips = torch.tensor(counts)
+    packed = grid.packed_mask(num_clips=num_clips)
+    ends = grid.packed_moments()[:, 1]
+    assert packed.shape == (len(counts), grid.num_cells)
+    for row, count in enumerate(counts):
+        assert torch.equal(packed[row], ends <= count)
+        dense = torch.zeros(grid.num_clips, grid.num_clips, dtype=torch.bool)
+        for (start, end), valid in zip(grid.packed_moments().tolist(), packed[row], strict=True):
+            if valid:
+                dense[start, end - start - 1] = True
+        assert torch.equal(grid.dense_mask(num_clips=num_clips)[row], dense)
+    whole = torch.full((2,), grid.num_clips)
+    assert torch.equal(grid.packed_mask(num_clips=whole)[1], grid.packed_mask())
+
+
+@quick
+@given(grids())
+def test_valid_cells_are_those_of_the_mask(grid):
+    assert grid.valid_cells() == grid.packed_mask().nonzero()[:, 0].tolist()
+    parts = [grid.valid_cells([scale]) for scale in range(grid.num_scales)]
+    assert [cell for part in parts for cell in part] == grid.valid_cells()
+
+
+def test_resized_keeps_durations_and_scales():
+    grid = MapGrid(8, 2, 3)
+    assert grid.resized(8) is grid
+    assert grid.resized(16) == MapGrid(16, 2, 3)
+    with refuses(ConfigError, "MapGrid: expected num_clips divisible by 2**(num_scales - 1) = 4"):
+        grid.resized(10)
+
+
+def test_clips_of_videos_are_one_number_each():
+    with refuses(ShapeError, "MapGrid.mask: expected num_clips of shape (B), got (2, 1)."):
+        MapGrid(8, 2, 3).packed_mask(num_clips=torch.ones(2, 1))

@@ -6,7 +6,7 @@ from helpers.strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import MapGrid, rank_moments, temporal_nms
+from tmapdiff import MapGrid, MultiScaleMapSampler, rank_moments, temporal_nms
 from tmapdiff.errors import ArgumentError, ShapeError
 
 quick = settings(max_examples=60, deadline=None)
@@ -128,3 +128,31 @@ def test_bad_arguments_are_refused():
         rank_moments(torch.zeros(1, 5, 5), mask, torch.ones(1))
     with refuses(ShapeError, "rank_moments: expected clip_seconds of shape (B) with B = 1"):
         rank_moments(torch.zeros(1, 4, 4), mask, torch.ones(2))
+
+
+def test_every_query_has_its_own_candidates_and_its_own_end():
+    grid = MapGrid(8, 4, 1)
+    num_clips = torch.tensor([8, 5, 1])
+    maps = torch.rand(3, 8, 4)
+    dense, mask = MultiScaleMapSampler(grid).merge([maps], num_clips)
+    clip_seconds, durations = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([7.5, 9.0, 2.5])
+    together = rank_moments(dense, mask, clip_seconds, durations=durations, top_n=6)
+    for row in range(3):
+        alone = rank_moments(dense[row : row + 1], mask[row], clip_seconds[row : row + 1], top_n=6)
+        assert torch.equal(together.valid[row], alone.valid[0])
+        assert torch.equal(together.scores[row], alone.scores[0])
+        cut = alone.moments[0].clamp(max=float(durations[row]))
+        assert torch.equal(together.moments[row], cut)
+    assert int(together.valid[2].sum()) == 1
+    with refuses(ShapeError, "rank_moments: expected durations of shape (B) with B = 3"):
+        rank_moments(dense, mask, clip_seconds, durations=durations[:2])
+    with refuses(ShapeError, "rank_moments: expected mask of shape (B, N, N)"):
+        rank_moments(dense, mask[:2], clip_seconds)
+
+
+def test_nan_scores_are_never_picked():
+    moments = torch.tensor([[0, 2], [0, 3], [6, 8]])
+    scores = torch.tensor([[0.5, torch.nan, 0.1], [torch.nan] * 3])
+    picks = temporal_nms(moments, scores, threshold=0.5, top_n=3)
+    assert picks.tolist() == [[0, 2, -1], [-1, -1, -1]]
+    assert scores[0, 1].isnan()

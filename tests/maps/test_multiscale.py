@@ -108,3 +108,26 @@ def test_wrong_shapes_are_refused():
         ShapeError, "merge: expected maps[1] of shape (B, 4, 4) with B = 1, got (2, 4, 4)"
     ):
         sampler.merge([torch.zeros(1, 8, 4), torch.zeros(2, 4, 4)])
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+def test_merging_reads_nothing_past_a_video_s_end(channels):
+    grid = MapGrid(8, 3, 2)
+    sampler, num_clips = MultiScaleMapSampler(grid), torch.tensor([8, 5, 2])
+    shapes = [(3, *([channels] if channels else []), *shape) for shape in grid.shapes]
+    maps = [torch.rand(shape) for shape in shapes]
+    masks = [grid.mask(k, num_clips=num_clips) for k in range(2)]
+    if channels:
+        masks = [mask[:, None].expand(shape) for mask, shape in zip(masks, shapes, strict=True)]
+    spoilt = [one.masked_fill(~mask, torch.nan) for one, mask in zip(maps, masks, strict=True)]
+    dense, mask = sampler.merge(spoilt, num_clips)
+    assert torch.equal(mask, grid.dense_mask(num_clips=num_clips))
+    for row, count in enumerate(num_clips.tolist()):
+        shared, _ = sampler.merge([one[row : row + 1] for one in maps])
+        inside = mask[row]
+        assert inside.sum() < grid.dense_mask().sum() or count == 8
+        found = dense[row][..., inside]
+        assert torch.equal(found, shared[0][..., inside])
+        assert bool((dense[row][..., ~inside] == -torch.inf).all())
+    with refuses(ShapeError, "MultiScaleMapSampler.merge: expected num_clips of shape (B)"):
+        sampler.merge(maps, num_clips[:2])

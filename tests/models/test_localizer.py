@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.assertions import assert_close, assert_same, refuses
+from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, randomize_
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -726,3 +726,130 @@ class TestOverfitting:
         iou = temporal_iou(found.ranked.moments[:, 0], moments.flip(0))
         assert float(iou.min()) > 0.5
         assert float(temporal_iou(found.ranked.moments[:, 0], moments).mean()) < 0.5
+
+
+class TestDeterministicTwin:
+    """The same network as a plain regressor."""
+
+    def twins(self) -> tuple[MomentLocalizer, MomentLocalizer]:
+        diffusion, twin = ready(), ready(deterministic=True)
+        assert list(diffusion.state_dict()) == list(twin.state_dict())
+        assert diffusion.num_parameters() == twin.num_parameters()
+        return diffusion, twin
+
+    def test_sees_an_empty_map_at_the_last_timestep(self) -> None:
+        diffusion, twin = self.twins()
+        inputs = queries(3)
+        del inputs["clip_seconds"]
+        maps = diffusion.encoder(**inputs)
+        empty, last = torch.zeros(3, twin.grid.num_cells), torch.full((3,), 999)
+        expected = diffusion.denoise(empty, last, maps) * twin.grid.packed_mask()
+        assert_close(twin.predict_maps(**inputs), expected.detach())
+        assert not twin.is_generative
+        assert diffusion.is_generative
+
+    def test_draws_nothing(self) -> None:
+        _, twin = self.twins()
+        batch = annotated(4)
+        before = torch.get_rng_state()
+        losses = [twin.loss(**batch).item() for _ in range(2)]
+        moments = twin.localize(**queries(4)).ranked.moments
+        assert torch.equal(before, torch.get_rng_state())
+        assert losses[0] == losses[1]
+        assert_same(moments, twin.localize(**queries(4), generator=seeded(3)).ranked.moments)
+
+    def test_learns_what_it_predicts(self) -> None:
+        _, twin = self.twins()
+        batch = annotated(4)
+        given = {name: batch[name] for name in ("features", "words", "num_words")}
+        target = twin.build_iou_maps.packed(batch["moments"], batch["clip_seconds"])
+        mask = twin.grid.packed_mask()
+        error = (twin.predict_maps(**given) - target)[:, mask].square().mean()
+        torch.testing.assert_close(twin.loss(**batch).detach(), error)
+
+    def test_takes_one_step(self) -> None:
+        _, twin = self.twins()
+        inputs = queries(2)
+        assert_same(
+            twin.localize(**inputs, num_inference_steps=1).dense, twin.localize(**inputs).dense
+        )
+        text = "MomentLocalizer: expected one step, as it is deterministic, got num_inference_st"
+        with refuses(ArgumentError, text):
+            twin.localize(**inputs, num_inference_steps=5)
+
+    def test_survives_saving(self, tmp_path: Path) -> None:
+        _, twin = self.twins()
+        twin.save_pretrained(tmp_path / "twin")
+        assert not MomentLocalizer.from_pretrained(tmp_path / "twin").is_generative
+
+
+class TestVideosOfOtherLengths:
+    def test_noise_of_a_query_does_not_see_the_rest(self) -> None:
+        model, inputs = ready(), queries(3)
+        inputs["features"] = draw(3, 16, 6)
+        num_clips = torch.tensor([16, 9, 4])
+        noise = draw(3, model.grid.resized(16).num_cells)
+        words = {name: inputs[name] for name in ("features", "words", "num_words")}
+        maps = model.encoder(**words, num_clips=num_clips)
+        together = model.sample_maps(maps, num_clips=num_clips, noise=noise)
+        mask = model.grid.resized(16).packed_mask(num_clips=num_clips)
+        assert_zero(together, ~mask)
+        for row in range(3):
+            one = slice(row, row + 1)
+            found = model.sample_maps(
+                [part[one] for part in maps], num_clips=num_clips[one], noise=noise[one]
+            )
+            assert_close(together[one], found)
+
+    def test_moments_end_with_the_video(self) -> None:
+        model, inputs = ready(), queries(2)
+        inputs["features"] = draw(2, 12, 6)
+        inputs["clip_seconds"] = torch.ones(2)
+        found = model.localize(
+            **inputs,
+            num_clips=torch.tensor([12, 5]),
+            durations=torch.tensor([11.5, 4.25]),
+            top_n=20,
+        )
+        ends = found.ranked.moments[..., 1]
+        assert bool((ends <= torch.tensor([[11.5], [4.25]])).all())
+        assert float(ends[0].max()) > 8
+        assert found.dense.shape == (2, 12, 12)
+
+    def test_loss_counts_cells_inside_the_videos(self) -> None:
+        model, batch = ready(deterministic=True), annotated(2)
+        batch["moments"] = torch.tensor([[0.0, 2.0], [1.0, 3.0]])
+        batch["clip_seconds"] = torch.ones(2)
+        num_clips = torch.tensor([8, 4])
+        given = {name: batch[name] for name in ("features", "words", "num_words")}
+        predicted = model.predict_maps(**given, num_clips=num_clips)
+        target = model.build_iou_maps.packed(batch["moments"], batch["clip_seconds"])
+        mask = model.grid.packed_mask(num_clips=num_clips)
+        expected = (predicted - target)[mask].square().mean()
+        found = model.loss(**batch, num_clips=num_clips)
+        torch.testing.assert_close(found.detach(), expected)
+
+    def test_all_of_the_grid_is_as_without_counting(self) -> None:
+        model, inputs = ready(), queries(3)
+        plain = model.localize(**inputs, generator=seeded(1))
+        counted = model.localize(**inputs, num_clips=torch.full((3,), 8), generator=seeded(1))
+        assert_close(counted.ranked.scores, plain.ranked.scores)
+        assert_same(counted.ranked.moments, plain.ranked.moments)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_generators_are_one_a_sample(count: int) -> None:
+    model, inputs = ready(), queries(3)
+    text = f"MomentLocalizer.sample_maps: expected generator to be a list of 3, got {count}."
+    with refuses(ShapeError, text):
+        model.localize(**inputs, generator=[seeded(i) for i in range(count)])
+    several = tuple(seeded(i) for i in range(3))
+    assert len(model.localize(**inputs, generator=several).ranked) == 3
+    assert len(model.localize(**queries(0), generator=[]).ranked) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_take_features_as_they_are(dtype: torch.dtype) -> None:
+    model = ready().to(dtype)
+    found = model.localize(**queries(2), generator=seeded(0))
+    assert bool(found.ranked.scores.isfinite().all())
