@@ -3,7 +3,8 @@ import torch
 
 from tmapdiff import PRESETS
 from tmapdiff.errors import ConfigError
-from tmapdiff.presets import get_preset
+from tmapdiff.models import MomentLocalizer
+from tmapdiff.presets import DECODERS, get_preset
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -45,3 +46,67 @@ def test_unknown_names_are_refused():
 def test_presets_cannot_be_changed_by_accident():
     with pytest.raises(TypeError):
         PRESETS["tiny"] = PRESETS["base"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
+    torch.manual_seed(0)
+    preset = PRESETS[name]
+    model = preset.build(vocabulary_size=10, clip_channels=16)
+    clips = preset.grid["num_clips"]
+    batch = {
+        "features": torch.randn(2, clips, 16),
+        "words": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+        "num_words": torch.tensor([3, 2]),
+        "clip_seconds": torch.tensor([0.5, 1.0]),
+    }
+    # Without AdamW's moments: those of the largest preset take 5 GB.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = model.encoder.fuse_map.weight.clone()
+    loss = model.train()(**batch, moments=torch.tensor([[1.0, 4.0], [0.0, 7.0]]))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    assert bool(loss.isfinite())
+    assert not torch.equal(before, model.encoder.fuse_map.weight)
+
+    model.eval().save_pretrained(tmp_path / name)
+    expected = model.encoder.fuse_map.weight.clone()
+    del model, optimizer, loss
+    loaded = MomentLocalizer.from_pretrained(tmp_path / name)
+    assert torch.equal(loaded.encoder.fuse_map.weight, expected)
+    batch["features"] = batch["features"][:1]
+    query = {key: value[:1] for key, value in batch.items()}
+    found = loaded.localize(**query, num_inference_steps=1, generator=torch.manual_seed(0))
+    assert bool(found.ranked.valid.all())
+    assert float(found.ranked.moments.max()) <= clips * 0.5
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_trains_and_localizes(name, tmp_path):
+    preset = PRESETS["nano"]
+    model = preset.build(vocabulary_size=10, clip_channels=4, decoder=DECODERS[name])
+    batch = {
+        "features": torch.randn(2, 16, 4),
+        "words": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+        "num_words": torch.tensor([3, 2]),
+        "clip_seconds": torch.tensor([0.5, 1.0]),
+    }
+    model(**batch, moments=torch.tensor([[1.0, 4.0], [0.0, 7.0]])).backward()
+    model.eval().save_pretrained(tmp_path)
+    loaded = MomentLocalizer.from_pretrained(tmp_path)
+    one, other = (
+        each.localize(**batch, generator=torch.manual_seed(0)).ranked for each in (model, loaded)
+    )
+    assert torch.equal(one.moments, other.moments)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_baseline_with_its_encoder_and_kernels(name):
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        ours = preset.build(vocabulary_size=10, clip_channels=16)
+        baseline = preset.build_ms2dtan(vocabulary_size=10, clip_channels=16)
+    assert baseline.config.encoder_config == ours.config.encoder_config
+    assert baseline.config.kernel_sizes == ours.decoder.config.kernel_sizes
+    assert baseline.objective.name == "bce-rescaled"
