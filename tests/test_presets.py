@@ -49,7 +49,7 @@ def test_presets_cannot_be_changed_by_accident():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
+def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path, monkeypatch):
     torch.manual_seed(0)
     preset = PRESETS[name]
     model = preset.build(vocabulary_size=10, clip_channels=16)
@@ -64,7 +64,8 @@ def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     before = model.encoder.fuse_map.weight.clone()
     # oneDNN's weight gradient of 17x17 kernels over 512 channels takes minutes.
-    with torch.backends.mkldnn.flags(enabled=False):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
         loss = model.train()(**batch, moments=torch.tensor([[1.0, 4.0], [0.0, 7.0]]))
         loss.backward()
     optimizer.step()
