@@ -120,7 +120,7 @@ DECODERS: Mapping[str, dict[str, Any]] = MappingProxyType(
 PRESETS = MappingProxyType(
     {
         "nano": Preset(
-            description="a minute and a half on one CPU core",
+            description="two minutes on one CPU core",
             grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
             encoder={"channels": 32, "word_channels": 64, "num_text_layers": 1},
             decoder={
