@@ -11,12 +11,20 @@ from tmapdiff.errors import TmapdiffError
 
 if TYPE_CHECKING:
     from tmapdiff.data import ActionTimelineFeatures as ActionTimelineFeatures
+    from tmapdiff.data import ConcatFeatureStore as ConcatFeatureStore
     from tmapdiff.data import MomentDataset as MomentDataset
     from tmapdiff.data import Vocabulary as Vocabulary
+    from tmapdiff.data import load_activitynet_captions as load_activitynet_captions
     from tmapdiff.data import load_charades_sta as load_charades_sta
+    from tmapdiff.data import load_didemo as load_didemo
+    from tmapdiff.data import load_moment_jsonl as load_moment_jsonl
+    from tmapdiff.data import load_tacos as load_tacos
     from tmapdiff.data import open_feature_store as open_feature_store
+    from tmapdiff.layers import ConcatConditioning as ConcatConditioning
     from tmapdiff.layers import GatedConv2d as GatedConv2d
     from tmapdiff.layers import GatedConv2dStack as GatedConv2dStack
+    from tmapdiff.layers import MapTransformerLayer as MapTransformerLayer
+    from tmapdiff.layers import MultiplyConditioning as MultiplyConditioning
     from tmapdiff.layers import StylizationBlock as StylizationBlock
     from tmapdiff.layers import TimestepEmbedder as TimestepEmbedder
     from tmapdiff.losses import get_objective as get_objective
@@ -30,10 +38,13 @@ if TYPE_CHECKING:
     from tmapdiff.maps import rank_moments as rank_moments
     from tmapdiff.maps import temporal_iou as temporal_iou
     from tmapdiff.maps import temporal_nms as temporal_nms
+    from tmapdiff.metrics import DiDeMoMetrics as DiDeMoMetrics
     from tmapdiff.metrics import LocalizationMetrics as LocalizationMetrics
+    from tmapdiff.models import MS2DTAN as MS2DTAN
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
     from tmapdiff.schedulers import MapScheduler as MapScheduler
     from tmapdiff.training import Trainer as Trainer
@@ -54,19 +65,30 @@ _HOMES = {
     "MapScheduler": "schedulers",
     "TimestepEmbedder": "layers",
     "StylizationBlock": "layers",
+    "ConcatConditioning": "layers",
+    "MultiplyConditioning": "layers",
+    "MapTransformerLayer": "layers",
     "GatedConv2d": "layers",
     "GatedConv2dStack": "layers",
     "MultimodalEncoder": "models",
     "MapDiffusionDecoder": "models",
     "MomentLocalizer": "models",
+    "MS2DTAN": "models",
     "get_objective": "losses",
     "LocalizationMetrics": "metrics",
+    "DiDeMoMetrics": "metrics",
     "load_charades_sta": "data",
+    "load_didemo": "data",
+    "load_activitynet_captions": "data",
+    "load_tacos": "data",
+    "load_moment_jsonl": "data",
     "ActionTimelineFeatures": "data",
     "open_feature_store": "data",
+    "ConcatFeatureStore": "data",
     "Vocabulary": "data",
     "MomentDataset": "data",
     "PRESETS": "presets",
+    "DECODERS": "presets",
     "Trainer": "training",
     "TrainingConfig": "training",
 }
