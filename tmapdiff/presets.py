@@ -112,7 +112,8 @@ DECODERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         },
         "transformer-xattn": {**_TRANSFORMER, "conditioning": "cross-attention"},
         "transformer-concat": {**_TRANSFORMER, "conditioning": "concat"},
-        "cnn-mul": {"conditioning": "multiply-residual"},
+        # The best of three products on held-out training videos (docs/research-log.md).
+        "cnn-mul": {"conditioning": "multiply"},
         "cnn-concat": {"conditioning": "concat"},
     }
 )
