@@ -44,7 +44,7 @@ def test_captions(write):
         (2, "v_c", "All of it.", 10.0, ((0.0, 10.0),)),
     ]
     report = found.report
-    assert (report.source, report.lines, report.kept, report.cut_ends) == ("val.json", 5, 3, 2)
+    assert (report.source, report.lines, report.kept, report.cut_ends) == ("val.json", 5, 3, 1)
     assert [(drop.line, drop.reason) for drop in report.dropped] == [
         (2, "start not before end"),
         (4, "starts past the video's end"),
