@@ -149,7 +149,7 @@ class MapTransformerLayer(nn.Module):
             attended_to = torch.cat([tokens, further], dim=1)
             seen = None if seen is None else torch.cat([seen, seen], dim=1)
         if seen is not None:
-            # Attention to nothing is NaN, in the gradient too: such a sample sees all its zeros.
+            # Attention to nothing is NaN on some backends: such a sample sees all its zeros.
             seen = rearrange(seen | ~seen.any(dim=1, keepdim=True), "b t -> b 1 1 t")
         query = rearrange(self.query(tokens), "b t (h c) -> b h t c", h=self.num_heads)
         key, value = rearrange(
