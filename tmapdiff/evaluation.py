@@ -249,7 +249,7 @@ def evaluate_prior(
     """
     metrics = LocalizationMetrics()
     maps = grid.unpack(prior[None])
-    for batch in _batches(dataset, 256):
+    for batch in _whole_batches(dataset, 256):
         if batch.num_clips is not None:
             clips = grid.num_clips
             hint = "A prior knows no longer videos."
@@ -276,7 +276,7 @@ def evaluate_oracle(
         ArgumentError: If the data set is empty.
     """
     metrics = LocalizationMetrics()
-    for batch in _batches(dataset, 256):
+    for batch in _whole_batches(dataset, 256):
         size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
         maps = IoUMapBuilder(size)(batch.moments, batch.clip_seconds, batch.num_moments)
         dense, mask = MultiScaleMapSampler(size).merge(maps, batch.num_clips)
@@ -317,6 +317,7 @@ def draw_queries(
     size = (7.5, 3.8 * len(positions))
     figure: Figure = matplotlib.Figure(figsize=size, layout="constrained", dpi=120)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
+    _check_whole(batch)
     was_training = model.training
     found = model.eval().localize(
         batch.features,
@@ -361,7 +362,7 @@ def _localized(
     model.eval()
     first = 0
     try:
-        for batch in _batches(dataset, batch_size):
+        for batch in _whole_batches(dataset, batch_size):
             positions = range(first, first + len(batch))
             first += len(batch)
             batch = batch.to(model.device)
@@ -378,6 +379,21 @@ def _localized(
             yield batch, found
     finally:
         model.train(was_training)
+
+
+def _whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatch]:
+    for batch in _batches(dataset, batch_size):
+        _check_whole(batch)
+        yield batch
+
+
+def _check_whole(batch: MomentBatch) -> None:
+    # A window is drawn around the annotated moment: it would give the answer away.
+    if batch.has_windows:
+        raise ArgumentError(
+            "evaluate: expected whole videos, got windows of them. "
+            "Pass whole_videos=True to MomentDataset."
+        )
 
 
 def _batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:

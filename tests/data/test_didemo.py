@@ -81,6 +81,7 @@ def changed(**fields):
         ([3], "record 1: expected an object with the field 'num_segments', got 3."),
         ([{"a": 1}], "record 1: expected the field 'num_segments', got the fields a."),
         (changed(num_segments=0), "record 2: expected num_segments to be a number > 0, got 0."),
+        (changed(num_segments=10**400), "expected num_segments to be a number > 0, got 1000"),
         (changed(num_segments="6"), "record 2: expected num_segments to be a number > 0, got '6'."),
         (changed(times=[]), "record 2: expected times to be a list of pairs, got []."),
         (changed(times=[[1]]), "record 2: expected times to be pairs [start, end], got [1]."),

@@ -94,3 +94,12 @@ def test_a_window_repeats_with_torch_s_seed():
 
     assert starts() == starts()
     assert len(set(starts())) > 3
+
+
+@pytest.mark.parametrize("clip_seconds", [0.64, 1 / 6, 0.7, 0.32, 0.5])
+def test_a_moment_of_just_the_window_s_clips_is_inside(clip_seconds):
+    for first in range(20):
+        moment = (first * clip_seconds, (first + CLIPS) * clip_seconds)
+        item = Annotation(0, "v", "a", 40 * clip_seconds, (moment,))
+        window = draw_window(item, clip_seconds, CLIPS, 40)
+        assert window.start == pytest.approx(moment[0])

@@ -125,12 +125,15 @@ def number(who: str, name: str, value: Any, *, above: float | None = None) -> fl
     Raises:
         AnnotationError: If it is none.
     """
-    fine = isinstance(value, int | float) and not isinstance(value, bool)
-    fine = fine and math.isfinite(value) and (value >= 0 if above is None else value > above)
-    if not fine:
+    try:
+        found = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        found = math.inf
+    fine = not isinstance(value, bool) and math.isfinite(found)
+    if not fine or not (found >= 0 if above is None else found > above):
         expected = f"{name} to be a number {'>= 0' if above is None else f'> {above:g}'}"
         raise AnnotationError(message(who, expected, shown(value)))
-    return float(value)
+    return found
 
 
 def pairs(who: str, name: str, value: Any) -> list[tuple[float, float]]:

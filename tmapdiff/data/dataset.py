@@ -29,6 +29,7 @@ class MomentSample:
         clip_seconds: Seconds a clip lasts.
         num_clips: Clips that lie inside the video; the features of those after them are 0. None if
             all do.
+        is_window: Whether it is a window of a longer video, drawn around a moment.
 
     Shape:
         - features: (N, D) float32
@@ -40,6 +41,7 @@ class MomentSample:
     annotation: Annotation
     clip_seconds: float
     num_clips: int | None = None
+    is_window: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ class MomentBatch:
         qids: Names of the queries.
         video_ids: Names of the videos.
         queries: The sentences.
+        has_windows: Whether some are windows of longer videos, drawn around a moment.
 
     Shape:
         - features: (B, N, D) float32
@@ -81,6 +84,7 @@ class MomentBatch:
     qids: list[int | str]
     video_ids: list[str]
     queries: list[str]
+    has_windows: bool = False
 
     def __len__(self) -> int:
         return len(self.qids)
@@ -217,7 +221,9 @@ class MomentDataset(Dataset[MomentSample]):
         window = draw_window(item, self.clip_seconds, self.num_clips, len(clips))
         first = round(window.start / self.clip_seconds)
         features = clips[first : first + self.num_clips].clone()
-        return MomentSample(features, words, window.annotation, self.clip_seconds, self.num_clips)
+        return MomentSample(
+            features, words, window.annotation, self.clip_seconds, self.num_clips, is_window=True
+        )
 
     def _clips(self, video_id: str, duration: float) -> Tensor:
         """Return the features of all clips; the memory may be the cache's."""
@@ -277,6 +283,7 @@ def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
         qids=[item.qid for item in items],
         video_ids=[item.video_id for item in items],
         queries=[item.query for item in items],
+        has_windows=any(sample.is_window for sample in samples),
     )
 
 

@@ -34,8 +34,9 @@ def draw_window(item: Annotation, clip_seconds: float, num_clips: int, video_cli
         video_clips: Clips of the video, more than the window's.
     """
     start, end = item.moments[_draw(0, len(item.moments) - 1)]
-    first = min(math.floor(start / clip_seconds), video_clips - 1)
-    last = min(math.ceil(end / clip_seconds), video_clips)
+    # A little less or more than an edge of clips is float error.
+    first = min(math.floor(start / clip_seconds + 1e-6), video_clips - 1)
+    last = min(math.ceil(end / clip_seconds - 1e-6), video_clips)
     earliest = min(max(last - num_clips, 0), video_clips - num_clips)
     latest = min(first, video_clips - num_clips)
     # The two change places when the moment is longer than the window.

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from tmapdiff._checks import check_length, check_shape
 from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.maps import MapGrid
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import MapLocalizer
@@ -218,7 +219,7 @@ class MomentLocalizer(MapLocalizer):
             check_length("MomentLocalizer.sample_maps", "generator", generator, batch)
             generator = list(generator) or None  # of no samples
         if noise is None:
-            maps = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            maps = self._draw(grid, shape, generator, num_clips, features[0])
         else:
             check_shape("MomentLocalizer.sample_maps", "noise", noise, f"{shape[0]} {shape[1]}")
             maps = noise
@@ -232,13 +233,34 @@ class MomentLocalizer(MapLocalizer):
             clean = scheduler.to_signal(self.objective.activation(scores))
             fresh = None
             if eta > 0 and scheduler.previous_timestep(timestep) >= 0:
-                fresh = randn_tensor(shape, generator=generator, device=device, dtype=maps.dtype)
+                fresh = self._draw(grid, shape, generator, num_clips, features[0]).to(maps)
             maps, clean = scheduler.step(
                 clean, timestep, maps, eta=eta, variance_noise=fresh, return_dict=False
             )
             if callback is not None:
                 callback(index, timestep, scheduler.to_iou(clean).masked_fill(~mask, 0))
         return scheduler.to_iou(maps).masked_fill(~mask, 0)
+
+    def _draw(
+        self,
+        grid: MapGrid,
+        shape: tuple[int, int],
+        generator: Generators,
+        num_clips: Tensor | None,
+        like: Tensor,
+    ) -> Tensor:
+        """Draw noise, of each sample with a generator of its own from that alone."""
+        if num_clips is None or not isinstance(generator, list):
+            return randn_tensor(shape, generator=generator, device=like.device)
+        # On the grid that the video would have alone: its noise must not depend on the padding.
+        coarsest = grid.stride(grid.num_scales - 1)
+        maps = [like.new_zeros(len(num_clips), *one, dtype=torch.float32) for one in grid.shapes]
+        for row, clips in enumerate(num_clips.tolist()):
+            own = self.grid.resized(max(-(-clips // coarsest) * coarsest, self.grid.num_clips))
+            noise = randn_tensor((1, own.num_cells), generator=generator[row], device=like.device)
+            for scale, one in enumerate(own.unpack(noise)):
+                maps[scale][row, : one.shape[1]] = one[0]
+        return grid.pack(maps)
 
     def _regress(
         self,
