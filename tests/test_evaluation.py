@@ -17,6 +17,7 @@ from tmapdiff import (
     temporal_iou,
 )
 from tmapdiff.data import (
+    Annotation,
     AnnotationSet,
     SyntheticActivities,
     SyntheticDiDeMo,
@@ -368,3 +369,33 @@ def test_windows_cannot_be_evaluated(model, dataset):
     ):
         with refuses(ArgumentError, text):
             attempt()
+
+
+def test_the_didemo_prior_answers_inside_the_video():
+    def item(qid, duration, *moments):
+        return Annotation(qid, "v", "a dog", duration, moments)
+
+    late, early = (25.0, 30.0), (0.0, 5.0)
+    train = AnnotationSet([item(0, 30.0, late, late, early)])
+    # The most frequent answer lies past the end of a video of five segments.
+    test = AnnotationSet([item(0, 25.0, early, early, early)])
+    assert evaluate_didemo_prior(train, test)["Rank@1"] == 100
+
+
+def test_rank_of_didemo_is_of_the_consensus(didemo):
+    """An answer that pleases a lone annotator is no hit."""
+    items = AnnotationSet(
+        [Annotation(0, didemo.annotations[0].video_id, "a door", 30.0,
+                    ((25.0, 30.0), (0.0, 5.0), (0.0, 5.0), (0.0, 5.0)))]
+    )  # fmt: skip
+    data = MomentDataset(items, didemo.store, didemo.vocabulary, 6, clip_seconds=5.0)
+
+    class Lone(MomentLocalizer):
+        def predict_maps(self, features, words, num_words, num_clips=None, **_):
+            maps = torch.zeros(1, self.grid.num_cells)
+            maps[0, 5 * 6] = 1.0  # the last segment
+            return maps
+
+    model = didemo_model(didemo)
+    fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    assert evaluate_didemo(Lone(**fields), data).metrics["Rank1@0.5"] == 0

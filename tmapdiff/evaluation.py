@@ -255,14 +255,7 @@ def evaluate_prior(
             hint = "A prior knows no longer videos."
             check_shape("evaluate_prior", "features", batch.features, f"B {clips} D", hint=hint)
         shared = [one.expand(len(batch), -1, -1) for one in maps]
-        dense, mask = MultiScaleMapSampler(grid).merge(shared, batch.num_clips)
-        ranked = rank_moments(
-            dense,
-            mask,
-            batch.clip_seconds,
-            durations=batch.durations,
-            nms_threshold=nms_threshold,
-        )
+        ranked = _ranked(grid, shared, batch, nms_threshold)
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
 
@@ -279,16 +272,23 @@ def evaluate_oracle(
     for batch in _whole_batches(dataset, 256):
         size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
         maps = IoUMapBuilder(size)(batch.moments, batch.clip_seconds, batch.num_moments)
-        dense, mask = MultiScaleMapSampler(size).merge(maps, batch.num_clips)
-        ranked = rank_moments(
-            dense,
-            mask,
-            batch.clip_seconds,
-            durations=batch.durations,
-            nms_threshold=nms_threshold,
-        )
+        ranked = _ranked(size, maps, batch, nms_threshold)
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
+
+
+def _ranked(
+    grid: MapGrid, maps: Sequence[Tensor], batch: MomentBatch, nms_threshold: float
+) -> RankedMoments:
+    """Best moments of maps that no model made."""
+    dense, mask = MultiScaleMapSampler(grid).merge(maps, batch.num_clips)
+    return rank_moments(
+        dense,
+        mask,
+        batch.clip_seconds,
+        durations=batch.durations,
+        nms_threshold=nms_threshold,
+    )
 
 
 def draw_queries(

@@ -284,6 +284,26 @@ def test_whole_videos_cover_everything(duration, clips, filled):
     torch.testing.assert_close(data[0].features, sample.features)
 
 
+def test_short_whole_videos_are_filled_to_the_grid():
+    data = timed(2.5, ((1.0, 2.0),), num_clips=8, whole_videos=True, clip_multiple=2)
+    assert data[0].features.shape == (8, 2)
+
+
+@pytest.mark.parametrize("clip_seconds", [0.7, 1 / 6, 0.64])
+def test_a_window_is_a_slice_of_the_whole_video(clip_seconds):
+    moment = (30.2 * clip_seconds, 31.1 * clip_seconds)
+    fields = {"clip_seconds": clip_seconds, "rate": clip_seconds / 3}
+    duration = 60 * clip_seconds
+    whole = timed(duration, (moment,), **fields, whole_videos=True)[0].features
+    torch.manual_seed(0)
+    data = timed(duration, (moment,), **fields)
+    for _ in range(20):
+        sample = data[0]
+        opens = moment[0] - sample.annotation.moments[0][0]
+        first = round(opens / clip_seconds)
+        assert torch.equal(sample.features, whole[first : first + 4])
+
+
 def test_float_error_is_no_clip():
     assert timed(0.64 * 7, ((1.0, 2.0),), clip_seconds=0.64, whole_videos=True)[0].num_clips == 7
 
