@@ -1,0 +1,526 @@
+"""How far a localizer's confidence in its best moment can be trusted, and how to make it so.
+
+A confidence serves two ends. To decide which queries to leave unanswered, only its order counts:
+`risk_coverage_curve`. To be read as a chance of being right, its values count: `reliability_bins`
+measures them, and `PlattCalibrator` makes such values from raw scores.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tmapdiff._checks import check_floating, check_int, check_range, check_shape, message, require
+from tmapdiff.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+# Told apart by the colour-blind too (Okabe and Ito).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "osD^vP*"
+
+
+@dataclass(frozen=True)
+class RiskCoverageCurve:
+    """Accuracy of answering only the most certain queries, for every number of them.
+
+    Attributes:
+        coverage: Share of the queries that are answered: 1 / Q, 2 / Q, ... 1.
+        accuracy: Share of the answers that are right.
+
+    Shape:
+        - coverage, accuracy: (Q,), float64
+    """
+
+    coverage: Tensor
+    accuracy: Tensor
+
+    @property
+    def area(self) -> float:
+        """Area under the curve of risks (AURC): mean of 1 - accuracy, in [0, 1], less is better."""
+        return float((1 - self.accuracy).mean())
+
+    def accuracy_at(self, coverage: float) -> float:
+        """Accuracy, in [0, 1], of the fewest answers that make up a share of the queries.
+
+        Args:
+            coverage: The share, in (0, 1]; `accuracy_at(1)` is the accuracy of all answers.
+
+        Raises:
+            ArgumentError: If `coverage` is outside (0, 1].
+        """
+        who = "RiskCoverageCurve.accuracy_at"
+        share = check_range(who, "coverage", coverage, 0, 1, open_low=True)
+        # Coverages are quotients rounded once, as are 0.8 and the like: equal if they should be.
+        return float(self.accuracy[int((self.coverage < share).sum())])
+
+
+def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> RiskCoverageCurve:
+    """Accuracy of answering only the most certain share of the queries, for every share.
+
+    Tells whether a confidence finds the queries that had better be left to a human. Only its order
+    counts. Queries of equal confidence are answered in random order: the accuracy is the expected
+    one, and does not depend on the order of the queries.
+
+    Args:
+        confidence: Confidence in the best moment, more is surer, in any unit; may be infinite.
+        correct: Whether that moment is right, for example `best_ious(...)[:, 0] > 0.7`.
+
+    Shape:
+        - confidence: (Q,)
+        - correct: (Q,), bool
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If there is no query, a confidence is NaN, `confidence` is not of a floating
+            dtype, or `correct` not bool.
+
+    Source: Geifman and El-Yaniv, arXiv 1705.08500 (selective classification).
+
+    Example:
+        >>> confidence = torch.tensor([0.9, 0.2, 0.5, 0.4])
+        >>> curve = risk_coverage_curve(confidence, torch.tensor([True, False, True, True]))
+        >>> curve.accuracy_at(1), curve.accuracy_at(0.5)
+        (0.75, 1.0)
+    """
+    confidence, correct = _checked("risk_coverage_curve", confidence, correct)
+    _, size, right = _tie_groups(-confidence, correct)  # the surest first
+    end, right_so_far = size.cumsum(0), right.cumsum(0)
+    group = torch.repeat_interleave(size)  # of the query at each rank
+    rank = torch.arange(1, len(confidence) + 1, device=confidence.device)
+    # Whole groups, and the group at this rank in part.
+    left = end[group] - rank
+    hits = right_so_far[group] - (left * right[group]).double() / size[group]
+    return RiskCoverageCurve(rank.double() / len(confidence), hits / rank)
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Confidence and accuracy of queries of similar confidence, the least certain bin first.
+
+    Bins that no query falls into are left out.
+
+    Attributes:
+        confidence: Mean confidence in each bin.
+        accuracy: Share of each bin's queries that are right.
+        count: Queries in each bin.
+
+    Shape:
+        - confidence, accuracy: (n,), float64
+        - count: (n,), int64
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error (ECE), in [0, 1]: mean |accuracy - confidence| of a query."""
+        gaps = (self.accuracy - self.confidence).abs()
+        return float((gaps * self.count).sum() / self.count.sum())
+
+
+def reliability_bins(
+    confidence: Tensor, correct: Tensor, num_bins: int = 15, *, equal_mass: bool = True
+) -> ReliabilityBins:
+    """Compare confidence with accuracy, in bins of queries of similar confidence.
+
+    Of a calibrated localizer, 70 % of the moments that it is 70 % sure of are right. Equal queries
+    share a bin, so that the result does not depend on their order; bins of equal mass then hold as
+    many queries as near as can be.
+
+    Args:
+        confidence: Probability that the best moment is right.
+        correct: Whether it is, for example `best_ious(...)[:, 0] > 0.7`.
+        num_bins: Bins; fewer come back if some are empty.
+        equal_mass: Bins hold as many queries each; if False, they are as wide each, and hold
+            their upper edge.
+
+    Shape:
+        - confidence: (Q,)
+        - correct: (Q,), bool
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If there is no query, a confidence is outside [0, 1], `num_bins` is below 1,
+            `confidence` is not of a floating dtype, or `correct` not bool.
+
+    Source: Naeini et al., AAAI 2015, and Guo et al., arXiv 1706.04599 (bins of equal width); Nixon
+        et al., arXiv 1904.01685 (of equal mass).
+    """
+    who = "reliability_bins"
+    check_int(who, "num_bins", num_bins, at_least=1)
+    confidence, correct = _checked(who, confidence, correct, probabilities=True)
+    value, size, right = _tie_groups(confidence, correct)
+    if equal_mass:
+        # A group goes where its middle falls; in whole numbers, doubled.
+        middle = 2 * size.cumsum(0) - size
+        home = middle * num_bins // (2 * len(confidence))
+    else:
+        edges = torch.arange(1, num_bins, device=value.device, dtype=value.dtype) / num_bins
+        home = torch.bucketize(value, edges)
+    count = size.new_zeros(num_bins).index_add_(0, home, size)
+    hits = right.new_zeros(num_bins).index_add_(0, home, right)
+    total = value.new_zeros(num_bins).index_add_(0, home, value * size)
+    used = count > 0
+    count = count[used]
+    return ReliabilityBins(total[used] / count, hits[used].double() / count, count)
+
+
+class CalibrationMetrics:
+    """Calibration and selective accuracy over a data set, gathered batch by batch, in percent.
+
+    ECE is the expected calibration error with bins of equal mass, ECE-width with bins of equal
+    width; Brier is the mean squared difference between confidence and truth; AURC is the mean risk
+    over all coverages. Of these less is better. Accuracy@0.8 is the share of right answers among
+    the most certain 80 % of the queries, Accuracy@1.0 among all; Gain@0.8 is their difference, in
+    points.
+
+    Args:
+        num_bins: Bins of the two ECEs.
+        coverage: Share of the queries that are answered, in (0, 1].
+
+    Raises:
+        ArgumentError: If `num_bins` is below 1 or `coverage` outside (0, 1].
+
+    Source: Naeini et al., AAAI 2015, and Guo et al., arXiv 1706.04599 (ECE); Nixon et al.,
+        arXiv 1904.01685 (bins of equal mass); Brier, 1950; Geifman and El-Yaniv, arXiv 1705.08500
+        (selective classification).
+
+    Example:
+        >>> metrics = CalibrationMetrics(num_bins=1, coverage=0.5)
+        >>> metrics.update(torch.tensor([1.0, 0.5]), torch.tensor([True, False]))
+        >>> metrics.compute()["ECE"], metrics.compute()["Gain@0.5"]
+        (25.0, 50.0)
+    """
+
+    def __init__(self, num_bins: int = 15, coverage: float = 0.8) -> None:
+        who = "CalibrationMetrics"
+        self.num_bins = check_int(who, "num_bins", num_bins, at_least=1)
+        self.coverage = check_range(who, "coverage", coverage, 0, 1, open_low=True)
+        self._confidence: list[Tensor] = []
+        self._correct: list[Tensor] = []
+
+    def update(self, confidence: Tensor, correct: Tensor) -> None:
+        """Add a batch of queries.
+
+        Args:
+            confidence: Probability that the best moment is right.
+            correct: Whether it is.
+
+        Shape:
+            - confidence: (Q,)
+            - correct: (Q,), bool
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a confidence is outside [0, 1], `confidence` is not of a floating
+                dtype, or `correct` not bool.
+        """
+        confidence, correct = _checked(
+            "CalibrationMetrics", confidence, correct, probabilities=True, at_least=0
+        )
+        self._confidence.append(confidence.cpu())
+        self._correct.append(correct.cpu())
+
+    def compute(self) -> dict[str, float]:
+        """Compute all metrics over the queries so far, in percent.
+
+        Raises:
+            ArgumentError: If there were no queries.
+        """
+        if not sum(len(one) for one in self._correct):
+            raise ArgumentError("CalibrationMetrics: expected at least one query, got none.")
+        confidence, correct = torch.cat(self._confidence), torch.cat(self._correct)
+        mass = reliability_bins(confidence, correct, self.num_bins)
+        width = reliability_bins(confidence, correct, self.num_bins, equal_mass=False)
+        curve = risk_coverage_curve(confidence, correct)
+        everything, some = curve.accuracy_at(1), curve.accuracy_at(self.coverage)
+        return {
+            "ECE": 100 * mass.calibration_error,
+            "ECE-width": 100 * width.calibration_error,
+            "Brier": 100 * float((confidence - correct.double()).square().mean()),
+            "AURC": 100 * curve.area,
+            "Accuracy@1.0": 100 * everything,
+            f"Accuracy@{self.coverage}": 100 * some,
+            f"Gain@{self.coverage}": 100 * (some - everything),
+        }
+
+
+class PlattCalibrator(nn.Module):
+    """Turn raw confidences into probabilities of being right, by logistic regression.
+
+    One confidence a query, or several features that tell how sure one can be (the best score, its
+    lead over the second, the agreement of several samples). Fit it on queries that the localizer
+    was not trained on, and that are not tested on. Weights are saved with `state_dict`.
+
+    The targets are Platt's, (right + 1) / (right + 2) and 1 / (wrong + 2) instead of 1 and 0, so
+    that the fit is finite where the features separate right from wrong, or all are right. Constant
+    features get the weight 0, and equal features share theirs.
+
+    Args:
+        num_features: Features a query.
+
+    Raises:
+        ArgumentError: If `num_features` is below 1.
+
+    Source: Platt, "Probabilistic outputs for support vector machines", 1999.
+
+    Example:
+        >>> raw, correct = torch.tensor([3.0, 1.0, -1.0, -3.0]), torch.tensor([1, 1, 0, 0]).bool()
+        >>> calibrator = PlattCalibrator().fit(raw, correct)
+        >>> calibrator(torch.tensor([0.0]))
+        tensor([0.5000], dtype=torch.float64)
+    """
+
+    penalty = 1e-6  # on the squared weights of features of unit variance, beside the mean loss
+    max_steps = 100
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, num_features: int = 1) -> None:
+        super().__init__()
+        who = "PlattCalibrator"
+        self.num_features = check_int(who, "num_features", num_features, at_least=1)
+        # NaN until fitted or loaded.
+        self.register_buffer("weight", torch.full((num_features,), torch.nan).double())
+        self.register_buffer("bias", torch.tensor(torch.nan).double())
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, correct: Tensor) -> Self:
+        """Fit to queries of which it is known whether the best moment is right.
+
+        Args:
+            features: Raw confidences, in any unit.
+            correct: Whether the best moment is right, for example `best_ious(...)[:, 0] > 0.7`.
+
+        Shape:
+            - features: (Q, F), or (Q,) if there is one feature
+            - correct: (Q,), bool
+
+        Returns:
+            The calibrator itself.
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If there is no query, a feature is not finite, `features` is not of a
+                floating dtype, or `correct` not bool.
+        """
+        features = self._checked(features)
+        _check_correct("PlattCalibrator", correct, len(features), at_least=1)
+        correct = correct.to(features.device)
+
+        constant = (features == features[0]).all(0)
+        mean = features.mean(0)
+        scale = features.std(0, correction=0).masked_fill(constant, 1)
+        ones = features.new_ones(len(features), 1)
+        inputs = torch.cat([((features - mean) / scale).masked_fill(constant, 0), ones], dim=1)
+        right, wrong = correct.sum().double(), (~correct).sum().double()
+        targets = torch.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
+        solution = self._newton(inputs, targets)
+
+        weight = solution[:-1] / scale
+        self.weight = weight.to(self.weight)
+        self.bias = (solution[-1] - (weight * mean).sum()).to(self.bias)
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Probability that the best moment is right.
+
+        Args:
+            features: Raw confidences, as in `fit`.
+
+        Shape:
+            - features: (Q, F), or (Q,) if there is one feature
+            - returns: (Q,), float64, in [0, 1]
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If it was not fitted, a feature is not finite, or `features` is not of a
+                floating dtype.
+        """
+        features = self._checked(features)
+        if bool(self.bias.isnan()):
+            raise ArgumentError(
+                message("PlattCalibrator", "fitted weights", "none", "Call fit(...) first.")
+            )
+        return (features @ self.weight.double() + self.bias.double()).sigmoid()
+
+    def extra_repr(self) -> str:
+        """Arguments in `repr`."""
+        return f"num_features={self.num_features}"
+
+    def _checked(self, features: Tensor) -> Tensor:
+        who = "PlattCalibrator"
+        if isinstance(features, Tensor) and features.dim() == 1 and self.num_features == 1:
+            features = features[:, None]
+        check_shape(who, "features", features, "Q F", {"F": self.num_features})
+        check_floating(who, "features", features)
+        _check_rows(who, "finite features", features, features.isfinite())
+        return features.double()
+
+    def _newton(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Weights of least cross-entropy plus penalty, the bias last."""
+        # torch.optim.LBFGS stops at gradients of 1e-8 here, and needs autograd and torch._dynamo.
+        penalty = inputs.new_full((inputs.shape[1],), self.penalty)
+        penalty[-1] = 0
+
+        def loss_of(weights: Tensor) -> Tensor:
+            fit = F.binary_cross_entropy_with_logits(inputs @ weights, targets)
+            return fit + (penalty * weights.square()).sum() / 2
+
+        weights = inputs.new_zeros(inputs.shape[1])
+        loss = loss_of(weights)
+        for _ in range(self.max_steps):
+            chance = (inputs @ weights).sigmoid()
+            gradient = inputs.T @ (chance - targets) / len(inputs) + penalty * weights
+            curvature = (inputs.T * (chance * (1 - chance))) @ inputs / len(inputs)
+            # The bias too, which has no penalty: the equations can always be solved.
+            curvature.diagonal().add_(self.penalty)
+            step = torch.linalg.solve(curvature, gradient)
+            while bool(loss_of(weights - step) > loss) and bool(step.abs().max() > 1e-12):
+                step = step / 2
+            weights = weights - step
+            loss = loss_of(weights)
+            if bool(step.abs().max() <= 1e-12):
+                break
+        return weights
+
+
+def plot_calibration(
+    methods: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    num_bins: int = 15,
+    equal_mass: bool = True,
+    title: str = "",
+    figure: "FigureBase | None" = None,
+) -> "FigureBase":
+    """Draw how confidence and accuracy of some methods go together, all in percent.
+
+    Left a reliability diagram: accuracy over mean confidence of each bin, on the diagonal if
+    calibrated, with the number of queries by confidence below it. Right the accuracy over the share
+    of queries answered, the most certain first. The legends name ECE and AURC.
+
+    Args:
+        methods: Confidence and correctness, as in `reliability_bins`, by the name of the method.
+        num_bins: Bins of the diagram.
+        equal_mass: Bins hold as many queries each; if False, they are as wide each.
+        title: Text above both.
+        figure: Empty figure or sub-figure to draw in. A new one, if None.
+
+    Shape:
+        - methods: each (Q,), and (Q,), bool
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If there is no method, or one of them has no query or a confidence outside
+            [0, 1]; or `num_bins` is below 1.
+        MissingDependencyError: If matplotlib is not installed.
+
+    Source: Guo et al., arXiv 1706.04599, Fig. 1; Geifman and El-Yaniv, arXiv 1705.08500, Fig. 1.
+    """
+    if not methods:
+        raise ArgumentError("plot_calibration: expected at least one method, got none.")
+    # All is checked before anything is drawn.
+    measured = {
+        name: (
+            reliability_bins(confidence, correct, num_bins, equal_mass=equal_mass),
+            risk_coverage_curve(confidence, correct),
+            100 * confidence.detach().double().cpu().numpy(),
+        )
+        for name, (confidence, correct) in methods.items()
+    }
+    if figure is None:
+        matplotlib: Any = require("matplotlib.figure", extra="viz", purpose="plot_calibration")
+        # Not pyplot: a library must not open windows or keep figures alive.
+        figure = matplotlib.Figure(figsize=(8.4, 4.2), layout="constrained", dpi=120)
+    axes: dict[str, Axes] = figure.subplot_mosaic(
+        [["bins", "coverage"], ["counts", "coverage"]], height_ratios=(4, 1)
+    )
+    bins_ax, counts_ax, coverage_ax = axes["bins"], axes["counts"], axes["coverage"]
+    bins_ax.plot((0, 100), (0, 100), "--", color="0.6", lw=1)
+    for index, (name, (bins, curve, percents)) in enumerate(measured.items()):
+        color = COLORS[index % len(COLORS)]
+        bins_ax.plot(
+            _percents(bins.confidence),
+            _percents(bins.accuracy),
+            color=color,
+            marker=MARKERS[index % len(MARKERS)],
+            ms=4,
+            lw=1.2,
+            label=f"{name} (ECE {100 * bins.calibration_error:.1f})",
+        )
+        counts_ax.hist(percents, bins=num_bins, range=(0, 100), histtype="step", color=color)
+        coverage_ax.plot(
+            _percents(curve.coverage),
+            _percents(curve.accuracy),
+            color=color,
+            lw=1.2,
+            label=f"{name} (AURC {100 * curve.area:.1f})",
+        )
+    bins_ax.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), title="reliability")
+    bins_ax.tick_params(labelbottom=False)
+    counts_ax.set(xlabel="confidence (%)", ylabel="queries", xlim=(0, 100))
+    coverage_ax.set(xlabel="queries answered (%)", ylabel="accuracy (%)", xlim=(0, 100))
+    coverage_ax.set(title="the most certain queries only")
+    bins_ax.legend(loc="upper left", fontsize="small")
+    coverage_ax.legend(loc="best", fontsize="small")
+    figure.suptitle(title, size=10)
+    return figure
+
+
+def _percents(shares: Tensor) -> list[float]:
+    percents: list[float] = (100 * shares).tolist()
+    return percents
+
+
+def _checked(
+    who: str,
+    confidence: Tensor,
+    correct: Tensor,
+    *,
+    probabilities: bool = False,
+    at_least: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Return `confidence` in float64 and `correct` on its device, or raise."""
+    sizes = check_shape(who, "confidence", confidence, "Q")
+    check_floating(who, "confidence", confidence)
+    _check_correct(who, correct, sizes["Q"], at_least=at_least)
+    confidence = confidence.detach().double()
+    if probabilities:
+        inside = (confidence >= 0) & (confidence <= 1)
+        hint = "Turn raw scores into probabilities with PlattCalibrator."
+        _check_rows(who, "confidence in [0, 1]", confidence, inside, hint)
+    else:
+        _check_rows(who, "confidence that can be ordered", confidence, ~confidence.isnan())
+    return confidence, correct.to(confidence.device)
+
+
+def _check_correct(who: str, correct: Tensor, queries: int, *, at_least: int) -> None:
+    check_shape(who, "correct", correct, "Q", {"Q": queries})
+    if correct.dtype != torch.bool:
+        hint = "Compare first, for example best_ious(...)[:, 0] > 0.7."
+        raise ArgumentError(message(who, "correct of dtype torch.bool", correct.dtype, hint))
+    if queries < at_least:
+        raise ArgumentError(message(who, "at least one query", "none"))
+
+
+def _check_rows(who: str, expected: str, values: Tensor, good: Tensor, hint: str = "") -> None:
+    if not bool(good.all()):
+        row = (~good).nonzero()[0].tolist()[0]
+        got = f"{values[~good][0].item():g} in row {row}"
+        raise ArgumentError(message(who, expected, got, hint))
+
+
+def _tie_groups(values: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distinct values, ascending, how often each occurs, and how often it is right."""
+    distinct, group, size = torch.unique(values, return_inverse=True, return_counts=True)
+    return distinct, size, torch.zeros_like(size).index_add_(0, group, correct.long())
