@@ -84,6 +84,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "maps": 2,
     "losses": 2,
     "metrics": 3,
+    "calibration": 3,
     "data": 3,
     "schedulers": 3,
     "layers": 3,

@@ -10,6 +10,13 @@ from tmapdiff._version import __version__
 from tmapdiff.errors import TmapdiffError
 
 if TYPE_CHECKING:
+    from tmapdiff.calibration import CalibrationMetrics as CalibrationMetrics
+    from tmapdiff.calibration import PlattCalibrator as PlattCalibrator
+    from tmapdiff.calibration import ReliabilityBins as ReliabilityBins
+    from tmapdiff.calibration import RiskCoverageCurve as RiskCoverageCurve
+    from tmapdiff.calibration import plot_calibration as plot_calibration
+    from tmapdiff.calibration import reliability_bins as reliability_bins
+    from tmapdiff.calibration import risk_coverage_curve as risk_coverage_curve
     from tmapdiff.data import ActionTimelineFeatures as ActionTimelineFeatures
     from tmapdiff.data import ConcatFeatureStore as ConcatFeatureStore
     from tmapdiff.data import MomentDataset as MomentDataset
@@ -77,6 +84,13 @@ _HOMES = {
     "get_objective": "losses",
     "LocalizationMetrics": "metrics",
     "DiDeMoMetrics": "metrics",
+    "risk_coverage_curve": "calibration",
+    "RiskCoverageCurve": "calibration",
+    "reliability_bins": "calibration",
+    "ReliabilityBins": "calibration",
+    "CalibrationMetrics": "calibration",
+    "PlattCalibrator": "calibration",
+    "plot_calibration": "calibration",
     "load_charades_sta": "data",
     "load_didemo": "data",
     "load_activitynet_captions": "data",

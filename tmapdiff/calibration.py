@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Told apart by the colour-blind too (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vP*"
+LINES = ("-", "--", ":")  # methods of equal order have the same curve
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,7 @@ class PlattCalibrator(nn.Module):
         self.register_buffer("bias", torch.tensor(torch.nan).double())
 
     @torch.no_grad()
+    @torch.inference_mode(False)  # weights made in it could not be loaded into later
     def fit(self, features: Tensor, correct: Tensor) -> Self:
         """Fit to queries of which it is known whether the best moment is right.
 
@@ -320,7 +322,8 @@ class PlattCalibrator(nn.Module):
 
         constant = (features == features[0]).all(0)
         mean = features.mean(0)
-        scale = features.std(0, correction=0).masked_fill(constant, 1)
+        scale = features.std(0, correction=0)
+        scale = scale.masked_fill(constant | (scale == 0), 1)
         ones = features.new_ones(len(features), 1)
         inputs = torch.cat([((features - mean) / scale).masked_fill(constant, 0), ones], dim=1)
         right, wrong = correct.sum().double(), (~correct).sum().double()
@@ -463,7 +466,8 @@ def plot_calibration(
             _percents(curve.coverage),
             _percents(curve.accuracy),
             color=color,
-            lw=1.2,
+            ls=LINES[index % len(LINES)],
+            lw=1.4,
             label=f"{name} (AURC {100 * curve.area:.1f})",
         )
     bins_ax.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), title="reliability")
