@@ -228,8 +228,9 @@ class CalibrationMetrics:
         confidence, correct = _checked(
             "CalibrationMetrics", confidence, correct, probabilities=True, at_least=0
         )
-        self._confidence.append(confidence.cpu())
-        self._correct.append(correct.cpu())
+        # Copies: the caller may use the memory again.
+        self._confidence.append(confidence.to("cpu", copy=True))
+        self._correct.append(correct.to("cpu", copy=True))
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
