@@ -183,6 +183,13 @@ def test_error_of_overconfidence_is_its_amount():
     assert bins.calibration_error == pytest.approx(0.25, abs=0.01)
 
 
+def test_equal_queries_go_to_the_bin_of_their_middle():
+    # Ranks 1 to 8 of 10 are equal: three bins could have them.
+    confidence = torch.tensor([0.1] + [0.5] * 8 + [0.9])
+    bins = reliability_bins(confidence, torch.ones(10).bool(), 3)
+    assert bins.count.tolist() == [1, 8, 1]
+
+
 def test_one_confidence_for_all_makes_one_bin():
     for equal_mass in (True, False):
         bins = reliability_bins(torch.full((7,), 0.5), torch.arange(7) < 2, equal_mass=equal_mass)
@@ -340,11 +347,12 @@ def test_platt_of_all_right_or_all_wrong(right, count):
 
 def test_platt_gives_constant_features_no_weight_and_equal_ones_a_share():
     features, correct = logistic(300, [1.0], 0.3)
-    # The mean of 300 times 0.1 is not 0.1.
-    constant = torch.full_like(features, 0.1)
+    # Of one of these the mean of 300 is not the value itself.
+    for value in (0.1, 1e8 / 3, 0.7):
+        constant = torch.full_like(features, value)
+        calibrator = PlattCalibrator(3).fit(torch.cat([features, constant, features], 1), correct)
+        assert calibrator.weight[1] == 0
     alone = PlattCalibrator().fit(features, correct)
-    calibrator = PlattCalibrator(3).fit(torch.cat([features, constant, features], 1), correct)
-    assert calibrator.weight[1] == 0
     expected = float(alone.weight) / 2
     assert calibrator.weight[::2].tolist() == pytest.approx([expected] * 2, rel=1e-4)
 
@@ -356,6 +364,30 @@ def test_platt_bears_outliers_and_features_all_but_equal():
     calibrator = PlattCalibrator(2).fit(features, correct)
     targets = correct.sum() / 2000
     assert float(calibrator(features).mean()) == pytest.approx(float(targets), abs=1e-3)
+
+
+def test_platt_finds_the_least_loss_where_whole_steps_of_newton_s_method_diverge():
+    values = [-0.81858777, 3.22242619, 0.376096671, -6.6273106, -597.432406, -200.463850]
+    sizes, right = [26, 33, 194, 4487, 11, 89], [12, 0, 91, 0, 0, 0]
+    raw = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
+    correct = torch.cat(
+        [torch.arange(size) < some for size, some in zip(sizes, right, strict=True)]
+    )
+    found = PlattCalibrator().fit(raw, correct)(raw)
+    total = len(raw)
+    hits = sum(right)
+    targets = torch.where(correct, (hits + 1) / (hits + 2), 1 / (total - hits + 2)).double()
+    # Both derivatives of the loss, up to the penalty's part.
+    assert abs(float((found - targets).mean())) < 1e-9
+    assert abs(float(((found - targets) * raw / raw.std()).mean())) < 1e-4
+
+
+def test_platt_gives_a_feature_whose_spread_underflows_no_weight():
+    features, correct = logistic(300, [1.0], 0.3)
+    calibrator = PlattCalibrator(2).fit(torch.cat([features, 1e-200 * features], 1), correct)
+    assert_close(
+        calibrator(features.expand(-1, 2)), PlattCalibrator().fit(features, correct)(features)
+    )
 
 
 def test_platt_saves_and_loads():
