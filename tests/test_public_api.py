@@ -81,6 +81,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "_checks": 1,
     "_files": 1,
     "_configs": 1,
+    "_solvers": 1,
     "maps": 2,
     "losses": 2,
     "metrics": 3,

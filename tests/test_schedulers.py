@@ -1,10 +1,11 @@
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from helpers.assertions import refuses
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from helpers.assertions import assert_close, assert_same, refuses
 
 from tmapdiff import IoUMapBuilder, MapGrid, MapScheduler
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
@@ -12,6 +13,8 @@ from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 SCHEDULES = ["squaredcos_cap_v2", "linear", "scaled_linear"]
 SPACINGS = ["trailing", "leading", "linspace"]
 STEPS = [1, 2, 3, 7, 10, 30, 50, 61, 1000]
+SOLVERS = ["ddim", "dpmsolver++", "unipc"]
+MULTISTEP = ["dpmsolver++", "unipc"]
 
 
 def diffusers_twin(scheduler: MapScheduler) -> DDIMScheduler:
@@ -44,6 +47,21 @@ def recover_with_exact_noise(scheduler, x0: torch.Tensor) -> torch.Tensor:
         predicted = (sample - (1 - alpha).sqrt() * noise) / alpha.sqrt()
         sample = scheduler.step(predicted, timestep, sample).prev_sample
     return sample
+
+
+def run(scheduler, predictions: torch.Tensor) -> list[torch.Tensor]:
+    """Samples after each step of a run in which the model predicts these maps in turn."""
+    scheduler.set_timesteps(len(predictions))
+    return resume(scheduler, predictions, torch.ones_like(predictions[0]))
+
+
+def resume(scheduler, predictions: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
+    samples = []
+    timesteps = scheduler.timesteps[-len(predictions) :]
+    for timestep, prediction in zip(timesteps, predictions, strict=True):
+        sample = scheduler.step(prediction, timestep, sample, return_dict=False)[0]
+        samples.append(sample)
+    return samples
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -216,8 +234,11 @@ def test_eta_takes_noise_from_the_generator():
     assert torch.equal(pair[0], stepped(0))
 
 
-def test_saving_and_loading_keeps_the_steps(tmp_path):
-    scheduler = MapScheduler(num_train_timesteps=100, signal_scale=0.3, beta_schedule="linear")
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_saving_and_loading_keeps_the_steps(tmp_path, solver):
+    scheduler = MapScheduler(
+        num_train_timesteps=100, signal_scale=0.3, beta_schedule="linear", solver=solver
+    )
     scheduler.save_pretrained(tmp_path)
     for again in (
         MapScheduler.from_pretrained(tmp_path),
@@ -228,11 +249,9 @@ def test_saving_and_loading_keeps_the_steps(tmp_path):
         for name, value in scheduler.config.items():
             if not name.startswith("_"):
                 assert again.config[name] == value
-        sample, prediction = torch.randn(1, 5), torch.randn(1, 5)
-        for one in (scheduler, again):
-            one.set_timesteps(3)
-        first = scheduler.step(prediction, 99, sample).prev_sample
-        assert torch.equal(first, again.step(prediction, 99, sample).prev_sample)
+        assert again.config["solver"] == solver
+        predictions = torch.randn(4, 1, 5)
+        assert_same(run(again, predictions)[-1], run(scheduler, predictions)[-1])
 
 
 def test_bad_configurations_are_refused():
@@ -244,6 +263,11 @@ def test_bad_configurations_are_refused():
         MapScheduler(beta_schedule="cosine")
     with refuses(ConfigError, "expected timestep_spacing to be one of trailing, leading, linspace"):
         MapScheduler(timestep_spacing="even")
+    with refuses(
+        ConfigError,
+        "MapScheduler: expected solver to be one of ddim, dpmsolver++, unipc, got 'dpm'.",
+    ):
+        MapScheduler(solver="dpm")
     for name, value, interval in (
         ("signal_scale", 0, "(0, inf)"),
         ("signal_scale", float("inf"), "(0, inf)"),
@@ -301,3 +325,300 @@ def test_timesteps_of_any_integer_type(dtype):
     timesteps = torch.tensor([1, 0, 100])
     found = scheduler.add_noise(x0, noise, timesteps.to(dtype))
     torch.testing.assert_close(found, scheduler.add_noise(x0, noise, timesteps))
+
+
+# Multistep solvers
+
+
+def multistep_twin(scheduler: MapScheduler, kind, **fields):
+    """diffusers' scheduler of order 2, with our timesteps and our noise levels in float64."""
+    twin = kind(prediction_type="sample", solver_order=2, **fields)
+    # What its set_timesteps sets; that rounds noise levels to float32.
+    twin.num_inference_steps = len(scheduler.timesteps)
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps]
+    twin.timesteps = scheduler.timesteps
+    twin.sigmas = torch.cat([((1 - alphas) / alphas).sqrt(), alphas.new_zeros(1)])
+    return twin
+
+
+def plain_unipc(**fields):
+    # Without its corrector, UniPC is DPM-Solver++(2M): in float64, as diffusers' own of it is not.
+    return UniPCMultistepScheduler(disable_corrector=list(range(1000)), **fields)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 61])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    ("solver", "kind", "dtype", "tolerance"),
+    [
+        ("dpmsolver++", DPMSolverMultistepScheduler, torch.float32, 1e-5),
+        ("dpmsolver++", plain_unipc, torch.float64, 1e-10),
+        ("unipc", UniPCMultistepScheduler, torch.float64, 1e-10),
+    ],
+)
+def test_multistep_solvers_equal_diffusers(
+    solver, kind, dtype, tolerance, spacing, schedule, steps
+):
+    ours = MapScheduler(
+        solver=solver, beta_schedule=schedule, timestep_spacing=spacing, clip_sample=False
+    )
+    ours.set_timesteps(steps)
+    theirs = multistep_twin(ours, kind)
+    found = expected = torch.randn(3, 20, dtype=dtype)
+    for timestep in ours.timesteps:
+        prediction = torch.randn_like(found)
+        found = ours.step(prediction, timestep, found).prev_sample
+        expected = theirs.step(prediction, timestep, expected).prev_sample
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 61])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_arrives_at_true_predictions(solver, spacing, steps, dtype):
+    scheduler = MapScheduler(solver=solver, timestep_spacing=spacing)
+    x0 = scheduler.to_signal(torch.rand(2, 5, dtype=dtype))
+    samples = run(scheduler, x0.expand(steps, 2, 5))
+    assert all(sample.dtype == dtype and bool(sample.isfinite().all()) for sample in samples)
+    assert_same(samples[-1], x0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_solver_moves_with_the_ode_of_one_clean_map(schedule, solver):
+    # All mass in one map: the noise in it never changes, whatever the size of the steps.
+    scheduler = MapScheduler(solver=solver, beta_schedule=schedule)
+    scheduler.set_timesteps(7)
+    x0 = scheduler.to_signal(torch.rand(2, 5, dtype=torch.float64))
+    noise = torch.randn_like(x0)
+    at = [scheduler.add_noise(x0, noise, t.expand(2)) for t in scheduler.timesteps]
+    found = resume(scheduler, x0.expand(7, 2, 5), at[0])
+    for sample, expected in zip(found, [*at[1:], x0], strict=True):
+        assert_close(sample, expected)
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+def test_multistep_solvers_are_ddim_up_to_two_steps_and_no_further(solver):
+    ddim, ours = MapScheduler(), MapScheduler(solver=solver)
+    for steps in (1, 2):
+        predictions = ddim.to_signal(torch.rand(steps, 2, 5, dtype=torch.float64))
+        assert_close(run(ours, predictions)[-1], run(ddim, predictions)[-1])
+        assert_close(run(ours, predictions)[0], run(ddim, predictions)[0])
+    predictions = ddim.to_signal(torch.rand(3, 2, 5, dtype=torch.float64))
+    found, plain = run(ours, predictions), run(ddim, predictions)
+    assert_close(found[0], plain[0])
+    assert (found[1] - plain[1]).abs().max() > 1e-3
+    assert_close(found[2], plain[2])  # the last prediction
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_clips_predictions(solver):
+    predictions = torch.randn(6, 2, 5, dtype=torch.float64)
+    clipping = MapScheduler(solver=solver, signal_scale=0.5)
+    plain = MapScheduler(solver=solver, signal_scale=0.5, clip_sample=False)
+    found, expected = run(clipping, predictions), run(plain, predictions.clamp(-0.5, 0.5))
+    for sample, other in zip(found, expected, strict=True):
+        assert_same(sample, other)
+    assert (run(plain, predictions)[-1] - found[-1]).abs().max() > 0.1
+    clipping.set_timesteps(6)
+    step = clipping.step(predictions[0], 999, torch.ones_like(predictions[0]))
+    assert_same(step.pred_original_sample, predictions[0].clamp(-0.5, 0.5))
+
+
+def gaussian_errors(solver: str, spacing: str, steps: int) -> tuple[float, float]:
+    """How far a run ends from the ODE's solution, and how far its last noisy maps are.
+
+    Cells of clean maps are normal, so that the best prediction is known, and so is the ODE's
+    solution: a cell remains as many deviations from the mean as it was.
+    """
+    mean, spread = 0.3, 0.5
+    scheduler = MapScheduler(solver=solver, timestep_spacing=spacing, clip_sample=False)
+    scheduler.set_timesteps(steps)
+    deviations = torch.linspace(-2, 2, 9, dtype=torch.float64)[None]
+
+    def solution(alpha: float) -> torch.Tensor:
+        return alpha**0.5 * mean + (alpha * spread**2 + 1 - alpha) ** 0.5 * deviations
+
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps].tolist()
+    sample, errors = solution(alphas[0]), []
+    arrivals = [*alphas[1:], 1.0]
+    for timestep, alpha, arrival in zip(scheduler.timesteps, alphas, arrivals, strict=True):
+        gain = alpha**0.5 * spread**2 / (alpha * spread**2 + 1 - alpha)
+        prediction = mean + gain * (sample - alpha**0.5 * mean)
+        sample = scheduler.step(prediction, timestep, sample).prev_sample
+        errors.append(float((sample - solution(arrival)).abs().max()))
+    return errors[-1], errors[-2]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_errors_fall_with_steps(solver):
+    errors = [gaussian_errors(solver, "trailing", steps)[0] for steps in (2, 3, 5, 10, 20, 40)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpmsolver++", 2), ("unipc", 2)])
+def test_solvers_are_of_their_order(solver, order):
+    # linspace arrives at timestep 0 with every number of steps: errors at one place compare.
+    errors = [gaussian_errors(solver, "linspace", steps)[1] for steps in (80, 160, 320)]
+    for more, fewer in itertools.pairwise(errors):
+        assert 0.85 * 2**order < more / fewer < 1.4 * 2**order
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+@pytest.mark.parametrize(("steps", "share"), [(3, 0.995), (5, 0.8), (10, 0.4), (20, 0.1)])
+def test_multistep_solvers_err_less_than_ddim(solver, steps, share):
+    ddim = gaussian_errors("ddim", "trailing", steps)[0]
+    assert gaussian_errors(solver, "trailing", steps)[0] < share * ddim
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_correcting_helps_where_steps_are_few(steps):
+    plain = gaussian_errors("dpmsolver++", "trailing", steps)[0]
+    assert gaussian_errors("unipc", "trailing", steps)[0] < 0.97 * plain
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+def test_runs_do_not_remember_each_other(solver):
+    scheduler = MapScheduler(solver=solver)
+    predictions, others = scheduler.to_signal(torch.rand(2, 6, 2, 5, dtype=torch.float64))
+    expected = run(scheduler, predictions)
+    for begun in range(7):
+        fresh = MapScheduler(solver=solver)
+        fresh.set_timesteps(6)
+        sample = torch.ones(3, 5, dtype=torch.float64)
+        for timestep, prediction in zip(fresh.timesteps[:begun], others[:begun], strict=True):
+            sample = fresh.step(prediction[:1].expand(3, 5), timestep, sample).prev_sample
+        for one, other in zip(run(fresh, predictions), expected, strict=True):
+            assert_same(one, other)
+    # A finished run needs no set_timesteps for the next, of another size.
+    again = resume(scheduler, predictions[:, :1], torch.ones(1, 5, dtype=torch.float64))
+    assert_same(again[-2], expected[-2][:1])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("solver", MULTISTEP)
+def test_copies_go_on_with_the_run(solver, copied):
+    scheduler = MapScheduler(solver=solver)
+    predictions = scheduler.to_signal(torch.rand(6, 2, 5))
+    expected = run(scheduler, predictions)
+    scheduler.set_timesteps(6)
+    sample = torch.ones(2, 5)
+    for timestep, prediction in zip(scheduler.timesteps[:3], predictions[:3], strict=True):
+        sample = scheduler.step(prediction, timestep, sample).prev_sample
+    for one in (copied(scheduler), scheduler):
+        assert_same(resume(one, predictions[3:], sample)[1], expected[4])
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+def test_inputs_of_multistep_solvers_stay_as_they_are(solver):
+    scheduler = MapScheduler(solver=solver)
+    predictions = scheduler.to_signal(torch.rand(4, 2, 5))
+    before = predictions.clone()
+    samples = run(scheduler, predictions)
+    copies = [sample.clone() for sample in samples]
+    assert_same(predictions, before)
+    scheduler.set_timesteps(4)
+    starts = [torch.ones(2, 5), *samples]
+    for row, timestep in enumerate(scheduler.timesteps):
+        scheduler.step(predictions[row], timestep, starts[row])
+    for sample, other in zip(samples, copies, strict=True):
+        assert_same(sample, other)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_half_precision_is_near_full_precision(solver):
+    scheduler = MapScheduler(solver=solver, signal_scale=1.0)
+    predictions = scheduler.to_signal(torch.rand(10, 3, 40)).bfloat16()
+    exact = run(scheduler, predictions.double())
+    for sample, expected in zip(run(scheduler, predictions), exact, strict=True):
+        assert_close(sample, expected.bfloat16())
+    single = run(scheduler, predictions.float())
+    for sample, expected in zip(single, exact, strict=True):
+        assert_close(sample, expected.float())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("train_timesteps", [10, 1000])  # one alpha is 0; over a hundred are
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_signal_at_all_is_no_obstacle(solver, train_timesteps, steps):
+    schedule = {
+        "num_train_timesteps": train_timesteps,
+        "beta_schedule": "linear",
+        "beta_end": 1.0,
+    }
+    scheduler = MapScheduler(solver=solver, **schedule)
+    predictions = scheduler.to_signal(torch.rand(steps, 2, 5, dtype=torch.float64))
+    samples = run(scheduler, predictions)
+    assert all(bool(sample.isfinite().all()) for sample in samples)
+    assert_same(samples[-1], predictions[-1])
+    # A line through a point infinitely far away is level.
+    empty = int((scheduler.alphas_cumprod[scheduler.timesteps] == 0).sum())
+    assert empty >= 1
+    if solver == "dpmsolver++":
+        plain = run(MapScheduler(**schedule), predictions)
+        for sample, expected in zip(samples[: empty + 1], plain, strict=False):
+            assert_close(sample, expected)
+    if solver == "ddim":
+        scheduler.set_timesteps(steps)
+        for timestep, prediction in zip(scheduler.timesteps, predictions, strict=True):
+            noise = torch.randn_like(prediction)
+            sample = scheduler.step(
+                prediction, timestep, noise, eta=1.0, variance_noise=noise
+            ).prev_sample
+            assert bool(sample.isfinite().all())
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+class TestMultistepRefuses:
+    def test_noise(self, solver):
+        scheduler, maps = MapScheduler(solver=solver), torch.zeros(2, 5)
+        text = f"MapScheduler.step: expected eta = 0 and no variance_noise with solver {solver}, "
+        with refuses(ArgumentError, text + "got eta = 0.5. Only solver ddim adds noise."):
+            scheduler.step(maps, 999, maps, eta=0.5)
+        with refuses(ArgumentError, text + "got variance_noise. Only solver ddim adds noise."):
+            scheduler.step(maps, 999, maps, variance_noise=maps)
+        with refuses(ArgumentError, "MapScheduler.step: expected eta in [0, 1], got 2."):
+            scheduler.step(maps, 999, maps, eta=2)
+
+    def test_steps_out_of_order(self, solver):
+        scheduler, maps = MapScheduler(solver=solver), torch.zeros(2, 5)
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+
+        def refused(timestep: int, due: int):
+            return refuses(
+                ArgumentError,
+                f"MapScheduler.step: expected timestep {due} next with solver {solver}, got "
+                f"{timestep}. It builds on the steps before: set_timesteps starts a new run.",
+            )
+
+        with refused(499, due=999):
+            scheduler.step(maps, 499, maps)
+        scheduler.step(maps, 999, maps)
+        for wrong in (999, 499, 249):
+            with refused(wrong, due=749):
+                scheduler.step(maps, wrong, maps)
+        scheduler.step(maps, torch.tensor(749), maps)  # what was refused has changed nothing
+        scheduler.step(maps, 499, maps)
+        scheduler.step(maps, 249, maps)
+        with refused(249, due=999):
+            scheduler.step(maps, 249, maps)
+        with refuses(ArgumentError, "expected a timestep that set_timesteps(4) chose, got 500."):
+            scheduler.step(maps, 500, maps)
+
+    def test_other_maps_in_the_middle(self, solver):
+        scheduler, maps = MapScheduler(solver=solver), torch.zeros(2, 5)
+        scheduler.set_timesteps(4)
+        scheduler.step(maps, 999, maps)
+        for wrong in (maps[:1], maps[:, :4], torch.zeros(3, 5)):
+            with refuses(
+                ArgumentError,
+                "MapScheduler.step: expected sample of shape (B, cells) with B = 2, cells = 5, "
+                f"got {tuple(wrong.shape)}. It builds on the steps before: set_timesteps starts",
+            ):
+                scheduler.step(wrong, 749, wrong)
+        scheduler.step(maps, 749, maps)

@@ -517,6 +517,40 @@ class TestSampleMaps:
         other = model.sample_maps(features, generator=[seeded(s) for s in (5, 6, 8)], **options)
         assert float((other[2] - together[2]).abs().max()) > 1e-3
 
+    @pytest.mark.parametrize("steps", [1, 2, 5])
+    @pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "unipc"])
+    def test_every_solver_samples(self, solver: str, steps: int) -> None:
+        model = ready(scheduler_config={"solver": solver})
+        features, noise = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)], draw(2, CELLS)
+        options = {"num_inference_steps": steps, "noise": noise}
+        maps = model.sample_maps(features, **options)
+        # As a loop over a scheduler of its own does it.
+        scheduler, sample = MapScheduler(solver=solver), noise
+        scheduler.set_timesteps(steps)
+        for timestep in scheduler.timesteps:
+            with torch.no_grad():
+                iou = model.denoise(sample, timestep.expand(2), features)
+            sample = scheduler.step(scheduler.to_signal(iou), timestep, sample).prev_sample
+        expected = scheduler.to_iou(sample).masked_fill(~model.grid.packed_mask(), 0)
+        assert_close(maps, expected)
+        plain = ready().sample_maps(features, **options)
+        assert torch.equal(maps, plain) == (solver == "ddim" or steps < 3)
+
+        # A run that was broken off leaves nothing behind.
+        def stop(index: int, timestep: int, clean: Tensor) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            model.sample_maps([one[:1] for one in features], callback=stop)
+        assert_same(model.sample_maps(features, **options), maps)
+
+    @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc"])
+    def test_multistep_solvers_add_no_noise(self, solver: str) -> None:
+        model = ready(scheduler_config={"solver": solver})
+        text = f"expected eta = 0 and no variance_noise with solver {solver}, got eta = 1."
+        with refuses(ArgumentError, text):
+            model.sample_maps([draw(1, 8, 8, 4), draw(1, 8, 4, 4)], eta=1)
+
     def test_noise_replaces_the_generator(self) -> None:
         model = ready()
         features = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]

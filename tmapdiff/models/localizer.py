@@ -193,7 +193,8 @@ class MomentLocalizer(MapLocalizer):
             features: Map features, as the encoder gives them.
             num_clips: Clips of each video, as the encoder was given them.
             num_inference_steps: Denoising steps; the configuration's number, if None.
-            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
+            eta: 0 is deterministic, 1 adds as much noise as DDPM: with the scheduler's solver ddim
+                only.
             generator: Source of noise: one, or one a sample (results are then independent of how
                 samples are batched).
             noise: The noise to start from, instead of `generator`.
@@ -208,7 +209,8 @@ class MomentLocalizer(MapLocalizer):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `num_inference_steps` or `eta` is out of range.
+            ArgumentError: If `num_inference_steps` or `eta` is out of range, or the solver takes no
+                `eta`.
         """
         batch, device = len(features[0]), features[0].device
         grid = self.grid if num_clips is None else self.grid.resized(features[0].shape[2])
