@@ -256,9 +256,31 @@ def test_regressors_take_one_step(model, dataset):
     assert evaluate(twin, dataset).predictions == evaluate(twin, dataset, seed=5).predictions
     for steps in (None, 1):
         assert evaluate(twin, dataset, num_inference_steps=steps).metrics
-    text = "evaluate: expected one step for a MomentLocalizer that does not sample, got num_inf"
+    text = "evaluate: expected one pass for a MomentLocalizer that does not sample, got num_inf"
     with refuses(ArgumentError, text):
         evaluate(twin, dataset, num_inference_steps=2)
+    with refuses(ArgumentError, "that does not sample, got num_samples = 3."):
+        evaluate(twin, dataset, num_samples=3)
+
+
+def test_samples_and_ranking_are_passed_on(model, dataset):
+    one = evaluate(model, dataset, num_samples=1, num_inference_steps=1)
+    more = evaluate(model, dataset, num_samples=3, num_inference_steps=1)
+    assert not torch.equal(one.confidence, more.confidence)
+    for options in ({"ranking": "expected-hits"}, {"nms_threshold": 0.2}):
+        other = evaluate(model, dataset, num_inference_steps=1, **options)
+        assert other.predictions != one.predictions
+
+
+def test_confidence_and_iou_are_those_of_the_best_moment(model, dataset):
+    found = evaluate(model, dataset, num_inference_steps=1, batch_size=3)
+    assert found.confidence.tolist() == [one.windows[0][2] for one in found.predictions]
+    for position, prediction in enumerate(found.predictions):
+        start, end, _ = prediction.windows[0]
+        truth = torch.tensor(dataset[position].annotation.moments, dtype=torch.float64)
+        best = max(temporal_iou(torch.tensor([start, end]).double(), one) for one in truth)
+        assert float(found.iou[position]) == pytest.approx(float(best), abs=1e-6)
+    assert found.metrics["mIoU"] == pytest.approx(100 * float(found.iou.mean()))
 
 
 @pytest.mark.parametrize("windows", [False, True])

@@ -39,10 +39,13 @@ if TYPE_CHECKING:
     from tmapdiff.maps import MapGrid as MapGrid
     from tmapdiff.maps import MultiScaleMapSampler as MultiScaleMapSampler
     from tmapdiff.maps import RankedMoments as RankedMoments
+    from tmapdiff.maps import deconvolve_map as deconvolve_map
     from tmapdiff.maps import plot_comparison as plot_comparison
     from tmapdiff.maps import plot_denoising as plot_denoising
     from tmapdiff.maps import plot_map as plot_map
+    from tmapdiff.maps import rank_by_expected_hits as rank_by_expected_hits
     from tmapdiff.maps import rank_moments as rank_moments
+    from tmapdiff.maps import soft_hits as soft_hits
     from tmapdiff.maps import temporal_iou as temporal_iou
     from tmapdiff.maps import temporal_nms as temporal_nms
     from tmapdiff.metrics import DiDeMoMetrics as DiDeMoMetrics
@@ -63,6 +66,9 @@ _HOMES = {
     "IoUMapBuilder": "maps",
     "MultiScaleMapSampler": "maps",
     "rank_moments": "maps",
+    "rank_by_expected_hits": "maps",
+    "deconvolve_map": "maps",
+    "soft_hits": "maps",
     "RankedMoments": "maps",
     "temporal_nms": "maps",
     "temporal_iou": "maps",

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,8 @@ from tmapdiff.maps import (
     plot_comparison,
     rank_moments,
 )
-from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
-from tmapdiff.models import Localization, MapLocalizer
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, best_ious, consensus_moments
+from tmapdiff.models import Localization, MapLocalizer, Ranking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,11 +66,16 @@ class Evaluation:
         metrics: `Rank1@0.5` and the like, and `mIoU`, in percent.
         predictions: One a query, in the data set's order.
         seconds: Wall time, reading of features included.
+        confidence: Score of each query's best moment, (Q,).
+        iou: IoU of each query's best moment with the annotated one, (Q,): with `confidence` what
+            `CalibrationMetrics` and `plot_calibration` ask for.
     """
 
     metrics: dict[str, float]
     predictions: tuple[Prediction, ...]
     seconds: float
+    confidence: Tensor
+    iou: Tensor
 
     @property
     def queries_per_second(self) -> float:
@@ -83,7 +88,10 @@ def evaluate(
     dataset: Dataset[Any],
     *,
     num_inference_steps: int | None = None,
+    num_samples: int | None = None,
     eta: float = 0.0,
+    ranking: Ranking | None = None,
+    nms_threshold: float | None = None,
     seed: int = 0,
     top_n: int = 5,
     batch_size: int = 64,
@@ -97,7 +105,11 @@ def evaluate(
         model: The localizer; left in the mode, training or evaluation, that it came in.
         dataset: Usually a `MomentDataset`.
         num_inference_steps: Denoising steps; the model's number, if None.
+        num_samples: Samples of each query that are averaged; the model's number, if None.
         eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
+        ranking: How moments are read off the map, see `MapLocalizer.localize`; the model's way, if
+            None.
+        nms_threshold: Of ranking by `nms`; the model's, if None.
         seed: Seed of the noise.
         top_n: Moments a query.
         batch_size: Queries localized at once.
@@ -106,17 +118,18 @@ def evaluate(
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, or steps are asked of
             a model that is not generative.
+        ConfigError: If there is no such ranking.
     """
-    metrics = LocalizationMetrics()
-    predictions: list[Prediction] = []
+    metrics, judged = LocalizationMetrics(), _Judged()
     began = time.perf_counter()
-    sampling = _Sampling(num_inference_steps, eta, seed)
-    for batch, found in _localized(model, dataset, batch_size, top_n, sampling):
+    sampling = _Sampling(num_inference_steps, num_samples, eta, seed)
+    options = {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold}
+    for batch, found in _localized(model, dataset, batch_size, sampling, options):
         metrics.update(found.ranked, batch.moments, batch.num_moments)
-        predictions += _predictions(batch, found.ranked)
+        judged.add(batch, found, batch.moments, batch.num_moments)
         if on_batch is not None:
             on_batch(len(batch))
-    return Evaluation(metrics.compute(), tuple(predictions), time.perf_counter() - began)
+    return judged.evaluation(metrics.compute(), time.perf_counter() - began)
 
 
 def evaluate_didemo(
@@ -147,20 +160,20 @@ def evaluate_didemo(
 
     Source: Hendricks et al., arXiv 1708.01641.
     """
-    official, metrics = DiDeMoMetrics(), LocalizationMetrics()
-    predictions: list[Prediction] = []
+    official, metrics, judged = DiDeMoMetrics(), LocalizationMetrics(), _Judged()
     began = time.perf_counter()
-    sampling = _Sampling(num_inference_steps, eta, seed)
-    for batch, found in _localized(model, dataset, batch_size, 5, sampling):
+    sampling = _Sampling(num_inference_steps, None, eta, seed)
+    for batch, found in _localized(model, dataset, batch_size, sampling, {}):
         _check_segments(batch)
         everything = rank_moments(
             found.dense, found.mask, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
         )
         official.update(everything, batch.moments, batch.num_moments)
-        metrics.update(found.ranked, consensus_moments(batch.moments, batch.num_moments))
-        predictions += _predictions(batch, found.ranked)
+        consensus = consensus_moments(batch.moments, batch.num_moments)
+        metrics.update(found.ranked, consensus)
+        judged.add(batch, found, consensus)
     results = metrics.compute() | official.compute()  # which has an mIoU of its own
-    return Evaluation(results, tuple(predictions), time.perf_counter() - began)
+    return judged.evaluation(results, time.perf_counter() - began)
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
@@ -326,7 +339,7 @@ def draw_queries(
         batch.clip_seconds,
         num_clips=batch.num_clips,
         durations=batch.durations,
-        **_Sampling(num_inference_steps, 0.0, seed).arguments(model, positions),
+        **_Sampling(num_inference_steps, None, 0.0, seed).arguments(model, positions),
     )
     model.train(was_training)
     grid = model.grid.resized(len(found.dense[0]))
@@ -351,8 +364,8 @@ def _localized(
     model: MapLocalizer,
     dataset: Dataset[Any],
     batch_size: int,
-    top_n: int,
     sampling: "_Sampling",
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[MomentBatch, Localization]]:
     """Give batch by batch what a model finds; see `evaluate`."""
     check_int("evaluate", "batch_size", batch_size, at_least=1)
@@ -373,7 +386,7 @@ def _localized(
                 batch.clip_seconds,
                 num_clips=batch.num_clips,
                 durations=batch.durations,
-                top_n=top_n,
+                **options,
                 **sampling.arguments(model, positions),
             )
             yield batch, found
@@ -409,6 +422,7 @@ class _Sampling:
     """How predictions are drawn."""
 
     num_inference_steps: int | None
+    num_samples: int | None
     eta: float
     seed: int
 
@@ -417,14 +431,16 @@ class _Sampling:
         if model.is_generative:
             return {
                 "num_inference_steps": self.num_inference_steps,
+                "num_samples": self.num_samples,
                 "eta": self.eta,
                 "generator": [_generator(self.seed, position) for position in positions],
             }
-        if self.num_inference_steps not in (None, 1):
-            raise ArgumentError(
-                f"evaluate: expected one step for a {type(model).__name__} that does not sample, "
-                f"got num_inference_steps = {self.num_inference_steps}."
-            )
+        for name in ("num_inference_steps", "num_samples"):
+            if getattr(self, name) not in (None, 1):
+                raise ArgumentError(
+                    f"evaluate: expected one pass for a {type(model).__name__} that does not "
+                    f"sample, got {name} = {getattr(self, name)}."
+                )
         return {}
 
 
@@ -432,6 +448,30 @@ def _generator(seed: int, position: int) -> torch.Generator:
     # Generators seeded with neighbouring numbers are independent enough; a large prime keeps the
     # seeds of two runs apart.
     return torch.Generator().manual_seed((seed * 1_000_000_007 + position) % 2**63)
+
+
+class _Judged:
+    """Gathers predictions, and how sure and how right the first of each query is."""
+
+    def __init__(self) -> None:
+        self.predictions: list[Prediction] = []
+        self.confidence: list[Tensor] = []
+        self.iou: list[Tensor] = []
+
+    def add(
+        self,
+        batch: MomentBatch,
+        found: Localization,
+        truth: Tensor,
+        num_moments: Tensor | None = None,
+    ) -> None:
+        self.predictions += _predictions(batch, found.ranked)
+        self.confidence.append(found.confidence.cpu())
+        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0].cpu())
+
+    def evaluation(self, metrics: dict[str, float], seconds: float) -> Evaluation:
+        confidence, iou = torch.cat(self.confidence), torch.cat(self.iou)
+        return Evaluation(metrics, tuple(self.predictions), seconds, confidence, iou)
 
 
 def _predictions(batch: MomentBatch, ranked: RankedMoments) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """Geometry and targets of multi-scale 2D temporal maps: nothing here learns."""
 
+from tmapdiff.maps.expected_hits import deconvolve_map, rank_by_expected_hits, soft_hits
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.iou import IoUMapBuilder
 from tmapdiff.maps.moments import RankedMoments, rank_moments, temporal_nms
@@ -12,10 +13,13 @@ __all__ = [  # in the order the data flows
     "MapGrid",
     "MultiScaleMapSampler",
     "RankedMoments",
+    "deconvolve_map",
     "plot_comparison",
     "plot_denoising",
     "plot_map",
+    "rank_by_expected_hits",
     "rank_moments",
+    "soft_hits",
     "temporal_iou",
     "temporal_nms",
 ]

@@ -109,7 +109,30 @@ def rank_moments(
         ShapeError: If a shape does not fit.
         ArgumentError: If `nms_threshold` is outside [0, 1] or `top_n` is below 1.
     """
-    who = "rank_moments"
+    candidates, scores = check_candidates("rank_moments", dense, mask, clip_seconds, durations)
+    picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
+    found = picks >= 0
+    if len(candidates):
+        best = scores.gather(1, picks.clamp(min=0)).where(found, -torch.inf)
+    else:
+        best = scores.new_full(picks.shape, -torch.inf)
+    return answer_moments(candidates, picks, best, clip_seconds, durations)
+
+
+def check_candidates(
+    who: str, dense: Tensor, mask: Tensor, clip_seconds: Tensor, durations: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Check merged maps; give their candidate moments, in clips, and the scores of these.
+
+    Shape:
+        - dense: (B, N, N)
+        - mask: (N, N) or (B, N, N), bool
+        - clip_seconds, durations: (B,)
+        - returns: (M, 2), int64, and (B, M), -inf where a sample's mask has no candidate
+
+    Raises:
+        ShapeError: If a shape does not fit.
+    """
     sizes = check_shape(who, "dense", dense, "B N N")
     batched = isinstance(mask, Tensor) and mask.dim() == 3
     check_shape(who, "mask", mask, "B N N" if batched else "N N", sizes)
@@ -120,19 +143,27 @@ def rank_moments(
         dense = dense.masked_fill(~mask, -torch.inf)
         mask = mask.any(dim=0)
     starts, columns = mask.nonzero(as_tuple=True)
-    candidates = torch.stack([starts, starts + columns + 1], dim=-1)
-    scores = dense[:, mask]
-    picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
+    return torch.stack([starts, starts + columns + 1], dim=-1), dense[:, mask]
+
+
+def answer_moments(
+    candidates: Tensor,
+    picks: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor,
+    durations: Tensor | None,
+) -> RankedMoments:
+    """Make answers, in seconds, of the candidates that were picked.
+
+    Shape:
+        - candidates: (M, 2), in clips
+        - picks, scores: (B, n); -1 and -inf where there was no candidate left
+        - clip_seconds, durations: (B,)
+    """
     valid = picks >= 0
     if not len(candidates):
-        empty = dense.new_zeros(sizes["B"], top_n, 2)
-        return RankedMoments(empty, dense.new_full((sizes["B"], top_n), -torch.inf), valid)
-    index = picks.clamp(min=0)
-    seconds = candidates[index] * clip_seconds[:, None, None]
+        return RankedMoments(scores.new_zeros(*picks.shape, 2), scores, valid)
+    seconds = candidates[picks.clamp(min=0)] * clip_seconds[:, None, None]
     if durations is not None:
         seconds = seconds.minimum(durations.to(seconds)[:, None, None])
-    return RankedMoments(
-        moments=seconds.where(valid[..., None], 0),
-        scores=scores.gather(1, index).where(valid, -torch.inf),
-        valid=valid,
-    )
+    return RankedMoments(moments=seconds.where(valid[..., None], 0), scores=scores, valid=valid)

@@ -4,7 +4,7 @@ from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MapFeatureBuilder, MultimodalEncoder, TextEncoder
 from tmapdiff.models.localizer import MomentLocalizer
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
-from tmapdiff.models.map_localizer import Localization, MapLocalizer
+from tmapdiff.models.map_localizer import Localization, MapLocalizer, Ranking
 from tmapdiff.models.ms2dtan import MS2DTAN
 
 __all__ = [  # in the order the data flows
@@ -16,6 +16,7 @@ __all__ = [  # in the order the data flows
     "MapLocalizer",
     "MomentLocalizer",
     "MultimodalEncoder",
+    "Ranking",
     "TextEncoder",
     "TransformerMapDecoder",
 ]

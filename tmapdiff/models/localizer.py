@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_length, check_shape
+from tmapdiff._checks import check_int, check_length, check_shape
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps import MapGrid
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import MapLocalizer
+from tmapdiff.models.map_localizer import MapLocalizer, Ranking
 from tmapdiff.schedulers import MapScheduler
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -29,8 +30,11 @@ class MomentLocalizer(MapLocalizer):
         decoder_config: Fields of the `MapDiffusionDecoder`, of the same grid.
         scheduler_config: Fields of the `MapScheduler`; its defaults, if None.
         objective: What is learned, see `tmapdiff.losses.get_objective`.
-        nms_threshold: Highest IoU that two returned moments may have.
+        nms_threshold: Highest IoU that two returned moments may have, with `nms`.
+        ranking: How moments are read off the map, `nms` or `expected-hits` (`localize`).
         num_inference_steps: Denoising steps of `localize` when the call names none.
+        num_samples: Samples that `localize` averages when the call does not say; each costs
+            `num_inference_steps` passes of the decoder.
         deterministic: Predict in one pass from an empty map at the last timestep, in training too:
             the same network as a plain regressor, the control of what diffusion is worth.
 
@@ -49,14 +53,16 @@ class MomentLocalizer(MapLocalizer):
         scheduler_config: dict[str, Any] | None = None,
         objective: str = "mse-full",
         nms_threshold: float = 0.49,
+        ranking: Ranking = "nms",
         num_inference_steps: int = 2,
+        num_samples: int = 1,
         deterministic: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)
         self.decoder = MapDiffusionDecoder.from_config(decoder_config)
         self.scheduler = MapScheduler.from_config(scheduler_config or {})
-        self.prepare(self.decoder.grid, objective, nms_threshold)
+        self.prepare(self.decoder.grid, objective, nms_threshold, ranking)
         if self.encoder.grid != self.grid:
             raise ConfigError(
                 f"MomentLocalizer: expected encoder and decoder of one grid, "
@@ -69,6 +75,7 @@ class MomentLocalizer(MapLocalizer):
                 f"got {self.decoder.config.feature_channels}."
             )
         self.scheduler.set_timesteps(num_inference_steps)
+        check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
 
     @classmethod
     def from_parts(
@@ -243,6 +250,47 @@ class MomentLocalizer(MapLocalizer):
                 callback(index, timestep, scheduler.to_iou(clean).masked_fill(~mask, 0))
         return scheduler.to_iou(maps).masked_fill(~mask, 0)
 
+    @torch.no_grad()
+    def draw_samples(
+        self,
+        features: Sequence[Tensor],
+        num_samples: int,
+        *,
+        num_clips: Tensor | None = None,
+        generator: Generators = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Denoise several maps of each query, from noise of their own, in one batch.
+
+        Args:
+            features: Map features, as the encoder gives them.
+            num_samples: Samples of each query.
+            num_clips: Clips of each video, as the encoder was given them.
+            generator: Source of noise: one, or one a query. With one a query and `eta` 0, the first
+                samples are the same whatever `num_samples`.
+            **sampling: As for `sample_maps`, where each sample of each query counts as one.
+
+        Shape:
+            - features: K tensors (B, channels, N_k, A)
+            - num_clips: (B,)
+            - returns: (B, num_samples, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If an argument is out of range.
+        """
+        count = check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
+        if isinstance(generator, list | tuple):
+            check_length("MomentLocalizer", "generator", generator, len(features[0]))
+            generator = [one for one in generator for _ in range(count)]
+        maps = self.sample_maps(
+            [one.repeat_interleave(count, dim=0) for one in features],
+            num_clips=None if num_clips is None else num_clips.repeat_interleave(count),
+            generator=generator,
+            **sampling,
+        )
+        return rearrange(maps, "(b k) cells -> b k cells", k=count)
+
     def _draw(
         self,
         grid: MapGrid,
@@ -290,11 +338,14 @@ class MomentLocalizer(MapLocalizer):
         num_clips: Tensor | None = None,
         *,
         num_inference_steps: int | None = None,
+        num_samples: int | None = None,
         eta: float = 0.0,
         generator: Generators = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
         """Sample the map that the objective learns; `localize` passes these arguments on.
+
+        Of several samples this is the mean: the expectation that `rank_by_expected_hits` reads.
 
         Args:
             features: Features of the clips.
@@ -303,8 +354,9 @@ class MomentLocalizer(MapLocalizer):
             num_clips: Clips of each video, when they differ. The features may then be of another
                 number of clips than the configuration's.
             num_inference_steps: Denoising steps; the configuration's number, if None.
+            num_samples: Samples of each query; the configuration's number, if None.
             eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
-            generator: Source of noise: one, or one a sample.
+            generator: Source of noise: one, or one a query.
             callback: As for `sample_maps`.
 
         Shape:
@@ -317,11 +369,15 @@ class MomentLocalizer(MapLocalizer):
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
-        return self.sample_maps(
+        if num_samples is None:
+            num_samples = 1 if self.config.deterministic else self.config.num_samples
+        samples = self.draw_samples(
             self.encoder(features, words, num_words, num_clips),
+            num_samples,
             num_clips=num_clips,
             num_inference_steps=num_inference_steps,
             eta=eta,
             generator=generator,
             callback=callback,
         )
+        return samples.mean(dim=1)

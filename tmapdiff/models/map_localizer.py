@@ -1,7 +1,7 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
+    rank_by_expected_hits,
     rank_moments,
 )
 from tmapdiff.models._base import MapModel
 from tmapdiff.models.encoder import MultimodalEncoder
+
+Ranking = Literal["nms", "expected-hits"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,14 @@ class Localization:
     dense: Tensor
     mask: Tensor
 
+    @property
+    def confidence(self) -> Tensor:
+        """Score of each query's best moment, (B,): with `expected-hits`, how often it should hit.
+
+        Make a probability of it with a `PlattCalibrator`, fitted on queries not trained on.
+        """
+        return self.ranked.scores[:, 0]
+
 
 class MapLocalizer(MapModel):
     """Base of the models that answer a query with a score of every candidate moment.
@@ -44,16 +55,19 @@ class MapLocalizer(MapModel):
     encoder: MultimodalEncoder
     grid: MapGrid
 
-    def prepare(self, grid: MapGrid, objective: str, nms_threshold: float) -> None:
+    def prepare(
+        self, grid: MapGrid, objective: str, nms_threshold: float, ranking: Ranking
+    ) -> None:
         """Set up what the answers are made with.
 
         Raises:
-            ConfigError: If there is no such objective.
+            ConfigError: If there is no such objective or ranking.
             ArgumentError: If `nms_threshold` is outside [0, 1].
         """
         who = type(self).__name__
         check_choice(who, "objective", objective, OBJECTIVES)
         check_range(who, "nms_threshold", nms_threshold, 0, 1)
+        check_choice(who, "ranking", ranking, Ranking.__args__)  # type: ignore[attr-defined]
         self.grid = grid
         self.objective = get_objective(objective)
         self.build_iou_maps = IoUMapBuilder(grid)
@@ -129,6 +143,8 @@ class MapLocalizer(MapModel):
         num_clips: Tensor | None = None,
         durations: Tensor | None = None,
         top_n: int = 5,
+        ranking: Ranking | None = None,
+        nms_threshold: float | None = None,
         **sampling: Any,
     ) -> Localization:
         """Find the moments that queries describe: predict maps, merge, rank.
@@ -142,6 +158,10 @@ class MapLocalizer(MapModel):
                 number of clips than the configuration's.
             durations: Seconds each video lasts; moments end there at the latest.
             top_n: Moments a query.
+            ranking: How moments are read off the map; the configuration's way, if None. `nms` takes
+                the highest cells that do not overlap (`rank_moments`), `expected-hits` the moments
+                that together hit most often (`rank_by_expected_hits`).
+            nms_threshold: Of `nms`; the configuration's, if None.
             **sampling: As for `predict_maps`.
 
         Shape:
@@ -152,18 +172,31 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range.
+            ConfigError: If there is no such ranking.
         """
+        ranking = self.config.ranking if ranking is None else ranking
+        check_choice(type(self).__name__, "ranking", ranking, Ranking.__args__)  # type: ignore[attr-defined]
         maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
         grid = self._grid_of(features, num_clips)
         dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(maps), num_clips)
-        ranked = rank_moments(
-            dense,
-            mask,
-            clip_seconds,
-            durations=durations,
-            top_n=top_n,
-            nms_threshold=self.config.nms_threshold,
-        )
+        if ranking == "nms":
+            ranked = rank_moments(
+                dense,
+                mask,
+                clip_seconds,
+                durations=durations,
+                top_n=top_n,
+                nms_threshold=self.config.nms_threshold if nms_threshold is None else nms_threshold,
+            )
+        else:
+            ranked = rank_by_expected_hits(
+                dense,
+                mask,
+                clip_seconds,
+                target=self.objective.target,
+                durations=durations,
+                top_n=top_n,
+            )
         return Localization(ranked=ranked, dense=dense, mask=mask)
 
     def _targets(

@@ -14,7 +14,7 @@ from tmapdiff.errors import CheckpointError
 from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import MapLocalizer
+from tmapdiff.models.map_localizer import MapLocalizer, Ranking
 
 
 class MS2DTAN(MapLocalizer):
@@ -28,7 +28,8 @@ class MS2DTAN(MapLocalizer):
         kernel_sizes: Kernel of each gated convolution, first to last; odd.
         gate: As in `GatedConv2d`.
         objective: What is learned, see `tmapdiff.losses.get_objective`.
-        nms_threshold: Highest IoU that two returned moments may have.
+        nms_threshold: Highest IoU that two returned moments may have, with `nms`.
+        ranking: How moments are read off the map, `nms` or `expected-hits` (`localize`).
 
     Raises:
         ConfigError: If a field is unknown, a kernel is even or a choice unknown.
@@ -45,10 +46,11 @@ class MS2DTAN(MapLocalizer):
         gate: Gate = "shared",
         objective: str = "bce-rescaled",
         nms_threshold: float = 0.49,
+        ranking: Ranking = "nms",
     ) -> None:
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)
-        self.prepare(self.encoder.grid, objective, nms_threshold)
+        self.prepare(self.encoder.grid, objective, nms_threshold, ranking)
         channels = self.encoder.config.channels
         kernels = check_sizes("MS2DTAN", "kernel_sizes", kernel_sizes)
         scales = range(self.grid.num_scales)

@@ -1,0 +1,270 @@
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.strategies import grids
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff import (
+    IoUMapBuilder,
+    MapGrid,
+    MultiScaleMapSampler,
+    deconvolve_map,
+    rank_by_expected_hits,
+    rank_moments,
+    soft_hits,
+    temporal_iou,
+)
+from tmapdiff.errors import ArgumentError, ShapeError
+from tmapdiff.losses import rescale_iou
+from tmapdiff.maps import expected_hits
+
+quick = settings(max_examples=40, deadline=None)
+
+
+def candidates_of(grid):
+    starts, columns = grid.dense_mask().nonzero(as_tuple=True)
+    return torch.stack([starts, starts + columns + 1], dim=-1).double()
+
+
+def response_of(grid, target):
+    moments = candidates_of(grid)
+    return target(temporal_iou(moments[:, None], moments))
+
+
+def looped_deconvolution(scores, response, valid, num_iterations):
+    """Richardson and Lucy's iteration, a moment and a cell at a time."""
+    cells = [c for c in range(len(scores)) if valid[c]]
+    likelihood = {m: 1 / len(cells) for m in cells}
+    for _ in range(num_iterations):
+        expected = {c: sum(likelihood[m] * response[m][c] for m in cells) for c in cells}
+        likelihood = {
+            m: likelihood[m]
+            * sum(scores[c] / max(expected[c], 1e-6) * response[m][c] for c in cells)
+            / sum(response[m][c] for c in cells)
+            for m in cells
+        }
+    total = max(sum(likelihood.values()), 1)
+    return [likelihood.get(m, 0) / total for m in range(len(scores))]
+
+
+def looped_cover(likelihood, hits, valid, top_n):
+    """Greedy coverage, a moment and a candidate at a time."""
+    picks, gains = [], []
+    for _ in range(min(top_n, sum(valid))):
+        covered = [max([0.0, *(hits[m][p] for p in picks)]) for m in range(len(hits))]
+        gain = {
+            c: sum(likelihood[m] * max(hits[m][c] - covered[m], 0.0) for m in range(len(hits)))
+            for c in range(len(hits))
+            if valid[c] and c not in picks
+        }
+        best = max(gain, key=gain.get)
+        picks.append(best)
+        gains.append(gain[best])
+    return picks, gains
+
+
+@quick
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 1000))
+def test_deconvolution_equals_a_plain_loop(count, num_iterations, seed):
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.rand(3, count, generator=random, dtype=torch.float64)
+    response = torch.rand(count, count, generator=random, dtype=torch.float64) + 0.01
+    valid = torch.rand(3, count, generator=random) < 0.7
+    valid[:, 0] = True
+    found = deconvolve_map(
+        scores.masked_fill(~valid, torch.nan), response, valid, num_iterations=num_iterations
+    )
+    for row in range(3):
+        expected = looped_deconvolution(
+            scores[row].tolist(), response.tolist(), valid[row].tolist(), num_iterations
+        )
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@quick
+@given(grids(), st.sampled_from([lambda iou: iou, rescale_iou]), st.integers(0, 10**6))
+def test_the_map_of_one_moment_is_that_moment(grid, target, pick):
+    response = response_of(grid, target)
+    chosen = pick % len(response)
+    likelihood = deconvolve_map(response[chosen][None], response, num_iterations=1000)
+    assert int(likelihood.argmax()) == chosen
+    assert float(likelihood.max()) > 0.9
+
+
+def test_a_mixture_is_taken_apart():
+    # Three moments, two of them so near each other that their mean map has a single top.
+    response = response_of(MapGrid(16, 8, 2), rescale_iou)
+    moments = candidates_of(MapGrid(16, 8, 2)).tolist()
+    truth = torch.zeros(len(moments), dtype=torch.float64)
+    for moment, probability in (([2, 8], 0.4), ([3, 8], 0.3), ([12, 14], 0.3)):
+        truth[moments.index(moment)] = probability
+    found = deconvolve_map((truth @ response)[None], response, num_iterations=20_000)[0]
+    assert torch.allclose(found, truth, atol=0.02)
+    assert float(found.sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_each_iteration_fits_the_map_better():
+    # Richardson and Lucy's iteration never raises this divergence.
+    response = response_of(MapGrid(12, 6, 2), rescale_iou)
+    observed = torch.rand(4, len(response), dtype=torch.float64).softmax(dim=1) @ response
+
+    def divergence(num_iterations):
+        expected = deconvolve_map(observed, response, num_iterations=num_iterations) @ response
+        return (observed * (observed / expected).log() - observed + expected).sum(dim=1)
+
+    steps = torch.stack([divergence(count) for count in (1, 2, 4, 8, 16)])
+    assert bool((steps.diff(dim=0) <= 1e-12).all())
+    assert bool((steps[-1] < steps[0] / 2).all())
+
+
+def test_soft_hits_are_steps():
+    iou = torch.linspace(0, 1, 101, dtype=torch.float64)
+    hits = soft_hits(iou, (0.5, 0.7), width=1e-4)
+    plain = ((iou > 0.5).double() + (iou > 0.7).double()) / 2
+    off_edge = (iou - 0.5).abs().minimum((iou - 0.7).abs()) > 1e-3
+    assert torch.allclose(hits[off_edge], plain[off_edge])
+    assert bool((soft_hits(iou).diff() > 0).all())
+
+
+@quick
+@given(grids(), st.integers(1, 6), st.integers(0, 1000), st.booleans())
+def test_ranking_equals_plain_loops(grid, top_n, seed, batched):
+    mask, random = grid.dense_mask(), torch.Generator().manual_seed(seed)
+    dense = torch.rand(2, *mask.shape, generator=random, dtype=torch.float64)
+    if batched:
+        drop = torch.rand(2, *mask.shape, generator=random) < 0.3
+        mask = mask & ~drop
+    dense = dense.masked_fill(~mask, torch.nan)
+    seconds = torch.tensor([0.5, 1.25])
+    ranked = rank_by_expected_hits(
+        dense, mask, seconds, target=rescale_iou, top_n=top_n, num_iterations=3
+    )
+    moments, response = candidates_of(grid), response_of(grid, rescale_iou)
+    hits = soft_hits(temporal_iou(moments[:, None], moments)).tolist()
+    for row in range(2):
+        scores = dense[row][grid.dense_mask()]
+        valid = scores.isfinite().tolist()
+        if not any(valid):
+            assert not bool(ranked.valid[row].any())
+            continue
+        likelihood = looped_deconvolution(scores.tolist(), response.tolist(), valid, 3)
+        picks, gains = looped_cover(likelihood, hits, valid, top_n)
+        count = len(picks)
+        assert ranked.valid[row].tolist() == [True] * count + [False] * (top_n - count)
+        # Equal gains may be picked in any order.
+        assert ranked.scores[row, :count].tolist() == pytest.approx(gains, abs=1e-9)
+        assert bool((ranked.scores[row, count:] == -torch.inf).all())
+        assert bool((ranked.moments[row, count:] == 0).all())
+        if len({round(gain, 9) for gain in gains}) == count:
+            expected = moments[picks] * float(seconds[row])
+            assert torch.allclose(ranked.moments[row, :count].double(), expected)
+
+
+@quick
+@given(grids(), st.integers(0, 1000))
+def test_scores_are_shares_that_never_rise(grid, seed):
+    mask = grid.dense_mask()
+    dense = torch.rand(3, *mask.shape, generator=torch.Generator().manual_seed(seed))
+    ranked = rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou, top_n=8)
+    scores = ranked.scores.where(ranked.valid, 0)
+    assert bool((scores.diff(dim=1) <= 1e-6).all())
+    assert bool((scores >= -1e-6).all())
+    assert bool((scores.sum(dim=1) <= 1 + 1e-5).all())
+
+
+def test_large_batches_are_ranked_as_small_ones(monkeypatch):
+    grid = MapGrid(8, 4, 2)
+    dense, mask = torch.rand(7, 8, 8), grid.dense_mask()
+    together = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
+    monkeypatch.setattr(expected_hits, "_LARGEST_TABLE", 1)
+    alone = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
+    assert torch.allclose(together.scores, alone.scores)
+    assert torch.equal(together.moments, alone.moments)
+
+
+@pytest.mark.parametrize("target", [lambda iou: iou, rescale_iou])
+def test_true_maps_are_answered_with_the_nearest_cell(target):
+    grid = MapGrid(16, 8, 2)
+    annotated = torch.tensor([[3.1, 9.2], [0.0, 2.0], [11.8, 16.0]])
+    maps = [target(one) for one in IoUMapBuilder(grid)(annotated, torch.ones(3))]
+    dense, mask = MultiScaleMapSampler(grid).merge(maps)
+    ranked = rank_by_expected_hits(dense, mask, torch.ones(3), target=target)
+    plain = rank_moments(dense, mask, torch.ones(3))
+    assert torch.equal(ranked.moments[:, 0], plain.moments[:, 0])
+
+
+def test_second_answers_cover_a_second_event():
+    # The highest cells all belong to one event. Suppression at 0.9 stays there; coverage does not.
+    grid = MapGrid(16, 8, 2)
+    maps = IoUMapBuilder(grid)(torch.tensor([[1.0, 6.0], [10.0, 14.0]]), torch.ones(2))
+    mixed = [0.6 * rescale_iou(one[:1]) + 0.4 * rescale_iou(one[1:]) for one in maps]
+    dense, mask = MultiScaleMapSampler(grid).merge(mixed)
+    ranked = rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou, top_n=2)
+    assert ranked.moments[0].tolist() == [[1, 6], [10, 14]]
+    assert rank_moments(dense, mask, torch.ones(1), top_n=2, nms_threshold=0.9).moments[
+        0, 1
+    ].tolist() != [10, 14]
+
+
+def test_videos_that_end_early_end_the_moments():
+    dense, mask = torch.rand(2, 8, 8), MapGrid(8, 8, 1).dense_mask()
+    ranked = rank_by_expected_hits(
+        dense, mask, torch.ones(2), target=rescale_iou, durations=torch.tensor([5.5, 8.0]), top_n=9
+    )
+    assert float(ranked.moments[0].max()) == 5.5
+    assert float(ranked.moments[1].max()) > 5.5
+
+
+def test_no_queries_no_candidates_and_empty_maps():
+    mask = MapGrid(8, 4, 2).dense_mask()
+    none = rank_by_expected_hits(torch.rand(0, 8, 8), mask, torch.ones(0), target=rescale_iou)
+    assert none.moments.shape == (0, 5, 2)
+    nowhere = rank_by_expected_hits(
+        torch.rand(2, 8, 8), mask & False, torch.ones(2), target=rescale_iou
+    )
+    assert not bool(nowhere.valid.any())
+    assert bool((nowhere.scores == -torch.inf).all())
+    # A model may predict nothing at all, or below it.
+    for value in (0.0, -0.1):
+        empty = rank_by_expected_hits(
+            torch.full((1, 8, 8), value), mask, torch.ones(1), target=rescale_iou
+        )
+        assert bool(empty.valid.all())
+        assert bool(empty.scores.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_maps_are_ranked_in_single(dtype):
+    grid = MapGrid(16, 8, 2)
+    dense, mask = torch.rand(3, 16, 16).to(dtype), grid.dense_mask()
+    half = rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou)
+    single = rank_by_expected_hits(dense.float(), mask, torch.ones(3), target=rescale_iou)
+    assert torch.equal(half.moments, single.moments)
+
+
+def test_errors_say_what_is_wrong():
+    scores, response = torch.rand(2, 3), torch.rand(3, 3)
+    with refuses(
+        ShapeError, "deconvolve_map: expected response of shape (M, M) with M = 3, got (2, 3)."
+    ):
+        deconvolve_map(scores, scores)
+    with refuses(
+        ShapeError, "deconvolve_map: expected valid of shape (B, M) with B = 2, M = 3, got (3,)."
+    ):
+        deconvolve_map(scores, response, torch.ones(3, dtype=torch.bool))
+    with refuses(ArgumentError, "deconvolve_map: expected num_iterations to be an integer >= 1"):
+        deconvolve_map(scores, response, num_iterations=0)
+    with refuses(ArgumentError, "soft_hits: expected at least one threshold, got none."):
+        soft_hits(scores, ())
+    with refuses(ArgumentError, "soft_hits: expected threshold in [0, 1], got 1.5."):
+        soft_hits(scores, (1.5,))
+    with refuses(ArgumentError, "soft_hits: expected width in (0, inf), got 0"):
+        soft_hits(scores, width=0)
+    dense, mask = torch.rand(2, 8, 8), MapGrid(8, 4, 2).dense_mask()
+    with refuses(
+        ShapeError, "rank_by_expected_hits: expected clip_seconds of shape (B) with B = 2"
+    ):
+        rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou)
+    with refuses(ArgumentError, "rank_by_expected_hits: expected top_n to be an integer >= 1"):
+        rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, top_n=0)
