@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
 from tmapdiff.losses import OBJECTIVES
-from tmapdiff.maps import IoUMapBuilder, temporal_iou
+from tmapdiff.maps import IoUMapBuilder, rank_by_expected_hits, temporal_iou
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
 from tmapdiff.schedulers import MapScheduler
 
@@ -395,7 +395,7 @@ class TestLoss:
         target = IoUMapBuilder(model.grid).packed(inputs["moments"], inputs["clip_seconds"])
         generator = seeded(5)
         noise = torch.randn(3, CELLS, generator=generator)
-        timesteps = torch.randint(1000, (3,), generator=generator)
+        timesteps = (torch.rand(3, generator=generator) * 1000).long()
         alpha = model.scheduler.alphas_cumprod[timesteps][:, None].float()
         noisy = alpha.sqrt() * (2 * target - 1) * 0.1 + (1 - alpha).sqrt() * noise
         scaled = noisy / (alpha * 0.01 + 1 - alpha).sqrt()
@@ -762,6 +762,161 @@ class TestOverfitting:
         assert float(temporal_iou(found.ranked.moments[:, 0], moments).mean()) < 0.5
 
 
+class TestNoiseOfTraining:
+    """Which timesteps training sees, and how many a query."""
+
+    @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
+    @pytest.mark.parametrize("draws", [1, 3])
+    def test_density_of_timesteps_is_a_power(self, power: float, draws: int) -> None:
+        model = make(timestep_power=power, noise_draws=draws)
+        drawn = model._draw_timesteps(60_000, torch.device("cpu"), seeded(0))
+        assert drawn.dtype == torch.int64
+        assert 0 <= int(drawn.min()) <= int(drawn.max()) == 999
+        for bound in (100, 400, 700, 950):
+            share = float((drawn < bound).double().mean())
+            assert share == pytest.approx((bound / 1000) ** (power + 1), abs=0.01)
+
+    def test_draws_of_a_query_are_spread(self) -> None:
+        model = make(timestep_power=1.0, noise_draws=4)
+        drawn = model._draw_timesteps(4 * 500, torch.device("cpu"), seeded(0)).reshape(500, 4)
+        edges = 1000 * torch.tensor([0, 0.25, 0.5, 0.75, 1]).sqrt()
+        assert bool((drawn >= edges[:-1].floor()).all())
+        assert bool((drawn <= edges[1:]).all())
+
+    @pytest.mark.parametrize("counted", [False, True])
+    def test_loss_of_several_draws_is_their_mean(self, counted: bool) -> None:
+        model, inputs = ready(noise_draws=3), annotated(2)
+        inputs["moments"] = torch.tensor([[0.0, 2.0], [1.0, 3.0]]) * inputs["clip_seconds"][:, None]
+        num_clips = torch.tensor([8, 4]) if counted else None
+        found = model.loss(**inputs, num_clips=num_clips, generator=seeded(3))
+
+        target = model.build_iou_maps.packed(inputs["moments"], inputs["clip_seconds"])
+        target = target.repeat_interleave(3, dim=0)
+        noisy, timesteps = model._corrupt(target, seeded(3))
+        words = (inputs["features"], inputs["words"], inputs["num_words"])
+        maps = model.encoder(*words, num_clips)
+        errors, cells = 0, 0
+        for row in range(6):
+            query = slice(row // 3, row // 3 + 1)
+            own = None if num_clips is None else num_clips[query]
+            scores = model.denoise(
+                noisy[row : row + 1], timesteps[row : row + 1], [one[query] for one in maps], own
+            )
+            mask = model.grid.packed_mask(num_clips=own).reshape(1, -1)
+            errors += (scores - target[row : row + 1])[mask].square().sum()
+            cells += int(mask.sum())
+        assert_close(found, errors / cells)
+
+    def test_a_twin_has_nothing_to_draw(self) -> None:
+        one, more = ready(deterministic=True), ready(deterministic=True, noise_draws=3)
+        assert_same(one.loss(**annotated(3)).detach(), more.loss(**annotated(3)).detach())
+
+    def test_refuses(self) -> None:
+        with refuses(ArgumentError, "MomentLocalizer: expected timestep_power in [0, inf), got -1"):
+            make(timestep_power=-1.0)
+        for name in ("noise_draws", "num_samples"):
+            with refuses(ArgumentError, f"MomentLocalizer: expected {name} to be an integer >= 1"):
+                make(**{name: 0})
+
+
+class TestSamples:
+    """Several samples of one query."""
+
+    def maps(self, model: MomentLocalizer, batch: int = 3) -> list[Tensor]:
+        inputs = queries(batch)
+        return model.encoder(inputs["features"], inputs["words"], inputs["num_words"])
+
+    def test_first_samples_do_not_depend_on_how_many_follow(self) -> None:
+        model = ready()
+        maps = self.maps(model)
+        few, many = (
+            model.draw_samples(maps, count, generator=[seeded(row) for row in range(3)])
+            for count in (2, 5)
+        )
+        assert many.shape == (3, 5, CELLS)
+        assert_close(few, many[:, :2])
+        assert float((many[:, 0] - many[:, 1]).abs().max()) > 1e-3
+
+    def test_each_sample_is_one_of_its_query(self) -> None:
+        model = ready()
+        maps = self.maps(model)
+        found = model.draw_samples(maps, 4, generator=[seeded(row) for row in range(3)])
+        for row in range(3):
+            generator = seeded(row)
+            for sample in range(4):
+                alone = model.sample_maps([one[row : row + 1] for one in maps], generator=generator)
+                assert_close(found[row, sample], alone[0])
+
+    @pytest.mark.parametrize("as_default", [False, True])
+    def test_localize_ranks_their_mean(self, as_default: bool) -> None:
+        model = ready(num_samples=3) if as_default else ready()
+        inputs = queries(2)
+        given = {} if as_default else {"num_samples": 3}
+        found = model.localize(**inputs, **given, generator=[seeded(7), seeded(8)])
+        maps = self.maps(model, 2)
+        samples = model.draw_samples(maps, 3, generator=[seeded(7), seeded(8)])
+        dense, mask = model.sampler.merge(model.grid.unpack(samples.mean(1)))
+        assert_close(found.dense[:, mask], dense[:, mask])
+
+    def test_videos_of_other_lengths(self) -> None:
+        model, inputs = ready(), queries(2)
+        inputs["features"] = draw(2, 16, 6)
+        num_clips = torch.tensor([16, 6])
+        words = {name: inputs[name] for name in ("features", "words", "num_words")}
+        maps = model.encoder(**words, num_clips=num_clips)
+        generators = [seeded(0), seeded(1)]
+        samples = model.draw_samples(maps, 3, num_clips=num_clips, generator=generators)
+        mask = model.grid.resized(16).packed_mask(num_clips=num_clips)
+        assert_zero(samples[1], ~mask[1].expand(3, -1))
+        assert float(samples[1][:, mask[1]].max()) > 0
+
+    def test_refuses(self) -> None:
+        model, inputs = ready(), queries(2)
+        with refuses(ArgumentError, "MomentLocalizer: expected num_samples to be an integer >= 1"):
+            model.localize(**inputs, num_samples=0)
+        with refuses(ArgumentError, "expected generator to be a list of 2, got 1."):
+            model.localize(**inputs, num_samples=2, generator=[seeded(0)])
+
+
+class TestRanking:
+    @pytest.mark.parametrize("objective", ["mse-full", "bce-rescaled"])
+    def test_by_expected_hits(self, objective: str) -> None:
+        model = ready(objective=objective, ranking="expected-hits")
+        inputs = queries(3)
+        found = model.localize(**inputs, generator=seeded(0), top_n=4)
+        expected = rank_by_expected_hits(
+            found.dense,
+            found.mask,
+            inputs["clip_seconds"],
+            target=model.objective.target,
+            top_n=4,
+        )
+        assert_same(found.ranked.moments, expected.moments)
+        assert_same(found.confidence, expected.scores[:, 0])
+
+    def test_the_call_decides(self) -> None:
+        plain, other = ready(), ready(ranking="expected-hits")
+        inputs = queries(3)
+        for model in (plain, other):
+            for ranking in ("nms", "expected-hits"):
+                found = model.localize(**inputs, ranking=ranking, generator=seeded(0))
+                own = (plain if ranking == "nms" else other).localize(**inputs, generator=seeded(0))
+                assert_same(found.ranked.moments, own.ranked.moments)
+
+    def test_threshold_of_the_call(self) -> None:
+        inputs = queries(3)
+        found = ready().localize(**inputs, nms_threshold=0.2, generator=seeded(0))
+        expected = ready(nms_threshold=0.2).localize(**inputs, generator=seeded(0))
+        assert_same(found.ranked.moments, expected.ranked.moments)
+
+    def test_refuses(self) -> None:
+        text = "expected ranking to be one of nms, expected-hits, got 'vote'"
+        with refuses(ConfigError, text):
+            make(ranking="vote")
+        with refuses(ConfigError, text):
+            ready().localize(**queries(2), ranking="vote")
+
+
 class TestDeterministicTwin:
     """The same network as a plain regressor."""
 
@@ -874,7 +1029,7 @@ class TestVideosOfOtherLengths:
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_generators_are_one_a_sample(count: int) -> None:
     model, inputs = ready(), queries(3)
-    text = f"MomentLocalizer.sample_maps: expected generator to be a list of 3, got {count}."
+    text = f"MomentLocalizer.draw_samples: expected generator to be a list of 3, got {count}."
     with refuses(ShapeError, text):
         model.localize(**inputs, generator=[seeded(i) for i in range(count)])
     several = tuple(seeded(i) for i in range(3))

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_length, check_shape
+from tmapdiff._checks import check_int, check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps import MapGrid
 from tmapdiff.models.decoder import MapDiffusionDecoder
@@ -35,6 +35,11 @@ class MomentLocalizer(MapLocalizer):
         num_inference_steps: Denoising steps of `localize` when the call names none.
         num_samples: Samples that `localize` averages when the call does not say; each costs
             `num_inference_steps` passes of the decoder.
+        timestep_power: Training draws a timestep t with density proportional to its power of this
+            number: 0 is uniform, more is more noise. Much noise is where video and query have to be
+            read, little where the noisy map already gives the moment away.
+        noise_draws: Noisy maps of each query in a training step, at timesteps spread evenly. The
+            encoder, the larger part of the work, runs once for all of them.
         deterministic: Predict in one pass from an empty map at the last timestep, in training too:
             the same network as a plain regressor, the control of what diffusion is worth.
 
@@ -56,6 +61,8 @@ class MomentLocalizer(MapLocalizer):
         ranking: Ranking = "nms",
         num_inference_steps: int = 2,
         num_samples: int = 1,
+        timestep_power: float = 0.0,
+        noise_draws: int = 1,
         deterministic: bool = False,
     ) -> None:
         super().__init__()
@@ -76,6 +83,8 @@ class MomentLocalizer(MapLocalizer):
             )
         self.scheduler.set_timesteps(num_inference_steps)
         check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
+        check_range("MomentLocalizer", "timestep_power", timestep_power, 0)
+        check_int("MomentLocalizer", "noise_draws", noise_draws, at_least=1)
 
     @classmethod
     def from_parts(
@@ -147,21 +156,37 @@ class MomentLocalizer(MapLocalizer):
             ArgumentError: If a sentence is empty, or a moment is no moment of the video.
         """
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
-        noisy, timesteps = self._corrupt(target, generator)
         map_features = self.encoder(features, words, num_words, num_clips)
+        draws = 1 if self.config.deterministic else self.config.noise_draws
+        if draws > 1:
+            target = target.repeat_interleave(draws, dim=0)
+            map_features = [one.repeat_interleave(draws, dim=0) for one in map_features]
+            if num_clips is not None:
+                mask = mask.repeat_interleave(draws, dim=0)
+                num_clips = num_clips.repeat_interleave(draws)
+        noisy, timesteps = self._corrupt(target, generator)
         scores = self.denoise(noisy, timesteps, map_features, num_clips)
         return self.objective(scores, target, mask)
 
     def _corrupt(self, target: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Noisy maps and their timesteps; of a regressor, empty maps at the last one."""
-        batch, device = len(target), target.device
+        batch, device, last = len(target), target.device, len(self.scheduler) - 1
         if self.config.deterministic:
-            last = torch.full((batch,), len(self.scheduler) - 1, device=device)
-            return torch.zeros_like(target), last
+            return torch.zeros_like(target), torch.full((batch,), last, device=device)
         noise = torch.randn(target.shape, dtype=target.dtype, device=device, generator=generator)
-        timesteps = torch.randint(len(self.scheduler), (batch,), device=device, generator=generator)
+        timesteps = self._draw_timesteps(batch, device, generator)
         signal = self.scheduler.to_signal(target)
         return self.scheduler.add_noise(signal, noise, timesteps), timesteps
+
+    def _draw_timesteps(
+        self, batch: int, device: torch.device, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw timesteps; those of a query's noisy maps, which are neighbours, are spread."""
+        total, draws = len(self.scheduler), self.config.noise_draws
+        uniform = torch.rand(batch, device=device, generator=generator)
+        part = torch.arange(batch, device=device) % draws
+        share = ((part + uniform) / draws) ** (1 / (self.config.timestep_power + 1))
+        return (share * total).long().clamp(max=total - 1)
 
     def denoise(
         self,
@@ -281,7 +306,7 @@ class MomentLocalizer(MapLocalizer):
         """
         count = check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
         if isinstance(generator, list | tuple):
-            check_length("MomentLocalizer", "generator", generator, len(features[0]))
+            check_length("MomentLocalizer.draw_samples", "generator", generator, len(features[0]))
             generator = [one for one in generator for _ in range(count)]
         maps = self.sample_maps(
             [one.repeat_interleave(count, dim=0) for one in features],
