@@ -4,21 +4,24 @@
     python benchmarks/tables.py --table 1 3 4 5 --data path/to/charades --preset base
 
     python benchmarks/tables.py --table 2 --data path/to/didemo --features average_fc7.h5
+    python benchmarks/tables.py --table target steps --data path/to/charades --preset best
 
 Table 1 compares methods on Charades-STA and 2 on DiDeMo, 3 compares decoders, 4 objectives, 5 the
-places of stylization (arXiv 2401.08232). All rows share features, grid, encoder, epochs, optimizer
-and seeds. Every run leaves a JSON file; runs that have one are not repeated, and one that was
-stopped goes on from its last epoch. Without features, Charades' are simulated from its action
-annotations, and DiDeMo's videos are made up.
+places of stylization (arXiv 2401.08232). Table "target" asks what diffusion is worth, beside the
+baseline and the same network as a regressor, each read in the same ways; "steps" asks what further
+passes of the decoder are worth, and shows two controls. All rows share features, grid, encoder,
+epochs, optimizer and seeds. Every run leaves a JSON file; runs that have one are not repeated, and
+one that was stopped goes on from its last epoch. Without features, Charades' are simulated from its
+action annotations, and DiDeMo's videos are made up.
 """
 
 import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from budgets import format_mean, measure_budgets, print_steps, print_target
 
 from tmapdiff import (
     PRESETS,
@@ -62,6 +66,7 @@ from tmapdiff.provenance import describe_run
 
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 DIDEMO = "2"  # the table of another data set
+TARGET, STEPS = "target", "steps"
 DIDEMO_METRICS = ("Rank@1", "Rank@5", "mIoU", *METRICS[:4])
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
@@ -75,6 +80,8 @@ class Row:
         model: `diffusion`, `deterministic`, `ms2dtan`, `prior` or `oracle`.
         decoder: Fields of the decoder that differ from the preset's.
         objective: The training objective.
+        budgets: Whether the run measures budgets of decoder passes and ways of reading maps
+            (`budgets.py`), rather than numbers of steps.
         paper: The paper's Rank1@0.5, Rank1@0.7, Rank5@0.5 and Rank5@0.7, where known.
     """
 
@@ -82,6 +89,7 @@ class Row:
     model: str = "diffusion"
     decoder: dict[str, Any] = field(default_factory=dict)
     objective: str = "mse-full"
+    budgets: bool = False
     paper: tuple[float, ...] = ()
 
     @property
@@ -90,7 +98,8 @@ class Row:
         if self.model in ("prior", "oracle"):
             return self.model
         changed = [f"{key}={value}" for key, value in sorted(self.decoder.items())]
-        return "_".join([self.model, self.objective, *changed])
+        measured = ["budgets"] if self.budgets else []
+        return "_".join([self.model, self.objective, *changed, *measured])
 
 
 def _decoder_row(variant: str) -> Row:
@@ -145,6 +154,12 @@ TABLES = {
         Row("conv", decoder={"stylization": "conv"}),
         Row("both"),
     ],
+    TARGET: [
+        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled", budgets=True),
+        Row("deterministic twin", model="deterministic", objective="mse-rescaled", budgets=True),
+        Row("diffusion", objective="mse-rescaled", budgets=True),
+    ],
+    STEPS: [Row("diffusion", objective="mse-rescaled", budgets=True)],
 }
 
 
@@ -298,6 +313,14 @@ def _train(
     trainer.train()
     training_seconds = time.perf_counter() - began
     averaged = trainer.ema_model.eval()
+    result: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "training": asdict(config),
+        "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
+    }
+    if row.budgets:
+        shutil.rmtree(folder, ignore_errors=True)
+        return result | measure_budgets(averaged, test, seed)
     metrics: dict[str, dict[str, float]] = {}
     speed: dict[str, float] = {}
     for steps in terms.steps if averaged.is_generative else (1,):
@@ -306,13 +329,7 @@ def _train(
         found = judge(averaged, test, seed=seed, **sampling)
         metrics[str(steps)], speed[str(steps)] = found.metrics, found.queries_per_second
     shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "metrics": metrics,
-        "queries_per_second": speed,
-        "parameters": model.num_parameters(),
-        "training": asdict(config),
-        "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
-    }
+    return result | {"metrics": metrics, "queries_per_second": speed}
 
 
 def print_table(table: str, terms: Terms, seeds: range) -> None:
@@ -339,6 +356,18 @@ def print_table(table: str, terms: Terms, seeds: range) -> None:
         f"{first['trained_on']}; evaluated on {first['evaluated_on']} of the {split}; "
         f"EMA weights; mean ± standard deviation over seeds, percent.\n"
     )
+    if table == TARGET:
+        print_target(found, terms.metrics)
+    elif table == STEPS:
+        print_steps(found[rows[0].label], terms.metrics)
+    else:
+        print_rows(rows, found, terms)
+
+
+def print_rows(
+    rows: Sequence[Row], found: Mapping[str, list[dict[str, Any]]], terms: Terms
+) -> None:
+    """Print the metrics of each row after each number of steps, beside the paper's."""
     print("| | parameters | steps | seeds |", *(f"{name} |" for name in terms.metrics), "paper |")
     print("| --- |" + " --- |" * (4 + len(terms.metrics)))
     for row in rows:
@@ -346,7 +375,9 @@ def print_table(table: str, terms: Terms, seeds: range) -> None:
         paper = " / ".join(f"{value:.1f}" for value in row.paper) or "-"
         for steps in results[0]["metrics"] if results else ["-"]:
             cells = [
-                _mean([r["metrics"][steps][name] for r in results if name in r["metrics"][steps]])
+                format_mean(
+                    [r["metrics"][steps][name] for r in results if name in r["metrics"][steps]]
+                )
                 for name in terms.metrics
             ]
             millions = f"{results[0]['parameters'] / 1e6:.2f} M" if _trained(results) else "-"
@@ -359,13 +390,6 @@ def print_table(table: str, terms: Terms, seeds: range) -> None:
 
 def _trained(results: list[dict[str, Any]]) -> bool:
     return bool(results) and "parameters" in results[0]
-
-
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -454,7 +478,8 @@ def run_all(wanted: list[tuple[Row, int]], terms: Terms, jobs: int) -> int:
                 failed += 1
                 print(f"failed: {error}", flush=True)
                 continue
-            first = next(iter(result["metrics"].values()))
+            first = next(iter(result.get("metrics", {}).values()), None)
+            first = first or result["budgets"][0]["metrics"]
             shown = " / ".join(f"{first[m]:.1f}" for m in terms.metrics if m in first)
             print(f"{shown} ({result['seconds']:.0f} s)", flush=True)
     return failed

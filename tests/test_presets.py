@@ -36,7 +36,7 @@ def test_fields_can_be_changed():
 
 def test_unknown_names_are_refused():
     with pytest.raises(
-        ConfigError, match="expected preset to be one of nano, tiny, base, paper, got"
+        ConfigError, match="expected preset to be one of nano, best, tiny, base, paper, got"
     ):
         get_preset("huge")
     with pytest.raises(ConfigError, match="Did you mean word_channels"):

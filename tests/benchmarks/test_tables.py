@@ -129,6 +129,34 @@ def test_runs_are_not_repeated_and_are_shared_between_tables(
     assert tables.main([*arguments, "--seeds", "5", "--print-only"]) == 0
 
 
+def test_what_diffusion_is_worth(tables, charades, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("budgets.BUDGETS", (1, 10))
+    arguments = options(tmp_path, "--table", "target", "steps", "--data", f"{charades}")
+    assert tables.main([*arguments, "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    # The steps are those of the target's run.
+    assert printed.count("seed 0: ") == 3
+    assert "| MS-2D-TAN | 1 | NMS 0.49 | 2 |" in printed
+    assert "| diffusion | 10 | expected hits | 2 |" in printed
+    # Of the same seed: what the two files say.
+    names = ("diffusion_mse-rescaled_budgets", "ms2dtan_bce-rescaled_budgets")
+    gains = []
+    for seed in (0, 1):
+        ours, theirs = (
+            json.loads((tmp_path / "results" / f"{name}-seed{seed}.json").read_text())["budgets"]
+            for name in names
+        )
+        best = [one for one in ours if (one["recipe"], one["passes"]) == ("samples", 10)]
+        value = next(one["metrics"]["mIoU"] for one in best if one["reading"] == "expected hits")
+        gains.append(value - theirs[0]["metrics"]["mIoU"])
+    line = next(
+        line
+        for line in printed.split("Differences")[1].splitlines()
+        if line.startswith("| MS-2D-TAN | 10 | NMS 0.49 | 2 |")
+    )
+    assert line.split("|")[-2].strip().startswith(f"{sum(gains) / 2:+.1f} ")
+
+
 def test_a_stopped_run_goes_on(tables, charades, tmp_path, monkeypatch):
     row = tables.Row("diffusion")
     terms = tables.Terms(

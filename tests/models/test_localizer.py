@@ -763,12 +763,11 @@ class TestOverfitting:
 
 
 class TestNoiseOfTraining:
-    """Which timesteps training sees, and how many a query."""
+    """Which timesteps training sees."""
 
     @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
-    @pytest.mark.parametrize("draws", [1, 3])
-    def test_density_of_timesteps_is_a_power(self, power: float, draws: int) -> None:
-        model = make(timestep_power=power, noise_draws=draws)
+    def test_density_of_timesteps_is_a_power(self, power: float) -> None:
+        model = make(timestep_power=power)
         drawn = model._draw_timesteps(60_000, torch.device("cpu"), seeded(0))
         assert drawn.dtype == torch.int64
         assert 0 <= int(drawn.min()) <= int(drawn.max()) == 999
@@ -776,47 +775,11 @@ class TestNoiseOfTraining:
             share = float((drawn < bound).double().mean())
             assert share == pytest.approx((bound / 1000) ** (power + 1), abs=0.01)
 
-    def test_draws_of_a_query_are_spread(self) -> None:
-        model = make(timestep_power=1.0, noise_draws=4)
-        drawn = model._draw_timesteps(4 * 500, torch.device("cpu"), seeded(0)).reshape(500, 4)
-        edges = 1000 * torch.tensor([0, 0.25, 0.5, 0.75, 1]).sqrt()
-        assert bool((drawn >= edges[:-1].floor()).all())
-        assert bool((drawn <= edges[1:]).all())
-
-    @pytest.mark.parametrize("counted", [False, True])
-    def test_loss_of_several_draws_is_their_mean(self, counted: bool) -> None:
-        model, inputs = ready(noise_draws=3), annotated(2)
-        inputs["moments"] = torch.tensor([[0.0, 2.0], [1.0, 3.0]]) * inputs["clip_seconds"][:, None]
-        num_clips = torch.tensor([8, 4]) if counted else None
-        found = model.loss(**inputs, num_clips=num_clips, generator=seeded(3))
-
-        target = model.build_iou_maps.packed(inputs["moments"], inputs["clip_seconds"])
-        target = target.repeat_interleave(3, dim=0)
-        noisy, timesteps = model._corrupt(target, seeded(3))
-        words = (inputs["features"], inputs["words"], inputs["num_words"])
-        maps = model.encoder(*words, num_clips)
-        errors, cells = 0, 0
-        for row in range(6):
-            query = slice(row // 3, row // 3 + 1)
-            own = None if num_clips is None else num_clips[query]
-            scores = model.denoise(
-                noisy[row : row + 1], timesteps[row : row + 1], [one[query] for one in maps], own
-            )
-            mask = model.grid.packed_mask(num_clips=own).reshape(1, -1)
-            errors += (scores - target[row : row + 1])[mask].square().sum()
-            cells += int(mask.sum())
-        assert_close(found, errors / cells)
-
-    def test_a_twin_has_nothing_to_draw(self) -> None:
-        one, more = ready(deterministic=True), ready(deterministic=True, noise_draws=3)
-        assert_same(one.loss(**annotated(3)).detach(), more.loss(**annotated(3)).detach())
-
     def test_refuses(self) -> None:
         with refuses(ArgumentError, "MomentLocalizer: expected timestep_power in [0, inf), got -1"):
             make(timestep_power=-1.0)
-        for name in ("noise_draws", "num_samples"):
-            with refuses(ArgumentError, f"MomentLocalizer: expected {name} to be an integer >= 1"):
-                make(**{name: 0})
+        with refuses(ArgumentError, "MomentLocalizer: expected num_samples to be an integer >= 1"):
+            make(num_samples=0)
 
 
 class TestSamples:

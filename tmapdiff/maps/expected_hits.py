@@ -16,7 +16,7 @@ _LARGEST_TABLE = 2**24  # numbers in a table of queries x moments x candidates
 
 
 def deconvolve_map(
-    scores: Tensor, response: Tensor, valid: Tensor | None = None, *, num_iterations: int = 10
+    scores: Tensor, response: Tensor, valid: Tensor | None = None, *, num_iterations: int = 20
 ) -> Tensor:
     """Find how likely each moment is, from the map that is expected of such a moment.
 
@@ -97,7 +97,7 @@ def rank_by_expected_hits(
     durations: Tensor | None = None,
     top_n: int = 5,
     thresholds: Sequence[float] = (0.5, 0.7),
-    num_iterations: int = 10,
+    num_iterations: int = 20,
 ) -> RankedMoments:
     """Read off merged maps the moments that together hit the true one most often.
 

@@ -38,8 +38,6 @@ class MomentLocalizer(MapLocalizer):
         timestep_power: Training draws a timestep t with density proportional to its power of this
             number: 0 is uniform, more is more noise. Much noise is where video and query have to be
             read, little where the noisy map already gives the moment away.
-        noise_draws: Noisy maps of each query in a training step, at timesteps spread evenly. The
-            encoder, the larger part of the work, runs once for all of them.
         deterministic: Predict in one pass from an empty map at the last timestep, in training too:
             the same network as a plain regressor, the control of what diffusion is worth.
 
@@ -62,7 +60,6 @@ class MomentLocalizer(MapLocalizer):
         num_inference_steps: int = 2,
         num_samples: int = 1,
         timestep_power: float = 0.0,
-        noise_draws: int = 1,
         deterministic: bool = False,
     ) -> None:
         super().__init__()
@@ -84,7 +81,6 @@ class MomentLocalizer(MapLocalizer):
         self.scheduler.set_timesteps(num_inference_steps)
         check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
         check_range("MomentLocalizer", "timestep_power", timestep_power, 0)
-        check_int("MomentLocalizer", "noise_draws", noise_draws, at_least=1)
 
     @classmethod
     def from_parts(
@@ -156,15 +152,8 @@ class MomentLocalizer(MapLocalizer):
             ArgumentError: If a sentence is empty, or a moment is no moment of the video.
         """
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
-        map_features = self.encoder(features, words, num_words, num_clips)
-        draws = 1 if self.config.deterministic else self.config.noise_draws
-        if draws > 1:
-            target = target.repeat_interleave(draws, dim=0)
-            map_features = [one.repeat_interleave(draws, dim=0) for one in map_features]
-            if num_clips is not None:
-                mask = mask.repeat_interleave(draws, dim=0)
-                num_clips = num_clips.repeat_interleave(draws)
         noisy, timesteps = self._corrupt(target, generator)
+        map_features = self.encoder(features, words, num_words, num_clips)
         scores = self.denoise(noisy, timesteps, map_features, num_clips)
         return self.objective(scores, target, mask)
 
@@ -181,12 +170,10 @@ class MomentLocalizer(MapLocalizer):
     def _draw_timesteps(
         self, batch: int, device: torch.device, generator: torch.Generator | None
     ) -> Tensor:
-        """Draw timesteps; those of a query's noisy maps, which are neighbours, are spread."""
-        total, draws = len(self.scheduler), self.config.noise_draws
         uniform = torch.rand(batch, device=device, generator=generator)
-        part = torch.arange(batch, device=device) % draws
-        share = ((part + uniform) / draws) ** (1 / (self.config.timestep_power + 1))
-        return (share * total).long().clamp(max=total - 1)
+        share = uniform ** (1 / (self.config.timestep_power + 1))
+        # Rounding may reach the end of [0, 1).
+        return (share * len(self.scheduler)).long().clamp(max=len(self.scheduler) - 1)
 
     def denoise(
         self,

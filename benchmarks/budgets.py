@@ -1,0 +1,259 @@
+"""What passes of the decoder buy: a model's maps after each number of them, read in several ways.
+
+Used by `tables.py` for its tables "target" and "steps".
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tmapdiff import LocalizationMetrics, MomentDataset, MomentLocalizer, MultiScaleMapSampler
+from tmapdiff.data import MomentBatch, collate_moments
+from tmapdiff.maps import rank_by_expected_hits, rank_moments
+from tmapdiff.metrics import best_ious
+from tmapdiff.models import MapLocalizer
+
+BUDGETS = (1, 2, 5, 10, 25, 50)
+# How moments are read off a map. 0.49 is the literature's threshold; 0.55 is the best of 0.49, 0.55
+# and 0.6 for Rank5@0.5 + Rank5@0.7 on held-out training videos, for every model alike.
+READINGS = {"NMS 0.49": 0.49, "NMS 0.55": 0.55, "expected hits": None}
+# How passes are spent. `samples` is the default: it averages samples of one step each.
+DEFAULT_RECIPE = "samples"
+RECIPES = {
+    DEFAULT_RECIPE: "mean of as many samples of one step",
+    "ddim": "one sample, as many DDIM steps",
+    "fresh noise": "control: as ddim, the noise drawn anew at each step",
+    "frozen t": "control: as fresh noise, all steps at the first timestep",
+}
+Generators = Sequence[torch.Generator]
+
+
+def maps_of(
+    recipe: str, model: MomentLocalizer, features: Sequence[Tensor], seeds: Sequence[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Give the maps after each budget of passes."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if recipe == "samples":
+        total: Tensor | float = 0.0
+        for passes in range(1, BUDGETS[-1] + 1):
+            one = model.sample_maps(features, num_inference_steps=1, generator=generators)
+            total = total + one
+            if passes in BUDGETS:
+                yield passes, total / passes
+    elif recipe == "ddim":
+        for passes in BUDGETS:
+            again = [torch.Generator().manual_seed(seed) for seed in seeds]
+            yield (
+                passes,
+                model.sample_maps(features, num_inference_steps=passes, generator=again),
+            )
+    elif recipe == "frozen t":
+        last = len(model.scheduler) - 1
+        for passes, maps in _renewed(model, features, generators, [last] * BUDGETS[-1]):
+            if passes in BUDGETS:
+                yield passes, maps
+    else:
+        for passes in BUDGETS:
+            model.scheduler.set_timesteps(passes)
+            again = [torch.Generator().manual_seed(seed) for seed in seeds]
+            *_, found = _renewed(model, features, again, model.scheduler.timesteps.tolist())
+            yield found
+
+
+def _renewed(
+    model: MomentLocalizer,
+    features: Sequence[Tensor],
+    generators: Generators,
+    timesteps: Sequence[int],
+) -> Iterator[tuple[int, Tensor]]:
+    """Denoise at given timesteps; each step's noisy maps are its clean ones with fresh noise."""
+    scheduler, device = model.scheduler, features[0].device
+    clean: Tensor | None = None
+    for index, timestep in enumerate(timesteps):
+        now = torch.full((len(generators),), timestep, device=device)
+        noise = torch.stack([torch.randn(model.grid.num_cells, generator=g) for g in generators])
+        noisy = noise.to(device)
+        if clean is not None:
+            noisy = scheduler.add_noise(scheduler.to_signal(clean), noisy, now)
+        scores = model.denoise(noisy, now, features).float()
+        clean = model.objective.activation(scores).clamp(0, 1)
+        clean = clean.masked_fill(~model.grid.packed_mask(device), 0)
+        yield index + 1, clean
+
+
+class _Reader:
+    """Ranks maps in each way, and gathers metrics."""
+
+    def __init__(self, model: MapLocalizer) -> None:
+        self.model, self.sampler = model, MultiScaleMapSampler(model.grid)
+        self.metrics: dict[tuple[str, int, str], LocalizationMetrics] = defaultdict(
+            LocalizationMetrics
+        )
+        self.seconds: dict[tuple[str, int], float] = defaultdict(float)
+        self.confidence: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.iou: dict[tuple[str, int], list[float]] = defaultdict(list)
+
+    def read(self, recipe: str, passes: int, maps: Tensor, batch: MomentBatch) -> None:
+        dense, mask = self.sampler.merge(self.model.grid.unpack(maps))
+        for reading, threshold in READINGS.items():
+            if threshold is None:
+                target = self.model.objective.target
+                ranked = rank_by_expected_hits(
+                    dense, mask, batch.clip_seconds, target=target, durations=batch.durations
+                )
+                iou = best_ious(ranked.moments[:, :1], batch.moments, batch.num_moments)[:, 0]
+                self.confidence[recipe, passes] += ranked.scores[:, 0].tolist()
+                self.iou[recipe, passes] += iou.tolist()
+            else:
+                ranked = rank_moments(
+                    dense,
+                    mask,
+                    batch.clip_seconds,
+                    durations=batch.durations,
+                    nms_threshold=threshold,
+                )
+            self.metrics[recipe, passes, reading].update(ranked, batch.moments, batch.num_moments)
+
+    def result(self) -> dict[str, Any]:
+        found = [
+            {
+                "recipe": recipe,
+                "passes": passes,
+                "reading": reading,
+                "seconds": self.seconds[recipe, passes],
+                "metrics": metrics.compute(),
+            }
+            for (recipe, passes, reading), metrics in self.metrics.items()
+        ]
+        certainty = {
+            f"{recipe}, {passes} passes": {
+                "confidence": [round(value, 5) for value in self.confidence[recipe, passes]],
+                "iou": [round(value, 5) for value in self.iou[recipe, passes]],
+            }
+            for recipe, passes in self.iou
+            if recipe == DEFAULT_RECIPE and passes in (1, 10)
+        }
+        return {"budgets": found, "certainty": certainty}
+
+
+@torch.no_grad()
+def measure_budgets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> dict[str, Any]:
+    """Metrics of each recipe, budget and reading; seconds are of the passes alone.
+
+    Videos are encoded once for all: what differs is the decoder's passes.
+    """
+    reader, first = _Reader(model), 0
+    for batch in DataLoader(dataset, batch_size=64, collate_fn=collate_moments):
+        batch = batch.to(model.device)
+        # Each query's noise is its own, as in `evaluate`.
+        seeds = [seed * 1_000_000_007 + first + row for row in range(len(batch))]
+        first += len(batch)
+        words = (batch.features, batch.words, batch.num_words)
+        if not isinstance(model, MomentLocalizer) or not model.is_generative:
+            began = time.perf_counter()
+            maps = model.predict_maps(*words)
+            reader.seconds[DEFAULT_RECIPE, 1] += time.perf_counter() - began
+            reader.read(DEFAULT_RECIPE, 1, maps, batch)
+            continue
+        features = model.encoder(*words)
+        for recipe in RECIPES:
+            began, spent = time.perf_counter(), 0.0
+            for passes, maps in maps_of(recipe, model, features, seeds):
+                # Budgets of samples are parts of one run; those of steps are runs of their own.
+                seconds = time.perf_counter() - began
+                spent = spent + seconds if recipe in ("samples", "frozen t") else seconds
+                reader.seconds[recipe, passes] += spent
+                reader.read(recipe, passes, maps, batch)
+                began = time.perf_counter()
+    return reader.result()
+
+
+def print_target(found: dict[str, list[dict[str, Any]]], metrics: Sequence[str]) -> None:
+    """Print each model read in each way, and what diffusion has over the others."""
+    print("| | passes | read by | seeds |", *(f"{name} |" for name in metrics))
+    print("| --- |" + " --- |" * (3 + len(metrics)))
+    for label, results in found.items():
+        for passes in (1, 10):
+            for reading in READINGS:
+                rows = [_metrics(one, DEFAULT_RECIPE, passes, reading) for one in results]
+                _print_row(f"{label} | {passes} | {reading}", rows, metrics)
+    diffusion = found.get("diffusion", [])
+    print("\nDifferences of the same seed, diffusion read by expected hits, minus\n")
+    print("| | its passes | read by | seeds |", *(f"{name} |" for name in metrics))
+    print("| --- |" + " --- |" * (3 + len(metrics)))
+    for label, others in found.items():
+        if label == "diffusion":
+            continue
+        for passes in (1, 10):
+            for reading in READINGS:
+                pairs = [
+                    (ours, theirs)
+                    for one, other in _same_seed(diffusion, others)
+                    if (ours := _metrics(one, DEFAULT_RECIPE, passes, "expected hits"))
+                    and (theirs := _metrics(other, DEFAULT_RECIPE, 1, reading))
+                ]
+                rows = [
+                    {name: ours[name] - theirs[name] for name in metrics} for ours, theirs in pairs
+                ]
+                _print_row(f"{label} | {passes} | {reading}", rows, metrics, signed=True)
+
+
+def print_steps(results: list[dict[str, Any]], metrics: Sequence[str]) -> None:
+    """Print what each budget of passes buys, spent in each way."""
+    for recipe, meaning in RECIPES.items():
+        print(f"\n`{recipe}`: {meaning}.\n")
+        print("| passes | read by | seconds | seeds |", *(f"{name} |" for name in metrics))
+        print("| --- |" + " --- |" * (3 + len(metrics)))
+        for reading in ("NMS 0.49", "expected hits"):
+            for passes in BUDGETS:
+                rows = [_metrics(one, recipe, passes, reading) for one in results]
+                spent = [
+                    entry["seconds"]
+                    for one in results
+                    for entry in one["budgets"]
+                    if (entry["recipe"], entry["passes"], entry["reading"])
+                    == (recipe, passes, reading)
+                ]
+                _print_row(f"{passes} | {reading} | {format_mean(spent)}", rows, metrics)
+
+
+def _metrics(
+    result: dict[str, Any], recipe: str, passes: int, reading: str
+) -> dict[str, float] | None:
+    for entry in result["budgets"]:
+        if (entry["recipe"], entry["passes"], entry["reading"]) == (recipe, passes, reading):
+            return entry["metrics"]  # type: ignore[no-any-return]
+    return None
+
+
+def _same_seed(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    by_seed = {one["seed"]: one for one in theirs}
+    return ((one, by_seed[one["seed"]]) for one in ours if one["seed"] in by_seed)
+
+
+def _print_row(
+    start: str,
+    rows: Sequence[dict[str, float] | None],
+    metrics: Sequence[str],
+    signed: bool = False,
+) -> None:
+    there = [row for row in rows if row is not None]
+    if there:
+        cells = [format_mean([row[name] for row in there], signed) for name in metrics]
+        print(f"| {start} | {len(there)} |", *(f"{cell} |" for cell in cells))
+
+
+def format_mean(values: Sequence[float], signed: bool = False) -> str:
+    """Write a mean and, of several values, their standard deviation."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{'+' if signed else ''}.1f}{spread}"

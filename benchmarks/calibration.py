@@ -1,0 +1,93 @@
+"""Print and draw how far confidence can be trusted, from the runs of `tables.py --table steps`.
+
+    python benchmarks/tables.py --table steps --preset best --data path/to/charades \\
+        --holdout 0.1 --seeds 1 --results runs/holdout
+    python benchmarks/tables.py --table steps --preset best --data path/to/charades
+    python benchmarks/calibration.py --fit runs/holdout --runs runs/tables-best
+
+A Platt calibrator is fitted on the held-out training videos of `--fit`, never on what it is judged
+by. An answer is right if its IoU with the annotated moment is above `--threshold`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from budgets import format_mean
+from torch import Tensor
+
+from tmapdiff import CalibrationMetrics, PlattCalibrator, TmapdiffError, plot_calibration
+from tmapdiff._files import written_beside
+from tmapdiff.errors import FileError
+
+
+def load_runs(folder: Path) -> list[dict[str, Any]]:
+    """Load the runs that recorded how certain they were.
+
+    Raises:
+        FileError: If there are none.
+    """
+    loaded = [json.loads(path.read_text()) for path in sorted(folder.glob("diffusion*.json"))]
+    runs = [one for one in loaded if "certainty" in one]
+    if not runs:
+        raise FileError(f"calibration: expected runs of table 'steps' in {folder}, found none.")
+    return runs
+
+
+def certainty(run: dict[str, Any], passes: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """Confidence of each query, (Q,), and whether its best moment is right, (Q,) bool."""
+    found = run["certainty"][f"samples, {passes} passes"]
+    return torch.tensor(found["confidence"]), torch.tensor(found["iou"]) > threshold
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--fit", type=Path, required=True, help="folder of runs on held-out training videos")
+    add("--runs", type=Path, required=True, help="folder of the runs to judge")
+    add("--passes", type=int, default=1, choices=(1, 10), help="decoder passes (default: 1)")
+    add("--threshold", type=float, default=0.7, help="IoU of a right answer (default: 0.7)")
+    add("--plot", type=Path, help="write a picture of the first run here")
+    args = parser.parse_args(arguments)
+
+    fitted = [certainty(run, args.passes, args.threshold) for run in load_runs(args.fit)]
+    calibrate = PlattCalibrator().fit(*(torch.cat(one) for one in zip(*fitted, strict=True)))
+    runs = load_runs(args.runs)
+    judged = [certainty(run, args.passes, args.threshold) for run in runs]
+    kinds = {
+        "expected hits": judged,
+        "calibrated": [(calibrate(confidence).float(), correct) for confidence, correct in judged],
+    }
+    print(f"Features: {runs[0]['features']}; Rank1@{args.threshold:g}, {args.passes} passes,")
+    print(f"{runs[0]['evaluated_on']}; mean ± standard deviation over seeds, percent.\n")
+    names: list[str] = []
+    for kind, pairs in kinds.items():
+        found = []
+        for confidence, correct in pairs:
+            metrics = CalibrationMetrics()
+            metrics.update(confidence.clamp(0, 1), correct)
+            found.append(metrics.compute())
+        if not names:
+            names = list(found[0])
+            print("| confidence | seeds |", *(f"{name} |" for name in names))
+            print("| --- |" + " --- |" * (1 + len(names)))
+        cells = [format_mean([one[name] for one in found]) for name in names]
+        print(f"| {kind} | {len(found)} |", *(f"{cell} |" for cell in cells))
+    if args.plot is not None:
+        first = {kind: (pairs[0][0].clamp(0, 1), pairs[0][1]) for kind, pairs in kinds.items()}
+        title = f"Rank1@{args.threshold:g} on simulated timeline features"
+        with written_beside(args.plot) as new:
+            plot_calibration(first, title=title).savefig(new, dpi=120)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TmapdiffError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,42 @@
+import json
+
+import calibration
+import pytest
+import torch
+from helpers.assertions import refuses
+
+from tmapdiff.errors import FileError
+
+
+def write_run(folder, seed, queries=4000, slope=1.0):
+    random = torch.Generator().manual_seed(seed)
+    confidence = torch.rand(queries, generator=random)
+    right = torch.rand(queries, generator=random) < confidence * slope
+    iou = torch.where(right, 0.9, 0.1)
+    folder.mkdir(exist_ok=True)
+    found = {"confidence": confidence.tolist(), "iou": iou.tolist()}
+    run = {
+        "seed": seed,
+        "features": "SIMULATED",
+        "evaluated_on": f"{queries} pairs",
+        "certainty": {"samples, 1 passes": found},
+    }
+    (folder / f"diffusion-seed{seed}.json").write_text(json.dumps(run))
+
+
+def test_overconfidence_is_measured_and_mended(tmp_path, capsys):
+    write_run(tmp_path / "fit", 7, slope=0.5)
+    for seed in (0, 1):
+        write_run(tmp_path / "runs", seed, slope=0.5)
+    arguments = ["--fit", f"{tmp_path / 'fit'}", "--runs", f"{tmp_path / 'runs'}"]
+    calibration.main([*arguments, "--plot", f"{tmp_path / 'plot.png'}"])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    errors = {line[1].strip(): float(line[3].split("±")[0]) for line in lines[2:]}
+    assert errors["expected hits"] == pytest.approx(25, abs=2)
+    assert errors["calibrated"] < 5
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_folders_without_runs_are_refused(tmp_path):
+    with refuses(FileError, "calibration: expected runs of table 'steps' in ", "found none."):
+        calibration.main(["--fit", f"{tmp_path}", "--runs", f"{tmp_path}"])
