@@ -1,6 +1,6 @@
-"""Print and draw how far confidence can be trusted, from the runs of `tables.py --table steps`.
+r"""Print and draw how far confidence can be trusted, from the runs of `tables.py --table steps`.
 
-    python benchmarks/tables.py --table steps --preset best --data path/to/charades \\
+    python benchmarks/tables.py --table steps --preset best --data path/to/charades \
         --holdout 0.1 --seeds 1 --results runs/holdout
     python benchmarks/tables.py --table steps --preset best --data path/to/charades
     python benchmarks/calibration.py --fit runs/holdout --runs runs/tables-best
