@@ -380,9 +380,29 @@ def test_dropout_drops_clip_features_in_training_only() -> None:
         assert bool((one != two).any())
 
 
+def test_word_dropout_makes_words_unknown_in_training_only() -> None:
+    text = randomize_(TextEncoder(12, 3, 4, 1, word_dropout=1.0))
+    words, num_words = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), torch.tensor([4, 2])
+    unknown = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    kept, dropped = text.eval()(words, num_words), text.train()(words, num_words)
+    assert_same(dropped, text.eval()(unknown, num_words))
+    assert float((kept - dropped).detach().abs().max()) > 0.01
+
+    some = randomize_(TextEncoder(12, 1, 2, 1, word_dropout=0.3)).train()
+    seen: list[Tensor] = []
+    some.embedding.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    words = torch.full((100, 50), 7)
+    some(words, torch.full((100,), 50))
+    assert set(seen[0].unique().tolist()) == {1, 7}
+    assert float((seen[0] == 1).float().mean()) == pytest.approx(0.3, abs=0.03)
+    encoder = MultimodalEncoder(**FIELDS, word_dropout=0.25)
+    assert encoder.text_encoder.word_dropout == 0.25
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "text"),
     [
+        ({"word_dropout": 1.5}, ArgumentError, "word_dropout in [0, 1], got 1.5."),
         ({"clip_channels": 0}, ArgumentError, "clip_channels to be an integer >= 1, got 0."),
         ({"num_clips": 9}, ConfigError, "num_clips divisible by 2**(num_scales - 1) = 2, got 9."),
         ({"num_anchors": 5}, ConfigError, "num_anchors <= 4"),

@@ -16,7 +16,7 @@ from tmapdiff.layers.norm import fill_invalid
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
 
-PADDING = 0  # index of the padding word
+PADDING, UNKNOWN = 0, 1  # indices of the padding word and of words not in the vocabulary
 MapLayer = Literal["conv", "max-pool"]
 
 
@@ -29,6 +29,7 @@ class TextEncoder(nn.Module):
         channels: Channels of the result; even.
         num_layers: Layers of the LSTM.
         train_words: Whether training changes the embeddings.
+        word_dropout: Share of the words that training makes unknown.
 
     Shape:
         - words: (B, L), integer
@@ -51,6 +52,7 @@ class TextEncoder(nn.Module):
         channels: int = 512,
         num_layers: int = 3,
         train_words: bool = True,
+        word_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         who = "TextEncoder"
@@ -66,6 +68,7 @@ class TextEncoder(nn.Module):
             word_channels, channels // 2, num_layers, batch_first=True, bidirectional=True
         )
         self.linear = nn.Linear(channels, channels)
+        self.word_dropout = check_range(who, "word_dropout", word_dropout, 0, 1)
 
     def forward(self, words: Tensor, num_words: Tensor) -> Tensor:
         """Encode sentences; see the class."""
@@ -82,6 +85,9 @@ class TextEncoder(nn.Module):
                 f"got {int(lengths[wrong])} in row {wrong}."
             )
         self._check_words(words)
+        if self.training and self.word_dropout:
+            dropped = torch.rand(words.shape, device=words.device) < self.word_dropout
+            words = words.masked_fill(dropped & (words != PADDING), UNKNOWN)
         packed = pack_padded_sequence(
             self.embedding(words), lengths, batch_first=True, enforce_sorted=False
         )
@@ -190,6 +196,7 @@ class MultimodalEncoder(MapModel):
         map_layer: How map features come from clips, `conv` or `max-pool` (`MapFeatureBuilder`).
         features_per_clip: Features that come in for each clip; they are averaged after the first
             linear layer.
+        word_dropout: Share of the words that training makes unknown.
 
     Raises:
         ArgumentError, ConfigError: If a size is too small or does not divide, or there is no such
@@ -213,13 +220,14 @@ class MultimodalEncoder(MapModel):
         dropout: float = 0.0,
         map_layer: MapLayer = "conv",
         features_per_clip: int = 1,
+        word_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_int("MultimodalEncoder", "clip_channels", clip_channels, at_least=1)
         check_int("MultimodalEncoder", "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
         self.text_encoder = TextEncoder(
-            vocabulary_size, word_channels, channels, num_text_layers, train_words
+            vocabulary_size, word_channels, channels, num_text_layers, train_words, word_dropout
         )
         # Not `dropout`: diffusers answers an attribute named as a field with the field.
         self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
