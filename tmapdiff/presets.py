@@ -147,7 +147,14 @@ PRESETS = MappingProxyType(
         "best": Preset(
             description="five minutes on one CPU core; the most accurate on simulated features",
             grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
-            encoder={"channels": 128, "word_channels": 64, "num_text_layers": 1},
+            encoder={
+                "channels": 128,
+                "word_channels": 64,
+                "num_text_layers": 1,
+                "map_layer": "max-pool",
+                "dropout": 0.3,
+                "word_dropout": 0.15,
+            },
             decoder={
                 "channels": 32,
                 "time_channels": 64,
