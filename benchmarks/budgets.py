@@ -31,6 +31,8 @@ RECIPES = {
     "fresh noise": "control: as ddim, the noise drawn anew at each step",
     "frozen t": "control: as fresh noise, all steps at the first timestep",
 }
+# Budgets of steps are runs of their own, of samples parts of one: the control stops earlier.
+LARGEST_CONTROL = 25
 Generators = Sequence[torch.Generator]
 
 
@@ -60,6 +62,8 @@ def maps_of(
                 yield passes, maps
     else:
         for passes in BUDGETS:
+            if passes > LARGEST_CONTROL:
+                break
             model.scheduler.set_timesteps(passes)
             again = [torch.Generator().manual_seed(seed) for seed in seeds]
             *_, found = _renewed(model, features, again, model.scheduler.timesteps.tolist())

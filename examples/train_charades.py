@@ -29,6 +29,7 @@ from tmapdiff import (
     load_charades_sta,
     open_feature_store,
 )
+from tmapdiff._checks import check_int
 from tmapdiff._files import written_beside
 from tmapdiff.data import AnnotationSet, FeatureStore, SyntheticActivities, load_glove
 from tmapdiff.errors import ArgumentError, ConfigError
@@ -98,6 +99,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         help="denoising steps of sampling; with several numbers, each is evaluated and the first "
         "is the one whose predictions are written (default: the model's)",
+    )
+    add(
+        "--samples",
+        type=int,
+        help="samples of each query that are averaged; each costs --steps passes of the decoder "
+        "(default: the model's)",
+    )
+    add(
+        "--ranking",
+        choices=["nms", "expected-hits"],
+        help="how moments are read off the maps (default: the model's)",
     )
     add("--seed", type=int, default=0, help="seed of weights, data order and noise (default: 0)")
     add("--output", type=Path, help="folder to write to (default: runs/<data>-<preset>-<seed>)")
@@ -251,7 +263,9 @@ def evaluate_control(
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that would do nothing."""
+    """Refuse options that would do nothing, and numbers that would fail after training."""
+    if args.samples is not None:
+        check_int("--samples", "the number", args.samples, at_least=1)
     untrained = args.eval_only is not None or args.model in ("prior", "oracle")
     for option, given, needed in (
         ("--features", args.features != "timeline" and args.root is None, "--root"),
@@ -261,6 +275,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("--decoder", args.decoder and args.model not in ("diffusion", "deterministic"),
          "--model diffusion or deterministic"),
         ("--steps", args.steps and args.model != "diffusion", "--model diffusion"),
+        ("--samples", args.samples and args.model != "diffusion", "--model diffusion"),
+        ("--ranking", args.ranking and args.model in ("prior", "oracle"), "a model that learns"),
         ("--eval-only", args.eval_only and args.model in ("prior", "oracle"), "a trained model"),
     ):  # fmt: skip
         if given:
@@ -319,13 +335,14 @@ def main(arguments: list[str] | None = None) -> None:
         model, test_set = load_model(args, test, store)
     default = model.config.num_inference_steps if model.is_generative else 1
     steps = args.steps or [default]
+    reading = {"num_samples": args.samples, "ranking": args.ranking, "seed": args.seed}
     if args.eval_only is None:
-        raw = evaluate(trainer.raw_model, test_set, num_inference_steps=steps[0], seed=args.seed)
+        raw = evaluate(trainer.raw_model, test_set, num_inference_steps=steps[0], **reading)
         rows[f"raw weights, steps {steps[0]}"] = raw.metrics
 
     results: dict[int, Evaluation] = {}
     for count in steps:
-        results[count] = evaluate(model, test_set, num_inference_steps=count, seed=args.seed)
+        results[count] = evaluate(model, test_set, num_inference_steps=count, **reading)
         rows[f"{label}steps {count}"] = results[count].metrics
     print_table(rows, store.description)
 

@@ -244,6 +244,16 @@ def test_evaluation_leaves_the_training_s_results_alone(example, finished_run):
     } == before | {"evaluation": after["evaluation"]}
 
 
+def test_samples_and_ranking_reach_the_answers(example, finished_run, tmp_path):
+    saved = [*QUICK, "--eval-only", str(finished_run / "model"), "--steps", "1"]
+    answers = []
+    for number, options in enumerate(([], ["--samples", "3"], ["--ranking", "expected-hits"])):
+        output = tmp_path / str(number)
+        example.main([*saved, *options, "--output", str(output)])
+        answers.append((output / "predictions.jsonl").read_text())
+    assert len(set(answers)) == 3
+
+
 def test_windows_in_training_and_whole_videos_in_tests(example, tmp_path):
     options = ["--preset", "nano", "--clip-seconds", "1.0", "--output", str(tmp_path)]
     example.main([*QUICK, *options])
@@ -264,6 +274,9 @@ def test_windows_in_training_and_whole_videos_in_tests(example, tmp_path):
             "--decoder: expected --model diffusion or",
         ),
         (["--steps", "2", "--model", "ms2dtan"], "--steps: expected --model diffusion with it"),
+        (["--samples", "2", "--model", "deterministic"], "--samples: expected --model diffusion"),
+        (["--samples", "0"], "--samples: expected the number to be an integer >= 1, got 0."),
+        (["--ranking", "nms", "--model", "prior"], "--ranking: expected a model that learns with"),
         (["--eval-only", "x", "--model", "oracle"], "--eval-only: expected a trained model with"),
         (["--epochs", "0"], "TrainingConfig: expected epochs to be an integer >= 1, got 0."),
     ],
