@@ -148,9 +148,10 @@ class _Reader:
 
 @torch.no_grad()
 def measure_budgets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> dict[str, Any]:
-    """Metrics of each recipe, budget and reading; seconds are of the passes alone.
+    """Metrics of each recipe, budget and reading, and the seconds of a generative model's passes.
 
-    Videos are encoded once for all: what differs is the decoder's passes.
+    It encodes each query once for all: what differs is the decoder's passes. The seconds of other
+    models include encoding.
     """
     reader, first = _Reader(model), 0
     for batch in DataLoader(dataset, batch_size=64, collate_fn=collate_moments):
@@ -160,22 +161,28 @@ def measure_budgets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> d
         first += len(batch)
         words = (batch.features, batch.words, batch.num_words)
         if not isinstance(model, MomentLocalizer) or not model.is_generative:
-            began = time.perf_counter()
+            began = _now(model)
             maps = model.predict_maps(*words)
-            reader.seconds[DEFAULT_RECIPE, 1] += time.perf_counter() - began
+            reader.seconds[DEFAULT_RECIPE, 1] += _now(model) - began
             reader.read(DEFAULT_RECIPE, 1, maps, batch)
             continue
         features = model.encoder(*words)
         for recipe in RECIPES:
-            began, spent = time.perf_counter(), 0.0
+            began, spent = _now(model), 0.0
             for passes, maps in maps_of(recipe, model, features, seeds):
                 # Budgets of samples are parts of one run; those of steps are runs of their own.
-                seconds = time.perf_counter() - began
+                seconds = _now(model) - began
                 spent = spent + seconds if recipe in ("samples", "frozen t") else seconds
                 reader.seconds[recipe, passes] += spent
                 reader.read(recipe, passes, maps, batch)
-                began = time.perf_counter()
+                began = _now(model)
     return reader.result()
+
+
+def _now(model: MapLocalizer) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
 
 
 def print_target(found: dict[str, list[dict[str, Any]]], metrics: Sequence[str]) -> None:

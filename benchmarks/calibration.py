@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tmapdiff import CalibrationMetrics, PlattCalibrator, TmapdiffError, plot_calibration
 from tmapdiff._files import written_beside
-from tmapdiff.errors import FileError
+from tmapdiff.errors import ArgumentError, FileError
 
 
 def load_runs(folder: Path) -> list[dict[str, Any]]:
@@ -56,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--plot", type=Path, help="write a picture of the first run here")
     args = parser.parse_args(arguments)
 
-    fitted = [certainty(run, args.passes, args.threshold) for run in load_runs(args.fit)]
+    fit_on = load_runs(args.fit)
+    if any(run["held_out_training_videos"] is None for run in fit_on):
+        raise ArgumentError(
+            f"calibration: expected runs with --holdout in {args.fit}, got runs on the test set."
+        )
+    fitted = [certainty(run, args.passes, args.threshold) for run in fit_on]
     calibrate = PlattCalibrator().fit(*(torch.cat(one) for one in zip(*fitted, strict=True)))
     runs = load_runs(args.runs)
     judged = [certainty(run, args.passes, args.threshold) for run in runs]

@@ -7,7 +7,8 @@
     python benchmarks/tables.py --table target steps --data path/to/charades --preset best
 
 Table 1 compares methods on Charades-STA and 2 on DiDeMo, 3 compares decoders, 4 objectives, 5 the
-places of stylization (arXiv 2401.08232). Table "target" asks what diffusion is worth, beside the
+places of stylization (arXiv 2401.08232); they read maps by NMS and take a preset's
+sizes only. Table "target" asks what diffusion is worth, beside the
 baseline and the same network as a regressor, each read in the same ways; "steps" asks what further
 passes of the decoder are worth, and shows two controls. All rows share features, grid, encoder,
 epochs, optimizer and seeds. Every run leaves a JSON file; runs that have one are not repeated, and
@@ -201,6 +202,13 @@ class Terms:
         preset = PRESETS[self.preset]
         return replace(preset, grid=DIDEMO_GRID) if self.didemo else preset
 
+    def preset_of(self, row: Row) -> Preset:
+        """Give the preset; for the paper's tables, without what is not the paper's."""
+        if row.budgets:
+            return self.size
+        decoder = {k: v for k, v in self.size.decoder.items() if k != "conditioning"}
+        return replace(self.size, decoder=decoder, localizer={})
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the table's columns."""
@@ -306,7 +314,7 @@ def _train(
 ) -> dict[str, Any]:
     changes = {"seed": seed, **({} if terms.epochs is None else {"epochs": terms.epochs})}
     config = replace(terms.size.training, **changes)
-    model = build_model(row, terms.size, train, seed)
+    model = build_model(row, terms.preset_of(row), train, seed)
     folder = terms.scratch / terms.results.name / f"{row.name}-seed{seed}"
     trainer = Trainer(model, train, config, folder, device=terms.device, show_progress=False)
     began, done = time.perf_counter(), trainer.resume().progress.epoch

@@ -622,3 +622,26 @@ class TestMultistepRefuses:
             ):
                 scheduler.step(wrong, 749, wrong)
         scheduler.step(maps, 749, maps)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "unipc"])
+def test_callers_may_reuse_their_tensors(solver):
+    def maps_after(steps, reuse):
+        scheduler = MapScheduler(solver=solver, clip_sample=False)
+        scheduler.set_timesteps(6)
+        random = torch.Generator().manual_seed(0)
+        sample = torch.randn(2, 9, generator=random)
+        buffer = torch.empty(2, 9)
+        for timestep in scheduler.timesteps.tolist()[:steps]:
+            prediction = (sample + torch.randn(2, 9, generator=random)).tanh()
+            output = buffer.copy_(prediction) if reuse else prediction
+            found = scheduler.step(output, timestep, sample)
+            if reuse:
+                sample.copy_(found.prev_sample)
+                found.pred_original_sample.fill_(torch.nan)
+            else:
+                sample = found.prev_sample
+        return sample
+
+    for steps in range(1, 7):
+        assert torch.equal(maps_after(steps, reuse=True), maps_after(steps, reuse=False)), steps

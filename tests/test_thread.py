@@ -9,8 +9,10 @@ from tmapdiff import (
     MapGrid,
     MapScheduler,
     MultiScaleMapSampler,
+    rank_by_expected_hits,
     rank_moments,
 )
+from tmapdiff.losses import rescale_iou
 
 GRIDS = [MapGrid(64, 16, 3), MapGrid(32, 8, 3), MapGrid(12, 5, 2), MapGrid(16, 16, 1)]
 QUERIES = 24
@@ -51,6 +53,19 @@ def test_perfect_denoiser_finds_every_moment(grid, spacing, steps, eta):
     scheduler = MapScheduler(timestep_spacing=spacing)
     found = localize(grid, scheduler, steps, eta, oracle=lambda truth: truth)
     assert found["Rank1@0.5"] == found["Rank1@0.7"] == found["Rank5@0.7"] == 100
+    assert found["mIoU"] > 75
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_expected_hits_find_every_moment_of_a_true_map(grid):
+    clip_seconds = torch.linspace(0.3, 2.0, QUERIES)
+    moments = reachable_moments(grid, clip_seconds)
+    maps = [rescale_iou(one) for one in IoUMapBuilder(grid)(moments, clip_seconds)]
+    dense, mask = MultiScaleMapSampler(grid).merge(maps)
+    metrics = LocalizationMetrics()
+    metrics.update(rank_by_expected_hits(dense, mask, clip_seconds, target=rescale_iou), moments)
+    found = metrics.compute()
+    assert found["Rank1@0.5"] == found["Rank5@0.7"] == 100
     assert found["mIoU"] > 75
 
 

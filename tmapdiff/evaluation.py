@@ -5,7 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,11 @@ class Prediction:
             "qid": self.qid,
             "query": self.query,
             "vid": self.video_id,
-            "pred_relevant_windows": [[round(value, 4) for value in row] for row in self.windows],
+            "pred_relevant_windows": [
+                # Seconds to a tenth of a millisecond; scores may be small, and must not be tied.
+                [round(start, 4), round(end, 4), float(f"{score:.6g}")]
+                for start, end, score in self.windows
+            ],
         }
 
 
@@ -67,15 +71,16 @@ class Evaluation:
         predictions: One a query, in the data set's order.
         seconds: Wall time, reading of features included.
         confidence: Score of each query's best moment, (Q,).
-        iou: IoU of each query's best moment with the annotated one, (Q,): with `confidence` what
-            `CalibrationMetrics` and `plot_calibration` ask for.
+        iou: IoU of each query's best moment with the annotated one, of DiDeMo with the annotators'
+            consensus, (Q,): with `confidence` what `CalibrationMetrics` and `plot_calibration` ask
+            for.
     """
 
     metrics: dict[str, float]
     predictions: tuple[Prediction, ...]
     seconds: float
-    confidence: Tensor
-    iou: Tensor
+    confidence: Tensor = field(compare=False)
+    iou: Tensor = field(compare=False)
 
     @property
     def queries_per_second(self) -> float:
@@ -137,21 +142,27 @@ def evaluate_didemo(
     dataset: Dataset[Any],
     *,
     num_inference_steps: int | None = None,
+    num_samples: int | None = None,
     eta: float = 0.0,
+    ranking: Ranking | None = None,
+    nms_threshold: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Evaluation:
     """Localize every query of DiDeMo, with its official metric and with Rank n@m.
 
-    The official metric ranks all moments, and counts those of all annotators; Rank n@m is of the
-    moments that are left after non-maximum suppression, and of the annotators' consensus.
+    The official metric ranks all moments by their cells, and counts those of all annotators; Rank
+    n@m is of the moments that `localize` answers, and of the annotators' consensus.
 
     Args:
         model: A localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's moments.
         dataset: `MomentDataset` of `load_didemo` with the moments of all annotators, and with
             `clip_seconds` of 5, so that clips are segments.
         num_inference_steps: As for `evaluate`.
+        num_samples: As for `evaluate`.
         eta: As for `evaluate`.
+        ranking: As for `evaluate`; the official metric does not depend on it.
+        nms_threshold: As for `evaluate`.
         seed: As for `evaluate`.
         batch_size: As for `evaluate`.
 
@@ -162,8 +173,9 @@ def evaluate_didemo(
     """
     official, metrics, judged = DiDeMoMetrics(), LocalizationMetrics(), _Judged()
     began = time.perf_counter()
-    sampling = _Sampling(num_inference_steps, None, eta, seed)
-    for batch, found in _localized(model, dataset, batch_size, sampling, {}):
+    sampling = _Sampling(num_inference_steps, num_samples, eta, seed)
+    options = {"ranking": ranking, "nms_threshold": nms_threshold}
+    for batch, found in _localized(model, dataset, batch_size, sampling, options):
         _check_segments(batch)
         everything = rank_moments(
             found.dense, found.mask, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0

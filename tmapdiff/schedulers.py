@@ -312,7 +312,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
                 last = self._past[-1]
                 better = interpolated(self._past, alpha, pred_original_sample)
                 sample = _ddim(last.sample, better, last.alpha, alpha)
-            now = Past(timestep, alpha, sample, pred_original_sample)
+            # Copies: the caller may reuse its tensors, as graphs of a GPU's work do.
+            now = Past(timestep, alpha, sample.clone(), pred_original_sample.clone())
             target = extrapolated([*self._past, now], alpha_prev)
             # A finished run keeps no maps alive, and another may follow.
             self._past = [*self._past[-1:], now] if previous >= 0 else []

@@ -101,6 +101,21 @@ def test_steps_of_ddim_are_those_of_evaluate(dataset):
             assert one == pytest.approx(expected.metrics)
 
 
+@torch.no_grad()
+def test_the_costly_control_stops_early(dataset, monkeypatch):
+    monkeypatch.setattr("budgets.LARGEST_CONTROL", 2)
+    model = make(dataset)
+    found = {
+        recipe: dict(maps_of(recipe, model, features_of(model), [4, 5, 6])) for recipe in RECIPES
+    }
+    assert {recipe: max(maps) for recipe, maps in found.items()} == {
+        "samples": 5,
+        "ddim": 5,
+        "fresh noise": 2,
+        "frozen t": 5,
+    }
+
+
 def test_everything_is_measured(dataset, capsys):
     result = measure_budgets(make(dataset), dataset, seed=0)
     assert len(result["budgets"]) == len(RECIPES) * 3 * len(READINGS)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from helpers.assertions import refuses
 
-from tmapdiff.errors import FileError
+from tmapdiff.errors import ArgumentError, FileError
 
 
-def write_run(folder, seed, queries=4000, slope=1.0):
+def write_run(folder, seed, queries=4000, slope=1.0, holdout=None):
     random = torch.Generator().manual_seed(seed)
     confidence = torch.rand(queries, generator=random)
     right = torch.rand(queries, generator=random) < confidence * slope
@@ -17,6 +17,7 @@ def write_run(folder, seed, queries=4000, slope=1.0):
     found = {"confidence": confidence.tolist(), "iou": iou.tolist()}
     run = {
         "seed": seed,
+        "held_out_training_videos": holdout,
         "features": "SIMULATED",
         "evaluated_on": f"{queries} pairs",
         "certainty": {"samples, 1 passes": found},
@@ -25,7 +26,7 @@ def write_run(folder, seed, queries=4000, slope=1.0):
 
 
 def test_overconfidence_is_measured_and_mended(tmp_path, capsys):
-    write_run(tmp_path / "fit", 7, slope=0.5)
+    write_run(tmp_path / "fit", 7, slope=0.5, holdout=0.1)
     for seed in (0, 1):
         write_run(tmp_path / "runs", seed, slope=0.5)
     arguments = ["--fit", f"{tmp_path / 'fit'}", "--runs", f"{tmp_path / 'runs'}"]
@@ -35,6 +36,12 @@ def test_overconfidence_is_measured_and_mended(tmp_path, capsys):
     assert errors["expected hits"] == pytest.approx(25, abs=2)
     assert errors["calibrated"] < 5
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_nothing_is_fitted_on_the_test_set(tmp_path):
+    write_run(tmp_path / "runs", 0)
+    with refuses(ArgumentError, "calibration: expected runs with --holdout in ", "on the test set"):
+        calibration.main(["--fit", f"{tmp_path / 'runs'}", "--runs", f"{tmp_path / 'runs'}"])
 
 
 def test_folders_without_runs_are_refused(tmp_path):

@@ -129,6 +129,36 @@ def test_runs_are_not_repeated_and_are_shared_between_tables(
     assert tables.main([*arguments, "--seeds", "5", "--print-only"]) == 0
 
 
+@pytest.mark.parametrize("preset", ["nano", "best", "base"])
+def test_rows_are_what_they_say_with_every_preset(tables, charades, tmp_path, preset):
+    terms = tables.Terms(
+        didemo=False,
+        data=charades,
+        features="timeline",
+        preset=preset,
+        epochs=1,
+        steps=(1,),
+        holdout=None,
+        limit=None,
+        scratch=tmp_path,
+        results=tmp_path,
+        device="cpu",
+        threads=1,
+    )
+    train, _, _ = tables.load_data(terms)
+    seen = set()
+    for row in tables.TABLES["3"]:
+        model = tables.build_model(row, terms.preset_of(row), train, seed=0)
+        wanted = row.decoder.get("conditioning", "concat")
+        assert model.decoder.config.conditioning == wanted
+        assert model.config.ranking == "nms"
+        seen.add(json.dumps(dict(model.decoder.config), default=str))
+    assert len(seen) == len(tables.TABLES["3"])
+    for row in tables.TABLES["target"]:
+        model = tables.build_model(row, terms.preset_of(row), train, seed=0)
+        assert model.config.ranking == tables.PRESETS[preset].localizer.get("ranking", "nms")
+
+
 def test_what_diffusion_is_worth(tables, charades, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("budgets.BUDGETS", (1, 10))
     arguments = options(tmp_path, "--table", "target", "steps", "--data", f"{charades}")

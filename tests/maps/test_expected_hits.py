@@ -173,6 +173,16 @@ def test_scores_are_shares_that_never_rise(grid, seed):
     assert bool((scores.sum(dim=1) <= 1 + 1e-5).all())
 
 
+@pytest.mark.parametrize("refreshed", [1, 3])
+def test_gains_computed_late_change_no_pick(monkeypatch, refreshed):
+    dense, mask = torch.rand(6, 16, 16, dtype=torch.float64), MapGrid(16, 8, 2).dense_mask()
+    everything = rank_by_expected_hits(dense, mask, torch.ones(6), target=rescale_iou, top_n=9)
+    monkeypatch.setattr(expected_hits, "_REFRESHED", refreshed)
+    lazily = rank_by_expected_hits(dense, mask, torch.ones(6), target=rescale_iou, top_n=9)
+    assert torch.equal(lazily.moments, everything.moments)
+    assert torch.allclose(lazily.scores, everything.scores)
+
+
 def test_large_batches_are_ranked_as_small_ones(monkeypatch):
     grid = MapGrid(8, 4, 2)
     dense, mask = torch.rand(7, 8, 8), grid.dense_mask()
@@ -225,13 +235,44 @@ def test_no_queries_no_candidates_and_empty_maps():
     )
     assert not bool(nowhere.valid.any())
     assert bool((nowhere.scores == -torch.inf).all())
-    # A model may predict nothing at all, or below it.
-    for value in (0.0, -0.1):
-        empty = rank_by_expected_hits(
-            torch.full((1, 8, 8), value), mask, torch.ones(1), target=rescale_iou
-        )
-        assert bool(empty.valid.all())
-        assert bool(empty.scores.isfinite().all())
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, -2.0])
+def test_maps_without_a_positive_cell_are_answered_with_the_highest(value):
+    # A model that predicts squared error's mean is not bounded by 0.
+    mask = MapGrid(8, 4, 2).dense_mask()
+    dense = torch.full((2, 8, 8), value - 0.05)
+    dense[0, 5, 1] = dense[1, 2, 3] = value
+    found = rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou)
+    assert bool(found.valid.all())
+    assert found.moments[:, 0].tolist() == [[5, 7], [2, 6]]
+    assert bool((found.scores.abs() < 1e-4).all())
+
+
+def test_cells_that_are_no_numbers_are_no_candidates():
+    mask = MapGrid(8, 4, 2).dense_mask()
+    dense = torch.rand(1, 8, 8)
+    dense[0, 5, 1] = torch.nan
+    without = mask.clone()
+    without[5, 1] = False
+    found, expected = (
+        rank_by_expected_hits(dense, one, torch.ones(1), target=rescale_iou, top_n=30)
+        for one in (mask, without)
+    )
+    assert torch.equal(found.moments, expected.moments)
+    scores = torch.tensor([[0.3, torch.nan, 0.2]])
+    filled = deconvolve_map(scores.nan_to_num(), torch.eye(3) + 0.1)
+    assert torch.equal(deconvolve_map(scores, torch.eye(3) + 0.1), filled)
+
+
+def test_autocast_changes_no_answer():
+    grid = MapGrid(32, 8, 3)
+    dense, mask = torch.rand(40, 32, 32), grid.dense_mask()
+    plain = rank_by_expected_hits(dense, mask, torch.ones(40), target=rescale_iou)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rank_by_expected_hits(dense, mask, torch.ones(40), target=rescale_iou)
+    assert torch.equal(found.moments, plain.moments)
+    assert torch.equal(found.scores, plain.scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -268,3 +309,8 @@ def test_errors_say_what_is_wrong():
         rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou)
     with refuses(ArgumentError, "rank_by_expected_hits: expected top_n to be an integer >= 1"):
         rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, top_n=0)
+    text = "rank_by_expected_hits: expected target to be a function, got 'mse-rescaled'. Pass a"
+    with refuses(ArgumentError, text):
+        rank_by_expected_hits(dense, mask, torch.ones(2), target="mse-rescaled")
+    with refuses(ArgumentError, "soft_hits: expected thresholds to be a list or tuple, got float"):
+        rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, thresholds=0.5)

@@ -839,6 +839,29 @@ class TestSamples:
             model.localize(**inputs, num_samples=0)
         with refuses(ArgumentError, "expected generator to be a list of 2, got 1."):
             model.localize(**inputs, num_samples=2, generator=[seeded(0)])
+        text = "MomentLocalizer: expected one sample, as it is deterministic, got num_samples = 3."
+        with refuses(ArgumentError, text):
+            make(deterministic=True, num_samples=3)
+        with refuses(ArgumentError, text):
+            ready(deterministic=True).localize(**inputs, num_samples=3)
+
+    def test_first_samples_of_one_generator_are_the_same_too(self) -> None:
+        model = ready()
+        few, many = (
+            model.draw_samples(self.maps(model), count, generator=seeded(0), eta=1.0)
+            for count in (1, 3)
+        )
+        assert_same(few[:, 0], many[:, 0])
+
+    def test_callback_sees_every_step_of_every_sample(self) -> None:
+        seen: list[tuple[int, tuple[int, ...]]] = []
+        ready().localize(
+            **queries(2),
+            num_samples=3,
+            num_inference_steps=2,
+            callback=lambda index, _, maps: seen.append((index, tuple(maps.shape))),
+        )
+        assert seen == [(index, (2, CELLS)) for _ in range(3) for index in range(2)]
 
 
 class TestRanking:
@@ -846,14 +869,22 @@ class TestRanking:
     def test_by_expected_hits(self, objective: str) -> None:
         model = ready(objective=objective, ranking="expected-hits")
         inputs = queries(3)
-        found = model.localize(**inputs, generator=seeded(0), top_n=4)
+        durations = inputs["clip_seconds"] * torch.tensor([8, 3.5, 6.25])
+        num_clips = torch.tensor([8, 4, 7])
+        found = model.localize(
+            **inputs, durations=durations, num_clips=num_clips, generator=seeded(0), top_n=4
+        )
         expected = rank_by_expected_hits(
             found.dense,
             found.mask,
             inputs["clip_seconds"],
             target=model.objective.target,
+            durations=durations,
             top_n=4,
         )
+        ends = found.ranked.moments[..., 1]
+        assert bool((ends <= durations[:, None]).all())
+        assert bool((ends == durations[:, None]).any())
         assert_same(found.ranked.moments, expected.moments)
         assert_same(found.confidence, expected.scores[:, 0])
 
@@ -878,6 +909,9 @@ class TestRanking:
             make(ranking="vote")
         with refuses(ConfigError, text):
             ready().localize(**queries(2), ranking="vote")
+        text = "expected no nms_threshold with ranking 'expected-hits', got 0.6. Pass ranking='nms'"
+        with refuses(ArgumentError, text):
+            ready(ranking="expected-hits").localize(**queries(2), nms_threshold=0.6)
 
 
 class TestDeterministicTwin:
@@ -992,7 +1026,7 @@ class TestVideosOfOtherLengths:
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_generators_are_one_a_sample(count: int) -> None:
     model, inputs = ready(), queries(3)
-    text = f"MomentLocalizer.draw_samples: expected generator to be a list of 3, got {count}."
+    text = f"MomentLocalizer.sample_maps: expected generator to be a list of 3, got {count}."
     with refuses(ShapeError, text):
         model.localize(**inputs, generator=[seeded(i) for i in range(count)])
     several = tuple(seeded(i) for i in range(3))

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
-from einops import rearrange
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_length, check_range, check_shape
+from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps import MapGrid
 from tmapdiff.models.decoder import MapDiffusionDecoder
@@ -79,7 +78,7 @@ class MomentLocalizer(MapLocalizer):
                 f"got {self.decoder.config.feature_channels}."
             )
         self.scheduler.set_timesteps(num_inference_steps)
-        check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
+        self._check_samples(check_int("MomentLocalizer", "num_samples", num_samples, at_least=1))
         check_range("MomentLocalizer", "timestep_power", timestep_power, 0)
 
     @classmethod
@@ -268,23 +267,21 @@ class MomentLocalizer(MapLocalizer):
         features: Sequence[Tensor],
         num_samples: int,
         *,
-        num_clips: Tensor | None = None,
         generator: Generators = None,
         **sampling: Any,
     ) -> Tensor:
-        """Denoise several maps of each query, from noise of their own, in one batch.
+        """Denoise several maps of each query, one after another, from noise of their own.
+
+        The first samples are the same whatever `num_samples`.
 
         Args:
             features: Map features, as the encoder gives them.
-            num_samples: Samples of each query.
-            num_clips: Clips of each video, as the encoder was given them.
-            generator: Source of noise: one, or one a query. With one a query and `eta` 0, the first
-                samples are the same whatever `num_samples`.
-            **sampling: As for `sample_maps`, where each sample of each query counts as one.
+            num_samples: Samples of each query; 1 of a deterministic localizer.
+            generator: Source of noise: one, or one a query.
+            **sampling: As for `sample_maps`; the callback is called for each sample.
 
         Shape:
             - features: K tensors (B, channels, N_k, A)
-            - num_clips: (B,)
             - returns: (B, num_samples, cells), 0 in invalid cells
 
         Raises:
@@ -292,16 +289,19 @@ class MomentLocalizer(MapLocalizer):
             ArgumentError: If an argument is out of range.
         """
         count = check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
-        if isinstance(generator, list | tuple):
-            check_length("MomentLocalizer.draw_samples", "generator", generator, len(features[0]))
-            generator = [one for one in generator for _ in range(count)]
-        maps = self.sample_maps(
-            [one.repeat_interleave(count, dim=0) for one in features],
-            num_clips=None if num_clips is None else num_clips.repeat_interleave(count),
-            generator=generator,
-            **sampling,
-        )
-        return rearrange(maps, "(b k) cells -> b k cells", k=count)
+        self._check_samples(count)
+        # Not in one batch: it would repeat the features, the largest tensors of all.
+        samples = [
+            self.sample_maps(features, generator=generator, **sampling) for _ in range(count)
+        ]
+        return torch.stack(samples, dim=1)
+
+    def _check_samples(self, num_samples: int) -> None:
+        if self.config.deterministic and num_samples != 1:
+            expected = "one sample, as it is deterministic"
+            raise ArgumentError(
+                message("MomentLocalizer", expected, f"num_samples = {num_samples}")
+            )
 
     def _draw(
         self,
@@ -369,7 +369,7 @@ class MomentLocalizer(MapLocalizer):
             num_samples: Samples of each query; the configuration's number, if None.
             eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one a query.
-            callback: As for `sample_maps`.
+            callback: As for `sample_maps`, for each sample.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -382,7 +382,7 @@ class MomentLocalizer(MapLocalizer):
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
         if num_samples is None:
-            num_samples = 1 if self.config.deterministic else self.config.num_samples
+            num_samples = self.config.num_samples
         samples = self.draw_samples(
             self.encoder(features, words, num_words, num_clips),
             num_samples,

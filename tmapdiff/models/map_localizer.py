@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_choice, check_range
+from tmapdiff._checks import check_choice, check_range, message
+from tmapdiff.errors import ArgumentError
 from tmapdiff.losses import OBJECTIVES, get_objective
 from tmapdiff.maps import (
     IoUMapBuilder,
@@ -38,9 +39,10 @@ class Localization:
 
     @property
     def confidence(self) -> Tensor:
-        """Score of each query's best moment, (B,): with `expected-hits`, how often it should hit.
+        """Score of each query's best moment, (B,); more is surer.
 
-        Make a probability of it with a `PlattCalibrator`, fitted on queries not trained on.
+        With ranking by `expected-hits` and an objective of the rescaled IoU, how often it should
+        hit. A `PlattCalibrator`, fitted on queries not trained on, makes a probability of any.
         """
         return self.ranked.scores[:, 0]
 
@@ -161,7 +163,7 @@ class MapLocalizer(MapModel):
             ranking: How moments are read off the map; the configuration's way, if None. `nms` takes
                 the highest cells that do not overlap (`rank_moments`), `expected-hits` the moments
                 that together hit most often (`rank_by_expected_hits`).
-            nms_threshold: Of `nms`; the configuration's, if None.
+            nms_threshold: Of `nms`, and refused with another ranking; the configuration's, if None.
             **sampling: As for `predict_maps`.
 
         Shape:
@@ -171,11 +173,17 @@ class MapLocalizer(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, or an argument is out of range.
+            ArgumentError: If a sentence is empty, or an argument is out of range; if there is an
+                `nms_threshold` without `nms`.
             ConfigError: If there is no such ranking.
         """
+        who = type(self).__name__
         ranking = self.config.ranking if ranking is None else ranking
-        check_choice(type(self).__name__, "ranking", ranking, Ranking.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "ranking", ranking, Ranking.__args__)  # type: ignore[attr-defined]
+        if nms_threshold is not None and ranking != "nms":
+            expected = f"no nms_threshold with ranking {ranking!r}"
+            hint = "Pass ranking='nms' with it."
+            raise ArgumentError(message(who, expected, nms_threshold, hint))
         maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
         grid = self._grid_of(features, num_clips)
         dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(maps), num_clips)
