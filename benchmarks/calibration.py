@@ -6,7 +6,8 @@ r"""Print and draw how far confidence can be trusted, from the runs of `tables.p
     python benchmarks/calibration.py --fit runs/holdout --runs runs/tables-best
 
 A Platt calibrator is fitted on the held-out training videos of `--fit`, never on what it is judged
-by. An answer is right if its IoU with the annotated moment is above `--threshold`.
+by. Runs of the other models in `--runs` are printed as they are. An answer is right if its IoU with
+the annotated moment is above `--threshold`.
 """
 
 import argparse
@@ -24,16 +25,18 @@ from tmapdiff import CalibrationMetrics, PlattCalibrator, TmapdiffError, plot_ca
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, FileError
 
+OTHERS = {"deterministic twin": "deterministic", "MS-2D-TAN": "ms2dtan"}
 
-def load_runs(folder: Path) -> list[dict[str, Any]]:
-    """Load the runs that recorded how certain they were.
+
+def load_runs(folder: Path, model: str = "diffusion") -> list[dict[str, Any]]:
+    """Load a model's runs that recorded how certain they were.
 
     Raises:
         FileError: If there are none.
     """
-    loaded = [json.loads(path.read_text()) for path in sorted(folder.glob("diffusion*.json"))]
+    loaded = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{model}_*.json"))]
     runs = [one for one in loaded if "certainty" in one]
-    if not runs:
+    if not runs and model == "diffusion":
         raise FileError(f"calibration: expected runs of table 'steps' in {folder}, found none.")
     return runs
 
@@ -66,11 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = load_runs(args.runs)
     judged = [certainty(run, args.passes, args.threshold) for run in runs]
     kinds = {
-        "expected hits": judged,
-        "calibrated": [(calibrate(confidence).float(), correct) for confidence, correct in judged],
+        "diffusion, expected hits": judged,
+        "diffusion, calibrated": [
+            (calibrate(confidence).float(), correct) for confidence, correct in judged
+        ],
     }
     print(f"Features: {runs[0]['features']}; Rank1@{args.threshold:g}, {args.passes} passes,")
     print(f"{runs[0]['evaluated_on']}; mean ± standard deviation over seeds, percent.\n")
+    for label, model in OTHERS.items():
+        if others := load_runs(args.runs, model):
+            kinds[label] = [certainty(run, 1, args.threshold) for run in others]
     names: list[str] = []
     for kind, pairs in kinds.items():
         found = []
@@ -85,7 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells = [format_mean([one[name] for one in found]) for name in names]
         print(f"| {kind} | {len(found)} |", *(f"{cell} |" for cell in cells))
     if args.plot is not None:
-        first = {kind: (pairs[0][0].clamp(0, 1), pairs[0][1]) for kind, pairs in kinds.items()}
+        first = {
+            kind: (pairs[0][0].clamp(0, 1), pairs[0][1])
+            for kind, pairs in kinds.items()
+            if kind.startswith("diffusion")
+        }
         title = f"Rank1@{args.threshold:g} on simulated timeline features"
         with written_beside(args.plot) as new:
             plot_calibration(first, title=title).savefig(new, dpi=120)

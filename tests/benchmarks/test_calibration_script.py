@@ -8,7 +8,7 @@ from helpers.assertions import refuses
 from tmapdiff.errors import ArgumentError, FileError
 
 
-def write_run(folder, seed, queries=4000, slope=1.0, holdout=None):
+def write_run(folder, seed, queries=4000, slope=1.0, holdout=None, model="diffusion"):
     random = torch.Generator().manual_seed(seed)
     confidence = torch.rand(queries, generator=random)
     right = torch.rand(queries, generator=random) < confidence * slope
@@ -22,19 +22,21 @@ def write_run(folder, seed, queries=4000, slope=1.0, holdout=None):
         "evaluated_on": f"{queries} pairs",
         "certainty": {"samples, 1 passes": found},
     }
-    (folder / f"diffusion-seed{seed}.json").write_text(json.dumps(run))
+    (folder / f"{model}_mse-seed{seed}.json").write_text(json.dumps(run))
 
 
 def test_overconfidence_is_measured_and_mended(tmp_path, capsys):
     write_run(tmp_path / "fit", 7, slope=0.5, holdout=0.1)
     for seed in (0, 1):
         write_run(tmp_path / "runs", seed, slope=0.5)
+    write_run(tmp_path / "runs", 0, model="ms2dtan")
     arguments = ["--fit", f"{tmp_path / 'fit'}", "--runs", f"{tmp_path / 'runs'}"]
     calibration.main([*arguments, "--plot", f"{tmp_path / 'plot.png'}"])
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
     errors = {line[1].strip(): float(line[3].split("±")[0]) for line in lines[2:]}
-    assert errors["expected hits"] == pytest.approx(25, abs=2)
-    assert errors["calibrated"] < 5
+    assert errors["diffusion, expected hits"] == pytest.approx(25, abs=2)
+    assert errors["diffusion, calibrated"] < 5
+    assert errors["MS-2D-TAN"] < 5
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
