@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (calibrate(confidence).float(), correct) for confidence, correct in judged
         ],
     }
-    print(f"Features: {runs[0]['features']}; Rank1@{args.threshold:g}, {args.passes} passes,")
-    print(f"{runs[0]['evaluated_on']}; mean ± standard deviation over seeds, percent.\n")
+    print(f"Features: {runs[0]['features']}.")
+    print(
+        f"Rank1@{args.threshold:g}, decoder passes: {args.passes}, {runs[0]['evaluated_on']}; mean ± standard deviation over seeds, percent.\n"
+    )
     for label, model in OTHERS.items():
         if others := load_runs(args.runs, model):
             kinds[label] = [certainty(run, 1, args.threshold) for run in others]
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for kind, pairs in kinds.items()
             if kind.startswith("diffusion")
         }
-        title = f"Rank1@{args.threshold:g} on simulated timeline features"
+        title = f"Rank1@{args.threshold:g}, {runs[0]['features'].split(' (')[0]}"
         with written_beside(args.plot) as new:
             plot_calibration(first, title=title).savefig(new, dpi=120)
 
