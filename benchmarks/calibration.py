@@ -75,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ],
     }
     print(f"Features: {runs[0]['features']}.")
-    print(
-        f"Rank1@{args.threshold:g}, decoder passes: {args.passes}, {runs[0]['evaluated_on']}; mean ± standard deviation over seeds, percent.\n"
-    )
+    print(f"Rank1@{args.threshold:g}, decoder passes: {args.passes}, {runs[0]['evaluated_on']};")
+    print("mean ± standard deviation over seeds, percent.\n")
     for label, model in OTHERS.items():
         if others := load_runs(args.runs, model):
             kinds[label] = [certainty(run, 1, args.threshold) for run in others]
