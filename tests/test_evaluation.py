@@ -26,6 +26,7 @@ from tmapdiff.data import (
 )
 from tmapdiff.errors import ArgumentError, FileError, ShapeError
 from tmapdiff.evaluation import (
+    Prediction,
     draw_queries,
     evaluate,
     evaluate_didemo,
@@ -129,6 +130,13 @@ def test_predictions_file_has_the_submission_form(model, dataset, tmp_path):
     assert [line["qid"] for line in lines] == [item.qid for item in dataset.annotations]
     assert set(lines[0]) == {"qid", "query", "vid", "pred_relevant_windows"}
     assert all(len(window) == 3 for window in lines[0]["pred_relevant_windows"])
+
+
+def test_small_scores_stay_in_order_in_a_submission():
+    # What later answers add to expected hits may be far below a ten-thousandth.
+    windows = ((1.23456, 2.0, 4.25e-6), (3.0, 4.0, 1.5e-6))
+    written = Prediction(0, "query", "video", windows).as_submission()["pred_relevant_windows"]
+    assert written == [[1.2346, 2.0, 4.25e-6], [3.0, 4.0, 1.5e-6]]
 
 
 def test_predictions_that_cannot_be_written(tmp_path):

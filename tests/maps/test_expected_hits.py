@@ -309,6 +309,8 @@ def test_errors_say_what_is_wrong():
         rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou)
     with refuses(ArgumentError, "rank_by_expected_hits: expected top_n to be an integer >= 1"):
         rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, top_n=0)
+    with refuses(ArgumentError, "rank_by_expected_hits: expected a bool mask, got torch.float32."):
+        rank_by_expected_hits(dense, mask.float(), torch.ones(2), target=rescale_iou)
     text = "rank_by_expected_hits: expected target to be a function, got 'mse-rescaled'. Pass a"
     with refuses(ArgumentError, text):
         rank_by_expected_hits(dense, mask, torch.ones(2), target="mse-rescaled")

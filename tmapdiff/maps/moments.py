@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range, check_shape
+from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.overlap import temporal_iou
 
 
@@ -107,7 +108,7 @@ def rank_moments(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `nms_threshold` is outside [0, 1] or `top_n` is below 1.
+        ArgumentError: If `mask` is not bool, `nms_threshold` is outside [0, 1] or `top_n` is below 1.
     """
     candidates, scores = check_candidates("rank_moments", dense, mask, clip_seconds, durations)
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
@@ -132,10 +133,13 @@ def check_candidates(
 
     Raises:
         ShapeError: If a shape does not fit.
+        ArgumentError: If the mask is not bool.
     """
     sizes = check_shape(who, "dense", dense, "B N N")
     batched = isinstance(mask, Tensor) and mask.dim() == 3
     check_shape(who, "mask", mask, "B N N" if batched else "N N", sizes)
+    if mask.dtype != torch.bool:
+        raise ArgumentError(message(who, "a bool mask", mask.dtype))
     check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
     if durations is not None:
         check_shape(who, "durations", durations, "B", sizes)

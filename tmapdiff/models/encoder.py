@@ -86,8 +86,9 @@ class TextEncoder(nn.Module):
             )
         self._check_words(words)
         if self.training and self.word_dropout:
+            # Padding too: it is not read.
             dropped = torch.rand(words.shape, device=words.device) < self.word_dropout
-            words = words.masked_fill(dropped & (words != PADDING), UNKNOWN)
+            words = words.masked_fill(dropped, UNKNOWN)
         packed = pack_padded_sequence(
             self.embedding(words), lengths, batch_first=True, enforce_sorted=False
         )
