@@ -138,8 +138,8 @@ def rank_by_expected_hits(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `mask` is not bool, `target` is no function, a threshold is outside [0, 1],
-            or a number is below 1.
+        ArgumentError: If `mask` is not bool, `target` is no function, a threshold is outside
+            [0, 1], or a number is below 1.
 
     Source: greedy maximum coverage, Nemhauser et al., doi 10.1007/BF01588971.
     """

@@ -108,7 +108,8 @@ def rank_moments(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `mask` is not bool, `nms_threshold` is outside [0, 1] or `top_n` is below 1.
+        ArgumentError: If `mask` is not bool, `nms_threshold` is outside [0, 1], or `top_n` is
+            below 1.
     """
     candidates, scores = check_candidates("rank_moments", dense, mask, clip_seconds, durations)
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
