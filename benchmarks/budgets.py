@@ -21,7 +21,7 @@ from tmapdiff.models import MapLocalizer
 
 BUDGETS = (1, 2, 5, 10, 25, 50)
 # How moments are read off a map. 0.49 is the literature's threshold; 0.55 is the best of 0.49, 0.55
-# and 0.6 for Rank5@0.5 + Rank5@0.7 on held-out training videos, for every model alike.
+# and 0.6 for Rank5@0.5 + Rank5@0.7 of a diffusion model on held-out training videos.
 READINGS = {"NMS 0.49": 0.49, "NMS 0.55": 0.55, "expected hits": None}
 # How passes are spent. `samples` is the default: it averages samples of one step each.
 DEFAULT_RECIPE = "samples"
