@@ -223,24 +223,24 @@ def print_steps(results: list[dict[str, Any]], metrics: Sequence[str]) -> None:
         print("| --- |" + " --- |" * (3 + len(metrics)))
         for reading in ("NMS 0.49", "expected hits"):
             for passes in BUDGETS:
-                rows = [_metrics(one, recipe, passes, reading) for one in results]
-                spent = [
-                    entry["seconds"]
-                    for one in results
-                    for entry in one["budgets"]
-                    if (entry["recipe"], entry["passes"], entry["reading"])
-                    == (recipe, passes, reading)
-                ]
-                _print_row(f"{passes} | {reading} | {format_mean(spent)}", rows, metrics)
+                found = [_entry(one, recipe, passes, reading) for one in results]
+                spent = format_mean([entry["seconds"] for entry in found if entry])
+                rows = [entry and entry["metrics"] for entry in found]
+                _print_row(f"{passes} | {reading} | {spent}", rows, metrics)
+
+
+def _entry(result: dict[str, Any], recipe: str, passes: int, reading: str) -> dict[str, Any] | None:
+    for entry in result["budgets"]:
+        if (entry["recipe"], entry["passes"], entry["reading"]) == (recipe, passes, reading):
+            return entry  # type: ignore[no-any-return]
+    return None
 
 
 def _metrics(
     result: dict[str, Any], recipe: str, passes: int, reading: str
 ) -> dict[str, float] | None:
-    for entry in result["budgets"]:
-        if (entry["recipe"], entry["passes"], entry["reading"]) == (recipe, passes, reading):
-            return entry["metrics"]  # type: ignore[no-any-return]
-    return None
+    entry = _entry(result, recipe, passes, reading)
+    return entry and entry["metrics"]
 
 
 def _same_seed(

@@ -19,6 +19,7 @@ action annotations, and DiDeMo's videos are made up.
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -204,10 +205,7 @@ class Terms:
 
     def preset_of(self, row: Row) -> Preset:
         """Give the preset; for the paper's tables, without what is not the paper's."""
-        if row.budgets:
-            return self.size
-        decoder = {k: v for k, v in self.size.decoder.items() if k != "conditioning"}
-        return replace(self.size, decoder=decoder, localizer={})
+        return self.size if row.budgets else self.size.as_published()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -301,8 +299,14 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
         **describe_run(str(Path(__file__).parent)),
     }
     with written_beside(terms.result(row, seed)) as new:
-        new.write_text(json.dumps(result, indent=1) + "\n")
+        new.write_text(to_json(result) + "\n")
     return result
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """Write a result to be read and compared: indented, but lists of numbers in one line each."""
+    text = json.dumps(result, indent=1)
+    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
 
 
 def _train(

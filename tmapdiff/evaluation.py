@@ -121,8 +121,8 @@ def evaluate(
         on_batch: Called after each batch with the number of its queries, for a progress bar.
 
     Raises:
-        ArgumentError: If the data set is empty, an argument is out of range, or steps are asked of
-            a model that is not generative.
+        ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
+            asked of a model that is not generative, or there is an `nms_threshold` without `nms`.
         ConfigError: If there is no such ranking.
     """
     metrics, judged = LocalizationMetrics(), _Judged()

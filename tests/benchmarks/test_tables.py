@@ -152,11 +152,20 @@ def test_rows_are_what_they_say_with_every_preset(tables, charades, tmp_path, pr
         wanted = row.decoder.get("conditioning", "concat")
         assert model.decoder.config.conditioning == wanted
         assert model.config.ranking == "nms"
+        assert model.encoder.config.map_layer == "conv"
+        assert model.encoder.config.word_dropout == 0
         seen.add(json.dumps(dict(model.decoder.config), default=str))
     assert len(seen) == len(tables.TABLES["3"])
     for row in tables.TABLES["target"]:
         model = tables.build_model(row, terms.preset_of(row), train, seed=0)
         assert model.config.ranking == tables.PRESETS[preset].localizer.get("ranking", "nms")
+
+
+def test_results_are_json_with_numbers_in_one_line(tables):
+    result = {"a": {"b": [1.5, -2e-05, 3]}, "c": [], "d": ["x, [1,\n2]"], "e": [{"f": [0.25]}]}
+    text = tables.to_json(result)
+    assert json.loads(text) == result
+    assert '"b": [ 1.5, -2e-05, 3 ]' in text
 
 
 def test_what_diffusion_is_worth(tables, charades, tmp_path, capsys, monkeypatch):

@@ -294,6 +294,8 @@ def test_errors_say_what_is_wrong():
         ShapeError, "deconvolve_map: expected valid of shape (B, M) with B = 2, M = 3, got (3,)."
     ):
         deconvolve_map(scores, response, torch.ones(3, dtype=torch.bool))
+    with refuses(ArgumentError, "deconvolve_map: expected bool valid, got torch.float32."):
+        deconvolve_map(scores, response, torch.ones(2, 3))
     with refuses(ArgumentError, "deconvolve_map: expected num_iterations to be an integer >= 1"):
         deconvolve_map(scores, response, num_iterations=0)
     with refuses(ArgumentError, "soft_hits: expected at least one threshold, got none."):

@@ -40,7 +40,7 @@ def deconvolve_map(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `num_iterations` is below 1.
+        ArgumentError: If `valid` is not bool, or `num_iterations` is below 1.
 
     Source: Richardson, doi 10.1364/JOSA.62.000055; Lucy, doi 10.1086/111605.
     """
@@ -50,6 +50,8 @@ def deconvolve_map(
     if valid is None:
         valid = torch.ones_like(scores, dtype=torch.bool)
     check_shape(who, "valid", valid, "B M", sizes)
+    if valid.dtype != torch.bool:
+        raise ArgumentError(message(who, "bool valid", valid.dtype))
     check_int(who, "num_iterations", num_iterations, at_least=1)
     # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
