@@ -13,7 +13,7 @@ in the user's cache folder.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def choose_fastest(
     usable: Mapping[str, str | None],
     backend: str | None,
     *,
+    candidates: Sequence[str],
     key: str,
     run: Callable[[str], Any],
     device: torch.device,
@@ -59,12 +60,14 @@ def choose_fastest(
 
     It is measured once for each key. Nothing is measured where the clock would lie or the choice
     must not depend on it: while torch traces or captures a graph, or with
-    `torch.use_deterministic_algorithms`; then it is the first that can run the inputs.
+    `torch.use_deterministic_algorithms`; then it is the first candidate.
 
     Args:
         op: Name of the operation.
-        usable: As for `choose`; leave out backends that arithmetic tells to be slow.
+        usable: As for `choose`.
         backend: The one that the caller asks for.
+        candidates: Usable backends that may be the fastest, as far as arithmetic can tell, the
+            likeliest first.
         key: What the speed depends on, besides the machine: sizes, dtype, whether gradients follow.
         run: Runs the operation once, with the backend of a name.
         device: Where it runs.
@@ -73,14 +76,13 @@ def choose_fastest(
         ConfigError: As for `choose`.
     """
     asked = _asked_for(op, usable, backend)
-    able = [name for name, reason in usable.items() if not reason]
-    if asked or len(able) == 1 or not _may_measure(device):
-        return asked or able[0]
-    known = f"{op} {_machine(device)} {key} {'/'.join(able)}"
+    if asked or len(candidates) == 1 or not _may_measure(device):
+        return asked or candidates[0]
+    known = f"{op} {_machine(device)} {key} {'/'.join(sorted(candidates))}"
     if known not in _measured:
         _measured.update(_read_choices())
-    if _measured.get(known) not in able:
-        seconds = _measure(able, run, device)
+    if _measured.get(known) not in candidates:
+        seconds = _measure(candidates, run, device)
         _measured[known] = min(seconds, key=seconds.__getitem__)
         _write_choices()
     return _measured[known]
@@ -128,11 +130,13 @@ def _may_measure(device: torch.device) -> bool:
     )
 
 
-def _measure(able: list[str], run: Callable[[str], Any], device: torch.device) -> dict[str, float]:
+def _measure(
+    names: Sequence[str], run: Callable[[str], Any], device: torch.device
+) -> dict[str, float]:
     """Shortest time of each backend, the backends taking turns."""
-    seconds = dict.fromkeys(able, float("inf"))
+    seconds = dict.fromkeys(names, float("inf"))
     for repeat in range(1 + _REPEATS):
-        for name in able:
+        for name in names:
             _wait(device)
             began = time.perf_counter()
             run(name)

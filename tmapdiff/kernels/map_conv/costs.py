@@ -1,0 +1,132 @@
+"""What a map convolution costs, by arithmetic: which way may be fastest, and how long tiles are.
+
+Seconds on a machine of round numbers: the larger of operations and bytes, each at full speed. It
+tells ways apart that differ by much; what lies closer is left to the clock.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from tmapdiff.kernels.map_conv.transforms import MapTransform
+
+
+@dataclass(frozen=True)
+class ConvSizes:
+    """Sizes of a map convolution.
+
+    Args:
+        batch: Maps.
+        in_channels: Channels of the input, C.
+        out_channels: Channels of the output, D.
+        rows: Starts of the map.
+        columns: Durations of the map.
+        kernel_size: Cells that the kernel spans.
+        dtype: Of maps and kernel.
+        device: `cpu`, `cuda`, ...
+    """
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    rows: int
+    columns: int
+    kernel_size: int
+    dtype: torch.dtype
+    device: str
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number."""
+        return self.dtype.itemsize
+
+    @property
+    def operations_a_second(self) -> float:
+        """Floating-point operations a second, in matrix products."""
+        if self.device == "cpu":
+            return 2.5e11
+        if self.item_bytes == 2:
+            return 6e14
+        return 3e14 if torch.backends.cuda.matmul.allow_tf32 else 5e13
+
+    @property
+    def bytes_a_second(self) -> float:
+        """Bytes a second to and from memory."""
+        return 1e10 if self.device == "cpu" else 2.6e12
+
+    def seconds(self, operations: float, numbers: float) -> float:
+        """Time of a step with so many operations, which moves so many numbers."""
+        moved = numbers * self.item_bytes
+        return max(operations / self.operations_a_second, moved / self.bytes_a_second)
+
+
+def direct_operations(sizes: ConvSizes) -> float:
+    """Operations of the convolution as it is defined, padding included."""
+    cells, taps = sizes.rows * sizes.columns, sizes.kernel_size**2
+    return 2.0 * sizes.batch * cells * taps * sizes.in_channels * sizes.out_channels
+
+
+def direct_seconds(sizes: ConvSizes) -> float:
+    """Time of the direct convolution."""
+    taps, channels = sizes.kernel_size**2, sizes.in_channels + sizes.out_channels
+    maps = sizes.batch * sizes.rows * sizes.columns * channels
+    weight = taps * sizes.in_channels * sizes.out_channels
+    return sizes.seconds(direct_operations(sizes), maps + weight)
+
+
+def spectral_seconds(sizes: ConvSizes, transform: MapTransform, *, with_kernel: bool) -> float:
+    """Time of the spectral convolution.
+
+    Args:
+        sizes: The convolution.
+        transform: Its transform.
+        with_kernel: Whether the kernel's spectrum is made, too.
+    """
+    kernels = sizes.in_channels * sizes.out_channels
+    rows = sizes.batch * transform.num_tiles
+    frequencies = transform.num_frequencies
+    product = sizes.seconds(
+        8.0 * frequencies * rows * kernels,
+        2.0 * frequencies * (kernels + 2 * rows * (sizes.in_channels + sizes.out_channels)),
+    )
+    total = product
+    for channels, planes in ((sizes.in_channels, 3), (sizes.out_channels, 2)):
+        width = sizes.batch * channels
+        total += _transform_seconds(
+            sizes, transform, (sizes.rows, sizes.columns), planes * transform.num_tiles, width
+        )
+    if with_kernel:
+        size = (sizes.kernel_size, sizes.kernel_size)
+        total += _transform_seconds(sizes, transform, size, 2, kernels)
+    return total
+
+
+def _transform_seconds(
+    sizes: ConvSizes, transform: MapTransform, shape: tuple[int, int], planes: int, width: int
+) -> float:
+    rows, columns = shape
+    durations = 2 * (transform.middle_durations + 2)
+    spectrum = transform.num_frequencies * planes
+    first = sizes.seconds(
+        2.0 * durations * columns * rows * width, (columns + durations) * rows * width
+    )
+    second = sizes.seconds(2.0 * spectrum * 2 * rows * width, (durations * rows + spectrum) * width)
+    return first + second
+
+
+def best_transform(sizes: ConvSizes, *, with_kernel: bool) -> MapTransform:
+    """Find the transform whose tiles cost least; arguments as for `spectral_seconds`."""
+    return min(
+        _transforms(sizes),
+        key=lambda one: spectral_seconds(sizes, one, with_kernel=with_kernel),
+    )
+
+
+def _transforms(sizes: ConvSizes) -> Iterable[MapTransform]:
+    parts, tile = 1, 0
+    while parts <= sizes.rows:
+        if -(-sizes.rows // parts) != tile:
+            tile = -(-sizes.rows // parts)
+            yield MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile)
+        parts *= 2

@@ -1,0 +1,131 @@
+"""The map convolution as a product at each frequency.
+
+Maps go in with any strides and come out with durations outermost and channels innermost, the order
+in which transforms and products read and write; elementwise operations keep it.
+"""
+
+import torch
+from torch import Tensor
+
+from tmapdiff.kernels.map_conv.transforms import MapTransform
+
+
+def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
+    """Multiply the spectra of maps with that of a kernel, at each frequency.
+
+    Shape:
+        - spectra: (frequencies, 3, tiles, B, C), as `MapTransform.forward(rotated=True)` gives them
+        - kernel: (frequencies, 2, C, D)
+        - returns: (frequencies, 2, tiles, B, D)
+    """
+    frequencies, _, tiles, batch, channels = spectra.shape
+    shape = (frequencies, 2 * tiles * batch, channels)
+    times_i, plain = spectra[:, :2].reshape(shape), spectra[:, 1:].reshape(shape)
+    product = torch.bmm(plain, kernel[:, 0]).baddbmm_(times_i, kernel[:, 1])
+    return product.view(frequencies, 2, tiles, batch, kernel.shape[-1])
+
+
+def convolve_with_spectrum(
+    x: Tensor, kernel: Tensor, transform: MapTransform, *, fused: bool = False
+) -> Tensor:
+    """Convolve maps with a kernel whose spectrum is known.
+
+    Args:
+        x: Maps.
+        kernel: The kernel's spectrum.
+        transform: The transform that it was made with.
+        fused: Whether the Triton kernel multiplies the spectra.
+
+    Shape:
+        - x: (B, C, N_k, A)
+        - kernel: (frequencies, 2, C, D)
+        - returns: (B, D, N_k, A)
+    """
+    spectra = transform.forward(_durations_first(x), rotated=not fused)
+    if fused:
+        from tmapdiff.kernels.map_conv import triton
+
+        return _batch_first(transform.inverse(triton.multiply_spectra(spectra, kernel)))
+    return _batch_first(transform.inverse(multiply_spectra(spectra, kernel)))
+
+
+@torch.library.custom_op("tmapdiff::map_conv_spectral", mutates_args=())
+def spectral_map_conv(x: Tensor, weight: Tensor, tile: int) -> Tensor:
+    """Convolve maps as `reference.map_conv` does, in tiles of so many starts.
+
+    Keeps no spectra for the gradient: they are larger than what they are made of.
+    """
+    transform = _transform(x, weight, tile)
+    return convolve_with_spectrum(x, transform.kernel(weight), transform)
+
+
+@spectral_map_conv.register_fake
+def _(x: Tensor, weight: Tensor, tile: int) -> Tensor:
+    batch, _, rows, columns = x.shape
+    return _batch_first(x.new_empty(columns, rows, batch, weight.shape[0]))
+
+
+@torch.library.custom_op("tmapdiff::map_conv_spectral_backward", mutates_args=())
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, tile: int, of_x: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
+    transform = _transform(x, weight, tile)
+    batch, out_channels = gradient.shape[:2]
+    in_channels, tiles = x.shape[1], transform.num_tiles
+    rows = 2 * tiles * batch
+    above = transform.inverse_adjoint(_durations_first(gradient), rotated=True)
+    plain = above[:, :2].reshape(-1, rows, out_channels)
+    of_maps, of_kernel = x.new_empty(0), weight.new_empty(0)
+    if of_x:
+        kernel = transform.kernel(weight)
+        over_i = above[:, 1:].reshape(-1, rows, out_channels)
+        spectra = torch.bmm(plain, kernel[:, 0].mT).baddbmm_(over_i, kernel[:, 1].mT)
+        spectra = spectra.view(-1, 2, tiles, batch, in_channels)
+        of_maps = _batch_first(transform.forward_adjoint(spectra))
+        del kernel, spectra
+    if of_weight:
+        below = transform.forward(_durations_first(x), rotated=True)
+        times_i = below[:, :2].reshape(-1, rows, in_channels)
+        below = below[:, 1:].reshape(-1, rows, in_channels)
+        kernel = torch.stack([torch.bmm(below.mT, plain), torch.bmm(times_i.mT, plain)], dim=1)
+        of_kernel = transform.kernel_adjoint(kernel).contiguous()
+    return of_maps, of_kernel
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, tile: int, of_x: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
+    batch, channels, rows, columns = x.shape
+    of_maps = _batch_first(x.new_empty(columns, rows, batch, channels))
+    return (
+        of_maps if of_x else x.new_empty(0),
+        weight.new_empty(weight.shape) if of_weight else weight.new_empty(0),
+    )
+
+
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    x, weight, ctx.tile = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(x, weight)
+
+
+def _apply_backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple:
+    x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    of_x, of_weight, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+    of_maps, of_kernel = _backward(gradient, x, weight, ctx.tile, of_x, of_weight)  # type: ignore[attr-defined]
+    return of_maps if of_x else None, of_kernel if of_weight else None, None
+
+
+spectral_map_conv.register_autograd(_apply_backward, setup_context=_setup_context)
+
+
+def _transform(x: Tensor, weight: Tensor, tile: int) -> MapTransform:
+    return MapTransform(x.shape[2], x.shape[3], weight.shape[-1], tile)
+
+
+def _durations_first(x: Tensor) -> Tensor:
+    return x.permute(3, 2, 0, 1)
+
+
+def _batch_first(x: Tensor) -> Tensor:
+    return x.permute(2, 3, 1, 0)

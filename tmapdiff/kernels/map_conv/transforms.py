@@ -1,0 +1,314 @@
+"""Discrete Fourier transforms of maps, as products with small dense matrices.
+
+A map convolution is a circular one on a slightly larger map, and that is a product of matrices at
+each frequency. The transforms are themselves products: first along the durations, whose input is
+real, then along the starts. So they run in any dtype, on any device, at the speed of its matrix
+products, and write their results where the next product reads them.
+
+Frequencies of the durations whose transform is real (the first and the last) need half of the
+frequencies of the starts; these are the `edge`, the others the `middle`.
+
+Maps are held `[durations, starts, samples, channels]` and spectra `[frequencies, parts, tiles,
+samples, channels]`; the parts of a complex number are planes of their own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tables(NamedTuple):
+    """Matrices of a two-step transform: along the durations, then along the starts."""
+
+    durations: Tensor
+    edge: Tensor
+    middle: Tensor
+
+
+@dataclass(frozen=True)
+class MapTransform:
+    """Transforms between maps of one size and the spectra that convolve them with one kernel size.
+
+    The starts are divided into tiles that are convolved alike: shorter tiles have fewer
+    frequencies, hence smaller spectra of the kernel, but more of them to multiply.
+
+    Args:
+        rows: Starts of the map.
+        columns: Durations of the map.
+        kernel_size: Cells that the kernel spans; odd.
+        tile: Starts of a tile; at most `rows`.
+
+    Source: overlap-save, Oppenheim and Schafer, Discrete-Time Signal Processing, section 8.7.3;
+        transforms as products, FlashFFTConv, arXiv 2311.05908.
+    """
+
+    rows: int
+    columns: int
+    kernel_size: int
+    tile: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that cover the starts."""
+        return -(-self.rows // self.tile)
+
+    @property
+    def period(self) -> tuple[int, int]:
+        """Cells of the circular map, along starts and durations; even."""
+        reach = self.kernel_size // 2
+        # Only what is cut off again may wrap around. One tile has nothing but zeros around it.
+        starts = self.tile + (reach if self.num_tiles == 1 else 2 * reach)
+        return _even(starts), _even(self.columns + reach)
+
+    @property
+    def edge_starts(self) -> int:
+        """Frequencies along the starts, at an edge frequency of the durations."""
+        return self.period[0] // 2 + 1
+
+    @property
+    def middle_durations(self) -> int:
+        """Frequencies of the durations in the middle."""
+        return self.period[1] // 2 - 1
+
+    @property
+    def num_edge(self) -> int:
+        """Frequencies at the edges."""
+        return 2 * self.edge_starts
+
+    @property
+    def num_frequencies(self) -> int:
+        """Frequencies of a tile."""
+        return self.num_edge + self.middle_durations * self.period[0]
+
+    # Transforms
+
+    def forward(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
+        """Transform maps.
+
+        Args:
+            maps: The maps.
+            rotated: Give a third plane, so that the first two are the spectra times i and the last
+                two the spectra.
+
+        Shape:
+            - maps: (A, N, B, C)
+            - returns: (frequencies, 2 or 3, tiles, B, C)
+        """
+        tables = _forward_tables(self, rotated, maps.dtype, maps.device)
+        return self._transform(tables, maps, (3 if rotated else 2, self.num_tiles))
+
+    def forward_adjoint(self, spectra: Tensor) -> Tensor:
+        """Apply the adjoint of `forward`: from a gradient of spectra to one of maps.
+
+        Shape:
+            - spectra: (frequencies, 2, tiles, B, C)
+            - returns: (A, N, B, C)
+        """
+        tables = _forward_tables(self, False, spectra.dtype, spectra.device)
+        return self._transform_back(_transposed(tables), spectra, self.columns, self.rows)
+
+    def inverse(self, spectra: Tensor) -> Tensor:
+        """Transform spectra back, and keep the part that no wrapping reaches.
+
+        Shape:
+            - spectra: (frequencies, 2, tiles, B, C)
+            - returns: (A, N, B, C)
+        """
+        tables = _inverse_tables(self, False, spectra.dtype, spectra.device)
+        return self._transform_back(tables, spectra, self.columns, self.rows)
+
+    def inverse_adjoint(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
+        """Apply the adjoint of `inverse`: from a gradient of maps to one of spectra.
+
+        Args:
+            maps: The gradient.
+            rotated: Give a third plane, so that the first two are the spectra and the last two the
+                spectra over i.
+
+        Shape:
+            - maps: (A, N, B, C)
+            - returns: (frequencies, 2 or 3, tiles, B, C)
+        """
+        tables = _transposed(_inverse_tables(self, rotated, maps.dtype, maps.device))
+        return self._transform(tables, maps, (3 if rotated else 2, self.num_tiles))
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Transform a kernel: what spectra of maps are multiplied with.
+
+        Shape:
+            - weight: (D, C, S, S)
+            - returns: (frequencies, 2, C, D)
+        """
+        tables = _kernel_tables(self, weight.dtype, weight.device)
+        return self._transform(tables, weight.permute(3, 2, 1, 0), (2,))
+
+    def kernel_adjoint(self, spectra: Tensor) -> Tensor:
+        """Apply the adjoint of `kernel`: from a gradient of its spectrum to one of the kernel.
+
+        Shape:
+            - spectra: (frequencies, 2, C, D)
+            - returns: (D, C, S, S)
+        """
+        tables = _transposed(_kernel_tables(self, spectra.dtype, spectra.device))
+        size = self.kernel_size
+        return self._transform_back(tables, spectra, size, size).permute(3, 2, 1, 0)
+
+    def _transform(self, tables: Tables, maps: Tensor, parts: tuple[int, ...]) -> Tensor:
+        columns, rows, *inner = maps.shape
+        width, planes = math.prod(inner), math.prod(parts)
+        # Real and imaginary parts of all starts below each other.
+        durations = tables.durations @ maps.reshape(columns, rows * width)
+        durations = durations.view(self.middle_durations + 2, 2 * rows, width)
+        spectra = maps.new_empty(self.num_frequencies, planes, width)
+        edge, middle = self._bands(spectra)
+        torch.bmm(tables.edge.expand(2, -1, -1), durations[:2], out=edge)
+        torch.bmm(tables.middle.expand(len(middle), -1, -1), durations[2:], out=middle)
+        return spectra.view(self.num_frequencies, *parts, *inner)
+
+    def _transform_back(self, tables: Tables, spectra: Tensor, columns: int, rows: int) -> Tensor:
+        frequencies, *parts = spectra.shape[:-2]
+        inner = spectra.shape[-2:]
+        width = math.prod(inner)
+        edge, middle = self._bands(spectra.reshape(frequencies, math.prod(parts), width))
+        durations = spectra.new_empty(self.middle_durations + 2, 2 * rows, width)
+        torch.bmm(tables.edge.expand(2, -1, -1), edge, out=durations[:2])
+        torch.bmm(tables.middle.expand(len(middle), -1, -1), middle, out=durations[2:])
+        maps = tables.durations @ durations.view(2 * len(durations), rows * width)
+        return maps.view(columns, rows, *inner)
+
+    def _bands(self, spectra: Tensor) -> tuple[Tensor, Tensor]:
+        """View edge and middle: for each frequency of the durations, those of the starts."""
+        _, planes, width = spectra.shape
+        edge = spectra[: self.num_edge].view(2, self.edge_starts * planes, width)
+        middle = spectra[self.num_edge :].view(
+            self.middle_durations, self.period[0] * planes, width
+        )
+        return edge, middle
+
+
+# Tables. In float64, whatever they are rounded to.
+
+_KEPT = 64  # tables of this many transforms, dtypes and devices stay in memory
+
+
+@lru_cache(maxsize=_KEPT)
+def _forward_tables(
+    transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
+) -> Tables:
+    reach, rows = transform.kernel_size // 2, transform.rows
+    cosine, sine = _waves(_duration_frequencies(transform), _positions(transform.columns))
+    durations = torch.stack([cosine, -sine], dim=1) * _scale(transform)
+
+    def starts(num_frequencies: int) -> Tensor:
+        tiles = []
+        for first in range(0, rows, transform.tile):
+            position = _positions(rows) - first
+            read = (position >= -reach) & (position < transform.tile + reach)
+            cosine, sine = _waves(_frequencies(num_frequencies, transform.period[0]), position)
+            cosine, sine = cosine * read, -sine * read
+            real, imaginary = torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)
+            planes = [-imaginary, real, imaginary] if rotated else [real, imaginary]
+            tiles.append(torch.stack(planes, dim=1))
+        # (frequencies, planes, tiles, input part, starts)
+        return torch.stack(tiles, dim=2).flatten(3).flatten(0, 2)
+
+    return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
+
+
+@lru_cache(maxsize=_KEPT)
+def _inverse_tables(
+    transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
+) -> Tables:
+    rows = transform.rows
+    frequencies = _duration_frequencies(transform)
+    cosine, sine = _waves(frequencies, _positions(transform.columns))
+    # The frequencies of the middle stand for their conjugates, too.
+    pairs = torch.full_like(frequencies, 2.0)
+    pairs[:2] = 1
+    durations = torch.stack([cosine, -sine], dim=1) * pairs[:, None, None] * _scale(transform)
+
+    def starts(num_frequencies: int) -> Tensor:
+        is_edge = num_frequencies != transform.period[0]
+        tiles = []
+        for first in range(0, rows, transform.tile):
+            position = _positions(rows) - first
+            written = (position >= 0) & (position < transform.tile)
+            cosine, sine = _waves(_frequencies(num_frequencies, transform.period[0]), position)
+            cosine, sine = cosine * written, sine * written
+            if is_edge:  # of a real map
+                pairs = torch.full((num_frequencies, 1), 2.0, dtype=torch.float64)
+                pairs[[0, -1]] = 1
+                cosine, sine = cosine * pairs, sine * pairs
+            real, imaginary = torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)
+            if is_edge:
+                real[:, 1], imaginary[:, 1] = 0, 0
+            planes = [real, imaginary, -real] if rotated else [real, imaginary]
+            tiles.append(torch.stack(planes, dim=1))
+        # As above, and transposed: (output part, starts) from (frequencies, planes, tiles).
+        return torch.stack(tiles, dim=2).flatten(3).flatten(0, 2).T
+
+    return _rounded(transform, durations.flatten(0, 1).T, starts, dtype, device)
+
+
+@lru_cache(maxsize=_KEPT)
+def _kernel_tables(transform: MapTransform, dtype: torch.dtype, device: torch.device) -> Tables:
+    # Conjugated, as a convolution layer does not turn its kernel round.
+    offsets = _positions(transform.kernel_size) - transform.kernel_size // 2
+    cosine, sine = _waves(_duration_frequencies(transform), offsets)
+    durations = torch.stack([cosine, sine], dim=1)
+
+    def starts(num_frequencies: int) -> Tensor:
+        cosine, sine = _waves(_frequencies(num_frequencies, transform.period[0]), offsets)
+        real, imaginary = torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)
+        return torch.stack([real, imaginary], dim=1).flatten(2).flatten(0, 1)
+
+    return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
+
+
+def _rounded(
+    transform: MapTransform,
+    durations: Tensor,
+    starts: Callable[[int], Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tables:
+    edge, middle = starts(transform.edge_starts), starts(transform.period[0])
+    return Tables(*(one.contiguous().to(device, dtype) for one in (durations, edge, middle)))
+
+
+def _transposed(tables: Tables) -> Tables:
+    return Tables(*(one.T for one in tables))
+
+
+def _scale(transform: MapTransform) -> float:
+    # Half each way, so that spectra in half precision stay in range.
+    return 1 / math.sqrt(math.prod(transform.period))
+
+
+def _duration_frequencies(transform: MapTransform) -> Tensor:
+    """Angles a cell: the edge's first, then the middle's."""
+    period = transform.period[1]
+    index = [0, period // 2, *range(1, period // 2)]
+    return torch.tensor(index, dtype=torch.float64) * (2 * math.pi / period)
+
+
+def _frequencies(count: int, period: int) -> Tensor:
+    return _positions(count) * (2 * math.pi / period)
+
+
+def _positions(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64)
+
+
+def _waves(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    angles = frequencies[:, None] * positions
+    return angles.cos(), angles.sin()
+
+
+def _even(number: int) -> int:
+    return number + number % 2
