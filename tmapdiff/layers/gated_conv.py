@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_sizes
 from tmapdiff.errors import ConfigError
+from tmapdiff.kernels.map_conv import KernelSpectra, MapConvPlan, map_conv, plan_map_conv
 from tmapdiff.layers.norm import check_map_features, fill_invalid
 
 Gate = Literal["shared", "channel"]
@@ -16,7 +19,8 @@ Gate = Literal["shared", "channel"]
 class GatedConv2d(nn.Module):
     """`relu(conv(x)) * sigmoid(gate(x))` on valid cells, with kernels that keep the map's size.
 
-    Convolution and gate are one `nn.Conv2d`: its last channels are the gate.
+    Convolution and gate are one `nn.Conv2d`: its last channels are the gate. Large kernels are
+    convolved through their spectrum where that is faster (`kernels.map_conv`).
 
     Args:
         in_channels: Channels of the input.
@@ -27,6 +31,7 @@ class GatedConv2d(nn.Module):
     Shape:
         - x: (B, in_channels, N_k, A)
         - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - plan: how to convolve with weights that stay, from `plan`; planned anew if None
         - returns: (B, out_channels, N_k, A), 0 in invalid cells
 
     Raises:
@@ -55,14 +60,45 @@ class GatedConv2d(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels + self.gate_channels, kernel_size, padding=kernel_size // 2
         )
+        self.spectra = KernelSpectra()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, plan: MapConvPlan | None = None
+    ) -> Tensor:
         """Convolve and gate; see the class."""
         check_map_features("GatedConv2d", x, mask, self.in_channels)
-        features, gate = self.conv(fill_invalid(x, mask)).split(
-            [self.out_channels, self.gate_channels], dim=1
-        )
+        return self.gated(self.convolve(fill_invalid(x, mask), plan), mask)
+
+    def plan(self, shape: Sequence[int], dtype: torch.dtype) -> MapConvPlan:
+        """Plan the convolution for weights that stay as they are: see `kernels.plan_map_conv`.
+
+        Args:
+            shape: Shape of the input.
+            dtype: Of the input.
+        """
+        return plan_map_conv(self.conv.weight, shape, dtype, spectra=self.spectra)
+
+    def convolve(self, x: Tensor, plan: MapConvPlan | None = None) -> Tensor:
+        """Compute the convolution only.
+
+        Shape:
+            - x: (B, in_channels, N_k, A), 0 in invalid cells
+            - returns: (B, out_channels + gate channels, N_k, A)
+        """
+        if plan is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            plan = self.plan(x.shape, x.dtype)
+        return map_conv(x, self.conv.weight, self.conv.bias, plan=plan)
+
+    def gated(self, convolved: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Rectify and gate what `convolve` gave."""
+        features, gate = convolved.split([self.out_channels, self.gate_channels], dim=1)
         return fill_invalid(F.relu(features) * gate.sigmoid(), mask)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; in training nothing is kept of the weights, which are to change."""
+        if mode:
+            self.spectra.clear()
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

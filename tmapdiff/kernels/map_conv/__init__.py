@@ -22,7 +22,8 @@ from tmapdiff.kernels.map_conv.spectra import KernelSpectra
 from tmapdiff.kernels.map_conv.spectral import convolve_with_spectrum, spectral_map_conv
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
-OP = "map_conv"
+__all__ = ["KernelSpectra", "MapConvPlan", "map_conv", "plan_map_conv"]
+
 # Below so many seconds, by arithmetic, direct convolution is not worth replacing.
 _QUICK = {"cpu": 2e-4, "cuda": 1e-5}
 # How far arithmetic may be off: beyond, the slower way is not tried.
@@ -45,7 +46,12 @@ class MapConvPlan:
 
 
 def map_conv(
-    x: Tensor, weight: Tensor, *, plan: MapConvPlan | None = None, backend: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    plan: MapConvPlan | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Convolve maps with a kernel of odd size, zeros around the map; cells are all read.
 
@@ -56,13 +62,15 @@ def map_conv(
         x: Maps. Any strides; results of the spectral way have durations outermost and channels
             innermost in memory, which the next layers keep and the next convolution reads best.
         weight: Kernel.
-        plan: How to do it, from `plan_map_conv`; the weight is then not looked at, and there is no
-            gradient.
+        bias: Added to all cells.
+        plan: How to do it, from `plan_map_conv`. Unless it is direct, the weight is then not looked
+            at, and there is no gradient.
         backend: `direct` or `spectral`; by TMAPDIFF_BACKEND, arithmetic and the clock, if None.
 
     Shape:
         - x: (B, C, N_k, A)
         - weight: (D, C, S, S), S odd
+        - bias: (D,)
         - returns: (B, D, N_k, A)
 
     Raises:
@@ -71,33 +79,35 @@ def map_conv(
 
     Source: kernels/map_conv/README.md.
     """
-    _check(x, weight)
-    x, weight = _autocast(x, weight)
+    _check(x, weight, bias)
+    dtype = _computed_in(x.dtype, x.device)
+    x, weight = x.to(dtype), weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
     if plan is not None:
-        return _run(plan, x, weight)
-    gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    sizes = _sizes(tuple(x.shape), weight, x.dtype)
+        return _run(plan, x, weight, bias)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    wanted = [one for one in inputs if one.requires_grad] if torch.is_grad_enabled() else []
+    sizes = _sizes(x.shape, weight, x.dtype)
     transform = best_transform(sizes, with_kernel=True)
 
     def run(name: str) -> Tensor:
         if name == "direct":
-            return reference.map_conv(x, weight)
-        result: Tensor = spectral_map_conv(x, weight, transform.tile)
+            return reference.map_conv(x, weight, bias)
+        result: Tensor = spectral_map_conv(x, weight, bias, transform.tile)
         return result
 
     def measure(name: str) -> None:
         result = run(name)
-        if gradient:
-            wanted = [one for one in (x, weight) if one.requires_grad]
+        if wanted:
             torch.autograd.grad(result, wanted, torch.ones_like(result))
 
     spectral = spectral_seconds(sizes, transform, with_kernel=True)
     name = choose_fastest(
-        OP,
+        "map_conv",
         {"direct": None, "spectral": _not_spectral(x)},
         backend,
         candidates=_candidates(sizes, spectral),
-        key=_key(sizes, "train" if gradient else "once"),
+        key=_key(sizes, "train" if wanted else "once"),
         run=measure,
         device=x.device,
     )
@@ -106,7 +116,7 @@ def map_conv(
 
 def plan_map_conv(
     weight: Tensor,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     dtype: torch.dtype,
     *,
     spectra: KernelSpectra | None = None,
@@ -117,7 +127,7 @@ def plan_map_conv(
     Args:
         weight: Kernel.
         shape: Shape of the maps.
-        dtype: In which it is computed.
+        dtype: Of the maps.
         spectra: Where the spectrum is kept from one plan to the next.
         backend: As for `map_conv`, or `fused`: spectral, with a Triton kernel for the product.
 
@@ -127,6 +137,7 @@ def plan_map_conv(
     Raises:
         ConfigError: If there is no such backend, or it cannot run here.
     """
+    dtype = _computed_in(dtype, weight.device)
     sizes = _sizes(shape, weight, dtype)
     transform = best_transform(sizes, with_kernel=False)
     spectra = KernelSpectra() if spectra is None else spectra
@@ -142,8 +153,8 @@ def plan_map_conv(
 
     def measure(name: str) -> None:
         if not maps:
-            maps.append(torch.randn(shape, dtype=dtype, device=weight.device))
-        _run(plan(name), maps[0], weight.detach().to(dtype))
+            maps.append(torch.randn(*shape, dtype=dtype, device=weight.device))
+        _run(plan(name), maps[0], weight.detach().to(dtype), None)
 
     spectral = spectral_seconds(sizes, transform, with_kernel=False)
     candidates = _candidates(sizes, spectral)
@@ -151,7 +162,7 @@ def plan_map_conv(
     if "spectral" in candidates and not fused:
         candidates.insert(candidates.index("spectral"), "fused")
     name = choose_fastest(
-        OP,
+        "map_conv",
         {"direct": None, "spectral": _not_spectral(weight), "fused": fused},
         backend,
         candidates=candidates,
@@ -164,11 +175,11 @@ def plan_map_conv(
     return plan(name)
 
 
-def _run(plan: MapConvPlan, x: Tensor, weight: Tensor) -> Tensor:
+def _run(plan: MapConvPlan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if plan.transform is None or plan.spectrum is None:
-        return reference.map_conv(x, weight)
+        return reference.map_conv(x, weight, bias)
     fused = plan.backend == "fused"
-    return convolve_with_spectrum(x, plan.spectrum, plan.transform, fused=fused)
+    return convolve_with_spectrum(x, plan.spectrum, bias, plan.transform, fused=fused)
 
 
 def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:
@@ -202,18 +213,23 @@ def _key(sizes: ConvSizes, purpose: str) -> str:
     return f"{purpose} {maps} {kernel} {str(sizes.dtype).removeprefix('torch.')}"
 
 
-def _check(x: Tensor, weight: Tensor) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     who = "kernels.map_conv"
     sizes = check_shape(who, "x", x, "B C N_k A")
     sizes = check_shape(who, "weight", weight, "D C S S", {"C": sizes["C"]})
+    if bias is not None:
+        check_shape(who, "bias", bias, "D", sizes)
     if sizes["S"] % 2 == 0:
         raise ShapeError(f"{who}: expected an odd kernel, got one of {sizes['S']} cells.")
 
 
-def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        if x.dtype != torch.float64:
-            return x.to(dtype), weight.to(dtype)
-    return x, weight
+def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Name the dtype that autocast asks for, else the tensors' own."""
+    kind = device.type
+    if (
+        dtype != torch.float64
+        and torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+    ):
+        return torch.get_autocast_dtype(kind)
+    return dtype

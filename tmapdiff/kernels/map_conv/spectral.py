@@ -26,41 +26,53 @@ def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
 
 
 def convolve_with_spectrum(
-    x: Tensor, kernel: Tensor, transform: MapTransform, *, fused: bool = False
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    transform: MapTransform,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """Convolve maps with a kernel whose spectrum is known.
 
     Args:
         x: Maps.
         kernel: The kernel's spectrum.
+        bias: Added to all cells.
         transform: The transform that it was made with.
         fused: Whether the Triton kernel multiplies the spectra.
 
     Shape:
         - x: (B, C, N_k, A)
         - kernel: (frequencies, 2, C, D)
+        - bias: (D,)
         - returns: (B, D, N_k, A)
     """
     spectra = transform.forward(_durations_first(x), rotated=not fused)
     if fused:
         from tmapdiff.kernels.map_conv import triton
 
-        return _batch_first(transform.inverse(triton.multiply_spectra(spectra, kernel)))
-    return _batch_first(transform.inverse(multiply_spectra(spectra, kernel)))
+        product = triton.multiply_spectra(spectra, kernel)
+    else:
+        product = multiply_spectra(spectra, kernel)
+    if bias is not None:
+        # Constant maps have one frequency.
+        product[0, 0] += bias / transform.scale
+    return _batch_first(transform.inverse(product))
 
 
 @torch.library.custom_op("tmapdiff::map_conv_spectral", mutates_args=())
-def spectral_map_conv(x: Tensor, weight: Tensor, tile: int) -> Tensor:
+def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
     """Convolve maps as `reference.map_conv` does, in tiles of so many starts.
 
     Keeps no spectra for the gradient: they are larger than what they are made of.
     """
     transform = _transform(x, weight, tile)
-    return convolve_with_spectrum(x, transform.kernel(weight), transform)
+    return convolve_with_spectrum(x, transform.kernel(weight), bias, transform)
 
 
 @spectral_map_conv.register_fake
-def _(x: Tensor, weight: Tensor, tile: int) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
     batch, _, rows, columns = x.shape
     return _batch_first(x.new_empty(columns, rows, batch, weight.shape[0]))
 
@@ -68,7 +80,7 @@ def _(x: Tensor, weight: Tensor, tile: int) -> Tensor:
 @torch.library.custom_op("tmapdiff::map_conv_spectral_backward", mutates_args=())
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, tile: int, of_x: bool, of_weight: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     transform = _transform(x, weight, tile)
     batch, out_channels = gradient.shape[:2]
     in_channels, tiles = x.shape[1], transform.num_tiles
@@ -89,31 +101,33 @@ def _backward(
         below = below[:, 1:].reshape(-1, rows, in_channels)
         kernel = torch.stack([torch.bmm(below.mT, plain), torch.bmm(times_i.mT, plain)], dim=1)
         of_kernel = transform.kernel_adjoint(kernel).contiguous()
-    return of_maps, of_kernel
+    of_bias = plain[0, : tiles * batch].sum(dim=0) / transform.scale
+    return of_maps, of_kernel, of_bias
 
 
 @_backward.register_fake
 def _(
     gradient: Tensor, x: Tensor, weight: Tensor, tile: int, of_x: bool, of_weight: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, rows, columns = x.shape
     of_maps = _batch_first(x.new_empty(columns, rows, batch, channels))
     return (
         of_maps if of_x else x.new_empty(0),
         weight.new_empty(weight.shape) if of_weight else weight.new_empty(0),
+        weight.new_empty(weight.shape[0]),
     )
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    x, weight, ctx.tile = inputs  # type: ignore[attr-defined]
+    x, weight, _, ctx.tile = inputs  # type: ignore[attr-defined]
     ctx.save_for_backward(x, weight)
 
 
 def _apply_backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple:
     x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-    of_x, of_weight, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
-    of_maps, of_kernel = _backward(gradient, x, weight, ctx.tile, of_x, of_weight)  # type: ignore[attr-defined]
-    return of_maps if of_x else None, of_kernel if of_weight else None, None
+    wanted = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+    gradients = _backward(gradient, x, weight, ctx.tile, *wanted[:2])  # type: ignore[attr-defined]
+    return (*(one if want else None for one, want in zip(gradients, wanted, strict=True)), None)
 
 
 spectral_map_conv.register_autograd(_apply_backward, setup_context=_setup_context)

@@ -85,6 +85,14 @@ class MapTransform:
         """Frequencies of a tile."""
         return self.num_edge + self.middle_durations * self.period[0]
 
+    @property
+    def scale(self) -> float:
+        """Factor of `forward`, and of `inverse`: half each, so that half precision stays in range.
+
+        Also what a constant map is of its spectrum at frequency 0, the first.
+        """
+        return 1 / math.sqrt(math.prod(self.period))
+
     # Transforms
 
     def forward(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
@@ -202,7 +210,7 @@ def _forward_tables(
 ) -> Tables:
     reach, rows = transform.kernel_size // 2, transform.rows
     cosine, sine = _waves(_duration_frequencies(transform), _positions(transform.columns))
-    durations = torch.stack([cosine, -sine], dim=1) * _scale(transform)
+    durations = torch.stack([cosine, -sine], dim=1) * transform.scale
 
     def starts(num_frequencies: int) -> Tensor:
         tiles = []
@@ -230,7 +238,7 @@ def _inverse_tables(
     # The frequencies of the middle stand for their conjugates, too.
     pairs = torch.full_like(frequencies, 2.0)
     pairs[:2] = 1
-    durations = torch.stack([cosine, -sine], dim=1) * pairs[:, None, None] * _scale(transform)
+    durations = torch.stack([cosine, -sine], dim=1) * pairs[:, None, None] * transform.scale
 
     def starts(num_frequencies: int) -> Tensor:
         is_edge = num_frequencies != transform.period[0]
@@ -283,11 +291,6 @@ def _rounded(
 
 def _transposed(tables: Tables) -> Tables:
     return Tables(*(one.T for one in tables))
-
-
-def _scale(transform: MapTransform) -> float:
-    # Half each way, so that spectra in half precision stay in range.
-    return 1 / math.sqrt(math.prod(transform.period))
 
 
 def _duration_frequencies(transform: MapTransform) -> Tensor:
