@@ -47,8 +47,16 @@ class ConcatConditioning(nn.Module):
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed and concatenate; see the class."""
         _check_inputs("ConcatConditioning", noisy, features, mask, self.feature_channels)
+        return self.meet(noisy, self.prepare(features, mask), mask)
+
+    def prepare(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute what depends on the map features only."""
+        return fill_invalid(features, mask)
+
+    def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the rest, of what `prepare` gave."""
         embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
-        return fill_invalid(torch.cat([embedded, features.to(embedded.dtype)], dim=1), mask)
+        return torch.cat([fill_invalid(embedded, mask), prepared.to(embedded.dtype)], dim=1)
 
 
 class MultiplyConditioning(nn.Module):
@@ -92,7 +100,10 @@ class MultiplyConditioning(nn.Module):
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed, project and multiply; see the class."""
         _check_inputs("MultiplyConditioning", noisy, features, mask, self.feature_channels)
-        embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
+        return self.meet(noisy, self.prepare(features, mask), mask)
+
+    def prepare(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute what depends on the map features only."""
         # Features of unit norm are about 1 / sqrt(channels) each: too small for a factor.
         scaled = fill_invalid(features, mask) * self.feature_channels**0.5
         projected = self.project(scaled.to(self.project.weight.dtype))
@@ -100,7 +111,12 @@ class MultiplyConditioning(nn.Module):
             projected = 1 + projected
         elif self.product == "gated":
             projected = projected.sigmoid()
-        return fill_invalid(embedded * projected, mask)
+        return projected
+
+    def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the rest, of what `prepare` gave."""
+        embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
+        return fill_invalid(embedded * prepared, mask)
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

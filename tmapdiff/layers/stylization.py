@@ -107,12 +107,35 @@ class StylizationBlock(nn.Module):
     def forward(self, x: Tensor, time_embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the residual branch; see the class."""
         who = "StylizationBlock"
-        check_map_features(who, x, mask, self.channels)
-        sizes = {"B": x.shape[0]}
+        sizes = check_shape(who, "map features", x, "B C N_k A")
         check_shape(who, "time_embedding", time_embedding, f"B {self.time_channels}", sizes)
+        return self.apply_style(x, self.style(time_embedding), mask)
 
-        styles = self.project(F.silu(time_embedding))
-        scale, shift = rearrange(styles, "b (two c) -> two b c 1 1", two=2).to(x.dtype)
+    def style(self, time_embedding: Tensor) -> Tensor:
+        """Compute lambda_w - 1 and lambda_b, which depend on the timestep alone.
+
+        Shape:
+            - time_embedding: (B, time_channels)
+            - returns: (B, 2 * channels)
+
+        Raises:
+            ShapeError: If the shape does not fit.
+        """
+        axes = f"B {self.time_channels}"
+        check_shape("StylizationBlock", "time_embedding", time_embedding, axes)
+        return self.project(F.silu(time_embedding))
+
+    def apply_style(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the residual branch with what `style` gave.
+
+        Shape:
+            - x: (B, channels, N_k, A)
+            - style: (B, 2 * channels), or (1, 2 * channels) for all samples
+            - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+            - returns: (B, channels, N_k, A), 0 in invalid cells
+        """
+        check_map_features("StylizationBlock", x, mask, self.channels)
+        scale, shift = rearrange(style, "b (two c) -> two b c 1 1", two=2).to(x.dtype)
         styled = self._normalize(x, mask) * (1 + scale) + shift
         return fill_invalid(self.mlp(self.dropout(self.activation(styled))), mask)
 

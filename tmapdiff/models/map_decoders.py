@@ -1,13 +1,16 @@
 """What denoises the map of one scale, or of several: convolutions, or attention between cells."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from einops import rearrange
+import torch
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_sizes
+from tmapdiff._checks import check_choice, check_int, check_shape, check_sizes
 from tmapdiff.errors import ConfigError
+from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
 from tmapdiff.layers import (
     ConcatConditioning,
     GatedConv2d,
@@ -17,7 +20,7 @@ from tmapdiff.layers import (
     StylizationBlock,
 )
 from tmapdiff.layers.gated_conv import Gate
-from tmapdiff.layers.norm import fill_invalid
+from tmapdiff.layers.norm import check_map_features, fill_invalid
 from tmapdiff.layers.stylization import Norm
 
 Stylization = Literal["none", "fusion", "conv", "both"]
@@ -98,14 +101,106 @@ class ConvMapDecoder(nn.Module):
         self, noisy: Tensor, features: Tensor, time_embedding: Tensor | None, mask: Tensor
     ) -> Tensor:
         """Predict the clean map; see the class."""
-        x = self.condition(noisy, features, mask)
-        if self.fusion_style is not None:
-            x = x + self.fusion_style(x, time_embedding, mask)
-        for layer, conv in enumerate(self.convs):
-            x = conv(x, mask)
+        return self.denoise(noisy, self.prepare(features, mask), self.styles(time_embedding))
+
+    @property
+    def is_foldable(self) -> bool:
+        """Whether the first convolution takes noisy map and map features apart from each other.
+
+        It is linear in both where nothing lies between: then it goes over the map features once,
+        and over the noisy map as one channel instead of `channels`.
+        """
+        return isinstance(self.condition, ConcatConditioning) and self.fusion_style is None
+
+    def prepare(self, features: Tensor, mask: Tensor) -> "PreparedMap":
+        """Compute what depends neither on the noisy map nor on the timestep."""
+        width = self.condition.feature_channels
+        check_map_features(type(self).__name__, features, mask, width)
+        prepared = self.condition.prepare(features, mask)
+        batch, _, *shape = prepared.shape
+        plans: list[MapConvPlan | None] = [None] * len(self.convs)
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            sizes = [conv.in_channels for conv in self.convs]
+            dtype = self.head.weight.dtype
+            first = 1 if self.is_foldable else 0
+            for place in range(first, len(self.convs)):
+                maps = (batch, sizes[place], *shape)
+                plans[place] = self.convs[place].plan(maps, dtype)
+        folded = None
+        if self.is_foldable:
+            prepared, folded = self._fold(prepared, mask)
+        return PreparedMap(mask=mask, features=prepared, folded=folded, plans=plans)
+
+    def styles(self, time_embedding: Tensor | None) -> list[Tensor]:
+        """Compute what depends on the timestep alone, for each stylization block in their order.
+
+        Shape:
+            - time_embedding: (B, time_channels)
+            - returns: tensors (B, 2 * channels of the block)
+        """
+        blocks = [] if self.fusion_style is None else [self.fusion_style]
+        return [block.style(time_embedding) for block in (*blocks, *self.conv_styles)]
+
+    def denoise(
+        self, noisy: Tensor, prepared: "PreparedMap", styles: Sequence[Tensor]
+    ) -> Tensor:
+        """Predict the clean map from what `prepare` and `styles` gave.
+
+        Shape:
+            - noisy: (B, N_k, A)
+            - styles: tensors (B, 2 * channels of the block), or (1, ...) for all samples
+            - returns: (B, N_k, A), 0 in invalid cells
+        """
+        mask, plans, styles = prepared.mask, prepared.plans, list(styles)
+        batch, _, rows, columns = prepared.features.shape
+        check_shape(type(self).__name__, "noisy", noisy, f"B {rows} {columns}", {"B": batch})
+        if prepared.folded is None:
+            x = self.condition.meet(noisy, prepared.features, mask)
+            if self.fusion_style is not None:
+                x = x + self.fusion_style.apply_style(x, styles.pop(0), mask)
+        for place, conv in enumerate(self.convs):
+            if place == 0 and prepared.folded is not None:
+                one = fill_invalid(noisy[:, None], mask).to(prepared.folded.dtype)
+                x = conv.gated(prepared.features + map_conv(one, prepared.folded), mask)
+            else:
+                x = conv(x, mask, plans[place])
             if self.conv_styles:
-                x = x + self.conv_styles[layer](x, time_embedding, mask)
+                x = x + self.conv_styles[place].apply_style(x, styles.pop(0), mask)
         return rearrange(self.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
+
+    def _fold(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve the map features, and find the kernel that is left for the noisy map.
+
+        The noisy map is embedded as `e * noisy + b`. Convolving it, by linearity, is convolving the
+        noisy map with `sum_c e_c W_c` and the mask with `sum_c b_c W_c`.
+        """
+        conv, embed = self.convs[0].conv, self.condition.embed
+        of_noisy, of_features = conv.weight.split(
+            [self.condition.channels, self.condition.feature_channels], dim=1
+        )
+        folded = einsum(embed.weight[:, :, 0, 0], of_noisy, "c one, d c n a -> d one n a")
+        of_mask = einsum(embed.bias, of_noisy, "c, d c n a -> d n a")[:, None]
+        valid = (mask if mask.dim() == 3 else mask[None]).to(folded.dtype)[:, None]
+        constant = map_conv(valid, of_mask, conv.bias)
+        return map_conv(features.to(folded.dtype), of_features) + constant, folded
+
+
+@dataclass(frozen=True)
+class PreparedMap:
+    """What a `ConvMapDecoder` computes once for all timesteps.
+
+    Args:
+        mask: Valid cells, (N_k, A) or (B, N_k, A).
+        features: What the map features give before they meet the noisy map, (B, C, N_k, A); if
+            `folded`, their part of the first convolution.
+        folded: Kernel of the first convolution over the noisy map, (D, 1, S, S), if that is apart.
+        plans: How each convolution is done, with weights that stay; None where that is not known.
+    """
+
+    mask: Tensor
+    features: Tensor
+    folded: Tensor | None
+    plans: Sequence[MapConvPlan | None]
 
 
 class TransformerMapDecoder(nn.Module):
