@@ -176,7 +176,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         Args:
             sample: Noisy maps.
-            timesteps: Timestep of each sample, or one for all.
+            timesteps: Timestep of each sample, or one for all. A Python int keeps a GPU from
+                waiting.
 
         Shape:
             - sample: (B, cells)
@@ -191,6 +192,10 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         sizes = check_shape(who, "sample", sample, "B cells")
         if not self.config.normalize_input:
             return sample
+        if isinstance(timesteps, int) and not isinstance(timesteps, bool):
+            self._check_timesteps(who, torch.tensor(timesteps))
+            alpha = self._alpha(timesteps)
+            return sample * (alpha * self.config.signal_scale**2 + 1 - alpha) ** -0.5
         steps = torch.as_tensor(timesteps)
         if steps.dim():
             check_shape(who, "timesteps", steps, "B", sizes)

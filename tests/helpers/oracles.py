@@ -1,6 +1,11 @@
 """Brute-force references, written as the definitions read: loops, no tensors where possible."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+
+from torch import Tensor, nn
+
+from tmapdiff.maps import MapGrid
 
 
 def interval_iou(first: Sequence[float], second: Sequence[float]) -> float:
@@ -36,3 +41,35 @@ def greedy_nms(
         if all(interval_iou(moments[index], moments[other]) <= threshold for other in kept):
             kept.append(index)
     return kept
+
+
+class OracleDecoder(nn.Module):
+    """A decoder that knows the answer, and remembers the timesteps that it was asked at."""
+
+    def __init__(self, grid: MapGrid, scores: Tensor) -> None:
+        super().__init__()
+        self.grid = grid
+        self.scores = scores
+        self.timesteps: list[int] = []
+
+    def prepare(
+        self, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None = None
+    ) -> SimpleNamespace:
+        return SimpleNamespace(grid=self.grid, batch=len(features[0]), timesteps=timesteps.tolist())
+
+    def denoise(self, noisy: Tensor, step: int, prepared: SimpleNamespace) -> Tensor:
+        if noisy.shape != self.scores.shape:
+            raise AssertionError(f"noisy maps of shape {tuple(noisy.shape)}")
+        self.timesteps.append(prepared.timesteps[step])
+        return self.scores
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        features: Sequence[Tensor],
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
+        if len(timestep) != len(noisy):
+            raise AssertionError(f"{len(timestep)} timesteps of {len(noisy)} samples")
+        return self.denoise(noisy, 0, self.prepare(features, timestep[:1]))

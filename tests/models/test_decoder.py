@@ -54,8 +54,12 @@ class TestMapDiffusionDecoder(MaskedContract):
         who = "MapDiffusionDecoder: expected"
         features = self.inputs(2)["features"]
         return [
-            ({"noisy": draw(2, 35)}, ShapeError, f"{who} noisy of shape (B, 36), got (2, 35)."),
-            ({"noisy": draw(2, 8, 3)}, ShapeError, f"{who} noisy of shape (B, 36)"),
+            (
+                {"noisy": draw(2, 35)},
+                ShapeError,
+                f"{who} noisy of shape (B, 36) with B = 2, got (2, 35).",
+            ),
+            ({"noisy": draw(2, 8, 3)}, ShapeError, f"{who} noisy of shape (B, cells)"),
             (
                 {"timestep": torch.tensor([1, 2, 3])},
                 ShapeError,
@@ -71,7 +75,7 @@ class TestMapDiffusionDecoder(MaskedContract):
             (
                 {"features": features[::-1]},
                 ShapeError,
-                f"{who} features[0] of shape (B, 2, 8, 3) with B = 2, got (2, 2, 4, 3).",
+                f"{who} features[0] of shape (B, 2, 8, 3), got (2, 2, 4, 3).",
             ),
             (
                 {"features": [features[0], draw(3, 2, 4, 3)]},
@@ -258,7 +262,7 @@ def test_larger_grids_need_only_be_announced(fields: dict[str, object]) -> None:
         "timestep": torch.tensor([999, 10]),
         "features": [draw(2, 2, rows, 3, seed=rows) for rows in (12, 6)],
     }
-    text = "MapDiffusionDecoder: expected noisy of shape (B, 36), got (2, 54)."
+    text = "MapDiffusionDecoder: expected features[0] of shape (B, 2, 8, 3), got (2, 2, 12, 3)."
     with refuses(ShapeError, text):
         whole(**inputs)
     result = whole(**inputs, num_clips=torch.tensor([12, 8]))
@@ -322,7 +326,8 @@ def test_stylization_starts_as_the_identity() -> None:
     left = styled.load_state_dict(plain.state_dict(), strict=False)
     assert left.unexpected_keys == []
     assert left.missing_keys
-    assert_same(outputs_at(styled, 500), outputs_at(plain, 500))
+    # Without a block before the first convolution, that is computed in two parts.
+    assert_close(outputs_at(styled, 500), outputs_at(plain, 500))
 
 
 @pytest.mark.parametrize("field", [{"gate": "channel"}, {"norm": "layer"}])

@@ -10,8 +10,9 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, randomize_
+from helpers.oracles import OracleDecoder
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
 from tmapdiff.losses import OBJECTIVES
@@ -448,28 +449,6 @@ class TestLoss:
                 model.loss(**{**inputs, **changes})
 
 
-class Oracle(nn.Module):
-    """A decoder that knows the answer."""
-
-    def __init__(self, scores: Tensor) -> None:
-        super().__init__()
-        self.scores = scores
-        self.timesteps: list[int] = []
-
-    def forward(
-        self,
-        noisy: Tensor,
-        timestep: Tensor,
-        features: list[Tensor],
-        num_clips: Tensor | None = None,
-    ) -> Tensor:
-        assert noisy.shape == self.scores.shape
-        assert timestep.shape == (len(noisy),)
-        assert len(set(timestep.tolist())) == 1
-        self.timesteps.append(int(timestep[0]))
-        return self.scores
-
-
 class TestSampleMaps:
     @pytest.mark.parametrize("objective", OBJECTIVES)
     @pytest.mark.parametrize(("steps", "eta"), [(1, 0.0), (3, 0.0), (7, 1.0)])
@@ -480,7 +459,7 @@ class TestSampleMaps:
         scores = target.logit(eps=1e-7) if objective.startswith("bce") else target
         # What a decoder says about cells that do not exist is not read.
         scores = scores.masked_fill(~model.grid.packed_mask(), torch.nan)
-        model.decoder = Oracle(scores)
+        model.decoder = OracleDecoder(model.grid, scores)
         features = [draw(4, 8, 8, 4), draw(4, 8, 4, 4)]
         maps = model.sample_maps(features, num_inference_steps=steps, eta=eta, generator=seeded(0))
         assert float((maps - target).abs().max()) < 1e-6
@@ -489,7 +468,7 @@ class TestSampleMaps:
     def test_a_wrong_oracle_gives_something_else(self) -> None:
         model, inputs = ready(), annotated(4)
         target = IoUMapBuilder(model.grid).packed(inputs["moments"], inputs["clip_seconds"])
-        model.decoder = Oracle(target.flip(0))
+        model.decoder = OracleDecoder(model.grid, target.flip(0))
         maps = model.sample_maps([draw(4, 8, 8, 4), draw(4, 8, 4, 4)], generator=seeded(0))
         assert float((maps - target).abs().max()) > 0.5
 

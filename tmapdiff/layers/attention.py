@@ -1,5 +1,8 @@
 """Attention between the cells of maps: the parts of the Transformer decoder."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -119,7 +122,7 @@ class MapTransformerLayer(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(expansion * channels, channels),
         )
-        self.styles = nn.ModuleList()
+        self.styles: Any = nn.ModuleList()  # of StylizationBlock
         if stylized:
             for _ in range(2):
                 self.styles.append(
@@ -135,35 +138,70 @@ class MapTransformerLayer(nn.Module):
     ) -> Tensor:
         """Let cells attend to each other; see the class."""
         self._check(x, context, mask)
-        x = fill_invalid(x, mask)
-        x = x + self._styled(0, self._attend(x, context, mask), time_embedding, mask)
-        forwarded = _maps(self.feed_forward(_tokens(x)))
-        return fill_invalid(x + self._styled(1, forwarded, time_embedding, mask), mask)
+        encoded = None if context is None else self.encode_context(context, mask)
+        return self.apply_styles(x, self.make_styles(time_embedding), encoded, mask)
 
-    def _attend(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def encode_context(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the keys and values of the context, which depend on nothing else.
+
+        Shape:
+            - context: (B, channels, T, 1)
+            - mask: (T, 1) or (B, T, 1), bool
+            - returns: (B, T, 2 * channels)
+        """
+        return self.key_value(_tokens(fill_invalid(context, mask)).to(self.key_value.weight))
+
+    def make_styles(self, time_embedding: Tensor | None) -> list[Tensor]:
+        """Compute what depends on the timestep alone, for each stylization block.
+
+        Shape:
+            - time_embedding: (B, time_channels)
+            - returns: tensors (B, 2 * channels)
+        """
+        return [block.style(time_embedding) for block in self.styles]
+
+    def apply_styles(
+        self,
+        x: Tensor,
+        styles: Sequence[Tensor],
+        encoded: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Do the same as the call, with what `encode_context` and `make_styles` gave.
+
+        Shape:
+            - x: (B, channels, T, 1)
+            - styles: tensors (B, 2 * channels), or (1, 2 * channels) for all samples
+            - encoded: (B, T, 2 * channels)
+            - mask: (T, 1) or (B, T, 1), bool
+            - returns: (B, channels, T, 1), 0 in invalid cells
+        """
+        x = fill_invalid(x, mask)
+        x = x + self._styled(0, self._attend(x, encoded, mask), styles, mask)
+        forwarded = _maps(self.feed_forward(_tokens(x)))
+        return fill_invalid(x + self._styled(1, forwarded, styles, mask), mask)
+
+    def _attend(self, x: Tensor, encoded: Tensor | None, mask: Tensor | None) -> Tensor:
         tokens = self.attention_norm(_tokens(x))
-        attended_to = tokens
+        key_value = self.key_value(tokens)
         seen = None if mask is None else mask[..., 0].expand(tokens.shape[:2])
-        if context is not None:
-            further = _tokens(fill_invalid(context, mask)).to(tokens.dtype)
-            attended_to = torch.cat([tokens, further], dim=1)
+        if encoded is not None:
+            key_value = torch.cat([key_value, encoded], dim=1)
             seen = None if seen is None else torch.cat([seen, seen], dim=1)
         if seen is not None:
             # Attention to nothing is NaN on some backends: such a sample sees all its zeros.
             seen = rearrange(seen | ~seen.any(dim=1, keepdim=True), "b t -> b 1 1 t")
         query = rearrange(self.query(tokens), "b t (h c) -> b h t c", h=self.num_heads)
-        key, value = rearrange(
-            self.key_value(attended_to), "b t (two h c) -> two b h t c", two=2, h=self.num_heads
-        )
+        key, value = rearrange(key_value, "b t (two h c) -> two b h t c", two=2, h=self.num_heads)
         dropout = self.attention_dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, seen, dropout)
         attended = self.attention_out(rearrange(attended, "b h t c -> b t (h c)"))
         return fill_invalid(_maps(attended), mask)
 
     def _styled(
-        self, place: int, x: Tensor, time_embedding: Tensor | None, mask: Tensor | None
+        self, place: int, x: Tensor, styles: Sequence[Tensor], mask: Tensor | None
     ) -> Tensor:
-        return self.styles[place](x, time_embedding, mask) if self.styles else x
+        return self.styles[place].apply_style(x, styles[place], mask) if self.styles else x
 
     def _check(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
         who = "MapTransformerLayer"

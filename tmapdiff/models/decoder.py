@@ -1,7 +1,8 @@
 """The denoiser: condition-injected decoders of the maps of all scales."""
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -17,11 +18,32 @@ from tmapdiff.models._base import MapModel
 from tmapdiff.models.map_decoders import (
     Conditioning,
     ConvMapDecoder,
+    PreparedCells,
+    PreparedMap,
     Stylization,
     TransformerMapDecoder,
 )
 
 Architecture = Literal["conv", "transformer"]
+
+
+@dataclass(frozen=True)
+class PreparedDecoder:
+    """What a `MapDiffusionDecoder` computes once for a run of denoising steps.
+
+    Args:
+        grid: The candidate moments.
+        batch: Samples.
+        maps: What each decoder prepared of the map features.
+        styles: What each decoder's stylization blocks make of the timesteps, (S, channels) each.
+        cells: Of a Transformer: the cells of each decoder's sequence.
+    """
+
+    grid: MapGrid
+    batch: int
+    maps: Sequence[PreparedMap | PreparedCells]
+    styles: Sequence[Sequence[Tensor]]
+    cells: Sequence[Tensor] = ()
 
 
 class MapDiffusionDecoder(MapModel):
@@ -100,7 +122,7 @@ class MapDiffusionDecoder(MapModel):
         # Without stylization nothing would train it.
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
         widths = (feature_channels, channels, time_channels)
-        self.decoders = nn.ModuleList()
+        self.decoders: Any = nn.ModuleList()  # of ConvMapDecoder or TransformerMapDecoder
         if architecture == "conv" and joint_scales:
             raise ConfigError(
                 f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
@@ -158,68 +180,114 @@ class MapDiffusionDecoder(MapModel):
             ShapeError: If a shape does not fit.
             ConfigError: If maps of another size do not divide into the scales.
         """
+        sizes = check_shape("MapDiffusionDecoder", "noisy", noisy, "B cells")
+        check_shape("MapDiffusionDecoder", "timestep", timestep, "B", sizes)
+        prepared = self.prepare(features, timestep, num_clips)
+        return self._denoise(noisy, prepared, prepared.styles)
+
+    def prepare(
+        self, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None = None
+    ) -> PreparedDecoder:
+        """Compute what does not depend on the noisy maps, once for a whole run of `denoise`.
+
+        Besides what there is to know of map features and timesteps, these are, without gradients,
+        the spectra of kernels: the weights are taken to stay as they are until the next call.
+
+        Args:
+            features: Map features, one tensor a scale, finest first.
+            timesteps: The timesteps of the run, in their order.
+            num_clips: Clips of each video, when they differ; as for the call.
+
+        Shape:
+            - features: K tensors (B, feature_channels, N_k, A)
+            - timesteps: (S,), integer
+            - num_clips: (B,), integer
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ConfigError: If maps of another size do not divide into the scales.
+        """
         who = "MapDiffusionDecoder"
         check_length(who, "features", features, self.grid.num_scales)
         grid = self.grid
         if num_clips is not None:
             check_shape(who, "features[0]", features[0], "B C N A")
             grid = grid.resized(features[0].shape[2])
-        sizes = check_shape(who, "noisy", noisy, f"B {grid.num_cells}")
-        check_shape(who, "timestep", timestep, "B", sizes)
+        sizes: dict[str, int] = {}
         for scale, (rows, columns) in enumerate(grid.shapes):
             axes = f"B {self.config.feature_channels} {rows} {columns}"
-            check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
+            sizes = check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
+        check_shape(who, "timesteps", timesteps, "S")
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
-        embedding = None if self.embed_timestep is None else self.embed_timestep(timestep)
+        embedding = None if self.embed_timestep is None else self.embed_timestep(timesteps)
+        styles = [decoder.styles(embedding) for decoder in self.decoders]
         if self.config.architecture == "conv":
-            return self._convolve(grid, noisy, features, embedding, num_clips)
-        return self._attend(grid, noisy, features, embedding, num_clips)
-
-    def _convolve(
-        self,
-        grid: MapGrid,
-        noisy: Tensor,
-        features: Sequence[Tensor],
-        time_embedding: Tensor | None,
-        num_clips: Tensor | None,
-    ) -> Tensor:
-        maps = grid.unpack(noisy)
-        return grid.pack(
-            [
-                decoder(
-                    maps[scale],
-                    features[scale],
-                    time_embedding,
-                    grid.mask(scale, noisy.device, num_clips),
-                )
+            maps = [
+                decoder.prepare(features[scale], grid.mask(scale, features[0].device, num_clips))
                 for scale, decoder in enumerate(self.decoders)
             ]
-        )
+            return PreparedDecoder(grid, sizes["B"], maps, styles)
+        return self._prepare_cells(grid, features, num_clips, styles)
 
-    def _attend(
-        self,
-        grid: MapGrid,
-        noisy: Tensor,
-        features: Sequence[Tensor],
-        time_embedding: Tensor | None,
-        num_clips: Tensor | None,
+    def denoise(self, noisy: Tensor, step: int, prepared: PreparedDecoder) -> Tensor:
+        """Predict the clean maps at one of the prepared timesteps: equal to the call, but faster.
+
+        Args:
+            noisy: Noisy maps of all scales, packed.
+            step: Which of the timesteps, from 0.
+            prepared: What `prepare` gave.
+
+        Shape:
+            - noisy: (B, cells)
+            - returns: (B, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+        """
+        # One row for all samples.
+        styles = [[one[step : step + 1] for one in decoder] for decoder in prepared.styles]
+        return self._denoise(noisy, prepared, styles)
+
+    def _denoise(
+        self, noisy: Tensor, prepared: PreparedDecoder, styles: Sequence[Sequence[Tensor]]
     ) -> Tensor:
-        packed_features = torch.cat([one.flatten(2) for one in features], dim=-1)
-        moments = grid.packed_moments(noisy.device)
-        mask = None if num_clips is None else grid.packed_mask(noisy.device, num_clips)
-        scales = range(grid.num_scales)
-        sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
-        scores = noisy.new_zeros(noisy.shape)
-        for decoder, sequence in zip(self.decoders, sequences, strict=True):
-            # The sequence holds valid cells only: the others would cost as much.
-            cells = torch.tensor(grid.valid_cells(sequence), device=noisy.device)
-            found = decoder(
-                noisy[:, cells],
-                packed_features[:, :, cells],
-                moments[cells],
-                time_embedding,
-                None if mask is None else mask[:, cells],
+        grid = prepared.grid
+        sizes = {"B": prepared.batch}
+        check_shape("MapDiffusionDecoder", "noisy", noisy, f"B {grid.num_cells}", sizes)
+        parts = zip(self.decoders, prepared.maps, styles, strict=True)
+        if self.config.architecture == "conv":
+            maps = grid.unpack(noisy)
+            return grid.pack(
+                [
+                    decoder.denoise(maps[scale], one, style)
+                    for scale, (decoder, one, style) in enumerate(parts)
+                ]
             )
+        scores = noisy.new_zeros(noisy.shape)
+        for (decoder, one, style), cells in zip(parts, prepared.cells, strict=True):
+            found = decoder.denoise(noisy[:, cells], one, style)
             scores = scores.to(found.dtype).index_copy(1, cells, found)
         return scores
+
+    def _prepare_cells(
+        self,
+        grid: MapGrid,
+        features: Sequence[Tensor],
+        num_clips: Tensor | None,
+        styles: list[list[Tensor]],
+    ) -> PreparedDecoder:
+        device, scales = features[0].device, range(grid.num_scales)
+        packed_features = torch.cat([one.flatten(2) for one in features], dim=-1)
+        moments = grid.packed_moments(device)
+        mask = None if num_clips is None else grid.packed_mask(device, num_clips)
+        sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
+        # The sequence holds valid cells only: the others would cost as much.
+        cells = [torch.tensor(grid.valid_cells(sequence), device=device) for sequence in sequences]
+        maps = [
+            decoder.prepare(
+                packed_features[:, :, one], moments[one], None if mask is None else mask[:, one]
+            )
+            for decoder, one in zip(self.decoders, cells, strict=True)
+        ]
+        return PreparedDecoder(grid, len(packed_features), maps, styles, cells)

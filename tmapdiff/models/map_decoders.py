@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import einsum, rearrange
@@ -84,11 +84,11 @@ class ConvMapDecoder(nn.Module):
                 return None
             return StylizationBlock(width, time_channels, norm, num_groups, dropout)
 
-        self.condition = _make_conditioning(who, conditioning, feature_channels, channels)
+        self.condition: Any = _make_conditioning(who, conditioning, feature_channels, channels)
         width = self.condition.out_channels
         self.fusion_style = style(width, when="fusion")
-        self.convs = nn.ModuleList()
-        self.conv_styles = nn.ModuleList()
+        self.convs: Any = nn.ModuleList()  # of GatedConv2d
+        self.conv_styles: Any = nn.ModuleList()  # of StylizationBlock
         for kernel_size in check_sizes(who, "kernel_sizes", kernel_sizes):
             self.convs.append(GatedConv2d(width, channels, kernel_size, gate))
             block = style(channels, when="conv")
@@ -135,15 +135,13 @@ class ConvMapDecoder(nn.Module):
         """Compute what depends on the timestep alone, for each stylization block in their order.
 
         Shape:
-            - time_embedding: (B, time_channels)
+            - time_embedding: (B, time_channels); None without stylization
             - returns: tensors (B, 2 * channels of the block)
         """
         blocks = [] if self.fusion_style is None else [self.fusion_style]
         return [block.style(time_embedding) for block in (*blocks, *self.conv_styles)]
 
-    def denoise(
-        self, noisy: Tensor, prepared: "PreparedMap", styles: Sequence[Tensor]
-    ) -> Tensor:
+    def denoise(self, noisy: Tensor, prepared: "PreparedMap", styles: Sequence[Tensor]) -> Tensor:
         """Predict the clean map from what `prepare` and `styles` gave.
 
         Shape:
@@ -255,7 +253,7 @@ class TransformerMapDecoder(nn.Module):
         who = "TransformerMapDecoder"
         check_choice(who, "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
         self.attends_to_features = conditioning == "cross-attention"
-        self.condition: nn.Module
+        self.condition: Any
         if self.attends_to_features:
             self.condition = nn.Conv2d(1, channels, kernel_size=1)
             self.project = nn.Conv2d(feature_channels, channels, kernel_size=1)
@@ -266,7 +264,7 @@ class TransformerMapDecoder(nn.Module):
         self.fusion_style = None
         if stylization in ("fusion", "both"):
             self.fusion_style = StylizationBlock(channels, time_channels, norm, num_groups, dropout)
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             MapTransformerLayer(
                 channels,
                 time_channels,
@@ -289,25 +287,83 @@ class TransformerMapDecoder(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Predict the clean maps; see the class."""
-        # Layers take maps: a sequence of cells is a map of one column.
+        prepared = self.prepare(features, moments, mask)
+        return self.denoise(noisy, prepared, self.styles(time_embedding))
+
+    # Layers take maps: a sequence of cells is a map of one column.
+
+    def prepare(
+        self, features: Tensor, moments: Tensor, mask: Tensor | None = None
+    ) -> "PreparedCells":
+        """Compute what depends neither on the noisy map nor on the timestep."""
         column = None if mask is None else mask[..., None]
         features = features[..., None]
         position = rearrange(self.embed_position(moments), "t c -> c t 1")
-        context = None
-        if self.attends_to_features:
-            # Features of unit norm are about 1 / sqrt(channels) each, positions about 1.
-            scaled = fill_invalid(features, column) * features.shape[1] ** 0.5
-            context = self.project(scaled.to(self.project.weight.dtype)) + position
+        if not self.attends_to_features:
+            check_map_features(
+                type(self).__name__, features, column, self.condition.feature_channels
+            )
+            return PreparedCells(column, position, self.condition.prepare(features, column), [])
+        # Features of unit norm are about 1 / sqrt(channels) each, positions about 1.
+        scaled = fill_invalid(features, column) * features.shape[1] ** 0.5
+        context = self.project(scaled.to(self.project.weight.dtype)) + position
+        encoded = [layer.encode_context(context, column) for layer in self.layers]
+        return PreparedCells(column, position, None, encoded)
+
+    def styles(self, time_embedding: Tensor | None) -> list[Tensor]:
+        """Compute what depends on the timestep alone, for each stylization block in their order.
+
+        Shape:
+            - time_embedding: (B, time_channels); None without stylization
+            - returns: tensors (B, 2 * channels)
+        """
+        if time_embedding is None:
+            return []
+        fusion = [] if self.fusion_style is None else [self.fusion_style.style(time_embedding)]
+        layers = [layer.make_styles(time_embedding) for layer in self.layers]
+        return [*fusion, *(style for styles in layers for style in styles)]
+
+    def denoise(self, noisy: Tensor, prepared: "PreparedCells", styles: Sequence[Tensor]) -> Tensor:
+        """Predict the clean maps from what `prepare` and `styles` gave.
+
+        Shape:
+            - noisy: (B, T)
+            - styles: tensors (B, 2 * channels), or (1, 2 * channels) for all samples
+            - returns: (B, T), 0 in invalid cells
+        """
+        mask, styles = prepared.mask, list(styles)
+        if prepared.features is None:
             noisy_cells = rearrange(noisy, "b t -> b 1 t 1")
-            x = self.condition(fill_invalid(noisy_cells, column)) + position
+            x = self.condition(fill_invalid(noisy_cells, mask)) + prepared.position
         else:
-            x = self.project(self.condition(noisy[..., None], features, column)) + position
+            met = self.condition.meet(noisy[..., None], prepared.features, mask)
+            x = self.project(met) + prepared.position
         if self.fusion_style is not None:
-            x = x + self.fusion_style(x, time_embedding, column)
-        for layer in self.layers:
-            x = layer(x, time_embedding, context, column)
+            x = x + self.fusion_style.apply_style(x, styles.pop(0), mask)
+        of_layer = len(styles) // len(self.layers)
+        for place, layer in enumerate(self.layers):
+            encoded = prepared.contexts[place] if prepared.contexts else None
+            x = layer.apply_styles(x, styles[place * of_layer :][:of_layer], encoded, mask)
         scores = rearrange(self.head(rearrange(x, "b c t 1 -> b t c")), "b t 1 -> b t")
-        return scores if mask is None else scores.masked_fill(~mask, 0)
+        return scores if mask is None else scores.masked_fill(~mask[..., 0], 0)
+
+
+@dataclass(frozen=True)
+class PreparedCells:
+    """What a `TransformerMapDecoder` computes once for all timesteps.
+
+    Args:
+        mask: Valid cells, (B, T, 1). All, if None.
+        position: Embedded positions, (C, T, 1).
+        features: What the map features give before they meet the noisy map, (B, C, T, 1); None
+            where it attends to them.
+        contexts: Keys and values of the map features, for each layer that attends to them.
+    """
+
+    mask: Tensor | None
+    position: Tensor
+    features: Tensor | None
+    contexts: Sequence[Tensor]
 
 
 def _make_conditioning(

@@ -159,7 +159,7 @@ def plan_map_conv(
     spectral = spectral_seconds(sizes, transform, with_kernel=False)
     candidates = _candidates(sizes, spectral)
     fused = _not_fused(weight, dtype)
-    if "spectral" in candidates and not fused:
+    if "spectral" in candidates and not fused and sizes.device == "cuda":
         candidates.insert(candidates.index("spectral"), "fused")
     name = choose_fastest(
         "map_conv",

@@ -84,21 +84,21 @@ def _backward(
     transform = _transform(x, weight, tile)
     batch, out_channels = gradient.shape[:2]
     in_channels, tiles = x.shape[1], transform.num_tiles
-    rows = 2 * tiles * batch
+    frequencies, rows = transform.num_frequencies, 2 * tiles * batch
     above = transform.inverse_adjoint(_durations_first(gradient), rotated=True)
-    plain = above[:, :2].reshape(-1, rows, out_channels)
+    plain = above[:, :2].reshape(frequencies, rows, out_channels)
     of_maps, of_kernel = x.new_empty(0), weight.new_empty(0)
     if of_x:
         kernel = transform.kernel(weight)
-        over_i = above[:, 1:].reshape(-1, rows, out_channels)
+        over_i = above[:, 1:].reshape(frequencies, rows, out_channels)
         spectra = torch.bmm(plain, kernel[:, 0].mT).baddbmm_(over_i, kernel[:, 1].mT)
-        spectra = spectra.view(-1, 2, tiles, batch, in_channels)
+        spectra = spectra.view(frequencies, 2, tiles, batch, in_channels)
         of_maps = _batch_first(transform.forward_adjoint(spectra))
         del kernel, spectra
     if of_weight:
         below = transform.forward(_durations_first(x), rotated=True)
-        times_i = below[:, :2].reshape(-1, rows, in_channels)
-        below = below[:, 1:].reshape(-1, rows, in_channels)
+        times_i = below[:, :2].reshape(frequencies, rows, in_channels)
+        below = below[:, 1:].reshape(frequencies, rows, in_channels)
         kernel = torch.stack([torch.bmm(below.mT, plain), torch.bmm(times_i.mT, plain)], dim=1)
         of_kernel = transform.kernel_adjoint(kernel).contiguous()
     of_bias = plain[0, : tiles * batch].sum(dim=0) / transform.scale

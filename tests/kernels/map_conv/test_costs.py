@@ -1,0 +1,47 @@
+import torch
+
+from tmapdiff.kernels.map_conv.costs import (
+    ConvSizes,
+    best_transform,
+    direct_operations,
+    direct_seconds,
+    spectral_seconds,
+)
+from tmapdiff.kernels.map_conv.transforms import MapTransform
+
+
+def sizes(batch: int, device: str = "cuda", kernel_size: int = 17) -> ConvSizes:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return ConvSizes(batch, 1024, 513, 64, 16, kernel_size, dtype, device)
+
+
+def test_operations_are_those_of_the_definition() -> None:
+    small = ConvSizes(2, 3, 5, 7, 4, 3, torch.float32, "cpu")
+    # For each sample, cell, output channel, input channel and tap: a product and a sum.
+    assert direct_operations(small) == 2 * 2 * (7 * 4) * 5 * 3 * 9
+
+
+def test_large_kernels_are_cheaper_as_spectra_and_small_ones_are_not() -> None:
+    for device in ("cpu", "cuda"):
+        large, small = sizes(64, device), sizes(64, device, kernel_size=1)
+        transform = best_transform(large, with_kernel=False)
+        assert spectral_seconds(large, transform, with_kernel=False) < direct_seconds(large) / 8
+        transform = best_transform(small, with_kernel=False)
+        assert spectral_seconds(small, transform, with_kernel=False) > direct_seconds(small)
+
+
+def test_small_batches_take_short_tiles() -> None:
+    tiles = [best_transform(sizes(batch), with_kernel=False).tile for batch in (1, 8, 32, 64, 256)]
+    assert tiles == sorted(tiles)
+    assert tiles[0] < tiles[-1] == 64
+
+
+def test_the_best_transform_costs_least() -> None:
+    for batch in (1, 32):
+        one = sizes(batch)
+        best = best_transform(one, with_kernel=True)
+        for tile in (64, 32, 16, 8, 4):
+            other = MapTransform(64, 16, 17, tile)
+            assert spectral_seconds(one, best, with_kernel=True) <= spectral_seconds(
+                one, other, with_kernel=True
+            )
