@@ -275,6 +275,73 @@ def test_larger_grids_need_only_be_announced(fields: dict[str, object]) -> None:
         whole(**inputs, num_clips=torch.tensor([12, 8, 8]))
 
 
+PREPARED = [
+    *VARIANTS,
+    {"stylization": "none"},
+    {"stylization": "conv"},
+    {"stylization": "fusion"},
+    {"conditioning": "multiply-gated", "stylization": "conv"},
+]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("fields", PREPARED)
+def test_a_prepared_run_equals_calls(
+    fields: dict[str, object], counted: bool, gradients: bool
+) -> None:
+    whole = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).eval()
+    features = [draw(3, 2, rows, 3, seed=rows) for rows in (8, 4)]
+    num_clips = torch.tensor([8, 5, 6]) if counted else None
+    timesteps = torch.tensor([999, 500, 20])
+    with torch.set_grad_enabled(gradients):
+        prepared = whole.prepare(features, timesteps, num_clips)
+        for step in (2, 0, 1, 0):
+            noisy = draw(3, 36, seed=step)
+            called = whole(noisy, timesteps[step].expand(3), features, num_clips)
+            assert_close(whole.denoise(noisy, step, prepared), called, what=f"step {step}")
+
+
+def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=spectral")
+    whole = randomize_(MapDiffusionDecoder(**FIELDS)).eval()
+    features = [draw(2, 2, rows, 3, seed=rows) for rows in (8, 4)]
+    noisy = draw(2, 36)
+    with torch.no_grad():
+        prepared = whole.prepare(features, torch.tensor([10]))
+        first = whole.denoise(noisy, 0, prepared)
+        spectra = [plan.spectrum for one in prepared.maps for plan in one.plans]
+        assert len(spectra) == 4
+        again = whole.prepare(features, torch.tensor([10]))
+        assert all(
+            one is other
+            for one, other in zip(
+                spectra, (plan.spectrum for one in again.maps for plan in one.plans), strict=True
+            )
+        )
+        # A moving average of the weights is put in place.
+        for parameter in whole.parameters():
+            parameter.data.copy_(parameter.data * 1.1)
+        changed = whole.denoise(noisy, 0, whole.prepare(features, torch.tensor([10])))
+        monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
+        assert_close(changed, whole(noisy, torch.tensor([10, 10]), features))
+    assert float((changed - first).abs().max()) > 1e-3
+
+
+def test_refuses_to_denoise_what_was_not_prepared() -> None:
+    whole = MapDiffusionDecoder(**FIELDS)
+    features = [draw(2, 2, rows, 3, seed=rows) for rows in (8, 4)]
+    prepared = whole.prepare(features, torch.tensor([10, 5]))
+    with refuses(ShapeError, "expected noisy of shape (B, 36) with B = 2, got (3, 36)."):
+        whole.denoise(draw(3, 36), 0, prepared)
+    with refuses(ShapeError, "MapDiffusionDecoder: expected timesteps of shape (S), got int."):
+        whole.prepare(features, 10)
+    for step in (2, -1):
+        text = f"MapDiffusionDecoder: expected step in 0 to 1, got {step}."
+        with refuses(ArgumentError, text):
+            whole.denoise(draw(2, 36), step, prepared)
+
+
 class _OneScale(nn.Module):
     def __init__(self, whole: MapDiffusionDecoder, cells: slice) -> None:
         super().__init__()

@@ -8,8 +8,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_length, check_shape
-from tmapdiff.errors import ConfigError
+from tmapdiff._checks import check_choice, check_int, check_length, check_shape, message
+from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.layers import TimestepEmbedder
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.stylization import Norm
@@ -34,6 +34,7 @@ class PreparedDecoder:
     Args:
         grid: The candidate moments.
         batch: Samples.
+        steps: Timesteps.
         maps: What each decoder prepared of the map features.
         styles: What each decoder's stylization blocks make of the timesteps, (S, channels) each.
         cells: Of a Transformer: the cells of each decoder's sequence.
@@ -41,6 +42,7 @@ class PreparedDecoder:
 
     grid: MapGrid
     batch: int
+    steps: int
     maps: Sequence[PreparedMap | PreparedCells]
     styles: Sequence[Sequence[Tensor]]
     cells: Sequence[Tensor] = ()
@@ -217,7 +219,7 @@ class MapDiffusionDecoder(MapModel):
         for scale, (rows, columns) in enumerate(grid.shapes):
             axes = f"B {self.config.feature_channels} {rows} {columns}"
             sizes = check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
-        check_shape(who, "timesteps", timesteps, "S")
+        steps = check_shape(who, "timesteps", timesteps, "S")["S"]
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
         embedding = None if self.embed_timestep is None else self.embed_timestep(timesteps)
@@ -227,8 +229,8 @@ class MapDiffusionDecoder(MapModel):
                 decoder.prepare(features[scale], grid.mask(scale, features[0].device, num_clips))
                 for scale, decoder in enumerate(self.decoders)
             ]
-            return PreparedDecoder(grid, sizes["B"], maps, styles)
-        return self._prepare_cells(grid, features, num_clips, styles)
+            return PreparedDecoder(grid, sizes["B"], steps, maps, styles)
+        return self._prepare_cells(grid, steps, features, num_clips, styles)
 
     def denoise(self, noisy: Tensor, step: int, prepared: PreparedDecoder) -> Tensor:
         """Predict the clean maps at one of the prepared timesteps: equal to the call, but faster.
@@ -244,7 +246,11 @@ class MapDiffusionDecoder(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
+            ArgumentError: If there is no such step.
         """
+        if not 0 <= step < prepared.steps:
+            expected = f"step in 0 to {prepared.steps - 1}"
+            raise ArgumentError(message("MapDiffusionDecoder", expected, step))
         # One row for all samples.
         styles = [[one[step : step + 1] for one in decoder] for decoder in prepared.styles]
         return self._denoise(noisy, prepared, styles)
@@ -273,6 +279,7 @@ class MapDiffusionDecoder(MapModel):
     def _prepare_cells(
         self,
         grid: MapGrid,
+        steps: int,
         features: Sequence[Tensor],
         num_clips: Tensor | None,
         styles: list[list[Tensor]],
@@ -290,4 +297,4 @@ class MapDiffusionDecoder(MapModel):
             )
             for decoder, one in zip(self.decoders, cells, strict=True)
         ]
-        return PreparedDecoder(grid, len(packed_features), maps, styles, cells)
+        return PreparedDecoder(grid, len(packed_features), steps, maps, styles, cells)
