@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_choice, check_int, check_shape
-from tmapdiff.layers.norm import check_map_features, fill_invalid
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
 
 Product = Literal["plain", "residual", "gated"]
 

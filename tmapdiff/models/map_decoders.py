@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tmapdiff._checks import check_choice, check_int, check_shape, check_sizes
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers import (
     ConcatConditioning,
     GatedConv2d,
@@ -20,7 +21,6 @@ from tmapdiff.layers import (
     StylizationBlock,
 )
 from tmapdiff.layers.gated_conv import Gate
-from tmapdiff.layers.norm import check_map_features, fill_invalid
 from tmapdiff.layers.stylization import Norm
 
 Stylization = Literal["none", "fusion", "conv", "both"]
