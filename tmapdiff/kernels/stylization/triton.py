@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tmapdiff.kernels._launch import ceil_div, cells_of, empty_like_maps, power_of_2, warps_for
+from tmapdiff.kernels._tiles import bytes_and_strides, load, load_tile, valid_cells
 
 # Elements of a tile: of a whole group, forward and backward (which holds two), and of a part of it.
 _WHOLE, _WHOLE_BACKWARD, _PART = 32768, 16384, 4096
@@ -23,30 +24,7 @@ _PROGRAMS = 1024
 _FEW_ROWS, _SMALL = 128, 8192
 
 
-# What the kernels share
-
-
-@triton.jit
-def _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK: tl.constexpr):
-    valid = cell < last
-    if HAS_MASK:
-        where = mask + sample * mask_batch + cell * mask_cell
-        valid = valid & (tl.load(where, mask=valid, other=0) != 0)
-    return valid
-
-
-@triton.jit
-def _load(pointer, offsets, inside):
-    return tl.load(pointer + offsets, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_tile(pointer, offsets, inside, within, SKIP: tl.constexpr):
-    # Where channels are neighbours in memory, invalid cells are not read. Where cells are, that
-    # would split each load into single elements.
-    if SKIP:
-        return _load(pointer, offsets, inside)
-    return tl.where(inside, _load(pointer, offsets, within), 0.0)
+# SiLU
 
 
 @triton.jit
@@ -78,20 +56,20 @@ def _group_whole(
     group = tl.program_id(0) % groups
     cell, lane = tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
 
     offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     count = tl.sum(valid.to(tl.float32)) * WIDTH
     divisor = tl.maximum(count, 1.0)
     mean = tl.sum(values) / divisor
     centred = tl.where(inside, values - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred) / divisor + eps)
 
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(centred * rstd * factor[None, :] + offset[None, :])
     offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
@@ -117,7 +95,7 @@ def _group_whole_backward(
     group = tl.program_id(0) % groups
     cell, lane = tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
     where = statistics + tl.program_id(0).to(tl.int64) * 3
@@ -125,13 +103,13 @@ def _group_whole_backward(
     divisor = tl.maximum(count, 1.0)
 
     offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
     slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-    du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
 
     sums = tl.sum(du, axis=0)
     products = tl.sum(du * normalized, axis=0)
@@ -167,11 +145,11 @@ def _group_part(
     count, mean, squares = 0.0, 0.0, 0.0
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
+        valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
         inside = valid[:, None] & own[None, :]
         within = (cell < last)[:, None] & own[None, :]
         offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-        values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         tile_count = tl.sum(valid.to(tl.float32)) * WIDTH
         tile_mean = tl.sum(values) / tl.maximum(tile_count, 1.0)
         centred = tl.where(inside, values - tile_mean, 0.0)
@@ -218,14 +196,14 @@ def _group_join(
 
     cell, lane = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
     offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(normalized * factor[None, :] + offset[None, :])
     offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
@@ -248,23 +226,23 @@ def _group_part_backward(
     channel, own = group * WIDTH + lane, lane < WIDTH
     where = statistics + row.to(tl.int64) * 3
     mean, rstd = tl.load(where), tl.load(where + 1)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     sums = tl.zeros([CHANNELS], tl.float32)
     products = tl.zeros([CHANNELS], tl.float32)
     first = split * part_cells
     last = tl.minimum(first + part_cells, cells)
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
+        valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
         inside = valid[:, None] & own[None, :]
         within = (cell < last)[:, None] & own[None, :]
         offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-        values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         normalized = tl.where(inside, (values - mean) * rstd, 0.0)
         slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
         offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
-        du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+        du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
         sums += tl.sum(du, axis=0)
         products += tl.sum(du * normalized, axis=0)
     where = parts + tl.program_id(0).to(tl.int64) * (2 * WIDTH)
@@ -302,21 +280,21 @@ def _group_join_backward(
     where = statistics + row.to(tl.int64) * 3
     mean, rstd, count = tl.load(where), tl.load(where + 1), tl.load(where + 2)
     divisor = tl.maximum(count, 1.0)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     mean_gradient = tl.sum(sums * factor) / divisor
     mean_product = tl.sum(products * factor) / divisor
 
     cell = tile * CELLS + tl.arange(0, CELLS)
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
     offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
     slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
     offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
-    du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
     result = rstd * (du * factor[None, :] - mean_gradient - normalized * mean_product)
     offsets = cell[:, None] * dx_cell + channel[None, :] * dx_channel
     tl.store(dx + sample * dx_batch + offsets, tl.where(inside, result, 0.0), mask=within)
@@ -339,16 +317,16 @@ def _layer(
     sample, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     cell, channel = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     own = channel < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
     offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     mean = tl.sum(values, axis=1) / WIDTH
     centred = tl.where(inside, values - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(centred * rstd[:, None] * factor[None, :] + offset[None, :])
     offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
@@ -369,26 +347,26 @@ def _layer_backward(
     sample, split = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
     channel = tl.arange(0, CHANNELS)
     own = channel < WIDTH
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     sums = tl.zeros([CHANNELS], tl.float32)
     products = tl.zeros([CHANNELS], tl.float32)
     first = split * part_cells
     last = tl.minimum(first + part_cells, cells)
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
+        valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
         inside = valid[:, None] & own[None, :]
         within = (cell < last)[:, None] & own[None, :]
         offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-        values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         mean = tl.sum(values, axis=1) / WIDTH
         centred = tl.where(inside, values - mean[:, None], 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
         normalized = centred * rstd[:, None]
         slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
         offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
-        du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+        du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
         sums += tl.sum(du, axis=0)
         products += tl.sum(du * normalized, axis=0)
         gradient = du * factor[None, :]
@@ -451,14 +429,6 @@ def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
     return _Tiling(width, tile_cells, channels, False, tiles, splits, part_cells)
 
 
-def _bytes_and_strides(mask: Tensor | None) -> tuple[Tensor | None, tuple[int, int]]:
-    """Mask as bytes, and its strides over samples and cells."""
-    if mask is None:
-        return None, (0, 0)
-    cells = mask.flatten(-2).view(torch.uint8)
-    return cells, (cells.stride(0) if cells.dim() == 2 else 0, cells.stride(-1))
-
-
 # Group norm as an operator that torch can differentiate and compile
 
 
@@ -472,7 +442,7 @@ def _group_op(
         return y, statistics
     source, target = cells_of(x), cells_of(y)
     cells, rows = source.shape[2], len(x) * num_groups
-    valid, valid_strides = _bytes_and_strides(mask)
+    valid, valid_strides = bytes_and_strides(mask)
     inputs = source, scale, shift, valid
     strides = *source.stride(), *scale.stride(), *shift.stride(), *valid_strides
     tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE)
@@ -520,7 +490,7 @@ def _group_backward_op(
         return dx, dscale.zero_(), dshift.zero_()
     upper, source, target = cells_of(dy), cells_of(x), cells_of(dx)
     cells, rows = source.shape[2], len(x) * num_groups
-    valid, valid_strides = _bytes_and_strides(mask)
+    valid, valid_strides = bytes_and_strides(mask)
     inputs = upper, source, scale, shift, valid, statistics
     strides = *upper.stride(), *source.stride(), *scale.stride(), *shift.stride(), *valid_strides
     tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE_BACKWARD)
@@ -577,7 +547,7 @@ def _layer_op(x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps:
         return y
     source, target = cells_of(x), cells_of(y)
     batch, width, cells = source.shape
-    valid, valid_strides = _bytes_and_strides(mask)
+    valid, valid_strides = bytes_and_strides(mask)
     tiling = _tile(batch, width, cells)
     with torch.cuda.device_of(x):
         _layer[(batch * tiling.tiles,)](
@@ -604,7 +574,7 @@ def _layer_backward_op(
         return dx, dscale.zero_(), dshift.zero_()
     upper, source, target = cells_of(dy), cells_of(x), cells_of(dx)
     batch, width, cells = source.shape
-    valid, valid_strides = _bytes_and_strides(mask)
+    valid, valid_strides = bytes_and_strides(mask)
     tiling = _tile(batch, width, cells)
     parts = x.new_empty((batch, tiling.splits, 2, width), dtype=torch.float32)
     with torch.cuda.device_of(x):
