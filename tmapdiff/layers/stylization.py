@@ -10,6 +10,7 @@ from tmapdiff._checks import check_choice, check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.kernels.stylization import stylize
+from tmapdiff.layers.pointwise import PointwiseConv2d
 
 Norm = Literal["group", "layer"]
 
@@ -99,7 +100,7 @@ class StylizationBlock(nn.Module):
             )
         self.project = nn.Linear(time_channels, 2 * channels)
         self.dropout = nn.Dropout(check_range(who, "dropout", dropout, 0, 1))
-        self.mlp = nn.Conv2d(channels, channels, kernel_size=1)
+        self.mlp = PointwiseConv2d(channels, channels)
         for parameter in (*self.project.parameters(), *self.mlp.parameters()):
             nn.init.zeros_(parameter)
 

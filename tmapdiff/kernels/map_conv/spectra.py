@@ -31,9 +31,13 @@ class KernelSpectra:
         """
         weight = weight.detach()
         key = (transform, dtype, weight.device, weight.dtype, weight.shape)
-        if self._spectrum is not None and self._weight is not None and key == self._key:
-            if torch.equal(weight, self._weight):
-                return self._spectrum
+        if (
+            self._spectrum is not None
+            and self._weight is not None
+            and key == self._key
+            and torch.equal(weight, self._weight)
+        ):
+            return self._spectrum
         self.clear()  # first: there may be no room for two
         self._spectrum = transform.kernel(weight.to(dtype))
         self._key, self._weight = key, weight.clone()
