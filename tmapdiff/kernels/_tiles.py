@@ -1,16 +1,34 @@
 """What Triton kernels on tiles of maps, (cells, channels), share."""
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 
 @triton.jit
-def valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK: tl.constexpr):
+def cell_offsets(cell, row_stride, column_stride, COLUMNS: tl.constexpr):
+    if COLUMNS == 1:
+        return cell * row_stride
+    return cell // COLUMNS * row_stride + cell % COLUMNS * column_stride
+
+
+@triton.jit
+def tile_offsets(
+    cell, channel, channel_stride, row_stride, column_stride, COLUMNS: tl.constexpr
+):  # fmt: skip
+    rows = cell_offsets(cell, row_stride, column_stride, COLUMNS)
+    return rows[:, None] + channel[None, :] * channel_stride
+
+
+@triton.jit
+def valid_cells(
+    mask, sample, batch_stride, row_stride, column_stride, cell, last,
+    COLUMNS: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
     valid = cell < last
     if HAS_MASK:
-        where = mask + sample * mask_batch + cell * mask_cell
+        where = (
+            mask + sample * batch_stride + cell_offsets(cell, row_stride, column_stride, COLUMNS)
+        )
         valid = valid & (tl.load(where, mask=valid, other=0) != 0)
     return valid
 
@@ -27,11 +45,3 @@ def load_tile(pointer, offsets, inside, within, SKIP: tl.constexpr):
     if SKIP:
         return load(pointer, offsets, inside)
     return tl.where(inside, load(pointer, offsets, within), 0.0)
-
-
-def bytes_and_strides(mask: Tensor | None) -> tuple[Tensor | None, tuple[int, int]]:
-    """Mask as bytes, and its strides over samples and cells."""
-    if mask is None:
-        return None, (0, 0)
-    cells = mask.flatten(-2).view(torch.uint8)
-    return cells, (cells.stride(0) if cells.dim() == 2 else 0, cells.stride(-1))

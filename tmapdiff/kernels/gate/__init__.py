@@ -20,8 +20,7 @@ def gate_features(
 ) -> Tensor:
     """Rectify features and let their gate through: `relu(features) * sigmoid(gate)`.
 
-    Computed in float32 at least, and rounded once. The result has channels_last layout if
-    `convolved` has.
+    Computed in float32 at least, and rounded once. The result has the memory order of `convolved`.
 
     Args:
         convolved: Features, then their gate: one channel for all, or one for each.

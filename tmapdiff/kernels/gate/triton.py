@@ -7,8 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tmapdiff.kernels._launch import ceil_div, cells_of, empty_like_maps, power_of_2, warps_for
-from tmapdiff.kernels._tiles import bytes_and_strides, load, load_tile, valid_cells
+from tmapdiff.kernels._launch import (
+    as_bytes,
+    ceil_div,
+    cell_strides,
+    empty_like_maps,
+    power_of_2,
+    warps_for,
+    within_reach,
+)
+from tmapdiff.kernels._tiles import cell_offsets, load, load_tile, tile_offsets, valid_cells
 
 # Elements and channels of a tile.
 _TILE, _CHANNELS = 4096, 64
@@ -18,31 +26,34 @@ _PROGRAMS = 1024
 
 @triton.jit
 def _forward(
-    convolved, bias, mask, y,
+    x, bias, mask, y,
     cells, channels, cell_tiles, channel_tiles,
-    convolved_batch, convolved_channel, convolved_cell,
-    bias_channel, mask_batch, mask_cell,
-    y_batch, y_channel, y_cell,
+    x_batch, x_channel, x_row, x_column,
+    bias_channel,
+    mask_batch, mask_row, mask_column,
+    y_batch, y_channel, y_row, y_column,
     SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, channel_tile = tl.program_id(0) // channel_tiles, tl.program_id(0) % channel_tiles
     sample, cell_tile = (row // cell_tiles).to(tl.int64), row % cell_tiles
     cell = cell_tile * CELLS + tl.arange(0, CELLS)
     channel = channel_tile * CHANNELS + tl.arange(0, CHANNELS)
     own = channel < channels
-    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
 
-    convolved += sample * convolved_batch
-    offsets = cell[:, None] * convolved_cell + channel[None, :] * convolved_channel
-    features = load_tile(convolved, offsets, inside, within, SKIP)
+    x += sample * x_batch
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    features = load_tile(x, offsets, inside, within, SKIP)
     if HAS_BIAS:
         features += load(bias, channel * bias_channel, own)[None, :]
-    gates = convolved + channels * convolved_channel
+    gates = x + channels * x_channel
     if SHARED:
-        gate = load(gates, cell * convolved_cell, valid)[:, None]
+        gate = load(gates, cell_offsets(cell, x_row, x_column, COLUMNS), valid)[:, None]
         if HAS_BIAS:
             gate += tl.load(bias + channels * bias_channel).to(tl.float32)
     else:
@@ -51,31 +62,34 @@ def _forward(
             gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
     # Not a maximum, which would make 0 of NaN.
     result = tl.where(features <= 0.0, 0.0, features) * tl.sigmoid(gate)
-    offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
+    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
     tl.store(y + sample * y_batch + offsets, tl.where(inside, result, 0.0), mask=within)
 
 
 @triton.jit
 def _backward(
-    dy, convolved, bias, mask, dconvolved, parts,
+    dy, x, bias, mask, dx, parts,
     cells, channels, cell_tiles,
-    dy_batch, dy_channel, dy_cell,
-    convolved_batch, convolved_channel, convolved_cell,
-    bias_channel, mask_batch, mask_cell,
-    dconvolved_batch, dconvolved_channel, dconvolved_cell,
+    dy_batch, dy_channel, dy_row, dy_column,
+    x_batch, x_channel, x_row, x_column,
+    bias_channel,
+    mask_batch, mask_row, mask_column,
+    dx_batch, dx_channel, dx_row, dx_column,
     SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // cell_tiles).to(tl.int64)
     cell = tl.program_id(0) % cell_tiles * CELLS + tl.arange(0, CELLS)
-    valid = valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     dy += sample * dy_batch
-    convolved += sample * convolved_batch
-    dconvolved += sample * dconvolved_batch
-    gates = convolved + channels * convolved_channel
-    dgates = dconvolved + channels * dconvolved_channel
+    x += sample * x_batch
+    dx += sample * dx_batch
+    gates = x + channels * x_channel
+    dgates = dx + channels * dx_channel
     if SHARED:
-        shared_gate = load(gates, cell * convolved_cell, valid)
+        shared_gate = load(gates, cell_offsets(cell, x_row, x_column, COLUMNS), valid)
         if HAS_BIAS:
             shared_gate += tl.load(bias + channels * bias_channel).to(tl.float32)
         products = tl.zeros([CELLS], tl.float32)
@@ -88,8 +102,8 @@ def _backward(
         own = channel < channels
         inside = valid[:, None] & own[None, :]
         within = (cell < cells)[:, None] & own[None, :]
-        offsets = cell[:, None] * convolved_cell + channel[None, :] * convolved_channel
-        features = load_tile(convolved, offsets, inside, within, SKIP)
+        offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+        features = load_tile(x, offsets, inside, within, SKIP)
         if HAS_BIAS:
             features += load(bias, channel * bias_channel, own)[None, :]
         if SHARED:
@@ -99,13 +113,13 @@ def _backward(
             if HAS_BIAS:
                 gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
         open_share = tl.sigmoid(gate)
-        offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
+        offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
         upper = load_tile(dy, offsets, inside, within, SKIP)
         dfeatures = tl.where(features <= 0.0, 0.0, upper * open_share)
         # Of the sigmoid's argument, but for the factor 1 - sigmoid.
         product = dfeatures * features
-        offsets = cell[:, None] * dconvolved_cell + channel[None, :] * dconvolved_channel
-        tl.store(dconvolved + offsets, dfeatures, mask=within)
+        offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
+        tl.store(dx + offsets, dfeatures, mask=within)
         if HAS_BIAS:
             tl.store(parts + channel, tl.sum(dfeatures, axis=0), mask=own)
         if SHARED:
@@ -117,16 +131,21 @@ def _backward(
                 tl.store(parts + channels + channel, tl.sum(dgate, axis=0), mask=own)
     if SHARED:
         dgate = tl.where(valid, products * (1.0 - tl.sigmoid(shared_gate)), 0.0)
-        tl.store(dgates + cell * dconvolved_cell, dgate, mask=cell < cells)
+        where = dgates + cell_offsets(cell, dx_row, dx_column, COLUMNS)
+        tl.store(where, dgate, mask=cell < cells)
         if HAS_BIAS:
             tl.store(parts + channels, tl.sum(dgate))
 
 
-def _constants(convolved: Tensor, mask: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
+def _constants(
+    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int, columns: int
+) -> dict[str, Any]:
     return {
+        "SHARED": convolved.shape[1] == channels + 1,
         "HAS_BIAS": bias is not None,
         "HAS_MASK": mask is not None,
         "SKIP": convolved.stride(1) == 1,
+        "COLUMNS": columns,
     }
 
 
@@ -149,17 +168,16 @@ def _gate_op(convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channe
     y = empty_like_maps(convolved, channels)
     if not y.numel():
         return y
-    source, target = cells_of(convolved), cells_of(y)
-    batch, given, cells = source.shape
-    valid, valid_strides = bytes_and_strides(mask)
+    convolved = within_reach(convolved)
+    columns, (mask_strides, convolved_strides, y_strides) = cell_strides(mask, convolved, y)
+    batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
     tile_cells, tile_channels = _tile_of(channels, cells)
     cell_tiles, channel_tiles = ceil_div(cells, tile_cells), ceil_div(channels, tile_channels)
     with torch.cuda.device_of(y):
         _forward[(batch * cell_tiles * channel_tiles,)](
-            source, bias, valid, target, cells, channels, cell_tiles, channel_tiles,
-            *source.stride(), 0 if bias is None else bias.stride(0), *valid_strides,
-            *target.stride(),
-            SHARED=given == channels + 1, **_constants(source, mask, bias),
+            convolved, bias, as_bytes(mask), y, cells, channels, cell_tiles, channel_tiles,
+            *convolved_strides, 0 if bias is None else bias.stride(0), *mask_strides, *y_strides,
+            **_constants(convolved, mask, bias, channels, columns),
             CELLS=tile_cells, CHANNELS=tile_channels,
             num_warps=warps_for(tile_cells * tile_channels),
         )  # fmt: skip
@@ -181,21 +199,21 @@ def _gate_backward_op(
     dconvolved, dbias = _empty_gradients(dy, convolved, mask, bias, channels)
     if not convolved.numel():
         return dconvolved, dbias.zero_()
-    upper, source, target = cells_of(dy), cells_of(convolved), cells_of(dconvolved)
-    batch, given, cells = source.shape
-    valid, valid_strides = bytes_and_strides(mask)
+    dy, convolved = within_reach(dy), within_reach(convolved)
+    columns, strides = cell_strides(mask, dy, convolved, dconvolved)
+    mask_strides, dy_strides, convolved_strides, dconvolved_strides = strides
+    batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
     tile_cells, tile_channels = _backward_tile_of(channels, cells, batch)
     cell_tiles = ceil_div(cells, tile_cells)
     programs = batch * cell_tiles
     parts = None
     if bias is not None:
-        parts = convolved.new_empty((programs, given), dtype=torch.float32)
+        parts = convolved.new_empty((programs, len(bias)), dtype=torch.float32)
     with torch.cuda.device_of(convolved):
         _backward[(programs,)](
-            upper, source, bias, valid, target, parts, cells, channels, cell_tiles,
-            *upper.stride(), *source.stride(), 0 if bias is None else bias.stride(0),
-            *valid_strides, *target.stride(),
-            SHARED=given == channels + 1, **_constants(source, mask, bias),
+            dy, convolved, bias, as_bytes(mask), dconvolved, parts, cells, channels, cell_tiles,
+            *dy_strides, *convolved_strides, 0 if bias is None else bias.stride(0), *mask_strides,
+            *dconvolved_strides, **_constants(convolved, mask, bias, channels, columns),
             CELLS=tile_cells, CHANNELS=tile_channels,
             num_warps=warps_for(tile_cells * tile_channels),
         )  # fmt: skip
