@@ -17,6 +17,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "transposed": lambda x: x.mT.contiguous().mT,
+    # As spectral convolutions make them: durations, starts, samples, channels.
+    "durations_outermost": lambda x: x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0),
     "slice": lambda x: _between(x, 1),
     "slice_channels_last": lambda x: _between(x, -1),
 }

@@ -24,7 +24,7 @@ class TestConvMapDecoder(MaskArgumentContract):
 
     def make(self) -> nn.Module:
         return ConvMapDecoder(
-            feature_channels=2, channels=4, time_channels=3, kernel_sizes=[3, 5], num_groups=2
+            feature_channels=2, channels=8, time_channels=3, kernel_sizes=[3, 5], num_groups=2
         )
 
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
@@ -47,7 +47,7 @@ class TestConvMapDecoder(MaskArgumentContract):
         ]
 
     def expected_repr(self) -> str:
-        return "(head): PointwiseConv2d(4, 1, kernel_size=(1, 1)"
+        return "(head): PointwiseConv2d(8, 1, kernel_size=(1, 1)"
 
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"noisy": triangle(5, 3), "features": triangle(5, 3)}
@@ -95,7 +95,7 @@ class TestTransformerMapDecoder(MaskedContract):
     def make(self) -> nn.Module:
         return TransformerMapDecoder(
             feature_channels=2,
-            channels=4,
+            channels=8,
             time_channels=3,
             num_layers=1,
             num_heads=2,

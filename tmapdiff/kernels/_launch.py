@@ -43,27 +43,63 @@ def in_order(
     return {**others, "triton": triton}
 
 
-def cells_of(x: Tensor) -> Tensor:
-    """View map features (B, C, N, A) as (B, C, N * A), or copy them where no stride allows it."""
-    cells = x.flatten(2)
-    reach = sum(
-        (size - 1) * stride
-        for size, stride in zip(cells.shape[1:], cells.stride()[1:], strict=True)
-    )
-    return cells if reach < _MOST_ELEMENTS else cells.contiguous()
+def memory_order(x: Tensor) -> list[int]:
+    """Name the dimensions of map features from the outermost in memory to the innermost.
+
+    Shape:
+        - x: (B, C, N_k, A)
+    """
+    strides = x.stride()
+    # Dimensions of one entry have any stride: they are no reason to call channels the innermost.
+    inner = x.shape[1] > 1 and all(strides[1] < strides[d] for d in (0, 2, 3) if x.shape[d] > 1)
+    order = sorted((0, 1, 2, 3), key=lambda dim: -strides[dim])
+    return [dim for dim in order if dim != 1] + [1] if inner else [0, 1, 2, 3]
 
 
 def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
-    """Make room for maps in the layout of `x`: channels_last if its channels are neighbours.
+    """Make room for maps in the memory order of `x`.
 
     Args:
-        x: Map features, (B, C, N, A).
+        x: Map features, (B, C, N_k, A).
         channels: Channels of the new maps; C, if None.
     """
     shape = (x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:])
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    order = memory_order(x)
+    empty = torch.empty([shape[dim] for dim in order], dtype=x.dtype, device=x.device)
+    return empty.permute([order.index(dim) for dim in range(4)])
+
+
+def within_reach(x: Tensor) -> Tensor:
+    """Return `x`, or a copy where offsets within a sample exceed 32 bits."""
+    reach = sum(
+        (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
+    )
+    return x if reach < _MOST_ELEMENTS else x.contiguous()
+
+
+def as_bytes(mask: Tensor | None) -> Tensor | None:
+    """View a mask as bytes, which kernels read."""
+    return None if mask is None else mask.view(torch.uint8)
+
+
+def cell_strides(mask: Tensor | None, *maps: Tensor) -> tuple[int, list[list[int]]]:
+    """Count columns, and list strides of mask and maps over (batch, [channel,] row, column).
+
+    Where the rows of all follow each other in memory, cells are taken for one column of many rows:
+    then columns are 1, and their strides 0.
+
+    Shape:
+        - mask: (N_k, A) or (B, N_k, A)
+        - maps: (B, C, N_k, A) each
+    """
+    rows, columns = maps[0].shape[-2:]
+    strides = [[0, 0, 0], *(list(one.stride()) for one in maps)]
+    if mask is not None:
+        strides[0][3 - mask.dim() :] = mask.stride()
+    if columns > 1 and all(rows == 1 or one[-2] == columns * one[-1] for one in strides):
+        strides = [[*one[:-2], one[-1], 0] for one in strides]
+        columns = 1
+    return columns, strides
 
 
 def power_of_2(size: int) -> int:

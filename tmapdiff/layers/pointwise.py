@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_shape
+from tmapdiff.kernels._launch import memory_order
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -38,19 +39,6 @@ class PointwiseConv2d(nn.Conv2d):
             return super().forward(input)
         result = F.linear(input.permute(order), self.weight[:, :, 0, 0], self.bias)
         return result.permute(_inverse(order))
-
-
-def memory_order(x: Tensor) -> list[int]:
-    """Name the dimensions of map features from the outermost in memory to the innermost.
-
-    Shape:
-        - x: (B, C, N_k, A)
-    """
-    strides = x.stride()
-    # Dimensions of one entry have any stride: they are no reason to call channels the innermost.
-    inner = x.shape[1] > 1 and all(strides[1] < strides[d] for d in (0, 2, 3) if x.shape[d] > 1)
-    order = sorted((0, 1, 2, 3), key=lambda dim: -strides[dim])
-    return [dim for dim in order if dim != 1] + [1] if inner else [0, 1, 2, 3]
 
 
 def concat_channels(first: Tensor, second: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ def run(
         *product([torch.float32], LAYOUTS, ["batched"]),
         (torch.float32, "channels_last", "none"),
         (torch.float32, "channels_last", "shared"),
+        (torch.float32, "durations_outermost", "shared"),
         (torch.float16, "contiguous", "shared"),
         (torch.float16, "channels_last", "none"),
     ],

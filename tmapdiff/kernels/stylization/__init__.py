@@ -22,7 +22,7 @@ def stylize(
 ) -> Tensor:
     """Let a condition scale and shift the channels: `silu(norm(x) * (1 + scale) + shift)`.
 
-    Computed in float32 at least, and rounded once. The result has channels_last layout if `x` has.
+    Computed in float32 at least, and rounded once. The result has the memory order of `x`.
 
     Args:
         x: Map features.

@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tmapdiff.kernels._launch import ceil_div, cells_of, empty_like_maps, power_of_2, warps_for
+from tmapdiff.kernels._launch import (
+    as_bytes,
+    ceil_div,
+    cell_strides,
+    empty_like_maps,
+    power_of_2,
+    warps_for,
+    within_reach,
+)
+from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_cells
 
 # Elements of a tile: of a whole group, forward and backward (which holds two), and of a part of it.
 _WHOLE, _WHOLE_BACKWARD, _PART = 32768, 16384, 4096
@@ -23,30 +32,7 @@ _PROGRAMS = 1024
 _FEW_ROWS, _SMALL = 128, 8192
 
 
-# What the kernels share
-
-
-@triton.jit
-def _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK: tl.constexpr):
-    valid = cell < last
-    if HAS_MASK:
-        where = mask + sample * mask_batch + cell * mask_cell
-        valid = valid & (tl.load(where, mask=valid, other=0) != 0)
-    return valid
-
-
-@triton.jit
-def _load(pointer, offsets, inside):
-    return tl.load(pointer + offsets, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_tile(pointer, offsets, inside, within, SKIP: tl.constexpr):
-    # Where channels are neighbours in memory, invalid cells are not read. Where cells are, that
-    # would split each load into single elements.
-    if SKIP:
-        return _load(pointer, offsets, inside)
-    return tl.where(inside, _load(pointer, offsets, within), 0.0)
+# SiLU
 
 
 @triton.jit
@@ -67,33 +53,35 @@ def _silu_slope(u):
 def _group_whole(
     x, scale, shift, mask, y, statistics,
     cells, groups, eps,
-    x_batch, x_channel, x_cell,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
-    y_batch, y_channel, y_cell,
+    mask_batch, mask_row, mask_column,
+    y_batch, y_channel, y_row, y_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // groups).to(tl.int64)
     group = tl.program_id(0) % groups
     cell, lane = tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
 
-    offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     count = tl.sum(valid.to(tl.float32)) * WIDTH
     divisor = tl.maximum(count, 1.0)
     mean = tl.sum(values) / divisor
     centred = tl.where(inside, values - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred) / divisor + eps)
 
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(centred * rstd * factor[None, :] + offset[None, :])
-    offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
+    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
     where = statistics + tl.program_id(0).to(tl.int64) * 3
     tl.store(where, mean)
@@ -105,33 +93,35 @@ def _group_whole(
 def _group_whole_backward(
     dy, x, scale, shift, mask, statistics, dx, dscale, dshift,
     cells, groups,
-    dy_batch, dy_channel, dy_cell,
-    x_batch, x_channel, x_cell,
+    dy_batch, dy_channel, dy_row, dy_column,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
-    dx_batch, dx_channel, dx_cell,
+    mask_batch, mask_row, mask_column,
+    dx_batch, dx_channel, dx_row, dx_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // groups).to(tl.int64)
     group = tl.program_id(0) % groups
     cell, lane = tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
     where = statistics + tl.program_id(0).to(tl.int64) * 3
     mean, rstd, count = tl.load(where), tl.load(where + 1), tl.load(where + 2)
     divisor = tl.maximum(count, 1.0)
 
-    offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
-    offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
+    offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
     slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-    du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
 
     sums = tl.sum(du, axis=0)
     products = tl.sum(du * normalized, axis=0)
@@ -142,7 +132,7 @@ def _group_whole_backward(
     mean_gradient = tl.sum(sums * factor) / divisor
     mean_product = tl.sum(products * factor) / divisor
     result = rstd * (du * factor[None, :] - mean_gradient - normalized * mean_product)
-    offsets = cell[:, None] * dx_cell + channel[None, :] * dx_channel
+    offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
     tl.store(dx + sample * dx_batch + offsets, tl.where(inside, result, 0.0), mask=within)
 
 
@@ -153,10 +143,10 @@ def _group_whole_backward(
 def _group_part(
     x, mask, parts,
     cells, groups, splits, part_cells,
-    x_batch, x_channel, x_cell,
-    mask_batch, mask_cell,
+    x_batch, x_channel, x_row, x_column,
+    mask_batch, mask_row, mask_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     sample, group = (row // groups).to(tl.int64), row % groups
@@ -167,11 +157,13 @@ def _group_part(
     count, mean, squares = 0.0, 0.0, 0.0
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
+        valid = valid_cells(
+            mask, sample, mask_batch, mask_row, mask_column, cell, last, COLUMNS, HAS_MASK
+        )
         inside = valid[:, None] & own[None, :]
         within = (cell < last)[:, None] & own[None, :]
-        offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-        values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+        offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         tile_count = tl.sum(valid.to(tl.float32)) * WIDTH
         tile_mean = tl.sum(values) / tl.maximum(tile_count, 1.0)
         centred = tl.where(inside, values - tile_mean, 0.0)
@@ -191,12 +183,12 @@ def _group_part(
 def _group_join(
     x, scale, shift, mask, parts, y, statistics,
     cells, groups, splits, tiles, eps,
-    x_batch, x_channel, x_cell,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
-    y_batch, y_channel, y_cell,
+    mask_batch, mask_row, mask_column,
+    y_batch, y_channel, y_row, y_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     sample, group = (row // groups).to(tl.int64), row % groups
@@ -218,16 +210,18 @@ def _group_join(
 
     cell, lane = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
-    offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(normalized * factor[None, :] + offset[None, :])
-    offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
+    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
 
 
@@ -235,12 +229,12 @@ def _group_join(
 def _group_part_backward(
     dy, x, scale, shift, mask, statistics, parts,
     cells, groups, splits, part_cells,
-    dy_batch, dy_channel, dy_cell,
-    x_batch, x_channel, x_cell,
+    dy_batch, dy_channel, dy_row, dy_column,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
+    mask_batch, mask_row, mask_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     sample, group = (row // groups).to(tl.int64), row % groups
@@ -248,23 +242,25 @@ def _group_part_backward(
     channel, own = group * WIDTH + lane, lane < WIDTH
     where = statistics + row.to(tl.int64) * 3
     mean, rstd = tl.load(where), tl.load(where + 1)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     sums = tl.zeros([CHANNELS], tl.float32)
     products = tl.zeros([CHANNELS], tl.float32)
     first = split * part_cells
     last = tl.minimum(first + part_cells, cells)
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
+        valid = valid_cells(
+            mask, sample, mask_batch, mask_row, mask_column, cell, last, COLUMNS, HAS_MASK
+        )
         inside = valid[:, None] & own[None, :]
         within = (cell < last)[:, None] & own[None, :]
-        offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-        values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+        offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         normalized = tl.where(inside, (values - mean) * rstd, 0.0)
         slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-        offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
-        du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+        offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
+        du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
         sums += tl.sum(du, axis=0)
         products += tl.sum(du * normalized, axis=0)
     where = parts + tl.program_id(0).to(tl.int64) * (2 * WIDTH)
@@ -276,13 +272,13 @@ def _group_part_backward(
 def _group_join_backward(
     dy, x, scale, shift, mask, statistics, parts, dx, dscale, dshift,
     cells, groups, splits, tiles,
-    dy_batch, dy_channel, dy_cell,
-    x_batch, x_channel, x_cell,
+    dy_batch, dy_channel, dy_row, dy_column,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
-    dx_batch, dx_channel, dx_cell,
+    mask_batch, mask_row, mask_column,
+    dx_batch, dx_channel, dx_row, dx_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     sample, group = (row // groups).to(tl.int64), row % groups
@@ -302,23 +298,25 @@ def _group_join_backward(
     where = statistics + row.to(tl.int64) * 3
     mean, rstd, count = tl.load(where), tl.load(where + 1), tl.load(where + 2)
     divisor = tl.maximum(count, 1.0)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     mean_gradient = tl.sum(sums * factor) / divisor
     mean_product = tl.sum(products * factor) / divisor
 
     cell = tile * CELLS + tl.arange(0, CELLS)
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
-    offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
     slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-    offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
-    du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+    offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
+    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
     result = rstd * (du * factor[None, :] - mean_gradient - normalized * mean_product)
-    offsets = cell[:, None] * dx_cell + channel[None, :] * dx_channel
+    offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
     tl.store(dx + sample * dx_batch + offsets, tl.where(inside, result, 0.0), mask=within)
 
 
@@ -329,28 +327,30 @@ def _group_join_backward(
 def _layer(
     x, scale, shift, mask, y,
     cells, tiles, eps,
-    x_batch, x_channel, x_cell,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
-    y_batch, y_channel, y_cell,
+    mask_batch, mask_row, mask_column,
+    y_batch, y_channel, y_row, y_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     cell, channel = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     own = channel < WIDTH
-    valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, cells, HAS_MASK)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
     inside = valid[:, None] & own[None, :]
     within = (cell < cells)[:, None] & own[None, :]
-    offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-    values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     mean = tl.sum(values, axis=1) / WIDTH
     centred = tl.where(inside, values - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(centred * rstd[:, None] * factor[None, :] + offset[None, :])
-    offsets = cell[:, None] * y_cell + channel[None, :] * y_channel
+    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
 
 
@@ -358,37 +358,39 @@ def _layer(
 def _layer_backward(
     dy, x, scale, shift, mask, parts, dx,
     cells, splits, part_cells, eps,
-    dy_batch, dy_channel, dy_cell,
-    x_batch, x_channel, x_cell,
+    dy_batch, dy_channel, dy_row, dy_column,
+    x_batch, x_channel, x_row, x_column,
     scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_cell,
-    dx_batch, dx_channel, dx_cell,
+    mask_batch, mask_row, mask_column,
+    dx_batch, dx_channel, dx_row, dx_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, split = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
     channel = tl.arange(0, CHANNELS)
     own = channel < WIDTH
-    factor = 1.0 + _load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = _load(shift + sample * shift_batch, channel * shift_channel, own)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     sums = tl.zeros([CHANNELS], tl.float32)
     products = tl.zeros([CHANNELS], tl.float32)
     first = split * part_cells
     last = tl.minimum(first + part_cells, cells)
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = _valid_cells(mask, sample, mask_batch, mask_cell, cell, last, HAS_MASK)
+        valid = valid_cells(
+            mask, sample, mask_batch, mask_row, mask_column, cell, last, COLUMNS, HAS_MASK
+        )
         inside = valid[:, None] & own[None, :]
         within = (cell < last)[:, None] & own[None, :]
-        offsets = cell[:, None] * x_cell + channel[None, :] * x_channel
-        values = _load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+        offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         mean = tl.sum(values, axis=1) / WIDTH
         centred = tl.where(inside, values - mean[:, None], 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
         normalized = centred * rstd[:, None]
         slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-        offsets = cell[:, None] * dy_cell + channel[None, :] * dy_channel
-        du = _load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+        offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
+        du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
         sums += tl.sum(du, axis=0)
         products += tl.sum(du * normalized, axis=0)
         gradient = du * factor[None, :]
@@ -396,7 +398,7 @@ def _layer_backward(
         mean_product = tl.sum(gradient * normalized, axis=1) / WIDTH
         result = gradient - mean_gradient[:, None] - normalized * mean_product[:, None]
         result = tl.where(inside, result * rstd[:, None], 0.0)
-        offsets = cell[:, None] * dx_cell + channel[None, :] * dx_channel
+        offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
         tl.store(dx + sample * dx_batch + offsets, result, mask=within)
     where = parts + tl.program_id(0).to(tl.int64) * (2 * WIDTH)
     tl.store(where + channel, sums, mask=own)
@@ -427,12 +429,13 @@ class _Tiling(NamedTuple):
     splits: int
     part_cells: int
 
-    def constants(self, x: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    def constants(self, x: Tensor, mask: Tensor | None, columns: int) -> dict[str, Any]:
         """Name what kernels are compiled for."""
         return {
             "WIDTH": self.width,
             "HAS_MASK": mask is not None,
             "SKIP": x.stride(1) == 1,
+            "COLUMNS": columns,
             "CELLS": self.cells,
             "CHANNELS": self.channels,
             "num_warps": warps_for(self.cells * self.channels),
@@ -451,14 +454,6 @@ def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
     return _Tiling(width, tile_cells, channels, False, tiles, splits, part_cells)
 
 
-def _bytes_and_strides(mask: Tensor | None) -> tuple[Tensor | None, tuple[int, int]]:
-    """Mask as bytes, and its strides over samples and cells."""
-    if mask is None:
-        return None, (0, 0)
-    cells = mask.flatten(-2).view(torch.uint8)
-    return cells, (cells.stride(0) if cells.dim() == 2 else 0, cells.stride(-1))
-
-
 # Group norm as an operator that torch can differentiate and compile
 
 
@@ -470,29 +465,27 @@ def _group_op(
     y, statistics = _empty_group(x, scale, shift, mask, num_groups, eps)
     if not x.numel():
         return y, statistics
-    source, target = cells_of(x), cells_of(y)
-    cells, rows = source.shape[2], len(x) * num_groups
-    valid, valid_strides = _bytes_and_strides(mask)
-    inputs = source, scale, shift, valid
-    strides = *source.stride(), *scale.stride(), *shift.stride(), *valid_strides
+    x = within_reach(x)
+    columns, (mask_strides, x_strides, y_strides) = cell_strides(mask, x, y)
+    cells, rows = x.shape[2] * x.shape[3], len(x) * num_groups
+    inputs = x, scale, shift, as_bytes(mask)
+    strides = *x_strides, *scale.stride(), *shift.stride(), *mask_strides, *y_strides
     tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE)
-    constants = tiling.constants(source, mask)
+    constants = tiling.constants(x, mask, columns)
     with torch.cuda.device_of(x):
         if tiling.whole:
             _group_whole[(rows,)](
-                *inputs, target, statistics, cells, num_groups, eps,
-                *strides, *target.stride(), **constants,
-            )  # fmt: skip
+                *inputs, y, statistics, cells, num_groups, eps, *strides, **constants
+            )
             return y, statistics
         parts = statistics.new_empty((rows, tiling.splits, 3))
         _group_part[(rows * tiling.splits,)](
-            source, valid, parts, cells, num_groups, tiling.splits, tiling.part_cells,
-            *source.stride(), *valid_strides, **constants,
+            x, inputs[-1], parts, cells, num_groups, tiling.splits, tiling.part_cells,
+            *x_strides, *mask_strides, **constants,
         )  # fmt: skip
         _group_join[(rows * tiling.tiles,)](
-            *inputs, parts, target, statistics,
-            cells, num_groups, tiling.splits, tiling.tiles, eps,
-            *strides, *target.stride(), **constants, SPLITS=power_of_2(tiling.splits),
+            *inputs, parts, y, statistics, cells, num_groups, tiling.splits, tiling.tiles, eps,
+            *strides, **constants, SPLITS=power_of_2(tiling.splits),
         )  # fmt: skip
     return y, statistics
 
@@ -518,19 +511,18 @@ def _group_backward_op(
     dx, dscale, dshift = gradients
     if not x.numel():
         return dx, dscale.zero_(), dshift.zero_()
-    upper, source, target = cells_of(dy), cells_of(x), cells_of(dx)
-    cells, rows = source.shape[2], len(x) * num_groups
-    valid, valid_strides = _bytes_and_strides(mask)
-    inputs = upper, source, scale, shift, valid, statistics
-    strides = *upper.stride(), *source.stride(), *scale.stride(), *shift.stride(), *valid_strides
+    dy, x = within_reach(dy), within_reach(x)
+    columns, (mask_strides, dy_strides, x_strides, dx_strides) = cell_strides(mask, dy, x, dx)
+    cells, rows = x.shape[2] * x.shape[3], len(x) * num_groups
+    inputs = dy, x, scale, shift, as_bytes(mask), statistics
+    strides = *dy_strides, *x_strides, *scale.stride(), *shift.stride(), *mask_strides
     tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE_BACKWARD)
-    constants = tiling.constants(source, mask)
+    constants = tiling.constants(x, mask, columns)
     with torch.cuda.device_of(x):
         if tiling.whole:
             _group_whole_backward[(rows,)](
-                *inputs, target, dscale, dshift, cells, num_groups,
-                *strides, *target.stride(), **constants,
-            )  # fmt: skip
+                *inputs, *gradients, cells, num_groups, *strides, *dx_strides, **constants
+            )
             return gradients
         parts = statistics.new_empty((rows, tiling.splits, 2, tiling.width))
         _group_part_backward[(rows * tiling.splits,)](
@@ -538,9 +530,8 @@ def _group_backward_op(
             *strides, **constants,
         )  # fmt: skip
         _group_join_backward[(rows * tiling.tiles,)](
-            *inputs, parts, target, dscale, dshift,
-            cells, num_groups, tiling.splits, tiling.tiles,
-            *strides, *target.stride(), **constants,
+            *inputs, parts, *gradients, cells, num_groups, tiling.splits, tiling.tiles,
+            *strides, *dx_strides, **constants,
         )  # fmt: skip
     return gradients
 
@@ -575,15 +566,15 @@ def _layer_op(x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps:
     y = empty_like_maps(x)
     if not x.numel():
         return y
-    source, target = cells_of(x), cells_of(y)
-    batch, width, cells = source.shape
-    valid, valid_strides = _bytes_and_strides(mask)
-    tiling = _tile(batch, width, cells)
+    x = within_reach(x)
+    columns, (mask_strides, x_strides, y_strides) = cell_strides(mask, x, y)
+    cells = x.shape[2] * x.shape[3]
+    tiling = _tile(len(x), x.shape[1], cells)
     with torch.cuda.device_of(x):
-        _layer[(batch * tiling.tiles,)](
-            source, scale, shift, valid, target, cells, tiling.tiles, eps,
-            *source.stride(), *scale.stride(), *shift.stride(), *valid_strides,
-            *target.stride(), **tiling.constants(source, mask),
+        _layer[(len(x) * tiling.tiles,)](
+            x, scale, shift, as_bytes(mask), y, cells, tiling.tiles, eps,
+            *x_strides, *scale.stride(), *shift.stride(), *mask_strides, *y_strides,
+            **tiling.constants(x, mask, columns),
         )  # fmt: skip
     return y
 
@@ -602,17 +593,17 @@ def _layer_backward_op(
     dx, dscale, dshift = _empty_gradients(dy, x, scale, shift)
     if not x.numel():
         return dx, dscale.zero_(), dshift.zero_()
-    upper, source, target = cells_of(dy), cells_of(x), cells_of(dx)
-    batch, width, cells = source.shape
-    valid, valid_strides = _bytes_and_strides(mask)
-    tiling = _tile(batch, width, cells)
-    parts = x.new_empty((batch, tiling.splits, 2, width), dtype=torch.float32)
+    dy, x = within_reach(dy), within_reach(x)
+    columns, (mask_strides, dy_strides, x_strides, dx_strides) = cell_strides(mask, dy, x, dx)
+    cells = x.shape[2] * x.shape[3]
+    tiling = _tile(len(x), x.shape[1], cells)
+    parts = x.new_empty((len(x), tiling.splits, 2, tiling.width), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _layer_backward[(batch * tiling.splits,)](
-            upper, source, scale, shift, valid, parts, target,
+        _layer_backward[(len(x) * tiling.splits,)](
+            dy, x, scale, shift, as_bytes(mask), parts, dx,
             cells, tiling.splits, tiling.part_cells, eps,
-            *upper.stride(), *source.stride(), *scale.stride(), *shift.stride(), *valid_strides,
-            *target.stride(), **tiling.constants(source, mask),
+            *dy_strides, *x_strides, *scale.stride(), *shift.stride(), *mask_strides, *dx_strides,
+            **tiling.constants(x, mask, columns),
         )  # fmt: skip
     sums, products = parts.sum(dim=1).unbind(dim=1)
     return dx, dscale.copy_(products), dshift.copy_(sums)

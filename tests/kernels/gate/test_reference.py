@@ -1,0 +1,110 @@
+"""The definition, against the words of the papers; `gate_features` itself, whatever computes it."""
+
+import math
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_same, refuses
+from helpers.contracts import MaskArgumentContract, draw, triangle
+from torch import Tensor, nn
+
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.kernels.gate import gate_features
+
+ROWS, COLUMNS = 5, 3
+
+
+class Gate(nn.Module):
+    """The operation as a module, so that it can be put to the contract."""
+
+    def __init__(self, gate_channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(4 + gate_channels))
+
+    def forward(self, convolved: Tensor, mask: Tensor | None = None) -> Tensor:
+        return gate_features(convolved, mask, channels=4, bias=self.bias)
+
+
+class GateContract(MaskArgumentContract):
+    gate_channels: int
+
+    def make(self) -> nn.Module:
+        return Gate(self.gate_channels)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        shape = (batch, 4 + self.gate_channels, ROWS, COLUMNS)
+        return {"convolved": 2 * draw(*shape, dtype=dtype), "mask": triangle(ROWS, COLUMNS)}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 4, ROWS, COLUMNS)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        who = "gate_features: expected"
+        return [
+            ({"convolved": draw(2, 5, ROWS)}, ShapeError, f"{who} map features of shape (B, C, N"),
+            (
+                {"convolved": draw(2, 6, ROWS, COLUMNS)},
+                ShapeError,
+                f"{who} 4 channels and a gate of 1 or 4, got 6 in all.",
+            ),
+            ({"mask": triangle(ROWS, 2)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
+            ({"mask": triangle(ROWS, COLUMNS).float()}, ShapeError, f"{who} a mask of dtype bool"),
+        ]
+
+    def expected_repr(self) -> str:
+        return "Gate()"
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"convolved": triangle(ROWS, COLUMNS)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(ROWS, COLUMNS)]
+
+
+class TestSharedGate(GateContract):
+    gate_channels = 1
+
+
+class TestGatePerChannel(GateContract):
+    gate_channels = 4
+
+
+def test_equals_scalar_arithmetic() -> None:
+    convolved = 3 * draw(2, 3, 2, 2, dtype=torch.float64)
+    bias = draw(3, seed=1, dtype=torch.float64)
+    result = gate_features(convolved, channels=2, bias=bias)
+    for place in ((b, c, n, a) for b in (0, 1) for c in (0, 1) for n in (0, 1) for a in (0, 1)):
+        sample, channel, *cell = place
+        feature = float(convolved[place] + bias[channel])
+        gate = float(convolved[sample, 2, cell[0], cell[1]] + bias[2])
+        assert float(result[place]) == pytest.approx(max(feature, 0) / (1 + math.exp(-gate)))
+
+
+def test_one_gate_is_the_same_gate_for_every_channel() -> None:
+    convolved, mask = draw(2, 5, ROWS, COLUMNS), triangle(ROWS, COLUMNS)
+    repeated = torch.cat([convolved[:, :4], convolved[:, 4:].expand(-1, 4, -1, -1)], dim=1)
+    shared = gate_features(convolved, mask, channels=4)
+    assert_same(gate_features(repeated, mask, channels=4), shared)
+
+
+def test_bias_is_added_before() -> None:
+    convolved, bias = draw(2, 8, ROWS, COLUMNS), draw(8, seed=1)
+    expected = gate_features(convolved + bias[:, None, None], channels=4)
+    assert_close(gate_features(convolved, channels=4, bias=bias), expected)
+
+
+def test_layout_stays() -> None:
+    convolved = draw(2, 5, ROWS, COLUMNS).to(memory_format=torch.channels_last)
+    for mask in (None, triangle(ROWS, COLUMNS)):
+        result = gate_features(convolved, mask, channels=4)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_refuses() -> None:
+    convolved = draw(2, 5, ROWS, COLUMNS)
+    with refuses(ArgumentError, "gate_features: expected channels to be an integer >= 1, got 0."):
+        gate_features(convolved, channels=0)
+    with refuses(ShapeError, "gate_features: expected bias of shape (5), got (4,)."):
+        gate_features(convolved, channels=4, bias=draw(4))
+    with refuses(ConfigError, "kernels.gate: expected inputs that backend 'triton' can run"):
+        gate_features(convolved.double(), channels=4, backend="triton")

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from helpers.contracts import draw
+from helpers.kernels import LAYOUTS
+
+from tmapdiff.kernels import _launch
+from tmapdiff.kernels._launch import (
+    cell_strides,
+    empty_like_maps,
+    in_order,
+    memory_order,
+    power_of_2,
+    why_not_triton,
+    within_reach,
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 5, 4), (2, 3, 1, 4), (2, 3, 5, 1)])
+@pytest.mark.parametrize("masked", ["no", "shared", "batched", "transposed"])
+def test_strides_lead_to_every_cell(layout: str, shape: tuple[int, ...], masked: str) -> None:
+    batch, channels, rows, columns = shape
+    x, other = LAYOUTS[layout](draw(*shape)), draw(*shape, seed=1)
+    mask = {
+        "no": None,
+        "shared": draw(rows, columns) > 0,
+        "batched": draw(batch, rows, columns) > 0,
+        "transposed": draw(columns, rows).T > 0,
+    }[masked]
+    found_columns, (mask_strides, *strides) = cell_strides(mask, x, other)
+    assert found_columns in (1, columns)
+    cell = torch.arange(rows * columns)
+    row, column = cell // found_columns, cell % found_columns
+    for one, (by_sample, by_channel, by_row, by_column) in zip((x, other), strides, strict=True):
+        offsets = (
+            torch.arange(batch)[:, None, None] * by_sample
+            + torch.arange(channels)[:, None] * by_channel
+            + row * by_row
+            + column * by_column
+        )
+        last = one.untyped_storage().nbytes() // one.element_size() - one.storage_offset()
+        memory = one.as_strided((last,), (1,))
+        assert torch.equal(memory[offsets], one.flatten(2))
+    if mask is not None:
+        by_sample, by_row, by_column = mask_strides
+        memory = mask.as_strided((mask.numel(),), (1,))
+        offsets = torch.arange(batch)[:, None] * by_sample + row * by_row + column * by_column
+        assert torch.equal(memory[offsets], mask.expand(batch, -1, -1).flatten(1))
+
+
+def test_cells_that_follow_each_other_are_one_column() -> None:
+    for layout, columns in (("contiguous", 1), ("channels_last", 1), ("durations_outermost", 4)):
+        assert cell_strides(None, LAYOUTS[layout](draw(2, 3, 5, 4)))[0] == columns
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [None, 2])
+def test_room_is_dense_and_in_the_same_order(layout: str, channels: int | None) -> None:
+    x = LAYOUTS[layout](draw(2, 3, 5, 4))
+    empty = empty_like_maps(x, channels)
+    assert empty.shape == (2, channels or 3, 5, 4)
+    assert empty.dtype == x.dtype
+    assert memory_order(empty) == memory_order(x)
+    assert empty.permute(memory_order(empty)).is_contiguous()
+
+
+def test_far_cells_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = LAYOUTS["durations_outermost"](draw(2, 3, 5, 4))
+    assert within_reach(x) is x
+    monkeypatch.setattr(_launch, "_MOST_ELEMENTS", 100)
+    copy = within_reach(x)
+    assert copy.is_contiguous()
+    assert torch.equal(copy, x)
+
+
+@pytest.mark.parametrize(
+    ("size", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (1024, 1024), (1025, 2048)]
+)
+def test_power_of_2(size: int, power: int) -> None:
+    assert power_of_2(size) == power
+
+
+def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = draw(2, 3)
+    assert why_not_triton(x.double()) in ("they hold torch.float64", "they are on cpu")
+    assert why_not_triton(x.to("meta")) == "they are on meta"
+    assert why_not_triton(x, x.to("meta")) == "they are on cpu and meta"
+    monkeypatch.setattr(_launch, "_INTERPRETED", True)
+    monkeypatch.setattr(_launch, "_HAS_TRITON", True)
+    assert why_not_triton(x) is None
+    monkeypatch.setattr(_launch, "_MOST_ELEMENTS", 3)
+    assert why_not_triton(x) == "a sample has 2**31 elements or more"
+    monkeypatch.setattr(_launch, "_INTERPRETED", False)
+    assert why_not_triton(x) == "they are on cpu"
+    monkeypatch.setattr(_launch, "_HAS_TRITON", False)
+    assert why_not_triton(x) == "triton is not installed"
+
+
+def test_triton_is_best_on_a_gpu_only() -> None:
+    assert list(in_order(torch.device("cuda"), None, reference=None)) == ["triton", "reference"]
+    assert list(in_order(torch.device("cpu"), None, reference=None)) == ["reference", "triton"]

@@ -1,0 +1,121 @@
+"""Step of DDIM: all that happens to packed maps between two passes of the decoder."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_choice, check_length, check_range, check_shape, message
+from tmapdiff.errors import ArgumentError
+from tmapdiff.kernels._dispatch import choose
+from tmapdiff.kernels._launch import in_order, why_not_triton
+from tmapdiff.kernels.ddim_step import reference
+
+Activation = Literal["identity", "sigmoid"]
+
+
+class DDIMStep(NamedTuple):
+    """What a step gives.
+
+    Shape:
+        - noisy: (B, cells), the less noisy maps that the step arrives at
+        - clean: (B, cells), the clean maps, as a signal, that it headed for
+        - scaled: (B, cells), `noisy` scaled for the decoder, in the dtype of its scores
+    """
+
+    noisy: Tensor
+    clean: Tensor
+    scaled: Tensor
+
+
+def ddim_coefficients(
+    alphas: Tensor | Sequence[float], *, signal_scale: float, normalize_input: bool = True
+) -> Tensor:
+    """Compute the numbers of every step of a run, in float64 on the CPU: `ddim_step` takes one row.
+
+    Args:
+        alphas: Cumulative alphas that the steps start from, from noise to clean; each arrives at
+            the next, and the last at clean maps.
+        signal_scale: Largest absolute value of the signal.
+        normalize_input: Whether the decoder's input is brought to about unit variance.
+
+    Shape:
+        - alphas: (steps,)
+        - returns: (steps, 4): weights of the clean and of the noisy maps in the sum that a step
+          arrives at, scale of the decoder's input there, `signal_scale`
+
+    Raises:
+        ShapeError: If `alphas` is not (steps,).
+        ArgumentError: If an alpha is outside [0, 1), or `signal_scale` is not positive.
+
+    Source: Song et al., DDIM, arXiv 2010.02502, Eq. 12 with sigma = 0, for x0-prediction.
+    """
+    who = "ddim_coefficients"
+    alpha = torch.as_tensor(alphas, dtype=torch.float64).cpu()
+    check_shape(who, "alphas", alpha, "steps")
+    check_range(who, "signal_scale", signal_scale, 0, open_low=True)
+    wrong = alpha[~((alpha >= 0) & (alpha < 1))]
+    if len(wrong):
+        raise ArgumentError(message(who, "alphas in [0, 1)", float(wrong[0])))
+    alpha_prev = torch.cat([alpha[1:], alpha.new_ones(1)])[: len(alpha)]
+    noisy_weight = ((1 - alpha_prev) / (1 - alpha)).sqrt()
+    clean_weight = alpha_prev.sqrt() - noisy_weight * alpha.sqrt()
+    input_scale = torch.ones_like(alpha)
+    if normalize_input:
+        input_scale = (alpha_prev * signal_scale**2 + 1 - alpha_prev).rsqrt()
+    scales = torch.full_like(alpha, signal_scale)
+    return torch.stack([clean_weight, noisy_weight, input_scale, scales], dim=1)
+
+
+def ddim_step(
+    scores: Tensor,
+    noisy: Tensor,
+    coefficients: Tensor | Sequence[float],
+    *,
+    activation: Activation = "identity",
+    clip: bool = True,
+    backend: str | None = None,
+) -> DDIMStep:
+    """Go one step of DDIM without fresh noise, from the decoder's scores to its next input.
+
+    `MapScheduler.step` at `eta` = 0 and what comes before and after it: the activation of the
+    scores, their signal, clipping, the step, and `MapScheduler.scale_model_input` of the maps it
+    arrives at. Computed in float32 at least. No value is read from the device.
+
+    Args:
+        scores: What the decoder predicts.
+        noisy: The maps it predicts it from, before they were scaled.
+        coefficients: A row of `ddim_coefficients`, as numbers or as a tensor on the device.
+        activation: What makes IoU of scores.
+        clip: Whether to clip the clean maps to the range of the signal.
+        backend: `triton` or `reference`; by default the best for the device.
+
+    Shape:
+        - scores, noisy: (B, cells)
+        - coefficients: (4,)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ConfigError: If `activation` is unknown, or `backend` cannot run.
+    """
+    who = "ddim_step"
+    sizes = check_shape(who, "noisy", noisy, "B cells")
+    check_shape(who, "scores", scores, "B cells", sizes)
+    tensors = [scores, noisy]
+    if isinstance(coefficients, Tensor):
+        check_shape(who, "coefficients", coefficients, "4")
+    else:
+        check_length(who, "coefficients", coefficients, 4)
+    check_choice(who, "activation", activation, Activation.__args__)  # type: ignore[attr-defined]
+
+    reason = why_not_triton(*tensors)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        reason = "they require gradients"
+    usable = in_order(noisy.device, reason, reference=None)
+    arguments = scores, noisy, coefficients, activation == "sigmoid", clip
+    if choose("ddim_step", usable, backend) == "triton":
+        from tmapdiff.kernels.ddim_step import triton
+
+        return DDIMStep(*triton.ddim_step(*arguments))
+    return DDIMStep(*reference.ddim_step(*arguments))

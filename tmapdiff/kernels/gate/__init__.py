@@ -1,0 +1,61 @@
+"""Gate: what follows the convolution in a gated convolution."""
+
+from torch import Tensor
+
+from tmapdiff._checks import check_int, check_shape, message
+from tmapdiff.errors import ShapeError
+from tmapdiff.kernels._dispatch import choose
+from tmapdiff.kernels._launch import in_order, why_not_triton
+from tmapdiff.kernels.gate import reference
+from tmapdiff.kernels.masking import check_map_features
+
+
+def gate_features(
+    convolved: Tensor,
+    mask: Tensor | None = None,
+    *,
+    channels: int,
+    bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Rectify features and let their gate through: `relu(features) * sigmoid(gate)`.
+
+    Computed in float32 at least, and rounded once. The result has the memory order of `convolved`.
+
+    Args:
+        convolved: Features, then their gate: one channel for all, or one for each.
+        mask: Which cells are valid. All, if None.
+        channels: Channels of the features.
+        bias: What to add to each channel of `convolved` first.
+        backend: `triton` or `reference`; by default the best for the device.
+
+    Shape:
+        - convolved: (B, channels + 1, N_k, A) or (B, 2 * channels, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - bias: (channels + 1,) or (2 * channels,), as `convolved`
+        - returns: (B, channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `channels` is below 1.
+        ConfigError: If `backend` cannot run.
+
+    Source: Yu et al., arXiv 1806.03589, Eq. 2; MS-2D-TAN, arXiv 2012.02646, section 3.4.
+    """
+    who = "gate_features"
+    check_int(who, "channels", channels, at_least=1)
+    check_map_features(who, convolved, mask, "C")
+    given = convolved.shape[1]
+    if given not in (channels + 1, 2 * channels):
+        expected = f"{channels} channels and a gate of 1 or {channels}"
+        raise ShapeError(message(who, expected, f"{given} in all"))
+    if bias is not None:
+        check_shape(who, "bias", bias, f"{given}")
+
+    biases = () if bias is None else (bias,)
+    usable = in_order(convolved.device, why_not_triton(convolved, *biases), reference=None)
+    if choose("gate", usable, backend) == "triton":
+        from tmapdiff.kernels.gate import triton
+
+        return triton.gate_features(convolved, mask, channels, bias)
+    return reference.gate_features(convolved, mask, channels, bias)

@@ -1,0 +1,251 @@
+"""Gate in Triton: one read and one write, invalid cells never read."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tmapdiff.kernels._launch import (
+    as_bytes,
+    ceil_div,
+    cell_strides,
+    empty_like_maps,
+    power_of_2,
+    warps_for,
+    within_reach,
+)
+from tmapdiff.kernels._tiles import cell_offsets, load, load_tile, tile_offsets, valid_cells
+
+# Elements and channels of a tile.
+_TILE, _CHANNELS = 4096, 64
+# Programs that a backward pass aims at: about eight for each multiprocessor of an H100 or H200.
+_PROGRAMS = 1024
+
+
+@triton.jit
+def _forward(
+    x, bias, mask, y,
+    cells, channels, cell_tiles, channel_tiles,
+    x_batch, x_channel, x_row, x_column,
+    bias_channel,
+    mask_batch, mask_row, mask_column,
+    y_batch, y_channel, y_row, y_column,
+    SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row, channel_tile = tl.program_id(0) // channel_tiles, tl.program_id(0) % channel_tiles
+    sample, cell_tile = (row // cell_tiles).to(tl.int64), row % cell_tiles
+    cell = cell_tile * CELLS + tl.arange(0, CELLS)
+    channel = channel_tile * CHANNELS + tl.arange(0, CHANNELS)
+    own = channel < channels
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
+    inside = valid[:, None] & own[None, :]
+    within = (cell < cells)[:, None] & own[None, :]
+
+    x += sample * x_batch
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    features = load_tile(x, offsets, inside, within, SKIP)
+    if HAS_BIAS:
+        features += load(bias, channel * bias_channel, own)[None, :]
+    gates = x + channels * x_channel
+    if SHARED:
+        gate = load(gates, cell_offsets(cell, x_row, x_column, COLUMNS), valid)[:, None]
+        if HAS_BIAS:
+            gate += tl.load(bias + channels * bias_channel).to(tl.float32)
+    else:
+        gate = load_tile(gates, offsets, inside, within, SKIP)
+        if HAS_BIAS:
+            gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
+    # Not a maximum, which would make 0 of NaN.
+    result = tl.where(features <= 0.0, 0.0, features) * tl.sigmoid(gate)
+    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
+    tl.store(y + sample * y_batch + offsets, tl.where(inside, result, 0.0), mask=within)
+
+
+@triton.jit
+def _backward(
+    dy, x, bias, mask, dx, parts,
+    cells, channels, cell_tiles,
+    dy_batch, dy_channel, dy_row, dy_column,
+    x_batch, x_channel, x_row, x_column,
+    bias_channel,
+    mask_batch, mask_row, mask_column,
+    dx_batch, dx_channel, dx_row, dx_column,
+    SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
+    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    sample = (tl.program_id(0) // cell_tiles).to(tl.int64)
+    cell = tl.program_id(0) % cell_tiles * CELLS + tl.arange(0, CELLS)
+    valid = valid_cells(
+        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
+    )
+    dy += sample * dy_batch
+    x += sample * x_batch
+    dx += sample * dx_batch
+    gates = x + channels * x_channel
+    dgates = dx + channels * dx_channel
+    if SHARED:
+        shared_gate = load(gates, cell_offsets(cell, x_row, x_column, COLUMNS), valid)
+        if HAS_BIAS:
+            shared_gate += tl.load(bias + channels * bias_channel).to(tl.float32)
+        products = tl.zeros([CELLS], tl.float32)
+    if HAS_BIAS:
+        gate_channels = 1 if SHARED else channels
+        parts += tl.program_id(0).to(tl.int64) * (channels + gate_channels)
+
+    for first in range(0, channels, CHANNELS):
+        channel = first + tl.arange(0, CHANNELS)
+        own = channel < channels
+        inside = valid[:, None] & own[None, :]
+        within = (cell < cells)[:, None] & own[None, :]
+        offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+        features = load_tile(x, offsets, inside, within, SKIP)
+        if HAS_BIAS:
+            features += load(bias, channel * bias_channel, own)[None, :]
+        if SHARED:
+            gate = shared_gate[:, None]
+        else:
+            gate = load_tile(gates, offsets, inside, within, SKIP)
+            if HAS_BIAS:
+                gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
+        open_share = tl.sigmoid(gate)
+        offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
+        upper = load_tile(dy, offsets, inside, within, SKIP)
+        dfeatures = tl.where(features <= 0.0, 0.0, upper * open_share)
+        # Of the sigmoid's argument, but for the factor 1 - sigmoid.
+        product = dfeatures * features
+        offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
+        tl.store(dx + offsets, dfeatures, mask=within)
+        if HAS_BIAS:
+            tl.store(parts + channel, tl.sum(dfeatures, axis=0), mask=own)
+        if SHARED:
+            products += tl.sum(tl.where(inside, product, 0.0), axis=1)
+        else:
+            dgate = tl.where(inside, product * (1.0 - open_share), 0.0)
+            tl.store(dgates + offsets, dgate, mask=within)
+            if HAS_BIAS:
+                tl.store(parts + channels + channel, tl.sum(dgate, axis=0), mask=own)
+    if SHARED:
+        dgate = tl.where(valid, products * (1.0 - tl.sigmoid(shared_gate)), 0.0)
+        where = dgates + cell_offsets(cell, dx_row, dx_column, COLUMNS)
+        tl.store(where, dgate, mask=cell < cells)
+        if HAS_BIAS:
+            tl.store(parts + channels, tl.sum(dgate))
+
+
+def _constants(
+    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int, columns: int
+) -> dict[str, Any]:
+    return {
+        "SHARED": convolved.shape[1] == channels + 1,
+        "HAS_BIAS": bias is not None,
+        "HAS_MASK": mask is not None,
+        "SKIP": convolved.stride(1) == 1,
+        "COLUMNS": columns,
+    }
+
+
+def _tile_of(channels: int, cells: int) -> tuple[int, int]:
+    """Cells and channels of a tile."""
+    tile_channels = min(power_of_2(channels), _CHANNELS)
+    return min(_TILE // tile_channels, power_of_2(cells)), tile_channels
+
+
+def _backward_tile_of(channels: int, cells: int, batch: int) -> tuple[int, int]:
+    """Cells and channels of a tile, where one program goes through all channels of its cells."""
+    tile_cells, tile_channels = _tile_of(channels, cells)
+    while tile_cells > 16 and batch * ceil_div(cells, tile_cells) < _PROGRAMS:
+        tile_cells //= 2
+    return tile_cells, tile_channels
+
+
+@torch.library.custom_op("tmapdiff::gate", mutates_args=())
+def _gate_op(convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int) -> Tensor:
+    y = empty_like_maps(convolved, channels)
+    if not y.numel():
+        return y
+    convolved = within_reach(convolved)
+    columns, (mask_strides, convolved_strides, y_strides) = cell_strides(mask, convolved, y)
+    batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
+    tile_cells, tile_channels = _tile_of(channels, cells)
+    cell_tiles, channel_tiles = ceil_div(cells, tile_cells), ceil_div(channels, tile_channels)
+    with torch.cuda.device_of(y):
+        _forward[(batch * cell_tiles * channel_tiles,)](
+            convolved, bias, as_bytes(mask), y, cells, channels, cell_tiles, channel_tiles,
+            *convolved_strides, 0 if bias is None else bias.stride(0), *mask_strides, *y_strides,
+            **_constants(convolved, mask, bias, channels, columns),
+            CELLS=tile_cells, CHANNELS=tile_channels,
+            num_warps=warps_for(tile_cells * tile_channels),
+        )  # fmt: skip
+    return y
+
+
+@_gate_op.register_fake
+def _empty_gate(
+    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+) -> Tensor:
+    return empty_like_maps(convolved, channels)
+
+
+@torch.library.custom_op("tmapdiff::gate_backward", mutates_args=())
+def _gate_backward_op(
+    dy: Tensor, convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of `convolved` and of `bias`, the latter empty without one."""
+    dconvolved, dbias = _empty_gradients(dy, convolved, mask, bias, channels)
+    if not convolved.numel():
+        return dconvolved, dbias.zero_()
+    dy, convolved = within_reach(dy), within_reach(convolved)
+    columns, strides = cell_strides(mask, dy, convolved, dconvolved)
+    mask_strides, dy_strides, convolved_strides, dconvolved_strides = strides
+    batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
+    tile_cells, tile_channels = _backward_tile_of(channels, cells, batch)
+    cell_tiles = ceil_div(cells, tile_cells)
+    programs = batch * cell_tiles
+    parts = None
+    if bias is not None:
+        parts = convolved.new_empty((programs, len(bias)), dtype=torch.float32)
+    with torch.cuda.device_of(convolved):
+        _backward[(programs,)](
+            dy, convolved, bias, as_bytes(mask), dconvolved, parts, cells, channels, cell_tiles,
+            *dy_strides, *convolved_strides, 0 if bias is None else bias.stride(0), *mask_strides,
+            *dconvolved_strides, **_constants(convolved, mask, bias, channels, columns),
+            CELLS=tile_cells, CHANNELS=tile_channels,
+            num_warps=warps_for(tile_cells * tile_channels),
+        )  # fmt: skip
+    if parts is not None:
+        dbias.copy_(parts.sum(dim=0))
+    return dconvolved, dbias
+
+
+@_gate_backward_op.register_fake
+def _empty_gradients(
+    dy: Tensor, convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+) -> tuple[Tensor, Tensor]:
+    shape, like = ((0,), convolved) if bias is None else (bias.shape, bias)
+    return empty_like_maps(convolved), like.new_empty(shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.channels = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    convolved, mask, bias = ctx.saved_tensors
+    dconvolved, dbias = _gate_backward_op(dy, convolved, mask, bias, ctx.channels)
+    return dconvolved, None, None if bias is None else dbias, None
+
+
+_gate_op.register_autograd(_gradients, setup_context=_save)
+
+
+def gate_features(
+    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
+) -> Tensor:
+    """Compute the operation in Triton."""
+    return _gate_op(convolved, mask, bias, channels)
