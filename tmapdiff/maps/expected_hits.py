@@ -20,7 +20,7 @@ from tmapdiff.maps.overlap import temporal_iou
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
 _LARGEST_TABLE = 2**24  # numbers in a table of queries x moments x candidates
-_CACHED_ROWS = 2**18  # numbers in a table of queries x candidates that a CPU's cache holds
+_CACHED_ROWS = 2**19  # numbers in a table of queries x candidates that a CPU's cache holds
 _REFRESHED = 2  # candidates whose gain is computed anew at once
 _SPARSE = 1 / 8  # share of numbers that are not 0 below which a CPU multiplies those only
 _KEPT_GRIDS, _LARGEST_KEPT = 4, 2**22  # tables that are kept, and numbers in the largest of them
@@ -247,10 +247,9 @@ def _rank(
         return answer_moments(candidates, picks, gains, clip_seconds, durations)
     # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
-        tables = _tables(candidates, target, checked, scores.dtype)
-        rows = max(
-            1, (_LARGEST_TABLE if tables.layers is None else _CACHED_ROWS) // len(candidates)
-        )
+        tables = _tables(who, candidates, target, checked, scores.dtype)
+        largest = _LARGEST_TABLE if tables.layers is None else _CACHED_ROWS
+        rows = max(1, largest // len(candidates))
         for first in range(0, len(scores), rows):
             part = slice(first, first + rows)
             valid = scores[part] > -torch.inf  # nor NaN
@@ -299,6 +298,7 @@ class _Tables:
 
 
 def _tables(
+    who: str,
     candidates: Tensor,
     target: Callable[[Tensor], Tensor],
     thresholds: tuple[float, ...],
@@ -315,7 +315,7 @@ def _tables(
     cells = candidates.detach().numpy().tobytes()
     distinct = _distinct_ious(cells, dtype)
     values = target(distinct).to(dtype)
-    check_shape("rank_by_expected_hits", "target(iou)", values, f"{len(distinct)}")
+    check_shape(who, "target(iou)", values, f"{len(distinct)}")
     return _kept_tables(cells, dtype, thresholds, values.numpy().tobytes())
 
 
@@ -416,11 +416,13 @@ def _bound_gains(likelihood: Tensor, covered: Tensor, layers: tuple[_Layer, ...]
     In a layer, max(hit - covered, 0) is convex in the hit, hence at most its chord
     hit * (1 - covered): a matrix product. Off by little, as few pairs meet inside a layer.
     """
-    bounds = torch.zeros_like(likelihood)
+    # A query a column, as a sparse matrix is multiplied from the left.
+    chances, known = likelihood.T.contiguous(), covered.T.contiguous()
+    bounds = torch.zeros_like(chances)
     for layer in layers:
-        uncovered = (layer.low + layer.width - covered).clamp_(0, layer.width)
-        bounds += (layer.hits @ uncovered.mul_(likelihood).T).T
-    return bounds
+        uncovered = (layer.low + layer.width - known).clamp_(0, layer.width)
+        bounds.addmm_(layer.hits, uncovered.mul_(chances))
+    return bounds.T
 
 
 def _settle_highest(bounds: Tensor, likelihood: Tensor, covered: Tensor, hits: Tensor) -> None:
