@@ -359,7 +359,9 @@ def test_didemo_with_the_consensus_as_answer(didemo):
                     dense[row, start, end - start - 1] = temporal_iou(moment, kept)
             mask = self.grid.dense_mask(num_clips=num_clips)
             dense = dense.masked_fill(~mask, -torch.inf)
-            return Localization(rank_moments(dense, mask, clip_seconds), dense, mask)
+            ranked = rank_moments(dense, mask, clip_seconds)
+            # Of one scale and all durations, packed maps are dense ones.
+            return Localization(ranked, self.grid, dense.flatten(1), num_clips)
 
     model = didemo_model(didemo)
     fields = {k: v for k, v in model.config.items() if not k.startswith("_")}

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from tmapdiff.maps import plot_denoising as plot_denoising
     from tmapdiff.maps import plot_map as plot_map
     from tmapdiff.maps import rank_by_expected_hits as rank_by_expected_hits
+    from tmapdiff.maps import rank_candidates as rank_candidates
+    from tmapdiff.maps import (
+        rank_candidates_by_expected_hits as rank_candidates_by_expected_hits,
+    )
     from tmapdiff.maps import rank_moments as rank_moments
     from tmapdiff.maps import soft_hits as soft_hits
     from tmapdiff.maps import temporal_iou as temporal_iou
@@ -67,6 +71,8 @@ _HOMES = {
     "MultiScaleMapSampler": "maps",
     "rank_moments": "maps",
     "rank_by_expected_hits": "maps",
+    "rank_candidates": "maps",
+    "rank_candidates_by_expected_hits": "maps",
     "deconvolve_map": "maps",
     "soft_hits": "maps",
     "RankedMoments": "maps",

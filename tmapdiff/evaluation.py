@@ -23,7 +23,7 @@ from tmapdiff.maps import (
     MultiScaleMapSampler,
     RankedMoments,
     plot_comparison,
-    rank_moments,
+    rank_candidates,
 )
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, best_ious, consensus_moments
 from tmapdiff.models import Localization, MapLocalizer, Ranking
@@ -134,7 +134,7 @@ def evaluate(
         judged.add(batch, found, batch.moments, batch.num_moments)
         if on_batch is not None:
             on_batch(len(batch))
-    return judged.evaluation(metrics.compute(), time.perf_counter() - began)
+    return judged.evaluation(metrics.compute(), began)
 
 
 def evaluate_didemo(
@@ -177,15 +177,18 @@ def evaluate_didemo(
     options = {"ranking": ranking, "nms_threshold": nms_threshold}
     for batch, found in _localized(model, dataset, batch_size, sampling, options):
         _check_segments(batch)
-        everything = rank_moments(
-            found.dense, found.mask, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
+        candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(
+            found.maps, found.num_clips
+        )
+        everything = rank_candidates(
+            candidates, scores, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
         )
         official.update(everything, batch.moments, batch.num_moments)
         consensus = consensus_moments(batch.moments, batch.num_moments)
         metrics.update(found.ranked, consensus)
         judged.add(batch, found, consensus)
     results = metrics.compute() | official.compute()  # which has an mIoU of its own
-    return judged.evaluation(results, time.perf_counter() - began)
+    return judged.evaluation(results, began)
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
@@ -273,14 +276,13 @@ def evaluate_prior(
         ArgumentError: If the data set is empty.
     """
     metrics = LocalizationMetrics()
-    maps = grid.unpack(prior[None])
+    grid.unpack(prior[None])  # which checks its shape
     for batch in _whole_batches(dataset, 256):
         if batch.num_clips is not None:
             clips = grid.num_clips
             hint = "A prior knows no longer videos."
             check_shape("evaluate_prior", "features", batch.features, f"B {clips} D", hint=hint)
-        shared = [one.expand(len(batch), -1, -1) for one in maps]
-        ranked = _ranked(grid, shared, batch, nms_threshold)
+        ranked = _ranked(grid, prior.expand(len(batch), -1), batch, nms_threshold)
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
 
@@ -296,20 +298,18 @@ def evaluate_oracle(
     metrics = LocalizationMetrics()
     for batch in _whole_batches(dataset, 256):
         size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
-        maps = IoUMapBuilder(size)(batch.moments, batch.clip_seconds, batch.num_moments)
+        maps = IoUMapBuilder(size).packed(batch.moments, batch.clip_seconds, batch.num_moments)
         ranked = _ranked(size, maps, batch, nms_threshold)
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
 
 
-def _ranked(
-    grid: MapGrid, maps: Sequence[Tensor], batch: MomentBatch, nms_threshold: float
-) -> RankedMoments:
-    """Best moments of maps that no model made."""
-    dense, mask = MultiScaleMapSampler(grid).merge(maps, batch.num_clips)
-    return rank_moments(
-        dense,
-        mask,
+def _ranked(grid: MapGrid, maps: Tensor, batch: MomentBatch, nms_threshold: float) -> RankedMoments:
+    """Best moments of packed maps that no model made."""
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, batch.num_clips)
+    return rank_candidates(
+        candidates,
+        scores,
         batch.clip_seconds,
         durations=batch.durations,
         nms_threshold=nms_threshold,
@@ -354,7 +354,7 @@ def draw_queries(
         **_Sampling(num_inference_steps, None, 0.0, seed).arguments(model, positions),
     )
     model.train(was_training)
-    grid = model.grid.resized(len(found.dense[0]))
+    grid = found.grid
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
     ranked = found.ranked
@@ -463,10 +463,14 @@ def _generator(seed: int, position: int) -> torch.Generator:
 
 
 class _Judged:
-    """Gathers predictions, and how sure and how right the first of each query is."""
+    """Gathers answers, and how sure and how right the first of each query is.
+
+    They stay on the device till the end: nothing waits for it.
+    """
 
     def __init__(self) -> None:
-        self.predictions: list[Prediction] = []
+        self.asked: list[tuple[int | str, str, str]] = []  # id, query and video
+        self.ranked: list[RankedMoments] = []
         self.confidence: list[Tensor] = []
         self.iou: list[Tensor] = []
 
@@ -477,20 +481,26 @@ class _Judged:
         truth: Tensor,
         num_moments: Tensor | None = None,
     ) -> None:
-        self.predictions += _predictions(batch, found.ranked)
-        self.confidence.append(found.confidence.cpu())
-        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0].cpu())
+        self.asked += zip(batch.qids, batch.queries, batch.video_ids, strict=True)
+        self.ranked.append(found.ranked)
+        self.confidence.append(found.confidence)
+        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0])
 
-    def evaluation(self, metrics: dict[str, float], seconds: float) -> Evaluation:
-        confidence, iou = torch.cat(self.confidence), torch.cat(self.iou)
-        return Evaluation(metrics, tuple(self.predictions), seconds, confidence, iou)
-
-
-def _predictions(batch: MomentBatch, ranked: RankedMoments) -> list[Prediction]:
-    rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1).cpu()
-    return [
-        Prediction(qid, query, video_id, tuple(tuple(w) for w in windows[valid].tolist()))
-        for qid, query, video_id, windows, valid in zip(
-            batch.qids, batch.queries, batch.video_ids, rows, ranked.valid.cpu(), strict=True
+    def evaluation(self, metrics: dict[str, float], began: float) -> Evaluation:
+        """Sum up; `began` is what `time.perf_counter` said at the start."""
+        predictions = tuple(
+            Prediction(qid, query, video_id, windows)
+            for (qid, query, video_id), windows in zip(self.asked, self._windows(), strict=True)
         )
-    ]
+        confidence, iou = torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
+        return Evaluation(metrics, predictions, time.perf_counter() - began, confidence, iou)
+
+    def _windows(self) -> Iterator[tuple[tuple[float, float, float], ...]]:
+        for ranked in self.ranked:
+            rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1)
+            for row, valid in zip(rows.tolist(), ranked.valid.tolist(), strict=True):
+                yield tuple(
+                    (start, end, score)
+                    for (start, end, score), counts in zip(row, valid, strict=True)
+                    if counts
+                )

@@ -20,8 +20,8 @@ class IoUMapBuilder:
 
     Args:
         grid: The candidate moments.
-        validate: Check the values of the moments. Each check waits for the device; turn it off for
-            moments that were checked before.
+        validate: Check the values of the moments. The check waits for the device, once; turn it off
+            for moments that were checked before.
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 1.
 
@@ -129,29 +129,31 @@ class IoUMapBuilder:
         num_moments: Tensor | None,
         counted: Tensor | None,
     ) -> None:
-        who = type(self).__name__
-        wrong = ~((clip_seconds > 0) & clip_seconds.isfinite())
-        if bool(wrong.any()):
-            (row,) = _first(wrong)
-            raise ArgumentError(
-                f"{who}: expected clip_seconds[{row}] > 0 and finite, got {clip_seconds[row]:g}."
-            )
-        if num_moments is not None:
-            most = moments.shape[1]
-            wrong = (num_moments < 1) | (num_moments > most)
-            if bool(wrong.any()):
-                (row,) = _first(wrong)
-                raise ArgumentError(
-                    f"{who}: expected num_moments[{row}] in 1 to {most}, got {num_moments[row]}."
-                )
-
+        lasts = (clip_seconds > 0) & clip_seconds.isfinite()
         start, end = moments.unbind(-1)
         video_seconds = self.grid.num_clips * clip_seconds.to(moments.dtype)[:, None]
         fine = moments.isfinite().all(-1) & (start >= 0) & (end > start) & (start < video_seconds)
         if counted is not None:
             fine = fine | ~counted
-        if bool(fine.all()):
+        right = lasts.all() & fine.all()
+        most = moments.shape[1]
+        if num_moments is not None:
+            some = (num_moments >= 1) & (num_moments <= most)
+            right = right & some.all()
+        if bool(right):  # of all values at once: this waits for the device
             return
+
+        who = type(self).__name__
+        if not bool(lasts.all()):
+            (row,) = _first(~lasts)
+            raise ArgumentError(
+                f"{who}: expected clip_seconds[{row}] > 0 and finite, got {clip_seconds[row]:g}."
+            )
+        if num_moments is not None and not bool(some.all()):
+            (row,) = _first(~some)
+            raise ArgumentError(
+                f"{who}: expected num_moments[{row}] in 1 to {most}, got {num_moments[row]}."
+            )
         row, index = _first(~fine)
         got_start, got_end = moments[row, index].tolist()
         length = video_seconds[row, 0].item()

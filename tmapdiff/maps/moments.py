@@ -77,7 +77,7 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
             near = temporal_iou(candidates, picked[:, None]) > threshold
         left.masked_fill_(near, -torch.inf)
         # An empty candidate has no IoU with itself.
-        left[rows, index] = -torch.inf
+        left.scatter_(1, index[:, None], -torch.inf)
     return torch.stack(picks, dim=1)
 
 
@@ -91,6 +91,8 @@ def rank_moments(
     nms_threshold: float = 0.49,
 ) -> RankedMoments:
     """Read the best moments off merged maps.
+
+    Counting the candidates of a mask waits for its device; `rank_candidates` does not.
 
     Args:
         dense: Score of every candidate `[start clip, duration in clips - 1]`, as
@@ -112,13 +114,74 @@ def rank_moments(
             below 1.
     """
     candidates, scores = check_candidates("rank_moments", dense, mask, clip_seconds, durations)
+    return _rank(candidates, scores, clip_seconds, durations, top_n, nms_threshold)
+
+
+def rank_candidates(
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor,
+    *,
+    durations: Tensor | None = None,
+    top_n: int = 5,
+    nms_threshold: float = 0.49,
+) -> RankedMoments:
+    """Read the best moments off maps that list their candidates: without a dense map.
+
+    Never waits for the device.
+
+    Args:
+        candidates: Start and end of each candidate, in clips; see
+            `MultiScaleMapSampler.merge_packed`.
+        scores: Score of each candidate; there is none where it is -inf or NaN. Of equal ones, the
+            first is better.
+        clip_seconds: Seconds a clip lasts, for each sample.
+        durations: Seconds each video lasts; moments end there at the latest.
+        top_n: Moments a query.
+        nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
+
+    Shape:
+        - candidates: (M, 2)
+        - scores: (B, M)
+        - clip_seconds, durations: (B,)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `nms_threshold` is outside [0, 1], or `top_n` is below 1.
+    """
+    check_scored("rank_candidates", candidates, scores, clip_seconds, durations)
+    return _rank(candidates, scores, clip_seconds, durations, top_n, nms_threshold)
+
+
+def _rank(
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor,
+    durations: Tensor | None,
+    top_n: int,
+    nms_threshold: float,
+) -> RankedMoments:
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
-    found = picks >= 0
     if len(candidates):
-        best = scores.gather(1, picks.clamp(min=0)).where(found, -torch.inf)
+        best = scores.gather(1, picks.clamp(min=0)).where(picks >= 0, -torch.inf)
     else:
         best = scores.new_full(picks.shape, -torch.inf)
     return answer_moments(candidates, picks, best, clip_seconds, durations)
+
+
+def check_scored(
+    who: str, candidates: Tensor, scores: Tensor, clip_seconds: Tensor, durations: Tensor | None
+) -> None:
+    """Check candidate moments and their scores; arguments as for `rank_candidates`.
+
+    Raises:
+        ShapeError: If a shape does not fit.
+    """
+    sizes = check_shape(who, "scores", scores, "B M")
+    check_shape(who, "candidates", candidates, "M 2", sizes)
+    check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    if durations is not None:
+        check_shape(who, "durations", durations, "B", sizes)
 
 
 def check_candidates(
@@ -147,8 +210,10 @@ def check_candidates(
     if batched:
         dense = dense.masked_fill(~mask, -torch.inf)
         mask = mask.any(dim=0)
-    starts, columns = mask.nonzero(as_tuple=True)
-    return torch.stack([starts, starts + columns + 1], dim=-1), dense[:, mask]
+    cells = mask.flatten().nonzero()[:, 0]  # the one place that waits for the device
+    starts, columns = cells // sizes["N"], cells % sizes["N"]
+    candidates = torch.stack([starts, starts + columns + 1], dim=-1)
+    return candidates, dense.flatten(1).index_select(1, cells)
 
 
 def answer_moments(
