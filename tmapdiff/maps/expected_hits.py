@@ -100,7 +100,7 @@ def soft_hits(iou: Tensor, thresholds: Sequence[float] = (0.5, 0.7), width: floa
 def rank_by_expected_hits(
     dense: Tensor,
     mask: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     target: Callable[[Tensor], Tensor],
     durations: Tensor | None = None,
@@ -125,7 +125,7 @@ def rank_by_expected_hits(
         dense: Expected map, `[start clip, duration in clips - 1]`, as `MultiScaleMapSampler.merge`
             gives it; learned by squared error or cross-entropy (see `deconvolve_map`).
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
         target: What the map is an expectation of, as a function of the IoU, for example
             `get_objective("mse-rescaled").target`.
         durations: Seconds each video lasts; moments end there at the latest.
