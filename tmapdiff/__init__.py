@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tmapdiff.metrics import LocalizationMetrics as LocalizationMetrics
     from tmapdiff.models import MS2DTAN as MS2DTAN
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
+    from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
     from tmapdiff.presets import DECODERS as DECODERS
@@ -83,6 +84,7 @@ _HOMES = {
     "MapTransformerLayer": "layers",
     "GatedConv2d": "layers",
     "GatedConv2dStack": "layers",
+    "MapFeatureBuilder": "models",
     "MultimodalEncoder": "models",
     "MapDiffusionDecoder": "models",
     "MomentLocalizer": "models",
