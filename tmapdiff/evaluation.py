@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tmapdiff._checks import check_int, check_shape, require
+from tmapdiff._checks import check_int, check_shape
 from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, collate_moments
 from tmapdiff.errors import ArgumentError
@@ -22,11 +22,12 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
-    plot_comparison,
     rank_moments,
 )
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, best_ious, consensus_moments
 from tmapdiff.models import Localization, MapLocalizer, Ranking
+from tmapdiff.plots import plot_comparison
+from tmapdiff.plots._style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -338,9 +339,7 @@ def draw_queries(
         MissingDependencyError: If matplotlib is not installed.
     """
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
-    matplotlib: Any = require("matplotlib.figure", extra="viz", purpose="draw_queries")
-    size = (7.5, 3.8 * len(positions))
-    figure: Figure = matplotlib.Figure(figsize=size, layout="constrained", dpi=120)
+    figure = new_figure(7.5, 3.8 * len(positions), "draw_queries")
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     _check_whole(batch)
     was_training = model.training

@@ -1,23 +1,19 @@
 """Heat maps of temporal maps, with matplotlib (extra `viz`)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_length, check_range, check_shape, require
+from tmapdiff._checks import check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError
+from tmapdiff.plots._style import COLORMAP, PREDICTION_COLOR, TRUTH_COLOR, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
-
-# Perceptually uniform, the same in print, and readable by the colour-blind.
-COLORMAP = "viridis"
-TRUTH_COLOR = "white"
-PREDICTION_COLOR = "#ff5a36"
 
 
 def plot_map(
@@ -60,7 +56,7 @@ def plot_map(
         check_shape(who, "mask", mask, "N N", sizes)
         shown = shown & mask
     if ax is None:
-        ax = _figure(1, "plot_map").subplots()
+        ax = new_figure(3.6, 3.5, "plot_map").subplots()
 
     seconds = sizes["N"] * clip_seconds
     ax.imshow(
@@ -123,7 +119,7 @@ def plot_comparison(
 
     Source: Zhang et al., arXiv 2401.08232, Fig. 3.
     """
-    figure = figure or _figure(2, "plot_comparison")
+    figure = figure or new_figure(7.2, 3.5, "plot_comparison")
     left, right = figure.subplots(1, 2)
     plot_map(
         prediction,
@@ -174,7 +170,7 @@ def plot_denoising(
         timesteps = timesteps.tolist()
     if timesteps is not None:
         check_length("plot_denoising", "timesteps", timesteps, len(maps))
-    figure = _figure(len(maps), "plot_denoising")
+    figure = new_figure(3.6 * len(maps), 3.5, "plot_denoising")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     for index, (ax, one) in enumerate(zip(axes, maps, strict=True)):
         above = f"t = {timesteps[index]}" if timesteps is not None else f"step {index + 1}"
@@ -182,13 +178,6 @@ def plot_denoising(
         if index:
             ax.set(ylabel="")
     figure.suptitle(title, size=10)
-    return figure
-
-
-def _figure(columns: int, purpose: str) -> "Figure":
-    matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
-    # Not pyplot: a library must not open windows or keep figures alive.
-    figure: Figure = matplotlib.Figure(figsize=(3.6 * columns, 3.5), layout="constrained", dpi=120)
     return figure
 
 
