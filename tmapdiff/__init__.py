@@ -51,10 +51,14 @@ if TYPE_CHECKING:
     from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.plots import animate_denoising as animate_denoising
     from tmapdiff.plots import plot_calibration as plot_calibration
     from tmapdiff.plots import plot_comparison as plot_comparison
     from tmapdiff.plots import plot_denoising as plot_denoising
     from tmapdiff.plots import plot_map as plot_map
+    from tmapdiff.plots import plot_steps as plot_steps
+    from tmapdiff.plots import plot_video_strip as plot_video_strip
+    from tmapdiff.plots import save_animation as save_animation
     from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
     from tmapdiff.schedulers import MapScheduler as MapScheduler
@@ -98,6 +102,10 @@ _HOMES = {
     "plot_map": "plots",
     "plot_comparison": "plots",
     "plot_denoising": "plots",
+    "animate_denoising": "plots",
+    "save_animation": "plots",
+    "plot_video_strip": "plots",
+    "plot_steps": "plots",
     "plot_calibration": "plots",
     "load_charades_sta": "data",
     "load_didemo": "data",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tmapdiff.calibration import reliability_bins, risk_coverage_curve
 from tmapdiff.errors import ArgumentError
-from tmapdiff.plots._style import COLORS, LINES, MARKERS, new_figure
+from tmapdiff.plots.style import COLORS, LINES, MARKERS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,13 +9,16 @@ if TYPE_CHECKING:
 
 # Perceptually uniform, the same in print, and readable by the colour-blind.
 COLORMAP = "viridis"
-TRUTH_COLOR = "white"
-PREDICTION_COLOR = "#ff5a36"
+TRUTH_COLOR = "white"  # always edged in black, or hatched
+PREDICTION_COLOR = "#BB5566"
 
-# Told apart by the colour-blind too (Okabe and Ito).
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# Paul Tol's high-contrast colours: told apart by the colour-blind, and in greyscale by their
+# lightness.
+COLORS = ("#004488", "#DDAA33", "#BB5566", "#000000")
 MARKERS = "osD^vP*"
 LINES = ("-", "--", ":")  # methods of equal order have the same curve
+
+DPI = 120
 
 
 def new_figure(width: float, height: float, purpose: str) -> "Figure":
@@ -26,5 +29,5 @@ def new_figure(width: float, height: float, purpose: str) -> "Figure":
     """
     matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
     # Not pyplot: a library must not open windows or keep figures alive.
-    figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     return figure
