@@ -13,7 +13,7 @@ from tmapdiff.plots.style import COLORS, LINES, MARKERS, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ASIDE = 1.025  # ratio of neighbouring models' places on the axis of steps
+_ASIDE = 0.012  # share of the axis between neighbouring models
 
 
 def plot_steps(
@@ -51,19 +51,20 @@ def plot_steps(
     if ax is None:
         ax = new_figure(7.2, 3.6, who).subplots()
     ticks = sorted({number for steps, _ in checked.values() for number in steps})
+    # Side by side, so that no error bar hides another.
+    aside = max(ticks[-1] / ticks[0], 2.0) ** _ASIDE
     levels = [name for name, (steps, _) in checked.items() if len(steps) == 1 < len(ticks)]
     curved = [name for name in checked if name not in levels]
     for index, (name, (steps, values)) in enumerate(checked.items()):
         mean = values.mean(axis=0)
         deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
         color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
-        # Side by side, so that no error bar hides another.
         if name in levels:
-            places = np.array([ticks[-1] * _ASIDE ** (len(curved) + levels.index(name) + 1)])
+            places = np.array([ticks[-1] * aside ** (len(curved) + levels.index(name) + 1)])
             ax.plot((ticks[0], float(places[0])), mean.repeat(2), color=color, ls=line, lw=1.6)
         else:
-            places = np.array(steps) * _ASIDE ** (curved.index(name) - (len(curved) - 1) / 2)
-        bars = ax.errorbar(
+            places = np.array(steps) * aside ** (curved.index(name) - (len(curved) - 1) / 2)
+        ax.errorbar(
             places,
             mean,
             deviation,
@@ -76,8 +77,6 @@ def plot_steps(
             capsize=2.5,
             label=name,
         )
-        for bar in bars[2]:
-            bar.set_linestyle("-")
     ax.set_xscale("log")
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
