@@ -2,9 +2,11 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.pictures import drawn_bars
 
 from tmapdiff import (
     PRESETS,
@@ -174,6 +176,16 @@ def test_drawing_shows_each_query_beside_its_truth(model, dataset):
     for part, position in zip(figure.subfigs, (0, 2), strict=True):
         assert dataset.annotations[position].query in part.get_suptitle()
         assert [ax.get_title() for ax in part.axes[:2]] == ["prediction", "truth"]
+        (panel,) = [ax for ax in part.axes if ax.get_label() == "moments"]
+        true_bars, *found_bars = drawn_bars(panel)
+        sample = dataset[position]
+        np.testing.assert_allclose(true_bars, sample.annotation.moments, rtol=1e-5)
+        predicted = evaluate(model, dataset, num_inference_steps=1).predictions[position]
+        windows = [[window[:2]] for window in predicted.windows]
+        np.testing.assert_allclose(found_bars, windows, rtol=1e-5)
+        labels = [text.get_text() for text in panel.get_yticklabels()[1:]]
+        scores = [window[2] for window in predicted.windows]
+        assert labels == [f"{rank}  ({score:.2f})" for rank, score in enumerate(scores, start=1)]
 
 
 def test_drawing_nothing_is_refused(model, dataset):

@@ -90,6 +90,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "data": 3,
     "schedulers": 3,
     "layers": 3,
+    "plots": 4,
     "models": 4,
     "provenance": 4,
     "evaluation": 5,

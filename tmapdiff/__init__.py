@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tmapdiff.calibration import PlattCalibrator as PlattCalibrator
     from tmapdiff.calibration import ReliabilityBins as ReliabilityBins
     from tmapdiff.calibration import RiskCoverageCurve as RiskCoverageCurve
-    from tmapdiff.calibration import plot_calibration as plot_calibration
     from tmapdiff.calibration import reliability_bins as reliability_bins
     from tmapdiff.calibration import risk_coverage_curve as risk_coverage_curve
     from tmapdiff.data import ActionTimelineFeatures as ActionTimelineFeatures
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from tmapdiff.maps import MultiScaleMapSampler as MultiScaleMapSampler
     from tmapdiff.maps import RankedMoments as RankedMoments
     from tmapdiff.maps import deconvolve_map as deconvolve_map
-    from tmapdiff.maps import plot_comparison as plot_comparison
-    from tmapdiff.maps import plot_denoising as plot_denoising
-    from tmapdiff.maps import plot_map as plot_map
     from tmapdiff.maps import rank_by_expected_hits as rank_by_expected_hits
     from tmapdiff.maps import rank_candidates as rank_candidates
     from tmapdiff.maps import (
@@ -56,8 +52,17 @@ if TYPE_CHECKING:
     from tmapdiff.metrics import LocalizationMetrics as LocalizationMetrics
     from tmapdiff.models import MS2DTAN as MS2DTAN
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
+    from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.plots import animate_denoising as animate_denoising
+    from tmapdiff.plots import plot_calibration as plot_calibration
+    from tmapdiff.plots import plot_comparison as plot_comparison
+    from tmapdiff.plots import plot_denoising as plot_denoising
+    from tmapdiff.plots import plot_map as plot_map
+    from tmapdiff.plots import plot_steps as plot_steps
+    from tmapdiff.plots import plot_video_strip as plot_video_strip
+    from tmapdiff.plots import save_animation as save_animation
     from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
     from tmapdiff.schedulers import MapScheduler as MapScheduler
@@ -78,9 +83,6 @@ _HOMES = {
     "RankedMoments": "maps",
     "temporal_nms": "maps",
     "temporal_iou": "maps",
-    "plot_map": "maps",
-    "plot_comparison": "maps",
-    "plot_denoising": "maps",
     "MapScheduler": "schedulers",
     "TimestepEmbedder": "layers",
     "StylizationBlock": "layers",
@@ -89,6 +91,7 @@ _HOMES = {
     "MapTransformerLayer": "layers",
     "GatedConv2d": "layers",
     "GatedConv2dStack": "layers",
+    "MapFeatureBuilder": "models",
     "MultimodalEncoder": "models",
     "MapDiffusionDecoder": "models",
     "MomentLocalizer": "models",
@@ -102,7 +105,14 @@ _HOMES = {
     "ReliabilityBins": "calibration",
     "CalibrationMetrics": "calibration",
     "PlattCalibrator": "calibration",
-    "plot_calibration": "calibration",
+    "plot_map": "plots",
+    "plot_comparison": "plots",
+    "plot_denoising": "plots",
+    "animate_denoising": "plots",
+    "save_animation": "plots",
+    "plot_video_strip": "plots",
+    "plot_steps": "plots",
+    "plot_calibration": "plots",
     "load_charades_sta": "data",
     "load_didemo": "data",
     "load_activitynet_captions": "data",

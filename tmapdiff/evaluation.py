@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tmapdiff._checks import check_int, check_shape, require
+from tmapdiff._checks import check_int, check_shape
 from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, collate_moments
 from tmapdiff.errors import ArgumentError
@@ -22,11 +22,13 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
-    plot_comparison,
     rank_candidates,
 )
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, best_ious, consensus_moments
 from tmapdiff.models import Localization, MapLocalizer, Ranking
+from tmapdiff.plots import plot_comparison
+from tmapdiff.plots.maps import comparison_inches
+from tmapdiff.plots.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -324,7 +326,7 @@ def draw_queries(
     num_inference_steps: int | None = None,
     seed: int = 0,
 ) -> "Figure":
-    """Draw the predicted maps of a few queries, each beside the true one.
+    """Draw the predicted maps of a few queries, each beside the true one, and the best moments.
 
     Args:
         model: The localizer; left in the mode, training or evaluation, that it came in.
@@ -338,9 +340,6 @@ def draw_queries(
         MissingDependencyError: If matplotlib is not installed.
     """
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
-    matplotlib: Any = require("matplotlib.figure", extra="viz", purpose="draw_queries")
-    size = (7.5, 3.8 * len(positions))
-    figure: Figure = matplotlib.Figure(figsize=size, layout="constrained", dpi=120)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     _check_whole(batch)
     was_training = model.training
@@ -358,7 +357,10 @@ def draw_queries(
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
     ranked = found.ranked
-    for row, part in enumerate(figure.subfigures(len(positions), 1, squeeze=False)[:, 0]):
+    heights = [comparison_inches(1 + int(shown)) for shown in ranked.valid.sum(1)]
+    figure = new_figure(7.2, sum(heights), "draw_queries")
+    parts = figure.subfigures(len(positions), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, part in enumerate(parts):
         plot_comparison(
             found.dense[row],
             truth[row],
@@ -366,7 +368,9 @@ def draw_queries(
             clip_seconds=float(batch.clip_seconds[row]),
             moments=batch.moments[row, : int(batch.num_moments[row])].tolist(),
             predicted_moments=ranked.moments[row][ranked.valid[row]].tolist(),
+            scores=ranked.scores[row][ranked.valid[row]].tolist(),
             title=f"{batch.queries[row]}  ({batch.video_ids[row]})",
+            label="rescaled IoU" if model.objective.name.endswith("-rescaled") else "IoU",
             figure=part,
         )
     return figure

@@ -468,6 +468,14 @@ def test_half_precision_maps_are_ranked_in_single(dtype):
     assert torch.equal(half.moments, single.moments)
 
 
+def test_moments_are_in_clips_without_clip_seconds():
+    dense, mask = torch.rand(3, 8, 8), MapGrid(8, 4, 2).dense_mask()
+    found = rank_by_expected_hits(dense, mask, target=rescale_iou)
+    expected = rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou)
+    assert torch.equal(found.moments, expected.moments)
+    assert torch.equal(found.scores, expected.scores)
+
+
 def test_errors_say_what_is_wrong():
     scores, response = torch.rand(2, 3), torch.rand(3, 3)
     with refuses(

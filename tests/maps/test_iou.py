@@ -129,6 +129,19 @@ def test_bad_moments_show_the_row(moment, got):
     IoUMapBuilder(GRID, validate=False)(moments, torch.tensor([2.0, 2.0]))
 
 
+def test_moments_are_in_clips_without_clip_seconds():
+    build, moments, counts = IoUMapBuilder(GRID), torch.rand(2, 3, 2).cumsum(-1), [3, 1]
+    unit, counts = torch.ones(2), torch.tensor(counts)
+    assert torch.equal(build.packed(moments), build.packed(moments, unit))
+    assert torch.equal(build.dense(moments), build.dense(moments, unit))
+    for one, expected in zip(
+        build(moments, num_moments=counts), build(moments, unit, counts), strict=True
+    ):
+        assert torch.equal(one, expected)
+    with refuses(ArgumentError, "start < 8 clips, the video's length, got start 8, end 9 in row 0"):
+        build(torch.tensor([[8.0, 9.0]]))
+
+
 def test_other_bad_input_is_refused():
     build, good, one = IoUMapBuilder(GRID), torch.tensor([[1.0, 2.0]]), torch.ones(1)
     with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 3). Pass start"):

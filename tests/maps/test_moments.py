@@ -157,6 +157,18 @@ def test_every_query_has_its_own_candidates_and_its_own_end():
         rank_moments(dense, mask[:2], clip_seconds)
 
 
+def test_moments_are_in_clips_without_clip_seconds():
+    grid = MapGrid(8, 4, 2)
+    dense, mask = MultiScaleMapSampler(grid).merge([torch.rand(2, *one) for one in grid.shapes])
+    for durations in (None, torch.tensor([5.5, 8.0])):
+        found = rank_moments(dense, mask, durations=durations)
+        expected = rank_moments(dense, mask, torch.ones(2), durations=durations)
+        assert torch.equal(found.moments, expected.moments)
+        assert torch.equal(found.scores, expected.scores)
+    half = rank_moments(dense.bfloat16(), mask)
+    assert half.moments.dtype == torch.float32
+
+
 def test_nan_scores_are_never_picked():
     moments = torch.tensor([[0, 2], [0, 3], [6, 8]])
     scores = torch.tensor([[0.5, torch.nan, 0.1], [torch.nan] * 3])

@@ -11,7 +11,6 @@ from tmapdiff.maps.iou import IoUMapBuilder
 from tmapdiff.maps.moments import RankedMoments, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
 from tmapdiff.maps.overlap import temporal_iou
-from tmapdiff.maps.plot import plot_comparison, plot_denoising, plot_map
 
 __all__ = [  # in the order the data flows
     "IoUMapBuilder",
@@ -19,9 +18,6 @@ __all__ = [  # in the order the data flows
     "MultiScaleMapSampler",
     "RankedMoments",
     "deconvolve_map",
-    "plot_comparison",
-    "plot_denoising",
-    "plot_map",
     "rank_by_expected_hits",
     "rank_candidates",
     "rank_candidates_by_expected_hits",

@@ -123,7 +123,7 @@ def _check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
 def rank_by_expected_hits(
     dense: Tensor,
     mask: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     target: Callable[[Tensor], Tensor],
     durations: Tensor | None = None,
@@ -152,7 +152,7 @@ def rank_by_expected_hits(
         dense: Expected map, `[start clip, duration in clips - 1]`, as `MultiScaleMapSampler.merge`
             gives it; learned by squared error or cross-entropy (see `deconvolve_map`).
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
         target: What the map is an expectation of, as an elementwise function of the IoU, for
             example `get_objective("mse-rescaled").target`.
         durations: Seconds each video lasts; moments end there at the latest.
@@ -182,7 +182,7 @@ def rank_by_expected_hits(
 def rank_candidates_by_expected_hits(
     candidates: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     target: Callable[[Tensor], Tensor],
     durations: Tensor | None = None,
@@ -198,7 +198,7 @@ def rank_candidates_by_expected_hits(
         candidates: Start and end of each candidate, in clips; see
             `MultiScaleMapSampler.merge_packed`.
         scores: Score of each candidate; there is none where it is -inf or NaN.
-        clip_seconds: Seconds a clip lasts, for each sample.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
         target: As for `rank_by_expected_hits`.
         durations: Seconds each video lasts; moments end there at the latest.
         top_n: Moments a query.
@@ -227,7 +227,7 @@ def _rank(
     who: str,
     candidates: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None,
     target: Callable[[Tensor], Tensor],
     durations: Tensor | None,
     top_n: int,

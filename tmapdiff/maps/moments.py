@@ -15,7 +15,7 @@ class RankedMoments:
     """The best moments of each query, best first.
 
     Shape:
-        - moments: (B, n, 2), seconds; 0 where there are fewer than n
+        - moments: (B, n, 2), seconds, or clips; 0 where there are fewer than n
         - scores: (B, n); -inf where there are fewer than n
         - valid: (B, n), bool; False where there are fewer than n
     """
@@ -84,7 +84,7 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
 def rank_moments(
     dense: Tensor,
     mask: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     durations: Tensor | None = None,
     top_n: int = 5,
@@ -98,7 +98,7 @@ def rank_moments(
         dense: Score of every candidate `[start clip, duration in clips - 1]`, as
             `MultiScaleMapSampler.merge` gives it.
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
         durations: Seconds each video lasts; moments end there at the latest.
         top_n: Moments a query.
         nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
@@ -120,7 +120,7 @@ def rank_moments(
 def rank_candidates(
     candidates: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     durations: Tensor | None = None,
     top_n: int = 5,
@@ -135,7 +135,7 @@ def rank_candidates(
             `MultiScaleMapSampler.merge_packed`.
         scores: Score of each candidate; there is none where it is -inf or NaN. Of equal ones, the
             first is better.
-        clip_seconds: Seconds a clip lasts, for each sample.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
         durations: Seconds each video lasts; moments end there at the latest.
         top_n: Moments a query.
         nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
@@ -156,7 +156,7 @@ def rank_candidates(
 def _rank(
     candidates: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None,
     durations: Tensor | None,
     top_n: int,
     nms_threshold: float,
@@ -170,7 +170,11 @@ def _rank(
 
 
 def check_scored(
-    who: str, candidates: Tensor, scores: Tensor, clip_seconds: Tensor, durations: Tensor | None
+    who: str,
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor | None,
+    durations: Tensor | None,
 ) -> None:
     """Check candidate moments and their scores; arguments as for `rank_candidates`.
 
@@ -179,13 +183,14 @@ def check_scored(
     """
     sizes = check_shape(who, "scores", scores, "B M")
     check_shape(who, "candidates", candidates, "M 2", sizes)
-    check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    if clip_seconds is not None:
+        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
     if durations is not None:
         check_shape(who, "durations", durations, "B", sizes)
 
 
 def check_candidates(
-    who: str, dense: Tensor, mask: Tensor, clip_seconds: Tensor, durations: Tensor | None
+    who: str, dense: Tensor, mask: Tensor, clip_seconds: Tensor | None, durations: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Check merged maps; give their candidate moments, in clips, and the scores of these.
 
@@ -204,7 +209,8 @@ def check_candidates(
     check_shape(who, "mask", mask, "B N N" if batched else "N N", sizes)
     if mask.dtype != torch.bool:
         raise ArgumentError(message(who, "a bool mask", mask.dtype))
-    check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    if clip_seconds is not None:
+        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
     if durations is not None:
         check_shape(who, "durations", durations, "B", sizes)
     if batched:
@@ -220,10 +226,10 @@ def answer_moments(
     candidates: Tensor,
     picks: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> RankedMoments:
-    """Make answers, in seconds, of the candidates that were picked.
+    """Make answers, in seconds or clips, of the candidates that were picked.
 
     Shape:
         - candidates: (M, 2), in clips
@@ -233,7 +239,11 @@ def answer_moments(
     valid = picks >= 0
     if not len(candidates):
         return RankedMoments(scores.new_zeros(*picks.shape, 2), scores, valid)
-    seconds = candidates[picks.clamp(min=0)] * clip_seconds[:, None, None]
+    picked = candidates[picks.clamp(min=0)]
+    if clip_seconds is None:
+        moments = picked.to(torch.promote_types(scores.dtype, torch.float32))
+    else:
+        moments = picked * clip_seconds[:, None, None]
     if durations is not None:
-        seconds = seconds.minimum(durations.to(seconds)[:, None, None])
-    return RankedMoments(moments=seconds.where(valid[..., None], 0), scores=scores, valid=valid)
+        moments = moments.minimum(durations.to(moments)[:, None, None])
+    return RankedMoments(moments=moments.where(valid[..., None], 0), scores=scores, valid=valid)
