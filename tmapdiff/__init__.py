@@ -59,6 +59,11 @@ if TYPE_CHECKING:
     from tmapdiff.schedulers import MapScheduler as MapScheduler
     from tmapdiff.training import Trainer as Trainer
     from tmapdiff.training import TrainingConfig as TrainingConfig
+    from tmapdiff.video import FrameEncoder as FrameEncoder
+    from tmapdiff.video import encode_video as encode_video
+    from tmapdiff.video import extract_features as extract_features
+    from tmapdiff.video import open_video as open_video
+    from tmapdiff.video import probe_video as probe_video
 
 # Where each public name lives, in the order the data flows.
 _HOMES = {
@@ -103,6 +108,11 @@ _HOMES = {
     "load_tacos": "data",
     "load_moment_jsonl": "data",
     "ActionTimelineFeatures": "data",
+    "probe_video": "video",
+    "open_video": "video",
+    "FrameEncoder": "video",
+    "encode_video": "video",
+    "extract_features": "video",
     "open_feature_store": "data",
     "ConcatFeatureStore": "data",
     "Vocabulary": "data",

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_range, message, require
-from tmapdiff.errors import ArgumentError, FileError, VideoError
+from tmapdiff.errors import ArgumentError, FileError, MissingDependencyError, VideoError
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
 Backend = Literal["av", "torchcodec"]
@@ -211,11 +210,33 @@ def open_video(
     if frame_rate is not None:
         hint = "A file has its own."
         raise ArgumentError(message(who, "frame_rate with pictures only", frame_rate, hint))
-    name = _check_source(source)
-    if (backend or _installed_backend()) == "av":
-        return _AvReader(source, name, max_pixels, num_threads)
-    check_choice(who, "backend", backend or "torchcodec", Backend.__args__)  # type: ignore[attr-defined]
-    return _TorchcodecReader(source, name, max_pixels, num_threads)
+    reader = _AvReader if find_backend(backend) == "av" else _TorchcodecReader
+    return reader(source, _check_source(source), max_pixels, num_threads)
+
+
+def find_backend(backend: Backend | None = None) -> Backend:
+    """Return the backend that `open_video` would use, or raise as it would when there is none."""
+    if backend is not None:
+        check_choice("open_video", "backend", backend, Backend.__args__)  # type: ignore[attr-defined]
+        _import_backend(backend)
+        return backend
+    try:
+        _import_backend("av")
+    except MissingDependencyError:
+        try:
+            _import_backend("torchcodec")
+        # It raises others when it finds no FFmpeg.
+        except (ImportError, RuntimeError, OSError):
+            pass
+        else:
+            return "torchcodec"
+        raise
+    return "av"
+
+
+def _import_backend(backend: Backend) -> Any:
+    module = {"av": "av", "torchcodec": "torchcodec.decoders"}[backend]
+    return require(module, extra="video", purpose="decoding videos")
 
 
 def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
@@ -300,7 +321,7 @@ class _AvReader(_FileReader):
         max_pixels: int,
         threads: int,
     ) -> None:
-        self._av: Any = require("av", extra="video", purpose="decoding videos")
+        self._av = _import_backend("av")
         self._max_pixels = max_pixels
         self._who = name
         try:
@@ -438,7 +459,7 @@ class _TorchcodecReader(_FileReader):
         max_pixels: int,
         threads: int,
     ) -> None:
-        decoders: Any = _import_torchcodec()
+        decoders = _import_backend("torchcodec")
         self._who = name
         content: Any = os.fspath(source) if isinstance(source, os.PathLike) else source
         if hasattr(content, "seekable") and not content.seekable():
@@ -519,8 +540,8 @@ def _check_source(source: object) -> str:
     elif isinstance(source, bytes):
         name, head = "the video", source[:_HEAD]
     elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
-        name = getattr(source, "name", None)
-        name = name if isinstance(name, str) else "the video"  # a number, of a pipe
+        given = getattr(source, "name", None)
+        name = given if isinstance(given, str) else "the video"  # a number, of a pipe
         try:
             head = None
             if source.seekable():  # type: ignore[attr-defined]
@@ -550,21 +571,6 @@ def _check_pixels(who: str, width: int, height: int, most: int) -> None:
         expected = f"pictures of at most {most} pixels"
         hint = "Pass max_pixels if they are meant."
         raise VideoError(message(who, expected, f"{width} x {height}", hint))
-
-
-def _installed_backend() -> Backend:
-    for name in ("av", "torchcodec"):
-        try:
-            import_module(name)
-        except (ImportError, RuntimeError, OSError):  # torchcodec without FFmpeg
-            continue
-        return name  # type: ignore[return-value]
-    require("av", extra="video", purpose="decoding videos")
-    return "av"
-
-
-def _import_torchcodec() -> Any:
-    return require("torchcodec.decoders", extra="video", purpose="backend torchcodec")
 
 
 def _av_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Any:

@@ -20,10 +20,10 @@ Precision = Literal["no", "fp16", "bf16"]
 
 
 class FrameEncoder(nn.Module):
-    """One vector a picture: timm's preprocessing, and a frozen image model of timm without its head.
+    """One vector a picture: timm's preprocessing, and a frozen image model without its head.
 
     `vgg16` gives the 4096 numbers before its classifier (fc7), `vit_base_patch16_clip_224.openai`
-    CLIP's 768. With `keep_head` the latter gives the 512 of the space that CLIP's text tower shares.
+    CLIP's 768; with `keep_head` the 512 of the space that it shares with CLIP's text tower.
 
     Args:
         model_name: Name of the model, with or without the tag of its weights
