@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.models import TransformersTextEncoder as TransformersTextEncoder
     from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
     from tmapdiff.schedulers import MapScheduler as MapScheduler
@@ -88,6 +89,7 @@ _HOMES = {
     "MapTransformerLayer": "layers",
     "GatedConv2d": "layers",
     "GatedConv2dStack": "layers",
+    "TransformersTextEncoder": "models",
     "MultimodalEncoder": "models",
     "MapDiffusionDecoder": "models",
     "MomentLocalizer": "models",

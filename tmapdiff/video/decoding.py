@@ -346,6 +346,8 @@ class _AvReader(_FileReader):
             raise _NoPicturesError(self._who)
         best = self._container.streams.best("video")
         stream = best if best in streams else streams[0]
+        if stream.codec_context is None:
+            raise VideoError(message(self._who, "pictures", "some in a codec that is not known"))
         _check_pixels(self._who, stream.width or 0, stream.height or 0, self._max_pixels)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_shape, message
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
@@ -98,6 +99,10 @@ class FrameEncoder(nn.Module):
             got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
             raise ConfigError(message(who, "a model that gives (B, D)", f"{got} of {model_name}"))
         self.feature_dim: int = example.shape[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: it is frozen."""
+        return super().train(False)
 
     @property
     def device(self) -> torch.device:
