@@ -9,7 +9,17 @@ import pytest
 import tmapdiff
 
 PACKAGE = Path(tmapdiff.__file__).parent
-HEAVY = ("timm", "torchvision", "diffusers", "matplotlib", "h5py", "accelerate", "rich")
+HEAVY = (
+    "timm",
+    "torchvision",
+    "diffusers",
+    "matplotlib",
+    "h5py",
+    "accelerate",
+    "rich",
+    "av",
+    "transformers",
+)
 
 
 def run_python(code: str) -> str:
@@ -92,6 +102,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "layers": 3,
     "plots": 4,
     "models": 4,
+    "video": 4,
     "provenance": 4,
     "evaluation": 5,
     "training": 6,
@@ -128,6 +139,7 @@ def test_errors_are_builtin_errors_too():
         ("AnnotationError", ValueError),
         ("FeatureError", ValueError),
         ("MissingFeatureError", KeyError),
+        ("VideoError", ValueError),
         ("CheckpointError", ValueError),
         ("FileError", OSError),
         ("MissingDependencyError", ImportError),

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.models import TransformersTextEncoder as TransformersTextEncoder
     from tmapdiff.plots import animate_denoising as animate_denoising
     from tmapdiff.plots import plot_calibration as plot_calibration
     from tmapdiff.plots import plot_comparison as plot_comparison
@@ -68,6 +69,11 @@ if TYPE_CHECKING:
     from tmapdiff.schedulers import MapScheduler as MapScheduler
     from tmapdiff.training import Trainer as Trainer
     from tmapdiff.training import TrainingConfig as TrainingConfig
+    from tmapdiff.video import FrameEncoder as FrameEncoder
+    from tmapdiff.video import encode_video as encode_video
+    from tmapdiff.video import extract_features as extract_features
+    from tmapdiff.video import open_video as open_video
+    from tmapdiff.video import probe_video as probe_video
 
 # Where each public name lives, in the order the data flows.
 _HOMES = {
@@ -92,6 +98,7 @@ _HOMES = {
     "GatedConv2d": "layers",
     "GatedConv2dStack": "layers",
     "MapFeatureBuilder": "models",
+    "TransformersTextEncoder": "models",
     "MultimodalEncoder": "models",
     "MapDiffusionDecoder": "models",
     "MomentLocalizer": "models",
@@ -119,6 +126,11 @@ _HOMES = {
     "load_tacos": "data",
     "load_moment_jsonl": "data",
     "ActionTimelineFeatures": "data",
+    "probe_video": "video",
+    "open_video": "video",
+    "FrameEncoder": "video",
+    "encode_video": "video",
+    "extract_features": "video",
     "open_feature_store": "data",
     "ConcatFeatureStore": "data",
     "Vocabulary": "data",

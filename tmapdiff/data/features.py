@@ -65,12 +65,14 @@ class HDF5FeatureStore:
 
     Args:
         path: The file.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what the file says in
+            its attribute of that name, as `extract_features` writes it; where it has none, the
+            features divide each video equally.
 
     Raises:
         FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
-        FeatureError: If the first video's features have no width.
+        FeatureError: If the first video's features have no width, or the file says another
+            `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If h5py is not installed.
 
@@ -89,6 +91,7 @@ class HDF5FeatureStore:
         self._handle_pid = -1
         try:
             self.feature_dim = self._width_of_first()
+            self._take_stated_stride()
         finally:
             self._close()
 
@@ -140,6 +143,17 @@ class HDF5FeatureStore:
             who = f"{self.description}, video {first!r}"
             raise FeatureError(message(who, "features of shape (T, D)", shape))
         return int(shape[-1])
+
+    def _take_stated_stride(self) -> None:
+        with self._reading() as file:
+            stated = file.attrs.get("seconds_per_feature")
+        if stated is None:
+            return
+        stated = _checked_stride(f"{self.path}", stated)
+        if self.seconds_per_feature not in (None, stated):
+            expected = f"seconds_per_feature = {stated}, as the file says"
+            raise FeatureError(message(self.description, expected, self.seconds_per_feature))
+        self.seconds_per_feature = stated
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -389,12 +403,13 @@ def open_feature_store(
 
     Args:
         path: An HDF5 file, or a folder of `.npy`, of `.npz` or of `.pt` files.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what an HDF5 file says
+            of itself; where it says nothing, the features divide each video equally.
 
     Raises:
         FileError: If there is nothing at `path`, or something else.
-        FeatureError: If the features of the first video cannot be used.
+        FeatureError: If the features of the first video cannot be used, or an HDF5 file says
+            another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If it is an HDF5 file and h5py is not installed.
     """
