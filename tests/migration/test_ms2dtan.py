@@ -1,4 +1,3 @@
-import copy
 import json
 import os
 from pathlib import Path
@@ -7,7 +6,7 @@ import h5py
 import pytest
 import torch
 from helpers.assertions import assert_same, refuses
-from safetensors.torch import load_file
+from helpers.migration import EXPERIMENT, changed, recording, write_checkpoint
 from torch import Tensor
 
 from tmapdiff import MS2DTAN, MomentLocalizer, load_ms2dtan, ms2dtan_config
@@ -20,86 +19,6 @@ from tmapdiff.data import (
 )
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.evaluation import evaluate
-
-DATA = Path(__file__).parents[1] / "models" / "data"
-# The fields of MS-2D-TAN's experiment files, with the sizes of the recordings in DATA.
-EXPERIMENT = {
-    "WORKERS": 16,
-    "MODEL_DIR": "./checkpoints",
-    "RESULT_DIR": "./results",
-    "LOG_DIR": "./log",
-    "DATASET": {
-        "NAME": "charades",
-        "DATA_DIR": "data/Charades-STA",
-        "VIS_INPUT_TYPE": "i3d",
-        "TXT_INPUT_TYPE": "glove",
-        "NO_VAL": True,
-        "NO_TEST": False,
-        "INPUT_NUM_CLIPS": 16,
-        "OUTPUT_NUM_CLIPS": [16, 8, 4],
-        "NUM_ANCHORS": [4, 4, 4],
-        "TIME_UNIT": 0.64,
-        "SLIDING_WINDOW": True,
-    },
-    "CUDNN": {"DETERMINISTIC": False, "BENCHMARK": True},
-    "OPTIM": {"NAME": "Adam", "PARAMS": {"LR": 0.0001}},
-    "TRAIN": {"BATCH_SIZE": 32, "MAX_EPOCH": 100, "CONTINUE": False},
-    "LOSS": {
-        "NAME": "bce_rescale_loss",
-        "PARAMS": {"MIN_IOU": 0.5, "MAX_IOU": 1.0, "BIAS": 0.0, "TEMPERATURE": 1.0},
-    },
-    "TEST": {"BATCH_SIZE": 16, "RECALL": [1, 5], "TIOU": [0.5, 0.7], "NMS_THRESH": 0.45},
-    "MODEL": {
-        "NAME": "MultiScale_TAN",
-        "PARAMS": {"NUM_SCALES": 3},
-        "CHECKPOINT": "release/epoch0039.pkl",
-        "CLIP_MODULE": {
-            "NAME": "ClipAvgPool",
-            "PARAMS": {"INPUT_SIZE": 5, "HIDDEN_SIZE": 8, "KERNEL_SIZE": 1, "STRIDE": 1},
-        },
-        "PROP_MODULE": {
-            "NAME": "MultiScalePropConvTanhBN",
-            "PARAMS": {"HIDDEN_SIZE": 8, "NUM_LAYERS": [4, 2, 2]},
-        },
-        "FUSION_MODULE": {
-            "NAME": "MulNormFusion",
-            "PARAMS": {
-                "HIDDEN_SIZE": 8,
-                "VIS_INPUT_SIZE": 8,
-                "TXT_INPUT_SIZE": 6,
-                "TXT_HIDDEN_SIZE": 8,
-                "TXT_ENCODER": {"NAME": "LSTM", "NUM_LAYERS": 2, "BIDIRECTIONAL": True},
-            },
-        },
-        "MAP_MODULE": {
-            "NAME": "MapGatedConv",
-            "PARAMS": {
-                "INPUT_SIZE": 8,
-                "HIDDEN_SIZES": [8, 8],
-                "KERNEL_SIZES": [5, 3],
-                "STRIDES": [1, 1],
-                "PADDINGS": [2, 1],
-                "DILATIONS": [1, 1],
-            },
-        },
-        "PRED_MODULE": {"NAME": "ProposalHead", "PARAMS": {"INPUT_SIZE": 8}},
-    },
-}
-
-
-def changed(changes: dict[str, object]) -> dict:
-    """EXPERIMENT with other fields, by dotted name; without those that are None."""
-    content = copy.deepcopy(EXPERIMENT)
-    for name, value in changes.items():
-        *parents, last = name.split(".")
-        place = content
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        if value is None:
-            place.pop(last)
-        else:
-            place[last] = value
-    return content
 
 
 def leaves(content: dict, prefix: str = "") -> dict[str, object]:
@@ -316,7 +235,7 @@ class Published:
     """What a user of MS-2D-TAN has on disk, made of a recording of it."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.tensors = load_file(DATA / f"{name}.safetensors")
+        self.tensors = recording(name)
         max_pool = name == "ms2dtan-max-pool"
         self.features_per_clip = 2 if max_pool else 1
         self.folder = folder
@@ -332,12 +251,7 @@ class Published:
             }
         )
         self.checkpoint = folder / "epoch0039-0.5664-0.8825.pkl"
-        prefix = "weights."
-        torch.save(
-            {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)},
-            self.checkpoint,
-            _use_new_zipfile_serialization=False,  # as torch 1.4 did
-        )
+        write_checkpoint(self.checkpoint, self.tensors)
         words = {
             f"word{query}x{place}": vector
             for query, vectors in enumerate(self.tensors["words"])
