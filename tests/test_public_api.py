@@ -107,6 +107,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "evaluation": 5,
     "training": 6,
     "presets": 7,
+    "migration": 8,
 }
 
 

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from tmapdiff.data import ActionTimelineFeatures as ActionTimelineFeatures
     from tmapdiff.data import ConcatFeatureStore as ConcatFeatureStore
     from tmapdiff.data import MomentDataset as MomentDataset
+    from tmapdiff.data import NormalizedFeatureStore as NormalizedFeatureStore
     from tmapdiff.data import Vocabulary as Vocabulary
     from tmapdiff.data import load_activitynet_captions as load_activitynet_captions
     from tmapdiff.data import load_charades_sta as load_charades_sta
     from tmapdiff.data import load_didemo as load_didemo
     from tmapdiff.data import load_moment_jsonl as load_moment_jsonl
     from tmapdiff.data import load_tacos as load_tacos
+    from tmapdiff.data import load_vslnet as load_vslnet
     from tmapdiff.data import open_feature_store as open_feature_store
+    from tmapdiff.data import read_submission as read_submission
+    from tmapdiff.data import write_submission as write_submission
     from tmapdiff.layers import ConcatConditioning as ConcatConditioning
     from tmapdiff.layers import GatedConv2d as GatedConv2d
     from tmapdiff.layers import GatedConv2dStack as GatedConv2dStack
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from tmapdiff.maps import temporal_nms as temporal_nms
     from tmapdiff.metrics import DiDeMoMetrics as DiDeMoMetrics
     from tmapdiff.metrics import LocalizationMetrics as LocalizationMetrics
+    from tmapdiff.migration import load_ms2dtan as load_ms2dtan
+    from tmapdiff.migration import ms2dtan_config as ms2dtan_config
     from tmapdiff.models import MS2DTAN as MS2DTAN
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
     from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
@@ -125,6 +131,7 @@ _HOMES = {
     "load_activitynet_captions": "data",
     "load_tacos": "data",
     "load_moment_jsonl": "data",
+    "load_vslnet": "data",
     "ActionTimelineFeatures": "data",
     "probe_video": "video",
     "open_video": "video",
@@ -132,13 +139,18 @@ _HOMES = {
     "encode_video": "video",
     "extract_features": "video",
     "open_feature_store": "data",
+    "NormalizedFeatureStore": "data",
     "ConcatFeatureStore": "data",
     "Vocabulary": "data",
     "MomentDataset": "data",
+    "write_submission": "data",
+    "read_submission": "data",
     "PRESETS": "presets",
     "DECODERS": "presets",
     "Trainer": "training",
     "TrainingConfig": "training",
+    "ms2dtan_config": "migration",
+    "load_ms2dtan": "migration",
 }
 
 __all__ = ["TmapdiffError", "__version__", *_HOMES]

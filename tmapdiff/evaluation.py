@@ -1,7 +1,5 @@
 """Running a localizer over a data set: metrics, predictions, and the best constant answer."""
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from tmapdiff._checks import check_int, check_shape
-from tmapdiff._files import written_beside
-from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, collate_moments
+from tmapdiff._checks import check_int, check_shape, message
+from tmapdiff.data import (
+    SEGMENT_SECONDS,
+    AnnotationSet,
+    MomentBatch,
+    Prediction,
+    collate_moments,
+)
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
@@ -32,36 +36,6 @@ from tmapdiff.plots.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Ranked moments of one query.
-
-    Attributes:
-        qid: The query's id in its data set.
-        query: The sentence.
-        video_id: The video.
-        windows: `(start, end, score)`, best first, in seconds.
-    """
-
-    qid: int | str
-    query: str
-    video_id: str
-    windows: tuple[tuple[float, float, float], ...]
-
-    def as_submission(self) -> dict[str, Any]:
-        """Fields of one line of a moment_detr submission file."""
-        return {
-            "qid": self.qid,
-            "query": self.query,
-            "vid": self.video_id,
-            "pred_relevant_windows": [
-                # Seconds to a tenth of a millisecond; scores may be small, and must not be tied.
-                [round(start, 4), round(end, 4), float(f"{score:.6g}")]
-                for start, end, score in self.windows
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -227,15 +201,62 @@ def _check_segments(batch: MomentBatch) -> None:
         )
 
 
-def write_predictions(predictions: tuple[Prediction, ...], path: str | os.PathLike[str]) -> None:
-    """Write predictions as JSON lines in moment_detr's submission form.
+def evaluate_predictions(
+    predictions: Iterable[Prediction],
+    annotations: AnnotationSet,
+    *,
+    ranks: Sequence[int] = (1, 5),
+    thresholds: Sequence[float] = (0.5, 0.7),
+    strict: bool = True,
+) -> dict[str, float]:
+    """Compute the metrics of predictions, one's own or another program's, in percent.
+
+    Args:
+        predictions: One a query, such as `read_submission` gives; the order does not matter, that
+            of the moments of each does.
+        annotations: The queries.
+        ranks: As for `LocalizationMetrics`.
+        thresholds: As for `LocalizationMetrics`.
+        strict: Count IoU above a threshold; at or above it, if False, as moment_detr, lighthouse
+            and VSLNet do.
 
     Raises:
-        FileError: If the place cannot be written.
+        ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
+            there are no queries, or a rank or threshold is out of range.
     """
-    with written_beside(path) as new, new.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(prediction.as_submission()) + "\n")
+    who = "evaluate_predictions"
+    metrics = LocalizationMetrics(ranks, thresholds, strict=strict)
+    check_int(who, "queries", len(annotations), at_least=1)
+    given = list(predictions)
+    windows = {one.qid: one.windows for one in given}
+    wanted = [item.qid for item in annotations]
+    for name, qids in (
+        ("a prediction of each query", [qid for qid in wanted if qid not in windows]),
+        ("predictions of the annotated queries alone", windows.keys() - set(wanted)),
+    ):
+        if qids:
+            got = f"{len(qids)} queries otherwise, such as {min(map(repr, qids))}"
+            raise ArgumentError(message(who, f"{name}, by qid", got))
+    if len(windows) != len(given):
+        got = f"{len(given)} of {len(windows)} queries"
+        raise ArgumentError(message(who, "one prediction a query", got))
+    ranked = [
+        torch.tensor(windows[qid][: max(ranks)], dtype=torch.float64).reshape(-1, 3)
+        for qid in wanted
+    ]
+    counts = torch.tensor([len(one) for one in ranked])
+    padded = pad_sequence(ranked, batch_first=True)
+    truths = [torch.tensor(item.moments, dtype=torch.float64) for item in annotations]
+    metrics.update(
+        RankedMoments(
+            moments=padded[..., :2],
+            scores=padded[..., 2],
+            valid=torch.arange(padded.shape[1]) < counts[:, None],
+        ),
+        pad_sequence(truths, batch_first=True),
+        torch.tensor([len(one) for one in truths]),
+    )
+    return metrics.compute()
 
 
 def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float = 0.5) -> Tensor:

@@ -396,6 +396,44 @@ class ConcatFeatureStore:
         return torch.cat([part[: min(lengths)] for part in parts], dim=1)
 
 
+class NormalizedFeatureStore:
+    """Features of another store, each divided by its L2 norm; features of zeros stay so.
+
+    2D-TAN, MS-2D-TAN, moment_detr and lighthouse read theirs so. Of stores side by side, each is
+    normalised on its own: `ConcatFeatureStore([NormalizedFeatureStore(one), ...])`.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self.feature_dim = store.feature_dim
+        self.seconds_per_feature = store.seconds_per_feature
+
+    @property
+    def description(self) -> str:
+        """One line for tables."""
+        return f"{self.store.description}, L2-normalised"
+
+    def __repr__(self) -> str:
+        return f"NormalizedFeatureStore({self.store!r})"
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self.store
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video.
+
+        Shape:
+            - returns: (T, D) float32
+
+        Raises:
+            MissingFeatureError, FeatureError, FileError, AnnotationError: As the store.
+        """
+        return torch.nn.functional.normalize(self.store[video_id], dim=-1)
+
+
 def open_feature_store(
     path: str | os.PathLike[str], seconds_per_feature: float | None = None
 ) -> FeatureStore:
