@@ -114,7 +114,7 @@ class ExtractionReport:
     def __str__(self) -> str:
         lines = [
             f"{self.path}: {len(self.extracted)} videos extracted, {len(self.kept)} kept, "
-            f"{len(self.damaged)} of them damaged, {len(self.skipped)} skipped"
+            f"{len(self.damaged)} damaged, {len(self.skipped)} skipped"
         ]
         for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
             lines += [f"{what} {note.video_id}: {note.reason}" for note in notes]
@@ -168,7 +168,7 @@ def extract_features(
         ...     "videos", FrameEncoder("vgg16", device="cuda"), "vgg16.h5", fps=2, num_workers=4
         ... )
         >>> print(report)  # doctest: +SKIP
-        vgg16.h5: 8 videos extracted, 0 kept, 0 of them damaged, 1 skipped
+        vgg16.h5: 8 videos extracted, 0 kept, 0 damaged, 1 skipped
         skipped AO8RW: videos/AO8RW.mp4: expected a video, got an empty file.
     """
     who = "extract_features"

@@ -166,7 +166,8 @@ class FeatureStoreWriter:
 
 
 def _read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as part:
+    # Opened here: NumPy leaves a broken one open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
         return part["features"], json.loads(part["attributes"].item())
 
 
