@@ -82,6 +82,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "_files": 1,
     "_configs": 1,
     "_solvers": 1,
+    "kernels": 2,
     "maps": 2,
     "losses": 2,
     "metrics": 3,

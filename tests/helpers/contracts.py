@@ -154,6 +154,7 @@ class ModuleContract:
     shared_inputs: ClassVar[set[str]] = {"mask"}  # one for all samples
     compile_backend: ClassVar[str] = "aot_eager"
     fast_gradcheck: ClassVar[bool] = False
+    seed: ClassVar[int] = 0  # of the weights
 
     # What a subclass says
 
@@ -178,7 +179,7 @@ class ModuleContract:
 
     def ready(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A module with random weights."""
-        return randomize_(self.make()).to(dtype).eval()
+        return randomize_(self.make(), self.seed).to(dtype).eval()
 
     def samples(self, inputs: Inputs, index: Tensor | slice) -> Inputs:
         """Inputs of some samples."""

@@ -1,4 +1,4 @@
-"""What launching Triton kernels needs and triton itself does not: whether they can run, and sizes."""
+"""What launches of Triton kernels share: whether they can run, layouts and sizes."""
 
 import os
 from importlib.util import find_spec
@@ -54,7 +54,7 @@ def cells_of(x: Tensor) -> Tensor:
 
 
 def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
-    """Make room for maps in the layout of `x`: channels_last if its channels are next to each other.
+    """Make room for maps in the layout of `x`: channels_last if its channels are neighbours.
 
     Args:
         x: Map features, (B, C, N, A).

@@ -1,9 +1,9 @@
 """Building blocks that know maps, but no model and no data set."""
 
+from tmapdiff.kernels.masking import masked_group_norm
 from tmapdiff.layers.attention import MapTransformerLayer, MomentPositionEmbedder
 from tmapdiff.layers.conditioning import ConcatConditioning, MultiplyConditioning
 from tmapdiff.layers.gated_conv import GatedConv2d, GatedConv2dStack
-from tmapdiff.layers.norm import masked_group_norm
 from tmapdiff.layers.stylization import StylizationBlock, TimestepEmbedder
 
 __all__ = [  # in the order the data flows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tmapdiff._checks import check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
-from tmapdiff.layers.norm import check_map_features, fill_invalid
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers.stylization import Norm, StylizationBlock
 
 

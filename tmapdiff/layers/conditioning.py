@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_choice, check_int, check_shape
-from tmapdiff.layers.norm import check_map_features, fill_invalid
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
+from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
 Product = Literal["plain", "residual", "gated"]
 
@@ -37,7 +37,7 @@ class ConcatConditioning(nn.Module):
         who = "ConcatConditioning"
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
         self.channels = check_int(who, "channels", channels, at_least=1)
-        self.embed = nn.Conv2d(1, channels, kernel_size=1)
+        self.embed = PointwiseConv2d(1, channels)
 
     @property
     def out_channels(self) -> int:
@@ -56,7 +56,7 @@ class ConcatConditioning(nn.Module):
     def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the rest, of what `prepare` gave."""
         embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
-        return torch.cat([fill_invalid(embedded, mask), prepared.to(embedded.dtype)], dim=1)
+        return concat_channels(fill_invalid(embedded, mask), prepared.to(embedded.dtype))
 
 
 class MultiplyConditioning(nn.Module):
@@ -89,8 +89,8 @@ class MultiplyConditioning(nn.Module):
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
         self.channels = check_int(who, "channels", channels, at_least=1)
         self.product = check_choice(who, "product", product, Product.__args__)  # type: ignore[attr-defined]
-        self.embed = nn.Conv2d(1, channels, kernel_size=1)
-        self.project = nn.Conv2d(feature_channels, channels, kernel_size=1)
+        self.embed = PointwiseConv2d(1, channels)
+        self.project = PointwiseConv2d(feature_channels, channels)
 
     @property
     def out_channels(self) -> int:

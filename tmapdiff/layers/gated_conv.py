@@ -11,7 +11,7 @@ from typing_extensions import Self
 from tmapdiff._checks import check_choice, check_int, check_sizes
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.map_conv import KernelSpectra, MapConvPlan, map_conv, plan_map_conv
-from tmapdiff.layers.norm import check_map_features, fill_invalid
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
 
 Gate = Literal["shared", "channel"]
 

@@ -4,12 +4,13 @@ from typing import Literal
 
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
-from tmapdiff.layers.norm import check_map_features, fill_invalid, masked_group_norm
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
+from tmapdiff.kernels.stylization import stylize
+from tmapdiff.layers.pointwise import PointwiseConv2d
 
 Norm = Literal["group", "layer"]
 
@@ -98,9 +99,8 @@ class StylizationBlock(nn.Module):
                 f"{who}: expected channels divisible by num_groups = {num_groups}, got {channels}."
             )
         self.project = nn.Linear(time_channels, 2 * channels)
-        self.activation = nn.SiLU()
         self.dropout = nn.Dropout(check_range(who, "dropout", dropout, 0, 1))
-        self.mlp = nn.Conv2d(channels, channels, kernel_size=1)
+        self.mlp = PointwiseConv2d(channels, channels)
         for parameter in (*self.project.parameters(), *self.mlp.parameters()):
             nn.init.zeros_(parameter)
 
@@ -135,16 +135,10 @@ class StylizationBlock(nn.Module):
             - returns: (B, channels, N_k, A), 0 in invalid cells
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        scale, shift = rearrange(style, "b (two c) -> two b c 1 1", two=2).to(x.dtype)
-        styled = self._normalize(x, mask) * (1 + scale) + shift
-        return fill_invalid(self.mlp(self.dropout(self.activation(styled))), mask)
-
-    def _normalize(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.norm == "group":
-            return masked_group_norm(x, mask, self.num_groups)
-        channels_last = rearrange(fill_invalid(x, mask), "b c n a -> b n a c")
-        normalized = F.layer_norm(channels_last, (self.channels,))
-        return rearrange(normalized, "b n a c -> b c n a").to(x.dtype)
+        scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
+        groups = self.num_groups if self.norm == "group" else None
+        styled = stylize(x, scale, shift, mask, num_groups=groups)
+        return fill_invalid(self.mlp(self.dropout(styled)), mask)
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

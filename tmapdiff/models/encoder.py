@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tmapdiff._checks import check_choice, check_int, check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
-from tmapdiff.layers.norm import fill_invalid
+from tmapdiff.kernels.masking import fill_invalid
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tmapdiff._checks import check_choice, check_int, check_shape, check_sizes
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers import (
     ConcatConditioning,
     GatedConv2d,
@@ -20,7 +21,7 @@ from tmapdiff.layers import (
     StylizationBlock,
 )
 from tmapdiff.layers.gated_conv import Gate
-from tmapdiff.layers.norm import check_map_features, fill_invalid
+from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.layers.stylization import Norm
 
 Stylization = Literal["none", "fusion", "conv", "both"]
@@ -95,7 +96,7 @@ class ConvMapDecoder(nn.Module):
             if block is not None:
                 self.conv_styles.append(block)
             width = channels
-        self.head = nn.Conv2d(channels, 1, kernel_size=1)
+        self.head = PointwiseConv2d(channels, 1)
 
     def forward(
         self, noisy: Tensor, features: Tensor, time_embedding: Tensor | None, mask: Tensor
@@ -129,6 +130,9 @@ class ConvMapDecoder(nn.Module):
         folded = None
         if self.is_foldable:
             prepared, folded = self._fold(prepared, mask)
+        elif plans[0] is not None and plans[0].transform is not None:
+            # In the order that the first convolution reads, and all that follows keeps.
+            prepared = prepared.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
         return PreparedMap(mask=mask, features=prepared, folded=folded, plans=plans)
 
     def styles(self, time_embedding: Tensor | None) -> list[Tensor]:
@@ -159,9 +163,10 @@ class ConvMapDecoder(nn.Module):
         for place, conv in enumerate(self.convs):
             if place == 0 and prepared.folded is not None:
                 one = fill_invalid(noisy[:, None], mask).to(prepared.folded.dtype)
-                x = conv.gated(prepared.features + map_conv(one, prepared.folded), mask)
+                convolved = prepared.features + map_conv(one, prepared.folded)
             else:
-                x = conv(x, mask, plans[place])
+                convolved = conv.convolve(x, plans[place])  # 0 in invalid cells, as all before it
+            x = conv.gated(convolved, mask)
             if self.conv_styles:
                 x = x + self.conv_styles[place].apply_style(x, styles.pop(0), mask)
         return rearrange(self.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
@@ -255,11 +260,11 @@ class TransformerMapDecoder(nn.Module):
         self.attends_to_features = conditioning == "cross-attention"
         self.condition: Any
         if self.attends_to_features:
-            self.condition = nn.Conv2d(1, channels, kernel_size=1)
-            self.project = nn.Conv2d(feature_channels, channels, kernel_size=1)
+            self.condition = PointwiseConv2d(1, channels)
+            self.project = PointwiseConv2d(feature_channels, channels)
         else:
             self.condition = _make_conditioning(who, conditioning, feature_channels, channels)
-            self.project = nn.Conv2d(self.condition.out_channels, channels, kernel_size=1)
+            self.project = PointwiseConv2d(self.condition.out_channels, channels)
         self.embed_position = MomentPositionEmbedder(channels)
         self.fusion_style = None
         if stylization in ("fusion", "both"):

@@ -13,6 +13,7 @@ from tmapdiff._checks import check_sizes
 from tmapdiff.errors import CheckpointError
 from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.layers.gated_conv import Gate
+from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import MapLocalizer, Ranking
 
@@ -57,7 +58,7 @@ class MS2DTAN(MapLocalizer):
         self.convs = nn.ModuleList(
             GatedConv2dStack(channels, channels, kernels, gate) for _ in scales
         )
-        self.heads = nn.ModuleList(nn.Conv2d(channels, 1, kernel_size=1) for _ in scales)
+        self.heads = nn.ModuleList(PointwiseConv2d(channels, 1) for _ in scales)
 
     def score(
         self,

@@ -6,8 +6,8 @@ from helpers.contracts import MaskArgumentContract, draw, triangle
 from torch import Tensor, nn
 
 from tmapdiff.errors import ShapeError
+from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers import masked_group_norm
-from tmapdiff.layers.norm import check_map_features, fill_invalid
 
 
 class MaskedGroupNorm(nn.Module):
@@ -126,3 +126,9 @@ def test_check_map_features_names_what_is_no_tensor(x: object) -> None:
         ShapeError, f"expected map features of shape (B, 4, N_k, A), got {type(x).__name__}"
     ):
         check_map_features("Layer", x, None, 4)  # type: ignore[arg-type]
+
+
+def test_layout_stays() -> None:
+    x = draw(2, 4, 3, 2).to(memory_format=torch.channels_last)
+    for result in (fill_invalid(x, triangle(3, 2)), masked_group_norm(x, triangle(3, 2), 2)):
+        assert result.is_contiguous(memory_format=torch.channels_last)

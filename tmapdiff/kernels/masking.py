@@ -1,4 +1,4 @@
-"""Group normalisation of maps whose statistics know only valid cells."""
+"""What operations on maps with invalid cells share: checks, zeros, statistics without them."""
 
 import torch
 from einops import rearrange, reduce
@@ -8,7 +8,7 @@ from tmapdiff._checks import check_shape
 from tmapdiff.errors import ShapeError
 
 
-def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int) -> None:
+def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int | str) -> None:
     """Raise ShapeError unless `x` is (B, channels, N_k, A) and `mask` (N_k, A) or (B, N_k, A)."""
     sizes = check_shape(who, "map features", x, f"B {channels} N_k A")
     if mask is None:
@@ -22,12 +22,14 @@ def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int) 
 def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set invalid cells to 0, in the gradient too, whatever they hold (a product keeps NaN).
 
+    The memory layout stays (that of `masked_fill` is always contiguous).
+
     Shape:
         - x: (B, C, N_k, A)
         - mask: (N_k, A) or (B, N_k, A), bool
         - returns: (B, C, N_k, A)
     """
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-3), 0)
+    return x if mask is None else torch.where(mask.unsqueeze(-3), x, 0)
 
 
 def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: float = 1e-5) -> Tensor:
@@ -51,14 +53,13 @@ def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: floa
     groups = rearrange(x, "b (g c) n a -> b g c n a", g=num_groups)
     groups = groups.to(torch.promote_types(x.dtype, torch.float32))
     valid = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device) if mask is None else mask
-    valid = valid.reshape(-1, 1, 1, *x.shape[-2:])
-    groups = groups.masked_fill(~valid, 0)
+    valid = valid[..., None, None, :, :]
+    groups = torch.where(valid, groups, 0)
     per_group = "b g c n a -> b g 1 1 1"
-    count = reduce(valid.to(groups.dtype), per_group, "sum") * groups.shape[2]
-    count = count.clamp(min=1)
+    count = (valid.sum((-2, -1), keepdim=True) * groups.shape[2]).clamp(min=1)
     mean = reduce(groups, per_group, "sum") / count
-    centred = (groups - mean).masked_fill(~valid, 0)
+    centred = torch.where(valid, groups - mean, 0)
     variance = reduce(centred.square(), per_group, "sum") / count
     # Filled again: a NaN gradient in an invalid cell must not reach the statistics.
-    normalized = (centred * (variance + eps).rsqrt()).masked_fill(~valid, 0)
+    normalized = torch.where(valid, centred * (variance + eps).rsqrt(), 0)
     return rearrange(normalized, "b g c n a -> b (g c) n a").to(x.dtype)

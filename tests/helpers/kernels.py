@@ -1,0 +1,89 @@
+"""Memory that betrays kernels which read or write what they should not."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ZONE = 64  # elements before and after a tensor
+_SENTINEL = -12345.0
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "slice": lambda x: _between(x, 1),
+    "slice_channels_last": lambda x: _between(x, -1),
+}
+
+
+def _between(x: Tensor, axis: int) -> Tensor:
+    """Channels of a tensor with NaN channels around, which lie at an axis of memory."""
+    moved = x.movedim(1, axis)
+    around = torch.full_like(moved, torch.nan)
+    wide = torch.cat([around, moved, around], dim=axis).contiguous()
+    return wide.narrow(axis, x.shape[1], x.shape[1]).movedim(axis, 1)
+
+
+def _caller_is_ours() -> bool:
+    return str(sys._getframe(2).f_globals["__name__"]).startswith("tmapdiff.")
+
+
+def guard(tensor: Tensor) -> Tensor:
+    """Copy of a dense tensor of the same strides, on the device, with NaN before and after it."""
+    memory = torch.full((tensor.numel() + 2 * ZONE,), torch.nan, dtype=tensor.dtype, device=DEVICE)
+    copy = memory.as_strided(tensor.shape, tensor.stride(), ZONE)
+    return copy.copy_(tensor)
+
+
+class Allocations:
+    """Patches what tmapdiff allocates with: fills it with NaN, and watches the zones around it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.memories: list[tuple[Tensor, int]] = []
+        self.empty, new_empty = torch.empty, torch.Tensor.new_empty
+
+        def guarded_empty(*arguments: Any, **options: Any) -> Tensor:
+            make = self._guarded if _caller_is_ours() else self.empty
+            return make(*arguments, **options)
+
+        def guarded_new_empty(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+            if not _caller_is_ours():
+                return new_empty(tensor, *arguments, **options)
+            options = {"dtype": tensor.dtype, "device": tensor.device, **options}
+            return self._guarded(*arguments, **options)
+
+        monkeypatch.setattr(torch, "empty", guarded_empty)
+        monkeypatch.setattr(torch.Tensor, "new_empty", guarded_new_empty)
+
+    def _guarded(
+        self,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        size = math.prod(shape)
+        memory = self.empty(size + 2 * ZONE, dtype=dtype, device=device)
+        memory.fill_(_SENTINEL)
+        memory[ZONE : ZONE + size] = torch.nan
+        self.memories.append((memory, size))
+        strides = self.empty(shape, device="meta", memory_format=memory_format).stride()
+        return memory.as_strided(shape, strides, ZONE)
+
+    def check(self) -> None:
+        """Fail unless something was allocated, all of it was written, and nothing around it."""
+        if not self.memories:
+            pytest.fail("nothing was allocated")
+        for memory, size in self.memories:
+            sentinel = torch.full((), _SENTINEL, dtype=memory.dtype, device=memory.device)
+            if bool((memory[:ZONE] != sentinel).any() | (memory[ZONE + size :] != sentinel).any()):
+                pytest.fail("written outside of what was allocated")
+            if bool(memory[ZONE : ZONE + size].isnan().any()):
+                pytest.fail("not all was written")

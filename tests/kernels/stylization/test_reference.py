@@ -1,0 +1,148 @@
+"""The definition, against other definitions; `stylize` itself, whatever computes it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.assertions import assert_close, assert_same, refuses
+from helpers.contracts import MaskArgumentContract, draw, triangle
+from torch import Tensor, nn
+
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.kernels import _dispatch
+from tmapdiff.kernels.stylization import stylize
+
+CHANNELS, ROWS, COLUMNS = 6, 5, 3
+
+
+class Stylize(nn.Module):
+    """The operation as a module, so that it can be put to the contract."""
+
+    def __init__(self, num_groups: int | None) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None = None):
+        return stylize(x, scale, shift, mask, num_groups=self.num_groups)
+
+
+class StylizeContract(MaskArgumentContract):
+    num_groups: int | None
+    fast_gradcheck = True
+
+    def make(self) -> nn.Module:
+        return Stylize(self.num_groups)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {
+            "x": 1 + 2 * draw(batch, CHANNELS, ROWS, COLUMNS, dtype=dtype),
+            "scale": draw(batch, CHANNELS, seed=1, dtype=dtype),
+            "shift": draw(batch, CHANNELS, seed=2, dtype=dtype),
+            "mask": triangle(ROWS, COLUMNS),
+        }
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, CHANNELS, ROWS, COLUMNS)]
+
+    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
+        return [
+            (
+                {"x": draw(2, CHANNELS, ROWS)},
+                ShapeError,
+                "stylize: expected map features of shape (B, C, N_k, A), got (2, 6, 5).",
+            ),
+            (
+                {"scale": draw(3, CHANNELS)},
+                ShapeError,
+                "stylize: expected scale of shape (B, C) with B = 2, C = 6, got (3, 6).",
+            ),
+            (
+                {"shift": draw(2, 5)},
+                ShapeError,
+                "stylize: expected shift of shape (B, C) with B = 2, C = 6, got (2, 5).",
+            ),
+            (
+                {"mask": triangle(ROWS, 2)},
+                ShapeError,
+                "stylize: expected mask of shape (N_k, A) with N_k = 5, A = 3, got (5, 2).",
+            ),
+            ({"mask": triangle(ROWS, COLUMNS).float()}, ShapeError, "a mask of dtype bool"),
+        ]
+
+    def expected_repr(self) -> str:
+        return "Stylize()"
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        return {"x": triangle(ROWS, COLUMNS)}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [triangle(ROWS, COLUMNS)]
+
+
+class TestGroupNorm(StylizeContract):
+    num_groups = 3
+
+
+class TestLayerNorm(StylizeContract):
+    num_groups = None
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 6, None])
+def test_equals_torch_on_the_valid_cells_alone(num_groups: int | None) -> None:
+    x = 3 + 2 * draw(3, 6, 5, 4, dtype=torch.float64)
+    scale, shift = draw(3, 6, seed=1).double(), draw(3, 6, seed=2).double()
+    masks = draw(3, 5, 4, seed=3) > 0
+    result = stylize(x, scale, shift, masks, num_groups=num_groups, eps=0.1)
+    for row, mask in enumerate(masks):
+        cells = x[row : row + 1, :, mask]
+        if num_groups is None:
+            normalized = F.layer_norm(cells.mT, (6,), eps=0.1).mT
+        else:
+            normalized = F.group_norm(cells, num_groups, eps=0.1)
+        styled = F.silu(normalized * (1 + scale[row, :, None]) + shift[row, :, None])
+        assert_close(result[row : row + 1, :, mask], styled)
+        assert_same(result[row, :, ~mask], torch.zeros_like(result[row, :, ~mask]))
+
+
+@pytest.mark.parametrize("num_groups", [2, None])
+def test_layout_stays_with_and_without_a_mask(num_groups: int | None) -> None:
+    x = draw(2, 6, 5, 4).to(memory_format=torch.channels_last)
+    styles = draw(2, 6), draw(2, 6)
+    for mask in (None, triangle(5, 4)):
+        result = stylize(x, *styles, mask, num_groups=num_groups)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_precision_is_rounded_once() -> None:
+    x, scale, shift = draw(2, 4, 8, 4).half(), draw(2, 4, seed=1), draw(2, 4, seed=2)
+    exact = stylize(x.float(), scale, shift, num_groups=2)
+    assert_same(stylize(x, scale, shift, num_groups=2), exact.half())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"num_groups": 0}, ArgumentError, "num_groups to be an integer >= 1, got 0."),
+        ({"num_groups": 4}, ConfigError, "channels divisible by num_groups = 4, got 6."),
+        ({"eps": 0.0}, ArgumentError, "eps in (0, inf), got 0.0."),
+    ],
+)
+def test_refuses(arguments: dict[str, object], kind: type[Exception], text: str) -> None:
+    x, style = draw(2, 6, 5, 3), draw(2, 6)
+    with refuses(kind, f"stylize: expected {text}"):
+        stylize(x, style, style, **{"num_groups": 3, **arguments})
+
+
+def test_refuses_backends_that_cannot_run() -> None:
+    x, style = draw(2, 6, 5, 3, dtype=torch.float64), draw(2, 6)
+    with refuses(ConfigError, "kernels.stylization: expected backend to be one of", "'cuda'"):
+        stylize(x, style, style, num_groups=3, backend="cuda")
+    with refuses(ConfigError, "inputs that backend 'triton' can run"):
+        stylize(x, style, style, num_groups=3, backend="triton")
+
+
+def test_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, style = draw(2, 6, 5, 3, dtype=torch.float64), draw(2, 6)
+    monkeypatch.setenv(_dispatch.BACKEND_VARIABLE, "stylization=triton")
+    with refuses(ConfigError, "they hold torch.float64"):
+        stylize(x, style, style, num_groups=3)
+    stylize(x, style, style, num_groups=3, backend="reference")

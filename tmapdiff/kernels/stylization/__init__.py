@@ -1,0 +1,68 @@
+"""Stylization: normalise map features, scale and shift their channels, SiLU."""
+
+from torch import Tensor
+
+from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff.errors import ConfigError
+from tmapdiff.kernels._dispatch import choose
+from tmapdiff.kernels._launch import in_order, why_not_triton
+from tmapdiff.kernels.masking import check_map_features
+from tmapdiff.kernels.stylization import reference
+
+
+def stylize(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mask: Tensor | None = None,
+    *,
+    num_groups: int | None,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """Let a condition scale and shift the channels: `silu(norm(x) * (1 + scale) + shift)`.
+
+    Computed in float32 at least, and rounded once. The result has channels_last layout if `x` has.
+
+    Args:
+        x: Map features.
+        scale: What to scale each channel by, less 1.
+        shift: What to add to each channel.
+        mask: Which cells are valid. All, if None.
+        num_groups: Groups of channels, each normalised by the mean and variance of its valid cells
+            (`masked_group_norm`); divides the channels. None normalises the channels of each cell
+            (layer norm).
+        eps: Added to the variance.
+        backend: `triton` or `reference`; by default the best for the device.
+
+    Shape:
+        - x: (B, C, N_k, A)
+        - scale, shift: (B, C)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `num_groups` is below 1 or `eps` is not positive.
+        ConfigError: If `num_groups` does not divide the channels, or `backend` cannot run.
+
+    Source: Zhang et al., arXiv 2401.08232, Eq. 6, without its MLP.
+    """
+    who = "stylize"
+    check_map_features(who, x, mask, "C")
+    sizes = {"B": x.shape[0], "C": x.shape[1]}
+    check_shape(who, "scale", scale, "B C", sizes)
+    check_shape(who, "shift", shift, "B C", sizes)
+    check_range(who, "eps", eps, 0, open_low=True)
+    if num_groups is not None:
+        check_int(who, "num_groups", num_groups, at_least=1)
+        if x.shape[1] % num_groups:
+            expected = f"channels divisible by num_groups = {num_groups}"
+            raise ConfigError(message(who, expected, x.shape[1]))
+
+    usable = in_order(x.device, why_not_triton(x, scale, shift), reference=None)
+    if choose("stylization", usable, backend) == "triton":
+        from tmapdiff.kernels.stylization import triton
+
+        return triton.stylize(x, scale, shift, mask, num_groups, eps)
+    return reference.stylize(x, scale, shift, mask, num_groups, eps)
