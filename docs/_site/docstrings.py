@@ -48,4 +48,4 @@ def _source(match: re.Match[str]) -> str:
     said = " ".join(line.strip() for line in match[1].split("\n"))
     said = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", said)
     said = _DOI.sub(r"[doi \1](https://doi.org/\1)", said)
-    return f"**Source**\n\n{said}\n"
+    return f"**Source**\n\n{said}"

@@ -1,6 +1,7 @@
 """Small files that the code blocks of the documentation read."""
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[2]
 VIDEOS = {"kitchen": 30.0, "garden": 24.0}  # seconds
 WORDS = ["a", "person", "opens", "the", "fridge", "drinks", "water", "rakes", "leaves"]
 
@@ -20,6 +22,8 @@ def make_files(folder: Path) -> None:
     - `npy/`, `npz/`, `pt/`: the same features in the other forms
     - `clip/`: one feature every half second, 16 channels, as another model's
     - `glove.txt`: word vectors of 8 numbers
+    - `run/metrics.json`: what a run of `examples/train_charades.py` left, made up
+    - `model_card_template.md`: the file of that name in `docs`
     """
     queries = (
         ("kitchen", "a person opens the fridge", [[2.0, 6.5]]),
@@ -47,6 +51,21 @@ def make_files(folder: Path) -> None:
             np.save(folder / "clip" / f"{video}.npy", other)
     rows = (f"{word} {' '.join(f'{x:.3f}' for x in random.standard_normal(8))}\n" for word in WORDS)
     (folder / "glove.txt").write_text("".join(rows))
+
+    shutil.copy(ROOT / "docs" / "model_card_template.md", folder)
+    (folder / "run" / "model").mkdir(parents=True)
+    names = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
+    metrics = {
+        **dict.fromkeys(names, 12.34),
+        "num_inference_steps": 2,
+        "features": "SIMULATED action timelines",
+        "evaluated_on": "synthetic activities (test, seed 0): 203 lines, 203 kept",
+        "seed": 0,
+        "arguments": {"preset": "nano", "epochs": None},
+        "versions": {"python": "3.12", "tmapdiff": None},
+        "git_commit": None,
+    }
+    (folder / "run" / "metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.fixture
