@@ -8,10 +8,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message
+from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message, require
 from tmapdiff.data import (
     AnnotationSet,
     FeatureStore,
@@ -192,6 +191,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         ConfigError: If it is no such file: it is no yaml, a field is missing, or its scales are not
             those of a `MapGrid`.
         ArgumentError: If a number is out of range.
+        MissingDependencyError: If a file is to be read and the extra `migration` is not installed.
 
     Source: Zhang et al., arXiv 2012.02646; MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
     """
@@ -393,6 +393,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
+    yaml: Any = require("yaml", extra="migration", purpose="ms2dtan_config")
     try:
         content = yaml.safe_load(path.read_bytes())
     except FileNotFoundError:
