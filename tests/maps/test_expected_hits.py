@@ -165,8 +165,15 @@ def test_soft_hits_are_steps():
 
 
 @quick
-@given(grids(), st.integers(1, 6), st.integers(0, 1000), st.booleans(), ways)
-def test_ranking_equals_plain_loops(grid, top_n, seed, batched, way):
+@given(
+    grids(),
+    st.integers(1, 6),
+    st.integers(0, 1000),
+    st.booleans(),
+    st.sampled_from([(0.5, 0.7), (0.3,), [0.3, 0.6, 0.9]]),
+    ways,
+)
+def test_ranking_equals_plain_loops(grid, top_n, seed, batched, thresholds, way):
     mask, random = grid.dense_mask(), torch.Generator().manual_seed(seed)
     dense = torch.rand(2, *mask.shape, generator=random, dtype=torch.float64)
     if batched:
@@ -176,10 +183,16 @@ def test_ranking_equals_plain_loops(grid, top_n, seed, batched, way):
     seconds = torch.tensor([0.5, 1.25])
     with way():
         ranked = rank_by_expected_hits(
-            dense, mask, seconds, target=rescale_iou, top_n=top_n, num_iterations=3
+            dense,
+            mask,
+            seconds,
+            target=rescale_iou,
+            top_n=top_n,
+            thresholds=thresholds,
+            num_iterations=3,
         )
     moments, response = candidates_of(grid), response_of(grid, rescale_iou)
-    hits = soft_hits(temporal_iou(moments[:, None], moments)).tolist()
+    hits = soft_hits(temporal_iou(moments[:, None], moments), thresholds).tolist()
     for row in range(2):
         scores = dense[row][grid.dense_mask()]
         valid = scores.isfinite().tolist()

@@ -330,18 +330,16 @@ def _read(numbers: bytes, dtype: torch.dtype) -> Tensor:
 
 @lru_cache(maxsize=_KEPT_GRIDS)
 def _distinct_ious(cells: bytes, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype).unique()
+    return _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype).unique()
 
 
 @lru_cache(maxsize=_KEPT_GRIDS)
 def _kept_tables(
     cells: bytes, dtype: torch.dtype, thresholds: tuple[float, ...], values: bytes
 ) -> _Tables:
-    with torch.inference_mode(False):
-        iou = _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype)
-        index = torch.searchsorted(_distinct_ious(cells, dtype), iou)
-        return _host_tables(iou, _read(values, dtype)[index], thresholds)
+    iou = _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype)
+    index = torch.searchsorted(_distinct_ious(cells, dtype), iou)
+    return _host_tables(iou, _read(values, dtype)[index], thresholds)
 
 
 def _host_tables(iou: Tensor, response: Tensor, thresholds: tuple[float, ...]) -> _Tables:
