@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.migration import make_files_of_others
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = {"kitchen": 30.0, "garden": 24.0}  # seconds
@@ -23,6 +24,7 @@ def make_files(folder: Path) -> None:
     - `clip/`: one feature every half second, 16 channels, as another model's
     - `glove.txt`: word vectors of 8 numbers
     - `run/metrics.json`: what a run of `examples/train_charades.py` left, made up
+    - `helpers.migration.make_files_of_others`: files in the forms of other projects
     - `model_card_template.md`: the file of that name in `docs`
     """
     queries = (
@@ -37,6 +39,7 @@ def make_files(folder: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "queries.jsonl").write_text(text)
 
+    make_files_of_others(folder)
     random = np.random.default_rng(0)
     for name in ("npy", "npz", "pt", "clip"):
         (folder / name).mkdir()
