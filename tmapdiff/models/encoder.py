@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from tmapdiff._checks import check_choice, check_int, check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels.masking import fill_invalid
+from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
 
@@ -167,14 +168,30 @@ class MapFeatureBuilder(nn.Module):
         """Build the map features; see the class."""
         sizes = check_shape("MapFeatureBuilder", "clips", clips, f"B {self.channels} N")
         maps: list[Tensor] = []
-        x = clips
-        for scale, (rows, _) in enumerate(self.grid.resized(sizes["N"]).shapes):
-            columns = [maps[-1][:, :, : 2 * rows : 2, 1::2]] if scale else []
+        # Starts outermost and channels innermost: layers are then products of large matrices, and
+        # the maps lie in memory as spectral convolutions read them.
+        x = rearrange(clips, "b c n -> n b c")
+        for scale, (rows, columns) in enumerate(self.grid.resized(sizes["N"]).shapes):
+            reused = list(maps[-1][1::2, : 2 * rows : 2]) if scale else []
+            filling = x.new_zeros(rows, *x.shape[1:])
+            pieces: list[Tensor] = [*reused]
             for layer in self.scales[scale].children():
-                x = layer(x)
-                columns.append(F.pad(x, (0, rows - x.shape[-1])).unsqueeze(-1))
-            maps.append(torch.cat(columns, dim=-1))
-        return maps
+                x = _apply(layer, x)
+                pieces += [x, filling[: rows - len(x)]]
+            maps.append(torch.cat(pieces).view(columns, rows, *x.shape[1:]))
+        return [rearrange(one, "a n b c -> b c n a") for one in maps]
+
+
+def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer of the `MapFeatureBuilder` to rows, (N, B, C)."""
+    if isinstance(layer, nn.MaxPool1d):
+        return rearrange(layer(rearrange(x, "n b c -> b c n")), "b c n -> n b c")
+    conv, norm, activation = layer.children()
+    (size,), (stride,) = conv.kernel_size, conv.stride
+    last = len(x) - size
+    seen = torch.cat([x[first : last + first + 1 : stride] for first in range(size)], dim=-1)
+    convolved = F.linear(seen, rearrange(conv.weight, "d c s -> d (s c)"), conv.bias)
+    return activation(norm(convolved.flatten(0, 1))).view_as(convolved)
 
 
 class MultimodalEncoder(MapModel):
@@ -234,7 +251,7 @@ class MultimodalEncoder(MapModel):
         self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
         self.clip_encoder = nn.Linear(clip_channels, channels)
         self.map_features = MapFeatureBuilder(self.grid, channels, map_layer)
-        self.fuse_map = nn.Conv2d(channels, channels, kernel_size=1)
+        self.fuse_map = PointwiseConv2d(channels, channels)
 
     def load_word_vectors(self, vectors: Tensor) -> None:
         """Set the word embeddings, for example to GloVe's.
