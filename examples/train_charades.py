@@ -31,7 +31,13 @@ from tmapdiff import (
 )
 from tmapdiff._checks import check_int
 from tmapdiff._files import written_beside
-from tmapdiff.data import AnnotationSet, FeatureStore, SyntheticActivities, load_glove
+from tmapdiff.data import (
+    AnnotationSet,
+    FeatureStore,
+    SyntheticActivities,
+    load_glove,
+    write_submission,
+)
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.evaluation import (
     Evaluation,
@@ -40,7 +46,6 @@ from tmapdiff.evaluation import (
     evaluate_oracle,
     evaluate_prior,
     fit_moment_prior,
-    write_predictions,
 )
 from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.presets import DECODERS
@@ -351,7 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
         with written_beside(args.output / "model") as folder:
             model.save_pretrained(folder)
             test_set.vocabulary.save(folder / "vocabulary.json")
-    write_predictions(chosen.predictions, args.output / "predictions.jsonl")
+    write_submission(chosen.predictions, args.output / "predictions.jsonl")
     shown = range(0, len(test_set), max(1, len(test_set) // 4))[:4]
     count = steps[0] if model.is_generative else None
     figure = draw_queries(model, test_set, shown, num_inference_steps=count, seed=args.seed)

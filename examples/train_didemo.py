@@ -34,9 +34,10 @@ from tmapdiff.data import (
     SyntheticDiDeMo,
     keep_consensus,
     load_didemo,
+    write_submission,
 )
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation import evaluate_didemo, evaluate_didemo_prior, write_predictions
+from tmapdiff.evaluation import evaluate_didemo, evaluate_didemo_prior
 from tmapdiff.provenance import describe_run
 
 GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     with written_beside(output / "model") as folder:
         averaged.save_pretrained(folder)
         vocabulary.save(folder / "vocabulary.json")
-    write_predictions(found.predictions, output / "predictions.jsonl")
+    write_submission(found.predictions, output / "predictions.jsonl")
     summary = {
         **found.metrics,
         "prior": prior,

@@ -1,10 +1,11 @@
-import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.pictures import drawn_bars
 
 from tmapdiff import (
     PRESETS,
@@ -19,22 +20,24 @@ from tmapdiff import (
 from tmapdiff.data import (
     Annotation,
     AnnotationSet,
+    Prediction,
     SyntheticActivities,
     SyntheticDiDeMo,
     collate_moments,
     keep_consensus,
+    read_submission,
+    write_submission,
 )
-from tmapdiff.errors import ArgumentError, FileError, ShapeError
+from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.evaluation import (
-    Prediction,
     draw_queries,
     evaluate,
     evaluate_didemo,
     evaluate_didemo_prior,
     evaluate_oracle,
+    evaluate_predictions,
     evaluate_prior,
     fit_moment_prior,
-    write_predictions,
 )
 from tmapdiff.models import MS2DTAN, Localization, MomentLocalizer
 
@@ -122,27 +125,58 @@ def test_arguments_out_of_range_are_refused(model, dataset, name):
         evaluate(model, dataset, **{name: -1})
 
 
-def test_predictions_file_has_the_submission_form(model, dataset, tmp_path):
+def test_a_submission_that_is_read_has_the_metrics_that_were_printed(model, dataset, tmp_path):
     found = evaluate(model, dataset, num_inference_steps=1)
     path = tmp_path / "predictions.jsonl"
-    write_predictions(found.predictions, path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["qid"] for line in lines] == [item.qid for item in dataset.annotations]
-    assert set(lines[0]) == {"qid", "query", "vid", "pred_relevant_windows"}
-    assert all(len(window) == 3 for window in lines[0]["pred_relevant_windows"])
+    write_submission(found.predictions, path)
+    read = read_submission(path)
+    assert [one.qid for one in read] == [item.qid for item in dataset.annotations]
+    # Windows are written to a tenth of a millisecond.
+    metrics = evaluate_predictions(reversed(read), dataset.annotations)
+    assert metrics == pytest.approx(found.metrics, abs=1e-3)
+    assert any(0 < value < 100 for value in metrics.values())
 
 
-def test_small_scores_stay_in_order_in_a_submission():
-    # What later answers add to expected hits may be far below a ten-thousandth.
-    windows = ((1.23456, 2.0, 4.25e-6), (3.0, 4.0, 1.5e-6))
-    written = Prediction(0, "query", "video", windows).as_submission()["pred_relevant_windows"]
-    assert written == [[1.2346, 2.0, 4.25e-6], [3.0, 4.0, 1.5e-6]]
+def answers(*windows, qid=0) -> Prediction:
+    return Prediction(qid, "a query", "v", tuple((*window, 0.5) for window in windows))
 
 
-def test_predictions_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"^cannot write .*predictions\.jsonl: Not a directory\.$"):
-        write_predictions((), tmp_path / "file" / "predictions.jsonl")
+def test_metrics_of_predictions_by_hand():
+    annotations = AnnotationSet(
+        [
+            Annotation(0, "v", "a query", 100.0, ((0.0, 10.0),)),
+            Annotation("b", "v", "a query", 100.0, ((0.0, 10.0), (50.0, 60.0))),
+        ]
+    )
+    predictions = [
+        answers((50.0, 55.0), (0.0, 1.0), qid="b"),  # IoU 1/2 with its second moment
+        answers((20.0, 30.0), (0.0, 8.0), (0.0, 10.0), qid=0),  # 0, 4/5, 1
+    ]
+    fields = {"ranks": (1, 2), "thresholds": (0.5, 0.7)}
+    found = evaluate_predictions(predictions, annotations, **fields)
+    assert found == {
+        "Rank1@0.5": 0, "Rank1@0.7": 0, "Rank2@0.5": 50, "Rank2@0.7": 50, "mIoU": 25,
+    }  # fmt: skip
+    found = evaluate_predictions(predictions, annotations, **fields, strict=False)
+    assert (found["Rank1@0.5"], found["Rank2@0.5"]) == (50, 100)
+
+
+@pytest.mark.parametrize(
+    ("qids", "text"),
+    [
+        ([0], "expected a prediction of each query, by qid, got 1 queries otherwise, such as 1."),
+        ([0, 1, 2], "predictions of the annotated queries alone, by qid, got 1 queries otherwise"),
+        ([0, 1, "1"], "such as '1'."),
+        ([0, 1, 1], "evaluate_predictions: expected one prediction a query, got 3 of 2 queries."),
+    ],
+)
+def test_predictions_of_other_queries(qids, text):
+    item = Annotation(0, "v", "a query", 10.0, ((0.0, 10.0),))
+    annotations = AnnotationSet([item, replace(item, qid=1)])
+    with refuses(ArgumentError, text):
+        evaluate_predictions([answers((0.0, 1.0), qid=qid) for qid in qids], annotations)
+    with refuses(ArgumentError, "expected queries to be an integer >= 1, got 0."):
+        evaluate_predictions([], annotations[:0])
 
 
 def test_prior_is_the_share_of_moments_that_each_cell_hits(dataset):
@@ -174,6 +208,16 @@ def test_drawing_shows_each_query_beside_its_truth(model, dataset):
     for part, position in zip(figure.subfigs, (0, 2), strict=True):
         assert dataset.annotations[position].query in part.get_suptitle()
         assert [ax.get_title() for ax in part.axes[:2]] == ["prediction", "truth"]
+        (panel,) = [ax for ax in part.axes if ax.get_label() == "moments"]
+        true_bars, *found_bars = drawn_bars(panel)
+        sample = dataset[position]
+        np.testing.assert_allclose(true_bars, sample.annotation.moments, rtol=1e-5)
+        predicted = evaluate(model, dataset, num_inference_steps=1).predictions[position]
+        windows = [[window[:2]] for window in predicted.windows]
+        np.testing.assert_allclose(found_bars, windows, rtol=1e-5)
+        labels = [text.get_text() for text in panel.get_yticklabels()[1:]]
+        scores = [window[2] for window in predicted.windows]
+        assert labels == [f"{rank}  ({score:.2f})" for rank, score in enumerate(scores, start=1)]
 
 
 def test_drawing_nothing_is_refused(model, dataset):
@@ -359,7 +403,9 @@ def test_didemo_with_the_consensus_as_answer(didemo):
                     dense[row, start, end - start - 1] = temporal_iou(moment, kept)
             mask = self.grid.dense_mask(num_clips=num_clips)
             dense = dense.masked_fill(~mask, -torch.inf)
-            return Localization(rank_moments(dense, mask, clip_seconds), dense, mask)
+            ranked = rank_moments(dense, mask, clip_seconds)
+            # Of one scale and all durations, packed maps are dense ones.
+            return Localization(ranked, self.grid, dense.flatten(1), num_clips)
 
     model = didemo_model(didemo)
     fields = {k: v for k, v in model.config.items() if not k.startswith("_")}

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.host_sync import no_host_sync, on_a_device
 from helpers.oracles import interval_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,3 +248,17 @@ def test_best_ious_needs_an_annotated_moment():
         best_ious(torch.zeros(2, 3, 2), torch.zeros(2, 0, 2))
     with refuses(ArgumentError, "LocalizationMetrics: expected the number of ranks to be an"):
         LocalizationMetrics(ranks=())
+
+
+def test_queries_are_added_without_a_wait():
+    predicted, truth = random_moments(4, 3, seed=0), random_moments(4, 2, seed=1)
+    ranked = RankedMoments(predicted, torch.rand(4, 3), torch.rand(4, 3) > 0.2)
+    counts = torch.tensor([1, 2, 2, 1])
+    metrics = LocalizationMetrics()
+    with no_host_sync():
+        metrics.update(ranked, truth, counts)
+    with on_a_device() as put:
+        there = RankedMoments(*put((predicted, ranked.scores, ranked.valid)))
+        truth, counts = put((truth, counts))
+        with no_host_sync():
+            metrics.update(there, truth, counts)

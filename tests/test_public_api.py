@@ -9,7 +9,17 @@ import pytest
 import tmapdiff
 
 PACKAGE = Path(tmapdiff.__file__).parent
-HEAVY = ("timm", "torchvision", "diffusers", "matplotlib", "h5py", "accelerate", "rich")
+HEAVY = (
+    "timm",
+    "torchvision",
+    "diffusers",
+    "matplotlib",
+    "h5py",
+    "accelerate",
+    "rich",
+    "av",
+    "transformers",
+)
 
 
 def run_python(code: str) -> str:
@@ -90,11 +100,14 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "data": 3,
     "schedulers": 3,
     "layers": 3,
+    "plots": 4,
     "models": 4,
+    "video": 4,
     "provenance": 4,
     "evaluation": 5,
     "training": 6,
     "presets": 7,
+    "migration": 8,
 }
 
 
@@ -127,6 +140,7 @@ def test_errors_are_builtin_errors_too():
         ("AnnotationError", ValueError),
         ("FeatureError", ValueError),
         ("MissingFeatureError", KeyError),
+        ("VideoError", ValueError),
         ("CheckpointError", ValueError),
         ("FileError", OSError),
         ("MissingDependencyError", ImportError),

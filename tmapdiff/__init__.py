@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from tmapdiff.calibration import PlattCalibrator as PlattCalibrator
     from tmapdiff.calibration import ReliabilityBins as ReliabilityBins
     from tmapdiff.calibration import RiskCoverageCurve as RiskCoverageCurve
-    from tmapdiff.calibration import plot_calibration as plot_calibration
     from tmapdiff.calibration import reliability_bins as reliability_bins
     from tmapdiff.calibration import risk_coverage_curve as risk_coverage_curve
     from tmapdiff.data import ActionTimelineFeatures as ActionTimelineFeatures
     from tmapdiff.data import ConcatFeatureStore as ConcatFeatureStore
     from tmapdiff.data import MomentDataset as MomentDataset
+    from tmapdiff.data import NormalizedFeatureStore as NormalizedFeatureStore
     from tmapdiff.data import Vocabulary as Vocabulary
     from tmapdiff.data import load_activitynet_captions as load_activitynet_captions
     from tmapdiff.data import load_charades_sta as load_charades_sta
     from tmapdiff.data import load_didemo as load_didemo
     from tmapdiff.data import load_moment_jsonl as load_moment_jsonl
     from tmapdiff.data import load_tacos as load_tacos
+    from tmapdiff.data import load_vslnet as load_vslnet
     from tmapdiff.data import open_feature_store as open_feature_store
+    from tmapdiff.data import read_submission as read_submission
+    from tmapdiff.data import write_submission as write_submission
     from tmapdiff.layers import ConcatConditioning as ConcatConditioning
     from tmapdiff.layers import GatedConv2d as GatedConv2d
     from tmapdiff.layers import GatedConv2dStack as GatedConv2dStack
@@ -40,25 +43,43 @@ if TYPE_CHECKING:
     from tmapdiff.maps import MultiScaleMapSampler as MultiScaleMapSampler
     from tmapdiff.maps import RankedMoments as RankedMoments
     from tmapdiff.maps import deconvolve_map as deconvolve_map
-    from tmapdiff.maps import plot_comparison as plot_comparison
-    from tmapdiff.maps import plot_denoising as plot_denoising
-    from tmapdiff.maps import plot_map as plot_map
     from tmapdiff.maps import rank_by_expected_hits as rank_by_expected_hits
+    from tmapdiff.maps import rank_candidates as rank_candidates
+    from tmapdiff.maps import (
+        rank_candidates_by_expected_hits as rank_candidates_by_expected_hits,
+    )
     from tmapdiff.maps import rank_moments as rank_moments
     from tmapdiff.maps import soft_hits as soft_hits
     from tmapdiff.maps import temporal_iou as temporal_iou
     from tmapdiff.maps import temporal_nms as temporal_nms
     from tmapdiff.metrics import DiDeMoMetrics as DiDeMoMetrics
     from tmapdiff.metrics import LocalizationMetrics as LocalizationMetrics
+    from tmapdiff.migration import load_ms2dtan as load_ms2dtan
+    from tmapdiff.migration import ms2dtan_config as ms2dtan_config
     from tmapdiff.models import MS2DTAN as MS2DTAN
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
+    from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.models import TransformersTextEncoder as TransformersTextEncoder
+    from tmapdiff.plots import animate_denoising as animate_denoising
+    from tmapdiff.plots import plot_calibration as plot_calibration
+    from tmapdiff.plots import plot_comparison as plot_comparison
+    from tmapdiff.plots import plot_denoising as plot_denoising
+    from tmapdiff.plots import plot_map as plot_map
+    from tmapdiff.plots import plot_steps as plot_steps
+    from tmapdiff.plots import plot_video_strip as plot_video_strip
+    from tmapdiff.plots import save_animation as save_animation
     from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
     from tmapdiff.schedulers import MapScheduler as MapScheduler
     from tmapdiff.training import Trainer as Trainer
     from tmapdiff.training import TrainingConfig as TrainingConfig
+    from tmapdiff.video import FrameEncoder as FrameEncoder
+    from tmapdiff.video import encode_video as encode_video
+    from tmapdiff.video import extract_features as extract_features
+    from tmapdiff.video import open_video as open_video
+    from tmapdiff.video import probe_video as probe_video
 
 # Where each public name lives, in the order the data flows.
 _HOMES = {
@@ -67,14 +88,13 @@ _HOMES = {
     "MultiScaleMapSampler": "maps",
     "rank_moments": "maps",
     "rank_by_expected_hits": "maps",
+    "rank_candidates": "maps",
+    "rank_candidates_by_expected_hits": "maps",
     "deconvolve_map": "maps",
     "soft_hits": "maps",
     "RankedMoments": "maps",
     "temporal_nms": "maps",
     "temporal_iou": "maps",
-    "plot_map": "maps",
-    "plot_comparison": "maps",
-    "plot_denoising": "maps",
     "MapScheduler": "schedulers",
     "TimestepEmbedder": "layers",
     "StylizationBlock": "layers",
@@ -83,6 +103,8 @@ _HOMES = {
     "MapTransformerLayer": "layers",
     "GatedConv2d": "layers",
     "GatedConv2dStack": "layers",
+    "MapFeatureBuilder": "models",
+    "TransformersTextEncoder": "models",
     "MultimodalEncoder": "models",
     "MapDiffusionDecoder": "models",
     "MomentLocalizer": "models",
@@ -96,21 +118,39 @@ _HOMES = {
     "ReliabilityBins": "calibration",
     "CalibrationMetrics": "calibration",
     "PlattCalibrator": "calibration",
-    "plot_calibration": "calibration",
+    "plot_map": "plots",
+    "plot_comparison": "plots",
+    "plot_denoising": "plots",
+    "animate_denoising": "plots",
+    "save_animation": "plots",
+    "plot_video_strip": "plots",
+    "plot_steps": "plots",
+    "plot_calibration": "plots",
     "load_charades_sta": "data",
     "load_didemo": "data",
     "load_activitynet_captions": "data",
     "load_tacos": "data",
     "load_moment_jsonl": "data",
+    "load_vslnet": "data",
     "ActionTimelineFeatures": "data",
+    "probe_video": "video",
+    "open_video": "video",
+    "FrameEncoder": "video",
+    "encode_video": "video",
+    "extract_features": "video",
     "open_feature_store": "data",
+    "NormalizedFeatureStore": "data",
     "ConcatFeatureStore": "data",
     "Vocabulary": "data",
     "MomentDataset": "data",
+    "write_submission": "data",
+    "read_submission": "data",
     "PRESETS": "presets",
     "DECODERS": "presets",
     "Trainer": "training",
     "TrainingConfig": "training",
+    "ms2dtan_config": "migration",
+    "load_ms2dtan": "migration",
 }
 
 __all__ = ["TmapdiffError", "__version__", *_HOMES]

@@ -38,6 +38,10 @@ class MissingFeatureError(TmapdiffError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class VideoError(TmapdiffError, ValueError):
+    """A video has no pictures that can be decoded."""
+
+
 class CheckpointError(TmapdiffError, ValueError):
     """A saved model or training state cannot be used."""
 

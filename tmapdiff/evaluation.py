@@ -1,7 +1,5 @@
 """Running a localizer over a data set: metrics, predictions, and the best constant answer."""
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,55 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from tmapdiff._checks import check_int, check_shape, require
-from tmapdiff._files import written_beside
-from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, collate_moments
+from tmapdiff._checks import check_int, check_shape, message
+from tmapdiff.data import (
+    SEGMENT_SECONDS,
+    AnnotationSet,
+    MomentBatch,
+    Prediction,
+    collate_moments,
+)
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
-    plot_comparison,
-    rank_moments,
+    rank_candidates,
 )
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, best_ious, consensus_moments
 from tmapdiff.models import Localization, MapLocalizer, Ranking
+from tmapdiff.plots import plot_comparison
+from tmapdiff.plots.maps import comparison_inches
+from tmapdiff.plots.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Ranked moments of one query.
-
-    Attributes:
-        qid: The query's id in its data set.
-        query: The sentence.
-        video_id: The video.
-        windows: `(start, end, score)`, best first, in seconds.
-    """
-
-    qid: int | str
-    query: str
-    video_id: str
-    windows: tuple[tuple[float, float, float], ...]
-
-    def as_submission(self) -> dict[str, Any]:
-        """Fields of one line of a moment_detr submission file."""
-        return {
-            "qid": self.qid,
-            "query": self.query,
-            "vid": self.video_id,
-            "pred_relevant_windows": [
-                # Seconds to a tenth of a millisecond; scores may be small, and must not be tied.
-                [round(start, 4), round(end, 4), float(f"{score:.6g}")]
-                for start, end, score in self.windows
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ def evaluate(
         judged.add(batch, found, batch.moments, batch.num_moments)
         if on_batch is not None:
             on_batch(len(batch))
-    return judged.evaluation(metrics.compute(), time.perf_counter() - began)
+    return judged.evaluation(metrics.compute(), began)
 
 
 def evaluate_didemo(
@@ -177,15 +153,18 @@ def evaluate_didemo(
     options = {"ranking": ranking, "nms_threshold": nms_threshold}
     for batch, found in _localized(model, dataset, batch_size, sampling, options):
         _check_segments(batch)
-        everything = rank_moments(
-            found.dense, found.mask, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
+        candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(
+            found.maps, found.num_clips
+        )
+        everything = rank_candidates(
+            candidates, scores, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
         )
         official.update(everything, batch.moments, batch.num_moments)
         consensus = consensus_moments(batch.moments, batch.num_moments)
         metrics.update(found.ranked, consensus)
         judged.add(batch, found, consensus)
     results = metrics.compute() | official.compute()  # which has an mIoU of its own
-    return judged.evaluation(results, time.perf_counter() - began)
+    return judged.evaluation(results, began)
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
@@ -222,15 +201,62 @@ def _check_segments(batch: MomentBatch) -> None:
         )
 
 
-def write_predictions(predictions: tuple[Prediction, ...], path: str | os.PathLike[str]) -> None:
-    """Write predictions as JSON lines in moment_detr's submission form.
+def evaluate_predictions(
+    predictions: Iterable[Prediction],
+    annotations: AnnotationSet,
+    *,
+    ranks: Sequence[int] = (1, 5),
+    thresholds: Sequence[float] = (0.5, 0.7),
+    strict: bool = True,
+) -> dict[str, float]:
+    """Compute the metrics of predictions, one's own or another program's, in percent.
+
+    Args:
+        predictions: One a query, such as `read_submission` gives; the order does not matter, that
+            of the moments of each does.
+        annotations: The queries.
+        ranks: As for `LocalizationMetrics`.
+        thresholds: As for `LocalizationMetrics`.
+        strict: Count IoU above a threshold; at or above it, if False, as moment_detr, lighthouse
+            and VSLNet do.
 
     Raises:
-        FileError: If the place cannot be written.
+        ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
+            there are no queries, or a rank or threshold is out of range.
     """
-    with written_beside(path) as new, new.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(prediction.as_submission()) + "\n")
+    who = "evaluate_predictions"
+    metrics = LocalizationMetrics(ranks, thresholds, strict=strict)
+    check_int(who, "queries", len(annotations), at_least=1)
+    given = list(predictions)
+    windows = {one.qid: one.windows for one in given}
+    wanted = [item.qid for item in annotations]
+    for name, qids in (
+        ("a prediction of each query", [qid for qid in wanted if qid not in windows]),
+        ("predictions of the annotated queries alone", windows.keys() - set(wanted)),
+    ):
+        if qids:
+            got = f"{len(qids)} queries otherwise, such as {min(map(repr, qids))}"
+            raise ArgumentError(message(who, f"{name}, by qid", got))
+    if len(windows) != len(given):
+        got = f"{len(given)} of {len(windows)} queries"
+        raise ArgumentError(message(who, "one prediction a query", got))
+    ranked = [
+        torch.tensor(windows[qid][: max(ranks)], dtype=torch.float64).reshape(-1, 3)
+        for qid in wanted
+    ]
+    counts = torch.tensor([len(one) for one in ranked])
+    padded = pad_sequence(ranked, batch_first=True)
+    truths = [torch.tensor(item.moments, dtype=torch.float64) for item in annotations]
+    metrics.update(
+        RankedMoments(
+            moments=padded[..., :2],
+            scores=padded[..., 2],
+            valid=torch.arange(padded.shape[1]) < counts[:, None],
+        ),
+        pad_sequence(truths, batch_first=True),
+        torch.tensor([len(one) for one in truths]),
+    )
+    return metrics.compute()
 
 
 def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float = 0.5) -> Tensor:
@@ -273,14 +299,13 @@ def evaluate_prior(
         ArgumentError: If the data set is empty.
     """
     metrics = LocalizationMetrics()
-    maps = grid.unpack(prior[None])
+    grid.unpack(prior[None])  # which checks its shape
     for batch in _whole_batches(dataset, 256):
         if batch.num_clips is not None:
             clips = grid.num_clips
             hint = "A prior knows no longer videos."
             check_shape("evaluate_prior", "features", batch.features, f"B {clips} D", hint=hint)
-        shared = [one.expand(len(batch), -1, -1) for one in maps]
-        ranked = _ranked(grid, shared, batch, nms_threshold)
+        ranked = _ranked(grid, prior.expand(len(batch), -1), batch, nms_threshold)
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
 
@@ -296,20 +321,18 @@ def evaluate_oracle(
     metrics = LocalizationMetrics()
     for batch in _whole_batches(dataset, 256):
         size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
-        maps = IoUMapBuilder(size)(batch.moments, batch.clip_seconds, batch.num_moments)
+        maps = IoUMapBuilder(size).packed(batch.moments, batch.clip_seconds, batch.num_moments)
         ranked = _ranked(size, maps, batch, nms_threshold)
         metrics.update(ranked, batch.moments, batch.num_moments)
     return metrics.compute()
 
 
-def _ranked(
-    grid: MapGrid, maps: Sequence[Tensor], batch: MomentBatch, nms_threshold: float
-) -> RankedMoments:
-    """Best moments of maps that no model made."""
-    dense, mask = MultiScaleMapSampler(grid).merge(maps, batch.num_clips)
-    return rank_moments(
-        dense,
-        mask,
+def _ranked(grid: MapGrid, maps: Tensor, batch: MomentBatch, nms_threshold: float) -> RankedMoments:
+    """Best moments of packed maps that no model made."""
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, batch.num_clips)
+    return rank_candidates(
+        candidates,
+        scores,
         batch.clip_seconds,
         durations=batch.durations,
         nms_threshold=nms_threshold,
@@ -324,7 +347,7 @@ def draw_queries(
     num_inference_steps: int | None = None,
     seed: int = 0,
 ) -> "Figure":
-    """Draw the predicted maps of a few queries, each beside the true one.
+    """Draw the predicted maps of a few queries, each beside the true one, and the best moments.
 
     Args:
         model: The localizer; left in the mode, training or evaluation, that it came in.
@@ -338,9 +361,6 @@ def draw_queries(
         MissingDependencyError: If matplotlib is not installed.
     """
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
-    matplotlib: Any = require("matplotlib.figure", extra="viz", purpose="draw_queries")
-    size = (7.5, 3.8 * len(positions))
-    figure: Figure = matplotlib.Figure(figsize=size, layout="constrained", dpi=120)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     _check_whole(batch)
     was_training = model.training
@@ -354,11 +374,14 @@ def draw_queries(
         **_Sampling(num_inference_steps, None, 0.0, seed).arguments(model, positions),
     )
     model.train(was_training)
-    grid = model.grid.resized(len(found.dense[0]))
+    grid = found.grid
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
     ranked = found.ranked
-    for row, part in enumerate(figure.subfigures(len(positions), 1, squeeze=False)[:, 0]):
+    heights = [comparison_inches(1 + int(shown)) for shown in ranked.valid.sum(1)]
+    figure = new_figure(7.2, sum(heights), "draw_queries")
+    parts = figure.subfigures(len(positions), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, part in enumerate(parts):
         plot_comparison(
             found.dense[row],
             truth[row],
@@ -366,7 +389,9 @@ def draw_queries(
             clip_seconds=float(batch.clip_seconds[row]),
             moments=batch.moments[row, : int(batch.num_moments[row])].tolist(),
             predicted_moments=ranked.moments[row][ranked.valid[row]].tolist(),
+            scores=ranked.scores[row][ranked.valid[row]].tolist(),
             title=f"{batch.queries[row]}  ({batch.video_ids[row]})",
+            label="rescaled IoU" if model.objective.name.endswith("-rescaled") else "IoU",
             figure=part,
         )
     return figure
@@ -463,10 +488,14 @@ def _generator(seed: int, position: int) -> torch.Generator:
 
 
 class _Judged:
-    """Gathers predictions, and how sure and how right the first of each query is."""
+    """Gathers answers, and how sure and how right the first of each query is.
+
+    They stay on the device till the end: nothing waits for it.
+    """
 
     def __init__(self) -> None:
-        self.predictions: list[Prediction] = []
+        self.asked: list[tuple[int | str, str, str]] = []  # id, query and video
+        self.ranked: list[RankedMoments] = []
         self.confidence: list[Tensor] = []
         self.iou: list[Tensor] = []
 
@@ -477,20 +506,26 @@ class _Judged:
         truth: Tensor,
         num_moments: Tensor | None = None,
     ) -> None:
-        self.predictions += _predictions(batch, found.ranked)
-        self.confidence.append(found.confidence.cpu())
-        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0].cpu())
+        self.asked += zip(batch.qids, batch.queries, batch.video_ids, strict=True)
+        self.ranked.append(found.ranked)
+        self.confidence.append(found.confidence)
+        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0])
 
-    def evaluation(self, metrics: dict[str, float], seconds: float) -> Evaluation:
-        confidence, iou = torch.cat(self.confidence), torch.cat(self.iou)
-        return Evaluation(metrics, tuple(self.predictions), seconds, confidence, iou)
-
-
-def _predictions(batch: MomentBatch, ranked: RankedMoments) -> list[Prediction]:
-    rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1).cpu()
-    return [
-        Prediction(qid, query, video_id, tuple(tuple(w) for w in windows[valid].tolist()))
-        for qid, query, video_id, windows, valid in zip(
-            batch.qids, batch.queries, batch.video_ids, rows, ranked.valid.cpu(), strict=True
+    def evaluation(self, metrics: dict[str, float], began: float) -> Evaluation:
+        """Sum up; `began` is what `time.perf_counter` said at the start."""
+        predictions = tuple(
+            Prediction(qid, query, video_id, windows)
+            for (qid, query, video_id), windows in zip(self.asked, self._windows(), strict=True)
         )
-    ]
+        confidence, iou = torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
+        return Evaluation(metrics, predictions, time.perf_counter() - began, confidence, iou)
+
+    def _windows(self) -> Iterator[tuple[tuple[float, float, float], ...]]:
+        for ranked in self.ranked:
+            rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1)
+            for row, valid in zip(rows.tolist(), ranked.valid.tolist(), strict=True):
+                yield tuple(
+                    (start, end, score)
+                    for (start, end, score), counts in zip(row, valid, strict=True)
+                    if counts
+                )

@@ -28,6 +28,11 @@ class MapObjective:
     activation: Callable[[Tensor], Tensor]
     cell_loss: Callable[[Tensor, Tensor], Tensor]
 
+    @property
+    def learns_logits(self) -> bool:
+        """Whether the activation is the sigmoid; else it changes nothing."""
+        return self.activation is torch.sigmoid
+
     def __call__(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Mean loss over the valid cells of all maps.
 

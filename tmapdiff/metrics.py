@@ -83,7 +83,7 @@ class LocalizationMetrics:
         truth: Tensor,
         num_truths: Tensor | None = None,
     ) -> None:
-        """Add a batch of queries.
+        """Add a batch of queries, without waiting for their device.
 
         Args:
             predicted: Ranked moments in seconds, at least as many as the largest rank; fewer
@@ -107,7 +107,7 @@ class LocalizationMetrics:
         most = max(self.ranks)
         padded = ious.new_full((len(ious), most), -1)
         padded[:, : ious.shape[1]] = ious[:, :most]
-        self._ious.append(padded.cpu())
+        self._ious.append(padded)
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
@@ -115,9 +115,9 @@ class LocalizationMetrics:
         Raises:
             ArgumentError: If there were no queries.
         """
-        ious = torch.cat(self._ious) if self._ious else torch.empty(0, max(self.ranks))
-        if not len(ious):
+        if not sum(len(one) for one in self._ious):
             raise ArgumentError("LocalizationMetrics: expected at least one query, got none.")
+        ious = torch.cat([one.cpu() for one in self._ious])
         results = {}
         for rank in self.ranks:
             best = ious[:, :rank].amax(dim=1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape, message
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._solvers import Past, extrapolated, interpolated
-from tmapdiff.errors import ArgumentError
+from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.kernels.ddim_step import ddim_coefficients
 
 BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
@@ -234,6 +235,24 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.num_inference_steps = steps
         self._past = []
         self.timesteps = torch.tensor(self._steps, device=device)
+
+    def coefficients(self) -> Tensor:
+        """Compute the numbers of all steps of the chosen timesteps, for `kernels.ddim_step`.
+
+        Shape:
+            - returns: (steps, 4), float64, on the CPU
+
+        Raises:
+            ConfigError: If the solver is not `ddim`.
+        """
+        if self.config.solver != "ddim":
+            expected = "solver ddim, whose steps need no other"
+            raise ConfigError(message("MapScheduler.coefficients", expected, self.config.solver))
+        return ddim_coefficients(
+            self.alphas_cumprod[self._steps],
+            signal_scale=self.config.signal_scale,
+            normalize_input=self.config.normalize_input,
+        )
 
     def previous_timestep(self, timestep: int | Tensor) -> int:
         """Timestep that a step from `timestep` arrives at; -1 is the clean map.

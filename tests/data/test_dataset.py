@@ -304,6 +304,35 @@ def test_a_window_is_a_slice_of_the_whole_video(clip_seconds):
         assert torch.equal(sample.features, whole[first : first + 4])
 
 
+@pytest.mark.parametrize("whole_videos", [False, True])
+def test_several_features_a_clip(whole_videos):
+    moment = ((20.2, 20.4),)
+    fields = {"whole_videos": whole_videos, "clip_multiple": 2}
+    sample = timed(25.1, moment, features_per_clip=4, **fields)[0]
+    clips = 26 if whole_videos else 4
+    assert (sample.num_clips, sample.clip_seconds) == (clips, 1.0)
+    assert sample.features.shape == (4 * clips, 2)
+    opens = moment[0][0] - sample.annotation.moments[0][0]
+    # Features of 0.25 s are the pieces of clips of 1 s: each goes to its own.
+    centres = opens + 0.125 + 0.25 * torch.arange(4 * clips)
+    inside = centres < 25
+    torch.testing.assert_close(sample.features[inside, 0], centres[inside].float())
+    # A model that averages them sees what it would see of one a clip.
+    if whole_videos:
+        single = timed(25.1, moment, **fields)[0]
+        means = sample.features.unflatten(0, (clips, 4)).mean(1)
+        torch.testing.assert_close(means[:25], single.features[:25])
+
+
+def test_several_features_a_clip_of_a_short_video():
+    sample = timed(2.5, ((1.0, 2.0),), features_per_clip=2, rate=0.5)[0]
+    assert sample.num_clips == 3
+    assert sample.features[:, 1].tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+    sample = dataset(features_per_clip=3)[0]
+    assert (sample.features.shape, sample.num_clips) == ((12, 3), None)
+    assert sample.clip_seconds == pytest.approx(10.1 / 4)
+
+
 def test_float_error_is_no_clip():
     assert timed(0.64 * 7, ((1.0, 2.0),), clip_seconds=0.64, whole_videos=True)[0].num_clips == 7
 
@@ -347,6 +376,7 @@ def test_windows_change_and_repeat_with_torch_s_seed():
     ("fields", "text"),
     [
         ({"clip_seconds": 0}, "MomentDataset: expected clip_seconds in (0, inf), got 0."),
+        ({"features_per_clip": 0}, "features_per_clip to be an integer >= 1, got 0."),
         ({"clip_multiple": 0}, "clip_multiple to be an integer >= 1, got 0."),
         ({"clip_multiple": 3}, "num_clips to be a multiple of clip_multiple = 3, got 4."),
         (

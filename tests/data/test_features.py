@@ -17,6 +17,7 @@ from tmapdiff.data import (
     ConcatFeatureStore,
     FeatureStore,
     HDF5FeatureStore,
+    NormalizedFeatureStore,
     NpyFeatureStore,
     NpzFeatureStore,
     PtFeatureStore,
@@ -399,6 +400,34 @@ def test_clips_of_a_given_length():
     assert pooled[:, 0].tolist() == [1.0, 4.0, 7.0, 9.0]
     with refuses(ArgumentError, "pool_features: expected clip_seconds in (0, inf), got 0."):
         pool_features(features, 4, duration=10.0, clip_seconds=0)
+
+
+def test_normalized_features_side_by_side(tmp_path):
+    parts = {}
+    for name, scale in (("clip", 3.0), ("slowfast", 1e-3)):
+        arrays = {key: one * scale for key, one in random_arrays().items()}
+        arrays["A"][1] = 0
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "npz", arrays)
+        parts[name] = arrays["A"]
+    stores = [open_feature_store(tmp_path / name, 2.0) for name in parts]
+    store = ConcatFeatureStore([NormalizedFeatureStore(one) for one in stores])
+    # Each part on its own, so that no part drowns the other: moment_detr's way.
+    expected = [
+        np.divide(one, norm, out=np.zeros_like(one), where=norm > 0)
+        for one in parts.values()
+        for norm in [np.linalg.norm(one, axis=1, keepdims=True)]
+    ]
+    np.testing.assert_allclose(store["A"], np.concatenate(expected, axis=1), rtol=1e-5)
+    assert (store.feature_dim, store.seconds_per_feature) == (6, 2.0)
+    assert "L2-normalised" in store.description
+    assert "NormalizedFeatureStore(NpzFeatureStore(" in repr(store)
+    assert "A" in store
+    assert "Z" not in store
+    normalized = pickle.loads(pickle.dumps(NormalizedFeatureStore(stores[0])))
+    assert isinstance(normalized, FeatureStore)
+    with pytest.raises(MissingFeatureError):
+        normalized["Z"]
 
 
 def test_folders_that_hold_no_features(tmp_path):

@@ -72,9 +72,11 @@ def test_refuses_other_lines(write, line, text):
 
 def test_refuses_a_set_without_labels(write, tmp_path):
     unlabelled = {name: LINES[0][name] for name in ("qid", "query", "duration", "vid")}
-    text = "line 1: expected the field 'relevant_windows', got none. A test set without labels"
-    with refuses(AnnotationError, text):
-        load_moment_jsonl(write(unlabelled))
+    text = "line 1: expected the field 'relevant_windows', got none. A set without moments, such"
+    # Lighthouse's sets of highlights write null.
+    for line in (unlabelled, {**unlabelled, "relevant_windows": None}):
+        with refuses(AnnotationError, text):
+            load_moment_jsonl(write(line))
     with refuses(FileError, "annotations: expected none.jsonl in "):
         load_moment_jsonl(tmp_path / "none.jsonl")
 

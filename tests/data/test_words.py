@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tmapdiff.data import Vocabulary, load_glove, tokenize
 from tmapdiff.data import words as words_module
-from tmapdiff.errors import ArgumentError, CheckpointError, FileError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 
 @pytest.mark.parametrize(
@@ -292,3 +292,8 @@ def test_rows_for_a_vocabulary(tmp_path):
         assert rows.tolist() == [[0, 0], [2, 3], [3, 4], [2, 3], [1, 2]]
     rows, found = load_glove(path).rows_for(Vocabulary(["nowhere"]))
     assert (rows.tolist(), found) == ([[0, 0]] * 3, 0)
+    # MS-2D-TAN's way.
+    rows, _ = load_glove(path).rows_for(vocabulary, missing="zero")
+    assert rows.tolist() == [[0, 0], [0, 0], [3, 4], [0, 0], [1, 2]]
+    with pytest.raises(ConfigError, match=r"missing to be one of mean, zero, got 'one'\."):
+        load_glove(path).rows_for(vocabulary, missing="one")

@@ -278,7 +278,7 @@ class ModuleContract:
             assert bool(gradient.isfinite().all()), name
 
     def test_state_dict_round_trip(self) -> None:
-        module, other = self.ready(), randomize_(self.make(), seed=1).eval()
+        module, other = self.ready(), randomize_(self.make(), self.seed + 1).eval()
         inputs = self.inputs(2)
         if module.state_dict():
             differ = [

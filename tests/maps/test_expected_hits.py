@@ -1,6 +1,10 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.host_sync import no_host_sync, on_a_device
 from helpers.strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +15,7 @@ from tmapdiff import (
     MultiScaleMapSampler,
     deconvolve_map,
     rank_by_expected_hits,
+    rank_candidates_by_expected_hits,
     rank_moments,
     soft_hits,
     temporal_iou,
@@ -20,6 +25,38 @@ from tmapdiff.losses import rescale_iou
 from tmapdiff.maps import expected_hits
 
 quick = settings(max_examples=40, deadline=None)
+
+
+@contextmanager
+def as_on_a_device() -> Iterator[None]:
+    """Compute as on a device that must not be waited for: all gains, and nothing is sparse."""
+
+    def tables(iou, response, thresholds):
+        return expected_hits._Tables(response, soft_hits(iou, thresholds), None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expected_hits, "_host_tables", tables)
+        patch.setattr(expected_hits, "_kept_tables", expected_hits._kept_tables.__wrapped__)
+        yield
+
+
+@contextmanager
+def on_the_host() -> Iterator[None]:
+    yield
+
+
+ways = st.sampled_from([on_the_host, as_on_a_device])
+
+
+def events(grid, count, seed):
+    """Maps of queries that may mean one of three moments each, packed."""
+    random = torch.Generator().manual_seed(seed)
+    ends = torch.rand(count, 3, 2, generator=random).sort(dim=-1).values
+    moments = grid.num_clips * torch.stack([ends[..., 0] * 0.9, ends[..., 1] * 0.9 + 0.1], dim=-1)
+    chances = torch.rand(count, 3, 1, generator=random).softmax(dim=1)
+    build = IoUMapBuilder(grid)
+    maps = [rescale_iou(build.packed(moments[:, k], torch.ones(count))) for k in range(3)]
+    return (torch.stack(maps, dim=1) * chances).sum(dim=1)
 
 
 def candidates_of(grid):
@@ -128,8 +165,15 @@ def test_soft_hits_are_steps():
 
 
 @quick
-@given(grids(), st.integers(1, 6), st.integers(0, 1000), st.booleans())
-def test_ranking_equals_plain_loops(grid, top_n, seed, batched):
+@given(
+    grids(),
+    st.integers(1, 6),
+    st.integers(0, 1000),
+    st.booleans(),
+    st.sampled_from([(0.5, 0.7), (0.3,), [0.3, 0.6, 0.9]]),
+    ways,
+)
+def test_ranking_equals_plain_loops(grid, top_n, seed, batched, thresholds, way):
     mask, random = grid.dense_mask(), torch.Generator().manual_seed(seed)
     dense = torch.rand(2, *mask.shape, generator=random, dtype=torch.float64)
     if batched:
@@ -137,11 +181,18 @@ def test_ranking_equals_plain_loops(grid, top_n, seed, batched):
         mask = mask & ~drop
     dense = dense.masked_fill(~mask, torch.nan)
     seconds = torch.tensor([0.5, 1.25])
-    ranked = rank_by_expected_hits(
-        dense, mask, seconds, target=rescale_iou, top_n=top_n, num_iterations=3
-    )
+    with way():
+        ranked = rank_by_expected_hits(
+            dense,
+            mask,
+            seconds,
+            target=rescale_iou,
+            top_n=top_n,
+            thresholds=thresholds,
+            num_iterations=3,
+        )
     moments, response = candidates_of(grid), response_of(grid, rescale_iou)
-    hits = soft_hits(temporal_iou(moments[:, None], moments)).tolist()
+    hits = soft_hits(temporal_iou(moments[:, None], moments), thresholds).tolist()
     for row in range(2):
         scores = dense[row][grid.dense_mask()]
         valid = scores.isfinite().tolist()
@@ -183,14 +234,160 @@ def test_gains_computed_late_change_no_pick(monkeypatch, refreshed):
     assert torch.allclose(lazily.scores, everything.scores)
 
 
-def test_large_batches_are_ranked_as_small_ones(monkeypatch):
+@pytest.mark.parametrize("way", [on_the_host, as_on_a_device])
+def test_large_batches_are_ranked_as_small_ones(monkeypatch, way):
     grid = MapGrid(8, 4, 2)
     dense, mask = torch.rand(7, 8, 8), grid.dense_mask()
-    together = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
-    monkeypatch.setattr(expected_hits, "_LARGEST_TABLE", 1)
-    alone = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
+    with way():
+        together = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
+        monkeypatch.setattr(expected_hits, "_LARGEST_TABLE", 1)
+        monkeypatch.setattr(expected_hits, "_CACHED_ROWS", 1)
+        alone = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
     assert torch.allclose(together.scores, alone.scores)
     assert torch.equal(together.moments, alone.moments)
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.7), (0.3,), (0.3, 0.5, 0.7, 0.9)])
+def test_all_gains_and_the_highest_give_the_same_answers(thresholds):
+    grid = MapGrid(32, 8, 3)
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(events(grid, 50, seed=0))
+    found = []
+    for way in (on_the_host, as_on_a_device):
+        with way():
+            found.append(
+                rank_candidates_by_expected_hits(
+                    candidates,
+                    scores,
+                    torch.ones(50),
+                    target=rescale_iou,
+                    thresholds=thresholds,
+                    top_n=7,
+                )
+            )
+    assert torch.equal(found[0].moments, found[1].moments)
+    assert torch.allclose(found[0].scores, found[1].scores, atol=1e-6)
+
+
+@quick
+@given(grids(), st.integers(0, 1000), st.sampled_from([(0.5, 0.7), (0.4,), (0.3, 0.5, 0.7)]))
+def test_bounds_are_above_the_gains_and_near(grid, seed, thresholds):
+    moments, random = candidates_of(grid), torch.Generator().manual_seed(seed)
+    iou = temporal_iou(moments[:, None], moments)
+    tables = expected_hits._host_tables(iou, iou, thresholds)
+    likelihood = torch.rand(3, len(iou), generator=random, dtype=torch.float64).softmax(dim=1)
+    picks = torch.randint(0, len(iou), (3, 2), generator=random)
+    covered = tables.hits[picks].amax(dim=1)
+    bounds = expected_hits._bound_gains(likelihood, covered, tables.layers)
+    gains = expected_hits._all_gains(likelihood, covered, tables.hits)
+    assert bool((bounds >= gains - 1e-12).all())
+    # In a layer w high, a chord is off by w / 4 at most: half a threshold's step over 4.
+    assert bool((bounds <= gains + 1 / (8 * len(thresholds)) + 1e-12).all())
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_skipping_zeros_changes_no_answer(monkeypatch, share):
+    grid = MapGrid(16, 8, 2)
+    # Random cells, as of events some gains are equal: rounding then decides.
+    packed = torch.rand(20, grid.num_cells, generator=torch.Generator().manual_seed(0))
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed)
+    given = (candidates, scores, torch.ones(20))
+    expected = rank_candidates_by_expected_hits(*given, target=rescale_iou)
+    monkeypatch.setattr(expected_hits, "_SPARSE", share)
+    expected_hits._kept_tables.cache_clear()
+    found = rank_candidates_by_expected_hits(*given, target=rescale_iou)
+    expected_hits._kept_tables.cache_clear()
+    assert torch.equal(found.moments, expected.moments)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_tables_are_kept_by_what_determines_them():
+    class Target:
+        power = 1
+
+        def __call__(self, iou):
+            return iou**self.power
+
+    grid, target = MapGrid(8, 4, 2), Target()
+    dense, mask = torch.rand(4, 8, 8), grid.dense_mask()
+    first = rank_by_expected_hits(dense, mask, torch.ones(4), target=target)
+    again = rank_by_expected_hits(dense, mask, torch.ones(4), target=target)
+    target.power = 3
+    other = rank_by_expected_hits(dense, mask, torch.ones(4), target=target)
+    fresh = rank_by_expected_hits(dense, mask, torch.ones(4), target=lambda iou: iou**3)
+    assert torch.equal(first.scores, again.scores)
+    assert torch.equal(other.scores, fresh.scores)
+    assert not torch.allclose(first.scores, other.scores)
+    for changed in (
+        {"thresholds": (0.3,)},
+        {"mask": mask & (torch.arange(8)[:, None] > 1)},
+        {"dense": dense.double()},
+    ):
+        given = {"dense": dense, "mask": mask, "clip_seconds": torch.ones(4), **changed}
+        found = rank_by_expected_hits(**given, target=rescale_iou)
+        expected_hits._kept_tables.cache_clear()
+        expected_hits._distinct_ious.cache_clear()
+        assert torch.equal(found.scores, rank_by_expected_hits(**given, target=rescale_iou).scores)
+
+
+def test_few_tables_are_kept_and_no_large_ones(monkeypatch):
+    for clips in range(2, 20):
+        mask = MapGrid(clips, 2, 1).dense_mask()
+        dense = torch.rand(1, clips, clips)
+        rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
+    before = expected_hits._kept_tables.cache_info()
+    assert before.currsize <= expected_hits._KEPT_GRIDS
+    kept = rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
+    monkeypatch.setattr(expected_hits, "_LARGEST_KEPT", 1)
+    expected_hits._kept_tables.cache_clear()
+    large = rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
+    assert expected_hits._kept_tables.cache_info().currsize == 0
+    assert torch.equal(large.moments, kept.moments)
+    assert torch.equal(large.scores, kept.scores)
+
+
+def test_tables_made_in_inference_mode_serve_elsewhere():
+    expected_hits._kept_tables.cache_clear()
+    expected_hits._distinct_ious.cache_clear()
+    dense, mask = torch.rand(2, 8, 8, requires_grad=True), MapGrid(8, 4, 2).dense_mask()
+    with torch.inference_mode():
+        inside = rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou)
+    outside = rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou)
+    assert torch.equal(inside.scores, outside.scores)
+    assert not outside.scores.requires_grad
+
+
+def test_a_device_is_never_waited_for():
+    candidates = candidates_of(MapGrid(8, 4, 2)).long()
+    inputs = candidates, torch.rand(3, len(candidates)), torch.ones(3)
+    with on_a_device() as put:
+        given, durations = put(inputs), put(torch.ones(3))
+        with no_host_sync():
+            ranked = rank_candidates_by_expected_hits(
+                *given, target=rescale_iou, durations=durations
+            )
+    assert ranked.moments.device.type == "cuda"
+    assert ranked.moments.shape == (3, 5, 2)
+
+
+@quick
+@given(grids(), st.integers(0, 1000), st.booleans())
+def test_candidates_are_ranked_as_dense_maps(grid, seed, batched):
+    random, sampler = torch.Generator().manual_seed(seed), MultiScaleMapSampler(grid)
+    packed = torch.rand(3, grid.num_cells, generator=random)
+    packed[torch.rand(packed.shape, generator=random) < 0.1] = torch.nan
+    num_clips = torch.randint(1, grid.num_clips + 1, (3,), generator=random) if batched else None
+    seconds = 1 + torch.rand(3, generator=random)
+    options = {"target": rescale_iou, "durations": 0.9 * grid.num_clips * seconds}
+    found = rank_candidates_by_expected_hits(
+        *sampler.merge_packed(packed, num_clips), seconds, **options
+    )
+    dense = sampler.merge(grid.unpack(packed), num_clips)
+    expected = rank_by_expected_hits(*dense, seconds, **options)
+    assert torch.equal(found.valid, expected.valid)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-6)
+    # Gains may be equal but for rounding.
+    apart = (expected.scores[:, :-1] - expected.scores[:, 1:]).amin(dim=1) > 1e-5
+    assert torch.equal(found.moments[apart], expected.moments[apart])
 
 
 @pytest.mark.parametrize("target", [lambda iou: iou, rescale_iou])
@@ -284,6 +481,14 @@ def test_half_precision_maps_are_ranked_in_single(dtype):
     assert torch.equal(half.moments, single.moments)
 
 
+def test_moments_are_in_clips_without_clip_seconds():
+    dense, mask = torch.rand(3, 8, 8), MapGrid(8, 4, 2).dense_mask()
+    found = rank_by_expected_hits(dense, mask, target=rescale_iou)
+    expected = rank_by_expected_hits(dense, mask, torch.ones(3), target=rescale_iou)
+    assert torch.equal(found.moments, expected.moments)
+    assert torch.equal(found.scores, expected.scores)
+
+
 def test_errors_say_what_is_wrong():
     scores, response = torch.rand(2, 3), torch.rand(3, 3)
     with refuses(
@@ -316,5 +521,21 @@ def test_errors_say_what_is_wrong():
     text = "rank_by_expected_hits: expected target to be a function, got 'mse-rescaled'. Pass a"
     with refuses(ArgumentError, text):
         rank_by_expected_hits(dense, mask, torch.ones(2), target="mse-rescaled")
+    text = "rank_by_expected_hits: expected target(iou) of shape (5), got (1,)."
+    with refuses(ShapeError, text):
+        rank_by_expected_hits(
+            torch.rand(2, 3, 3),
+            MapGrid(3, 3, 1).dense_mask(),
+            torch.ones(2),
+            target=lambda iou: iou[:1],
+        )
+    who = "rank_candidates_by_expected_hits: expected"
+    candidates = torch.tensor([[0, 1], [1, 2]])
+    with refuses(ShapeError, f"{who} candidates of shape (M, 2) with M = 3, got (2, 2)."):
+        rank_candidates_by_expected_hits(candidates, scores, torch.ones(2), target=rescale_iou)
+    with refuses(ArgumentError, f"{who} num_iterations to be an integer >= 1, got 0."):
+        rank_candidates_by_expected_hits(
+            candidates, scores[:, :2], torch.ones(2), target=rescale_iou, num_iterations=0
+        )
     with refuses(ArgumentError, "soft_hits: expected thresholds to be a list or tuple, got float"):
         rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, thresholds=0.5)

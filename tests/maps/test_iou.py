@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.host_sync import host_syncs, no_host_sync, on_a_device
 from helpers.oracles import cell_moment, cells, interval_iou
 from helpers.strategies import grids, moments_in
 from hypothesis import given, settings
@@ -128,6 +129,19 @@ def test_bad_moments_show_the_row(moment, got):
     IoUMapBuilder(GRID, validate=False)(moments, torch.tensor([2.0, 2.0]))
 
 
+def test_moments_are_in_clips_without_clip_seconds():
+    build, moments, counts = IoUMapBuilder(GRID), torch.rand(2, 3, 2).cumsum(-1), [3, 1]
+    unit, counts = torch.ones(2), torch.tensor(counts)
+    assert torch.equal(build.packed(moments), build.packed(moments, unit))
+    assert torch.equal(build.dense(moments), build.dense(moments, unit))
+    for one, expected in zip(
+        build(moments, num_moments=counts), build(moments, unit, counts), strict=True
+    ):
+        assert torch.equal(one, expected)
+    with refuses(ArgumentError, "start < 8 clips, the video's length, got start 8, end 9 in row 0"):
+        build(torch.tensor([[8.0, 9.0]]))
+
+
 def test_other_bad_input_is_refused():
     build, good, one = IoUMapBuilder(GRID), torch.tensor([[1.0, 2.0]]), torch.ones(1)
     with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 3). Pass start"):
@@ -162,3 +176,20 @@ def test_temporal_iou_broadcasts_and_has_no_nan_for_empty_moments():
     (gradient,) = torch.autograd.grad(temporal_iou(empty, empty.detach()).sum(), empty)
     assert gradient.isfinite().all()
     assert temporal_iou(torch.rand(3, 1, 2), torch.rand(4, 2)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_all_values_are_checked_in_one_wait(counted):
+    moments = torch.tensor([[[0.0, 2.0], [1.0, 3.0]]]).expand(3, -1, -1)
+    inputs = moments, torch.ones(3), torch.tensor([1, 2, 1]) if counted else None
+    with host_syncs() as found:
+        expected = IoUMapBuilder(GRID).packed(*inputs)
+    assert found == ["_local_scalar_dense"]
+    unchecked = IoUMapBuilder(GRID, validate=False)
+    with no_host_sync():
+        assert unchecked.packed(*inputs).shape == expected.shape
+    with on_a_device() as put:
+        there = put(inputs)
+        with no_host_sync():
+            maps, dense = unchecked(*there), unchecked.dense(*there)
+    assert [one.device.type for one in (*maps, dense)] == ["cuda"] * 3

@@ -1,12 +1,19 @@
 import pytest
 import torch
-from helpers.assertions import refuses
+from helpers.assertions import assert_same, refuses
+from helpers.host_sync import no_host_sync, on_a_device
 from helpers.oracles import greedy_nms
 from helpers.strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import MapGrid, MultiScaleMapSampler, rank_moments, temporal_nms
+from tmapdiff import (
+    MapGrid,
+    MultiScaleMapSampler,
+    rank_candidates,
+    rank_moments,
+    temporal_nms,
+)
 from tmapdiff.errors import ArgumentError, ShapeError
 
 quick = settings(max_examples=60, deadline=None)
@@ -150,9 +157,82 @@ def test_every_query_has_its_own_candidates_and_its_own_end():
         rank_moments(dense, mask[:2], clip_seconds)
 
 
+def test_moments_are_in_clips_without_clip_seconds():
+    grid = MapGrid(8, 4, 2)
+    dense, mask = MultiScaleMapSampler(grid).merge([torch.rand(2, *one) for one in grid.shapes])
+    for durations in (None, torch.tensor([5.5, 8.0])):
+        found = rank_moments(dense, mask, durations=durations)
+        expected = rank_moments(dense, mask, torch.ones(2), durations=durations)
+        assert torch.equal(found.moments, expected.moments)
+        assert torch.equal(found.scores, expected.scores)
+    half = rank_moments(dense.bfloat16(), mask)
+    assert half.moments.dtype == torch.float32
+
+
 def test_nan_scores_are_never_picked():
     moments = torch.tensor([[0, 2], [0, 3], [6, 8]])
     scores = torch.tensor([[0.5, torch.nan, 0.1], [torch.nan] * 3])
     picks = temporal_nms(moments, scores, threshold=0.5, top_n=3)
     assert picks.tolist() == [[0, 2, -1], [-1, -1, -1]]
     assert scores[0, 1].isnan()
+
+
+@quick
+@given(
+    grids(),
+    st.integers(1, 7),
+    st.sampled_from([0.0, 0.3, 0.49, 0.5, 1.0]),
+    st.integers(0, 1000),
+    st.booleans(),
+)
+def test_candidates_are_ranked_as_dense_maps(grid, top_n, threshold, seed, batched):
+    random, sampler = torch.Generator().manual_seed(seed), MultiScaleMapSampler(grid)
+    # Few values: many scores are equal, and the earliest cell is the best of them.
+    packed = torch.randint(0, 4, (3, grid.num_cells), generator=random).float()
+    packed[torch.rand(packed.shape, generator=random) < 0.1] = torch.nan
+    num_clips = torch.randint(1, grid.num_clips + 1, (3,), generator=random) if batched else None
+    seconds = 1 + torch.rand(3, generator=random)
+    options = {"top_n": top_n, "nms_threshold": threshold, "durations": grid.num_clips * seconds}
+    found = rank_candidates(*sampler.merge_packed(packed, num_clips), seconds, **options)
+    dense = sampler.merge(grid.unpack(packed), num_clips)
+    expected = rank_moments(*dense, seconds, **options)
+    assert_same(found.valid, expected.valid)
+    assert_same(found.scores, expected.scores)
+    assert_same(found.moments, expected.moments)
+
+
+def test_of_equal_candidates_the_first_is_picked():
+    grid = MapGrid(6, 3, 1)
+    ranked = rank_candidates(
+        *MultiScaleMapSampler(grid).merge_packed(torch.zeros(1, 18)),
+        torch.ones(1),
+        nms_threshold=0,
+    )
+    assert ranked.moments[0].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
+
+
+@pytest.mark.parametrize("batch", [2, 400])
+def test_a_device_is_never_waited_for(batch):
+    candidates, scores = MultiScaleMapSampler(MapGrid(8, 4, 2)).merge_packed(torch.rand(batch, 48))
+    with no_host_sync():
+        rank_candidates(candidates, scores, torch.ones(batch), durations=torch.ones(batch))
+    with on_a_device() as put:
+        given, durations = put((candidates, scores, torch.ones(batch))), put(torch.ones(batch))
+        with no_host_sync():
+            ranked = rank_candidates(*given, durations=durations)
+    assert ranked.moments.device.type == "cuda"
+
+
+def test_candidates_that_do_not_fit_are_refused():
+    candidates, scores, seconds = torch.tensor([[0, 1], [1, 2]]), torch.rand(3, 2), torch.ones(3)
+    with refuses(ShapeError, "rank_candidates: expected scores of shape (B, M), got (2,)."):
+        rank_candidates(candidates, scores[0], seconds)
+    with refuses(ShapeError, "rank_candidates: expected candidates of shape (M, 2) with M = 2"):
+        rank_candidates(candidates[:1], scores, seconds)
+    with refuses(ShapeError, "rank_candidates: expected clip_seconds of shape (B) with B = 3"):
+        rank_candidates(candidates, scores, seconds[:2])
+    with refuses(ShapeError, "rank_candidates: expected durations of shape (B) with B = 3"):
+        rank_candidates(candidates, scores, seconds, durations=seconds[:2])
+    none = rank_candidates(candidates[:0], scores[:, :0], seconds, top_n=2)
+    assert not bool(none.valid.any())
+    assert none.moments.shape == (3, 2, 2)

@@ -1,12 +1,15 @@
 import pytest
 import torch
-from helpers.assertions import refuses
+from helpers.assertions import assert_same, refuses
+from helpers.host_sync import no_host_sync, on_a_device
 from helpers.oracles import cell_moment, cells
 from helpers.strategies import grids
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tmapdiff import MapGrid, MultiScaleMapSampler
 from tmapdiff.errors import ShapeError
+from tmapdiff.maps import multiscale
 
 quick = settings(max_examples=40, deadline=None)
 GRID = MapGrid(8, 4, 2)
@@ -131,3 +134,98 @@ def test_merging_reads_nothing_past_a_video_s_end(channels):
         assert bool((dense[row][..., ~inside] == -torch.inf).all())
     with refuses(ShapeError, "MultiScaleMapSampler.merge: expected num_clips of shape (B)"):
         sampler.merge(maps, num_clips[:2])
+
+
+@quick
+@given(grids(), st.integers(0, 1000))
+def test_packed_candidates_equal_a_loop(grid, seed):
+    packed = grid.pack(poisoned_maps(grid))
+    counts = torch.randint(
+        1, grid.num_clips + 1, (2,), generator=torch.Generator().manual_seed(seed)
+    )
+    best: dict[tuple[int, int], torch.Tensor] = {}
+    table = cells(grid.num_clips, grid.num_anchors, grid.num_scales)
+    for cell, (scale, row, column, valid) in enumerate(table):
+        if valid:
+            moment = cell_moment(scale, row, column)
+            score = packed[:, cell]
+            best[moment] = torch.maximum(best[moment], score) if moment in best else score
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed)
+    assert candidates.tolist() == [list(moment) for moment in sorted(best)]
+    assert_same(scores, torch.stack([best[moment] for moment in sorted(best)], dim=1))
+
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, counts)
+    for row, count in enumerate(counts.tolist()):
+        expected = [
+            float(best[moment][row]) if moment[1] <= count else -torch.inf
+            for moment in sorted(best)
+        ]
+        assert scores[row].tolist() == expected
+
+
+@quick
+@given(grids(), st.booleans())
+def test_packed_candidates_are_the_cells_of_the_dense_map(grid, batched):
+    sampler, packed = MultiScaleMapSampler(grid), torch.randn(2, grid.num_cells)
+    packed[0, 0] = torch.nan  # is handed on, as by a dense map
+    num_clips = torch.tensor([grid.num_clips, 1]) if batched else None
+    dense, mask = sampler.merge(grid.unpack(packed), num_clips)
+    candidates, scores = sampler.merge_packed(packed, num_clips)
+    starts, ends = candidates.unbind(-1)
+    assert len(candidates) == int(grid.dense_mask().sum())
+    found = dense[:, starts, ends - starts - 1]
+    assert torch.equal(found.nan_to_num(nan=7), scores.nan_to_num(nan=7))
+    places = mask.expand(2, -1, -1)[:, starts, ends - starts - 1]
+    assert bool((scores[~places] == -torch.inf).all())
+
+
+def test_packed_candidates_hand_gradients_to_the_best_scale():
+    sampler, packed = MultiScaleMapSampler(GRID), GRID.pack(poisoned_maps(GRID)).requires_grad_()
+    dense, mask = sampler.merge(GRID.unpack(packed))
+    (expected,) = torch.autograd.grad(dense[:, mask].square().sum(), packed)
+    (found,) = torch.autograd.grad(sampler.merge_packed(packed)[1].square().sum(), packed)
+    assert_same(found, expected)
+
+
+def test_candidates_are_kept_safely():
+    multiscale._candidates.cache_clear()
+    sampler, packed = MultiScaleMapSampler(GRID), torch.randn(2, GRID.num_cells)
+    with torch.inference_mode():
+        candidates, scores = sampler.merge_packed(packed)
+        candidates.zero_()
+        scores.zero_()
+    found = sampler.merge_packed(packed.requires_grad_())
+    found[1].sum().backward()
+    assert_same(found[0], MultiScaleMapSampler(MapGrid(8, 4, 2)).merge_packed(packed)[0])
+    assert bool(found[0].any())
+    for clips in range(2, 30):
+        MultiScaleMapSampler(MapGrid(clips, 2, 1)).merge_packed(torch.zeros(1, 2 * clips))
+    info = multiscale._candidates.cache_info()
+    assert info.currsize == info.maxsize
+
+
+def test_a_device_is_waited_for_once_a_grid(monkeypatch):
+    sampler, num_clips = MultiScaleMapSampler(GRID), torch.tensor([8, 5])
+    packed = torch.randn(2, GRID.num_cells)
+    sampler.merge_packed(packed)
+    with no_host_sync():
+        sampler.merge_packed(packed, num_clips)
+        sampler.merge(GRID.unpack(packed), num_clips)
+        sampler.split(torch.randn(2, 8, 8))
+    known = multiscale._candidates(GRID, torch.device("cpu"))
+    with on_a_device() as put:
+        there = put(known)
+        monkeypatch.setattr(multiscale, "_candidates", lambda grid, device: there)
+        given = put((packed, num_clips))
+        with no_host_sync():
+            candidates, scores = sampler.merge_packed(*given)
+    assert candidates.device.type == scores.device.type == "cuda"
+    assert scores.shape == (2, len(candidates))
+
+
+def test_packed_maps_that_do_not_fit_are_refused():
+    sampler, who = MultiScaleMapSampler(GRID), "MultiScaleMapSampler.merge_packed: expected"
+    with refuses(ShapeError, f"{who} packed of shape (B, 48), got (2, 47)."):
+        sampler.merge_packed(torch.zeros(2, 47))
+    with refuses(ShapeError, f"{who} num_clips of shape (B) with B = 2, got (3,)."):
+        sampler.merge_packed(torch.zeros(2, 48), torch.ones(3))

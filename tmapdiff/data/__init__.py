@@ -9,6 +9,7 @@ from tmapdiff.data.features import (
     ConcatFeatureStore,
     FeatureStore,
     HDF5FeatureStore,
+    NormalizedFeatureStore,
     NpyFeatureStore,
     NpzFeatureStore,
     PtFeatureStore,
@@ -16,8 +17,10 @@ from tmapdiff.data.features import (
     pool_features,
 )
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
+from tmapdiff.data.submissions import Prediction, read_submission, write_submission
 from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
 from tmapdiff.data.timeline import ActionTimelineFeatures
+from tmapdiff.data.vslnet import load_vslnet
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 
 __all__ = [  # noqa: RUF022  in the order the data flows
@@ -32,6 +35,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "load_activitynet_captions",
     "load_tacos",
     "load_moment_jsonl",
+    "load_vslnet",
     "SyntheticActivities",
     "SyntheticDiDeMo",
     "CharadesVideo",
@@ -41,6 +45,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "NpyFeatureStore",
     "NpzFeatureStore",
     "PtFeatureStore",
+    "NormalizedFeatureStore",
     "ConcatFeatureStore",
     "open_feature_store",
     "ActionTimelineFeatures",
@@ -53,4 +58,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "MomentSample",
     "collate_moments",
     "MomentBatch",
+    "Prediction",
+    "write_submission",
+    "read_submission",
 ]

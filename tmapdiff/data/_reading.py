@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,33 @@ def parse_json(who: str, text: str) -> Any:
         raise AnnotationError(message(who, "JSON", first_line)) from error
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yield line number, name for messages, and content of each line of JSON that is not blank.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If a line is no JSON.
+    """
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if text.strip():
+            who = f"{path} line {line}"
+            yield line, who, parse_json(who, text)
+
+
+def videos(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Yield name for messages, id and record of each video of a JSON object.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If it is no JSON object.
+    """
+    content = parse_json(str(path), read_text(path))
+    if not isinstance(content, dict):
+        raise AnnotationError(message(str(path), "an object with a field a video", shown(content)))
+    for video_id, record in content.items():
+        yield f"{path}, video {video_id!r}", video_id, record
+
+
 def field(who: str, record: Any, name: str) -> Any:
     """Return a field of a JSON object.
 
@@ -117,6 +145,18 @@ def field(who: str, record: Any, name: str) -> Any:
         listed = ", ".join(list(map(str, record))[:8]) or "none"
         raise AnnotationError(message(who, f"the field {name!r}", f"the fields {listed}"))
     return record[name]
+
+
+def query_id(who: str, record: Any) -> int | str:
+    """Return the field `qid` of a JSON object.
+
+    Raises:
+        AnnotationError: If there is none, or it is neither a number nor a text.
+    """
+    qid = field(who, record, "qid")
+    if isinstance(qid, bool) or not isinstance(qid, int | str):
+        raise AnnotationError(message(who, "qid to be a number or a text", shown(qid)))
+    return qid
 
 
 def number(who: str, name: str, value: Any, *, above: float | None = None) -> float:

@@ -11,10 +11,9 @@ from tmapdiff.data._reading import (
     field,
     number,
     pairs,
-    parse_json,
-    read_text,
     sentence,
     shown,
+    videos,
 )
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError
@@ -38,7 +37,7 @@ def load_activitynet_captions(path: str | os.PathLike[str]) -> AnnotationSet:
     Source: Krishna et al., "Dense-Captioning Events in Videos", arXiv 1705.00754.
     """
     collector = AnnotationCollector(Path(path))
-    for who, video_id, record in _videos(collector.path):
+    for who, video_id, record in videos(collector.path):
         duration = number(who, "duration", field(who, record, "duration"), above=0)
         for query, moment in _sentences(who, record):
             collector.add(collector.lines + 1, video_id, query, duration, [moment])
@@ -63,7 +62,7 @@ def load_tacos(path: str | os.PathLike[str], *, keep_suffix: bool = False) -> An
     Source: Regneri et al., "Grounding Action Descriptions in Videos", TACL 2013.
     """
     collector = AnnotationCollector(Path(path))
-    for who, video_id, record in _videos(collector.path):
+    for who, video_id, record in videos(collector.path):
         fps = number(who, "fps", field(who, record, "fps"), above=0)
         frames = number(who, "num_frames", field(who, record, "num_frames"), above=0)
         name = video_id if keep_suffix else video_id.removesuffix(".avi")
@@ -71,14 +70,6 @@ def load_tacos(path: str | os.PathLike[str], *, keep_suffix: bool = False) -> An
             moment = (start / fps, end / fps)
             collector.add(collector.lines + 1, name, query, frames / fps, [moment])
     return collector.collected()
-
-
-def _videos(path: Path) -> Iterator[tuple[str, str, Any]]:
-    content = parse_json(str(path), read_text(path))
-    if not isinstance(content, dict):
-        raise AnnotationError(message(str(path), "an object with a field a video", shown(content)))
-    for video_id, record in content.items():
-        yield f"{path}, video {video_id!r}", video_id, record
 
 
 def _sentences(who: str, record: Any) -> Iterator[tuple[str, tuple[float, float]]]:

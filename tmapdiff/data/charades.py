@@ -5,7 +5,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,17 +58,32 @@ def load_charades_sta(
     arXiv 1705.02101. Lines read `VIDEO START END##sentence.`
     """
     videos = load_charades_actions(root, split)
+    durations = {video_id: video.duration for video_id, video in videos.items()}
     path = Path(root) / f"charades_sta_{split}.txt"
+    return read_sta(path, durations, f"Charades_v1_{split}.csv")
+
+
+def read_sta(path: Path, durations: Mapping[str, float], source: str) -> AnnotationSet:
+    """Read lines of `VIDEO START END##sentence.`, cut to the durations of their videos.
+
+    Args:
+        path: The file.
+        durations: Seconds each video lasts.
+        source: File that the durations come from, for messages.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If a line cannot be understood, or names a video without duration.
+    """
     collector = AnnotationCollector(path)
     for line, text in enumerate(read_text(path).split("\n"), start=1):
         if not text.strip():
             continue
         who = f"{path} line {line}"
         video_id, start, end, query = _parse_line(who, text)
-        if video_id not in videos:
-            expected = f"a video of Charades_v1_{split}.csv"
-            raise AnnotationError(message(who, expected, repr(video_id)))
-        collector.add(line, video_id, query, videos[video_id].duration, [(start, end)])
+        if video_id not in durations:
+            raise AnnotationError(message(who, f"a video of {source}", repr(video_id)))
+        collector.add(line, video_id, query, durations[video_id], [(start, end)])
     return collector.collected()
 
 

@@ -32,7 +32,7 @@ class MomentSample:
         is_window: Whether it is a window of a longer video, drawn around a moment.
 
     Shape:
-        - features: (N, D) float32
+        - features: (N, D) float32; (N * features_per_clip, D) of a dataset with several a clip
         - words: (L,) int64
     """
 
@@ -63,7 +63,7 @@ class MomentBatch:
         has_windows: Whether some are windows of longer videos, drawn around a moment.
 
     Shape:
-        - features: (B, N, D) float32
+        - features: (B, N, D) float32; (B, N * features_per_clip, D) with several a clip
         - words: (B, L) int64
         - num_words: (B,) int64
         - moments: (B, M, 2) float32
@@ -134,13 +134,15 @@ class MomentDataset(Dataset[MomentSample]):
         whole_videos: Give videos that have more than N clips as a whole; needs `clip_seconds`.
         clip_multiple: Whole videos are filled up to a multiple of these clips: for a `MapGrid`, the
             clips of its coarsest scale, `2**(num_scales - 1)`.
+        features_per_clip: Features that each clip is pooled to, for a model that averages them
+            itself (`MultimodalEncoder`).
         cache: Keep the pooled features of each video in memory once it was used: N * D * 4 bytes a
             video (437 MB for all of Charades-STA with N = 64, D = 256), in each worker.
 
     Raises:
-        ArgumentError: If there are no annotations, a query has no word, `num_clips` or
-            `clip_multiple` is not an integer >= 1, `num_clips` is no multiple, `clip_seconds` is
-            not positive, or missing for `whole_videos`.
+        ArgumentError: If there are no annotations, a query has no word, `num_clips`,
+            `clip_multiple` or `features_per_clip` is not an integer >= 1, `num_clips` is no
+            multiple, `clip_seconds` is not positive, or missing for `whole_videos`.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -164,6 +166,7 @@ class MomentDataset(Dataset[MomentSample]):
         clip_seconds: float | None = None,
         whole_videos: bool = False,
         clip_multiple: int = 1,
+        features_per_clip: int = 1,
         cache: bool = True,
     ) -> None:
         self.annotations = annotations
@@ -173,6 +176,9 @@ class MomentDataset(Dataset[MomentSample]):
         self.clip_seconds = clip_seconds
         self.whole_videos = whole_videos
         self.clip_multiple = check_int("MomentDataset", "clip_multiple", clip_multiple, at_least=1)
+        self.features_per_clip = check_int(
+            "MomentDataset", "features_per_clip", features_per_clip, at_least=1
+        )
         self.cache = cache
         if clip_seconds is not None:
             check_range("MomentDataset", "clip_seconds", clip_seconds, 0, open_low=True)
@@ -213,20 +219,23 @@ class MomentDataset(Dataset[MomentSample]):
         words = self._words[index]
         if self.clip_seconds is None:
             return MomentSample(clips.clone(), words, item, item.duration / self.num_clips)
-        if self.whole_videos or len(clips) <= self.num_clips:
-            filled = -(-len(clips) // self.clip_multiple) * self.clip_multiple
-            filling = clips.new_zeros(max(filled, self.num_clips) - len(clips), clips.shape[1])
+        each = self.features_per_clip
+        num_clips = len(clips) // each
+        if self.whole_videos or num_clips <= self.num_clips:
+            filled = -(-num_clips // self.clip_multiple) * self.clip_multiple
+            lacking = max(filled, self.num_clips) - num_clips
+            filling = clips.new_zeros(lacking * each, clips.shape[1])
             features = torch.cat([clips, filling])
-            return MomentSample(features, words, item, self.clip_seconds, len(clips))
-        window = draw_window(item, self.clip_seconds, self.num_clips, len(clips))
+            return MomentSample(features, words, item, self.clip_seconds, num_clips)
+        window = draw_window(item, self.clip_seconds, self.num_clips, num_clips)
         first = round(window.start / self.clip_seconds)
-        features = clips[first : first + self.num_clips].clone()
+        features = clips[first * each : (first + self.num_clips) * each].clone()
         return MomentSample(
             features, words, window.annotation, self.clip_seconds, self.num_clips, is_window=True
         )
 
     def _clips(self, video_id: str, duration: float) -> Tensor:
-        """Return the features of all clips; the memory may be the cache's."""
+        """Return the features of all clips, in order; the memory may be the cache's."""
         key = (video_id, duration)
         if key in self._pooled:
             return self._pooled[key]
@@ -234,16 +243,17 @@ class MomentDataset(Dataset[MomentSample]):
         check_shape(
             self.store.description, "features", features, "T D", {"D": self.store.feature_dim}
         )
-        num_clips = self.num_clips
-        if self.clip_seconds is not None:
+        num_clips, clip_seconds = self.num_clips, self.clip_seconds
+        if clip_seconds is not None:
             # A little of a clip too many is float error, not video.
-            num_clips = max(1, math.ceil(duration / self.clip_seconds - 1e-6))
+            num_clips = max(1, math.ceil(duration / clip_seconds - 1e-6))
+            clip_seconds /= self.features_per_clip
         clips = pool_features(
             features.float(),
-            num_clips,
+            num_clips * self.features_per_clip,
             duration=duration,
             seconds_per_feature=self.store.seconds_per_feature,
-            clip_seconds=self.clip_seconds,
+            clip_seconds=clip_seconds,
         )
         if self.cache:
             self._pooled[key] = clips

@@ -65,12 +65,14 @@ class HDF5FeatureStore:
 
     Args:
         path: The file.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what the file says in
+            its attribute of that name, as `extract_features` writes it; where it has none, the
+            features divide each video equally.
 
     Raises:
         FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
-        FeatureError: If the first video's features have no width.
+        FeatureError: If the first video's features have no width, or the file says another
+            `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If h5py is not installed.
 
@@ -89,6 +91,7 @@ class HDF5FeatureStore:
         self._handle_pid = -1
         try:
             self.feature_dim = self._width_of_first()
+            self._take_stated_stride()
         finally:
             self._close()
 
@@ -140,6 +143,17 @@ class HDF5FeatureStore:
             who = f"{self.description}, video {first!r}"
             raise FeatureError(message(who, "features of shape (T, D)", shape))
         return int(shape[-1])
+
+    def _take_stated_stride(self) -> None:
+        with self._reading() as file:
+            stated = file.attrs.get("seconds_per_feature")
+        if stated is None:
+            return
+        stated = _checked_stride(f"{self.path}", stated)
+        if self.seconds_per_feature not in (None, stated):
+            expected = f"seconds_per_feature = {stated}, as the file says"
+            raise FeatureError(message(self.description, expected, self.seconds_per_feature))
+        self.seconds_per_feature = stated
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -382,6 +396,44 @@ class ConcatFeatureStore:
         return torch.cat([part[: min(lengths)] for part in parts], dim=1)
 
 
+class NormalizedFeatureStore:
+    """Features of another store, each divided by its L2 norm; features of zeros stay so.
+
+    2D-TAN, MS-2D-TAN, moment_detr and lighthouse read theirs so. Of stores side by side, each is
+    normalised on its own: `ConcatFeatureStore([NormalizedFeatureStore(one), ...])`.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self.feature_dim = store.feature_dim
+        self.seconds_per_feature = store.seconds_per_feature
+
+    @property
+    def description(self) -> str:
+        """One line for tables."""
+        return f"{self.store.description}, L2-normalised"
+
+    def __repr__(self) -> str:
+        return f"NormalizedFeatureStore({self.store!r})"
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self.store
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video.
+
+        Shape:
+            - returns: (T, D) float32
+
+        Raises:
+            MissingFeatureError, FeatureError, FileError, AnnotationError: As the store.
+        """
+        return torch.nn.functional.normalize(self.store[video_id], dim=-1)
+
+
 def open_feature_store(
     path: str | os.PathLike[str], seconds_per_feature: float | None = None
 ) -> FeatureStore:
@@ -389,12 +441,13 @@ def open_feature_store(
 
     Args:
         path: An HDF5 file, or a folder of `.npy`, of `.npz` or of `.pt` files.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what an HDF5 file says
+            of itself; where it says nothing, the features divide each video equally.
 
     Raises:
         FileError: If there is nothing at `path`, or something else.
-        FeatureError: If the features of the first video cannot be used.
+        FeatureError: If the features of the first video cannot be used, or an HDF5 file says
+            another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If it is an HDF5 file and h5py is not installed.
     """

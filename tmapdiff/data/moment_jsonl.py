@@ -7,12 +7,11 @@ from tmapdiff._checks import message
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,
+    json_lines,
     number,
     pairs,
-    parse_json,
-    read_text,
+    query_id,
     sentence,
-    shown,
 )
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError
@@ -32,21 +31,16 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
     Raises:
         FileError: If the file is missing or cannot be read.
         AnnotationError: If a line is not of this form, two have the same `qid`, or the file has no
-            windows, as that of a test set.
+            windows, as that of a test set or one of highlights alone.
 
     Source: Lei et al., "QVHighlights", arXiv 2107.09609.
     """
     collector = AnnotationCollector(Path(path))
-    for line, text in enumerate(read_text(collector.path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        who = f"{collector.path} line {line}"
-        record = parse_json(who, text)
-        qid = field(who, record, "qid")
-        if isinstance(qid, bool) or not isinstance(qid, int | str):
-            raise AnnotationError(message(who, "qid to be a number or a text", shown(qid)))
-        if "relevant_windows" not in record:
-            hint = "A test set without labels cannot be evaluated here."
+    for line, who, record in json_lines(collector.path):
+        qid = query_id(who, record)
+        # Sets that have highlights and no moments write null.
+        if record.get("relevant_windows") is None:
+            hint = "A set without moments, such as a test set, cannot be evaluated here."
             raise AnnotationError(message(who, "the field 'relevant_windows'", "none", hint))
         collector.add(
             line,

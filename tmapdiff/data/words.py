@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_int, message
+from tmapdiff._checks import check_choice, check_int, message
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
 
@@ -181,15 +182,25 @@ class GloveVectors:
     def __repr__(self) -> str:
         return f"GloveVectors({len(self.words):,} words, D {self.vectors.shape[1]})"
 
-    def rows_for(self, vocabulary: Vocabulary) -> tuple[Tensor, int]:
+    def rows_for(
+        self, vocabulary: Vocabulary, missing: Literal["mean", "zero"] = "mean"
+    ) -> tuple[Tensor, int]:
         """Return a table of vectors for the words of a vocabulary, and how many were found.
 
-        Padding is zero. Unknown words, and words without a vector here, get the mean of the
-        vectors that were found (zero if none was).
+        Padding is zero.
+
+        Args:
+            vocabulary: The words.
+            missing: What unknown words, and words without a vector here, get: the mean of the
+                vectors that were found (zero if none was), or zero, as in MS-2D-TAN.
 
         Shape:
             - returns: (len(vocabulary), D) float32, and the number of words found
+
+        Raises:
+            ConfigError: If `missing` is neither.
         """
+        check_choice("GloveVectors.rows_for", "missing", missing, ("mean", "zero"))
         wanted = set(vocabulary.words[2:])
         # Of a word that comes twice the first counts: written last.
         place = {word: i for i, word in reversed(list(enumerate(self.words))) if word in wanted}
@@ -197,7 +208,8 @@ class GloveVectors:
         table = self.vectors.new_zeros(len(vocabulary), self.vectors.shape[1])
         if found:
             rows = self.vectors[[place[vocabulary.words[index]] for index in found]]
-            table[1:] = rows.mean(dim=0)
+            if missing == "mean":
+                table[1:] = rows.mean(dim=0)
             table[found] = rows
         return table, len(found)
 

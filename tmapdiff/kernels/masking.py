@@ -23,14 +23,18 @@ def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int |
 def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set invalid cells to 0, in the gradient too, whatever they hold (a product keeps NaN).
 
-    The memory layout stays (that of `masked_fill` is always contiguous).
+    The memory order stays: `torch.where` keeps that of maps with channels outermost, a copy any.
 
     Shape:
         - x: (B, C, N_k, A)
         - mask: (N_k, A) or (B, N_k, A), bool
         - returns: (B, C, N_k, A)
     """
-    return x if mask is None else torch.where(mask.unsqueeze(-3), x, 0)
+    if mask is None:
+        return x
+    if x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1:
+        return x.clone().masked_fill_(~mask.unsqueeze(-3), 0)
+    return torch.where(mask.unsqueeze(-3), x, 0)
 
 
 def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_sizes
 from tmapdiff.errors import ConfigError
+from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import KernelSpectra, MapConvPlan, map_conv, plan_map_conv
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 
@@ -91,8 +91,7 @@ class GatedConv2d(nn.Module):
 
     def gated(self, convolved: Tensor, mask: Tensor | None = None) -> Tensor:
         """Rectify and gate what `convolve` gave."""
-        features, gate = convolved.split([self.out_channels, self.gate_channels], dim=1)
-        return fill_invalid(F.relu(features) * gate.sigmoid(), mask)
+        return gate_features(convolved, mask, channels=self.out_channels)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; in training nothing is kept of the weights, which are to change."""

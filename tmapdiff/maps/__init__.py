@@ -1,12 +1,16 @@
 """Geometry and targets of multi-scale 2D temporal maps: nothing here learns."""
 
-from tmapdiff.maps.expected_hits import deconvolve_map, rank_by_expected_hits, soft_hits
+from tmapdiff.maps.expected_hits import (
+    deconvolve_map,
+    rank_by_expected_hits,
+    rank_candidates_by_expected_hits,
+    soft_hits,
+)
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.iou import IoUMapBuilder
-from tmapdiff.maps.moments import RankedMoments, rank_moments, temporal_nms
+from tmapdiff.maps.moments import RankedMoments, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
 from tmapdiff.maps.overlap import temporal_iou
-from tmapdiff.maps.plot import plot_comparison, plot_denoising, plot_map
 
 __all__ = [  # in the order the data flows
     "IoUMapBuilder",
@@ -14,10 +18,9 @@ __all__ = [  # in the order the data flows
     "MultiScaleMapSampler",
     "RankedMoments",
     "deconvolve_map",
-    "plot_comparison",
-    "plot_denoising",
-    "plot_map",
     "rank_by_expected_hits",
+    "rank_candidates",
+    "rank_candidates_by_expected_hits",
     "rank_moments",
     "soft_hits",
     "temporal_iou",

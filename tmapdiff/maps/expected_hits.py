@@ -1,18 +1,29 @@
 """From a map to the moments that are likeliest to hit: deconvolution, then greedy coverage."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.moments import RankedMoments, answer_moments, check_candidates
+from tmapdiff.maps.moments import (
+    RankedMoments,
+    answer_moments,
+    check_candidates,
+    check_scored,
+)
 from tmapdiff.maps.overlap import temporal_iou
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
 _LARGEST_TABLE = 2**24  # numbers in a table of queries x moments x candidates
-_REFRESHED = 64  # candidates whose gain is computed anew at once
+_CACHED_ROWS = 2**19  # numbers in a table of queries x candidates that a CPU's cache holds
+_REFRESHED = 2  # candidates whose gain is computed anew at once
+_SPARSE = 1 / 8  # share of numbers that are not 0 below which a CPU multiplies those only
+_KEPT_GRIDS, _LARGEST_KEPT = 4, 2**22  # tables that are kept, and numbers in the largest of them
 
 
 def deconvolve_map(
@@ -55,15 +66,24 @@ def deconvolve_map(
     check_int(who, "num_iterations", num_iterations, at_least=1)
     # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
-        inside = valid.to(response)
-        observed = scores.to(response).masked_fill(~valid, 0).nan_to_num().clamp(min=0)
-        # What of each moment's response is seen at all.
-        seen = (inside @ response.T).clamp(min=_FLOOR)
-        likelihood = inside / inside.sum(dim=1, keepdim=True).clamp(min=1)
-        for _ in range(num_iterations):
-            expected = (likelihood @ response).clamp(min=_FLOOR)
-            likelihood = likelihood * ((observed / expected) @ response.T) / seen
-        return likelihood / likelihood.sum(dim=1, keepdim=True).clamp(min=1)
+        observed = scores.to(response)
+        return _deconvolve(observed, valid, response.T, response, num_iterations)
+
+
+def _deconvolve(
+    scores: Tensor, valid: Tensor, response: Tensor, adjoint: Tensor, num_iterations: int
+) -> Tensor:
+    """Iterate; `response` maps a column of likelihoods to its cells, `adjoint` is its transpose."""
+    # A query a column, as a sparse matrix is multiplied from the left.
+    inside = valid.T.to(scores.dtype, memory_format=torch.contiguous_format)
+    observed = scores.masked_fill(~valid, 0).nan_to_num().clamp(min=0).T.contiguous()
+    # What of each moment's response is seen at all.
+    seen = (adjoint @ inside).clamp(min=_FLOOR)
+    likelihood = inside / inside.sum(dim=0).clamp(min=1)
+    for _ in range(num_iterations):
+        expected = (response @ likelihood).clamp(min=_FLOOR)
+        likelihood = likelihood * (adjoint @ (observed / expected)) / seen
+    return (likelihood / likelihood.sum(dim=0).clamp(min=1)).T.contiguous()
 
 
 def soft_hits(iou: Tensor, thresholds: Sequence[float] = (0.5, 0.7), width: float = 0.05) -> Tensor:
@@ -84,23 +104,26 @@ def soft_hits(iou: Tensor, thresholds: Sequence[float] = (0.5, 0.7), width: floa
         ArgumentError: If `thresholds` is no list or empty, one is outside [0, 1], or `width` is not
             positive.
     """
+    checked = _check_thresholds(thresholds)
+    check_range("soft_hits", "width", width, 0, open_low=True)
+    steps = [torch.sigmoid((iou - threshold) / width) for threshold in checked]
+    return torch.stack(steps).mean(dim=0)
+
+
+def _check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     who = "soft_hits"
     if not isinstance(thresholds, list | tuple):
         got = type(thresholds).__name__
         raise ArgumentError(f"{who}: expected thresholds to be a list or tuple, got {got}.")
     if not thresholds:
         raise ArgumentError(f"{who}: expected at least one threshold, got none.")
-    for threshold in thresholds:
-        check_range(who, "threshold", threshold, 0, 1)
-    check_range(who, "width", width, 0, open_low=True)
-    steps = [torch.sigmoid((iou - threshold) / width) for threshold in thresholds]
-    return torch.stack(steps).mean(dim=0)
+    return tuple(check_range(who, "threshold", threshold, 0, 1) for threshold in thresholds)
 
 
 def rank_by_expected_hits(
     dense: Tensor,
     mask: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     target: Callable[[Tensor], Tensor],
     durations: Tensor | None = None,
@@ -119,15 +142,19 @@ def rank_by_expected_hits(
     Scores are shares in [0, 1]: of the first moment its expected hits, of each further one what it
     adds. They never rise. A map without a positive cell is answered with its highest one.
 
-    Memory grows with the square of the candidates: 0.2 GB for 2,500, 7 GB for 17,000.
+    Memory grows with the square of the candidates: 0.2 GB for 2,500, 7 GB for 17,000. Tables of the
+    last few sets of candidates are kept on the CPU. Scores have no gradient.
+
+    Counting the candidates of a mask waits for its device; `rank_candidates_by_expected_hits` does
+    not.
 
     Args:
         dense: Expected map, `[start clip, duration in clips - 1]`, as `MultiScaleMapSampler.merge`
             gives it; learned by squared error or cross-entropy (see `deconvolve_map`).
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample.
-        target: What the map is an expectation of, as a function of the IoU, for example
-            `get_objective("mse-rescaled").target`.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
+        target: What the map is an expectation of, as an elementwise function of the IoU, for
+            example `get_objective("mse-rescaled").target`.
         durations: Seconds each video lasts; moments end there at the latest.
         top_n: Moments a query.
         thresholds: What counts as a hit, see `soft_hits`.
@@ -147,67 +174,267 @@ def rank_by_expected_hits(
     """
     who = "rank_by_expected_hits"
     candidates, scores = check_candidates(who, dense, mask, clip_seconds, durations)
+    return _rank(
+        who, candidates, scores, clip_seconds, target, durations, top_n, thresholds, num_iterations
+    )
+
+
+def rank_candidates_by_expected_hits(
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor | None = None,
+    *,
+    target: Callable[[Tensor], Tensor],
+    durations: Tensor | None = None,
+    top_n: int = 5,
+    thresholds: Sequence[float] = (0.5, 0.7),
+    num_iterations: int = 20,
+) -> RankedMoments:
+    """Do as `rank_by_expected_hits`, of maps that list their candidates: without a dense map.
+
+    On other devices than the CPU it never waits for the device.
+
+    Args:
+        candidates: Start and end of each candidate, in clips; see
+            `MultiScaleMapSampler.merge_packed`.
+        scores: Score of each candidate; there is none where it is -inf or NaN.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
+        target: As for `rank_by_expected_hits`.
+        durations: Seconds each video lasts; moments end there at the latest.
+        top_n: Moments a query.
+        thresholds: What counts as a hit, see `soft_hits`.
+        num_iterations: Of `deconvolve_map`.
+
+    Shape:
+        - candidates: (M, 2)
+        - scores: (B, M)
+        - clip_seconds, durations: (B,)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `target` is no function, a threshold is outside [0, 1], or a number is
+            below 1.
+    """
+    who = "rank_candidates_by_expected_hits"
+    check_scored(who, candidates, scores, clip_seconds, durations)
+    return _rank(
+        who, candidates, scores, clip_seconds, target, durations, top_n, thresholds, num_iterations
+    )
+
+
+@torch.no_grad()
+def _rank(
+    who: str,
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor | None,
+    target: Callable[[Tensor], Tensor],
+    durations: Tensor | None,
+    top_n: int,
+    thresholds: Sequence[float],
+    num_iterations: int,
+) -> RankedMoments:
     check_int(who, "top_n", top_n, at_least=1)
+    check_int(who, "num_iterations", num_iterations, at_least=1)
+    checked = _check_thresholds(thresholds)
     if not callable(target):
         hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
         raise ArgumentError(message(who, "target to be a function", repr(target), hint))
-    valid = scores > -torch.inf  # nor NaN
-    moments = candidates.to(torch.promote_types(scores.dtype, torch.float32))
-    iou = temporal_iou(moments[:, None], moments)
-    likelihood = deconvolve_map(
-        _with_a_positive_cell(scores.to(iou), valid),
-        target(iou),
-        valid,
-        num_iterations=num_iterations,
-    )
-    picks, gains = _cover(likelihood, soft_hits(iou, thresholds), valid, top_n)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
+    gains = scores.new_full((len(scores), top_n), -torch.inf)
+    if not len(candidates):
+        return answer_moments(candidates, picks, gains, clip_seconds, durations)
+    # In full precision also where the model's forward pass is not: the answers depend on it.
+    with torch.autocast(scores.device.type, enabled=False):
+        tables = _tables(who, candidates, target, checked, scores.dtype)
+        largest = _LARGEST_TABLE if tables.layers is None else _CACHED_ROWS
+        rows = max(1, largest // len(candidates))
+        for first in range(0, len(scores), rows):
+            part = slice(first, first + rows)
+            valid = scores[part] > -torch.inf  # nor NaN
+            likelihood = _deconvolve(
+                _with_a_positive_cell(scores[part], valid),
+                valid,
+                tables.response,
+                tables.response,  # an IoU is symmetric
+                num_iterations,
+            )
+            picks[part], gains[part] = _cover(likelihood, tables, valid, top_n)
     return answer_moments(candidates, picks, gains, clip_seconds, durations)
 
 
 def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:
     """Raise the highest cell of maps that have none above 0 to hardly more than that."""
-    if not scores.shape[1]:
-        return scores
     best, index = scores.where(valid, -torch.inf).max(dim=1, keepdim=True)
-    return scores.scatter(1, index, best.clamp(min=_FLOOR).to(scores))
+    return scores.scatter(1, index, best.clamp(min=_FLOOR))
 
 
-def _cover(likelihood: Tensor, hits: Tensor, valid: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+# Tables of a set of candidates
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Part of the hits: what of them lies above `low`, in units of `width`, 1 at most."""
+
+    hits: Tensor
+    low: float
+    width: float
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What the answers need to know of pairs of candidates.
+
+    Attributes:
+        response: What each cell holds if the moment is that of another; sparse, if that is faster.
+        hits: How much each candidate counts if the moment is that of another.
+        layers: The hits as a sum, to bound gains; None where no result may be waited for.
+    """
+
+    response: Tensor
+    hits: Tensor
+    layers: tuple[_Layer, ...] | None
+
+
+def _tables(
+    who: str,
+    candidates: Tensor,
+    target: Callable[[Tensor], Tensor],
+    thresholds: tuple[float, ...],
+    dtype: torch.dtype,
+) -> _Tables:
+    candidates = candidates.double()
+    if candidates.device.type != "cpu":
+        iou = _pair_ious(candidates, dtype)
+        return _Tables(target(iou), soft_hits(iou, thresholds), None)
+    if len(candidates) ** 2 > _LARGEST_KEPT:
+        iou = _pair_ious(candidates, dtype)
+        return _host_tables(iou, target(iou), thresholds)
+    # Kept by the values that determine them: a function may change what it does.
+    cells = candidates.detach().numpy().tobytes()
+    distinct = _distinct_ious(cells, dtype)
+    values = target(distinct).to(dtype)
+    check_shape(who, "target(iou)", values, f"{len(distinct)}")
+    return _kept_tables(cells, dtype, thresholds, values.numpy().tobytes())
+
+
+def _pair_ious(candidates: Tensor, dtype: torch.dtype) -> Tensor:
+    moments = candidates.to(dtype)
+    return temporal_iou(moments[:, None], moments)
+
+
+def _read(numbers: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(numbers), dtype=dtype)
+
+
+@lru_cache(maxsize=_KEPT_GRIDS)
+def _distinct_ious(cells: bytes, dtype: torch.dtype) -> Tensor:
+    return _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype).unique()
+
+
+@lru_cache(maxsize=_KEPT_GRIDS)
+def _kept_tables(
+    cells: bytes, dtype: torch.dtype, thresholds: tuple[float, ...], values: bytes
+) -> _Tables:
+    iou = _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype)
+    index = torch.searchsorted(_distinct_ious(cells, dtype), iou)
+    return _host_tables(iou, _read(values, dtype)[index], thresholds)
+
+
+def _host_tables(iou: Tensor, response: Tensor, thresholds: tuple[float, ...]) -> _Tables:
+    hits = soft_hits(iou, thresholds)
+    # Hits rise in as many steps as there are thresholds: layers end on the flats and between.
+    width = 1 / (2 * len(thresholds))
+    lows = [width * index for index in range(2 * len(thresholds))]
+    layers = [_Layer(_sparse(((hits - low) / width).clamp(0, 1)), low, width) for low in lows]
+    return _Tables(_sparse(response), hits, tuple(layers))
+
+
+def _sparse(matrix: Tensor) -> Tensor:
+    """Make a matrix sparse, if it has zeros enough for its products to be faster."""
+    if int(matrix.count_nonzero()) > _SPARSE * matrix.numel():
+        return matrix
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return matrix.to_sparse_csr()
+
+
+# Greedy coverage
+
+
+def _cover(likelihood: Tensor, tables: _Tables, valid: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
     """Pick candidates greedily by expected hits; -1 where none is left. (B, top_n) each."""
-    count = len(hits)
-    shape = (len(likelihood), top_n)
-    picks = likelihood.new_full(shape, -1, dtype=torch.int64)
-    gains = likelihood.new_full(shape, -torch.inf)
-    rows = max(1, _LARGEST_TABLE // max(count * min(count, _REFRESHED), 1))
-    with torch.autocast(likelihood.device.type, enabled=False):
-        for first in range(0, len(likelihood) if count else 0, rows):
-            part = slice(first, first + rows)
-            picks[part], gains[part] = _cover_part(likelihood[part], hits, valid[part], top_n)
-    return picks, gains
-
-
-def _cover_part(
-    likelihood: Tensor, hits: Tensor, valid: Tensor, top_n: int
-) -> tuple[Tensor, Tensor]:
-    # Gains only fall from pick to pick: an old gain bounds the new one, and most are never needed.
-    bounds = (likelihood @ hits).masked_fill(~valid, -torch.inf)
+    # Gains only fall from pick to pick: an old one bounds the new one.
+    bounds = (likelihood @ tables.hits).masked_fill(~valid, -torch.inf)
     covered = torch.zeros_like(likelihood)  # how well each moment is hit by the picks so far
     picks, gains = [], []
     for place in range(top_n):
-        fresh = torch.full_like(valid, place == 0)
+        if place:
+            bounds = _renew(bounds, likelihood, covered, tables)
         best, index = bounds.max(dim=1)
-        while not bool((fresh.gather(1, index[:, None])[:, 0] | (best == -torch.inf)).all()):
-            stale = bounds.masked_fill(fresh, -torch.inf)
-            some = stale.topk(min(_REFRESHED, len(hits)), dim=1).indices
-            added = (hits.T[some] - covered[:, None]).clamp_(min=0)
-            renewed = torch.einsum("bm,bcm->bc", likelihood, added)
-            # What is left out stays left out, and what was fresh already keeps its gain.
-            bounds = bounds.scatter(1, some, renewed.minimum(bounds.gather(1, some)))
-            fresh = fresh.scatter(1, some, True)
-            best, index = bounds.max(dim=1)
-        found = best > -torch.inf
-        picks.append(index.where(found, -1))
+        picks.append(index.where(best > -torch.inf, -1))
         gains.append(best)
-        covered = covered.maximum(hits[:, index].T)
+        covered = covered.maximum(tables.hits[index])
         bounds = bounds.scatter(1, index[:, None], -torch.inf)
     return torch.stack(picks, dim=1), torch.stack(gains, dim=1)
+
+
+def _renew(bounds: Tensor, likelihood: Tensor, covered: Tensor, tables: _Tables) -> Tensor:
+    """Lower bounds of gains until the highest of each row is the gain itself."""
+    if tables.layers is None:
+        return bounds.minimum(_all_gains(likelihood, covered, tables.hits))
+    bounds = bounds.minimum(_bound_gains(likelihood, covered, tables.layers))
+    _settle_highest(bounds, likelihood, covered, tables.hits)
+    return bounds
+
+
+def _all_gains(likelihood: Tensor, covered: Tensor, hits: Tensor) -> Tensor:
+    """Compute what each candidate would add to the picks so far."""
+    count = len(hits)
+    columns = max(1, min(count, _LARGEST_TABLE // count))
+    rows = max(1, _LARGEST_TABLE // (count * columns))
+    return torch.cat(
+        [
+            torch.cat(
+                [
+                    torch.einsum("bm,bcm->bc", chances, (some - known[:, None]).clamp_(min=0))
+                    for some in hits.split(columns)
+                ],
+                dim=1,
+            )
+            for chances, known in zip(likelihood.split(rows), covered.split(rows), strict=True)
+        ]
+    )
+
+
+def _bound_gains(likelihood: Tensor, covered: Tensor, layers: tuple[_Layer, ...]) -> Tensor:
+    """Bound what each candidate would add, from above.
+
+    In a layer, max(hit - covered, 0) is convex in the hit, hence at most its chord
+    hit * (1 - covered): a matrix product. Off by little, as few pairs meet inside a layer.
+    """
+    # A query a column, as a sparse matrix is multiplied from the left.
+    chances, known = likelihood.T.contiguous(), covered.T.contiguous()
+    bounds = torch.zeros_like(chances)
+    for layer in layers:
+        uncovered = (layer.low + layer.width - known).clamp_(0, layer.width)
+        bounds.addmm_(layer.hits, uncovered.mul_(chances))
+    return bounds.T
+
+
+def _settle_highest(bounds: Tensor, likelihood: Tensor, covered: Tensor, hits: Tensor) -> None:
+    """Replace the highest bounds of each row by the gains, until a gain is the highest."""
+    fresh = torch.zeros_like(bounds, dtype=torch.bool)
+    rows = torch.arange(len(bounds))
+    while True:
+        best, some = bounds[rows].topk(min(_REFRESHED, len(hits)), dim=1)
+        open_ = ~fresh[rows, some[:, 0]] & (best[:, 0] > -torch.inf)
+        rows, best, some = rows[open_], best[open_], some[open_]
+        if not len(rows):
+            return
+        added = (hits[some] - covered[rows, None]).clamp_(min=0)
+        renewed = torch.einsum("bm,bcm->bc", likelihood[rows], added)
+        # What is left out stays left out, and what was fresh already keeps its gain.
+        bounds[rows[:, None], some] = renewed.minimum(best)
+        fresh[rows[:, None], some] = True

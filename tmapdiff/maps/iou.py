@@ -20,8 +20,8 @@ class IoUMapBuilder:
 
     Args:
         grid: The candidate moments.
-        validate: Check the values of the moments. Each check waits for the device; turn it off for
-            moments that were checked before.
+        validate: Check the values of the moments. The check waits for the device, once; turn it off
+            for moments that were checked before.
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 1.
 
@@ -37,13 +37,13 @@ class IoUMapBuilder:
         self.validate = validate
 
     def __call__(
-        self, moments: Tensor, clip_seconds: Tensor, num_moments: Tensor | None = None
+        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
     ) -> list[Tensor]:
         """Build one IoU map a scale.
 
         Args:
             moments: Start and end of the annotated moments, in seconds.
-            clip_seconds: Seconds a clip lasts, for each sample.
+            clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
             num_moments: How many of the M moments of each sample count, at least 1. All, if None.
 
         Shape:
@@ -61,20 +61,20 @@ class IoUMapBuilder:
         return self.grid.unpack(self.packed(moments, clip_seconds, num_moments))
 
     def packed(
-        self, moments: Tensor, clip_seconds: Tensor, num_moments: Tensor | None = None
+        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
     ) -> Tensor:
         """Build the IoU maps of all scales as one packed tensor; arguments as for the call.
 
         Shape:
             - returns: (B, cells), in [0, 1]
         """
-        moments, counted = self._checked(moments, clip_seconds, num_moments)
+        moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         cells = self.grid.packed_moments(moments.device)
         iou = self._iou(cells, moments, clip_seconds, counted)
         return iou * self.grid.packed_mask(moments.device)
 
     def dense(
-        self, moments: Tensor, clip_seconds: Tensor, num_moments: Tensor | None = None
+        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
     ) -> Tensor:
         """Build the IoU of every candidate `[start clip, duration in clips - 1]`, of no scale.
 
@@ -83,7 +83,7 @@ class IoUMapBuilder:
         Shape:
             - returns: (B, N, N), in [0, 1], 0 where the candidate ends outside the video
         """
-        moments, counted = self._checked(moments, clip_seconds, num_moments)
+        moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         whole = MapGrid(self.grid.num_clips, self.grid.num_clips, 1)
         iou = self._iou(whole.moments(0, moments.device), moments, clip_seconds, counted)
         return iou * whole.mask(0, moments.device)
@@ -105,22 +105,25 @@ class IoUMapBuilder:
         return candidates.new_zeros(candidates.shape[:-1]) if best is None else best
 
     def _checked(
-        self, moments: Tensor, clip_seconds: Tensor, num_moments: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, moments: Tensor, clip_seconds: Tensor | None, num_moments: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         who = type(self).__name__
         if isinstance(moments, Tensor) and moments.dim() == 2:
             moments = moments[:, None]
         hint = "Pass start and end only: scores belong in a tensor of their own."
         sizes = check_shape(who, "moments", moments, "B M 2", hint=hint)
-        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
         check_floating(who, "moments", moments)
+        unit = "clips" if clip_seconds is None else "s"
+        if clip_seconds is None:
+            clip_seconds = moments.new_ones(sizes["B"])
+        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
         counted = None
         if num_moments is not None:
             check_shape(who, "num_moments", num_moments, "B", sizes)
             counted = torch.arange(sizes["M"], device=moments.device) < num_moments[:, None]
         if self.validate:
-            self._check_values(moments, clip_seconds, num_moments, counted)
-        return moments, counted
+            self._check_values(moments, clip_seconds, num_moments, counted, unit)
+        return moments, clip_seconds, counted
 
     def _check_values(
         self,
@@ -128,35 +131,38 @@ class IoUMapBuilder:
         clip_seconds: Tensor,
         num_moments: Tensor | None,
         counted: Tensor | None,
+        unit: str,
     ) -> None:
-        who = type(self).__name__
-        wrong = ~((clip_seconds > 0) & clip_seconds.isfinite())
-        if bool(wrong.any()):
-            (row,) = _first(wrong)
-            raise ArgumentError(
-                f"{who}: expected clip_seconds[{row}] > 0 and finite, got {clip_seconds[row]:g}."
-            )
-        if num_moments is not None:
-            most = moments.shape[1]
-            wrong = (num_moments < 1) | (num_moments > most)
-            if bool(wrong.any()):
-                (row,) = _first(wrong)
-                raise ArgumentError(
-                    f"{who}: expected num_moments[{row}] in 1 to {most}, got {num_moments[row]}."
-                )
-
+        lasts = (clip_seconds > 0) & clip_seconds.isfinite()
         start, end = moments.unbind(-1)
         video_seconds = self.grid.num_clips * clip_seconds.to(moments.dtype)[:, None]
         fine = moments.isfinite().all(-1) & (start >= 0) & (end > start) & (start < video_seconds)
         if counted is not None:
             fine = fine | ~counted
-        if bool(fine.all()):
+        right = lasts.all() & fine.all()
+        most = moments.shape[1]
+        if num_moments is not None:
+            some = (num_moments >= 1) & (num_moments <= most)
+            right = right & some.all()
+        if bool(right):  # of all values at once: this waits for the device
             return
+
+        who = type(self).__name__
+        if not bool(lasts.all()):
+            (row,) = _first(~lasts)
+            raise ArgumentError(
+                f"{who}: expected clip_seconds[{row}] > 0 and finite, got {clip_seconds[row]:g}."
+            )
+        if num_moments is not None and not bool(some.all()):
+            (row,) = _first(~some)
+            raise ArgumentError(
+                f"{who}: expected num_moments[{row}] in 1 to {most}, got {num_moments[row]}."
+            )
         row, index = _first(~fine)
         got_start, got_end = moments[row, index].tolist()
         length = video_seconds[row, 0].item()
         raise ArgumentError(
-            f"{who}: expected 0 <= start < end and start < {length:g} s, the video's length, "
+            f"{who}: expected 0 <= start < end and start < {length:g} {unit}, the video's length, "
             f"got start {got_start:g}, end {got_end:g} in row {row} of moments."
         )
 

@@ -15,7 +15,7 @@ class RankedMoments:
     """The best moments of each query, best first.
 
     Shape:
-        - moments: (B, n, 2), seconds; 0 where there are fewer than n
+        - moments: (B, n, 2), seconds, or clips; 0 where there are fewer than n
         - scores: (B, n); -inf where there are fewer than n
         - valid: (B, n), bool; False where there are fewer than n
     """
@@ -77,14 +77,14 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
             near = temporal_iou(candidates, picked[:, None]) > threshold
         left.masked_fill_(near, -torch.inf)
         # An empty candidate has no IoU with itself.
-        left[rows, index] = -torch.inf
+        left.scatter_(1, index[:, None], -torch.inf)
     return torch.stack(picks, dim=1)
 
 
 def rank_moments(
     dense: Tensor,
     mask: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None = None,
     *,
     durations: Tensor | None = None,
     top_n: int = 5,
@@ -92,11 +92,13 @@ def rank_moments(
 ) -> RankedMoments:
     """Read the best moments off merged maps.
 
+    Counting the candidates of a mask waits for its device; `rank_candidates` does not.
+
     Args:
         dense: Score of every candidate `[start clip, duration in clips - 1]`, as
             `MultiScaleMapSampler.merge` gives it.
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
         durations: Seconds each video lasts; moments end there at the latest.
         top_n: Moments a query.
         nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
@@ -112,17 +114,83 @@ def rank_moments(
             below 1.
     """
     candidates, scores = check_candidates("rank_moments", dense, mask, clip_seconds, durations)
+    return _rank(candidates, scores, clip_seconds, durations, top_n, nms_threshold)
+
+
+def rank_candidates(
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor | None = None,
+    *,
+    durations: Tensor | None = None,
+    top_n: int = 5,
+    nms_threshold: float = 0.49,
+) -> RankedMoments:
+    """Read the best moments off maps that list their candidates: without a dense map.
+
+    Never waits for the device.
+
+    Args:
+        candidates: Start and end of each candidate, in clips; see
+            `MultiScaleMapSampler.merge_packed`.
+        scores: Score of each candidate; there is none where it is -inf or NaN. Of equal ones, the
+            first is better.
+        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
+        durations: Seconds each video lasts; moments end there at the latest.
+        top_n: Moments a query.
+        nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
+
+    Shape:
+        - candidates: (M, 2)
+        - scores: (B, M)
+        - clip_seconds, durations: (B,)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `nms_threshold` is outside [0, 1], or `top_n` is below 1.
+    """
+    check_scored("rank_candidates", candidates, scores, clip_seconds, durations)
+    return _rank(candidates, scores, clip_seconds, durations, top_n, nms_threshold)
+
+
+def _rank(
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor | None,
+    durations: Tensor | None,
+    top_n: int,
+    nms_threshold: float,
+) -> RankedMoments:
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
-    found = picks >= 0
     if len(candidates):
-        best = scores.gather(1, picks.clamp(min=0)).where(found, -torch.inf)
+        best = scores.gather(1, picks.clamp(min=0)).where(picks >= 0, -torch.inf)
     else:
         best = scores.new_full(picks.shape, -torch.inf)
     return answer_moments(candidates, picks, best, clip_seconds, durations)
 
 
+def check_scored(
+    who: str,
+    candidates: Tensor,
+    scores: Tensor,
+    clip_seconds: Tensor | None,
+    durations: Tensor | None,
+) -> None:
+    """Check candidate moments and their scores; arguments as for `rank_candidates`.
+
+    Raises:
+        ShapeError: If a shape does not fit.
+    """
+    sizes = check_shape(who, "scores", scores, "B M")
+    check_shape(who, "candidates", candidates, "M 2", sizes)
+    if clip_seconds is not None:
+        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    if durations is not None:
+        check_shape(who, "durations", durations, "B", sizes)
+
+
 def check_candidates(
-    who: str, dense: Tensor, mask: Tensor, clip_seconds: Tensor, durations: Tensor | None
+    who: str, dense: Tensor, mask: Tensor, clip_seconds: Tensor | None, durations: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Check merged maps; give their candidate moments, in clips, and the scores of these.
 
@@ -141,24 +209,27 @@ def check_candidates(
     check_shape(who, "mask", mask, "B N N" if batched else "N N", sizes)
     if mask.dtype != torch.bool:
         raise ArgumentError(message(who, "a bool mask", mask.dtype))
-    check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
+    if clip_seconds is not None:
+        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
     if durations is not None:
         check_shape(who, "durations", durations, "B", sizes)
     if batched:
         dense = dense.masked_fill(~mask, -torch.inf)
         mask = mask.any(dim=0)
-    starts, columns = mask.nonzero(as_tuple=True)
-    return torch.stack([starts, starts + columns + 1], dim=-1), dense[:, mask]
+    cells = mask.flatten().nonzero()[:, 0]  # the one place that waits for the device
+    starts, columns = cells // sizes["N"], cells % sizes["N"]
+    candidates = torch.stack([starts, starts + columns + 1], dim=-1)
+    return candidates, dense.flatten(1).index_select(1, cells)
 
 
 def answer_moments(
     candidates: Tensor,
     picks: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor,
+    clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> RankedMoments:
-    """Make answers, in seconds, of the candidates that were picked.
+    """Make answers, in seconds or clips, of the candidates that were picked.
 
     Shape:
         - candidates: (M, 2), in clips
@@ -168,7 +239,11 @@ def answer_moments(
     valid = picks >= 0
     if not len(candidates):
         return RankedMoments(scores.new_zeros(*picks.shape, 2), scores, valid)
-    seconds = candidates[picks.clamp(min=0)] * clip_seconds[:, None, None]
+    picked = candidates[picks.clamp(min=0)]
+    if clip_seconds is None:
+        moments = picked.to(torch.promote_types(scores.dtype, torch.float32))
+    else:
+        moments = picked * clip_seconds[:, None, None]
     if durations is not None:
-        seconds = seconds.minimum(durations.to(seconds)[:, None, None])
-    return RankedMoments(moments=seconds.where(valid[..., None], 0), scores=scores, valid=valid)
+        moments = moments.minimum(durations.to(moments)[:, None, None])
+    return RankedMoments(moments=moments.where(valid[..., None], 0), scores=scores, valid=valid)

@@ -1,6 +1,7 @@
 """From one dense map to sparse maps on several scales, and back."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -82,6 +83,74 @@ class MultiScaleMapSampler:
             # The clone is what the gradient remembers: the cells themselves change.
             cells[:] = torch.maximum(cells.clone(), scores.masked_fill(~valid, -torch.inf))
         return dense, self.grid.dense_mask(dense.device, num_clips)
+
+    def merge_packed(
+        self, packed: Tensor, num_clips: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Merge packed maps into one score of each candidate, without a dense map.
+
+        Takes memory linear in the clips, and does not wait for the device: but for the first time
+        that a grid is met on it.
+
+        Args:
+            packed: Packed maps, as of `MapGrid.pack`. Invalid cells are not read.
+            num_clips: Clips of each video, when videos are shorter than the grid.
+
+        Shape:
+            - packed: (B, cells)
+            - num_clips: (B,), integer
+            - returns: candidate moments in clips, each once, earlier and then shorter ones first:
+              (M, 2), int64; and the score of each, -inf where a video ends before: (B, M)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+        """
+        who = "MultiScaleMapSampler.merge_packed"
+        sizes = check_shape(who, "packed", packed, f"B {self.grid.num_cells}")
+        if num_clips is not None:
+            check_shape(who, "num_clips", num_clips, "B", sizes)
+        candidates, cells, again = _candidates(self.grid, packed.device)
+        scores = packed.index_select(1, cells)
+        for places, others in again:
+            best = scores.index_select(1, places).maximum(packed.index_select(1, others))
+            scores.index_copy_(1, places, best)
+        if num_clips is not None:
+            # Whether a moment ends inside a video does not depend on the scale that holds it.
+            over = candidates[:, 1] > num_clips.to(candidates)[:, None]
+            scores = scores.masked_fill(over, -torch.inf)
+        # A copy, as ours is kept.
+        return candidates.clone(), scores
+
+
+# A batch of long videos has a grid of its own: those of the last few are kept.
+@lru_cache(maxsize=16)
+def _candidates(
+    grid: MapGrid, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+    """Moments that a grid holds, the cell of each on one scale, and the cells on further scales.
+
+    Shape:
+        - returns: (M, 2); (M,); for each further scale, places of moments and their cells on it
+    """
+    with torch.inference_mode(False):
+        cells = grid.packed_mask().nonzero()[:, 0]
+        moments = grid.packed_moments()[cells]
+        start, end = moments.unbind(-1)
+        # By start, then by duration.
+        _, places = (start * (grid.num_clips + 1) + end).unique(return_inverse=True)
+        count = int(places.max()) + 1
+        first = torch.full((count,), -1)
+        again = []
+        lasts = torch.tensor(grid.cells_per_scale).cumsum(0)
+        scales = torch.searchsorted(lasts, cells, right=True)
+        for scale in range(grid.num_scales):
+            own, held = cells[scales == scale], places[scales == scale]
+            known = first[held] >= 0
+            again.append((held[known].to(device), own[known].to(device)))
+            first[held[~known]] = own[~known]
+        candidates = torch.empty(count, 2, dtype=moments.dtype)
+        candidates[places] = moments
+        return candidates.to(device), first.to(device), tuple(again[1:])
 
 
 def _check_map(

@@ -6,6 +6,7 @@ from tmapdiff.models.localizer import MomentLocalizer
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 from tmapdiff.models.map_localizer import Localization, MapLocalizer, Ranking
 from tmapdiff.models.ms2dtan import MS2DTAN
+from tmapdiff.models.transformers_text import SentenceFeatures, TransformersTextEncoder
 
 __all__ = [  # in the order the data flows
     "MS2DTAN",
@@ -17,6 +18,8 @@ __all__ = [  # in the order the data flows
     "MomentLocalizer",
     "MultimodalEncoder",
     "Ranking",
+    "SentenceFeatures",
     "TextEncoder",
     "TransformerMapDecoder",
+    "TransformersTextEncoder",
 ]

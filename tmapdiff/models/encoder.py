@@ -10,7 +10,14 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tmapdiff._checks import check_choice, check_int, check_length, check_range, check_shape
+from tmapdiff._checks import (
+    check_choice,
+    check_int,
+    check_length,
+    check_range,
+    check_shape,
+    message,
+)
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels.masking import fill_invalid
 from tmapdiff.layers.pointwise import PointwiseConv2d
@@ -24,23 +31,29 @@ MapLayer = Literal["conv", "max-pool"]
 class TextEncoder(nn.Module):
     """One vector a sentence: embeddings, bidirectional LSTM, mean over the words.
 
+    With `text_channels`, words are not indices but features that another model made, such as
+    `TransformersTextEncoder`'s tokens: a linear layer takes the place of the embeddings.
+
     Args:
-        vocabulary_size: Words, padding (index 0) and unknown word included.
+        vocabulary_size: Words, padding (index 0) and unknown word included; None with
+            `text_channels`.
         word_channels: Channels of a word's embedding.
         channels: Channels of the result; even.
         num_layers: Layers of the LSTM.
         train_words: Whether training changes the embeddings.
-        word_dropout: Share of the words that training makes unknown.
+        word_dropout: Share of the words that training makes unknown; features become 0.
+        text_channels: Channels of the words, if they are features.
 
     Shape:
-        - words: (B, L), integer
+        - words: (B, L), integer; (B, L, text_channels) if they are features
         - num_words: (B,), integer, 1 to L
         - returns: (B, channels)
 
     Raises:
         ArgumentError: If a size is too small, at construction; if a sentence is empty or longer
             than L, or a word is no integer or not in the vocabulary, in the call.
-        ConfigError: If `channels` is odd, at construction.
+        ConfigError: If `channels` is odd, or there are not either words or features, at
+            construction.
         ShapeError: If a shape does not fit, in the call.
 
     Source: MS-2D-TAN, arXiv 2012.02646, section 3.1.
@@ -48,23 +61,33 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        vocabulary_size: int,
+        vocabulary_size: int | None,
         word_channels: int = 300,
         channels: int = 512,
         num_layers: int = 3,
         train_words: bool = True,
         word_dropout: float = 0.0,
+        text_channels: int | None = None,
     ) -> None:
         super().__init__()
         who = "TextEncoder"
-        check_int(who, "vocabulary_size", vocabulary_size, at_least=2)
         check_int(who, "word_channels", word_channels, at_least=1)
         check_int(who, "channels", channels, at_least=2)
         check_int(who, "num_layers", num_layers, at_least=1)
         if channels % 2:
             raise ConfigError(f"{who}: expected even channels, got {channels}.")
-        self.embedding = nn.Embedding(vocabulary_size, word_channels, padding_idx=PADDING)
-        self.embedding.weight.requires_grad_(train_words)
+        self.text_channels = text_channels
+        self.embedding: nn.Embedding | nn.Linear
+        if text_channels is None:
+            size = check_int(who, "vocabulary_size", vocabulary_size, at_least=2)
+            self.embedding = nn.Embedding(size, word_channels, padding_idx=PADDING)
+            self.embedding.weight.requires_grad_(train_words)
+        else:
+            check_int(who, "text_channels", text_channels, at_least=1)
+            if vocabulary_size is not None:
+                expected = "vocabulary_size = None with text_channels"
+                raise ConfigError(message(who, expected, vocabulary_size))
+            self.embedding = nn.Linear(text_channels, word_channels)
         self.lstm = nn.LSTM(
             word_channels, channels // 2, num_layers, batch_first=True, bidirectional=True
         )
@@ -73,7 +96,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, words: Tensor, num_words: Tensor) -> Tensor:
         """Encode sentences; see the class."""
-        sizes = check_shape("TextEncoder", "words", words, "B L")
+        axes = "B L" if self.text_channels is None else f"B L {self.text_channels}"
+        sizes = check_shape("TextEncoder", "words", words, axes)
         check_shape("TextEncoder", "num_words", num_words, "B", sizes)
         if not sizes["B"]:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.in_features))
@@ -85,11 +109,17 @@ class TextEncoder(nn.Module):
                 f"TextEncoder: expected num_words in 1 to {sizes['L']}, "
                 f"got {int(lengths[wrong])} in row {wrong}."
             )
-        self._check_words(words)
+        if self.text_channels is None:
+            self._check_words(words)
+        else:
+            words = words.to(self.embedding.weight.dtype)
         if self.training and self.word_dropout:
             # Padding too: it is not read.
-            dropped = torch.rand(words.shape, device=words.device) < self.word_dropout
-            words = words.masked_fill(dropped, UNKNOWN)
+            dropped = torch.rand(words.shape[:2], device=words.device) < self.word_dropout
+            if self.text_channels is None:
+                words = words.masked_fill(dropped, UNKNOWN)
+            else:
+                words = words.masked_fill(dropped[..., None], 0)
         packed = pack_padded_sequence(
             self.embedding(words), lengths, batch_first=True, enforce_sorted=False
         )
@@ -99,7 +129,7 @@ class TextEncoder(nn.Module):
         return self.linear(mean)
 
     def _check_words(self, words: Tensor) -> None:
-        known = self.embedding.num_embeddings
+        known = len(self.embedding.weight)
         if words.is_floating_point():
             raise ArgumentError(f"TextEncoder: expected integer words, got {words.dtype}.")
         low, high = (int(end) for end in words.aminmax())
@@ -204,7 +234,8 @@ class MultimodalEncoder(MapModel):
         num_clips: Clips of the finest scale.
         num_anchors: Durations a scale.
         num_scales: Scales.
-        vocabulary_size: Words, padding (index 0) and unknown word included.
+        vocabulary_size: Words, padding (index 0) and unknown word included; None with
+            `text_channels`.
         clip_channels: Channels of the clip features that come in.
         word_channels: Channels of a word's embedding.
         channels: Channels inside, and of the map features that go out.
@@ -214,11 +245,13 @@ class MultimodalEncoder(MapModel):
         map_layer: How map features come from clips, `conv` or `max-pool` (`MapFeatureBuilder`).
         features_per_clip: Features that come in for each clip; they are averaged after the first
             linear layer.
-        word_dropout: Share of the words that training makes unknown.
+        word_dropout: Share of the words that training makes unknown; features become 0.
+        text_channels: Channels of words that are not indices but features that another model made,
+            such as `TransformersTextEncoder`: its tokens; or its sentences, as one word each.
 
     Raises:
-        ArgumentError, ConfigError: If a size is too small or does not divide, or there is no such
-            layer.
+        ArgumentError, ConfigError: If a size is too small or does not divide, there is no such
+            layer, or there are not either words or features.
 
     Source: MS-2D-TAN, arXiv 2012.02646, sections 3.1 to 3.3; Zhang et al., arXiv 2401.08232, 3.1.
     """
@@ -229,7 +262,7 @@ class MultimodalEncoder(MapModel):
         num_clips: int,
         num_anchors: int,
         num_scales: int,
-        vocabulary_size: int,
+        vocabulary_size: int | None,
         clip_channels: int,
         word_channels: int = 300,
         channels: int = 512,
@@ -239,13 +272,20 @@ class MultimodalEncoder(MapModel):
         map_layer: MapLayer = "conv",
         features_per_clip: int = 1,
         word_dropout: float = 0.0,
+        text_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_int("MultimodalEncoder", "clip_channels", clip_channels, at_least=1)
         check_int("MultimodalEncoder", "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
         self.text_encoder = TextEncoder(
-            vocabulary_size, word_channels, channels, num_text_layers, train_words, word_dropout
+            vocabulary_size,
+            word_channels,
+            channels,
+            num_text_layers,
+            train_words,
+            word_dropout,
+            text_channels,
         )
         # Not `dropout`: diffusers answers an attribute named as a field with the field.
         self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
@@ -261,7 +301,11 @@ class MultimodalEncoder(MapModel):
 
         Raises:
             ShapeError: If the shape does not fit.
+            ConfigError: If words are features.
         """
+        if self.config.text_channels is not None:
+            got = f"text_channels = {self.config.text_channels}"
+            raise ConfigError(message("MultimodalEncoder", "words that are indices", got))
         weight = self.text_encoder.embedding.weight
         rows, columns = weight.shape
         check_shape("MultimodalEncoder", "word vectors", vectors, f"{rows} {columns}")
@@ -349,14 +393,14 @@ class MultimodalEncoder(MapModel):
 
         Args:
             features: Features of the clips.
-            words: Word indices, padded with 0.
+            words: Word indices, padded with 0; features, with `text_channels`.
             num_words: Words of each query.
             num_clips: Clips of each video, when they differ. The features may then be of another
                 number of clips than the configuration's.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
-            - words: (B, L), integer
+            - words: (B, L), integer; or (B, L, text_channels)
             - num_words, num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 

@@ -1,6 +1,7 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,8 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
-    rank_by_expected_hits,
-    rank_moments,
+    rank_candidates,
+    rank_candidates_by_expected_hits,
 )
 from tmapdiff.models._base import MapModel
 from tmapdiff.models.encoder import MultimodalEncoder
@@ -27,15 +28,31 @@ Ranking = Literal["nms", "expected-hits"]
 class Localization:
     """What a localizer found.
 
+    Attributes:
+        ranked: Best moments of each query, in seconds, with scores.
+        grid: The candidate moments.
+        maps: Predicted maps of all scales, packed.
+        num_clips: Clips of each video, when they differ.
+
     Shape:
-        - ranked: best moments of each query, in seconds, with scores
-        - dense: (B, N, N), merged map, `[start clip, duration in clips - 1]`
-        - mask: (N, N) or (B, N, N), bool, which cells of `dense` are candidates
+        - maps: (B, cells)
+        - num_clips: (B,)
     """
 
     ranked: RankedMoments
-    dense: Tensor
-    mask: Tensor
+    grid: MapGrid
+    maps: Tensor = field(repr=False)
+    num_clips: Tensor | None = None
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """Merged map, `[start clip, duration in clips - 1]`: (B, N, N). Made on first request."""
+        return MultiScaleMapSampler(self.grid).merge(self.grid.unpack(self.maps), self.num_clips)[0]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which cells of `dense` are candidates, bool: (N, N), or (B, N, N) with `num_clips`."""
+        return self.grid.dense_mask(self.maps.device, self.num_clips)
 
     @property
     def confidence(self) -> Tensor:
@@ -186,26 +203,26 @@ class MapLocalizer(MapModel):
             raise ArgumentError(message(who, expected, nms_threshold, hint))
         maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
         grid = self._grid_of(features, num_clips)
-        dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(maps), num_clips)
+        candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, num_clips)
         if ranking == "nms":
-            ranked = rank_moments(
-                dense,
-                mask,
+            ranked = rank_candidates(
+                candidates,
+                scores,
                 clip_seconds,
                 durations=durations,
                 top_n=top_n,
                 nms_threshold=self.config.nms_threshold if nms_threshold is None else nms_threshold,
             )
         else:
-            ranked = rank_by_expected_hits(
-                dense,
-                mask,
+            ranked = rank_candidates_by_expected_hits(
+                candidates,
+                scores,
                 clip_seconds,
                 target=self.objective.target,
                 durations=durations,
                 top_n=top_n,
             )
-        return Localization(ranked=ranked, dense=dense, mask=mask)
+        return Localization(ranked=ranked, grid=grid, maps=maps, num_clips=num_clips)
 
     def _targets(
         self,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.pictures import drawn_bars
 from matplotlib.figure import Figure
 
 from tmapdiff import MapGrid, plot_comparison, plot_denoising, plot_map
@@ -35,10 +36,15 @@ def test_moments_are_marked_inside_their_cells():
     ax = plot_map(
         torch.rand(8, 8), MASK, clip_seconds=0.5, truth=[(1, 2.5)], predictions=[(0, 2), (2, 2.5)]
     )
-    for x, y in places(ax, "o"):
+    rings = places(ax, "o")
+    assert len(rings) == 2  # black around white
+    for x, y in rings:
         assert (int(x / 0.5), int(y / 0.5)) == (2, 2)
-    assert [(int(x / 0.5), int(y / 0.5)) for x, y in places(ax, "x")] == [(3, 0), (0, 4)]
+    numbers = [text.get_position() for text in ax.texts]
+    assert [(int(x / 0.5), int(y / 0.5)) for x, y in numbers] == [(3, 0), (0, 4)]
     assert [text.get_text() for text in ax.texts] == ["1", "2"]
+    # Where two meet, the better one covers the other.
+    assert ax.texts[0].get_zorder() > ax.texts[1].get_zorder()
 
 
 def test_cells_with_minus_infinity_stay_blank_without_a_mask():
@@ -47,19 +53,71 @@ def test_cells_with_minus_infinity_stay_blank_without_a_mask():
 
 
 def test_comparison_shows_two_maps_on_one_scale():
-    figure = plot_comparison(torch.rand(8, 8), torch.rand(8, 8), MASK, title="a query")
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["prediction", "truth"]
-    assert {ax.images[0].get_clim() for ax in figure.axes[:2]} == {(0, 1)}
+    prediction, truth = torch.rand(8, 8), torch.rand(8, 8)
+    figure = plot_comparison(prediction, truth, MASK, title="a query", label="rescaled IoU")
+    left, right, scale = figure.axes
+    assert [left.get_title(), right.get_title()] == ["prediction", "truth"]
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (0, 1)
+    for ax, dense in ((left, prediction), (right, truth)):
+        np.testing.assert_allclose(ax.images[0].get_array().compressed(), dense[MASK].numpy())
     assert figure.get_suptitle() == "a query"
+    assert scale.get_ylabel() == "rescaled IoU"
     own = Figure()
     assert plot_comparison(torch.rand(8, 8), torch.rand(8, 8), figure=own) is own
 
 
+def test_comparison_shows_moments_as_bars_over_the_whole_video():
+    found, truth = [(0.5, 2.0), (3.0, 3.5)], [(1.0, 2.0), (2.5, 4.0)]
+    figure = plot_comparison(
+        torch.rand(8, 8),
+        torch.rand(8, 8),
+        clip_seconds=0.5,
+        moments=truth,
+        predicted_moments=found,
+        scores=[0.9, 0.123],
+    )
+    (panel,) = [ax for ax in figure.axes if ax.get_label() == "moments"]
+    assert panel.get_xlim() == (0, 4)
+    assert panel.get_xlabel() == "time (s)"
+    assert drawn_bars(panel) == [truth, found[:1], found[1:]]
+    assert [text.get_text() for text in panel.get_yticklabels()] == [
+        "truth",
+        "1  (0.90)",
+        "2  (0.12)",
+    ]
+
+
+def test_long_titles_are_broken_into_lines():
+    title = "a person " + "walks and " * 30 + "stops"
+    figure = plot_comparison(torch.rand(8, 8), torch.rand(8, 8), title=title)
+    assert figure.get_suptitle().replace("\n", " ") == title
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 > 0
+    assert box.x1 < figure.bbox.x1
+
+
 def test_denoising_shows_every_step():
-    figure = plot_denoising([torch.rand(8, 8)] * 3, MASK, timesteps=[999, 499, 0])
-    assert [ax.get_title() for ax in figure.axes] == ["t = 999", "t = 499", "t = 0"]
+    maps = [torch.rand(8, 8) for _ in range(3)]
+    figure = plot_denoising(maps, MASK, timesteps=[999, 499, 0])
+    *axes, scale = figure.axes
+    assert [ax.get_title() for ax in axes] == ["t = 999", "t = 499", "t = 0"]
+    for ax, dense in zip(axes, maps, strict=True):
+        np.testing.assert_allclose(ax.images[0].get_array().compressed(), dense[MASK].numpy())
+    assert scale.get_ylabel() == "IoU"
     single = plot_denoising([torch.rand(8, 8)])
-    assert [ax.get_title() for ax in single.axes] == ["step 1"]
+    assert single.axes[0].get_title() == "step 1"
+
+
+@pytest.mark.parametrize("count", [4, 5, 6, 11])
+def test_many_steps_go_on_in_further_rows(count):
+    *axes, _ = plot_denoising([torch.rand(8, 8)] * count).axes
+    assert len(axes) == count
+    assert {ax.get_subplotspec().colspan.start for ax in axes} == set(range(min(count, 5)))
+    lowest = axes[-min(count, 5) :]
+    assert all(ax.get_xlabel() == "duration (s)" for ax in lowest)
+    assert all(ax.xaxis.get_tick_params()["labelbottom"] for ax in lowest)
+    assert {ax.get_ylabel() for ax in axes[::5]} == {"start (s)"}
 
 
 def test_pictures_can_be_saved_without_a_display_and_no_window_opens(tmp_path):
@@ -86,6 +144,8 @@ def test_bad_arguments_are_refused():
         plot_map(square, MASK[:4, :4])
     with refuses(ArgumentError, "plot_map: expected clip_seconds in (0, inf), got 0."):
         plot_map(square, clip_seconds=0)
+    with refuses(ShapeError, "plot_comparison: expected scores to be a list of 1, got 2."):
+        plot_comparison(square, square, predicted_moments=[(0, 1)], scores=[0.5, 0.4])
     with refuses(ArgumentError, "plot_denoising: expected at least one map, got none."):
         plot_denoising([])
     with refuses(ShapeError, "plot_denoising: expected timesteps to be a list of 1, got 2."):

@@ -1,0 +1,82 @@
+"""How much memory something takes at most."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def reset_peak(device: torch.device) -> int:
+    """Forget the peak so far; the bytes that are in use on a GPU, elsewhere 0."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_since(device: torch.device, before: int) -> int | None:
+    """Bytes by which a GPU's peak is above `before`; elsewhere None."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Largest number of bytes in tensors while something runs.
+
+    On a GPU, of all tensors; elsewhere of those that it makes, as far as torch's Python dispatch
+    sees them: not what an operation takes and frees within.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        reset_peak(device)
+        run()
+        return torch.cuda.max_memory_allocated(device)
+    with LiveTensors() as live:
+        run()
+    return live.peak
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of storages that operations make, while they live.
+
+    Attributes:
+        current: Bytes that live.
+        peak: The most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it made."""
+        kwargs = kwargs or {}
+        for storage in _storages((args, kwargs)):
+            self._remember(storage, 0)  # it was there before
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            self._remember(storage, storage.nbytes())
+        return result
+
+    def _remember(self, storage: torch.UntypedStorage, size: int) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.current -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [one.untyped_storage() for one in tree_leaves(tree) if isinstance(one, Tensor)]

@@ -1,0 +1,202 @@
+"""Measure speed and memory: ours beside the plain definition, torch.compile of it, and the peer.
+
+    python benchmarks/speed.py --suite kernels --preset stack128 --batch 8 32
+    python benchmarks/speed.py --suite sampling decoder --device cuda --dtype bfloat16
+    python benchmarks/speed.py --quick
+
+Candidates take turns, on inputs that change; times are medians after warm-up, and the result is
+the ratio to the case's reference in the same run: below 1 is faster. Backends: `reference` is plain
+torch, `compiled` is torch.compile of it, `auto` is what users get, the others are asked for by
+name; `ms2dtan` is one pass of MS-2D-TAN over the same map features, its convolutions direct. On a
+GPU, half precision is channels_last, float32 has TF32 allowed, and cuDNN tries its algorithms.
+
+Suites: kernels (single operations), decoder (one denoising step), sampling (ten steps beside one
+pass of the peer), training (pairs a second), postprocess, memory (peaks), import. With --quick all
+of them run at small sizes, without torch.compile, within a minute or two on two CPU cores.
+
+The result is a table, and a JSON file in runs/speed (or at --output). Exits with 1 if anything
+failed; the rest is measured all the same.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ceilings import measure_ceilings
+from speed_cases import Bench, Ceilings, Record, as_dicts, dtype_name
+from speed_suites import SUITES
+from speed_suites.setting import PRESET_NAMES, Setting, forget_models
+from speed_table import print_ceilings, print_records
+from timing import QUICK, Effort, clock_of
+
+from tmapdiff import TmapdiffError, __version__
+from tmapdiff._files import written_beside
+from tmapdiff.errors import ArgumentError
+from tmapdiff.kernels._dispatch import CACHE_VARIABLE, _processor
+from tmapdiff.provenance import describe_run
+
+SEED = 0
+DTYPES = {dtype_name(one): one for one in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def measure(names: Sequence[str], setting: Setting, bench: Bench, only: str) -> list[Record]:
+    """Run suites, printing each case when it is done."""
+    records: list[Record] = []
+    for name in names:
+        for case in SUITES[name](setting):
+            if only not in case.name:
+                continue
+            found = case.measure(bench)
+            print_records(found)
+            records += found
+            _tidy(setting)
+        forget_models()
+    return records
+
+
+def _tidy(setting: Setting) -> None:
+    """Make room for the next case."""
+    if setting.compiled:
+        torch.compiler.reset()
+    gc.collect()
+    if setting.on_gpu:
+        torch.cuda.empty_cache()
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """Describe software and machine."""
+    run = describe_run(str(Path(__file__).parent))
+    commit = run["git_commit"] or ""
+    return {
+        "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": ["benchmarks/speed.py", *sys.argv[1:]],
+        "commit": commit.removesuffix("-dirty") or None,
+        "dirty": commit.endswith("-dirty") if commit else None,
+        "tmapdiff": __version__,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda if setting.on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if setting.on_gpu else None,
+        "device": torch.cuda.get_device_name(setting.device) if setting.on_gpu else "cpu",
+        "cpu": _processor(),
+        "machine": run["machine"],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "seed": SEED,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def result_of(setting: Setting, ceilings: Ceilings, records: Sequence[Record]) -> dict[str, Any]:
+    """Put together what is written."""
+    return {
+        "metadata": describe(setting),
+        "ceilings": {
+            "bytes_per_second": ceilings.bytes_a_second,
+            "operations_per_second": {
+                dtype_name(dtype): rate for dtype, rate in ceilings.operations_a_second.items()
+            },
+        },
+        "results": as_dicts(records),
+    }
+
+
+def default_output(names: Sequence[str], setting: Setting, every: bool) -> Path:
+    """Name the file by suites, device and dtypes."""
+    device = "cpu"
+    if setting.on_gpu:
+        device = torch.cuda.get_device_name(setting.device).lower().replace(" ", "-")
+    dtypes = "+".join(map(dtype_name, setting.dtypes))
+    suites = "all" if every else "+".join(names)
+    quick = "--quick" if setting.quick else ""
+    return Path("runs") / "speed" / f"{suites}--{device}--{dtypes}{quick}.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--suite", nargs="+", default=["all"], choices=[*SUITES, "all"], help="(default: all)")
+    add("--device", choices=("cpu", "cuda"), help="(default: cuda, if there is a GPU)")
+    add("--preset", choices=PRESET_NAMES, help="sizes (default: each suite's own)")
+    add("--batch", nargs="+", type=int, default=[], help="(default: each suite's own)")
+    add("--dtype", nargs="+", choices=DTYPES, help="(default: float32; bfloat16 on a GPU)")
+    add("--only", default="", metavar="TEXT", help="only cases whose name holds this")
+    add("--no-compile", action="store_true", help="leave torch.compile out; it is slow on a CPU")
+    add("--baseline", type=Path, metavar="CHECKOUT", help="compare the trainer with another's")
+    add("--seconds", type=float, default=2.0, help="to measure each candidate (default: 2)")
+    add("--quick", action="store_true", help="small sizes: to see that everything runs")
+    add("--output", type=Path, help="JSON file (default: in runs/speed)")
+    args = parser.parse_args(arguments)
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("speed: expected a GPU for --device cuda, torch sees none.")
+    if any(batch < 1 for batch in args.batch):
+        raise ArgumentError(f"speed: expected --batch of 1 or more, got {min(args.batch)}.")
+    dtypes = args.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"])
+    every = "all" in args.suite
+    names = list(SUITES) if every else [name for name in SUITES if name in args.suite]
+    setting = Setting(
+        device,
+        [DTYPES[name] for name in dtypes],
+        args.batch,
+        args.preset,
+        compiled=not (args.no_compile or args.quick),
+        quick=args.quick,
+        baseline=args.baseline,
+    )
+    if setting.on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    torch.manual_seed(SEED)
+    # It warns whenever a model is moved.
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    clock = clock_of(device)
+    ceilings = measure_ceilings(setting, clock)
+    print_ceilings(ceilings)
+    bench = Bench(device, clock, QUICK if args.quick else Effort(seconds=args.seconds), ceilings)
+    with tempfile.TemporaryDirectory() as fresh:
+        # What was fastest is measured in this run, not remembered from another.
+        before, os.environ[CACHE_VARIABLE] = os.environ.get(CACHE_VARIABLE), fresh
+        try:
+            records = measure(names, setting, bench, args.only)
+        finally:
+            os.environ.pop(CACHE_VARIABLE)
+            if before is not None:
+                os.environ[CACHE_VARIABLE] = before
+    output = args.output or default_output(names, setting, every)
+    with written_beside(output) as new:
+        new.write_text(json.dumps(result_of(setting, ceilings, records), indent=1) + "\n")
+    print(f"\nwritten to {output}")
+    errors = [one for one in records if one.error is not None]
+    for one in errors:
+        print(f"FAILED {one.suite}: {one.case}, {one.backend or 'all'}: {one.error}")
+    if not records:
+        print(f"FAILED no case's name holds {args.only!r}")
+    return 1 if errors or not records else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TmapdiffError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,101 @@
+"""Shortest times by arithmetic: operations and bytes, at the rates that the machine showed.
+
+A layer reads what it needs from memory once and writes its result once. A spectral convolution is
+three such steps: it writes the spectra of the maps, multiplies them with the kernel's, which are
+there already, and transforms the product back. The cheaper of both ways counts, with the best
+tiles.
+"""
+
+import torch
+from speed_cases import Ceilings, Work
+
+from tmapdiff import MapDiffusionDecoder
+from tmapdiff.kernels.map_conv.costs import ConvSizes, direct_operations
+from tmapdiff.kernels.map_conv.transforms import MapTransform
+
+
+def conv_floor(sizes: ConvSizes, ceilings: Ceilings) -> float:
+    """Shortest time of a convolution whose weights stay."""
+    ways = [[direct_work(sizes)]]
+    ways += [spectral_work(sizes, transform) for transform in all_transforms(sizes)]
+    return min(sum(seconds_of(step, ceilings, sizes.dtype) for step in way) for way in ways)
+
+
+def seconds_of(work: Work, ceilings: Ceilings, dtype: torch.dtype) -> float:
+    """Shortest time of some work."""
+    return ceilings.seconds(work.operations, work.bytes_moved, dtype)
+
+
+def total(*steps: Work) -> Work:
+    """Add up work."""
+    return Work(sum(one.operations for one in steps), sum(one.bytes_moved for one in steps))
+
+
+def direct_work(sizes: ConvSizes) -> Work:
+    """Work of a convolution as it is defined."""
+    channels = sizes.in_channels + sizes.out_channels
+    maps = sizes.batch * sizes.rows * sizes.columns * channels
+    kernel = sizes.kernel_size**2 * sizes.in_channels * sizes.out_channels
+    return Work(direct_operations(sizes), float(maps + kernel) * sizes.item_bytes)
+
+
+def spectral_work(sizes: ConvSizes, transform: MapTransform) -> list[Work]:
+    """Work of the steps of a spectral convolution, the kernel's spectrum given."""
+    frequencies, rows = transform.num_frequencies, sizes.batch * transform.num_tiles
+    cells = sizes.batch * sizes.rows * sizes.columns
+    kernel = sizes.in_channels * sizes.out_channels
+    durations = 2 * (transform.middle_durations + 2)
+    steps = []
+    for channels in (sizes.in_channels, sizes.out_channels):
+        width = sizes.batch * channels
+        along_durations = 2.0 * durations * sizes.columns * sizes.rows * width
+        along_starts = 8.0 * frequencies * transform.num_tiles * sizes.rows * width
+        numbers = cells * channels + 2.0 * frequencies * rows * channels
+        steps.append(Work(along_durations + along_starts, numbers * sizes.item_bytes))
+    spectra = kernel + rows * (sizes.in_channels + sizes.out_channels)
+    product = Work(
+        8.0 * frequencies * rows * kernel, 2.0 * frequencies * spectra * sizes.item_bytes
+    )
+    return [steps[0], product, steps[1]]
+
+
+def all_transforms(sizes: ConvSizes) -> list[MapTransform]:
+    """List the transforms of a map, one for each length of tiles."""
+    tiles = {-(-sizes.rows // parts) for parts in range(1, sizes.rows + 1)}
+    return [
+        MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile) for tile in sorted(tiles)
+    ]
+
+
+def decoder_floor(
+    decoder: MapDiffusionDecoder, batch: int, dtype: torch.dtype, ceilings: Ceilings
+) -> float:
+    """Shortest time of a denoising step, by convolutions, of prepared features.
+
+    Its layers are the convolutions, with their gates, and the stylization blocks; the step also
+    reads the features. The rest is small beside them.
+    """
+    seconds = 0.0
+    for (rows, columns), one in zip(decoder.grid.shapes, decoder.decoders, strict=True):
+        cells = batch * rows * columns
+        features = cells * one.condition.feature_channels * dtype.itemsize
+        seconds += ceilings.seconds(0.0, features, dtype)
+        for place, layer in enumerate(one.convs):
+            folded = one.is_foldable and place == 0
+            sizes = ConvSizes(
+                batch,
+                1 if folded else layer.in_channels,
+                layer.out_channels + layer.gate_channels,
+                rows,
+                columns,
+                layer.conv.kernel_size[0],
+                dtype,
+                decoder.device.type,
+            )
+            seconds += conv_floor(sizes, ceilings)
+        blocks = [one.fusion_style, *one.conv_styles]
+        for block in filter(None, blocks):
+            mlp = 2.0 * cells * block.channels**2
+            moved = 2 * cells * block.channels * dtype.itemsize
+            seconds += ceilings.seconds(mlp, moved, dtype)
+    return seconds

@@ -1,0 +1,73 @@
+"""Results as lines on a terminal."""
+
+from collections.abc import Sequence
+
+from speed_cases import Ceilings, Record, dtype_name
+
+_HEAD = ("backend", "dtype", "median", "20-80 %", "ratio", "/ floor", "error", "TFLOP/s", "TB/s")
+_WIDTHS = (36, 8, 8, 19, 20, 7, 7, 8, 8)
+
+
+def print_ceilings(ceilings: Ceilings) -> None:
+    """Print what the machine can do."""
+    rates = ", ".join(
+        f"{rate / 1e12:.3g} TFLOP/s in {dtype_name(dtype)}"
+        for dtype, rate in ceilings.operations_a_second.items()
+    )
+    print(f"ceilings: copies {ceilings.bytes_a_second / 1e12:.3g} TB/s, products {rates}")
+
+
+def print_records(records: Sequence[Record]) -> None:
+    """Print the records of one case."""
+    first = records[0]
+    if all(one.median_us is None and one.error is None for one in records):
+        print(f"\n{first.suite}: {first.case}")
+        for one in records:
+            print(f"  {one.backend}, {shape_text(one)}: {_peak(one)}")
+        return
+    print(f"\n{first.suite}: {first.case}, {shape_text(first)}".rstrip(", "))
+    for cells in [_HEAD, *map(_cells, records)]:
+        # What fails has fewer cells, the last of any length.
+        line = " ".join(f"{cell:{width}}" for cell, width in zip(cells, _WIDTHS, strict=False))
+        print(f"  {line}".rstrip())
+
+
+def shape_text(record: Record) -> str:
+    """Sizes in a line."""
+    return ", ".join(f"{name} {value}" for name, value in record.shape.items())
+
+
+def duration_text(microseconds: float) -> str:
+    """Write a time with a unit that fits."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= size:
+            return f"{microseconds / size:.3g} {unit}"
+    return f"{microseconds:.3g} us"
+
+
+def _cells(one: Record) -> Sequence[str]:
+    name = one.backend + (" *" if one.reference == one.backend else "")
+    if one.error is not None:
+        return name, one.dtype, one.error
+    ratio = ""
+    if one.ratio_to_reference is not None:
+        ratio = f"{one.ratio_to_reference:.3g} ({one.ratio_p20:.3g}-{one.ratio_p80:.3g})"
+    return (
+        name,
+        one.dtype,
+        duration_text(one.median_us or 0),
+        f"{duration_text(one.p20_us or 0)}-{duration_text(one.p80_us or 0)}",
+        ratio,
+        _number(one.ratio_to_floor),
+        _number(one.error_vs_float64, ".1e"),
+        _number(one.achieved_tflops),
+        _number(one.achieved_tbs),
+    )
+
+
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _peak(one: Record) -> str:
+    return f"{one.peak_mib:.1f} MiB, {one.ratio_to_reference:.3f} of the first"

@@ -1,0 +1,128 @@
+"""Clocks, and calls timed in turns: what is compared meets the same state of the machine."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+class CpuClock:
+    """Wall time of a call.
+
+    Args:
+        now: Seconds since some moment.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Run once, and tell how long it took."""
+        began = self.now()
+        run()
+        return self.now() - began
+
+
+class CudaClock:
+    """Time between two events on a GPU: from the first launch until all work is done.
+
+    Work of other streams counts if the current stream waits for it.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Run once, and tell how long it took."""
+        began = torch.cuda.Event(enable_timing=True)
+        ended = torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(self.device)
+        began.record()
+        run()
+        ended.record()
+        ended.synchronize()
+        return began.elapsed_time(ended) / 1e3
+
+
+Clock = CpuClock | CudaClock
+
+
+def clock_of(device: torch.device) -> Clock:
+    """Choose the clock of a device."""
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Args:
+        rounds: Rounds at least; in each round every candidate has a turn.
+        seconds: Rounds go on until this many seconds a candidate have passed.
+        most_rounds: Rounds at most.
+        shortest_turn: Seconds that a turn lasts at least: shorter calls are repeated.
+        warm_up: Calls before the first round.
+    """
+
+    rounds: int = 7
+    seconds: float = 2.0
+    most_rounds: int = 100
+    shortest_turn: float = 2e-3
+    warm_up: int = 2
+
+
+QUICK = Effort(rounds=3, seconds=0.05, most_rounds=20, shortest_turn=5e-4)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of measurements, and what a fifth of them lies below and above."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Spread":
+        """Compute it."""
+        p20, median, p80 = np.percentile(np.asarray(values, dtype=float), [20, 50, 80]).tolist()
+        return Spread(median, p20, p80)
+
+
+def calls_a_turn(seconds_a_call: float, effort: Effort) -> int:
+    """Tell how often a call is repeated in a turn, so that it lasts long enough for the clock."""
+    if seconds_a_call <= 0:
+        return 1
+    return max(1, min(1000, round(effort.shortest_turn / seconds_a_call)))
+
+
+def take_turns(
+    turns: Mapping[str, Callable[[int], float]],
+    effort: Effort,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Measure candidates in rounds; each round begins with another one.
+
+    Args:
+        turns: For each candidate: takes the number of the round, gives seconds a call.
+        effort: How many rounds.
+        now: Seconds since some moment.
+
+    Returns:
+        What each candidate's turns gave, round by round.
+    """
+    names = list(turns)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    began = now()
+    for number in range(effort.most_rounds):
+        if number >= effort.rounds and now() - began >= effort.seconds * len(names):
+            break
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(turns[name](number))
+    return seconds

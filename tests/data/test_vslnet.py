@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+from helpers.assertions import refuses
+
+from tmapdiff.data import (
+    load_activitynet_captions,
+    load_charades_actions,
+    load_charades_sta,
+    load_tacos,
+    load_vslnet,
+    open_feature_store,
+)
+from tmapdiff.errors import AnnotationError, ConfigError, FileError
+
+LENGTHS = {"AAAAA": {"subset": "training", "duration": 30.0, "actions": [[1, 0.0, 5.0]]}}
+CAPTIONS = {"v_a": {"duration": 50.5, "timestamps": [[0.5, 60.0]], "sentences": [" A man lifts."]}}
+COOKING = {
+    "s1-d2.avi": {
+        "num_frames": 300,
+        "fps": 25.0,
+        "timestamps": [[50, 100]],
+        "sentences": ["She cuts."],
+    }
+}
+
+
+@pytest.fixture
+def charades(tmp_path):
+    def write(*lines, lengths=LENGTHS):
+        (tmp_path / "charades.json").write_text(json.dumps(lengths))
+        (tmp_path / "charades_sta_train.txt").write_text("".join(f"{line}\n" for line in lines))
+        return tmp_path
+
+    return write
+
+
+def test_charades(charades):
+    root = charades("AAAAA 1.0 2.5##a person sits.", "AAAAA 28.0 31.0##a person stands up.")
+    found = load_vslnet(root, "charades", "train")
+    rows = [(item.qid, item.video_id, item.query, item.duration, item.moments) for item in found]
+    assert rows == [
+        (0, "AAAAA", "a person sits.", 30.0, ((1.0, 2.5),)),
+        (1, "AAAAA", "a person stands up.", 30.0, ((28.0, 30.0),)),
+    ]
+    assert (found.report.source, found.report.cut_ends) == ("charades_sta_train.txt", 1)
+
+
+@pytest.mark.parametrize(
+    ("split", "name"), [("train", "train.json"), ("val", "val_2.json"), ("test", "val_1.json")]
+)
+def test_splits_of_activitynet_are_vslnet_s(tmp_path, split, name):
+    (tmp_path / name).write_text(json.dumps(CAPTIONS))
+    found = load_vslnet(tmp_path, "activitynet", split)
+    assert list(found) == list(load_activitynet_captions(tmp_path / name))
+    assert found[0].query == "A man lifts."
+
+
+def test_tacos_loses_its_suffix(tmp_path):
+    (tmp_path / "val.json").write_text(json.dumps(COOKING))
+    found = load_vslnet(tmp_path, "tacos", "val")
+    assert list(found) == list(load_tacos(tmp_path / "val.json"))
+    assert (found[0].video_id, found[0].moments) == ("s1-d2", ((2.0, 4.0),))
+
+
+def test_malformed_files_are_named(charades):
+    with refuses(AnnotationError, "txt line 1: expected a video of charades.json, got 'BBBBB'."):
+        load_vslnet(charades("BBBBB 1 2##x"), "charades", "train")
+    with refuses(AnnotationError, "charades_sta_train.txt line 2: expected three fields"):
+        load_vslnet(charades("AAAAA 1 2##x", "AAAAA##x"), "charades", "train")
+    with refuses(AnnotationError, "charades.json, video 'AAAAA': expected duration to be a number"):
+        load_vslnet(charades(lengths={"AAAAA": {"duration": None}}), "charades", "train")
+    with refuses(AnnotationError, "charades.json: expected an object with a field a video, got 3."):
+        load_vslnet(charades(lengths=3), "charades", "train")
+
+
+def test_refuses(tmp_path):
+    with refuses(
+        ConfigError, "load_vslnet: expected task to be one of charades, activitynet, taco"
+    ):
+        load_vslnet(tmp_path, "didemo", "train")
+    with refuses(ConfigError, "load_vslnet: expected split to be one of train, test, got 'val'."):
+        load_vslnet(tmp_path, "charades", "val")
+    with refuses(FileError, "annotations: expected charades.json in ", "got no such file."):
+        load_vslnet(tmp_path, "charades", "test")
+
+
+def test_its_feature_folder_is_opened(tmp_path):
+    (tmp_path / "feature_shapes.json").write_text('{"AAAAA": 60}')
+    np.save(tmp_path / "AAAAA.npy", np.ones((60, 4), dtype=np.float32))
+    assert open_feature_store(tmp_path)["AAAAA"].shape == (60, 4)
+
+
+def test_the_official_files(charades_root, data_root, tmp_path):
+    # VSLNet's charades.json has the durations of the csv.
+    videos = load_charades_actions(charades_root, "test")
+    lengths = {video_id: {"duration": video.duration} for video_id, video in videos.items()}
+    (tmp_path / "charades.json").write_text(json.dumps(lengths))
+    name = "charades_sta_test.txt"
+    (tmp_path / name).write_bytes((charades_root / name).read_bytes())
+    expected = load_charades_sta(charades_root, "test")
+    assert load_vslnet(tmp_path, "charades", "test") == expected
+    assert len(load_vslnet(data_root / "tacos", "tacos", "val")) == 4_436

@@ -1,0 +1,44 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def steps(workflow: Path) -> list[dict]:
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+def test_there_are_three():
+    assert [path.stem for path in WORKFLOWS] == ["docs", "publish", "test"]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_actions_are_pinned_by_major_version(workflow):
+    for step in steps(workflow):
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", step["uses"])
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_rights_are_asked_for_by_the_job_that_needs_them(workflow):
+    content = yaml.safe_load(workflow.read_text())
+    assert content["permissions"] == {"contents": "read"}
+
+
+def test_every_python_that_is_promised_is_tested():
+    content = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    tested = content["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    (lowest,) = re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert tested[0] == lowest
+
+
+def test_extras_exist():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for workflow in WORKFLOWS:
+        for extra in re.findall(r"\[(\w+)\]['\"]", workflow.read_text()):
+            assert re.search(rf"^{extra} = \[", pyproject, re.M), extra

@@ -1,0 +1,222 @@
+"""Random weights throughout: there is no network."""
+
+import sys
+
+import pytest
+import torch
+from helpers.assertions import assert_close, refuses
+
+from tmapdiff import MultimodalEncoder
+from tmapdiff.errors import ArgumentError, CheckpointError, MissingDependencyError
+from tmapdiff.models import TransformersTextEncoder
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "person", "opens", "the", "door", "walks"]
+SENTENCES = ["a person opens the door", "the person walks", "a door"]
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 12,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def make_tokenizer():
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def make_model(kind):
+    if kind == "clip":
+        config = transformers.CLIPTextConfig(**SIZES, projection_dim=8)
+        return transformers.CLIPTextModelWithProjection(config)
+    if kind == "siglip":
+        return transformers.SiglipTextModel(transformers.SiglipTextConfig(**SIZES))
+    return transformers.BertModel(transformers.BertConfig(**SIZES))
+
+
+def make_encoder(kind="bert", **options):
+    return TransformersTextEncoder(make_model(kind), make_tokenizer(), **options)
+
+
+def ids_of(sentence):
+    return torch.tensor([[1, *(WORDS.index(word) for word in sentence.split()), 2]])
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_each_sentence_is_as_if_alone(kind):
+    encoder = make_encoder(kind)
+    features = encoder(SENTENCES)
+    assert features.num_tokens.tolist() == [7, 5, 4]
+    assert features.tokens.shape == (3, 7, encoder.token_channels)
+    for index, sentence in enumerate(SENTENCES):
+        with torch.no_grad():
+            alone = encoder.model(ids_of(sentence))
+        length = int(features.num_tokens[index])
+        assert_close(features.tokens[index, :length], alone.last_hidden_state[0])
+        assert not features.tokens[index, length:].any()
+        expected = alone.text_embeds[0] if kind == "clip" else alone.last_hidden_state[0].mean(0)
+        assert_close(features.sentences[index], expected)
+    assert encoder.sentence_channels == (8 if kind == "clip" else 16)
+
+
+def test_siglip_reads_the_padding_that_it_learned_with():
+    encoder = make_encoder("siglip")
+    features = encoder(SENTENCES)
+    for index, sentence in enumerate(SENTENCES):
+        ids = torch.nn.functional.pad(ids_of(sentence), (0, 12))[:, :12]
+        with torch.no_grad():
+            alone = encoder.model(ids)
+        length = len(sentence.split()) + 2
+        assert features.num_tokens[index] == length
+        assert_close(features.sentences[index], alone.pooler_output[0])
+        assert_close(features.tokens[index, :length], alone.last_hidden_state[0, :length])
+
+
+def test_batches_and_order_do_not_matter():
+    encoder = make_encoder(batch_size=2, cache_size=0)
+    features = encoder([*SENTENCES, SENTENCES[0]])
+    assert torch.equal(features.sentences[3], features.sentences[0])
+    swapped = encoder(SENTENCES[::-1])
+    assert_close(swapped.sentences.flip(0), features.sentences[:3])
+    assert_close(swapped.tokens.flip(0), features.tokens[:3])
+
+
+def test_sentences_are_computed_once_while_they_are_kept():
+    encoder = make_encoder(cache_size=2)
+    seen = []
+    encoder.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    first = encoder(SENTENCES[:2])
+    again = encoder(SENTENCES[:2])
+    assert seen == [2]
+    assert torch.equal(first.tokens, again.tokens)
+    # The caller owns what it got.
+    again.sentences.zero_()
+    again.tokens.zero_()
+    assert torch.equal(encoder(SENTENCES[:2]).tokens, first.tokens)
+    encoder(SENTENCES[:1])
+    encoder(SENTENCES[2:])  # puts out the one used longest ago
+    assert seen == [2, 1]
+    encoder(SENTENCES[:1])
+    assert seen == [2, 1]
+    encoder(SENTENCES[1:2])
+    assert seen == [2, 1, 1]
+
+
+def test_it_is_frozen():
+    encoder = make_encoder()
+    before = encoder(SENTENCES).sentences
+    torch.nn.Sequential(encoder).train()
+    encoder._cache.clear()
+    assert torch.equal(encoder(SENTENCES).sentences, before)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not before.requires_grad
+
+
+def test_long_sentences_are_cut_and_none_is_no_trouble():
+    features = make_encoder()(["door " * 50])
+    assert features.num_tokens.tolist() == [12]
+    empty = make_encoder("clip")([])
+    assert (empty.sentences.shape, empty.tokens.shape[0]) == ((0, 8), 0)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_text_tower_of_a_whole_model_in_a_folder(tmp_path, kind):
+    vision = {**SIZES, "image_size": 8, "patch_size": 4}
+    for name in ("vocab_size", "max_position_embeddings"):
+        vision.pop(name)
+    if kind == "clip":
+        text = {**SIZES, "projection_dim": 8}
+        config = transformers.CLIPConfig(
+            text_config=text, vision_config={**vision, "projection_dim": 8}, projection_dim=8
+        )
+        whole = transformers.CLIPModel(config).eval()
+    else:
+        config = transformers.SiglipConfig(text_config=SIZES, vision_config=vision)
+        whole = transformers.SiglipModel(config).eval()
+    whole.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    encoder = TransformersTextEncoder(tmp_path)
+    ids = ids_of(SENTENCES[0])
+    if kind == "siglip":
+        ids = torch.nn.functional.pad(ids, (0, 12))[:, :12]
+    with torch.no_grad():
+        expected = whole.get_text_features(input_ids=ids)
+    expected = getattr(expected, "pooler_output", expected)
+    assert_close(encoder(SENTENCES[:1]).sentences, expected)
+    with refuses(ArgumentError, f"expected a text model, got {type(whole).__name__}."):
+        TransformersTextEncoder(whole, make_tokenizer())
+
+
+def test_tokens_take_the_place_of_words():
+    text = make_encoder("clip")
+    model = MultimodalEncoder(
+        16, 4, 2, None, 6, word_channels=8, channels=8, text_channels=text.token_channels
+    )
+    features = text(SENTENCES)
+    maps = model(torch.randn(3, 16, 6), features.tokens, features.num_tokens)
+    assert [tuple(one.shape) for one in maps] == [(3, 8, 16, 4), (3, 8, 8, 4)]
+    sentences = MultimodalEncoder(
+        16, 4, 2, None, 6, word_channels=8, channels=8, text_channels=text.sentence_channels
+    )
+    one = torch.ones(3, dtype=torch.long)
+    maps = sentences(torch.randn(3, 16, 6), features.sentences[:, None], one)
+    assert maps[0].shape == (3, 8, 16, 4)
+
+
+def test_what_cannot_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"TransformersTextEncoder: cannot load no-one/nothing: \S"
+    ) as caught:
+        TransformersTextEncoder("no-one/nothing")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with refuses(CheckpointError, f"TransformersTextEncoder: cannot load {tmp_path}: "):
+        TransformersTextEncoder(tmp_path)
+    make_model("bert").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    kept = {k: v for k, v in load_file(weights).items() if "layer.1" not in k}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with refuses(CheckpointError, "it has no weights encoder.layer.1."):
+        TransformersTextEncoder(tmp_path)
+
+
+def test_refusals(monkeypatch):
+    encoder = make_encoder()
+    for wrong, got in (([" "], "' ' at 0"), (["a", ""], "'' at 1"), (["a", 3], "3 at 1")):
+        with refuses(ArgumentError, f"expected sentences that are not blank, got {got}."):
+            encoder(wrong)
+    with refuses(ArgumentError, "expected a list of sentences, got 'a door'."):
+        encoder("a door")
+    with refuses(ArgumentError, "expected a tokenizer beside a model, got none."):
+        TransformersTextEncoder(make_model("bert"))
+    bare = make_tokenizer()
+    bare.pad_token = None
+    with refuses(ArgumentError, "expected a tokenizer with a pad_token, got none."):
+        TransformersTextEncoder(make_model("bert"), bare)
+    with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
+        make_encoder(batch_size=0)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with refuses(MissingDependencyError, "pip install 'tmapdiff[text]'"):
+        TransformersTextEncoder("x")

@@ -1,0 +1,522 @@
+import io
+import math
+import os
+import shutil
+import sys
+import threading
+import weakref
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import refuses
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tmapdiff import open_video, probe_video
+from tmapdiff.errors import (
+    ArgumentError,
+    ConfigError,
+    FileError,
+    MissingDependencyError,
+    VideoError,
+)
+from tmapdiff.video.decoding import find_backend
+
+from .conftest import number_image, read_number, write_video
+
+av = pytest.importorskip("av")
+
+TENTHS = [Fraction(index, 10) for index in range(31)]
+# Container, codec and time base: what real videos come in.
+FORMATS = [
+    ("mp4", "libx264", Fraction(1, 90_000)),
+    ("mov", "libx264", Fraction(1, 600)),
+    ("mkv", "libx264", Fraction(1, 1000)),
+    ("webm", "libvpx", Fraction(1, 1000)),
+    ("avi", "mpeg4", Fraction(1, 10)),
+    ("ts", "libx264", Fraction(1, 90_000)),
+]
+
+
+def has_torchcodec():
+    try:
+        return find_backend("torchcodec") == "torchcodec"
+    except (ImportError, RuntimeError, OSError):
+        return False
+
+
+BACKENDS = [
+    "av",
+    pytest.param(
+        "torchcodec", marks=pytest.mark.skipif(not has_torchcodec(), reason="no torchcodec")
+    ),
+]
+
+
+def shown_at(times, fps):
+    """Oracle: numbers of the pictures at the middles, when picture i is shown from times[i] on."""
+    end, last = times[-1], len(times) - 2
+    middles = [Fraction(2 * i + 1, 2) / Fraction(fps) for i in range(math.ceil(end * fps) + 1)]
+    return [
+        max((i for i, time in enumerate(times[:-1]) if time <= middle), default=0)
+        for middle in middles
+        if middle < end
+    ] or [last]
+
+
+def sampled(source, fps, **options):
+    with open_video(source, **options) as video:
+        frames = list(video.sample(fps))
+        assert video.damage is None
+    return frames, video
+
+
+def numbers(frames):
+    return [read_number(frame.image) for frame in frames]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("suffix", "codec", "time_base"), FORMATS, ids=lambda p: str(p)[:7])
+def test_pictures_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base, backend):
+    if backend == "torchcodec" and suffix in ("ts", "mov"):
+        pytest.skip("torchcodec misses the first pictures of ts, and the end of the last of mov")
+    path = write_video(tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base)
+    for fps in (Fraction(1, 2), 2, 3, 7.3, 10, 25):
+        frames, video = sampled(path, fps, backend=backend)
+        assert numbers(frames) == shown_at(TENTHS, fps)
+        for index, (frame, number) in enumerate(zip(frames, numbers(frames), strict=True)):
+            assert frame.time == pytest.approx((index + 0.5) / fps, abs=1e-9)
+            assert frame.shown_from == pytest.approx(number / 10, abs=1e-6)
+        assert video.duration == pytest.approx(3.0)
+    info = probe_video(path, backend=backend)
+    assert (info.width, info.height, info.rotation, info.has_video) == (64, 32, 0, True)
+    assert info.duration == pytest.approx(3.0)
+    assert info.frame_rate == pytest.approx(10)
+    assert info.start == 0
+    assert info.codec == {"libx264": "h264", "libvpx": "vp8"}.get(codec, codec)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=12),
+    fps=st.fractions(Fraction(1, 10), 30, max_denominator=1000),
+    suffix=st.sampled_from(["mp4", "mkv"]),
+)
+def test_uneven_pictures(tmp_path, gaps, fps, suffix):
+    times = [Fraction(sum(gaps[:i]), 1000) for i in range(len(gaps) + 1)]
+    path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000))
+    frames, video = sampled(path, fps)
+    assert numbers(frames) == shown_at(times, fps)
+    assert video.duration == pytest.approx(float(times[-1]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_uneven_pictures_with_each_backend(tmp_path, backend):
+    times = [0, Fraction(1, 10), Fraction(2, 10), Fraction(15, 10), Fraction(16, 10), 3, 4]
+    path = write_video(tmp_path / "a.mkv", times, time_base=Fraction(1, 1000))
+    frames, _ = sampled(path, 2, backend=backend)
+    assert numbers(frames) == [2, 2, 2, 4, 4, 4, 5, 5] == shown_at(times, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("suffix", ["mov", "mkv"])
+def test_pictures_that_begin_after_the_sound(tmp_path, suffix, backend):
+    times = [time + 1 for time in TENTHS]
+    path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000), sound=(0, 4))
+    frames, video = sampled(path, 2, backend=backend)
+    assert numbers(frames) == [0, 0, 2, 7, 12, 17, 22, 27] == shown_at(times, 2)
+    assert [frame.shown_from for frame in frames[:3]] == pytest.approx([1.0, 1.0, 1.2])
+    assert video.info.start == pytest.approx(1.0)
+    assert video.duration == pytest.approx(4.0)
+    assert video.info.duration == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_time_begins_with_the_first_picture_where_there_is_no_sound(tmp_path, suffix):
+    times = [time + 5 for time in TENTHS]
+    base = Fraction(1, 90_000) if suffix == "ts" else Fraction(1, 1000)
+    frames, video = sampled(write_video(tmp_path / f"a.{suffix}", times, time_base=base), 2)
+    assert numbers(frames) == shown_at(TENTHS, 2)
+    assert video.duration == pytest.approx(3.0)
+
+
+def test_sound_that_goes_on_after_the_pictures(tmp_path):
+    path = write_video(tmp_path / "a.mkv", TENTHS, time_base=Fraction(1, 1000), sound=(0, 9))
+    frames, video = sampled(path, 2)
+    assert len(frames) == 6
+    assert video.duration == video.info.duration == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.skipif(not hasattr(av.VideoFrame, "rotation"), reason="PyAV cannot write rotations")
+def test_rotated_videos_come_upright(tmp_path, degrees, mirrored):
+    corners = np.zeros((32, 64, 3), np.uint8)
+    corners[:16, :32], corners[:16, 32:], corners[16:, :32] = 60, 120, 180
+    path = write_video(tmp_path / "a.mp4", [0, 1], images=[corners], rotation=(degrees, mirrored))
+    # PyAV counts counterclockwise, as NumPy does, and mirrors then.
+    expected = np.rot90(corners, degrees // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    (frame,), video = sampled(path, 1)
+    assert frame.image.shape == expected.shape == (video.info.height, video.info.width, 3)
+    assert np.abs(frame.image.astype(int) - expected).max() < 8
+    if not mirrored:
+        assert video.info.rotation == -degrees % 360
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sources(tmp_path, backend):
+    path = write_video(tmp_path / "a: b.mp4", TENTHS)
+    expected = shown_at(TENTHS, 2)
+    content = path.read_bytes()
+    for source in (path, str(path), content, io.BytesIO(content)):
+        assert numbers(sampled(source, 2, backend=backend)[0]) == expected
+    with path.open("rb") as file:
+        file.read(100)  # it is read from its start all the same
+        assert numbers(sampled(file, 2, backend=backend)[0]) == expected
+        assert not file.closed
+        assert probe_video(file, backend=backend) == probe_video(path, backend=backend)
+
+
+def test_a_source_that_cannot_seek(tmp_path):
+    content = write_video(tmp_path / "a.mkv", TENTHS, time_base=Fraction(1, 1000)).read_bytes()
+    reading, writing = os.pipe()
+
+    def send():
+        with os.fdopen(writing, "wb") as file:
+            file.write(content)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with os.fdopen(reading, "rb") as file:
+        assert numbers(sampled(file, 2)[0]) == shown_at(TENTHS, 2)
+    sender.join()
+
+
+def test_arrays_have_the_same_interface():
+    pictures = np.stack([number_image(index) for index in range(30)])
+    for source in (pictures, torch.from_numpy(pictures)):
+        frames, video = sampled(source, 2, frame_rate=10)
+        assert numbers(frames) == shown_at(TENTHS, 2)
+        assert video.duration == video.info.duration == 3.0
+        assert (video.info.frame_rate, video.info.width, video.info.height) == (10.0, 64, 32)
+    # 30000 / 1001 pictures a second: no time may be off by a rounding.
+    rate = Fraction(30_000, 1001)
+    frames, _ = sampled(pictures, rate, frame_rate=rate)
+    assert numbers(frames) == list(range(30))
+
+
+def test_pictures_are_shared_where_they_are_the_same():
+    pictures = np.stack([number_image(index) for index in range(3)])
+    frames, _ = sampled(pictures, 30, frame_rate=10)
+    assert numbers(frames) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert frames[0].image is frames[2].image
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_video_shorter_than_half_a_piece_gives_one_picture(tmp_path, backend):
+    path = write_video(tmp_path / "a.mp4", TENTHS[:3])
+    frames, video = sampled(path, 1, backend=backend)
+    assert numbers(frames) == [1]
+    assert video.duration == pytest.approx(0.2)
+
+
+def damaged(source, fps=2, **options):
+    with open_video(source, **options) as video:
+        return numbers(video.sample(fps)), video
+
+
+def cut(path, share):
+    return path.read_bytes()[: int(path.stat().st_size * share)]
+
+
+SIXTY = [Fraction(index, 10) for index in range(61)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+def test_truncated_videos_give_what_there_is(tmp_path, suffix, backend):
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        SIXTY,
+        codec="mpeg4" if suffix == "avi" else "libx264",
+        time_base=Fraction(1, 10) if suffix == "avi" else Fraction(1, 90_000),
+        container_options={"movflags": "faststart"} if suffix == "mp4" else {},
+    )
+    found, video = damaged(cut(path, 0.8), backend=backend)
+    whole = shown_at(SIXTY, 2)
+    assert 1 < len(found) < len(whole)
+    # The last pictures may be damaged themselves.
+    assert found[:-2] == whole[: len(found) - 2]
+    assert "it ends at " in video.damage
+    assert "\n" not in video.damage
+    assert video.duration < 5.5
+
+
+def test_truncated_matroska(tmp_path):
+    path = write_video(tmp_path / "a.mkv", SIXTY, time_base=Fraction(1, 1000))
+    found, video = damaged(cut(path, 0.7))
+    assert found == shown_at(SIXTY, 2)[: len(found)]
+    assert video.damage == f"it ends at {video.duration:.2f} s of 6.00 s"
+    assert video.info.duration == 6.0
+
+
+def test_a_hole_in_a_video(tmp_path):
+    path = write_video(tmp_path / "a.mp4", SIXTY)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + 60):
+        content[place] = 0xA5
+    found, video = damaged(bytes(content), 10)
+    whole = shown_at(SIXTY, 10)
+    wrong = [index for index, (a, b) in enumerate(zip(found, whole, strict=True)) if a != b]
+    # What is lost is as long as a group of pictures; the picture before is shown on.
+    assert 0 < len(wrong) <= 10
+    assert all(found[index] <= whole[index] for index in wrong)
+    assert "pictures could not be decoded (Invalid data found when processing input)" in (
+        video.damage
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_too_little_of_a_video_is_an_error(tmp_path, share, backend):
+    path = write_video(tmp_path / "a.mp4", SIXTY)  # its index is at its end
+    with pytest.raises(VideoError, match=r"^the video: expected a video, got \S") as caught:
+        open_video(cut(path, share), backend=backend)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_prefix_of_a_video_crashes(tmp_path):
+    path = write_video(tmp_path / "a.mp4", TENTHS[:8], container_options={"movflags": "faststart"})
+    content = path.read_bytes()
+    whole = shown_at(TENTHS[:8], 10)
+    complete = 0
+    for length in range(0, len(content), 97):
+        try:
+            found, _ = damaged(content[:length], 10)
+        except VideoError:
+            continue
+        complete += found == whole
+        assert len(found) <= len(whole)
+    assert complete < 5
+
+
+def test_no_changed_byte_crashes(tmp_path):
+    path = write_video(tmp_path / "a.mkv", TENTHS[:8], time_base=Fraction(1, 1000))
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    readable = 0
+    for _ in range(60):
+        changed = bytearray(content)
+        for place in random.integers(0, len(content), 3):
+            changed[place] = random.integers(256)
+        try:
+            found, _ = damaged(bytes(changed), 10)
+        except VideoError:
+            continue
+        readable += 1
+        assert len(found) < 2000
+    assert readable > 10
+
+
+def test_timestamps_that_jump_end_a_video(tmp_path):
+    times = [0, Fraction(1, 10), Fraction(2, 10), 90_000, 90_001]
+    path = write_video(tmp_path / "a.ts", times)
+    with open_video(path) as video:
+        gap = video.info.duration
+    if gap is not None and gap > 80_000:
+        pytest.skip("this FFmpeg takes the jump for the duration")
+    found, video = damaged(path)
+    assert len(found) < 10
+    assert "its timestamps jump from 0.20 s to 90000.00 s" in video.damage
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_files_that_are_no_video(tmp_path, backend):
+    random = np.random.default_rng(0).bytes(50_000)
+    (tmp_path / "random.mp4").write_bytes(random)
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:6,\na.ts\n#EXT-X-ENDLIST\n"
+    write_video(tmp_path / "a.ts", TENTHS)
+    for name, text in (
+        ("notes.txt", "hello\n" * 100),
+        ("list.m3u8", playlist),
+        ("list.ffconcat", "ffconcat version 1.0\nfile 'a.ts'\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with refuses(VideoError, f"{tmp_path / name}: expected a video, got a text."):
+            open_video(tmp_path / name, backend=backend)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for source in (tmp_path / "empty.mp4", b"", io.BytesIO()):
+        with refuses(VideoError, ": expected a video, got an empty file."):
+            open_video(source, backend=backend)
+    for source in (tmp_path / "random.mp4", random):
+        with refuses(VideoError, ": expected a video, got something else ("):
+            open_video(source, backend=backend)
+    from PIL import Image
+
+    Image.fromarray(number_image(3)).save(tmp_path / "still.png")
+    with refuses(VideoError, "still.png: expected a video, got "):
+        open_video(tmp_path / "still.png", backend=backend)
+
+
+def write_sound(path, cover=False):
+    with av.open(str(path), "w") as file:
+        track = file.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
+        frame.sample_rate = 8000
+        picture = None
+        if cover:
+            picture = file.add_stream("mjpeg", rate=1)
+            picture.height, picture.width, picture.pix_fmt = 32, 64, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            still = av.VideoFrame.from_ndarray(number_image(1), format="rgb24")
+            file.mux(picture.encode(still.reformat(format="yuvj420p")))
+            file.mux(picture.encode())
+        file.mux(track.encode(frame))
+        file.mux(track.encode())
+    return path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sound_only(tmp_path, backend):
+    path = write_sound(tmp_path / "sound.mka")
+    info = probe_video(path, backend=backend)
+    assert not info.has_video
+    assert (info.duration, info.width, info.codec) == (None, None, None)
+    with refuses(VideoError, f"{path}: expected a video, got a file without a video stream."):
+        open_video(path, backend=backend)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with refuses(FileError, f"cannot read {tmp_path / 'none.mp4'}: No such file or directory."):
+        open_video(tmp_path / "none.mp4")
+    with refuses(FileError, f"cannot read {tmp_path}: it is no file."):
+        open_video(tmp_path)
+    with refuses(FileError, "embedded null byte"):
+        open_video("a\0b")
+    path = write_video(tmp_path / "a.mp4", TENTHS)
+    with path.open("rb") as file:
+        pass
+    with refuses(FileError, f"cannot read {path}: I/O operation on closed file."):
+        open_video(file)
+    if os.geteuid():
+        path.chmod(0)
+        with refuses(FileError, f"cannot read {path}: Permission denied."):
+            open_video(path)
+
+
+def test_an_open_file_that_fails(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 64, 128, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "a.mkv", SIXTY, images=list(noise), time_base=Fraction(1, 1000))
+    half = path.stat().st_size // 2
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > half:
+                raise OSError("the network is gone")
+            return super().read(size)
+
+    found, video = damaged(Failing(path.read_bytes()))
+    assert 0 < len(found) < len(shown_at(SIXTY, 2))
+    assert "it cannot be read to its end (the network is gone)" in video.damage
+
+
+def test_refusals(tmp_path):
+    path = write_video(tmp_path / "a.mp4", TENTHS)
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    expected = "open_video: expected a path, bytes, an open binary file or an array of pictures"
+    with refuses(ArgumentError, f"{expected}, got int."):
+        open_video(3)
+    (tmp_path / "t.txt").write_text("x")
+    with (
+        (tmp_path / "t.txt").open() as file,
+        refuses(ArgumentError, f"{expected}, got a file opened as text."),
+    ):
+        open_video(file)
+    with refuses(ArgumentError, "expected the frame_rate of the pictures, got none."):
+        open_video(pictures)
+    with refuses(ArgumentError, "expected frame_rate with pictures only, got 3. A file has"):
+        open_video(path, frame_rate=3)
+    with refuses(ArgumentError, "expected frame_rate in (0, inf), got 0."):
+        open_video(pictures, frame_rate=0)
+    for wrong in (pictures[0], pictures.astype(float), pictures[..., :2], pictures[:0]):
+        with refuses(ArgumentError, "expected pictures of shape (T, H, W, 3) and dtype uint8"):
+            open_video(wrong, frame_rate=1)
+    with refuses(ConfigError, "expected backend to be one of av, torchcodec, got 'cv2'."):
+        open_video(path, backend="cv2")
+    with refuses(ArgumentError, "expected max_pixels to be an integer >= 1, got 0."):
+        open_video(path, max_pixels=0)
+    with open_video(path) as video:
+        for wrong in (0, -1, math.nan, "x"):
+            with refuses(ArgumentError, "expected fps in (0, inf)"):
+                video.sample(wrong)
+        video.sample(1)
+        with refuses(VideoError, f"{path}: expected to be read once, got a second reading."):
+            video.sample(1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_that_are_too_large(tmp_path, backend):
+    path = write_video(tmp_path / "a.mp4", TENTHS)
+    with refuses(VideoError, "expected pictures of at most 2047 pixels, got 64 x 32. Pass max"):
+        open_video(path, max_pixels=2047, backend=backend)
+    assert numbers(sampled(path, 2, max_pixels=2048, backend=backend)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_pass_one_at_a_time(tmp_path, backend):
+    path = write_video(tmp_path / "a.mp4", SIXTY)
+    seen = []
+    with open_video(path, backend=backend) as video:
+        for frame in video.sample(10):
+            seen.append(weakref.ref(frame.image))
+            assert sum(image() is not None for image in seen) <= 2
+    assert len(seen) == 60
+
+
+def test_backends(monkeypatch, tmp_path):
+    assert find_backend() == "av"
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\0\1")
+    for backend, package in ((None, "av"), ("av", "av"), ("torchcodec", "torchcodec")):
+        with refuses(
+            MissingDependencyError,
+            f"decoding videos needs the package {package}, which is not installed. Install it "
+            "with: pip install 'tmapdiff[video]'",
+        ):
+            open_video(path, backend=backend)
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    assert len(sampled(pictures, 1, frame_rate=1)[0]) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_real_video(real_video, backend):
+    info = probe_video(real_video, backend=backend)
+    assert (info.width, info.height, info.codec, info.start) == (480, 270, "h264", 0)
+    assert info.duration == pytest.approx(13.013)
+    assert info.frame_rate == pytest.approx(30_000 / 1001)
+    frames, video = sampled(real_video, 2, backend=backend)
+    assert [frame.time for frame in frames] == [index / 2 + 0.25 for index in range(26)]
+    assert frames[0].image.shape == (270, 480, 3)
+    assert video.duration == pytest.approx(13.013)
+    for frame in frames:
+        assert 0 <= frame.time - frame.shown_from < 1001 / 30_000 + 1e-9
+    # Every picture, at the rate of the file itself.
+    rate = Fraction(30_000, 1001)
+    starts = [frame.shown_from for frame in sampled(real_video, rate, backend=backend)[0]]
+    assert len(starts) == 390
+    assert all(after - before == pytest.approx(1 / rate) for before, after in pairwise(starts))
+
+
+def test_copies_of_the_video_are_the_same(tmp_path, real_video):
+    shutil.copy(real_video, tmp_path / "copy.mp4")
+    (one, _), (two, _) = sampled(real_video, 1), sampled(tmp_path / "copy.mp4", 1)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(one, two, strict=True))

@@ -1,0 +1,298 @@
+"""Random weights throughout: there is no network."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import assert_close, refuses
+
+import tmapdiff
+from tmapdiff import FrameEncoder, encode_video, extract_features, open_feature_store, open_video
+from tmapdiff.data import pool_features
+from tmapdiff.errors import (
+    ArgumentError,
+    ConfigError,
+    FeatureError,
+    FileError,
+    MissingDependencyError,
+    VideoError,
+)
+
+from .conftest import number_image, write_video
+
+pytest.importorskip("av")
+
+
+def make_encoder(seed=0):
+    torch.manual_seed(seed)
+    return FrameEncoder("test_resnet", pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return make_encoder()
+
+
+def make_video(path, seconds=3, start=0):
+    images = [number_image(start + index) for index in range(5 * seconds)]
+    times = [Fraction(index, 5) for index in range(5 * seconds + 1)]
+    base = Fraction(1, 1000) if path.suffix == ".mkv" else Fraction(1, 90_000)
+    return write_video(path, times, images=images, rate=5, time_base=base)
+
+
+def expected_features(path, encoder, fps):
+    with open_video(path) as video:
+        return encoder.encode([frame.image for frame in video.sample(fps)])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three videos, one that is cut off, and four files that are none."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    make_video(folder / "first.mp4")
+    make_video(folder / "second one.mkv", 2, start=40)
+    make_video(folder / "v_3.0.MOV", 1, start=80)
+    whole = make_video(tmp_path / "whole.mkv", 8).read_bytes()
+    (folder / "cut.mkv").write_bytes(whole[: len(whole) * 3 // 4])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.avi").write_text("hello")
+    (folder / "a..b.mp4").write_bytes(whole)
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
+    out = tmp_path / "features.h5"
+    report = extract_features(folder, encoder, out, fps=2, batch_size=4, num_workers=num_workers)
+    assert report.path == out
+    assert report.extracted == ("cut", "first", "second one", "v_3.0")
+    assert report.kept == ()
+    assert [note.video_id for note in report.damaged] == ["cut"]
+    assert "it ends at " in report.damaged[0].reason
+    skipped = {note.video_id: note.reason for note in report.skipped}
+    assert list(skipped) == ["a..b", "empty", "text"]
+    assert skipped["empty"] == f"{folder / 'empty.mp4'}: expected a video, got an empty file."
+    assert "expected a video, got a text" in skipped["text"]
+    assert "expected a video id without" in skipped["a..b"]
+    lines = str(report).splitlines()
+    assert lines[0] == f"{out}: 4 videos extracted, 0 kept, 1 damaged, 3 skipped"
+    assert len(lines) == 5
+    assert sorted(os.listdir(tmp_path)) == ["features.h5", "videos", "whole.mkv"]
+
+    store = open_feature_store(out)
+    assert store.seconds_per_feature == 0.5
+    assert store.feature_dim == encoder.feature_dim
+    for path in folder.iterdir():
+        if path.stem in report.extracted:
+            assert_close(store[path.stem], expected_features(path, encoder, 2))
+    assert [len(store[name]) for name in ("first", "second one", "v_3.0")] == [6, 4, 2]
+    with h5py.File(out) as file:
+        assert file.attrs["model"] == "timm test_resnet, random weights"
+        assert file.attrs["model_sha256"] == encoder.fingerprint
+        about = dict(file["first"].attrs)
+        assert about["duration"] == pytest.approx(3.0)
+        assert (about["fps"], about["seconds_per_feature"]) == (2.0, 0.5)
+        assert (about["num_frames"], about["source"]) == (6, "first.mp4")
+        assert about["source_size"] == (folder / "first.mp4").stat().st_size
+        assert "damage" not in about
+        assert file["cut"].attrs["damage"] == report.damaged[0].reason
+
+
+def test_a_second_run_does_what_is_left(tmp_path, folder, encoder):
+    out = tmp_path / "features.h5"
+    extract_features(folder, encoder, out, fps=2)
+    before = open_feature_store(out)["first"]
+    again = extract_features(folder, encoder, out, fps=2)
+    assert again.extracted == ()
+    assert again.kept == ("cut", "first", "second one", "v_3.0")
+    assert len(again.skipped) == 3
+    # One is mended, one changed, one touched only, one new.
+    make_video(folder / "empty.mp4", 2)
+    make_video(folder / "v_3.0.MOV", 2, start=100)
+    os.utime(folder / "first.mp4", (0, 0))
+    make_video(folder / "new.mp4", 1)
+    last = extract_features(folder, encoder, out, fps=2)
+    assert last.extracted == ("empty", "new", "v_3.0")
+    assert last.kept == ("cut", "first", "second one")
+    store = open_feature_store(out)
+    assert torch.equal(store["first"], before)
+    assert_close(store["v_3.0"], expected_features(folder / "v_3.0.MOV", encoder, 2))
+    assert len(store["v_3.0"]) == 4
+
+
+def test_a_changed_file_of_the_same_size_is_noticed(tmp_path, encoder):
+    make_video(tmp_path / "a.mp4")
+    extract_features([tmp_path / "a.mp4"], encoder, tmp_path / "a.h5", fps=2)
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a.mp4").write_bytes(content)
+    os.utime(tmp_path / "a.mp4", (0, 0))
+    report = extract_features([tmp_path / "a.mp4"], encoder, tmp_path / "a.h5", fps=2)
+    assert report.extracted == ("a",)
+
+
+def test_damaged_videos_may_be_left_out(tmp_path, folder, encoder):
+    report = extract_features(folder, encoder, tmp_path / "a.h5", fps=2, skip_damaged=True)
+    assert "cut" not in report.extracted
+    assert report.damaged == ()
+    assert "it ends at " in {note.video_id: note.reason for note in report.skipped}["cut"]
+    assert "cut" not in open_feature_store(tmp_path / "a.h5")
+
+
+def test_models_and_rates_are_not_mixed(tmp_path, encoder):
+    make_video(tmp_path / "a.mp4")
+    out = tmp_path / "a.h5"
+    extract_features([tmp_path / "a.mp4"], encoder, out, fps=2)
+    content = out.read_bytes()
+    with refuses(FeatureError, "to have fps = 3.0, as new ones, got 2.0. Use another file"):
+        extract_features([tmp_path / "a.mp4"], encoder, out, fps=3)
+    with refuses(FeatureError, "to have model_sha256 = "):
+        extract_features([tmp_path / "a.mp4"], make_encoder(1), out, fps=2)
+    torch.manual_seed(0)
+    other = FrameEncoder("test_vit", pretrained=False)
+    with refuses(FeatureError, "to have model = 'timm test_vit, random weights', as new ones, got"):
+        extract_features([tmp_path / "a.mp4"], other, out, fps=2)
+    assert out.read_bytes() == content
+
+
+def test_lists_and_mappings(tmp_path, encoder):
+    (tmp_path / "sub").mkdir()
+    one, two = make_video(tmp_path / "a.mp4"), make_video(tmp_path / "sub" / "a.mkv")
+    with refuses(ArgumentError, f"expected one video an id, got {one} and {two}. Pass a mapping"):
+        extract_features([one, two], encoder, tmp_path / "f.h5", fps=1)
+    videos = {"a.mp4": one, "b": str(two), "none": tmp_path / "none.mp4"}
+    report = extract_features(videos, encoder, tmp_path / "f.h5", fps=1)
+    assert report.extracted == ("a.mp4", "b")
+    (skipped,) = report.skipped
+    assert skipped.video_id == "none"
+    assert skipped.reason == f"cannot read {tmp_path / 'none.mp4'}: No such file or directory."
+    assert len(open_feature_store(tmp_path / "f.h5")["a.mp4"]) == 3
+
+
+def test_nothing_that_can_be_decoded_makes_no_store(tmp_path, encoder):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    report = extract_features([tmp_path / "a.mp4"], encoder, tmp_path / "a.h5", fps=1)
+    assert len(report.skipped) == 1
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_one_video_in_memory(tmp_path, encoder):
+    path = make_video(tmp_path / "a.mp4")
+    expected = expected_features(path, encoder, 2)
+    pictures = np.stack([number_image(index) for index in range(15)])
+    for source, options in (
+        (path, {}),
+        (path.read_bytes(), {}),
+        (io.BytesIO(path.read_bytes()), {"backend": "av"}),
+    ):
+        video = encode_video(source, encoder, fps=2, batch_size=4, **options)
+        assert_close(video.features, expected)
+        assert video.duration == pytest.approx(3.0)
+        assert (video.seconds_per_feature, video.damage) == (0.5, None)
+    video = encode_video(pictures, encoder, fps=2, frame_rate=5)
+    assert video.features.shape == (6, encoder.feature_dim)
+    clips = pool_features(
+        video.features, 3, duration=video.duration, seconds_per_feature=video.seconds_per_feature
+    )
+    assert_close(clips, video.features.unflatten(0, (3, 2)).mean(dim=1))
+    assert encode_video(path, encoder, fps=Fraction(1, 3)).seconds_per_feature == 3.0
+    with refuses(VideoError, "got an empty file."):
+        encode_video(b"", encoder, fps=2)
+
+
+def test_refusals(tmp_path, encoder, monkeypatch):
+    out = tmp_path / "a.h5"
+    videos = [make_video(tmp_path / "a.mp4")]
+    (tmp_path / "empty").mkdir()
+    with refuses(ArgumentError, "expected a folder of videos, got no file with such a suffix in"):
+        extract_features(tmp_path / "empty", encoder, out, fps=1)
+    with refuses(FileError, f"cannot read the folder {tmp_path / 'none'}: No such file"):
+        extract_features(tmp_path / "none", encoder, out, fps=1)
+    for none in ([], {}):
+        with refuses(ArgumentError, "expected videos to be an integer >= 1, got 0."):
+            extract_features(none, encoder, out, fps=1)
+    with refuses(ArgumentError, "extract_features: expected fps in (0, inf), got 0."):
+        extract_features(videos, encoder, out, fps=0)
+    with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
+        extract_features(videos, encoder, out, fps=1, batch_size=0)
+    with refuses(ArgumentError, "expected num_workers to be an integer >= 0, got -1."):
+        extract_features(videos, encoder, out, fps=1, num_workers=-1)
+    with refuses(ConfigError, "expected backend to be one of av, torchcodec, got 'x'."):
+        extract_features(videos, encoder, out, fps=1, backend="x")
+    for package in ("torchcodec", "torchcodec.decoders", "av"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
+        extract_features(videos, encoder, out, fps=1)
+    assert not out.exists()
+
+
+EXTRACT = """
+import sys, time, torch
+from tmapdiff import FrameEncoder, extract_features
+torch.manual_seed(0)
+encoder = FrameEncoder("test_resnet", pretrained=False)
+encoder.register_forward_hook(lambda *args: time.sleep(0.2))
+print("ready", flush=True)
+extract_features(sys.argv[1], encoder, sys.argv[2], fps=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_run_goes_on(tmp_path, encoder):
+    folder, out = tmp_path / "videos", tmp_path / "features.h5"
+    folder.mkdir()
+    for index in range(6):
+        make_video(folder / f"{index}.mp4", 1 + index % 3, start=10 * index)
+    environment = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
+    command = [sys.executable, "-c", EXTRACT, str(folder), str(out)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as run:
+        run.stdout.readline()
+        parts, until = tmp_path / "features.h5.parts", time.monotonic() + 60
+        while len(list(parts.glob("*.npz"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL
+    done = {part.stem for part in parts.glob("*.npz")}
+    assert 2 <= len(done) < 6
+    assert not out.exists()
+    report = extract_features(folder, encoder, out, fps=2)
+    assert set(report.kept) == done
+    assert len(report.kept) + len(report.extracted) == 6
+    store = open_feature_store(out)
+    for index in range(6):
+        path = folder / f"{index}.mp4"
+        assert_close(store[path.stem], expected_features(path, encoder, 2))
+    assert not parts.exists()
+
+
+def test_real_video_from_end_to_end(tmp_path, real_video):
+    torch.manual_seed(0)
+    encoder = FrameEncoder("resnet18", pretrained=False)
+    out = tmp_path / "features.h5"
+    report = extract_features([real_video], encoder, out, fps=2)
+    assert report.extracted == ("nasa_13013",)
+    assert report.damaged == report.skipped == ()
+    store = open_feature_store(out)
+    features = store["nasa_13013"]
+    assert features.shape == (26, 512)
+    assert store.seconds_per_feature == 0.5
+    with h5py.File(out) as file:
+        assert file["nasa_13013"].attrs["duration"] == pytest.approx(13.013)
+        duration = float(file["nasa_13013"].attrs["duration"])
+    clips = pool_features(
+        features, 13, duration=duration, seconds_per_feature=store.seconds_per_feature
+    )
+    assert clips.shape == (13, 512)
+    assert_close(features, expected_features(real_video, encoder, 2))

@@ -1,0 +1,182 @@
+"""Random weights throughout: there is no network."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import assert_close, refuses
+
+from tmapdiff import FrameEncoder
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, ShapeError
+
+timm = pytest.importorskip("timm")
+Image = pytest.importorskip("PIL.Image")
+
+
+def make_images(count, height=90, width=160):
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return FrameEncoder("resnet18", pretrained=False)
+
+
+def test_features_are_what_timm_gives(encoder):
+    images = make_images(5)
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config, is_training=False)
+    with torch.no_grad():
+        expected = torch.cat([model(transform(Image.fromarray(one))[None]) for one in images])
+    for batch_size in (1, 2, 5, 32):
+        assert_close(encoder.encode(iter(images), batch_size), expected)
+    assert encoder.feature_dim == 512
+    assert encoder.description == "timm resnet18, random weights"
+    assert "resnet18" in repr(encoder)
+
+
+def test_pictures_of_any_size(encoder):
+    images = [make_images(1, *size)[0] for size in ((30, 30), (500, 20), (224, 224), (1, 1))]
+    features = encoder.encode(images)
+    assert features.shape == (4, 512)
+    assert features.isfinite().all()
+    assert encoder.encode([]).shape == (0, 512)
+    # Views that are not contiguous: mirrored and turned.
+    image = make_images(1)[0]
+    turned = image.swapaxes(0, 1)[:, ::-1]
+    assert torch.equal(encoder.encode([turned]), encoder.encode([np.ascontiguousarray(turned)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "keep_head", "width"),
+    [
+        ("vgg11", False, 4096),
+        ("vit_tiny_patch16_224", False, 192),
+        ("test_vit", False, 64),
+        ("test_vit", True, 1000),
+        ("resnet18", True, 1000),
+    ],
+)
+def test_widths(name, keep_head, width):
+    encoder = FrameEncoder(name, pretrained=False, keep_head=keep_head)
+    assert encoder.feature_dim == width
+    assert encoder.encode(make_images(2)).shape == (2, width)
+    assert ("head" in encoder.description) == keep_head
+
+
+def test_clip_has_its_own_mean_and_projection():
+    encoder = FrameEncoder("vit_base_patch16_clip_224.openai", pretrained=False, keep_head=True)
+    assert encoder.feature_dim == 512
+    assert encoder.preprocess.config["mean"] == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+    black = encoder.preprocess(np.zeros((300, 300, 3), np.uint8))
+    assert black[0, 0, 0] == pytest.approx(-0.48145466 / 0.26862954)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.half)])
+def test_half_precision(encoder, precision, dtype):
+    torch.manual_seed(0)
+    half = FrameEncoder("resnet18", pretrained=False, mixed_precision=precision)
+    seen = []
+    half.model.layer1[0].conv1.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    images = make_images(2)
+    features = half.encode(images)
+    assert seen == [dtype]
+    assert features.dtype == torch.float32
+    exact = encoder.encode(images)
+    assert not torch.equal(features, exact)
+    assert (features - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_it_is_frozen(encoder):
+    images = make_images(2)
+    before = encoder.encode(images)
+    torch.nn.Sequential(encoder).train()
+    # Batch normalisation would take the batch's own statistics, and change its own.
+    assert torch.equal(encoder.encode(images), before)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not before.requires_grad
+
+
+def test_fingerprint_tells_weights_apart():
+    def make(seed, **options):
+        torch.manual_seed(seed)
+        return FrameEncoder("test_resnet", pretrained=False, **options).fingerprint
+
+    assert make(0) == make(0)
+    others = [make(1), make(0, keep_head=True), make(0, mixed_precision="bf16")]
+    assert len({make(0), *others}) == 4
+
+
+def test_preprocessing_can_be_sent_to_workers(encoder):
+    twin = pickle.loads(pickle.dumps(encoder.preprocess))
+    image = make_images(1)[0]
+    assert torch.equal(twin(image), encoder.preprocess(image))
+    assert len(pickle.dumps(encoder.preprocess)) < 10_000  # without the model
+
+
+def test_weights_from_a_file(tmp_path):
+    torch.manual_seed(1)
+    model = timm.create_model("test_resnet", pretrained=False)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    images = make_images(2)
+    scores = FrameEncoder("test_resnet", weights=tmp_path / "weights.pth", keep_head=True)
+    with torch.no_grad():
+        expected = model.eval()(torch.stack([scores.preprocess(one) for one in images]))
+    assert_close(scores.encode(images), expected)
+    features = FrameEncoder("test_resnet", weights=tmp_path / "weights.pth").encode(images)
+    with torch.no_grad():
+        assert_close(model.get_classifier()(features), expected)
+    (tmp_path / "weights.pth").write_bytes(b"nothing")
+    with refuses(CheckpointError, "FrameEncoder: cannot load the weights of test_resnet: "):
+        FrameEncoder("test_resnet", weights=tmp_path / "weights.pth")
+    with refuses(FileError, f"expected a file {tmp_path / 'none.pth'}, got no such file."):
+        FrameEncoder("test_resnet", weights=tmp_path / "none.pth")
+    with refuses(ArgumentError, "expected pretrained with weights, got pretrained=False."):
+        FrameEncoder("test_resnet", pretrained=False, weights=tmp_path / "weights.pth")
+
+
+def test_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"FrameEncoder: cannot load the weights of resnet18: \S.*Without a "
+    ) as caught:
+        FrameEncoder("resnet18")
+    assert "\n" not in str(caught.value)
+
+
+def test_refusals(encoder):
+    expected = "FrameEncoder: expected the name of a model of timm, got"
+    with refuses(ConfigError, f"{expected} 'resnet_18'. Did you mean resnet18"):
+        FrameEncoder("resnet_18")
+    with refuses(ConfigError, f"{expected} 'qqqq'. timm.list_models() lists them."):
+        FrameEncoder("qqqq")
+    with refuses(ConfigError, f"{expected} 3."):
+        FrameEncoder(3)
+    with refuses(ConfigError, "expected a tag of timm's weights, got 'resnet18.x'. There is resn"):
+        FrameEncoder("resnet18.x", pretrained=False)
+    with refuses(ConfigError, "expected mixed_precision to be one of no, fp16, bf16, got 'int8'."):
+        FrameEncoder("resnet18", pretrained=False, mixed_precision="int8")
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)):
+        with refuses(ArgumentError, "expected an image of shape (H, W, 3) and dtype uint8, got ("):
+            encoder.encode([wrong])
+    with refuses(ArgumentError, "expected an image of shape (H, W, 3) and dtype uint8, got list."):
+        encoder.encode([[1]])
+    with refuses(ShapeError, "expected frames of shape (B, 3, 224, 224), got (2, 3, 9, 9)."):
+        encoder(torch.zeros(2, 3, 9, 9))
+    with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
+        encoder.encode([], batch_size=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(encoder):
+    torch.manual_seed(0)
+    images = make_images(3)
+    features = FrameEncoder("resnet18", pretrained=False, device="cuda").encode(images)
+    assert features.device.type == "cpu"
+    assert (features - encoder.encode(images)).abs().max() < 1e-2 * features.abs().max()

@@ -1,0 +1,217 @@
+import json
+import multiprocessing
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import refuses
+
+from tmapdiff import open_feature_store
+from tmapdiff.errors import FeatureError, FileError, MissingDependencyError
+from tmapdiff.video import FeatureStoreWriter
+
+h5py = pytest.importorskip("h5py")
+
+SHARED = {"model": "timm x", "fps": 2.0, "seconds_per_feature": 0.5}
+
+
+def array(seed, rows=4):
+    return np.random.default_rng(seed).standard_normal((rows, 3)).astype(np.float32)
+
+
+def test_what_was_written_is_read(tmp_path):
+    path = tmp_path / "new" / "a.h5"
+    with FeatureStoreWriter(path, SHARED) as store:
+        assert "A" not in store
+        for seed, name in enumerate(("A", "B c.d", ".hidden")):
+            store.write(name, array(seed), {"duration": 2.0, "damage": "none — at all"})
+        assert "A" in store
+        assert len(store) == 3
+        assert not path.exists()
+        store.finish()
+    assert sorted(os.listdir(path.parent)) == ["a.h5"]
+    found = open_feature_store(path)
+    assert found.seconds_per_feature == 0.5
+    for seed, name in enumerate(("A", "B c.d", ".hidden")):
+        assert torch.equal(found[name], torch.from_numpy(array(seed)))
+    with h5py.File(path) as file:
+        assert dict(file.attrs) == SHARED
+        assert dict(file["A"].attrs) == {"duration": 2.0, "damage": "none — at all"}
+
+
+def test_a_file_is_added_to_and_videos_replaced(tmp_path):
+    path = tmp_path / "a.h5"
+    for round_, names in enumerate((["A", "B"], ["B", "C"])):
+        with FeatureStoreWriter(path, SHARED) as store:
+            assert len(store) == 2 * round_
+            if round_:
+                assert store["B"] == {"round": 0}
+            for name in names:
+                store.write(name, array(ord(name) + round_, 4 + round_), {"round": round_})
+            store.finish()
+    found = open_feature_store(path)
+    assert torch.equal(found["A"], torch.from_numpy(array(ord("A"))))
+    assert torch.equal(found["B"], torch.from_numpy(array(ord("B") + 1, 5)))
+    assert torch.equal(found["C"], torch.from_numpy(array(ord("C") + 1, 5)))
+
+
+def test_what_was_not_finished_is_there_for_the_next(tmp_path):
+    path = tmp_path / "a.h5"
+    with FeatureStoreWriter(path, SHARED) as store:
+        store.write("A", array(0), {"duration": 2.0})
+    assert not path.exists()
+    with FeatureStoreWriter(path, SHARED) as store:
+        assert store["A"] == {"duration": 2.0}
+        store.finish()
+    assert torch.equal(open_feature_store(path)["A"], torch.from_numpy(array(0)))
+
+
+def test_nothing_written_leaves_nothing(tmp_path):
+    with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
+        store.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_attributes_are_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    with FeatureStoreWriter(path, SHARED) as store:
+        store.write("A", array(0), {})
+        store.finish()
+    for name, value in (("model", "timm y"), ("fps", 3.0), ("new", 1)):
+        expected = f"expected the features in {path} to have {name} = {value!r}, as new ones, got "
+        with (
+            refuses(FeatureError, expected),
+            FeatureStoreWriter(path, {**SHARED, name: value}),
+        ):
+            pass
+    assert os.listdir(tmp_path) == ["a.h5"]
+    # Of parts, too.
+    other = tmp_path / "b.h5"
+    with FeatureStoreWriter(other, SHARED) as store:
+        store.write("A", array(0), {})
+    with (
+        refuses(FeatureError, "to have fps = 3.0, as new ones, got 2.0. Use another file"),
+        FeatureStoreWriter(other, {**SHARED, "fps": 3.0}),
+    ):
+        pass
+    with FeatureStoreWriter(other, SHARED) as store:
+        assert "A" in store
+
+
+def test_foreign_and_broken_files_are_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["A"] = array(0)
+    with (
+        refuses(FeatureError, "to have model = 'timm x', as new ones, got none."),
+        FeatureStoreWriter(path, SHARED),
+    ):
+        pass
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with refuses(FileError, f"cannot read {path} as HDF5: "), FeatureStoreWriter(path, SHARED):
+        pass
+    assert path.read_bytes() == content[:-100]
+    (tmp_path / "file").write_text("")
+    with (
+        refuses(FileError, f"cannot write {tmp_path / 'file' / 'a.h5.parts'}: "),
+        FeatureStoreWriter(tmp_path / "file" / "a.h5", SHARED),
+    ):
+        pass
+
+
+def test_spoilt_parts_are_made_again(tmp_path):
+    path = tmp_path / "a.h5"
+    with FeatureStoreWriter(path, SHARED) as store:
+        store.write("A", array(0), {})
+        store.write("B", array(1), {})
+    part = tmp_path / "a.h5.parts" / "A.npz"
+    part.write_bytes(part.read_bytes()[:-50])
+    with FeatureStoreWriter(path, SHARED) as store:
+        assert "A" not in store
+        assert "B" in store
+
+
+def _hold(path, entered, leave):
+    with FeatureStoreWriter(path, SHARED):
+        entered.set()
+        leave.wait(30)
+
+
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+
+
+@FORKS
+@POSIX
+def test_two_writers_are_kept_apart(tmp_path):
+    path = tmp_path / "a.h5"
+    context = multiprocessing.get_context("fork")
+    entered, leave = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(path, entered, leave))
+    other.start()
+    assert entered.wait(30)
+    with (
+        refuses(FileError, f"expected to be the only process that writes {path}, got another"),
+        FeatureStoreWriter(path, SHARED),
+    ):
+        pass
+    # One that is killed does not keep others out.
+    other.kill()
+    other.join(30)
+    with FeatureStoreWriter(path, SHARED):
+        pass
+
+
+def _write_for_ever(path, first):
+    number = first
+    while True:
+        with FeatureStoreWriter(path, SHARED) as store:
+            for _ in range(4):
+                features = np.full((50_000, 3), number, np.float32)
+                store.write(f"video{number % 7}", features, {"number": number})
+                number += 1
+            store.finish()
+
+
+@FORKS
+@POSIX
+def test_killed_at_any_moment(tmp_path):
+    path = tmp_path / "a.h5"
+    context = multiprocessing.get_context("fork")
+    random = np.random.default_rng()
+    parts = finished = 0
+    for round_ in range(25):
+        writer = context.Process(target=_write_for_ever, args=(path, 1000 * round_))
+        writer.start()
+        time.sleep(0.02 + 0.1 * random.random())
+        writer.kill()
+        writer.join(30)
+        assert writer.exitcode == -9
+        if path.exists():
+            finished += 1
+            with h5py.File(path, "r") as file:
+                for name, dataset in file.items():
+                    assert name.startswith("video")
+                    assert dataset.shape == (50_000, 3)
+                    assert (dataset[()] == dataset.attrs["number"]).all()
+        # The next takes over what is whole.
+        with FeatureStoreWriter(path, SHARED) as store:
+            for part in store.parts.glob("*.npz"):
+                parts += 1
+                with np.load(part) as content:
+                    number = json.loads(content["attributes"].item())["number"]
+                    assert (content["features"] == number).all()
+                assert store[part.stem] == {"number": number}
+            assert not [one for one in store.parts.iterdir() if one.is_dir()]
+    assert parts
+    assert finished
+
+
+def test_h5py_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
+        FeatureStoreWriter(tmp_path / "a.h5", SHARED)

@@ -1,0 +1,98 @@
+"""What a localizer answered, and the submission files of moment_detr that hold it."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmapdiff._checks import message
+from tmapdiff._files import written_beside
+from tmapdiff.data._reading import field, json_lines, query_id, sentence, shown
+from tmapdiff.errors import AnnotationError
+
+_WINDOWS = "pred_relevant_windows"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Ranked moments of one query.
+
+    Attributes:
+        qid: The query's id in its data set.
+        query: The sentence.
+        video_id: The video.
+        windows: `(start, end, score)`, best first, in seconds.
+    """
+
+    qid: int | str
+    query: str
+    video_id: str
+    windows: tuple[tuple[float, float, float], ...]
+
+    def as_submission(self) -> dict[str, Any]:
+        """Fields of one line of a moment_detr submission file."""
+        return {
+            "qid": self.qid,
+            "query": self.query,
+            "vid": self.video_id,
+            _WINDOWS: [
+                # Seconds to a tenth of a millisecond; scores may be small, and must not be tied.
+                [round(start, 4), round(end, 4), float(f"{score:.6g}")]
+                for start, end, score in self.windows
+            ],
+        }
+
+
+def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
+    """Write predictions as moment_detr does: one JSON object a line.
+
+    There are no `pred_saliency_scores`: moments are localized here, highlights are not.
+
+    Raises:
+        FileError: If the place cannot be written.
+
+    Source: Lei et al., "QVHighlights", arXiv 2107.09609; `standalone_eval` of
+    github.com/jayleicn/moment_detr.
+    """
+    with written_beside(path) as new, new.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction.as_submission()) + "\n")
+
+
+def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
+    """Read a submission file of moment_detr, lighthouse or `write_submission`.
+
+    Args:
+        path: Lines with `qid`, `query`, `vid` and `pred_relevant_windows` (start and end in
+            seconds, score), best first; other fields, such as `pred_saliency_scores`, are not read.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        AnnotationError: If a line is not of this form, or two have the same `qid`.
+    """
+    found: dict[int | str, Prediction] = {}
+    for _, who, record in json_lines(Path(path)):
+        qid = query_id(who, record)
+        if qid in found:
+            raise AnnotationError(message(who, "qids that differ", f"{qid!r} twice"))
+        video_id = field(who, record, "vid")
+        if not isinstance(video_id, str):
+            raise AnnotationError(message(who, "vid to be a text", shown(video_id)))
+        query = sentence(who, field(who, record, "query"))
+        windows = field(who, record, _WINDOWS)
+        if not isinstance(windows, list) or not windows:
+            raise AnnotationError(message(who, f"{_WINDOWS} to be a list", shown(windows)))
+        found[qid] = Prediction(qid, query, video_id, tuple(_window(who, one) for one in windows))
+    return tuple(found.values())
+
+
+def _window(who: str, value: Any) -> tuple[float, float, float]:
+    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
+    # Models without bounds may start before the video, or answer an empty moment.
+    if numbers and len(value) == 3 and all(map(math.isfinite, value)) and value[0] <= value[1]:
+        return float(value[0]), float(value[1]), float(value[2])
+    expected = f"{_WINDOWS} of [start, end, score] with start <= end"
+    raise AnnotationError(message(who, expected, shown(value)))

@@ -1,0 +1,58 @@
+"""The data sets in the files of VSLNet."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from tmapdiff._checks import check_choice
+from tmapdiff.data._reading import field, number, videos
+from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
+from tmapdiff.data.annotations import AnnotationSet
+from tmapdiff.data.charades import read_sta
+
+VSLNetTask = Literal["charades", "activitynet", "tacos"]
+
+# Which file each split is: of ActivityNet Captions, VSLNet tests on val_1 and validates on val_2.
+_FILES = {
+    "charades": {"train": "charades_sta_train.txt", "test": "charades_sta_test.txt"},
+    "activitynet": {"train": "train.json", "val": "val_2.json", "test": "val_1.json"},
+    "tacos": {"train": "train.json", "val": "val.json", "test": "test.json"},
+}
+
+
+def load_vslnet(
+    root: str | os.PathLike[str], task: VSLNetTask, split: Literal["train", "val", "test"]
+) -> AnnotationSet:
+    """Load the sentences and moments of a data set in the files of VSLNet.
+
+    Ends past the video are cut to its duration; moments that are empty then are dropped, which
+    VSLNet trains on. `qid` is the position among the kept sentences, from 0. Its training file of
+    Charades-STA is not the official one: four lines, whose moments were empty, were given others,
+    and all 12,408 remain.
+
+    Args:
+        root: VSLNet's folder `data/dataset/{task}`.
+        task: VSLNet's name of the data set.
+        split: VSLNet's name of the part. Charades-STA has no `val`; of ActivityNet Captions, `val`
+            is `val_2.json` and `test` is `val_1.json`.
+
+    Raises:
+        FileError: If a file is missing or cannot be read.
+        AnnotationError: If a file cannot be understood; the message names the line or the video.
+        ConfigError: If there is no such task, or the task has no such split.
+
+    Source: Zhang et al., "Span-based Localizing Network", arXiv 2004.13931; `util/data_gen.py` of
+    github.com/26hzhang/VSLNet.
+    """
+    files = _FILES[check_choice("load_vslnet", "task", task, _FILES)]
+    path = Path(root) / files[check_choice("load_vslnet", "split", split, files)]
+    if task == "activitynet":
+        return load_activitynet_captions(path)
+    if task == "tacos":
+        return load_tacos(path)
+    lengths = Path(root) / "charades.json"
+    durations = {
+        video_id: number(who, "duration", field(who, record, "duration"), above=0)
+        for who, video_id, record in videos(lengths)
+    }
+    return read_sta(path, durations, lengths.name)

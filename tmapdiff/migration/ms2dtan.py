@@ -1,0 +1,529 @@
+"""MS-2D-TAN: its experiment files become configurations, its checkpoints models."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message, require
+from tmapdiff.data import (
+    AnnotationSet,
+    FeatureStore,
+    GloveVectors,
+    HDF5FeatureStore,
+    MomentDataset,
+    NormalizedFeatureStore,
+    Vocabulary,
+    load_activitynet_captions,
+    load_charades_sta,
+    load_glove,
+    load_tacos,
+)
+from tmapdiff.data.words import PADDING, UNKNOWN
+from tmapdiff.errors import CheckpointError, ConfigError, FileError
+from tmapdiff.models import MS2DTAN, MomentLocalizer
+from tmapdiff.presets import Preset
+from tmapdiff.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class NotCarried:
+    """A field of an experiment file that has no counterpart here.
+
+    Attributes:
+        field: Its dotted name.
+        value: Its value.
+        reason: Why, or what takes its place.
+        of_model: Whether it makes the file's model another function than ours, so that the file's
+            weights cannot be used.
+    """
+
+    field: str
+    value: Any
+    reason: str
+    of_model: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class MS2DTANExperiment:
+    """An experiment file of MS-2D-TAN, in the terms of this library.
+
+    Attributes:
+        preset: Sizes and training, for MS-2D-TAN and for a diffusion localizer alike.
+        clip_channels: Channels of the video features.
+        objective: What MS-2D-TAN learns, see `tmapdiff.losses.get_objective`.
+        dataset: `charades`, `activitynet` or `tacos`.
+        data_dir: Folder of annotations and features, as the file gives it.
+        features: Name of the HDF5 file in `data_dir`.
+        normalized: Whether features are divided by their L2 norm.
+        clip_seconds: Seconds a clip lasts; None if clips divide each video equally.
+        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
+            equally.
+        ranks: The n's of Rank n@m.
+        thresholds: The m's of Rank n@m.
+        test_batch_size: Queries localized at once.
+        checkpoint: The weights, as the file gives their place; None if it gives none.
+        not_carried: Every field of the file that is not in the above, and why.
+    """
+
+    preset: Preset
+    clip_channels: int
+    objective: str
+    dataset: str
+    data_dir: Path
+    features: str
+    normalized: bool
+    clip_seconds: float | None
+    seconds_per_feature: float | None
+    ranks: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    test_batch_size: int
+    checkpoint: Path | None
+    not_carried: tuple[NotCarried, ...]
+
+    @property
+    def report(self) -> str:
+        """What was not carried over, a line a field."""
+        return "\n".join(str(one) for one in self.not_carried)
+
+    def build_ms2dtan(self, vocabulary_size: int) -> MS2DTAN:
+        """Make the file's model with random weights.
+
+        Args:
+            vocabulary_size: Words, padding and unknown word included.
+        """
+        return self.preset.build_ms2dtan(
+            vocabulary_size=vocabulary_size,
+            clip_channels=self.clip_channels,
+            objective=self.objective,
+        )
+
+    def build_localizer(self, vocabulary_size: int, **localizer: Any) -> MomentLocalizer:
+        """Make a diffusion localizer of the same sizes with random weights.
+
+        Args:
+            vocabulary_size: Words, padding and unknown word included.
+            **localizer: As for `Preset.build`.
+        """
+        return self.preset.build(
+            vocabulary_size=vocabulary_size, clip_channels=self.clip_channels, **localizer
+        )
+
+    def load_annotations(self, split: str, root: str | os.PathLike[str] = ".") -> AnnotationSet:
+        """Load the annotations that the file trains or tests on.
+
+        Args:
+            split: `train`, `val` or `test`, the name of the file in `data_dir`.
+            root: Folder that `data_dir` is relative to: that of MS-2D-TAN.
+
+        Raises:
+            FileError, AnnotationError, ConfigError: As the loader of the data set.
+        """
+        folder = Path(root) / self.data_dir
+        if self.dataset == "charades":
+            return load_charades_sta(folder, split)  # type: ignore[arg-type]
+        load = load_activitynet_captions if self.dataset == "activitynet" else load_tacos
+        return load(folder / f"{split}.json")
+
+    def open_features(self, root: str | os.PathLike[str] = ".") -> FeatureStore:
+        """Open the video features.
+
+        Args:
+            root: Folder that `data_dir` is relative to: that of MS-2D-TAN.
+
+        Raises:
+            FileError, FeatureError, MissingDependencyError: As `HDF5FeatureStore`.
+        """
+        path = Path(root) / self.data_dir / self.features
+        store = HDF5FeatureStore(path, self.seconds_per_feature)
+        return NormalizedFeatureStore(store) if self.normalized else store
+
+    def make_dataset(
+        self,
+        annotations: AnnotationSet,
+        store: FeatureStore,
+        vocabulary: Vocabulary,
+        *,
+        training: bool,
+    ) -> MomentDataset:
+        """Make a data set: where clips are of one length, of windows for training, else whole.
+
+        Args:
+            annotations: The queries.
+            store: Features of their videos.
+            vocabulary: Words to encode the queries with.
+            training: Whether to see long videos through windows.
+
+        Raises:
+            ArgumentError: As `MomentDataset`.
+        """
+        grid = self.preset.make_grid()
+        return MomentDataset(
+            annotations,
+            store,
+            vocabulary,
+            grid.num_clips,
+            clip_seconds=self.clip_seconds,
+            whole_videos=self.clip_seconds is not None and not training,
+            clip_multiple=grid.stride(grid.num_scales - 1),
+            features_per_clip=self.preset.encoder["features_per_clip"],
+        )
+
+
+def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTANExperiment:
+    """Read an experiment file of MS-2D-TAN, such as `experiments/charades/MS-2D-TAN-G-I3D.yaml`.
+
+    Every field of the file is either in the result or in its `not_carried`, with the reason.
+
+    Args:
+        source: The yaml file, or what is in it.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        ConfigError: If it is no such file: it is no yaml, a field is missing, or its scales are not
+            those of a `MapGrid`.
+        ArgumentError: If a number is out of range.
+        MissingDependencyError: If a file is to be read and the extra `migration` is not installed.
+
+    Source: Zhang et al., arXiv 2012.02646; MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
+    """
+    if isinstance(source, Mapping):
+        fields = _Fields("ms2dtan_config", source)
+        name = "in memory"
+    else:
+        fields = _Fields(str(source), _read_yaml(Path(source)))
+        name = Path(source).name
+
+    grid, features_per_clip = _read_grid(fields)
+    encoder, kernel_sizes, clip_channels = _read_model(fields)
+    encoder["features_per_clip"] = features_per_clip
+    channels = encoder["channels"]
+    clip_seconds = seconds_per_feature = None
+    if fields.take("DATASET.SLIDING_WINDOW", False):
+        unit = fields.take("DATASET.TIME_UNIT")
+        seconds_per_feature = check_range(fields.who, "DATASET.TIME_UNIT", unit, 0, open_low=True)
+        clip_seconds = seconds_per_feature * features_per_clip
+    else:
+        fields.expect("DATASET.TIME_UNIT", None, "clips divide each video equally")
+        fields.leave(
+            "DATASET.SLIDING_WINDOW",
+            False,
+            "clips divide each video equally, as there; but a clip is the mean of its features "
+            "here, and the middle one there",
+        )
+    objective = _read_objective(fields)
+    training = TrainingConfig(
+        epochs=fields.take("TRAIN.MAX_EPOCH", 20),
+        batch_size=fields.take("TRAIN.BATCH_SIZE", 4),
+        learning_rate=check_range(
+            fields.who, "OPTIM.PARAMS.LR", fields.take("OPTIM.PARAMS.LR"), 0, open_low=True
+        ),
+        weight_decay=0.0,  # AdamW without it is Adam
+    )
+    fields.expect("TRAIN.SHUFFLE", True, "Trainer always shuffles")
+    fields.expect("OPTIM.NAME", "Adam", "Trainer has AdamW; it is set up as Adam")
+    nms = fields.take("TEST.NMS_THRESH", 0.4)
+    checkpoint = fields.take("MODEL.CHECKPOINT", None)
+    return MS2DTANExperiment(
+        preset=Preset(
+            description=f"MS-2D-TAN's experiment {name}",
+            grid=grid,
+            encoder=encoder,
+            decoder={"channels": channels, "time_channels": channels, "kernel_sizes": kernel_sizes},
+            localizer={"nms_threshold": check_range(fields.who, "TEST.NMS_THRESH", nms, 0, 1)},
+            training=training,
+        ),
+        clip_channels=clip_channels,
+        objective=objective,
+        dataset=check_choice(fields.who, "DATASET.NAME", fields.take("DATASET.NAME"), _DATASETS),
+        data_dir=Path(str(fields.take("DATASET.DATA_DIR"))),
+        features=f"{fields.take('DATASET.VIS_INPUT_TYPE')}.hdf5",
+        normalized=bool(fields.take("DATASET.NORMALIZE", True)),
+        clip_seconds=clip_seconds,
+        seconds_per_feature=seconds_per_feature,
+        ranks=tuple(check_sizes(fields.who, "TEST.RECALL", fields.take("TEST.RECALL", [1, 5]))),
+        thresholds=_read_thresholds(fields),
+        test_batch_size=check_int(
+            fields.who, "TEST.BATCH_SIZE", fields.take("TEST.BATCH_SIZE", 1), at_least=1
+        ),
+        checkpoint=Path(str(checkpoint)) if checkpoint else None,
+        not_carried=fields.not_carried(),
+    )
+
+
+def load_ms2dtan(
+    config: str | os.PathLike[str] | Mapping[str, Any] | MS2DTANExperiment,
+    checkpoint: str | os.PathLike[str],
+    glove: str | os.PathLike[str] | GloveVectors,
+    vocabulary: Vocabulary | None = None,
+) -> tuple[MS2DTAN, Vocabulary]:
+    """Load a checkpoint of the public MS-2D-TAN, ready to localize.
+
+    Its word vectors are not among its weights: they are GloVe's, and unknown words are zero.
+
+    Args:
+        config: The experiment file that the checkpoint was trained with.
+        checkpoint: The weights, `epoch....pkl`. They are read as weights: no code in them runs.
+        glove: Vectors of `glove.6B.300d.txt`, or that file.
+        vocabulary: The words to know. All of GloVe's, if None: 400,000 take 480 MB.
+
+    Returns:
+        The model, in evaluation mode, and the vocabulary to encode queries with.
+
+    Raises:
+        FileError: If a file is missing or cannot be read.
+        ConfigError: If the experiment's model has what ours has not, or its words are of another
+            width than GloVe's vectors; or as `ms2dtan_config`.
+        CheckpointError: If the file holds no weights, or those of another model.
+    """
+    who = "load_ms2dtan"
+    experiment = config if isinstance(config, MS2DTANExperiment) else ms2dtan_config(config)
+    if other := [one for one in experiment.not_carried if one.of_model]:
+        got = f"{other[0].field} = {other[0].value!r}"
+        raise ConfigError(message(who, "a model that MS2DTAN is", got, f"{other[0].reason}."))
+    weights = _read_weights(who, Path(checkpoint))
+    if not isinstance(glove, GloveVectors):
+        glove = load_glove(glove, None if vocabulary is None else vocabulary.words)
+    if vocabulary is None:
+        words = dict.fromkeys(glove.words)  # some files have a word twice
+        vocabulary = Vocabulary(word for word in words if word not in (PADDING, UNKNOWN))
+    word_channels = experiment.preset.encoder["word_channels"]
+    if glove.vectors.shape[1] != word_channels:
+        expected = f"word vectors of {word_channels} numbers"
+        raise ConfigError(message(who, expected, glove.vectors.shape[1]))
+    model = experiment.build_ms2dtan(len(vocabulary))
+    model.load_public_state_dict(weights)
+    model.encoder.load_word_vectors(glove.rows_for(vocabulary, missing="zero")[0])
+    return model.eval(), vocabulary
+
+
+_MISSING = object()
+_DATASETS = ("charades", "activitynet", "tacos")
+
+_CLIP = "MODEL.CLIP_MODULE.PARAMS"
+_FUSION = "MODEL.FUSION_MODULE.PARAMS"
+_MAP = "MODEL.MAP_MODULE.PARAMS"
+_LAYERS = "MODEL.PROP_MODULE.PARAMS.NUM_LAYERS"
+_MAP_LAYERS = {"MultiScalePropConvTanhBN": "conv", "MultiScalePropMaxPool": "max-pool"}
+
+_CUDNN = "it is of the machine: torch.backends.cudnn"
+_VALIDATION = "what to evaluate on is an argument: Trainer(validation=...)"
+_UNREAD = (
+    "DATASET.ALIGNMENT",
+    "DATASET.FPS",
+    "DATASET.INPUT_CLIP_SIZE",
+    "DATASET.NUM_FRAMES",
+    "DATASET.OUTPUT_CLIP_SIZE",
+    "DATASET.OUTPUT_TYPE",
+    "DATASET.QUERY_NUM_CLIPS",
+    "DATASET.SPLIT",
+    "DATASET.VIDEO_WINDOW_SIZE",
+    "LOSS.PARAMS.TEMPERATURE",
+    "OPTIM.SCHEDULER.FACTOR",
+    "OPTIM.SCHEDULER.PATIENCE",
+    "TEST.EVAL_TRAIN",
+    "TEST.TOP_K",
+)
+# Why fields that say nothing about model or data stay behind.
+_LEFT = {
+    "WORKERS": "it is of the machine: TrainingConfig.num_workers",
+    "MODEL_DIR": "a place to write to: Trainer(output_dir=...)",
+    "RESULT_DIR": "a place to write to: write_submission(..., path)",
+    "LOG_DIR": "a place to write to: Trainer(output_dir=...)",
+    "CUDNN.BENCHMARK": _CUDNN,
+    "CUDNN.DETERMINISTIC": _CUDNN,
+    "CUDNN.ENABLED": _CUDNN,
+    "DATASET.NO_VAL": _VALIDATION,
+    "DATASET.NO_TEST": _VALIDATION,
+    "TRAIN.CONTINUE": "Trainer.resume() continues a training",
+    **dict.fromkeys(_UNREAD, "the public code does not read it"),
+}
+
+
+class _Fields:
+    """The fields of an experiment file by dotted name, and what became of each."""
+
+    def __init__(self, who: str, content: Mapping[str, Any]) -> None:
+        self.who = who
+        self._values = dict(_flat(content))
+        self._left: list[NotCarried] = []
+
+    def take(self, name: str, default: Any = _MISSING) -> Any:
+        """Return a field, which is carried over then."""
+        value = self._values.pop(name, default)
+        if value is _MISSING:
+            raise ConfigError(message(self.who, f"the field {name}", "none"))
+        return value
+
+    def leave(self, name: str, value: Any, reason: str, of_model: bool = False) -> None:
+        """Report a field as not carried over."""
+        self._left.append(NotCarried(name, value, reason, of_model))
+
+    def expect(self, name: str, expected: Any, reason: str, of_model: bool = False) -> None:
+        """Take a field of which only one value has a counterpart, and report any other."""
+        value = self.take(name, expected)
+        if value != expected:
+            self.leave(name, value, reason, of_model)
+
+    def not_carried(self) -> tuple[NotCarried, ...]:
+        """All that was left, what nobody asked for included."""
+        for name, value in self._values.items():
+            # What a layer of the model is told is never without effect.
+            unknown = "there is no such thing here"
+            of_model = name.startswith("MODEL.")
+            self.leave(name, value, _LEFT.get(name, unknown), of_model)
+        self._values = {}
+        return tuple(self._left)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    yaml: Any = require("yaml", extra="migration", purpose="ms2dtan_config")
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        raise FileError(message("ms2dtan_config", f"a file {path}", "no such file")) from None
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    # Deep nesting ends in a RecursionError, and bytes that are no text in a ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first_line = (str(error).splitlines() or ["something else"])[0]
+        raise ConfigError(message(str(path), "yaml", first_line)) from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(message(str(path), "fields of an experiment", type(content).__name__))
+    return content
+
+
+def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
+    """Fields of `MapGrid`, and features a clip."""
+    who = fields.who
+    sizes = {}
+    for name in ("DATASET.OUTPUT_NUM_CLIPS", "DATASET.NUM_ANCHORS", _LAYERS):
+        value = fields.take(name)
+        sizes[name] = check_sizes(who, name, [value] if isinstance(value, int) else value)
+    scales = check_int(
+        who, "MODEL.PARAMS.NUM_SCALES", fields.take("MODEL.PARAMS.NUM_SCALES"), at_least=1
+    )
+    num_clips, num_anchors = (value[0] for value in list(sizes.values())[:2])
+    # Coarse scales take half of their durations from the scale before.
+    halves = [num_clips // 2**scale for scale in range(scales)]
+    layers = [num_anchors] + [num_anchors // 2] * (scales - 1)
+    expected_sizes = (halves, [num_anchors] * scales, layers)
+    for (name, found), wanted in zip(sizes.items(), expected_sizes, strict=True):
+        if found != wanted:
+            raise ConfigError(message(who, f"{name} to be {wanted}", found))
+    inputs = fields.take("DATASET.INPUT_NUM_CLIPS")
+    stride = check_int(who, f"{_CLIP}.STRIDE", fields.take(f"{_CLIP}.STRIDE", 1), at_least=1)
+    if inputs != num_clips * stride:
+        expected = f"DATASET.INPUT_NUM_CLIPS to be {num_clips} clips of {stride} features"
+        raise ConfigError(message(who, expected, inputs))
+    fields.expect(
+        f"{_CLIP}.KERNEL_SIZE", stride, "the features of a clip are averaged, and no others", True
+    )
+    return {"num_clips": num_clips, "num_anchors": num_anchors, "num_scales": scales}, stride
+
+
+def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
+    """Fields of `MultimodalEncoder`, kernels of the map convolutions, and channels of a clip."""
+    who = fields.who
+
+    def size(name: str) -> int:
+        return check_int(who, name, fields.take(name), at_least=1)
+
+    channels = size(f"{_CLIP}.HIDDEN_SIZE")
+    kernel_sizes = check_sizes(who, f"{_MAP}.KERNEL_SIZES", fields.take(f"{_MAP}.KERNEL_SIZES"))
+    layers = len(kernel_sizes)
+    same = "all layers have the same channels here"
+    for name in (
+        "MODEL.PROP_MODULE.PARAMS.HIDDEN_SIZE",
+        f"{_FUSION}.HIDDEN_SIZE",
+        f"{_FUSION}.VIS_INPUT_SIZE",
+        f"{_FUSION}.TXT_HIDDEN_SIZE",
+        f"{_MAP}.INPUT_SIZE",
+        "MODEL.PRED_MODULE.PARAMS.INPUT_SIZE",
+    ):
+        fields.expect(name, channels, same, of_model=True)
+    for name, expected, reason in (
+        ("MODEL.NAME", "MultiScale_TAN", "no other model is known here"),
+        ("MODEL.CLIP_MODULE.NAME", "ClipAvgPool", "the features of a clip are averaged here"),
+        ("MODEL.FUSION_MODULE.NAME", "MulNormFusion", "query and map are multiplied here"),
+        ("MODEL.PRED_MODULE.NAME", "ProposalHead", "a 1x1 convolution scores a cell here"),
+        (f"{_FUSION}.TXT_ENCODER.NAME", "LSTM", "the text encoder is an LSTM here"),
+        (f"{_FUSION}.TXT_ENCODER.BIDIRECTIONAL", True, "the LSTM reads both ways here"),
+        ("MODEL.MAP_MODULE.NAME", "MapGatedConv", "convolutions over the map are gated here"),
+        (f"{_MAP}.HIDDEN_SIZES", [channels] * layers, same),
+        (f"{_MAP}.STRIDES", [1] * layers, "convolutions over the map keep its size here"),
+        (
+            f"{_MAP}.PADDINGS",
+            [kernel // 2 for kernel in kernel_sizes],
+            "convolutions over the map keep its size here",
+        ),
+        (f"{_MAP}.DILATIONS", [1] * layers, "convolutions over the map are not dilated here"),
+    ):
+        fields.expect(name, expected, reason, of_model=True)
+    text = fields.take("DATASET.TXT_INPUT_TYPE", "glove")
+    check_choice(who, "DATASET.TXT_INPUT_TYPE", text, ("glove",))
+    name = "MODEL.PROP_MODULE.NAME"
+    value = fields.take(name)
+    if value not in _MAP_LAYERS:
+        fields.leave(name, value, f"map layers are {', '.join(_MAP_LAYERS)} here", of_model=True)
+    encoder = {
+        "channels": channels,
+        "word_channels": size(f"{_FUSION}.TXT_INPUT_SIZE"),
+        "num_text_layers": size(f"{_FUSION}.TXT_ENCODER.NUM_LAYERS"),
+        "train_words": False,
+        "map_layer": _MAP_LAYERS.get(value, "conv"),
+    }
+    return encoder, kernel_sizes, size(f"{_CLIP}.INPUT_SIZE")
+
+
+def _read_objective(fields: _Fields) -> str:
+    fields.expect("LOSS.NAME", "bce_rescale_loss", "the binary cross-entropy takes its place")
+    fields.expect("LOSS.PARAMS.BIAS", 0, "targets have no bias here")
+    low, high = fields.take("LOSS.PARAMS.MIN_IOU", 0.5), fields.take("LOSS.PARAMS.MAX_IOU", 1)
+    if (low, high) == (0, 1):
+        return "bce-full"
+    reason = "targets are the IoU stretched from [0.5, 1] here, or from [0, 1]"
+    for name, value, expected in (("MIN_IOU", low, 0.5), ("MAX_IOU", high, 1)):
+        if value != expected:
+            fields.leave(f"LOSS.PARAMS.{name}", value, reason)
+    return "bce-rescaled"
+
+
+def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
+    name = "TEST.TIOU"
+    value = fields.take(name, [0.5, 0.7])
+    if not isinstance(value, list) or not value:
+        raise ConfigError(message(fields.who, f"{name} to be a list of numbers", repr(value)))
+    return tuple(check_range(fields.who, name, one, 0, 1) for one in value)
+
+
+def _read_weights(who: str, path: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileError(message(who, f"a file {path}", "no such file")) from None
+    # torch.load passes on what the damage happens to cause.
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FileError(f"cannot read {path}: {reason}.") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(one, Tensor) for name, one in weights.items()
+    ):
+        raise CheckpointError(message(who, f"weights by name in {path}", type(weights).__name__))
+    return weights

@@ -1,0 +1,218 @@
+"""Features of sentences, by text models of transformers."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import Self
+
+from tmapdiff._checks import check_int, message, require
+from tmapdiff.errors import ArgumentError, CheckpointError
+
+
+@dataclass(frozen=True)
+class SentenceFeatures:
+    """Features of sentences.
+
+    Attributes:
+        sentences: One vector a sentence.
+        tokens: One vector a token, those of beginning and end included; 0 after the last.
+        num_tokens: Tokens of each sentence.
+
+    Shape:
+        - sentences: (B, sentence_channels) float32
+        - tokens: (B, L, token_channels) float32
+        - num_tokens: (B,) int64
+    """
+
+    sentences: Tensor
+    tokens: Tensor
+    num_tokens: Tensor
+
+
+class TransformersTextEncoder(nn.Module):
+    """Sentence and token features by a frozen text model of transformers, kept in memory.
+
+    Of CLIP and SigLIP it is the text tower, and the vector of a sentence lies in the space of the
+    pictures' (`FrameEncoder(..., keep_head=True)` with the same weights, of CLIP). Of others, such
+    as BERT, RoBERTa and T5's encoder, it is the mean over the tokens.
+
+    `MultimodalEncoder(text_channels=encoder.token_channels)` takes `tokens` and `num_tokens` in
+    place of words and their number.
+
+    Args:
+        model: Folder, name on the hub, or a model of transformers.
+        tokenizer: Folder or name of the tokenizer, or a tokenizer; that of `model`, if None.
+        device: Where to compute.
+        batch_size: Sentences at a time.
+        cache_size: Sentences whose features are kept, the latest used.
+
+    Shape:
+        - sentences: B strings; what is longer than the model reads is cut off
+        - returns: `SentenceFeatures`, on the CPU
+
+    Raises:
+        MissingDependencyError: If transformers is not installed.
+        CheckpointError: If the model or its tokenizer cannot be loaded, for example for want of a
+            network.
+        ArgumentError: If `model` is a model of more than text, or there is no tokenizer beside it,
+            the tokenizer has no token for padding, or a number is out of range; if a sentence is no
+            string or blank, in the call.
+
+    Example:
+        >>> encoder = TransformersTextEncoder("openai/clip-vit-base-patch16")  # doctest: +SKIP
+        >>> encoder(["a person opens the door"]).sentences.shape  # doctest: +SKIP
+        torch.Size([1, 512])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 64,
+        cache_size: int = 10_000,
+    ) -> None:
+        super().__init__()
+        who = type(self).__name__
+        self._transformers: Any = require("transformers", extra="text", purpose=who)
+        self.batch_size = check_int(who, "batch_size", batch_size, at_least=1)
+        self.cache_size = check_int(who, "cache_size", cache_size, at_least=0)
+        if tokenizer is None:
+            if not isinstance(model, str | os.PathLike):
+                raise ArgumentError(message(who, "a tokenizer beside a model", "none"))
+            tokenizer = model
+        if isinstance(model, str | os.PathLike):
+            model = self._load_model(os.fspath(model))
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = self._load_tokenizer(os.fspath(tokenizer))
+        if tokenizer.pad_token_id is None:
+            raise ArgumentError(message(who, "a tokenizer with a pad_token", "none"))
+        config = model.config
+        if not hasattr(config, "hidden_size"):  # of text and pictures
+            raise ArgumentError(message(who, "a text model", type(model).__name__))
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.tokenizer = tokenizer
+        # SigLIP learned with all sentences padded to one length, and reads the padding.
+        self._reads_padding = config.model_type.startswith("siglip")
+        positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
+        self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
+        self.token_channels: int = config.hidden_size
+        self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self.sentence_channels: int = self._encode(["a"])[0][0].shape[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: it is frozen."""
+        return super().train(False)
+
+    def forward(self, sentences: Sequence[str]) -> SentenceFeatures:
+        """Encode sentences; see the class."""
+        who = type(self).__name__
+        if isinstance(sentences, str):
+            raise ArgumentError(message(who, "a list of sentences", repr(sentences)))
+        for index, sentence in enumerate(sentences):
+            if not isinstance(sentence, str) or not sentence.strip():
+                expected = "sentences that are not blank"
+                raise ArgumentError(message(who, expected, f"{sentence!r} at {index}"))
+        if not sentences:
+            return SentenceFeatures(
+                torch.zeros(0, self.sentence_channels),
+                torch.zeros(0, 0, self.token_channels),
+                torch.zeros(0, dtype=torch.long),
+            )
+        known = {one: self._cache[one] for one in sentences if one in self._cache}
+        new = [one for one in dict.fromkeys(sentences) if one not in known]
+        for start in range(0, len(new), self.batch_size):
+            batch = new[start : start + self.batch_size]
+            known.update(zip(batch, self._encode(batch), strict=True))
+        self._remember(known)
+        tokens = [known[one][1] for one in sentences]
+        return SentenceFeatures(
+            torch.stack([known[one][0] for one in sentences]),
+            pad_sequence(tokens, batch_first=True),
+            torch.tensor([len(one) for one in tokens]),
+        )
+
+    def _remember(self, used: dict[str, tuple[Tensor, Tensor]]) -> None:
+        for sentence, features in used.items():
+            self._cache.pop(sentence, None)
+            self._cache[sentence] = features  # as the latest
+        while len(self._cache) > self.cache_size:
+            del self._cache[next(iter(self._cache))]
+
+    @torch.no_grad()
+    def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
+        """Vector and tokens of each sentence."""
+        inputs = self.tokenizer(
+            sentences,
+            padding="max_length" if self._reads_padding else True,
+            truncation=True,
+            max_length=self.max_tokens,
+            padding_side="right",
+            return_tensors="pt",
+            return_attention_mask=not self._reads_padding,
+            return_token_type_ids=False,
+        ).to(self.model.device)
+        outputs = self.model(**inputs)
+        tokens = outputs.last_hidden_state.float()
+        if self._reads_padding:
+            mask = inputs["input_ids"] != self.tokenizer.pad_token_id
+            vectors = outputs.pooler_output
+        else:
+            mask = inputs["attention_mask"].bool()
+            vectors = getattr(outputs, "text_embeds", None)
+        if vectors is None:
+            weights = mask[..., None].float()
+            vectors = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+        lengths = mask.sum(dim=1).clamp(min=1).tolist()
+        return [
+            (vector, row[:length].clone())
+            for vector, row, length in zip(
+                vectors.float().cpu(), tokens.cpu(), lengths, strict=True
+            )
+        ]
+
+    def _load_model(self, name: str) -> Any:
+        try:
+            kind = self._transformers.AutoConfig.from_pretrained(name).model_type
+            model_class = getattr(self._transformers, _TEXT_MODELS.get(kind, "AutoModel"))
+            model, info = model_class.from_pretrained(name, output_loading_info=True)
+        # The hub, transformers and torch each have errors of their own.
+        except Exception as error:
+            raise self._cannot_load(name, error) from error
+        # Heads that models were not trained with are not used.
+        missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
+        if missing:
+            reason = f"it has no weights {', '.join(missing[:3])}"
+            raise CheckpointError(f"{type(self).__name__}: cannot load {name}: {reason}.")
+        return model
+
+    def _load_tokenizer(self, name: str) -> Any:
+        try:
+            return self._transformers.AutoTokenizer.from_pretrained(name)
+        except Exception as error:
+            raise self._cannot_load(f"the tokenizer of {name}", error) from error
+
+    def _cannot_load(self, what: str, error: Exception) -> CheckpointError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return CheckpointError(f"{type(self).__name__}: cannot load {what}: {lines[0]}")
+
+
+# By the type that the configuration tells: the text part of models that are more than that.
+_TEXT_MODELS = {
+    "clip": "CLIPTextModelWithProjection",
+    "clip_text_model": "CLIPTextModelWithProjection",
+    "siglip": "SiglipTextModel",
+    "siglip_text_model": "SiglipTextModel",
+    "siglip2": "Siglip2TextModel",
+    "siglip2_text_model": "Siglip2TextModel",
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
+_MAX_TOKENS = 65_536  # where neither model nor tokenizer has a limit

@@ -1,0 +1,135 @@
+"""A denoising run as a moving picture: GIF with Pillow, MP4 with ffmpeg."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tmapdiff._checks import check_length, check_range, message, require
+from tmapdiff._files import written_beside
+from tmapdiff.errors import ArgumentError, MissingDependencyError
+from tmapdiff.plots.bars import Moments, bars_inches, draw_bars_panel
+from tmapdiff.plots.maps import MAP_INCHES, plot_map, step_titles
+from tmapdiff.plots.style import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.animation import Animation
+    from matplotlib.axes import Axes
+
+_HOLD = 4  # frames that the result stays for
+_LONGEST_LIST = 5  # predicted moments that are shown as bars
+
+
+def animate_denoising(
+    maps: Sequence[Tensor],
+    mask: Tensor | None = None,
+    *,
+    timesteps: Sequence[int] | Tensor | None = None,
+    clip_seconds: float = 1.0,
+    truth: Moments = (),
+    predictions: Sequence[Moments] = (),
+    title: str = "",
+    label: str = "IoU",
+) -> "Animation":
+    """Animate a denoising run: the map after each step, and the moments read off it below.
+
+    Args:
+        maps: The map after each step, in order of the run.
+        mask: Which cells are candidates. All finite cells, if None.
+        timesteps: Diffusion timestep of each map, written above it.
+        clip_seconds: Seconds a clip lasts.
+        truth: Annotated moments, start and end in seconds: rings, and a hatched bar.
+        predictions: Moments read off the map after each step, best first, start and end in seconds:
+            numbers and bars, five at most.
+        title: Text above the map; long ones are broken into lines.
+        label: What the maps hold, beside the colour scale.
+
+    Shape:
+        - maps: each (N, N)
+        - mask: (N, N), bool
+
+    Raises:
+        ShapeError: If a shape does not fit, or `timesteps` or `predictions` has another length than
+            `maps`.
+        ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
+        MissingDependencyError: If matplotlib is not installed.
+
+    Example:
+        >>> maps, timesteps, sampler = [], [], model.sampler
+        >>> def keep(index, timestep, clean):
+        ...     maps.append(sampler.merge(model.grid.unpack(clean))[0][0])
+        ...     timesteps.append(timestep)
+        >>> model.localize(*query, num_inference_steps=25, callback=keep)
+        >>> save_animation(animate_denoising(maps, timesteps=timesteps), "denoising.gif")
+    """
+    who = "animate_denoising"
+    matplotlib: Any = require("matplotlib.animation", extra="viz", purpose=who)
+    above = step_titles(who, maps, timesteps)
+    if len(predictions):
+        check_length(who, "predictions", predictions, len(maps))
+    shown = [list(moments)[:_LONGEST_LIST] for moments in predictions] or [[]] * len(maps)
+    rows = max(len(moments) for moments in shown) + bool(truth)
+    bars = bars_inches(rows)
+    figure = new_figure(4.4, MAP_INCHES + 0.3 + bars, who)
+    names = [["map"], ["moments"]] if rows else [["map"]]
+    ratios = (MAP_INCHES, bars) if rows else None
+    axes: dict[str, Axes] = figure.subplot_mosaic(names, height_ratios=ratios)
+    figure.suptitle(textwrap.fill(title, 48), size=10)
+
+    def draw(index: int) -> None:
+        axes["map"].clear()
+        plot_map(
+            maps[index],
+            mask,
+            clip_seconds=clip_seconds,
+            truth=truth,
+            predictions=shown[index],
+            title=f"{above[index]}   ({index + 1} of {len(maps)})",
+            ax=axes["map"],
+        )
+        if rows:
+            axes["moments"].clear()
+            seconds = len(maps[index]) * clip_seconds
+            draw_bars_panel(axes["moments"], truth, shown[index], seconds=seconds, num_rows=rows)
+
+    draw(0)
+    figure.colorbar(axes["map"].images[0], ax=axes["map"], label=label, shrink=0.9)
+    # The places of all parts are those of the first frame: nothing trembles.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    order = [*range(len(maps)), *[len(maps) - 1] * _HOLD]
+    animation: Animation = matplotlib.FuncAnimation(figure, draw, order, init_func=lambda: None)
+    return animation
+
+
+def save_animation(
+    animation: "Animation", path: str | os.PathLike[str], *, steps_per_second: float = 4.0
+) -> None:
+    """Write an animation as .gif, or as .mp4 if ffmpeg is installed.
+
+    Args:
+        animation: What `animate_denoising` gave.
+        path: File to write.
+        steps_per_second: How fast the run goes.
+
+    Raises:
+        ArgumentError: If `path` ends otherwise, or `steps_per_second` is not positive.
+        MissingDependencyError: If matplotlib is not installed, or ffmpeg for .mp4.
+        FileError: If the place cannot be written.
+    """
+    who = "save_animation"
+    matplotlib: Any = require("matplotlib.animation", extra="viz", purpose=who)
+    check_range(who, "steps_per_second", steps_per_second, 0, open_low=True)
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise ArgumentError(message(who, "a path that ends in .gif or .mp4", repr(str(path))))
+    writer = matplotlib.PillowWriter if suffix == ".gif" else matplotlib.FFMpegWriter
+    if not writer.isAvailable():
+        raise MissingDependencyError(
+            f"{who}: {suffix} needs the program ffmpeg, which is not installed. Write a .gif."
+        )
+    with written_beside(path) as new:
+        animation.save(new, writer=writer(fps=steps_per_second))

@@ -1,0 +1,72 @@
+"""Moments as bars over the time of a video: the true ones, and the predicted ones by rank."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tmapdiff._checks import check_length
+from tmapdiff.plots.style import PREDICTION_COLOR, TRUTH_COLOR
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Moments = Sequence[Sequence[float]]
+
+
+def draw_bars(
+    ax: "Axes",
+    truth: Moments,
+    predictions: Moments,
+    scores: Sequence[float] = (),
+    *,
+    top: float = 0.0,
+    row_height: float = 1.0,
+) -> float:
+    """Draw one row for the true moments and one for each predicted moment, downwards from `top`.
+
+    Rows are labelled on the y axis, with the score where there is one; x is in seconds.
+
+    Returns:
+        The y that the rows reach down to.
+    """
+    rows: list[tuple[str, Moments, dict[str, Any]]] = []
+    if truth:
+        rows.append(("truth", truth, {"facecolor": TRUTH_COLOR, "hatch": "/////"}))
+    for rank, moment in enumerate(predictions, start=1):
+        label = f"{rank}  ({scores[rank - 1]:.2f})" if len(scores) else f"{rank}"
+        rows.append((label, [moment], {"facecolor": PREDICTION_COLOR}))
+    middles = []
+    for index, (_, moments, look) in enumerate(rows):
+        bottom = top - (index + 0.86) * row_height
+        spans = [(start, end - start) for start, end in moments]
+        ax.broken_barh(spans, (bottom, 0.72 * row_height), edgecolor="black", lw=0.7, **look)
+        middles.append(bottom + 0.36 * row_height)
+    ax.set_yticks(middles, [label for label, _, _ in rows], size=8)
+    ax.tick_params(axis="y", length=0)
+    return top - len(rows) * row_height
+
+
+def draw_bars_panel(
+    ax: "Axes",
+    truth: Moments,
+    predictions: Moments,
+    scores: Sequence[float] = (),
+    *,
+    seconds: float,
+    num_rows: int = 0,
+) -> None:
+    """Draw bars into axes of their own, of at least `num_rows`, over a video of so many seconds."""
+    bottom = min(draw_bars(ax, truth, predictions, scores), -num_rows)
+    ax.set(xlim=(0, seconds), ylim=(bottom, 0), xlabel="time (s)")
+    ax.grid(axis="x", color="0.85", lw=0.6)
+    ax.set_axisbelow(True)
+
+
+def bars_inches(rows: int) -> float:
+    """Height that axes of so many rows of bars ask for, with their labels."""
+    return 0.6 + 0.19 * rows if rows else 0.0
+
+
+def check_scores(who: str, scores: Sequence[float], predictions: Moments) -> None:
+    """Raise ShapeError unless there are no scores, or as many as predicted moments."""
+    if len(scores):
+        check_length(who, "scores", scores, len(predictions))

@@ -1,0 +1,251 @@
+"""Heat maps of temporal maps, with matplotlib (extra `viz`)."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_length, check_range, check_shape
+from tmapdiff.errors import ArgumentError
+from tmapdiff.plots.bars import Moments, bars_inches, check_scores, draw_bars_panel
+from tmapdiff.plots.style import COLORMAP, PREDICTION_COLOR, TRUTH_COLOR, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
+MAP_INCHES = 3.4  # height of a square map with its labels
+_MAPS_A_ROW = 5
+
+
+def plot_map(
+    dense: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip_seconds: float = 1.0,
+    truth: Moments = (),
+    predictions: Moments = (),
+    title: str = "",
+    limits: tuple[float, float] | None = (0.0, 1.0),
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw one map: starts upwards, durations to the right, both in seconds.
+
+    Args:
+        dense: Score of every candidate `[start clip, duration in clips - 1]`.
+        mask: Which cells are candidates; the others stay blank. All finite cells, if None.
+        clip_seconds: Seconds a clip lasts.
+        truth: Annotated moments, start and end in seconds: rings.
+        predictions: Predicted moments, best first, start and end in seconds: numbered discs, the
+            best one on top.
+        title: Text above the map.
+        limits: Scores at the two ends of the colour scale. From the map, if None.
+        ax: Where to draw. A new figure, if None.
+
+    Shape:
+        - dense: (N, N)
+        - mask: (N, N), bool
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `clip_seconds` is not positive.
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    who = "plot_map"
+    sizes = check_shape(who, "dense", dense, "N N")
+    check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
+    shown = dense.isfinite()
+    if mask is not None:
+        check_shape(who, "mask", mask, "N N", sizes)
+        shown = shown & mask
+    if ax is None:
+        ax = new_figure(MAP_INCHES, MAP_INCHES, who).subplots()
+
+    seconds = sizes["N"] * clip_seconds
+    ax.imshow(
+        np.ma.masked_array(_array(dense), ~_array(shown)),
+        origin="lower",
+        extent=(0, seconds, 0, seconds),
+        cmap=COLORMAP,
+        interpolation="nearest",
+        vmin=limits[0] if limits else None,
+        vmax=limits[1] if limits else None,
+    )
+    # A moment is drawn in the middle of its cell: columns hold the durations up to their right end.
+    half = clip_seconds / 2
+    for start, end in truth:
+        # Ringed in black, to be seen on blank places too.
+        for color, width in (("black", 3.4), (TRUTH_COLOR, 1.7)):
+            ax.plot(end - start - half, start + half, "o", ms=14, mfc="none", mec=color, mew=width)
+    for rank, (start, end) in enumerate(predictions, start=1):
+        ax.text(
+            end - start - half,
+            start + half,
+            str(rank),
+            size=6.5,
+            color="white",
+            weight="bold",
+            ha="center",
+            va="center_baseline",
+            # Whole discs over each other, so that no two numbers mix.
+            zorder=5 + 1 / rank,
+            bbox={"boxstyle": "circle,pad=0.15", "fc": PREDICTION_COLOR, "ec": "white", "lw": 0.7},
+        )
+    ax.set(xlabel="duration (s)", ylabel="start (s)")
+    ax.set_title(title, size=10)
+    ax.set(xlim=(0, seconds), ylim=(0, seconds))
+    ax.locator_params(nbins=5, steps=[1, 2, 5, 10])
+    return ax
+
+
+def plot_comparison(
+    prediction: Tensor,
+    truth: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip_seconds: float = 1.0,
+    moments: Moments = (),
+    predicted_moments: Moments = (),
+    scores: Sequence[float] = (),
+    title: str = "",
+    label: str = "IoU",
+    figure: "FigureBase | None" = None,
+) -> "FigureBase":
+    """Draw a predicted map beside the true one, and the moments as bars below both.
+
+    Args:
+        prediction: Predicted score of every candidate.
+        truth: True IoU of every candidate.
+        mask: Which cells are candidates. All finite cells, if None.
+        clip_seconds: Seconds a clip lasts.
+        moments: Annotated moments, start and end in seconds: rings, and a hatched bar.
+        predicted_moments: Predicted moments, best first, start and end in seconds: numbers, and
+            bars.
+        scores: Scores of the predicted moments, written beside their bars.
+        title: Text above both maps, for example the query; long ones are broken into lines.
+        label: What the maps hold, beside the colour scale.
+        figure: Empty figure or sub-figure to draw in. A new one, if None.
+
+    Shape:
+        - prediction, truth: (N, N)
+        - mask: (N, N), bool
+
+    Raises:
+        ShapeError: If a shape does not fit, or there are not as many scores as predicted moments.
+        ArgumentError: If `clip_seconds` is not positive.
+        MissingDependencyError: If matplotlib is not installed.
+
+    Source: Zhang et al., arXiv 2401.08232, Fig. 3.
+    """
+    who = "plot_comparison"
+    check_shape(who, "prediction", prediction, "N N")
+    check_scores(who, scores, predicted_moments)
+    rows = len(predicted_moments) + bool(moments)
+    bars = bars_inches(rows)
+    figure = figure or new_figure(7.2, comparison_inches(rows), who)
+    names = [["prediction", "truth"], ["moments", "moments"]]
+    axes: dict[str, Axes] = figure.subplot_mosaic(
+        names if rows else names[:1], height_ratios=(MAP_INCHES, bars) if rows else None
+    )
+    left, right = axes["prediction"], axes["truth"]
+    plot_map(
+        prediction,
+        mask,
+        clip_seconds=clip_seconds,
+        truth=moments,
+        predictions=predicted_moments,
+        title="prediction",
+        ax=left,
+    )
+    plot_map(truth, mask, clip_seconds=clip_seconds, truth=moments, title="truth", ax=right)
+    right.set(ylabel="")
+    right.tick_params(labelleft=False)
+    figure.colorbar(left.images[0], ax=[left, right], label=label, shrink=0.9)
+    if rows:
+        seconds = len(prediction) * clip_seconds
+        draw_bars_panel(axes["moments"], moments, predicted_moments, scores, seconds=seconds)
+    figure.suptitle(textwrap.fill(title, 80), size=10)
+    return figure
+
+
+def comparison_inches(rows: int) -> float:
+    """Height that a comparison with a title and so many rows of bars asks for."""
+    return 0.3 + MAP_INCHES + bars_inches(rows)
+
+
+def plot_denoising(
+    maps: Sequence[Tensor],
+    mask: Tensor | None = None,
+    *,
+    timesteps: Sequence[int] | Tensor | None = None,
+    clip_seconds: float = 1.0,
+    truth: Moments = (),
+    title: str = "",
+    label: str = "IoU",
+) -> "Figure":
+    """Draw the maps of a denoising run side by side, from noise to result, five a row.
+
+    Args:
+        maps: The map after each step, in order of the run.
+        mask: Which cells are candidates. All finite cells, if None.
+        timesteps: Diffusion timestep of each map, written above it.
+        clip_seconds: Seconds a clip lasts.
+        truth: Annotated moments, start and end in seconds.
+        title: Text above all maps.
+        label: What the maps hold, beside the colour scale.
+
+    Shape:
+        - maps: each (N, N)
+        - mask: (N, N), bool
+
+    Raises:
+        ShapeError: If a shape does not fit, or `timesteps` has another length than `maps`.
+        ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    above = step_titles("plot_denoising", maps, timesteps)
+    columns = min(len(maps), _MAPS_A_ROW)
+    rows = -(-len(maps) // columns)
+    figure = new_figure(2.3 * columns + 0.9, 2.55 * rows + 0.4, "plot_denoising")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    drawn = axes.flat[: len(maps)]
+    for index, (ax, one) in enumerate(zip(drawn, maps, strict=True)):
+        plot_map(one, mask, clip_seconds=clip_seconds, truth=truth, title=above[index], ax=ax)
+        if index % columns:
+            ax.set(ylabel="")
+        if index + columns < len(maps):
+            ax.set(xlabel="")
+        else:
+            ax.tick_params(labelbottom=True)
+    for ax in axes.flat[len(maps) :]:
+        ax.remove()
+    figure.colorbar(drawn[0].images[0], ax=list(drawn), label=label, shrink=0.8)
+    figure.suptitle(textwrap.fill(title, 30 * columns), size=10)
+    return figure
+
+
+def step_titles(
+    who: str, maps: Sequence[Tensor], timesteps: Sequence[int] | Tensor | None
+) -> list[str]:
+    """Name each step of a denoising run: by its timestep, or else its number.
+
+    Raises:
+        ArgumentError: If there are no maps.
+        ShapeError: If `timesteps` has another length than `maps`.
+    """
+    if not len(maps):
+        raise ArgumentError(f"{who}: expected at least one map, got none.")
+    if timesteps is None:
+        return [f"step {number}" for number in range(1, len(maps) + 1)]
+    if isinstance(timesteps, Tensor):
+        timesteps = timesteps.tolist()
+    check_length(who, "timesteps", timesteps, len(maps))
+    return [f"t = {timestep}" for timestep in timesteps]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    array = tensor.detach().cpu()
+    return (array if array.dtype == torch.bool else array.float()).numpy()

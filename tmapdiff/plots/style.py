@@ -1,0 +1,33 @@
+"""What all pictures share: colours that print well, and figures without pyplot."""
+
+from typing import TYPE_CHECKING, Any
+
+from tmapdiff._checks import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Perceptually uniform, the same in print, and readable by the colour-blind.
+COLORMAP = "viridis"
+TRUTH_COLOR = "white"  # always edged in black, or hatched
+PREDICTION_COLOR = "#BB5566"
+
+# Paul Tol's high-contrast colours: told apart by the colour-blind, and in greyscale by their
+# lightness.
+COLORS = ("#004488", "#DDAA33", "#BB5566", "#000000")
+MARKERS = "osD^vP*"
+LINES = ("-", "--", ":")  # methods of equal order have the same curve
+
+DPI = 120
+
+
+def new_figure(width: float, height: float, purpose: str) -> "Figure":
+    """Make an empty figure, of so many inches.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
+    # Not pyplot: a library must not open windows or keep figures alive.
+    figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    return figure

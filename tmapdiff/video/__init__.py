@@ -1,0 +1,38 @@
+"""From raw videos to feature stores: decoding, encoding pictures, extraction."""
+
+from tmapdiff.video.decoding import (
+    MAX_PIXELS,
+    SampledFrame,
+    VideoInfo,
+    VideoReader,
+    VideoSource,
+    open_video,
+    probe_video,
+)
+from tmapdiff.video.extraction import (
+    ExtractionReport,
+    VideoFeatures,
+    VideoNote,
+    encode_video,
+    extract_features,
+)
+from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor
+from tmapdiff.video.store_writer import FeatureStoreWriter
+
+__all__ = [  # noqa: RUF022  in the order the data flows
+    "VideoSource",
+    "MAX_PIXELS",
+    "probe_video",
+    "VideoInfo",
+    "open_video",
+    "VideoReader",
+    "SampledFrame",
+    "FramePreprocessor",
+    "FrameEncoder",
+    "encode_video",
+    "VideoFeatures",
+    "extract_features",
+    "ExtractionReport",
+    "VideoNote",
+    "FeatureStoreWriter",
+]

@@ -1,0 +1,664 @@
+"""From a video to the pictures that are shown at chosen times."""
+
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import Self
+
+from tmapdiff._checks import check_choice, check_int, check_range, message, require
+from tmapdiff.errors import ArgumentError, FileError, MissingDependencyError, VideoError
+
+VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
+Backend = Literal["av", "torchcodec"]
+MAX_PIXELS = 8192 * 8192  # of a picture; in RGB some 200 MB
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video when its first picture has been decoded.
+
+    Time 0 is where a player begins: the start of the first picture or sound, whichever is earlier.
+
+    Attributes:
+        has_video: Whether there are pictures at all; all else is None if not.
+        duration: Seconds to the end of the last picture, as the file says; None if it does not.
+        frame_rate: Pictures a second, on average; None if the file does not say.
+        width: Pixels a row, as shown: after rotation.
+        height: Rows, as shown.
+        rotation: Degrees clockwise that stored pictures are turned to be shown: 0, 90, 180 or 270;
+            of mirrored ones, after they were mirrored left to right.
+        codec: Name of the codec; None for arrays.
+        start: Seconds from time 0 to the first picture.
+    """
+
+    has_video: bool
+    duration: float | None = None
+    frame_rate: float | None = None
+    width: int | None = None
+    height: int | None = None
+    rotation: int | None = None
+    codec: str | None = None
+    start: float | None = None
+
+
+@dataclass(frozen=True)
+class SampledFrame:
+    """A picture, and when it is shown.
+
+    Attributes:
+        time: Seconds at which the picture was asked for.
+        shown_from: Seconds from which on it is shown; later than `time` before the first picture
+            only.
+        image: The picture, RGB. Frames with the same picture share it: do not change it in place.
+
+    Shape:
+        - image: (height, width, 3) uint8
+    """
+
+    time: float
+    shown_from: float
+    image: np.ndarray
+
+
+class VideoReader:
+    """A video opened by `open_video`, which is read once, from its start.
+
+    Attributes:
+        info: What the file says.
+        duration: Seconds to the end of the last picture that was decoded; None until all are read.
+        damage: What was wrong with the video, in a line; None if nothing is known to be.
+    """
+
+    def __init__(self, who: str, info: VideoInfo) -> None:
+        self._who = who
+        self._begun = False
+        self.info = info
+        self.duration: float | None = None
+        self.damage: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; one that the caller opened stays open."""
+
+    def sample(self, fps: float | Fraction) -> Iterator[SampledFrame]:
+        """Give the pictures shown at evenly spaced times, one after another.
+
+        The video is cut into pieces of `1 / fps` seconds and each is given by the picture shown at
+        its middle: frame i is that of `(i + 0.5) / fps` seconds, as `pool_features` takes it. The
+        last piece counts if it lasts at least half as long as the others. A video shorter than half
+        a piece gives its last picture.
+
+        Pictures need not be evenly spaced. Before the first one it is taken itself; where one could
+        not be decoded, the one before it. A gap of more than an hour ends the video, as damage.
+
+        Args:
+            fps: Frames a second.
+
+        Raises:
+            ArgumentError: If `fps` is not positive.
+            VideoError: If the video was sampled before; while iterating, if a picture has too many
+                pixels or cannot be converted.
+        """
+        check_range("VideoReader.sample", "fps", fps, 0, open_low=True)
+        if self._begun:
+            hint = "Open it again."
+            raise VideoError(message(self._who, "to be read once", "a second reading", hint))
+        self._begun = True
+        return self._sample(Fraction(fps))
+
+    def _sample(self, fps: Fraction) -> Iterator[SampledFrame]:
+        index = 0
+        shown: _Picture | None = None
+        for picture in self._pictures():
+            if shown is not None:
+                while _middle(index, fps) < picture.start:
+                    yield shown.at(_middle(index, fps))
+                    index += 1
+            shown = picture
+        if shown is None:
+            raise VideoError(message(self._who, "pictures", "none that can be decoded"))
+        while _middle(index, fps) < shown.end:
+            yield shown.at(_middle(index, fps))
+            index += 1
+        if index == 0:
+            yield shown.at(shown.start)
+        self._finish(shown.end)
+
+    def _pictures(self) -> Iterator["_Picture"]:
+        """Give all pictures, in order of their start."""
+        raise NotImplementedError
+
+    def _finish(self, end: Fraction | float) -> None:
+        self.duration = float(end)
+
+
+class _Picture:
+    """A picture that is converted when it is first needed."""
+
+    def __init__(self, start: Fraction, end: Fraction, convert: Callable[[], np.ndarray]) -> None:
+        self.start = start
+        self.end = end
+        self._convert = convert
+        self._image: np.ndarray | None = None
+
+    def at(self, time: Fraction) -> SampledFrame:
+        if self._image is None:
+            self._image = self._convert()
+        return SampledFrame(float(time), float(self.start), self._image)
+
+
+def open_video(
+    source: VideoSource,
+    *,
+    frame_rate: float | Fraction | None = None,
+    backend: Backend | None = None,
+    max_pixels: int = MAX_PIXELS,
+    num_threads: int = 0,
+) -> VideoReader:
+    """Open a video, to know what it is and to sample its pictures.
+
+    Its pictures pass by one at a time: a long video takes no more memory than a short one.
+
+    Args:
+        source: A file; its content, as bytes or as an open binary file, which is read from its
+            start; or pictures.
+        frame_rate: Pictures a second of `source`, if it is pictures.
+        backend: `av` (PyAV) or `torchcodec`, which is slower here, since all pictures are
+            converted, and does not mirror; if None, whichever is installed, PyAV first.
+        max_pixels: Most pixels that a picture may have.
+        num_threads: Threads that decode; 0 lets PyAV choose, with torchcodec it means one.
+
+    Shape:
+        - source: (T, H, W, 3) uint8, RGB, if it is pictures
+
+    Raises:
+        ArgumentError: If `source` is nothing of the kind, pictures have no `frame_rate` or anything
+            else has one, or a number is out of range.
+        ConfigError: If there is no such backend.
+        FileError: If there is no such file, or it cannot be read.
+        VideoError: If it is empty, is no video, has no pictures but sound, has pictures of more
+            than `max_pixels`, or none that can be decoded.
+        MissingDependencyError: If the backend is not installed.
+
+    Example:
+        >>> with open_video("cooking.mp4") as video:  # doctest: +SKIP
+        ...     images = [frame.image for frame in video.sample(fps=2)]
+        ...     print(video.duration, video.damage)
+    """
+    who = "open_video"
+    check_int(who, "max_pixels", max_pixels, at_least=1)
+    check_int(who, "num_threads", num_threads, at_least=0)
+    if isinstance(source, np.ndarray | Tensor):
+        if frame_rate is None:
+            raise ArgumentError(message(who, "the frame_rate of the pictures", "none"))
+        check_range(who, "frame_rate", frame_rate, 0, open_low=True)
+        return _ArrayReader(source, Fraction(frame_rate))
+    if frame_rate is not None:
+        hint = "A file has its own."
+        raise ArgumentError(message(who, "frame_rate with pictures only", frame_rate, hint))
+    reader = _AvReader if find_backend(backend) == "av" else _TorchcodecReader
+    return reader(source, _check_source(source), max_pixels, num_threads)
+
+
+def find_backend(backend: Backend | None = None) -> Backend:
+    """Return the backend that `open_video` would use, or raise as it would when there is none."""
+    if backend is not None:
+        check_choice("open_video", "backend", backend, Backend.__args__)  # type: ignore[attr-defined]
+        _import_backend(backend)
+        return backend
+    try:
+        _import_backend("av")
+    except MissingDependencyError:
+        try:
+            _import_backend("torchcodec")
+        # It raises others when it finds no FFmpeg.
+        except (ImportError, RuntimeError, OSError):
+            pass
+        else:
+            return "torchcodec"
+        raise
+    return "av"
+
+
+def _import_backend(backend: Backend) -> Any:
+    module = {"av": "av", "torchcodec": "torchcodec.decoders"}[backend]
+    return require(module, extra="video", purpose="decoding videos")
+
+
+def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
+    """Tell what a video is; of a file with sound only, that it has no video.
+
+    Args:
+        source: As for `open_video`.
+        **options: As for `open_video`.
+
+    Raises:
+        TmapdiffError: As `open_video`.
+    """
+    try:
+        with open_video(source, **options) as video:
+            return video.info
+    except _NoPicturesError:
+        return VideoInfo(has_video=False)
+
+
+class _NoPicturesError(VideoError):
+    def __init__(self, who: str) -> None:
+        super().__init__(message(who, "a video", "a file without a video stream"))
+
+
+class _ArrayReader(VideoReader):
+    def __init__(self, pictures: np.ndarray | Tensor, frame_rate: Fraction) -> None:
+        array = pictures.detach().cpu().numpy() if isinstance(pictures, Tensor) else pictures
+        who = "open_video"
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
+            expected = "pictures of shape (T, H, W, 3) and dtype uint8, T >= 1"
+            raise ArgumentError(message(who, expected, f"{array.shape} {array.dtype}"))
+        num_frames, height, width, _ = array.shape
+        info = VideoInfo(
+            has_video=True,
+            duration=float(num_frames / frame_rate),
+            frame_rate=float(frame_rate),
+            width=width,
+            height=height,
+            rotation=0,
+            start=0.0,
+        )
+        super().__init__(who, info)
+        self._array = array
+        self._frame_rate = frame_rate
+
+    def _pictures(self) -> Iterator[_Picture]:
+        for index, image in enumerate(self._array):
+            start, end = index / self._frame_rate, (index + 1) / self._frame_rate
+            yield _Picture(start, end, lambda image=image: image)  # type: ignore[misc]
+
+
+class _FileReader(VideoReader):
+    """A reader that tells what it missed."""
+
+    def __init__(self, who: str, info: VideoInfo, end: float | None) -> None:
+        super().__init__(who, info)
+        self._stated_end = end
+        self._problems: list[str] = []
+        self._lost = 0
+        self._reason = ""
+
+    def _count_lost(self, reason: str) -> None:
+        self._lost += 1
+        self._reason = self._reason or reason
+
+    def _jumps(self, before: Fraction, after: Fraction) -> bool:
+        """Tell whether two pictures are so far apart that the file must be wrong."""
+        # No picture is shown for longer than the video lasts, but damage may be in that, too.
+        longest = min(max(self.info.duration or _LONGEST, 10.0), _LONGEST)
+        if after - before <= longest:
+            return False
+        self._problems.append(
+            f"its timestamps jump from {float(before):.2f} s to {float(after):.2f} s"
+        )
+        return True
+
+    def _finish(self, end: Fraction | float) -> None:
+        super()._finish(end)
+        problems = list(self._problems)
+        if self._lost:
+            problems.append(f"{self._lost} pictures could not be decoded ({self._reason})")
+        stated, rate = self._stated_end, self.info.frame_rate or math.inf
+        if stated is not None and end < stated - max(_END_TOLERANCE, 2 / rate):
+            problems.append(f"it ends at {float(end):.2f} s of {stated:.2f} s")
+        self.damage = "; ".join(problems) or None
+
+
+class _AvReader(_FileReader):
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
+        name: str,
+        max_pixels: int,
+        threads: int,
+    ) -> None:
+        self._av = _import_backend("av")
+        self._max_pixels = max_pixels
+        self._who = name
+        try:
+            self._container = self._av.open(
+                _av_file(source),
+                options={"format_whitelist": _FORMATS},
+                metadata_errors="replace",
+            )
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            raise _not_a_video(name, error) from error
+        try:
+            self._open_stream(threads)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _open_stream(self, threads: int) -> None:
+        streams = [one for one in self._container.streams.video if not _is_cover(one)]
+        if not self._container.streams:
+            raise VideoError(message(self._who, "a video", "a file without any stream"))
+        if not streams:
+            raise _NoPicturesError(self._who)
+        best = self._container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        if stream.codec_context is None:
+            raise VideoError(message(self._who, "pictures", "some in a codec that is not known"))
+        _check_pixels(self._who, stream.width or 0, stream.height or 0, self._max_pixels)
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
+        self._stream = stream
+        heard = [one for one in self._container.streams.audio if one.start_time is not None]
+        starts = [one.start_time * one.time_base for one in heard]
+        if stream.start_time is not None:
+            starts.append(stream.start_time * stream.time_base)
+        self._origin = min(starts, default=Fraction(0))
+        rate = stream.average_rate or stream.guessed_rate
+        stated, of_stream = self._stated_duration()
+        super().__init__(self._who, VideoInfo(has_video=True), stated if of_stream else None)
+        self._period = 1 / Fraction(rate) if rate else Fraction(0)
+        self._frames = self._decode()
+        first = next(self._frames, None)
+        if first is None:
+            got = f"none that can be decoded ({self._reason or 'the file ends before'})"
+            raise VideoError(message(self._who, "pictures", got))
+        self._first = first
+        turned, rotation = _turning(first)[0], _rotation(first)
+        self.info = VideoInfo(
+            has_video=True,
+            duration=stated,
+            frame_rate=float(rate) if rate else None,
+            width=first.height if turned else first.width,
+            height=first.width if turned else first.height,
+            rotation=rotation,
+            codec=stream.codec_context.name,
+            start=float(self._start_of(first, Fraction(0))),
+        )
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _stated_duration(self) -> tuple[float | None, bool]:
+        """Seconds to the end of the pictures as the file says, and whether it says it of them."""
+        stream = self._stream
+        if stream.duration:
+            start = (stream.start_time or 0) * stream.time_base
+            return float(start + stream.duration * stream.time_base - self._origin), True
+        tag = _seconds(stream.metadata.get("DURATION", ""))  # Matroska
+        if tag is not None:
+            return tag - float(self._origin), True
+        if self._container.duration:
+            return self._container.duration / self._av.time_base, False
+        return None, False
+
+    def _decode(self) -> Iterator[Any]:
+        """Give all frames that can be decoded, in the order they are shown."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except IndexError:
+                # PyAV, of a stream that it did not know yet; it goes on behind that packet.
+                packets = self._container.demux(self._stream)
+                continue
+            except (self._av.error.FFmpegError, OSError) as error:
+                self._problems.append(f"it cannot be read to its end ({_reason(error)})")
+                return
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except self._av.error.FFmpegError as error:
+                self._count_lost(_reason(error))
+                continue
+            for frame in frames:
+                if frame.is_corrupt:
+                    self._count_lost("in part")
+                yield frame
+
+    def _pictures(self) -> Iterator[_Picture]:
+        frame, end = self._first, Fraction(0)
+        start = self._start_of(frame, end)
+        while frame is not None:
+            duration = (getattr(frame, "duration", None) or 0) * frame.time_base
+            end = start + min(duration or self._period, Fraction(_LONGEST))
+            yield _Picture(start, end, lambda frame=frame: self._convert(frame))  # type: ignore[misc]
+            frame, before = next(self._frames, None), start
+            if frame is not None:
+                # Time stands still where timestamps go back.
+                start = max(self._start_of(frame, end), before)
+                if self._jumps(before, start):
+                    return
+
+    def _start_of(self, frame: Any, otherwise: Fraction) -> Fraction:
+        if frame.pts is None:
+            return otherwise
+        return Fraction(frame.pts * frame.time_base - self._origin)
+
+    def _convert(self, frame: Any) -> np.ndarray:
+        _check_pixels(self._who, frame.width, frame.height, self._max_pixels)
+        try:
+            image: np.ndarray = frame.to_ndarray(format="rgb24")
+        except (self._av.error.FFmpegError, ValueError) as error:
+            got = f"pictures in {frame.format.name} ({_reason(error)})"
+            raise VideoError(message(self._who, "pictures that convert to RGB", got)) from error
+        swapped, right_to_left, bottom_up = _turning(frame)
+        image = image.swapaxes(0, 1) if swapped else image
+        image = image[:, ::-1] if right_to_left else image
+        image = image[::-1] if bottom_up else image
+        return np.ascontiguousarray(image)
+
+
+class _TorchcodecReader(_FileReader):
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
+        name: str,
+        max_pixels: int,
+        threads: int,
+    ) -> None:
+        decoders = _import_backend("torchcodec")
+        self._who = name
+        content: Any = os.fspath(source) if isinstance(source, os.PathLike) else source
+        if hasattr(content, "seekable") and not content.seekable():
+            hint = "Read it into bytes."
+            raise FileError(f"cannot read {name}: torchcodec has to move about in it. {hint}")
+        try:
+            self._decoder = decoders.VideoDecoder(
+                content, dimension_order="NHWC", num_ffmpeg_threads=threads or 1
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            if _start_of_sound(decoders, content) is not None:
+                raise _NoPicturesError(name) from None
+            raise _not_a_video(name, error) from error
+        about = self._decoder.metadata
+        if about.codec in _STILL_CODECS and about.num_frames == 1:
+            raise _NoPicturesError(name)
+        _check_pixels(name, about.width or 0, about.height or 0, max_pixels)
+        self._max_pixels = max_pixels
+        sound = _start_of_sound(decoders, content)
+        begin = about.begin_stream_seconds
+        self._origin = begin if sound is None else min(begin, sound)
+        stated = about.duration_seconds_from_header
+        if stated is not None:
+            stated += (about.begin_stream_seconds_from_header or 0.0) - self._origin
+        info = VideoInfo(
+            has_video=True,
+            duration=stated if stated is not None else about.end_stream_seconds - self._origin,
+            frame_rate=about.average_fps_from_header,
+            width=about.width,
+            height=about.height,
+            rotation=-round(getattr(about, "rotation", None) or 0) % 360,
+            codec=about.codec,
+            start=begin - self._origin,
+        )
+        super().__init__(name, info, stated)
+
+    def _pictures(self) -> Iterator[_Picture]:
+        # One by one: asked for a time, torchcodec goes by the pictures' stated durations, which are
+        # wrong where pictures are not evenly spaced.
+        period = 1 / (self.info.frame_rate or self._decoder.metadata.average_fps or math.inf)
+        start = Fraction(0)
+        for index in range(len(self._decoder)):
+            try:
+                frame = self._decoder.get_frame_at(index)
+            except (RuntimeError, IndexError) as error:
+                self._count_lost(_reason(error))
+                continue
+            image = frame.data.numpy()
+            _check_pixels(self._who, image.shape[1], image.shape[0], self._max_pixels)
+            before, start = start, max(_tidy(frame.pts_seconds - self._origin), start)
+            if self._jumps(before, start):
+                return
+            end = start + min(_tidy(frame.duration_seconds or period), Fraction(_LONGEST))
+            yield _Picture(start, end, lambda image=image: image)  # type: ignore[misc]
+
+
+def _tidy(seconds: float) -> Fraction:
+    """Undo the rounding of a time that came as a float: it would be late or early by a hair."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
+def _middle(index: int, fps: Fraction) -> Fraction:
+    return Fraction(2 * index + 1, 2) / fps
+
+
+def _check_source(source: object) -> str:
+    """Return what messages call a source, or raise when it cannot be read or is empty."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        try:
+            if path.exists() and not path.is_file():
+                raise FileError(f"cannot read {path}: it is no file.")
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+        except FileError:
+            raise
+        except (OSError, ValueError) as error:
+            raise FileError(f"cannot read {path}: {_reason(error)}.") from error
+        name = str(path)
+    elif isinstance(source, bytes):
+        name, head = "the video", source[:_HEAD]
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        given = getattr(source, "name", None)
+        name = given if isinstance(given, str) else "the video"  # a number, of a pipe
+        try:
+            head = None
+            if source.seekable():  # type: ignore[attr-defined]
+                source.seek(0)  # type: ignore[attr-defined]
+                head = source.read(_HEAD)
+                source.seek(0)  # type: ignore[attr-defined]
+        except (OSError, ValueError) as error:
+            raise FileError(f"cannot read {name}: {_reason(error)}.") from error
+    else:
+        expected = "a path, bytes, an open binary file or an array of pictures"
+        got = "a file opened as text" if hasattr(source, "read") else type(source).__name__
+        raise ArgumentError(message("open_video", expected, got))
+    if head == b"":
+        raise VideoError(message(name, "a video", "an empty file"))
+    if head and not _CONTROL.intersection(head):
+        # FFmpeg renders texts as videos, and follows playlists to other files and hosts.
+        raise VideoError(message(name, "a video", "a text"))
+    return name
+
+
+def _not_a_video(who: str, error: Exception) -> VideoError:
+    return VideoError(message(who, "a video", f"something else ({_reason(error)})"))
+
+
+def _check_pixels(who: str, width: int, height: int, most: int) -> None:
+    if width * height > most:
+        expected = f"pictures of at most {most} pixels"
+        hint = "Pass max_pixels if they are meant."
+        raise VideoError(message(who, expected, f"{width} x {height}", hint))
+
+
+def _av_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Any:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # Or a name with a colon would be taken for an address.
+    return f"file:{os.fspath(source)}" if isinstance(source, str | os.PathLike) else source
+
+
+def _start_of_sound(decoders: Any, content: Any) -> float | None:
+    """Seconds at which the sound begins; None if there is none."""
+    if hasattr(content, "seek"):
+        content.seek(0)
+    try:
+        about = decoders.AudioDecoder(content).metadata
+    except (RuntimeError, ValueError, OSError):
+        return None
+    return float(about.begin_stream_seconds_from_header or 0.0)
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a video stream is the picture on a record's sleeve."""
+    return bool(int(getattr(stream, "disposition", 0)) & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
+
+
+def _turning(frame: Any) -> tuple[bool, bool, bool]:
+    """Whether to swap rows and columns, then to mirror them, so that a frame is as shown."""
+    a, b, c, d = _display_matrix(frame)
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
+
+
+def _rotation(frame: Any) -> int:
+    a, b, c, d = _display_matrix(frame)
+    if a * d < b * c:  # mirrored, left to right before it is turned
+        a, b = -a, -b
+    return round(math.degrees(math.atan2(b, a)) / 90) * 90 % 360
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """Entries a, b, c, d: what is at (x, y) is shown at (a x + c y, b x + d y)."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return a, b, c, d
+
+
+def _seconds(clock: str) -> float | None:
+    """Seconds of a time written as hours:minutes:seconds."""
+    try:
+        hours, minutes, seconds = clock.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    # torchcodec begins with the place in its own code.
+    return re.sub(r"^.*\.cpp:\d+, ", "", text).rstrip(".") or type(error).__name__
+
+
+_LONGEST = 3600.0  # seconds that one picture may be shown
+_END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
+_HEAD = 4096  # bytes that tell a text from a video
+_CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
+_STILL_CODECS = ("png", "mjpeg", "bmp", "tiff", "webp")
+# Of FFmpeg's formats those that are one file of pictures or sound: not texts and stills, which it
+# renders as videos, and not playlists, which name other files and hosts.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,gif,"
+    "h264,hevc,av1,obu,ivf,m4v,mjpeg,mxf,rm,dv,nut,yuv4mpegpipe,wtv,swf,"
+    "mp3,wav,aac,flac,ac3,eac3,aiff,au,caf,w64,amr"
+)

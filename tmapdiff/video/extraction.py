@@ -1,0 +1,387 @@
+"""From videos to features: of one, in memory, or of many, into a store."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tmapdiff._checks import check_int, check_range, message, require
+from tmapdiff.data.annotations import check_video_id
+from tmapdiff.errors import AnnotationError, ArgumentError, FileError, TmapdiffError
+from tmapdiff.video.decoding import Backend, VideoSource, find_backend, open_video
+from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
+from tmapdiff.video.store_writer import FeatureStoreWriter
+
+# fmt: off
+VIDEO_SUFFIXES = (
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Features of one video.
+
+    Attributes:
+        features: One feature for each piece of the video.
+        seconds_per_feature: Seconds from one feature to the next.
+        duration: Seconds the video lasts.
+        damage: What was wrong with the video, in a line; None if nothing is known to be.
+
+    Shape:
+        - features: (T, D) float32
+    """
+
+    features: Tensor
+    seconds_per_feature: float
+    duration: float
+    damage: str | None = None
+
+
+def encode_video(
+    source: VideoSource,
+    encoder: FrameEncoder,
+    *,
+    fps: float | Fraction,
+    batch_size: int = 32,
+    **options: Any,
+) -> VideoFeatures:
+    """Compute the features of one video.
+
+    Args:
+        source: As for `open_video`: a file, its content, or pictures.
+        encoder: What makes features of pictures.
+        fps: Features a second.
+        batch_size: Pictures at a time.
+        **options: As for `open_video`: `frame_rate`, `backend`, ...
+
+    Raises:
+        TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
+
+    Example:
+        >>> video = encode_video("cooking.mp4", FrameEncoder("vgg16"), fps=2)  # doctest: +SKIP
+        >>> clips = pool_features(  # doctest: +SKIP
+        ...     video.features,
+        ...     16,
+        ...     duration=video.duration,
+        ...     seconds_per_feature=video.seconds_per_feature,
+        ... )
+    """
+    with open_video(source, **options) as video:
+        images = (frame.image for frame in video.sample(fps))
+        features = encoder.encode(images, batch_size)
+        duration = video.duration or 0.0
+        return VideoFeatures(features, _seconds_per_feature(fps), duration, video.damage)
+
+
+@dataclass(frozen=True)
+class VideoNote:
+    """What is to be said of a video."""
+
+    video_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What `extract_features` did.
+
+    Attributes:
+        path: The store.
+        extracted: Ids of the videos whose features were computed.
+        kept: Ids of those that were in the store already.
+        damaged: Those of `extracted` with something wrong: their features are of what could be
+            decoded.
+        skipped: Videos without features, and why.
+    """
+
+    path: Path
+    extracted: tuple[str, ...]
+    kept: tuple[str, ...]
+    damaged: tuple[VideoNote, ...]
+    skipped: tuple[VideoNote, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {len(self.extracted)} videos extracted, {len(self.kept)} kept, "
+            f"{len(self.damaged)} damaged, {len(self.skipped)} skipped"
+        ]
+        for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
+            lines += [f"{what} {note.video_id}: {note.reason}" for note in notes]
+        return "\n".join(lines)
+
+
+def extract_features(
+    videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Mapping[str, Any],
+    encoder: FrameEncoder,
+    out: str | os.PathLike[str],
+    *,
+    fps: float | Fraction,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    skip_damaged: bool = False,
+    backend: Backend | None = None,
+    show_progress: bool = True,
+) -> ExtractionReport:
+    """Compute the features of many videos, into one HDF5 file.
+
+    `open_feature_store` reads it, and knows its `seconds_per_feature`. The file and each dataset
+    have the attributes `model`, `model_sha256`, `fps` and `seconds_per_feature`; a dataset also has
+    `duration`, `num_frames`, `source`, `source_size`, `source_mtime_ns`, `source_sha256` and, of a
+    damaged video, `damage`.
+
+    Run again, it goes on where it was interrupted, however hard, adds what is new, computes again
+    what has changed, and tries again what was skipped.
+
+    Args:
+        videos: A folder, of which all files with a suffix of videos count; or files. Their ids are
+            their names without suffix, unless a mapping from ids to files is given.
+        encoder: What makes features of pictures.
+        out: The HDF5 file, to be made or added to.
+        fps: Features a second.
+        batch_size: Pictures at a time.
+        num_workers: Processes that decode, a video each; 0 decodes in this one.
+        skip_damaged: Whether to leave out a damaged video, instead of keeping what of it could be
+            decoded.
+        backend: As for `open_video`.
+        show_progress: Whether to show a progress bar, if there is a terminal.
+
+    Raises:
+        FileError: If the folder cannot be read, the file cannot be written, or another process
+            writes it.
+        FeatureError: If the file has features of another model or rate.
+        ArgumentError: If there are no videos, two have one id, or a number is out of range.
+        MissingDependencyError: If the extra `video` is not installed.
+
+    Example:
+        >>> report = extract_features(  # doctest: +SKIP
+        ...     "videos", FrameEncoder("vgg16", device="cuda"), "vgg16.h5", fps=2, num_workers=4
+        ... )
+        >>> print(report)  # doctest: +SKIP
+        vgg16.h5: 8 videos extracted, 0 kept, 0 damaged, 1 skipped
+        skipped AO8RW: videos/AO8RW.mp4: expected a video, got an empty file.
+    """
+    who = "extract_features"
+    check_range(who, "fps", fps, 0, open_low=True)
+    check_int(who, "batch_size", batch_size, at_least=1)
+    check_int(who, "num_workers", num_workers, at_least=0)
+    paths = _listed(who, videos)
+    backend = find_backend(backend)
+    shared: dict[str, str | float] = {
+        "model": encoder.description,
+        "model_sha256": encoder.fingerprint,
+        "fps": float(fps),
+        "seconds_per_feature": _seconds_per_feature(fps),
+    }
+    kept: list[str] = []
+    todo: dict[str, Path] = {}
+    skipped: list[VideoNote] = []
+    damaged: list[VideoNote] = []
+    extracted: list[str] = []
+    with FeatureStoreWriter(out, shared) as store:
+        for video_id, path in paths.items():
+            try:
+                check_video_id(who, video_id)
+                if video_id in store and _is_source(path, store[video_id]):
+                    kept.append(video_id)
+                else:
+                    todo[video_id] = path
+            except (AnnotationError, FileError) as error:
+                skipped.append(VideoNote(video_id, str(error)))
+        frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size, backend)
+        loader = DataLoader(frames, batch_size=None, num_workers=min(num_workers, len(todo)))
+        with _ProgressBar(show_progress, len(todo)) as bar:
+            features: dict[str, list[Tensor]] = {}  # by video: each worker is at one
+            for video_id, item in loader:
+                if isinstance(item, Tensor):
+                    features.setdefault(video_id, []).append(encoder(item))
+                    bar.frames(len(item))
+                    continue
+                parts = features.pop(video_id, [])
+                if isinstance(item, _Ending) and not (item.damage and skip_damaged):
+                    array = torch.cat(parts).numpy()
+                    attributes = {**item.attributes, "num_frames": len(array), **shared}
+                    store.write(video_id, array, attributes)
+                    extracted.append(video_id)
+                    if item.damage:
+                        damaged.append(VideoNote(video_id, item.damage))
+                else:
+                    reason = item.damage if isinstance(item, _Ending) else item
+                    skipped.append(VideoNote(video_id, str(reason)))
+                bar.video()
+        store.finish()
+    order = {video_id: index for index, video_id in enumerate(paths)}
+    return ExtractionReport(
+        path=Path(out),
+        extracted=tuple(sorted(extracted, key=order.__getitem__)),
+        kept=tuple(kept),
+        damaged=tuple(sorted(damaged, key=lambda note: order[note.video_id])),
+        skipped=tuple(sorted(skipped, key=lambda note: order[note.video_id])),
+    )
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What is known of a video when all its pictures have passed."""
+
+    attributes: dict[str, Any]
+    damage: str | None
+
+
+class _FrameBatches(IterableDataset[tuple[str, Any]]):
+    """Preprocessed pictures of videos, in batches of one video, and what became of each video.
+
+    Gives (id, frames) any number of times, then (id, `_Ending`) or (id, why it failed).
+    """
+
+    def __init__(
+        self,
+        videos: tuple[tuple[str, Path], ...],
+        preprocess: FramePreprocessor,
+        fps: float | Fraction,
+        batch_size: int,
+        backend: Backend | None,
+    ) -> None:
+        self.videos = videos
+        self.preprocess = preprocess
+        self.fps = fps
+        self.batch_size = batch_size
+        self.backend = backend
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        # Workers share the processors among them; alone, decoding may use them all.
+        threads = 1 if worker else 0
+        for video_id, path in self.videos[first::step]:
+            try:
+                for item in self._read(path, threads):
+                    yield video_id, item
+            except TmapdiffError as error:
+                yield video_id, str(error)
+
+    def _read(self, path: Path, threads: int) -> Iterator[Tensor | _Ending]:
+        attributes = _source_attributes(path)
+        with closing(open_video(path, backend=self.backend, num_threads=threads)) as video:
+            frames = (self.preprocess(frame.image) for frame in video.sample(self.fps))
+            for batch in batches(frames, self.batch_size):
+                yield torch.stack(batch)
+            attributes["duration"] = video.duration
+            if video.damage:
+                attributes["damage"] = video.damage
+            yield _Ending(attributes, video.damage)
+
+
+class _ProgressBar:
+    """A rich progress bar on a terminal; nothing elsewhere."""
+
+    def __init__(self, shown: bool, num_videos: int) -> None:
+        progress: Any = require("rich.progress", extra="video", purpose="extract_features")
+        self.bar = progress.Progress(
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            "videos",
+            "{task.fields[count]} frames",
+            progress.TimeRemainingColumn(),
+            transient=True,
+        )
+        # Without a terminal, rich would print the bar's last state into the log.
+        self.bar.disable = not (shown and self.bar.console.is_terminal)
+        self.task = self.bar.add_task("extracting", total=num_videos, count=0)
+        self.count = 0
+
+    def __enter__(self) -> "_ProgressBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def frames(self, count: int) -> None:
+        self.count += count
+        self.bar.update(self.task, count=self.count)
+
+    def video(self) -> None:
+        self.bar.advance(self.task)
+
+
+def _seconds_per_feature(fps: float | Fraction) -> float:
+    return float(1 / Fraction(fps))
+
+
+def _listed(who: str, videos: Any) -> dict[str, Path]:
+    if isinstance(videos, str | os.PathLike):
+        folder = Path(videos)
+        try:
+            found = sorted(path for path in folder.iterdir() if path.is_file())
+        except OSError as error:
+            raise FileError(f"cannot read the folder {folder}: {error.strerror}.") from error
+        files = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
+        if not files:
+            expected = "a folder of videos"
+            raise ArgumentError(message(who, expected, f"no file with such a suffix in {folder}"))
+    elif isinstance(videos, Mapping):
+        paths = {str(video_id): Path(path) for video_id, path in videos.items()}
+        check_int(who, "videos", len(paths), at_least=1)
+        return paths
+    else:
+        files = [Path(path) for path in videos]
+        check_int(who, "videos", len(files), at_least=1)
+    paths = {}
+    for path in files:
+        if path.stem in paths:
+            hint = "Pass a mapping from ids to files."
+            got = f"{paths[path.stem]} and {path}"
+            raise ArgumentError(message(who, "one video an id", got, hint))
+        paths[path.stem] = path
+    return paths
+
+
+def _source_attributes(path: Path) -> dict[str, Any]:
+    size, mtime = _size_and_time(path)
+    return {
+        "source": path.name,
+        "source_size": size,
+        "source_mtime_ns": mtime,
+        "source_sha256": _digest(path),
+    }
+
+
+def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
+    """Whether a file is the one that features were made of."""
+    size, mtime = _size_and_time(path)
+    if size != attributes.get("source_size"):
+        return False
+    # A copy has another time.
+    same_time = mtime == attributes.get("source_mtime_ns")
+    return same_time or _digest(path) == attributes.get("source_sha256")
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}.") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}.") from error
+    return digest.hexdigest()

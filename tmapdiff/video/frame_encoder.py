@@ -1,0 +1,235 @@
+"""Features of pictures, by any image model of timm."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tmapdiff._checks import check_choice, check_int, check_shape, message
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
+
+Precision = Literal["no", "fp16", "bf16"]
+
+
+class FrameEncoder(nn.Module):
+    """One vector a picture: timm's preprocessing, and a frozen image model without its head.
+
+    `vgg16` gives the 4096 numbers before its classifier (fc7), `vit_base_patch16_clip_224.openai`
+    CLIP's 768; with `keep_head` the 512 of the space that it shares with CLIP's text tower.
+
+    Args:
+        model_name: Name of the model, with or without the tag of its weights
+            (`timm.list_models()`, `timm.list_pretrained()`).
+        pretrained: Whether to load its weights, from timm's cache or the hub; they are random if
+            not.
+        weights: File with the weights, to load in place of the hub's.
+        keep_head: Whether to keep the last layer: class scores or, of CLIP, the projection.
+        mixed_precision: Arithmetic, by autocast; the features are float32 all the same.
+        device: Where to compute.
+
+    Shape:
+        - frames: (B, 3, height, width), as `preprocess` makes them
+        - returns: (B, feature_dim) float32, on the frames' own device
+
+    Raises:
+        ConfigError: If there is no such model or precision, or it gives no vector a picture.
+        CheckpointError: If the weights cannot be loaded, for example for want of a network.
+        FileError: If there is no file `weights`.
+        ArgumentError: If there are `weights` but not `pretrained`.
+        ShapeError: If the frames have another shape, in the call.
+
+    Example:
+        >>> encoder = FrameEncoder("vgg16", device="cuda", mixed_precision="fp16")  # doctest: +SKIP
+        >>> encoder.encode(images).shape  # doctest: +SKIP
+        torch.Size([26, 4096])
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: bool = True,
+        weights: str | os.PathLike[str] | None = None,
+        keep_head: bool = False,
+        mixed_precision: Precision = "no",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        import timm
+
+        who = "FrameEncoder"
+        check_choice(who, "mixed_precision", mixed_precision, Precision.__args__)  # type: ignore[attr-defined]
+        _check_name(who, model_name)
+        options: dict[str, Any] = {} if keep_head else {"num_classes": 0}
+        if weights is not None:
+            if not pretrained:
+                raise ArgumentError(message(who, "pretrained with weights", "pretrained=False"))
+            if not Path(weights).is_file():
+                raise FileError(message(who, f"a file {weights}", "no such file"))
+            options["pretrained_cfg_overlay"] = {"file": str(weights)}
+        try:
+            model = timm.create_model(model_name, pretrained=pretrained, **options)
+        # The hub, timm and torch each have errors of their own.
+        except Exception as error:
+            if not pretrained:
+                raise
+            raise CheckpointError(
+                f"{who}: cannot load the weights of {model_name}: {_first_line(error)}. "
+                "Without a network, pass the file as weights, or pretrained=False."
+            ) from error
+        self.model_name = model_name
+        self.mixed_precision = mixed_precision
+        config = timm.data.resolve_model_data_config(model)
+        self.preprocess = FramePreprocessor(config)
+        self.model = model.eval().requires_grad_(False).to(device)
+        origin = "" if pretrained else ", random weights"
+        self.description = f"timm {model_name}{' with head' if keep_head else ''}{origin}"
+        with torch.no_grad():
+            example = self.model(torch.zeros(1, *config["input_size"], device=self.device))
+        if not isinstance(example, Tensor) or example.dim() != 2:
+            got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            raise ConfigError(message(who, "a model that gives (B, D)", f"{got} of {model_name}"))
+        self.feature_dim: int = example.shape[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: it is frozen."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the features: two encoders with one give the same.
+
+        Of the weights as they are when it is first asked for.
+        """
+        digest = hashlib.sha256(f"{self.preprocess}{self.mixed_precision}".encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            # As bytes: NumPy has no bfloat16.
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(content.numpy().data)
+        return digest.hexdigest()
+
+    def extra_repr(self) -> str:
+        """Name the model: timm's own representation does not."""
+        return self.description
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode preprocessed pictures; see the class."""
+        channels, height, width = self.preprocess.input_size
+        check_shape("FrameEncoder", "frames", frames, f"B {channels} {height} {width}")
+        if not len(frames):
+            return frames.new_zeros(0, self.feature_dim, dtype=torch.float32)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.mixed_precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            features: Tensor = self.model(frames.to(self.device))
+        return features.float().to(frames.device)
+
+    def encode(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Tensor:
+        """Preprocess and encode pictures, a batch at a time.
+
+        Args:
+            images: RGB pictures of any size; they may come from a generator.
+            batch_size: Pictures at a time.
+
+        Shape:
+            - images: each (height, width, 3) uint8
+            - returns: (T, feature_dim) float32, on the CPU
+
+        Raises:
+            ArgumentError: If a picture is of another shape or dtype, or `batch_size` is below 1.
+        """
+        check_int("FrameEncoder.encode", "batch_size", batch_size, at_least=1)
+        frames = (self.preprocess(image) for image in images)
+        parts = [self(torch.stack(batch)) for batch in batches(frames, batch_size)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.feature_dim)
+
+
+class FramePreprocessor:
+    """Makes of a picture what a model of timm takes: timm's own transform for evaluation.
+
+    Args:
+        config: What `timm.data.resolve_model_data_config` gives.
+
+    Shape:
+        - image: (height, width, 3) uint8, RGB
+        - returns: (3, height, width) float32
+
+    Raises:
+        ArgumentError: If a picture has another shape or dtype, in the call.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        from timm.data import create_transform
+
+        self.config = config
+        self._transform = create_transform(**config, is_training=False)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the result."""
+        size: tuple[int, int, int] = self.config["input_size"]
+        return size
+
+    def __repr__(self) -> str:
+        return f"FramePreprocessor({self.config!r})"
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """Preprocess a picture; see the class."""
+        from PIL import Image
+
+        if (
+            not isinstance(image, np.ndarray)
+            or image.dtype != np.uint8
+            or image.ndim != 3
+            or image.shape[2] != 3
+        ):
+            expected = "an image of shape (H, W, 3) and dtype uint8"
+            got = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}"
+            raise ArgumentError(message("FramePreprocessor", expected, got.rstrip()))
+        frame: Tensor = self._transform(Image.fromarray(image))
+        return frame
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Cut a stream into lists of `size`; the last may be shorter."""
+    stream = iter(items)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def _check_name(who: str, name: str) -> None:
+    import timm
+
+    expected = "the name of a model of timm"
+    if not isinstance(name, str):
+        raise ConfigError(message(who, expected, repr(name)))
+    if ":" in name:  # hf-hub:..., local-dir:...
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them."
+        raise ConfigError(message(who, expected, repr(name), hint))
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        hint = f"There is {', '.join(known[:5])}." if known else "It has no weights."
+        raise ConfigError(message(who, "a tag of timm's weights", repr(name), hint))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

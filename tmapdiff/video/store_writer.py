@@ -1,0 +1,176 @@
+"""Filling a feature store video by video, so that a process that is killed spoils nothing."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from typing_extensions import Self
+
+from tmapdiff._checks import message, require
+from tmapdiff._files import written_beside
+from tmapdiff.errors import FeatureError, FileError
+
+Attributes = Mapping[str, str | int | float]
+
+
+class FeatureStoreWriter:
+    """Fills an HDF5 file that `HDF5FeatureStore` reads: a dataset a video, with attributes.
+
+    HDF5 files do not survive that their writer is killed. So each video is first written to a file
+    of its own in the folder `{path}.parts`; `finish` makes the HDF5 file of the old one and these,
+    under another name, and renames it. At any moment each file is whole or not there, and the next
+    writer goes on with what there is. This takes the disk space of the features twice.
+
+    Used as a context manager, it keeps other writers out.
+
+    Args:
+        path: The HDF5 file, to be made or added to.
+        attributes: What all features of the file share, such as the model that made them.
+
+    Raises:
+        FileError: On entering, if the place cannot be written, another process writes there, or the
+            file at `path` cannot be read; later, if the disk is full or the like.
+        FeatureError: On entering, if the features at `path` or in its parts have other attributes.
+        MissingDependencyError: If h5py is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], attributes: Attributes) -> None:
+        self._h5py: Any = require("h5py", extra="video", purpose="writing HDF5 features")
+        self.path = Path(path)
+        self.attributes = dict(attributes)
+        self.parts = self.path.with_name(f"{self.path.name}.parts")
+        self._lock = FileLock(self.parts / "lock", timeout=0)
+        self._written: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            expected = f"to be the only process that writes {self.path}"
+            raise FileError(message("FeatureStoreWriter", expected, "another one")) from None
+        except OSError as error:
+            raise FileError(f"cannot write {self.parts}: {error.strerror}.") from error
+        try:
+            self._take_over()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._leave()
+
+    def __len__(self) -> int:
+        """Count the videos that are written."""
+        return len(self._written)
+
+    def __contains__(self, video_id: object) -> bool:
+        """Tell whether a video is written."""
+        return video_id in self._written
+
+    def __getitem__(self, video_id: str) -> dict[str, Any]:
+        """Return the attributes that a video was written with."""
+        return self._written[video_id]
+
+    def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
+        """Write the features of a video; those it had are replaced.
+
+        Shape:
+            - features: (T, D)
+
+        Raises:
+            FileError: If they cannot be written.
+        """
+        with written_beside(self.parts / f"{video_id}.npz") as new:
+            np.savez(new, features=features, attributes=np.array(json.dumps(dict(attributes))))
+        self._written[video_id] = dict(attributes)
+
+    def finish(self) -> None:
+        """Put what was written into the HDF5 file.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
+        parts = sorted(self.parts.glob("*.npz"))
+        if not parts:
+            return
+        whole = self.parts / "whole.h5"
+        with written_beside(whole) as new:
+            if self.path.exists():
+                shutil.copyfile(self.path, new)
+            with self._h5py.File(new, "a") as file:
+                file.attrs.update(self.attributes)
+                for part in parts:
+                    features, attributes = _read_part(part)
+                    if part.stem in file:
+                        del file[part.stem]
+                    file.create_dataset(part.stem, data=features).attrs.update(attributes)
+        try:
+            whole.replace(self.path)
+            for part in parts:
+                part.unlink()
+        except OSError as error:
+            raise FileError(f"cannot write {self.path}: {error.strerror}.") from error
+
+    def _take_over(self) -> None:
+        """Clear up after a writer that was killed, and learn what it wrote."""
+        for left in self.parts.glob(".*"):
+            if left.is_dir():  # a file that was being written
+                shutil.rmtree(left, ignore_errors=True)
+        (self.parts / "whole.h5").unlink(missing_ok=True)
+        if self.path.exists():
+            self._read_store()
+        shared, parts = self.parts / "attributes.json", sorted(self.parts.glob("*.npz"))
+        if parts and shared.exists():
+            self._check_same(json.loads(shared.read_text()))
+        else:
+            with written_beside(shared) as new:
+                new.write_text(json.dumps(self.attributes))
+        for part in parts:
+            try:
+                self._written[part.stem] = _read_part(part)[1]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                part.unlink()  # spoilt by a failing disk or machine
+
+    def _read_store(self) -> None:
+        try:
+            with self._h5py.File(self.path, "r") as file:
+                self._check_same(_plain(file.attrs))
+                self._written = {name: _plain(file[name].attrs) for name in file}
+        # h5py has no error of its own: damage shows as any of these.
+        except (OSError, RuntimeError, KeyError) as error:
+            if isinstance(error, FileError):
+                raise
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise FileError(f"cannot read {self.path} as HDF5: {reason}.") from error
+
+    def _check_same(self, found: dict[str, Any]) -> None:
+        for name, value in self.attributes.items():
+            if found.get(name) != value:
+                expected = f"the features in {self.path} to have {name} = {value!r}, as new ones"
+                got = repr(found[name]) if name in found else "none"
+                hint = "Use another file for these."
+                raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
+
+    def _leave(self) -> None:
+        if not any(self.parts.glob("*.npz")):
+            shutil.rmtree(self.parts, ignore_errors=True)
+        self._lock.release()
+
+
+def _read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    # Opened here: NumPy leaves a broken one open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+        return part["features"], json.loads(part["attributes"].item())
+
+
+def _plain(attributes: Any) -> dict[str, Any]:
+    """HDF5 attributes as plain Python values."""
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in attributes.items()}
