@@ -46,8 +46,12 @@ class TextEncoder(nn.Module):
 
     Shape:
         - words: (B, L), integer; (B, L, text_channels) if they are features
-        - num_words: (B,), integer, 1 to L
+        - num_words: (B,), integer, 1 to L; on the CPU, or the call waits for the device
         - returns: (B, channels)
+
+    Attributes:
+        validate: Whether the call checks that words are in the vocabulary, for which it waits for
+            the device; turn it off for words that `check_words` has seen.
 
     Raises:
         ArgumentError: If a size is too small, at construction; if a sentence is empty or longer
@@ -93,6 +97,7 @@ class TextEncoder(nn.Module):
         )
         self.linear = nn.Linear(channels, channels)
         self.word_dropout = check_range(who, "word_dropout", word_dropout, 0, 1)
+        self.validate = True
 
     def forward(self, words: Tensor, num_words: Tensor) -> Tensor:
         """Encode sentences; see the class."""
@@ -101,7 +106,6 @@ class TextEncoder(nn.Module):
         check_shape("TextEncoder", "num_words", num_words, "B", sizes)
         if not sizes["B"]:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.in_features))
-        # The LSTM wants lengths on the CPU.
         lengths = num_words.cpu()
         if int(lengths.min()) < 1 or int(lengths.max()) > sizes["L"]:
             wrong = int(((lengths < 1) | (lengths > sizes["L"])).nonzero()[0])
@@ -110,7 +114,8 @@ class TextEncoder(nn.Module):
                 f"got {int(lengths[wrong])} in row {wrong}."
             )
         if self.text_channels is None:
-            self._check_words(words)
+            if self.validate:
+                self._check_words(words)
         else:
             words = words.to(self.embedding.weight.dtype)
         if self.training and self.word_dropout:
@@ -120,13 +125,20 @@ class TextEncoder(nn.Module):
                 words = words.masked_fill(dropped, UNKNOWN)
             else:
                 words = words.masked_fill(dropped[..., None], 0)
-        packed = pack_padded_sequence(
-            self.embedding(words), lengths, batch_first=True, enforce_sorted=False
-        )
+        # Longest first, as the LSTM wants them. It would sort them itself, but wait for the device.
+        lengths, order = lengths.sort(descending=True)
+        order = order.to(words.device, non_blocking=True)
+        packed = pack_padded_sequence(self.embedding(words)[order], lengths, batch_first=True)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         # Padded states are zero: the sum is one over words.
-        mean = reduce(states, "b l c -> b c", "sum") / num_words[:, None].to(states)
-        return self.linear(mean)
+        count = lengths[:, None].to(states.device, states.dtype, non_blocking=True)
+        mean = reduce(states, "b l c -> b c", "sum") / count
+        return self.linear(mean[order.argsort()])
+
+    def check_words(self, words: Tensor) -> None:
+        """Raise ArgumentError unless words are integers of the vocabulary; reads their values."""
+        if self.text_channels is None:
+            self._check_words(words)
 
     def _check_words(self, words: Tensor) -> None:
         known = len(self.embedding.weight)
