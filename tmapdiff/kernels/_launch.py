@@ -34,6 +34,22 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     return None
 
 
+def why_not_eager(*tensors: Tensor) -> str | None:
+    """Say why no implementation by torch's operations, with gradients of its own, can run.
+
+    These are for the CPU in float32 or float64: elsewhere Triton is quicker, and half precision
+    would need the copies that they save. The compiler traces the reference, and fuses it itself.
+    """
+    if torch.compiler.is_compiling():
+        return "torch traces them"
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "they are not on the CPU"
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        return f"they hold {' and '.join(sorted(map(str, dtypes)))}"
+    return None
+
+
 def in_order(
     device: torch.device, triton: str | None, **others: str | None
 ) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tmapdiff._checks import check_shape
 from tmapdiff.errors import ShapeError
+from tmapdiff.kernels._launch import memory_order
 
 
 def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int | str) -> None:
@@ -34,6 +35,28 @@ def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     if x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1:
         return x.clone().masked_fill_(~mask.unsqueeze(-3), 0)
     return torch.where(mask.unsqueeze(-3), x, 0)
+
+
+def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set invalid cells to 0 in place, for code with gradients of its own; returns `x`.
+
+    One mask for all samples has few invalid cells: they are looked up, and nothing else is touched.
+    On other devices than the CPU, looking up would make the host wait.
+
+    Shape:
+        - x: (B, C, N_k, A)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A)
+    """
+    if mask is None:
+        return x
+    if mask.dim() == 3:
+        return x.masked_fill_(~mask.unsqueeze(-3), 0)
+    order = memory_order(x)
+    invalid = dict(zip((2, 3), (~mask).nonzero(as_tuple=True), strict=True))
+    # Indexed in the order of memory: otherwise as slow as a pass over all cells.
+    x.permute(order)[tuple(invalid.get(dim, slice(None)) for dim in order)] = 0
+    return x
 
 
 def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: float = 1e-5) -> Tensor:

@@ -20,6 +20,7 @@ from tmapdiff._checks import (
 )
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels.masking import fill_invalid
+from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
 
@@ -45,8 +46,12 @@ class TextEncoder(nn.Module):
 
     Shape:
         - words: (B, L), integer; (B, L, text_channels) if they are features
-        - num_words: (B,), integer, 1 to L
+        - num_words: (B,), integer, 1 to L; on the CPU, or the call waits for the device
         - returns: (B, channels)
+
+    Attributes:
+        validate: Whether the call checks that words are in the vocabulary, for which it waits for
+            the device; turn it off for words that `check_words` has seen.
 
     Raises:
         ArgumentError: If a size is too small, at construction; if a sentence is empty or longer
@@ -92,6 +97,7 @@ class TextEncoder(nn.Module):
         )
         self.linear = nn.Linear(channels, channels)
         self.word_dropout = check_range(who, "word_dropout", word_dropout, 0, 1)
+        self.validate = True
 
     def forward(self, words: Tensor, num_words: Tensor) -> Tensor:
         """Encode sentences; see the class."""
@@ -100,7 +106,6 @@ class TextEncoder(nn.Module):
         check_shape("TextEncoder", "num_words", num_words, "B", sizes)
         if not sizes["B"]:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.in_features))
-        # The LSTM wants lengths on the CPU.
         lengths = num_words.cpu()
         if int(lengths.min()) < 1 or int(lengths.max()) > sizes["L"]:
             wrong = int(((lengths < 1) | (lengths > sizes["L"])).nonzero()[0])
@@ -109,7 +114,8 @@ class TextEncoder(nn.Module):
                 f"got {int(lengths[wrong])} in row {wrong}."
             )
         if self.text_channels is None:
-            self._check_words(words)
+            if self.validate:
+                self._check_words(words)
         else:
             words = words.to(self.embedding.weight.dtype)
         if self.training and self.word_dropout:
@@ -119,13 +125,20 @@ class TextEncoder(nn.Module):
                 words = words.masked_fill(dropped, UNKNOWN)
             else:
                 words = words.masked_fill(dropped[..., None], 0)
-        packed = pack_padded_sequence(
-            self.embedding(words), lengths, batch_first=True, enforce_sorted=False
-        )
+        # Longest first, as the LSTM wants them. It would sort them itself, but wait for the device.
+        lengths, order = lengths.sort(descending=True)
+        order = order.to(words.device, non_blocking=True)
+        packed = pack_padded_sequence(self.embedding(words)[order], lengths, batch_first=True)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         # Padded states are zero: the sum is one over words.
-        mean = reduce(states, "b l c -> b c", "sum") / num_words[:, None].to(states)
-        return self.linear(mean)
+        count = lengths[:, None].to(states.device, states.dtype, non_blocking=True)
+        mean = reduce(states, "b l c -> b c", "sum") / count
+        return self.linear(mean[order.argsort()])
+
+    def check_words(self, words: Tensor) -> None:
+        """Raise ArgumentError unless words are integers of the vocabulary; reads their values."""
+        if self.text_channels is None:
+            self._check_words(words)
 
     def _check_words(self, words: Tensor) -> None:
         known = len(self.embedding.weight)
@@ -197,14 +210,30 @@ class MapFeatureBuilder(nn.Module):
         """Build the map features; see the class."""
         sizes = check_shape("MapFeatureBuilder", "clips", clips, f"B {self.channels} N")
         maps: list[Tensor] = []
-        x = clips
-        for scale, (rows, _) in enumerate(self.grid.resized(sizes["N"]).shapes):
-            columns = [maps[-1][:, :, : 2 * rows : 2, 1::2]] if scale else []
+        # Starts outermost and channels innermost: layers are then products of large matrices, and
+        # the maps lie in memory as spectral convolutions read them.
+        x = rearrange(clips, "b c n -> n b c")
+        for scale, (rows, columns) in enumerate(self.grid.resized(sizes["N"]).shapes):
+            reused = list(maps[-1][1::2, : 2 * rows : 2]) if scale else []
+            filling = x.new_zeros(rows, *x.shape[1:])
+            pieces: list[Tensor] = [*reused]
             for layer in self.scales[scale].children():
-                x = layer(x)
-                columns.append(F.pad(x, (0, rows - x.shape[-1])).unsqueeze(-1))
-            maps.append(torch.cat(columns, dim=-1))
-        return maps
+                x = _apply(layer, x)
+                pieces += [x, filling[: rows - len(x)]]
+            maps.append(torch.cat(pieces).view(columns, rows, *x.shape[1:]))
+        return [rearrange(one, "a n b c -> b c n a") for one in maps]
+
+
+def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer of the `MapFeatureBuilder` to rows, (N, B, C)."""
+    if isinstance(layer, nn.MaxPool1d):
+        return rearrange(layer(rearrange(x, "n b c -> b c n")), "b c n -> n b c")
+    conv, norm, activation = layer.children()
+    (size,), (stride,) = conv.kernel_size, conv.stride
+    last = len(x) - size
+    seen = torch.cat([x[first : last + first + 1 : stride] for first in range(size)], dim=-1)
+    convolved = F.linear(seen, rearrange(conv.weight, "d c s -> d (s c)"), conv.bias)
+    return activation(norm(convolved.flatten(0, 1))).view_as(convolved)
 
 
 class MultimodalEncoder(MapModel):
@@ -274,7 +303,7 @@ class MultimodalEncoder(MapModel):
         self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
         self.clip_encoder = nn.Linear(clip_channels, channels)
         self.map_features = MapFeatureBuilder(self.grid, channels, map_layer)
-        self.fuse_map = nn.Conv2d(channels, channels, kernel_size=1)
+        self.fuse_map = PointwiseConv2d(channels, channels)
 
     def load_word_vectors(self, vectors: Tensor) -> None:
         """Set the word embeddings, for example to GloVe's.

@@ -5,8 +5,8 @@ from torch import Tensor
 from tmapdiff._checks import check_int, check_shape, message
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._dispatch import choose
-from tmapdiff.kernels._launch import in_order, why_not_triton
-from tmapdiff.kernels.gate import reference
+from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton
+from tmapdiff.kernels.gate import eager, reference
 from tmapdiff.kernels.masking import check_map_features
 
 
@@ -27,7 +27,7 @@ def gate_features(
         mask: Which cells are valid. All, if None.
         channels: Channels of the features.
         bias: What to add to each channel of `convolved` first.
-        backend: `triton` or `reference`; by default the best for the device.
+        backend: `triton`, `eager` or `reference`; by default the best for the device.
 
     Shape:
         - convolved: (B, channels + 1, N_k, A) or (B, 2 * channels, N_k, A)
@@ -52,10 +52,15 @@ def gate_features(
     if bias is not None:
         check_shape(who, "bias", bias, f"{given}")
 
-    biases = () if bias is None else (bias,)
-    usable = in_order(convolved.device, why_not_triton(convolved, *biases), reference=None)
-    if choose("gate", usable, backend) == "triton":
+    inputs = (convolved,) if bias is None else (convolved, bias)
+    usable = in_order(
+        convolved.device, why_not_triton(*inputs), eager=why_not_eager(*inputs), reference=None
+    )
+    chosen = choose("gate", usable, backend)
+    if chosen == "triton":
         from tmapdiff.kernels.gate import triton
 
         return triton.gate_features(convolved, mask, channels, bias)
+    if chosen == "eager":
+        return eager.gate_features(convolved, mask, channels, bias)
     return reference.gate_features(convolved, mask, channels, bias)

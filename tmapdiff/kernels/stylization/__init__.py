@@ -5,9 +5,9 @@ from torch import Tensor
 from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels._dispatch import choose
-from tmapdiff.kernels._launch import in_order, why_not_triton
+from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton
 from tmapdiff.kernels.masking import check_map_features
-from tmapdiff.kernels.stylization import reference
+from tmapdiff.kernels.stylization import eager, reference
 
 
 def stylize(
@@ -33,7 +33,7 @@ def stylize(
             (`masked_group_norm`); divides the channels. None normalises the channels of each cell
             (layer norm).
         eps: Added to the variance.
-        backend: `triton` or `reference`; by default the best for the device.
+        backend: `triton`, `eager` or `reference`; by default the best for the device.
 
     Shape:
         - x: (B, C, N_k, A)
@@ -60,9 +60,14 @@ def stylize(
             expected = f"channels divisible by num_groups = {num_groups}"
             raise ConfigError(message(who, expected, x.shape[1]))
 
-    usable = in_order(x.device, why_not_triton(x, scale, shift), reference=None)
-    if choose("stylization", usable, backend) == "triton":
+    inputs = (x, scale, shift)
+    not_eager = why_not_eager(*inputs) if num_groups else "there are no groups"
+    usable = in_order(x.device, why_not_triton(*inputs), eager=not_eager, reference=None)
+    chosen = choose("stylization", usable, backend)
+    if chosen == "triton":
         from tmapdiff.kernels.stylization import triton
 
         return triton.stylize(x, scale, shift, mask, num_groups, eps)
+    if chosen == "eager" and num_groups:
+        return eager.stylize(x, scale, shift, mask, num_groups, eps)
     return reference.stylize(x, scale, shift, mask, num_groups, eps)
