@@ -28,6 +28,9 @@ __all__ = ["KernelSpectra", "MapConvPlan", "map_conv", "plan_map_conv"]
 _QUICK = {"cpu": 2e-4, "cuda": 1e-5}
 # How far arithmetic may be off: beyond, the slower way is not tried.
 _SURELY_DIRECT, _SURELY_SPECTRAL = 0.7, 8.0
+# Nor is a direct convolution that takes longer, if arithmetic is against it: oneDNN's gradient of
+# large kernels can take minutes.
+_LONGEST_TRIAL = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:
     if direct < _QUICK.get(sizes.device, math.inf) or direct < _SURELY_DIRECT * spectral:
         return ["direct"]
     # On a GPU a direct convolution too many is soon over, and the arithmetic is rougher.
-    if sizes.device == "cpu" and direct > _SURELY_SPECTRAL * spectral:
+    slow = direct > _SURELY_SPECTRAL * spectral or direct > max(spectral, _LONGEST_TRIAL)
+    if sizes.device == "cpu" and slow:
         return ["spectral"]
     return ["direct", "spectral"] if direct < spectral else ["spectral", "direct"]
 
