@@ -1,10 +1,10 @@
-"""What comes after the model: merge, NMS, top 5 and metrics."""
+"""What comes after the model: merge, ranking, top 5 and metrics."""
 
 from collections.abc import Iterator
 from functools import partial
 
 import torch
-from postprocess import LOOPED_QUERIES, QUERIES, make_maps, postprocess, postprocess_by_loop
+from postprocess import GRIDS, QUERIES, WAYS, make_data, metrics_of
 from speed_cases import Candidate, Case, Contest, TimedCase
 
 from speed_suites.setting import Setting
@@ -12,27 +12,38 @@ from tmapdiff import MapGrid
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure Charades-STA's test set; the loop over queries does some of them."""
+    """Measure Charades-STA's test set; the loops over queries do some of them."""
     queries = 200 if setting.quick else QUERIES
-    yield TimedCase(
-        "postprocess",
-        "merge, NMS and metrics",
-        {"queries": queries},
-        torch.float32,
-        partial(_contest, queries, min(LOOPED_QUERIES, queries)),
-        reference="loop",
-    )
+    for grid in GRIDS[-1:] if setting.quick else GRIDS:
+        for way in WAYS:
+            shape = {"queries": queries, "clips": grid.num_clips, "anchors": grid.num_anchors}
+            yield TimedCase(
+                "postprocess",
+                f"merge, {way} and metrics",
+                shape,
+                torch.float32,
+                partial(_contest, grid, way, queries),
+                reference="loop",
+            )
 
 
-def _contest(queries: int, looped: int) -> Contest:
-    grid = MapGrid(num_clips=64, num_anchors=16, num_scales=3)
-    maps = make_maps(grid, queries)
-    part = tuple(one[:looped] for one in maps)
+def _contest(grid: MapGrid, way: str, queries: int) -> Contest:
+    batched, looped, count = WAYS[way]
+    data = make_data(grid, queries)
+    few = data.first(min(count, queries))
     return Contest(
         [
             Candidate(
-                "loop", lambda given: postprocess_by_loop(grid, *given), [part], items=looped
+                "loop",
+                lambda given: metrics_of(looped(grid, given), given.moments),
+                [few],
+                items=len(few),
             ),
-            Candidate("auto", lambda given: postprocess(grid, *given), [maps], items=queries),
+            Candidate(
+                "auto",
+                lambda given: metrics_of(batched(grid, given), given.moments),
+                [data],
+                items=len(data),
+            ),
         ]
     )
