@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,8 +78,9 @@ def plot_map(
     half = clip_seconds / 2
     for start, end in truth:
         # Ringed in black, to be seen on blank places too.
+        ring: dict[str, Any] = {"ms": 14, "mfc": "none", "clip_on": False}
         for color, width in (("black", 3.4), (TRUTH_COLOR, 1.7)):
-            ax.plot(end - start - half, start + half, "o", ms=14, mfc="none", mec=color, mew=width)
+            ax.plot(end - start - half, start + half, "o", mec=color, mew=width, **ring)
     for rank, (start, end) in enumerate(predictions, start=1):
         ax.text(
             end - start - half,
