@@ -67,7 +67,7 @@ class _Stylize(torch.autograd.Function):
 
 
 def _count(x: Tensor, mask: Tensor | None, num_groups: int) -> Tensor:
-    """Count the valid values of each group, (B or 1, 1), at least 1."""
+    """Valid values of each group, (B or 1, 1), at least 1."""
     cells = x.new_tensor([x.shape[2] * x.shape[3]]) if mask is None else mask.sum((-2, -1)).to(x)
     return (cells.reshape(-1, 1) * (x.shape[1] // num_groups)).clamp(min=1)
 
