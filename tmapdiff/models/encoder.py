@@ -1,7 +1,7 @@
 """From words and clips to map features that the decoder is conditioned on."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -224,7 +224,7 @@ class MapFeatureBuilder(nn.Module):
         return [rearrange(one, "a n b c -> b c n a") for one in maps]
 
 
-def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+def _apply(layer: Any, x: Tensor) -> Tensor:
     """Apply a layer of the `MapFeatureBuilder` to rows, (N, B, C)."""
     if isinstance(layer, nn.MaxPool1d):
         return rearrange(layer(rearrange(x, "n b c -> b c n")), "b c n -> n b c")
