@@ -1,5 +1,7 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -73,6 +75,7 @@ class MapLocalizer(MapModel):
 
     encoder: MultimodalEncoder
     grid: MapGrid
+    _supports_gradient_checkpointing = True
 
     def prepare(
         self, grid: MapGrid, objective: str, nms_threshold: float, ranking: Ranking
@@ -165,7 +168,7 @@ class MapLocalizer(MapModel):
 
         On a device each check of a value makes the host wait until all that was asked for is done.
         """
-        checking = (self.build_iou_maps, self.encoder.text_encoder)
+        checking: list[Any] = [self.build_iou_maps, self.encoder.text_encoder]
         before = [one.validate for one in checking]
         try:
             for one in checking:
