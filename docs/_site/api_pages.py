@@ -82,10 +82,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_startup(**kwargs: Any) -> None:
-    """Keep the hook alive between the builds of `mkdocs serve`."""
-
-
 def _load() -> griffe.Module:
     package = griffe.load("tmapdiff", search_paths=[ROOT], resolve_aliases=True)
     assert isinstance(package, griffe.Module)

@@ -1,10 +1,13 @@
-"""Holds what docs/migration.md says of words to the real files; test_code_blocks.py runs its code."""
+"""Holds what docs/migration.md says of words to the real files."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from tmapdiff.data import load_charades_sta, tokenize
+
+PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 
 
 def test_how_many_queries_of_charades_have_other_words():
