@@ -119,6 +119,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         )
         # In float64, so that maps of any dtype get rates as exact as diffusers' own table.
         self.alphas_cumprod = self._ddim.alphas_cumprod.double()
+        self._tables: dict[torch.device, Tensor] = {}
         self.timesteps: Tensor
         self._steps: list[int]
         self._past: list[Past]
@@ -385,7 +386,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
     def _rates(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         # long: torch takes integers of one byte for a mask.
-        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps.long()]
+        device = timesteps.device
+        if device not in self._tables:
+            # Kept: a copy to a device waits for it.
+            self._tables[device] = self.alphas_cumprod.to(device)
+        alpha = self._tables[device][timesteps.long()]
         return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
 
     def _check_timesteps(self, who: str, timesteps: Tensor) -> None:

@@ -24,7 +24,8 @@ from tmapdiff.models import MapLocalizer
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
 # What may change between the parts of a run without changing its result.
-_FREE_FIELDS = ("num_workers", "heat_map_every")
+_FREE_FIELDS = ("num_workers", "heat_map_every", "activation_checkpointing")
+_SECONDS_BETWEEN_LOSSES = 1.0  # on the progress bar
 _PROGRESS_INDEX = 1  # second of what is registered for checkpointing
 
 
@@ -44,6 +45,10 @@ class TrainingConfig:
         seed: Seed of weights drawn by the trainer's caller, data order and noise.
         num_workers: Processes that read data; 0 reads in the training process.
         heat_map_every: Epochs between heat maps in TensorBoard.
+        activation_checkpointing: Keep few activations of the decoders, and compute them anew for
+            the gradient: less memory, more time, the same results to the bit.
+        compile: Let torch.compile speed up what holds most of the work (`compile_parts`); results
+            are rounded differently.
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -61,6 +66,8 @@ class TrainingConfig:
     seed: int = 0
     num_workers: int = 0
     heat_map_every: int = 2
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         who = "TrainingConfig"
@@ -188,8 +195,11 @@ class Trainer:
             ),
         )
         utils.set_seed(config.seed, device_specific=True)
+        self.on_gpu = self.accelerator.device.type == "cuda"
         optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(model, config.weight_decay), lr=config.learning_rate
+            param_groups_weight_decay(model, config.weight_decay),
+            lr=config.learning_rate,
+            fused=self.on_gpu or self.accelerator.device.type == "cpu",
         )
         loader = DataLoader(
             dataset,
@@ -203,8 +213,14 @@ class Trainer:
             # Batch normalisation cannot train on one query.
             drop_last=queries % config.batch_size == 1,
             persistent_workers=config.num_workers > 0,
+            pin_memory=self.on_gpu,
         )
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        if config.activation_checkpointing:
+            model.enable_gradient_checkpointing()
+        # Batches stay on the CPU: they are checked there, before they go to the device.
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(
+            model, optimizer, loader, device_placement=[None, None, False]
+        )
         total_steps = config.epochs * len(self.loader)
         warmup_steps = math.ceil(config.warmup * total_steps)
         self.schedule = CosineLRScheduler(
@@ -216,6 +232,9 @@ class Trainer:
             t_in_epochs=False,
         )
         self.ema = ModelEmaV3(self.raw_model, decay=config.ema_decay, use_warmup=True)
+        if config.compile:
+            # After the copy, which is only evaluated.
+            self.raw_model.compile_parts()
         fields = {k: v for k, v in asdict(config).items() if k not in _FREE_FIELDS}
         self.progress = Progress(
             0,
@@ -308,7 +327,7 @@ class Trainer:
         bar.begin_epoch()
         for batch in self.loader:
             self.schedule.step_update(self.progress.step)
-            loss = self._step(batch.to(self.accelerator.device))
+            loss = self._step(batch)
             self.progress.step += 1
             self.ema.update(self.raw_model, step=self.progress.step)
             bar.advance(loss, batch)
@@ -319,7 +338,22 @@ class Trainer:
         )
 
     def _step(self, batch: MomentBatch) -> Tensor:
-        with self.accelerator.autocast():
+        """Take one step of the optimizer.
+
+        On a GPU the host is ahead of it, but for one wait: before the weights change, it waits
+        until the forward pass is done, to see its loss. The backward pass is under way by then. (In
+        half precision, accelerate's gradient scaler waits for the gradients, too.)
+        """
+        self.raw_model.check_values(
+            batch.features,
+            batch.words,
+            batch.moments,
+            batch.clip_seconds,
+            batch.num_moments,
+            batch.num_clips,
+        )
+        batch = batch.to(self.accelerator.device, non_blocking=True)
+        with self.raw_model.without_checks(), self.accelerator.autocast():
             loss = self.model(
                 batch.features,
                 batch.words,
@@ -329,13 +363,14 @@ class Trainer:
                 batch.num_moments,
                 batch.num_clips,
             )
-        if not bool(loss.isfinite()):
+        on_host = _HostCopy(loss)
+        self.accelerator.backward(loss)
+        if not math.isfinite(value := on_host.read()):
             shown = ", ".join(str(qid) for qid in batch.qids[:8])
             raise ArgumentError(
-                f"Trainer: expected a finite loss, got {loss.item()} at step {self.progress.step}, "
+                f"Trainer: expected a finite loss, got {value} at step {self.progress.step}, "
                 f"queries {shown}. Lower the learning rate, or check the features of these queries."
             )
-        self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -353,6 +388,24 @@ class Trainer:
             figure = draw_queries(self.ema_model, self.validation, [0], seed=self.config.seed)
             tracker = self.accelerator.get_tracker("tensorboard")
             tracker.writer.add_figure("validation query", figure, self.progress.step)
+
+
+class _HostCopy:
+    """A number on its way from a device to the host, which need not wait until it reads it."""
+
+    def __init__(self, number: Tensor) -> None:
+        self.number, self.arrived = number.detach(), None
+        if number.is_cuda:
+            here = torch.empty_like(self.number, device="cpu", pin_memory=True)
+            self.number = here.copy_(self.number, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> float:
+        """Wait for the number."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return float(self.number)
 
 
 def _check_writable(folder: Path) -> None:
@@ -414,13 +467,18 @@ class _ProgressBar:
         self.began = time.perf_counter()
         self.losses: list[Tensor] = []
         self.pairs = 0
+        self.shown_at = -math.inf
 
     def advance(self, loss: Tensor, batch: MomentBatch) -> None:
         self.losses.append(loss)
         self.pairs += len(batch) * self.trainer.accelerator.num_processes
         if not self.bar.disable:
             speed = self.pairs / (time.perf_counter() - self.began)
-            self.bar.update(self.task, advance=1, loss=float(loss), speed=speed)
+            self.bar.update(self.task, advance=1, speed=speed)
+            # Now and then: reading it waits for the device.
+            if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_LOSSES:
+                self.bar.update(self.task, loss=float(loss))
+                self.shown_at = time.monotonic()
 
     def end_epoch(self) -> float:
         seconds = time.perf_counter() - self.began

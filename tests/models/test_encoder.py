@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -19,6 +20,7 @@ from helpers.contracts import (
     tensors,
     triangle,
 )
+from helpers.host_sync import host_syncs
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
@@ -101,6 +103,32 @@ class TestTextEncoder(EagerContract):
             states, _ = encoder.lstm(encoder.embedding(WORDS[row : row + 1, :length]))
             assert_close(result[row], encoder.linear(states[0].mean(0)))
 
+    def test_waits_for_no_device_once_words_are_checked(self) -> None:
+        # Lengths have values, so they and all else is on the CPU here: copies are not seen.
+        encoder = self.make()
+        with host_syncs() as of_lengths:
+            lengths = NUM_WORDS.sort(descending=True)[0]
+            assert int(lengths.min()) >= 1
+            assert int(lengths.max()) <= 5
+            packed = nn.utils.rnn.pack_padded_sequence(draw(3, 5, 1), lengths, batch_first=True)
+            states, _ = nn.LSTM(1, 1, batch_first=True)(packed)
+            nn.utils.rnn.pad_packed_sequence(states, batch_first=True)
+        with host_syncs() as checked:
+            encoder(WORDS, NUM_WORDS)
+        encoder.validate = False
+        with host_syncs() as found:
+            encoder(WORDS, NUM_WORDS)
+        assert found == of_lengths
+        assert checked == [*of_lengths, "_local_scalar_dense", "_local_scalar_dense"]
+
+    def test_words_are_checked_apart_from_the_call(self) -> None:
+        encoder = self.ready()
+        with refuses(ArgumentError, "TextEncoder: expected words in 0 to 7, the vocabulary, got 8"):
+            encoder.check_words(WORDS.where(WORDS != 7, 8))
+        with refuses(ArgumentError, "TextEncoder: expected integer words, got torch.float32."):
+            encoder.check_words(WORDS.float())
+        encoder.check_words(WORDS)
+
     def test_words_and_their_order_matter(self) -> None:
         encoder = self.ready()
         sentences = torch.tensor([[3, 1, 4], [4, 1, 3], [3, 1, 5]])
@@ -158,6 +186,22 @@ class TestMapFeatureBuilder(MaskedContract):
 
     def valid_outputs(self) -> list[Tensor]:
         return [triangle(12, 3), triangle(6, 3)]
+
+    def test_equals_its_layers_one_after_another(self) -> None:
+        for train in (False, True):
+            module, clips = self.ready().train(train), self.inputs(3)["clips"]
+            twin = copy.deepcopy(module)
+            maps, x = module(clips), clips
+            for scale, (rows, reused) in enumerate(((12, 0), (6, 1))):
+                for column, layer in enumerate(twin.scales[scale], start=reused):
+                    x = layer(x)
+                    padded = nn.functional.pad(x, (0, rows - x.shape[-1]))
+                    assert_close(maps[scale][..., column], padded, what=f"{scale}, {column}")
+            assert_same(maps[1][..., 0], maps[0][:, :, ::2, 1])
+            for (name, one), (_, other) in zip(
+                module.named_buffers(), twin.named_buffers(), strict=True
+            ):
+                assert_close(one.float(), other.float(), torch.float32, name)
 
 
 GRIDS = pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, randomize_
+from helpers.host_sync import host_syncs, no_host_sync, on_a_device
 from helpers.oracles import OracleDecoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -386,6 +387,39 @@ class TestLoss:
             model(**annotated(2), generator=seeded(0)).detach(),
             model.loss(**annotated(2), generator=seeded(0)).detach(),
         )
+
+    def test_values_are_checked_where_they_are_free(self) -> None:
+        model, batch = ready(), annotated(3)
+        given = {n: batch[n] for n in ("features", "words", "moments", "clip_seconds")}
+        model.check_values(**given)
+        with refuses(ArgumentError, "TextEncoder: expected words in 0 to 11, the vocabulary"):
+            model.check_values(**{**given, "words": given["words"] + 12})
+        with refuses(ArgumentError, "IoUMapBuilder: expected 0 <= start < end"):
+            model.check_values(**{**given, "moments": given["moments"].flip(1)})
+        checked = model.loss(**batch, generator=seeded(0))
+        with model.without_checks():
+            assert_same(model.loss(**batch, generator=seeded(0)), checked)
+            model.loss(**{**batch, "moments": given["moments"].flip(1)})
+        with refuses(ArgumentError, "IoUMapBuilder: expected 0 <= start < end"):
+            model.loss(**{**batch, "moments": given["moments"].flip(1)})
+
+    @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+    @pytest.mark.parametrize("counted", [False, True])
+    def test_waits_for_no_device_without_checks(self, counted: bool) -> None:
+        scheduler = MapScheduler()
+        with on_a_device() as put, torch.device("cuda"):
+            model, batch = make(), put(annotated(2))
+            model.scheduler = scheduler
+            # It reads lengths, which have no value here (see its own test).
+            model.encoder.text_encoder.forward = lambda words, _: words.new_ones(len(words), 8) / 3
+            if counted:
+                batch["num_clips"] = put(torch.tensor([8, 6]))
+            with model.without_checks():
+                with host_syncs() as found:
+                    model.loss(**batch)
+                assert found == ["copy from cpu to cuda"]  # the noise schedule, which is kept
+                with no_host_sync():
+                    assert model.loss(**batch).device.type == "cuda"
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_generator_decides(self, objective: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -94,13 +94,16 @@ class MomentBatch:
         return f"MomentBatch({len(self)} queries, features {features}, {self.features.device})"
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "MomentBatch":
-        """Return the batch with its tensors on a device.
+        """Return the batch with its tensors on a device, but `num_words` on the CPU.
+
+        There the LSTM of the text encoder reads it; from elsewhere it would wait for the device.
 
         Args:
             device: The device.
             non_blocking: Do not wait for the copy; it is only quicker from pinned memory.
         """
-        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, num_words=self.num_words.cpu())
 
     def pin_memory(self) -> "MomentBatch":
         """Return the batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""

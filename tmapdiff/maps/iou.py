@@ -73,6 +73,12 @@ class IoUMapBuilder:
         iou = self._iou(cells, moments, clip_seconds, counted)
         return iou * self.grid.packed_mask(moments.device)
 
+    def check(
+        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
+    ) -> None:
+        """Check moments as the call does with `validate`; arguments and errors as for the call."""
+        IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
+
     def dense(
         self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
     ) -> Tensor:

@@ -94,6 +94,8 @@ class MapDiffusionDecoder(MapModel):
         torch.Size([2, 448])
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -125,6 +127,7 @@ class MapDiffusionDecoder(MapModel):
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
         widths = (feature_channels, channels, time_channels)
         self.decoders: Any = nn.ModuleList()  # of ConvMapDecoder or TransformerMapDecoder
+        self.gradient_checkpointing = False
         if architecture == "conv" and joint_scales:
             raise ConfigError(
                 f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
@@ -266,15 +269,21 @@ class MapDiffusionDecoder(MapModel):
             maps = grid.unpack(noisy)
             return grid.pack(
                 [
-                    decoder.denoise(maps[scale], one, style)
+                    self._run(decoder, maps[scale], one, style)
                     for scale, (decoder, one, style) in enumerate(parts)
                 ]
             )
         scores = noisy.new_zeros(noisy.shape)
         for (decoder, one, style), cells in zip(parts, prepared.cells, strict=True):
-            found = decoder.denoise(noisy[:, cells], one, style)
+            found = self._run(decoder, noisy[:, cells], one, style)
             scores = scores.to(found.dtype).index_copy(1, cells, found)
         return scores
+
+    def _run(self, decoder: Any, noisy: Tensor, prepared: Any, styles: Sequence[Tensor]) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            run: Any = self._gradient_checkpointing_func
+            return run(decoder.denoise, noisy, prepared, styles)
+        return decoder.denoise(noisy, prepared, styles)
 
     def _prepare_cells(
         self,

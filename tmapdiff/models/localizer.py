@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
@@ -167,6 +167,9 @@ class MomentLocalizer(MapLocalizer):
         map_features = self.encoder(features, words, num_words, num_clips)
         scores = self.denoise(noisy, timesteps, map_features, num_clips)
         return self.objective(scores, target, mask)
+
+    def _compilable_parts(self) -> list[nn.Module]:
+        return [*super()._compilable_parts(), self.decoder]
 
     def _corrupt(self, target: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Noisy maps and their timesteps; of a regressor, empty maps at the last one."""

@@ -1,11 +1,13 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tmapdiff._checks import check_choice, check_range, message
 from tmapdiff.errors import ArgumentError
@@ -73,6 +75,7 @@ class MapLocalizer(MapModel):
 
     encoder: MultimodalEncoder
     grid: MapGrid
+    _supports_gradient_checkpointing = True
 
     def prepare(
         self, grid: MapGrid, objective: str, nms_threshold: float, ranking: Ranking
@@ -132,6 +135,60 @@ class MapLocalizer(MapModel):
             ArgumentError: If a sentence is empty, or a moment is no moment of the video.
         """
         raise NotImplementedError
+
+    def check_values(
+        self,
+        features: Tensor,
+        words: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None = None,
+        num_clips: Tensor | None = None,
+    ) -> None:
+        """Check what a batch holds, as `loss` does: where that is free, before it goes to a device.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L)
+            - clip_seconds, num_moments, num_clips: (B,)
+            - moments: (B, 2) or (B, M, 2)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a word is not in the vocabulary, or a moment is no moment of the
+                video.
+        """
+        self.encoder.text_encoder.check_words(words)
+        build = IoUMapBuilder(self._grid_of(features, num_clips))
+        build.check(moments, clip_seconds, num_moments)
+
+    @contextmanager
+    def without_checks(self) -> Iterator[None]:
+        """Trust what batches hold: for those that `check_values` has seen.
+
+        On a device each check of a value makes the host wait until all that was asked for is done.
+        """
+        checking: list[Any] = [self.build_iou_maps, self.encoder.text_encoder]
+        before = [one.validate for one in checking]
+        try:
+            for one in checking:
+                one.validate = False
+            yield
+        finally:
+            for one, validate in zip(checking, before, strict=True):
+                one.validate = validate
+
+    def compile_parts(self) -> None:
+        """Let torch.compile speed up what holds most of the work, in place.
+
+        Names of weights stay, and copies are not compiled. What draws random numbers is left out,
+        as compiled code draws others; but for dropout.
+        """
+        for part in self._compilable_parts():
+            part.compile()
+
+    def _compilable_parts(self) -> list[nn.Module]:
+        return [self.encoder.map_features]
 
     # accelerate and DistributedDataParallel wrap `forward`.
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

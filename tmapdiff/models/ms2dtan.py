@@ -59,6 +59,10 @@ class MS2DTAN(MapLocalizer):
             GatedConv2dStack(channels, channels, kernels, gate) for _ in scales
         )
         self.heads = nn.ModuleList(PointwiseConv2d(channels, 1) for _ in scales)
+        self.gradient_checkpointing = False
+
+    def _compilable_parts(self) -> list[nn.Module]:
+        return [*super()._compilable_parts(), *self.convs]
 
     def score(
         self,
@@ -90,7 +94,12 @@ class MS2DTAN(MapLocalizer):
                 starts_inside = grid.mask(scale, one.device, num_clips)[..., :1].expand_as(
                     one[:, 0]
                 )
-            scored = rearrange(head(convs(one, starts_inside)), "b 1 n a -> b n a")
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                checkpoint: Any = self._gradient_checkpointing_func
+                convolved = checkpoint(convs, one, starts_inside)
+            else:
+                convolved = convs(one, starts_inside)
+            scored = rearrange(head(convolved), "b 1 n a -> b n a")
             scores.append(scored.masked_fill(~grid.mask(scale, scored.device, num_clips), 0))
         return scores
 

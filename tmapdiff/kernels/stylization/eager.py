@@ -51,10 +51,11 @@ class _Stylize(torch.autograd.Function):
         centred, rstd, scale, shift, mask = ctx.saved_tensors
         factor = _cells(1 + scale)
         styled = torch.addcmul(_cells(shift), centred, rstd * factor)
-        of_styled = torch.ops.aten.silu_backward(gradient, styled)
-        of_styled = fill_invalid_(of_styled, mask)
+        # In the memory order of the maps, whatever the gradient's is.
+        torch.ops.aten.silu_backward.grad_input(gradient, styled, grad_input=styled)
+        of_styled = fill_invalid_(styled, mask)
         of_shift = of_styled.sum((2, 3))
-        of_scale = torch.mul(of_styled, centred, out=styled).sum((2, 3)) * rstd[..., 0, 0]
+        of_scale = (of_styled * centred).sum((2, 3)) * rstd[..., 0, 0]
 
         def mean(of_style: Tensor) -> Tensor:
             total = _per_group(factor[..., 0, 0] * of_style, ctx.num_groups)
@@ -67,7 +68,7 @@ class _Stylize(torch.autograd.Function):
 
 
 def _count(x: Tensor, mask: Tensor | None, num_groups: int) -> Tensor:
-    """Count the valid values of each group, (B or 1, 1), at least 1."""
+    """Count the valid values of each group, at least 1: (B, 1), or (1, 1) for all samples."""
     cells = x.new_tensor([x.shape[2] * x.shape[3]]) if mask is None else mask.sum((-2, -1)).to(x)
     return (cells.reshape(-1, 1) * (x.shape[1] // num_groups)).clamp(min=1)
 
