@@ -458,6 +458,12 @@ def test_refusals(tmp_path):
         video.sample(1)
         with refuses(VideoError, f"{path}: expected to be read once, got a second reading."):
             video.sample(1)
+    for source, options in ((path, {}), (pictures, {"frame_rate": 1})):
+        with open_video(source, **options) as video:
+            frames = video.sample(2)
+            next(frames)
+        with refuses(VideoError, ": expected to be open while it is read, got a closed video."):
+            list(frames)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

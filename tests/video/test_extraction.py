@@ -277,6 +277,29 @@ def test_a_killed_run_goes_on(tmp_path, encoder):
     assert not parts.exists()
 
 
+FORK = """
+import gc, os, sys, torch
+from tmapdiff import FrameEncoder, extract_features, open_video
+gc.disable()
+video = open_video(sys.argv[1], num_threads=4)
+list(video.sample(1))
+video.itself = video
+del video
+os.register_at_fork(after_in_child=gc.collect)
+encoder = FrameEncoder("test_resnet", pretrained=False)
+extract_features([sys.argv[1]], encoder, sys.argv[2], fps=1, num_workers=1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_worker_does_not_wait_for_threads_that_were_not_forked(tmp_path):
+    path = make_video(tmp_path / "a.mp4")
+    environment = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
+    command = [sys.executable, "-c", FORK, str(path), str(tmp_path / "a.h5")]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    assert len(open_feature_store(tmp_path / "a.h5")["a"]) == 3
+
+
 def test_real_video_from_end_to_end(tmp_path, real_video):
     torch.manual_seed(0)
     encoder = FrameEncoder("resnet18", pretrained=False)

@@ -4,7 +4,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -80,7 +80,7 @@ class VideoReader:
 
     def __init__(self, who: str, info: VideoInfo) -> None:
         self._who = who
-        self._begun = False
+        self._begun = self._closed = False
         self.info = info
         self.duration: float | None = None
         self.damage: str | None = None
@@ -93,6 +93,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Let go of the file; one that the caller opened stays open."""
+        self._closed = True
 
     def sample(self, fps: float | Fraction) -> Iterator[SampledFrame]:
         """Give the pictures shown at evenly spaced times, one after another.
@@ -110,8 +111,8 @@ class VideoReader:
 
         Raises:
             ArgumentError: If `fps` is not positive.
-            VideoError: If the video was sampled before; while iterating, if a picture has too many
-                pixels or cannot be converted.
+            VideoError: If the video was sampled before; while iterating, if it was closed, or a
+                picture has too many pixels or cannot be converted.
         """
         check_range("VideoReader.sample", "fps", fps, 0, open_low=True)
         if self._begun:
@@ -124,11 +125,13 @@ class VideoReader:
         index = 0
         shown: _Picture | None = None
         for picture in self._pictures():
+            self._check_open()
             if shown is not None:
                 while _middle(index, fps) < picture.start:
                     yield shown.at(_middle(index, fps))
                     index += 1
             shown = picture
+        self._check_open()
         if shown is None:
             raise VideoError(message(self._who, "pictures", "none that can be decoded"))
         while _middle(index, fps) < shown.end:
@@ -137,6 +140,10 @@ class VideoReader:
         if index == 0:
             yield shown.at(shown.start)
         self._finish(shown.end)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise VideoError(message(self._who, "to be open while it is read", "a closed video"))
 
     def _pictures(self) -> Iterator["_Picture"]:
         """Give all pictures, in order of their start."""
@@ -391,6 +398,8 @@ class _AvReader(_FileReader):
         )
 
     def close(self) -> None:
+        super().close()
+        self._frames.close()
         self._container.close()
 
     def _stated_duration(self) -> tuple[float | None, bool]:
@@ -406,7 +415,7 @@ class _AvReader(_FileReader):
             return self._container.duration / self._av.time_base, False
         return None, False
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Generator[Any, None, None]:
         """Give all frames that can be decoded, in the order they are shown."""
         packets = self._container.demux(self._stream)
         while True:

@@ -1,5 +1,6 @@
 """From videos to features: of one, in memory, or of many, into a store."""
 
+import gc
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -200,6 +201,9 @@ def extract_features(
                 skipped.append(VideoNote(video_id, str(error)))
         frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size, backend)
         loader = DataLoader(frames, batch_size=None, num_workers=min(num_workers, len(todo)))
+        # Garbage of PyAV that a forked worker collects would wait for ever for its decoder's
+        # threads, which are not in the fork.
+        gc.collect()
         with _ProgressBar(show_progress, len(todo)) as bar:
             features: dict[str, list[Tensor]] = {}  # by video: each worker is at one
             for video_id, item in loader:
