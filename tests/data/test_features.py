@@ -100,6 +100,27 @@ def test_singleton_axes_are_taken_out(tmp_path, kind):
     np.testing.assert_array_equal(store["A"], array.astype(np.float32))
 
 
+def test_hdf5_files_that_say_their_rate(tmp_path):
+    path = write(tmp_path, "hdf5", random_arrays())
+    assert open_feature_store(path).seconds_per_feature is None
+    with h5py.File(path, "a") as file:
+        file.attrs["seconds_per_feature"] = 0.5
+    for rate in (None, 0.5):
+        store = pickle.loads(pickle.dumps(open_feature_store(path, rate)))
+        assert store.seconds_per_feature == 0.5
+        assert store["A"].shape == (4, 3)
+        del store  # lets go of the file
+    with refuses(
+        FeatureError,
+        "HDF5 features rgb.hdf5: expected seconds_per_feature = 0.5, as the file says, got 1.0.",
+    ):
+        open_feature_store(path, 1)
+    with h5py.File(path, "a") as file:
+        file.attrs["seconds_per_feature"] = "often"
+    with refuses(ArgumentError, "rgb.hdf5: expected seconds_per_feature in (0, inf), got 'often'."):
+        open_feature_store(path)
+
+
 def test_a_missing_video(tmp_path, kind):
     store = open_feature_store(write(tmp_path, kind, random_arrays()))
     assert "Z" not in store

@@ -151,11 +151,57 @@ class TestTextEncoder(EagerContract):
         ({"channels": 1}, ArgumentError, "channels to be an integer >= 2, got 1."),
         ({"channels": 5}, ConfigError, "even channels, got 5."),
         ({"num_layers": 0}, ArgumentError, "num_layers to be an integer >= 1, got 0."),
+        ({"text_channels": 3}, ConfigError, "vocabulary_size = None with text_channels, got 8."),
+        ({"vocabulary_size": None}, ArgumentError, "vocabulary_size to be an integer >= 2, got N"),
+        (
+            {"vocabulary_size": None, "text_channels": 0},
+            ArgumentError,
+            "text_channels to be an integer >= 1, got 0.",
+        ),
     ],
 )
 def test_text_encoder_refuses(arguments: dict[str, int], kind: type[Exception], text: str) -> None:
     with refuses(kind, f"TextEncoder: expected {text}"):
         TextEncoder(**{"vocabulary_size": 8, "word_channels": 3, "channels": 4, **arguments})
+
+
+class TestTextEncoderOfFeatures(EagerContract):
+    fast_gradcheck = True
+
+    def make(self) -> nn.Module:
+        return TextEncoder(None, word_channels=3, channels=4, num_layers=2, text_channels=6)
+
+    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
+        return {"words": draw(3, 5, 6, dtype=dtype)[:batch], "num_words": NUM_WORDS[:batch]}
+
+    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [(batch, 4)]
+
+    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+        who = "TextEncoder: expected"
+        return [
+            ({"words": WORDS[:2]}, ShapeError, f"{who} words of shape (B, L, 6), got (2, 5)."),
+            ({"words": draw(2, 5, 7)}, ShapeError, f"{who} words of shape (B, L, 6), got (2, 5, 7"),
+            ({"num_words": torch.tensor([6, 2])}, ArgumentError, "got 6 in row 0."),
+        ]
+
+    def expected_repr(self) -> str:
+        return "(embedding): Linear(in_features=6, out_features=3, bias=True)"
+
+    def test_equals_the_mean_of_the_states_of_each_sentence(self) -> None:
+        encoder = self.ready()
+        words = self.inputs(3)["words"]
+        result = encoder(words, NUM_WORDS)
+        for row, length in enumerate(NUM_WORDS.tolist()):
+            states, _ = encoder.lstm(encoder.embedding(words[row : row + 1, :length]))
+            assert_close(result[row], encoder.linear(states[0].mean(0)))
+
+    def test_word_dropout_empties_features_in_training_only(self) -> None:
+        encoder = randomize_(TextEncoder(None, 3, 4, 1, word_dropout=1.0, text_channels=6))
+        words = self.inputs(3)["words"]
+        dropped = encoder.train()(words, NUM_WORDS)
+        assert_same(dropped, encoder.eval()(torch.zeros_like(words), NUM_WORDS))
+        assert bool((dropped != encoder(words, NUM_WORDS)).any())
 
 
 class TestMapFeatureBuilder(MaskedContract):
@@ -408,6 +454,14 @@ class TestMultimodalEncoder(MaskedContract, EagerContract):
         ):
             with refuses(ShapeError, text):
                 encoder.fuse(maps, sentence)
+
+
+def test_features_in_place_of_words_have_no_word_vectors() -> None:
+    encoder = MultimodalEncoder(**{**FIELDS, "vocabulary_size": None}, text_channels=6)
+    with refuses(ConfigError, "expected words that are indices, got text_channels = 6."):
+        encoder.load_word_vectors(torch.zeros(6, 3))
+    twin = MultimodalEncoder.from_config(encoder.config)
+    assert twin.text_encoder.text_channels == 6
 
 
 def test_dropout_drops_clip_features_in_training_only() -> None:
