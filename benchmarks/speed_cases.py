@@ -40,8 +40,8 @@ class Work:
     """What a way of computing does.
 
     Args:
-        operations: Floating-point operations.
-        bytes_moved: Bytes read from memory and written to it.
+        operations: Floating-point operations; 0 if they do not count, or are not known.
+        bytes_moved: Bytes read from memory and written to it; 0 likewise.
     """
 
     operations: float = 0.0
@@ -83,10 +83,12 @@ class Contest:
     Args:
         candidates: In the order in which they are warmed up.
         expected: Computes the outputs of the first sample in float64.
+        close: Ends what was started for them, when the case is over.
     """
 
     candidates: Sequence[Candidate]
     expected: Callable[[], Sequence[Tensor]] | None = None
+    close: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,18 @@ class TimedCase:
 
     def measure(self, bench: Bench) -> list[Record]:
         """Run it. What fails is recorded with its error, and the others go on."""
-        effort = self.effort or bench.effort
         try:
             contest = self.build()
+        except Exception as error:
+            return [self._failed("", error)]
+        try:
+            return self._measure(contest, bench)
+        finally:
+            contest.close()
+
+    def _measure(self, contest: Contest, bench: Bench) -> list[Record]:
+        effort = self.effort or bench.effort
+        try:
             expected = None if contest.expected is None else contest.expected()
             floor = None if self.floor is None else self.floor(bench.ceilings)
         except Exception as error:
@@ -297,13 +308,11 @@ def _with_times(
         )
     if floor is not None:
         record = replace(record, floor_us=floor * 1e6, ratio_to_floor=spread.median / floor)
-    work = candidate.work
-    if work is not None:
-        record = replace(
-            record,
-            achieved_tflops=work.operations / spread.median / 1e12,
-            achieved_tbs=work.bytes_moved / spread.median / 1e12,
-        )
+    work = candidate.work or Work()
+    if work.operations:
+        record = replace(record, achieved_tflops=work.operations / spread.median / 1e12)
+    if work.bytes_moved:
+        record = replace(record, achieved_tbs=work.bytes_moved / spread.median / 1e12)
     return record
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from speed_cases import Candidate, Case, Contest, TimedCase, Work
 from torch import Tensor
 
+from speed_suites import elementwise
 from speed_suites.floors import conv_floor, direct_work, spectral_work, total
 from speed_suites.setting import (
     AUTO,
@@ -37,6 +38,8 @@ def cases(setting: Setting) -> Iterator[Case]:
             yield gated_stack_case(setting, name, batch, dtype, sizes)
             for one in sizes[:1] if setting.quick else sizes:
                 yield from map_conv_cases(setting, one)
+            channels = preset.decoder["channels"]
+            yield from elementwise.cases(setting, preset.make_grid(), channels, batch, dtype)
 
 
 def conv_sizes(setting: Setting, preset: Preset, batch: int, dtype: torch.dtype) -> list[ConvSizes]:

@@ -1,4 +1,4 @@
-"""Peaks of memory: of sampling in few steps and in many."""
+"""Peaks of memory: of sampling in few steps and in many, and of training."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,8 +12,10 @@ from speed_suites.setting import (
     Setting,
     inference,
     make_localizer,
+    make_trainable,
     map_features,
 )
+from speed_suites.training import autocast, draw_batch
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -28,6 +30,16 @@ def cases(setting: Setting) -> Iterator[Case]:
                 dtype,
                 partial(_sampling, setting, name, batch, dtype),
             )
+        # Of few weights: their gradients would hide what activations take.
+        trained = setting.preset_name(cpu="tiny", quick="nano")
+        for batch in setting.training_batch_sizes():
+            yield MemoryCase(
+                "memory",
+                "training, forward and backward",
+                {"preset": trained, "batch": batch},
+                dtype,
+                partial(_training, setting, trained, batch, dtype),
+            )
 
 
 def _sampling(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> list[Run]:
@@ -40,3 +52,22 @@ def _sampling(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> li
             model.sample_maps(features, num_inference_steps=steps)
 
     return [Run("auto", {"steps": steps}, partial(sample, steps)) for steps in (1, 2, STEPS)]
+
+
+def _training(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> list[Run]:
+    model = make_trainable(name, setting.device, dtype)
+    given = draw_batch(setting, model.grid.num_clips, batch)
+
+    def step(checkpointing: bool) -> None:
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        else:
+            model.disable_gradient_checkpointing()
+        with autocast(setting, dtype):
+            loss = model.loss(*given)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return [
+        Run("auto", {"activation_checkpointing": on}, partial(step, on)) for on in (False, True)
+    ]

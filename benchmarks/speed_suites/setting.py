@@ -72,6 +72,10 @@ class Setting:
         own = gpu if self.on_gpu else cpu
         return self.batches or ((2,) if self.quick else own)
 
+    def training_batch_sizes(self) -> Sequence[int]:
+        """Choose the batch sizes of training; batch normalisation cannot train on one query."""
+        return [one for one in self.batch_sizes(gpu=(32,), cpu=(32,)) if one > 1]
+
     def num_inputs(self, item_bytes: int) -> int:
         """Tell how many inputs of a size are rotated."""
         if not self.on_gpu:

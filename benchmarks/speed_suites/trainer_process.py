@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-import weakref
 from pathlib import Path
 
 import torch
@@ -48,6 +47,8 @@ began = time.perf_counter()
 trainer.train()
 """
 
+_PATIENCE = 30  # seconds, until a process that should end is ended
+
 
 class TrainerProcess:
     """Trains a preset on made-up videos.
@@ -58,6 +59,8 @@ class TrainerProcess:
         batch: Queries a step.
         device: Where.
         videos: Videos of the data set; each has about four queries.
+
+    It runs until `close`.
 
     Attributes:
         pairs: Queries an epoch.
@@ -78,8 +81,11 @@ class TrainerProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
-        weakref.finalize(self, _end, self._process)
-        self.pairs = int(self._answer())
+        try:
+            self.pairs = int(self._answer())
+        except RuntimeError:
+            self.close()
+            raise
 
     def epoch(self) -> float:
         """Train an epoch, and tell the seconds that it took."""
@@ -88,15 +94,22 @@ class TrainerProcess:
         self._process.stdin.flush()
         return float(self._answer())
 
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # which is how it learns that it is over
+        try:
+            self._process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._scratch.cleanup()
+
     def _answer(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the trainer ended with exit status {self._process.wait()}")
         return line
-
-
-def _end(process: subprocess.Popen) -> None:  # type: ignore[type-arg]
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()

@@ -1,6 +1,7 @@
 """Training: a step of the localizer, and epochs of the trainer beside another checkout's."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ Batch = Sequence[Tensor]
 def cases(setting: Setting) -> Iterator[Case]:
     """Measure a step in each dtype, and epochs if there is a baseline."""
     name = setting.preset_name(cpu="tiny")
-    batches = setting.batch_sizes(gpu=(32,), cpu=(32,))
+    batches = setting.training_batch_sizes()
     for dtype in setting.dtypes:
         for batch in batches:
             yield TimedCase(
@@ -57,10 +58,10 @@ def cases(setting: Setting) -> Iterator[Case]:
 def _steps(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Contest:
     model = make_trainable(name, setting.device, dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    inputs = [_batch(setting, model.grid.num_clips, batch) for _ in range(3)]
+    inputs = [draw_batch(setting, model.grid.num_clips, batch) for _ in range(3)]
 
     def step(loss: Any, given: Batch) -> None:
-        with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(setting, dtype):
             value = loss(*given)
         value.backward()
         optimizer.step()
@@ -78,7 +79,12 @@ def _steps(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Conte
     )
 
 
-def _batch(setting: Setting, num_clips: int, batch: int) -> Batch:
+def autocast(setting: Setting, dtype: torch.dtype) -> torch.autocast:
+    """Compute in a dtype what can be."""
+    return torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def draw_batch(setting: Setting, num_clips: int, batch: int) -> Batch:
     """Draw a batch, in the order of the arguments of `MomentLocalizer.loss`."""
     device = setting.device
     words = torch.randint(1, VOCABULARY_SIZE, (batch, WORDS), device=device)
@@ -96,15 +102,18 @@ def _batch(setting: Setting, num_clips: int, batch: int) -> Batch:
 
 def _epochs(device: torch.device, baseline: Path, name: str, batch: int) -> Contest:
     ours = Path(tmapdiff.__file__).parents[1]
-    processes = {
-        backend: TrainerProcess(folder, name, batch, device)
-        for backend, folder in (("baseline", baseline), ("auto", ours))
-    }
-    return Contest(
-        [
-            Candidate(
-                backend, lambda one: one.epoch(), [process], items=process.pairs, times_itself=True
+    with ExitStack() as started:
+        candidates = []
+        for backend, folder in (("baseline", baseline), ("auto", ours)):
+            trainer = TrainerProcess(folder, name, batch, device)
+            started.callback(trainer.close)
+            candidates.append(
+                Candidate(
+                    backend,
+                    lambda given: given.epoch(),
+                    [trainer],
+                    items=trainer.pairs,
+                    times_itself=True,
+                )
             )
-            for backend, process in processes.items()
-        ]
-    )
+        return Contest(candidates, close=started.pop_all().close)

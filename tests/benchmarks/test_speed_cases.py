@@ -1,0 +1,248 @@
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers.clock import FakeTime
+from speed_cases import (
+    RECORD_FIELDS,
+    Bench,
+    Candidate,
+    Ceilings,
+    Contest,
+    MemoryCase,
+    Run,
+    TimedCase,
+    Work,
+    as_dicts,
+    relative_error,
+)
+from timing import CpuClock, Effort
+
+CPU = torch.device("cpu")
+CEILINGS = Ceilings(bytes_a_second=100.0, operations_a_second={torch.float32: 1000.0})
+
+
+@pytest.fixture
+def time():
+    return FakeTime()
+
+
+@pytest.fixture
+def bench(time):
+    return Bench(CPU, CpuClock(time), Effort(rounds=5, seconds=0), CEILINGS)
+
+
+def case_of(*candidates, expected=None, **fields):
+    fields = {"shape": {"batch": 2}, "dtype": torch.float32, **fields}
+    return TimedCase("suite", "case", build=lambda: Contest(candidates, expected), **fields)
+
+
+def takes(time, seconds):
+    return lambda given: time.wait(seconds)
+
+
+def test_times_and_ratios(time, bench):
+    reference = Candidate("reference", takes(time, 2.0), ["x"], items=4)
+    ours = Candidate("auto", takes(time, 0.5), ["x"], items=4, work=Work(100.0, 50.0))
+    one, other = case_of(reference, ours, floor=lambda ceilings: 0.2).measure(bench)
+    assert (one.backend, one.median_us, one.ratio_to_reference) == ("reference", 2e6, 1.0)
+    assert (other.median_us, other.p20_us, other.p80_us, other.samples) == (5e5, 5e5, 5e5, 5)
+    assert (other.reference, other.ratio_to_reference) == ("reference", 0.25)
+    assert (other.ratio_p20, other.ratio_p80) == (0.25, 0.25)
+    assert other.items_per_second == 8.0
+    assert (other.floor_us, other.ratio_to_floor) == (2e5, 2.5)
+    assert other.achieved_tflops == pytest.approx(200e-12)
+    assert other.achieved_tbs == pytest.approx(100e-12)
+    assert one.achieved_tflops is None
+    assert other.error is None
+
+
+def test_ratios_are_of_the_time_an_item(time, bench):
+    reference = Candidate("reference", takes(time, 3.0), ["x"], items=30)
+    ours = Candidate("auto", takes(time, 1.0), ["x"], items=5)
+    assert case_of(reference, ours).measure(bench)[1].ratio_to_reference == pytest.approx(2.0)
+
+
+def test_ratios_are_taken_round_by_round(time, bench):
+    # Both slow down together: the ratio does not see it, a quotient of extremes would.
+    rounds = {"reference": 0, "auto": 0}
+
+    def slowing(name, seconds):
+        def run(given):
+            rounds[name] += 1
+            time.wait(seconds * rounds[name])
+
+        return run
+
+    candidates = [Candidate(name, slowing(name, 1.0 + (name == "auto")), ["x"]) for name in rounds]
+    record = case_of(*candidates).measure(bench)[1]
+    assert record.p20_us < record.median_us < record.p80_us
+    assert record.ratio_p20 == record.ratio_to_reference == record.ratio_p80 == 2.0
+
+
+def test_inputs_rotate_through_all_calls(time):
+    seen = []
+
+    def run(given):
+        seen.append(given)
+        time.wait(1e-3)
+
+    effort = Effort(rounds=3, seconds=0, shortest_turn=2e-3, warm_up=2)
+    bench = Bench(CPU, CpuClock(time), effort, CEILINGS)
+    case_of(Candidate("reference", run, ["a", "b", "c"])).measure(bench)
+    assert seen[:2] == ["a", "b"]  # warm-up
+    assert seen[2:] == ["a", "b", "c", "a", "b", "c"]  # two calls a turn
+
+
+def test_each_candidate_runs_in_its_scope(time, bench):
+    open_scopes, seen = [], []
+
+    def scope_of(name):
+        @contextmanager
+        def scope():
+            open_scopes.append(name)
+            yield
+            open_scopes.remove(name)
+
+        return scope
+
+    def run(given):
+        seen.append(tuple(open_scopes))
+        time.wait(1.0)
+
+    candidates = [Candidate(name, run, ["x"], scope_of(name)) for name in ("reference", "auto")]
+    case_of(*candidates).measure(bench)
+    assert set(seen) == {("reference",), ("auto",)}
+    assert not open_scopes
+
+
+def test_candidates_may_time_themselves(time, bench):
+    def elsewhere(given):
+        time.wait(50.0)  # not what counts
+        return 0.125
+
+    record = case_of(Candidate("reference", elsewhere, ["x"], times_itself=True)).measure(bench)[0]
+    assert record.median_us == 0.125e6
+
+
+def test_a_candidate_that_fails_is_recorded_and_the_others_go_on(time, bench):
+    def fail(given):
+        raise ValueError("first line\nsecond line")
+
+    records = case_of(
+        Candidate("broken", fail, ["x"]), Candidate("reference", takes(time, 1.0), ["x"])
+    ).measure(bench)
+    assert [one.backend for one in records] == ["broken", "reference"]
+    assert records[0].error == "ValueError: first line"
+    assert records[0].median_us is None
+    assert (records[1].error, records[1].median_us) == (None, 1e6)
+
+
+def test_without_its_reference_a_case_has_times_and_no_ratios(time, bench):
+    def fail(given):
+        raise ValueError("broken")
+
+    records = case_of(
+        Candidate("reference", fail, ["x"]), Candidate("auto", takes(time, 1.0), ["x"])
+    ).measure(bench)
+    assert (records[1].median_us, records[1].ratio_to_reference) == (1e6, None)
+
+
+def test_a_case_that_cannot_be_built_is_recorded(bench):
+    def build():
+        raise RuntimeError
+
+    [record] = TimedCase("suite", "case", {}, torch.float32, build).measure(bench)
+    assert (record.backend, record.error) == ("", "RuntimeError: no message")
+
+
+def test_a_failure_after_the_warm_up_is_recorded(time, bench):
+    calls = []
+
+    def fail_later(given):
+        calls.append(given)
+        time.wait(1.0)
+        if len(calls) > bench.effort.warm_up:
+            raise ValueError("later")
+
+    records = case_of(Candidate("reference", fail_later, ["x"])).measure(bench)
+    assert [one.error for one in records] == [None, "ValueError: later"]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_was_started_for_a_case_is_ended(works, time, bench):
+    ended = []
+
+    def expected():
+        raise ValueError("broken")
+
+    contest = Contest(
+        [Candidate("reference", takes(time, 1.0), ["x"])],
+        None if works else expected,
+        close=lambda: ended.append(True),
+    )
+    records = TimedCase("suite", "case", {}, torch.float32, lambda: contest).measure(bench)
+    assert [one.error for one in records] == [None if works else "ValueError: broken"]
+    assert ended == [True]
+
+
+def test_errors_are_of_the_first_sample_of_the_first_input(time, bench):
+    truth = torch.tensor([3.0, 4.0], dtype=torch.float64)
+
+    def run(given):
+        time.wait(1.0)
+        return given
+
+    candidate = Candidate(
+        "reference", run, [truth.float() * 1.5, truth.float()], outputs=lambda one: [one]
+    )
+    [record] = case_of(candidate, expected=lambda: [truth]).measure(bench)
+    assert record.error_vs_float64 == pytest.approx(0.5)
+    [other] = case_of(Candidate("reference", run, [truth])).measure(bench)
+    assert other.error_vs_float64 is None
+
+
+def test_the_worst_of_several_outputs_counts():
+    truth = torch.ones(4, dtype=torch.float64)
+    assert relative_error([truth, truth * 1.1], [truth, truth]) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="longer"):
+        relative_error([truth], [truth, truth])
+
+
+def test_ceilings_are_of_operations_or_bytes():
+    assert CEILINGS.seconds(500.0, 10.0, torch.float32) == 0.5
+    assert CEILINGS.seconds(500.0, 80.0, torch.float32) == 0.8
+
+
+def test_records_have_one_form_and_fit_into_json(time, bench):
+    def fail(given):
+        raise ValueError("broken")
+
+    records = case_of(
+        Candidate("reference", takes(time, 1.0), ["x"]), Candidate("broken", fail, ["x"])
+    ).measure(bench)
+    found = json.loads(json.dumps(as_dicts(records), allow_nan=False))
+    assert [tuple(one) for one in found] == [RECORD_FIELDS, RECORD_FIELDS]
+    assert found[0]["shape"] == {"batch": 2}
+    assert found[0]["dtype"] == "float32"
+    wanted = {"suite", "case", "backend", "median_us", "p20_us", "p80_us", "ratio_to_reference"}
+    assert wanted <= set(RECORD_FIELDS)
+
+
+def test_peaks_are_compared_with_the_first(bench):
+    def fail():
+        raise ValueError("broken")
+
+    runs = [
+        Run("auto", {"steps": steps}, lambda numbers=numbers: torch.ones(numbers).add_(1))
+        for steps, numbers in ((1, 2**18), (2, 2**19))
+    ]
+    case = MemoryCase(
+        "memory", "case", {"batch": 2}, torch.float32, lambda: [*runs, Run("broken", {}, fail)]
+    )
+    first, second, broken = case.measure(bench)
+    assert (first.peak_mib, first.ratio_to_reference) == (1.0, 1.0)
+    assert (second.peak_mib, second.ratio_to_reference) == (2.0, 2.0)
+    assert second.shape == {"batch": 2, "steps": 2}
+    assert broken.error == "ValueError: broken"

@@ -1,0 +1,226 @@
+import os
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from peaks import peak_bytes
+from speed_cases import Ceilings
+from speed_suites.floors import (
+    all_transforms,
+    conv_floor,
+    decoder_floor,
+    direct_work,
+    spectral_work,
+    total,
+)
+from speed_suites.imports import seconds_of
+from speed_suites.peer import peer_candidates
+from speed_suites.setting import (
+    AUTO,
+    PRESET_NAMES,
+    REFERENCE,
+    Setting,
+    backends,
+    find_preset,
+    inference,
+    make_localizer,
+    make_peer,
+    map_features,
+    memory_format,
+)
+from speed_suites.trainer_process import TrainerProcess
+
+import tmapdiff
+from tmapdiff.kernels._dispatch import BACKEND_VARIABLE
+from tmapdiff.kernels.map_conv.costs import ConvSizes
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+H100 = Ceilings(3.0e12, {torch.bfloat16: 750e12})
+
+
+def paper_sizes(batch):
+    return [
+        ConvSizes(batch, channels, 512, rows, 16, 17, torch.bfloat16, "cuda")
+        for rows in (64, 32, 16)
+        for channels in (1024, 512)
+    ]
+
+
+# Floors.
+
+
+# Milliseconds of the paper's step on an H100, worked out elsewhere, for fewer lengths of tiles: the
+# best of all lengths is lower, most of all where reading the kernel's spectra is what takes time.
+@pytest.mark.parametrize(
+    ("batch", "direct", "spectral"),
+    [(1, 1.086, 0.871), (8, 8.69, 1.204), (32, 34.8, 1.873), (64, 69.5, 2.561)],
+)
+def test_floors_of_the_paper(batch, direct, spectral):
+    sizes = paper_sizes(batch)
+    works = [direct_work(one) for one in sizes]
+    seconds = sum(H100.seconds(one.operations, one.bytes_moved, torch.bfloat16) for one in works)
+    assert seconds * 1e3 == pytest.approx(direct, rel=0.02)
+    floor = sum(conv_floor(one, H100) for one in sizes)
+    assert 0.75 * spectral < floor * 1e3 < spectral
+
+
+def test_the_cheaper_way_is_the_floor():
+    small = ConvSizes(8, 32, 32, 16, 8, 1, torch.bfloat16, "cuda")
+    direct = direct_work(small)
+    seconds = H100.seconds(direct.operations, direct.bytes_moved, torch.bfloat16)
+    assert conv_floor(small, H100) == pytest.approx(seconds)
+
+
+def test_products_of_spectra_are_counted_as_they_are_done():
+    sizes = ConvSizes(2, 3, 4, 16, 8, 5, torch.float32, "cpu")
+    for transform in all_transforms(sizes):
+        forward, product, backward = spectral_work(sizes, transform)
+        rows = 2 * transform.num_tiles
+        spectra = torch.zeros(transform.num_frequencies, rows, 3, dtype=torch.complex64)
+        kernel = torch.zeros(transform.num_frequencies, 3, 4, dtype=torch.complex64)
+        result = spectra @ kernel
+        # A complex multiplication and addition is 8 operations.
+        assert product.operations == 8 * result.numel() * 3
+        assert product.bytes_moved == spectra.nbytes + kernel.nbytes + result.nbytes
+        whole = total(forward, product, backward)
+        assert whole.operations > product.operations
+        assert whole.bytes_moved == sum(one.bytes_moved for one in (forward, product, backward))
+    assert {one.tile for one in all_transforms(sizes)} >= {16, 8, 4, 2, 1}
+
+
+def test_the_decoder_costs_more_than_its_convolutions_and_grows_with_the_batch():
+    decoder = make_localizer("stack16", CPU, torch.float32).decoder
+    ceilings = Ceilings(1e10, {torch.float32: 1e11})
+    floors = [decoder_floor(decoder, batch, torch.float32, ceilings) for batch in (1, 8, 64)]
+    convs = sum(
+        conv_floor(ConvSizes(8, layer.in_channels, 17, *shape, 17, torch.float32, "cpu"), ceilings)
+        for shape, one in zip(decoder.grid.shapes, decoder.decoders, strict=True)
+        for layer in one.convs
+    )
+    assert floors[0] < floors[1] < floors[2]
+    assert convs < floors[1] < 10 * convs
+
+
+# Settings.
+
+
+def test_suites_choose_sizes_unless_they_are_asked_for():
+    full = Setting(CPU, [torch.float32])
+    quick = Setting(CPU, [torch.float32], quick=True)
+    asked = Setting(CPU, [torch.float32], [3], "nano", quick=True)
+    gpu = Setting(CUDA, [torch.float32])
+    names = [one.preset_name(cpu="tiny") for one in (full, quick, asked, gpu)]
+    assert names == ["tiny", "stack16", "nano", "paper"]
+    batches = [one.batch_sizes(gpu=(64,), cpu=(8,)) for one in (full, quick, asked, gpu)]
+    assert [list(one) for one in batches] == [[8], [2], [3], [64]]
+
+
+def test_inputs_on_a_gpu_overflow_its_cache():
+    gpu = Setting(CUDA, [torch.float32])
+    assert gpu.num_inputs(16 * 2**20) == 8
+    assert gpu.num_inputs(2**30) == 3
+    assert gpu.num_inputs(1) == 32
+    assert Setting(CPU, [torch.float32]).num_inputs(1) == 3
+
+
+def test_half_precision_on_a_gpu_is_channels_last():
+    formats = {
+        (device.type, dtype): memory_format(device, dtype)
+        for device in (CPU, CUDA)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
+    last = {key for key, value in formats.items() if value is torch.channels_last}
+    assert last == {("cuda", torch.bfloat16), ("cuda", torch.float16)}
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_presets_are_found(name):
+    assert find_preset(name).grid
+
+
+def test_stacks_are_the_paper_with_fewer_channels():
+    paper, stack = find_preset("paper"), find_preset("stack128")
+    assert stack.grid == paper.grid
+    assert stack.decoder["kernel_sizes"] == paper.decoder["kernel_sizes"]
+    assert stack.encoder["channels"] == stack.decoder["channels"] == 128
+
+
+def test_backends_replace_the_users_and_give_them_back(monkeypatch):
+    monkeypatch.setenv(BACKEND_VARIABLE, "reference")
+    with backends(AUTO):
+        assert BACKEND_VARIABLE not in os.environ
+    with suppress(KeyError), backends("map_conv=direct"):
+        assert os.environ[BACKEND_VARIABLE] == "map_conv=direct"
+        raise KeyError
+    assert os.environ[BACKEND_VARIABLE] == "reference"
+    monkeypatch.delenv(BACKEND_VARIABLE)
+    with backends("map_conv=direct"):
+        pass
+    assert BACKEND_VARIABLE not in os.environ
+
+
+def test_nothing_is_zero():
+    model = make_localizer("nano", CPU, torch.float32)
+    assert all(bool(one.any()) for one in model.parameters())
+    features = map_features(Setting(CPU, [torch.float32]), model.grid, 32, 2, torch.float32)
+    for scale, one in enumerate(features):
+        norms = one.norm(dim=1)
+        assert torch.allclose(norms, model.grid.mask(scale).float().expand_as(norms))
+
+
+# What is compared.
+
+
+def test_the_peer_passes_as_the_model_does(monkeypatch):
+    setting = Setting(CPU, [torch.float32])
+    model = make_peer("nano", CPU, torch.float32)
+    features = map_features(setting, model.grid, 32, 2, torch.float32)
+    clips = torch.randn(2, model.grid.num_clips, model.encoder.config.clip_channels)
+    with inference(REFERENCE):
+        monkeypatch.setattr(model.encoder, "forward", lambda *arguments: features)
+        expected = model.score(clips, torch.ones(2, 3, dtype=torch.long), torch.tensor([3, 3]))
+    for candidate in peer_candidates(setting, "nano", [features], torch.float32):
+        with candidate.scope():
+            for one, truth in zip(candidate.run(features), expected, strict=True):
+                torch.testing.assert_close(one, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_imports_are_timed_in_processes_of_their_own():
+    assert 0 < seconds_of("import time; time.sleep(0.05)") < 30
+    assert seconds_of("import time; time.sleep(0.05)") >= 0.05
+    with pytest.raises(RuntimeError, match="no_such_module"):
+        seconds_of("import no_such_module")
+
+
+def test_a_trainer_in_another_process_trains_an_epoch_at_a_time():
+    here = Path(tmapdiff.__file__).parents[1]
+    trainer = TrainerProcess(here, "nano", 8, CPU, videos=4)
+    try:
+        assert 8 < trainer.pairs < 40
+        assert trainer.epoch() > 0
+        assert trainer.epoch() > 0
+    finally:
+        trainer.close()
+    assert trainer._process.returncode == 0
+
+
+def test_a_trainer_that_does_not_start_is_an_error(tmp_path):
+    (tmp_path / "tmapdiff.py").write_text("raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        TrainerProcess(tmp_path, "nano", 8, CPU, videos=1)
+
+
+def test_sampling_keeps_nothing_of_a_step():
+    setting = Setting(CPU, [torch.float32])
+    model = make_localizer("nano", CPU, torch.float32)
+    features = map_features(setting, model.grid, 32, 8, torch.float32)
+
+    def sample(steps):
+        with inference(AUTO):
+            model.sample_maps(features, num_inference_steps=steps)
+
+    one, ten = (peak_bytes(partial(sample, steps), CPU) for steps in (1, 10))
+    map_bytes = 8 * model.grid.num_cells * 4
+    assert ten - one < 9 * map_bytes
