@@ -132,6 +132,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=["no", "fp16", "bf16"],
         help="arithmetic of training's forward pass (default: the preset's)",
     )
+    add(
+        "--activation-checkpointing",
+        action="store_true",
+        help="compute activations of the decoder anew for the gradient: less memory, more time, "
+        "the same results",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="let torch.compile speed up training; results are rounded differently",
+    )
     add("--eval-only", type=Path, metavar="MODEL_DIR", help="evaluate this model; train nothing")
     return parser.parse_args(arguments)
 
@@ -221,6 +232,8 @@ def train_model(
         "batch_size": args.batch_size,
         "mixed_precision": args.mixed_precision,
         "seed": args.seed,
+        "activation_checkpointing": args.activation_checkpointing,
+        "compile": args.compile,
     }
     config = replace(preset.training, **{k: v for k, v in chosen.items() if v is not None})
 
@@ -277,6 +290,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("--seconds-per-feature", args.seconds_per_feature and args.features == "timeline",
          "--features"),
         ("--resume", args.resume and untrained, "a model to train"),
+        ("--activation-checkpointing", args.activation_checkpointing and untrained,
+         "a model to train"),
+        ("--compile", args.compile and untrained, "a model to train"),
         ("--decoder", args.decoder and args.model not in ("diffusion", "deterministic"),
          "--model diffusion or deterministic"),
         ("--steps", args.steps and args.model != "diffusion", "--model diffusion"),

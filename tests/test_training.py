@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers.assertions import refuses
+from helpers.assertions import assert_close, refuses
 from torch.utils.data import Subset
 
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
-from tmapdiff.data import SyntheticActivities
+from tmapdiff.data import SyntheticActivities, collate_moments
 from tmapdiff.errors import (
     ArgumentError,
     CheckpointError,
@@ -262,6 +262,153 @@ def test_half_precision_trains(dataset, tmp_path, precision):
     assert after["raw.decoder.decoders.0.head.weight"].dtype == torch.float32
     name = "raw.encoder.clip_encoder.weight"
     assert not torch.equal(before[name], after[name])
+
+
+def test_stops_before_the_weights_take_a_loss_that_is_not_finite(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path)
+    with torch.no_grad():
+        trainer.raw_model.decoder.decoders[0].head.bias.fill_(torch.inf)
+    before = weights(trainer)
+    with pytest.raises(ArgumentError, match="expected a finite loss, got inf at step 0"):
+        trainer.train()
+    for name, value in weights(trainer).items():
+        if "running" not in name and "num_batches" not in name:  # batch norm has seen the batch
+            assert torch.equal(value, before[name]), name
+
+
+def test_batches_are_checked_before_they_are_moved(dataset, tmp_path):
+    def spoil(batch):
+        batch.moments[:] = batch.moments.flip(-1)
+        return step(batch)
+
+    trainer = make_trainer(dataset, tmp_path)
+    step, trainer._step = trainer._step, spoil
+    with pytest.raises(ArgumentError, match=r"IoUMapBuilder: expected 0 <= start < end"):
+        trainer.train()
+    # And evaluation checks for itself.
+    assert trainer.raw_model.build_iou_maps.validate
+    assert trainer.raw_model.encoder.text_encoder.validate
+
+
+def one_step(dataset, folder, config, make) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the first step."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = make_trainer(dataset, folder, config, model=make(dataset))
+    gradients = {}
+
+    def keep(*_: object) -> None:
+        gradients.update(
+            (name, one.grad.clone()) for name, one in trainer.raw_model.named_parameters()
+        )
+
+    trainer.optimizer.optimizer.register_step_pre_hook(keep)
+    loss = trainer._step(next(iter(trainer.loader)))
+    return loss.item(), gradients
+
+
+def make_ms2dtan(dataset: MomentDataset) -> MapLocalizer:
+    torch.manual_seed(0)
+    preset = replace(
+        PRESETS["tiny"],
+        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
+        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1, "dropout": 0.1},
+        decoder={"kernel_sizes": [3]},
+    )
+    return preset.build_ms2dtan(vocabulary_size=len(dataset.vocabulary), clip_channels=16)
+
+
+@pytest.mark.parametrize("make", [make_model, make_ms2dtan])
+def test_activation_checkpointing_changes_no_bit(dataset, tmp_path, make):
+    # With dropout: the second forward pass has to draw what the first drew.
+    loss, gradients = one_step(dataset, tmp_path / "kept", CONFIG, make)
+    checkpointing = replace(CONFIG, activation_checkpointing=True)
+    again, others = one_step(dataset, tmp_path / "computed anew", checkpointing, make)
+    assert again == loss
+    assert_equal_weights(others, gradients)
+
+
+def test_activation_checkpointing_keeps_less_for_the_gradient(dataset):
+    batch = collate_moments([dataset[index] for index in range(8)])
+
+    def bytes_kept(model: MapLocalizer) -> int:
+        kept: list[torch.Tensor] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.train().loss(
+                batch.features, batch.words, batch.num_words, batch.moments, batch.clip_seconds
+            )
+        storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in kept}
+        return sum(storage.nbytes() for storage in storages.values())
+
+    model = make_model(dataset)
+    most = bytes_kept(model)
+    model.enable_gradient_checkpointing()
+    assert bytes_kept(model) < 0.7 * most
+
+
+def test_a_run_may_go_on_with_activation_checkpointing(dataset, tmp_path, monkeypatch):
+    whole = make_trainer(dataset, tmp_path / "whole")
+    whole.train()
+    interrupt_after(make_trainer(dataset, tmp_path / "parts"), 1, monkeypatch)
+    checkpointing = replace(CONFIG, activation_checkpointing=True)
+    resumed = make_trainer(dataset, tmp_path / "parts", checkpointing).resume()
+    resumed.train()
+    assert_equal_weights(weights(whole), weights(resumed))
+
+
+def trace_only(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Trace what is to be compiled, but make no code: that takes a minute, and a compiler."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: compiled(self, **how, backend=backend)
+    )
+    torch._dynamo.reset()
+
+
+# torch's compiler looks at the gradients of all that comes in.
+of_compiler = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
+
+@of_compiler
+@pytest.mark.parametrize("make", [make_model, make_ms2dtan])
+def test_compiled_training_is_close(dataset, tmp_path, monkeypatch, make):
+    trace_only(monkeypatch, "aot_eager")
+    runs = {}
+    for name, config in (("eager", CONFIG), ("compiled", replace(CONFIG, compile=True))):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model = make(dataset)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # compiled code draws other random numbers
+        trainer = make_trainer(dataset, tmp_path / name, config, model=model)
+        losses = [trainer._step(batch).item() for batch in trainer.loader]
+        runs[name] = torch.tensor(losses), weights(trainer), trainer.raw_model.encoder.map_features
+    assert_close(runs["compiled"][0], runs["eager"][0], torch.float32)
+    assert runs["compiled"][1].keys() == runs["eager"][1].keys()
+    assert runs["compiled"][2]._compiled_call_impl is not None
+    assert runs["eager"][2]._compiled_call_impl is None
+
+
+@of_compiler
+def test_compiled_runs_are_saved_and_resumed(dataset, tmp_path, monkeypatch):
+    trace_only(monkeypatch, "eager")
+    config = replace(CONFIG, epochs=2, compile=True)
+    whole = make_trainer(dataset, tmp_path / "whole", config, validation=dataset, validate_every=1)
+    whole.train()
+    interrupt_after(make_trainer(dataset, tmp_path / "parts", config), 1, monkeypatch)
+    resumed = make_trainer(dataset, tmp_path / "parts", config).resume()
+    resumed.train()
+    assert_equal_weights(weights(whole), weights(resumed))
+    for model in (whole.raw_model, whole.ema_model):
+        model.save_pretrained(tmp_path / "model")
+        loaded = type(model).from_pretrained(tmp_path / "model")
+        assert_equal_weights(dict(loaded.state_dict()), dict(model.state_dict()))
+    with refuses(CheckpointError, "with compile = False, got True."):
+        make_trainer(dataset, tmp_path / "whole", replace(config, compile=False)).resume()
 
 
 def test_validation_writes_scalars_and_a_heat_map(dataset, tmp_path):

@@ -270,6 +270,11 @@ def test_windows_in_training_and_whole_videos_in_tests(example, tmp_path):
         (["--resume", "--model", "prior"], "--resume: expected a model to train with it"),
         (["--resume", "--eval-only", "x"], "--resume: expected a model to train with it"),
         (
+            ["--activation-checkpointing", "--eval-only", "x"],
+            "--activation-checkpointing: expected a model to train with it",
+        ),
+        (["--compile", "--model", "oracle"], "--compile: expected a model to train with it"),
+        (
             ["--decoder", "cnn-mul", "--model", "ms2dtan"],
             "--decoder: expected --model diffusion or",
         ),

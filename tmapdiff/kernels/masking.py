@@ -1,12 +1,15 @@
 """What operations on maps with invalid cells share: checks, zeros, statistics without them."""
 
+from typing import Any
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tmapdiff._checks import check_shape
 from tmapdiff.errors import ShapeError
-from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels._launch import memory_order, why_not_eager
 
 
 def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int | str) -> None:
@@ -32,9 +35,26 @@ def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
+    if x.dim() == 4 and mask.dim() == 2 and why_not_eager(x) is None:
+        filled: Tensor = _Filled.apply(x, mask)
+        return filled
     if x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1:
         return x.clone().masked_fill_(~mask.unsqueeze(-3), 0)
     return torch.where(mask.unsqueeze(-3), x, 0)
+
+
+class _Filled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        # clone, as elementwise operations: contiguous() would change the order of memory.
+        return fill_invalid_(x.clone(), mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return fill_invalid_(gradient.clone(), mask), None
 
 
 def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:

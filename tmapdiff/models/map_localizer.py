@@ -185,7 +185,8 @@ class MapLocalizer(MapModel):
         as compiled code draws others; but for dropout.
         """
         for part in self._compilable_parts():
-            part.compile()
+            # Once for each size of batch: layers ask for strides, which must be numbers.
+            part.compile(dynamic=False)
 
     def _compilable_parts(self) -> list[nn.Module]:
         return [self.encoder.map_features]
