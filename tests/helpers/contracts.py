@@ -401,7 +401,8 @@ class MaskArgumentContract(MaskedContract):
     def test_mask_of_a_batch_equals_one_mask(self) -> None:
         module, inputs = self.ready(), self.inputs(3)
         batched = {**inputs, "mask": inputs["mask"].expand(3, -1, -1)}
-        assert_same_evaluation(evaluate(module, batched), evaluate(module, inputs))
+        # Close, not same: the sums of a broadcast mask may be added in another order.
+        assert_close_evaluation(evaluate(module, batched), evaluate(module, inputs))
 
     def test_every_sample_has_its_own_mask(self) -> None:
         module, inputs = self.ready(), self.inputs(3)
