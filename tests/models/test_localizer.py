@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from tmapdiff.maps import (
     rank_moments,
     temporal_iou,
 )
-from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
+from tmapdiff.models import (
+    DenoisingStep,
+    MapDiffusionDecoder,
+    MomentLocalizer,
+    MultimodalEncoder,
+)
 from tmapdiff.schedulers import MapScheduler
 
 GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
@@ -557,7 +563,7 @@ class TestSampleMaps:
         assert same == (solver == "ddim" or steps < 3)
 
         # A run that was broken off leaves nothing behind.
-        def stop(index: int, timestep: int, clean: Tensor) -> None:
+        def stop(step: DenoisingStep) -> None:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -588,20 +594,32 @@ class TestSampleMaps:
     def test_calls_back_after_each_step(self) -> None:
         model = ready()
         features = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]
-        seen: list[tuple[int, int, Tensor]] = []
-        maps = model.sample_maps(
-            features, num_inference_steps=6, callback=lambda *step: seen.append(step)
-        )
-        indices, timesteps, clean = zip(*seen, strict=True)
-        assert indices == tuple(range(6))
+        seen: list[DenoisingStep] = []
+        maps = model.sample_maps(features, num_inference_steps=6, callback=seen.append)
+        assert [step.index for step in seen] == list(range(6))
+        timesteps = [step.timestep for step in seen]
         assert timesteps[0] == 999
-        assert list(timesteps) == sorted(set(timesteps), reverse=True)
+        assert timesteps == sorted(set(timesteps), reverse=True)
         invalid = ~model.grid.packed_mask()
-        for one in clean:
-            assert one.shape == (2, CELLS)
-            assert 0 <= float(one.min()) <= float(one.max()) <= 1 + 1e-6
-            assert not bool(one[:, invalid].any())
-        assert_close(clean[-1], maps)
+        for step in seen:
+            assert step.clean.shape == step.noisy.shape == (2, CELLS)
+            assert 0 <= float(step.clean.min()) <= float(step.clean.max()) <= 1 + 1e-6
+            assert not bool(step.clean[:, invalid].any() | step.noisy[:, invalid].any())
+        for last in (seen[-1].clean, seen[-1].noisy):
+            assert_close(last, maps)
+
+    @pytest.mark.parametrize("solver", ["ddim", "unipc"])
+    def test_noisy_maps_of_a_step_are_what_the_next_starts_from(self, solver: str) -> None:
+        model = ready(scheduler_config={"solver": solver})
+        features = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]
+        steps: list[DenoisingStep] = []
+        model.sample_maps(features, num_inference_steps=4, callback=steps.append)
+        valid = model.grid.packed_mask()
+        for before, step in pairwise(steps):
+            noisy = model.scheduler.to_signal(before.noisy)
+            scores = model.denoise(noisy, torch.full((2,), step.timestep), features)
+            believed = model.objective.activation(scores).clamp(0, 1)
+            assert_close(believed[:, valid], step.clean[:, valid])
 
     def test_does_not_train(self) -> None:
         maps = ready().sample_maps([draw(1, 8, 8, 4), draw(1, 8, 4, 4)])
@@ -614,7 +632,9 @@ class TestSampleMaps:
         for number, expected in ((None, 3), (2, 2), (None, 3)):
             steps.clear()
             model.sample_maps(
-                features, num_inference_steps=number, callback=lambda i, t, x: steps.append(t)
+                features,
+                num_inference_steps=number,
+                callback=lambda step: steps.append(step.timestep),
             )
             assert len(steps) == expected
 
@@ -902,7 +922,7 @@ class TestSamples:
             **queries(2),
             num_samples=3,
             num_inference_steps=2,
-            callback=lambda index, _, maps: seen.append((index, tuple(maps.shape))),
+            callback=lambda step: seen.append((step.index, tuple(step.clean.shape))),
         )
         assert seen == [(index, (2, CELLS)) for _ in range(3) for index in range(2)]
 

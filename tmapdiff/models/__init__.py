@@ -2,15 +2,16 @@
 
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MapFeatureBuilder, MultimodalEncoder, TextEncoder
-from tmapdiff.models.localizer import MomentLocalizer
+from tmapdiff.models.localizer import DenoisingStep, MomentLocalizer
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 from tmapdiff.models.map_localizer import Localization, MapLocalizer, Ranking
 from tmapdiff.models.ms2dtan import MS2DTAN
 from tmapdiff.models.transformers_text import SentenceFeatures, TransformersTextEncoder
 
-__all__ = [  # in the order the data flows
+__all__ = [
     "MS2DTAN",
     "ConvMapDecoder",
+    "DenoisingStep",
     "Localization",
     "MapDiffusionDecoder",
     "MapFeatureBuilder",

@@ -19,7 +19,30 @@ from tmapdiff.models.map_localizer import MapLocalizer, Ranking
 from tmapdiff.schedulers import MapScheduler
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-StepCallback = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class DenoisingStep:
+    """What a denoising run has come to after a step; given to callbacks.
+
+    Attributes:
+        index: Number of the step, from 0.
+        timestep: Its timestep.
+        clean: The maps that the model believed in, 0 in invalid cells.
+        noisy: The maps that the next step starts from, mapped to IoU: noise goes far beyond [0, 1].
+            0 in invalid cells.
+
+    Shape:
+        - clean, noisy: (B, cells)
+    """
+
+    index: int
+    timestep: int
+    clean: Tensor
+    noisy: Tensor
+
+
+StepCallback = Callable[[DenoisingStep], None]
 
 
 @dataclass(frozen=True)
@@ -234,8 +257,7 @@ class MomentLocalizer(MapLocalizer):
             generator: Source of noise: one, or one a sample (results are then independent of how
                 samples are batched).
             noise: The noise to start from, instead of `generator`.
-            callback: Called after each step with its index, its timestep and the clean maps it
-                believed in, (B, cells) in [0, 1].
+            callback: Called with a `DenoisingStep` after each step.
 
         Shape:
             - features: K tensors (B, channels, N_k, A)
@@ -354,17 +376,17 @@ class MomentLocalizer(MapLocalizer):
                 clean, timestep, maps, eta=eta, variance_noise=fresh, return_dict=False
             )
             if callback is not None:
-                callback(index, timestep, scheduler.to_iou(clean).masked_fill(~run.mask, 0))
+                callback(self._step(run, index, clean, maps))
         return scheduler.to_iou(maps).masked_fill(~run.mask, 0)
 
     def _sample_ddim(self, run: _Run, maps: Tensor, callback: StepCallback | None) -> Tensor:
         """Do the same as the general loop, with all between two passes in one operation."""
-        scheduler, to_iou = self.scheduler, self.scheduler.to_iou
+        scheduler = self.scheduler
         # Copied once: a number that changed from step to step would keep a GPU waiting.
         coefficients = scheduler.coefficients().to(torch.float32).to(run.device)
         scaled = scheduler.scale_model_input(maps, run.timesteps[0]).to(self.dtype)
         activation: Activation = "sigmoid" if self.objective.learns_logits else "identity"
-        for index, timestep in enumerate(run.timesteps):
+        for index in range(len(run.timesteps)):
             scores = self.decoder.denoise(scaled, index, run.decoder)
             maps, clean, scaled = ddim_step(
                 scores,
@@ -374,8 +396,12 @@ class MomentLocalizer(MapLocalizer):
                 clip=scheduler.config.clip_sample,
             )
             if callback is not None:
-                callback(index, timestep, to_iou(clean).masked_fill(~run.mask, 0))
-        return to_iou(maps).masked_fill(~run.mask, 0)
+                callback(self._step(run, index, clean, maps))
+        return self.scheduler.to_iou(maps).masked_fill(~run.mask, 0)
+
+    def _step(self, run: _Run, index: int, clean: Tensor, noisy: Tensor) -> DenoisingStep:
+        shown = [self.scheduler.to_iou(one).masked_fill(~run.mask, 0) for one in (clean, noisy)]
+        return DenoisingStep(index, run.timesteps[index], *shown)
 
     def _denoise_step(self, noisy: Tensor, step: int, run: _Run) -> Tensor:
         """Predict the scores of all cells at a step of a run: equal to `denoise`, but faster."""

@@ -159,7 +159,7 @@ class MapLocalizer(MapModel):
                 video.
         """
         self.encoder.text_encoder.check_words(words)
-        build = IoUMapBuilder(self._grid_of(features, num_clips))
+        build = IoUMapBuilder(self.grid_of(features, num_clips))
         build.check(moments, clip_seconds, num_moments)
 
     @contextmanager
@@ -252,15 +252,56 @@ class MapLocalizer(MapModel):
                 `nms_threshold` without `nms`.
             ConfigError: If there is no such ranking.
         """
-        who = type(self).__name__
-        ranking = self.config.ranking if ranking is None else ranking
-        check_choice(who, "ranking", ranking, Ranking.__args__)  # type: ignore[attr-defined]
-        if nms_threshold is not None and ranking != "nms":
-            expected = f"no nms_threshold with ranking {ranking!r}"
-            hint = "Pass ranking='nms' with it."
-            raise ArgumentError(message(who, expected, nms_threshold, hint))
+        self._check_reading(ranking, nms_threshold)
         maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
-        grid = self._grid_of(features, num_clips)
+        return self.read_moments(
+            maps,
+            clip_seconds,
+            grid=self.grid_of(features, num_clips),
+            num_clips=num_clips,
+            durations=durations,
+            top_n=top_n,
+            ranking=ranking,
+            nms_threshold=nms_threshold,
+        )
+
+    def read_moments(
+        self,
+        maps: Tensor,
+        clip_seconds: Tensor,
+        *,
+        grid: MapGrid | None = None,
+        num_clips: Tensor | None = None,
+        durations: Tensor | None = None,
+        top_n: int = 5,
+        ranking: Ranking | None = None,
+        nms_threshold: float | None = None,
+    ) -> Localization:
+        """Read moments off predicted maps: what `localize` does with them.
+
+        Args:
+            maps: What `predict_maps` gave, or a mean of such.
+            clip_seconds: Seconds a clip lasts, for each sample.
+            grid: The candidate moments, when clips are not as many as the configuration's
+                (`grid_of`).
+            num_clips: Clips of each video, when they differ.
+            durations: As for `localize`.
+            top_n: As for `localize`.
+            ranking: As for `localize`.
+            nms_threshold: As for `localize`.
+
+        Shape:
+            - maps: (B, cells)
+            - clip_seconds, num_clips, durations: (B,)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If an argument is out of range; if there is an `nms_threshold` without
+                `nms`.
+            ConfigError: If there is no such ranking.
+        """
+        ranking = self._check_reading(ranking, nms_threshold)
+        grid = self.grid if grid is None else grid
         candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, num_clips)
         if ranking == "nms":
             ranked = rank_candidates(
@@ -282,6 +323,16 @@ class MapLocalizer(MapModel):
             )
         return Localization(ranked=ranked, grid=grid, maps=maps, num_clips=num_clips)
 
+    def _check_reading(self, ranking: Ranking | None, nms_threshold: float | None) -> Ranking:
+        who = type(self).__name__
+        chosen: Ranking = self.config.ranking if ranking is None else ranking
+        check_choice(who, "ranking", chosen, Ranking.__args__)  # type: ignore[attr-defined]
+        if nms_threshold is not None and chosen != "nms":
+            expected = f"no nms_threshold with ranking {chosen!r}"
+            hint = "Pass ranking='nms' with it."
+            raise ArgumentError(message(who, expected, nms_threshold, hint))
+        return chosen
+
     def _targets(
         self,
         features: Tensor,
@@ -291,14 +342,23 @@ class MapLocalizer(MapModel):
         num_clips: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Map to learn, (B, cells), and which of its cells are valid."""
-        grid, build = self._grid_of(features, num_clips), self.build_iou_maps
+        grid, build = self.grid_of(features, num_clips), self.build_iou_maps
         if grid != self.grid:
             build = IoUMapBuilder(grid, validate=build.validate)
         target = self.objective.target(build.packed(moments, clip_seconds, num_moments))
         return target, grid.packed_mask(target.device, num_clips)
 
-    def _grid_of(self, features: Tensor, num_clips: Tensor | None) -> MapGrid:
-        """Grid over the clips of a batch: the configuration's, unless clips are counted."""
+    def grid_of(self, features: Tensor, num_clips: Tensor | None) -> MapGrid:
+        """Return the candidate moments of a batch: the configuration's, unless clips are counted.
+
+        Args:
+            features: Features of the clips.
+            num_clips: Clips of each video, when they differ.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - num_clips: (B,)
+        """
         if num_clips is None:
             return self.grid
         return self.grid.resized(features.shape[1] // self.encoder.config.features_per_clip)

@@ -83,7 +83,7 @@ class MS2DTAN(MapLocalizer):
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty.
         """
-        grid = self._grid_of(features, num_clips)
+        grid = self.grid_of(features, num_clips)
         maps = self.encoder(features, words, num_words, num_clips)
         scores = []
         for scale, (one, convs, head) in enumerate(zip(maps, self.convs, self.heads, strict=True)):
@@ -137,7 +137,7 @@ class MS2DTAN(MapLocalizer):
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or a moment is no moment of the video.
         """
-        grid = self._grid_of(features, num_clips)
+        grid = self.grid_of(features, num_clips)
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
         scores = grid.pack(self.score(features, words, num_words, num_clips))
         parts = (one.split(grid.cells_per_scale, dim=-1) for one in (scores, target, mask))
@@ -152,7 +152,7 @@ class MS2DTAN(MapLocalizer):
         num_clips: Tensor | None = None,
     ) -> Tensor:
         """Predict the map that the objective learns; see `MapLocalizer.predict_maps`."""
-        grid = self._grid_of(features, num_clips)
+        grid = self.grid_of(features, num_clips)
         scores = grid.pack(self.score(features, words, num_words, num_clips)).float()
         maps = self.objective.activation(scores)
         return maps.masked_fill(~grid.packed_mask(maps.device, num_clips), 0)

@@ -59,9 +59,9 @@ def animate_denoising(
 
     Example:
         >>> maps, timesteps, sampler = [], [], model.sampler
-        >>> def keep(index, timestep, clean):
-        ...     maps.append(sampler.merge(model.grid.unpack(clean))[0][0])
-        ...     timesteps.append(timestep)
+        >>> def keep(step):
+        ...     maps.append(sampler.merge(model.grid.unpack(step.clean))[0][0])
+        ...     timesteps.append(step.timestep)
         >>> model.localize(*query, num_inference_steps=25, callback=keep)
         >>> save_animation(animate_denoising(maps, timesteps=timesteps), "denoising.gif")
     """
