@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
     from tmapdiff.models import TransformersTextEncoder as TransformersTextEncoder
+    from tmapdiff.pipelines import LocalizedMoment as LocalizedMoment
+    from tmapdiff.pipelines import MomentLocalizationOutput as MomentLocalizationOutput
+    from tmapdiff.pipelines import MomentLocalizationPipeline as MomentLocalizationPipeline
     from tmapdiff.plots import animate_denoising as animate_denoising
     from tmapdiff.plots import plot_calibration as plot_calibration
     from tmapdiff.plots import plot_comparison as plot_comparison
@@ -149,6 +152,9 @@ _HOMES = {
     "DECODERS": "presets",
     "Trainer": "training",
     "TrainingConfig": "training",
+    "MomentLocalizationPipeline": "pipelines",
+    "MomentLocalizationOutput": "pipelines",
+    "LocalizedMoment": "pipelines",
     "ms2dtan_config": "migration",
     "load_ms2dtan": "migration",
 }

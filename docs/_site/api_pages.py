@@ -56,6 +56,7 @@ ORDER = (
     "tmapdiff.presets",
     "tmapdiff.training",
     "tmapdiff.evaluation",
+    "tmapdiff.pipelines",
     "tmapdiff.metrics",
     "tmapdiff.calibration",
     "tmapdiff.provenance",

@@ -3,6 +3,7 @@
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.data.charades import CharadesVideo, load_charades_actions, load_charades_sta
+from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.dataset import MomentBatch, MomentDataset, MomentSample, collate_moments
 from tmapdiff.data.didemo import SEGMENT_SECONDS, keep_consensus, load_didemo
 from tmapdiff.data.features import (
@@ -54,6 +55,8 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "Vocabulary",
     "GloveVectors",
     "load_glove",
+    "divide_video",
+    "fill_clips",
     "MomentDataset",
     "MomentSample",
     "collate_moments",

@@ -1,6 +1,5 @@
 """From annotations and features to batches."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,7 +11,8 @@ from torch.utils.data import Dataset
 
 from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.data.annotations import Annotation, AnnotationSet
-from tmapdiff.data.features import FeatureStore, pool_features
+from tmapdiff.data.clips import divide_video, fill_clips
+from tmapdiff.data.features import FeatureStore
 from tmapdiff.data.windows import draw_window
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, FeatureError, TmapdiffError
@@ -225,10 +225,7 @@ class MomentDataset(Dataset[MomentSample]):
         each = self.features_per_clip
         num_clips = len(clips) // each
         if self.whole_videos or num_clips <= self.num_clips:
-            filled = -(-num_clips // self.clip_multiple) * self.clip_multiple
-            lacking = max(filled, self.num_clips) - num_clips
-            filling = clips.new_zeros(lacking * each, clips.shape[1])
-            features = torch.cat([clips, filling])
+            features = fill_clips(clips, self.num_clips, self.clip_multiple, each)
             return MomentSample(features, words, item, self.clip_seconds, num_clips)
         window = draw_window(item, self.clip_seconds, self.num_clips, num_clips)
         first = round(window.start / self.clip_seconds)
@@ -246,17 +243,13 @@ class MomentDataset(Dataset[MomentSample]):
         check_shape(
             self.store.description, "features", features, "T D", {"D": self.store.feature_dim}
         )
-        num_clips, clip_seconds = self.num_clips, self.clip_seconds
-        if clip_seconds is not None:
-            # A little of a clip too many is float error, not video.
-            num_clips = max(1, math.ceil(duration / clip_seconds - 1e-6))
-            clip_seconds /= self.features_per_clip
-        clips = pool_features(
+        clips = divide_video(
             features.float(),
-            num_clips * self.features_per_clip,
             duration=duration,
             seconds_per_feature=self.store.seconds_per_feature,
-            clip_seconds=clip_seconds,
+            num_clips=self.num_clips,
+            clip_seconds=self.clip_seconds,
+            features_per_clip=self.features_per_clip,
         )
         if self.cache:
             self._pooled[key] = clips

@@ -18,11 +18,14 @@ class RankedMoments:
         - moments: (B, n, 2), seconds, or clips; 0 where there are fewer than n
         - scores: (B, n); -inf where there are fewer than n
         - valid: (B, n), bool; False where there are fewer than n
+        - clips: (B, n, 2), int64, first clip and the clip after the last: the cells of a map that
+          the moments are; 0 where there are fewer than n. None if they come from elsewhere
     """
 
     moments: Tensor
     scores: Tensor
     valid: Tensor
+    clips: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -238,12 +241,13 @@ def answer_moments(
     """
     valid = picks >= 0
     if not len(candidates):
-        return RankedMoments(scores.new_zeros(*picks.shape, 2), scores, valid)
-    picked = candidates[picks.clamp(min=0)]
+        empty = scores.new_zeros(*picks.shape, 2)
+        return RankedMoments(empty, scores, valid, empty.long())
+    picked = candidates[picks.clamp(min=0)].where(valid[..., None], 0)
     if clip_seconds is None:
         moments = picked.to(torch.promote_types(scores.dtype, torch.float32))
     else:
         moments = picked * clip_seconds[:, None, None]
     if durations is not None:
         moments = moments.minimum(durations.to(moments)[:, None, None])
-    return RankedMoments(moments=moments.where(valid[..., None], 0), scores=scores, valid=valid)
+    return RankedMoments(moments=moments, scores=scores, valid=valid, clips=picked)

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from tmapdiff._checks import check_int, message, require
+from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError
 
 
@@ -105,6 +106,28 @@ class TransformersTextEncoder(nn.Module):
         self.token_channels: int = config.hidden_size
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
         self.sentence_channels: int = self._encode(["a"])[0][0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write model and tokenizer into a folder, for `TransformersTextEncoder(folder)`.
+
+        Raises:
+            FileError: If the place cannot be written.
+        """
+        with written_beside(save_directory) as folder:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: it is frozen."""

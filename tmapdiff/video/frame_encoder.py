@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -11,13 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_shape, message
+from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 Precision = Literal["no", "fp16", "bf16"]
+_FORMAT = "tmapdiff frame encoder 1"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class FrameEncoder(nn.Module):
@@ -86,19 +91,116 @@ class FrameEncoder(nn.Module):
                 f"{who}: cannot load the weights of {model_name}: {_first_line(error)}. "
                 "Without a network, pass the file as weights, or pretrained=False."
             ) from error
+        origin = "" if pretrained else ", random weights"
+        self._set_up(
+            model.to(device),
+            timm.data.resolve_model_data_config(model),
+            model_name=model_name,
+            mixed_precision=mixed_precision,
+            description=f"timm {model_name}{' with head' if keep_head else ''}{origin}",
+        )
+
+    def _set_up(
+        self,
+        model: Any,
+        preprocessing: dict[str, Any],
+        *,
+        model_name: str,
+        mixed_precision: Precision,
+        description: str,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.preprocess = FramePreprocessor(preprocessing)
         self.model_name = model_name
         self.mixed_precision = mixed_precision
-        config = timm.data.resolve_model_data_config(model)
-        self.preprocess = FramePreprocessor(config)
-        self.model = model.eval().requires_grad_(False).to(device)
-        origin = "" if pretrained else ", random weights"
-        self.description = f"timm {model_name}{' with head' if keep_head else ''}{origin}"
+        self.description = description
         with torch.no_grad():
-            example = self.model(torch.zeros(1, *config["input_size"], device=self.device))
+            example = model(torch.zeros(1, *self.preprocess.input_size, device=self.device))
         if not isinstance(example, Tensor) or example.dim() != 2:
             got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-            raise ConfigError(message(who, "a model that gives (B, D)", f"{got} of {model_name}"))
+            expected = "a model that gives (B, D)"
+            raise ConfigError(message("FrameEncoder", expected, f"{got} of {model_name}"))
         self.feature_dim: int = example.shape[1]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors into a folder, for `from_pretrained`.
+
+        Raises:
+            FileError: If the place cannot be written.
+        """
+        # A name on the hub would be looked for there.
+        name = self.model_name
+        if ":" in name:
+            name = self.model.pretrained_cfg["architecture"]
+        config = {
+            "format": _FORMAT,
+            "architecture": name,
+            "model_name": self.model_name,
+            "num_classes": self.model.num_classes,
+            "mixed_precision": self.mixed_precision,
+            "description": self.description,
+            "preprocessing": self.preprocess.config,
+        }
+        with written_beside(save_directory) as folder:
+            folder.mkdir()
+            (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            save_model(self.model, str(folder / _WEIGHTS))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+    ) -> Self:
+        """Read an encoder that `save_pretrained` wrote; needs no network.
+
+        Args:
+            folder: Where it is.
+            device: Where to compute.
+
+        Raises:
+            CheckpointError: If there is no such encoder, it is damaged, or its weights do not fit.
+        """
+        import timm
+
+        place = f"{cls.__name__}: cannot load {folder}"
+        try:
+            config = json.loads((Path(folder) / _CONFIG).read_bytes())
+            if not isinstance(config, dict) or config.get("format") != _FORMAT:
+                raise CheckpointError(f"{place}: {_CONFIG} has not the format {_FORMAT!r}.")
+            # JSON knows no tuples, which the fingerprint tells from lists.
+            preprocessing = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in config["preprocessing"].items()
+            }
+            architecture, classes = config["architecture"], config["num_classes"]
+            _check_name(cls.__name__, architecture)
+            if ":" in architecture:
+                raise CheckpointError(f"{place}: {architecture} is no architecture of timm.")
+            model = timm.create_model(architecture, pretrained=False, num_classes=classes)
+            missing, unexpected = load_model(model, str(Path(folder) / _WEIGHTS), strict=False)
+            if missing or unexpected:
+                what = "no" if missing else "unknown"
+                names = ", ".join(sorted(missing or unexpected)[:3])
+                raise CheckpointError(f"{place}: it has {what} weights {names}.")
+            encoder = cls.__new__(cls)
+            nn.Module.__init__(encoder)
+            encoder._set_up(
+                model.to(device),
+                preprocessing,
+                model_name=str(config["model_name"]),
+                mixed_precision=check_choice(
+                    cls.__name__,
+                    "mixed_precision",
+                    config["mixed_precision"],
+                    Precision.__args__,  # type: ignore[attr-defined]
+                ),
+                description=str(config["description"]),
+            )
+        except CheckpointError:
+            raise
+        # JSON, safetensors, timm and torch each have errors of their own.
+        except Exception as error:
+            raise CheckpointError(f"{place}: {_first_line(error)}.") from error
+        return encoder
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: it is frozen."""
@@ -108,6 +210,11 @@ class FrameEncoder(nn.Module):
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        return next(self.model.parameters()).dtype
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,7 +243,7 @@ class FrameEncoder(nn.Module):
             return frames.new_zeros(0, self.feature_dim, dtype=torch.float32)
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            features: Tensor = self.model(frames.to(self.device))
+            features: Tensor = self.model(frames.to(self.device, self.dtype))
         return features.float().to(frames.device)
 
     def encode(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Tensor:

@@ -1,0 +1,11 @@
+"""Trained models with all that they need to answer: from a video and a sentence to moments."""
+
+from tmapdiff.pipelines.moment_localization import MomentLocalizationPipeline
+from tmapdiff.pipelines.output import LocalizedMoment, MergedMaps, MomentLocalizationOutput
+
+__all__ = [  # noqa: RUF022  in the order the data flows
+    "MomentLocalizationPipeline",
+    "MomentLocalizationOutput",
+    "LocalizedMoment",
+    "MergedMaps",
+]

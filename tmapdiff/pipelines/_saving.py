@@ -1,0 +1,80 @@
+"""Saved pipelines: where they are, and which parts they may have."""
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from tmapdiff.data.words import Vocabulary
+from tmapdiff.errors import ArgumentError, CheckpointError
+from tmapdiff.models import MS2DTAN, MapLocalizer, MomentLocalizer, TransformersTextEncoder
+from tmapdiff.video import FrameEncoder
+
+PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
+NUMBERS = ("fps", "clip_seconds")
+VOCABULARY = "vocabulary.json"
+_LOCALIZERS: Mapping[str, type[MapLocalizer]] = {
+    one.__name__: one for one in (MomentLocalizer, MS2DTAN)
+}
+
+
+def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        if options:
+            raise ArgumentError(f"{place}: unknown argument {', '.join(sorted(options))}.")
+        return folder
+    text = str(name)
+    if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        # The hub would be asked in vain.
+        raise CheckpointError(f"{place}: there is no such folder.")
+    from huggingface_hub import snapshot_download
+
+    patterns = [DiffusionPipeline.config_name, *(f"{part}/*" for part in PARTS)]
+    try:
+        return Path(snapshot_download(text, allow_patterns=patterns, **options))
+    # The hub has many errors of its own.
+    except Exception as error:
+        raise CheckpointError(f"{place}: {_first_line(error)}") from error
+
+
+def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CheckpointError(f"{place}: cannot read {path.name}: {reason}.") from error
+    except (ValueError, RecursionError):
+        index = None
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{place}: {path.name} is no JSON object.")
+    if index.get("_class_name") != class_name:
+        raise CheckpointError(f"{place}: it is a {index.get('_class_name')}.")
+    return index
+
+
+def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
+    """Read a part; the folder may choose among our classes only."""
+    kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if entry is None or kind is None:
+        return None
+    classes: Mapping[str, Any] = {
+        "localizer": _LOCALIZERS,
+        "vocabulary": {"Vocabulary": Vocabulary},
+        "frame_encoder": {"FrameEncoder": FrameEncoder},
+        "text_encoder": {"TransformersTextEncoder": TransformersTextEncoder},
+    }[name]
+    if entry[0] != "tmapdiff" or kind not in classes:
+        raise CheckpointError(f"{place}: its {name} is a {kind} of {entry[0]}.")
+    if name == "vocabulary":
+        return Vocabulary.load(folder / name / VOCABULARY)
+    if name == "text_encoder":
+        return TransformersTextEncoder(str(folder / name))
+    return classes[kind].from_pretrained(folder / name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,536 @@
+"""From a video and a sentence to moments, in one call."""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers import __version__ as diffusers_version
+from torch import Tensor
+from typing_extensions import Self
+
+from tmapdiff._checks import check_choice, check_int, check_length, check_range, message
+from tmapdiff._files import written_beside
+from tmapdiff._version import __version__
+from tmapdiff.data.clips import divide_video
+from tmapdiff.data.words import Vocabulary
+from tmapdiff.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    FeatureError,
+    FileError,
+    MissingDependencyError,
+    TmapdiffError,
+)
+from tmapdiff.models import DenoisingStep, MapLocalizer, Ranking, TransformersTextEncoder
+from tmapdiff.models.localizer import Generators
+from tmapdiff.pipelines._batches import Answer, Batch, Clips, Steps, answers_of, spread_of
+from tmapdiff.pipelines._saving import (
+    NUMBERS,
+    PARTS,
+    VOCABULARY,
+    find_folder,
+    load_part,
+    read_index,
+)
+from tmapdiff.pipelines.output import MergedMaps, MomentLocalizationOutput
+from tmapdiff.video import FrameEncoder, VideoFeatures, VideoSource, encode_video
+
+OutputType = Literal["moments", "pt", "np"]
+Video = VideoSource | VideoFeatures
+_Callback = Callable[["MomentLocalizationPipeline", int, int, dict[str, Tensor]], Any]
+_KEPT_VIDEOS = 8
+
+
+class MomentLocalizationPipeline(DiffusionPipeline):
+    """Finds the moments of videos that sentences describe: diffusers' way to use a trained model.
+
+    It saves, loads and moves as diffusers' pipelines do, with all that it needs to answer: the
+    model, the words that it knows, and what makes features of videos.
+
+    Args:
+        localizer: The trained model.
+        vocabulary: The words that the model was trained with; None with a `text_encoder`.
+        frame_encoder: What makes features of pictures. Without it, videos are features.
+        text_encoder: What makes features of sentences, of a model trained on such.
+        fps: Features a second, as in training; needed with a `frame_encoder`.
+        clip_seconds: Seconds a clip lasts, as in training. If None, the model's clips divide every
+            video equally.
+
+    Raises:
+        ConfigError: If the parts do not fit each other.
+        ArgumentError: If a number is not positive.
+
+    Example:
+        >>> pipe = MomentLocalizationPipeline.from_pretrained("runs/first/pipeline")
+        >>> found = pipe("cooking.mp4", "she cuts the onion")
+        >>> print(found.moments[0][0])
+        12.1 to 17.9 s (score 0.81)
+    """
+
+    _optional_components = ["vocabulary", "frame_encoder", "text_encoder"]  # noqa: RUF012
+    model_cpu_offload_seq = "frame_encoder->text_encoder->localizer"
+
+    def __init__(
+        self,
+        localizer: MapLocalizer,
+        vocabulary: Vocabulary | None = None,
+        frame_encoder: FrameEncoder | None = None,
+        text_encoder: TransformersTextEncoder | None = None,
+        fps: float | None = None,
+        clip_seconds: float | None = None,
+    ) -> None:
+        super().__init__()
+        who = type(self).__name__
+        for name, number in (("fps", fps), ("clip_seconds", clip_seconds)):
+            if number is not None:
+                check_range(who, name, number, 0, open_low=True)
+        encoder = localizer.encoder.config
+        _check_text(who, encoder, vocabulary, text_encoder)
+        if frame_encoder is not None:
+            if fps is None:
+                raise ConfigError(message(who, "fps with a frame_encoder", "none"))
+            if frame_encoder.feature_dim != encoder.clip_channels:
+                expected = f"a frame_encoder that gives {encoder.clip_channels} numbers a picture"
+                got = f"{frame_encoder.feature_dim} of {frame_encoder.description}"
+                raise ConfigError(message(who, expected, got))
+        self.register_modules(
+            localizer=localizer,
+            vocabulary=vocabulary,
+            frame_encoder=frame_encoder,
+            text_encoder=text_encoder,
+        )
+        self.register_to_config(fps=fps, clip_seconds=clip_seconds)
+        self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write model_index.json and a folder for each part; a new folder appears whole or not.
+
+        Args:
+            save_directory: Folder, made if need be.
+            push_to_hub: Whether to upload it then, to the repository `repo_id`.
+            **kwargs: As for diffusers' `ModelMixin.save_pretrained`, or `push_to_hub`.
+
+        Raises:
+            FileError: If the place cannot be written.
+        """
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+            kwargs = {}
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
+        index: dict[str, Any] = {
+            "_class_name": type(self).__name__,
+            "_diffusers_version": diffusers_version,
+            "_tmapdiff_version": __version__,
+        }
+        with written_beside(folder) as new:
+            new.mkdir()
+            self.localizer.save_pretrained(new / "localizer", **kwargs)
+            for name in ("frame_encoder", "text_encoder"):
+                if getattr(self, name) is not None:
+                    getattr(self, name).save_pretrained(new / name)
+            if self.vocabulary is not None:
+                self.vocabulary.save(new / "vocabulary" / VOCABULARY)
+            for name in PARTS:
+                part = getattr(self, name)
+                index[name] = [None, None] if part is None else ["tmapdiff", type(part).__name__]
+            index |= {name: self.config[name] for name in NUMBERS}
+            (new / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Read a pipeline from a folder or the hub, in evaluation mode.
+
+        Only classes of this library are made, whatever the folder says, and no code of it is run.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or name on the hub.
+            **kwargs: Parts to use in place of the folder's, such as `frame_encoder=None`; `fps` and
+                `clip_seconds`; `torch_dtype` of the model; and, from the hub, as for
+                huggingface_hub's `snapshot_download`: `revision`, `token`, `local_files_only`, ...
+
+        Raises:
+            CheckpointError: If there is no such pipeline, it is damaged, or its parts do not fit
+                each other.
+            MissingDependencyError: If a part needs a package that is not installed.
+        """
+        given = {name: kwargs.pop(name) for name in (*PARTS, *NUMBERS) if name in kwargs}
+        dtype = kwargs.pop("torch_dtype", None)
+        place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
+        folder = find_folder(place, pretrained_model_name_or_path, kwargs)
+        index = read_index(place, folder / cls.config_name, cls.__name__)
+        fields = {**{name: index.get(name) for name in NUMBERS}, **given}
+        try:
+            for name in PARTS:
+                if name not in given:
+                    fields[name] = load_part(place, folder, name, index.get(name))
+            pipeline = cls(**fields)
+        except (CheckpointError, MissingDependencyError):
+            raise
+        except TmapdiffError as error:
+            raise CheckpointError(f"{place}: {error}") from error
+        if dtype is not None:
+            pipeline.localizer.to(dtype=dtype)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    def encode_video(
+        self, video: Video, *, frame_rate: float | None = None, batch_size: int = 32
+    ) -> VideoFeatures:
+        """Compute the features of a video once, for any number of calls.
+
+        Those of the last few files are kept, and found again while the file stays as it is.
+
+        Args:
+            video: As in the call.
+            frame_rate: Pictures a second of `video`, if it is pictures.
+            batch_size: Pictures at a time.
+
+        Raises:
+            ConfigError: If there is no `frame_encoder`, and `video` is no features.
+            FeatureError: If features are not as many numbers as the model wants, or not finite.
+            ArgumentError, FileError, VideoError: As `open_video`.
+            MissingDependencyError: If nothing that decodes videos is installed.
+        """
+        who = type(self).__name__
+        if isinstance(video, VideoFeatures):
+            return self._checked(video)
+        if isinstance(video, np.ndarray | Tensor) and video.ndim == 2:
+            return self._checked(self._as_features(torch.as_tensor(video)))
+        if self.frame_encoder is None:
+            expected = "features of the video, as there is no frame_encoder"
+            hint = "Pass a VideoFeatures, or make the pipeline with frame_encoder and fps."
+            raise ConfigError(message(who, expected, type(video).__name__, hint))
+        key = _identity(video)
+        if key is not None and key in self._videos:
+            self._videos.move_to_end(key)
+            return self._videos[key]
+        options = {} if frame_rate is None else {"frame_rate": frame_rate}
+        features = encode_video(
+            video, self.frame_encoder, fps=self.config.fps, batch_size=batch_size, **options
+        )
+        self._checked(features)
+        if key is not None:
+            self._videos[key] = features
+            while len(self._videos) > _KEPT_VIDEOS:
+                self._videos.popitem(last=False)
+        return features
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: Video | Sequence[Video],
+        query: str | Sequence[str],
+        *,
+        num_inference_steps: int | None = None,
+        num_samples: int | None = None,
+        top_n: int = 5,
+        ranking: Ranking | None = None,
+        nms_threshold: float | None = None,
+        eta: float | None = None,
+        generator: Generators = None,
+        frame_rate: float | None = None,
+        batch_size: int = 16,
+        output_type: OutputType = "moments",
+        return_steps: bool = False,
+        callback_on_step_end: _Callback | None = None,
+        return_dict: bool = True,
+    ) -> MomentLocalizationOutput | tuple[Any, ...]:
+        """Find the moments that queries describe.
+
+        Args:
+            video: A file; its content, as bytes or as an open binary file; pictures, with
+                `frame_rate`; features, as `encode_video` gives them or as a tensor at the
+                pipeline's `fps`. Or a list of such: one for each query.
+            query: A sentence, or several; a single one is asked of each video, a single video is
+                searched for each sentence.
+            num_inference_steps: Denoising steps; the model's number, if None.
+            num_samples: Samples of each query that are averaged; the model's number, if None.
+            top_n: Moments a query, at most.
+            ranking: How moments are read off the map, `nms` or `expected-hits`; the model's way, if
+                None.
+            nms_threshold: Of `nms`; the model's, if None.
+            eta: 0 is deterministic DDIM, and the default; 1 adds as much noise as DDPM.
+            generator: Source of noise: one, or one a query, which makes answers independent of how
+                queries are batched.
+            frame_rate: Pictures a second, of videos that are pictures.
+            batch_size: Queries at a time; their videos may differ in length.
+            output_type: `moments` gives lists of `LocalizedMoment`; `pt` and `np` one tensor or
+                array of all.
+            return_steps: Whether to return the map after every step.
+            callback_on_step_end: Called after every step of every sample with the pipeline, the
+                number of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps
+                of a `DenoisingStep`.
+            return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
+
+        Shape:
+            - video: (T, H, W, 3) uint8, RGB, of pictures; (T, D) of features
+
+        Raises:
+            ArgumentError: If queries and videos are not as many, a query has no word, or an
+                argument is out of range; also of a model that does not sample, if it is asked to.
+            ConfigError: If there is no such output type or ranking.
+            ShapeError: If there are not as many generators as queries.
+            TmapdiffError: As `encode_video`.
+        """
+        who = type(self).__name__
+        check_choice(who, "output_type", output_type, OutputType.__args__)  # type: ignore[attr-defined]
+        check_int(who, "batch_size", batch_size, at_least=1)
+        check_int(who, "top_n", top_n, at_least=1)
+        videos, queries = _paired(who, video, query)
+        if isinstance(generator, Sequence):
+            check_length(who, "generator", generator, len(queries))
+        sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
+        words = self._encode_queries(queries)
+        answers: list[Answer] = []
+        clips: dict[Any, Clips] = {}  # of each video once
+        localizer, was_training = self.localizer, self.localizer.training
+        localizer.eval()
+        # One batch is over before a bar would be read.
+        several = len(queries) > batch_size
+        try:
+            with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
+                for start in range(0, len(queries), batch_size):
+                    part = slice(start, start + batch_size)
+                    for one in videos[part]:
+                        if _key(one) not in clips:
+                            clips[_key(one)] = self._clips(one, frame_rate)
+                    batch = Batch(
+                        [clips[_key(one)] for one in videos[part]], words[part], localizer
+                    )
+                    answers += self._answer(
+                        batch,
+                        {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold},
+                        sampling,
+                        generator[part] if isinstance(generator, Sequence) else generator,
+                        return_steps,
+                        callback_on_step_end,
+                    )
+                    if bar is not None:
+                        bar.update(len(batch))
+        finally:
+            localizer.train(was_training)
+        output = _output(answers, top_n, output_type, return_steps)
+        return output if return_dict else output.to_tuple()
+
+    def _sampling(
+        self,
+        num_inference_steps: int | None,
+        num_samples: int | None,
+        eta: float | None,
+        return_steps: bool,
+    ) -> dict[str, Any]:
+        if self.localizer.is_generative:
+            given = {"num_inference_steps": num_inference_steps, "eta": eta}
+            count = self.localizer.config.num_samples if num_samples is None else num_samples
+            return {"num_samples": count, **{k: v for k, v in given.items() if v is not None}}
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_samples", num_samples),
+        ):
+            if value not in (None, 1):
+                kind = type(self.localizer).__name__
+                expected = f"one pass of a {kind} that does not sample"
+                raise ArgumentError(message(type(self).__name__, expected, f"{name} = {value}"))
+        if eta or return_steps:
+            expected = "a model that samples, for eta or return_steps"
+            raise ArgumentError(
+                message(type(self).__name__, expected, type(self.localizer).__name__)
+            )
+        return {}
+
+    def _encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
+        """Words of each query: indices (L,), or features (L, channels)."""
+        who = type(self).__name__
+        if self.text_encoder is None:
+            return [self.vocabulary.encode(one) for one in queries]
+        channels = self.localizer.encoder.config.text_channels
+        found = self.text_encoder(queries)
+        if channels == self.text_encoder.token_channels:
+            lengths = found.num_tokens.tolist()
+            return [one[:length] for one, length in zip(found.tokens, lengths, strict=True)]
+        if channels == self.text_encoder.sentence_channels:
+            return list(found.sentences[:, None])
+        raise ConfigError(message(who, f"a text_encoder of {channels} channels", "another"))
+
+    def _as_features(self, features: Tensor) -> VideoFeatures:
+        fps = self.config.fps
+        if fps is None:
+            expected = "the fps of features that are a tensor"
+            hint = "Pass a VideoFeatures, which says how long a feature lasts."
+            raise ArgumentError(message(type(self).__name__, expected, "none", hint))
+        return VideoFeatures(features, 1 / fps, len(features) / fps)
+
+    def _checked(self, video: VideoFeatures) -> VideoFeatures:
+        who, features = type(self).__name__, video.features
+        channels = self.localizer.encoder.config.clip_channels
+        if features.dim() != 2 or features.shape[1] != channels or not len(features):
+            expected = f"features of shape (T, {channels}), T >= 1"
+            raise FeatureError(message(who, expected, tuple(features.shape)))
+        if not bool(features.isfinite().all()):
+            where = int((~features.isfinite()).any(dim=1).nonzero()[0])
+            raise FeatureError(message(who, "finite features", f"NaN or inf in row {where}"))
+        return video
+
+    def _clips(self, source: Video, frame_rate: float | None) -> "Clips":
+        video = self.encode_video(source, frame_rate=frame_rate)
+        encoder, grid = self.localizer.encoder.config, self.localizer.grid
+        seconds = self.config.clip_seconds
+        duration = video.duration or len(video.features) * video.seconds_per_feature
+        features = divide_video(
+            video.features.float(),
+            duration=duration,
+            num_clips=grid.num_clips,
+            clip_seconds=seconds,
+            features_per_clip=encoder.features_per_clip,
+            seconds_per_feature=video.seconds_per_feature,
+        )
+        count = None if seconds is None else len(features) // encoder.features_per_clip
+        return Clips(features, duration, seconds or duration / grid.num_clips, count)
+
+    def _answer(
+        self,
+        batch: "Batch",
+        reading: Mapping[str, Any],
+        sampling: Mapping[str, Any],
+        generator: Generators,
+        return_steps: bool,
+        callback: _Callback | None,
+    ) -> list["Answer"]:
+        localizer, steps = self.localizer, Steps()
+
+        def after_step(step: DenoisingStep) -> None:
+            if return_steps:
+                steps.add(step)
+            if callback is not None:
+                callback(
+                    self, step.index, step.timestep, {"clean": step.clean, "noisy": step.noisy}
+                )
+
+        inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
+        if localizer.is_generative:
+            samples = localizer.draw_samples(
+                localizer.encoder(*inputs),
+                num_clips=batch.num_clips,
+                generator=list(generator) if isinstance(generator, Sequence) else generator,
+                callback=after_step if return_steps or callback is not None else None,
+                **sampling,
+            )
+        else:
+            samples = localizer.predict_maps(*inputs)[:, None]
+        grid = localizer.grid_of(batch.features, batch.num_clips)
+        found = localizer.read_moments(
+            samples.mean(dim=1),
+            batch.clip_seconds,
+            grid=grid,
+            num_clips=batch.num_clips,
+            durations=batch.durations,
+            **reading,
+        )
+        return list(
+            answers_of(found, spread_of(found, samples), batch, steps.clean(), steps.noisy())
+        )
+
+
+def _output(
+    answers: Sequence[Answer], top_n: int, output_type: OutputType, return_steps: bool
+) -> MomentLocalizationOutput:
+    as_numpy = output_type == "np"
+    moments: Any = [one.moments for one in answers]
+    if output_type != "moments":
+        table = torch.full((len(answers), top_n, 4), torch.nan)
+        for row, one in enumerate(answers):
+            for rank, moment in enumerate(one.moments):
+                spread = torch.nan if moment.spread is None else moment.spread
+                table[row, rank] = torch.tensor([moment.start, moment.end, moment.score, spread])
+        moments = table.numpy() if as_numpy else table
+    steps = {}
+    if return_steps:
+        clean = [one.clean for one in answers if one.clean is not None]
+        noisy = [one.noisy for one in answers if one.noisy is not None]
+        steps = {"steps": MergedMaps(clean, as_numpy), "noisy_steps": MergedMaps(noisy, as_numpy)}
+    return MomentLocalizationOutput(
+        moments=moments,
+        maps=MergedMaps([one.maps for one in answers], as_numpy),
+        clip_seconds=[one.clips.clip_seconds for one in answers],
+        durations=[one.clips.duration for one in answers],
+        **steps,
+    )
+
+
+def _paired(who: str, video: Any, query: Any) -> tuple[list[Any], list[str]]:
+    """Give one video for each query, and one query for each video."""
+    queries = [query] if isinstance(query, str) else list(query)
+    for index, one in enumerate(queries):
+        if not isinstance(one, str):
+            got = f"{type(one).__name__} at {index}"
+            raise ArgumentError(message(who, "query to be a sentence or a list of them", got))
+    videos = list(video) if isinstance(video, list | tuple) else [video]
+    for name, items in (("query", queries), ("video", videos)):
+        check_int(who, f"the number of {name}", len(items), at_least=1)
+    if len(videos) == 1:
+        videos *= len(queries)
+    elif len(queries) == 1:
+        queries *= len(videos)
+    if len(videos) != len(queries):
+        expected = f"one video, or one for each of the {len(queries)} queries"
+        raise ArgumentError(message(who, expected, f"{len(videos)} videos"))
+    return videos, queries
+
+
+def _key(video: Any) -> Any:
+    """Tell a video of a call from another."""
+    return os.fspath(video) if isinstance(video, str | os.PathLike) else id(video)
+
+
+def _identity(video: Any) -> tuple[Any, ...] | None:
+    """Tell a file from others, and from itself after a change; None of what is no file."""
+    if not isinstance(video, str | os.PathLike):
+        return None
+    try:
+        status = os.stat(video)
+    except (OSError, ValueError):  # whoever opens it will say so
+        return None
+    return (os.path.realpath(video), status.st_size, status.st_mtime_ns)
+
+
+def _check_text(who: str, encoder: Any, vocabulary: Any, text_encoder: Any) -> None:
+    if encoder.text_channels is None:
+        if text_encoder is not None:
+            expected = "no text_encoder, as the model reads words of a vocabulary"
+            raise ConfigError(message(who, expected, type(text_encoder).__name__))
+        if not isinstance(vocabulary, Vocabulary):
+            got = type(vocabulary).__name__ if vocabulary is not None else "none"
+            raise ConfigError(message(who, "the vocabulary that the model was trained with", got))
+        if len(vocabulary) != encoder.vocabulary_size:
+            expected = f"a vocabulary of the model's {encoder.vocabulary_size} words"
+            raise ConfigError(message(who, expected, f"{len(vocabulary)} words"))
+    else:
+        if not isinstance(text_encoder, TransformersTextEncoder):
+            expected = "the text_encoder that the model was trained with"
+            got = type(text_encoder).__name__ if text_encoder is not None else "none"
+            raise ConfigError(message(who, expected, got))
+        channels = (text_encoder.token_channels, text_encoder.sentence_channels)
+        if encoder.text_channels not in channels:
+            expected = f"a text_encoder that gives {encoder.text_channels} channels"
+            raise ConfigError(message(who, expected, f"{channels[0]} and {channels[1]}"))
+        if vocabulary is not None:
+            expected = "no vocabulary, as the model reads features of a text_encoder"
+            raise ConfigError(message(who, expected, repr(vocabulary)))

@@ -1,0 +1,106 @@
+"""What a pipeline answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from tmapdiff.maps import MapGrid, MultiScaleMapSampler
+
+
+@dataclass(frozen=True)
+class LocalizedMoment:
+    """A moment of a video that a query may describe.
+
+    Attributes:
+        start: Seconds at which it begins.
+        end: Seconds at which it ends.
+        score: How well it answers the query; more is better.
+        spread: Standard deviation of its cell of the merged map over the samples; None of one
+            sample.
+    """
+
+    start: float
+    end: float
+    score: float
+    spread: float | None = None
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" ± {self.spread:.2f}"
+        return f"{self.start:.1f} to {self.end:.1f} s (score {self.score:.2f}{spread})"
+
+
+@dataclass(frozen=True)
+class PackedMaps:
+    """Maps of one query, (cells,) or (steps, cells); `num_clips` of the clips are video, or all."""
+
+    grid: MapGrid
+    maps: Tensor
+    num_clips: int | None
+
+    def merge(self) -> Tensor:
+        """Make the dense map, (N, N) or (steps, N, N), NaN where there is no candidate."""
+        rows = self.maps.reshape(-1, self.maps.shape[-1])
+        clips, end = None, self.grid.num_clips
+        if self.num_clips is not None:
+            clips, end = torch.full((len(rows),), self.num_clips), self.num_clips
+        dense, mask = MultiScaleMapSampler(self.grid).merge(self.grid.unpack(rows), clips)
+        dense = dense.masked_fill(~mask, torch.nan)[:, :end, :end]
+        return dense if self.maps.dim() == 2 else dense[0]
+
+
+class MergedMaps(Sequence[Any]):
+    """Merged maps of queries, each made when it is asked for: they grow with N squared.
+
+    Shape:
+        - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
+          (steps, N, N) of several maps a query
+    """
+
+    def __init__(self, packed: Sequence["PackedMaps"], as_numpy: bool) -> None:
+        self._packed = packed
+        self._as_numpy = as_numpy
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return MergedMaps(self._packed[index], self._as_numpy)
+        dense = self._packed[index].merge()
+        return dense.numpy() if self._as_numpy else dense
+
+    def __repr__(self) -> str:
+        return f"MergedMaps({len(self)} queries)"
+
+
+@dataclass
+class MomentLocalizationOutput(BaseOutput):
+    """What a `MomentLocalizationPipeline` found.
+
+    Attributes:
+        moments: Of each query, its best moments, best first.
+        maps: Of each query, the merged map, on the CPU.
+        clip_seconds: Of each query, the seconds that a clip of its map lasts.
+        durations: Of each query, the seconds that its video lasts.
+        steps: Of each query, the merged maps that the model believed in after every step, averaged
+            over samples; None unless asked for.
+        noisy_steps: Likewise, the noisy maps that the next step starts from, of the first sample.
+
+    Shape:
+        - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":
+          start, end, score, spread; NaN where there are fewer, and for the spread of one sample
+        - maps: each (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate
+        - steps, noisy_steps: each (steps, N, N)
+    """
+
+    moments: list[list[LocalizedMoment]] | Tensor | np.ndarray
+    maps: MergedMaps
+    clip_seconds: list[float]
+    durations: list[float]
+    steps: MergedMaps | None = None
+    noisy_steps: MergedMaps | None = None
