@@ -108,6 +108,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "training": 6,
     "presets": 7,
     "migration": 8,
+    "pipelines": 8,
 }
 
 

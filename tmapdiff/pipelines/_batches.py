@@ -108,12 +108,12 @@ def answers_of(
             for rank, score in enumerate(scores[row])
             if valid[row][rank]
         ]
-        maps_of_row, *steps = (
+        packed = PackedMaps(found.grid, maps[row], clips.num_clips)
+        steps = [
             None if one is None else PackedMaps(found.grid, one[row], clips.num_clips)
-            for one in (maps, clean, noisy)
-        )
-        assert maps_of_row is not None
-        yield Answer(listed, clips, maps_of_row, *steps)
+            for one in (clean, noisy)
+        ]
+        yield Answer(listed, clips, packed, *steps)
 
 
 def spread_of(found: Localization, samples: Tensor) -> Tensor | None:
@@ -124,10 +124,9 @@ def spread_of(found: Localization, samples: Tensor) -> Tensor | None:
         - returns: (B, n); None of one sample
     """
     batch, count, _ = samples.shape
-    if count == 1:
-        return None
     clips, num_clips = found.ranked.clips, found.num_clips
-    assert clips is not None
+    if count == 1 or clips is None:
+        return None
     each = None if num_clips is None else num_clips.repeat_interleave(count)
     candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(samples.flatten(0, 1), each)
     # Candidates are sorted by start, then by end.

@@ -1,0 +1,564 @@
+"""Random weights throughout: there is no network."""
+
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import assert_close, refuses
+
+from tmapdiff import (
+    MS2DTAN,
+    FrameEncoder,
+    LocalizedMoment,
+    MomentLocalizationPipeline,
+    MomentLocalizer,
+    TransformersTextEncoder,
+    Vocabulary,
+)
+from tmapdiff.data import pool_features
+from tmapdiff.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    FeatureError,
+    FileError,
+    ShapeError,
+    TmapdiffError,
+)
+from tmapdiff.video import VideoFeatures
+
+GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
+WORDS = ["a", "person", "opens", "the", "door"]
+QUERIES = ["a person opens the door", "the door", "person"]
+CHANNELS = 96  # of test_resnet's features
+FPS = 4.0
+
+
+def make_localizer(kind=MomentLocalizer, seed=0, **fields):
+    torch.manual_seed(seed)
+    encoder = {
+        **GRID,
+        "vocabulary_size": len(WORDS) + 2,
+        "clip_channels": CHANNELS,
+        "word_channels": 8,
+        "channels": 8,
+        "num_text_layers": 1,
+        **fields.pop("encoder", {}),
+    }
+    if kind is MS2DTAN:
+        model = MS2DTAN(encoder_config=encoder, kernel_sizes=[3], **fields)
+    else:
+        decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
+        decoder["kernel_sizes"] = [3]
+        model = MomentLocalizer(encoder_config=encoder, decoder_config=decoder, **fields)
+    for one in model.parameters():  # what starts at zero must count, too
+        torch.nn.init.normal_(one, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def frame_encoder():
+    torch.manual_seed(0)
+    return FrameEncoder("test_resnet", pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def pipe(frame_encoder):
+    return make_pipe(frame_encoder=frame_encoder)
+
+
+def make_pipe(localizer=None, **parts):
+    parts = {"vocabulary": Vocabulary(WORDS), "fps": FPS, **parts}
+    return MomentLocalizationPipeline(localizer or make_localizer(), **parts)
+
+
+def make_features(length, seed=0, channels=CHANNELS):
+    features = torch.randn(length, channels, generator=torch.Generator().manual_seed(seed))
+    return VideoFeatures(features, 1 / FPS, length / FPS)
+
+
+def make_pictures(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 24, 32, 3), dtype=np.uint8)
+
+
+def seeds(count, first=0):
+    return [torch.Generator().manual_seed(first + index) for index in range(count)]
+
+
+def write_video(path, pictures, rate=8):
+    av = pytest.importorskip("av")
+    with av.open(path if isinstance(path, io.BytesIO) else str(path), "w", format="mp4") as file:
+        stream = file.add_stream("mpeg4", rate=rate)
+        stream.height, stream.width = pictures.shape[1:3]
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def assert_alike(actual, expected):
+    """Two answers of the same queries, up to rounding."""
+    for mine, other in zip(actual.moments, expected.moments, strict=True):
+        assert len(mine) == len(other)
+        for one, two in zip(mine, other, strict=True):
+            assert (one.start, one.end) == pytest.approx((two.start, two.end))
+            assert one.score == pytest.approx(two.score, rel=1e-3)
+            assert (one.spread is None) == (two.spread is None)
+            if one.spread is not None:
+                assert one.spread == pytest.approx(two.spread, rel=1e-3, abs=1e-5)
+    for mine, other in zip(actual.maps, expected.maps, strict=True):
+        assert torch.equal(mine.isnan(), other.isnan())
+        assert_close(mine.nan_to_num(), other.nan_to_num())
+
+
+class TestAnswers:
+    def test_are_those_of_the_localizer(self):
+        localizer, video = make_localizer(), make_features(30)
+        pipe = make_pipe(localizer)
+        vocabulary = pipe.vocabulary
+        found = pipe(video, QUERIES[0], generator=seeds(1), num_inference_steps=3, top_n=4)
+        words = vocabulary.encode(QUERIES[0])[None]
+        clips = pool_features(
+            video.features, 8, duration=video.duration, seconds_per_feature=1 / FPS
+        )
+        expected = localizer.localize(
+            clips[None],
+            words,
+            torch.tensor([5]),
+            torch.tensor([7.5 / 8]),
+            durations=torch.tensor([7.5]),
+            num_inference_steps=3,
+            top_n=4,
+            generator=seeds(1),
+        )
+        times = [[one.start, one.end, one.score] for one in found.moments[0]]
+        ranked = expected.ranked
+        wanted = torch.cat([ranked.moments[0], ranked.scores[0][:, None]], dim=1)
+        assert_close(torch.tensor(times), wanted[ranked.valid[0]])
+        merged = expected.dense[0].masked_fill(~expected.mask, torch.nan)
+        assert torch.equal(found.maps[0].isnan(), merged.isnan())
+        assert_close(found.maps[0].nan_to_num(), merged.nan_to_num())
+        assert found.clip_seconds == [7.5 / 8]
+        assert found.durations == [7.5]
+        assert found.steps is None
+        assert found.moments[0][0].spread is None
+
+    @pytest.mark.parametrize("clip_seconds", [None, 0.5])
+    def test_do_not_depend_on_batches_or_company(self, clip_seconds):
+        pipe = make_pipe(clip_seconds=clip_seconds)
+        pipe.set_progress_bar_config(disable=True)
+        videos = [make_features(length, seed=length) for length in (40, 9, 75)]
+        options = {"num_samples": 2, "num_inference_steps": 2}
+        alone = [
+            pipe(video, query, generator=seeds(1, index), **options)
+            for index, (video, query) in enumerate(zip(videos, QUERIES, strict=True))
+        ]
+        for batch_size in (1, 2, 16):
+            together = pipe(videos, QUERIES, generator=seeds(3), batch_size=batch_size, **options)
+            for index, one in enumerate(alone):
+                own = type(together)(
+                    moments=together.moments[index : index + 1],
+                    maps=together.maps[index : index + 1],
+                    clip_seconds=together.clip_seconds[index : index + 1],
+                    durations=together.durations[index : index + 1],
+                )
+                assert_alike(own, one)
+                assert own.durations == one.durations
+        sizes = [one.shape[0] for one in together.maps]
+        assert sizes == ([8, 8, 8] if clip_seconds is None else [20, 5, 38])
+
+    def test_moments_end_with_the_video(self):
+        # 9 features are 2.25 s, the fifth clip of 0.5 s reaches past it.
+        found = make_pipe(clip_seconds=0.5)(make_features(9), "the door", top_n=50, ranking="nms",
+                                            nms_threshold=1.0)  # fmt: skip
+        ends = {one.end for one in found.moments[0]}
+        assert max(ends) == 2.25
+        assert all(0 <= one.start < one.end for one in found.moments[0])
+        assert len(found.moments[0]) == int((~found.maps[0].isnan()).sum())
+
+    @pytest.mark.parametrize("ranking", ["nms", "expected-hits"])
+    @pytest.mark.parametrize("clip_seconds", [None, 0.5])
+    def test_spread_is_that_of_the_maps_of_the_samples(self, ranking, clip_seconds):
+        localizer = make_localizer(objective="mse-rescaled")
+        pipe = make_pipe(localizer, clip_seconds=clip_seconds)
+        videos = [make_features(40), make_features(21, seed=1)]
+        options = {"num_inference_steps": 2, "ranking": ranking}
+        found = pipe(videos, QUERIES[:2], num_samples=5, generator=seeds(2), **options)
+        # The same samples, one at a time: a generator goes on where it was.
+        going_on = seeds(2)
+        maps = [
+            pipe(videos, QUERIES[:2], num_samples=1, generator=going_on, **options).maps
+            for _ in range(5)
+        ]
+        for index in range(2):
+            stacked = torch.stack([one[index] for one in maps])
+            spread, clip = stacked.std(dim=0), found.clip_seconds[index]
+            for moment in found.moments[index]:
+                first = round(moment.start / clip)
+                last = first + max(1, -int(-(moment.end / clip - first - 1e-3) // 1))
+                cell = spread[first, last - first - 1]
+                assert moment.spread == pytest.approx(float(cell), rel=1e-3, abs=1e-6)
+            # Scales are averaged, then merged by the maximum: where two hold a cell, it is lower.
+            lower = (stacked.mean(dim=0) - found.maps[index]).nan_to_num()
+            assert float(lower.min()) > -1e-5
+            assert float((lower < 1e-5).float().mean()) > 0.6
+
+    def test_one_sentence_for_many_videos_and_one_video_for_many_sentences(self):
+        pipe, videos = make_pipe(), [make_features(30), make_features(50, seed=1)]
+        many = pipe(videos, QUERIES[0], generator=seeds(2))
+        assert_alike(many, pipe(videos, [QUERIES[0]] * 2, generator=seeds(2)))
+        many = pipe(videos[0], QUERIES, generator=seeds(3))
+        assert_alike(many, pipe([videos[0]] * 3, QUERIES, generator=seeds(3)))
+
+    def test_output_types(self):
+        pipe, video = make_pipe(), make_features(30)
+        options = {"num_samples": 3, "top_n": 40, "ranking": "nms"}
+        moments = pipe(video, QUERIES, generator=seeds(3), **options)
+        tensor = pipe(video, QUERIES, generator=seeds(3), output_type="pt", **options)
+        array = pipe(video, QUERIES, generator=seeds(3), output_type="np", **options)
+        assert tensor.moments.shape == (3, 40, 4)
+        assert isinstance(array.moments, np.ndarray)
+        assert isinstance(array.maps[0], np.ndarray)
+        for row, listed in enumerate(moments.moments):
+            assert 0 < len(listed) < 40
+            for rank, one in enumerate(listed):
+                own = torch.tensor([one.start, one.end, one.score, one.spread])
+                assert_close(tensor.moments[row, rank], own)
+            assert bool(tensor.moments[row, len(listed) :].isnan().all())
+        np.testing.assert_array_equal(array.moments, tensor.moments.numpy())
+        as_tuple = pipe(video, QUERIES, generator=seeds(3), return_dict=False, **options)
+        assert as_tuple[0] == moments.moments
+        assert len(as_tuple) == 4
+
+    def test_steps_are_the_maps_that_the_model_believed_in(self):
+        pipe, seen = make_pipe(clip_seconds=0.5), []
+        videos = [make_features(50), make_features(21, seed=1)]
+
+        def watch(caller, index, timestep, maps):
+            assert caller is pipe
+            seen.append((index, timestep, maps["clean"].shape == maps["noisy"].shape))
+
+        found = pipe(
+            videos,
+            QUERIES[:2],
+            num_inference_steps=3,
+            num_samples=2,
+            return_steps=True,
+            callback_on_step_end=watch,
+            generator=seeds(2),
+        )
+        assert [index for index, _, _ in seen] == [0, 1, 2] * 2
+        assert seen[0][1] == 999
+        assert all(same for *_, same in seen)
+        for index, video in enumerate(videos):
+            clips = -(-len(video.features) // 2)
+            assert found.steps[index].shape == (3, clips, clips)
+            assert found.noisy_steps[index].shape == (3, clips, clips)
+            # What the last step believes in is the answer.
+            assert_close(found.steps[index][-1].nan_to_num(), found.maps[index].nan_to_num())
+            assert bool((found.noisy_steps[index][0] < 0).any())
+
+    @pytest.mark.parametrize("kind", [MS2DTAN, "deterministic"])
+    def test_models_that_do_not_sample(self, kind):
+        localizer = (
+            make_localizer(deterministic=True) if kind == "deterministic" else make_localizer(kind)
+        )
+        pipe, video = make_pipe(localizer), make_features(30)
+        found = pipe(video, QUERIES, generator=seeds(3))
+        assert_alike(found, pipe(video, QUERIES, num_inference_steps=1, num_samples=1))
+        name = type(localizer).__name__
+        text = f"expected one pass of a {name} that does not sample, got num_samples = 3."
+        with refuses(ArgumentError, text):
+            pipe(video, QUERIES, num_samples=3)
+        text = f"expected a model that samples, for eta or return_steps, got {name}."
+        with refuses(ArgumentError, text):
+            pipe(video, QUERIES, return_steps=True)
+
+    def test_a_model_in_training_answers_as_in_evaluation_and_goes_on_training(self):
+        localizer = make_localizer(encoder={"dropout": 0.5})
+        pipe, video = make_pipe(localizer), make_features(30)
+        expected = pipe(video, QUERIES, generator=seeds(3))
+        localizer.train()
+        assert_alike(pipe(video, QUERIES, generator=seeds(3)), expected)
+        assert localizer.training
+
+    def test_half_precision(self):
+        pipe, video = make_pipe(), make_features(30)
+        expected = pipe(video, QUERIES, generator=seeds(3), output_type="pt")
+        pipe.to(torch.bfloat16)
+        found = pipe(video, QUERIES, generator=seeds(3), output_type="pt")
+        assert found.maps[0].dtype == torch.float32
+        for index in range(3):
+            error = (found.maps[index] - expected.maps[index]).nan_to_num().abs().max()
+            assert 0 < float(error) < 0.1
+
+
+class TestVideos:
+    def test_all_forms_of_one_video(self, pipe, tmp_path):
+        path = write_video(tmp_path / "one.mp4", make_pictures(40))
+        expected = pipe(path, QUERIES, generator=seeds(3))
+        assert expected.durations == [5.0] * 3
+        content = path.read_bytes()
+        features = pipe.encode_video(path)
+        assert features.features.shape == (20, CHANNELS)
+        for video in (str(path), content, io.BytesIO(content), features):
+            assert_alike(pipe(video, QUERIES, generator=seeds(3)), expected)
+        plain = features.features
+        for video in (plain, plain.numpy(), plain.double()):
+            assert_alike(pipe(video, QUERIES, generator=seeds(3)), expected)
+        with path.open("rb") as file:
+            assert_alike(pipe(file, QUERIES, generator=seeds(3)), expected)
+
+    def test_pictures(self, pipe, frame_encoder):
+        pictures = make_pictures(40)
+        found = pipe(pictures, "the door", frame_rate=8, generator=seeds(1))
+        # 4 features a second of 8 pictures a second, in the middle of each quarter.
+        features = frame_encoder.encode(pictures[1::2])
+        assert_alike(found, pipe(features, "the door", generator=seeds(1)))
+        with refuses(ArgumentError, "expected the frame_rate of the pictures, got none."):
+            pipe(pictures, "the door")
+
+    def test_a_file_is_encoded_once_while_it_stays(self, pipe, frame_encoder, tmp_path):
+        calls = []
+        handle = frame_encoder.register_forward_hook(lambda *_: calls.append(1))
+        try:
+            path = write_video(tmp_path / "one.mp4", make_pictures(16))
+            first = pipe(path, QUERIES, generator=seeds(3))
+            assert calls == [1]
+            os.chdir(tmp_path)
+            assert_alike(pipe("one.mp4", QUERIES, generator=seeds(3)), first)
+            pipe(["one.mp4", path, str(path)], QUERIES)
+            assert calls == [1]
+            write_video(path, make_pictures(24, seed=1))
+            assert pipe(path, "the door").durations == [3.0]
+            assert calls == [1, 1]
+            for index in range(8):
+                pipe.encode_video(shutil.copy(path, tmp_path / f"{index}.mp4"))
+            before = len(calls)
+            pipe.encode_video(path)  # forgotten for newer ones
+            assert len(calls) == before + 1
+        finally:
+            handle.remove()
+
+    def test_the_real_video(self, pipe):
+        folder = os.environ.get("TMAPDIFF_DATA_ROOT")
+        if not folder:
+            pytest.skip("TMAPDIFF_DATA_ROOT names no folder with video/nasa_13013.mp4")
+        found = pipe(f"{folder}/video/nasa_13013.mp4", QUERIES[0])
+        assert found.durations == pytest.approx([13.0], abs=0.1)
+        assert 0 <= found.moments[0][0].start < found.moments[0][0].end <= found.durations[0]
+
+    def test_what_cannot_be_searched(self, pipe, tmp_path):
+        empty = tmp_path / "empty.mp4"
+        empty.touch()
+        for video, kind in (
+            (tmp_path / "none.mp4", FileError),
+            (empty, TmapdiffError),
+            (b"no video at all", TmapdiffError),
+            (3, ArgumentError),
+        ):
+            with pytest.raises(kind) as caught:
+                pipe(video, "the door")
+            assert "\n" not in str(caught.value)
+
+    def test_features_that_do_not_fit(self):
+        pipe = make_pipe()
+        text = f"expected features of shape (T, {CHANNELS}), T >= 1, got (30, 3)."
+        with refuses(FeatureError, text):
+            pipe(make_features(30, channels=3), "the door")
+        with refuses(FeatureError, "T >= 1, got (0, 96)."):
+            pipe(torch.zeros(0, CHANNELS), "the door")
+        bad = make_features(30)
+        bad.features[7, 3] = torch.nan
+        with refuses(FeatureError, "expected finite features, got NaN or inf in row 7."):
+            pipe(bad, "the door")
+        text = "expected features of the video, as there is no frame_encoder, got str."
+        with refuses(ConfigError, text):
+            pipe("one.mp4", "the door")
+        with refuses(ArgumentError, "expected the fps of features that are a tensor, got none."):
+            make_pipe(fps=None)(torch.zeros(3, CHANNELS), "the door")
+        wrong = VideoFeatures(torch.randn(30, CHANNELS), 1 / FPS, 60.0)
+        with refuses(FeatureError, "expected features that cover the 60 s of the video"):
+            pipe(wrong, "the door")
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("video", "query", "text"),
+        [
+            (2, ["a"] * 3, "one video, or one for each of the 3 queries, got 2 videos."),
+            (0, "a", "expected the number of video to be an integer >= 1, got 0."),
+            (1, [], "expected the number of query to be an integer >= 1, got 0."),
+            (1, ["a", 3], "query to be a sentence or a list of them, got int at 1."),
+            (1, ["a", ""], "expected a sentence with a word, got ''."),
+            (1, "?!", "expected a sentence with a word, got '?!'."),
+        ],
+    )
+    def test_videos_and_queries(self, video, query, text):
+        with refuses(ArgumentError, text):
+            make_pipe()([make_features(30)] * video, query)
+
+    @pytest.mark.parametrize(
+        ("kind", "options", "text"),
+        [
+            (ConfigError, {"output_type": "pil"}, "output_type to be one of moments, pt, np"),
+            (ArgumentError, {"batch_size": 0}, "batch_size to be an integer >= 1, got 0."),
+            (ArgumentError, {"top_n": 0}, "top_n to be an integer >= 1, got 0."),
+            (ArgumentError, {"num_samples": 0}, "num_samples to be an integer >= 1, got 0."),
+            (ArgumentError, {"num_inference_steps": 0}, "expected"),
+            (ConfigError, {"ranking": "best"}, "ranking to be one of nms, expected-hits"),
+            (ShapeError, {"generator": seeds(2)}, "generator to be a list of 1, got 2."),
+        ],
+    )
+    def test_bad_options(self, kind, options, text):
+        with refuses(kind, text):
+            make_pipe()(make_features(30), "the door", **options)
+
+    @pytest.mark.parametrize(
+        ("parts", "text"),
+        [
+            ({"vocabulary": None}, "expected the vocabulary that the model was trained with"),
+            (
+                {"vocabulary": Vocabulary(WORDS[:3])},
+                "expected a vocabulary of the model's 7 words, got 5 words.",
+            ),
+            ({"fps": 0}, "expected fps in (0, inf), got 0."),
+            ({"clip_seconds": -1}, "expected clip_seconds in (0, inf), got -1."),
+        ],
+    )
+    def test_parts_that_do_not_fit(self, parts, text):
+        with refuses(TmapdiffError, text):
+            make_pipe(**parts)
+
+    def test_frame_encoders_that_do_not_fit(self, frame_encoder):
+        with refuses(ConfigError, "expected fps with a frame_encoder, got none."):
+            make_pipe(frame_encoder=frame_encoder, fps=None)
+        localizer = make_localizer(encoder={"clip_channels": 9})
+        text = "expected a frame_encoder that gives 9 numbers a picture, got 96 of timm test_resnet"
+        with refuses(ConfigError, text):
+            make_pipe(localizer, frame_encoder=frame_encoder)
+
+
+class TestSaving:
+    def test_round_trip(self, pipe, tmp_path):
+        path = write_video(tmp_path / "one.mp4", make_pictures(20))
+        expected = pipe(path, QUERIES, generator=seeds(3))
+        pipe.save_pretrained(tmp_path / "saved")
+        index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+        assert index["_class_name"] == "MomentLocalizationPipeline"
+        assert index["localizer"] == ["tmapdiff", "MomentLocalizer"]
+        assert index["text_encoder"] == [None, None]
+        read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+        assert_alike(read(path, QUERIES, generator=seeds(3)), expected)
+        assert not read.localizer.training
+        assert read.config.fps == FPS
+        assert read.name_or_path == str(tmp_path / "saved")
+        assert read.frame_encoder.fingerprint == pipe.frame_encoder.fingerprint
+        assert read.frame_encoder.description == pipe.frame_encoder.description
+        assert set(read.components) == {
+            "localizer", "vocabulary", "frame_encoder", "text_encoder",
+        }  # fmt: skip
+        # Saved again over what is there, by one that has less.
+        make_pipe().save_pretrained(tmp_path / "saved")
+        read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+        assert read.frame_encoder is None
+
+    def test_the_baseline_and_clip_seconds(self, tmp_path):
+        pipe = make_pipe(make_localizer(MS2DTAN), clip_seconds=0.5, fps=None)
+        pipe.save_pretrained(tmp_path / "saved")
+        read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+        assert isinstance(read.localizer, MS2DTAN)
+        assert (read.config.fps, read.config.clip_seconds) == (None, 0.5)
+
+    def test_parts_can_be_replaced(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path / "saved")
+        other = make_localizer(seed=1)
+        read = MomentLocalizationPipeline.from_pretrained(
+            tmp_path / "saved", localizer=other, frame_encoder=None, clip_seconds=1.0
+        )
+        assert read.localizer is other
+        assert read.frame_encoder is None
+        assert (read.config.fps, read.config.clip_seconds) == (FPS, 1.0)
+        read = MomentLocalizationPipeline.from_pretrained(
+            tmp_path / "saved", torch_dtype=torch.bfloat16
+        )
+        assert read.localizer.dtype == torch.bfloat16
+
+    def test_sentences_by_transformers(self, tmp_path):
+        transformers = pytest.importorskip("transformers")
+        tokenizers = pytest.importorskip("tokenizers")
+        words = ["<pad>", "<unk>", *WORDS]
+        inner = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+        )
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>"
+        )
+        config = transformers.BertConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=12,
+        )  # fmt: skip
+        text = TransformersTextEncoder(transformers.BertModel(config), tokenizer)
+        localizer = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
+        pipe = make_pipe(localizer, vocabulary=None, text_encoder=text)
+        expected = pipe(make_features(30), QUERIES, generator=seeds(3))
+        pipe.save_pretrained(tmp_path / "saved")
+        read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+        assert_alike(read(make_features(30), QUERIES, generator=seeds(3)), expected)
+        with refuses(ConfigError, "expected the text_encoder that the model was trained with"):
+            make_pipe(localizer, vocabulary=None)
+        with refuses(ConfigError, "expected no vocabulary, as the model reads features"):
+            make_pipe(localizer, text_encoder=text)
+        with refuses(ConfigError, "expected no text_encoder, as the model reads words"):
+            make_pipe(text_encoder=text)
+        other = make_localizer(encoder={"text_channels": 9, "vocabulary_size": None})
+        with refuses(ConfigError, "a text_encoder that gives 9 channels, got 16 and 16."):
+            make_pipe(other, vocabulary=None, text_encoder=text)
+
+    def test_what_cannot_be_loaded(self, pipe, tmp_path):
+        folder = tmp_path / "saved"
+        load = MomentLocalizationPipeline.from_pretrained
+        pipe.save_pretrained(folder)
+        index = (folder / "model_index.json").read_text()
+
+        def breaks(text, **changes):
+            content = json.loads(index)
+            (folder / "model_index.json").write_text(json.dumps(content | changes))
+            with refuses(CheckpointError, text):
+                load(folder)
+
+        breaks("it is a StableDiffusionPipeline.", _class_name="StableDiffusionPipeline")
+        breaks("its localizer is a system of os.", localizer=["os", "system"])
+        breaks(
+            "its localizer is a FrameEncoder of tmapdiff.", localizer=["tmapdiff", "FrameEncoder"]
+        )
+        breaks("expected fps in (0, inf), got -1", fps=-1)
+        breaks("cannot load", vocabulary=[None, None])
+        (folder / "model_index.json").write_text("[]")
+        with refuses(CheckpointError, "model_index.json is no JSON object."):
+            load(folder)
+        (folder / "model_index.json").unlink()
+        with refuses(CheckpointError, "cannot read model_index.json: No such file or directory."):
+            load(folder)
+        with refuses(CheckpointError, "there is no such folder."):
+            load(tmp_path / "none")
+        (folder / "model_index.json").write_text(index)
+        with refuses(ArgumentError, "unknown argument revison."):
+            load(folder, revison="main")
+        weights = folder / "frame_encoder" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with refuses(CheckpointError, "FrameEncoder: cannot load"):
+            load(folder)
+        assert load(folder, frame_encoder=None).frame_encoder is None
+        with refuses(FileError, "expected a folder to save in"):
+            pipe.save_pretrained(folder / "model_index.json")
+
+
+def test_a_moment_says_what_it_is():
+    assert str(LocalizedMoment(1.0, 2.54, 0.876)) == "1.0 to 2.5 s (score 0.88)"
+    assert str(LocalizedMoment(1.0, 2.54, 0.876, 0.02)) == "1.0 to 2.5 s (score 0.88 ± 0.02)"
