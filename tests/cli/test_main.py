@@ -1,0 +1,113 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tmapdiff
+from tmapdiff.cli import main
+from tmapdiff.cli.app import COMMANDS
+
+from ..video.conftest import write_video
+
+PROGRAM = [sys.executable, "-m", "tmapdiff"]
+
+
+def run_python(code: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom tmapdiff.cli import main\nassert main(['--help']) == 0\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = run_python(code)
+        seconds.append(time.perf_counter() - began)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert {"tmapdiff", "typer"} <= loaded
+    assert not {"torch", "numpy", "diffusers", "timm", "h5py", "matplotlib", "rich"} & loaded
+    assert min(seconds) < 1
+    for command in COMMANDS:
+        assert f"  {command.replace('_', '-')} " in done.stdout
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tmapdiff {tmapdiff.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "error: Missing command."),
+        (["extrct"], "error: No such command 'extrct'. Did you mean 'extract'?"),
+        (["extract", "videos", "--out", "x.h5"], "error: Missing option '--model'."),
+        (["--no-such"], "error: No such option: --no-such"),
+    ],
+)
+def test_wrong_usage_is_told_and_code_2(capsys, arguments, text):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    usage, hint, error = shown.err.splitlines()
+    assert usage.startswith("Usage: tmapdiff")
+    assert hint.startswith("Try 'tmapdiff")
+    assert error.startswith(text)
+
+
+def test_an_error_is_one_line_and_code_1(capsys, tmp_path):
+    command = ["extract", tmp_path / "none", "--model", "resnet10t", "--random-weights"]
+    assert main([*map(str, command), "--out", str(tmp_path / "x.h5")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == (
+        f"error: cannot read the folder {tmp_path / 'none'}: No such file or directory.\n"
+    )
+
+
+def test_without_typer_the_extra_is_named():
+    # A package that is not installed fails in just this way.
+    code = (
+        "import sys\nsys.modules['typer'] = None\nfrom tmapdiff.cli import main\nsys.exit(main([]))"
+    )
+    done = run_python(code)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: the command tmapdiff needs the package typer, which is not installed. "
+        "Install it with: pip install 'tmapdiff[cli]'\n"
+    )
+
+
+def test_ctrl_c_is_code_130(tmp_path):
+    # A hundred thousand pictures to encode: it is still at it, however slow this test is.
+    write_video(tmp_path / "a.mp4", [0, 50, 100])
+    options = ["--model", "resnet10t", "--random-weights", "--fps", "1000", "--out", "x.h5"]
+    process = subprocess.Popen(
+        [*PROGRAM, "extract", ".", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "x.h5.parts").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in out + err
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    process = subprocess.Popen([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()

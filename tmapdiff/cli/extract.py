@@ -1,0 +1,88 @@
+"""`tmapdiff extract`: from a folder of videos to a feature store."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.output import JsonOption, Output
+
+EXAMPLES = """
+tmapdiff extract videos --model vgg16 --out vgg16.h5 --fps 2
+tmapdiff extract videos --model vit_base_patch16_clip_224.openai --out clip.h5 \\
+    --device cuda --mixed-precision fp16 --workers 8 --batch-size 256
+tmapdiff extract videos --model resnet50 --out r50.h5 --weights resnet50.safetensors
+"""
+
+
+def extract(
+    videos: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of videos; file names are their ids.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="An image model of timm, such as vgg16.")
+    ],
+    out: Annotated[Path, typer.Option(help="HDF5 file to make or add to.")],
+    fps: Annotated[float, typer.Option(help="Features a second.")] = 2.0,
+    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    workers: Annotated[
+        int, typer.Option(help="Processes that decode, a video each; 0 decodes in this one.")
+    ] = 0,
+    device: DeviceOption = "auto",
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"], typer.Option(help="Arithmetic of the image model.")
+    ] = "no",
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            "--pretrained/--random-weights",
+            help="Weights from the hub, or random ones, which are good for trials only.",
+        ),
+    ] = True,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of weights, in place of the hub's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--skip-damaged", help="Leave out damaged videos; else, what can be decoded counts."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute features of all videos of a folder, by any image model of timm.
+
+    Interrupted, even killed, the same command goes on where it was. It also adds new videos,
+    computes again what has changed, and tries again what failed.
+
+    The exit code is 1 if a video was skipped or is damaged.
+    """
+    with Output(as_json) as output:
+        import torch
+
+        from tmapdiff.video import FrameEncoder, extract_features
+
+        torch.manual_seed(seed)
+        encoder = FrameEncoder(
+            model,
+            pretrained=pretrained,
+            weights=weights,
+            mixed_precision=mixed_precision,
+            device=find_device(device),
+        )
+        report = extract_features(
+            videos,
+            encoder,
+            out,
+            fps=fps,
+            batch_size=batch_size,
+            num_workers=workers,
+            skip_damaged=skip_damaged,
+            show_progress=not as_json,
+        )
+        output.line(str(report))
+        output.document({**vars(report), "model": encoder.description, "fps": fps})
+    if report.skipped or report.damaged:
+        raise typer.Exit(1)

@@ -1,0 +1,83 @@
+"""Running the command line: from arguments to an exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tmapdiff.errors import TmapdiffError
+
+_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `tmapdiff`; what goes wrong is one line on standard error.
+
+    Args:
+        arguments: What follows the program's name; that of this process, if None.
+
+    Returns:
+        The exit code: 0 if all is well, 1 after an error or when something wrong was found, 2 when
+        the command was used wrongly, 130 when it was interrupted.
+    """
+    try:
+        import typer
+    except ModuleNotFoundError:
+        return _fail(_missing_typer())
+    # Not by calling the app: typer would replace the way in which all errors are shown.
+    from tmapdiff.cli.app import app
+
+    # The base of typer's errors of usage has no public name.
+    usage_error: Any = typer.BadParameter.__base__
+    try:
+        command: Any = typer.main.get_command(app)
+        code = command.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="tmapdiff",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except TmapdiffError as error:
+        return _fail(error)
+    except usage_error as error:
+        return _misuse(error)
+    except BrokenPipeError:
+        return _left_alone()
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        _say("interrupted")
+    return code or 0
+
+
+def _fail(error: object) -> int:
+    _say(f"error: {error}")
+    return _FAILED
+
+
+def _misuse(error: Any) -> int:
+    if error.ctx is not None:
+        _say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.")
+    _say(f"error: {error.format_message()}")
+    return _MISUSED
+
+
+def _left_alone() -> int:
+    """Stop quietly: whoever read standard output, such as `head`, has what it wanted."""
+    # Python flushes once more as it ends, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _FAILED
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _missing_typer() -> TmapdiffError:
+    from tmapdiff._checks import require
+
+    try:
+        require("typer", extra="cli", purpose="the command tmapdiff")
+    except TmapdiffError as error:
+        return error
+    raise RuntimeError("typer can be imported, but not by tmapdiff.cli")

@@ -1,0 +1,102 @@
+"""What a command answers: tables for people, or one JSON document for programs."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from typing_extensions import Self
+
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON document on standard output; messages go to standard error."
+    ),
+]
+_WIDTH = 160  # columns of a table where there is no terminal
+
+
+class Output:
+    """Where a command writes.
+
+    While it is entered with `as_json`, all that is printed goes to standard error, so that nothing
+    but the document is on standard output, whichever library prints.
+
+    Args:
+        as_json: Whether the answer is the document, and not the tables.
+
+    Example:
+        >>> with Output(as_json=False) as output:
+        ...     output.line("two moments")
+        ...     output.document({"moments": 2})
+        two moments
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._redirection = contextlib.ExitStack()
+        self._stdout = sys.stdout
+
+    def __enter__(self) -> Self:
+        self._stdout = sys.stdout
+        if self.as_json:
+            self._redirection.enter_context(contextlib.redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._redirection.close()
+
+    def line(self, text: str) -> None:
+        """Print a line that is part of the answer for people."""
+        typer.echo(text)
+
+    def warning(self, text: str) -> None:
+        """Print a line to standard error."""
+        typer.echo(text, err=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+        """Print a table; all but its first column is flush right."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        known = sys.stdout.isatty() or "COLUMNS" in os.environ
+        console = Console(markup=False, highlight=False, width=None if known else _WIDTH)
+        console.print(table)
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        """Print the answer for programs, if that is what is wanted.
+
+        Args:
+            content: Paths, dataclasses, and numbers of NumPy or torch are allowed; what is not a
+                finite number becomes null.
+        """
+        if self.as_json:
+            text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+            self._stdout.write(f"{text}\n")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # arrays and tensors, of no dimension too
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
