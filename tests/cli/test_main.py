@@ -4,12 +4,11 @@ import sys
 import time
 
 import pytest
+from helpers.videos import write_video
 
 import tmapdiff
 from tmapdiff.cli import main
 from tmapdiff.cli.app import COMMANDS
-
-from ..video.conftest import write_video
 
 PROGRAM = [sys.executable, "-m", "tmapdiff"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.videos import number_image, read_number, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,8 +25,6 @@ from tmapdiff.errors import (
     VideoError,
 )
 from tmapdiff.video.decoding import find_backend
-
-from .conftest import number_image, read_number, write_video
 
 av = pytest.importorskip("av")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.videos import number_image, write_video
 
 import tmapdiff
 from tmapdiff import FrameEncoder, encode_video, extract_features, open_feature_store, open_video
@@ -26,8 +27,6 @@ from tmapdiff.errors import (
     MissingDependencyError,
     VideoError,
 )
-
-from .conftest import number_image, write_video
 
 pytest.importorskip("av")
 
