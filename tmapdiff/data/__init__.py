@@ -17,6 +17,13 @@ from tmapdiff.data.features import (
     open_feature_store,
     pool_features,
 )
+from tmapdiff.data.formats import (
+    AnnotationFile,
+    AnnotationFormat,
+    Split,
+    find_annotations,
+    load_annotations,
+)
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
 from tmapdiff.data.submissions import Prediction, read_submission, write_submission
 from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
@@ -37,6 +44,11 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "load_tacos",
     "load_moment_jsonl",
     "load_vslnet",
+    "AnnotationFormat",
+    "Split",
+    "AnnotationFile",
+    "find_annotations",
+    "load_annotations",
     "SyntheticActivities",
     "SyntheticDiDeMo",
     "CharadesVideo",

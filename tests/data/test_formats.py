@@ -1,0 +1,135 @@
+import json
+from typing import get_args
+
+import pytest
+from helpers.assertions import refuses
+
+from tmapdiff.data import (
+    AnnotationFormat,
+    find_annotations,
+    load_activitynet_captions,
+    load_annotations,
+    load_charades_sta,
+    load_didemo,
+    load_moment_jsonl,
+    load_tacos,
+    load_vslnet,
+)
+from tmapdiff.errors import AnnotationError, ConfigError, FileError
+
+CAPTIONS = {"v_a": {"duration": 50.5, "timestamps": [[0.5, 9.0]], "sentences": ["A man lifts."]}}
+COOKING = {
+    "s1.avi": {
+        "num_frames": 300,
+        "fps": 25.0,
+        "timestamps": [[50, 100]],
+        "sentences": ["She cuts."],
+    }
+}
+DIDEMO = [
+    {"annotation_id": 0, "video": "a.mov", "description": "a dog", "times": [[0, 0], [1, 1]],
+     "num_segments": 6}
+]  # fmt: skip
+LINE = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
+
+
+@pytest.fixture
+def folders(tmp_path, charades):
+    """A folder with a small data set of each format."""
+    places = {name: tmp_path / name for name in get_args(AnnotationFormat)}
+    for place in places.values():
+        place.mkdir()
+    for split in ("train", "test"):
+        charades(["AAAAA 1.0 5.0##a person sits."], split=split)
+        for file in (f"charades_sta_{split}.txt", f"Charades_v1_{split}.csv"):
+            (tmp_path / file).rename(places["charades-sta"] / file)
+        text = (places["charades-sta"] / f"charades_sta_{split}.txt").read_text()
+        (places["vslnet"] / f"charades_sta_{split}.txt").write_text(text)
+        (places["didemo"] / f"{split}_data.json").write_text(json.dumps(DIDEMO))
+        (places["tacos"] / f"{split}.json").write_text(json.dumps(COOKING))
+        (places["moment-jsonl"] / f"my_{split}_release.jsonl").write_text(json.dumps(LINE))
+    (places["vslnet"] / "charades.json").write_text(json.dumps({"AAAAA": {"duration": 30.0}}))
+    for name in ("train", "val_1", "val_2"):
+        (places["activitynet"] / f"{name}.json").write_text(json.dumps(CAPTIONS))
+    return places
+
+
+@pytest.mark.parametrize("format", get_args(AnnotationFormat))
+def test_each_format_is_found_and_loaded_as_by_its_own_loader(folders, format):
+    place = folders[format]
+    loaders = {
+        "charades-sta": lambda: load_charades_sta(place, "test"),
+        "didemo": lambda: load_didemo(place, "test"),
+        "activitynet": lambda: load_activitynet_captions(place / "val_2.json"),
+        "tacos": lambda: load_tacos(place / "test.json"),
+        "vslnet": lambda: load_vslnet(place, "charades", "test"),
+        "moment-jsonl": lambda: load_moment_jsonl(place / "my_test_release.jsonl"),
+    }
+    found = find_annotations(place)
+    assert {one.format for one in found} == {format}
+    assert [one.split for one in found][:: len(found) - 1] == ["train", "test"]
+    wanted = loaders[format]()
+    for loaded in (
+        load_annotations(place, "test"),
+        load_annotations(place, "test", format),
+        load_annotations(found[-1].path),
+    ):
+        assert loaded == wanted
+
+
+def test_splits_of_activitynet_are_2d_tan_s_but_of_vslnet_s_files_its_own(folders):
+    place = folders["activitynet"]
+    names = [(one.path.stem, one.split) for one in find_annotations(place)]
+    assert names == [("train", "train"), ("val_1", "val"), ("val_2", "test")]
+    found = find_annotations(place, "vslnet")
+    names = [(one.path.stem, one.split) for one in found]
+    assert names == [("train", "train"), ("val_2", "val"), ("val_1", "test")]
+    assert found[-1].load() == load_vslnet(place, "activitynet", "test")
+    assert [one.load() for one in find_annotations(folders["tacos"], "vslnet")] == [
+        load_vslnet(folders["tacos"], "tacos", split) for split in ("train", "test")
+    ]
+
+
+def test_submissions_and_other_json_are_no_annotations(folders):
+    place = folders["moment-jsonl"]
+    (place / "predictions_test.jsonl").write_text(
+        '{"qid": 1, "pred_relevant_windows": [[0, 1, 1]]}'
+    )
+    (place / "metrics.json").write_text('{"mIoU": 12.0}')
+    (place / "broken.json").write_text("{")
+    assert len(find_annotations(place)) == 2
+
+
+def test_what_cannot_be_told_is_refused(folders, tmp_path):
+    with refuses(FileError, "cannot read the folder", "none"):
+        find_annotations(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with refuses(FileError, "expected annotation files in", "got 0 other files"):
+        find_annotations(tmp_path / "empty")
+    with refuses(FileError, "expected annotation files of didemo in"):
+        find_annotations(folders["tacos"], "didemo")
+    (tmp_path / "words.txt").write_text("a b c")
+    with refuses(AnnotationError, "got the file", "Formats: charades-sta, didemo"):
+        find_annotations(tmp_path / "words.txt")
+    with refuses(ConfigError, "expected format to be one of charades-sta,"):
+        find_annotations(tmp_path, "mad")
+    with refuses(ConfigError, "expected split to be one of train, val, test, got 'dev'"):
+        load_annotations(folders["tacos"], "dev")
+    with refuses(FileError, "one file of annotations for val at", "train.json (train), test.json"):
+        load_annotations(folders["tacos"], "val")
+    with refuses(FileError, "one file of annotations at", "Name the split."):
+        load_annotations(folders["tacos"])
+
+
+def test_official_files_are_recognised(data_root):
+    formats = {
+        name: [(one.format, one.split) for one in find_annotations(data_root / name)]
+        for name in ("charades", "didemo", "activitynet", "tacos", "qvhighlights")
+    }
+    assert formats == {
+        "charades": [("charades-sta", "train"), ("charades-sta", "test")],
+        "didemo": [("didemo", "val"), ("didemo", "test")],
+        "activitynet": [("activitynet", "val")],
+        "tacos": [("tacos", "val")],
+        "qvhighlights": [("moment-jsonl", "val")],
+    }
