@@ -11,49 +11,38 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tmapdiff import (
     PRESETS,
-    ActionTimelineFeatures,
-    MapGrid,
-    MomentDataset,
+    MomentLocalizationPipeline,
     MomentLocalizer,
     TmapdiffError,
-    Trainer,
     Vocabulary,
-    load_charades_sta,
-    open_feature_store,
 )
 from tmapdiff._checks import check_int
 from tmapdiff._files import written_beside
-from tmapdiff.data import (
-    AnnotationSet,
-    FeatureStore,
-    SyntheticActivities,
-    load_glove,
-    write_submission,
-)
 from tmapdiff.errors import ArgumentError, ConfigError
-from tmapdiff.evaluation import (
-    Evaluation,
-    draw_queries,
-    evaluate,
-    evaluate_oracle,
-    evaluate_prior,
-    fit_moment_prior,
-)
 from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.presets import DECODERS
 from tmapdiff.provenance import describe_run
+from tmapdiff.recipes import (
+    SYNTHETIC_EPOCHS,
+    LocalizationData,
+    Reading,
+    Recipe,
+    Results,
+    evaluate_control,
+    evaluate_localizer,
+    evaluate_trained,
+    make_datasets,
+)
 
-MODELS = ("diffusion", "deterministic", "ms2dtan", "prior", "oracle")
-SYNTHETIC_EPOCHS = 30
-HOLDOUT_SEED = 0  # The same videos are held out whatever --seed says.
+TRAINED = ("diffusion", "deterministic", "ms2dtan")
+MODELS = (*TRAINED, "prior", "oracle")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -147,137 +136,55 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_data(args: argparse.Namespace) -> tuple[AnnotationSet, AnnotationSet, FeatureStore]:
-    """Training pairs, evaluation pairs, and the features of their videos."""
-    store: FeatureStore
+def load_data(args: argparse.Namespace) -> LocalizationData:
     if args.root is None:
-        synthetic = [SyntheticActivities(split=split) for split in ("train", "test")]
-        train, test = (data.annotations for data in synthetic)
-        videos = {**synthetic[0].videos, **synthetic[1].videos}
-        # Clearer features than Charades' simulated ones: there is little data to learn from.
-        classes = SyntheticActivities.num_classes
-        store = ActionTimelineFeatures(videos, num_classes=classes, drop=0.0, jitter=0.5, noise=1.0)
+        data = LocalizationData.make_up()
     else:
-        train = load_charades_sta(args.root, "train")
-        test = load_charades_sta(args.root, "test")
-        if args.features == "timeline":
-            store = ActionTimelineFeatures.from_charades(args.root)
-        else:
-            store = open_feature_store(args.features, args.seconds_per_feature)
-    if args.holdout is not None:
-        train, test = train.split_videos(args.holdout, HOLDOUT_SEED)
-    train, test = train.restrict_to(store), test.restrict_to(store)
-    if args.limit is not None:
-        train, test = train.limit(args.limit), test.limit(args.limit)
-    for name, annotations in (("train", train), ("test", test)):
-        print(f"{name}: {annotations.report}")
-    print(f"features: {store.description}")
-    return train, test, store
-
-
-def make_datasets(
-    args: argparse.Namespace,
-    grid: MapGrid,
-    vocabulary: Vocabulary,
-    store: FeatureStore,
-    *parts: AnnotationSet,
-) -> list[MomentDataset]:
-    """One dataset a part; the last is that to test on, with whole videos."""
-    clips = {"clip_seconds": args.clip_seconds, "clip_multiple": grid.stride(grid.num_scales - 1)}
-    return [
-        MomentDataset(
-            part,
-            store,
-            vocabulary,
-            grid.num_clips,
-            **clips,
-            whole_videos=args.clip_seconds is not None and part is parts[-1],
+        data = LocalizationData.load(
+            args.root,
+            format="charades-sta",
+            features=[args.features],
+            seconds_per_feature=args.seconds_per_feature,
         )
-        for part in parts
-    ]
+    if args.holdout is not None:
+        data = data.hold_out(args.holdout)
+    data = data.with_features_only()
+    return data if args.limit is None else data.limit(args.limit)
 
 
-def build_model(
-    args: argparse.Namespace, vocabulary: Vocabulary, store: FeatureStore
-) -> MapLocalizer:
-    preset = PRESETS[args.preset]
-    torch.manual_seed(args.seed)
-    fields: dict[str, Any] = {
-        "vocabulary_size": len(vocabulary),
-        "clip_channels": store.feature_dim,
-        **({"objective": args.objective} if args.objective else {}),
-    }
-    if args.glove is not None:
-        vectors, found = load_glove(args.glove).rows_for(vocabulary)
-        print(f"GloVe: {found} of {len(vocabulary)} words found")
-        fields["encoder"] = {"word_channels": vectors.shape[1], "train_words": False}
-    model: MapLocalizer
-    if args.model == "ms2dtan":
-        model = preset.build_ms2dtan(**fields)
-    else:
-        decoder = DECODERS[args.decoder] if args.decoder else {}
-        model = preset.build(decoder=decoder, deterministic=args.model == "deterministic", **fields)
-    if args.glove is not None:
-        model.encoder.load_word_vectors(vectors)
-    print(f"model: preset {args.preset}, {model.num_parameters() / 1e6:.2f} million parameters")
-    return model
+def make_recipe(args: argparse.Namespace) -> Recipe:
+    return Recipe(
+        preset=args.preset,
+        model=args.model if args.model in TRAINED else "diffusion",
+        decoder=args.decoder,
+        objective=args.objective,
+        glove=args.glove,
+        clip_seconds=args.clip_seconds,
+        seed=args.seed,
+        training={
+            "epochs": args.epochs,
+            "batch_size": args.batch_size,
+            "mixed_precision": args.mixed_precision,
+            "activation_checkpointing": args.activation_checkpointing,
+            "compile": args.compile,
+        },
+    )
 
 
-def train_model(
-    args: argparse.Namespace, train: AnnotationSet, test: AnnotationSet, store: FeatureStore
-) -> tuple[Trainer, MomentDataset, MomentDataset]:
-    preset = PRESETS[args.preset]
-    chosen = {
-        "epochs": SYNTHETIC_EPOCHS if args.epochs is None and args.root is None else args.epochs,
-        "batch_size": args.batch_size,
-        "mixed_precision": args.mixed_precision,
-        "seed": args.seed,
-        "activation_checkpointing": args.activation_checkpointing,
-        "compile": args.compile,
-    }
-    config = replace(preset.training, **{k: v for k, v in chosen.items() if v is not None})
-
-    vocabulary = Vocabulary.from_sentences(pair.query for pair in train)
-    train_set, test_set = make_datasets(args, preset.make_grid(), vocabulary, store, train, test)
-    model = build_model(args, vocabulary, store)
-    for count in args.steps or []:
-        if isinstance(model, MomentLocalizer):
-            model.scheduler.set_timesteps(count)  # now, rather than after training
-    device = None if args.device == "auto" else args.device
-    trainer = Trainer(model, train_set, config, args.output, validation=test_set, device=device)
-    if args.resume:
-        trainer.resume()
-    trainer.train()
-    return trainer, train_set, test_set
-
-
-def load_model(
-    args: argparse.Namespace, test: AnnotationSet, store: FeatureStore
-) -> tuple[MapLocalizer, MomentDataset]:
+def evaluate_saved(args: argparse.Namespace, data: LocalizationData, reading: Reading) -> Results:
     kind = MS2DTAN if args.model == "ms2dtan" else MomentLocalizer
     model: MapLocalizer = kind.from_pretrained(args.eval_only)
     vocabulary = Vocabulary.load(args.eval_only / "vocabulary.json")
     expected = model.config.encoder_config["clip_channels"]
-    if store.feature_dim != expected:
+    if data.store.feature_dim != expected:
         raise ConfigError(
             f"{args.eval_only}: expected features of {expected} channels, as in training, "
-            f"got {store.feature_dim} from {store.description}."
+            f"got {data.store.feature_dim} from {data.store.description}."
         )
     if args.device == "auto" and torch.cuda.is_available():
         model.to("cuda")
-    return model, make_datasets(args, model.grid, vocabulary, store, test)[0]
-
-
-def evaluate_control(
-    args: argparse.Namespace, train: AnnotationSet, test: AnnotationSet, store: FeatureStore
-) -> dict[str, float]:
-    """Metrics of an answer that no model gives."""
-    grid = PRESETS[args.preset].make_grid()
-    vocabulary = Vocabulary.from_sentences(pair.query for pair in (*train, *test))
-    train_set, test_set = make_datasets(args, grid, vocabulary, store, train, test)
-    if args.model == "oracle":
-        return evaluate_oracle(grid, test_set)
-    return evaluate_prior(grid, fit_moment_prior(grid, train_set), test_set)
+    _, test_set = make_datasets(data, model.grid, vocabulary, args.clip_seconds)
+    return evaluate_localizer(model, test_set, reading)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -304,7 +211,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ArgumentError(f"{option}: expected {needed} with it, got none.")
 
 
-def print_table(rows: dict[str, dict[str, float]], features: str) -> None:
+def print_table(rows: Mapping[str, Mapping[str, float]], features: str) -> None:
     names = list(next(iter(rows.values())))
     width = max(len(name) for name in rows)
     print(f"\n{features}; percent")
@@ -326,73 +233,45 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     with written_beside(args.output / "arguments.json") as new:
         new.write_text(json.dumps(settings, indent=2) + "\n")
-    train, test, store = load_data(args)
+    data, recipe = load_data(args), make_recipe(args)
+    print(data)
 
-    rows: dict[str, dict[str, float]] = {}
-    summary: dict[str, Any] = {
-        "features": store.description,
-        "evaluated_on": str(test.report),
+    reading = Reading(tuple(args.steps or ()), args.samples, args.ranking, args.seed)
+    saved: list[str] = []
+    if args.model in ("prior", "oracle"):
+        results = evaluate_control(args.model, recipe, data)
+    elif args.eval_only is not None:
+        results = evaluate_saved(args, data, reading)
+    else:
+        trained = recipe.train(
+            data,
+            args.output,
+            steps=reading.steps,
+            device=None if args.device == "auto" else args.device,
+            resume=args.resume,
+            say=print,
+        )
+        results = evaluate_trained(trained, reading, data)
+        vocabulary = trained.test_set.vocabulary
+        with written_beside(args.output / "model") as folder:
+            trained.model.save_pretrained(folder)
+            vocabulary.save(folder / "vocabulary.json")
+        pipeline = MomentLocalizationPipeline(
+            trained.model, vocabulary, clip_seconds=args.clip_seconds
+        )
+        pipeline.save_pretrained(args.output / "pipeline")
+        saved = ["model", "pipeline"]
+    print_table(results.rows, data.store.description)
+    details = {
+        "features": data.store.description,
+        "evaluated_on": str(data.test.report),
         "seed": args.seed,
         "arguments": settings,
         **describe_run(str(Path(__file__).parent)),
+        "seconds": time.perf_counter() - began,
     }
-    if args.model in ("prior", "oracle"):
-        rows[args.model] = evaluate_control(args, train, test, store)
-        print_table(rows, store.description)
-        summary = {**rows[args.model], "rows": rows, **summary}
-        write_summary(args, summary, began)
-        print(f"\nwritten to {args.output}: metrics.json")
-        return
-
-    label = ""
-    if args.eval_only is None:
-        trainer, train_set, test_set = train_model(args, train, test, store)
-        model = trainer.ema_model.eval()
-        if args.clip_seconds is None:  # a prior knows no longer videos
-            prior = fit_moment_prior(model.grid, train_set)
-            rows["best constant"] = evaluate_prior(model.grid, prior, test_set)
-        label = "EMA weights, "
-    else:
-        model, test_set = load_model(args, test, store)
-    default = model.config.num_inference_steps if model.is_generative else 1
-    steps = args.steps or [default]
-    reading = {"num_samples": args.samples, "ranking": args.ranking, "seed": args.seed}
-    if args.eval_only is None:
-        raw = evaluate(trainer.raw_model, test_set, num_inference_steps=steps[0], **reading)
-        rows[f"raw weights, steps {steps[0]}"] = raw.metrics
-
-    results: dict[int, Evaluation] = {}
-    for count in steps:
-        results[count] = evaluate(model, test_set, num_inference_steps=count, **reading)
-        rows[f"{label}steps {count}"] = results[count].metrics
-    print_table(rows, store.description)
-
-    chosen = results[steps[0]]
-    if args.eval_only is None:
-        with written_beside(args.output / "model") as folder:
-            model.save_pretrained(folder)
-            test_set.vocabulary.save(folder / "vocabulary.json")
-    write_submission(chosen.predictions, args.output / "predictions.jsonl")
-    shown = range(0, len(test_set), max(1, len(test_set) // 4))[:4]
-    count = steps[0] if model.is_generative else None
-    figure = draw_queries(model, test_set, shown, num_inference_steps=count, seed=args.seed)
-    with written_beside(args.output / "maps.png") as new:
-        figure.savefig(new)
-    found = {
-        **chosen.metrics,
-        "num_inference_steps": steps[0],
-        "rows": rows,
-        "queries_per_second": chosen.queries_per_second,
-    }
-    write_summary(args, {**found, **summary}, began)
-    print(f"\nwritten to {args.output}: metrics.json, predictions.jsonl, maps.png", end="")
-    print(", model" if args.eval_only is None else "")
-
-
-def write_summary(args: argparse.Namespace, summary: dict[str, Any], began: float) -> None:
-    summary["seconds"] = time.perf_counter() - began
-    with written_beside(args.output / "metrics.json") as new:
-        new.write_text(json.dumps(summary, indent=2) + "\n")
+    names = [*results.write(args.output, details), *saved]
+    print(f"\nwritten to {args.output}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

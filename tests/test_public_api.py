@@ -109,6 +109,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "presets": 7,
     "migration": 8,
     "pipelines": 8,
+    "recipes": 9,
     "cli": 10,
     "__main__": 11,
 }

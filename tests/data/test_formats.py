@@ -101,8 +101,10 @@ def test_submissions_and_other_json_are_no_annotations(folders):
 
 
 def test_what_cannot_be_told_is_refused(folders, tmp_path):
-    with refuses(FileError, "cannot read the folder", "none"):
+    with refuses(FileError, f"expected annotations at {tmp_path / 'none'}, got no such folder."):
         find_annotations(tmp_path / "none")
+    with refuses(FileError, "got no such file."):
+        find_annotations(tmp_path / "none.jsonl")
     (tmp_path / "empty").mkdir()
     with refuses(FileError, "expected annotation files in", "got 0 other files"):
         find_annotations(tmp_path / "empty")
@@ -115,7 +117,12 @@ def test_what_cannot_be_told_is_refused(folders, tmp_path):
         find_annotations(tmp_path, "mad")
     with refuses(ConfigError, "expected split to be one of train, val, test, got 'dev'"):
         load_annotations(folders["tacos"], "dev")
-    with refuses(FileError, "one file of annotations for val at", "train.json (train), test.json"):
+    with refuses(
+        FileError,
+        "one file of annotations for val at",
+        "train.json (train), test.json",
+        "Name the file.",
+    ):
         load_annotations(folders["tacos"], "val")
     with refuses(FileError, "one file of annotations at", "Name the split."):
         load_annotations(folders["tacos"])

@@ -22,6 +22,7 @@ from tmapdiff.data.formats import (
     AnnotationFormat,
     Split,
     find_annotations,
+    find_split,
     load_annotations,
 )
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "Split",
     "AnnotationFile",
     "find_annotations",
+    "find_split",
     "load_annotations",
     "SyntheticActivities",
     "SyntheticDiDeMo",

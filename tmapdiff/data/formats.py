@@ -97,6 +97,9 @@ def find_annotations(
             hint = "Formats: " + ", ".join(get_args(AnnotationFormat)) + "."
             raise AnnotationError(message(who, expected, f"the file {path}", hint))
         return (found,)
+    if not path.exists():
+        got = "no such file" if path.suffix else "no such folder"
+        raise FileError(message(who, f"annotations at {path}", got))
     try:
         files = sorted(one for one in path.iterdir() if one.is_file())
     except OSError as error:
@@ -109,12 +112,12 @@ def find_annotations(
     return tuple(sorted(listed, key=lambda one: (order.index(one.split), one.path)))
 
 
-def load_annotations(
+def find_split(
     place: str | os.PathLike[str],
     split: Split | None = None,
     format: AnnotationFormat | None = None,
-) -> AnnotationSet:
-    """Load the annotations of a data set, or one part of it, whatever the format.
+) -> AnnotationFile:
+    """Find the one annotation file of a part of a data set.
 
     Args:
         place: As for `find_annotations`.
@@ -123,10 +126,10 @@ def load_annotations(
 
     Raises:
         FileError: As `find_annotations`, or if there is no such part, or several files are of it.
-        AnnotationError: As the loader of the format.
+        AnnotationError: As `find_annotations`.
         ConfigError: If there is no such format or part.
     """
-    who = "load_annotations"
+    who = "find_split"
     if split is not None:
         check_choice(who, "split", split, _SPLITS)
     found = find_annotations(place, format)
@@ -134,8 +137,27 @@ def load_annotations(
     if len(chosen) != 1:
         expected = f"one file of annotations{f' for {split}' if split else ''} at {place}"
         got = ", ".join(f"{one.path.name} ({one.split or 'no split'})" for one in chosen or found)
-        raise FileError(message(who, expected, got, "" if split else "Name the split."))
-    return chosen[0].load()
+        hint = "Name the file." if split else "Name the split."
+        raise FileError(message(who, expected, got, hint))
+    return chosen[0]
+
+
+def load_annotations(
+    place: str | os.PathLike[str],
+    split: Split | None = None,
+    format: AnnotationFormat | None = None,
+) -> AnnotationSet:
+    """Load the annotations of a part of a data set, whatever the format.
+
+    Args:
+        place: As for `find_annotations`.
+        split: The part, if there are several.
+        format: As for `find_annotations`.
+
+    Raises:
+        FileError, AnnotationError, ConfigError: As `find_split` and the loader of the format.
+    """
+    return find_split(place, split, format).load()
 
 
 def _recognised(path: Path, format: AnnotationFormat | None) -> AnnotationFile | None:

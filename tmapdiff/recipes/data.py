@@ -1,0 +1,173 @@
+"""What a localizer is trained and evaluated on: a data set on disk, or made up."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import Self
+
+from tmapdiff._checks import message
+from tmapdiff.data import (
+    SEGMENT_SECONDS,
+    ActionTimelineFeatures,
+    AnnotationFormat,
+    AnnotationSet,
+    ConcatFeatureStore,
+    FeatureStore,
+    Split,
+    SyntheticActivities,
+    SyntheticDiDeMo,
+    find_split,
+    open_feature_store,
+)
+from tmapdiff.errors import ArgumentError
+
+Protocol = Literal["rank", "didemo"]
+TIMELINE = "timeline"
+HOLDOUT_SEED = 0  # The same videos are held out whatever the seed of a training.
+
+
+@dataclass(frozen=True)
+class LocalizationData:
+    """Queries to train on and to evaluate on, and the features of their videos.
+
+    Attributes:
+        name: Name of the data set, for folders of results.
+        train: Queries to train on.
+        test: Queries to evaluate on.
+        store: Features of the videos.
+        protocol: How answers are judged: `rank` by Rank n@m, `didemo` also by DiDeMo's own metric,
+            on a grid of its 21 moments; its queries have the moments of all annotators.
+        is_synthetic: Whether it is made up.
+    """
+
+    name: str
+    train: AnnotationSet
+    test: AnnotationSet
+    store: FeatureStore
+    protocol: Protocol = "rank"
+    is_synthetic: bool = False
+
+    def __str__(self) -> str:
+        parts = (("train", self.train), ("test", self.test))
+        lines = [f"{name}: {part.report}" for name, part in parts]
+        return "\n".join([*lines, f"features: {self.store.description}"])
+
+    @classmethod
+    def make_up(cls, protocol: Protocol = "rank") -> Self:
+        """Make up a small data set of scripted activities, which needs no file."""
+        kind = SyntheticDiDeMo if protocol == "didemo" else SyntheticActivities
+        train, test = kind(split="train"), kind(split="test")
+        store = ActionTimelineFeatures(
+            {**train.videos, **test.videos},
+            num_classes=kind.num_classes,
+            # Clearer than Charades' simulated features: there is little data to learn from.
+            drop=0.0,
+            jitter=0.5,
+            noise=1.0,
+        )
+        return cls("synthetic", train.annotations, test.annotations, store, protocol, True)
+
+    @classmethod
+    def load(
+        cls,
+        train: str | os.PathLike[str],
+        test: str | os.PathLike[str] | None = None,
+        *,
+        features: Sequence[str | os.PathLike[str]],
+        format: AnnotationFormat | None = None,
+        test_split: Split = "test",
+        seconds_per_feature: float | None = None,
+    ) -> Self:
+        """Load a data set.
+
+        Args:
+            train: File of the training queries, or folder of the data set with both parts.
+            test: File of the queries to evaluate on, or folder; `train` is that folder, if None.
+            features: As for `open_features`.
+            format: As for `find_annotations`.
+            test_split: The part of a folder to evaluate on.
+            seconds_per_feature: As for `open_features`.
+
+        Raises:
+            FileError: If a file is missing or cannot be read, or several could be meant.
+            AnnotationError: As the loader of the format.
+            FeatureError, ArgumentError: As `open_features`.
+            ArgumentError: If the two parts are of different formats.
+        """
+        parts: tuple[tuple[str | os.PathLike[str], Split], ...] = (
+            (train, "train"),
+            (train if test is None else test, test_split),
+        )
+        sources = [
+            find_split(place, None if Path(place).is_file() else split, format)
+            for place, split in parts
+        ]
+        formats = [source.format for source in sources]
+        if len(set(formats)) > 1:
+            expected = "training and test queries in one format"
+            raise ArgumentError(message("LocalizationData", expected, " and ".join(formats)))
+        protocol: Protocol = "didemo" if formats[0] == "didemo" else "rank"
+        if protocol == "didemo" and seconds_per_feature is None:
+            seconds_per_feature = SEGMENT_SECONDS
+        folder = sources[0].path.parent
+        store = open_features(features, seconds_per_feature, charades_root=folder)
+        loaded = [source.load() for source in sources]
+        name = "charades" if formats[0] == "charades-sta" else formats[0]
+        return cls(name, loaded[0], loaded[1], store, protocol)
+
+    def hold_out(self, fraction: float) -> Self:
+        """Evaluate on a share of the training videos instead; of every seed the same.
+
+        Raises:
+            ArgumentError: As `AnnotationSet.split_videos`.
+        """
+        train, test = self.train.split_videos(fraction, HOLDOUT_SEED)
+        return replace(self, train=train, test=test)
+
+    def with_features_only(self) -> Self:
+        """Leave out the videos that the store lacks; the reports count and list them."""
+        train, test = (part.restrict_to(self.store) for part in (self.train, self.test))
+        return replace(self, train=train, test=test)
+
+    def limit(self, n: int) -> Self:
+        """Keep the first `n` queries of each part.
+
+        Raises:
+            ArgumentError: If `n` is not an integer >= 0.
+        """
+        return replace(self, train=self.train.limit(n), test=self.test.limit(n))
+
+
+def open_features(
+    places: Sequence[str | os.PathLike[str]],
+    seconds_per_feature: float | None = None,
+    *,
+    charades_root: str | os.PathLike[str] | None = None,
+) -> FeatureStore:
+    """Open one feature store or several side by side.
+
+    Args:
+        places: HDF5 files or folders of `.npy`, `.npz` or `.pt` files; or `timeline`, features
+            simulated from Charades' action annotations.
+        seconds_per_feature: As for `open_feature_store`.
+        charades_root: Folder of Charades' files, for `timeline`.
+
+    Raises:
+        ArgumentError: If there is no place, `timeline` stands beside others or has no folder, or
+            stores differ in rate.
+        FileError, FeatureError, AnnotationError: If features or annotations cannot be read.
+    """
+    who = "open_features"
+    if not places:
+        raise ArgumentError(message(who, "features", "none", "Name a store, or timeline."))
+    if TIMELINE in map(str, places):
+        if len(places) > 1 or charades_root is None:
+            got = "other stores" if len(places) > 1 else "none"
+            expected = f"{TIMELINE} alone, and the folder of Charades"
+            raise ArgumentError(message(who, expected, got))
+        return ActionTimelineFeatures.from_charades(charades_root)
+    stores = [open_feature_store(place, seconds_per_feature) for place in places]
+    return stores[0] if len(stores) == 1 else ConcatFeatureStore(stores)

@@ -1,0 +1,211 @@
+"""Evaluating a localizer, or a control, and writing down what was found."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.utils.data import Dataset
+
+from tmapdiff._checks import check_choice
+from tmapdiff._files import written_beside
+from tmapdiff.data import MomentDataset, Vocabulary, write_submission
+from tmapdiff.evaluation import (
+    Evaluation,
+    draw_queries,
+    evaluate,
+    evaluate_didemo,
+    evaluate_didemo_prior,
+    evaluate_oracle,
+    evaluate_prior,
+    fit_moment_prior,
+)
+from tmapdiff.models import MapLocalizer, Ranking
+from tmapdiff.recipes.data import LocalizationData, Protocol
+from tmapdiff.recipes.training import Recipe, TrainedLocalizer, make_datasets
+
+Control = Literal["prior", "oracle"]
+PRIOR = "best constant"
+_DRAWN = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How answers are drawn from a localizer; what is None is the model's.
+
+    Attributes:
+        steps: Denoising steps; each number is evaluated, and the first is the one that counts.
+        num_samples: Samples of each query that are averaged.
+        ranking: How moments are read off the maps.
+        seed: Seed of the noise.
+        protocol: How answers are judged.
+    """
+
+    steps: tuple[int, ...] = ()
+    num_samples: int | None = None
+    ranking: Ranking | None = None
+    seed: int = 0
+    protocol: Protocol = "rank"
+
+    def steps_of(self, model: MapLocalizer) -> tuple[int, ...]:
+        """Return the numbers of steps to evaluate a model with."""
+        return self.steps or (model.config.num_inference_steps if model.is_generative else 1,)
+
+    def evaluate(self, model: MapLocalizer, dataset: Dataset[Any], steps: int) -> Evaluation:
+        """Localize every query of a data set with a number of steps.
+
+        Raises:
+            ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
+        """
+        judge = evaluate_didemo if self.protocol == "didemo" else evaluate
+        return judge(
+            model,
+            dataset,
+            num_inference_steps=steps,
+            num_samples=self.num_samples,
+            ranking=self.ranking,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation found.
+
+    Attributes:
+        rows: Metrics in percent, by what gave them.
+        evaluation: The one that counts; None of a control.
+        steps: Denoising steps of it.
+        seed: Seed of its noise.
+        model: The localizer; None of a control.
+        dataset: The queries; None of a control.
+    """
+
+    rows: Mapping[str, Mapping[str, float]]
+    evaluation: Evaluation | None = None
+    steps: int | None = None
+    seed: int = 0
+    model: MapLocalizer | None = None
+    dataset: MomentDataset | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Return what metrics.json says: the metrics that count, and all rows."""
+        if self.evaluation is None:
+            (only,) = self.rows.values()
+            return {**only, "rows": self.rows}
+        return {
+            **self.evaluation.metrics,
+            "num_inference_steps": self.steps,
+            "rows": self.rows,
+            "queries_per_second": self.evaluation.queries_per_second,
+        }
+
+    def write(self, output: str | os.PathLike[str], details: Mapping[str, Any]) -> tuple[str, ...]:
+        """Write metrics.json and, of a localizer, predictions.jsonl and maps.png.
+
+        Args:
+            output: Folder.
+            details: What else metrics.json is to say: where the results come from.
+
+        Returns:
+            Names of the files.
+
+        Raises:
+            FileError: If a file cannot be written.
+        """
+        folder, names = Path(output), ["metrics.json"]
+        if self.evaluation is not None and self.model is not None and self.dataset is not None:
+            write_submission(self.evaluation.predictions, folder / "predictions.jsonl")
+            queries = len(self.dataset)
+            figure = draw_queries(
+                self.model,
+                self.dataset,
+                range(0, queries, max(1, queries // _DRAWN))[:_DRAWN],
+                num_inference_steps=self.steps if self.model.is_generative else None,
+                seed=self.seed,
+            )
+            with written_beside(folder / "maps.png") as new:
+                figure.savefig(new)
+            names += ["predictions.jsonl", "maps.png"]
+        with written_beside(folder / "metrics.json") as new:
+            new.write_text(json.dumps({**self.summary(), **details}, indent=2) + "\n")
+        return tuple(names)
+
+
+def evaluate_localizer(
+    model: MapLocalizer,
+    dataset: MomentDataset,
+    reading: Reading,
+    *,
+    label: str = "",
+    before: Mapping[str, Mapping[str, float]] | None = None,
+) -> Results:
+    """Evaluate a localizer with each number of steps.
+
+    Args:
+        model: The localizer.
+        dataset: The queries.
+        reading: How its answers are drawn.
+        label: Put before the name of each row.
+        before: Rows to put first.
+
+    Raises:
+        ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
+    """
+    steps = reading.steps_of(model)
+    found = {count: reading.evaluate(model, dataset, count) for count in steps}
+    rows = {f"{label}steps {count}": one.metrics for count, one in found.items()}
+    chosen = found[steps[0]]
+    return Results({**(before or {}), **rows}, chosen, steps[0], reading.seed, model, dataset)
+
+
+def evaluate_trained(
+    trained: TrainedLocalizer, reading: Reading, data: LocalizationData
+) -> Results:
+    """Evaluate what a training gave, beside the best constant answer and the last step's weights.
+
+    Args:
+        trained: What the training gave.
+        reading: How answers are drawn.
+        data: What it was trained on.
+
+    Raises:
+        ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
+    """
+    model, test_set = trained.model, trained.test_set
+    rows: dict[str, Mapping[str, float]] = {}
+    if data.protocol == "didemo":
+        rows[PRIOR] = evaluate_didemo_prior(data.train, data.test)
+    elif test_set.clip_seconds is None:  # a prior knows no longer videos
+        prior = fit_moment_prior(model.grid, trained.train_set)
+        rows[PRIOR] = evaluate_prior(model.grid, prior, test_set)
+    first = reading.steps_of(model)[0]
+    raw = reading.evaluate(trained.raw_model, test_set, first)
+    rows[f"raw weights, steps {first}"] = raw.metrics
+    return evaluate_localizer(model, test_set, reading, label="EMA weights, ", before=rows)
+
+
+def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -> Results:
+    """Evaluate an answer that no model gives, on a recipe's grid.
+
+    Args:
+        control: `prior`, the best constant answer, or `oracle`, the true maps.
+        recipe: Says which grid.
+        data: The data set.
+
+    Raises:
+        ArgumentError: If a part of the data set is empty.
+        ConfigError: If there is no such control.
+    """
+    check_choice("evaluate_control", "control", control, Control.__args__)  # type: ignore[attr-defined]
+    if data.protocol == "didemo" and control == "prior":
+        return Results({control: evaluate_didemo_prior(data.train, data.test)})
+    grid = recipe.preset_for(data.protocol).make_grid()
+    vocabulary = Vocabulary.from_sentences(pair.query for pair in (*data.train, *data.test))
+    clip_seconds = recipe.clip_seconds_for(data.protocol)
+    train_set, test_set = make_datasets(data, grid, vocabulary, clip_seconds)
+    if control == "oracle":
+        return Results({control: evaluate_oracle(grid, test_set)})
+    return Results({control: evaluate_prior(grid, fit_moment_prior(grid, train_set), test_set)})

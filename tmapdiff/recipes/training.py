@@ -1,0 +1,210 @@
+"""Making and training a localizer, from a preset and what is to be different."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tmapdiff._checks import check_choice
+from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, keep_consensus, load_glove
+from tmapdiff.maps import MapGrid
+from tmapdiff.models import MapLocalizer, MomentLocalizer
+from tmapdiff.presets import DECODERS, Preset, get_preset
+from tmapdiff.recipes.data import LocalizationData, Protocol
+from tmapdiff.training import Trainer, TrainingConfig
+
+ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
+SYNTHETIC_EPOCHS = 30
+# Its cells are DiDeMo's 21 moments.
+DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a localizer is made and trained: a preset, and what is to be different.
+
+    Attributes:
+        preset: Name of the preset.
+        model: What to train: the diffusion model, the same decoder as a plain regressor, or the
+            baseline.
+        decoder: Name of a decoder of Table 3; the preset's, if None.
+        objective: What is learned; the model's, if None.
+        glove: Text file of GloVe vectors; words are learned, if None.
+        clip_seconds: Seconds of a clip: train on windows of long videos, evaluate on whole ones. If
+            None, clips divide each video equally; of DiDeMo, they are its segments.
+        seed: Seed of weights, data order and noise.
+        training: Fields of `TrainingConfig` to change; those that are None are the preset's.
+
+    Raises:
+        ConfigError: If there is no such preset, model or decoder.
+    """
+
+    preset: str = "tiny"
+    model: ModelKind = "diffusion"
+    decoder: str | None = None
+    objective: str | None = None
+    glove: str | os.PathLike[str] | None = None
+    clip_seconds: float | None = None
+    seed: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        get_preset(self.preset)
+        check_choice("Recipe", "model", self.model, ModelKind.__args__)  # type: ignore[attr-defined]
+        if self.decoder is not None:
+            check_choice("Recipe", "decoder", self.decoder, DECODERS)
+
+    def preset_for(self, protocol: Protocol) -> Preset:
+        """Return the preset, with the grid that a protocol asks for."""
+        preset = get_preset(self.preset)
+        return replace(preset, grid=DIDEMO_GRID) if protocol == "didemo" else preset
+
+    def clip_seconds_for(self, protocol: Protocol) -> float | None:
+        """Return the seconds of a clip, if a protocol or the recipe fixes them."""
+        return SEGMENT_SECONDS if protocol == "didemo" else self.clip_seconds
+
+    def training_config(self, data: LocalizationData) -> TrainingConfig:
+        """Return how it is trained.
+
+        Raises:
+            ArgumentError, ConfigError: As `TrainingConfig`.
+        """
+        changes = {name: value for name, value in self.training.items() if value is not None}
+        if data.is_synthetic:
+            changes.setdefault("epochs", SYNTHETIC_EPOCHS)
+        return replace(self.preset_for(data.protocol).training, **changes, seed=self.seed)
+
+    def build(
+        self,
+        vocabulary: Vocabulary,
+        feature_dim: int,
+        protocol: Protocol = "rank",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> MapLocalizer:
+        """Make the model with its initial weights.
+
+        Args:
+            vocabulary: The words that it will know.
+            feature_dim: Channels of the video features.
+            protocol: How it will be judged, which may decide its grid.
+            say: Told, in lines, what was made.
+
+        Raises:
+            FileError: If the GloVe vectors cannot be read.
+            ArgumentError, ConfigError: If settings do not fit each other.
+        """
+        preset = self.preset_for(protocol)
+        torch.manual_seed(self.seed)
+        fields: dict[str, Any] = {"vocabulary_size": len(vocabulary), "clip_channels": feature_dim}
+        if self.objective:
+            fields["objective"] = self.objective
+        if self.glove is not None:
+            vectors, found = load_glove(self.glove).rows_for(vocabulary)
+            say(f"GloVe: {found} of {len(vocabulary)} words found")
+            fields["encoder"] = {"word_channels": vectors.shape[1], "train_words": False}
+        model: MapLocalizer
+        if self.model == "ms2dtan":
+            model = preset.build_ms2dtan(**fields)
+        else:
+            decoder = DECODERS[self.decoder] if self.decoder else {}
+            fields["deterministic"] = self.model == "deterministic"
+            model = preset.build(decoder=decoder, **fields)
+        if self.glove is not None:
+            model.encoder.load_word_vectors(vectors)
+        say(f"model: preset {self.preset}, {model.num_parameters() / 1e6:.2f} million parameters")
+        return model
+
+    def train(
+        self,
+        data: LocalizationData,
+        output: str | os.PathLike[str],
+        *,
+        steps: Sequence[int] = (),
+        device: str | None = None,
+        resume: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> "TrainedLocalizer":
+        """Train on a data set.
+
+        Args:
+            data: The data set.
+            output: Folder for checkpoints and logs.
+            steps: Denoising steps that will be asked for: refused now, rather than after training.
+            device: `cpu`, or whatever accelerate chooses, if None.
+            resume: Whether to continue a run in `output` that was interrupted.
+            say: Told, in lines, what is done.
+
+        Raises:
+            ArgumentError, ConfigError: If settings do not fit the data or each other.
+            CheckpointError: If the run in `output` cannot be continued.
+            FileError: If a file cannot be read, or `output` not be written.
+            FeatureError: If the features of a video cannot be used.
+        """
+        config = self.training_config(data)
+        vocabulary = Vocabulary.from_sentences(pair.query for pair in data.train)
+        grid = self.preset_for(data.protocol).make_grid()
+        clip_seconds = self.clip_seconds_for(data.protocol)
+        train_set, test_set = make_datasets(data, grid, vocabulary, clip_seconds)
+        model = self.build(vocabulary, data.store.feature_dim, data.protocol, say)
+        if isinstance(model, MomentLocalizer):
+            for count in steps:
+                model.scheduler.set_timesteps(count)
+        trainer = Trainer(model, train_set, config, output, validation=test_set, device=device)
+        if resume:
+            trainer.resume()
+        trainer.train()
+        averaged = trainer.ema_model.eval()
+        return TrainedLocalizer(averaged, trainer.raw_model, train_set, test_set, Path(output))
+
+
+@dataclass(frozen=True)
+class TrainedLocalizer:
+    """What a training gave.
+
+    Attributes:
+        model: With the moving average of the weights: the one to use.
+        raw_model: With the weights of the last step.
+        train_set: What it was trained on.
+        test_set: What to evaluate it on.
+        output: Folder of the run.
+    """
+
+    model: MapLocalizer
+    raw_model: MapLocalizer
+    train_set: MomentDataset
+    test_set: MomentDataset
+    output: Path
+
+
+def make_datasets(
+    data: LocalizationData,
+    grid: MapGrid,
+    vocabulary: Vocabulary,
+    clip_seconds: float | None = None,
+) -> tuple[MomentDataset, MomentDataset]:
+    """Make the data sets to train on and to evaluate on, the latter with whole videos.
+
+    Args:
+        data: Where they come from; of DiDeMo, the moment that annotators agree on is trained on.
+        grid: The model's grid.
+        vocabulary: Words to encode the queries with.
+        clip_seconds: Seconds of a clip; clips divide each video equally, if None.
+
+    Raises:
+        ArgumentError: As `MomentDataset`.
+    """
+    train = keep_consensus(data.train) if data.protocol == "didemo" else data.train
+    fields: Any = {
+        "clip_seconds": clip_seconds,
+        "clip_multiple": grid.stride(grid.num_scales - 1),
+    }
+    whole = clip_seconds is not None
+    return (
+        MomentDataset(train, data.store, vocabulary, grid.num_clips, **fields),
+        MomentDataset(
+            data.test, data.store, vocabulary, grid.num_clips, **fields, whole_videos=whole
+        ),
+    )
