@@ -112,7 +112,7 @@ def test_hdf5_files_that_say_their_rate(tmp_path):
         del store  # lets go of the file
     with refuses(
         FeatureError,
-        "HDF5 features rgb.hdf5: expected seconds_per_feature = 0.5, as the file says, got 1.0.",
+        "HDF5 features rgb.hdf5: expected seconds_per_feature = 0.5, as the store says, got 1.0.",
     ):
         open_feature_store(path, 1)
     with h5py.File(path, "a") as file:

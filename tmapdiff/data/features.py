@@ -1,9 +1,10 @@
 """Feature stores: the video features that other models computed, by video id."""
 
+import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,7 @@ from tmapdiff.errors import (
     TmapdiffError,
 )
 
+ATTRIBUTES = "attributes.json"  # in a folder, what HDF5 files have as attributes
 _HDF5_SUFFIXES = (".hdf5", ".h5")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -69,6 +71,9 @@ class HDF5FeatureStore:
             its attribute of that name, as `extract_features` writes it; where it has none, the
             features divide each video equally.
 
+    Attributes:
+        attributes: What the file says of all its features, such as the model that made them.
+
     Raises:
         FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
         FeatureError: If the first video's features have no width, or the file says another
@@ -86,14 +91,17 @@ class HDF5FeatureStore:
         self, path: str | os.PathLike[str], seconds_per_feature: float | None = None
     ) -> None:
         self.path = Path(path)
-        self.seconds_per_feature = _checked_stride("HDF5FeatureStore", seconds_per_feature)
         self._handle: Any = None
         self._handle_pid = -1
         try:
             self.feature_dim = self._width_of_first()
-            self._take_stated_stride()
+            with self._reading() as file:
+                self.attributes = _plain(file.attrs)
         finally:
             self._close()
+        self.seconds_per_feature = _agreed_stride(
+            "HDF5FeatureStore", self.description, seconds_per_feature, self.attributes
+        )
 
     @property
     def description(self) -> str:
@@ -132,6 +140,24 @@ class HDF5FeatureStore:
             array = self._dataset(file, video_id)[()]
         return _checked_features(self.description, video_id, array, self.feature_dim)
 
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos whose features are in the file."""
+        with self._reading() as file:
+            return tuple(file)
+
+    def attributes_of(self, video_id: str) -> dict[str, Any]:
+        """Return what the file says of the features of a video.
+
+        Raises:
+            MissingFeatureError: If the file has none.
+            FileError: If the file cannot be read.
+        """
+        with self._reading() as file:
+            if video_id not in file:
+                raise _missing(self.description, video_id)
+            return _plain(self._dataset(file, video_id).attrs)
+
     def _width_of_first(self) -> int:
         with self._reading() as file:
             first = next(iter(file), None)
@@ -143,17 +169,6 @@ class HDF5FeatureStore:
             who = f"{self.description}, video {first!r}"
             raise FeatureError(message(who, "features of shape (T, D)", shape))
         return int(shape[-1])
-
-    def _take_stated_stride(self) -> None:
-        with self._reading() as file:
-            stated = file.attrs.get("seconds_per_feature")
-        if stated is None:
-            return
-        stated = _checked_stride(f"{self.path}", stated)
-        if self.seconds_per_feature not in (None, stated):
-            expected = f"seconds_per_feature = {stated}, as the file says"
-            raise FeatureError(message(self.description, expected, self.seconds_per_feature))
-        self.seconds_per_feature = stated
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -201,7 +216,11 @@ class _FolderFeatureStore:
     ) -> None:
         who = type(self).__name__
         self.folder = Path(folder)
-        self.seconds_per_feature = _checked_stride(who, seconds_per_feature)
+        self._stated = _read_attributes(self.folder)
+        self.attributes: dict[str, Any] = self._stated["attributes"]
+        self.seconds_per_feature = _agreed_stride(
+            who, self.description, seconds_per_feature, self.attributes
+        )
         names = _names(self.folder)
         first = min((name for name in names if name.endswith(self._suffix)), default=None)
         if first is None:
@@ -243,6 +262,16 @@ class _FolderFeatureStore:
         array = self._read(self.folder / f"{video_id}{self._suffix}")
         return _checked_features(self.description, video_id, array, self.feature_dim)
 
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos whose features are in the folder."""
+        names = (name for name in _names(self.folder) if name.endswith(self._suffix))
+        return tuple(sorted(name.removesuffix(self._suffix) for name in names))
+
+    def attributes_of(self, video_id: str) -> dict[str, Any]:
+        """Return what `attributes.json` in the folder says of the features of a video."""
+        return dict(self._stated["videos"].get(video_id, {}))
+
     def _read(self, path: Path) -> np.ndarray:
         raise NotImplementedError
 
@@ -265,8 +294,9 @@ class NpyFeatureStore(_FolderFeatureStore):
 
     Args:
         folder: The folder.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what `attributes.json`
+            in the folder says, as `convert_features` writes it; where it says nothing, the features
+            divide each video equally.
 
     Raises:
         FileError: If the folder is missing or has no `.npy` file, or its first cannot be read.
@@ -290,8 +320,9 @@ class NpzFeatureStore(_FolderFeatureStore):
 
     Args:
         folder: The folder.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what `attributes.json`
+            in the folder says, as `convert_features` writes it; where it says nothing, the features
+            divide each video equally.
 
     Raises:
         FileError: If the folder is missing or has no `.npz` file, or its first cannot be read.
@@ -318,8 +349,9 @@ class PtFeatureStore(_FolderFeatureStore):
 
     Args:
         folder: The folder.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what `attributes.json`
+            in the folder says, as `convert_features` writes it; where it says nothing, the features
+            divide each video equally.
 
     Raises:
         FileError: If the folder is missing or has no `.pt` file, or its first cannot be read.
@@ -441,13 +473,13 @@ def open_feature_store(
 
     Args:
         path: An HDF5 file, or a folder of `.npy`, of `.npz` or of `.pt` files.
-        seconds_per_feature: Seconds from one feature to the next. If None, what an HDF5 file says
-            of itself; where it says nothing, the features divide each video equally.
+        seconds_per_feature: Seconds from one feature to the next. If None, what the store says of
+            itself; where it says nothing, the features divide each video equally.
 
     Raises:
         FileError: If there is nothing at `path`, or something else.
-        FeatureError: If the features of the first video cannot be used, or an HDF5 file says
-            another `seconds_per_feature`.
+        FeatureError: If the features of the first video cannot be used, or the store says another
+            `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If it is an HDF5 file and h5py is not installed.
     """
@@ -569,6 +601,44 @@ def _checked_features(
         got = f"NaN or infinity in {int((~finite).sum())} places, first in row {row}"
         raise FeatureError(message(who, "finite float32 features", got))
     return features
+
+
+def _agreed_stride(
+    who: str, description: str, asked: float | None, attributes: Mapping[str, Any]
+) -> float | None:
+    """Return the rate that was asked for or, if none was, the one that the store states."""
+    stated = _checked_stride(description, attributes.get("seconds_per_feature"))
+    asked = _checked_stride(who, asked)
+    if stated is not None and asked not in (None, stated):
+        expected = f"seconds_per_feature = {stated}, as the store says"
+        raise FeatureError(message(description, expected, asked))
+    return asked if stated is None else stated
+
+
+def _read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read what a folder says of its features: of all, and of each video."""
+    path = folder / ATTRIBUTES
+    if not path.is_file():
+        return {"attributes": {}, "videos": {}}
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError):
+        content = None
+    if (
+        not isinstance(content, dict)
+        or not all(isinstance(content.get(name), dict) for name in ("attributes", "videos"))
+        or not all(isinstance(one, dict) for one in content["videos"].values())
+    ):
+        expected = "a JSON object of the objects 'attributes' and 'videos'"
+        raise FeatureError(message(f"{path}", expected, "something else"))
+    return content
+
+
+def _plain(attributes: Any) -> dict[str, Any]:
+    """HDF5 attributes as plain Python values."""
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in attributes.items()}
 
 
 def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:
