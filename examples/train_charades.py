@@ -38,7 +38,7 @@ from tmapdiff.recipes import (
     evaluate_control,
     evaluate_localizer,
     evaluate_trained,
-    make_datasets,
+    make_test_set,
 )
 
 TRAINED = ("diffusion", "deterministic", "ms2dtan")
@@ -183,7 +183,7 @@ def evaluate_saved(args: argparse.Namespace, data: LocalizationData, reading: Re
         )
     if args.device == "auto" and torch.cuda.is_available():
         model.to("cuda")
-    _, test_set = make_datasets(data, model.grid, vocabulary, args.clip_seconds)
+    test_set = make_test_set(data.test, data.store, model.grid, vocabulary, args.clip_seconds)
     return evaluate_localizer(model, test_set, reading)
 
 

@@ -46,7 +46,7 @@ def test_version(capsys):
     [
         ([], "error: Missing command."),
         (["extrct"], "error: No such command 'extrct'. Did you mean 'extract'?"),
-        (["extract", "videos", "--out", "x.h5"], "error: Missing option '--model'."),
+        (["extract", "videos", "--model", "vgg16"], "error: Missing option '--out'."),
         (["--no-such"], "error: No such option: --no-such"),
     ],
 )

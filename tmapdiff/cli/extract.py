@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.options import refuse_idle
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -13,6 +14,7 @@ tmapdiff extract videos --model vgg16 --out vgg16.h5 --fps 2
 tmapdiff extract videos --model vit_base_patch16_clip_224.openai --out clip.h5 \\
     --device cuda --mixed-precision fp16 --workers 8 --batch-size 256
 tmapdiff extract videos --model resnet50 --out r50.h5 --weights resnet50.safetensors
+tmapdiff extract videos --frame-encoder runs/vgg/pipeline/frame_encoder --out more.h5 --fps 2
 """
 
 
@@ -20,10 +22,17 @@ def extract(
     videos: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of videos; file names are their ids.")
     ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to make or add to.")],
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="An image model of timm, such as vgg16.")
-    ],
-    out: Annotated[Path, typer.Option(help="HDF5 file to make or add to.")],
+        str | None, typer.Option(metavar="NAME", help="An image model of timm, such as vgg16.")
+    ] = None,
+    frame_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A saved frame encoder in place of --model, such as a pipeline's frame_encoder.",
+        ),
+    ] = None,
     fps: Annotated[float, typer.Option(help="Features a second.")] = 2.0,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
     workers: Annotated[
@@ -43,7 +52,15 @@ def extract(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of weights, in place of the hub's.")
     ] = None,
+    keep_head: Annotated[
+        bool,
+        typer.Option("--keep-head", help="Keep the last layer: class scores or CLIP's projection."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    save_encoder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save the frame encoder, too, for train --frame-encoder."),
+    ] = None,
     skip_damaged: Annotated[
         bool,
         typer.Option(
@@ -59,19 +76,35 @@ def extract(
 
     The exit code is 1 if a video was skipped or is damaged.
     """
+    if (model is None) == (frame_encoder is None):
+        raise typer.BadParameter("name one image model: --model or --frame-encoder.")
+    refuse_idle(
+        ("--weights", weights and model is None, "--model"),
+        ("--weights", weights and not pretrained, "--pretrained"),
+        ("--random-weights", not pretrained and model is None, "--model"),
+        ("--keep-head", keep_head and model is None, "--model"),
+        ("--mixed-precision", mixed_precision != "no" and model is None, "--model"),
+    )
     with Output(as_json) as output:
         import torch
 
         from tmapdiff.video import FrameEncoder, extract_features
 
-        torch.manual_seed(seed)
-        encoder = FrameEncoder(
-            model,
-            pretrained=pretrained,
-            weights=weights,
-            mixed_precision=mixed_precision,
-            device=find_device(device),
-        )
+        place = find_device(device)
+        if model is None:
+            encoder = FrameEncoder.from_pretrained(frame_encoder or "", device=place)
+        else:
+            torch.manual_seed(seed)
+            encoder = FrameEncoder(
+                model,
+                pretrained=pretrained,
+                weights=weights,
+                keep_head=keep_head,
+                mixed_precision=mixed_precision,
+                device=place,
+            )
+        if save_encoder is not None:
+            encoder.save_pretrained(save_encoder)
         report = extract_features(
             videos,
             encoder,

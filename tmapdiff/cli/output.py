@@ -86,6 +86,19 @@ class Output:
             self._stdout.write(f"{text}\n")
 
 
+def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """Print metrics in percent, a row for each of what gave them."""
+    names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
+    output.table(
+        ["", *names],
+        (
+            [row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in names)]
+            for row, metrics in rows.items()
+        ),
+        title,
+    )
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -1,6 +1,12 @@
 """From files to a trained and evaluated localizer: what the examples and the command line share."""
 
-from tmapdiff.recipes.data import HOLDOUT_SEED, LocalizationData, Protocol, open_features
+from tmapdiff.recipes.data import (
+    HOLDOUT_SEED,
+    LocalizationData,
+    Protocol,
+    make_test_set,
+    open_features,
+)
 from tmapdiff.recipes.evaluation import (
     Control,
     Reading,
@@ -8,23 +14,24 @@ from tmapdiff.recipes.evaluation import (
     evaluate_control,
     evaluate_localizer,
     evaluate_trained,
+    make_pipeline_test_set,
 )
+from tmapdiff.recipes.frame_encoder import FoundEncoder, find_frame_encoder
 from tmapdiff.recipes.training import (
     SYNTHETIC_EPOCHS,
     ModelKind,
     Recipe,
     TrainedLocalizer,
-    make_datasets,
 )
 
 __all__ = [  # noqa: RUF022  in the order the data flows
     "Protocol",
     "open_features",
     "LocalizationData",
+    "make_test_set",
     "HOLDOUT_SEED",
     "SYNTHETIC_EPOCHS",
     "ModelKind",
-    "make_datasets",
     "Recipe",
     "TrainedLocalizer",
     "Control",
@@ -33,4 +40,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "evaluate_localizer",
     "evaluate_trained",
     "evaluate_control",
+    "make_pipeline_test_set",
+    "FoundEncoder",
+    "find_frame_encoder",
 ]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import Self
 
@@ -16,13 +16,17 @@ from tmapdiff.data import (
     AnnotationSet,
     ConcatFeatureStore,
     FeatureStore,
+    MomentDataset,
     Split,
     SyntheticActivities,
     SyntheticDiDeMo,
+    Vocabulary,
     find_split,
+    keep_consensus,
     open_feature_store,
 )
 from tmapdiff.errors import ArgumentError
+from tmapdiff.maps import MapGrid
 
 Protocol = Literal["rank", "didemo"]
 TIMELINE = "timeline"
@@ -52,7 +56,7 @@ class LocalizationData:
 
     def __str__(self) -> str:
         parts = (("train", self.train), ("test", self.test))
-        lines = [f"{name}: {part.report}" for name, part in parts]
+        lines = [f"{name}: {part.report}" for name, part in parts if part.report.lines]
         return "\n".join([*lines, f"features: {self.store.description}"])
 
     @classmethod
@@ -73,7 +77,7 @@ class LocalizationData:
     @classmethod
     def load(
         cls,
-        train: str | os.PathLike[str],
+        train: str | os.PathLike[str] | None,
         test: str | os.PathLike[str] | None = None,
         *,
         features: Sequence[str | os.PathLike[str]],
@@ -84,7 +88,8 @@ class LocalizationData:
         """Load a data set.
 
         Args:
-            train: File of the training queries, or folder of the data set with both parts.
+            train: File of the training queries, or folder of the data set with both parts. None if
+                there is only to be evaluated.
             test: File of the queries to evaluate on, or folder; `train` is that folder, if None.
             features: As for `open_features`.
             format: As for `find_annotations`.
@@ -97,26 +102,29 @@ class LocalizationData:
             FeatureError, ArgumentError: As `open_features`.
             ArgumentError: If the two parts are of different formats.
         """
-        parts: tuple[tuple[str | os.PathLike[str], Split], ...] = (
+        parts: tuple[tuple[Any, Split], ...] = (
             (train, "train"),
             (train if test is None else test, test_split),
         )
         sources = [
             find_split(place, None if Path(place).is_file() else split, format)
             for place, split in parts
+            if place is not None
         ]
         formats = [source.format for source in sources]
         if len(set(formats)) > 1:
             expected = "training and test queries in one format"
             raise ArgumentError(message("LocalizationData", expected, " and ".join(formats)))
         protocol: Protocol = "didemo" if formats[0] == "didemo" else "rank"
-        if protocol == "didemo" and seconds_per_feature is None:
-            seconds_per_feature = SEGMENT_SECONDS
         folder = sources[0].path.parent
         store = open_features(features, seconds_per_feature, charades_root=folder)
+        if protocol == "didemo" and store.seconds_per_feature is None:
+            store = open_features(features, SEGMENT_SECONDS)
         loaded = [source.load() for source in sources]
         name = "charades" if formats[0] == "charades-sta" else formats[0]
-        return cls(name, loaded[0], loaded[1], store, protocol)
+        return cls(
+            name, AnnotationSet(()) if train is None else loaded[0], loaded[-1], store, protocol
+        )
 
     def hold_out(self, fraction: float) -> Self:
         """Evaluate on a share of the training videos instead; of every seed the same.
@@ -139,6 +147,59 @@ class LocalizationData:
             ArgumentError: If `n` is not an integer >= 0.
         """
         return replace(self, train=self.train.limit(n), test=self.test.limit(n))
+
+    def make_train_set(
+        self, grid: MapGrid, vocabulary: Vocabulary, clip_seconds: float | None = None
+    ) -> MomentDataset:
+        """Make the data set to train on; of DiDeMo, with the moment that annotators agree on.
+
+        Args:
+            grid: The model's grid.
+            vocabulary: Words to encode the queries with.
+            clip_seconds: Seconds of a clip, of windows of long videos; clips divide each video
+                equally, if None.
+
+        Raises:
+            ArgumentError: As `MomentDataset`.
+        """
+        return MomentDataset(
+            keep_consensus(self.train) if self.protocol == "didemo" else self.train,
+            self.store,
+            vocabulary,
+            grid.num_clips,
+            clip_seconds=clip_seconds,
+            clip_multiple=grid.stride(grid.num_scales - 1),
+        )
+
+
+def make_test_set(
+    annotations: AnnotationSet,
+    store: FeatureStore,
+    grid: MapGrid,
+    vocabulary: Vocabulary,
+    clip_seconds: float | None = None,
+) -> MomentDataset:
+    """Make a data set to evaluate on: whole videos.
+
+    Args:
+        annotations: The queries.
+        store: Features of their videos.
+        grid: The model's grid.
+        vocabulary: Words to encode the queries with.
+        clip_seconds: Seconds of a clip; clips divide each video equally, if None.
+
+    Raises:
+        ArgumentError: As `MomentDataset`.
+    """
+    return MomentDataset(
+        annotations,
+        store,
+        vocabulary,
+        grid.num_clips,
+        clip_seconds=clip_seconds,
+        clip_multiple=grid.stride(grid.num_scales - 1),
+        whole_videos=clip_seconds is not None,
+    )
 
 
 def open_features(

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
-from tmapdiff._checks import check_choice
+from tmapdiff._checks import check_choice, message
 from tmapdiff._files import written_beside
 from tmapdiff.data import MomentDataset, Vocabulary, write_submission
+from tmapdiff.errors import ConfigError
 from tmapdiff.evaluation import (
     Evaluation,
     draw_queries,
@@ -22,9 +23,11 @@ from tmapdiff.evaluation import (
     evaluate_prior,
     fit_moment_prior,
 )
+from tmapdiff.maps import MapGrid
 from tmapdiff.models import MapLocalizer, Ranking
-from tmapdiff.recipes.data import LocalizationData, Protocol
-from tmapdiff.recipes.training import Recipe, TrainedLocalizer, make_datasets
+from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
+from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
 
 Control = Literal["prior", "oracle"]
 PRIOR = "best constant"
@@ -187,6 +190,36 @@ def evaluate_trained(
     return evaluate_localizer(model, test_set, reading, label="EMA weights, ", before=rows)
 
 
+def make_pipeline_test_set(
+    pipeline: MomentLocalizationPipeline, data: LocalizationData
+) -> MomentDataset:
+    """Make the data set to evaluate a pipeline on.
+
+    Args:
+        pipeline: The pipeline.
+        data: Where the queries come from; its training queries are not read.
+
+    Raises:
+        ConfigError: If the pipeline reads features of a text encoder, the features are not of the
+            model's width, or, of DiDeMo, its grid is not that of DiDeMo's 21 moments.
+        ArgumentError: As `MomentDataset`.
+    """
+    who = "make_pipeline_test_set"
+    if pipeline.vocabulary is None:
+        expected = "a pipeline with a vocabulary"
+        raise ConfigError(message(who, expected, "one with a text encoder"))
+    channels = pipeline.localizer.encoder.config.clip_channels
+    if data.store.feature_dim != channels:
+        expected = f"features of {channels} channels, as in training"
+        got = f"{data.store.feature_dim} from {data.store.description}"
+        raise ConfigError(message(who, expected, got))
+    grid, clip_seconds = pipeline.localizer.grid, pipeline.config.clip_seconds
+    if data.protocol == "didemo" and (grid != MapGrid(**DIDEMO_GRID) or not clip_seconds):
+        expected = "a pipeline of DiDeMo's 21 moments, such as train makes of DiDeMo"
+        raise ConfigError(message(who, expected, repr(grid)))
+    return make_test_set(data.test, data.store, grid, pipeline.vocabulary, clip_seconds)
+
+
 def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -> Results:
     """Evaluate an answer that no model gives, on a recipe's grid.
 
@@ -205,7 +238,8 @@ def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -
     grid = recipe.preset_for(data.protocol).make_grid()
     vocabulary = Vocabulary.from_sentences(pair.query for pair in (*data.train, *data.test))
     clip_seconds = recipe.clip_seconds_for(data.protocol)
-    train_set, test_set = make_datasets(data, grid, vocabulary, clip_seconds)
+    test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
     if control == "oracle":
         return Results({control: evaluate_oracle(grid, test_set)})
-    return Results({control: evaluate_prior(grid, fit_moment_prior(grid, train_set), test_set)})
+    prior = fit_moment_prior(grid, data.make_train_set(grid, vocabulary, clip_seconds))
+    return Results({control: evaluate_prior(grid, prior, test_set)})

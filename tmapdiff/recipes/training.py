@@ -9,11 +9,10 @@ from typing import Any, Literal
 import torch
 
 from tmapdiff._checks import check_choice
-from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, keep_consensus, load_glove
-from tmapdiff.maps import MapGrid
+from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.models import MapLocalizer, MomentLocalizer
 from tmapdiff.presets import DECODERS, Preset, get_preset
-from tmapdiff.recipes.data import LocalizationData, Protocol
+from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.training import Trainer, TrainingConfig
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
@@ -147,7 +146,8 @@ class Recipe:
         vocabulary = Vocabulary.from_sentences(pair.query for pair in data.train)
         grid = self.preset_for(data.protocol).make_grid()
         clip_seconds = self.clip_seconds_for(data.protocol)
-        train_set, test_set = make_datasets(data, grid, vocabulary, clip_seconds)
+        train_set = data.make_train_set(grid, vocabulary, clip_seconds)
+        test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
         model = self.build(vocabulary, data.store.feature_dim, data.protocol, say)
         if isinstance(model, MomentLocalizer):
             for count in steps:
@@ -177,34 +177,3 @@ class TrainedLocalizer:
     train_set: MomentDataset
     test_set: MomentDataset
     output: Path
-
-
-def make_datasets(
-    data: LocalizationData,
-    grid: MapGrid,
-    vocabulary: Vocabulary,
-    clip_seconds: float | None = None,
-) -> tuple[MomentDataset, MomentDataset]:
-    """Make the data sets to train on and to evaluate on, the latter with whole videos.
-
-    Args:
-        data: Where they come from; of DiDeMo, the moment that annotators agree on is trained on.
-        grid: The model's grid.
-        vocabulary: Words to encode the queries with.
-        clip_seconds: Seconds of a clip; clips divide each video equally, if None.
-
-    Raises:
-        ArgumentError: As `MomentDataset`.
-    """
-    train = keep_consensus(data.train) if data.protocol == "didemo" else data.train
-    fields: Any = {
-        "clip_seconds": clip_seconds,
-        "clip_multiple": grid.stride(grid.num_scales - 1),
-    }
-    whole = clip_seconds is not None
-    return (
-        MomentDataset(train, data.store, vocabulary, grid.num_clips, **fields),
-        MomentDataset(
-            data.test, data.store, vocabulary, grid.num_clips, **fields, whole_videos=whole
-        ),
-    )

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -137,7 +138,8 @@ def extract_features(
     """Compute the features of many videos, into one HDF5 file.
 
     `open_feature_store` reads it, and knows its `seconds_per_feature`. The file and each dataset
-    have the attributes `model`, `model_sha256`, `fps` and `seconds_per_feature`; a dataset also has
+    have the attributes `model`, `model_sha256`, `fps` and `seconds_per_feature`; the file also has
+    `frame_encoder`, the arguments of `FrameEncoder` as JSON, if they are known; a dataset also has
     `duration`, `num_frames`, `source`, `source_size`, `source_mtime_ns`, `source_sha256` and, of a
     damaged video, `damage`.
 
@@ -189,7 +191,8 @@ def extract_features(
     skipped: list[VideoNote] = []
     damaged: list[VideoNote] = []
     extracted: list[str] = []
-    with FeatureStoreWriter(out, shared) as store:
+    remarks = {} if encoder.arguments is None else {"frame_encoder": json.dumps(encoder.arguments)}
+    with FeatureStoreWriter(out, shared, remarks) as store:
         for video_id, path in paths.items():
             try:
                 check_video_id(who, video_id)

@@ -41,6 +41,10 @@ class FrameEncoder(nn.Module):
         mixed_precision: Arithmetic, by autocast; the features are float32 all the same.
         device: Where to compute.
 
+    Attributes:
+        arguments: The arguments that it was made with, but for the device; None of one that was
+            read from a folder.
+
     Shape:
         - frames: (B, 3, height, width), as `preprocess` makes them
         - returns: (B, feature_dim) float32, on the frames' own device
@@ -57,6 +61,8 @@ class FrameEncoder(nn.Module):
         >>> encoder.encode(images).shape  # doctest: +SKIP
         torch.Size([26, 4096])
     """
+
+    arguments: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -92,6 +98,13 @@ class FrameEncoder(nn.Module):
                 "Without a network, pass the file as weights, or pretrained=False."
             ) from error
         origin = "" if pretrained else ", random weights"
+        self.arguments = {
+            "model_name": model_name,
+            "pretrained": pretrained,
+            "weights": None if weights is None else str(Path(weights).absolute()),
+            "keep_head": keep_head,
+            "mixed_precision": mixed_precision,
+        }
         self._set_up(
             model.to(device),
             timm.data.resolve_model_data_config(model),

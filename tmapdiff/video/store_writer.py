@@ -32,6 +32,7 @@ class FeatureStoreWriter:
     Args:
         path: The HDF5 file, to be made or added to.
         attributes: What all features of the file share, such as the model that made them.
+        remarks: What else the file is to say; may differ from what it said.
 
     Raises:
         FileError: On entering, if the place cannot be written, another process writes there, or the
@@ -40,10 +41,16 @@ class FeatureStoreWriter:
         MissingDependencyError: If h5py is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], attributes: Attributes) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        attributes: Attributes,
+        remarks: Attributes | None = None,
+    ) -> None:
         self._h5py: Any = require("h5py", extra="video", purpose="writing HDF5 features")
         self.path = Path(path)
         self.attributes = dict(attributes)
+        self.remarks = dict(remarks or {})
         self.parts = self.path.with_name(f"{self.path.name}.parts")
         self._lock = FileLock(self.parts / "lock", timeout=0)
         self._written: dict[str, dict[str, Any]] = {}
@@ -106,7 +113,7 @@ class FeatureStoreWriter:
             if self.path.exists():
                 shutil.copyfile(self.path, new)
             with self._h5py.File(new, "a") as file:
-                file.attrs.update(self.attributes)
+                file.attrs.update(self.remarks | self.attributes)
                 for part in parts:
                     features, attributes = _read_part(part)
                     if part.stem in file:

@@ -1,0 +1,228 @@
+"""`tmapdiff localize`: from a video and sentences to moments."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.options import RankingOption, SamplesOption, refuse_idle
+from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from tmapdiff.pipelines import LocalizedMoment, MomentLocalizationOutput
+    from tmapdiff.video import VideoFeatures
+
+EXAMPLES = """
+tmapdiff localize cooking.mp4 "she cuts the onion" --model runs/vgg/pipeline
+tmapdiff localize cooking.mp4 "she cuts the onion" "the oven is opened" --model runs/vgg/pipeline \\
+    --samples 8 --map map.png --strip strip.png
+tmapdiff localize AO8RW "a person opens a door" --features vgg16.h5 --model runs/vgg/pipeline --json
+tmapdiff localize AO8RW.npy "a person opens a door" --seconds-per-feature 0.5 --model user/pipeline
+"""
+_THUMBNAILS = 8
+
+
+def localize(
+    video: Annotated[
+        str,
+        typer.Argument(
+            metavar="VIDEO",
+            help="A video; a file of features (.npy, .npz or .pt); or, with --features, an id.",
+        ),
+    ],
+    sentences: Annotated[
+        list[str], typer.Argument(metavar="SENTENCE...", help="What to look for, in words.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
+    ],
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: the model's]")
+    ] = None,
+    samples: SamplesOption = None,
+    top: Annotated[int, typer.Option(help="Moments of each sentence, at most.")] = 5,
+    ranking: RankingOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    features: Annotated[
+        Path | None,
+        typer.Option(metavar="STORE", help="Feature store in which VIDEO is an id."),
+    ] = None,
+    seconds_per_feature: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds from one feature to the next. [default: what the store says, or the "
+            "pipeline's]"
+        ),
+    ] = None,
+    map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Draw the map of scores; of several sentences, one file each."
+        ),
+    ] = None,
+    strip: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG",
+            help="Draw the moments below a strip of the video; likewise.",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the moments of a video that sentences describe.
+
+    The score tells which moment fits better; with several samples, the spread is the standard
+    deviation of it over the samples.
+    """
+    is_file_of_features = Path(video).suffix in (".npy", ".npz", ".pt")
+    without_pictures = features is not None or is_file_of_features
+    refuse_idle(
+        ("--seconds-per-feature", seconds_per_feature and not without_pictures, "features"),
+        ("--strip", strip and without_pictures, "a video"),
+    )
+    with Output(as_json) as out:
+        import torch
+
+        from tmapdiff.pipelines import MomentLocalizationPipeline
+
+        pipeline = MomentLocalizationPipeline.from_pretrained(model).to(find_device(device))
+        pipeline.set_progress_bar_config(disable=None)  # without a terminal
+        source: Any = video
+        if without_pictures:
+            source = _features_of(video, features, seconds_per_feature, pipeline.config.fps)
+        found = pipeline(
+            source,
+            sentences,
+            num_inference_steps=steps,
+            num_samples=samples,
+            top_n=top,
+            ranking=ranking,
+            # One each: an answer does not depend on what else is asked.
+            generator=[torch.Generator().manual_seed(seed) for _ in sentences],
+        )
+        files = [
+            *_draw_maps(found, sentences, map),
+            *_draw_strips(found, sentences, video, strip),
+        ]
+        for sentence, moments in zip(sentences, found.moments, strict=True):
+            _print_moments(out, sentence, moments)
+        if files:
+            out.line(f"written: {', '.join(str(file) for file in files)}")
+        out.document(
+            {
+                "video": video,
+                "duration": found.durations[0],
+                "model": model,
+                "seed": seed,
+                "answers": [
+                    {"sentence": sentence, "moments": moments}
+                    for sentence, moments in zip(sentences, found.moments, strict=True)
+                ],
+                "files": files,
+            }
+        )
+
+
+def _features_of(
+    video: str, store: Path | None, seconds_per_feature: float | None, fps: float | None
+) -> "VideoFeatures":
+    """Read features of a store, or of a file, which is then part of a folder of such."""
+    from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
+    from tmapdiff.video import VideoFeatures
+
+    opened: Any
+    if store is not None:
+        opened, video_id = open_feature_store(store, seconds_per_feature), video
+    else:
+        kinds = {".npy": NpyFeatureStore, ".npz": NpzFeatureStore, ".pt": PtFeatureStore}
+        path = Path(video)
+        opened, video_id = kinds[path.suffix](path.parent, seconds_per_feature), path.stem
+    array = opened[video_id]
+    rate = opened.seconds_per_feature or (1 / fps if fps else None)
+    if rate is None:
+        raise ArgumentError(
+            "localize: expected --seconds-per-feature, as neither the features nor the pipeline "
+            "say it, got none."
+        )
+    duration = opened.attributes_of(video_id).get("duration", len(array) * rate)
+    return VideoFeatures(array, rate, float(duration))
+
+
+def _print_moments(out: Output, sentence: str, moments: "Sequence[LocalizedMoment]") -> None:
+    rows = [
+        [
+            str(rank),
+            f"{moment.start:.2f}",
+            f"{moment.end:.2f}",
+            f"{moment.score:.3f}",
+            "-" if moment.spread is None else f"{moment.spread:.3f}",
+        ]
+        for rank, moment in enumerate(moments, start=1)
+    ]
+    out.table(["", "start (s)", "end (s)", "score", "spread"], rows, sentence)
+
+
+def _draw_maps(
+    found: "MomentLocalizationOutput", sentences: Sequence[str], path: Path | None
+) -> Iterator[Path]:
+    if path is None:
+        return
+    from tmapdiff.plots import plot_map
+
+    for index, place in enumerate(_numbered(path, len(sentences))):
+        axes = plot_map(
+            found.maps[index],
+            clip_seconds=found.clip_seconds[index],
+            predictions=_times(found, index),
+            title=sentences[index],
+            limits=None,
+        )
+        yield _save(axes.figure, place)
+
+
+def _draw_strips(
+    found: "MomentLocalizationOutput", sentences: Sequence[str], video: str, path: Path | None
+) -> Iterator[Path]:
+    if path is None:
+        return
+    import numpy as np
+
+    from tmapdiff.plots import plot_video_strip
+    from tmapdiff.video import open_video
+
+    duration = found.durations[0]
+    with open_video(video) as reader:
+        frames = list(reader.sample(_THUMBNAILS / duration))
+    for index, place in enumerate(_numbered(path, len(sentences))):
+        figure = plot_video_strip(
+            np.stack([frame.image for frame in frames]),
+            [frame.time for frame in frames],
+            _times(found, index),
+            scores=[moment.score for moment in found.moments[index]],
+            duration=duration,
+            title=sentences[index],
+            num_thumbnails=_THUMBNAILS,
+        )
+        yield _save(figure, place)
+
+
+def _times(found: "MomentLocalizationOutput", index: int) -> list[tuple[float, float]]:
+    return [(moment.start, moment.end) for moment in found.moments[index]]
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from tmapdiff._files import written_beside
+
+    with written_beside(path) as new:
+        figure.savefig(new)
+    return path

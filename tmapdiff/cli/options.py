@@ -1,0 +1,67 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
+
+DatasetOption = Annotated[
+    FormatName | None,
+    typer.Option(help="Format of the annotations. [default: found by names and contents]"),
+]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the data set, with its files named as published."),
+]
+TestOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Queries to evaluate on, in place of those of --root."),
+]
+TestSplitOption = Annotated[
+    Literal["train", "val", "test"], typer.Option(help="The part of --root to evaluate on.")
+]
+FeaturesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="STORE",
+        help="An HDF5 file, or a folder of .npy, .npz or .pt files; several are put side by side. "
+        "For Charades-STA also 'timeline': features simulated from its action annotations.",
+    ),
+]
+SecondsPerFeatureOption = Annotated[
+    float | None,
+    typer.Option(help="Seconds from one feature to the next, of stores that do not say it."),
+]
+StepsOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Denoising steps; given several times, each is evaluated, and the predictions of the "
+        "first are written. [default: the model's]",
+        show_default=False,
+    ),
+]
+SamplesOption = Annotated[
+    int | None,
+    typer.Option(help="Samples of each query that are averaged. [default: the model's]"),
+]
+RankingOption = Annotated[
+    Literal["nms", "expected-hits"] | None,
+    typer.Option(help="How moments are read off the maps. [default: the model's]"),
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Use the first queries only, so many of each part.")
+]
+
+
+def refuse_idle(*options: tuple[str, object, str]) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        *options: Name of an option, whether it is given in vain, and what it needs.
+    """
+    for name, in_vain, needed in options:
+        if in_vain:
+            raise typer.BadParameter(f"it does nothing without {needed}.", param_hint=f"'{name}'")

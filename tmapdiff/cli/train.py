@@ -1,0 +1,253 @@
+"""`tmapdiff train`: from annotations and features to a pipeline."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tmapdiff.cli.options import (
+    DatasetOption,
+    FeaturesOption,
+    LimitOption,
+    RankingOption,
+    RootOption,
+    SamplesOption,
+    SecondsPerFeatureOption,
+    SeedOption,
+    StepsOption,
+    TestOption,
+    TestSplitOption,
+    refuse_idle,
+)
+from tmapdiff.cli.output import JsonOption, Output, metrics_table
+
+EXAMPLES = """
+tmapdiff train --preset nano --output runs/first
+tmapdiff train --root charades --features timeline --preset best
+tmapdiff train --root charades --features vgg16.h5 --preset base --holdout 0.1 --steps 1 --steps 5
+tmapdiff train --root didemo --features average_fc7.h5
+tmapdiff train --train train.jsonl --test val.jsonl --features clip/ --features slowfast/ \\
+    --seconds-per-feature 2 --clip-seconds 4
+"""
+
+PresetName = Literal["nano", "best", "tiny", "base", "paper"]
+DecoderName = Literal[
+    "transformer-xattn-ss", "transformer-xattn", "transformer-concat", "cnn-mul", "cnn-concat"
+]
+
+
+def train(
+    dataset: DatasetOption = None,
+    root: RootOption = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Queries to train on, in place of those of --root."),
+    ] = None,
+    test: TestOption = None,
+    test_split: TestSplitOption = "test",
+    features: FeaturesOption = None,
+    seconds_per_feature: SecondsPerFeatureOption = None,
+    frame_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Saved frame encoder that made the features (extract --save-encoder), for the "
+            "pipeline to take videos. [default: what the feature store says]",
+        ),
+    ] = None,
+    preset: Annotated[PresetName, typer.Option(help="Size of the model, and how to train.")] = (
+        "tiny"
+    ),
+    model: Annotated[
+        Literal["diffusion", "deterministic", "ms2dtan", "prior", "oracle"],
+        typer.Option(
+            help="What to train, or a control: the same decoder as a plain regressor, the "
+            "baseline, the best constant answer, or the true maps."
+        ),
+    ] = "diffusion",
+    decoder: Annotated[
+        DecoderName | None, typer.Option(help="Decoder of Table 3. [default: the preset's]")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="What is learned, see tmapdiff.losses. [default: the preset's]"),
+    ] = None,
+    glove: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="GloVe vectors. [default: words are learned]"),
+    ] = None,
+    clip_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of a clip: train on windows of long videos, evaluate on whole ones. "
+            "[default: clips divide each video equally]"
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training queries. [default: the preset's]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Queries a training step. [default: the preset's]")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate. [default: the preset's]")
+    ] = None,
+    steps: StepsOption = None,
+    samples: SamplesOption = None,
+    ranking: RankingOption = None,
+    seed: SeedOption = 0,
+    limit: LimitOption = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the training videos, 0 to 1, to evaluate on in place of the test "
+            "queries: for every choice that you make."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write. [default: runs/DATA-PRESET-SEED]"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run in --output that was interrupted.")
+    ] = False,
+    device: Annotated[
+        Literal["auto", "cpu"], typer.Option(help="auto takes a GPU if there is one.")
+    ] = "auto",
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"] | None,
+        typer.Option(help="Arithmetic of training. [default: the preset's]"),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read data; 0 reads in this one.")] = (
+        0
+    ),
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option("--activation-checkpointing", help="Less memory, more time, equal results."),
+    ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile speed up training.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a localizer, evaluate it, and save a pipeline that evaluate and localize read.
+
+    Without data it makes up a small data set of scripted activities, and needs no download.
+
+    Writes metrics.json, predictions.jsonl (a submission file of moment_detr), maps.png, checkpoints
+    and the folder pipeline. If the feature store says which frame encoder made it, and that can be
+    had, the pipeline takes videos; else it takes features.
+    """
+    untrained = model in ("prior", "oracle")
+    made_up = root is None and train is None
+    refuse_idle(
+        ("--test", test is not None and made_up, "--train or --root"),
+        ("--features", features and made_up, "--train or --root"),
+        ("--frame-encoder", frame_encoder and (made_up or untrained), "features of videos"),
+        ("--seconds-per-feature", seconds_per_feature and not features, "--features"),
+        ("--resume", resume and untrained, "a model to train"),
+        ("--compile", compile and untrained, "a model to train"),
+        ("--activation-checkpointing", activation_checkpointing and untrained, "a model to train"),
+        ("--decoder", decoder and (untrained or model == "ms2dtan"), "a model with such a decoder"),
+        ("--steps", steps and model != "diffusion", "--model diffusion"),
+        ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
+        ("--ranking", ranking and untrained, "a model to train"),
+    )
+    if train is not None and test is None and root is None and holdout is None:
+        raise typer.BadParameter("name --test, --root or --holdout, too.", param_hint="'--train'")
+    if not made_up and not features:
+        raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
+    with Output(as_json) as out:
+        from tmapdiff._checks import check_int
+        from tmapdiff.pipelines import MomentLocalizationPipeline
+        from tmapdiff.provenance import describe_run
+        from tmapdiff.recipes import (
+            LocalizationData,
+            Reading,
+            Recipe,
+            evaluate_control,
+            evaluate_trained,
+            find_frame_encoder,
+        )
+
+        began = time.perf_counter()
+        if samples is not None:  # now, rather than after training
+            check_int("--samples", "the number", samples, at_least=1)
+        recipe = Recipe(
+            preset=preset,
+            model="diffusion" if model == "prior" or model == "oracle" else model,
+            decoder=decoder,
+            objective=objective,
+            glove=glove,
+            clip_seconds=clip_seconds,
+            seed=seed,
+            training={
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "mixed_precision": mixed_precision,
+                "num_workers": workers,
+                "activation_checkpointing": activation_checkpointing,
+                "compile": compile,
+            },
+        )
+        if made_up:
+            data = LocalizationData.make_up("didemo" if dataset == "didemo" else "rank")
+        else:
+            data = LocalizationData.load(
+                train or root or "",
+                test or root or train,
+                features=features or (),
+                format=dataset,
+                test_split=test_split,
+                seconds_per_feature=seconds_per_feature,
+            )
+        if holdout is not None:
+            data = data.hold_out(holdout)
+        data = data.with_features_only()
+        if limit is not None:
+            data = data.limit(limit)
+        out.line(str(data))
+        name = preset if model == "diffusion" else f"{preset}-{model}"
+        folder = output or Path("runs") / f"{data.name}-{name}-{seed}"
+
+        reading = Reading(tuple(steps or ()), samples, ranking, seed, data.protocol)
+        names: list[str] = []
+        if model in ("prior", "oracle"):
+            results = evaluate_control(model, recipe, data)
+        else:
+            simulated = made_up or features == ["timeline"]
+            found = None if simulated else find_frame_encoder(data.store, frame_encoder)
+            trained = recipe.train(
+                data,
+                folder,
+                steps=reading.steps,
+                device=None if device == "auto" else device,
+                resume=resume,
+                say=out.line,
+            )
+            results = evaluate_trained(trained, reading, data)
+            rate = data.store.seconds_per_feature
+            pipeline = MomentLocalizationPipeline(
+                trained.model.cpu(),
+                trained.test_set.vocabulary,
+                frame_encoder=found.encoder if found else None,
+                fps=found.fps if found and found.encoder else None if rate is None else 1 / rate,
+                clip_seconds=trained.test_set.clip_seconds,
+            )
+            pipeline.save_pretrained(folder / "pipeline")
+            names = ["pipeline"]
+            if found is not None:
+                out.line(found.remark)
+        metrics_table(out, results.rows, f"{data.store.description}; percent")
+        details = {
+            "features": data.store.description,
+            "evaluated_on": str(data.test.report),
+            "seed": seed,
+            **describe_run(),
+            "seconds": time.perf_counter() - began,
+        }
+        names = [*results.write(folder, details), *names]
+        out.line(f"written to {folder}: {', '.join(names)}")
+        out.document({**results.summary(), **details, "output": folder, "files": names})
