@@ -104,6 +104,8 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "models": 4,
     "video": 4,
     "provenance": 4,
+    "conversion": 5,
+    "inspection": 9,
     "evaluation": 5,
     "training": 6,
     "presets": 7,

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -84,6 +84,21 @@ class Output:
         if self.as_json:
             text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
             self._stdout.write(f"{text}\n")
+
+
+@contextlib.contextmanager
+def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on standard error, if that is a terminal; gives what advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda: bar.advance(task)
 
 
 def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:

@@ -216,7 +216,7 @@ class _FolderFeatureStore:
     ) -> None:
         who = type(self).__name__
         self.folder = Path(folder)
-        self._stated = _read_attributes(self.folder)
+        self._stated = read_attributes(self.folder)
         self.attributes: dict[str, Any] = self._stated["attributes"]
         self.seconds_per_feature = _agreed_stride(
             who, self.description, seconds_per_feature, self.attributes
@@ -615,7 +615,7 @@ def _agreed_stride(
     return asked if stated is None else stated
 
 
-def _read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
+def read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
     """Read what a folder says of its features: of all, and of each video."""
     path = folder / ATTRIBUTES
     if not path.is_file():
@@ -638,7 +638,7 @@ def _read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _plain(attributes: Any) -> dict[str, Any]:
     """HDF5 attributes as plain Python values."""
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in attributes.items()}
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in attributes.items()}
 
 
 def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:

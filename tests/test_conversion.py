@@ -1,0 +1,196 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from typing import get_args
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import refuses
+
+from tmapdiff.conversion import StoreFormat, convert_features
+from tmapdiff.data import open_feature_store
+from tmapdiff.errors import AnnotationError, ArgumentError, ConfigError, FeatureError, FileError
+
+FORMATS = get_args(StoreFormat)
+
+
+@pytest.fixture
+def arrays():
+    random = np.random.default_rng(0)
+    return {
+        name: random.normal(size=(length, 6)).astype(np.float32)
+        for name, length in (("b", 4), ("a b.c", 1), ("z", 9))
+    }
+
+
+def place(folder, format):
+    return folder / ("new.h5" if format == "hdf5" else f"new-{format}")
+
+
+@pytest.fixture
+def source(tmp_path, arrays):
+    with h5py.File(tmp_path / "source.h5", "w") as file:
+        file.attrs.update({"seconds_per_feature": 0.5, "model": "vgg", "means": [0.5, 1.0]})
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array).attrs["duration"] = len(array) * 0.5 + 0.1
+    return tmp_path / "source.h5"
+
+
+def contents(path):
+    store = open_feature_store(path)
+    features = {name: store[name].numpy().tobytes() for name in store.video_ids}
+    said = {name: store.attributes_of(name) for name in store.video_ids}
+    return store.attributes, features, said
+
+
+@pytest.mark.parametrize(("via", "to"), list(product(FORMATS, FORMATS)))
+def test_round_trips_keep_features_to_the_bit_and_attributes(source, tmp_path, arrays, via, to):
+    middle, end = tmp_path / "1", tmp_path / "2"
+    middle.mkdir()
+    report = convert_features(source, place(middle, via), format=via)
+    assert sorted(report.converted) == sorted(arrays)
+    assert (report.kept, report.skipped, report.format) == ((), (), via)
+    convert_features(place(middle, via), place(end, to), format=to)
+    attributes, features, said = contents(place(end, to))
+    assert features == {name: array.tobytes() for name, array in arrays.items()}
+    assert attributes == {"seconds_per_feature": 0.5, "model": "vgg", "means": "[0.5, 1.0]"}
+    assert said == {name: {"duration": len(one) * 0.5 + 0.1} for name, one in arrays.items()}
+    assert open_feature_store(place(end, to)).seconds_per_feature == 0.5
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_done_again_it_adds_what_is_new(source, tmp_path, format):
+    target = place(tmp_path, format)
+    convert_features(source, target, format=format)
+    with h5py.File(source, "a") as file:
+        file["new"] = np.ones((2, 6), np.float32)
+    report = convert_features(source, target, format=format)
+    assert (report.converted, len(report.kept)) == (("new",), 3)
+    assert contents(target)[1] == contents(source)[1]
+
+
+def test_the_format_follows_from_the_name(source, tmp_path):
+    assert convert_features(source, tmp_path / "a.hdf5").format == "hdf5"
+    assert convert_features(source, tmp_path / "a").format == "npy"
+
+
+def test_a_rate_that_is_given_is_written(tmp_path):
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "a.npy", np.ones((3, 1, 1, 2), np.float16))
+    convert_features(tmp_path / "npy", tmp_path / "new.h5", seconds_per_feature=2.0)
+    store = open_feature_store(tmp_path / "new.h5")
+    assert store.seconds_per_feature == 2.0
+    assert torch.equal(store["a"], torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_features_that_cannot_be_used_are_skipped_and_told(source, tmp_path, arrays, format):
+    with h5py.File(source, "a") as file:
+        file["nan"] = np.full((2, 6), np.nan, np.float32)
+        file["narrow"] = np.ones((2, 5), np.float32)
+    report = convert_features(source, place(tmp_path, format), format=format)
+    assert [note.video_id for note in report.skipped] == ["nan", "narrow"]
+    assert "NaN or infinity in 12 places" in report.skipped[0].reason
+    assert "6 numbers a feature" in report.skipped[1].reason
+    assert sorted(open_feature_store(place(tmp_path, format)).video_ids) == sorted(arrays)
+    assert str(report).splitlines()[0].endswith("3 videos converted, 0 kept, 2 skipped; verified")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_other_features_at_the_target_are_noticed(source, tmp_path, format):
+    target = place(tmp_path, format)
+    convert_features(source, target, format=format)
+    with h5py.File(source, "a") as file:
+        file["z"][3, 2] += 1
+    with refuses(FeatureError, "expected the features of 'z' in", "got others. Remove it, or"):
+        convert_features(source, target, format=format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_target_with_other_attributes_is_refused(source, tmp_path, format):
+    target = place(tmp_path, format)
+    convert_features(source, target, format=format)
+    before = contents(target)
+    with h5py.File(source, "a") as file:
+        file.attrs["model"] = "clip"
+    with refuses(FeatureError, "to have model = 'clip', as new ones, got 'vgg'."):
+        convert_features(source, target, format=format)
+    assert contents(target) == before
+
+
+def test_damage_of_what_was_written_is_noticed(source, tmp_path):
+    # A file that a failing disk truncated; it is there, so it is not written again.
+    convert_features(source, tmp_path / "new", format="npy")
+    (tmp_path / "new" / "z.npy").write_bytes((tmp_path / "new" / "z.npy").read_bytes()[:-8])
+    with refuses(FeatureError, "expected the features of 'z'", "cannot read"):
+        convert_features(source, tmp_path / "new", format="npy")
+
+
+def test_what_cannot_be_done_is_refused(source, tmp_path):
+    with refuses(ArgumentError, "expected two stores, got"):
+        convert_features(source, source)
+    with refuses(ConfigError, "expected format to be one of hdf5, npy, npz, pt, got 'csv'."):
+        convert_features(source, tmp_path / "x", format="csv")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.npz").write_bytes(b"")
+    with refuses(FeatureError, "expected no features but .npy files in", "got .npz."):
+        convert_features(source, tmp_path / "mixed", format="npy")
+    (tmp_path / "file").write_text("")
+    with refuses(FileError, "cannot write"):
+        convert_features(source, tmp_path / "file" / "new", format="pt")
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        file["..bad"] = np.ones((2, 6), np.float32)
+    with refuses(AnnotationError, "without '/', '\\', '..' and NUL, got '..bad'."):
+        convert_features(tmp_path / "bad.h5", tmp_path / "new", format="npy")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"attributes": {}, "videos": {"a": 1}}'])
+def test_attributes_that_are_none_are_told(source, tmp_path, content):
+    convert_features(source, tmp_path / "new", format="npy")
+    (tmp_path / "new" / "attributes.json").write_text(content)
+    with refuses(FeatureError, "expected a JSON object of the objects 'attributes' and 'videos'"):
+        open_feature_store(tmp_path / "new")
+
+
+@pytest.mark.parametrize("format", ["hdf5", "npz"])
+def test_killed_it_goes_on_where_it_was(tmp_path, format):
+    count, source, target = 300, tmp_path / "source.h5", place(tmp_path, format)
+    with h5py.File(source, "w") as file:
+        file.attrs["seconds_per_feature"] = 1.0
+        for index in range(count):
+            file[f"v{index:03}"] = np.full((50, 64), index, np.float32)
+            file[f"v{index:03}"].attrs["duration"] = 50.0
+    code = (
+        "import sys\nfrom tmapdiff.conversion import convert_features\n"
+        "convert_features(sys.argv[1], sys.argv[2], format=sys.argv[3])"
+    )
+    command = [sys.executable, "-c", code, str(source), str(target), format]
+    places = target.with_name(f"{target.name}.parts") if format == "hdf5" else target
+    process = subprocess.Popen(command)
+    while process.poll() is None and len(list(places.glob("v*"))) < 40:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    report = convert_features(source, target, format=format)
+    assert len(report.kept) >= 40
+    assert len(report.kept) + len(report.converted) == count
+    assert contents(target) == contents(source)
+    left = [name for name in os.listdir(tmp_path) if name not in (source.name, target.name)]
+    assert left == []
+    assert format == "hdf5" or not list(target.glob(".*"))
+
+
+def test_folders_say_what_they_hold_as_json(source, tmp_path):
+    convert_features(source, tmp_path / "new", format="npz")
+    said = json.loads((tmp_path / "new" / "attributes.json").read_text())
+    assert said["attributes"]["seconds_per_feature"] == 0.5
+    assert said["videos"]["z"] == {"duration": 4.6}
+    with refuses(FeatureError, "expected seconds_per_feature = 0.5, as the store says, got 2"):
+        open_feature_store(tmp_path / "new", 2)
