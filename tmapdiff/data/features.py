@@ -158,6 +158,13 @@ class HDF5FeatureStore:
                 raise _missing(self.description, video_id)
             return _plain(self._dataset(file, video_id).attrs)
 
+    def stored_dtype(self, video_id: str) -> str:
+        """Return the type of a video's features in the file."""
+        with self._reading() as file:
+            if video_id not in file:
+                raise _missing(self.description, video_id)
+            return str(self._dataset(file, video_id).dtype)
+
     def _width_of_first(self) -> int:
         with self._reading() as file:
             first = next(iter(file), None)
@@ -271,6 +278,10 @@ class _FolderFeatureStore:
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         """Return what `attributes.json` in the folder says of the features of a video."""
         return dict(self._stated["videos"].get(video_id, {}))
+
+    def stored_dtype(self, video_id: str) -> str:
+        """Return the type of a video's features in its file."""
+        return str(self._read(self.folder / f"{video_id}{self._suffix}").dtype)
 
     def _read(self, path: Path) -> np.ndarray:
         raise NotImplementedError

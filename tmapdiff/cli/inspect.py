@@ -1,0 +1,77 @@
+"""`tmapdiff inspect`: what is in it, and what is wrong with it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tmapdiff.cli.options import DatasetOption, SecondsPerFeatureOption
+from tmapdiff.cli.output import JsonOption, Output, progress
+
+EXAMPLES = """
+tmapdiff inspect charades/
+tmapdiff inspect vgg16.h5 --against charades/
+tmapdiff inspect train.jsonl --against val.jsonl
+tmapdiff inspect videos/ --against annotations.jsonl --json
+tmapdiff inspect runs/vgg/pipeline --against vgg16.h5
+"""
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Annotations (a file or the folder of a data set), a feature store, a video or a "
+            "folder of videos, or a pipeline.",
+        ),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Another such thing, to tell whether the two fit."),
+    ] = None,
+    dataset: DatasetOption = None,
+    seconds_per_feature: SecondsPerFeatureOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is in a file or folder, and what is wrong with it.
+
+    All of it is read: each feature, each picture of a video. With --against, it also tells which
+    ids are in one of the two only, which features do not cover their videos, which moments are past
+    the end, and what a pipeline cannot take.
+
+    The exit code is 1 if something is wrong.
+    """
+    with Output(as_json) as output:
+        from tmapdiff.inspection import inspect as inspect_place
+
+        with progress("reading") as advance:
+            found = inspect_place(
+                path,
+                against,
+                format=dataset,
+                seconds_per_feature=seconds_per_feature,
+                on_item=advance,
+            )
+        output.line(f"{found.path}: {found.kind}")
+        names = dict.fromkeys(name for facts in found.facts.values() for name in facts)
+        output.table(
+            ["", *found.facts],
+            (
+                [name, *(_shown(facts.get(name)) for facts in found.facts.values())]
+                for name in names
+            ),
+        )
+        for finding in found.findings:
+            output.line(str(finding))
+        count = len(found.findings)
+        output.line(f"{count} finding{'s' * (count > 1)}" if count else "nothing is wrong")
+        output.document(vars(found))
+    if found.findings:
+        raise typer.Exit(1)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value}"

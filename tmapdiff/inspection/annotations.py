@@ -1,0 +1,101 @@
+"""Inspecting annotations: queries, moments, words."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from tmapdiff.data import (
+    AnnotationFile,
+    AnnotationFormat,
+    AnnotationSet,
+    find_annotations,
+    tokenize,
+)
+from tmapdiff.errors import TmapdiffError
+from tmapdiff.inspection.report import Finding, Inspected, about, spread
+
+
+def inspect_annotations(path: Path, format: AnnotationFormat | None = None) -> Inspected:
+    """Inspect the annotation files of a data set."""
+    sets: dict[str, AnnotationSet] = {}
+    splits: dict[str, str | None] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    findings: list[Finding] = []
+    for file in find_annotations(path, format):
+        name = file.path.name
+        try:
+            loaded = file.load()
+        except TmapdiffError as error:
+            facts[name] = {"format": file.format, "split": file.split}
+            findings.append(Finding("damaged annotations", str(error), (name,)))
+            continue
+        sets[name], splits[name] = loaded, file.split
+        words, wordless = _words(loaded)
+        facts[name] = _facts(file, loaded, words)
+        findings += _findings(name, loaded, wordless)
+    for one, other in combinations(sets, 2):
+        if splits[one] != splits[other]:
+            shared = sorted(set(sets[one].video_ids) & set(sets[other].video_ids))
+            if shared:
+                what = f"{{n}} videos are in {one} and in {other}"
+                findings.append(about("shared videos", what, shared))
+    return Inspected(path, "annotations", sets, facts, findings)
+
+
+def _words(annotations: AnnotationSet) -> tuple[list[list[str]], list[int | str]]:
+    words, wordless = [], []
+    for item in annotations:
+        try:
+            words.append(tokenize(item.query))
+        except TmapdiffError:
+            wordless.append(item.qid)
+    return words, wordless
+
+
+def _facts(
+    file: AnnotationFile, annotations: AnnotationSet, words: list[list[str]]
+) -> dict[str, Any]:
+    durations = {item.video_id: item.duration for item in annotations}
+    moments = [moment for item in annotations for moment in item.moments]
+    return {
+        "format": file.format,
+        "split": file.split,
+        "queries": len(annotations),
+        "videos": len(durations),
+        "moments": len(moments),
+        "moments a query": spread([len(item.moments) for item in annotations]),
+        "duration of videos": spread(list(durations.values()), " s"),
+        "length of moments": spread([end - start for start, end in moments], " s"),
+        "words a query": spread([len(one) for one in words]),
+        "vocabulary": len({word for one in words for word in one}),
+    }
+
+
+def _findings(
+    name: str, annotations: AnnotationSet, wordless: list[int | str]
+) -> Iterator[Finding]:
+    report = annotations.report
+    if report.cut_ends:
+        text = f"{name}: {report.cut_ends:,} moments end past their video, and are cut to it"
+        yield Finding("moments past the end", text)
+    for reason in dict.fromkeys(drop.reason for drop in report.dropped):
+        lines = [drop.line for drop in report.dropped if drop.reason == reason]
+        what = f"{name}: {{n}} moments are left out, {reason}, in lines"
+        yield about("moments left out", what, lines)
+    if not len(annotations):
+        yield Finding("no annotations", f"{name}: no query is left")
+    if wordless:
+        yield about("queries without a word", f"{name}: {{n}} queries have no word", wordless)
+    same: Mapping[Any, list[int | str]] = defaultdict(list)
+    durations: Mapping[str, set[float]] = defaultdict(set)
+    for item in annotations:
+        same[item.video_id, " ".join(item.query.lower().split()), item.moments].append(item.qid)
+        durations[item.video_id].add(item.duration)
+    if doubles := [qid for qids in same.values() for qid in qids[1:]]:
+        what = f"{name}: {{n}} queries repeat the words, video and moments of one before, qids"
+        yield about("duplicates", what, doubles)
+    if unsure := [video for video, found in durations.items() if len(found) > 1]:
+        what = f"{name}: {{n}} videos have more than one duration"
+        yield about("durations that differ", what, unsure)

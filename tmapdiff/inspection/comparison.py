@@ -1,0 +1,113 @@
+"""Comparing two inspected things: whether they fit each other."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tmapdiff._checks import message
+from tmapdiff.data import Annotation, AnnotationSet
+from tmapdiff.errors import ArgumentError
+from tmapdiff.inspection.features import Features, coverage
+from tmapdiff.inspection.report import Finding, Inspected, about
+
+_SECONDS = 1.0  # that a moment may end past a video: annotations are rounded
+
+
+def compare(one: Inspected, other: Inspected) -> list[Finding]:
+    """Tell in what two things do not fit each other.
+
+    Raises:
+        ArgumentError: If they have nothing to do with each other.
+    """
+    comparisons: Mapping[tuple[str, str], Callable[[Any, Any], Iterator[Finding]]] = {
+        ("annotations", "annotations"): _two_annotations,
+        ("annotations", "features"): _annotations_and_features,
+        ("annotations", "videos"): _annotations_and_videos,
+        ("annotations", "pipeline"): _annotations_and_pipeline,
+        ("features", "videos"): _features_and_videos,
+        ("features", "pipeline"): _features_and_pipeline,
+    }
+    for first, second in ((one, other), (other, one)):
+        if comparison := comparisons.get((first.kind, second.kind)):
+            return list(comparison(first.content, second.content))
+    expected = f"something that {one.kind} can be compared with"
+    raise ArgumentError(message("inspect", expected, other.kind))
+
+
+def _all(sets: Mapping[str, AnnotationSet]) -> list[Annotation]:
+    return [item for one in sets.values() for item in one]
+
+
+def _missing(annotated: list[str], there: list[str], what: str) -> Iterator[Finding]:
+    if lacking := sorted(set(annotated) - set(there)):
+        yield about(f"missing {what}", f"{{n}} annotated videos have no {what}", lacking)
+    if unused := sorted(set(there) - set(annotated)):
+        yield about(f"{what} without annotations", f"{{n}} videos have {what} but no query", unused)
+
+
+def _two_annotations(
+    one: Mapping[str, AnnotationSet], other: Mapping[str, AnnotationSet]
+) -> Iterator[Finding]:
+    ids = [{item.video_id for item in _all(sets)} for sets in (one, other)]
+    if shared := sorted(ids[0] & ids[1]):
+        yield about("shared videos", "{n} videos are in both", shared)
+
+
+def _annotations_and_features(
+    sets: Mapping[str, AnnotationSet], features: Features
+) -> Iterator[Finding]:
+    durations = {item.video_id: item.duration for item in _all(sets)}
+    yield from _missing(list(durations), list(features.videos), "features")
+    yield from coverage(features.lengths, durations, features.store.seconds_per_feature)
+
+
+def _annotations_and_videos(
+    sets: Mapping[str, AnnotationSet], durations: Mapping[str, float]
+) -> Iterator[Finding]:
+    items = _all(sets)
+    yield from _missing([item.video_id for item in items], list(durations), "video")
+    late = {
+        f"{item.qid} ({end:.4g} s of {durations[item.video_id]:.4g} s)": None
+        for item in items
+        for _, end in item.moments
+        if item.video_id in durations and end > durations[item.video_id] + _SECONDS
+    }
+    if late:
+        what = "moments of {n} queries end past the video, qids"
+        yield about("moments past the end", what, list(late))
+
+
+def _annotations_and_pipeline(
+    sets: Mapping[str, AnnotationSet], pipeline: Any
+) -> Iterator[Finding]:
+    vocabulary = pipeline.vocabulary
+    if vocabulary is None:
+        return
+    unknown = [item.qid for item in _all(sets) if bool((vocabulary.encode(item.query) == 1).all())]
+    if unknown:
+        what = "{n} queries have no word that the pipeline knows, qids"
+        yield about("unknown words", what, unknown)
+
+
+def _features_and_videos(features: Features, durations: Mapping[str, float]) -> Iterator[Finding]:
+    if lacking := sorted(set(durations) - set(features.videos)):
+        yield about("missing features", "{n} videos have no features", lacking)
+    yield from coverage(features.lengths, durations, features.store.seconds_per_feature)
+
+
+def _features_and_pipeline(features: Features, pipeline: Any) -> Iterator[Finding]:
+    store = features.store
+    wanted = pipeline.localizer.encoder.config.clip_channels
+    if store.feature_dim != wanted:
+        text = f"the pipeline takes {wanted} numbers a feature, the store has {store.feature_dim}"
+        yield Finding("wrong width", text)
+    rate, fps = store.seconds_per_feature, pipeline.config.fps
+    if rate and fps and abs(rate * fps - 1) > 0.01:
+        text = f"the pipeline takes {fps:g} features a second, the store has {1 / rate:.4g}"
+        yield Finding("wrong rate", text)
+    encoder, made_by = pipeline.frame_encoder, store.attributes.get("model_sha256")
+    if encoder is not None and made_by not in (None, encoder.fingerprint):
+        text = (
+            f"the pipeline's features are of {encoder.description}, the store's of "
+            f"{store.attributes.get('model')} with other weights or settings"
+        )
+        yield Finding("another frame encoder", text)

@@ -1,0 +1,115 @@
+"""Inspecting a feature store: every feature of it is read."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tmapdiff.data import open_feature_store
+from tmapdiff.errors import TmapdiffError
+from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
+
+_TOLERANCE = 0.05  # of a duration, as `pool_features` allows
+
+
+@dataclass(frozen=True)
+class Features:
+    """A store and what was seen in it.
+
+    Attributes:
+        store: The store.
+        videos: Ids of all videos, those whose features cannot be used included.
+        lengths: Number of features, by video.
+    """
+
+    store: Any
+    videos: tuple[str, ...]
+    lengths: dict[str, int]
+
+
+def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) -> Inspected:
+    """Inspect a feature store."""
+    store: Any = open_feature_store(path, seconds_per_feature)
+    lengths: dict[str, int] = {}
+    dtype: str | None = None
+    digests: Mapping[bytes, list[str]] = defaultdict(list)
+    empty: list[str] = []
+    damaged: list[str] = []
+    wrong_rate: dict[str, float] = {}
+    findings: list[Finding] = []
+    videos = store.video_ids
+    for video_id in videos:
+        told()
+        try:
+            features = store[video_id].numpy()
+            dtype = dtype or store.stored_dtype(video_id)  # of one: it is to be read once more
+            said = store.attributes_of(video_id)
+        except TmapdiffError as error:
+            findings.append(Finding("features that cannot be used", str(error), (video_id,)))
+            continue
+        lengths[video_id] = len(features)
+        digests[hashlib.sha256(np.ascontiguousarray(features).data).digest()].append(video_id)
+        if not features.any():
+            empty.append(video_id)
+        if "damage" in said:
+            damaged.append(f"{video_id} ({said['damage']})")
+        if store.seconds_per_feature is not None and "duration" in said:
+            wrong_rate[video_id] = float(said["duration"])
+    findings += coverage(lengths, wrong_rate, store.seconds_per_feature)
+    if empty:
+        findings.append(about("features of zeros", "all features of {n} videos are 0", empty))
+    if damaged:
+        findings.append(about("damaged videos", "{n} videos were damaged", damaged))
+    for same in digests.values():
+        if len(same) > 1 and not set(same) <= set(empty):
+            findings.append(about("duplicates", "{n} videos have the same features", same))
+    findings += _unfinished(path)
+    facts = {
+        path.resolve().name: {
+            "format": type(store).__name__.removesuffix("FeatureStore"),
+            "videos": len(videos),
+            "features": sum(lengths.values()),
+            "features a video": spread(list(lengths.values())),
+            "width": store.feature_dim,
+            "stored as": dtype,
+            "seconds a feature": store.seconds_per_feature,
+            **{
+                name: value
+                for name, value in store.attributes.items()
+                if name != "seconds_per_feature"
+            },
+        }
+    }
+    return Inspected(path, "features", Features(store, videos, lengths), facts, findings)
+
+
+def coverage(
+    lengths: Mapping[str, int], durations: Mapping[str, float], seconds: float | None
+) -> Iterator[Finding]:
+    """Compare the time that features cover with the durations of their videos."""
+    if seconds is None:
+        return
+    wrong, lasting = [], []
+    for video_id, duration in durations.items():
+        if video_id not in lengths:
+            continue
+        covered = lengths[video_id] * seconds
+        # As `pool_features`, which would refuse them.
+        if abs(covered - duration) > max(2 * seconds, _TOLERANCE * duration):
+            wrong.append(f"{video_id} ({covered:.4g} s of {duration:.4g} s)")
+            lasting.append(duration / lengths[video_id])
+    if wrong:
+        what = f"at {seconds:.4g} s a feature, those of {{n}} videos do not cover them"
+        detail = f"; to cover them a feature would last {spread(lasting, ' s')}"
+        yield about("wrong rate", what, wrong, detail)
+
+
+def _unfinished(path: Path) -> Iterator[Finding]:
+    parts = path.with_name(f"{path.name}.parts")
+    if left := sorted(part.stem for part in parts.glob("*.npz")):
+        what = f"features of {{n}} videos are still in {parts.name}: extract or convert again"
+        yield about("unfinished store", what, left)

@@ -1,0 +1,96 @@
+"""Telling what a file or folder is, and inspecting it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tmapdiff._checks import message
+from tmapdiff.data import AnnotationFormat, find_annotations
+from tmapdiff.errors import FileError, TmapdiffError
+from tmapdiff.inspection.annotations import inspect_annotations
+from tmapdiff.inspection.comparison import compare
+from tmapdiff.inspection.features import inspect_features
+from tmapdiff.inspection.pipelines import inspect_pipeline
+from tmapdiff.inspection.report import Inspected, Inspection, Kind
+from tmapdiff.inspection.videos import inspect_videos
+from tmapdiff.video.extraction import VIDEO_SUFFIXES
+
+_STORES = (".npy", ".npz", ".pt")
+
+
+def inspect(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
+    *,
+    format: AnnotationFormat | None = None,
+    seconds_per_feature: float | None = None,
+    on_item: Callable[[], Any] = lambda: None,
+) -> Inspection:
+    """Tell what is in a file or folder, and what is wrong with it.
+
+    All of it is read: each feature, each picture of a video, each weight.
+
+    Args:
+        path: Annotations (a file, or the folder of a data set), a feature store, a video or a
+            folder of videos, or a saved pipeline.
+        against: Another such thing, to tell whether the two fit each other: ids that are in one
+            only, features that do not cover their videos, moments past the end, features that a
+            pipeline cannot take, ...
+        format: Format of the annotations; found by their names and contents, if None.
+        seconds_per_feature: As for `open_feature_store`.
+        on_item: Called before each video is read, for a progress bar.
+
+    Raises:
+        FileError: If there is nothing at a path, or nothing that can be recognised.
+        ArgumentError: If the two have nothing to do with each other.
+        TmapdiffError: If a store or pipeline cannot be opened.
+    """
+
+    def look(place: Path) -> Inspected:
+        kind = _kind(place, format)
+        if kind == "annotations":
+            return inspect_annotations(place, format)
+        if kind == "features":
+            return inspect_features(place, seconds_per_feature, on_item)
+        if kind == "videos":
+            return inspect_videos(place, on_item)
+        return inspect_pipeline(place)
+
+    found = look(Path(path))
+    findings = list(found.findings)
+    if against is not None:
+        findings += compare(found, look(Path(against)))
+    return Inspection(found.path, found.kind, found.facts, tuple(findings))
+
+
+def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
+    if format is not None:
+        return "annotations"
+    try:
+        names = sorted(os.listdir(path)) if path.is_dir() else [path.name]
+        suffixes = {Path(name).suffix.lower() for name in names}
+        if path.is_dir() and "model_index.json" in names:
+            return "pipeline"
+        if path.is_dir() and suffixes & set(_STORES):
+            return "features"
+        if path.is_file() and (suffixes & {".h5", ".hdf5"} or _is_hdf5(path)):
+            return "features"
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    if suffixes & set(VIDEO_SUFFIXES):
+        return "videos"
+    try:
+        find_annotations(path)
+    except TmapdiffError as error:
+        if not path.exists():
+            raise FileError(message("inspect", f"something at {path}", "nothing")) from None
+        expected = f"annotations, a feature store, videos or a pipeline at {path}"
+        got = ", ".join(names[:5]) or "an empty folder"
+        raise FileError(message("inspect", expected, got)) from error
+    return "annotations"
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"

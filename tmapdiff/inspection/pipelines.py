@@ -1,0 +1,34 @@
+"""Inspecting a saved pipeline: all of it is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from tmapdiff.inspection.report import Finding, Inspected, about
+from tmapdiff.pipelines import MomentLocalizationPipeline
+
+
+def inspect_pipeline(path: Path) -> Inspected:
+    """Inspect a saved pipeline."""
+    pipeline = MomentLocalizationPipeline.from_pretrained(path)
+    model, encoder = pipeline.localizer, pipeline.frame_encoder
+    config = model.config
+    facts: dict[str, Any] = {
+        "model": type(model).__name__,
+        "million parameters": round(model.num_parameters() / 1e6, 2),
+        "grid": repr(model.grid),
+        "objective": model.objective.name,
+        "ranking": config.ranking,
+        "denoising steps": config.num_inference_steps if model.is_generative else None,
+        "samples": config.num_samples if model.is_generative else None,
+        "vocabulary": None if pipeline.vocabulary is None else len(pipeline.vocabulary),
+        "width of features": model.encoder.config.clip_channels,
+        "takes": "features" if encoder is None else "videos or features",
+        "frame encoder": None if encoder is None else encoder.description,
+        "frames a second": pipeline.config.fps,
+        "seconds a clip": pipeline.config.clip_seconds or "videos are divided equally",
+    }
+    findings: list[Finding] = []
+    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        findings.append(about("weights that are not finite", "{n} weights have NaN or inf", bad))
+    return Inspected(path, "pipeline", pipeline, {path.resolve().name: facts}, findings)

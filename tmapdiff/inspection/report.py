@@ -1,0 +1,72 @@
+"""The answer of an inspection."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+Kind = Literal["annotations", "features", "videos", "pipeline"]
+Told = Callable[[], None]  # called after each item, for a progress bar
+_LISTED = 5  # items that a line names; all are in `Finding.items`
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Attributes:
+        kind: What it is, in a few words that are always the same.
+        text: What it is here, in a line.
+        items: The videos, queries or lines concerned, all of them.
+    """
+
+    kind: str
+    text: str
+    items: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file or folder, and what is wrong with it.
+
+    Attributes:
+        path: What was inspected.
+        kind: What it holds.
+        facts: What is in it: of each file or part, numbers and texts by name.
+        findings: What is wrong.
+    """
+
+    path: Path
+    kind: Kind
+    facts: Mapping[str, Mapping[str, Any]]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """An inspection with what was read, to compare with another."""
+
+    path: Path
+    kind: Kind
+    content: Any
+    facts: dict[str, dict[str, Any]]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> Finding:
+    """Word a finding about several items: how many, and the first few of them."""
+    names = tuple(map(str, items))
+    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return Finding(kind, f"{what.format(n=f'{len(names):,}')}: {shown}{detail}", names)
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """Smallest, median and largest of some numbers, in words."""
+    if not values:
+        return "none"
+    low, middle, high = (f"{value:,.4g}" for value in (min(values), median(values), max(values)))
+    return low + unit if low == high else f"{low} to {high}{unit}, median {middle}{unit}"

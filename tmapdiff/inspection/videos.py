@@ -1,0 +1,52 @@
+"""Inspecting videos: every picture is decoded."""
+
+from pathlib import Path
+from typing import Any
+
+from tmapdiff.errors import TmapdiffError
+from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
+from tmapdiff.video import VideoInfo, open_video
+from tmapdiff.video.extraction import VIDEO_SUFFIXES
+
+
+def inspect_videos(path: Path, told: Told) -> Inspected:
+    """Inspect a video, or all videos of a folder."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(one for one in path.iterdir() if one.suffix.lower() in VIDEO_SUFFIXES)
+    durations: dict[str, float] = {}
+    infos: dict[str, VideoInfo] = {}
+    findings: list[Finding] = []
+    for file in files:
+        told()
+        try:
+            with open_video(file) as video:
+                infos[file.stem] = video.info
+                for _ in video.sample(fps=1):
+                    pass
+                durations[file.stem] = video.duration or 0.0
+                if video.damage:
+                    findings.append(Finding("damaged video", f"{file.name}: {video.damage}"))
+        except TmapdiffError as error:
+            findings.append(Finding("not a video", str(error), (file.stem,)))
+    stems = [file.stem for file in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        findings.append(about("duplicates", "{n} ids are those of several files", twice))
+    shown = list(infos.values())
+    facts: dict[str, Any] = {
+        "videos": len(files),
+        "duration": spread(list(durations.values()), " s"),
+        "pictures a second": spread([one.frame_rate for one in shown if one.frame_rate]),
+        "size": _counted([f"{one.width} x {one.height}" for one in shown]),
+        "rotation": _counted([f"{one.rotation}" for one in shown]),
+        "codec": _counted([f"{one.codec}" for one in shown]),
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+    return Inspected(path, "videos", durations, {path.resolve().name: facts}, findings)
+
+
+def _counted(values: list[str]) -> str:
+    kinds = dict.fromkeys(values)
+    if len(kinds) == 1:
+        return values[0]
+    return ", ".join(f"{kind} ({values.count(kind)})" for kind in kinds) or "none"
