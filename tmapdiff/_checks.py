@@ -14,11 +14,19 @@ from torch import Tensor
 from tmapdiff.errors import ArgumentError, ConfigError, MissingDependencyError, ShapeError
 
 Choice = TypeVar("Choice")
+_LONGEST = 500  # characters of a part of a message
 
 
 def message(who: str, expected: str, got: object, hint: str = "") -> str:
-    """Word an error: `who: expected ..., got .... hint`."""
-    return f"{who}: expected {expected}, got {got}." + (f" {hint}" if hint else "")
+    """Word an error: `who: expected ..., got .... hint`, in one line that can be read."""
+    text = f"{_short(who)}: expected {_short(expected)}, got {_short(str(got))}."
+    return text + (f" {hint}" if hint else "")
+
+
+def _short(text: str) -> str:
+    # Names and contents of files come in: they may be of any length, and have line breaks.
+    text = " ".join(text.splitlines())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:

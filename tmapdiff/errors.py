@@ -50,5 +50,9 @@ class FileError(TmapdiffError, OSError):
     """A file or folder cannot be read or written."""
 
 
+class SizeLimitError(FileError, ValueError):
+    """What a file declares takes more memory than one item may (`TMAPDIFF_MAX_ITEM_BYTES`)."""
+
+
 class MissingDependencyError(TmapdiffError, ImportError):
     """A feature needs an optional package that is not installed."""

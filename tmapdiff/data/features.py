@@ -2,19 +2,19 @@
 
 import json
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tmapdiff._arrays import features_bytes, load_npy, load_npz, load_tensors
 from tmapdiff._checks import check_floating, check_int, check_range, check_shape, message, require
+from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
+from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.errors import (
     AnnotationError,
@@ -26,6 +26,7 @@ from tmapdiff.errors import (
 )
 
 ATTRIBUTES = "attributes.json"  # in a folder, what HDF5 files have as attributes
+_STRIDE = "seconds_per_feature"
 _HDF5_SUFFIXES = (".hdf5", ".h5")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -64,6 +65,7 @@ class HDF5FeatureStore:
     """Features in one HDF5 file: a dataset a video, as MS-2D-TAN's, or a group with one dataset.
 
     The file is opened once in each process, when first read: workers may be forked or spawned.
+    Links to other files are not followed.
 
     Args:
         path: The file.
@@ -71,13 +73,10 @@ class HDF5FeatureStore:
             its attribute of that name, as `extract_features` writes it; where it has none, the
             features divide each video equally.
 
-    Attributes:
-        attributes: What the file says of all its features, such as the model that made them.
-
     Raises:
         FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
-        FeatureError: If the first video's features have no width, or the file says another
-            `seconds_per_feature`.
+        FeatureError: If the first video's features have no width or lie in another file, or the
+            file says another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If h5py is not installed.
 
@@ -95,12 +94,11 @@ class HDF5FeatureStore:
         self._handle_pid = -1
         try:
             self.feature_dim = self._width_of_first()
-            with self._reading() as file:
-                self.attributes = _plain(file.attrs)
+            stated = self._stated_stride()
         finally:
             self._close()
         self.seconds_per_feature = _agreed_stride(
-            "HDF5FeatureStore", self.description, seconds_per_feature, self.attributes
+            "HDF5FeatureStore", self.description, seconds_per_feature, stated
         )
 
     @property
@@ -128,17 +126,30 @@ class HDF5FeatureStore:
 
         Raises:
             MissingFeatureError: If the file has none.
-            FileError: If the file cannot be read.
+            FileError: If the file cannot be read, or (`SizeLimitError`) declares more than a video
+                may take.
             FeatureError: If they are not of shape (T, D) with T >= 1 and the store's D, not
-                numbers, or not finite.
+                numbers, not finite, or lie in another file.
             AnnotationError: If the id contains `/` or the like.
         """
         check_video_id(self.description, video_id)
         with self._reading() as file:
             if video_id not in file:
                 raise _missing(self.description, video_id)
-            array = self._dataset(file, video_id)[()]
+            dataset = self._dataset(file, video_id)
+            check_dataset(self._named(video_id), dataset)
+            array = dataset[()]
         return _checked_features(self.description, video_id, array, self.feature_dim)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the file says of all its features, such as the model that made them.
+
+        Not to be asked of a file of a stranger: HDF5 keeps texts in a part of the file where damage
+        can hold it for ever.
+        """
+        with self._reading() as file:
+            return _plain(file.attrs)
 
     @property
     def video_ids(self) -> tuple[str, ...]:
@@ -147,7 +158,7 @@ class HDF5FeatureStore:
             return tuple(file)
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
-        """Return what the file says of the features of a video.
+        """Return what the file says of the features of a video; see `attributes`.
 
         Raises:
             MissingFeatureError: If the file has none.
@@ -172,10 +183,20 @@ class HDF5FeatureStore:
                 got = "an empty file"
                 raise FileError(message(str(self.path), "a dataset for each video", got))
             shape = self._dataset(file, first).shape
-        if len(shape) < 2:
-            who = f"{self.description}, video {first!r}"
-            raise FeatureError(message(who, "features of shape (T, D)", shape))
+        if shape is None or len(shape) < 2:
+            raise FeatureError(message(self._named(first), "features of shape (T, D)", shape))
         return int(shape[-1])
+
+    def _stated_stride(self) -> float | None:
+        with self._reading() as file:
+            if _STRIDE not in file.attrs:
+                return None
+            # Before it is read: it could be an array of any size, or a text (see `attributes`).
+            about = file.attrs.get_id(_STRIDE)
+            if about.shape != () or about.dtype.kind not in "fiu":
+                got = f"{about.dtype} of shape {about.shape}"
+                raise FeatureError(message(str(self.path), f"{_STRIDE} to be a number", got))
+            return float(file.attrs[_STRIDE])
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -192,8 +213,8 @@ class HDF5FeatureStore:
             yield self._handle
         except TmapdiffError:
             raise
-        # h5py has no error of its own: damage shows as any of these.
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        # h5py has no error of its own: damage shows as any.
+        except Exception as error:
             raise FileError(f"cannot read {self.path} as HDF5: {_one_line(error)}.") from error
 
     def _close(self) -> None:
@@ -202,15 +223,10 @@ class HDF5FeatureStore:
         self._handle, self._handle_pid = None, -1
 
     def _dataset(self, file: Any, video_id: str) -> Any:
-        item = file[video_id]
-        if not hasattr(item, "keys"):
-            return item
-        members = list(item)
-        if len(members) != 1 or hasattr(item[members[0]], "keys"):
-            who = f"{self.description}, video {video_id!r}"
-            expected = "a dataset, or a group with exactly one"
-            raise FeatureError(message(who, expected, f"a group with {members[:5]}"))
-        return item[members[0]]
+        return dataset_of(self._named(video_id), file, video_id)
+
+    def _named(self, video_id: str) -> str:
+        return f"{self.description}, video {video_id!r}"
 
 
 class _FolderFeatureStore:
@@ -226,7 +242,7 @@ class _FolderFeatureStore:
         self._stated = read_attributes(self.folder)
         self.attributes: dict[str, Any] = self._stated["attributes"]
         self.seconds_per_feature = _agreed_stride(
-            who, self.description, seconds_per_feature, self.attributes
+            who, self.description, seconds_per_feature, self.attributes.get(_STRIDE)
         )
         names = _names(self.folder)
         first = min((name for name in names if name.endswith(self._suffix)), default=None)
@@ -286,19 +302,6 @@ class _FolderFeatureStore:
     def _read(self, path: Path) -> np.ndarray:
         raise NotImplementedError
 
-    def _load(self, path: Path, pick: Callable[[Any], np.ndarray]) -> np.ndarray:
-        try:
-            with path.open("rb") as file:
-                return pick(np.load(file, allow_pickle=False))
-        except TmapdiffError:
-            raise
-        # np.load passes on what the damage happens to cause.
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            if "Object arrays" in str(error):
-                expected = "an array of numbers"
-                raise FeatureError(message(str(path), expected, "pickled objects")) from error
-            raise FileError(f"cannot read {path}: {_one_line(error)}.") from error
-
 
 class NpyFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.npy`, of shape (T, D) or (T, 1, 1, D) (VSLNet, LGI).
@@ -318,12 +321,7 @@ class NpyFeatureStore(_FolderFeatureStore):
     _suffix = ".npy"
 
     def _read(self, path: Path) -> np.ndarray:
-        def array_of(content: Any) -> np.ndarray:
-            if not isinstance(content, np.ndarray):
-                raise ValueError("an archive of arrays, not one array")
-            return content
-
-        return self._load(path, array_of)
+        return load_npy(path)
 
 
 class NpzFeatureStore(_FolderFeatureStore):
@@ -344,15 +342,7 @@ class NpzFeatureStore(_FolderFeatureStore):
     _suffix = ".npz"
 
     def _read(self, path: Path) -> np.ndarray:
-        def features_of(archive: Any) -> np.ndarray:
-            if isinstance(archive, np.ndarray):
-                raise ValueError("one array, not an archive of arrays")
-            if "features" not in archive:
-                expected = "an array with the key 'features'"
-                raise FeatureError(message(str(path), expected, f"the keys {list(archive)[:5]}"))
-            return np.asarray(archive["features"])
-
-        return self._load(path, features_of)
+        return load_npz(path, "features")
 
 
 class PtFeatureStore(_FolderFeatureStore):
@@ -373,16 +363,18 @@ class PtFeatureStore(_FolderFeatureStore):
     _suffix = ".pt"
 
     def _read(self, path: Path) -> np.ndarray:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        # torch.load passes on what the damage happens to cause.
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
-            raise FileError(f"cannot read {path}: {_first_line(error)}.") from error
+        content = load_tensors(path)
         if not isinstance(content, Tensor):
             raise FeatureError(message(str(path), "a tensor", type(content).__name__))
+        if content.layout != torch.strided or content.is_quantized or content.device.type != "cpu":
+            kind = f"{content.layout} of {content.dtype} on {content.device}"
+            raise FeatureError(message(str(path), "a dense tensor of numbers", kind))
+        # A tensor may repeat what is in the file: one number, a million times.
+        declared = features_bytes(tuple(content.shape), content.element_size())
+        check_item_bytes(str(path), "a tensor", declared)
         if content.is_floating_point():
             content = content.float()  # NumPy has no bfloat16
-        return content.detach().numpy()
+        return content.detach().resolve_conj().resolve_neg().numpy()
 
 
 class ConcatFeatureStore:
@@ -615,10 +607,10 @@ def _checked_features(
 
 
 def _agreed_stride(
-    who: str, description: str, asked: float | None, attributes: Mapping[str, Any]
+    who: str, description: str, asked: float | None, stated: float | None
 ) -> float | None:
     """Return the rate that was asked for or, if none was, the one that the store states."""
-    stated = _checked_stride(description, attributes.get("seconds_per_feature"))
+    stated = _checked_stride(description, stated)
     asked = _checked_stride(who, asked)
     if stated is not None and asked not in (None, stated):
         expected = f"seconds_per_feature = {stated}, as the store says"
@@ -632,7 +624,10 @@ def read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {"attributes": {}, "videos": {}}
     try:
-        content = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = json.loads(read_at_most(str(path), file, JSON_GROWTH))
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError):
@@ -683,11 +678,6 @@ def _contents(place: Path, names: list[str]) -> str:
         return f"nothing at {place}"
     suffixes = sorted({Path(name).suffix or "no suffix" for name in names})
     return f"{len(names)} entries ({', '.join(suffixes[:5]) or 'empty'}) in {place}"
-
-
-def _first_line(error: Exception) -> str:
-    # torch explains in paragraphs.
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _one_line(error: Exception) -> str:

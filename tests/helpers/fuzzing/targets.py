@@ -1,0 +1,538 @@
+"""What is fuzzed: for each kind of file that is read, small whole ones and the reading of them."""
+
+import csv
+import io
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import yaml
+from helpers.fuzzing.mutations import mutate
+from helpers.migration import EXPERIMENT
+from torch import Tensor
+
+import tmapdiff
+from tmapdiff.data import (
+    AnnotationSet,
+    SyntheticActivities,
+    load_glove,
+)
+
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of input.
+
+    Attributes:
+        name: Its name.
+        seeds: Makes whole inputs, each of some files by name; a folder is there to write in.
+        check: Reads the input in a folder and checks what came of it; what is wrong is an
+            AssertionError, what cannot be read a TmapdiffError.
+        share: Of the cases of a run, in comparison with the others.
+    """
+
+    name: str
+    seeds: Callable[[Path], list[Files]]
+    check: Callable[[Path], None]
+    share: float = 1.0
+
+    def damaged(self, seeds: list[Files], draw: random.Random) -> Files:
+        """Choose a seed and damage one of its files, now and then another one too."""
+        files = dict(draw.choice(seeds))
+        for _ in range(draw.choice((1, 1, 1, 2))):
+            name = draw.choice(sorted(files))
+            others = [content for seed in seeds for content in seed.values()]
+            files[name] = mutate(files[name], draw, others)
+        return files
+
+
+def _files(folder: Path) -> Files:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# Features
+
+
+def _array(length: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((length, 4)).astype(np.float32)
+
+
+def _check_store(store) -> None:
+    assert isinstance(store.feature_dim, int)
+    stride = store.seconds_per_feature
+    assert stride is None or (math.isfinite(stride) and stride > 0)
+    for video_id in ("A", "B", "../A"):
+        if video_id in store:
+            features = store[video_id]
+            assert isinstance(features, Tensor)
+            assert features.dtype == torch.float32
+            assert features.dim() == 2
+            assert len(features) >= 1
+            assert features.shape[1] == store.feature_dim
+            assert torch.isfinite(features).all()
+            features += 1  # is ours
+
+
+def _check_features(folder: Path) -> None:
+    _check_store(tmapdiff.open_feature_store(folder))
+
+
+def _check_hdf5(folder: Path) -> None:
+    _check_store(tmapdiff.open_feature_store(folder / "features.hdf5"))
+
+
+def _hdf5_seeds(folder: Path) -> list[Files]:
+    ways = {
+        "plain": {},
+        "packed": {"chunks": (4, 4), "compression": "gzip", "shuffle": True, "fletcher32": True},
+        "fast": {"chunks": (4, 4), "compression": "lzf"},
+        "grown": {"chunks": (2, 4), "maxshape": (None, 4)},
+    }
+    seeds = []
+    for name, way in ways.items():
+        for version in ("earliest", "latest"):
+            path = folder / f"{name}.hdf5"
+            with h5py.File(path, "w", libver=version) as file:
+                file.create_dataset("A", data=_array(), **way)
+                file.create_group("B").create_dataset("c3d", data=_array(3).astype(np.float16))
+                file.attrs["seconds_per_feature"] = 0.5
+            seeds.append({"features.hdf5": path.read_bytes()})
+    return seeds
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _npy_seeds(folder: Path) -> list[Files]:
+    arrays = (
+        _array(),
+        _array().astype(">f8"),
+        np.asfortranarray(_array()),
+        _array()[:, None, None].astype(np.float16),
+        (_array() * 100).astype(np.int16),
+    )
+    return [{"A.npy": _npy(array), "B.npy": _npy(array[:2])} for array in arrays]
+
+
+def _npz_seeds(folder: Path) -> list[Files]:
+    seeds = []
+    for save in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        save(file, features=_array(), other=_array(2))
+        seeds.append({"A.npz": file.getvalue()})
+    return seeds
+
+
+def _pt_seeds(folder: Path) -> list[Files]:
+    array = torch.from_numpy(_array())
+    seeds = []
+    for content in (array, array.bfloat16(), array.double().T.contiguous().T, array[::2]):
+        file = io.BytesIO()
+        torch.save(content, file)
+        seeds.append({"A.pt": file.getvalue()})
+    return seeds
+
+
+# Annotations
+
+_VIDEOS = ("AO8RW", "v_ehGHCYKzyZ8", "s13-d21.avi")
+
+
+def _check_annotations(found: AnnotationSet) -> None:
+    assert len(found) == found.report.kept
+    for item in found:
+        assert math.isfinite(item.duration)
+        assert item.query.strip()
+        assert item.moments
+        assert all(0 <= start < end <= item.duration for start, end in item.moments)
+        path = (Path("/features") / f"{item.video_id}.npy").resolve()
+        assert path.parent == Path("/features"), item.video_id
+    str(found.report)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _jsonl_seeds(folder: Path) -> list[Files]:
+    records = [
+        {
+            "qid": 9769 + i,
+            "query": "some military patriots takes us through their safety procedures.",
+            "duration": 150,
+            "vid": f"j7rJstUseKg_{i}.0_360.0",
+            "relevant_windows": [[72.5, 82], [84, 94]],
+            "pred_relevant_windows": [[72, 82, 0.9], [84, 94.5, 0.1]],
+        }
+        for i in range(4)
+    ]
+    return [{"lines.jsonl": "".join(json.dumps(one) + "\n" for one in records).encode()}]
+
+
+def _check_jsonl(folder: Path) -> None:
+    _check_annotations(tmapdiff.load_moment_jsonl(folder / "lines.jsonl"))
+
+
+def _check_submission(folder: Path) -> None:
+    for one in tmapdiff.read_submission(folder / "lines.jsonl"):
+        assert one.windows
+        assert all(math.isfinite(value) for window in one.windows for value in window)
+
+
+def _charades_seeds(folder: Path) -> list[Files]:
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerow(["id", "subject", "scene", "script", "descriptions", "actions", "length"])
+    for i, video_id in enumerate(_VIDEOS):
+        actions = f"c{i:03d} 0.00 5.10;c156 {i}.50 20.00"
+        writer.writerow([video_id, "S", "Room", 'A "b", c.', "a;b", actions, f"{30 + i}.5"])
+    lines = "".join(f"{one} {i}.0 12.5##person opens a door.\n" for i, one in enumerate(_VIDEOS))
+    return [
+        {
+            "Charades_v1_train.csv": rows.getvalue().encode(),
+            "charades_sta_train.txt": lines.encode(),
+        }
+    ]
+
+
+def _check_charades(folder: Path) -> None:
+    _check_annotations(tmapdiff.load_charades_sta(folder, "train"))
+    store = tmapdiff.ActionTimelineFeatures.from_charades(folder, ["train"], feature_dim=4)
+    for video_id in store.videos:
+        assert torch.isfinite(store[video_id]).all()
+
+
+def _activitynet_seeds(folder: Path) -> list[Files]:
+    captions = {
+        one: {"duration": 82.7, "timestamps": [[0.8, 19.9], [17, 60]], "sentences": ["A.", "b c"]}
+        for one in _VIDEOS
+    }
+    tacos = {
+        one: {"num_frames": 9000, "fps": 29.4, "timestamps": [[82, 300]], "sentences": ["He cuts."]}
+        for one in _VIDEOS
+    }
+    return [{"captions.json": _json(captions), "tacos.json": _json(tacos)}]
+
+
+def _check_activitynet(folder: Path) -> None:
+    _check_annotations(tmapdiff.load_activitynet_captions(folder / "captions.json"))
+    _check_annotations(tmapdiff.load_tacos(folder / "tacos.json"))
+
+
+def _didemo_seeds(folder: Path) -> list[Files]:
+    records = [
+        {
+            "annotation_id": i,
+            "video": f"{one}.mov",
+            "description": "the dog jumps",
+            "num_segments": 6 - i % 2,
+            "times": [[0, 1], [0, 0], [1, 4]],
+        }
+        for i, one in enumerate(_VIDEOS)
+    ]
+    return [{"train_data.json": _json(records)}]
+
+
+def _check_didemo(folder: Path) -> None:
+    _check_annotations(tmapdiff.load_didemo(folder, "train", moments="consensus"))
+
+
+def _vslnet_seeds(folder: Path) -> list[Files]:
+    lengths = {one: {"duration": 30.5, "timestamps": [], "sentences": []} for one in _VIDEOS}
+    lines = _charades_seeds(folder)[0]["charades_sta_train.txt"]
+    return [{"charades.json": _json(lengths), "charades_sta_train.txt": lines}]
+
+
+def _check_vslnet(folder: Path) -> None:
+    _check_annotations(tmapdiff.load_vslnet(folder, "charades", "train"))
+
+
+# Words
+
+
+def _glove_seeds(folder: Path) -> list[Files]:
+    random_ = np.random.default_rng(0)
+    lines = [
+        " ".join([word, *(f"{number:.4f}" for number in random_.standard_normal(5))])
+        for word in ("the", "of", "door", "person", "o'clock", ". .", "\u00e9t\u00e9")
+    ]
+    path = folder / "glove.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    load_glove(path)
+    with_cache = _files(folder)
+    return [{"glove.txt": with_cache["glove.txt"]}, with_cache]
+
+
+def _check_glove(folder: Path) -> None:
+    path = folder / "glove.txt"
+    stamp = folder / "glove.txt.cache" / "stamp.json"
+    if stamp.exists():
+        # As the cache of this very text: what is damaged must be told by other means than time.
+        content = stamp.read_bytes()
+        if b'"mtime"' in content:
+            place = content.index(b'"mtime"')
+            times = str(path.stat().st_mtime_ns).encode()
+            stamp.write_bytes(content[: place + 9] + times + content[place + 9 + 19 :])
+    for _ in range(2):  # from the text, and from the cache
+        glove = load_glove(path)
+        assert glove.vectors.shape == (len(glove.words), glove.vectors.shape[1])
+        assert torch.isfinite(glove.vectors).all()
+        table, found = glove.rows_for(tmapdiff.Vocabulary(["door", "the"]))
+        assert torch.isfinite(table).all()
+        assert 0 <= found <= 2
+
+
+def _vocabulary_seeds(folder: Path) -> list[Files]:
+    path = folder / "vocabulary.json"
+    tmapdiff.Vocabulary(["person", "door", "\u00e9t\u00e9", "o'clock"]).save(path)
+    return [_files(folder)]
+
+
+def _check_vocabulary(folder: Path) -> None:
+    vocabulary = tmapdiff.Vocabulary.load(folder / "vocabulary.json")
+    assert all(vocabulary.words)
+    assert vocabulary.encode("person opens a door").max() < len(vocabulary)
+
+
+# Models
+
+
+def _tiny(**changes: object):
+    from dataclasses import replace
+
+    preset = replace(
+        tmapdiff.PRESETS["tiny"],
+        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
+        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1},
+        decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3]},
+    )
+    torch.manual_seed(0)
+    return preset
+
+
+def _model_seeds(folder: Path) -> list[Files]:
+    sizes = {"vocabulary_size": 12, "clip_channels": 6}
+    _tiny().build(**sizes).save_pretrained(folder / "localizer")
+    _tiny().build_ms2dtan(**sizes).save_pretrained(folder / "ms2dtan")
+    tmapdiff.MapScheduler().save_pretrained(folder / "scheduler")
+    return [_files(folder / one) for one in ("localizer", "ms2dtan", "scheduler")]
+
+
+def _check_model(folder: Path) -> None:
+    if (folder / "scheduler_config.json").exists():
+        scheduler = tmapdiff.MapScheduler.from_pretrained(folder)
+        scheduler.set_timesteps(3)
+        assert torch.isfinite(scheduler.alphas_cumprod).all()
+        return
+    # Of a damaged configuration only the class may be another one.
+    kind = tmapdiff.MS2DTAN if b"MS2DTAN" in _config(folder) else tmapdiff.MomentLocalizer
+    model = kind.from_pretrained(folder)
+    grid, sizes = model.grid, model.config
+    assert grid.num_cells <= 1 << 20
+    words = torch.ones(1, 3, dtype=torch.long)
+    channels = sizes["encoder"]["clip_channels"]
+    found = model.localize(
+        torch.zeros(1, grid.num_clips, channels), words, torch.tensor([3]), torch.ones(1)
+    )
+    assert found.maps.shape == (1, grid.num_cells)
+
+
+def _config(folder: Path) -> bytes:
+    path = folder / "config.json"
+    return path.read_bytes() if path.exists() else b""
+
+
+def _ms2dtan_seeds(folder: Path) -> list[Files]:
+    torch.manual_seed(0)
+    weights = io.BytesIO()
+    torch.save({"a.weight": torch.rand(3, 4), "a.bias": torch.rand(3)}, weights)
+    old = io.BytesIO()
+    torch.save({"a.weight": torch.rand(3, 4)}, old, _use_new_zipfile_serialization=False)
+    text = yaml.safe_dump(EXPERIMENT).encode()
+    return [
+        {"experiment.yml": text, "weights.pkl": weights.getvalue()},
+        {"experiment.yml": text, "weights.pkl": old.getvalue()},
+    ]
+
+
+def _check_ms2dtan(folder: Path) -> None:
+    from tmapdiff.migration.ms2dtan import _read_weights
+
+    for name, tensor in _read_weights("load_ms2dtan", folder / "weights.pkl").items():
+        assert isinstance(name, str)
+        tensor.float().sum()
+    experiment = tmapdiff.ms2dtan_config(folder / "experiment.yml")
+    assert "\n\n" not in experiment.report
+    experiment.build_ms2dtan(vocabulary_size=10)
+
+
+def _training_data() -> tmapdiff.MomentDataset:
+    data = SyntheticActivities(num_videos=2)
+    store = tmapdiff.ActionTimelineFeatures(
+        data.videos, num_classes=data.num_classes, feature_dim=6
+    )
+    vocabulary = tmapdiff.Vocabulary.from_sentences(item.query for item in data.annotations)
+    return tmapdiff.MomentDataset(data.annotations, store, vocabulary, num_clips=8)
+
+
+def _trainer(folder: Path):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    dataset = _training_data()
+    model = _tiny().build(vocabulary_size=len(dataset.vocabulary), clip_channels=6)
+    config = tmapdiff.TrainingConfig(epochs=2, batch_size=8, heat_map_every=10)
+    return tmapdiff.Trainer(model, dataset, config, folder, device="cpu", show_progress=False)
+
+
+def _checkpoint_seeds(folder: Path) -> list[Files]:
+    trainer = _trainer(folder)
+    with _ProgressBarOff():
+        trainer.save_checkpoint()
+    return [_files(folder)]
+
+
+class _ProgressBarOff:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _check_checkpoint(folder: Path) -> None:
+    trainer = _trainer(folder).resume()
+    assert 0 <= trainer.progress.epoch <= 2
+    assert isinstance(trainer.progress.step, int)
+    for tensor in trainer.raw_model.state_dict().values():
+        assert tensor.numel() >= 0
+
+
+# Videos
+
+
+def _video_seeds(folder: Path) -> list[Files]:
+    import av
+
+    ways = (
+        ("mp4", "libx264", "yuv420p"),
+        ("matroska", "libx264", "yuv420p"),
+        ("webm", "libvpx", "yuv420p"),
+        ("avi", "mpeg4", "yuv420p"),
+        ("mpegts", "mpeg2video", "yuv420p"),
+        ("gif", "gif", "pal8"),
+        ("flv", "flv", "yuv420p"),
+    )
+    seeds = []
+    for format_, codec, pixels in ways:
+        target = io.BytesIO()
+        with av.open(target, "w", format=format_) as file:
+            stream = file.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+            for i in range(20):
+                picture = np.full((48, 64, 3), i * 12, np.uint8)
+                picture[:, 3 * i : 3 * i + 8] = 255 - picture[:, 3 * i : 3 * i + 8]
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+                for packet in stream.encode(frame):
+                    file.mux(packet)
+            for packet in stream.encode():
+                file.mux(packet)
+        seeds.append({"video": target.getvalue()})
+    return seeds
+
+
+def _check_video(folder: Path) -> None:
+    path = folder / "video"
+    tmapdiff.probe_video(path)
+    with tmapdiff.open_video(path, num_threads=1) as video:
+        size = None
+        times = []
+        for frame in video.sample(Fraction(2)):
+            times.append(frame.time)
+            assert frame.image.dtype == np.uint8
+            assert frame.image.ndim == 3
+            assert frame.image.shape[2] == 3
+            size = frame.image.shape
+        assert size is not None
+        assert times == sorted(times)
+        assert all(math.isfinite(time) for time in times)
+        assert video.duration is not None
+        assert math.isfinite(video.duration)
+
+
+# What extraction leaves for the next
+
+
+def _writer_seeds(folder: Path) -> list[Files]:
+    from tmapdiff.video.store_writer import FeatureStoreWriter
+
+    path = folder / "out.h5"
+    with FeatureStoreWriter(path, {"model": "m", "fps": 2.0}) as writer:
+        writer.write("A", _array(), {"duration": 3.0})
+        writer.finish()
+        whole = _files(folder)
+        writer.write("B", _array(), {"duration": 3.0})
+        parts = _files(folder)
+    return [whole, parts]
+
+
+def _check_writer(folder: Path) -> None:
+    from tmapdiff.video.store_writer import FeatureStoreWriter
+
+    path = folder / "out.h5"
+    with FeatureStoreWriter(path, {"model": "m", "fps": 2.0}) as writer:
+        writer.write("C", _array(), {"duration": 1.0})
+        writer.finish()
+    store = tmapdiff.open_feature_store(path)
+    assert store["C"].shape == (6, 4)
+
+
+def _choices_seeds(folder: Path) -> list[Files]:
+    return [{"kernels.json": _json({"map_conv (1, 2) cpu": "direct", "gate x": "reference"})}]
+
+
+def _check_choices(folder: Path) -> None:
+    from tmapdiff.kernels import _dispatch
+
+    os.environ[_dispatch.CACHE_VARIABLE] = str(folder)
+    choices = _dispatch._read_choices()
+    assert all(isinstance(one, str) for pair in choices.items() for one in pair)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("hdf5", _hdf5_seeds, _check_hdf5, share=2),
+        Target("npy", _npy_seeds, _check_features),
+        Target("npz", _npz_seeds, _check_features),
+        Target("pt", _pt_seeds, _check_features),
+        Target("jsonl", _jsonl_seeds, _check_jsonl),
+        Target("submission", _jsonl_seeds, _check_submission),
+        Target("charades", _charades_seeds, _check_charades),
+        Target("activitynet", _activitynet_seeds, _check_activitynet),
+        Target("didemo", _didemo_seeds, _check_didemo),
+        Target("vslnet", _vslnet_seeds, _check_vslnet),
+        Target("glove", _glove_seeds, _check_glove),
+        Target("vocabulary", _vocabulary_seeds, _check_vocabulary, share=0.5),
+        Target("model", _model_seeds, _check_model, share=2),
+        Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),
+        Target("checkpoint", _checkpoint_seeds, _check_checkpoint),
+        Target("video", _video_seeds, _check_video, share=2),
+        Target("writer", _writer_seeds, _check_writer, share=0.5),
+        Target("kernel-choices", _choices_seeds, _check_choices, share=0.25),
+    )
+}

@@ -1,0 +1,155 @@
+"""Arrays and tensors from files of strangers: no code is run, and nothing larger than it may be."""
+
+import io
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import message
+from tmapdiff._limits import check_item_bytes
+from tmapdiff.errors import FeatureError, FileError, TmapdiffError
+
+_ZIP = b"PK\x03\x04"  # what archives begin with, those of torch too
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def features_bytes(shape: tuple[int, ...], itemsize: int) -> int:
+    """Bytes that an array of numbers takes as it is read, or as the float32 that it becomes."""
+    return math.prod(shape) * max(itemsize, 4)
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """Read the array of numbers in a `.npy` file.
+
+    Raises:
+        FileError: If it cannot be read, or (`SizeLimitError`) declares more than it may.
+        FeatureError: If it holds something else than one array of numbers.
+    """
+    with _reading(path), path.open("rb") as file:
+        if _begins(path, _ZIP):
+            raise ValueError("an archive of arrays, not one array")
+        return _read_npy(str(path), file, os.fstat(file.fileno()).st_size)
+
+
+def load_npz(path: Path, name: str) -> np.ndarray:
+    """Read one array of numbers of a `.npz` file.
+
+    Raises:
+        FileError: If it cannot be read, or (`SizeLimitError`) declares more than it may.
+        FeatureError: If there is no such array, or it is none of numbers.
+    """
+    with _reading(path):
+        if _begins(path, np.lib.format.MAGIC_PREFIX):
+            raise ValueError("one array, not an archive of arrays")
+        return _read_npz(path, name)
+
+
+def _read_npz(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if f"{name}.npy" not in names:
+            keys = [one.removesuffix(".npy") for one in names[:5]]
+            expected = f"an array with the key {name!r}"
+            raise FeatureError(message(str(path), expected, f"the keys {keys}"))
+        declared = archive.getinfo(f"{name}.npy")
+        # Of a member no more than it declares is unpacked.
+        check_item_bytes(str(path), f"an array {name!r}", declared.file_size)
+        with archive.open(declared) as member:
+            content = io.BytesIO(member.read())
+        return _read_npy(str(path), content, declared.file_size)
+
+
+def _read_npy(who: str, file: BinaryIO, size: int) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+        # The third is for names of columns that are not English.
+        raise FeatureError(message(who, "an array of numbers", f"npy version {version}"))
+    shape, _, dtype = _NPY_HEADERS[version](file)
+    if dtype.hasobject:
+        raise FeatureError(message(who, "an array of numbers", "pickled objects"))
+    if any(length < 0 for length in shape):
+        raise ValueError(f"a header with the shape {shape}")
+    check_item_bytes(who, "an array", features_bytes(shape, dtype.itemsize))
+    declared, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if declared > there:
+        raise ValueError(f"it is truncated: {there:,} bytes of {declared:,} are there")
+    file.seek(0)
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what `torch.save` wrote, if it is made of tensors and plain values.
+
+    Tensors say how much they hold; one that says more than the file has is refused. Files from
+    before torch 1.6 are read, too; what these declare is not known before.
+
+    Raises:
+        FileError: If it cannot be read, or would run code.
+    """
+    with _reading(path):
+        most = _largest_record(path) if _begins(path, _ZIP) else None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for tensor in _tensors_in(content):
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+                continue  # nothing that is read here as numbers
+            held = tensor.untyped_storage().nbytes()
+            # Releases of torch before 2.9 or so believe this, and read memory that is not theirs.
+            if most is not None and held > most:
+                raise ValueError(f"a tensor of {held:,} bytes in a file whose largest has {most:,}")
+        return content
+
+
+def _largest_record(path: Path) -> int:
+    """Bytes of the largest part of an archive of torch, which are not compressed."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its part {record.filename[:60]!r} is compressed")
+    return max((record.file_size for record in records), default=0)
+
+
+def _tensors_in(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict):
+        yield from _tensors_in(list(content.values()))
+    elif isinstance(content, list | tuple | set):
+        for one in content:
+            yield from _tensors_in(one)
+
+
+def _begins(path: Path, signature: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(signature)) == signature
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except TmapdiffError:
+        raise
+    # Parsers, unpickler and decompressors pass on whatever the damage happens to cause:
+    # TokenError, IndexError, AssertionError, NotImplementedError, zlib.error, ...
+    except Exception as error:
+        raise FileError(f"cannot read {path}: {reason(error)}.") from error
+
+
+def reason(error: Exception) -> str:
+    """Say in a line why something cannot be read: torch, for one, explains in paragraphs."""
+    text = getattr(error, "strerror", None) or str(error)
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return " ".join(first.split()).rstrip(".")[:300]

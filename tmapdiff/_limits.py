@@ -1,0 +1,77 @@
+"""How much of the memory one item of a file may take: a file of a stranger may declare anything."""
+
+import os
+from typing import BinaryIO
+
+from tmapdiff._checks import check_int, message
+from tmapdiff.errors import ArgumentError, SizeLimitError
+
+LIMIT_VARIABLE = "TMAPDIFF_MAX_ITEM_BYTES"
+DEFAULT_MAX_ITEM_BYTES = 512 * 2**20
+# What one byte of JSON may become: `[],` takes three there, and some seventy as a list.
+JSON_GROWTH = 24
+
+
+def max_item_bytes() -> int:
+    """Most bytes that one item may take: the features of a video, a line of text, a table.
+
+    The environment variable TMAPDIFF_MAX_ITEM_BYTES says it, also of worker processes; 512 MiB, if
+    it is not set.
+
+    Raises:
+        ArgumentError: If the variable is no integer >= 1.
+    """
+    stated = os.environ.get(LIMIT_VARIABLE)
+    if not stated:
+        return DEFAULT_MAX_ITEM_BYTES
+    try:
+        return check_int("environment", LIMIT_VARIABLE, int(stated), at_least=1)
+    except ValueError:
+        expected = f"{LIMIT_VARIABLE} to be an integer >= 1"
+        raise ArgumentError(message("environment", expected, repr(stated))) from None
+
+
+def check_item_bytes(who: str, what: str, declared: int) -> None:
+    """Raise SizeLimitError if an item declares that it takes more than it may, before it does."""
+    most = max_item_bytes()
+    if declared > most:
+        expected = f"{what} of at most {most:,} bytes"
+        raise SizeLimitError(message(who, expected, f"{declared:,}", limit_hint()))
+
+
+def limit_hint() -> str:
+    """Say how the limit is raised."""
+    return f"Set the environment variable {LIMIT_VARIABLE} if it is meant."
+
+
+def read_at_most(who: str, file: BinaryIO, growth: int = 1) -> bytes:
+    """Read the rest of a file that is kept in memory.
+
+    Args:
+        who: Name for messages.
+        file: The file.
+        growth: Bytes of memory that a byte of the file may become.
+
+    Raises:
+        SizeLimitError: If it is longer than it may be; no more than that is read.
+    """
+    # Of devices and pipes, nothing but reading tells the size.
+    content = file.read(max_item_bytes() // growth + 1)
+    check_item_bytes(who, "a content", len(content) * growth)
+    return content
+
+
+def read_line(who: str, file: BinaryIO, growth: int = 1) -> bytes:
+    """Read a line of a file, with its end; empty at the end of the file.
+
+    Args:
+        who: Name for messages.
+        file: The file.
+        growth: Bytes of memory that a byte of the line may become.
+
+    Raises:
+        SizeLimitError: If it is longer than it may be; no more than that is read.
+    """
+    line = file.readline(max_item_bytes() // growth + 1)
+    check_item_bytes(who, "a line", len(line) * growth)
+    return line
