@@ -3,10 +3,13 @@
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tmapdiff._checks import message
+from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.errors import AnnotationError, FileError
 
@@ -70,24 +73,60 @@ class AnnotationCollector:
         return AnnotationSet(self.annotations, report)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, growth: int = 1) -> str:
     """Read a file as UTF-8.
 
+    Args:
+        path: The file.
+        growth: Bytes of memory that a byte of it may become.
+
     Raises:
-        FileError: If it is missing or cannot be read.
+        FileError: If it is missing, cannot be read, or (`SizeLimitError`) is larger than it may be.
         AnnotationError: If it is no UTF-8 text.
     """
+    with _opened(path) as file:
+        return _decoded(path, 1, read_at_most(str(path), file, growth))
+
+
+def text_lines(path: Path, growth: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield number and content of each line of a file in UTF-8, of which only one is kept.
+
+    Args:
+        path: The file.
+        growth: Bytes of memory that a byte of a line may become.
+
+    Raises:
+        FileError: If it is missing, cannot be read, or (`SizeLimitError`) a line is longer than it
+            may be.
+        AnnotationError: If it is no UTF-8 text.
+    """
+    with _opened(path) as file:
+        for line in count(1):
+            content = read_line(f"{path} line {line}", file, growth)
+            if not content:
+                return
+            yield line, _decoded(path, line, content.removesuffix(b"\n"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         got = "no such file" if path.parent.is_dir() else "no such folder"
         raise FileError(message("annotations", f"{path.name} in {path.parent}", got)) from None
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+
+
+def _decoded(path: Path, line: int, content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line += content.count(b"\n", 0, error.start)
         got = f"the byte 0x{content[error.start]:02x}"
         raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got)) from error
 
@@ -113,7 +152,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
         FileError: If the file is missing or cannot be read.
         AnnotationError: If a line is no JSON.
     """
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
+    for line, text in text_lines(path, JSON_GROWTH):
         if text.strip():
             who = f"{path} line {line}"
             yield line, who, parse_json(who, text)
@@ -126,11 +165,11 @@ def videos(path: Path) -> Iterator[tuple[str, str, Any]]:
         FileError: If the file is missing or cannot be read.
         AnnotationError: If it is no JSON object.
     """
-    content = parse_json(str(path), read_text(path))
+    content = parse_json(str(path), read_text(path, JSON_GROWTH))
     if not isinstance(content, dict):
         raise AnnotationError(message(str(path), "an object with a field a video", shown(content)))
     for video_id, record in content.items():
-        yield f"{path}, video {video_id!r}", video_id, record
+        yield f"{path}, video {shown(video_id)}", video_id, record
 
 
 def field(who: str, record: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -9,6 +10,9 @@ from typing import overload
 from tmapdiff._checks import check_int, check_range, message
 from tmapdiff.errors import AnnotationError, ArgumentError
 
+_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
+_WINDOWS = re.compile(r"[a-z]:|(con|prn|aux|nul|com[0-9]|lpt[0-9])\s*(\.|:|$)", re.IGNORECASE)
+_LONGEST_ID = 200  # names of files have 255, and get endings
 _LISTED = 5  # lines or videos that a report lists by name; the rest are counted
 
 
@@ -35,10 +39,10 @@ class Annotation:
     moments: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        who = f"annotation {self.qid!r}"
+        who = f"annotation {_quoted(self.qid)}"
         check_video_id(who, self.video_id)
         if not isinstance(self.query, str) or not self.query.strip():
-            raise AnnotationError(message(who, "a sentence as query", repr(self.query)))
+            raise AnnotationError(message(who, "a sentence as query", _quoted(self.query)))
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise AnnotationError(message(who, "a duration > 0 seconds", self.duration))
         if not self.moments:
@@ -117,7 +121,7 @@ class AnnotationSet(Sequence[Annotation]):
         seen: set[int | str] = set()
         for item in items:
             if item.qid in seen:
-                got = f"{item.qid!r} twice"
+                got = f"{_quoted(item.qid)} twice"
                 raise AnnotationError(message("AnnotationSet", "qids that differ", got))
             seen.add(item.qid)
         object.__setattr__(self, "annotations", items)
@@ -205,17 +209,32 @@ class AnnotationSet(Sequence[Annotation]):
 def check_video_id(who: str, video_id: object) -> str:
     r"""Return `video_id`, or raise AnnotationError when it could name a file outside a folder.
 
+    On any system: annotations made on one are read on another. So it refuses, too, what only
+    Windows takes for a drive or a device, as `C:id`, `NUL` and `aux.npy`.
+
     Raises:
-        AnnotationError: If it is no text, is blank, or contains `/`, `\`, `..` or a NUL.
+        AnnotationError: If it is no text, is blank, contains `/`, `\`, `..` or a control character,
+            names a drive or a device, takes more than 200 bytes, or cannot be a name of a file.
     """
-    if (
-        not isinstance(video_id, str)
-        or not video_id.strip()
-        or any(part in video_id for part in ("/", "\\", "..", "\0"))
-    ):
+    if not isinstance(video_id, str) or not video_id.strip() or _FORBIDDEN.search(video_id):
         expected = "a video id without '/', '\\', '..' and NUL"
-        raise AnnotationError(message(who, expected, repr(video_id)))
+        raise AnnotationError(message(who, expected, _quoted(video_id)))
+    if _WINDOWS.match(video_id):
+        expected = "a video id that names no drive or device of Windows"
+        raise AnnotationError(message(who, expected, _quoted(video_id)))
+    try:
+        size = len(video_id.encode())
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        raise AnnotationError(message(who, "a video id of text", _quoted(video_id))) from None
+    if size > _LONGEST_ID:
+        got = f"{size:,} of {_quoted(video_id)}"
+        raise AnnotationError(message(who, f"a video id of at most {_LONGEST_ID} bytes", got))
     return video_id
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._checks import check_choice, message
-from tmapdiff.data._reading import AnnotationCollector, read_text, shown
+from tmapdiff.data._reading import AnnotationCollector, read_text, shown, text_lines
 from tmapdiff.data.annotations import AnnotationSet, check_video_id
 from tmapdiff.errors import AnnotationError
 
@@ -76,13 +76,13 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
         AnnotationError: If a line cannot be understood, or names a video without duration.
     """
     collector = AnnotationCollector(path)
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
+    for line, text in text_lines(path):
         if not text.strip():
             continue
         who = f"{path} line {line}"
         video_id, start, end, query = _parse_line(who, text)
         if video_id not in durations:
-            raise AnnotationError(message(who, f"a video of {source}", repr(video_id)))
+            raise AnnotationError(message(who, f"a video of {source}", shown(video_id)))
         collector.add(line, video_id, query, durations[video_id], [(start, end)])
     return collector.collected()
 
@@ -113,7 +113,7 @@ def load_charades_actions(
         who = f"{path} line {line}"
         video_id = check_video_id(who, row["id"])
         if video_id in videos:
-            raise AnnotationError(message(who, "each video once", f"{video_id!r} again"))
+            raise AnnotationError(message(who, "each video once", f"{shown(video_id)} again"))
         duration = _parse_seconds(who, row["length"])
         if duration == 0:
             raise AnnotationError(message(who, "a length > 0 seconds", repr(row["length"])))

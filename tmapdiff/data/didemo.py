@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._checks import check_choice, message
+from tmapdiff._limits import JSON_GROWTH
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,
@@ -52,7 +53,7 @@ def load_didemo(
     check_choice("load_didemo", "split", split, ("train", "val", "test"))
     check_choice("load_didemo", "moments", moments, ("all", "consensus"))
     collector = AnnotationCollector(Path(root) / f"{split}_data.json")
-    records = parse_json(str(collector.path), read_text(collector.path))
+    records = parse_json(str(collector.path), read_text(collector.path, JSON_GROWTH))
     if not isinstance(records, list):
         raise AnnotationError(message(str(collector.path), "a list of records", shown(records)))
     for index, record in enumerate(records, start=1):

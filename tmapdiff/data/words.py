@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tmapdiff._checks import check_choice, check_int, message
 from tmapdiff._files import written_beside
+from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -147,7 +149,10 @@ class Vocabulary:
             CheckpointError: If it holds something else.
         """
         try:
-            content = json.loads(Path(path).read_bytes())
+            with Path(path).open("rb") as file:
+                content = json.loads(read_at_most(str(path), file, JSON_GROWTH))
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
         except (ValueError, RecursionError):
@@ -199,6 +204,7 @@ class GloveVectors:
 
         Raises:
             ConfigError: If `missing` is neither.
+            ArgumentError: If a vector of the words holds NaN or infinity.
         """
         check_choice("GloveVectors.rows_for", "missing", missing, ("mean", "zero"))
         wanted = set(vocabulary.words[2:])
@@ -208,6 +214,11 @@ class GloveVectors:
         table = self.vectors.new_zeros(len(vocabulary), self.vectors.shape[1])
         if found:
             rows = self.vectors[[place[vocabulary.words[index]] for index in found]]
+            if not torch.isfinite(rows).all():
+                # A text is checked as it is read; its cache may be damaged later.
+                hint = "If they come from a cache, remove its folder."
+                expected = "vectors of finite numbers"
+                raise ArgumentError(message("GloveVectors", expected, "NaN or infinity", hint))
             if missing == "mean":
                 table[1:] = rows.mean(dim=0)
             table[found] = rows
@@ -310,7 +321,10 @@ def _line_blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the number of the first line and the lines, some thousands at once."""
     with path.open("rb") as file:
         number, lines = 1, []
-        for position, line in enumerate(file, start=1):
+        for position in count(1):
+            line = read_line(f"{path} line {position}", file)
+            if not line:
+                break
             line = line.rstrip(b" \r\n")
             if position == 1 and len(line.split()) == 2 and line.replace(b" ", b"").isdigit():
                 number = 2

@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from tmapdiff._arrays import load_tensors
 from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message, require
 from tmapdiff.data import (
     AnnotationSet,
@@ -348,6 +347,9 @@ _LEFT = {
 }
 
 
+_LONGEST_FILE = 1 << 20  # bytes of an experiment file; those of MS-2D-TAN have two thousand
+
+
 class _Fields:
     """The fields of an experiment file by dotted name, and what became of each."""
 
@@ -395,12 +397,22 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     yaml: Any = require("yaml", extra="migration", purpose="ms2dtan_config")
     try:
-        content = yaml.safe_load(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_FILE + 1)
+        if len(text) > _LONGEST_FILE:
+            expected = f"an experiment file of at most {_LONGEST_FILE:,} bytes"
+            raise ConfigError(message(str(path), expected, "more"))
+        # A few of them can stand for more than a memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ConfigError(message(str(path), "yaml without aliases", "an alias"))
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         raise FileError(message("ms2dtan_config", f"a file {path}", "no such file")) from None
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
     # Deep nesting ends in a RecursionError, and bytes that are no text in a ValueError.
+    except ConfigError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first_line = (str(error).splitlines() or ["something else"])[0]
         raise ConfigError(message(str(path), "yaml", first_line)) from error
@@ -514,14 +526,9 @@ def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
 
 
 def _read_weights(who: str, path: Path) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileError(message(who, f"a file {path}", "no such file")) from None
-    # torch.load passes on what the damage happens to cause.
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise FileError(f"cannot read {path}: {reason}.") from error
+    if not path.is_file():
+        raise FileError(message(who, f"a file {path}", "no such file"))
+    weights = load_tensors(path)
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(one, Tensor) for name, one in weights.items()
     ):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing_extensions import Self
 
 from tmapdiff._checks import message, require
 from tmapdiff._files import written_beside
-from tmapdiff.errors import FeatureError, FileError
+from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
 Attributes = Mapping[str, str | int | float]
 
@@ -136,25 +135,26 @@ class FeatureStoreWriter:
             self._read_store()
         shared, parts = self.parts / "attributes.json", sorted(self.parts.glob("*.npz"))
         if parts and shared.exists():
-            self._check_same(json.loads(shared.read_text()))
+            self._check_same(_read_attributes(shared))
         else:
             with written_beside(shared) as new:
                 new.write_text(json.dumps(self.attributes))
         for part in parts:
             try:
                 self._written[part.stem] = _read_part(part)[1]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                part.unlink()  # spoilt by a failing disk or machine
+            # Spoilt by a failing disk or machine; NumPy passes on whatever the damage causes.
+            except Exception:
+                part.unlink()
 
     def _read_store(self) -> None:
         try:
             with self._h5py.File(self.path, "r") as file:
                 self._check_same(_plain(file.attrs))
                 self._written = {name: _plain(file[name].attrs) for name in file}
-        # h5py has no error of its own: damage shows as any of these.
-        except (OSError, RuntimeError, KeyError) as error:
-            if isinstance(error, FileError):
-                raise
+        except TmapdiffError:
+            raise
+        # h5py has no error of its own: damage shows as any.
+        except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise FileError(f"cannot read {self.path} as HDF5: {reason}.") from error
 
@@ -175,7 +175,19 @@ class FeatureStoreWriter:
 def _read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     # Opened here: NumPy leaves a broken one open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
-        return part["features"], json.loads(part["attributes"].item())
+        return part["features"], dict(json.loads(part["attributes"].item()))
+
+
+def _read_attributes(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        hint = f"Remove the folder {path.parent}, and the features in it."
+        raise FileError(
+            message(str(path), "attributes that were written", "others", hint)
+        ) from error
 
 
 def _plain(attributes: Any) -> dict[str, Any]:
