@@ -1,24 +1,29 @@
 """Noise on packed IoU maps: adding it in training, taking it away in sampling."""
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
+from typing_extensions import Self
 
+from tmapdiff._arrays import reason
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape, message
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._solvers import Past, extrapolated, interpolated
-from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
 from tmapdiff.kernels.ddim_step import ddim_coefficients
 
 BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 Solver = Literal["ddim", "dpmsolver++", "unipc"]
+
+_MOST_TIMESTEPS = 100_000  # a hundred times as many as are usual: the tables are made in a loop
 
 
 @dataclass
@@ -75,8 +80,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
     Raises:
         ConfigError: If `beta_schedule`, `timestep_spacing` or `solver` is unknown.
-        ArgumentError: If `num_train_timesteps` is below 1, a beta is outside (0, 1), or
-            `signal_scale` is not positive.
+        ArgumentError: If `num_train_timesteps` is below 1 or above 100,000, a beta is outside
+            (0, 1), or `signal_scale` is not positive.
 
     Source: Song et al., DDIM, arXiv 2010.02502; Lu et al., DPM-Solver++ (2M), arXiv 2211.01095;
         Zhao et al., UniPC (of order 2), arXiv 2302.04867; signal scale: Chen et al., Analog Bits,
@@ -101,6 +106,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     ) -> None:
         who = "MapScheduler"
         check_int(who, "num_train_timesteps", num_train_timesteps, at_least=1)
+        check_range(who, "num_train_timesteps", num_train_timesteps, 1, _MOST_TIMESTEPS)
         check_choice(who, "beta_schedule", beta_schedule, BetaSchedule.__args__)  # type: ignore[attr-defined]
         check_choice(who, "timestep_spacing", timestep_spacing, TimestepSpacing.__args__)  # type: ignore[attr-defined]
         check_choice(who, "solver", solver, Solver.__args__)  # type: ignore[attr-defined]
@@ -124,6 +130,30 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self._steps: list[int]
         self._past: list[Past]
         self.set_timesteps(num_train_timesteps)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Read a scheduler's configuration from a folder or the hub, as diffusers does.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or name on the hub.
+            **kwargs: As for diffusers' `SchedulerMixin.from_pretrained`.
+
+        Raises:
+            CheckpointError: If there is no such configuration, or it is damaged.
+            ConfigError, ArgumentError: As the class.
+        """
+        try:
+            scheduler: Self = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except TmapdiffError:
+            raise
+        # diffusers, json and the hub each have errors of their own.
+        except Exception as error:
+            place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
+            raise CheckpointError(f"{place}: {reason(error)}.") from error
+        return scheduler
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

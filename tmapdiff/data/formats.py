@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tmapdiff._checks import check_choice, message
-from tmapdiff.data._reading import parse_json, read_text
+from tmapdiff._limits import JSON_GROWTH
+from tmapdiff.data._reading import parse_json, read_text, text_lines
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.data.charades import load_charades_sta
@@ -193,7 +194,7 @@ def _recognised(path: Path, format: AnnotationFormat | None) -> AnnotationFile |
 def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
     """Tell of which data set a JSON file by video is; None if of neither."""
     try:
-        content = parse_json(str(path), read_text(path))
+        content = parse_json(str(path), read_text(path, JSON_GROWTH))
     except AnnotationError:
         return None
     record = next(iter(content.values()), None) if isinstance(content, dict) else None
@@ -204,7 +205,7 @@ def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
 
 def _is_submission(path: Path) -> bool:
     # By its first line; damaged ones are for the loader to tell of.
-    return "pred_relevant_windows" in read_text(path).partition("\n")[0]
+    return "pred_relevant_windows" in next(text_lines(path), (1, ""))[1]
 
 
 def _split_in(stem: str) -> Split | None:

@@ -8,8 +8,11 @@ from einops import rearrange
 from torch import Tensor
 
 from tmapdiff._checks import check_int, check_length, check_range, check_shape
+from tmapdiff._limits import limit_hint, max_item_bytes
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps.overlap import temporal_iou
+
+_BYTES_A_CELL = 16  # of the largest table: two numbers of eight bytes
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class MapGrid:
 
     Raises:
         ArgumentError: If a size is not a positive integer.
-        ConfigError: If `num_clips` does not divide, or the longest duration exceeds the video.
+        ConfigError: If `num_clips` does not divide, the longest duration exceeds the video, or the
+            tables of the cells take more memory than an item may (`TMAPDIFF_MAX_ITEM_BYTES`).
 
     Source: Zhang et al., Multi-Scale 2D Temporal Adjacent Networks, arXiv 2012.02646, section 3.3.
 
@@ -46,6 +50,11 @@ class MapGrid:
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_anchors", "num_scales"):
             check_int("MapGrid", name, getattr(self, name), at_least=1)
+        if self.num_scales > self.num_clips.bit_length():
+            raise ConfigError(
+                f"MapGrid: expected num_scales <= {self.num_clips.bit_length()}, as the coarsest "
+                f"scale has at least one of {self.num_clips} clips, got {self.num_scales}."
+            )
         stride = self.stride(self.num_scales - 1)
         if self.num_clips % stride:
             below = self.num_clips - self.num_clips % stride
@@ -59,6 +68,11 @@ class MapGrid:
             raise ConfigError(
                 f"MapGrid: expected num_anchors <= {coarsest}, the clips of the coarsest scale, "
                 f"got {self.num_anchors}. Longer durations could never end inside the video."
+            )
+        if self.num_cells * _BYTES_A_CELL > max_item_bytes():
+            raise ConfigError(
+                f"MapGrid: expected at most {max_item_bytes() // _BYTES_A_CELL:,} cells, "
+                f"got {self.num_cells:,}. {limit_hint()}"
             )
 
     def resized(self, num_clips: int) -> "MapGrid":

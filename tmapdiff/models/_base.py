@@ -9,6 +9,7 @@ from diffusers import ConfigMixin, ModelMixin
 from typing_extensions import Self
 
 from tmapdiff._configs import StrictConfigMixin
+from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
 from tmapdiff.errors import CheckpointError, FileError, TmapdiffError
 
@@ -56,8 +57,8 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             **kwargs: As for diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            CheckpointError: If there is no such model, it is damaged, or its weights do not fit its
-                configuration.
+            CheckpointError: If there is no such model, it is damaged, its weights do not fit its
+                configuration, or that declares far more of them than there are.
             ConfigError: If the configuration has an unknown field.
         """
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
@@ -79,6 +80,9 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             saved_as = config.get("_class_name", cls.__name__)
             if saved_as != cls.__name__:
                 raise CheckpointError(f"{place}: it is a {saved_as}.")
+            folder = Path(name, kwargs.get("subfolder") or "")
+            if folder.is_dir():
+                check_declared_weights(place, folder, lambda: cls.from_config(config))
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, output_loading_info=True, **kwargs
             )

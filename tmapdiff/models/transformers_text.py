@@ -202,9 +202,10 @@ class TransformersTextEncoder(nn.Module):
 
     def _load_model(self, name: str) -> Any:
         try:
-            kind = self._transformers.AutoConfig.from_pretrained(name).model_type
+            options = _loading(name)
+            kind = self._transformers.AutoConfig.from_pretrained(name, **options).model_type
             model_class = getattr(self._transformers, _TEXT_MODELS.get(kind, "AutoModel"))
-            model, info = model_class.from_pretrained(name, output_loading_info=True)
+            model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
         # The hub, transformers and torch each have errors of their own.
         except Exception as error:
             raise self._cannot_load(name, error) from error
@@ -217,13 +218,19 @@ class TransformersTextEncoder(nn.Module):
 
     def _load_tokenizer(self, name: str) -> Any:
         try:
-            return self._transformers.AutoTokenizer.from_pretrained(name)
+            return self._transformers.AutoTokenizer.from_pretrained(name, **_loading(name))
         except Exception as error:
             raise self._cannot_load(f"the tokenizer of {name}", error) from error
 
     def _cannot_load(self, what: str, error: Exception) -> CheckpointError:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return CheckpointError(f"{type(self).__name__}: cannot load {what}: {lines[0]}")
+
+
+def _loading(name: str) -> dict[str, bool]:
+    # A folder must not bring code, about which transformers would ask at the terminal, and must not
+    # name something else on the hub.
+    return {"trust_remote_code": False, "local_files_only": os.path.isdir(name)}
 
 
 # By the type that the configuration tells: the text part of models that are more than that.

@@ -8,8 +8,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from tmapdiff._limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
-from tmapdiff.errors import ArgumentError, CheckpointError
+from tmapdiff.errors import ArgumentError, CheckpointError, FileError
 from tmapdiff.models import MS2DTAN, MapLocalizer, MomentLocalizer, TransformersTextEncoder
 from tmapdiff.video import FrameEncoder
 
@@ -43,7 +44,10 @@ def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) 
 
 def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            index = json.loads(read_at_most(str(path), file, JSON_GROWTH))
+    except FileError as error:
+        raise CheckpointError(f"{place}: {error}") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"{place}: cannot read {path.name}: {reason}.") from error

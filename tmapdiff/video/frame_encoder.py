@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_shape, message
+from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
@@ -188,7 +189,15 @@ class FrameEncoder(nn.Module):
             _check_name(cls.__name__, architecture)
             if ":" in architecture:
                 raise CheckpointError(f"{place}: {architecture} is no architecture of timm.")
-            model = timm.create_model(architecture, pretrained=False, num_classes=classes)
+
+            def build() -> nn.Module:
+                made: nn.Module = timm.create_model(
+                    architecture, pretrained=False, num_classes=classes
+                )
+                return made
+
+            check_declared_weights(place, Path(folder), build)
+            model = build()
             missing, unexpected = load_model(model, str(Path(folder) / _WEIGHTS), strict=False)
             if missing or unexpected:
                 what = "no" if missing else "unknown"

@@ -344,22 +344,39 @@ def _check_model(folder: Path) -> None:
         scheduler.set_timesteps(3)
         assert torch.isfinite(scheduler.alphas_cumprod).all()
         return
-    # Of a damaged configuration only the class may be another one.
     kind = tmapdiff.MS2DTAN if b"MS2DTAN" in _config(folder) else tmapdiff.MomentLocalizer
     model = kind.from_pretrained(folder)
-    grid, sizes = model.grid, model.config
-    assert grid.num_cells <= 1 << 20
+    assert model.grid.num_cells <= 1 << 20
     words = torch.ones(1, 3, dtype=torch.long)
-    channels = sizes["encoder"]["clip_channels"]
-    found = model.localize(
-        torch.zeros(1, grid.num_clips, channels), words, torch.tensor([3]), torch.ones(1)
-    )
-    assert found.maps.shape == (1, grid.num_cells)
+    features = torch.zeros(1, model.grid.num_clips, model.encoder.config.clip_channels)
+    found = model.localize(features, words, torch.tensor([3]), torch.ones(1))
+    assert found.maps.shape == (1, model.grid.num_cells)
 
 
 def _config(folder: Path) -> bytes:
     path = folder / "config.json"
     return path.read_bytes() if path.exists() else b""
+
+
+def _pipeline_seeds(folder: Path) -> list[Files]:
+    torch.manual_seed(0)
+    encoder = tmapdiff.FrameEncoder("test_resnet", pretrained=False)
+    vocabulary = tmapdiff.Vocabulary(["person", "opens", "door"])
+    localizer = _tiny().build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
+    pipe = tmapdiff.MomentLocalizationPipeline(
+        localizer, vocabulary=vocabulary, frame_encoder=encoder, fps=2.0
+    )
+    pipe.save_pretrained(folder)
+    return [_files(folder)]
+
+
+def _check_pipeline(folder: Path) -> None:
+    pipe = tmapdiff.MomentLocalizationPipeline.from_pretrained(folder)
+    pictures = np.zeros((20, 48, 64, 3), np.uint8)
+    video = pipe.encode_video(pictures, frame_rate=4.0)
+    found = pipe(video, "person opens a door", num_inference_steps=2)
+    for moment in found.moments[0]:
+        assert 0 <= moment.start < moment.end
 
 
 def _ms2dtan_seeds(folder: Path) -> list[Files]:
@@ -431,7 +448,7 @@ def _video_seeds(folder: Path) -> list[Files]:
         ("webm", "libvpx", "yuv420p"),
         ("avi", "mpeg4", "yuv420p"),
         ("mpegts", "mpeg2video", "yuv420p"),
-        ("gif", "gif", "pal8"),
+        ("gif", "gif", "rgb8"),
         ("flv", "flv", "yuv420p"),
     )
     seeds = []
@@ -526,6 +543,7 @@ TARGETS = {
         Target("glove", _glove_seeds, _check_glove),
         Target("vocabulary", _vocabulary_seeds, _check_vocabulary, share=0.5),
         Target("model", _model_seeds, _check_model, share=2),
+        Target("pipeline", _pipeline_seeds, _check_pipeline),
         Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),
         Target("checkpoint", _checkpoint_seeds, _check_checkpoint),
         Target("video", _video_seeds, _check_video, share=2),

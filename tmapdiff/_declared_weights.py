@@ -1,0 +1,74 @@
+"""How much memory the weights that a configuration declares would take, before any is taken."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from tmapdiff.errors import CheckpointError
+
+# Weights may be stored in fewer bytes than they are used in: 8 bits and 32.
+_GROWTH = 4
+_SPARE = 64 * 2**20  # bytes, for weights that are not stored
+_MOST_TENSORS = 100_000
+_MOST_CONFIG_BYTES = 4 * 2**20
+
+
+def check_declared_weights(place: str, folder: Path, build: Callable[[], object]) -> None:
+    """Build a model without memory for weights, and compare what it declares with its files.
+
+    A configuration of a stranger may say that a layer has a billion channels. Weights beside it, as
+    they are not compressed, take as much space in a file.
+
+    Args:
+        place: What to say first in messages.
+        folder: Where the files are, `*.safetensors` or others.
+        build: Builds the model; errors of its own are not of interest here.
+
+    Raises:
+        CheckpointError: If it declares more than its files could hold, by far.
+    """
+    try:
+        sizes = {path.suffix: path.stat().st_size for path in folder.glob("config.json")}
+        stored = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in _WEIGHTS)
+    except OSError:
+        return  # told better by whoever reads them
+    if max(sizes.values(), default=0) > _MOST_CONFIG_BYTES:
+        raise CheckpointError(f"{place}: its config.json has more than {_MOST_CONFIG_BYTES} bytes.")
+    try:
+        with _no_more_than(place, _GROWTH * stored + _SPARE), torch.device("meta"):
+            build()
+    except CheckpointError:
+        raise
+    except Exception:
+        return  # told when it is built in earnest
+
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
+
+
+@contextmanager
+def _no_more_than(place: str, most: int) -> Iterator[None]:
+    declared, tensors, thread = 0, 0, threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal declared, tensors
+        if parameter is None or threading.get_ident() != thread:
+            return
+        declared += parameter.numel() * parameter.element_size()
+        tensors += 1
+        if declared > most or tensors > _MOST_TENSORS:
+            raise CheckpointError(
+                f"{place}: its configuration declares {declared:,} bytes of weights or more, in "
+                f"{tensors:,} tensors, and the files beside it hold far less."
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
