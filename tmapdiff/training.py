@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
+from tmapdiff._arrays import load_tensors
 from tmapdiff._checks import check_choice, check_int, check_range, require
 from tmapdiff._files import written_beside
 from tmapdiff.data import MomentBatch, collate_moments
@@ -247,6 +248,7 @@ class Trainer:
             },
         )
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
+        self.accelerator.register_load_state_pre_hook(_refuse_code)
 
     @property
     def raw_model(self) -> MapLocalizer:
@@ -277,7 +279,7 @@ class Trainer:
         try:
             # First: weights of another model would end in a less helpful error.
             progress = newest / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl"
-            self.progress.check(torch.load(progress, weights_only=True))
+            self.progress.check(load_tensors(progress))
             self.accelerator.load_state(str(newest))
         except CheckpointError:
             raise
@@ -388,6 +390,12 @@ class Trainer:
             figure = draw_queries(self.ema_model, self.validation, [0], seed=self.config.seed)
             tracker = self.accelerator.get_tracker("tensorboard")
             tracker.writer.add_figure("validation query", figure, self.progress.step)
+
+
+def _refuse_code(models: list[Any], folder: str) -> None:
+    """Refuse a checkpoint that would run code: what is registered, accelerate just unpickles."""
+    for path in sorted(Path(folder).glob("custom_checkpoint_*.pkl")):
+        load_tensors(path)
 
 
 class _HostCopy:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,23 +47,34 @@ class Findings:
         self.bugs.append(bug)
 
 
-def fuzz(cases: Mapping[str, int], *, first: int = 0, seed: int = 0) -> dict[str, Findings]:
-    """Run a number of cases of each target.
+def divide(cases: int, targets: Sequence[str]) -> dict[str, int]:
+    """Divide a number of cases among targets by their shares."""
+    from helpers.fuzzing.targets import TARGETS
+
+    whole = sum(TARGETS[one].share for one in targets)
+    return {one: round(cases * TARGETS[one].share / whole) for one in targets}
+
+
+def fuzz(
+    cases: Mapping[str, int], *, first: int = 0, seed: int = 0, seconds: float = SECONDS
+) -> dict[str, Findings]:
+    """Run a number of cases of each target, each within some seconds of the processor's time.
 
     A crash or a hang ends the worker process, and another one goes on behind that case.
     """
     findings = {target: Findings() for target in cases}
     todo = [(target, first, number) for target, number in cases.items() if number]
     while todo:
-        todo = _run_worker(findings, todo, seed)
+        todo = _run_worker(findings, todo, seed, seconds)
     return findings
 
 
 def _run_worker(
-    findings: dict[str, Findings], todo: list[tuple[str, int, int]], seed: int
+    findings: dict[str, Findings], todo: list[tuple[str, int, int]], seed: int, seconds: float
 ) -> list[tuple[str, int, int]]:
     """Run cases until the worker ends; return those that are left."""
     command = [sys.executable, "-m", "helpers.fuzzing.worker", "--seed", str(seed)]
+    command += ["--seconds", str(seconds)]
     command += [":".join(map(str, one)) for one in todo]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     # Arenas of many threads would count as memory that a case takes.

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,8 +49,8 @@ class Target:
     share: float = 1.0
     spared: str = ""
 
-    def damaged(self, seeds: list[Files], draw: random.Random) -> Files:
-        """Choose a seed and damage one of its files, now and then another one too."""
+    def damaged(self, seeds: list[Files], draw: random.Random, number: int) -> Files:
+        """Make case `number`: choose a seed and damage one of its files, now and then two."""
         files = dict(draw.choice(seeds))
         for _ in range(draw.choice((1, 1, 1, 2))):
             name = draw.choice(sorted(files))
@@ -545,10 +546,40 @@ TARGETS = {
         Target("model", _model_seeds, _check_model, share=2),
         Target("pipeline", _pipeline_seeds, _check_pipeline),
         Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),
-        Target("checkpoint", _checkpoint_seeds, _check_checkpoint),
+        Target("checkpoint", _checkpoint_seeds, _check_checkpoint, share=0.5),
         Target("video", _video_seeds, _check_video, share=2),
         # Its own HDF5 file it trusts: it reads texts, where damage can keep HDF5 for ever.
         Target("writer", _writer_seeds, _check_writer, share=0.5, spared="out.h5"),
         Target("kernel-choices", _choices_seeds, _check_choices, share=0.25),
     )
 }
+
+
+# Cases that end as they may not: what the fuzzer itself is tried with.
+
+
+class _SelfTest(Target):
+    def damaged(self, seeds: list[Files], draw: random.Random, number: int) -> Files:
+        return {"case": str(number).encode()}
+
+
+def _fail(folder: Path) -> None:
+    number = (folder / "case").read_text()
+    if number == "0":
+        1 / 0  # noqa: B018
+    elif number == "1":
+        raise tmapdiff.TmapdiffError("two\nlines")
+    elif number == "2":
+        np.ones(1 << 32)
+    elif number == "3":
+        while True:
+            pass
+    elif number == "4":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif number == "5":
+        raise AssertionError
+    elif number == "6":
+        raise tmapdiff.TmapdiffError("one line")
+
+
+SELF_TEST = _SelfTest("self-test", lambda folder: [{"case": b"none"}], _fail)

@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="+", help="target:first:number, such as npy:0:100")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the processor, a case")
     parser.add_argument("--keep", type=Path, help="folder to leave the damaged files in")
     arguments = parser.parse_args()
 
@@ -45,11 +46,12 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from helpers.fuzzing.targets import TARGETS
+    from helpers.fuzzing.targets import SELF_TEST, TARGETS
 
     for cases in arguments.cases:
         name, first, number = cases.split(":")
-        _run(TARGETS[name], range(int(first), int(first) + int(number)), arguments)
+        target = SELF_TEST if name == SELF_TEST.name else TARGETS[name]
+        _run(target, range(int(first), int(first) + int(number)), arguments)
 
 
 def _run(target, numbers: range, arguments: argparse.Namespace) -> None:
@@ -66,17 +68,17 @@ def _run(target, numbers: range, arguments: argparse.Namespace) -> None:
         _say({"target": target.name, "case": number})
         with tempfile.TemporaryDirectory() as scratch:
             draw = random.Random(f"{arguments.seed}/{target.name}/{number}")
-            folder = _written(target.damaged(seeds, draw), Path(scratch) / "case")
+            folder = _written(target.damaged(seeds, draw, number), Path(scratch) / "case")
             if arguments.keep:
                 shutil.copytree(folder, arguments.keep / f"{target.name}-{number}")
-            outcome = _outcome(target, folder)
+            outcome = _outcome(target, folder, arguments.seconds)
         _say({"target": target.name, "case": number, **outcome})
 
 
-def _outcome(target, folder: Path) -> dict[str, str]:
+def _outcome(target, folder: Path, seconds: float) -> dict[str, str]:
     from tmapdiff.errors import TmapdiffError
 
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with warnings.catch_warnings(record=True):
             warnings.simplefilter("always")
