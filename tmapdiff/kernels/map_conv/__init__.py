@@ -1,8 +1,8 @@
 """Convolution of maps with large kernels: direct, or as a product of spectra."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from tmapdiff._checks import check_shape
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._dispatch import choose_fastest
 from tmapdiff.kernels._launch import why_not_triton
-from tmapdiff.kernels.map_conv import reference
+from tmapdiff.kernels.map_conv import pieces, reference
 from tmapdiff.kernels.map_conv.costs import (
     ConvSizes,
     best_transform,
@@ -59,7 +59,8 @@ def map_conv(
     """Convolve maps with a kernel of odd size, zeros around the map; cells are all read.
 
     The spectral way needs far fewer operations for large kernels: 70 times fewer for 17x17 on maps
-    of 64x16. Both are differentiable, and equal up to rounding.
+    of 64x16. Both are differentiable, and equal up to rounding. Time and memory of both grow with
+    the starts of a map: for the spectral way, long maps are cut into pieces.
 
     Args:
         x: Maps. Any strides; results of the spectral way have durations outermost and channels
@@ -91,20 +92,22 @@ def map_conv(
     inputs = [x, weight] if bias is None else [x, weight, bias]
     wanted = [one for one in inputs if one.requires_grad] if torch.is_grad_enabled() else []
     sizes = _sizes(x.shape, weight, x.dtype)
-    transform = best_transform(sizes, with_kernel=True)
+    cut_sizes = _cut(sizes)
+    transform = best_transform(cut_sizes, with_kernel=True)
 
     def run(name: str) -> Tensor:
         if name == "direct":
             return reference.map_conv(x, weight, bias)
-        result: Tensor = spectral_map_conv(x, weight, bias, transform.tile)
-        return result
+        return _in_pieces(
+            x, sizes, lambda part: spectral_map_conv(part, weight, bias, transform.tile)
+        )
 
     def measure(name: str) -> None:
         result = run(name)
         if wanted:
             torch.autograd.grad(result, wanted, torch.ones_like(result))
 
-    spectral = spectral_seconds(sizes, transform, with_kernel=True)
+    spectral = spectral_seconds(cut_sizes, transform, with_kernel=True)
     name = choose_fastest(
         "map_conv",
         {"direct": None, "spectral": _not_spectral(x)},
@@ -142,7 +145,8 @@ def plan_map_conv(
     """
     dtype = _computed_in(dtype, weight.device)
     sizes = _sizes(shape, weight, dtype)
-    transform = best_transform(sizes, with_kernel=False)
+    cut_sizes = _cut(sizes)
+    transform = best_transform(cut_sizes, with_kernel=False)
     spectra = KernelSpectra() if spectra is None else spectra
     plans: dict[str, MapConvPlan] = {}
     maps: list[Tensor] = []
@@ -159,7 +163,7 @@ def plan_map_conv(
             maps.append(torch.randn(*shape, dtype=dtype, device=weight.device))
         _run(plan(name), maps[0], weight.detach().to(dtype), None)
 
-    spectral = spectral_seconds(sizes, transform, with_kernel=False)
+    spectral = spectral_seconds(cut_sizes, transform, with_kernel=False)
     candidates = _candidates(sizes, spectral)
     fused = _not_fused(weight, dtype)
     if "spectral" in candidates and not fused and sizes.device == "cuda":
@@ -179,10 +183,30 @@ def plan_map_conv(
 
 
 def _run(plan: MapConvPlan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if plan.transform is None or plan.spectrum is None:
+    transform, spectrum = plan.transform, plan.spectrum
+    if transform is None or spectrum is None:
         return reference.map_conv(x, weight, bias)
     fused = plan.backend == "fused"
-    return convolve_with_spectrum(x, plan.spectrum, bias, plan.transform, fused=fused)
+    return _in_pieces(
+        x,
+        _sizes(x.shape, weight, x.dtype),
+        lambda part: convolve_with_spectrum(part, spectrum, bias, transform, fused=fused),
+    )
+
+
+def _in_pieces(x: Tensor, sizes: ConvSizes, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    if sizes.rows <= pieces.LONGEST:
+        return convolve(x)
+    reach = sizes.kernel_size // 2
+    return pieces.join(convolve(pieces.cut(x, reach)), sizes.batch, sizes.rows, reach)
+
+
+def _cut(sizes: ConvSizes) -> ConvSizes:
+    """Give the sizes of what `_in_pieces` convolves."""
+    if sizes.rows <= pieces.LONGEST:
+        return sizes
+    count, rows = pieces.count(sizes.rows), pieces.PIECE + 2 * (sizes.kernel_size // 2)
+    return replace(sizes, batch=sizes.batch * count, rows=rows)
 
 
 def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:

@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.assertions import assert_close
+from helpers.contracts import draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmapdiff.kernels.map_conv import map_conv, pieces, plan_map_conv
+
+
+def reference(x, weight, bias):
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 3), st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.integers(0, 9)
+)
+def test_joined_pieces_are_the_map(batch, rows, columns, piece, reach):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", piece)
+        x = draw(batch, 2, rows, columns)
+        cut = pieces.cut(x, reach)
+        assert cut.shape == (batch * pieces.count(rows), 2, piece + 2 * reach, columns)
+        assert torch.equal(pieces.join(cut, batch, rows, reach), x)
+
+
+@pytest.mark.parametrize("backend", ["direct", "spectral"])
+@pytest.mark.parametrize("size", [1, 5, 17])
+@pytest.mark.parametrize("rows", [9, 20, 31])
+def test_long_maps_are_convolved_as_whole_ones(backend, size, rows, monkeypatch):
+    monkeypatch.setattr(pieces, "LONGEST", 8)
+    monkeypatch.setattr(pieces, "PIECE", 5)
+    x, weight, bias = draw(2, 3, rows, 4), draw(5, 3, size, size, seed=1) / size, draw(5, seed=2)
+    leaves = [one.requires_grad_() for one in (x, weight, bias)]
+    found, expected = map_conv(*leaves, backend=backend), reference(*leaves)
+    assert_close(found, expected)
+    gradient = draw(*expected.shape, seed=3)
+    gradients = [torch.autograd.grad(one, leaves, gradient) for one in (found, expected)]
+    for name, got, wanted in zip("xwb", *gradients, strict=True):
+        assert_close(got, wanted, what=name)
+    plan = plan_map_conv(weight, x.shape, x.dtype, backend=backend)
+    with torch.no_grad():
+        assert_close(map_conv(*leaves, plan=plan), expected)
+        for batch in (0, 1):
+            assert_close(map_conv(x[:batch], weight, bias, plan=plan), expected[:batch])
+
+
+def test_results_of_pieces_keep_the_layout_that_the_next_convolution_reads():
+    x, weight = draw(1, 2, 384, 4), draw(2, 2, 3, 3, seed=1)
+    found = map_conv(x, weight, backend="spectral")
+    assert found.permute(3, 2, 0, 1).is_contiguous()
+    assert_close(found, reference(x, weight, None))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_spectra_of_a_map_twice_as_long_are_twice_as_large(training):
+    from peaks import peak_bytes
+
+    weight = draw(4, 4, 17, 17).requires_grad_(training)
+    peaks = []
+    for rows in (1024, 2048):
+        x = draw(1, 4, rows, 8)
+        run = lambda x=x: map_conv(x, weight, backend="spectral").sum()  # noqa: E731
+        run()  # which makes the tables
+        peaks.append(peak_bytes(run, torch.device("cpu")))
+    assert peaks[1] <= 2.05 * peaks[0]
