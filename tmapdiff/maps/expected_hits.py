@@ -1,6 +1,5 @@
 """From a map to the moments that are likeliest to hit: deconvolution, then greedy coverage."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from tmapdiff.maps.moments import (
     check_scored,
 )
 from tmapdiff.maps.overlap import temporal_iou
+from tmapdiff.maps.pair_bands import CandidateBlocks, PairBand, as_sparse
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
 _LARGEST_TABLE = 2**24  # numbers in a table of queries x moments x candidates
@@ -71,7 +71,11 @@ def deconvolve_map(
 
 
 def _deconvolve(
-    scores: Tensor, valid: Tensor, response: Tensor, adjoint: Tensor, num_iterations: int
+    scores: Tensor,
+    valid: Tensor,
+    response: Tensor | PairBand,
+    adjoint: Tensor | PairBand,
+    num_iterations: int,
 ) -> Tensor:
     """Iterate; `response` maps a column of likelihoods to its cells, `adjoint` is its transpose."""
     # A query a column, as a sparse matrix is multiplied from the left.
@@ -142,8 +146,9 @@ def rank_by_expected_hits(
     Scores are shares in [0, 1]: of the first moment its expected hits, of each further one what it
     adds. They never rise. A map without a positive cell is answered with its highest one.
 
-    Memory grows with the square of the candidates: 0.2 GB for 2,500, 7 GB for 17,000. Tables of the
-    last few sets of candidates are kept on the CPU. Scores have no gradient.
+    Tables of the last few sets of up to 2,048 candidates are kept on the CPU; of more that are
+    whole numbers, as a grid's are, time and memory grow with the candidates, and not with their
+    square. Scores have no gradient.
 
     Counting the candidates of a mask waits for its device; `rank_candidates_by_expected_hits` does
     not.
@@ -192,7 +197,8 @@ def rank_candidates_by_expected_hits(
 ) -> RankedMoments:
     """Do as `rank_by_expected_hits`, of maps that list their candidates: without a dense map.
 
-    On other devices than the CPU it never waits for the device.
+    On other devices than the CPU it waits for the device once, if there are more than 2,048
+    candidates, else never.
 
     Args:
         candidates: Start and end of each candidate, in clips; see
@@ -247,20 +253,27 @@ def _rank(
         return answer_moments(candidates, picks, gains, clip_seconds, durations)
     # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
-        tables = _tables(who, candidates, target, checked, scores.dtype)
+        many = len(candidates) ** 2 > _LARGEST_KEPT
+        blocks = CandidateBlocks.find(candidates) if many else None
+        if blocks is None:
+            tables = _tables(who, candidates, target, checked, scores.dtype)
+        else:
+            tables = _banded_tables(blocks, target, checked, scores.dtype)
         largest = _LARGEST_TABLE if tables.layers is None else _CACHED_ROWS
         rows = max(1, largest // len(candidates))
         for first in range(0, len(scores), rows):
             part = slice(first, first + rows)
-            valid = scores[part] > -torch.inf  # nor NaN
+            own = scores[part] if blocks is None else blocks.spread(scores[part])
+            valid = own > -torch.inf  # nor NaN
             likelihood = _deconvolve(
-                _with_a_positive_cell(scores[part], valid),
+                _with_a_positive_cell(own, valid),
                 valid,
                 tables.response,
                 tables.response,  # an IoU is symmetric
                 num_iterations,
             )
-            picks[part], gains[part] = _cover(likelihood, tables, valid, top_n)
+            found, gains[part] = _cover(likelihood, tables, valid, top_n)
+            picks[part] = found if blocks is None else blocks.gather(found)
     return answer_moments(candidates, picks, gains, clip_seconds, durations)
 
 
@@ -277,7 +290,7 @@ def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:
 class _Layer:
     """Part of the hits: what of them lies above `low`, in units of `width`, 1 at most."""
 
-    hits: Tensor
+    hits: Tensor | PairBand
     low: float
     width: float
 
@@ -292,8 +305,8 @@ class _Tables:
         layers: The hits as a sum, to bound gains; None where no result may be waited for.
     """
 
-    response: Tensor
-    hits: Tensor
+    response: Tensor | PairBand
+    hits: Tensor | PairBand
     layers: tuple[_Layer, ...] | None
 
 
@@ -317,6 +330,29 @@ def _tables(
     values = target(distinct).to(dtype)
     check_shape(who, "target(iou)", values, f"{len(distinct)}")
     return _kept_tables(cells, dtype, thresholds, values.numpy().tobytes())
+
+
+def _banded_tables(
+    blocks: CandidateBlocks,
+    target: Callable[[Tensor], Tensor],
+    thresholds: tuple[float, ...],
+    dtype: torch.dtype,
+) -> _Tables:
+    hits = blocks.table(lambda iou: soft_hits(iou, thresholds), dtype)
+    if blocks.places.device.type != "cpu":
+        return _Tables(blocks.table(target, dtype), hits, None)
+
+    def layer(low: float, width: float) -> _Layer:
+        return _Layer(
+            blocks.table(lambda iou: _layer_of(soft_hits(iou, thresholds), low, width), dtype),
+            low,
+            width,
+        )
+
+    # From what all moments are covered by after the first pick: else the many that are far from it
+    # would all be bounded by a little too much.
+    layers = [layer(low + float(hits.far), width) for low, width in _layer_ends(thresholds)]
+    return _Tables(blocks.table(target, dtype), hits, tuple(layers))
 
 
 def _pair_ious(candidates: Tensor, dtype: torch.dtype) -> Tensor:
@@ -344,20 +380,28 @@ def _kept_tables(
 
 def _host_tables(iou: Tensor, response: Tensor, thresholds: tuple[float, ...]) -> _Tables:
     hits = soft_hits(iou, thresholds)
+    layers = [
+        _Layer(_sparse(_layer_of(hits, low, width)), low, width)
+        for low, width in _layer_ends(thresholds)
+    ]
+    return _Tables(_sparse(response), hits, tuple(layers))
+
+
+def _layer_ends(thresholds: tuple[float, ...]) -> list[tuple[float, float]]:
+    """Lower end and width of each layer."""
     # Hits rise in as many steps as there are thresholds: layers end on the flats and between.
     width = 1 / (2 * len(thresholds))
-    lows = [width * index for index in range(2 * len(thresholds))]
-    layers = [_Layer(_sparse(((hits - low) / width).clamp(0, 1)), low, width) for low in lows]
-    return _Tables(_sparse(response), hits, tuple(layers))
+    return [(width * index, width) for index in range(2 * len(thresholds))]
+
+
+def _layer_of(hits: Tensor, low: float, width: float) -> Tensor:
+    return ((hits - low) / width).clamp(0, 1)
 
 
 def _sparse(matrix: Tensor) -> Tensor:
     """Make a matrix sparse, if it has zeros enough for its products to be faster."""
-    if int(matrix.count_nonzero()) > _SPARSE * matrix.numel():
-        return matrix
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return matrix.to_sparse_csr()
+    few = int(matrix.count_nonzero()) <= _SPARSE * matrix.numel()
+    return as_sparse(matrix) if few else matrix
 
 
 # Greedy coverage
@@ -366,7 +410,7 @@ def _sparse(matrix: Tensor) -> Tensor:
 def _cover(likelihood: Tensor, tables: _Tables, valid: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
     """Pick candidates greedily by expected hits; -1 where none is left. (B, top_n) each."""
     # Gains only fall from pick to pick: an old one bounds the new one.
-    bounds = (likelihood @ tables.hits).masked_fill(~valid, -torch.inf)
+    bounds = (tables.hits @ likelihood.T).T.masked_fill(~valid, -torch.inf)
     covered = torch.zeros_like(likelihood)  # how well each moment is hit by the picks so far
     picks, gains = [], []
     for place in range(top_n):
@@ -375,9 +419,13 @@ def _cover(likelihood: Tensor, tables: _Tables, valid: Tensor, top_n: int) -> tu
         best, index = bounds.max(dim=1)
         picks.append(index.where(best > -torch.inf, -1))
         gains.append(best)
-        covered = covered.maximum(tables.hits[index])
+        covered = covered.maximum(_rows(tables.hits, index))
         bounds = bounds.scatter(1, index[:, None], -torch.inf)
     return torch.stack(picks, dim=1), torch.stack(gains, dim=1)
+
+
+def _rows(hits: Tensor | PairBand, index: Tensor) -> Tensor:
+    return hits.rows(index) if isinstance(hits, PairBand) else hits[index]
 
 
 def _renew(bounds: Tensor, likelihood: Tensor, covered: Tensor, tables: _Tables) -> Tensor:
@@ -389,8 +437,10 @@ def _renew(bounds: Tensor, likelihood: Tensor, covered: Tensor, tables: _Tables)
     return bounds
 
 
-def _all_gains(likelihood: Tensor, covered: Tensor, hits: Tensor) -> Tensor:
+def _all_gains(likelihood: Tensor, covered: Tensor, hits: Tensor | PairBand) -> Tensor:
     """Compute what each candidate would add to the picks so far."""
+    if isinstance(hits, PairBand):
+        return hits.all_gains(likelihood, covered)
     count = len(hits)
     columns = max(1, min(count, _LARGEST_TABLE // count))
     rows = max(1, _LARGEST_TABLE // (count * columns))
@@ -419,22 +469,27 @@ def _bound_gains(likelihood: Tensor, covered: Tensor, layers: tuple[_Layer, ...]
     bounds = torch.zeros_like(chances)
     for layer in layers:
         uncovered = (layer.low + layer.width - known).clamp_(0, layer.width)
-        bounds.addmm_(layer.hits, uncovered.mul_(chances))
+        bounds += layer.hits @ uncovered.mul_(chances)
     return bounds.T
 
 
-def _settle_highest(bounds: Tensor, likelihood: Tensor, covered: Tensor, hits: Tensor) -> None:
+def _settle_highest(
+    bounds: Tensor, likelihood: Tensor, covered: Tensor, hits: Tensor | PairBand
+) -> None:
     """Replace the highest bounds of each row by the gains, until a gain is the highest."""
     fresh = torch.zeros_like(bounds, dtype=torch.bool)
     rows = torch.arange(len(bounds))
     while True:
-        best, some = bounds[rows].topk(min(_REFRESHED, len(hits)), dim=1)
+        best, some = bounds[rows].topk(min(_REFRESHED, bounds.shape[1]), dim=1)
         open_ = ~fresh[rows, some[:, 0]] & (best[:, 0] > -torch.inf)
         rows, best, some = rows[open_], best[open_], some[open_]
         if not len(rows):
             return
-        added = (hits[some] - covered[rows, None]).clamp_(min=0)
-        renewed = torch.einsum("bm,bcm->bc", likelihood[rows], added)
+        if isinstance(hits, PairBand):
+            renewed = hits.gains(likelihood, covered, rows, some)
+        else:
+            added = (hits[some] - covered[rows, None]).clamp_(min=0)
+            renewed = torch.einsum("bm,bcm->bc", likelihood[rows], added)
         # What is left out stays left out, and what was fresh already keeps its gain.
         bounds[rows[:, None], some] = renewed.minimum(best)
         fresh[rows[:, None], some] = True

@@ -47,4 +47,3 @@ def join(pieces: Tensor, batch: int, rows: int, reach: int) -> Tensor:
     own = pieces[:, :, reach : reach + PIECE]
     joined = rearrange(own, "(p b) d n a -> a (p n) b d", p=count(rows), b=batch)
     return rearrange(joined[:, :rows], "a n b d -> b d n a")
-
