@@ -79,4 +79,16 @@ class LiveTensors(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [one.untyped_storage() for one in tree_leaves(tree) if isinstance(one, Tensor)]
+    return [
+        part.untyped_storage()
+        for one in tree_leaves(tree)
+        if isinstance(one, Tensor)
+        for part in _strided(one)
+    ]
+
+
+def _strided(tensor: Tensor) -> list[Tensor]:
+    """Give the tensors that a tensor consists of."""
+    if tensor.layout == torch.sparse_csr:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    return [tensor]
