@@ -12,6 +12,7 @@ from tmapdiff._limits import limit_hint, max_item_bytes
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps.overlap import temporal_iou
 
+_MOST_SCALES = 32  # a clip of the last is 2**31 of the first
 _BYTES_A_CELL = 16  # of the largest table: two numbers of eight bytes
 
 
@@ -50,10 +51,10 @@ class MapGrid:
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_anchors", "num_scales"):
             check_int("MapGrid", name, getattr(self, name), at_least=1)
-        if self.num_scales > self.num_clips.bit_length():
+        # Before a power of it is computed: a number from a file may be any.
+        if self.num_scales > _MOST_SCALES:
             raise ConfigError(
-                f"MapGrid: expected num_scales <= {self.num_clips.bit_length()}, as the coarsest "
-                f"scale has at least one of {self.num_clips} clips, got {self.num_scales}."
+                f"MapGrid: expected num_scales <= {_MOST_SCALES}, got {self.num_scales}."
             )
         stride = self.stride(self.num_scales - 1)
         if self.num_clips % stride:
