@@ -12,7 +12,7 @@ sizes only. Table "target" asks what diffusion is worth, beside the
 baseline and the same network as a regressor, each read in the same ways; "steps" asks what further
 passes of the decoder are worth, and shows two controls. All rows share features, grid, encoder,
 epochs, optimizer and seeds. Every run leaves a JSON file; runs that have one are not repeated, and
-one that was stopped goes on from its last epoch. Without features, Charades' are simulated from its
+one that was stopped, however hard, goes on from its last checkpoint: one a minute, and an epoch. Without features, Charades' are simulated from its
 action annotations, and DiDeMo's videos are made up.
 """
 
@@ -25,10 +25,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -216,6 +218,10 @@ class Terms:
         """Where a run's JSON file is."""
         return self.results / f"{row.name}-seed{seed}.json"
 
+    def unfinished(self, row: Row, seed: int) -> Path:
+        """Where a run is until it has a JSON file."""
+        return self.scratch / self.results.name / f"{row.name}-seed{seed}"
+
 
 @lru_cache(maxsize=1)
 def load_data(terms: Terms) -> tuple[MomentDataset, MomentDataset, AnnotationSet]:
@@ -298,8 +304,9 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
         "seconds": time.perf_counter() - began,
         **describe_run(str(Path(__file__).parent)),
     }
-    with written_beside(terms.result(row, seed)) as new:
+    with written_beside(terms.result(row, seed), durable=True) as new:
         new.write_text(to_json(result) + "\n")
+    shutil.rmtree(terms.unfinished(row, seed), ignore_errors=True)  # not before
     return result
 
 
@@ -316,10 +323,12 @@ def _train(
     train: MomentDataset,
     test: MomentDataset,
 ) -> dict[str, Any]:
-    changes = {"seed": seed, **({} if terms.epochs is None else {"epochs": terms.epochs})}
+    changes: dict[str, Any] = {"seed": seed, "checkpoint_minutes": 1.0, "keep_checkpoints": 2}
+    if terms.epochs is not None:
+        changes["epochs"] = terms.epochs
     config = replace(terms.size.training, **changes)
     model = build_model(row, terms.preset_of(row), train, seed)
-    folder = terms.scratch / terms.results.name / f"{row.name}-seed{seed}"
+    folder = terms.unfinished(row, seed)
     trainer = Trainer(model, train, config, folder, device=terms.device, show_progress=False)
     began, done = time.perf_counter(), trainer.resume().progress.epoch
     trainer.train()
@@ -331,7 +340,6 @@ def _train(
         "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
     }
     if row.budgets:
-        shutil.rmtree(folder, ignore_errors=True)
         return result | measure_budgets(averaged, test, seed)
     metrics: dict[str, dict[str, float]] = {}
     speed: dict[str, float] = {}
@@ -340,7 +348,6 @@ def _train(
         judge = evaluate_didemo if terms.didemo else evaluate
         found = judge(averaged, test, seed=seed, **sampling)
         metrics[str(steps)], speed[str(steps)] = found.metrics, found.queries_per_second
-    shutil.rmtree(folder, ignore_errors=True)
     return result | {"metrics": metrics, "queries_per_second": speed}
 
 
@@ -473,20 +480,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it does, be it killed: another may follow."""
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def run_all(wanted: list[tuple[Row, int]], terms: Terms, jobs: int) -> int:
     """Make the runs, several at a time; return how many failed."""
     if not wanted:
         return 0
     failed = 0
     # Processes of their own: no run changes the random numbers of another.
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         running = {pool.submit(run, row, seed, terms): (row, seed) for row, seed in wanted}
         for count, job in enumerate(as_completed(running), start=1):
             row, seed = running[job]
             print(f"[{count}/{len(running)}] {row.name} seed {seed}: ", end="")
             try:
                 result = job.result()
-            except TmapdiffError as error:
+            except (TmapdiffError, BrokenProcessPool) as error:
                 failed += 1
                 print(f"failed: {error}", flush=True)
                 continue

@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_model_or_of_other_features_is_refused(
 
 def test_a_new_run_does_not_go_on_from_an_old_one(dataset, tmp_path, monkeypatch):
     make_trainer(dataset, tmp_path).train()
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert make_trainer(dataset, tmp_path).resume().progress.epoch == 3
     second = make_trainer(dataset, tmp_path)
 
     def stop(_: object) -> None:
@@ -223,10 +223,12 @@ def test_resume_refuses_a_damaged_checkpoint(dataset, tmp_path, monkeypatch):
         make_trainer(dataset, tmp_path).resume()
 
 
-def test_only_the_newest_checkpoint_stays(dataset, tmp_path):
-    trainer = make_trainer(dataset, tmp_path)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_newest_checkpoints_stay(dataset, tmp_path, keep):
+    trainer = make_trainer(dataset, tmp_path, replace(CONFIG, keep_checkpoints=keep))
     trainer.train()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0003"]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["epoch-0002", "epoch-0003"][-keep:]
     assert json.loads((tmp_path / "training.json").read_text())["epochs"] == 3
 
 

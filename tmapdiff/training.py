@@ -3,9 +3,11 @@
 import json
 import math
 import os
-import shutil
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +17,35 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from tmapdiff._arrays import load_tensors
-from tmapdiff._checks import check_choice, check_int, check_range, require
-from tmapdiff._files import written_beside
+from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
+from tmapdiff._checks import check_choice, check_int, check_range, message, require
+from tmapdiff._files import naming_file, written_beside
+from tmapdiff._stopping import StopRequest, ignore_stop_signals
 from tmapdiff.data import MomentBatch, collate_moments
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
+from tmapdiff.data._shuffling import EpochOrder, SeededSamples
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
 # What may change between the parts of a run without changing its result.
-_FREE_FIELDS = ("num_workers", "heat_map_every", "activation_checkpointing")
+_FREE_FIELDS = (
+    "num_workers",
+    "heat_map_every",
+    "activation_checkpointing",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "best_metric",
+)
 _SECONDS_BETWEEN_LOSSES = 1.0  # on the progress bar
 _PROGRESS_INDEX = 1  # second of what is registered for checkpointing
+# Several processes agree on what only one of them knows so often: each time they wait for another.
+_STEPS_BETWEEN_AGREEMENTS = 16
+# The gradient scaler starts at 2**16 and halves it at each step that it skips: a gradient that is
+# not finite at 2**-8 has not overflowed.
+_MOST_SKIPPED_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,13 @@ class TrainingConfig:
             the gradient: less memory, more time, the same results to the bit.
         compile: Let torch.compile speed up what holds most of the work (`compile_parts`); results
             are rounded differently.
+        deterministic: Train with `torch.use_deterministic_algorithms`, and choose no kernel by the
+            clock: two runs are equal to the bit, on a GPU too, and slower.
+        checkpoint_steps: Steps between checkpoints within an epoch. None, if None.
+        checkpoint_minutes: Minutes between checkpoints within an epoch. None, if None.
+        keep_checkpoints: Checkpoints that are kept: so many of the newest, and of those at ends of
+            epochs the best by validation.
+        best_metric: Metric of the validation that decides which is best: `mIoU`, `Rank1@0.5`, ...
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -69,6 +94,11 @@ class TrainingConfig:
     heat_map_every: int = 2
     activation_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float | None = None
+    keep_checkpoints: int = 2
+    best_metric: str = "mIoU"
 
     def __post_init__(self) -> None:
         who = "TrainingConfig"
@@ -83,6 +113,11 @@ class TrainingConfig:
         check_range(who, "seed", check_int(who, "seed", self.seed, at_least=0), 0, MAX_SEED)
         check_int(who, "num_workers", self.num_workers, at_least=0)
         check_int(who, "heat_map_every", self.heat_map_every, at_least=1)
+        if self.checkpoint_steps is not None:
+            check_int(who, "checkpoint_steps", self.checkpoint_steps, at_least=1)
+        if self.checkpoint_minutes is not None:
+            check_range(who, "checkpoint_minutes", self.checkpoint_minutes, 0, open_low=True)
+        check_int(who, "keep_checkpoints", self.keep_checkpoints, at_least=1)
 
 
 @dataclass
@@ -93,15 +128,22 @@ class Progress:
         epoch: Epochs finished.
         step: Optimizer steps taken.
         config: What decides the run's result, to refuse a checkpoint of another run.
+        batch: Batches done of the epoch that is under way.
+        losses: Of these batches; of the last epoch's, if none is done.
+        skipped: Steps without finite gradients, in a row, that half precision skipped.
     """
 
     epoch: int
     step: int
     config: dict[str, Any]
+    batch: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    skipped: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """State for accelerate's checkpoints."""
-        return asdict(self)
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
+        return {**vars(self), "losses": losses}
 
     def check(self, state: dict[str, Any]) -> None:
         """Raise CheckpointError if a state was saved by a run with another configuration."""
@@ -120,14 +162,20 @@ class Progress:
             CheckpointError: If it was saved by a run with another configuration.
         """
         self.check(state)
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self.batch = state["epoch"], state["step"], state["batch"]
+        self.losses, self.skipped = list(state["losses"].unbind()), state["skipped"]
+
+    def mean_loss(self) -> float:
+        """Mean loss of the last epoch."""
+        return float(torch.stack([loss.cpu() for loss in self.losses]).mean())
 
 
 class Trainer:
     """Trains a `MomentLocalizer`, or any other `MapLocalizer`.
 
-    Keeps in `output_dir`: `checkpoints/`, with the state after the last epoch, from which a run
-    continues as if it had not stopped; `tensorboard/`; and `training.json`, the configuration.
+    Keeps in `output_dir`: `checkpoints/`, with all that a run needs to continue as if it had not
+    stopped, to the bit, whenever and however it did; `history.json`, with the loss and the metrics
+    of each epoch; `tensorboard/`; and `training.json`, the configuration.
 
     Args:
         model: The localizer, with its initial weights.
@@ -144,6 +192,11 @@ class Trainer:
         ArgumentError: If the data set has fewer than two queries, or `validate_every` is below 1.
         ConfigError: If another training of this process has another `mixed_precision`.
         FileError: If `output_dir` cannot be written.
+
+    Attributes:
+        progress: Where the run is.
+        history: For each epoch `epoch`, `step`, `loss`, `learning_rate` and, if it was validated,
+            the metrics.
 
     Example:
         >>> trainer = Trainer(model, dataset, TrainingConfig(epochs=2), "runs/first")
@@ -164,6 +217,7 @@ class Trainer:
         show_progress: bool = True,
     ) -> None:
         accelerate: Any = require("accelerate", extra="train", purpose="Trainer")
+        filelock: Any = require("filelock", extra="train", purpose="Trainer")
         utils: Any = require("accelerate.utils", extra="train", purpose="Trainer")
         require("tensorboard", extra="train", purpose="Trainer")
         queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
@@ -176,6 +230,10 @@ class Trainer:
         self.validation = validation
         self.validate_every = validate_every
         self.show_progress = show_progress
+        self.history: list[dict[str, float]] = []
+        self._folder = CheckpointFolder(self.output_dir / "checkpoints")
+        self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=0)
+        self._unchecked: _GradientNorm | None = None
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
         _check_writable(self.output_dir)
@@ -191,10 +249,10 @@ class Trainer:
             mixed_precision=config.mixed_precision,
             log_with="tensorboard",
             project_dir=str(self.output_dir),
-            dataloader_config=utils.DataLoaderConfiguration(
-                use_seedable_sampler=True, data_seed=config.seed
-            ),
         )
+        if config.deterministic:
+            # Read when cuBLAS starts, and without it torch would refuse its products.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         utils.set_seed(config.seed, device_specific=True)
         self.on_gpu = self.accelerator.device.type == "cuda"
         optimizer = torch.optim.AdamW(
@@ -202,18 +260,20 @@ class Trainer:
             lr=config.learning_rate,
             fused=self.on_gpu or self.accelerator.device.type == "cpu",
         )
+        self._order = EpochOrder(queries, config.seed)
         loader = DataLoader(
-            dataset,
+            SeededSamples(dataset),
             batch_size=config.batch_size,
-            shuffle=True,
+            sampler=self._order,
             collate_fn=collate_moments,
             num_workers=config.num_workers,
             # Of its own: the loader would draw from torch's once an epoch, or with workers once a
-            # process, and the noise after it would depend on that. The order is data_seed's.
+            # process, and the noise after it would depend on that.
             generator=torch.Generator(),
             # Batch normalisation cannot train on one query.
             drop_last=queries % config.batch_size == 1,
             persistent_workers=config.num_workers > 0,
+            worker_init_fn=ignore_stop_signals,
             pin_memory=self.on_gpu,
         )
         if config.activation_checkpointing:
@@ -265,86 +325,274 @@ class Trainer:
     @property
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints of the run, oldest first."""
-        return sorted((self.output_dir / "checkpoints").glob("epoch-*"))
+        return self._folder.list()
 
-    def resume(self) -> Self:
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint that was best in validation; None, if there is none that was validated."""
+        name = self.config.best_metric
+        validated = {
+            checkpoint_name(int(entry["epoch"])): entry[name]
+            for entry in self.history
+            if name in entry
+        }
+        there = [path for path in self.checkpoints if path.name in validated]
+        return max(there, key=lambda path: validated[path.name], default=None)
+
+    def resume(self, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Continue from the last checkpoint in `output_dir`; from the start, if there is none.
 
+        A checkpoint that is not as it was written is left out with a warning, which names it, and
+        the one before it is taken.
+
+        Args:
+            checkpoint: Continue from this one of `checkpoints`, such as the `best_checkpoint`. The
+                later ones are removed when training goes on.
+
         Raises:
-            CheckpointError: If the checkpoint is damaged or of another configuration.
+            CheckpointError: If the checkpoint is of another configuration, or none is whole.
+            FileError: If another process trains in `output_dir`.
         """
-        if not self.checkpoints:
+        with self._alone():
+            wanted = self.checkpoints if checkpoint is None else [Path(checkpoint)]
+            damage: CheckpointError | None = None
+            for path in reversed(wanted):
+                try:
+                    self._folder.check(path)
+                except CheckpointError as error:
+                    damage = damage or error
+                    if path != wanted[0]:
+                        text = f"Trainer: a checkpoint is damaged, the one before is taken. {error}"
+                        warnings.warn(text, stacklevel=2)
+                    continue
+                self._load(path)
+                return self
+            if damage is not None:
+                raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
             return self
-        newest = self.checkpoints[-1]
+
+    def _load(self, checkpoint: Path) -> None:
         try:
             # First: weights of another model would end in a less helpful error.
-            progress = newest / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl"
+            progress = checkpoint / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl"
             self.progress.check(load_tensors(progress))
-            self.accelerator.load_state(str(newest))
+            self.accelerator.load_state(str(checkpoint))
         except CheckpointError:
             raise
         except Exception as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"Trainer: cannot resume from {newest}: {first_line}") from error
-        return self
+            text = f"Trainer: cannot resume from {checkpoint}: {first_line}"
+            raise CheckpointError(text) from error
+        self.history = [
+            entry
+            for entry in _read_history(self._history_file)
+            if entry["epoch"] <= self.progress.epoch
+        ]
 
     def save_checkpoint(self) -> None:
-        """Write the state of the run, then remove the states before it.
+        """Write the state of the run, then remove those that need not be kept.
 
         Raises:
-            FileError: If the place cannot be written.
+            FileError: If the place cannot be written; the checkpoints before are as they were.
+            ArgumentError: If the last gradient was not finite: the checkpoints before are better.
         """
-        older = self.checkpoints
-        place = self.output_dir / "checkpoints" / f"epoch-{self.progress.epoch:04d}"
-        with written_beside(place) as new:
-            self.accelerator.save_state(str(new))
-        for path in older:
-            if path != place:
-                shutil.rmtree(path, ignore_errors=True)
+        self._check_gradient()
+        progress = self.progress
+        name = checkpoint_name(progress.epoch, progress.step if progress.batch else None)
+        if self.accelerator.is_main_process:
+            with self._folder.write(name) as new:
+                self._save_state(new)
+            newest = self.checkpoints[-self.config.keep_checkpoints :]
+            best = [] if self.best_checkpoint is None else [self.best_checkpoint]
+            self._folder.keep({*newest, *best})
+        else:
+            self._save_state(None)
+        self.accelerator.wait_for_everyone()
+        self._saved_at = time.monotonic()
+
+    def _save_state(self, folder: Path | None) -> None:
+        """Write this process's part; the main process tells the others where."""
+        place = [None if folder is None else str(folder)]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(place)
+        self.accelerator.save_state(place[0])
+        self.accelerator.wait_for_everyone()
 
     def train(self) -> None:
         """Train until the configured number of epochs is done.
 
-        Raises:
-            FileError: If a checkpoint cannot be written.
-            ArgumentError: If the loss is not finite; the message names the queries.
-        """
-        with written_beside(self.output_dir / "training.json") as new:
-            new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        if self.progress.epoch == 0:
-            # Stopped in its first epoch, this run would be resumed as the one before it.
-            shutil.rmtree(self.output_dir / "checkpoints", ignore_errors=True)
-        self.accelerator.init_trackers("tensorboard")
-        with _ProgressBar(self) as bar:
-            while self.progress.epoch < self.config.epochs:
-                self._train_epoch(bar)
-                self.progress.epoch += 1
-                self.save_checkpoint()
-                self._validate(bar)
-        self.accelerator.end_training()
+        On SIGTERM or SIGINT (Ctrl-C), it finishes the step, writes a checkpoint and exits; a second
+        signal ends it at once. A run that is not resumed removes the checkpoints of another.
 
-    def _train_epoch(self, bar: "_ProgressBar") -> None:
-        self.model.train()
-        self.loader.set_epoch(self.progress.epoch)
-        bar.begin_epoch()
-        for batch in self.loader:
-            self.schedule.step_update(self.progress.step)
-            loss = self._step(batch)
-            self.progress.step += 1
-            self.ema.update(self.raw_model, step=self.progress.step)
-            bar.advance(loss, batch)
-        mean_loss = bar.end_epoch()
-        self.accelerator.log(
-            {"loss": mean_loss, "learning_rate": self.optimizer.param_groups[0]["lr"]},
-            step=self.progress.step,
+        Raises:
+            FileError: If a file cannot be written, or another process trains in `output_dir`.
+            ArgumentError: If the loss or a gradient is not finite; the message names the queries
+                and videos of the batch, and the checkpoints before stay.
+            ConfigError: If the validation gives no `best_metric`.
+            SystemExit: If asked to stop, with 128 and the number of the signal: 143 of SIGTERM, 130
+                of SIGINT.
+        """
+        with self._alone(), StopRequest() as stop, self._arithmetic():
+            if self.accelerator.is_main_process:
+                with written_beside(self.output_dir / "training.json") as new:
+                    new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+                self._begin_where_resumed()
+            self.accelerator.init_trackers(
+                "tensorboard",
+                # What was logged of steps that were lost is not to be drawn twice.
+                init_kwargs={"tensorboard": {"purge_step": self.progress.step + 1}},
+            )
+            self._saved_at = time.monotonic()
+            with _ProgressBar(self) as bar:
+                self._close_epoch(bar)
+                while self.progress.epoch < self.config.epochs:
+                    self._train_epoch(bar, stop)
+                    self.save_checkpoint()
+                    self._close_epoch(bar)
+                    self._stop_if_asked(stop, is_saved=True)
+            with naming_file(self.output_dir / "tensorboard"):
+                self.accelerator.end_training()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runs out of the output folder."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        import filelock
+
+        try:
+            with naming_file(self._lock.lock_file):
+                self._lock.acquire()
+        except filelock.Timeout:
+            expected = f"to be the only process that trains in {self.output_dir}"
+            raise FileError(message("Trainer", expected, "another one")) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Let torch compute as the configuration says."""
+        if not self.config.deterministic:
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            cudnn.benchmark,
         )
+        torch.use_deterministic_algorithms(True)
+        cudnn.benchmark = False  # would choose algorithms by the clock
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            cudnn.benchmark = before[2]
+
+    def _begin_where_resumed(self) -> None:
+        """Remove what another run, or a later part of this one, left: it would be resumed."""
+        progress = self.progress
+        self._folder.clear_up()
+        later = {
+            path
+            for path in self.checkpoints
+            if progress.step == 0 or is_after(path, progress.epoch, _step_within(progress))
+        }
+        self._folder.keep(set(self.checkpoints) - later)
+        self._write_history()
+
+    def _train_epoch(self, bar: "_ProgressBar", stop: StopRequest) -> None:
+        progress, loader = self.progress, self.loader
+        self.model.train()
+        self._order.set_epoch(progress.epoch)
+        loader.set_epoch(progress.epoch)
+        if progress.batch == 0:
+            progress.losses = []
+        else:
+            from accelerate import skip_first_batches
+
+            loader = skip_first_batches(loader, progress.batch)
+        bar.begin_epoch()
+        for batch in loader:
+            self.schedule.step_update(progress.step)
+            progress.losses.append(self._step(batch))
+            progress.step += 1
+            progress.batch += 1
+            self.ema.update(self.raw_model, step=progress.step)
+            bar.advance(progress.losses[-1], batch)
+            if progress.batch < len(self.loader):
+                self._stop_if_asked(stop)
+                if self._is_checkpoint_due():
+                    self.save_checkpoint()
+        progress.epoch += 1
+        progress.batch = 0
+
+    def _close_epoch(self, bar: "_ProgressBar") -> None:
+        """Log, validate and write down the epoch that is done, unless that was done before."""
+        progress = self.progress
+        is_known = any(entry["epoch"] == progress.epoch for entry in self.history)
+        if progress.batch or not progress.epoch or is_known:
+            return
+        loss, learning_rate = progress.mean_loss(), self.optimizer.param_groups[0]["lr"]
+        entry: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
+        entry |= {"loss": loss, "learning_rate": learning_rate}
+        self._log({"loss": loss, "learning_rate": learning_rate})
+        bar.end_epoch(loss)
+        entry |= self._validate(bar)
+        self.history.append(entry)
+        self._write_history()
+
+    def _log(self, values: dict[str, float]) -> None:
+        with naming_file(self.output_dir / "tensorboard"):
+            self.accelerator.log(values, step=self.progress.step)
+
+    @property
+    def _history_file(self) -> Path:
+        return self.output_dir / "history.json"
+
+    def _write_history(self) -> None:
+        if self.accelerator.is_main_process:
+            with written_beside(self._history_file, durable=True) as new:
+                new.write_text(json.dumps(self.history, indent=1) + "\n")
+
+    def _stop_if_asked(self, stop: StopRequest, is_saved: bool = False) -> None:
+        if not self._any_process(stop.signal is not None):
+            return
+        if not is_saved:
+            self.save_checkpoint()
+        raise SystemExit(stop.exit_code)
+
+    def _is_checkpoint_due(self) -> bool:
+        steps, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
+        if steps is not None and self.progress.step % steps == 0:
+            return True
+        if minutes is None:
+            return False
+        return self._any_process(time.monotonic() - self._saved_at >= 60 * minutes)
+
+    def _any_process(self, wish: bool) -> bool:
+        """Tell whether any process has a wish; several processes find out now and then."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        if self.progress.batch % _STEPS_BETWEEN_AGREEMENTS:
+            return False
+        if wish:
+            self.accelerator.set_trigger()
+        agreed: bool = self.accelerator.check_trigger()
+        return agreed
 
     def _step(self, batch: MomentBatch) -> Tensor:
         """Take one step of the optimizer.
 
         On a GPU the host is ahead of it, but for one wait: before the weights change, it waits
-        until the forward pass is done, to see its loss. The backward pass is under way by then. (In
-        half precision, accelerate's gradient scaler waits for the gradients, too.)
+        until the forward pass is done, to see its loss. The backward pass is under way by then. So
+        the gradient's norm is looked at a step later; till then, the optimizer itself leaves the
+        weights alone if it is not finite.
         """
         self.raw_model.check_values(
             batch.features,
@@ -367,29 +615,102 @@ class Trainer:
             )
         on_host = _HostCopy(loss)
         self.accelerator.backward(loss)
-        if not math.isfinite(value := on_host.read()):
-            shown = ", ".join(str(qid) for qid in batch.qids[:8])
+        value = on_host.read()
+        self._check_gradient()
+        if not math.isfinite(value):
             raise ArgumentError(
                 f"Trainer: expected a finite loss, got {value} at step {self.progress.step}, "
-                f"queries {shown}. Lower the learning rate, or check the features of these queries."
+                f"{_named(batch)}. Lower the learning rate, or check the features of these videos."
             )
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self._unchecked = _GradientNorm(_HostCopy(norm), self.progress.step, batch)
+        with _skipping_unless_finite(self.optimizer, norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _validate(self, bar: "_ProgressBar") -> None:
-        if self.validation is None or not self.accelerator.is_main_process:
+    def _check_gradient(self) -> None:
+        """Look at the norm of the last step's gradient, which has been computed meanwhile."""
+        last, self._unchecked = self._unchecked, None
+        if last is None:
             return
-        epoch = self.progress.epoch
+        if math.isfinite(norm := last.norm.read()):
+            self.progress.skipped = 0
+            return
+        self.progress.skipped += 1
+        where = f"at step {last.step}, {_named(last.batch)}"
+        if self.accelerator.scaler is None:
+            raise ArgumentError(
+                f"Trainer: expected a finite gradient, got one of norm {norm} {where}. "
+                "Lower the learning rate, or check the features of these videos."
+            )
+        if self.progress.skipped > _MOST_SKIPPED_STEPS:
+            raise ArgumentError(
+                f"Trainer: expected a finite gradient, got none in {self.progress.skipped} steps, "
+                f"last {where}. Use mixed_precision bf16 or no, or lower the learning rate."
+            )
+
+    def _validate(self, bar: "_ProgressBar") -> dict[str, float]:
+        """Evaluate and draw the validation set, if that is due; return the metrics."""
+        if self.validation is None or not self.accelerator.is_main_process:
+            return {}
+        epoch, metrics = self.progress.epoch, {}
         if self.validate_every and epoch % self.validate_every == 0:
             result = evaluate(self.ema_model, self.validation, seed=self.config.seed)
-            self.accelerator.log(result.metrics, step=self.progress.step)
+            metrics = result.metrics
+            check_choice("Trainer", "best_metric", self.config.best_metric, metrics)
+            self._log(metrics)
             bar.report(result)
         if epoch % self.config.heat_map_every == 0 or epoch == self.config.epochs:
             figure = draw_queries(self.ema_model, self.validation, [0], seed=self.config.seed)
             tracker = self.accelerator.get_tracker("tensorboard")
-            tracker.writer.add_figure("validation query", figure, self.progress.step)
+            with naming_file(self.output_dir / "tensorboard"):
+                tracker.writer.add_figure("validation query", figure, self.progress.step)
+        return metrics
+
+
+@dataclass(frozen=True)
+class _GradientNorm:
+    """The norm of a step's gradient, to be looked at later, and what it came of."""
+
+    norm: "_HostCopy"
+    step: int
+    batch: MomentBatch
+
+
+@contextmanager
+def _skipping_unless_finite(optimizer: Any, norm: Tensor) -> Iterator[None]:
+    """Let a step of the optimizer do nothing if a norm is not finite, without waiting for it.
+
+    Fused optimizers can do that for gradient scalers, which use it themselves if there is one.
+    """
+    plain = optimizer.optimizer
+    if optimizer.scaler is not None or not plain.defaults.get("fused"):
+        yield
+        return
+    plain.found_inf = (~norm.isfinite()).float()
+    try:
+        yield
+    finally:
+        del plain.found_inf
+
+
+def _named(batch: MomentBatch) -> str:
+    """Name the queries and videos of a batch."""
+    pairs = zip(batch.qids, batch.video_ids, strict=True)
+    return "queries " + ", ".join(f"{qid} (video {video_id})" for qid, video_id in pairs)
+
+
+def _step_within(progress: Progress) -> int:
+    return progress.step if progress.batch else 0
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    try:
+        entries = json.loads(path.read_text())
+        return [entry for entry in entries if {"epoch", "step", "loss"} <= entry.keys()]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []  # made anew where the checkpoint tells
 
 
 def _refuse_code(models: list[Any], folder: str) -> None:
@@ -460,6 +781,7 @@ class _ProgressBar:
         # Without a terminal, rich would print the bar's last state into the log.
         self.bar.disable = not (self.shown and self.bar.console.is_terminal)
         total = trainer.config.epochs * len(trainer.loader)
+        self.begin_epoch()
         self.task = self.bar.add_task(
             "training", total=total, completed=trainer.progress.step, loss=math.nan, speed=0
         )
@@ -473,12 +795,10 @@ class _ProgressBar:
 
     def begin_epoch(self) -> None:
         self.began = time.perf_counter()
-        self.losses: list[Tensor] = []
         self.pairs = 0
         self.shown_at = -math.inf
 
     def advance(self, loss: Tensor, batch: MomentBatch) -> None:
-        self.losses.append(loss)
         self.pairs += len(batch) * self.trainer.accelerator.num_processes
         if not self.bar.disable:
             speed = self.pairs / (time.perf_counter() - self.began)
@@ -488,15 +808,13 @@ class _ProgressBar:
                 self.bar.update(self.task, loss=float(loss))
                 self.shown_at = time.monotonic()
 
-    def end_epoch(self) -> float:
+    def end_epoch(self, mean_loss: float) -> None:
         seconds = time.perf_counter() - self.began
-        mean_loss = float(torch.stack(self.losses).mean())
-        epoch, epochs = self.trainer.progress.epoch + 1, self.trainer.config.epochs
+        epoch, epochs = self.trainer.progress.epoch, self.trainer.config.epochs
         self._print(
             f"epoch {epoch}/{epochs}  loss {mean_loss:.4f}  "
             f"{self.pairs / seconds:.0f} pairs/s  {seconds:.1f} s"
         )
-        return mean_loss
 
     def report(self, result: Evaluation) -> None:
         self._print("  ".join(f"{name} {value:.1f}" for name, value in result.metrics.items()))

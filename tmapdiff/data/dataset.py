@@ -125,8 +125,8 @@ class MomentDataset(Dataset[MomentSample]):
     seen through a window of N clips, drawn anew at each access from torch's random numbers, with
     the moment inside; or as a whole, with `whole_videos`, as for tests. Of a moment longer than the
     window, as much is inside as can be; other moments of the query stay, cut to the window, when
-    more than half of them is inside. (In worker processes the random numbers are the workers': a
-    training that is resumed sees other windows then.)
+    more than half of them is inside. (`Trainer` seeds the random numbers of each sample: windows
+    depend on its seed and the epoch, not on workers.)
 
     Args:
         annotations: The queries.
@@ -208,8 +208,9 @@ class MomentDataset(Dataset[MomentSample]):
         """Return a query with its video.
 
         Raises:
-            FeatureError: If the video's features cannot be used; also MissingFeatureError or
-                FileError, whatever the store raises. The message names the video and the query.
+            FeatureError: If the video's features cannot be used, or are not finite; also
+                MissingFeatureError or FileError, whatever the store raises. The message names the
+                video and the query.
         """
         item = self.annotations[index]
         try:
@@ -251,6 +252,9 @@ class MomentDataset(Dataset[MomentSample]):
             clip_seconds=self.clip_seconds,
             features_per_clip=self.features_per_clip,
         )
+        if not clips.isfinite().all():
+            got = f"NaN or infinity in {int((~clips.isfinite()).any(dim=1).sum())} clips"
+            raise FeatureError(message(self.store.description, "finite features", got))
         if self.cache:
             self._pooled[key] = clips
         return clips

@@ -104,7 +104,8 @@ class ExtractionReport:
         kept: Ids of those that were in the store already.
         damaged: Those of `extracted` with something wrong: their features are of what could be
             decoded.
-        skipped: Videos without features, and why.
+        skipped: Videos without features, and why. (Features that are not finite are none: in half
+            precision a model can overflow.)
     """
 
     path: Path
@@ -215,6 +216,10 @@ def extract_features(
                     bar.frames(len(item))
                     continue
                 parts = features.pop(video_id, [])
+                if isinstance(item, _Ending) and not all(one.isfinite().all() for one in parts):
+                    item = (
+                        f"expected finite features of {encoder.description}, got NaN or infinity."
+                    )
                 if isinstance(item, _Ending) and not (item.damage and skip_damaged):
                     array = torch.cat(parts).numpy()
                     attributes = {**item.attributes, "num_frames": len(array), **shared}

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from tmapdiff._checks import message, require
-from tmapdiff._files import written_beside
+from tmapdiff._files import sync, written_beside
 from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
 Attributes = Mapping[str, str | int | float]
@@ -23,8 +23,9 @@ class FeatureStoreWriter:
 
     HDF5 files do not survive that their writer is killed. So each video is first written to a file
     of its own in the folder `{path}.parts`; `finish` makes the HDF5 file of the old one and these,
-    under another name, and renames it. At any moment each file is whole or not there, and the next
-    writer goes on with what there is. This takes the disk space of the features twice.
+    under another name, and renames it; each is on the disk before what it replaces goes. At any
+    moment each file is whole or not there, and the next writer goes on with what there is. This
+    takes the disk space of the features twice.
 
     Used as a context manager, it keeps other writers out.
 
@@ -94,7 +95,7 @@ class FeatureStoreWriter:
         Raises:
             FileError: If they cannot be written.
         """
-        with written_beside(self.parts / f"{video_id}.npz") as new:
+        with written_beside(self.parts / f"{video_id}.npz", durable=True) as new:
             np.savez(new, features=features, attributes=np.array(json.dumps(dict(attributes))))
         self._written[video_id] = dict(attributes)
 
@@ -108,7 +109,7 @@ class FeatureStoreWriter:
         if not parts:
             return
         whole = self.parts / "whole.h5"
-        with written_beside(whole) as new:
+        with written_beside(whole, durable=True) as new:
             if self.path.exists():
                 shutil.copyfile(self.path, new)
             with self._h5py.File(new, "a") as file:
@@ -120,6 +121,7 @@ class FeatureStoreWriter:
                     file.create_dataset(part.stem, data=features).attrs.update(attributes)
         try:
             whole.replace(self.path)
+            sync(self.path.parent)
             for part in parts:
                 part.unlink()
         except OSError as error:

@@ -1,0 +1,123 @@
+"""A run's checkpoints on disk: whole or not there, checked when read, and not too many."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tmapdiff._checks import message
+from tmapdiff._files import written_beside
+from tmapdiff.errors import CheckpointError
+
+DIGESTS = "digests.json"
+_NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
+_BYTES_AT_ONCE = 2**22
+
+
+def checkpoint_name(epoch: int, step: int | None = None) -> str:
+    """Name a checkpoint by the epochs done; within an epoch, by the steps too."""
+    return f"epoch-{epoch:04d}" + ("" if step is None else f"-step-{step:08d}")
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: folders in a folder.
+
+    A checkpoint is written beside its place, with a digest of each of its files, and renamed once
+    the disk has it; it is renamed again before it is removed. So whatever has the name of a
+    checkpoint was whole once, and the digests tell whether it still is.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def list(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        found = [path for path in self.path.glob("epoch-*") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=_place_in_run)
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Path]:
+        """Give a folder to write a checkpoint into, and let it appear when the block succeeds.
+
+        Raises:
+            FileError: If it cannot be written; the other checkpoints are as before.
+        """
+        self.remove(self.path / name)  # files of two checkpoints must not mix
+        with written_beside(self.path / name, durable=True) as new:
+            yield new
+            files = sorted(file for file in new.rglob("*") if file.is_file())
+            digests = {file.relative_to(new).as_posix(): _digest(file) for file in files}
+            (new / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
+
+    def check(self, checkpoint: Path) -> None:
+        """Check that a checkpoint is as it was written.
+
+        Raises:
+            CheckpointError: If it is not.
+        """
+        try:
+            digests = json.loads((checkpoint / DIGESTS).read_text())
+            wrong = [
+                name for name, digest in digests.items() if _digest(checkpoint / name) != digest
+            ]
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                _damage(checkpoint, f"unreadable ones: {_reason(error)}")
+            ) from error
+        if wrong:
+            raise CheckpointError(_damage(checkpoint, f"another {', '.join(wrong)}"))
+
+    def keep(self, checkpoints: Collection[Path]) -> None:
+        """Remove all other checkpoints."""
+        for path in self.list():
+            if path not in checkpoints:
+                self.remove(path)
+
+    def remove(self, checkpoint: Path) -> None:
+        """Remove a checkpoint, if it is there."""
+        doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+        try:
+            checkpoint.rename(doomed)
+        except OSError:
+            return  # there is none, or it cannot be helped: it takes space, no more
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def clear_up(self) -> None:
+        """Remove what a process that was killed left behind: for the only one that writes here."""
+        for left in self.path.glob(".epoch-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def is_after(checkpoint: Path, epoch: int, step: int) -> bool:
+    """Tell whether a checkpoint is of a later moment than that after some epochs and steps."""
+    epochs, steps = _place_in_run(checkpoint)
+    return epochs > epoch or (epochs == epoch and steps > step)
+
+
+def _place_in_run(checkpoint: Path) -> tuple[int, int]:
+    named = _NAME.fullmatch(checkpoint.name)
+    return (int(named[1]), int(named[2] or 0)) if named else (0, 0)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while piece := content.read(_BYTES_AT_ONCE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _damage(checkpoint: Path, got: str) -> str:
+    return message(str(checkpoint), "the files that were written", got)
+
+
+def _reason(error: Exception) -> str:
+    named = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
+    return f"{Path(named).name}: {reason}" if named else f"{DIGESTS}: {reason}"

@@ -1,0 +1,57 @@
+"""Being asked to stop by a signal, and doing so at a good moment."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from typing_extensions import Self
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT (Ctrl-C) instead of letting them end the process at once.
+
+    Used as a context manager, it asks nothing more of a second signal: that has its usual effect.
+    Only a program's main thread can receive signals; elsewhere it does nothing.
+
+    Attributes:
+        signal: The signal that came; None so far.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell would report of a process that such a signal ended: 128 and its number."""
+        return 128 + (self.signal or 0)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {one: signal.signal(one, self._note) for one in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._put_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+        else:
+            self._put_back()
+            signal.raise_signal(number)
+
+    def _put_back(self) -> None:
+        for one, handler in self._before.items():
+            # None: set by code that is not Python's, which cannot be put back.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+
+def ignore_stop_signals(_worker: int = 0) -> None:
+    """Leave it to the process that reads from this one: a terminal signals all of them."""
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
