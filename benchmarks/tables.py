@@ -12,8 +12,9 @@ sizes only. Table "target" asks what diffusion is worth, beside the
 baseline and the same network as a regressor, each read in the same ways; "steps" asks what further
 passes of the decoder are worth, and shows two controls. All rows share features, grid, encoder,
 epochs, optimizer and seeds. Every run leaves a JSON file; runs that have one are not repeated, and
-one that was stopped, however hard, goes on from its last checkpoint: one a minute, and an epoch. Without features, Charades' are simulated from its
-action annotations, and DiDeMo's videos are made up.
+one that was stopped, however hard, goes on from its last checkpoint, of each epoch and minute.
+Without features, Charades' are simulated from its action annotations, and DiDeMo's videos are made
+up.
 """
 
 import argparse

@@ -1,3 +1,7 @@
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers.assertions import refuses
@@ -80,3 +84,29 @@ def test_block_that_writes_nothing_is_an_error(tmp_path):
     target = tmp_path / "file.txt"
     with refuses(FileError, f"cannot write {target}: No such file"), written_beside(target):
         torch.zeros(1)
+
+
+def test_durable_files_and_folders_are_the_same(tmp_path):
+    for name in ("file", "folder"):
+        with written_beside(tmp_path / name, durable=True) as new:
+            if name == "folder":
+                (new / "deep").mkdir(parents=True)
+                new = new / "deep" / "file"
+            new.write_text("content")
+    assert (tmp_path / "file").read_text() == "content"
+    assert (tmp_path / "folder" / "deep" / "file").read_text() == "content"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs strace's kernel")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_durable_files_are_on_the_disk_before_they_are_renamed(tmp_path):
+    code = (
+        "import sys; from tmapdiff._files import written_beside\n"
+        "with written_beside(sys.argv[1], durable=True) as new: new.write_text('content')"
+    )
+    log = tmp_path / "log"
+    traced = ["strace", "-f", "-o", log, "-e", "trace=fsync,rename", sys.executable, "-c", code]
+    subprocess.run([*traced, tmp_path / "file"], check=True)
+    calls = [line.split("(")[0].split()[-1] for line in log.read_text().splitlines() if "(" in line]
+    assert calls[-3:] == ["fsync", "rename", "fsync"]

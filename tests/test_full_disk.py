@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from helpers import crash_run
 
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
 from tmapdiff.data import SyntheticActivities
@@ -43,3 +44,65 @@ def test_checkpoint_leaves_nothing_half_written(small_disk):
     with pytest.raises(FileError, match=r"^cannot write .*epoch-0001: [^\n]*No space left"):
         trainer.train()
     assert not any((small_disk / "checkpoints").iterdir())
+
+
+def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, small_disk):
+    def trainer(folder):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return crash_run.make_trainer(folder, checkpoint_steps=2, keep_checkpoints=1, epochs=2)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    stuck = trainer(small_disk)
+    step = stuck._step
+
+    def fill_at_third_step(batch):
+        if stuck.progress.step == 3:
+            fill(small_disk / "of somebody else")
+        return step(batch)
+
+    stuck._step = fill_at_third_step
+    with pytest.raises(
+        FileError, match=r"^cannot write .*epoch-0000-step-00000004: [^\n]*No space"
+    ):
+        stuck.train()
+    assert [path.name for path in stuck.checkpoints] == ["epoch-0000-step-00000002"]
+    assert len(list((small_disk / "checkpoints").iterdir())) == 1
+    (small_disk / "of somebody else").unlink()
+    resumed = trainer(small_disk).resume()
+    assert resumed.progress.step == 2
+    resumed.train()
+    assert crash_run.outcome(resumed) == crash_run.outcome(whole)
+
+
+def fill(path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:  # noqa: PT012
+        while True:
+            file.write(bytes(4096))
+
+
+# TensorBoard's writer has a thread of its own.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_fills_after_a_checkpoint_loses_no_metrics(small_disk):
+    def trainer():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return crash_run.make_trainer(small_disk, epochs=1)
+
+    stuck = trainer()
+    close = stuck._close_epoch
+
+    def close_on_full_disk(bar):
+        if stuck.progress.epoch:
+            fill(small_disk / "of somebody else")
+        close(bar)
+
+    stuck._close_epoch = close_on_full_disk
+    text = r"^cannot write .*(tensorboard|history.json): [^\n]*No space left"
+    with pytest.raises(FileError, match=text):
+        stuck.train()
+    (small_disk / "of somebody else").unlink()
+    resumed = trainer().resume()
+    assert resumed.progress.epoch == 1
+    resumed.train()
+    assert [entry["epoch"] for entry in resumed.history] == [1]
+    assert "mIoU" in resumed.history[0]

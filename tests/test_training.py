@@ -1,6 +1,9 @@
 import copy
 import json
 import math
+import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +19,14 @@ from tmapdiff.errors import (
     ArgumentError,
     CheckpointError,
     ConfigError,
+    FeatureError,
     FileError,
     MissingDependencyError,
 )
+from tmapdiff.evaluation import Evaluation
+from tmapdiff.kernels._dispatch import choose_fastest
 from tmapdiff.models import MapLocalizer, MomentLocalizer
-from tmapdiff.training import TrainingConfig
+from tmapdiff.training import TrainingConfig, _HostCopy
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, seed=1, heat_map_every=10)
 
@@ -223,6 +229,169 @@ def test_resume_refuses_a_damaged_checkpoint(dataset, tmp_path, monkeypatch):
         make_trainer(dataset, tmp_path).resume()
 
 
+def give_scaler(trainer: Trainer) -> None:
+    """Give a gradient scaler, as accelerate does on GPUs."""
+    scaler = torch.amp.GradScaler("cpu")
+    trainer.accelerator.scaler = scaler
+    trainer.optimizer.__setstate__({"scaler": scaler})
+
+
+def stop_at_step(trainer: Trainer, step: int) -> None:
+    """Save after a step, and end there."""
+    is_due = trainer._is_checkpoint_due
+
+    def save_then_stop() -> bool:
+        if trainer.progress.step == step:
+            trainer.save_checkpoint()
+            raise Interrupted
+        return is_due()
+
+    trainer._is_checkpoint_due = save_then_stop
+    with pytest.raises(Interrupted):
+        trainer.train()
+
+
+class Scribbled:
+    """A data set whose samples draw random numbers, as windows do."""
+
+    def __init__(self, dataset: MomentDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        sample = self.dataset[index]
+        return replace(sample, features=sample.features + 0.1 * torch.randn(8, 16))
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_run_goes_on_within_an_epoch(dataset, tmp_path, precision):
+    config = replace(CONFIG, mixed_precision=precision)
+    validation = {"validation": dataset, "validate_every": 2}
+    whole = make_trainer(
+        Scribbled(dataset), tmp_path / "whole", config, make_model(dataset), **validation
+    )
+    if precision == "fp16":
+        give_scaler(whole)
+    whole.train()
+    steps = len(whole.loader)
+    assert steps >= 3
+    parts = tmp_path / "parts"
+    # The second part in the same epoch as the first, the last with workers.
+    for step, workers in ((steps + 1, 0), (steps + 2, 0), (3 * steps, 1)):
+        torch.manual_seed(step)
+        config = replace(config, num_workers=workers)
+        trainer = make_trainer(Scribbled(dataset), parts, config, make_model(dataset), **validation)
+        if precision == "fp16":
+            give_scaler(trainer)
+        trainer.resume()
+        if step < 3 * steps:
+            stop_at_step(trainer, step)
+            assert trainer.checkpoints[-1].name == f"epoch-0001-step-{step:08d}"
+    trainer.train()
+    assert_equal_weights(weights(whole), weights(trainer))
+    assert trainer.progress.step == whole.progress.step
+    assert trainer.history == whole.history
+    assert [entry["epoch"] for entry in trainer.history] == [1, 2, 3]
+    assert "mIoU" in trainer.history[1]
+    assert "mIoU" not in trainer.history[2]
+    if precision == "fp16":
+        assert trainer.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
+    assert json.loads((parts / "history.json").read_text()) == trainer.history
+
+
+def test_checkpoints_by_steps_and_by_minutes(dataset, tmp_path):
+    written: dict[str, list[str]] = {"steps": [], "minutes": [], "neither": []}
+    changes = {"steps": {"checkpoint_steps": 2}, "minutes": {"checkpoint_minutes": 1e-9}}
+    for name, seen in written.items():
+        config = replace(CONFIG, epochs=1, keep_checkpoints=99, **changes.get(name, {}))
+        trainer = make_trainer(dataset, tmp_path / name, config)
+        trainer.train()
+        seen += [path.name for path in trainer.checkpoints]
+        steps = len(trainer.loader)
+    within = [f"epoch-0000-step-{step:08d}" for step in range(1, steps)]
+    assert steps >= 3
+    assert written["minutes"] == [*within, "epoch-0001"]
+    assert written["steps"] == [*within[1::2], "epoch-0001"]
+    assert written["neither"] == ["epoch-0001"]
+
+
+def test_the_last_good_checkpoint_is_used_and_the_damaged_one_named(dataset, tmp_path):
+    whole = make_trainer(dataset, tmp_path / "whole")
+    whole.train()
+    trainer = make_trainer(dataset, tmp_path / "parts")
+    stop_at_step(trainer, 2 * len(trainer.loader) + 1)
+    earlier, newest = trainer.checkpoints
+    with (newest / "optimizer.bin").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x00\x01\x02\x03")
+    second = make_trainer(dataset, tmp_path / "parts")
+    text = f"a checkpoint is damaged, the one before is taken. {newest}: expected the files that "
+    with pytest.warns(UserWarning, match=re.escape(text) + ".*another optimizer.bin"):
+        second.resume()
+    assert second.progress.step == 2 * len(second.loader)
+    second.train()
+    assert not newest.exists()
+    assert earlier.exists()
+    assert_equal_weights(weights(whole), weights(second))
+    assert second.history == whole.history
+
+
+def test_the_best_checkpoint_stays_and_can_be_taken(dataset, tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 5.0, 6.0])
+
+    def judge(*_: object, **__: object) -> Evaluation:
+        return Evaluation({"mIoU": 0.0, "Rank1@0.5": next(scores)}, (), 1.0, None, None)
+
+    monkeypatch.setattr("tmapdiff.training.evaluate", judge)
+    config = replace(CONFIG, epochs=5, best_metric="Rank1@0.5", keep_checkpoints=1)
+    trainer = make_trainer(dataset, tmp_path, config, validation=dataset, validate_every=1)
+    assert trainer.best_checkpoint is None
+    trainer.train()
+    assert [path.name for path in trainer.checkpoints] == ["epoch-0002", "epoch-0005"]
+    assert trainer.best_checkpoint == trainer.checkpoints[0]
+    best = make_trainer(dataset, tmp_path, config, validation=dataset, validate_every=1)
+    best.resume(trainer.best_checkpoint)
+    assert best.progress.epoch == 2
+    assert [entry["Rank1@0.5"] for entry in best.history] == [10.0, 30.0]
+    other = replace(config, best_metric="Rank@1")
+    scores = iter([1.0])
+    with refuses(ConfigError, "best_metric to be one of mIoU, Rank1@0.5, got 'Rank@1'"):
+        make_trainer(dataset, tmp_path, other, validation=dataset, validate_every=1).train()
+
+
+def test_an_epoch_that_was_validated_is_not_again(dataset, tmp_path, monkeypatch):
+    validated = []
+    validation = {"validation": dataset, "validate_every": 1}
+    trainer = make_trainer(dataset, tmp_path, **validation)
+    stop_at_step(trainer, len(trainer.loader) + 1)
+    for path in trainer.checkpoints[1:]:
+        shutil.rmtree(path)
+    second = make_trainer(dataset, tmp_path, **validation).resume()
+    validate = second._validate
+    monkeypatch.setattr(
+        second, "_validate", lambda bar: validated.append(second.progress.epoch) or validate(bar)
+    )
+    second.train()
+    assert validated == [2, 3]
+
+
+def test_logs_of_lost_steps_are_not_shown_twice(dataset, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(dataset, tmp_path)
+    stop_at_step(trainer, 2 * len(trainer.loader) + 1)
+    first = trainer.checkpoints[0]
+    # Back to the end of the first epoch: the second's are logged again.
+    second = make_trainer(dataset, tmp_path).resume(first)
+    second.train()
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    steps = [event.step for event in log.Scalars("loss")]
+    assert steps == [len(second.loader) * epoch for epoch in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_only_the_newest_checkpoints_stay(dataset, tmp_path, keep):
     trainer = make_trainer(dataset, tmp_path, replace(CONFIG, keep_checkpoints=keep))
@@ -276,6 +445,163 @@ def test_stops_before_the_weights_take_a_loss_that_is_not_finite(dataset, tmp_pa
     for name, value in weights(trainer).items():
         if "running" not in name and "num_batches" not in name:  # batch norm has seen the batch
             assert torch.equal(value, before[name]), name
+
+
+def spoil_gradient(trainer: Trainer, steps: range, value: float) -> None:
+    """Let the gradient of one weight be of a value in some steps."""
+    weight = trainer.raw_model.decoder.decoders[0].head.weight
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradient, value) if trainer.progress.step in steps else gradient
+
+    weight.register_hook(spoil)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+# Found by the next step, before a checkpoint, and at the end of an epoch.
+@pytest.mark.parametrize(("step", "checkpoint_steps"), [(1, None), (1, 1), (3, 1)])
+def test_gradient_that_is_not_finite_names_the_batch_and_spoils_nothing(
+    dataset, tmp_path, value, step, checkpoint_steps
+):
+    trainer = make_trainer(dataset, tmp_path, replace(CONFIG, checkpoint_steps=checkpoint_steps))
+    assert len(trainer.loader) == 4
+    spoil_gradient(trainer, range(step, step + 1), value)
+    batches, states = [], []
+    take = trainer._step
+
+    def record(batch):
+        batches.append(batch)
+        states.append(weights(trainer))
+        return take(batch)
+
+    trainer._step = record
+    named = r"queries \d+ \(video [\w-]+\), .*"
+    text = rf"expected a finite gradient, got one of norm \S+ at step {step}, {named}Lower"
+    with pytest.raises(ArgumentError, match=text) as caught:
+        trainer.train()
+    for qid, video_id in zip(batches[step].qids, batches[step].video_ids, strict=True):
+        assert f"{qid} (video {video_id})" in str(caught.value)
+    # Neither the weights nor the checkpoints have taken it.
+    for name, one in weights(trainer).items():
+        if name.startswith("raw.") and "running" not in name and "num_batches" not in name:
+            assert torch.equal(one, states[step][name]), name
+    names = [path.name for path in trainer.checkpoints[-1:]]
+    assert names == ([f"epoch-0000-step-{step:08d}"] if checkpoint_steps else [])
+    resumed = make_trainer(dataset, tmp_path).resume()
+    resumed.train()
+    assert all(one.isfinite().all() for one in weights(resumed).values())
+
+
+def test_half_precision_skips_gradients_that_overflow(dataset, tmp_path):
+    config = replace(CONFIG, epochs=2, mixed_precision="fp16")
+    trainer = make_trainer(dataset, tmp_path, config)
+    give_scaler(trainer)
+    spoil_gradient(trainer, range(1, 3), math.inf)
+    states = []
+    take = trainer._step
+
+    def record(batch):
+        states.append(weights(trainer))
+        return take(batch)
+
+    trainer._step = record
+    trainer.train()
+    name = "raw.encoder.clip_encoder.weight"
+    assert torch.equal(states[1][name], states[2][name])
+    assert torch.equal(states[2][name], states[3][name])
+    assert not torch.equal(states[3][name], states[4][name])
+    assert trainer.progress.skipped == 0
+    assert trainer.accelerator.scaler.get_scale() == 2**14
+
+
+def test_gradients_that_go_on_overflowing_end_training(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("tmapdiff.training._MOST_SKIPPED_STEPS", 6)
+    config = replace(CONFIG, mixed_precision="fp16")
+    trainer = make_trainer(dataset, tmp_path, config)
+    give_scaler(trainer)
+    spoil_gradient(trainer, range(2, 99), math.inf)
+    text = r"expected a finite gradient, got none in 7 steps, last at step 8, queries \d+ \(video "
+    with pytest.raises(ArgumentError, match=text):
+        trainer.train()
+    assert trainer.checkpoints[-1].name == "epoch-0002"
+
+
+def test_looking_at_loss_and_gradient_waits_for_no_more_than_the_forward_pass(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path)
+    read = []
+
+    class Watched(_HostCopy):
+        def read(self) -> float:
+            read.append(self)
+            return super().read()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tmapdiff.training._HostCopy", Watched)
+        loader = iter(trainer.loader)
+        trainer._step(next(loader))
+        assert len(read) == 1  # the loss: the gradient's norm is not read by its own step
+        norm = trainer._unchecked.norm
+        assert norm not in read
+        trainer._step(next(loader))
+        assert read[2] is norm
+        assert read.index(norm) == 2
+
+
+def test_features_that_are_not_finite_end_training_and_name_the_video(dataset, tmp_path):
+    class Spoilt:
+        """A store of one's own, which does not look at its features."""
+
+        def __init__(self, store, video_id):
+            self.store, self.video_id = store, video_id
+            self.feature_dim, self.description = store.feature_dim, "my features"
+            self.seconds_per_feature = store.seconds_per_feature
+
+        def __getitem__(self, video_id):
+            features = self.store[video_id].clone()
+            if video_id == self.video_id:
+                features[3] = torch.nan
+            return features
+
+    video_id = dataset.annotations[0].video_id
+    store = Spoilt(dataset.store, video_id)
+    spoilt = MomentDataset(dataset.annotations, store, dataset.vocabulary, num_clips=8)
+    got = rf"NaN or infinity in 1 clips\. \(video '{video_id}', query"
+    text = f"my features: expected finite features, got {got}"
+    with pytest.raises(FeatureError, match=text):
+        make_trainer(spoilt, tmp_path, model=make_model(dataset)).train()
+
+
+def test_deterministic_runs_are_equal_and_choose_nothing_by_the_clock(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "tmapdiff.kernels._dispatch._measure", lambda *_: pytest.fail("asked the clock")
+    )
+    config = replace(CONFIG, epochs=1, deterministic=True)
+    modes, runs = [], []
+    for name in ("a", "b"):
+        trainer = make_trainer(dataset, tmp_path / name, config)
+        take = trainer._step
+
+        def record(batch, take=take):
+            modes.append((torch.are_deterministic_algorithms_enabled(), batch))
+            # What the clock would be asked for, were it not for this mode.
+            choose_fastest(
+                "op", {"a": None, "b": None}, None, candidates=["a", "b"], key=f"{len(modes)}",
+                run=lambda name: None, device=torch.device("cpu"),
+            )  # fmt: skip
+            return take(batch)
+
+        trainer._step = record
+        trainer.train()
+        runs.append(weights(trainer))
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert all(mode for mode, _ in modes)
+    assert len(modes) == 2 * len(trainer.loader)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert_equal_weights(*runs)
+    with refuses(CheckpointError, "with deterministic = False, got True."):
+        make_trainer(dataset, tmp_path / "a", replace(CONFIG, epochs=1)).resume()
 
 
 def test_batches_are_checked_before_they_are_moved(dataset, tmp_path):
@@ -469,6 +795,9 @@ def test_learning_rate_warms_up_and_falls(dataset, tmp_path):
         ("warmup", 2, r"expected warmup in \[0, 1\], got 2"),
         ("gradient_clip", float("nan"), r"expected gradient_clip in \(0, inf\), got nan"),
         ("ema_decay", 1.1, r"expected ema_decay in \[0, 1\], got 1\.1"),
+        ("checkpoint_steps", 0, "expected checkpoint_steps to be an integer >= 1, got 0"),
+        ("checkpoint_minutes", 0, r"expected checkpoint_minutes in \(0, inf\), got 0"),
+        ("keep_checkpoints", 0, "expected keep_checkpoints to be an integer >= 1, got 0"),
         ("seed", -1, "expected seed to be an integer >= 0, got -1"),
         ("seed", 2**32, r"expected seed in \[0, 4\.29497e\+09\], got 4294967296"),
     ],

@@ -63,13 +63,10 @@ class CheckpointFolder:
         """
         try:
             digests = json.loads((checkpoint / DIGESTS).read_text())
-            wrong = [
-                name for name, digest in digests.items() if _digest(checkpoint / name) != digest
-            ]
+            wrong = [name for name, one in digests.items() if _digest(checkpoint / name) != one]
         except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                _damage(checkpoint, f"unreadable ones: {_reason(error)}")
-            ) from error
+            got = f"unreadable ones: {_reason(error)}"
+            raise CheckpointError(_damage(checkpoint, got)) from error
         if wrong:
             raise CheckpointError(_damage(checkpoint, f"another {', '.join(wrong)}"))
 

@@ -1,5 +1,6 @@
 """Being asked to stop by a signal, and doing so at a good moment."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -8,6 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_TO_FINISH = 30.0
 
 
 class StopRequest:
@@ -51,7 +53,26 @@ class StopRequest:
         self._before = {}
 
 
-def ignore_stop_signals(_worker: int = 0) -> None:
-    """Leave it to the process that reads from this one: a terminal signals all of them."""
-    for one in _SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
+def leave_stopping_to_reader(_worker: int = 0) -> None:
+    """Let a process that reads data outlive a stop signal, until its reader is done with a step.
+
+    Signals of terminals and schedulers come to all processes at once, and a training whose workers
+    die has no step to finish.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(number: int, frame: FrameType | None) -> None:
+    timer = threading.Timer(_SECONDS_TO_FINISH, os._exit, [128 + number])
+    timer.daemon = True
+    timer.start()
+
+
+def end_workers(loader: Any) -> None:
+    """End the worker processes of a data loader of accelerate, if it has any."""
+    plain = getattr(loader, "base_dataloader", loader)
+    shut_down = getattr(getattr(plain, "_iterator", None), "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+        plain._iterator = None

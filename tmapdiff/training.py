@@ -20,7 +20,7 @@ from tmapdiff._arrays import load_tensors
 from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
 from tmapdiff._checks import check_choice, check_int, check_range, message, require
 from tmapdiff._files import naming_file, written_beside
-from tmapdiff._stopping import StopRequest, ignore_stop_signals
+from tmapdiff._stopping import StopRequest, end_workers, leave_stopping_to_reader
 from tmapdiff.data import MomentBatch, collate_moments
 from tmapdiff.data._shuffling import EpochOrder, SeededSamples
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
@@ -231,6 +231,7 @@ class Trainer:
         self.validate_every = validate_every
         self.show_progress = show_progress
         self.history: list[dict[str, float]] = []
+        self._loader_in_use: Any = None
         self._folder = CheckpointFolder(self.output_dir / "checkpoints")
         self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=0)
         self._unchecked: _GradientNorm | None = None
@@ -273,7 +274,7 @@ class Trainer:
             # Batch normalisation cannot train on one query.
             drop_last=queries % config.batch_size == 1,
             persistent_workers=config.num_workers > 0,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=leave_stopping_to_reader,
             pin_memory=self.on_gpu,
         )
         if config.activation_checkpointing:
@@ -445,13 +446,16 @@ class Trainer:
                 init_kwargs={"tensorboard": {"purge_step": self.progress.step + 1}},
             )
             self._saved_at = time.monotonic()
-            with _ProgressBar(self) as bar:
-                self._close_epoch(bar)
-                while self.progress.epoch < self.config.epochs:
-                    self._train_epoch(bar, stop)
-                    self.save_checkpoint()
+            try:
+                with _ProgressBar(self) as bar:
                     self._close_epoch(bar)
-                    self._stop_if_asked(stop, is_saved=True)
+                    while self.progress.epoch < self.config.epochs:
+                        self._train_epoch(bar, stop)
+                        self.save_checkpoint()
+                        self._close_epoch(bar)
+                        self._stop_if_asked(stop, is_saved=True)
+            finally:
+                end_workers(self._loader_in_use)
             with naming_file(self.output_dir / "tensorboard"):
                 self.accelerator.end_training()
 
@@ -463,12 +467,12 @@ class Trainer:
             return
         import filelock
 
-        try:
-            with naming_file(self._lock.lock_file):
+        with naming_file(self._lock.lock_file):
+            try:
                 self._lock.acquire()
-        except filelock.Timeout:
-            expected = f"to be the only process that trains in {self.output_dir}"
-            raise FileError(message("Trainer", expected, "another one")) from None
+            except filelock.Timeout:
+                expected = f"to be the only process that trains in {self.output_dir}"
+                raise FileError(message("Trainer", expected, "another one")) from None
         try:
             yield
         finally:
@@ -517,6 +521,7 @@ class Trainer:
             from accelerate import skip_first_batches
 
             loader = skip_first_batches(loader, progress.batch)
+        self._loader_in_use = loader
         bar.begin_epoch()
         for batch in loader:
             self.schedule.step_update(progress.step)
@@ -529,6 +534,8 @@ class Trainer:
                 self._stop_if_asked(stop)
                 if self._is_checkpoint_due():
                     self.save_checkpoint()
+        if loader is not self.loader:
+            end_workers(loader)
         progress.epoch += 1
         progress.batch = 0
 
@@ -563,6 +570,8 @@ class Trainer:
     def _stop_if_asked(self, stop: StopRequest, is_saved: bool = False) -> None:
         if not self._any_process(stop.signal is not None):
             return
+        # Before saving: a worker that ends by itself would be an error.
+        end_workers(self._loader_in_use)
         if not is_saved:
             self.save_checkpoint()
         raise SystemExit(stop.exit_code)

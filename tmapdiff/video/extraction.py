@@ -217,9 +217,8 @@ def extract_features(
                     continue
                 parts = features.pop(video_id, [])
                 if isinstance(item, _Ending) and not all(one.isfinite().all() for one in parts):
-                    item = (
-                        f"expected finite features of {encoder.description}, got NaN or infinity."
-                    )
+                    expected = f"finite features of {encoder.description}"
+                    item = message("extract_features", expected, "NaN or infinity")
                 if isinstance(item, _Ending) and not (item.damage and skip_damaged):
                     array = torch.cat(parts).numpy()
                     attributes = {**item.attributes, "num_frames": len(array), **shared}

@@ -1,0 +1,145 @@
+"""A short training run for processes that will be killed: what it does, and what it ends with."""
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context, set_start_method
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT: ForkServerContext = get_context("forkserver")
+# Imported once, by the server that all runs are forked from.
+CONTEXT.set_forkserver_preload(
+    [
+        "tmapdiff.training",
+        "tmapdiff.presets",
+        "accelerate",
+        "matplotlib.figure",
+        "rich.progress",
+        "timm.optim",
+        "timm.scheduler",
+        "timm.utils",
+        "torch.utils.tensorboard",
+    ]
+)
+
+
+def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start a function of this module in a process of its own."""
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def train(folder: Path, changes: dict[str, Any], resume: bool = True) -> None:
+    """Train to the end and write down what came of it: `result.json`."""
+    _settle()
+    trainer = make_trainer(folder, **changes)
+    if resume:
+        trainer.resume()
+    trainer.train()
+    (folder / "result.json").write_text(json.dumps(outcome(trainer)))
+
+
+def train_slowly(folder: Path, changes: dict[str, Any], seconds: float) -> None:
+    """Train with steps that take so long; `started` appears with the second."""
+    _settle()
+    trainer = make_trainer(folder, **changes)
+    step = trainer._step
+
+    def slow_step(batch: Any) -> Any:
+        if trainer.progress.step:
+            (folder / "started").touch()
+        time.sleep(seconds)
+        return step(batch)
+
+    trainer._step = slow_step
+    trainer.resume().train()
+
+
+def _settle() -> None:
+    """Make a process of the server like one that was started from a shell."""
+    import torch
+
+    torch.set_num_threads(1)
+    # Workers are this process's children, not the server's: they notice its end.
+    set_start_method("fork", force=True)
+    # It is ignored in what a shell started in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def make_trainer(folder: Path, **changes: Any) -> Any:
+    """Make a trainer of windows, with dropout, moving averages and validation."""
+    import torch
+
+    from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
+    from tmapdiff.data import SyntheticActivities
+    from tmapdiff.training import TrainingConfig
+
+    data = SyntheticActivities(num_videos=8)
+    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes, feature_dim=16)
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.annotations)
+    # The videos are longer than 8 clips of 2 seconds: windows are drawn.
+    windows = MomentDataset(data.annotations, store, vocabulary, 8, clip_seconds=2.0)
+    whole = MomentDataset(
+        data.annotations, store, vocabulary, 8, clip_seconds=2.0, whole_videos=True, clip_multiple=2
+    )
+    torch.manual_seed(0)
+    preset = replace(
+        PRESETS["tiny"],
+        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
+        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1, "dropout": 0.1},
+        decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3], "dropout": 0.1},
+    )
+    model = preset.build(vocabulary_size=len(vocabulary), clip_channels=16)
+    fields = {"epochs": 3, "batch_size": 8, "seed": 1, "heat_map_every": 100, **changes}
+    return Trainer(
+        model,
+        windows,
+        TrainingConfig(**fields),
+        folder,
+        validation=whole,
+        validate_every=1,
+        device="cpu",
+        show_progress=False,
+    )
+
+
+def outcome(trainer: Any) -> dict[str, Any]:
+    """Digests of everything that training changes, and the metrics of each epoch."""
+    import torch
+
+    def digest(state: dict[str, Any]) -> str:
+        sha = hashlib.sha256()
+        for name, value in sorted(state.items()):
+            sha.update(name.encode())
+            if isinstance(value, dict):
+                sha.update(digest({str(key): one for key, one in value.items()}).encode())
+            elif isinstance(value, torch.Tensor):
+                sha.update(value.detach().contiguous().cpu().numpy().tobytes())
+            else:
+                sha.update(repr(value).encode())
+        return sha.hexdigest()
+
+    scaler = trainer.accelerator.scaler
+    return {
+        "weights": digest(trainer.raw_model.state_dict()),
+        "averages": digest(trainer.ema_model.state_dict()),
+        "optimizer": digest(trainer.optimizer.state_dict()),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "random": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+        "step": trainer.progress.step,
+        "history": trainer.history,
+    }
+
+
+def train_and_report(folder: Path, changes: dict[str, Any]) -> None:
+    """Train, and write down the error that ends it: `error`."""
+    try:
+        train(folder, changes)
+    except Exception as error:
+        (folder / "error").write_text(f"{type(error).__name__}: {error}")

@@ -1,0 +1,66 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tmapdiff._stopping import StopRequest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_noted_and_a_second_has_its_effect(number, code):
+    came = []
+    before = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        with StopRequest() as stop:
+            assert stop.signal is None
+            os.kill(os.getpid(), number)
+            assert stop.signal == number
+            assert stop.exit_code == code
+            assert came == []
+            os.kill(os.getpid(), number)
+            assert came == [number]
+        os.kill(os.getpid(), number)
+        assert came == [number, number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_other_threads_than_the_main_one_get_no_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    found = []
+
+    def train():
+        with StopRequest() as stop:
+            found.append((stop.signal, signal.getsignal(signal.SIGTERM) is before))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert found == [(None, True)]
+
+
+WORKER = """
+import sys, time
+from tmapdiff import _stopping
+_stopping._SECONDS_TO_FINISH = float(sys.argv[1])
+_stopping.leave_stopping_to_reader()
+print("ready", flush=True)
+time.sleep(20)
+"""
+
+
+def test_workers_outlive_signals_for_a_while():
+    command = [sys.executable, "-c", WORKER, "0.3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+        worker.stdout.readline()
+        worker.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 143
+        assert time.monotonic() - began >= 0.3
