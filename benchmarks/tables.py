@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,7 @@ from tmapdiff import (
     load_charades_sta,
     open_feature_store,
 )
-from tmapdiff._files import written_beside
+from tmapdiff._files import remove_folder, written_beside
 from tmapdiff.data import (
     SEGMENT_SECONDS,
     AnnotationSet,
@@ -307,7 +306,7 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     }
     with written_beside(terms.result(row, seed), durable=True) as new:
         new.write_text(to_json(result) + "\n")
-    shutil.rmtree(terms.unfinished(row, seed), ignore_errors=True)  # not before
+    remove_folder(terms.unfinished(row, seed))  # not before
     return result
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.assertions import refuses
 
-from tmapdiff._files import written_beside
+from tmapdiff._files import remove_folder, written_beside
 from tmapdiff.errors import ArgumentError, FileError
 
 
@@ -84,6 +84,15 @@ def test_block_that_writes_nothing_is_an_error(tmp_path):
     target = tmp_path / "file.txt"
     with refuses(FileError, f"cannot write {target}: No such file"), written_beside(target):
         torch.zeros(1)
+
+
+def test_a_folder_is_removed_with_what_an_earlier_try_left(tmp_path):
+    for folder in ("run", ".run.removed"):
+        (tmp_path / folder / "inner").mkdir(parents=True)
+        (tmp_path / folder / "inner" / "file").touch()
+    remove_folder(tmp_path / "run")
+    assert names(tmp_path) == []
+    remove_folder(tmp_path / "run")
 
 
 def test_durable_files_and_folders_are_the_same(tmp_path):

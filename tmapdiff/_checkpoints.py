@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tmapdiff._checks import message
-from tmapdiff._files import written_beside
+from tmapdiff._files import remove_folder, written_beside
 from tmapdiff.errors import CheckpointError
 
 DIGESTS = "digests.json"
@@ -78,12 +78,7 @@ class CheckpointFolder:
 
     def remove(self, checkpoint: Path) -> None:
         """Remove a checkpoint, if it is there."""
-        doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
-        try:
-            checkpoint.rename(doomed)
-        except OSError:
-            return  # there is none, or it cannot be helped: it takes space, no more
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_folder(checkpoint)
 
     def clear_up(self) -> None:
         """Remove what a process that was killed left behind: for the only one that writes here."""

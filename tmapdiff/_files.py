@@ -71,6 +71,17 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(f"cannot write {path}: {reason}.") from error
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, so that no half of it is ever seen under its name."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a process that was killed
+    try:
+        path.rename(doomed)
+    except OSError:
+        return  # there is none, or it cannot be helped: it takes space, no more
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def sync_all(path: Path) -> None:
     """Wait until the disk has a file, or a folder and all that is in it."""
     if path.is_dir():

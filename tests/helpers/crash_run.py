@@ -35,6 +35,10 @@ def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     return process
 
 
+def do_nothing() -> None:
+    """Wait for the server to have imported everything."""
+
+
 def train(folder: Path, changes: dict[str, Any], resume: bool = True) -> None:
     """Train to the end and write down what came of it: `result.json`."""
     _settle()
@@ -143,3 +147,38 @@ def train_and_report(folder: Path, changes: dict[str, Any]) -> None:
         train(folder, changes)
     except Exception as error:
         (folder / "error").write_text(f"{type(error).__name__}: {error}")
+
+
+def make_table_row(folder: Path) -> None:
+    """Make one run of benchmarks/tables.py, as its worker processes do."""
+    _settle()
+    import tables
+
+    tables.load_charades_files = _made_up_charades
+    (row,) = (row for row in tables.TABLES["1"] if row.label == "diffusion")
+    terms = tables.Terms(
+        didemo=False,
+        data=None,
+        features="timeline",
+        preset="nano",
+        epochs=2,
+        steps=(1,),
+        holdout=None,
+        limit=None,
+        scratch=folder / "scratch",
+        results=folder / "results",
+        device="cpu",
+        threads=1,
+    )
+    if not terms.result(row, 0).exists():
+        tables.run(row, 0, terms)
+
+
+def _made_up_charades(terms: Any) -> tuple[Any, Any, Any]:
+    from tmapdiff import ActionTimelineFeatures
+    from tmapdiff.data import SyntheticActivities
+
+    train, test = (SyntheticActivities(split=one, num_videos=3) for one in ("train", "test"))
+    videos = {**train.videos, **test.videos}
+    store = ActionTimelineFeatures(videos, num_classes=train.num_classes, feature_dim=16)
+    return train.annotations, test.annotations, store
