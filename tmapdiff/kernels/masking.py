@@ -79,10 +79,16 @@ def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
     return x
 
 
+def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
+    """Return one over the standard deviation; NaN of a variance that overflowed, which gives 0."""
+    return (variance + eps).rsqrt() + 0 * variance
+
+
 def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: float = 1e-5) -> Tensor:
     """Normalise each group of channels by the mean and variance of its valid cells.
 
-    Statistics are computed in float32 at least. A sample without valid cells gives zeros.
+    Statistics are computed in float32 at least; where the variance exceeds that, from values of
+    about 1e19, the result is NaN. A sample without valid cells gives zeros.
 
     Args:
         x: Map features.
@@ -108,5 +114,5 @@ def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: floa
     centred = torch.where(valid, groups - mean, 0)
     variance = reduce(centred.square(), per_group, "sum") / count
     # Filled again: a NaN gradient in an invalid cell must not reach the statistics.
-    normalized = torch.where(valid, centred * (variance + eps).rsqrt(), 0)
+    normalized = torch.where(valid, centred * inverse_deviation(variance, eps), 0)
     return rearrange(normalized, "b g c n a -> b (g c) n a").to(x.dtype)

@@ -236,6 +236,12 @@ def _apply(layer: Any, x: Tensor) -> Tensor:
     return activation(norm(convolved.flatten(0, 1))).view_as(convolved)
 
 
+def _normalized(x: Tensor) -> Tensor:
+    """Divide by the L2 norm over channels; NaN where that is more than the dtype holds, not 0."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / (norm.clamp(min=1e-12) + 0 * norm)
+
+
 class MultimodalEncoder(MapModel):
     """Encodes a query and the clips of a video into map features: what the decoder is told.
 
@@ -388,10 +394,11 @@ class MultimodalEncoder(MapModel):
         for scale, (rows, columns) in enumerate(grid.shapes):
             one = video_maps[scale]
             check_shape(who, f"video_maps[{scale}]", one, f"B {channels} {rows} {columns}", sizes)
-            product = fill_invalid(one * text, grid.mask(scale, one.device, num_clips))
-            # The usual 1e-12 is 0 in float16, and would make invalid cells 0 / 0.
-            eps = max(1e-12, torch.finfo(product.dtype).tiny)
-            fused.append(F.normalize(product, dim=1, eps=eps))
+            # In float32 at least: products and norms of float16 overflow from 256, and underflow.
+            wide = torch.promote_types(torch.promote_types(one.dtype, text.dtype), torch.float32)
+            mask = grid.mask(scale, one.device, num_clips)
+            product = fill_invalid(one.to(wide) * text.to(wide), mask)
+            fused.append(_normalized(product).to(torch.promote_types(one.dtype, text.dtype)))
         return fused
 
     def forward(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tmapdiff.kernels.masking import fill_invalid_
+from tmapdiff.kernels.masking import fill_invalid_, inverse_deviation
 
 
 def stylize(
@@ -39,7 +39,7 @@ class _Stylize(torch.autograd.Function):
         mean = _per_group(centred.sum((2, 3)), num_groups) / count
         centred = fill_invalid_(centred.sub_(_per_channel(mean, x)), mask)
         variance = _per_group(centred.square().sum((2, 3)), num_groups) / count
-        rstd = _per_channel((variance + eps).rsqrt(), x)
+        rstd = _per_channel(inverse_deviation(variance, eps), x)
         ctx.save_for_backward(centred, rstd, scale, shift, mask)
         ctx.num_groups, ctx.count = num_groups, count
         styled = torch.addcmul(_cells(shift), centred, rstd * _cells(1 + scale))

@@ -36,6 +36,12 @@ _FEW_ROWS, _SMALL = 128, 8192
 
 
 @triton.jit
+def _inverse_deviation(variance, eps):
+    # NaN of a variance that overflowed: its root would make zeros of the values.
+    return tl.rsqrt(variance + eps) + 0.0 * variance
+
+
+@triton.jit
 def _silu(u):
     return u * tl.sigmoid(u)
 
@@ -76,7 +82,7 @@ def _group_whole(
     divisor = tl.maximum(count, 1.0)
     mean = tl.sum(values) / divisor
     centred = tl.where(inside, values - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred) / divisor + eps)
+    rstd = _inverse_deviation(tl.sum(centred * centred) / divisor, eps)
 
     factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
     offset = load(shift + sample * shift_batch, channel * shift_channel, own)
@@ -201,7 +207,7 @@ def _group_join(
     divisor = tl.maximum(count, 1.0)
     mean = tl.sum(part_counts * part_means) / divisor
     apart = part_means - mean
-    rstd = tl.rsqrt(tl.sum(part_squares + part_counts * apart * apart) / divisor + eps)
+    rstd = _inverse_deviation(tl.sum(part_squares + part_counts * apart * apart) / divisor, eps)
     if tile == 0:
         out = statistics + row.to(tl.int64) * 3
         tl.store(out, mean)
@@ -346,7 +352,7 @@ def _layer(
     values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     mean = tl.sum(values, axis=1) / WIDTH
     centred = tl.where(inside, values - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
+    rstd = _inverse_deviation(tl.sum(centred * centred, axis=1) / WIDTH, eps)
     factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
     offset = load(shift + sample * shift_batch, channel * shift_channel, own)
     styled = _silu(centred * rstd[:, None] * factor[None, :] + offset[None, :])
@@ -386,7 +392,7 @@ def _layer_backward(
         values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         mean = tl.sum(values, axis=1) / WIDTH
         centred = tl.where(inside, values - mean[:, None], 0.0)
-        rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
+        rstd = _inverse_deviation(tl.sum(centred * centred, axis=1) / WIDTH, eps)
         normalized = centred * rstd[:, None]
         slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
         offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)

@@ -1,0 +1,141 @@
+"""Half precision at the ends of its range, against float64: right, or NaN, never silently zero."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmapdiff.kernels.masking import masked_group_norm
+from tmapdiff.kernels.stylization import stylize
+from tmapdiff.layers import MapTransformerLayer
+from tmapdiff.maps import MapGrid
+from tmapdiff.models import MultimodalEncoder
+
+HALF, BFLOAT = torch.float16, torch.bfloat16
+# Relative to the largest value: a few roundings; of the least subnormals of float16, coarse ones.
+LARGEST_ERROR = {HALF: 2e-3, BFLOAT: 2e-2}
+RANGE = [(HALF, 6e4), (HALF, 1e-3), (HALF, 1e-7), (BFLOAT, 1e18), (BFLOAT, 6e4), (BFLOAT, 1e-30)]
+by_range = pytest.mark.parametrize(
+    ("dtype", "size"), RANGE, ids=lambda value: str(value).removeprefix("torch.")
+)
+MASK = torch.ones(16, 8, dtype=torch.bool).tril(4)
+
+
+def draw(*shape: int, dtype: torch.dtype, size: float) -> Tensor:
+    """Values up to a size, of both signs, with a mean that is not 0."""
+    return ((2 * torch.rand(shape, dtype=torch.float64) - 0.8) / 1.2 * size).to(dtype)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert expected.isfinite().all()
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+def assert_right(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert found.isfinite().all()
+    assert error(found, expected) < LARGEST_ERROR[dtype]
+
+
+@by_range
+def test_group_norm(dtype, size):
+    x = draw(2, 32, 16, 8, dtype=dtype, size=size)
+    assert_right(masked_group_norm(x, MASK, 8), masked_group_norm(x.double(), MASK, 8), dtype)
+
+
+@by_range
+@pytest.mark.parametrize("num_groups", [8, None])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_stylization(dtype, size, num_groups, backend):
+    x = draw(2, 16, 16, 8, dtype=dtype, size=size)
+    scale, shift = (draw(2, 16, dtype=dtype, size=2.0) for _ in range(2))
+    options = {"mask": MASK, "num_groups": num_groups}
+    found = stylize(x, scale, shift, backend=backend, **options)
+    exact = (one.double() for one in (x, scale, shift))
+    assert_right(found, stylize(*exact, backend="reference", **options), dtype)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy in the interpreter
+@pytest.mark.parametrize("backend", ["reference", "eager", "triton"])
+@pytest.mark.parametrize("num_groups", [4, None])
+def test_a_variance_beyond_float32_is_seen(backend, num_groups):
+    dtype = torch.float32 if backend == "eager" else BFLOAT
+    if backend == "eager" and num_groups is None:
+        pytest.skip("no such backend")
+    x = draw(2, 16, 16, 8, dtype=dtype, size=1e30)
+    style = torch.zeros(2, 16, dtype=dtype)
+    found = stylize(x, style, style, MASK, num_groups=num_groups, backend=backend)
+    assert found[..., MASK].isnan().all()
+    assert (found[..., ~MASK] == 0).all()
+    assert masked_group_norm(x, MASK, 4)[..., MASK].isnan().all()
+
+
+@by_range
+def test_fusion_of_video_and_sentence(dtype, size):
+    encoder = MultimodalEncoder(
+        vocabulary_size=5, clip_channels=4, channels=8, num_clips=8, num_anchors=4, num_scales=2
+    )
+    maps = [draw(2, 8, *shape, dtype=dtype, size=size) for shape in MapGrid(8, 4, 2).shapes]
+    if size < 1e-12:
+        pytest.skip("counts as zero, in any precision")
+    for text_size in (1.0, math.sqrt(size) if dtype == HALF else 1.0):
+        sentence = draw(2, 8, dtype=dtype, size=text_size)
+        found = encoder.fuse(maps, sentence)
+        expected = encoder.fuse([one.double() for one in maps], sentence.double())
+        for one, exact in zip(found, expected, strict=True):
+            assert one.dtype == dtype
+            assert_right(one, exact, dtype)
+            norms = exact.norm(dim=1)
+            assert ((norms == 0) | (norms - 1).abs().lt(1e-3)).all()
+
+
+def test_a_norm_beyond_float32_is_seen():
+    encoder = MultimodalEncoder(
+        vocabulary_size=5, clip_channels=4, channels=8, num_clips=8, num_anchors=4, num_scales=1
+    )
+    maps = [draw(2, 8, 8, 4, dtype=BFLOAT, size=1e30)]
+    (found,) = encoder.fuse(maps, torch.ones(2, 8, dtype=BFLOAT))
+    valid = MapGrid(8, 4, 1).mask(0)
+    assert found[..., valid].isnan().all()
+    assert (found[..., ~valid] == 0).all()
+
+
+@by_range
+@pytest.mark.parametrize("with_context", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention(dtype, size, with_context, autocast):
+    size = min(size, 2e4)  # of what linear layers make of more, float16 has no finite number
+    layer = MapTransformerLayer(16, 8, num_heads=4, stylized=False).to(dtype).eval()
+    exact = MapTransformerLayer(16, 8, num_heads=4, stylized=False).double().eval()
+    exact.load_state_dict({name: one.double() for name, one in layer.state_dict().items()})
+    if autocast:
+        layer.float()
+    mask = torch.rand(2, 20, 1) > 0.3
+    x, context = (draw(2, 16, 20, 1, dtype=dtype, size=size) for _ in range(2))
+    expected = exact(x.double(), context=context.double() if with_context else None, mask=mask)
+    if autocast:
+        x, context = x.float(), context.float()
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocast):
+        found = layer(x, context=context if with_context else None, mask=mask)
+    assert_right(found, expected.detach(), dtype)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+def test_attention_whose_scores_exceed_the_range(dtype):
+    # Products of queries and keys are up to 64 * 6e4**2: they must not become inf - inf.
+    query, key = (draw(1, 2, 20, 64, dtype=dtype, size=6e4) for _ in range(2))
+    value = draw(1, 2, 20, 64, dtype=dtype, size=1.0)
+    mask = torch.rand(1, 1, 1, 20) > 0.3
+    found = F.scaled_dot_product_attention(query, key, value, mask)
+    exact = (one.double() for one in (query, key, value))
+    assert_right(found, F.scaled_dot_product_attention(*exact, mask), dtype)
+
+
+@by_range
+def test_batch_and_layer_norm_under_autocast(dtype, size):
+    x = draw(64, 16, dtype=dtype, size=size)
+    with torch.autocast("cpu", dtype):
+        batch, layer = nn.BatchNorm1d(16)(x), nn.LayerNorm(16)(x)
+    assert_right(batch.detach(), F.batch_norm(x.double(), None, None, training=True), dtype)
+    assert_right(layer.detach(), F.layer_norm(x.double(), (16,)), dtype)
