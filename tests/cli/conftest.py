@@ -1,0 +1,90 @@
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+from helpers.videos import number_image, write_video
+
+from tmapdiff.cli import main
+
+QUICK = ["--preset", "nano", "--epochs", "1", "--device", "cpu"]
+ENCODER = ["--model", "test_resnet", "--random-weights"]  # timm's smallest
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+def _quiet_main(arguments: list[object]) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run the command line in this process; what it prints by any way is caught."""
+
+    def run(*arguments: object) -> Answer:
+        capfd.readouterr()
+        code = _quiet_main(list(arguments))
+        shown = capfd.readouterr()
+        assert "Traceback" not in shown.err
+        return Answer(code, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a training on made-up data."""
+    output = tmp_path_factory.mktemp("run") / "output"
+    assert _quiet_main(["train", *QUICK, "--limit", 16, "--output", output]) == 0
+    return output
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Videos of 8 seconds, what is asked of them, and their features, 2 a second."""
+
+    videos: Path
+    train: Path
+    test: Path
+    features: Path
+    encoder: Path
+    pipeline: Path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("corpus")
+    ids = ("one", "two", "three")
+    (root / "videos").mkdir()
+    for index, video in enumerate(ids):
+        images = [number_image(8 * index + second) for second in range(8)]
+        write_video(root / "videos" / f"{video}.mp4", list(range(9)), images=images)
+    for split, chosen in (("train", ids[:2]), ("test", ids[2:])):
+        lines = [
+            {"qid": f"{video}{n}", "query": f"the number {n} is shown", "vid": video,
+             "duration": 8.0, "relevant_windows": [[n, n + 3]]}
+            for video in chosen for n in range(4)
+        ]  # fmt: skip
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = Corpus(root / "videos", root / "train.jsonl", root / "test.jsonl", root / "features.h5",
+                  root / "encoder", root / "run" / "pipeline")  # fmt: skip
+    extract = ["extract", made.videos, *ENCODER, "--out", made.features, "--fps", 2]
+    assert _quiet_main([*extract, "--save-encoder", made.encoder]) == 0
+    train = ["train", *QUICK, "--train", made.train, "--test", made.test, "--output", root / "run"]
+    more = ["--features", made.features, "--frame-encoder", made.encoder]
+    assert _quiet_main([*train, *more]) == 0
+    return made

@@ -1,0 +1,60 @@
+import inspect
+import shlex
+from importlib import import_module
+
+import pytest
+import typer
+
+import tmapdiff.presets
+from tmapdiff.cli import train
+from tmapdiff.cli.app import COMMANDS, app
+from tmapdiff.cli.options import FormatName
+from tmapdiff.data import AnnotationFormat
+
+
+def file_of(command):
+    return import_module(f"tmapdiff.cli.{command}")
+
+
+def parse(line):
+    """Parse a command line without running it; raises what typer raises."""
+    program, name, *arguments = shlex.split(line)
+    assert program == "tmapdiff"
+    typer.main.get_command(app).commands[name].make_context(name, arguments)
+    return name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_can_be_parsed(command):
+    lines = file_of(command).EXAMPLES.strip().replace("\\\n", " ").splitlines()
+    assert lines
+    for line in lines:
+        assert parse(line) == command.replace("_", "-")
+
+
+def test_a_wrong_example_is_noticed():
+    with pytest.raises(typer.BadParameter.__base__):
+        parse("tmapdiff extract videos --no-such")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_help_and_every_command_json(command):
+    group = typer.main.get_command(app)
+    found = group.commands[command.replace("_", "-")]
+    assert found.help.strip()
+    for parameter in found.params:
+        assert getattr(parameter, "help", None), f"{command} {parameter.name}"
+    assert "--json" in {name for parameter in found.params for name in parameter.opts}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_typed(command):
+    for parameter in inspect.signature(getattr(file_of(command), command)).parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty
+
+
+def test_choices_are_those_of_the_library():
+    # Named here, and not asked of the library, which would load torch for a line of help.
+    assert list(train.PresetName.__args__) == list(tmapdiff.presets.PRESETS)
+    assert list(train.DecoderName.__args__) == list(tmapdiff.presets.DECODERS)
+    assert FormatName.__args__ == AnnotationFormat.__args__

@@ -1,0 +1,63 @@
+import json
+
+import h5py
+import torch
+from helpers.videos import write_video
+
+from tmapdiff.data import open_feature_store
+from tmapdiff.video import FrameEncoder
+
+from .conftest import ENCODER
+
+
+def test_the_store_has_the_features_of_the_library(corpus):
+    store = open_feature_store(corpus.features)
+    assert sorted(store.video_ids) == ["one", "three", "two"]
+    assert store.seconds_per_feature == 0.5
+    torch.manual_seed(0)
+    encoder = FrameEncoder("test_resnet", pretrained=False)
+    assert store.attributes["model_sha256"] == encoder.fingerprint
+    assert json.loads(store.attributes["frame_encoder"]) == encoder.arguments
+
+
+def test_a_saved_encoder_makes_the_same_features(run, corpus, tmp_path):
+    options = ["--out", tmp_path / "again.h5", "--fps", 2, "--json"]
+    found = run("extract", corpus.videos, "--frame-encoder", corpus.encoder, *options)
+    assert found.code == 0
+    again, before = open_feature_store(tmp_path / "again.h5"), open_feature_store(corpus.features)
+    assert sorted(found.document["extracted"]) == sorted(before.video_ids)
+    for video in before.video_ids:
+        assert torch.equal(again[video], before[video])
+
+
+def test_done_again_it_keeps_what_is_there(run, corpus):
+    found = run("extract", corpus.videos, *ENCODER, "--out", corpus.features, "--fps", 2, "--json")
+    assert (found.code, found.document["extracted"]) == (0, [])
+    assert sorted(found.document["kept"]) == ["one", "three", "two"]
+
+
+def test_a_file_that_is_no_video_is_told_and_code_1(run, tmp_path):
+    write_video(tmp_path / "good.mp4", [0, 1, 2])
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    found = run("extract", tmp_path, *ENCODER, "--out", tmp_path / "x.h5", "--fps", 1)
+    assert found.code == 1
+    counts, skipped = found.out.splitlines()
+    assert counts.endswith("1 videos extracted, 0 kept, 0 damaged, 1 skipped")
+    assert skipped.startswith("skipped bad: ")
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert list(file) == ["good"]
+
+
+def test_wrong_usage(run, tmp_path):
+    out = ["--out", tmp_path / "x.h5"]
+    assert run("extract", tmp_path, *out).code == 2
+    assert run("extract", tmp_path, *out, "--model", "a", "--frame-encoder", "b").code == 2
+    found = run("extract", tmp_path, *out, "--frame-encoder", "b", "--random-weights")
+    assert found.code == 2
+    assert "'--random-weights': it does nothing without --model." in found.err
+    found = run("extract", tmp_path, *out, *ENCODER, "--device", "cuda:99")
+    assert found.code == 1
+    assert found.err.startswith("error: --device: expected a device of this machine, got 'cuda:99'")
+    found = run("extract", tmp_path, *out, "--frame-encoder", tmp_path / "none")
+    assert found.code == 1
+    assert "cannot load" in found.err

@@ -1,0 +1,53 @@
+import json
+
+import numpy as np
+
+
+def test_what_is_right_is_code_0(run, corpus):
+    found = run("inspect", corpus.train.parent, "--against", corpus.features)
+    assert found.code == 0
+    assert found.out.splitlines()[0] == f"{corpus.train.parent}: annotations"
+    assert found.out.splitlines()[-1] == "nothing is wrong"
+    for path, against in (
+        (corpus.features, corpus.videos),
+        (corpus.features, corpus.pipeline),
+        (corpus.pipeline, corpus.test),
+        (corpus.videos, corpus.train.parent),
+    ):
+        assert run("inspect", path, "--against", against).code == 0
+
+
+def test_findings_are_code_1_and_in_the_document(run, corpus, tmp_path):
+    np.save(tmp_path / "one.npy", np.ones((3, 16), np.float32))
+    options = ["--against", corpus.train, "--seconds-per-feature", "0.5", "--json"]
+    found = run("inspect", tmp_path, *options)
+    assert found.code == 1
+    document = found.document
+    assert document["kind"] == "features"
+    assert document["facts"][tmp_path.name]["videos"] == 1
+    kinds = {finding["kind"]: finding["items"] for finding in document["findings"]}
+    assert kinds == {
+        "missing features": ["two"],
+        "wrong rate": ["one (1.5 s of 8 s)"],
+    }
+    lines = run("inspect", tmp_path, *options[:-1]).out.splitlines()
+    assert "missing features: 1 annotated videos have no features: two" in lines
+    assert lines[-1] == "2 findings"
+
+
+def test_the_format_can_be_named(run, tmp_path):
+    (tmp_path / "train.json").write_text(
+        json.dumps({"v": {"duration": 9.0, "timestamps": [[0, 3]], "sentences": ["a dog"]}})
+    )
+    assert run("inspect", tmp_path, "--dataset", "activitynet").code == 0
+    assert run("inspect", tmp_path, "--dataset", "tacos").code == 1
+    assert run("inspect", tmp_path, "--dataset", "mad").code == 2
+
+
+def test_errors_are_one_line(run, corpus, tmp_path):
+    found = run("inspect", tmp_path / "none", "--json")
+    assert (found.code, found.out) == (1, "")
+    assert found.err == f"error: inspect: expected something at {tmp_path / 'none'}, got nothing.\n"
+    found = run("inspect", corpus.videos, "--against", corpus.pipeline)
+    assert found.code == 1
+    assert "expected something that videos can be compared with, got pipeline" in found.err

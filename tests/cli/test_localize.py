@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+
+from tmapdiff import MomentLocalizationPipeline
+from tmapdiff.data import open_feature_store
+from tmapdiff.video import VideoFeatures
+
+SENTENCES = ["the number 2 is shown", "the number 3"]
+
+
+def test_a_video_is_answered_as_by_the_pipeline(run, corpus):
+    video = corpus.videos / "three.mp4"
+    options = ["--model", corpus.pipeline, "--device", "cpu", "--samples", 3, "--seed", 5]
+    found = run("localize", video, *SENTENCES, *options, "--top", 2, "--json")
+    assert found.code == 0
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
+    document = found.document
+    assert document["duration"] == pytest.approx(8.0)
+    for answer, sentence in zip(document["answers"], SENTENCES, strict=True):
+        assert answer["sentence"] == sentence
+        wanted = pipeline(
+            str(video), sentence, num_samples=3, top_n=2, generator=torch.Generator().manual_seed(5)
+        )
+        moments = [vars(moment) for moment in wanted.moments[0]]
+        assert len(moments) == len(answer["moments"])
+        for one, other in zip(answer["moments"], moments, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+            assert one["spread"] is not None
+
+
+def test_features_answer_as_their_video(run, corpus, tmp_path):
+    store = open_feature_store(corpus.features)
+    np.save(tmp_path / "three.npy", store["three"].numpy())
+    options = ["--model", corpus.pipeline, "--device", "cpu", "--json"]
+    answers = [
+        run("localize", *source, *options).document["answers"]
+        for source in (
+            [corpus.videos / "three.mp4", SENTENCES[0]],
+            ["three", SENTENCES[0], "--features", corpus.features],
+            [tmp_path / "three.npy", SENTENCES[0]],
+            [tmp_path / "three.npy", SENTENCES[0], "--seconds-per-feature", 0.5],
+        )
+    ]
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+    slower = ["--seconds-per-feature", 1]
+    other = run("localize", tmp_path / "three.npy", SENTENCES[0], *options, *slower)
+    assert other.document["duration"] == 16
+
+
+def test_the_table_has_a_row_a_moment(run, corpus):
+    found = run("localize", corpus.videos / "three.mp4", *SENTENCES, "--model", corpus.pipeline)
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert [line.strip() for line in lines if "number" in line] == SENTENCES
+    features = open_feature_store(corpus.features)["three"]
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
+    seed = torch.Generator().manual_seed(0)
+    best = pipeline(VideoFeatures(features, 0.5, 8.0), SENTENCES[0], generator=seed).moments[0][0]
+    row = next(line.split() for line in lines if line.split()[:1] == ["1"])
+    assert row == ["1", f"{best.start:.2f}", f"{best.end:.2f}", f"{best.score:.3f}", "-"]
+
+
+def test_pictures(run, corpus, tmp_path):
+    video, model = corpus.videos / "three.mp4", ["--model", corpus.pipeline]
+    places = ["--map", tmp_path / "map.png", "--strip", tmp_path / "strip.png"]
+    found = run("localize", video, SENTENCES[0], *model, *places, "--json")
+    assert found.document["files"] == [str(tmp_path / "map.png"), str(tmp_path / "strip.png")]
+    assert run("localize", video, *SENTENCES, *model, *places[:2]).code == 0
+    for name in ("map", "strip", "map-1", "map-2"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_usage_is_code_2(run):
+    assert run("localize", "a.mp4").code == 2
+    found = run("localize", "a.npy", "a dog", "--model", "x", "--strip", "y.png")
+    assert found.code == 2
+    assert "'--strip': it does nothing without a video." in found.err
+    found = run("localize", "a.mp4", "a dog", "--model", "x", "--seconds-per-feature", "1")
+    assert found.code == 2
+
+
+def test_errors_are_one_line(run, corpus, finished, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    model, video = ["--model", corpus.pipeline], corpus.videos / "three.mp4"
+    for arguments, text in (
+        ([video, "a dog", "--model", tmp_path / "none"], "there is no such folder"),
+        ([tmp_path / "none.mp4", "a dog", *model], "none.mp4"),
+        ([tmp_path / "broken.mp4", "a dog", *model], "broken.mp4"),
+        ([video, "?!", *model], "expected a sentence with a word, got '?!'."),
+        ([video, "a dog", *model, "--top", 0], "expected top_n to be an integer >= 1, got 0."),
+        ([video, "a dog", "--model", finished / "pipeline"], "as there is no frame_encoder"),
+        (["four", "a dog", *model, "--features", corpus.features], "features of 'four', got none"),
+    ):
+        found = run("localize", *arguments)
+        assert (found.code, found.out, found.err.count("\n")) == (1, "", 1), found.err
+        assert text in found.err

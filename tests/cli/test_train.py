@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from tmapdiff import MomentLocalizationPipeline
+from tmapdiff.video import FrameEncoder
+
+from .conftest import QUICK
+
+KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
+
+
+def test_a_run_writes_all_it_promises(finished):
+    summary = json.loads((finished / "metrics.json").read_text())
+    assert all(0 <= summary[key] <= 100 for key in KEYS)
+    assert {"rows", "seed", "features", "versions", "seconds"} <= summary.keys()
+    assert list(summary["rows"]) == [
+        "best constant",
+        "raw weights, steps 2",
+        "EMA weights, steps 2",
+    ]
+    assert len((finished / "predictions.jsonl").read_text().splitlines()) == 16
+    assert (finished / "maps.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "checkpoints").iterdir())
+    pipeline = MomentLocalizationPipeline.from_pretrained(finished / "pipeline")
+    assert (pipeline.frame_encoder, pipeline.config.fps) == (None, 4.0)
+
+
+def test_json_of_a_run(run, tmp_path):
+    options = ["--limit", 8, "--model", "ms2dtan", "--output", tmp_path / "run", "--json"]
+    found = run("train", *QUICK, *options)
+    assert found.code == 0
+    assert found.document["files"] == ["metrics.json", "predictions.jsonl", "maps.png", "pipeline"]
+    assert found.document["mIoU"] == json.loads((tmp_path / "run/metrics.json").read_text())["mIoU"]
+    assert "epoch 1/1" in found.err
+
+
+def test_features_of_videos_make_a_pipeline_that_takes_videos(corpus):
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
+    assert pipeline.config.fps == 2
+    saved = FrameEncoder.from_pretrained(corpus.encoder)
+    assert pipeline.frame_encoder.fingerprint == saved.fingerprint
+
+
+def test_without_the_encoder_it_says_so(run, corpus, tmp_path):
+    data = ["--train", corpus.train, "--test", corpus.test, "--features", corpus.features]
+    found = run("train", *QUICK, *data, "--output", tmp_path)
+    assert found.code == 0
+    line = (
+        "the pipeline takes features, not videos: its frame encoder has random weights, "
+        "which cannot be made anew"
+    )
+    assert line in found.out.splitlines()
+    pipeline = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
+    assert (pipeline.frame_encoder, pipeline.config.fps) == (None, 2.0)
+
+
+@pytest.mark.parametrize("control", ["prior", "oracle"])
+def test_controls_write_metrics_alone(run, tmp_path, control):
+    found = run("train", *QUICK, "--model", control, "--output", tmp_path, "--json")
+    assert found.code == 0
+    assert found.document["files"] == ["metrics.json"]
+    assert list(found.document["rows"]) == [control]
+
+
+def test_didemo_has_its_own_grid_and_metric(run, tmp_path):
+    options = ["--dataset", "didemo", "--limit", 12, "--output", tmp_path, "--json"]
+    found = run("train", *QUICK, *options)
+    assert found.code == 0
+    assert {"Rank@1", "Rank@5", "Rank1@0.5"} <= found.document.keys()
+    pipeline = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
+    assert int(pipeline.localizer.grid.packed_mask().sum()) == 21
+    found = run("evaluate", tmp_path / "pipeline", "--dataset", "didemo", "--limit", 12, "--json")
+    before = json.loads((tmp_path / "metrics.json").read_text())
+    assert found.document["Rank@1"] == before["Rank@1"]
+    found = run("evaluate", tmp_path / "pipeline", "--limit", 4, "--output", tmp_path / "as-others")
+    assert found.code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--features", "x.h5"], "'--features': it does nothing without --train or --root."),
+        (["--seconds-per-feature", "1"], "'--seconds-per-feature': it does nothing without"),
+        (["--resume", "--model", "prior"], "'--resume': it does nothing without a model to train."),
+        (["--decoder", "cnn-mul", "--model", "ms2dtan"], "'--decoder': it does nothing without"),
+        (["--steps", "2", "--model", "ms2dtan"], "'--steps': it does nothing without --model"),
+        (["--frame-encoder", "x"], "'--frame-encoder': it does nothing without features of"),
+        (["--root", "x"], "'--features': name the features of the videos."),
+        (["--train", "x", "--features", "y"], "'--train': name --test, --root or --holdout, too."),
+        (["--preset", "huge"], "Invalid value for '--preset'"),
+    ],
+)
+def test_wrong_usage_is_code_2(run, options, text):
+    found = run("train", *options)
+    assert (found.code, found.out) == (2, "")
+    assert text in found.err.splitlines()[-1]
+
+
+def test_errors_are_one_line_before_any_training(run, corpus, tmp_path):
+    out = ["--output", tmp_path / "run"]
+    for options, text in (
+        (["--root", tmp_path / "none", "--features", "timeline"], "got no such folder."),
+        (["--train", corpus.train, "--test", corpus.test, "--features", "x.h5"], "nothing at x.h5"),
+        (["--steps", "5000"], "num_inference_steps"),
+        (["--samples", "0"], "--samples: expected the number to be an integer >= 1, got 0."),
+        (["--objective", "no"], "expected objective to be one of"),
+        (["--epochs", "0"], "expected epochs to be an integer >= 1, got 0."),
+    ):
+        found = run("train", *out, *options)
+        assert (found.code, found.err.count("\n")) == (1, 1), found.err
+        assert found.err.startswith("error: ")
+        assert text in found.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
