@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from tmapdiff.inspection import inspect
+
+
+def line(qid, query="a dog runs", vid="one", duration=30.0, windows=((1, 5),)):
+    return {"qid": qid, "query": query, "vid": vid, "duration": duration,
+            "relevant_windows": [list(one) for one in windows]}  # fmt: skip
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def kinds(found):
+    return {finding.kind: finding.items for finding in found.findings}
+
+
+def test_facts(tmp_path):
+    path = write(
+        tmp_path / "train.jsonl",
+        line(1),
+        line(2, "two cats", "two", 10.0, [(0, 3), (4, 9)]),
+        line(3, "a dog sleeps all day", "two", 10.0, [(2, 10)]),
+    )
+    found = inspect(path)
+    assert (found.kind, found.findings) == ("annotations", ())
+    assert found.facts == {
+        "train.jsonl": {
+            "format": "moment-jsonl",
+            "split": "train",
+            "queries": 3,
+            "videos": 2,
+            "moments": 4,
+            "moments a query": "1 to 2, median 1",
+            "duration of videos": "10 to 30 s, median 20 s",
+            "length of moments": "3 to 8 s, median 4.5 s",
+            "words a query": "2 to 5, median 3",
+            "vocabulary": 8,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("planted", "kind", "items"),
+    [
+        ([line(9, windows=[(20, 31)])], "moments past the end", ()),
+        ([line(9, windows=[(5, 5)])], "moments left out", ("2",)),
+        ([line(9, windows=[(40, 50), (1, 2)])], "moments left out", ("2",)),
+        ([line(9, query="A dog  runs")], "duplicates", ("9",)),
+        ([line(9, query="...")], "queries without a word", ("9",)),
+        ([line(9, query="other", duration=29.0)], "durations that differ", ("one",)),
+        ([line(9), {"qid": 10}], "damaged annotations", ("train.jsonl",)),
+    ],
+)
+def test_each_planted_fault_is_found_and_nothing_else(tmp_path, planted, kind, items):
+    write(tmp_path / "train.jsonl", line(1), *planted)
+    write(tmp_path / "test.jsonl", line(1, vid="another"))
+    assert kinds(inspect(tmp_path)) == {kind: items}
+
+
+def test_the_same_words_about_another_moment_are_no_duplicate(tmp_path):
+    path = write(tmp_path / "a.jsonl", line(1), line(2, windows=[(9, 12)]), line(3, vid="two"))
+    assert inspect(path).findings == ()
+
+
+def test_a_file_without_any_query_left_is_told(tmp_path):
+    path = write(tmp_path / "a.jsonl", line(1, windows=[(5, 5)]))
+    assert set(kinds(inspect(path))) == {"moments left out", "no annotations"}
+
+
+def test_videos_of_training_in_the_test_are_found(tmp_path):
+    write(tmp_path / "train.jsonl", line(1), line(2, vid="two"))
+    write(tmp_path / "test.jsonl", line(1, vid="two"), line(2, vid="three"))
+    assert kinds(inspect(tmp_path)) == {"shared videos": ("two",)}
+    found = inspect(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    assert kinds(found) == {"shared videos": ("two",)}
+    assert str(found.findings[0]) == "shared videos: 1 videos are in both: two"
+
+
+def test_a_line_names_the_first_few_and_the_finding_has_all(tmp_path):
+    path = write(tmp_path / "a.jsonl", *(line(n) for n in range(1234)))
+    (finding,) = inspect(path).findings
+    assert finding.text.endswith("before, qids: 1, 2, 3, 4, 5, ...")
+    assert "1,233 queries repeat" in finding.text
+    assert finding.items == tuple(map(str, range(1, 1234)))

@@ -1,0 +1,169 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+from helpers.assertions import refuses
+from helpers.videos import write_video
+
+from tmapdiff.errors import ArgumentError, FileError
+from tmapdiff.inspection import inspect
+
+RANDOM = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Features of three videos of 10, 20 and 30 s, 2 a second."""
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file.attrs.update({"seconds_per_feature": 0.5, "model": "vgg"})
+        for index, name in enumerate(("a", "b", "c"), start=1):
+            file[name] = np.tile(RANDOM + index, (1, 1))[: 20 * index].astype(np.float16)
+            file[name].attrs["duration"] = 10.0 * index
+    return tmp_path / "f.h5"
+
+
+def annotations(folder, **durations):
+    lines = [
+        {"qid": name, "query": "a dog", "vid": name, "duration": duration,
+         "relevant_windows": [[0, duration]]}
+        for name, duration in durations.items()
+    ]  # fmt: skip
+    (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return folder / "queries.jsonl"
+
+
+def kinds(found):
+    return {finding.kind: finding.items for finding in found.findings}
+
+
+def test_facts(store):
+    found = inspect(store)
+    assert (found.kind, found.findings) == ("features", ())
+    assert found.facts == {
+        "f.h5": {
+            "format": "HDF5",
+            "videos": 3,
+            "features": 120,
+            "features a video": "20 to 60, median 40",
+            "width": 4,
+            "stored as": "float16",
+            "seconds a feature": 0.5,
+            "model": "vgg",
+        }
+    }
+
+
+def plant_nan(file):
+    file["b"][3, 1] = np.nan
+
+
+def plant_zeros(file):
+    file["b"][:] = 0
+
+
+def plant_empty(file):
+    file["d"] = np.zeros((0, 4))
+
+
+def plant_width(file):
+    file["d"] = np.ones((5, 3))
+
+
+def plant_damage(file):
+    file["b"].attrs["damage"] = "it ends at 3 s of 20 s"
+
+
+def plant_rate(file):
+    file["b"].attrs["duration"] = 40.0
+
+
+def plant_copy(file):
+    file["d"] = file["b"][()]
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind", "items"),
+    [
+        (plant_nan, "features that cannot be used", ("b",)),
+        (plant_empty, "features that cannot be used", ("d",)),
+        (plant_width, "features that cannot be used", ("d",)),
+        (plant_zeros, "features of zeros", ("b",)),
+        (plant_damage, "damaged videos", ("b (it ends at 3 s of 20 s)",)),
+        (plant_rate, "wrong rate", ("b (20 s of 40 s)",)),
+        (plant_copy, "duplicates", ("b", "d")),
+    ],
+)
+def test_each_planted_fault_is_found_and_nothing_else(store, plant, kind, items):
+    with h5py.File(store, "a") as file:
+        plant(file)
+    assert kinds(inspect(store)) == {kind: items}
+
+
+def test_what_an_extraction_left_behind_is_found(store):
+    parts = store.with_name("f.h5.parts")
+    parts.mkdir()
+    np.savez(parts / "z.npz", features=RANDOM)
+    assert kinds(inspect(store)) == {"unfinished store": ("z",)}
+
+
+def test_a_damaged_file_in_a_folder_is_found(tmp_path):
+    np.save(tmp_path / "a.npy", RANDOM)
+    np.save(tmp_path / "b.npy", RANDOM + 1)
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:200])
+    found = inspect(tmp_path)
+    assert found.facts[tmp_path.name]["format"] == "Npy"
+    assert kinds(found) == {"features that cannot be used": ("b",)}
+
+
+def test_ids_that_are_on_one_side_only_both_ways(store, tmp_path):
+    path = annotations(tmp_path, a=10.0, b=20.0, x=5.0)
+    wanted = {"missing features": ("x",), "features without annotations": ("c",)}
+    assert kinds(inspect(store, path)) == wanted
+    assert kinds(inspect(path, store)) == wanted
+
+
+@pytest.mark.parametrize(("duration", "fits"), [(20.0, True), (20.9, True), (21.2, False)])
+def test_features_that_do_not_cover_the_annotated_duration(store, tmp_path, duration, fits):
+    # Training refuses what differs by more than two features and more than 5 %.
+    path = annotations(tmp_path, a=10.0, b=duration, c=30.0)
+    found = inspect(path, store)
+    if fits:
+        assert found.findings == ()
+    else:
+        assert kinds(found) == {"wrong rate": ("b (20 s of 21.2 s)",)}
+        assert found.findings[0].text.endswith("to cover them a feature would last 0.53 s")
+
+
+def test_without_a_rate_there_is_nothing_to_cover(tmp_path):
+    np.save(tmp_path / "a.npy", RANDOM)
+    path = annotations(tmp_path, a=1000.0)
+    assert inspect(path, tmp_path).findings == ()
+    found = inspect(path, tmp_path, seconds_per_feature=1.0)
+    assert kinds(found) == {"wrong rate": ("a (64 s of 1000 s)",)}
+
+
+def test_videos_against_features(store, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name, seconds in (("a", 10), ("b", 10), ("d", 1)):
+        write_video(tmp_path / "videos" / f"{name}.mp4", [0, seconds])
+    found = inspect(store, tmp_path / "videos")
+    assert kinds(found) == {"missing features": ("d",), "wrong rate": ("b (20 s of 10 s)",)}
+
+
+def test_what_it_is_must_be_known(tmp_path):
+    with refuses(FileError, f"inspect: expected something at {tmp_path / 'no'}, got nothing."):
+        inspect(tmp_path / "no")
+    (tmp_path / "notes.md").write_text("")
+    with refuses(FileError, "videos or a pipeline at", "got notes.md."):
+        inspect(tmp_path)
+    with refuses(FileError, "got notes.md."):
+        inspect(tmp_path / "notes.md")
+    (tmp_path / "odd").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with refuses(FileError, "cannot read"):
+        inspect(tmp_path / "odd")
+
+
+def test_two_stores_cannot_be_compared(store):
+    with refuses(ArgumentError, "expected something that features can be compared with, got"):
+        inspect(store, store)

@@ -1,0 +1,77 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
+from tmapdiff.inspection import inspect
+from tmapdiff.video import FrameEncoder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    encoder = FrameEncoder("test_resnet", pretrained=False)
+    vocabulary = Vocabulary(["a", "dog", "runs"])
+    model = PRESETS["nano"].build(
+        vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim
+    )
+    pipeline = MomentLocalizationPipeline(model, vocabulary, encoder, fps=2.0)
+    folder = tmp_path_factory.mktemp("saved") / "pipeline"
+    pipeline.save_pretrained(folder)
+    return folder, pipeline
+
+
+def kinds(found):
+    return {finding.kind: finding.items for finding in found.findings}
+
+
+def test_facts(saved):
+    folder, pipeline = saved
+    found = inspect(folder)
+    assert (found.kind, found.findings) == ("pipeline", ())
+    facts = found.facts["pipeline"]
+    assert facts["model"] == "MomentLocalizer"
+    assert facts["million parameters"] == round(pipeline.localizer.num_parameters() / 1e6, 2)
+    assert facts["takes"] == "videos or features"
+    assert (facts["vocabulary"], facts["frames a second"]) == (5, 2.0)
+
+
+def test_weights_that_are_not_finite_are_found(saved, tmp_path):
+    pipeline = MomentLocalizationPipeline.from_pretrained(saved[0])
+    name, weight = next(iter(pipeline.localizer.named_parameters()))
+    with torch.no_grad():
+        weight.view(-1)[0] = torch.inf
+    pipeline.save_pretrained(tmp_path / "spoilt")
+    assert kinds(inspect(tmp_path / "spoilt")) == {"weights that are not finite": (name,)}
+
+
+def test_against_features(saved, tmp_path):
+    folder, pipeline = saved
+    encoder, width = pipeline.frame_encoder, pipeline.frame_encoder.feature_dim
+
+    def store(**attributes):
+        path = tmp_path / "f.h5"
+        with h5py.File(path, "w") as file:
+            said = {"seconds_per_feature": 0.5, "model_sha256": encoder.fingerprint, **attributes}
+            columns = said.pop("width", width)
+            file.attrs.update(said)
+            file["a"] = np.ones((4, columns), np.float32)
+        return path
+
+    assert inspect(folder, store()).findings == ()
+    assert set(kinds(inspect(folder, store(width=3)))) == {"wrong width"}
+    assert set(kinds(inspect(folder, store(seconds_per_feature=1.0)))) == {"wrong rate"}
+    assert set(kinds(inspect(store(model_sha256="0"), folder))) == {"another frame encoder"}
+
+
+def test_against_annotations(saved, tmp_path):
+    lines = [
+        {"qid": qid, "query": query, "vid": "v", "duration": 9.0, "relevant_windows": [[0, 3]]}
+        for qid, query in (("x", "the dog sleeps"), ("y", "cats sleep"))
+    ]
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert kinds(inspect(saved[0], path)) == {"unknown words": ("y",)}

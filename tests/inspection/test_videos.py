@@ -1,0 +1,59 @@
+import json
+
+from helpers.videos import write_video
+
+from tmapdiff.inspection import inspect
+
+
+def kinds(found):
+    return {finding.kind: finding.items for finding in found.findings}
+
+
+def test_facts_of_a_video(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(6))
+    found = inspect(path)
+    assert (found.kind, found.findings) == ("videos", ())
+    facts = found.facts["a.mp4"]
+    assert facts["bytes"] == path.stat().st_size
+    assert {name: facts[name] for name in ("videos", "duration", "size", "rotation", "codec")} == {
+        "videos": 1, "duration": "5 s", "size": "64 x 32", "rotation": "0", "codec": "h264",
+    }  # fmt: skip
+
+
+def test_damaged_videos_and_other_files_of_a_folder_are_found(tmp_path):
+    write_video(tmp_path / "good.mp4", range(6))
+    whole = write_video(tmp_path / "cut.mkv", range(60)).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "notes.txt").write_text("not counted")
+    found = inspect(tmp_path)
+    assert found.facts[tmp_path.name]["videos"] == 3
+    assert [finding.kind for finding in found.findings] == ["damaged video", "not a video"]
+    assert found.findings[0].text.startswith("cut.mkv: ")
+    assert found.findings[1].items == ("text",)
+
+
+def test_two_files_of_one_id_are_found(tmp_path):
+    write_video(tmp_path / "a.mp4", range(3))
+    write_video(tmp_path / "a.mkv", range(3))
+    found = inspect(tmp_path)
+    assert kinds(found) == {"duplicates": ("a",)}
+
+
+def test_against_annotations(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "unasked"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", range(11))
+    lines = [
+        {"qid": qid, "query": "a dog", "vid": vid, "duration": 60.0, "relevant_windows": [window]}
+        for qid, vid, window in (("x", "a", [0, 11]), ("y", "a", [9, 12]), ("z", "lost", [0, 3]))
+    ]
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = {
+        "missing video": ("lost",),
+        "video without annotations": ("unasked",),
+        "moments past the end": ("y (12 s of 10 s)",),
+    }
+    assert kinds(inspect(tmp_path / "videos", path)) == wanted
+    assert kinds(inspect(path, tmp_path / "videos")) == wanted

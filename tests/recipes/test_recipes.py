@@ -1,0 +1,119 @@
+"""What recipes do with a trained model; training itself is tested with the examples."""
+
+import json
+
+import pytest
+import torch
+from helpers.assertions import refuses
+
+from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
+from tmapdiff.errors import ConfigError
+from tmapdiff.models import MS2DTAN, MomentLocalizer
+from tmapdiff.recipes import (
+    LocalizationData,
+    Reading,
+    Recipe,
+    evaluate_control,
+    evaluate_localizer,
+    make_pipeline_test_set,
+    make_test_set,
+)
+from tmapdiff.recipes.training import SYNTHETIC_EPOCHS
+
+VOCABULARY = Vocabulary(["a", "dog"])
+
+
+@pytest.fixture(scope="module")
+def data():
+    return LocalizationData.make_up().limit(12)
+
+
+def test_a_recipe_changes_what_it_names_and_nothing_else(data):
+    recipe = Recipe("nano", seed=3, training={"batch_size": 8, "epochs": None})
+    config, preset = recipe.training_config(data), PRESETS["nano"].training
+    assert (config.batch_size, config.seed, config.epochs) == (8, 3, SYNTHETIC_EPOCHS)
+    assert config.learning_rate == preset.learning_rate
+    assert Recipe("nano", training={"epochs": 2}).training_config(data).epochs == 2
+    model = Recipe("nano", objective="bce-full", decoder="cnn-mul").build(VOCABULARY, 5)
+    assert model.objective.name == "bce-full"
+    assert model.config.decoder_config["conditioning"] == "multiply"
+    assert model.encoder.config.clip_channels == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "generative"),
+    [
+        ("diffusion", MomentLocalizer, True),
+        ("deterministic", MomentLocalizer, False),
+        ("ms2dtan", MS2DTAN, False),
+    ],
+)
+def test_each_model_has_the_weights_of_its_seed(kind, made, generative):
+    lines = []
+    model = Recipe("nano", kind, seed=1).build(VOCABULARY, 5, say=lines.append)
+    assert isinstance(model, made)
+    assert model.is_generative == generative
+    assert lines == [f"model: preset nano, {model.num_parameters() / 1e6:.2f} million parameters"]
+    again = Recipe("nano", kind, seed=1).build(VOCABULARY, 5).state_dict()
+    other = Recipe("nano", kind, seed=2).build(VOCABULARY, 5).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+    assert any(not torch.equal(weight, other[name]) for name, weight in again.items())
+
+
+def test_words_of_glove_are_loaded(tmp_path):
+    (tmp_path / "glove.txt").write_text("a 1 2 3\ncat 4 5 6\n")
+    lines = []
+    recipe = Recipe("nano", glove=tmp_path / "glove.txt")
+    model = recipe.build(VOCABULARY, 5, say=lines.append)
+    assert lines[0] == "GloVe: 1 of 4 words found"
+    words = model.encoder.text_encoder.embedding.weight
+    assert words[2].tolist() == [1.0, 2.0, 3.0]
+    assert not words.requires_grad
+
+
+def test_unknown_names_are_refused():
+    for fields, text in (
+        ({"preset": "huge"}, "expected preset to be one of nano"),
+        ({"model": "prior"}, "expected model to be one of diffusion, deterministic, ms2dtan"),
+        ({"decoder": "rnn"}, "expected decoder to be one of transformer-xattn-ss"),
+    ):
+        with refuses(ConfigError, text):
+            Recipe(**fields)
+
+
+def test_controls_bracket_every_model(data):
+    recipe = Recipe("nano")
+    prior, oracle = (evaluate_control(name, recipe, data) for name in ("prior", "oracle"))
+    assert oracle.rows["oracle"]["Rank1@0.5"] == 100
+    assert prior.rows["prior"]["mIoU"] < oracle.rows["oracle"]["mIoU"]
+    assert prior.summary() == {**prior.rows["prior"], "rows": prior.rows}
+    with refuses(ConfigError, "expected control to be one of prior, oracle, got 'best'."):
+        evaluate_control("best", recipe, data)
+
+
+def test_results_are_written_with_what_they_come_from(data, tmp_path):
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
+    model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
+    test_set = make_test_set(data.test, data.store, model.grid, vocabulary)
+    results = evaluate_localizer(model, test_set, Reading((1, 2)), label="raw, ")
+    assert list(results.rows) == ["raw, steps 1", "raw, steps 2"]
+    names = results.write(tmp_path, {"seed": 7})
+    assert names == ("metrics.json", "predictions.jsonl", "maps.png")
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert (summary["seed"], summary["num_inference_steps"]) == (7, 1)
+    assert summary["mIoU"] == results.rows["raw, steps 1"]["mIoU"]
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(data.test)
+    pipeline = MomentLocalizationPipeline(model, vocabulary)
+    same = evaluate_localizer(model, make_pipeline_test_set(pipeline, data), Reading((1,)))
+    assert same.evaluation.metrics == results.rows["raw, steps 1"]
+
+
+def test_pipelines_that_do_not_fit_the_data_are_refused(data):
+    model = Recipe("nano").build(VOCABULARY, 5)
+    pipeline = MomentLocalizationPipeline(model, VOCABULARY)
+    with refuses(ConfigError, "expected features of 5 channels, as in training, got 256 from"):
+        make_pipeline_test_set(pipeline, data)
+    didemo = LocalizationData.make_up("didemo")
+    pipeline = MomentLocalizationPipeline(Recipe("nano").build(VOCABULARY, 256), VOCABULARY)
+    with refuses(ConfigError, "expected a pipeline of DiDeMo's 21 moments"):
+        make_pipeline_test_set(pipeline, didemo)
