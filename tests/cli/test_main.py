@@ -61,7 +61,7 @@ def test_wrong_usage_is_told_and_code_2(capsys, arguments, text):
 
 
 def test_an_error_is_one_line_and_code_1(capsys, tmp_path):
-    command = ["extract", tmp_path / "none", "--model", "resnet10t", "--random-weights"]
+    command = ["extract", tmp_path / "none", "--model", "test_resnet", "--random-weights"]
     assert main([*map(str, command), "--out", str(tmp_path / "x.h5")]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -87,7 +87,7 @@ def test_without_typer_the_extra_is_named():
 def test_ctrl_c_is_code_130(tmp_path):
     # A hundred thousand pictures to encode: it is still at it, however slow this test is.
     write_video(tmp_path / "a.mp4", [0, 50, 100])
-    options = ["--model", "resnet10t", "--random-weights", "--fps", "1000", "--out", "x.h5"]
+    options = ["--model", "test_resnet", "--random-weights", "--fps", "1000", "--out", "x.h5"]
     process = subprocess.Popen(
         [*PROGRAM, "extract", ".", *options],
         cwd=tmp_path,
