@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tmapdiff import MomentLocalizationPipeline
+from tmapdiff.recipes import LocalizationData, Recipe, evaluate_control
 from tmapdiff.video import FrameEncoder
 
 from .conftest import QUICK
@@ -61,6 +62,14 @@ def test_controls_write_metrics_alone(run, tmp_path, control):
     assert found.code == 0
     assert found.document["files"] == ["metrics.json"]
     assert list(found.document["rows"]) == [control]
+
+
+def test_options_reach_the_training(run, tmp_path):
+    options = ["--model", "oracle", "--holdout", 0.25, "--clip-seconds", 1.5, "--limit", 9]
+    found = run("train", "--preset", "nano", *options, "--output", tmp_path, "--json")
+    recipe = Recipe("nano", clip_seconds=1.5)
+    data = LocalizationData.make_up().hold_out(0.25).limit(9)
+    assert found.document["rows"] == evaluate_control("oracle", recipe, data).rows
 
 
 def test_didemo_has_its_own_grid_and_metric(run, tmp_path):

@@ -7,7 +7,8 @@ from typing import Any
 
 from tmapdiff.errors import TmapdiffError
 
-_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+_FAILED, _MISUSED = 1, 2
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 if all is well, 1 after an error or when something wrong was found, 2 when
-        the command was used wrongly, 130 when it was interrupted.
+        the command was used wrongly, 130 when it was interrupted, 143 when a training was asked to
+        stop by SIGTERM.
     """
     try:
         import typer
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _left_alone()
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
-    if code == _INTERRUPTED:
+    except SystemExit as stop:  # a training that was asked to stop, and has saved its state
+        code = stop.code
+    if code in (_INTERRUPTED, _TERMINATED):
         _say("interrupted")
     return code or 0
 
