@@ -562,3 +562,10 @@ class TestSaving:
 def test_a_moment_says_what_it_is():
     assert str(LocalizedMoment(1.0, 2.54, 0.876)) == "1.0 to 2.5 s (score 0.88)"
     assert str(LocalizedMoment(1.0, 2.54, 0.876, 0.02)) == "1.0 to 2.5 s (score 0.88 ± 0.02)"
+
+
+def test_a_folder_that_is_missing_is_not_only_the_hub_s_error(monkeypatch):
+    # It has the form of a name on the hub, which is asked without a network.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with refuses(CheckpointError, "there is no such folder here, and the hub failed: "):
+        MomentLocalizationPipeline.from_pretrained("runs/pipeline")

@@ -39,7 +39,8 @@ def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) 
         return Path(snapshot_download(text, allow_patterns=patterns, **options))
     # The hub has many errors of its own.
     except Exception as error:
-        raise CheckpointError(f"{place}: {_first_line(error)}") from error
+        reason = f"there is no such folder here, and the hub failed: {_first_line(error)}"
+        raise CheckpointError(f"{place}: {reason}") from error
 
 
 def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
