@@ -48,6 +48,14 @@ def test_a_file_that_is_no_video_is_told_and_code_1(run, tmp_path):
         assert list(file) == ["good"]
 
 
+def test_one_video_may_be_named(run, corpus, tmp_path):
+    options = ["--frame-encoder", corpus.encoder, "--out", tmp_path / "x.h5", "--fps", 2]
+    assert run("extract", corpus.videos / "one.mp4", *options).code == 0
+    one, all_of_them = (open_feature_store(path) for path in (tmp_path / "x.h5", corpus.features))
+    assert one.video_ids == ("one",)
+    assert torch.equal(one["one"], all_of_them["one"])
+
+
 def test_wrong_usage(run, tmp_path):
     out = ["--out", tmp_path / "x.h5"]
     assert run("extract", tmp_path, *out).code == 2

@@ -20,7 +20,8 @@ tmapdiff extract videos --frame-encoder runs/vgg/pipeline/frame_encoder --out mo
 
 def extract(
     videos: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of videos; file names are their ids.")
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of videos, or one; file names are their ids."),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to make or add to.")],
     model: Annotated[
@@ -106,7 +107,7 @@ def extract(
         if save_encoder is not None:
             encoder.save_pretrained(save_encoder)
         report = extract_features(
-            videos,
+            [videos] if videos.is_file() else videos,
             encoder,
             out,
             fps=fps,
