@@ -1,5 +1,6 @@
 """`tmapdiff localize`: from a video and sentences to moments."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ tmapdiff localize AO8RW "a person opens a door" --features vgg16.h5 --model runs
 tmapdiff localize AO8RW.npy "a person opens a door" --seconds-per-feature 0.5 --model user/pipeline
 """
 _THUMBNAILS = 8
+_TITLE = 45  # letters of a line above a map
 
 
 def localize(
@@ -178,7 +180,7 @@ def _draw_maps(
             found.maps[index],
             clip_seconds=found.clip_seconds[index],
             predictions=_times(found, index),
-            title=sentences[index],
+            title=textwrap.fill(sentences[index], _TITLE),
             limits=None,
         )
         yield _save(axes.figure, place)
