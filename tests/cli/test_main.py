@@ -1,8 +1,13 @@
+import contextlib
+import json
+import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from helpers.videos import write_video
 
@@ -110,3 +115,25 @@ def test_a_reader_that_leaves_ends_it_quietly():
     assert process.wait(timeout=60) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_on_a_terminal_progress_is_shown_and_json_stays_json(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((3, 2), np.float32))
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "convert", str(tmp_path), str(tmp_path / "new.h5"), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(terminal)
+    out = process.stdout.read()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert json.loads(out)["converted"] == ["a"]
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while part := os.read(controller, 4096):
+            shown += part
+    os.close(controller)
+    assert b"converting" in shown

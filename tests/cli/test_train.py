@@ -34,6 +34,9 @@ def test_json_of_a_run(run, tmp_path):
     assert found.document["files"] == ["metrics.json", "predictions.jsonl", "maps.png", "pipeline"]
     assert found.document["mIoU"] == json.loads((tmp_path / "run/metrics.json").read_text())["mIoU"]
     assert "epoch 1/1" in found.err
+    again = run("train", *QUICK, *options, "--resume")
+    assert again.document["rows"] == found.document["rows"]
+    assert "epoch 1/1" not in again.err
 
 
 def test_features_of_videos_make_a_pipeline_that_takes_videos(corpus):
