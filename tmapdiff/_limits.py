@@ -8,8 +8,10 @@ from tmapdiff.errors import ArgumentError, SizeLimitError
 
 LIMIT_VARIABLE = "TMAPDIFF_MAX_ITEM_BYTES"
 DEFAULT_MAX_ITEM_BYTES = 512 * 2**20
-# What one byte of JSON may become: `[],` takes three there, and some seventy as a list.
+# Bytes of memory that one byte may become: of JSON, where `[],` is a list of some seventy, and of
+# a text that is cut into pieces.
 JSON_GROWTH = 24
+TEXT_GROWTH = 8
 
 
 def max_item_bytes() -> int:
@@ -44,7 +46,7 @@ def limit_hint() -> str:
     return f"Set the environment variable {LIMIT_VARIABLE} if it is meant."
 
 
-def read_at_most(who: str, file: BinaryIO, growth: int = 1) -> bytes:
+def read_at_most(who: str, file: BinaryIO, growth: int) -> bytes:
     """Read the rest of a file that is kept in memory.
 
     Args:
@@ -55,13 +57,14 @@ def read_at_most(who: str, file: BinaryIO, growth: int = 1) -> bytes:
     Raises:
         SizeLimitError: If it is longer than it may be; no more than that is read.
     """
+    check_item_bytes(who, "a text", os.fstat(file.fileno()).st_size * growth)
     # Of devices and pipes, nothing but reading tells the size.
     content = file.read(max_item_bytes() // growth + 1)
-    check_item_bytes(who, "a content", len(content) * growth)
+    check_item_bytes(who, "a text", len(content) * growth)
     return content
 
 
-def read_line(who: str, file: BinaryIO, growth: int = 1) -> bytes:
+def read_line(who: str, file: BinaryIO, growth: int) -> bytes:
     """Read a line of a file, with its end; empty at the end of the file.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tmapdiff._checks import message
-from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
+from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.errors import AnnotationError, FileError
 
@@ -73,7 +73,7 @@ class AnnotationCollector:
         return AnnotationSet(self.annotations, report)
 
 
-def read_text(path: Path, growth: int = 1) -> str:
+def read_text(path: Path, growth: int = TEXT_GROWTH) -> str:
     """Read a file as UTF-8.
 
     Args:
@@ -88,7 +88,7 @@ def read_text(path: Path, growth: int = 1) -> str:
         return _decoded(path, 1, read_at_most(str(path), file, growth))
 
 
-def text_lines(path: Path, growth: int = 1) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, growth: int = TEXT_GROWTH) -> Iterator[tuple[int, str]]:
     """Yield number and content of each line of a file in UTF-8, of which only one is kept.
 
     Args:

@@ -322,7 +322,7 @@ def _line_blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     with path.open("rb") as file:
         number, lines = 1, []
         for position in count(1):
-            line = read_line(f"{path} line {position}", file)
+            line = read_line(str(path), file, JSON_GROWTH)
             if not line:
                 break
             line = line.rstrip(b" \r\n")

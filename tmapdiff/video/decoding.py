@@ -369,6 +369,8 @@ class _AvReader(_FileReader):
         _check_pixels(self._who, stream.width or 0, stream.height or 0, self._max_pixels)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
+        # Pictures may be larger than the file says; the decoder would take the memory first.
+        stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream = stream
         heard = [one for one in self._container.streams.audio if one.start_time is not None]
         starts = [one.start_time * one.time_base for one in heard]

@@ -1,0 +1,267 @@
+"""Small files that declare more than a machine has, and the reading of them.
+
+    python -m helpers.fuzzing.bombs
+
+prints for each how it was refused, and how much memory the process took meanwhile.
+"""
+
+import io
+import json
+import re
+import resource
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+import tmapdiff
+from tmapdiff.data import load_glove
+
+ZEROS = bytes(2**24)
+LIMIT = 2**27  # bytes, that an item may take
+MANY = 9  # times ZEROS: more than that
+BOMBS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {}
+
+
+def _bomb(read: Callable[[Path], object]):
+    def register(make: Callable[[Path], object]) -> Callable[[Path], object]:
+        BOMBS[make.__name__] = (make, read)
+        return make
+
+    return register
+
+
+def _read_all(folder: Path) -> None:
+    place = folder / "A.hdf5"
+    store = tmapdiff.open_feature_store(place if place.exists() else folder)
+    store["A"]
+
+
+@_bomb(_read_all)
+def npy_header_of_1e12_elements(folder: Path) -> None:
+    with (folder / "A.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 1000)}
+        np.lib.format.write_array_header_2_0(file, header)
+
+
+@_bomb(_read_all)
+def npy_file_with_a_hole(folder: Path) -> None:
+    npy_header_of_1e12_elements(folder)
+    with (folder / "A.npy").open("r+b") as file:
+        file.truncate(4 * 10**12)  # takes no space on the disk
+
+
+@_bomb(_read_all)
+def npz_of_zeros(folder: Path) -> None:
+    array = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(ZEROS) // 4 * MANY, 1)}
+    np.lib.format.write_array_header_2_0(array, header)
+    with (
+        zipfile.ZipFile(folder / "A.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("features.npy", "w") as member,
+    ):
+        member.write(array.getvalue())
+        for _ in range(MANY):
+            member.write(ZEROS)
+
+
+@_bomb(_read_all)
+def npz_with_a_large_header(folder: Path) -> None:
+    """numpy reads a header of the size that it declares before it looks at it."""
+    with (
+        zipfile.ZipFile(folder / "A.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("features.npy", "w") as member,
+    ):
+        size = len(ZEROS) * MANY
+        member.write(np.lib.format.MAGIC_PREFIX + b"\x02\x00" + size.to_bytes(4, "little"))
+        for _ in range(MANY):
+            member.write(ZEROS)
+
+
+@_bomb(_read_all)
+def pt_of_one_number(folder: Path) -> None:
+    torch.save(torch.zeros(1).expand(10**6, 10**6), folder / "A.pt")
+
+
+@_bomb(_read_all)
+def hdf5_dataset_of_1e12(folder: Path) -> None:
+    with h5py.File(folder / "A.hdf5", "w") as file:
+        file.create_dataset("A", (10**6, 10**6), "f4", chunks=(64, 64))
+
+
+@_bomb(_read_all)
+def hdf5_chunk_of_4e9(folder: Path) -> None:
+    with h5py.File(folder / "A.hdf5", "w") as file:
+        # Never written: it would take what it declares here.
+        file.create_dataset("A", (4, 4), "f4", chunks=(31_000, 31_000), maxshape=(None, None))
+
+
+@_bomb(_read_all)
+def hdf5_chunk_that_unpacks_to_more(folder: Path) -> None:
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(ZEROS) for _ in range(MANY)) + packer.flush()
+    with h5py.File(folder / "A.hdf5", "w") as file:
+        dataset = file.create_dataset("A", (4, 4), "f4", chunks=(4, 4), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0), packed)
+
+
+@_bomb(_read_all)
+def hdf5_chunk_packed_twice(folder: Path) -> None:
+    with h5py.File(folder / "A.hdf5", "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4, 4))
+        properties.set_deflate(9)
+        properties.set_deflate(9)
+        space = h5py.h5s.create_simple((4, 4))
+        h5py.h5d.create(file.id, b"A", h5py.h5t.IEEE_F32LE, space, properties)
+
+
+@_bomb(lambda folder: tmapdiff.load_moment_jsonl(folder / "lines.jsonl"))
+def jsonl_line_of_a_gigabyte(folder: Path) -> None:
+    _hole(folder / "lines.jsonl", b'{"qid": 1, "query": "')
+
+
+@_bomb(lambda folder: tmapdiff.load_activitynet_captions(folder / "train.json"))
+def json_of_a_gigabyte(folder: Path) -> None:
+    _hole(folder / "train.json", b'{"v": ')
+
+
+@_bomb(lambda folder: tmapdiff.load_charades_sta(folder, "train"))
+def csv_of_a_gigabyte(folder: Path) -> None:
+    _hole(folder / "Charades_v1_train.csv", b"id,actions,length\n")
+
+
+@_bomb(lambda folder: load_glove(folder / "glove.txt"))
+def glove_line_of_a_gigabyte(folder: Path) -> None:
+    _hole(folder / "glove.txt", b"the 0.1 0.2")
+
+
+@_bomb(lambda folder: tmapdiff.Vocabulary.load(folder / "vocabulary.json"))
+def vocabulary_of_a_gigabyte(folder: Path) -> None:
+    _hole(folder / "vocabulary.json", b"{")
+
+
+@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
+def config_of_1e9_clips(folder: Path) -> None:
+    _change_config(folder, "num_clips", 10**9)
+
+
+@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
+def config_of_1e12_scales(folder: Path) -> None:
+    _change_config(folder, "num_scales", 10**12)
+
+
+@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
+def config_of_1e7_channels(folder: Path) -> None:
+    _change_config(folder, "channels", 10**7)
+
+
+@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
+def config_of_1e9_layers(folder: Path) -> None:
+    _change_config(folder, "num_text_layers", 10**9)
+
+
+@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
+def config_of_1e10_timesteps(folder: Path) -> None:
+    _change_config(folder, "num_train_timesteps", 10**10)
+
+
+@_bomb(lambda folder: tmapdiff.ms2dtan_config(folder / "experiment.yml"))
+def yaml_of_a_billion_laughs(folder: Path) -> None:
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{i + 1}: &a{i + 1} {{x: *a{i}, y: *a{i}, z: *a{i}}}" for i in range(30)]
+    (folder / "experiment.yml").write_text("\n".join(lines))
+
+
+@_bomb(lambda folder: tmapdiff.probe_video(folder / "video"))
+def video_of_30000_x_30000(folder: Path) -> None:
+    _write_video(folder, "gif", "gif", "rgb8", rb"(GIF89a)....", (30_000).to_bytes(2, "little"))
+
+
+@_bomb(lambda folder: tmapdiff.probe_video(folder / "video"))
+def video_whose_pictures_are_larger_than_it_says(folder: Path) -> None:
+    size = (12_000).to_bytes(2, "little")
+    _write_video(folder, "webm", "libvpx", "yuv420p", rb"(\x9d\x01\x2a)....", size)
+
+
+def _hole(path: Path, begin: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(10**9)
+
+
+def _change_config(folder: Path, name: str, value: int) -> None:
+    preset = tmapdiff.PRESETS["nano"]
+    preset.build(vocabulary_size=9, clip_channels=6).save_pretrained(folder / "model")
+    path = folder / "model" / "config.json"
+    config = json.loads(path.read_text())
+    if name == "num_train_timesteps":
+        config["scheduler_config"] = {name: value}
+    for part in ("encoder_config", "decoder_config"):
+        if name in config[part]:
+            config[part][name] = value
+    path.write_text(json.dumps(config))
+
+
+def _write_video(
+    folder: Path, format_: str, codec: str, pixels: str, place: bytes, size: bytes
+) -> None:
+    import av
+
+    target = io.BytesIO()
+    with av.open(target, "w", format=format_) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            for packet in stream.encode(frame.reformat(format=pixels)):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    content, times = re.subn(
+        place, lambda found: found[1] + 2 * size, target.getvalue(), flags=re.S
+    )
+    assert times
+    (folder / "video").write_bytes(content)
+
+
+def main() -> None:
+    """Read each bomb; print a line of JSON for each."""
+    import tmapdiff.video.decoding
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, (make, _) in BOMBS.items():
+            folder = Path(scratch) / name
+            folder.mkdir()
+            make(folder)
+        for name, (_, read) in BOMBS.items():
+            before = _peak()
+            try:
+                read(Path(scratch) / name)
+                kind, text = "none", ""
+            except Exception as error:
+                ours = isinstance(error, tmapdiff.TmapdiffError)
+                kind, text = type(error).__name__ if ours else f"foreign {error!r}", str(error)
+            taken = _peak() - before
+            sys.stdout.write(json.dumps([name, kind, text, taken]) + "\n")
+
+
+def _peak() -> int:
+    """Most bytes that this process took so far, since the last call."""
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # begins anew
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak
+
+
+if __name__ == "__main__":
+    main()
