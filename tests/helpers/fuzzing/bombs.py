@@ -7,6 +7,7 @@ prints for each how it was refused, and how much memory the process took meanwhi
 
 import io
 import json
+import os
 import re
 import resource
 import sys
@@ -235,6 +236,7 @@ def main() -> None:
     """Read each bomb; print a line of JSON for each."""
     import tmapdiff.video.decoding
 
+    os.environ["TMAPDIFF_MAX_ITEM_BYTES"] = str(LIMIT)
     with tempfile.TemporaryDirectory() as scratch:
         for name, (make, _) in BOMBS.items():
             folder = Path(scratch) / name
