@@ -99,8 +99,14 @@ def load_tensors(path: Path) -> Any:
         FileError: If it cannot be read, or would run code.
     """
     with _reading(path):
-        most = _largest_record(path) if _begins(path, _ZIP) else None
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if _begins(path, _ZIP):
+            most: int | None = _largest_record(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            # From memory: of a file, torch asks for as many bytes as a text says that it has.
+            most = None
+            source = io.BytesIO(path.read_bytes())
+            content = torch.load(source, map_location="cpu", weights_only=True)
         for tensor in _tensors_in(content):
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
                 continue  # nothing that is read here as numbers

@@ -540,6 +540,7 @@ def pool_features(
             integer >= 1, or a number of seconds is not positive.
         FeatureError: If the features cover a time that differs from `duration` by more than 2
             features and more than 5 %: `seconds_per_feature` is wrong.
+        SizeLimitError: If the features of all clips take more memory than an item may.
     """
     who = "pool_features"
     num_features = check_shape(who, "features", features, "T D")["T"]
@@ -547,6 +548,7 @@ def pool_features(
     if num_features == 0:
         raise ArgumentError(message(who, "at least one feature", "none"))
     num_clips = check_int(who, "num_clips", num_clips, at_least=1)
+    check_item_bytes(who, "features of clips", features_bytes((num_clips, features.shape[1]), 4))
     duration = check_range(who, "duration", duration, 0, open_low=True)
     stride = _checked_stride(who, seconds_per_feature)
     if clip_seconds is not None:

@@ -284,7 +284,8 @@ def _read_cache(folder: Path, stamp: dict[str, int]) -> GloveVectors | None:
         # Copy-on-write: torch takes no read-only array, and nobody can damage the file.
         vectors = np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
         words = tuple(blob.decode().split("\n"))
-    except (OSError, ValueError, EOFError):
+    # NumPy passes on whatever the damage happens to cause.
+    except Exception:
         return None
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(words):
         return None

@@ -1,6 +1,7 @@
 """From a video and a sentence to moments, in one call."""
 
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,7 @@ from tmapdiff.pipelines._saving import (
 )
 from tmapdiff.pipelines.output import MergedMaps, MomentLocalizationOutput
 from tmapdiff.video import FrameEncoder, VideoFeatures, VideoSource, encode_video
+from tmapdiff.video.decoding import MAX_FPS
 
 OutputType = Literal["moments", "pt", "np"]
 Video = VideoSource | VideoFeatures
@@ -89,9 +91,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         who = type(self).__name__
-        for name, number in (("fps", fps), ("clip_seconds", clip_seconds)):
+        for name, number, most in (("fps", fps, MAX_FPS), ("clip_seconds", clip_seconds, math.inf)):
             if number is not None:
-                check_range(who, name, number, 0, open_low=True)
+                check_range(who, name, number, 0, most, open_low=True)
         encoder = localizer.encoder.config
         _check_text(who, encoder, vocabulary, text_encoder)
         if frame_encoder is not None:

@@ -19,6 +19,7 @@ from tmapdiff.errors import ArgumentError, FileError, MissingDependencyError, Vi
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
 Backend = Literal["av", "torchcodec"]
+MAX_FPS = 1000  # that are sampled: more would only repeat pictures
 MAX_PIXELS = 8192 * 8192  # of a picture; in RGB some 200 MB
 
 
@@ -110,11 +111,11 @@ class VideoReader:
             fps: Frames a second.
 
         Raises:
-            ArgumentError: If `fps` is not positive.
+            ArgumentError: If `fps` is not positive, or above 1000.
             VideoError: If the video was sampled before; while iterating, if it was closed, or a
                 picture has too many pixels or cannot be converted.
         """
-        check_range("VideoReader.sample", "fps", fps, 0, open_low=True)
+        check_range("VideoReader.sample", "fps", fps, 0, MAX_FPS, open_low=True)
         if self._begun:
             hint = "Open it again."
             raise VideoError(message(self._who, "to be read once", "a second reading", hint))

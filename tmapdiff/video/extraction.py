@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tmapdiff._checks import check_int, check_range, message, require
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FileError, TmapdiffError
-from tmapdiff.video.decoding import Backend, VideoSource, find_backend, open_video
+from tmapdiff.video.decoding import MAX_FPS, Backend, VideoSource, find_backend, open_video
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
 from tmapdiff.video.store_writer import FeatureStoreWriter
 
@@ -176,7 +176,7 @@ def extract_features(
         skipped AO8RW: videos/AO8RW.mp4: expected a video, got an empty file.
     """
     who = "extract_features"
-    check_range(who, "fps", fps, 0, open_low=True)
+    check_range(who, "fps", fps, 0, MAX_FPS, open_low=True)
     check_int(who, "batch_size", batch_size, at_least=1)
     check_int(who, "num_workers", num_workers, at_least=0)
     paths = _listed(who, videos)

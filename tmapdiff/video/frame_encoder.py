@@ -185,6 +185,7 @@ class FrameEncoder(nn.Module):
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in config["preprocessing"].items()
             }
+            _check_preprocessing(place, preprocessing)
             architecture, classes = config["architecture"], config["num_classes"]
             _check_name(cls.__name__, architecture)
             if ":" in architecture:
@@ -358,6 +359,26 @@ def _check_name(who: str, name: str) -> None:
     if tag and name not in known:
         hint = f"There is {', '.join(known[:5])}." if known else "It has no weights."
         raise ConfigError(message(who, "a tag of timm's weights", repr(name), hint))
+
+
+def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
+    """Refuse what timm's own models do not have: pictures that would fill the memory."""
+    size, crop = config.get("input_size"), config.get("crop_pct", 1.0)
+    fine = (
+        set(config) <= _PREPROCESSING
+        and isinstance(size, tuple)
+        and len(size) == 3
+        and all(type(one) is int and 1 <= one <= _LARGEST_SIDE for one in size)
+        and type(crop) in (int, float)
+        and _SMALLEST_CROP <= crop <= 1 / _SMALLEST_CROP
+    )
+    if not fine:
+        raise CheckpointError(f"{place}: {_CONFIG} has a preprocessing that is none of timm's.")
+
+
+_PREPROCESSING = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
+_LARGEST_SIDE = 2048  # twice the largest of timm's models
+_SMALLEST_CROP = 0.25  # pictures are enlarged by its inverse, then cropped
 
 
 def _first_line(error: Exception) -> str:

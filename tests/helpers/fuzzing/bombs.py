@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import resource
 import sys
 import tempfile
 import zipfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from helpers.fuzzing.worker import peak_memory
 
 import tmapdiff
 from tmapdiff.data import load_glove
@@ -243,26 +243,15 @@ def main() -> None:
             folder.mkdir()
             make(folder)
         for name, (_, read) in BOMBS.items():
-            before = _peak()
+            before = peak_memory()
             try:
                 read(Path(scratch) / name)
                 kind, text = "none", ""
             except Exception as error:
                 ours = isinstance(error, tmapdiff.TmapdiffError)
                 kind, text = type(error).__name__ if ours else f"foreign {error!r}", str(error)
-            taken = _peak() - before
+            taken = peak_memory() - before
             sys.stdout.write(json.dumps([name, kind, text, taken]) + "\n")
-
-
-def _peak() -> int:
-    """Most bytes that this process took so far, since the last call."""
-    status = Path("/proc/self/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # begins anew
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return peak
 
 
 if __name__ == "__main__":

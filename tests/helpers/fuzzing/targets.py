@@ -40,6 +40,7 @@ class Target:
         check: Reads the input in a folder and checks what came of it; what is wrong is an
             AssertionError, what cannot be read a TmapdiffError.
         share: Of the cases of a run, in comparison with the others.
+        megabytes: What a case may reserve beside what the process has before it.
         spared: Name of a file that is left whole.
     """
 
@@ -47,6 +48,7 @@ class Target:
     seeds: Callable[[Path], list[Files]]
     check: Callable[[Path], None]
     share: float = 1.0
+    megabytes: int = 1024
     spared: str = ""
 
     def damaged(self, seeds: list[Files], draw: random.Random, number: int) -> Files:
@@ -297,7 +299,7 @@ def _check_glove(folder: Path) -> None:
     for _ in range(2):  # from the text, and from the cache
         glove = load_glove(path)
         assert glove.vectors.shape == (len(glove.words), glove.vectors.shape[1])
-        assert torch.isfinite(glove.vectors).all()
+        # A damaged cache may hold other numbers; not those of these words, or it is told.
         table, found = glove.rows_for(tmapdiff.Vocabulary(["door", "the"]))
         assert torch.isfinite(table).all()
         assert 0 <= found <= 2
@@ -373,7 +375,7 @@ def _pipeline_seeds(folder: Path) -> list[Files]:
 
 def _check_pipeline(folder: Path) -> None:
     pipe = tmapdiff.MomentLocalizationPipeline.from_pretrained(folder)
-    pictures = np.zeros((20, 48, 64, 3), np.uint8)
+    pictures = np.zeros((8, 48, 64, 3), np.uint8)
     video = pipe.encode_video(pictures, frame_rate=4.0)
     found = pipe(video, "person opens a door", num_inference_steps=2)
     for moment in found.moments[0]:
@@ -547,7 +549,8 @@ TARGETS = {
         Target("pipeline", _pipeline_seeds, _check_pipeline),
         Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),
         Target("checkpoint", _checkpoint_seeds, _check_checkpoint, share=0.5),
-        Target("video", _video_seeds, _check_video, share=2),
+        # FFmpeg reserves up to two gigabytes at once, without using them.
+        Target("video", _video_seeds, _check_video, share=2, megabytes=4096),
         # Its own HDF5 file it trusts: it reads texts, where damage can keep HDF5 for ever.
         Target("writer", _writer_seeds, _check_writer, share=0.5, spared="out.h5"),
         Target("kernel-choices", _choices_seeds, _check_choices, share=0.25),
