@@ -16,13 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tmapdiff import (
-    PRESETS,
-    MomentLocalizationPipeline,
-    MomentLocalizer,
-    TmapdiffError,
-    Vocabulary,
-)
+from tmapdiff import PRESETS, MomentLocalizer, TmapdiffError, Vocabulary
 from tmapdiff._checks import check_int
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, ConfigError
@@ -252,14 +246,8 @@ def main(arguments: list[str] | None = None) -> None:
             say=print,
         )
         results = evaluate_trained(trained, reading, data)
-        vocabulary = trained.test_set.vocabulary
-        with written_beside(args.output / "model") as folder:
-            trained.model.save_pretrained(folder)
-            vocabulary.save(folder / "vocabulary.json")
-        pipeline = MomentLocalizationPipeline(
-            trained.model, vocabulary, clip_seconds=args.clip_seconds
-        )
-        pipeline.save_pretrained(args.output / "pipeline")
+        trained.save_model(args.output / "model")
+        trained.make_pipeline().save_pretrained(args.output / "pipeline")
         saved = ["model", "pipeline"]
     print_table(results.rows, data.store.description)
     details = {

@@ -13,9 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tmapdiff import PRESETS, MomentLocalizationPipeline, TmapdiffError
-from tmapdiff._files import written_beside
-from tmapdiff.data import SEGMENT_SECONDS
+from tmapdiff import PRESETS, TmapdiffError
 from tmapdiff.errors import ArgumentError
 from tmapdiff.provenance import describe_run
 from tmapdiff.recipes import LocalizationData, Reading, Recipe, evaluate_trained
@@ -80,12 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         beside = f"{prior[name]:>7.2f}" if name in prior else ""
         print(f"{name:<10} {found[name]:>13.2f} {beside}".rstrip())
 
-    vocabulary = trained.test_set.vocabulary
-    with written_beside(output / "model") as folder:
-        trained.model.save_pretrained(folder)
-        vocabulary.save(folder / "vocabulary.json")
-    pipeline = MomentLocalizationPipeline(trained.model, vocabulary, clip_seconds=SEGMENT_SECONDS)
-    pipeline.save_pretrained(output / "pipeline")
+    trained.save_model(output / "model")
+    trained.make_pipeline().save_pretrained(output / "pipeline")
     details = {
         "prior": prior,
         "features": data.store.description,

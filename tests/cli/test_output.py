@@ -64,6 +64,14 @@ def test_tables_are_wide_without_a_terminal_unless_told(capsys, monkeypatch, col
     assert len([line for line in shown if "word" in line]) == lines
 
 
+def test_tables_show_texts_as_they_are(capsys):
+    with Output(as_json=False) as output:
+        output.table(["", "[b]"], [["[red]x[/]", ":smile:"]], "a [bold]title[/bold] :+1:")
+    shown = capsys.readouterr().out
+    for text in ("[b]", "[red]x[/]", ":smile:", "a [bold]title[/bold] :+1:"):
+        assert text in shown
+
+
 def test_metrics_that_a_row_lacks_are_dashes(capsys):
     with Output(as_json=False) as output:
         metrics_table(output, {"prior": {"mIoU": 1.0}, "model": {"mIoU": 2.345, "R": 50.0}}, "t")

@@ -71,7 +71,8 @@ class Output:
         for row in rows:
             table.add_row(*row)
         known = sys.stdout.isatty() or "COLUMNS" in os.environ
-        console = Console(markup=False, highlight=False, width=None if known else _WIDTH)
+        width = None if known else _WIDTH
+        console = Console(markup=False, emoji=False, highlight=False, width=width)
         console.print(table)
 
     def document(self, content: Mapping[str, Any]) -> None:

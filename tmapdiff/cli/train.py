@@ -160,7 +160,6 @@ def train(
         raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
     with Output(as_json) as out:
         from tmapdiff._checks import check_int
-        from tmapdiff.pipelines import MomentLocalizationPipeline
         from tmapdiff.provenance import describe_run
         from tmapdiff.recipes import (
             LocalizationData,
@@ -228,15 +227,7 @@ def train(
                 say=out.line,
             )
             results = evaluate_trained(trained, reading, data)
-            rate = data.store.seconds_per_feature
-            pipeline = MomentLocalizationPipeline(
-                trained.model.cpu(),
-                trained.test_set.vocabulary,
-                frame_encoder=found.encoder if found else None,
-                fps=found.fps if found and found.encoder else None if rate is None else 1 / rate,
-                clip_seconds=trained.test_set.clip_seconds,
-            )
-            pipeline.save_pretrained(folder / "pipeline")
+            trained.make_pipeline(found).save_pretrained(folder / "pipeline")
             names = ["pipeline"]
             if found is not None:
                 out.line(found.remark)

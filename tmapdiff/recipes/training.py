@@ -3,16 +3,18 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from tmapdiff._checks import check_choice
+from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.models import MapLocalizer, MomentLocalizer
+from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, Preset, get_preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
+from tmapdiff.recipes.frame_encoder import FoundEncoder
 from tmapdiff.training import Trainer, TrainingConfig
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
@@ -157,7 +159,7 @@ class Recipe:
             trainer.resume()
         trainer.train()
         averaged = trainer.ema_model.eval()
-        return TrainedLocalizer(averaged, trainer.raw_model, train_set, test_set, Path(output))
+        return TrainedLocalizer(averaged, trainer.raw_model, train_set, test_set)
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,37 @@ class TrainedLocalizer:
         raw_model: With the weights of the last step.
         train_set: What it was trained on.
         test_set: What to evaluate it on.
-        output: Folder of the run.
     """
 
     model: MapLocalizer
     raw_model: MapLocalizer
     train_set: MomentDataset
     test_set: MomentDataset
-    output: Path
+
+    def make_pipeline(self, found: FoundEncoder | None = None) -> MomentLocalizationPipeline:
+        """Make a pipeline of the model.
+
+        Args:
+            found: The frame encoder of its features, for a pipeline that takes videos.
+        """
+        rate = self.test_set.store.seconds_per_feature
+        fps = None if rate is None else 1 / rate
+        if found is not None and found.encoder is not None:
+            fps = found.fps
+        return MomentLocalizationPipeline(
+            self.model,
+            self.test_set.vocabulary,
+            frame_encoder=None if found is None else found.encoder,
+            fps=fps,
+            clip_seconds=self.test_set.clip_seconds,
+        )
+
+    def save_model(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model and its vocabulary into a folder.
+
+        Raises:
+            FileError: If the place cannot be written.
+        """
+        with written_beside(folder) as new:
+            self.model.save_pretrained(new)
+            self.test_set.vocabulary.save(new / "vocabulary.json")
