@@ -108,6 +108,20 @@ def test_results_are_written_with_what_they_come_from(data, tmp_path):
     assert same.evaluation.metrics == results.rows["raw, steps 1"]
 
 
+def test_each_way_of_reading_reaches_the_answers(data):
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
+    model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
+    with torch.no_grad():  # whose last layers are 0 before training
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    test_set = make_test_set(data.test.limit(3), data.store, model.grid, vocabulary)
+    found = [
+        evaluate_localizer(model, test_set, Reading((1,), **fields)).evaluation.predictions
+        for fields in ({}, {"seed": 1}, {"num_samples": 2}, {"ranking": "expected-hits"})
+    ]
+    assert len(set(found)) == 4
+
+
 def test_pipelines_that_do_not_fit_the_data_are_refused(data):
     model = Recipe("nano").build(VOCABULARY, 5)
     pipeline = MomentLocalizationPipeline(model, VOCABULARY)
