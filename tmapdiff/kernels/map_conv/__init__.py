@@ -19,7 +19,11 @@ from tmapdiff.kernels.map_conv.costs import (
     spectral_seconds,
 )
 from tmapdiff.kernels.map_conv.spectra import KernelSpectra
-from tmapdiff.kernels.map_conv.spectral import convolve_with_spectrum, spectral_map_conv
+from tmapdiff.kernels.map_conv.spectral import (
+    convolve_with_spectrum,
+    shrunk_kernel,
+    spectral_map_conv,
+)
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 __all__ = ["KernelSpectra", "MapConvPlan", "map_conv", "plan_map_conv"]
@@ -41,11 +45,13 @@ class MapConvPlan:
         backend: `direct`, `spectral`, or `fused`: spectral, with a kernel for the product.
         transform: Unless direct: its transform.
         spectrum: Unless direct: the kernel's spectrum, (frequencies, 2, C, D).
+        exponent: Of float16, unless direct: of the power of two that the kernel was shrunk by.
     """
 
     backend: str
     transform: MapTransform | None = None
     spectrum: Tensor | None = None
+    exponent: Tensor | None = None
 
 
 def map_conv(
@@ -155,7 +161,9 @@ def plan_map_conv(
         if name not in plans and name == "direct":
             plans[name] = MapConvPlan(name)
         elif name not in plans:
-            plans[name] = MapConvPlan(name, transform, spectra.get(weight, transform, dtype))
+            kernel, exponent = shrunk_kernel(weight.detach(), transform, dtype)
+            spectrum = spectra.get(kernel, transform, dtype)
+            plans[name] = MapConvPlan(name, transform, spectrum, exponent)
         return plans[name]
 
     def measure(name: str) -> None:
@@ -190,7 +198,9 @@ def _run(plan: MapConvPlan, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     return _in_pieces(
         x,
         _sizes(x.shape, weight, x.dtype),
-        lambda part: convolve_with_spectrum(part, spectrum, bias, transform, fused=fused),
+        lambda part: convolve_with_spectrum(
+            part, spectrum, bias, transform, exponent=plan.exponent, fused=fused
+        ),
     )
 
 

@@ -7,6 +7,7 @@ in which transforms and products read and write; elementwise operations keep it.
 import torch
 from torch import Tensor
 
+from tmapdiff.kernels.map_conv.scaling import gradient_room, grow_, kernel_room, shrunk
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 
@@ -31,6 +32,7 @@ def convolve_with_spectrum(
     bias: Tensor | None,
     transform: MapTransform,
     *,
+    exponent: Tensor | None = None,
     fused: bool = False,
 ) -> Tensor:
     """Convolve maps with a kernel whose spectrum is known.
@@ -40,6 +42,7 @@ def convolve_with_spectrum(
         kernel: The kernel's spectrum.
         bias: Added to all cells.
         transform: The transform that it was made with.
+        exponent: In float16: of the power of two that the kernel was shrunk by.
         fused: Whether the Triton kernel multiplies the spectra.
 
     Shape:
@@ -48,6 +51,18 @@ def convolve_with_spectrum(
         - bias: (D,)
         - returns: (B, D, N_k, A)
     """
+    if exponent is not None:
+        # Maps each by themselves: a sample's result does not depend on the others.
+        x, of_maps = shrunk(x, (1, 2, 3), 0)
+        result = _convolved(x, kernel, None, transform, fused)
+        grow_(result, of_maps + exponent)
+        return result if bias is None else result.add_(bias[:, None, None])
+    return _convolved(x, kernel, bias, transform, fused)
+
+
+def _convolved(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, transform: MapTransform, fused: bool
+) -> Tensor:
     spectra = transform.forward(_durations_first(x), rotated=not fused)
     if fused:
         from tmapdiff.kernels.map_conv import triton
@@ -68,7 +83,22 @@ def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int)
     Keeps no spectra for the gradient: they are larger than what they are made of.
     """
     transform = _transform(x, weight, tile)
-    return convolve_with_spectrum(x, transform.kernel(weight), bias, transform)
+    weight, exponent = shrunk_kernel(weight, transform, x.dtype)
+    return convolve_with_spectrum(x, transform.kernel(weight), bias, transform, exponent=exponent)
+
+
+def shrunk_kernel(
+    weight: Tensor, transform: MapTransform, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Shrink a kernel for a convolution in float16; other dtypes need no exponent.
+
+    Shape:
+        - weight: (D, C, S, S)
+        - returns: (D, C, S, S) and (1, 1, 1, 1)
+    """
+    if dtype != torch.float16:
+        return weight, None
+    return shrunk(weight, (0, 1, 2, 3), kernel_room(transform, weight.shape[1]))
 
 
 @spectral_map_conv.register_fake
@@ -82,6 +112,28 @@ def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, tile: int, of_x: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     transform = _transform(x, weight, tile)
+    if gradient.dtype != torch.float16:
+        return _gradients(gradient, x, weight, transform, of_x, of_weight)
+    everything = (0, 1, 2, 3)
+    gradient, above = shrunk(gradient, everything, gradient_room(transform, len(x)))
+    x, below = shrunk(x, everything, 0)
+    weight, of_kernel = shrunk(weight, everything, kernel_room(transform, weight.shape[0]))
+    gradients = _gradients(gradient, x, weight, transform, of_x, of_weight)
+    exponents = above + of_kernel, above + below, above.flatten()
+    for one, exponent in zip(gradients, exponents, strict=True):
+        if one.numel():
+            grow_(one, exponent)
+    return gradients
+
+
+def _gradients(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    transform: MapTransform,
+    of_x: bool,
+    of_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, out_channels = gradient.shape[:2]
     in_channels, tiles = x.shape[1], transform.num_tiles
     frequencies, rows = transform.num_frequencies, 2 * tiles * batch
