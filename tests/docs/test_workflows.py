@@ -13,8 +13,8 @@ def steps(workflow: Path) -> list[dict]:
     return [step for job in jobs for step in job["steps"]]
 
 
-def test_there_are_three():
-    assert [path.stem for path in WORKFLOWS] == ["docs", "publish", "test"]
+def test_there_are_four():
+    assert [path.stem for path in WORKFLOWS] == ["docs", "nightly", "publish", "test"]
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
