@@ -276,6 +276,32 @@ def test_a_killed_run_goes_on(tmp_path, encoder):
     assert not parts.exists()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_not_written(tmp_path, value):
+    folder, out = tmp_path / "videos", tmp_path / "features.h5"
+    folder.mkdir()
+    for name in ("bright", "plain"):
+        make_video(folder / f"{name}.mp4", 1)
+    encoder = make_encoder()
+    calls = []
+
+    def overflow(module, frames, features):
+        calls.append(len(frames))
+        return torch.full_like(features, value) if len(calls) == 1 else None
+
+    encoder.register_forward_hook(overflow)
+    report = extract_features(folder, encoder, out, fps=2)
+    assert report.extracted == ("plain",)
+    text = f"finite features of {encoder.description}, got NaN or infinity."
+    assert [str(note.reason) for note in report.skipped] == [f"extract_features: expected {text}"]
+    assert open_feature_store(out)["plain"].isfinite().all()
+    # The next run tries again.
+    assert extract_features(folder, encoder, out, fps=2).extracted == ("bright",)
+    calls.clear()
+    with refuses(FeatureError, f"encode_video: expected {text}"):
+        encode_video(folder / "bright.mp4", encoder, fps=2)
+
+
 FORK = """
 import gc, os, sys, torch
 from tmapdiff import FrameEncoder, extract_features, open_video

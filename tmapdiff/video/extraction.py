@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tmapdiff._checks import check_int, check_range, message, require
 from tmapdiff.data.annotations import check_video_id
-from tmapdiff.errors import AnnotationError, ArgumentError, FileError, TmapdiffError
+from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, Backend, VideoSource, find_backend, open_video
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
 from tmapdiff.video.store_writer import FeatureStoreWriter
@@ -68,6 +68,7 @@ def encode_video(
         **options: As for `open_video`: `frame_rate`, `backend`, ...
 
     Raises:
+        FeatureError: If the features are not finite: in half precision a model can overflow.
         TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
 
     Example:
@@ -82,6 +83,8 @@ def encode_video(
     with open_video(source, **options) as video:
         images = (frame.image for frame in video.sample(fps))
         features = encoder.encode(images, batch_size)
+        if not features.isfinite().all():
+            raise FeatureError(_not_finite("encode_video", encoder))
         duration = video.duration or 0.0
         return VideoFeatures(features, _seconds_per_feature(fps), duration, video.damage)
 
@@ -217,8 +220,7 @@ def extract_features(
                     continue
                 parts = features.pop(video_id, [])
                 if isinstance(item, _Ending) and not all(one.isfinite().all() for one in parts):
-                    expected = f"finite features of {encoder.description}"
-                    item = message("extract_features", expected, "NaN or infinity")
+                    item = _not_finite("extract_features", encoder)
                 if isinstance(item, _Ending) and not (item.damage and skip_damaged):
                     array = torch.cat(parts).numpy()
                     attributes = {**item.attributes, "num_frames": len(array), **shared}
@@ -325,6 +327,10 @@ class _ProgressBar:
 
     def video(self) -> None:
         self.bar.advance(self.task)
+
+
+def _not_finite(who: str, encoder: FrameEncoder) -> str:
+    return message(who, f"finite features of {encoder.description}", "NaN or infinity")
 
 
 def _seconds_per_feature(fps: float | Fraction) -> float:
