@@ -48,12 +48,12 @@ class CheckpointFolder:
         Raises:
             FileError: If it cannot be written; the other checkpoints are as before.
         """
-        self.remove(self.path / name)  # files of two checkpoints must not mix
         with written_beside(self.path / name, durable=True) as new:
             yield new
             files = sorted(file for file in new.rglob("*") if file.is_file())
             digests = {file.relative_to(new).as_posix(): _digest(file) for file in files}
             (new / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
+            self.remove(self.path / name)  # files of two checkpoints must not mix
 
     def check(self, checkpoint: Path) -> None:
         """Check that a checkpoint is as it was written.

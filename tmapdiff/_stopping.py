@@ -29,7 +29,7 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """What a shell would report of a process that such a signal ended: 128 and its number."""
-        return 128 + (self.signal or 0)
+        return 128 + (self.signal or signal.SIGTERM)  # another process of the run may have got it
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

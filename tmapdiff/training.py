@@ -142,8 +142,7 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """State for accelerate's checkpoints."""
-        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
-        return {**vars(self), "losses": losses}
+        return {**vars(self), "losses": self._losses_on_host()}
 
     def check(self, state: dict[str, Any]) -> None:
         """Raise CheckpointError if a state was saved by a run with another configuration."""
@@ -167,7 +166,14 @@ class Progress:
 
     def mean_loss(self) -> float:
         """Mean loss of the last epoch."""
-        return float(torch.stack([loss.cpu() for loss in self.losses]).mean())
+        return float(self._losses_on_host().mean())
+
+    def _losses_on_host(self) -> Tensor:
+        if not self.losses:
+            return torch.empty(0)
+        # Some may come from a checkpoint, the others are on the device: it is waited for once.
+        device = self.losses[-1].device
+        return torch.stack([loss.to(device) for loss in self.losses]).cpu()
 
 
 class Trainer:
