@@ -380,11 +380,13 @@ def test_an_epoch_that_was_validated_is_not_again(dataset, tmp_path, monkeypatch
 def test_logs_of_lost_steps_are_not_shown_twice(dataset, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = make_trainer(dataset, tmp_path)
+    config = replace(CONFIG, keep_checkpoints=9)
+    trainer = make_trainer(dataset, tmp_path, config)
     stop_at_step(trainer, 2 * len(trainer.loader) + 1)
     first = trainer.checkpoints[0]
     # Back to the end of the first epoch: the second's are logged again.
-    second = make_trainer(dataset, tmp_path).resume(first)
+    assert first.name == "epoch-0001"
+    second = make_trainer(dataset, tmp_path, config).resume(first)
     second.train()
     log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
