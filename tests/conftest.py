@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.network import guard_network, unguard_network
 
 if not torch.cuda.is_available():
     # Without a GPU, kernels are tested in triton's interpreter, which must be chosen before triton
@@ -10,6 +11,16 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest.register_assert_rewrite("helpers.contracts", "helpers.assertions")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    guard_network()
+    # What processes of the tests do is up to them; at least they do not ask the hub.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+    unguard_network()
 
 
 @pytest.fixture(autouse=True)

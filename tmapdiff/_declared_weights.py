@@ -14,7 +14,7 @@ from tmapdiff.errors import CheckpointError
 # Weights may be stored in fewer bytes than they are used in: 8 bits and 32.
 _GROWTH = 4
 _SPARE = 64 * 2**20  # bytes, for weights that are not stored
-_MOST_TENSORS = 100_000
+_MOST_TENSORS = 10_000  # torch takes the square of the time for many in one LSTM
 _MOST_CONFIG_BYTES = 4 * 2**20
 
 

@@ -235,10 +235,15 @@ class _FolderFeatureStore:
     _suffix: str
 
     def __init__(
-        self, folder: str | os.PathLike[str], seconds_per_feature: float | None = None
+        self,
+        folder: str | os.PathLike[str],
+        seconds_per_feature: float | None = None,
+        *,
+        follow_links: bool = False,
     ) -> None:
         who = type(self).__name__
         self.folder = Path(folder)
+        self.follow_links = follow_links
         self._stated = read_attributes(self.folder)
         self.attributes: dict[str, Any] = self._stated["attributes"]
         self.seconds_per_feature = _agreed_stride(
@@ -249,7 +254,7 @@ class _FolderFeatureStore:
         if first is None:
             expected = f"a folder with {self._suffix} files"
             raise FileError(message(who, expected, _contents(self.folder, names)))
-        array = self._read(self.folder / first)
+        array = self._read_inside(first)
         if array.ndim < 2:
             who = f"{self.description}, {first}"
             raise FeatureError(message(who, "features of shape (T, D)", array.shape))
@@ -274,7 +279,8 @@ class _FolderFeatureStore:
 
         Raises:
             MissingFeatureError: If there is no file of this video.
-            FileError: If the file is damaged or cannot be read.
+            FileError: If the file is damaged, cannot be read, is a link that is not followed, or
+                (`SizeLimitError`) declares more than a video may take.
             FeatureError: If they are not of shape (T, D) with T >= 1 and the store's D, not
                 numbers, or not finite.
             AnnotationError: If the id contains `/` or the like.
@@ -282,7 +288,7 @@ class _FolderFeatureStore:
         check_video_id(self.description, video_id)
         if video_id not in self:
             raise _missing(self.description, video_id)
-        array = self._read(self.folder / f"{video_id}{self._suffix}")
+        array = self._read_inside(f"{video_id}{self._suffix}")
         return _checked_features(self.description, video_id, array, self.feature_dim)
 
     @property
@@ -297,7 +303,20 @@ class _FolderFeatureStore:
 
     def stored_dtype(self, video_id: str) -> str:
         """Return the type of a video's features in its file."""
-        return str(self._read(self.folder / f"{video_id}{self._suffix}").dtype)
+        check_video_id(self.description, video_id)
+        return str(self._read_inside(f"{video_id}{self._suffix}").dtype)
+
+    def _read_inside(self, name: str) -> np.ndarray:
+        path = self.folder / name
+        if not path.is_file():  # a pipe, say, which would be waited for
+            raise FileError(f"cannot read {path}: it is no file.")
+        if path.is_symlink() and not self.follow_links:
+            target = path.resolve()
+            if not target.is_relative_to(self.folder.resolve()):
+                hint = "Pass follow_links=True if it is meant."
+                got = f"a link to {target}"
+                raise FileError(message(str(path), "a file in its folder", got, hint))
+        return self._read(path)
 
     def _read(self, path: Path) -> np.ndarray:
         raise NotImplementedError
@@ -311,6 +330,7 @@ class NpyFeatureStore(_FolderFeatureStore):
         seconds_per_feature: Seconds from one feature to the next. If None, what `attributes.json`
             in the folder says, as `convert_features` writes it; where it says nothing, the features
             divide each video equally.
+        follow_links: Whether links to files outside of the folder are followed.
 
     Raises:
         FileError: If the folder is missing or has no `.npy` file, or its first cannot be read.
@@ -332,6 +352,7 @@ class NpzFeatureStore(_FolderFeatureStore):
         seconds_per_feature: Seconds from one feature to the next. If None, what `attributes.json`
             in the folder says, as `convert_features` writes it; where it says nothing, the features
             divide each video equally.
+        follow_links: Whether links to files outside of the folder are followed.
 
     Raises:
         FileError: If the folder is missing or has no `.npz` file, or its first cannot be read.
@@ -353,6 +374,7 @@ class PtFeatureStore(_FolderFeatureStore):
         seconds_per_feature: Seconds from one feature to the next. If None, what `attributes.json`
             in the folder says, as `convert_features` writes it; where it says nothing, the features
             divide each video equally.
+        follow_links: Whether links to files outside of the folder are followed.
 
     Raises:
         FileError: If the folder is missing or has no `.pt` file, or its first cannot be read.
@@ -470,7 +492,10 @@ class NormalizedFeatureStore:
 
 
 def open_feature_store(
-    path: str | os.PathLike[str], seconds_per_feature: float | None = None
+    path: str | os.PathLike[str],
+    seconds_per_feature: float | None = None,
+    *,
+    follow_links: bool = False,
 ) -> FeatureStore:
     """Open the features at `path`, whichever of the formats they have.
 
@@ -478,6 +503,7 @@ def open_feature_store(
         path: An HDF5 file, or a folder of `.npy`, of `.npz` or of `.pt` files.
         seconds_per_feature: Seconds from one feature to the next. If None, what the store says of
             itself; where it says nothing, the features divide each video equally.
+        follow_links: Whether links in a folder to files outside of it are followed.
 
     Raises:
         FileError: If there is nothing at `path`, or something else.
@@ -488,8 +514,11 @@ def open_feature_store(
     """
     place = Path(path)
     if place.is_file():
-        with place.open("rb") as file:
-            signature = file.read(len(_HDF5_SIGNATURE))
+        try:
+            with place.open("rb") as file:
+                signature = file.read(len(_HDF5_SIGNATURE))
+        except OSError as error:
+            raise FileError(f"cannot read {place}: {error.strerror or error}.") from error
         if signature == _HDF5_SIGNATURE or place.suffix.lower() in _HDF5_SUFFIXES:
             return HDF5FeatureStore(place, seconds_per_feature)
         got = f"the file {place}"
@@ -499,7 +528,7 @@ def open_feature_store(
             kind for kind in _FOLDER_STORES if any(name.endswith(kind._suffix) for name in names)
         ]
         if len(found) == 1:
-            return found[0](place, seconds_per_feature)
+            return found[0](place, seconds_per_feature, follow_links=follow_links)
         suffixes = " and ".join(kind._suffix for kind in found)
         got = f"{suffixes} files in {place}" if found else _contents(place, names)
     expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"

@@ -1,0 +1,204 @@
+"""Values of the wrong kind in the right places: a result that makes sense, or our error."""
+
+import json
+import math
+from pathlib import PurePosixPath, PureWindowsPath
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+import tmapdiff
+from tmapdiff.data.annotations import check_video_id
+from tmapdiff.errors import AnnotationError, TmapdiffError
+from tmapdiff.models import MapDiffusionDecoder, MultimodalEncoder
+
+quick = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+numbers = st.one_of(
+    st.floats(),
+    st.integers(),
+    st.sampled_from([0, -1, 1, 10**9, 10**400, 1e308, 5e-324, math.nan, math.inf, True, False]),
+)
+scalars = st.one_of(st.none(), numbers, st.text(max_size=8))
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+seconds = st.one_of(st.floats(0, 200), numbers)
+pairs = st.lists(st.one_of(st.tuples(seconds, seconds), values), max_size=3)
+ids = st.one_of(st.sampled_from(["AO8RW", "v_1", "../x", "NUL", "a/b", "x" * 300]), scalars)
+sentences = st.one_of(st.just("a person opens the door."), scalars)
+
+
+def record(**fields):
+    """Objects with these fields, each of them at times missing or something else."""
+    mixed = {name: st.one_of(value, value, value, values) for name, value in fields.items()}
+    return st.fixed_dictionaries({}, optional=mixed) | st.fixed_dictionaries(mixed) | values
+
+
+def check(annotations):
+    for item in annotations:
+        assert 0 < item.duration < math.inf
+        assert all(0 <= start < end <= item.duration for start, end in item.moments)
+        assert item.query.strip()
+    tmapdiff.Vocabulary.from_sentences(
+        item.query for item in annotations if any(map(str.isalnum, item.query))
+    )
+
+
+def reads(load, check=check):
+    """Read something; what we raise on purpose is fine, in one line."""
+    try:
+        found = load()
+    except TmapdiffError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+    else:
+        check(found)
+
+
+@quick
+@given(
+    st.lists(
+        record(qid=scalars, query=sentences, vid=ids, duration=seconds, relevant_windows=pairs),
+        max_size=3,
+    )
+)
+def test_moment_jsonl(tmp_path, records):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    reads(lambda: tmapdiff.load_moment_jsonl(path))
+
+
+@quick
+@given(
+    st.one_of(
+        values,
+        st.dictionaries(
+            ids.filter(lambda one: isinstance(one, str)),
+            record(
+                duration=seconds,
+                num_frames=numbers,
+                fps=numbers,
+                timestamps=pairs,
+                sentences=st.lists(sentences, max_size=3),
+            ),
+            max_size=3,
+        ),
+    )
+)
+def test_activitynet_and_tacos(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    reads(lambda: tmapdiff.load_activitynet_captions(path))
+    reads(lambda: tmapdiff.load_tacos(path))
+
+
+@quick
+@given(
+    st.lists(
+        record(
+            annotation_id=numbers,
+            video=ids,
+            description=sentences,
+            num_segments=numbers,
+            times=st.lists(st.tuples(st.integers(-1, 6), st.integers(-1, 6)), max_size=4),
+        ),
+        max_size=3,
+    )
+)
+def test_didemo(tmp_path, records):
+    (tmp_path / "val_data.json").write_text(json.dumps(records))
+    reads(lambda: tmapdiff.load_didemo(tmp_path, "val", moments="consensus"))
+
+
+PLACES = st.text(st.sampled_from("abNULCO1:./\\ \0\n\x7f~$%-\ud800\u202e"), max_size=8)
+DEVICES = st.builds(
+    "".join, st.tuples(st.sampled_from(["con", "Nul", "COM1", "aux", "d:"]), PLACES)
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.one_of(PLACES, DEVICES, st.text(max_size=300)))
+def test_ids_name_files_in_a_folder_on_any_system(video_id):
+    try:
+        check_video_id("who", video_id)
+    except AnnotationError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+        return
+    for kind in (PurePosixPath, PureWindowsPath):
+        folder = kind("/features") if kind is PurePosixPath else kind("X:/features")
+        for suffix in (".npy", ".npz", ".pt"):
+            path = folder / f"{video_id}{suffix}"
+            assert path.parent == folder
+            assert path.suffix == suffix
+            assert len(path.name.encode()) <= 255
+    stem = video_id.split(".")[0].rstrip().upper()
+    assert stem not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT1"}
+
+
+@quick
+@given(
+    npst.arrays(
+        st.sampled_from(["f2", ">f4", "f8", "i1", "u8", "c8", "?", "U2", "M8[s]"]),
+        npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+    ),
+    st.sampled_from(["npy", "npz", "hdf5"]),
+)
+def test_arrays_of_any_kind(tmp_path, array, kind):
+    import h5py
+
+    path = tmp_path / f"A.{kind}"
+    for old in tmp_path.iterdir():
+        old.unlink()
+    if kind == "npy":
+        np.save(path, array)
+    elif kind == "npz":
+        np.savez(path, features=array)
+    else:
+        with h5py.File(path, "w") as file:
+            try:
+                file["A"] = array
+            except TypeError:
+                return  # nothing that HDF5 holds
+
+    def check(features):
+        assert features.dtype == torch.float32
+        assert features.isfinite().all()
+        with np.errstate(over="ignore"):
+            expected = array.reshape(len(array), -1).astype(np.float32)
+        np.testing.assert_array_equal(features, expected)
+
+    reads(lambda: tmapdiff.open_feature_store(path if kind == "hdf5" else tmp_path)["A"], check)
+
+
+HOSTILE = [0, -1, 1, 3, 10**5, 10**9, 10**18, 0.5, math.nan, True, None, "4", []]
+FIELDS = {
+    MultimodalEncoder: {
+        **{"num_clips": 4, "num_anchors": 2, "num_scales": 2, "clip_channels": 2},
+        **{"vocabulary_size": 9, "channels": 4, "word_channels": 4, "num_text_layers": 1},
+    },
+    MapDiffusionDecoder: {
+        **{"num_clips": 4, "num_anchors": 2, "num_scales": 2, "feature_channels": 2},
+        **{"channels": 4, "time_channels": 4, "kernel_sizes": [3], "num_groups": 2},
+    },
+    tmapdiff.MapScheduler: {"num_train_timesteps": 10, "beta_start": 0.1, "signal_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, field) for kind, fields in FIELDS.items() for field in fields]
+)
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_fields_of_configurations(tmp_path, kind, field, value):
+    (tmp_path / kind.config_name).write_text(json.dumps({**FIELDS[kind], field: value}))
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(bytes(8))
+    reads(lambda: kind.from_pretrained(tmp_path), lambda model: None)

@@ -1,0 +1,55 @@
+"""No test goes on the network: connections to other machines fail at once, and say so."""
+
+import ipaddress
+import socket
+import sys
+from typing import Any
+
+_LOCAL_NAMES = {"localhost", "", None, socket.gethostname()}
+_guarding = False
+_installed = False
+
+
+class NetworkError(RuntimeError):
+    """A test wanted to go on the network."""
+
+
+def guard_network() -> None:
+    """From now on in this process, let no connection leave the machine."""
+    global _guarding, _installed
+    _guarding = True
+    if not _installed:  # hooks cannot be removed
+        sys.addaudithook(_look)
+        _installed = True
+
+
+def unguard_network() -> None:
+    """Allow connections again."""
+    global _guarding
+    _guarding = False
+
+
+def _look(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _guarding or not event.startswith("socket."):
+        return
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else None  # a path of a Unix socket
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        host = arguments[0]
+    else:
+        return
+    if not _is_local(host):
+        hint = "Make or ship what the test needs."
+        raise NetworkError(f"tests: expected no network, got {event} of {host!r}. {hint}")
+
+
+def _is_local(host: Any) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode(errors="replace")
+    if host in _LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
