@@ -92,3 +92,8 @@ def test_error_inside_an_optional_package_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_installed_either"):
         require("broken_package", extra="viz", purpose="This")
+
+
+def test_messages_are_one_line_that_can_be_read():
+    text = message("a\nb", "c\u2028d", "x" * 10_000, "Do.")
+    assert text == f"a b: expected c d, got {'x' * 500}.... Do."

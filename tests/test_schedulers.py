@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from helpers.assertions import assert_close, assert_same, refuses
 
 from tmapdiff import IoUMapBuilder, MapGrid, MapScheduler
-from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
 
 SCHEDULES = ["squaredcos_cap_v2", "linear", "scaled_linear"]
 SPACINGS = ["trailing", "leading", "linspace"]
@@ -645,3 +645,15 @@ def test_callers_may_reuse_their_tensors(solver):
 
     for steps in range(1, 7):
         assert torch.equal(maps_after(steps, reuse=True), maps_after(steps, reuse=False)), steps
+
+
+def test_tables_that_take_for_ever_to_make():
+    with refuses(ArgumentError, "expected num_train_timesteps in [1, 100000], got 10000000000."):
+        MapScheduler(num_train_timesteps=10**10)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "9" * 5000, "[" * 10**5])
+def test_a_configuration_that_is_none(tmp_path, content):
+    (tmp_path / "scheduler_config.json").write_text(content)
+    with refuses(CheckpointError, f"MapScheduler: cannot load {tmp_path}: "):
+        MapScheduler.from_pretrained(tmp_path)

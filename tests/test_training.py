@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import math
 import os
@@ -820,3 +821,22 @@ def test_missing_accelerate_names_the_extra(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'tmapdiff\[train\]'"):
         make_trainer(dataset, tmp_path)
+
+
+def test_a_checkpoint_of_a_stranger_runs_no_code(dataset, tmp_path, monkeypatch):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    trainer = make_trainer(dataset, tmp_path / "run")
+    interrupt_after(trainer, 1, monkeypatch)
+    checkpoint = trainer.checkpoints[-1]
+    harm = checkpoint / "custom_checkpoint_0.pkl"
+    torch.save(Payload(), harm)
+    # A stranger makes digests, too.
+    digests = json.loads((checkpoint / "digests.json").read_text())
+    digests[harm.name] = hashlib.sha256(harm.read_bytes()).hexdigest()
+    (checkpoint / "digests.json").write_text(json.dumps(digests))
+    with refuses(CheckpointError, "cannot resume from"):
+        make_trainer(dataset, tmp_path / "run").resume()
+    assert not (tmp_path / "harm").exists()

@@ -19,12 +19,12 @@ _LONGEST = 500  # characters of a part of a message
 
 def message(who: str, expected: str, got: object, hint: str = "") -> str:
     """Word an error: `who: expected ..., got .... hint`, in one line that can be read."""
-    text = f"{_short(who)}: expected {_short(expected)}, got {_short(str(got))}."
+    text = f"{short(who)}: expected {short(expected)}, got {short(str(got))}."
     return text + (f" {hint}" if hint else "")
 
 
-def _short(text: str) -> str:
-    # Names and contents of files come in: they may be of any length, and have line breaks.
+def short(text: str) -> str:
+    """Put a text into one line of some length: names and contents of files may be anything."""
     text = " ".join(text.splitlines())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -4,6 +4,7 @@ import difflib
 import inspect
 from typing import Any
 
+from tmapdiff._checks import message
 from tmapdiff.errors import ConfigError
 
 # Keywords that diffusers passes through `from_config` beside the fields.
@@ -27,9 +28,8 @@ class StrictConfigMixin:
                 continue
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"Did you mean {close[0]}?" if close else f"Fields: {', '.join(fields)}."
-            raise ConfigError(
-                f"{cls.__name__}: expected only known configuration fields, got {name!r}. {hint}"
-            )
+            expected = "only known configuration fields"
+            raise ConfigError(message(cls.__name__, expected, repr(name), hint))
         for name in fields:
             required = parameters[name].default is inspect.Parameter.empty
             if required and name not in config_dict and name not in kwargs:

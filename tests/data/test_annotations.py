@@ -26,6 +26,12 @@ def annotations_of(videos):
         ({"video_id": ".."}, "video id without"),
         ({"video_id": "a\0"}, r"got 'a\\x00'"),
         ({"video_id": " "}, "video id without"),
+        ({"video_id": "a\nb"}, r"video id without .* got 'a\\nb'"),
+        ({"video_id": "nul"}, "names no drive or device of Windows, got 'nul'"),
+        ({"video_id": "COM1.avi"}, "names no drive or device of Windows"),
+        ({"video_id": "c:a"}, "names no drive or device of Windows"),
+        ({"video_id": "\ud800"}, "expected a video id of text"),
+        ({"video_id": "\u00e9" * 101}, "a video id of at most 200 bytes, got 202 of '\u00e9\u00e9"),
         ({"video_id": 7}, "got 7"),
         ({"query": " "}, "expected a sentence as query, got ' '"),
         ({"query": None}, "expected a sentence as query, got None"),
@@ -136,3 +142,10 @@ def test_report_reads_as_one_line():
         "start not before end (lines 1, 2, 3, 4, 5, ...); 1 moments dropped: late (lines 9)"
     )
     assert str(annotations_of("AB").report) == "annotations in memory: 2 lines, 2 kept"
+
+
+@pytest.mark.parametrize(
+    "video_id", ["console", "v_a.b", "12:30", "\u00e9t\u00e9", "COM", "-x", "a b"]
+)
+def test_ids_of_all_kinds(video_id):
+    assert annotation(video_id=video_id).video_id == video_id

@@ -32,6 +32,7 @@ from tmapdiff.errors import (
     MissingDependencyError,
     MissingFeatureError,
     ShapeError,
+    SizeLimitError,
 )
 
 KINDS = ["hdf5", "npy", "npz", "pt"]
@@ -589,3 +590,52 @@ def test_pooling_errors():
         pool_features(features, 4, duration=0)
     with pytest.raises(ArgumentError, match=r"expected seconds_per_feature in \(0, inf\), got 0"):
         pool_features(features, 4, duration=1.0, seconds_per_feature=0)
+
+
+class TestLinks:
+    def folders(self, tmp_path):
+        for name in ("features", "elsewhere"):
+            (tmp_path / name).mkdir()
+            np.save(tmp_path / name / "A.npy", np.ones((2, 3)))
+        return tmp_path / "features", tmp_path / "elsewhere"
+
+    def test_out_of_the_folder_are_not_followed(self, tmp_path):
+        folder, elsewhere = self.folders(tmp_path)
+        (folder / "B.npy").symlink_to(elsewhere / "A.npy")
+        store = open_feature_store(folder)
+        with refuses(
+            FileError,
+            f"B.npy: expected a file in its folder, got a link to {elsewhere / 'A.npy'}. "
+            "Pass follow_links=True if it is meant.",
+        ):
+            store["B"]
+        with refuses(FileError, "expected a file in its folder"):
+            store.stored_dtype("B")
+        assert open_feature_store(folder, follow_links=True)["B"].shape == (2, 3)
+
+    def test_inside_of_the_folder_are_followed(self, tmp_path):
+        folder, _ = self.folders(tmp_path)
+        (folder / "B.npy").symlink_to("A.npy")
+        (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+        assert open_feature_store(tmp_path / "link")["B"].shape == (2, 3)
+
+    def test_pipes_are_not_waited_for(self, tmp_path):
+        folder, _ = self.folders(tmp_path)
+        os.mkfifo(folder / "0.npy")
+        with refuses(FileError, "0.npy: it is no file."):
+            open_feature_store(folder)
+
+
+@pytest.mark.parametrize("video_id", ["x" * 1000, "NUL", "aux.x", "C:A", "a\ud800", "a\nb"])
+def test_ids_that_no_system_has_are_in_no_store(tmp_path, kind, video_id):
+    store = open_feature_store(write(tmp_path, kind, random_arrays()))
+    assert video_id not in store
+    with pytest.raises(AnnotationError) as caught:
+        store[video_id]
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+def test_clips_take_no_more_than_an_item_may():
+    with refuses(SizeLimitError, "pool_features: expected features of clips of at most"):
+        pool_features(torch.ones(2, 3), 10**12, duration=2.0)

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.assertions import refuses
 
 from tmapdiff.data import ActionTimelineFeatures, CharadesVideo, FeatureStore
-from tmapdiff.errors import ArgumentError, MissingFeatureError
+from tmapdiff.errors import ArgumentError, MissingFeatureError, SizeLimitError
 
 VIDEOS = {
     "A": CharadesVideo(10.0, ((0, 1.0, 4.0), (2, 3.0, 9.0), (0, 3.5, 6.0))),
@@ -150,3 +151,9 @@ def test_the_official_files(charades_root):
         features = store[video_id]
         assert features.isfinite().all()
         assert abs(len(features) * 0.25 - store.videos[video_id].duration) <= 0.25
+
+
+def test_a_video_that_lasts_for_ever():
+    store = ActionTimelineFeatures({"A": CharadesVideo(1e12, ())})
+    with refuses(SizeLimitError, "video 'A': expected features of at most 536,870,912 bytes"):
+        store["A"]

@@ -5,12 +5,13 @@ import string
 import numpy as np
 import pytest
 import torch
+from helpers.assertions import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tmapdiff.data import Vocabulary, load_glove, tokenize
 from tmapdiff.data import words as words_module
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, SizeLimitError
 
 
 @pytest.mark.parametrize(
@@ -297,3 +298,28 @@ def test_rows_for_a_vocabulary(tmp_path):
     assert rows.tolist() == [[0, 0], [0, 0], [3, 4], [0, 0], [1, 2]]
     with pytest.raises(ConfigError, match=r"missing to be one of mean, zero, got 'one'\."):
         load_glove(path).rows_for(vocabulary, missing="one")
+
+
+def test_vectors_of_a_damaged_cache_are_not_used(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("door 1 2\nlamp 3 4\n")
+    load_glove(path)
+    cache = tmp_path / "glove.txt.cache" / "vectors.npy"
+    vectors = np.load(cache)
+    vectors[1] = np.nan
+    np.save(cache, vectors)
+    glove = load_glove(path)
+    assert glove.rows_for(Vocabulary(["door"]))[1] == 1
+    with refuses(ArgumentError, "expected vectors of finite numbers, got NaN or infinity."):
+        glove.rows_for(Vocabulary(["lamp"]))
+    # A header that does not end: Python's tokenizer has an error of its own for that.
+    cache.write_bytes(cache.read_bytes().replace(b"(2, 2)", b"((2,2)"))
+    assert load_glove(path).vectors.tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_line_that_is_no_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", "2400")
+    path = tmp_path / "glove.txt"
+    path.write_text("door 1 2\n" + "x" * 5000)
+    with refuses(SizeLimitError, "glove.txt: expected a line of at most 2,400 bytes"):
+        load_glove(path)

@@ -184,3 +184,10 @@ def test_resized_keeps_durations_and_scales():
 def test_clips_of_videos_are_one_number_each():
     with refuses(ShapeError, "MapGrid.mask: expected num_clips of shape (B), got (2, 1)."):
         MapGrid(8, 2, 3).packed_mask(num_clips=torch.ones(2, 1))
+
+
+def test_grids_that_no_memory_holds():
+    with refuses(ConfigError, "MapGrid: expected at most 33,554,432 cells, got 16,000,000,000"):
+        MapGrid(10**9, 16, 1)
+    with refuses(ConfigError, "MapGrid: expected num_scales <= 32, got 1000000000000."):
+        MapGrid(4, 1, 10**12)

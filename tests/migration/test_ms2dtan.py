@@ -393,3 +393,13 @@ def test_data_are_read_as_the_file_says(tmp_path):
         other = ms2dtan_config(changed({"DATASET.NAME": name}))
         (item,) = other.load_annotations("val", tmp_path)
         assert (item.video_id, item.moments) == (video, ((0.0, end),))
+
+
+def test_experiment_files_that_grow(tmp_path):
+    path = tmp_path / "experiment.yml"
+    path.write_text("a: &a [1, 2]\nb: [*a, *a]\n")
+    with refuses(ConfigError, "experiment.yml: expected yaml without aliases, got an alias."):
+        ms2dtan_config(path)
+    path.write_text("# " + "x" * 2**20)
+    with refuses(ConfigError, "expected an experiment file of at most 1,048,576 bytes, got more."):
+        ms2dtan_config(path)

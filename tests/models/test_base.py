@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from helpers.assertions import assert_same, refuses
 from helpers.contracts import randomize_
 from safetensors import SafetensorError
 
+from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff.errors import CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
 
@@ -225,3 +228,47 @@ class TestLoad:
             MapDiffusionDecoder.from_pretrained(tmp_path)
         assert isinstance(caught.value, TmapdiffError)
         assert caught.value.__cause__ is not None
+
+
+class TestDeclaredWeights:
+    @pytest.mark.parametrize(
+        ("field", "value"), [("channels", 10**6), ("kernel_sizes", [3] * 9999)]
+    )
+    def test_a_configuration_of_more_than_the_files_hold(
+        self, model: MapDiffusionDecoder, tmp_path: Path, field: str, value: object
+    ) -> None:
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+        with refuses(
+            CheckpointError,
+            "its configuration declares",
+            "bytes of weights or more",
+            "and the files beside it hold far less.",
+        ):
+            MapDiffusionDecoder.from_pretrained(tmp_path)
+
+    def test_a_configuration_that_is_too_long(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        model.save_pretrained(tmp_path)
+        with (tmp_path / "config.json").open("a") as file:
+            file.write(" " * (5 << 20))
+        with refuses(CheckpointError, "its config.json has more than 4194304 bytes."):
+            MapDiffusionDecoder.from_pretrained(tmp_path)
+
+    def test_weights_in_half_precision_are_fine(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        model.half().save_pretrained(tmp_path)
+        MapDiffusionDecoder.from_pretrained(tmp_path)
+
+    def test_other_threads_are_not_counted(self, tmp_path: Path) -> None:
+        def build() -> None:
+            thread = threading.Thread(target=lambda: torch.nn.Linear(5000, 5000))
+            thread.start()
+            thread.join()
+
+        check_declared_weights("place", tmp_path, build)
+        with refuses(CheckpointError, "place: its configuration declares 100,000,000 bytes"):
+            check_declared_weights("place", tmp_path, lambda: torch.nn.Linear(5000, 5000))

@@ -1,6 +1,7 @@
 import io
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -525,3 +526,21 @@ def test_copies_of_the_video_are_the_same(tmp_path, real_video):
     shutil.copy(real_video, tmp_path / "copy.mp4")
     (one, _), (two, _) = sampled(real_video, 1), sampled(tmp_path / "copy.mp4", 1)
     assert all(np.array_equal(a.image, b.image) for a, b in zip(one, two, strict=True))
+
+
+def test_more_frames_than_a_thousand_a_second(tmp_path):
+    video = open_video(np.zeros((3, 4, 4, 3), np.uint8), frame_rate=1)
+    with refuses(ArgumentError, "expected fps in (0, 1000], got 1000000000000.0."):
+        video.sample(1e12)
+
+
+def test_decoders_are_told_how_large_pictures_may_be(tmp_path):
+    path = write_video(tmp_path / "a.webm", TENTHS, codec="libvpx")
+    content = path.read_bytes()
+    # In the headers of pictures of VP8; the file goes on to say 64 x 32.
+    pictures = re.compile(rb"(\x9d\x01\x2a)....", re.DOTALL)
+    size = (12_000).to_bytes(2, "little")
+    path.write_bytes(pictures.sub(lambda found: found[1] + 2 * size, content))
+    with refuses(VideoError, "expected pictures, got none that can be decoded (Invalid argument)."):
+        open_video(path)
+    assert probe_video(path, max_pixels=2**28).width == 12_000

@@ -1,5 +1,6 @@
 """Random weights throughout: there is no network."""
 
+import json
 import pickle
 
 import numpy as np
@@ -180,3 +181,35 @@ def test_on_a_gpu(encoder):
     features = FrameEncoder("resnet18", pretrained=False, device="cuda").encode(images)
     assert features.device.type == "cpu"
     assert (features - encoder.encode(images)).abs().max() < 1e-2 * features.abs().max()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_size": [3, 100_000, 100_000]},
+        {"input_size": [3, 1.5, 64]},
+        {"input_size": 160},
+        {"crop_pct": 1e-9},
+        {"crop_pct": "all"},
+        {"mean": []},
+        {"std": [1, 1, "x"]},
+        {"is_training": True},
+    ],
+)
+def test_a_preprocessing_that_is_none_of_timm_s(tmp_path, change):
+    encoder = FrameEncoder("test_resnet", pretrained=False)
+    encoder.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["preprocessing"].update(change)
+    path.write_text(json.dumps(config))
+    with refuses(CheckpointError, "config.json has a preprocessing that is none of timm's."):
+        FrameEncoder.from_pretrained(tmp_path)
+
+
+def test_a_saved_encoder_declares_no_more_than_its_weights(tmp_path):
+    FrameEncoder("test_resnet", pretrained=False).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"num_classes": 0', '"num_classes": 1000000000'))
+    with refuses(CheckpointError, "its configuration declares", "bytes of weights or more"):
+        FrameEncoder.from_pretrained(tmp_path)

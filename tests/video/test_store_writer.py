@@ -215,3 +215,28 @@ def test_h5py_is_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
         FeatureStoreWriter(tmp_path / "a.h5", SHARED)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\udcff", "null"])
+def test_attributes_that_cannot_be_read(tmp_path, content):
+    with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
+        store.write("video", np.ones((2, 3)), {})
+    path = store.parts / "attributes.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with (
+        refuses(FileError, "attributes.json: expected attributes that were written, got others."),
+        FeatureStoreWriter(tmp_path / "a.h5", SHARED),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda part: part[: len(part) // 2], lambda part: b"PK\3\4" * 9]
+)
+def test_spoilt_parts_are_made_anew(tmp_path, damage):
+    with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
+        store.write("video", np.ones((2, 3)), {})
+    part = store.parts / "video.npz"
+    part.write_bytes(damage(part.read_bytes()))
+    with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
+        assert "video" not in store

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tmapdiff._arrays import features_bytes
 from tmapdiff._checks import check_int, check_range, message
+from tmapdiff._limits import check_item_bytes
 from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.charades import NUM_CHARADES_CLASSES, CharadesVideo, load_charades_actions
 from tmapdiff.errors import ArgumentError, MissingFeatureError
@@ -131,6 +133,7 @@ class ActionTimelineFeatures:
 
         Raises:
             MissingFeatureError: If there are no annotations of the video.
+            SizeLimitError: If it is so long that they take more memory than an item may.
         """
         if video_id not in self.videos:
             expected = f"one of the {len(self.videos):,} videos with action annotations"
@@ -142,6 +145,8 @@ class ActionTimelineFeatures:
         dropped = random.random(len(video.actions)) < self.drop
         shifts = random.standard_normal((len(video.actions), 2)) * self.jitter
         num_samples = max(1, int(video.duration * self.samples_per_second + 0.5))
+        declared = features_bytes((num_samples, self.feature_dim), 4)
+        check_item_bytes(f"video {video_id!r}", "features", declared)
         noise = random.standard_normal((num_samples, self.feature_dim), dtype=np.float32)
 
         actions = np.array(video.actions, dtype=np.float64).reshape(-1, 3)

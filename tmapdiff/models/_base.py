@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import ConfigMixin, ModelMixin
 from typing_extensions import Self
 
+from tmapdiff._checks import short
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
@@ -79,7 +80,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             )
             saved_as = config.get("_class_name", cls.__name__)
             if saved_as != cls.__name__:
-                raise CheckpointError(f"{place}: it is a {saved_as}.")
+                raise CheckpointError(f"{place}: it is a {short(str(saved_as))}.")
             folder = Path(name, kwargs.get("subfolder") or "")
             if folder.is_dir():
                 check_declared_weights(place, folder, lambda: cls.from_config(config))

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from tmapdiff._checks import short
 from tmapdiff._limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
@@ -57,7 +58,7 @@ def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise CheckpointError(f"{place}: {path.name} is no JSON object.")
     if index.get("_class_name") != class_name:
-        raise CheckpointError(f"{place}: it is a {index.get('_class_name')}.")
+        raise CheckpointError(f"{place}: it is a {short(str(index.get('_class_name')))}.")
     return index
 
 
@@ -73,7 +74,8 @@ def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
         "text_encoder": {"TransformersTextEncoder": TransformersTextEncoder},
     }[name]
     if entry[0] != "tmapdiff" or kind not in classes:
-        raise CheckpointError(f"{place}: its {name} is a {kind} of {entry[0]}.")
+        what = short(f"{kind} of {entry[0]}")
+        raise CheckpointError(f"{place}: its {name} is a {what}.")
     if name == "vocabulary":
         return Vocabulary.load(folder / name / VOCABULARY)
     if name == "text_encoder":

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -369,6 +370,12 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
         and isinstance(size, tuple)
         and len(size) == 3
         and all(type(one) is int and 1 <= one <= _LARGEST_SIDE for one in size)
+        and all(
+            isinstance(numbers := config.get(name), tuple)
+            and len(numbers) == size[0]
+            and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
+            for name in ("mean", "std")
+        )
         and type(crop) in (int, float)
         and _SMALLEST_CROP <= crop <= 1 / _SMALLEST_CROP
     )
