@@ -2,6 +2,7 @@
 
     python examples/train_charades.py
     python examples/train_charades.py --root path/to/charades --preset tiny
+    accelerate launch --num_processes 4 examples/train_charades.py --root path/to/charades
 
 Without --root it makes up a small data set of scripted activities, and needs no download. With
 --root it reads charades_sta_{train,test}.txt and Charades_v1_{train,test}.csv from that folder.
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from accelerate import Accelerator
 
 from tmapdiff import PRESETS, MomentLocalizer, TmapdiffError, Vocabulary
 from tmapdiff._checks import check_int
@@ -32,6 +33,7 @@ from tmapdiff.recipes import (
     evaluate_control,
     evaluate_localizer,
     evaluate_trained,
+    is_main_process,
     make_test_set,
 )
 
@@ -175,10 +177,10 @@ def evaluate_saved(args: argparse.Namespace, data: LocalizationData, reading: Re
             f"{args.eval_only}: expected features of {expected} channels, as in training, "
             f"got {data.store.feature_dim} from {data.store.description}."
         )
-    if args.device == "auto" and torch.cuda.is_available():
-        model.to("cuda")
+    accelerator = Accelerator(cpu=args.device == "cpu")
+    model.to(accelerator.device)
     test_set = make_test_set(data.test, data.store, model.grid, vocabulary, args.clip_seconds)
-    return evaluate_localizer(model, test_set, reading)
+    return evaluate_localizer(model, test_set, reading, accelerator=accelerator)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -225,10 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
         model_name = args.preset if args.model == "diffusion" else f"{args.preset}-{args.model}"
         args.output = Path("runs") / f"{data}-{model_name}-{args.seed}"
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    with written_beside(args.output / "arguments.json") as new:
-        new.write_text(json.dumps(settings, indent=2) + "\n")
+    if is_main_process():
+        with written_beside(args.output / "arguments.json") as new:
+            new.write_text(json.dumps(settings, indent=2) + "\n")
     data, recipe = load_data(args), make_recipe(args)
-    print(data)
+    say = print if is_main_process() else lambda line: None
+    say(data)
 
     reading = Reading(tuple(args.steps or ()), args.samples, args.ranking, args.seed)
     saved: list[str] = []
@@ -243,12 +247,16 @@ def main(arguments: list[str] | None = None) -> None:
             steps=reading.steps,
             device=None if args.device == "auto" else args.device,
             resume=args.resume,
-            say=print,
+            say=say,
         )
         results = evaluate_trained(trained, reading, data)
+        if not is_main_process():
+            return
         trained.save_model(args.output / "model")
         trained.make_pipeline().save_pretrained(args.output / "pipeline")
         saved = ["model", "pipeline"]
+    if not is_main_process():
+        return
     print_table(results.rows, data.store.description)
     details = {
         "features": data.store.description,

@@ -236,7 +236,7 @@ class Truth(MomentLocalizer):
         self.dataset, self.position = dataset, 0
 
     def predict_maps(self, features, words, num_words, num_clips=None, **_):
-        grid = self._grid_of(features, num_clips)
+        grid = self.grid_of(features, num_clips)
         maps = []
         for _ in range(len(features)):
             sample = self.dataset[self.position]

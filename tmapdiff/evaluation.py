@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from tmapdiff._checks import check_int, check_shape, message
 from tmapdiff.data import (
@@ -20,6 +20,8 @@ from tmapdiff.data import (
     Prediction,
     collate_moments,
 )
+from tmapdiff.data._seeding import torch_generator_for
+from tmapdiff.data._sharing import share_of
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
@@ -77,10 +79,12 @@ def evaluate(
     top_n: int = 5,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
+    accelerator: Any = None,
 ) -> Evaluation:
     """Localize every query of a data set.
 
-    The noise of a query depends on `seed` and its position only, not on the batch size or device.
+    The noise of a query depends on `seed` and its position only, not on the batch size, device or
+    number of processes.
 
     Args:
         model: The localizer; left in the mode, training or evaluation, that it came in.
@@ -95,6 +99,8 @@ def evaluate(
         top_n: Moments a query.
         batch_size: Queries localized at once.
         on_batch: Called after each batch with the number of its queries, for a progress bar.
+        accelerator: The `accelerate.Accelerator` of several processes that all call this: each
+            localizes a share of the queries, none twice, and all return the whole evaluation.
 
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
@@ -105,11 +111,12 @@ def evaluate(
     began = time.perf_counter()
     sampling = _Sampling(num_inference_steps, num_samples, eta, seed)
     options = {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold}
-    for batch, found in _localized(model, dataset, batch_size, sampling, options):
+    for batch, found in _localized(model, dataset, batch_size, sampling, options, accelerator):
         metrics.update(found.ranked, batch.moments, batch.num_moments)
         judged.add(batch, found, batch.moments, batch.num_moments)
         if on_batch is not None:
             on_batch(len(batch))
+    metrics, judged = _of_all_processes(accelerator, metrics, judged)
     return judged.evaluation(metrics.compute(), began)
 
 
@@ -124,6 +131,7 @@ def evaluate_didemo(
     nms_threshold: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    accelerator: Any = None,
 ) -> Evaluation:
     """Localize every query of DiDeMo, with its official metric and with Rank n@m.
 
@@ -141,6 +149,7 @@ def evaluate_didemo(
         nms_threshold: As for `evaluate`.
         seed: As for `evaluate`.
         batch_size: As for `evaluate`.
+        accelerator: As for `evaluate`.
 
     Raises:
         ArgumentError: As for `evaluate`, or if clips do not last 5 seconds.
@@ -151,7 +160,7 @@ def evaluate_didemo(
     began = time.perf_counter()
     sampling = _Sampling(num_inference_steps, num_samples, eta, seed)
     options = {"ranking": ranking, "nms_threshold": nms_threshold}
-    for batch, found in _localized(model, dataset, batch_size, sampling, options):
+    for batch, found in _localized(model, dataset, batch_size, sampling, options, accelerator):
         _check_segments(batch)
         candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(
             found.maps, found.num_clips
@@ -163,6 +172,7 @@ def evaluate_didemo(
         consensus = consensus_moments(batch.moments, batch.num_moments)
         metrics.update(found.ranked, consensus)
         judged.add(batch, found, consensus)
+    official, metrics, judged = _of_all_processes(accelerator, official, metrics, judged)
     results = metrics.compute() | official.compute()  # which has an mIoU of its own
     return judged.evaluation(results, began)
 
@@ -403,14 +413,19 @@ def _localized(
     batch_size: int,
     sampling: "_Sampling",
     options: Mapping[str, Any],
+    accelerator: Any,
 ) -> Iterator[tuple[MomentBatch, Localization]]:
-    """Give batch by batch what a model finds; see `evaluate`."""
+    """Give batch by batch what a model finds, of this process's share; see `evaluate`."""
     check_int("evaluate", "batch_size", batch_size, at_least=1)
     check_int("evaluate", "seed", sampling.seed, at_least=0)
     check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
     was_training = model.training
     model.eval()
     first = 0
+    if accelerator is not None:
+        count, processes = len(dataset), accelerator.num_processes  # type: ignore[arg-type]
+        share = share_of(count, processes, accelerator.process_index)
+        dataset, first = Subset(dataset, share), share.start
     try:
         for batch in _whole_batches(dataset, batch_size):
             positions = range(first, first + len(batch))
@@ -429,6 +444,18 @@ def _localized(
             yield batch, found
     finally:
         model.train(was_training)
+
+
+def _of_all_processes(accelerator: Any, *parts: Any) -> tuple[Any, ...]:
+    """Join what processes gathered of their shares, which lie one after another."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return parts
+    from accelerate.utils import gather_object
+
+    gathered = gather_object([tuple(part.on_cpu() for part in parts)])
+    return tuple(
+        type(parts[place]).joined([one[place] for one in gathered]) for place in range(len(parts))
+    )
 
 
 def _whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatch]:
@@ -470,7 +497,7 @@ class _Sampling:
                 "num_inference_steps": self.num_inference_steps,
                 "num_samples": self.num_samples,
                 "eta": self.eta,
-                "generator": [_generator(self.seed, position) for position in positions],
+                "generator": [torch_generator_for(self.seed, position) for position in positions],
             }
         for name in ("num_inference_steps", "num_samples"):
             if getattr(self, name) not in (None, 1):
@@ -479,12 +506,6 @@ class _Sampling:
                     f"sample, got {name} = {getattr(self, name)}."
                 )
         return {}
-
-
-def _generator(seed: int, position: int) -> torch.Generator:
-    # Generators seeded with neighbouring numbers are independent enough; a large prime keeps the
-    # seeds of two runs apart.
-    return torch.Generator().manual_seed((seed * 1_000_000_007 + position) % 2**63)
 
 
 class _Judged:
@@ -510,6 +531,27 @@ class _Judged:
         self.ranked.append(found.ranked)
         self.confidence.append(found.confidence)
         self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0])
+
+    def on_cpu(self) -> "_Judged":
+        """Copy it to the CPU."""
+        copy = _Judged()
+        copy.asked = self.asked
+        copy.ranked = [
+            RankedMoments(one.moments.cpu(), one.scores.cpu(), one.valid.cpu())
+            for one in self.ranked
+        ]
+        copy.confidence = [one.cpu() for one in self.confidence]
+        copy.iou = [one.cpu() for one in self.iou]
+        return copy
+
+    @staticmethod
+    def joined(parts: Iterable["_Judged"]) -> "_Judged":
+        """Join those of several processes, in their order."""
+        whole = _Judged()
+        for part in parts:
+            for name, gathered in vars(whole).items():
+                gathered += getattr(part, name)
+        return whole
 
     def evaluation(self, metrics: dict[str, float], began: float) -> Evaluation:
         """Sum up; `began` is what `time.perf_counter` said at the start."""

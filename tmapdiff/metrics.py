@@ -1,9 +1,11 @@
 """How good ranked moments are: Rank n@m and mean IoU, and DiDeMo's own metric."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from tmapdiff._checks import check_int, check_range, check_shape
 from tmapdiff.errors import ArgumentError
@@ -108,6 +110,19 @@ class LocalizationMetrics:
         padded = ious.new_full((len(ious), most), -1)
         padded[:, : ious.shape[1]] = ious[:, :most]
         self._ious.append(padded)
+
+    def on_cpu(self) -> Self:
+        """Copy the metrics, with the queries so far, to the CPU."""
+        copied = copy(self)
+        copied._ious = [one.cpu() for one in self._ious]
+        return copied
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join metrics of several parts of a data set: of alike ones, at least one."""
+        whole = copy(parts[0])
+        whole._ious = [one for part in parts for one in part._ious]
+        return whole
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
@@ -222,6 +237,18 @@ class DiDeMoMetrics:
         best_ious = ious.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True).values
         self._ranks.append(_mean_of_finite(best_ranks))
         self._ious.append(_mean_of_finite(best_ious[:, : self.annotators]))
+
+    def on_cpu(self) -> Self:
+        """Copy the metrics, with the queries so far; they are on the CPU already."""
+        return copy(self)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join metrics of several parts of a data set: of alike ones, at least one."""
+        whole = copy(parts[0])
+        whole._ranks = [one for part in parts for one in part._ranks]
+        whole._ious = [one for part in parts for one in part._ious]
+        return whole
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.

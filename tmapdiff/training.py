@@ -22,9 +22,12 @@ from tmapdiff._checks import check_choice, check_int, check_range, message, requ
 from tmapdiff._files import naming_file, written_beside
 from tmapdiff._stopping import StopRequest, end_workers, leave_stopping_to_reader
 from tmapdiff.data import MomentBatch, collate_moments
+from tmapdiff.data._seeding import torch_generator_for
+from tmapdiff.data._sharing import BatchShares
 from tmapdiff.data._shuffling import EpochOrder, SeededSamples
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
+from tmapdiff.layers.batch_norm import share_batch_norm
 from tmapdiff.models import MapLocalizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -54,7 +57,8 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training set.
-        batch_size: Queries a step, on each process; batch normalisation needs two at least.
+        batch_size: Queries a step, on each process; two at least. Statistics of batch
+            normalisation are those of all processes.
         learning_rate: Highest learning rate, after warm-up.
         weight_decay: Of AdamW, on matrices and kernels.
         warmup: Share of the steps in which the learning rate rises; it then falls as a cosine.
@@ -243,7 +247,6 @@ class Trainer:
         self._unchecked: _GradientNorm | None = None
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
-        _check_writable(self.output_dir)
         state = accelerate.state.AcceleratorState
         if state._shared_state and state().mixed_precision != config.mixed_precision:
             raise ConfigError(
@@ -260,35 +263,41 @@ class Trainer:
         if config.deterministic:
             # Read when cuBLAS starts, and without it torch would refuse its products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if self.accelerator.is_main_process:
+            _check_writable(self.output_dir)
+        # Of what is drawn in the model, such as dropout: processes must not draw the same.
         utils.set_seed(config.seed, device_specific=True)
         self.on_gpu = self.accelerator.device.type == "cuda"
+        if self.accelerator.num_processes > 1:
+            share_batch_norm(model.to(self.accelerator.device))
         optimizer = torch.optim.AdamW(
             param_groups_weight_decay(model, config.weight_decay),
             lr=config.learning_rate,
             fused=self.on_gpu or self.accelerator.device.type == "cpu",
         )
         self._order = EpochOrder(queries, config.seed)
-        loader = DataLoader(
+        self._batches = BatchShares(
+            self._order,
+            config.batch_size,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+        )
+        # Not for accelerate to prepare: it would repeat samples where shares are not equal.
+        self.loader = DataLoader(
             SeededSamples(dataset),
-            batch_size=config.batch_size,
-            sampler=self._order,
+            batch_sampler=self._batches,
             collate_fn=collate_moments,
             num_workers=config.num_workers,
             # Of its own: the loader would draw from torch's once an epoch, or with workers once a
             # process, and the noise after it would depend on that.
             generator=torch.Generator(),
-            # Batch normalisation cannot train on one query.
-            drop_last=queries % config.batch_size == 1,
             persistent_workers=config.num_workers > 0,
             worker_init_fn=leave_stopping_to_reader,
             pin_memory=self.on_gpu,
         )
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
-        # Batches stay on the CPU: they are checked there, before they go to the device.
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(
-            model, optimizer, loader, device_placement=[None, None, False]
-        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         total_steps = config.epochs * len(self.loader)
         warmup_steps = math.ceil(config.warmup * total_steps)
         self.schedule = CosineLRScheduler(
@@ -463,7 +472,9 @@ class Trainer:
             finally:
                 end_workers(self._loader_in_use)
             with naming_file(self.output_dir / "tensorboard"):
-                self.accelerator.end_training()
+                # Not end_training: processes that evaluate afterwards still need each other.
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -520,7 +531,6 @@ class Trainer:
         progress, loader = self.progress, self.loader
         self.model.train()
         self._order.set_epoch(progress.epoch)
-        loader.set_epoch(progress.epoch)
         if progress.batch == 0:
             progress.losses = []
         else:
@@ -617,6 +627,7 @@ class Trainer:
             batch.num_moments,
             batch.num_clips,
         )
+        generators = self._generators(len(batch))
         batch = batch.to(self.accelerator.device, non_blocking=True)
         with self.raw_model.without_checks(), self.accelerator.autocast():
             loss = self.model(
@@ -627,9 +638,11 @@ class Trainer:
                 batch.clip_seconds,
                 batch.num_moments,
                 batch.num_clips,
+                generators,
             )
+        weighted, loss = self._share_loss(loss, batch)
         on_host = _HostCopy(loss)
-        self.accelerator.backward(loss)
+        self.accelerator.backward(weighted)
         value = on_host.read()
         self._check_gradient()
         if not math.isfinite(value):
@@ -643,6 +656,26 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def _generators(self, queries: int) -> list[torch.Generator]:
+        """Make a source of timestep and noise a query: the same on any number of processes."""
+        first = self._batches.rows(self.progress.batch).start
+        first += self.progress.step * self._batches.size
+        seed, device = self.config.seed, self.accelerator.device
+        return [torch_generator_for(seed, first + row, device) for row in range(queries)]
+
+    def _share_loss(self, loss: Tensor, batch: MomentBatch) -> tuple[Tensor, Tensor]:
+        """Weigh the loss so that gradients average to those of all processes' cells; give its mean.
+
+        The loss is a mean over the process's own cells, and processes may differ in their number.
+        """
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return loss, loss
+        cells = self.raw_model.count_cells(batch.features, batch.num_clips)
+        total = self.accelerator.reduce(cells.clone(), "sum")
+        weighted = loss * (processes * cells / total)
+        return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
     def _check_gradient(self) -> None:
         """Look at the norm of the last step's gradient, which has been computed meanwhile."""
@@ -667,16 +700,22 @@ class Trainer:
 
     def _validate(self, bar: "_ProgressBar") -> dict[str, float]:
         """Evaluate and draw the validation set, if that is due; return the metrics."""
-        if self.validation is None or not self.accelerator.is_main_process:
+        if self.validation is None:
             return {}
         epoch, metrics = self.progress.epoch, {}
         if self.validate_every and epoch % self.validate_every == 0:
-            result = evaluate(self.ema_model, self.validation, seed=self.config.seed)
+            result = evaluate(
+                self.ema_model,
+                self.validation,
+                seed=self.config.seed,
+                accelerator=self.accelerator,
+            )
             metrics = result.metrics
             check_choice("Trainer", "best_metric", self.config.best_metric, metrics)
             self._log(metrics)
             bar.report(result)
-        if epoch % self.config.heat_map_every == 0 or epoch == self.config.epochs:
+        drawn = epoch % self.config.heat_map_every == 0 or epoch == self.config.epochs
+        if drawn and self.accelerator.is_main_process:
             figure = draw_queries(self.ema_model, self.validation, [0], seed=self.config.seed)
             tracker = self.accelerator.get_tracker("tensorboard")
             with naming_file(self.output_dir / "tensorboard"):

@@ -15,10 +15,8 @@ from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.ddim_step import Activation, ddim_step
 from tmapdiff.models.decoder import MapDiffusionDecoder, PreparedDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import MapLocalizer, Ranking
+from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 from tmapdiff.schedulers import MapScheduler
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ class MomentLocalizer(MapLocalizer):
         clip_seconds: Tensor,
         num_moments: Tensor | None = None,
         num_clips: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Compute the training loss on a batch, at random timesteps.
 
@@ -172,7 +170,8 @@ class MomentLocalizer(MapLocalizer):
             clip_seconds: Seconds a clip lasts, for each sample.
             num_moments: Moments that count, for each sample. All, if None.
             num_clips: Clips of each video, when videos are shorter than the grid.
-            generator: Source of timesteps and noise, on the features' device.
+            generator: Source of timesteps and noise, on the features' device: one, or one a query
+                (these are then independent of how queries are batched).
 
         Shape:
             - features: (B, N, clip_channels)
@@ -194,13 +193,30 @@ class MomentLocalizer(MapLocalizer):
     def _compilable_parts(self) -> list[nn.Module]:
         return [*super()._compilable_parts(), self.decoder]
 
-    def _corrupt(self, target: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _corrupt(self, target: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
         """Noisy maps and their timesteps; of a regressor, empty maps at the last one."""
         batch, device, last = len(target), target.device, len(self.scheduler) - 1
         if self.config.deterministic:
             return torch.zeros_like(target), torch.full((batch,), last, device=device)
-        noise = torch.randn(target.shape, dtype=target.dtype, device=device, generator=generator)
-        timesteps = self._draw_timesteps(batch, device, generator)
+        generators: list[torch.Generator | None]
+        if generator is None or isinstance(generator, torch.Generator):
+            generators = [generator]
+        else:
+            check_length("MomentLocalizer.loss", "generator", generator, batch)
+            generators = list(generator) or [None]  # of no queries
+        drawn = target.split(batch // len(generators)) if batch else [target]
+        noise = torch.cat(
+            [
+                torch.randn(part.shape, dtype=part.dtype, device=device, generator=one)
+                for part, one in zip(drawn, generators, strict=True)
+            ]
+        )
+        timesteps = torch.cat(
+            [
+                self._draw_timesteps(len(part), device, one)
+                for part, one in zip(drawn, generators, strict=True)
+            ]
+        )
         signal = self.scheduler.to_signal(target)
         return self.scheduler.add_noise(signal, noise, timesteps), timesteps
 

@@ -1,6 +1,6 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from tmapdiff.maps import (
 from tmapdiff.models._base import MapModel
 from tmapdiff.models.encoder import MultimodalEncoder
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
 Ranking = Literal["nms", "expected-hits"]
 
 
@@ -109,7 +110,7 @@ class MapLocalizer(MapModel):
         clip_seconds: Tensor,
         num_moments: Tensor | None = None,
         num_clips: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Compute the training loss on a batch.
 
@@ -161,6 +162,17 @@ class MapLocalizer(MapModel):
         self.encoder.text_encoder.check_words(words)
         build = IoUMapBuilder(self.grid_of(features, num_clips))
         build.check(moments, clip_seconds, num_moments)
+
+    def count_cells(self, features: Tensor, num_clips: Tensor | None = None) -> Tensor:
+        """Count the valid cells of a batch: what `loss` is the mean over.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - num_clips: (B,)
+            - returns: ()
+        """
+        mask = self.grid_of(features, num_clips).packed_mask(features.device, num_clips)
+        return mask.sum() if num_clips is not None else mask.sum() * len(features)
 
     @contextmanager
     def without_checks(self) -> Iterator[None]:

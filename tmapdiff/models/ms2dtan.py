@@ -15,7 +15,7 @@ from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import MapLocalizer, Ranking
+from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 
 class MS2DTAN(MapLocalizer):
@@ -112,7 +112,7 @@ class MS2DTAN(MapLocalizer):
         clip_seconds: Tensor,
         num_moments: Tensor | None = None,
         num_clips: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Compute the training loss on a batch: each scale's mean, summed over the scales.
 

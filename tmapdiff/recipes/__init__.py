@@ -22,6 +22,7 @@ from tmapdiff.recipes.training import (
     ModelKind,
     Recipe,
     TrainedLocalizer,
+    is_main_process,
 )
 
 __all__ = [  # noqa: RUF022  in the order the data flows
@@ -34,6 +35,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "ModelKind",
     "Recipe",
     "TrainedLocalizer",
+    "is_main_process",
     "Control",
     "Reading",
     "Results",

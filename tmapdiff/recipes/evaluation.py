@@ -56,8 +56,16 @@ class Reading:
         """Return the numbers of steps to evaluate a model with."""
         return self.steps or (model.config.num_inference_steps if model.is_generative else 1,)
 
-    def evaluate(self, model: MapLocalizer, dataset: Dataset[Any], steps: int) -> Evaluation:
+    def evaluate(
+        self, model: MapLocalizer, dataset: Dataset[Any], steps: int, accelerator: Any = None
+    ) -> Evaluation:
         """Localize every query of a data set with a number of steps.
+
+        Args:
+            model: The localizer.
+            dataset: The queries.
+            steps: Denoising steps.
+            accelerator: As for `tmapdiff.evaluation.evaluate`.
 
         Raises:
             ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
@@ -70,6 +78,7 @@ class Reading:
             num_samples=self.num_samples,
             ranking=self.ranking,
             seed=self.seed,
+            accelerator=accelerator,
         )
 
 
@@ -144,6 +153,7 @@ def evaluate_localizer(
     *,
     label: str = "",
     before: Mapping[str, Mapping[str, float]] | None = None,
+    accelerator: Any = None,
 ) -> Results:
     """Evaluate a localizer with each number of steps.
 
@@ -153,12 +163,13 @@ def evaluate_localizer(
         reading: How its answers are drawn.
         label: Put before the name of each row.
         before: Rows to put first.
+        accelerator: As for `tmapdiff.evaluation.evaluate`.
 
     Raises:
         ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
     """
     steps = reading.steps_of(model)
-    found = {count: reading.evaluate(model, dataset, count) for count in steps}
+    found = {count: reading.evaluate(model, dataset, count, accelerator) for count in steps}
     rows = {f"{label}steps {count}": one.metrics for count, one in found.items()}
     chosen = found[steps[0]]
     return Results({**(before or {}), **rows}, chosen, steps[0], reading.seed, model, dataset)
@@ -185,9 +196,16 @@ def evaluate_trained(
         prior = fit_moment_prior(model.grid, trained.train_set)
         rows[PRIOR] = evaluate_prior(model.grid, prior, test_set)
     first = reading.steps_of(model)[0]
-    raw = reading.evaluate(trained.raw_model, test_set, first)
+    raw = reading.evaluate(trained.raw_model, test_set, first, trained.accelerator)
     rows[f"raw weights, steps {first}"] = raw.metrics
-    return evaluate_localizer(model, test_set, reading, label="EMA weights, ", before=rows)
+    return evaluate_localizer(
+        model,
+        test_set,
+        reading,
+        label="EMA weights, ",
+        before=rows,
+        accelerator=trained.accelerator,
+    )
 
 
 def make_pipeline_test_set(

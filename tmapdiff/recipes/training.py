@@ -159,7 +159,9 @@ class Recipe:
             trainer.resume()
         trainer.train()
         averaged = trainer.ema_model.eval()
-        return TrainedLocalizer(averaged, trainer.raw_model, train_set, test_set)
+        return TrainedLocalizer(
+            averaged, trainer.raw_model, train_set, test_set, trainer.accelerator
+        )
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,14 @@ class TrainedLocalizer:
         raw_model: With the weights of the last step.
         train_set: What it was trained on.
         test_set: What to evaluate it on.
+        accelerator: The `accelerate.Accelerator` that it was trained with.
     """
 
     model: MapLocalizer
     raw_model: MapLocalizer
     train_set: MomentDataset
     test_set: MomentDataset
+    accelerator: Any = field(repr=False)
 
     def make_pipeline(self, found: FoundEncoder | None = None) -> MomentLocalizationPipeline:
         """Make a pipeline of the model.
@@ -205,3 +209,8 @@ class TrainedLocalizer:
         with written_beside(folder) as new:
             self.model.save_pretrained(new)
             self.test_set.vocabulary.save(new / "vocabulary.json")
+
+
+def is_main_process() -> bool:
+    """Whether this process prints and writes: the first, if torchrun or accelerate ran several."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,87 @@
+"""Running a function in several processes that find each other, as `torchrun` lets them."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# Once for all processes: to import torch takes longer than what they do.
+_CONTEXT.set_forkserver_preload(["helpers.several_processes"])
+_FOLDERS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+
+def start_process(function: Callable[..., None], *arguments: Any) -> Any:
+    """Start a process that calls a function, and has imported what is needed already."""
+    # Not before Python 3.13 does the server know where to look for what it is to import.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([*_FOLDERS, os.environ.get("PYTHONPATH", "")]))
+        multiprocessing.forkserver.ensure_running()
+    process = _CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run_processes(
+    function: Callable[..., None], count: int, logs: Path, *arguments: Any, seconds: float = 120
+) -> str:
+    """Run a function `count` times at once; returns what the first process printed.
+
+    Fails with what all printed if one of them fails.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(count):
+        variables = {"ACCELERATE_USE_CPU": "true"}
+        if count > 1:
+            variables |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        log = logs / f"process-{rank}.log"
+        running.append(start_process(_run, function, arguments, variables, log))
+    try:
+        for process in running:
+            process.join(seconds)
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+    printed = [(logs / f"process-{rank}.log").read_text() for rank in range(count)]
+    codes = [process.exitcode for process in running]
+    assert not any(codes), f"exit codes {codes}:\n" + "\n".join(printed)
+    return printed[0]
+
+
+def _run(
+    function: Callable[..., None], arguments: Any, variables: dict[str, str], log: Path
+) -> None:
+    import torch
+
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    code = 0
+    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            function(*arguments)
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        except BaseException:
+            traceback.print_exc(file=file)
+            code = 1
+    sys.exit(code)

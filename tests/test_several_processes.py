@@ -1,0 +1,81 @@
+"""Training and evaluation on several processes give what one process gives."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from helpers.processes import run_processes
+from helpers.several_processes import evaluate_queries, train
+
+
+def run_training(folder, count, batch_size, **options):
+    printed = run_processes(partial(train, **options), count, folder / "logs", folder, batch_size)
+    return torch.load(folder / "found.pt", weights_only=False), printed
+
+
+def run_evaluation(folder, count, queries):
+    run_processes(evaluate_queries, count, folder / "logs", folder, queries)
+    paths = [folder / f"process-{process}.json" for process in range(count)]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The last batch of 8 has 5 queries: shares of 2 and 3.
+        pytest.param({"queries": 21}, id="diffusion, batch normalisation, unequal shares"),
+        # Videos of unequal length have unequal numbers of valid cells.
+        pytest.param({"queries": 16, "clip_seconds": 6}, id="videos of unequal length"),
+    ],
+)
+def test_two_processes_train_as_one(tmp_path, options):
+    one, _ = run_training(tmp_path / "one", 1, 8, **options)
+    two, printed = run_training(tmp_path / "two", 2, 4, **options)
+    assert len(two["losses"]) == len(one["losses"]) >= 4
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-6, atol=0)
+    for which in ("raw", "ema"):
+        assert two[which].keys() == one[which].keys()
+        for name, value in one[which].items():
+            # Adam divides by gradients: where one is rounding alone, it moves weights all the same.
+            torch.testing.assert_close(two[which][name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert two["history"][-1]["mIoU"] == pytest.approx(one["history"][-1]["mIoU"], rel=1e-4)
+    # Logged once, and saved once.
+    assert printed.count("epoch 1/2") == 1
+    assert len(list((tmp_path / "two" / "tensorboard").rglob("events.*"))) == 1
+    assert not list((tmp_path / "two" / "checkpoints").glob(".*"))
+    saved = [path.name for path in (tmp_path / "two" / "checkpoints").glob("*/model*")]
+    assert len(saved) == 2
+
+
+def test_what_several_processes_saved_is_resumed(tmp_path):
+    whole, _ = run_training(tmp_path / "run", 2, 4, queries=21)
+    newest = max((tmp_path / "run" / "checkpoints").glob("*"))
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    resumed, _ = run_training(tmp_path / "run", 2, 4, queries=21, resume=True)
+    assert len(resumed["losses"]) == len(whole["losses"]) / 2
+    for name, value in whole["raw"].items():
+        assert torch.equal(resumed["raw"][name], value), name
+
+
+def test_each_query_is_evaluated_once_on_any_number_of_processes(tmp_path):
+    found = {}
+    for count in (1, 2, 3):
+        results = run_evaluation(tmp_path / str(count), count, 23)
+        assert all(result == results[0] for result in results)
+        found[count] = results[0]
+    for count in (2, 3):
+        assert found[count]["qids"] == found[1]["qids"]
+        assert len(found[count]["qids"]) == 23
+        assert found[count]["metrics"] == pytest.approx(found[1]["metrics"])
+        torch.testing.assert_close(
+            torch.tensor(found[count]["windows"]), torch.tensor(found[1]["windows"])
+        )
+        assert found[count]["confidence"] == pytest.approx(found[1]["confidence"])
+
+
+def test_more_processes_than_queries(tmp_path):
+    for found in run_evaluation(tmp_path, 3, 2):
+        assert len(found["qids"]) == 2

@@ -1,0 +1,79 @@
+"""Batch normalisation over the batches of all processes that train together."""
+
+import torch
+import torch.distributed as dist
+from einops import reduce
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tmapdiff._checks import check_shape
+
+
+class SharedBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation of rows, with the statistics of all processes in training.
+
+    Equal to `BatchNorm1d` on the batches of all processes together, forward and backward, however
+    many rows each process has. Does what `torch.nn.SyncBatchNorm` does, which needs a GPU.
+
+    Shape:
+        - x: (N, C)
+        - returns: (N, C)
+
+    Raises:
+        ShapeError: If `x` is not (N, C), in training.
+    """
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d) -> Self:
+        """Make one of the parameters and statistics of a `BatchNorm1d`: the same tensors."""
+        shared = cls(norm.num_features, norm.eps, norm.momentum)
+        shared.train(norm.training)
+        shared._parameters, shared._buffers = norm._parameters, norm._buffers
+        return shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; see the class."""
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        check_shape("SharedBatchNorm1d", "x", x, f"N {self.num_features}")
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = values.new_tensor([len(values)])
+        sums = _sum_over_processes(torch.cat([reduce(values, "n c -> c", "sum"), count]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        # Of differences from the mean: the mean of squares less the square of the mean rounds more.
+        squares = reduce((values - mean).square(), "n c -> c", "sum")
+        variance = _sum_over_processes(squares) / count
+        with torch.no_grad():
+            self._remember(mean, variance * count / (count - 1))
+        normalized = (values - mean) * (variance + self.eps).rsqrt()
+        return (normalized * self.weight + self.bias).to(x.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.momentum is None:
+            return
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Let the batch normalisations of a model use the statistics of all processes, in place.
+
+    Parameters stay the tensors that they are, and keep their names.
+    """
+    if any(one.is_cuda for one in model.parameters()):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm1d:
+                setattr(parent, name, SharedBatchNorm1d.of(child))
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(x)
+    return total
