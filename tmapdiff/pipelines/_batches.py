@@ -38,8 +38,11 @@ class Batch:
             longest = max(longest, *counts)
             self.num_clips = torch.tensor(counts, device=device)
         multiple = grid.stride(grid.num_scales - 1)
-        filled = [fill_clips(one.features, longest, multiple, each) for one in clips]
-        self.features = torch.stack(filled).to(device, localizer.dtype)
+        videos = {id(one): one for one in clips}
+        filled = [fill_clips(one.features, longest, multiple, each) for one in videos.values()]
+        places = {key: place for place, key in enumerate(videos)}
+        self.videos = torch.stack(filled).to(device, localizer.dtype)  # each once
+        self.video_of = torch.tensor([places[id(one)] for one in clips], device=device)
         self.words = pad_sequence(list(words), batch_first=True).to(device)
         self.num_words = torch.tensor([len(one) for one in words])  # the CPU is where it is read
         self.clip_seconds = torch.tensor([one.clip_seconds for one in clips], device=device)
@@ -48,6 +51,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def features(self) -> Tensor:
+        """Features of the video of each query."""
+        return self.spread(self.videos)
+
+    def spread(self, of_videos: Tensor) -> Tensor:
+        """Give each query what is of its video."""
+        if len(of_videos) == 1:
+            return of_videos.expand(len(self), *of_videos.shape[1:])
+        return of_videos[self.video_of]
 
 
 class Steps:

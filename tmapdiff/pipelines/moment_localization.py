@@ -31,7 +31,7 @@ from tmapdiff.errors import (
     TmapdiffError,
 )
 from tmapdiff.models import DenoisingStep, MapLocalizer, Ranking, TransformersTextEncoder
-from tmapdiff.models.localizer import Generators
+from tmapdiff.models.map_localizer import Generators
 from tmapdiff.pipelines._batches import Answer, Batch, Clips, Steps, answers_of, spread_of
 from tmapdiff.pipelines._saving import (
     NUMBERS,
@@ -426,16 +426,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                     self, step.index, step.timestep, {"clean": step.clean, "noisy": step.noisy}
                 )
 
-        inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
         if localizer.is_generative:
+            encoder = localizer.encoder
+            maps = encoder.encode_video(batch.videos, batch.num_clips)
+            sentences = encoder.text_encoder(batch.words, batch.num_words)
             samples = localizer.draw_samples(
-                localizer.encoder(*inputs),
+                encoder.fuse([batch.spread(one) for one in maps], sentences, batch.num_clips),
                 num_clips=batch.num_clips,
                 generator=list(generator) if isinstance(generator, Sequence) else generator,
                 callback=after_step if return_steps or callback is not None else None,
                 **sampling,
             )
         else:
+            inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
             samples = localizer.predict_maps(*inputs)[:, None]
         grid = localizer.grid_of(batch.features, batch.num_clips)
         found = localizer.read_moments(
