@@ -1,0 +1,275 @@
+"""Random weights throughout; a local Ray of two workers, which starts once."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.processes import start_process
+
+from tmapdiff import MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff.errors import ArgumentError, ConfigError, FileError
+from tmapdiff.video import VideoFeatures
+
+pa = pytest.importorskip("pyarrow", reason="pyarrow comes with the extra ray")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from tmapdiff.corpus import CorpusOptions, localize_corpus  # noqa: E402
+
+GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
+WORDS = ["a", "person", "opens", "the", "door"]
+QUERIES = ["a person opens the door", "the door", "person"]
+CHANNELS, RATE = 6, 0.5
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), 12)
+
+
+def make_corpus(folder, count):
+    """A pipeline of random weights, features of some videos, and tables of videos and queries."""
+    torch.manual_seed(0)
+    encoder = {**GRID, "vocabulary_size": len(WORDS) + 2, "clip_channels": CHANNELS}
+    encoder |= {"word_channels": 8, "channels": 8, "num_text_layers": 1}
+    decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
+    localizer = MomentLocalizer(encoder, {**decoder, "kernel_sizes": [3]}, num_samples=2)
+    for one in localizer.parameters():  # what starts at zero must count, too
+        torch.nn.init.normal_(one, std=0.3)
+    MomentLocalizationPipeline(localizer, Vocabulary(WORDS)).save_pretrained(folder / "pipeline")
+    random = np.random.default_rng(0)
+    (folder / "features").mkdir()
+    ids = [f"video{index:02}" for index in range(count)]
+    for index, name in enumerate(ids):
+        features = random.standard_normal((20 + index, CHANNELS)).astype(np.float32)
+        np.save(folder / "features" / f"{name}.npy", features)
+    durations = [(20 + index) * RATE for index in range(count)]
+    write(folder / "videos.parquet", video_id=ids, duration=durations)
+    write(folder / "queries.parquet", query_id=[7, 8, 9], query=QUERIES)
+    return folder
+
+
+def write(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def run(corpus, output, **options):
+    options = {"num_workers": 0, "videos_per_file": 2, "features": [corpus / "features"], **options}
+    videos = options.pop("videos", corpus / "videos.parquet")
+    queries = options.pop("queries", corpus / "queries.parquet")
+    return localize_corpus(corpus / "pipeline", videos, queries, output, **options)
+
+
+def rows_of(output):
+    """Rows by video and query; fails if one is there twice."""
+    found = {}
+    for path in sorted(output.glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            key = row["video_id"], row["query_id"]
+            assert key not in found
+            found[key] = row
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(corpus, tmp_path_factory):
+    """What one process finds."""
+    output = tmp_path_factory.mktemp("expected")
+    run(corpus, output)
+    return rows_of(output)
+
+
+def assert_alike(found, expected):
+    assert found.keys() == expected.keys()
+    for key, row in expected.items():
+        assert found[key]["query"] == row["query"]
+        for one, other in zip(found[key]["moments"], row["moments"], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def _ray():
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    yield
+    ray.shutdown()
+
+
+def uses_ray(test):
+    """Mark a test that needs Ray, which warns of settings of its own."""
+    for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
+        test = pytest.mark.filterwarnings(f"ignore::{kind}")(test)
+    return pytest.mark.usefixtures("_ray")(test)
+
+
+def test_rows_are_what_the_pipeline_answers(corpus, expected):
+    assert len(expected) == 12 * len(QUERIES)
+    pipe = MomentLocalizationPipeline.from_pretrained(corpus / "pipeline")
+    features = torch.from_numpy(np.load(corpus / "features" / "video03.npy"))
+    video = VideoFeatures(features, RATE, len(features) * RATE)
+    row = expected["video03", "8"]
+    assert row["query"] == "the door"
+    from tmapdiff.corpus import _generator
+
+    # A query's noise is its own, whatever it is asked with.
+    found = pipe(video, "the door", generator=[_generator(0, "video03", "8")]).moments[0]
+    for moment, other in zip(found, row["moments"], strict=True):
+        assert vars(moment) == pytest.approx(other, rel=1e-4)
+
+
+def test_options_are_the_calls(corpus, tmp_path, expected):
+    options = CorpusOptions(num_inference_steps=3, num_samples=1, top_n=2, seed=1)
+    run(corpus, tmp_path, options=options)
+    for key, row in rows_of(tmp_path).items():
+        assert len(row["moments"]) == 2
+        assert row["moments"][0]["spread"] is None
+        assert row["moments"] != expected[key]["moments"][:2]
+
+
+def test_a_second_run_does_what_is_missing_and_what_was_added(corpus, tmp_path, expected):
+    first = run(corpus, tmp_path)
+    assert (first.videos, first.pairs, first.done_before) == (12, 36, 0)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    assert len(times) == 6
+    lost = sorted(times)[:2]
+    for path in lost:
+        path.unlink()
+    again = run(corpus, tmp_path)
+    assert (again.videos, again.pairs, again.done_before) == (4, 12, 8)
+    assert "12 queries in 4 videos" in str(again)
+    assert "8 were done before" in str(again)
+    for path, written in times.items():
+        assert (path.stat().st_mtime_ns == written) == (path not in lost)
+    assert_alike(rows_of(tmp_path), expected)
+    assert run(corpus, tmp_path).pairs == 0
+
+    np.save(corpus / "features" / "added.npy", np.ones((9, CHANNELS), np.float32))
+    table = pq.read_table(corpus / "videos.parquet").to_pydict()
+    table = {"video_id": [*table["video_id"], "added"], "duration": [*table["duration"], 4.5]}
+    longer = write(tmp_path / "longer", **table)
+    assert run(corpus, tmp_path, videos=longer).pairs == 3
+    assert rows_of(tmp_path).keys() == {*expected, *(("added", str(one)) for one in (7, 8, 9))}
+
+
+def test_queries_of_one_video_each(corpus, tmp_path):
+    videos = ["video00", "video05", "video05"]
+    queries = write(tmp_path / "queries", query_id=["a", "a", "b"], query=QUERIES, video_id=videos)
+    report = run(corpus, tmp_path / "out", queries=queries)
+    assert (report.videos, report.pairs) == (2, 3)
+    assert rows_of(tmp_path / "out").keys() == {
+        ("video00", "a"),
+        ("video05", "a"),
+        ("video05", "b"),
+    }
+
+
+def test_a_video_that_fails_is_reported_and_tried_again(corpus, tmp_path):
+    videos = write(tmp_path / "videos", video_id=["video00", "late"], duration=[10.0, 4.0])
+    report = run(corpus, tmp_path / "out", videos=videos)
+    assert report.videos == 1
+    assert [one.video_id for one in report.failed] == ["late"]
+    assert "expected features of 'late'" in report.failed[0].error
+    assert "1 failed" in str(report)
+    late = corpus / "features" / "late.npy"
+    np.save(late, np.ones((8, CHANNELS), np.float32))
+    again = run(corpus, tmp_path / "out", videos=videos)
+    late.unlink()
+    assert (again.videos, again.failed) == (1, ())
+    assert len(rows_of(tmp_path / "out")) == 6
+
+
+@uses_ray
+def test_a_worker_that_is_killed_loses_and_repeats_nothing(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    corpus = make_corpus(tmp_path, 60)
+    calls, killed = [], []
+
+    def kill_a_worker(done, count):
+        calls.append((done, count))
+        if killed or done < 4:
+            return
+        for process in psutil.Process().children(recursive=True):
+            if "ray::" in "".join(process.cmdline()) and "MapWorker" in "".join(process.cmdline()):
+                killed.append((done, process.pid))
+                os.kill(process.pid, signal.SIGKILL)
+                return
+
+    report = run(corpus, tmp_path / "out", num_workers=2, videos_per_file=1, on_file=kill_a_worker)
+    assert killed
+    assert killed[0][0] < 60
+    assert calls == [(done, 60) for done in range(1, 61)]
+    assert (report.videos, report.failed) == (60, ())
+    found = rows_of(tmp_path / "out")
+    assert len(found) == 180
+    run(corpus, tmp_path / "again")
+    assert_alike(found, rows_of(tmp_path / "again"))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def run_in_this_process(corpus, output):
+    torch.set_num_threads(1)
+    run(corpus, output, videos_per_file=1)
+
+
+def test_a_run_that_is_killed_is_gone_on_with(tmp_path):
+    corpus = make_corpus(tmp_path, 200)
+    started = start_process(run_in_this_process, corpus, tmp_path / "out")
+    out = tmp_path / "out"
+    while len(list(out.glob("*.parquet"))) < 3:
+        assert started.is_alive()
+        time.sleep(0.01)
+    started.kill()
+    started.join()
+    done = len(list(out.glob("*.parquet")))
+    assert 3 <= done < 200
+    report = run(corpus, out, videos_per_file=1)
+    assert (report.done_before, report.videos) == (done, 200 - done)
+    assert len(rows_of(out)) == 600
+
+
+def test_results_of_another_run_are_kept_apart(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    start = f"localize_corpus: expected {tmp_path / 'out'} to be of a run with the same "
+    other = write(tmp_path / "queries", query_id=[7], query=["a door"])
+    with refuses(ConfigError, f"{start}queries, got another one. Use another output folder."):
+        run(corpus, tmp_path / "out", queries=other)
+    with refuses(ConfigError, f"{start}options, got another one."):
+        run(corpus, tmp_path / "out", options=CorpusOptions(seed=3))
+    manifest = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    (tmp_path / "out" / "corpus.json").write_text(json.dumps({**manifest, "pipeline": "?"}))
+    with refuses(ConfigError, f"{start}pipeline, got another one."):
+        run(corpus, tmp_path / "out")
+
+
+def test_errors_say_what_is_wrong(corpus, tmp_path):
+    with refuses(FileError, f"cannot read {tmp_path / 'none'}: no such file or folder."):
+        run(corpus, tmp_path / "out", videos=tmp_path / "none")
+    text = tmp_path / "text.parquet"
+    text.write_text("no table")
+    with refuses(FileError, f"cannot read {text}: "):
+        run(corpus, tmp_path / "out", videos=text)
+    no_path = corpus / "videos.parquet"
+    with refuses(ArgumentError, f"{no_path}: expected columns video_id, path, got video_id, durat"):
+        run(corpus, tmp_path / "out", features=())
+    twice = write(tmp_path / "twice", video_id=["a", "b", "b"], duration=[1.0, 2.0, 3.0])
+    with refuses(ArgumentError, f"{twice}: expected each video_id once, got 'b' again."):
+        run(corpus, tmp_path / "out", videos=twice)
+    empty = write(tmp_path / "empty", query_id=[1, 2], query=["a", None])
+    with refuses(ArgumentError, f"{empty}: expected a value of query in every row, got none in"):
+        run(corpus, tmp_path / "out", queries=empty)
+    astray = write(tmp_path / "astray", query_id=[1], query=["a"], video_id=["elsewhere"])
+    with refuses(
+        ArgumentError, "localize_corpus: expected queries of the videos, got queries of 1"
+    ):
+        run(corpus, tmp_path / "out", queries=astray)
+    with refuses(ArgumentError, "localize_corpus: expected num_workers to be an integer >= 0"):
+        run(corpus, tmp_path / "out", num_workers=-1)
+    assert not (tmp_path / "out").exists()
+    run(corpus, tmp_path / "out")
+    (tmp_path / "out" / "part-of-others.parquet").write_bytes(text.read_bytes())
+    with refuses(FileError, f"{tmp_path / 'out' / 'part-of-others.parquet'}: expected a file of a"):
+        run(corpus, tmp_path / "out")

@@ -1,0 +1,89 @@
+"""`tmapdiff localize-corpus`: many queries in many videos, on Ray."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tmapdiff.cli.output import JsonOption, Output
+
+EXAMPLES = """
+tmapdiff localize-corpus runs/first/pipeline videos.parquet queries.parquet --out moments
+tmapdiff localize-corpus runs/first/pipeline videos.parquet queries.parquet --out moments \\
+    --features vgg16.h5 --workers 8 --steps 4 --samples 4
+RAY_ADDRESS=auto tmapdiff localize-corpus /shared/pipeline /shared/videos.parquet \\
+    /shared/queries.parquet --out /shared/moments --workers 64 --gpus-per-worker 1
+"""
+
+
+def localize_corpus(
+    pipeline: Annotated[Path, typer.Argument(help="Folder of a saved pipeline.")],
+    videos: Annotated[
+        Path,
+        typer.Argument(
+            help="Parquet file or folder with columns video_id and path; with --features, "
+            "video_id and duration, in seconds."
+        ),
+    ],
+    queries: Annotated[
+        Path,
+        typer.Argument(
+            help="Parquet file or folder with columns query_id and query; and video_id, if each "
+            "is asked of one video, else all are asked of all."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the Parquet files to write.")],
+    features: Annotated[
+        list[Path] | None,
+        typer.Option(help="Feature store of the videos; may be given several times."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Ray's workers; 0 does everything in this process.")
+    ] = 2,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    threads_per_worker: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
+    videos_per_file: Annotated[int, typer.Option(help="Videos written together.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps; the model's, if none.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples that are averaged; the model's, if none.")
+    ] = None,
+    top_n: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the moments of many queries in many videos.
+
+    Interrupted, even killed, the same command goes on where it was. It also does videos that were
+    added.
+
+    The exit code is 1 if a video failed.
+    """
+    with Output(as_json) as output:
+        from tmapdiff.corpus import CorpusOptions
+        from tmapdiff.corpus import localize_corpus as run
+
+        report = run(
+            pipeline,
+            videos,
+            queries,
+            out,
+            features=features or (),
+            options=CorpusOptions(
+                num_inference_steps=steps, num_samples=samples, top_n=top_n, seed=seed
+            ),
+            num_workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            threads_per_worker=threads_per_worker,
+            videos_per_file=videos_per_file,
+            batch_size=batch_size,
+            on_file=lambda done, count: output.warning(f"{done} of {count} videos"),
+        )
+        output.line(str(report))
+        for one in report.failed:
+            output.warning(f"{one.video_id}: {one.error}")
+        output.document({**vars(report), "out": out})
+    if report.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,433 @@
+"""Localizing many queries in many videos, on Ray Data: from Parquet tables to Parquet tables."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tmapdiff._checks import check_int, message, require
+from tmapdiff._files import written_beside
+from tmapdiff.data import ConcatFeatureStore, FeatureStore, open_feature_store
+from tmapdiff.errors import ArgumentError, ConfigError, FileError, TmapdiffError
+from tmapdiff.models import Ranking
+from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.video import VideoFeatures
+
+MANIFEST = "corpus.json"
+_VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
+_PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How the moments of a corpus are found; what is None is the model's.
+
+    Attributes:
+        num_inference_steps: Denoising steps.
+        num_samples: Samples of each query that are averaged.
+        ranking: How moments are read off the maps.
+        top_n: Moments a query, at most.
+        seed: Seed of the noise; that of a query in a video depends on it and their ids alone.
+    """
+
+    num_inference_steps: int | None = None
+    num_samples: int | None = None
+    ranking: Ranking | None = None
+    top_n: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FailedVideo:
+    """A video that could not be localized, and why."""
+
+    video_id: str
+    error: str
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """What a run over a corpus did.
+
+    Attributes:
+        videos: Videos that were localized now.
+        pairs: Queries in these videos.
+        done_before: Videos that earlier runs had localized.
+        failed: Videos that could not be; a further run tries them again.
+        seconds: Wall time.
+    """
+
+    videos: int
+    pairs: int
+    done_before: int
+    failed: tuple[FailedVideo, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        before = f", {self.done_before} were done before" if self.done_before else ""
+        return f"{self.pairs} queries in {self.videos} videos, {self.seconds:.1f} s{before}{failed}"
+
+
+def localize_corpus(
+    pipeline: str | os.PathLike[str],
+    videos: str | os.PathLike[str],
+    queries: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    features: Sequence[str | os.PathLike[str]] = (),
+    options: CorpusOptions | None = None,
+    num_workers: int = 2,
+    gpus_per_worker: float = 0.0,
+    threads_per_worker: int = 1,
+    videos_per_file: int = 16,
+    batch_size: int = 64,
+    on_file: Callable[[int, int], None] | None = None,
+) -> CorpusReport:
+    """Find the moments of every query in every video that it is asked of.
+
+    Features of a video are read or computed once for all its queries. Results are Parquet files in
+    `output`: a row for each video and query, with columns `video_id`, `query_id`, `query` and
+    `moments`, a list of start and end in seconds, score and spread, best first. A video is in one
+    file with all its queries; a file appears when it is complete, so that whatever is killed loses
+    no more than the videos at work, and nothing is there twice. The same call again does what is
+    missing, and videos that were added.
+
+    Args:
+        pipeline: Folder of a saved `MomentLocalizationPipeline`, which all workers can read.
+        videos: Parquet file or folder with columns `video_id` and `path`, a file; or, with
+            `features`, `video_id` and `duration`, in seconds.
+        queries: Parquet file or folder with columns `query_id` and `query`; and `video_id`, if each
+            is asked of one video, else all are asked of all.
+        output: Folder.
+        features: Feature stores of the videos, as `open_feature_store` takes them.
+        options: How moments are found; the model's way, if None.
+        num_workers: Ray's actors that localize, each with a copy of the model; 0 does everything in
+            this process, without Ray.
+        gpus_per_worker: GPUs of each actor; several may share one.
+        threads_per_worker: Threads of each actor on its CPU.
+        videos_per_file: Videos that are written together; what is lost at most if one is killed.
+        batch_size: Queries at a time.
+        on_file: Called after each file with the videos that are done and those there were to do.
+
+    Raises:
+        MissingDependencyError: If Ray or pyarrow is not installed.
+        FileError: If a table cannot be read, or `output` not be written.
+        ArgumentError: If a table lacks a column or a value or has an id twice, a query is asked of
+            an unknown video, or a number is out of range.
+        ConfigError: If `output` is of another pipeline, other queries or options.
+        CheckpointError: If the pipeline cannot be loaded.
+    """
+    who = "localize_corpus"
+    require("pyarrow", **_PURPOSE)
+    check_int(who, "num_workers", num_workers, at_least=0)
+    check_int(who, "threads_per_worker", threads_per_worker, at_least=1)
+    check_int(who, "videos_per_file", videos_per_file, at_least=1)
+    check_int(who, "batch_size", batch_size, at_least=1)
+    began = time.perf_counter()
+    options, folder = options or CorpusOptions(), Path(output)
+    asked = _read_queries(queries)
+    wanted = _read_videos(videos, "duration" if features else "path")
+    asked.check(wanted)
+    stores = [os.fspath(one) for one in features]
+    _check_manifest(folder, pipeline, asked, stores, options)
+    before = set(_videos_done(folder))
+    todo = [item for item in wanted if item[0] not in before and asked.of(item[0])]
+    shares = [
+        todo[first : first + videos_per_file] for first in range(0, len(todo), videos_per_file)
+    ]
+    job = _Job(os.fspath(pipeline), stores, asked, options, folder, batch_size, threads_per_worker)
+    done = pairs = 0
+    failed: list[FailedVideo] = []
+    for found in _run(job, shares, num_workers, gpus_per_worker):
+        done, pairs = done + found["videos"], pairs + found["pairs"]
+        failed += [FailedVideo(*one) for one in json.loads(found["failed"])]
+        if on_file is not None:
+            on_file(done + len(failed), len(todo))
+    known = sum(item[0] in before for item in wanted)
+    return CorpusReport(done, pairs, known, tuple(failed), time.perf_counter() - began)
+
+
+def _run(
+    job: "_Job", shares: Sequence[Any], num_workers: int, gpus_per_worker: float
+) -> Iterator[Mapping[str, Any]]:
+    # As text: rows of Ray are tables, which have no pairs of mixed types.
+    rows = [{"share": json.dumps(share)} for share in shares]
+    if num_workers == 0:
+        localizer = _ShareLocalizer(job)
+        yield from map(localizer, rows)
+        return
+    if not rows:
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
+    ray: Any = require("ray", **_PURPOSE)
+    data: Any = require("ray.data", **_PURPOSE)
+    if not ray.is_initialized():
+        here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": num_workers}
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
+    data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    results = data.from_items(rows, override_num_blocks=len(rows)).map(
+        _ShareLocalizer,
+        fn_constructor_args=(job,),
+        compute=data.ActorPoolStrategy(size=min(num_workers, len(rows))),
+        num_cpus=1,
+        num_gpus=gpus_per_worker,
+    )
+    yield from results.iter_rows()
+
+
+# What a worker does
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Queries by the video that they are asked of; under None, those of all videos."""
+
+    by_video: Mapping[str | None, Sequence[tuple[str, str]]]
+
+    def of(self, video_id: str) -> Sequence[tuple[str, str]]:
+        """Ids and sentences of the queries asked of a video."""
+        return self.by_video.get(None) or self.by_video.get(video_id, ())
+
+    def check(self, videos: Iterable[tuple[str, Any]]) -> None:
+        """Raise ArgumentError if a query is asked of none of the videos."""
+        known = {video_id for video_id, _ in videos}
+        unknown = [one for one in self.by_video if one is not None and one not in known]
+        if unknown:
+            expected = "queries of the videos"
+            got = f"queries of {len(unknown)} others, such as {unknown[0]!r}"
+            raise ArgumentError(message("localize_corpus", expected, got))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all workers are told."""
+
+    pipeline: str
+    features: Sequence[str]
+    queries: _Queries
+    options: CorpusOptions
+    output: Path
+    batch_size: int
+    threads: int = field(default=1)
+
+
+class _ShareLocalizer:
+    """Localizes the queries of a share of the videos, and writes them to a file."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        torch.set_num_threads(job.threads)
+        self.pipeline = MomentLocalizationPipeline.from_pretrained(job.pipeline)
+        self.pipeline.set_progress_bar_config(disable=True)
+        if torch.cuda.is_available():
+            self.pipeline.to("cuda")
+        self.store = _open_stores(job.features)
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        failed: list[tuple[str, str]] = []
+        done: list[str] = []
+        share = json.loads(row["share"])
+        for video_id, source in share:
+            try:
+                rows += self._localize(video_id, source)
+                done.append(video_id)
+            except TmapdiffError as error:
+                failed.append((video_id, str(error)))
+        if done:
+            # Of all videos of the share: done again after a kill, it replaces what there is.
+            name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
+            _write(self.job.output / f"part-{name}.parquet", done, rows)
+        return {"videos": len(done), "pairs": len(rows), "failed": json.dumps(failed)}
+
+    def _localize(self, video_id: str, source: Any) -> list[dict[str, Any]]:
+        """Rows of all queries of a video; `source` is its file, or its duration."""
+        options, queries = self.job.options, self.job.queries.of(video_id)
+        found: Any = self.pipeline(
+            self._features(video_id, source),
+            [sentence for _, sentence in queries],
+            num_inference_steps=options.num_inference_steps,
+            num_samples=options.num_samples,
+            ranking=options.ranking,
+            top_n=options.top_n,
+            generator=[_generator(options.seed, video_id, one) for one, _ in queries],
+            batch_size=self.job.batch_size,
+        )
+        return [
+            {
+                "video_id": video_id,
+                "query_id": query_id,
+                "query": sentence,
+                "moments": [vars(moment) for moment in moments],
+            }
+            for (query_id, sentence), moments in zip(queries, found.moments, strict=True)
+        ]
+
+    def _features(self, video_id: str, source: Any) -> VideoFeatures:
+        if self.store is None:
+            return self.pipeline.encode_video(source)
+        features = self.store[video_id]
+        rate = self.store.seconds_per_feature
+        return VideoFeatures(features, rate or source / len(features), source)
+
+
+def _open_stores(places: Sequence[str]) -> FeatureStore | None:
+    stores = [open_feature_store(place) for place in places]
+    if not stores:
+        return None
+    return stores[0] if len(stores) == 1 else ConcatFeatureStore(stores)
+
+
+def _generator(seed: int, *ids: str) -> torch.Generator:
+    digest = hashlib.sha256(json.dumps([seed, *ids]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+# Tables
+
+
+def _schema(videos: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    numbers = [("start", pa.float64()), ("end", pa.float64())]
+    numbers += [("score", pa.float32()), ("spread", pa.float32())]
+    return pa.schema(
+        [
+            ("video_id", pa.string()),
+            ("query_id", pa.string()),
+            ("query", pa.string()),
+            ("moments", pa.list_(pa.struct(numbers))),
+        ],
+        metadata={_VIDEOS_IN_FILE: json.dumps(list(videos))},
+    )
+
+
+def _write(path: Path, videos: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with written_beside(path) as new:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=_schema(videos)), new)
+
+
+def _videos_done(output: Path) -> Iterator[str]:
+    """Give the videos of the files in a folder, by what the files say of themselves."""
+    import pyarrow.parquet as pq
+
+    for path in sorted(output.glob("part-*.parquet")):
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+            videos = json.loads(metadata[_VIDEOS_IN_FILE])
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            hint = "Remove it, and its videos are localized again."
+            expected = "a file of a corpus run"
+            raise FileError(message(str(path), expected, reason, hint)) from error
+        yield from videos
+
+
+def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    path = Path(place)
+    try:
+        if not path.exists():
+            raise FileError(f"cannot read {path}: no such file or folder.")
+        table = ds.dataset(path, format="parquet")
+        lacking = [name for name in columns if name not in table.schema.names]
+        if lacking:
+            got = ", ".join(table.schema.names) or "none"
+            expected = f"columns {', '.join(columns)}"
+            raise ArgumentError(message(str(path), expected, got))
+        optional = [name for name in ("video_id",) if name in table.schema.names]
+        found: dict[str, list[Any]] = table.to_table(
+            columns=list(dict.fromkeys([*columns, *optional]))
+        ).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, TmapdiffError):
+            raise
+        raise FileError(f"cannot read {path}: {' '.join(str(error).split())}.") from error
+    for name, values in found.items():
+        if None in values:
+            expected = f"a value of {name} in every row"
+            raise ArgumentError(message(str(path), expected, f"none in row {values.index(None)}"))
+    return found
+
+
+def _read_queries(place: str | os.PathLike[str]) -> _Queries:
+    table = _read_table(place, ("query_id", "query"))
+    ids = [str(one) for one in table["query_id"]]
+    videos: list[Any] = table.get("video_id", [None] * len(ids))
+    videos = [None if one is None else str(one) for one in videos]
+    _check_unique(place, "query_id", list(zip(videos, ids, strict=True)))
+    by_video: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
+    for video_id, query_id, query in zip(videos, ids, table["query"], strict=True):
+        by_video[video_id].append((query_id, str(query)))
+    return _Queries(dict(by_video))
+
+
+def _read_videos(place: str | os.PathLike[str], source: str) -> list[tuple[str, Any]]:
+    table = _read_table(place, ("video_id", source))
+    ids = [str(one) for one in table["video_id"]]
+    _check_unique(place, "video_id", ids)
+    return sorted(zip(ids, table[source], strict=True))
+
+
+def _check_unique(place: Any, name: str, ids: Sequence[Any]) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[Any] = set()
+        again = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+        raise ArgumentError(message(os.fspath(place), f"each {name} once", f"{again!r} again"))
+
+
+def _check_manifest(
+    output: Path,
+    pipeline: str | os.PathLike[str],
+    queries: _Queries,
+    features: Sequence[str],
+    options: CorpusOptions,
+) -> None:
+    """Write down what the results in a folder depend on, or compare with what is written there."""
+    wanted = {
+        "pipeline": _digest_of(Path(pipeline)),
+        "queries": hashlib.sha256(
+            json.dumps(sorted(queries.by_video.items(), key=str)).encode()
+        ).hexdigest(),
+        "features": list(features),
+        "options": vars(options),
+    }
+    path = output / MANIFEST
+    if not path.exists():
+        with written_beside(path) as new:
+            new.write_text(json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        written = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot read {path}: {error}.") from error
+    for name, value in wanted.items():
+        if not isinstance(written, dict) or written.get(name) != value:
+            expected = f"{output} to be of a run with the same {name}"
+            hint = "Use another output folder."
+            raise ConfigError(message("localize_corpus", expected, "another one", hint))
+
+
+def _digest_of(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
