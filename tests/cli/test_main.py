@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -28,15 +29,15 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "import sys\nfrom tmapdiff.cli import main\nassert main(['--help']) == 0\n"
         "print(*sys.modules, sep='\\n', file=sys.stderr)"
     )
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = run_python(code)
-        seconds.append(time.perf_counter() - began)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_python(code)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor: other work on the machine does not count.
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     loaded = {name.split(".")[0] for name in done.stderr.split()}
     assert {"tmapdiff", "typer"} <= loaded
     assert not {"torch", "numpy", "diffusers", "timm", "h5py", "matplotlib", "rich"} & loaded
-    assert min(seconds) < 1
+    assert seconds < 1
     for command in COMMANDS:
         assert f"  {command.replace('_', '-')} " in done.stdout
 
