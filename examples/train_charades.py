@@ -128,6 +128,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="let torch.compile speed up training; results are rounded differently",
     )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="two runs are equal to the bit, on a GPU too; slower",
+    )
     add("--eval-only", type=Path, metavar="MODEL_DIR", help="evaluate this model; train nothing")
     return parser.parse_args(arguments)
 
@@ -163,6 +168,7 @@ def make_recipe(args: argparse.Namespace) -> Recipe:
             "mixed_precision": args.mixed_precision,
             "activation_checkpointing": args.activation_checkpointing,
             "compile": args.compile,
+            "deterministic": args.deterministic,
         },
     )
 
@@ -196,6 +202,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("--activation-checkpointing", args.activation_checkpointing and untrained,
          "a model to train"),
         ("--compile", args.compile and untrained, "a model to train"),
+        ("--deterministic", args.deterministic and untrained, "a model to train"),
         ("--decoder", args.decoder and args.model not in ("diffusion", "deterministic"),
          "--model diffusion or deterministic"),
         ("--steps", args.steps and args.model != "diffusion", "--model diffusion"),

@@ -75,7 +75,7 @@ class TrainingConfig:
         deterministic: Train with `torch.use_deterministic_algorithms`, and choose no kernel by the
             clock: two runs are equal to the bit, on a GPU too, and slower.
         checkpoint_steps: Steps between checkpoints within an epoch. None, if None.
-        checkpoint_minutes: Minutes between checkpoints within an epoch. None, if None.
+        checkpoint_minutes: Minutes between checkpoints within an epoch, besides. None, if None.
         keep_checkpoints: Checkpoints that are kept: so many of the newest, and of those at ends of
             epochs the best by validation.
         best_metric: Metric of the validation that decides which is best: `mIoU`, `Rank1@0.5`, ...
@@ -100,7 +100,7 @@ class TrainingConfig:
     compile: bool = False
     deterministic: bool = False
     checkpoint_steps: int | None = None
-    checkpoint_minutes: float | None = None
+    checkpoint_minutes: float | None = 10.0
     keep_checkpoints: int = 2
     best_metric: str = "mIoU"
 

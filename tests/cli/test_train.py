@@ -75,6 +75,16 @@ def test_options_reach_the_training(run, tmp_path):
     assert found.document["rows"] == evaluate_control("oracle", recipe, data).rows
 
 
+def test_checkpoints_and_determinism_reach_the_training(run, tmp_path):
+    options = ["--deterministic", "--checkpoint-minutes", 7, "--output", tmp_path]
+    assert run("train", *QUICK, "--limit", 12, *options).code == 0
+    config = json.loads((tmp_path / "training.json").read_text())
+    assert config["deterministic"] is True
+    assert config["checkpoint_minutes"] == 7
+    (entry,) = json.loads((tmp_path / "history.json").read_text())
+    assert entry["epoch"] == 1
+
+
 def test_didemo_has_its_own_grid_and_metric(run, tmp_path):
     options = ["--dataset", "didemo", "--limit", 12, "--output", tmp_path, "--json"]
     found = run("train", *QUICK, *options)
@@ -98,6 +108,7 @@ def test_didemo_has_its_own_grid_and_metric(run, tmp_path):
         (["--frame-encoder", "x"], "'--frame-encoder': it does nothing without features of"),
         (["--root", "x"], "'--features': name the features of the videos."),
         (["--train", "x", "--features", "y"], "'--train': name --test, --root or --holdout, too."),
+        (["--deterministic", "--model", "oracle"], "'--deterministic': it does nothing without"),
         (["--preset", "huge"], "Invalid value for '--preset'"),
     ],
 )
@@ -116,6 +127,7 @@ def test_errors_are_one_line_before_any_training(run, corpus, tmp_path):
         (["--samples", "0"], "--samples: expected the number to be an integer >= 1, got 0."),
         (["--objective", "no"], "expected objective to be one of"),
         (["--epochs", "0"], "expected epochs to be an integer >= 1, got 0."),
+        (["--checkpoint-minutes", "0"], "expected checkpoint_minutes in (0, inf), got 0.0."),
     ):
         found = run("train", *out, *options)
         assert (found.code, found.err.count("\n")) == (1, 1), found.err

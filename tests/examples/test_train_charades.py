@@ -274,6 +274,7 @@ def test_windows_in_training_and_whole_videos_in_tests(example, tmp_path):
             "--activation-checkpointing: expected a model to train with it",
         ),
         (["--compile", "--model", "oracle"], "--compile: expected a model to train with it"),
+        (["--deterministic", "--model", "prior"], "--deterministic: expected a model to train"),
         (
             ["--decoder", "cnn-mul", "--model", "ms2dtan"],
             "--decoder: expected --model diffusion or",

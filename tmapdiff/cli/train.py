@@ -129,6 +129,16 @@ def train(
     compile: Annotated[
         bool, typer.Option("--compile", help="Let torch.compile speed up training.")
     ] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Two runs are equal to the bit, on a GPU too; slower."
+        ),
+    ] = False,
+    checkpoint_minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes between checkpoints within an epoch. [default: 10]"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a localizer, evaluate it, and save a pipeline that evaluate and localize read.
@@ -149,6 +159,8 @@ def train(
         ("--resume", resume and untrained, "a model to train"),
         ("--compile", compile and untrained, "a model to train"),
         ("--activation-checkpointing", activation_checkpointing and untrained, "a model to train"),
+        ("--deterministic", deterministic and untrained, "a model to train"),
+        ("--checkpoint-minutes", checkpoint_minutes is not None and untrained, "a model to train"),
         ("--decoder", decoder and (untrained or model == "ms2dtan"), "a model with such a decoder"),
         ("--steps", steps and model != "diffusion", "--model diffusion"),
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
@@ -189,6 +201,8 @@ def train(
                 "num_workers": workers,
                 "activation_checkpointing": activation_checkpointing,
                 "compile": compile,
+                "deterministic": deterministic,
+                "checkpoint_minutes": checkpoint_minutes,
             },
         )
         if made_up:
