@@ -42,3 +42,25 @@ def test_extras_exist():
     for workflow in WORKFLOWS:
         for extra in re.findall(r"\[(\w+)\]['\"]", workflow.read_text()):
             assert re.search(rf"^{extra} = \[", pyproject, re.M), extra
+
+
+def test_the_night_fuzzes_audits_and_tries_the_lowest_versions():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())["jobs"]
+    commands = {
+        name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()
+    }
+    assert "--cases 10000" in commands["fuzz"]
+    assert "--resolution lowest-direct" in commands["lowest"]
+    assert "pip-audit" in commands["audit"]
+
+
+def test_all_dependencies_have_a_lower_end():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    tables = pyproject.split("dependencies = [")[1].split("[project.scripts]")[0]
+    tables += pyproject.split("[project.optional-dependencies]")[1].split("[tool")[0]
+    requirements = re.findall(r'"([^"]+)"', tables)
+    assert len(requirements) > 20
+    for requirement in requirements:
+        assert re.fullmatch(r"tmapdiff\[[\w,]+\]|[\w-]+(\[\w+\])?>=\d[\d.]*", requirement), (
+            requirement
+        )
