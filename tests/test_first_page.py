@@ -1,0 +1,119 @@
+"""The first page of the README, word by word: its commands and its Python, in order, as printed.
+
+Takes minutes, as training does, and so runs on request: `pytest -m first_page`. The line that
+installs is not run here: whoever runs this has done it.
+"""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("av")
+pytestmark = pytest.mark.first_page
+ROOT = Path(__file__).parents[1]
+FIRST_PAGE, *_ = (ROOT / "README.md").read_text().split("## Train on real data")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", FIRST_PAGE, re.DOTALL | re.MULTILINE)
+TRUTH = (8.625, 16.625)  # of "the yellow triangle rises" in that video
+INSTALLATION = "python3 -m venv .venv && source .venv/bin/activate && pip install -e '.[all]'\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkout, as far as its user's commands see, whose environment is this one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    programs = folder / "programs"
+    programs.mkdir()
+    for name, words in (("python", ""), ("tmapdiff", "-m tmapdiff")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        program.chmod(0o755)
+    return folder
+
+
+def run(command, folder):
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'programs'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    return subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def iou(start, end):
+    inside = max(0.0, min(end, TRUTH[1]) - max(start, TRUTH[0]))
+    return inside / (end - start + TRUTH[1] - TRUTH[0] - inside)
+
+
+def moments_of(text):
+    """Start and end of each moment that is printed, in any form that has two times."""
+    rows = re.findall(r"(\d+\.\d+)\D{1,8}?(\d+\.\d+)[^\n]*\n", text)
+    return [(float(start), float(end)) for start, end in rows]
+
+
+def test_all_blocks_are_known():
+    assert [kind for kind, _ in BLOCKS] == ["bash", "python", "bash", "python"]
+    assert BLOCKS[0][1].startswith(INSTALLATION)
+
+
+def test_the_first_page(folder, monkeypatch):
+    (_, commands), (_, code), (_, demo), (_, parts) = BLOCKS
+    for command in commands.removeprefix(INSTALLATION).splitlines():
+        process = run(command, folder)
+        output, _ = process.communicate(timeout=1500)
+        assert process.returncode == 0, f"{command}\n{output}"
+    # The last one was `tmapdiff localize`.
+    found = moments_of(output)
+    assert len(found) == 5, output
+    assert max(iou(*moment) for moment in found) > 0.5, output
+
+    monkeypatch.chdir(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    again = moments_of(printed.getvalue())
+    assert len(again) == 5, printed.getvalue()
+    assert max(iou(*moment) for moment in again) > 0.5, printed.getvalue()
+
+    process = run(demo, folder)
+    try:
+        page = wait_for_page("http://127.0.0.1:7860/", process)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert "<html" in page, output
+
+    names: dict = {}
+    exec(compile(parts, "README.md", "exec"), names)
+    assert names["loss"].isfinite()
+
+
+def wait_for_page(address, process, seconds=120):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(address, timeout=10) as answer,
+        ):
+            return answer.read().decode()
+        time.sleep(0.5)
+    return ""
