@@ -8,8 +8,8 @@ import typer
 import tmapdiff.presets
 from tmapdiff.cli import train
 from tmapdiff.cli.app import COMMANDS, app
-from tmapdiff.cli.options import FormatName
-from tmapdiff.data import AnnotationFormat
+from tmapdiff.cli.options import FormatName, SplitName
+from tmapdiff.data import AnnotationFormat, Split
 
 
 def file_of(command):
@@ -18,7 +18,10 @@ def file_of(command):
 
 def parse(line):
     """Parse a command line without running it; raises what typer raises."""
-    program, name, *arguments = shlex.split(line)
+    words = shlex.split(line)
+    while "=" in words[0]:  # a variable of the environment
+        del words[0]
+    program, name, *arguments = words
     assert program == "tmapdiff"
     typer.main.get_command(app).commands[name].make_context(name, arguments)
     return name
@@ -58,3 +61,4 @@ def test_choices_are_those_of_the_library():
     assert list(train.PresetName.__args__) == list(tmapdiff.presets.PRESETS)
     assert list(train.DecoderName.__args__) == list(tmapdiff.presets.DECODERS)
     assert FormatName.__args__ == AnnotationFormat.__args__
+    assert SplitName.__args__ == Split.__args__

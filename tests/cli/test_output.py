@@ -36,6 +36,20 @@ def test_for_people_there_is_no_document(capsys):
     assert capsys.readouterr() == ("a line [with] brackets\n", "")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_muted_it_prints_nothing(capsys, as_json):
+    with Output(as_json) as output:
+        output.is_muted = True
+        output.line("a line")
+        output.warning("a warning")
+        output.table(["a"], [["b"]], "title")
+        output.document({"x": 1})
+    assert capsys.readouterr() == ("", "")
+    with Output(as_json) as output:
+        output.warning("a warning")
+    assert capsys.readouterr() == ("", "a warning\n")
+
+
 def test_documents_hold_what_commands_have(capsys):
     content = {
         "thing": Thing(Path("a/b"), math.nan),

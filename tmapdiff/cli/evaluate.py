@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.evaluating import load_data, report
 from tmapdiff.cli.options import (
     DatasetOption,
     FeaturesOption,
@@ -21,7 +22,7 @@ from tmapdiff.cli.options import (
     TestSplitOption,
     refuse_idle,
 )
-from tmapdiff.cli.output import JsonOption, Output, metrics_table
+from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
 tmapdiff evaluate runs/first/pipeline
@@ -71,44 +72,22 @@ def evaluate(
         raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
     with Output(as_json) as out:
         from tmapdiff.pipelines import MomentLocalizationPipeline
-        from tmapdiff.provenance import describe_run
-        from tmapdiff.recipes import (
-            LocalizationData,
-            Reading,
-            evaluate_localizer,
-            make_pipeline_test_set,
-        )
+        from tmapdiff.recipes import Reading, evaluate_localizer, make_pipeline_test_set
 
         began = time.perf_counter()
         loaded = MomentLocalizationPipeline.from_pretrained(pipeline).to(find_device(device))
-        if made_up:
-            data = LocalizationData.make_up("didemo" if dataset == "didemo" else "rank")
-        else:
-            data = LocalizationData.load(
-                None,
-                test or root,
-                features=features or (),
-                format=dataset,
-                test_split=test_split,
-                seconds_per_feature=seconds_per_feature,
-            )
-        data = data.with_features_only()
-        if limit is not None:
-            data = data.limit(limit)
+        data = load_data(
+            None,
+            test or root,
+            dataset=dataset,
+            test_split=test_split,
+            features=features,
+            seconds_per_feature=seconds_per_feature,
+            limit=limit,
+        )
         out.line(str(data))
         reading = Reading(tuple(steps or ()), samples, ranking, seed, data.protocol)
         test_set = make_pipeline_test_set(loaded, data)
         results = evaluate_localizer(loaded.localizer, test_set, reading)
-        metrics_table(out, results.rows, f"{data.store.description}; percent")
-        folder = output or Path(pipeline).parent / "evaluation"
-        details = {
-            "pipeline": pipeline,
-            "features": data.store.description,
-            "evaluated_on": str(data.test.report),
-            "seed": seed,
-            **describe_run(),
-            "seconds": time.perf_counter() - began,
-        }
-        names = results.write(folder, details)
-        out.line(f"written to {folder}: {', '.join(names)}")
-        out.document({**results.summary(), **details, "output": folder, "files": names})
+        details = {"pipeline": pipeline, "seed": seed, "seconds": time.perf_counter() - began}
+        report(out, results, data, output or Path(pipeline).parent / "evaluation", details)

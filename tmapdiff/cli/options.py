@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
+SplitName = Literal["train", "val", "test"]
 
 DatasetOption = Annotated[
     FormatName | None,
@@ -19,9 +20,7 @@ TestOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Queries to evaluate on, in place of those of --root."),
 ]
-TestSplitOption = Annotated[
-    Literal["train", "val", "test"], typer.Option(help="The part of --root to evaluate on.")
-]
+TestSplitOption = Annotated[SplitName, typer.Option(help="The part of --root to evaluate on.")]
 FeaturesOption = Annotated[
     list[str] | None,
     typer.Option(

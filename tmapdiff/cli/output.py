@@ -30,6 +30,9 @@ class Output:
     Args:
         as_json: Whether the answer is the document, and not the tables.
 
+    Attributes:
+        is_muted: Whether to print nothing, as all but the first of several processes should.
+
     Example:
         >>> with Output(as_json=False) as output:
         ...     output.line("two moments")
@@ -39,6 +42,7 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.is_muted = False
         self._redirection = contextlib.ExitStack()
         self._stdout = sys.stdout
 
@@ -53,11 +57,13 @@ class Output:
 
     def line(self, text: str) -> None:
         """Print a line that is part of the answer for people."""
-        typer.echo(text)
+        if not self.is_muted:
+            typer.echo(text)
 
     def warning(self, text: str) -> None:
         """Print a line to standard error."""
-        typer.echo(text, err=True)
+        if not self.is_muted:
+            typer.echo(text, err=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
         """Print a table; all but its first column is flush right."""
@@ -65,6 +71,8 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
+        if self.is_muted:
+            return
         if title:  # which a table would break at its own width
             self.line(title)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -84,7 +92,7 @@ class Output:
             content: Paths, dataclasses, and numbers of NumPy or torch are allowed; what is not a
                 finite number becomes null.
         """
-        if self.as_json:
+        if self.as_json and not self.is_muted:
             text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
             self._stdout.write(f"{text}\n")
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tmapdiff.cli.evaluating import load_data, report
 from tmapdiff.cli.options import (
     DatasetOption,
     FeaturesOption,
@@ -20,7 +21,7 @@ from tmapdiff.cli.options import (
     TestSplitOption,
     refuse_idle,
 )
-from tmapdiff.cli.output import JsonOption, Output, metrics_table
+from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
 tmapdiff train --preset nano --output runs/first
@@ -143,7 +144,8 @@ def train(
 ) -> None:
     """Train a localizer, evaluate it, and save a pipeline that evaluate and localize read.
 
-    Without data it makes up a small data set of scripted activities, and needs no download.
+    Without data it makes up a small data set of scripted activities, and needs no download. On
+    several processes: accelerate launch -m tmapdiff train ...
 
     Writes metrics.json, predictions.jsonl (a submission file of moment_detr), maps.png, checkpoints
     and the folder pipeline. If the feature store says which frame encoder made it, and that can be
@@ -172,17 +174,17 @@ def train(
         raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
     with Output(as_json) as out:
         from tmapdiff._checks import check_int
-        from tmapdiff.provenance import describe_run
         from tmapdiff.recipes import (
-            LocalizationData,
             Reading,
             Recipe,
             evaluate_control,
             evaluate_trained,
             find_frame_encoder,
+            is_main_process,
         )
 
         began = time.perf_counter()
+        out.is_muted = not is_main_process()
         if samples is not None:  # now, rather than after training
             check_int("--samples", "the number", samples, at_least=1)
         recipe = Recipe(
@@ -205,33 +207,27 @@ def train(
                 "checkpoint_minutes": checkpoint_minutes,
             },
         )
-        if made_up:
-            data = LocalizationData.make_up("didemo" if dataset == "didemo" else "rank")
-        else:
-            data = LocalizationData.load(
-                train or root or "",
-                test or root or train,
-                features=features or (),
-                format=dataset,
-                test_split=test_split,
-                seconds_per_feature=seconds_per_feature,
-            )
-        if holdout is not None:
-            data = data.hold_out(holdout)
-        data = data.with_features_only()
-        if limit is not None:
-            data = data.limit(limit)
+        data = load_data(
+            train or root,
+            test or root or train,
+            dataset=dataset,
+            test_split=test_split,
+            features=features,
+            seconds_per_feature=seconds_per_feature,
+            holdout=holdout,
+            limit=limit,
+        )
         out.line(str(data))
         name = preset if model == "diffusion" else f"{preset}-{model}"
         folder = output or Path("runs") / f"{data.name}-{name}-{seed}"
 
         reading = Reading(tuple(steps or ()), samples, ranking, seed, data.protocol)
-        names: list[str] = []
-        if model in ("prior", "oracle"):
+        found = trained = None
+        if model == "prior" or model == "oracle":
             results = evaluate_control(model, recipe, data)
         else:
-            simulated = made_up or features == ["timeline"]
-            found = None if simulated else find_frame_encoder(data.store, frame_encoder)
+            if not made_up and features != ["timeline"]:
+                found = find_frame_encoder(data.store, frame_encoder)
             trained = recipe.train(
                 data,
                 folder,
@@ -241,18 +237,11 @@ def train(
                 say=out.line,
             )
             results = evaluate_trained(trained, reading, data)
+        if not is_main_process():
+            return
+        if trained is not None:
             trained.make_pipeline(found).save_pretrained(folder / "pipeline")
-            names = ["pipeline"]
-            if found is not None:
-                out.line(found.remark)
-        metrics_table(out, results.rows, f"{data.store.description}; percent")
-        details = {
-            "features": data.store.description,
-            "evaluated_on": str(data.test.report),
-            "seed": seed,
-            **describe_run(),
-            "seconds": time.perf_counter() - began,
-        }
-        names = [*results.write(folder, details), *names]
-        out.line(f"written to {folder}: {', '.join(names)}")
-        out.document({**results.summary(), **details, "output": folder, "files": names})
+        if found is not None:
+            out.line(found.remark)
+        details = {"seed": seed, "seconds": time.perf_counter() - began}
+        report(out, results, data, folder, details, ("pipeline",) if trained else ())
