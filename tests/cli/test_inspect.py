@@ -1,5 +1,6 @@
 import json
 
+import h5py
 import numpy as np
 
 
@@ -33,6 +34,20 @@ def test_findings_are_code_1_and_in_the_document(run, corpus, tmp_path):
     lines = run("inspect", tmp_path, *options[:-1]).out.splitlines()
     assert "missing features: 1 annotated videos have no features: two" in lines
     assert lines[-1] == "2 findings"
+
+
+def test_texts_of_files_do_not_command_the_terminal(run, tmp_path):
+    wild = "a\x1b]0;title\x07\x1b[2J"
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file.attrs["model"] = wild
+        file[wild] = np.full((2, 3), np.nan)
+    found = run("inspect", tmp_path / "f.h5")
+    assert found.code == 1
+    assert "a\\x1b]0;title\\x07\\x1b[2J" in found.out
+    assert "\x1b" not in found.out + found.err
+    assert run("inspect", tmp_path / "f.h5", "--json").document["facts"]["f.h5"]["model"] == wild
+    found = run("inspect", tmp_path / wild)
+    assert "\x1b" not in found.err
 
 
 def test_the_format_can_be_named(run, tmp_path):

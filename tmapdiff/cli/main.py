@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tmapdiff.cli.texts import printable
 from tmapdiff.errors import TmapdiffError
 
 _FAILED, _MISUSED = 1, 2
@@ -74,7 +75,7 @@ def _left_alone() -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{printable(text)}\n")
 
 
 def _missing_typer() -> TmapdiffError:

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typing_extensions import Self
 
+from tmapdiff.cli.texts import printable
+
 JsonOption = Annotated[
     bool,
     typer.Option(
@@ -58,12 +60,12 @@ class Output:
     def line(self, text: str) -> None:
         """Print a line that is part of the answer for people."""
         if not self.is_muted:
-            typer.echo(text)
+            typer.echo(printable(text))
 
     def warning(self, text: str) -> None:
         """Print a line to standard error."""
         if not self.is_muted:
-            typer.echo(text, err=True)
+            typer.echo(printable(text), err=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
         """Print a table; all but its first column is flush right."""
@@ -77,9 +79,11 @@ class Output:
             self.line(title)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+            table.add_column(
+                printable(column), justify="right" if index else "left", overflow="fold"
+            )
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         known = sys.stdout.isatty() or "COLUMNS" in os.environ
         width = None if known else _WIDTH
         console = Console(markup=False, emoji=False, highlight=False, width=width)
