@@ -18,7 +18,10 @@ from tmapdiff.models import MS2DTAN
 from tmapdiff.presets import PRESETS, Preset, get_preset
 
 # Every operation as it is defined, in plain torch; and every one as it is chosen by default.
-REFERENCE = "map_conv=direct,stylization=reference,gate=reference,ddim_step=reference"
+REFERENCE = (
+    "map_conv=direct,stylization=reference,styled_residual=reference,gate=reference,"
+    "ddim_step=reference"
+)
 AUTO = ""
 
 # The paper's maps and kernels with fewer channels: for CPUs, and for --quick.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
+from tmapdiff.kernels.styled_residual import add_styled, why_not_eager
 from tmapdiff.kernels.stylization import stylize
 from tmapdiff.layers.pointwise import PointwiseConv2d
 
@@ -135,10 +136,28 @@ class StylizationBlock(nn.Module):
             - returns: (B, channels, N_k, A), 0 in invalid cells
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
+        scale, shift = self._of_samples(style, len(x))
         groups = self.num_groups if self.norm == "group" else None
         styled = stylize(x, scale, shift, mask, num_groups=groups)
         return fill_invalid(self.mlp(self.dropout(styled)), mask)
+
+    def add_style(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the whole residual, `x + apply_style(x, style, mask)`, where possible as one.
+
+        Args and shapes are those of `apply_style`; `x` is 0 in invalid cells.
+        """
+        scale, shift = self._of_samples(style, len(x))
+        weight, bias = self.mlp.weight[:, :, 0, 0], self.mlp.bias
+        drops = self.training and self.dropout.p > 0
+        apart = why_not_eager(x, scale, shift, weight, bias, mask=mask)
+        if self.norm == "group" and not drops and apart is None:
+            groups = self.num_groups
+            return add_styled(x, scale, shift, weight, bias, mask, num_groups=groups)
+        return x + self.apply_style(x, style, mask)
+
+    def _of_samples(self, style: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        scale, shift = style.expand(batch, -1).chunk(2, dim=1)
+        return scale, shift
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

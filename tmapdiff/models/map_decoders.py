@@ -159,7 +159,7 @@ class ConvMapDecoder(nn.Module):
         if prepared.folded is None:
             x = self.condition.meet(noisy, prepared.features, mask)
             if self.fusion_style is not None:
-                x = x + self.fusion_style.apply_style(x, styles.pop(0), mask)
+                x = self.fusion_style.add_style(x, styles.pop(0), mask)
         for place, conv in enumerate(self.convs):
             if place == 0 and prepared.folded is not None:
                 one = fill_invalid(noisy[:, None], mask).to(prepared.folded.dtype)
@@ -168,7 +168,7 @@ class ConvMapDecoder(nn.Module):
                 convolved = conv.convolve(x, plans[place])  # 0 in invalid cells, as all before it
             x = conv.gated(convolved, mask)
             if self.conv_styles:
-                x = x + self.conv_styles[place].apply_style(x, styles.pop(0), mask)
+                x = self.conv_styles[place].add_style(x, styles.pop(0), mask)
         return rearrange(self.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
 
     def _fold(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

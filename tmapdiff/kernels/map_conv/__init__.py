@@ -23,6 +23,7 @@ from tmapdiff.kernels.map_conv.spectral import (
     convolve_with_spectrum,
     shrunk_kernel,
     spectral_map_conv,
+    spectral_map_conv_keeping,
 )
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
@@ -35,6 +36,10 @@ _SURELY_DIRECT, _SURELY_SPECTRAL = 0.7, 8.0
 # Nor is a direct convolution that takes longer, if arithmetic is against it: oneDNN's gradient of
 # large kernels can take minutes.
 _LONGEST_TRIAL = 0.2  # seconds
+
+
+# Numbers in spectra that a gradient may keep: of small maps, which are quick to convolve.
+_MOST_KEPT = 2**23
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,9 @@ def map_conv(
     def run(name: str) -> Tensor:
         if name == "direct":
             return reference.map_conv(x, weight, bias)
-        return _in_pieces(
-            x, sizes, lambda part: spectral_map_conv(part, weight, bias, transform.tile)
-        )
+        keep = bool(wanted) and _may_keep_spectra(cut_sizes, transform)
+        convolve = spectral_map_conv_keeping if keep else spectral_map_conv
+        return _in_pieces(x, sizes, lambda part: convolve(part, weight, bias, transform.tile))
 
     def measure(name: str) -> None:
         result = run(name)
@@ -124,6 +129,15 @@ def map_conv(
         device=x.device,
     )
     return run(name)
+
+
+def _may_keep_spectra(sizes: ConvSizes, transform: MapTransform) -> bool:
+    """Whether the gradient may keep spectra, which takes memory but saves making them again."""
+    if sizes.device != "cpu" or sizes.dtype == torch.float16 or torch.compiler.is_compiling():
+        return False
+    maps = 3 * transform.num_tiles * sizes.batch * sizes.in_channels
+    kernel = 2 * sizes.in_channels * sizes.out_channels
+    return transform.num_frequencies * (maps + kernel) <= _MOST_KEPT
 
 
 def plan_map_conv(

@@ -4,8 +4,12 @@ Maps go in with any strides and come out with durations outermost and channels i
 in which transforms and products read and write; elementwise operations keep it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tmapdiff.kernels.map_conv.scaling import gradient_room, grow_, kernel_room, shrunk
 from tmapdiff.kernels.map_conv.transforms import MapTransform
@@ -70,6 +74,10 @@ def _convolved(
         product = triton.multiply_spectra(spectra, kernel)
     else:
         product = multiply_spectra(spectra, kernel)
+    return _maps_of(product, bias, transform)
+
+
+def _maps_of(product: Tensor, bias: Tensor | None, transform: MapTransform) -> Tensor:
     if bias is not None:
         # Constant maps have one frequency.
         product[0, 0] += bias / transform.scale
@@ -80,7 +88,8 @@ def _convolved(
 def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
     """Convolve maps as `reference.map_conv` does, in tiles of so many starts.
 
-    Keeps no spectra for the gradient: they are larger than what they are made of.
+    Keeps no spectra for the gradient: they are larger than what they are made of. Where that does
+    not matter, `spectral_map_conv_keeping` is quicker.
     """
     transform = _transform(x, weight, tile)
     weight, exponent = shrunk_kernel(weight, transform, x.dtype)
@@ -134,21 +143,45 @@ def _gradients(
     of_x: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    of_maps, of_kernel, of_bias = _gradients_of_spectra(
+        gradient,
+        transform,
+        (lambda: transform.kernel(weight)) if of_x else None,
+        (lambda: transform.forward(_durations_first(x), rotated=True)) if of_weight else None,
+    )
+    return (
+        x.new_empty(0) if of_maps is None else of_maps,
+        weight.new_empty(0) if of_kernel is None else of_kernel,
+        of_bias,
+    )
+
+
+def _gradients_of_spectra(
+    gradient: Tensor,
+    transform: MapTransform,
+    kernel_spectrum: Callable[[], Tensor] | None,
+    map_spectra: Callable[[], Tensor] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of maps, kernel and bias; the first of the kernel's spectrum, the second of maps'.
+
+    These are called when they are needed, and not given where there is no gradient to compute.
+    """
     batch, out_channels = gradient.shape[:2]
-    in_channels, tiles = x.shape[1], transform.num_tiles
+    tiles = transform.num_tiles
     frequencies, rows = transform.num_frequencies, 2 * tiles * batch
     above = transform.inverse_adjoint(_durations_first(gradient), rotated=True)
     plain = above[:, :2].reshape(frequencies, rows, out_channels)
-    of_maps, of_kernel = x.new_empty(0), weight.new_empty(0)
-    if of_x:
-        kernel = transform.kernel(weight)
+    of_maps, of_kernel = None, None
+    if kernel_spectrum is not None:
+        kernel = kernel_spectrum()
         over_i = above[:, 1:].reshape(frequencies, rows, out_channels)
         spectra = torch.bmm(plain, kernel[:, 0].mT).baddbmm_(over_i, kernel[:, 1].mT)
-        spectra = spectra.view(frequencies, 2, tiles, batch, in_channels)
+        spectra = spectra.view(frequencies, 2, tiles, batch, spectra.shape[-1])
         of_maps = _batch_first(transform.forward_adjoint(spectra))
         del kernel, spectra
-    if of_weight:
-        below = transform.forward(_durations_first(x), rotated=True)
+    if map_spectra is not None:
+        below = map_spectra()
+        in_channels = below.shape[-1]
         times_i = below[:, :2].reshape(frequencies, rows, in_channels)
         below = below[:, 1:].reshape(frequencies, rows, in_channels)
         kernel = torch.stack([torch.bmm(below.mT, plain), torch.bmm(times_i.mT, plain)], dim=1)
@@ -183,6 +216,38 @@ def _apply_backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) 
 
 
 spectral_map_conv.register_autograd(_apply_backward, setup_context=_setup_context)
+
+
+def spectral_map_conv_keeping(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
+    """Do the same, to the bit, but keep the spectra for the gradient instead of maps and kernel.
+
+    Not in float16, where spectra depend on powers of two that are found on the way.
+    """
+    result: Tensor = _Keeping.apply(x, weight, bias, tile)
+    return result
+
+
+class _Keeping(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
+        ctx.transform = _transform(x, weight, tile)
+        kernel = ctx.transform.kernel(weight)
+        spectra = ctx.transform.forward(_durations_first(x), rotated=True)
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(kernel if of_x else None, spectra if of_weight else None)
+        return _maps_of(multiply_spectra(spectra, kernel), bias, ctx.transform)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        kernel, spectra = ctx.saved_tensors
+        *wanted, of_bias = _gradients_of_spectra(
+            gradient,
+            ctx.transform,
+            None if kernel is None else lambda: kernel,
+            None if spectra is None else lambda: spectra,
+        )
+        return (*wanted, of_bias if ctx.needs_input_grad[2] else None, None)
 
 
 def _transform(x: Tensor, weight: Tensor, tile: int) -> MapTransform:

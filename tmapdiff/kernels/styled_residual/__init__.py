@@ -1,0 +1,82 @@
+"""Styled residual: stylization, its linear layer and the sum with its input, as one."""
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff.errors import ConfigError
+from tmapdiff.kernels import _launch
+from tmapdiff.kernels._dispatch import choose
+from tmapdiff.kernels.masking import check_map_features
+from tmapdiff.kernels.styled_residual import eager, reference
+
+
+def add_styled(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask: Tensor | None = None,
+    *,
+    num_groups: int,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """Add to maps what a stylization block makes of them: `x + linear(stylize(x))`.
+
+    The result has the memory order of `x`.
+
+    Args:
+        x: Map features.
+        scale: What to scale each normalised channel by, less 1.
+        shift: What to add to each channel then.
+        weight: Of the linear layer.
+        bias: Of the linear layer.
+        mask: Which cells are valid. All, if None.
+        num_groups: Groups of channels, each normalised by the mean and variance of its valid cells;
+            divides the channels.
+        eps: Added to the variance.
+        backend: `eager` or `reference`; by default eager, if it can run.
+
+    Shape:
+        - x: (B, C, N_k, A)
+        - scale, shift: (B, C)
+        - weight: (C, C)
+        - bias: (C,)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `num_groups` is below 1 or `eps` is not positive.
+        ConfigError: If `num_groups` does not divide the channels, or `backend` cannot run.
+
+    Source: Zhang et al., arXiv 2401.08232, Eq. 6, in its residual.
+    """
+    who = "add_styled"
+    check_map_features(who, x, mask, "C")
+    sizes = {"B": x.shape[0], "C": x.shape[1]}
+    check_shape(who, "scale", scale, "B C", sizes)
+    check_shape(who, "shift", shift, "B C", sizes)
+    check_shape(who, "weight", weight, "C C", sizes)
+    check_shape(who, "bias", bias, "C", sizes)
+    check_int(who, "num_groups", num_groups, at_least=1)
+    check_range(who, "eps", eps, 0, open_low=True)
+    if x.shape[1] % num_groups:
+        raise ConfigError(
+            message(who, f"channels divisible by num_groups = {num_groups}", x.shape[1])
+        )
+    not_eager = why_not_eager(x, scale, shift, weight, bias, mask=mask)
+    chosen = choose("styled_residual", {"eager": not_eager, "reference": None}, backend)
+    run = eager.add_styled if chosen == "eager" else reference.add_styled
+    return run(x, scale, shift, weight, bias, mask, num_groups, eps)
+
+
+def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
+    """Say why `add_styled` has nothing faster than its definition; None if it has."""
+    if mask is not None and mask.dim() == 3:
+        return "each sample has a mask of its own"
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return "autocast chooses their dtype"
+    return _launch.why_not_eager(x, *others)
