@@ -146,13 +146,14 @@ class StylizationBlock(nn.Module):
 
         Args and shapes are those of `apply_style`; `x` is 0 in invalid cells.
         """
+        check_map_features("StylizationBlock", x, mask, self.channels)
         scale, shift = self._of_samples(style, len(x))
         weight, bias = self.mlp.weight[:, :, 0, 0], self.mlp.bias
         drops = self.training and self.dropout.p > 0
-        apart = why_not_eager(x, scale, shift, weight, bias, mask=mask)
-        if self.norm == "group" and not drops and apart is None:
-            groups = self.num_groups
-            return add_styled(x, scale, shift, weight, bias, mask, num_groups=groups)
+        if self.norm == "group" and bias is not None and not drops:
+            given = (x, scale, shift, weight, bias, mask)
+            if why_not_eager(*given[:-1], mask=mask) is None:
+                return add_styled(*given, num_groups=self.num_groups)
         return x + self.apply_style(x, style, mask)
 
     def _of_samples(self, style: Tensor, batch: int) -> tuple[Tensor, Tensor]:

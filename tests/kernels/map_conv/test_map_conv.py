@@ -310,9 +310,9 @@ def test_the_clock_decides_the_rest(fastest, monkeypatch) -> None:
     monkeypatch.setattr("tmapdiff.kernels._dispatch._read_choices", dict)
     monkeypatch.setattr("tmapdiff.kernels._dispatch._write_choices", lambda: None)
     called = []
-    real = spectral_module.spectral_map_conv
+    real = spectral_module.spectral_map_conv_keeping
     monkeypatch.setattr(
-        "tmapdiff.kernels.map_conv.spectral_map_conv",
+        "tmapdiff.kernels.map_conv.spectral_map_conv_keeping",
         lambda *args: called.append(1) or real(*args),
     )
     x, weight = draw(8, 64, 32, 8), draw(64, 64, 5, 5, seed=1).requires_grad_()

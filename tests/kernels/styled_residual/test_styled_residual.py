@@ -1,0 +1,168 @@
+"""The styled residual in pieces against its definition, and against the layer it is part of."""
+
+from itertools import product
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_zero, refuses
+from helpers.contracts import draw, triangle
+from helpers.kernels import LAYOUTS
+from torch import Tensor
+
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels.styled_residual import add_styled, eager
+from tmapdiff.layers import StylizationBlock
+
+BATCH, CHANNELS, ROWS, COLUMNS = 5, 6, 7, 4
+MASKS = {
+    "none": None,
+    "shared": triangle(ROWS, COLUMNS),
+    "empty": torch.zeros(ROWS, COLUMNS, dtype=torch.bool),
+}
+
+
+def made(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return {
+        "x": 3 + 2 * draw(BATCH, CHANNELS, ROWS, COLUMNS, dtype=dtype),
+        "scale": draw(BATCH, CHANNELS, seed=1, dtype=dtype),
+        "shift": draw(BATCH, CHANNELS, seed=2, dtype=dtype),
+        "weight": draw(CHANNELS, CHANNELS, seed=3, dtype=dtype),
+        "bias": draw(CHANNELS, seed=4, dtype=dtype),
+    }
+
+
+def run(inputs: dict[str, Tensor], mask: Tensor | None, backend: str) -> dict[str, Tensor]:
+    """Result and gradients; where cells are invalid, the incoming gradient is NaN."""
+    leaves = {name: one.detach().requires_grad_() for name, one in inputs.items()}
+    result = add_styled(**leaves, mask=mask, num_groups=3, backend=backend)
+    upper = draw(*result.shape, seed=5, dtype=result.dtype)
+    if mask is not None:
+        upper = upper.masked_fill(~mask, torch.nan)
+    gradients = torch.autograd.grad(result, list(leaves.values()), upper)
+    return {"result": result.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "mask"),
+    [
+        *product([torch.float64], LAYOUTS, MASKS),
+        *product([torch.float32], ["durations_outermost"], MASKS),
+    ],
+)
+@pytest.mark.parametrize("piece", [2 * CHANNELS * ROWS * COLUMNS, 1])
+def test_equals_the_reference(
+    dtype: torch.dtype, layout: str, mask: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eager, "_PIECE", piece)
+    valid = MASKS[mask]
+    given = {name: one.to(dtype) for name, one in made().items()}
+    if valid is not None:
+        given["x"] = given["x"].masked_fill(~valid, torch.nan)
+    given["x"] = LAYOUTS[layout](given["x"])
+    before = given["x"].clone()
+    found, expected = run(given, valid, "eager"), run(made(), valid, "reference")
+    torch.testing.assert_close(given["x"], before, rtol=0, atol=0, equal_nan=True)
+    for name, value in expected.items():
+        assert found[name].dtype == dtype
+        assert_close(found[name], value.to(dtype), what=name)
+    if valid is not None:
+        assert_zero(found["result"], ~valid)
+        assert_zero(found["x"], ~valid)
+    if layout in ("channels_last", "durations_outermost"):
+        assert memory_order(found["result"]) == memory_order(given["x"])
+        assert memory_order(found["x"]) == memory_order(given["x"])
+
+
+def test_gradients_of_the_reference() -> None:
+    given = [one.requires_grad_() for one in made().values()]
+    mask = MASKS["shared"]
+    for backend in ("eager", "reference"):
+        assert torch.autograd.gradcheck(
+            lambda *leaves, one=backend: add_styled(*leaves, mask, num_groups=2, backend=one),
+            given,
+            fast_mode=True,
+        )
+
+
+def block_and_inputs(**fields: object) -> tuple[StylizationBlock, Tensor, Tensor, Tensor]:
+    block = StylizationBlock(CHANNELS, 8, num_groups=2, **fields)  # type: ignore[arg-type]
+    for seed, parameter in enumerate(block.parameters()):
+        parameter.data = draw(*parameter.shape, seed=seed)
+    mask = triangle(ROWS, COLUMNS)
+    x = draw(BATCH, CHANNELS, ROWS, COLUMNS, seed=9) * mask
+    return block, x.requires_grad_(), block.style(draw(BATCH, 8, seed=10)), mask
+
+
+@pytest.mark.parametrize("fields", [{}, {"norm": "layer"}, {"dropout": 0.5}])
+@pytest.mark.parametrize("masked", ["one", "many", "none"])
+def test_is_the_block_in_its_residual(fields: dict[str, object], masked: str) -> None:
+    block, x, style, mask = block_and_inputs(**fields)
+    given = {"one": mask, "many": mask.expand(BATCH, -1, -1), "none": None}[masked]
+    found, expected = [], []
+    for results, call in (
+        (found, lambda: block.add_style(x, style, given)),
+        (expected, lambda: x + block.apply_style(x, style, given)),
+    ):
+        torch.manual_seed(0)
+        result = call()
+        wanted = [x, *block.mlp.parameters(), *block.project.parameters()]
+        upper = draw(*result.shape, seed=11)
+        gradients = torch.autograd.grad(result, wanted, upper, retain_graph=True)
+        # Cells that are invalid pass the gradient on only where nothing sets them to 0.
+        results += [result, gradients[0] * (1 if given is None else mask), *gradients[1:]]
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+def test_is_one_operation_only_where_it_can_be() -> None:
+    def is_one(dtype: torch.dtype = torch.float32, **fields: object) -> bool:
+        block, x, style, mask = block_and_inputs(**fields)
+        call = block.to(dtype).add_style
+        return "AddStyled" in type(call(x.to(dtype), style.to(dtype), mask).grad_fn).__name__
+
+    assert is_one()
+    assert is_one(torch.float64)
+    assert not is_one(torch.bfloat16)
+    assert not is_one(norm="layer")
+    assert not is_one(dropout=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_one()
+
+
+def test_the_compiler_sees_the_parts() -> None:
+    torch._dynamo.reset()
+    block, x, style, mask = block_and_inputs()
+    style = style.detach()  # the compiler wants leaves
+    compiled = torch.compile(block.add_style, backend="eager", fullgraph=True)
+    result = compiled(x, style, mask)
+    assert "AddStyled" not in type(result.grad_fn).__name__
+    assert_close(result, x + block.apply_style(x, style, mask))
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    given = made()
+    for changes, error, text in (
+        ({"x": given["x"][0]}, ShapeError, "add_styled: expected map features of shape"),
+        ({"scale": given["bias"]}, ShapeError, "add_styled: expected scale of shape (B, C)"),
+        ({"shift": given["bias"]}, ShapeError, "add_styled: expected shift of shape (B, C)"),
+        ({"weight": given["weight"][:2]}, ShapeError, "add_styled: expected weight of shape"),
+        ({"bias": given["bias"][:2]}, ShapeError, "add_styled: expected bias of shape (C)"),
+        ({"mask": triangle(ROWS, 2)}, ShapeError, "add_styled: expected mask of shape"),
+        ({"num_groups": 0}, ArgumentError, "add_styled: expected num_groups"),
+        ({"eps": 0.0}, ArgumentError, "add_styled: expected eps"),
+        ({"num_groups": 4}, ConfigError, "expected channels divisible by num_groups = 4, got 6."),
+        ({"backend": "triton"}, ConfigError, "expected backend to be one of eager, reference"),
+    ):
+        with refuses(error, text):
+            add_styled(**{**given, "num_groups": 2, **changes})  # type: ignore[arg-type]
+    batched = MASKS["shared"].expand(BATCH, -1, -1)  # type: ignore[union-attr]
+    with refuses(ConfigError, "can run, got others: each sample has a mask of its own."):
+        add_styled(**given, mask=batched, num_groups=2, backend="eager")
+
+
+def test_no_samples() -> None:
+    given = {n: (one if n in ("weight", "bias") else one[:0]) for n, one in made().items()}
+    found = run(given, MASKS["shared"], "eager")
+    assert found["result"].shape == (0, CHANNELS, ROWS, COLUMNS)
+    assert not found["weight"].any()
