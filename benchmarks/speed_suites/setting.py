@@ -20,7 +20,7 @@ from tmapdiff.presets import PRESETS, Preset, get_preset
 # Every operation as it is defined, in plain torch; and every one as it is chosen by default.
 REFERENCE = (
     "map_conv=direct,stylization=reference,styled_residual=reference,gate=reference,"
-    "ddim_step=reference"
+    "unit_product=reference,ddim_step=reference"
 )
 AUTO = ""
 

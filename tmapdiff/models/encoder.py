@@ -19,7 +19,7 @@ from tmapdiff._checks import (
     message,
 )
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
-from tmapdiff.kernels.masking import fill_invalid
+from tmapdiff.kernels.unit_product import unit_product
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
@@ -236,12 +236,6 @@ def _apply(layer: Any, x: Tensor) -> Tensor:
     return activation(norm(convolved.flatten(0, 1))).view_as(convolved)
 
 
-def _normalized(x: Tensor) -> Tensor:
-    """Divide by the L2 norm over channels; NaN where that is more than the dtype holds, not 0."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / (norm.clamp(min=1e-12) + 0 * norm)
-
-
 class MultimodalEncoder(MapModel):
     """Encodes a query and the clips of a video into map features: what the decoder is told.
 
@@ -389,16 +383,12 @@ class MultimodalEncoder(MapModel):
             check_shape(who, "num_clips", num_clips, "B", sizes)
             check_shape(who, "video_maps[0]", video_maps[0], f"B {channels} N A", sizes)
             grid = grid.resized(video_maps[0].shape[2])
-        text = rearrange(sentence, "b c -> b c 1 1")
         fused = []
         for scale, (rows, columns) in enumerate(grid.shapes):
             one = video_maps[scale]
             check_shape(who, f"video_maps[{scale}]", one, f"B {channels} {rows} {columns}", sizes)
-            # In float32 at least: products and norms of float16 overflow from 256, and underflow.
-            wide = torch.promote_types(torch.promote_types(one.dtype, text.dtype), torch.float32)
             mask = grid.mask(scale, one.device, num_clips)
-            product = fill_invalid(one.to(wide) * text.to(wide), mask)
-            fused.append(_normalized(product).to(torch.promote_types(one.dtype, text.dtype)))
+            fused.append(unit_product(one, sentence, mask))
         return fused
 
     def forward(

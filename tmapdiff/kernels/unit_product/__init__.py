@@ -1,0 +1,47 @@
+"""Unit product: how map features of a video meet a sentence."""
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_shape
+from tmapdiff.kernels import _launch
+from tmapdiff.kernels._dispatch import choose
+from tmapdiff.kernels.masking import check_map_features
+from tmapdiff.kernels.unit_product import eager, reference
+
+
+def unit_product(
+    maps: Tensor, vector: Tensor, mask: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """Multiply the channels of maps by a vector a sample, and give each cell unit norm.
+
+    Computed in float32 at least; NaN in cells whose norm is more than that holds. The result has the
+    memory order of `maps`.
+
+    Args:
+        maps: Map features.
+        vector: What to multiply with.
+        mask: Which cells are valid. All, if None.
+        backend: `eager` or `reference`; by default eager, if it can run.
+
+    Shape:
+        - maps: (B, C, N_k, A)
+        - vector: (B, C)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ConfigError: If `backend` cannot run.
+
+    Source: MS-2D-TAN, arXiv 2012.02646, section 3.3: Hadamard product, then L2 norm.
+    """
+    check_map_features("unit_product", maps, mask, "C")
+    sizes = {"B": maps.shape[0], "C": maps.shape[1]}
+    check_shape("unit_product", "vector", vector, "B C", sizes)
+    not_eager = _launch.why_not_eager(maps, vector)
+    if maps.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        not_eager = "autocast chooses their dtype"
+    chosen = choose("unit_product", {"eager": not_eager, "reference": None}, backend)
+    run = eager.unit_product if chosen == "eager" else reference.unit_product
+    return run(maps, vector, mask)
