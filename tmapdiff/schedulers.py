@@ -190,8 +190,9 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a timestep is no integer or is out of range (on the CPU: on other
-                devices, reading them would make the caller wait, and the device itself fails).
+            ArgumentError: If a timestep is no integer or is out of range (on the CPU, if it is not
+                compiled code: on other devices, reading them would make the caller wait, and the
+                device itself fails).
 
         Source: Ho et al., DDPM, arXiv 2006.11239, Eq. 4.
         """
@@ -427,7 +428,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         most = len(self) - 1
         if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
             raise ArgumentError(f"{who}: expected integer timesteps, got {timesteps.dtype}.")
-        if timesteps.device.type != "cpu":
+        if timesteps.device.type != "cpu" or torch.compiler.is_compiling():
             return
         timesteps = timesteps.long()
         wrong = timesteps[(timesteps < 0) | (timesteps > most)]
