@@ -9,6 +9,7 @@ from helpers.contracts import MaskArgumentContract, draw, triangle
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.kernels import gate
 from tmapdiff.kernels.gate import gate_features
 
 ROWS, COLUMNS = 5, 3
@@ -108,3 +109,27 @@ def test_refuses() -> None:
         gate_features(convolved, channels=4, bias=draw(4))
     with refuses(ConfigError, "kernels.gate: expected inputs that backend 'triton' can run"):
         gate_features(convolved.double(), channels=4, backend="triton")
+
+
+def test_small_maps_are_left_to_the_reference(monkeypatch) -> None:
+    chosen = []
+    for name in ("eager", "reference"):
+        module = getattr(gate, name)
+        monkeypatch.setattr(
+            module,
+            "gate_features",
+            lambda *given, one=name, run=module.gate_features: chosen.append(one) or run(*given),
+        )
+    monkeypatch.setattr(gate, "_FEW_WITH_GRADIENT", 3 * 5 * 4)
+    monkeypatch.setattr(gate, "_FEW", 2 * 3 * 5 * 4)
+    for batch, wanted in ((1, "er"), (2, "ee")):
+        given = draw(batch, 3, 5, 4).requires_grad_()
+        gate.gate_features(given, channels=2)
+        with torch.no_grad():
+            gate.gate_features(given, channels=2)
+        gate.gate_features(given[:, :, :4].detach(), channels=2)
+        gate.gate_features(given[:, :, :4], channels=2, backend="eager")
+        expected = [{"e": "eager", "r": "reference"}[one] for one in wanted]
+        assert chosen[:2] == expected
+        assert chosen[2:] == ["reference", "eager"]
+        chosen.clear()
