@@ -409,6 +409,25 @@ class TestLoss:
         with refuses(ArgumentError, "IoUMapBuilder: expected 0 <= start < end"):
             model.loss(**{**batch, "moments": given["moments"].flip(1)})
 
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+    def test_is_one_graph_for_the_compiler_but_for_the_words(self, monkeypatch) -> None:
+        # A packed sequence goes into an LSTM, which torch's compiler leaves alone.
+        one_scale = {"num_scales": 1}
+        model = ready(
+            encoder_config={**ENCODER, **one_scale},
+            decoder_config={**DECODER, **one_scale, "kernel_sizes": [3]},
+        )
+        inputs = annotated(4)
+        sentence = model.encoder.text_encoder(inputs["words"], inputs["num_words"]).detach()
+        monkeypatch.setattr(model.encoder.text_encoder, "forward", lambda *_: sentence)
+        torch.manual_seed(0)
+        expected = model.loss(**inputs)
+        torch._dynamo.reset()
+        compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
+        with model.without_checks():
+            torch.manual_seed(0)
+            assert_close(compiled(**inputs), expected)
+
     @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
     @pytest.mark.parametrize("counted", [False, True])
     def test_waits_for_no_device_without_checks(self, counted: bool) -> None:

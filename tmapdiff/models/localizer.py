@@ -245,7 +245,7 @@ class MomentLocalizer(MapLocalizer):
             - returns: (B, cells), scores of the objective
         """
         scaled = self.scheduler.scale_model_input(noisy, timesteps)
-        return self.decoder(scaled.to(self.dtype), timesteps, features, num_clips)
+        return self.decoder(scaled.to(self.decoder.dtype), timesteps, features, num_clips)
 
     @torch.no_grad()
     def sample_maps(
