@@ -26,6 +26,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ from speed_cases import Bench, Ceilings, Record, as_dicts, dtype_name
 from speed_suites import SUITES
 from speed_suites.setting import PRESET_NAMES, Setting, forget_models
 from speed_table import print_ceilings, print_records
-from timing import QUICK, Effort, clock_of
+from timing import QUICK, CpuClock, Effort, clock_of
 
 from tmapdiff import TmapdiffError, __version__
 from tmapdiff._files import written_beside
@@ -143,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--no-compile", action="store_true", help="leave torch.compile out; it is slow on a CPU")
     add("--baseline", type=Path, metavar="CHECKOUT", help="compare the trainer with another's")
     add("--seconds", type=float, default=2.0, help="to measure each candidate (default: 2)")
+    add("--cpu-time", action="store_true", help="of one thread: on a CPU that others use, too")
     add("--quick", action="store_true", help="small sizes: to see that everything runs")
     add("--output", type=Path, help="JSON file (default: in runs/speed)")
     args = parser.parse_args(arguments)
@@ -152,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ArgumentError("speed: expected a GPU for --device cuda, torch sees none.")
     if any(batch < 1 for batch in args.batch):
         raise ArgumentError(f"speed: expected --batch of 1 or more, got {min(args.batch)}.")
+    if device.type == "cuda" and args.cpu_time:
+        raise ArgumentError("speed: expected --device cpu for --cpu-time, got cuda.")
     dtypes = args.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"])
     every = "all" in args.suite
     names = list(SUITES) if every else [name for name in SUITES if name in args.suite]
@@ -163,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compiled=not (args.no_compile or args.quick),
         quick=args.quick,
         baseline=args.baseline,
+        cpu_time=args.cpu_time,
     )
     if setting.on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -171,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # It warns whenever a model is moved.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     clock = clock_of(device)
+    if setting.cpu_time:
+        torch.set_num_threads(1)
+        clock = CpuClock(time.process_time)
     ceilings = measure_ceilings(setting, clock)
     print_ceilings(ceilings)
     bench = Bench(device, clock, QUICK if args.quick else Effort(seconds=args.seconds), ceilings)

@@ -50,6 +50,7 @@ class Setting:
         compiled: Whether `torch.compile` of the reference competes.
         quick: Whether everything is as small as can be.
         baseline: Another checkout, to compare training with.
+        cpu_time: Whether times are what one thread computes, not what passes meanwhile.
     """
 
     device: torch.device
@@ -59,6 +60,7 @@ class Setting:
     compiled: bool = True
     quick: bool = False
     baseline: Path | None = None
+    cpu_time: bool = False
 
     @property
     def on_gpu(self) -> bool:

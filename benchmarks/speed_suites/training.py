@@ -47,7 +47,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 "epoch of the trainer",
                 {"preset": name, "batch": batch},
                 torch.float32,
-                partial(_epochs, setting.device, setting.baseline, name, batch),
+                partial(_epochs, setting, setting.baseline, name, batch),
                 reference="baseline",
             )
 
@@ -100,12 +100,12 @@ def draw_batch(setting: Setting, num_clips: int, batch: int) -> Batch:
     )
 
 
-def _epochs(device: torch.device, baseline: Path, name: str, batch: int) -> Contest:
+def _epochs(setting: Setting, baseline: Path, name: str, batch: int) -> Contest:
     ours = Path(tmapdiff.__file__).parents[1]
     with ExitStack() as started:
         candidates = []
         for backend, folder in (("baseline", baseline), ("auto", ours)):
-            trainer = TrainerProcess(folder, name, batch, device)
+            trainer = TrainerProcess(folder, name, batch, setting.device, cpu_time=setting.cpu_time)
             started.callback(trainer.close)
             candidates.append(
                 Candidate(
