@@ -72,6 +72,15 @@ def test_cells_have_unit_norm(backend: str) -> None:
     assert float(norms[0, 0, 0]) == 0
 
 
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_what_overflows_is_nan_not_zero(backend: str) -> None:
+    maps = torch.ones(1, 3, 2, 1)
+    maps[0, 0, 1] = 1e30
+    result = unit_product(maps, torch.ones(1, 3), backend=backend)
+    assert bool(result[0, :, 0].isfinite().all())
+    assert bool(result[0, :, 1].isnan().all())
+
+
 def test_is_what_the_cpu_runs_unless_traced_or_in_half_precision() -> None:
     def is_eager(dtype: torch.dtype = torch.float32, call: object = unit_product) -> bool:
         given = {name: one.requires_grad_() for name, one in made(dtype).items()}

@@ -15,8 +15,8 @@ def unit_product(
 ) -> Tensor:
     """Multiply the channels of maps by a vector a sample, and give each cell unit norm.
 
-    Computed in float32 at least; NaN in cells whose norm is more than that holds. The result has the
-    memory order of `maps`.
+    Computed in float32 at least; NaN in cells whose norm is more than that holds. The memory order
+    is that of `maps`.
 
     Args:
         maps: Map features.
