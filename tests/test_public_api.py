@@ -95,7 +95,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "_declared_weights": 1,
     "_checkpoints": 2,
     "_stopping": 1,
-    "_configs": 1,
+    "_configs": 2,
     "_solvers": 1,
     "kernels": 4,
     "maps": 4,
