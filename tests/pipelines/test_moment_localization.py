@@ -426,7 +426,7 @@ class TestArguments:
                 {"vocabulary": Vocabulary(WORDS[:3])},
                 "expected a vocabulary of the model's 7 words, got 5 words.",
             ),
-            ({"fps": 0}, "expected fps in (0, inf), got 0."),
+            ({"fps": 0}, "expected fps in (0, 1000], got 0."),
             ({"clip_seconds": -1}, "expected clip_seconds in (0, inf), got -1."),
         ],
     )
@@ -537,7 +537,7 @@ class TestSaving:
         breaks(
             "its localizer is a FrameEncoder of tmapdiff.", localizer=["tmapdiff", "FrameEncoder"]
         )
-        breaks("expected fps in (0, inf), got -1", fps=-1)
+        breaks("expected fps in (0, 1000], got -1", fps=-1)
         breaks("cannot load", vocabulary=[None, None])
         (folder / "model_index.json").write_text("[]")
         with refuses(CheckpointError, "model_index.json is no JSON object."):

@@ -222,7 +222,7 @@ def test_refusals(tmp_path, encoder, monkeypatch):
     for none in ([], {}):
         with refuses(ArgumentError, "expected videos to be an integer >= 1, got 0."):
             extract_features(none, encoder, out, fps=1)
-    with refuses(ArgumentError, "extract_features: expected fps in (0, inf), got 0."):
+    with refuses(ArgumentError, "extract_features: expected fps in (0, 1000], got 0."):
         extract_features(videos, encoder, out, fps=0)
     with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
         extract_features(videos, encoder, out, fps=1, batch_size=0)
