@@ -278,10 +278,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Name the dtype that autocast asks for, else the tensors' own."""
     kind = device.type
-    if (
-        dtype != torch.float64
-        and torch.amp.is_autocast_available(kind)
-        and torch.is_autocast_enabled(kind)
-    ):
+    if dtype != torch.float64 and _has_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return dtype
+
+
+# Not every release of torch compiles the question.
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)

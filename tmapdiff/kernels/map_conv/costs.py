@@ -4,7 +4,6 @@ Seconds on a machine of round numbers: the larger of operations and bytes, each 
 tells ways apart that differ by much; what lies closer is left to the clock.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -117,16 +116,21 @@ def _transform_seconds(
 
 def best_transform(sizes: ConvSizes, *, with_kernel: bool) -> MapTransform:
     """Find the transform whose tiles cost least; arguments as for `spectral_seconds`."""
-    return min(
-        _transforms(sizes),
-        key=lambda one: spectral_seconds(sizes, one, with_kernel=with_kernel),
-    )
+    # As plainly as can be: the compilers of older torch know no generators and no `min(key=...)`.
+    first, *others = _transforms(sizes)
+    best, least = first, spectral_seconds(sizes, first, with_kernel=with_kernel)
+    for one in others:
+        seconds = spectral_seconds(sizes, one, with_kernel=with_kernel)
+        if seconds < least:
+            best, least = one, seconds
+    return best
 
 
-def _transforms(sizes: ConvSizes) -> Iterable[MapTransform]:
-    parts, tile = 1, 0
+def _transforms(sizes: ConvSizes) -> list[MapTransform]:
+    parts, tile, found = 1, 0, []
     while parts <= sizes.rows:
         if -(-sizes.rows // parts) != tile:
             tile = -(-sizes.rows // parts)
-            yield MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile)
+            found.append(MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile))
         parts *= 2
+    return found
