@@ -81,6 +81,9 @@ def _check_store(store) -> None:
     assert isinstance(store.feature_dim, int)
     stride = store.seconds_per_feature
     assert stride is None or (math.isfinite(stride) and stride > 0)
+    if not isinstance(store, tmapdiff.data.HDF5FeatureStore):
+        assert isinstance(store.attributes, dict)
+        assert isinstance(store.attributes_of("A"), dict)
     for video_id in ("A", "B", "../A"):
         if video_id in store:
             features = store[video_id]
@@ -134,7 +137,11 @@ def _npy_seeds(folder: Path) -> list[Files]:
         _array()[:, None, None].astype(np.float16),
         (_array() * 100).astype(np.int16),
     )
-    return [{"A.npy": _npy(array), "B.npy": _npy(array[:2])} for array in arrays]
+    stated = {"attributes": {"seconds_per_feature": 0.5}, "videos": {"A": {"source": "A.mp4"}}}
+    return [
+        {"A.npy": _npy(array), "B.npy": _npy(array[:2]), "attributes.json": _json(stated)}
+        for array in arrays
+    ]
 
 
 def _npz_seeds(folder: Path) -> list[Files]:
