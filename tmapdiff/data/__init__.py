@@ -28,6 +28,7 @@ from tmapdiff.data.formats import (
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
 from tmapdiff.data.submissions import Prediction, read_submission, write_submission
 from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
+from tmapdiff.data.synthetic_videos import ShapeAction, ShapeVideo, SyntheticVideos
 from tmapdiff.data.timeline import ActionTimelineFeatures
 from tmapdiff.data.vslnet import load_vslnet
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
@@ -53,6 +54,9 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "load_annotations",
     "SyntheticActivities",
     "SyntheticDiDeMo",
+    "SyntheticVideos",
+    "ShapeVideo",
+    "ShapeAction",
     "CharadesVideo",
     "load_charades_actions",
     "FeatureStore",

@@ -1,0 +1,36 @@
+"""The whole way from drawn pictures to a pipeline, with next to no training."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tmapdiff import MomentLocalizationPipeline
+from tmapdiff.data import SyntheticVideos
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_synthetic_videos.py"
+
+
+def test_it_writes_a_pipeline_that_answers(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("av")
+    spec = importlib.util.spec_from_file_location("train_synthetic_videos", SCRIPT)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    # As many videos as there are to test on by default would be drawn for nothing.
+    monkeypatch.setattr(
+        example, "SyntheticVideos", lambda count=3, split="train": SyntheticVideos(3, split=split)
+    )
+    options = ["--output", str(tmp_path), "--passes", "1", "--epochs", "1", "--preset", "nano"]
+    example.main(options)
+    said = capsys.readouterr().out
+    assert "6 videos extracted" in said
+    assert "best constant" in said
+    pipe = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipe.frame_encoder.preprocess.input_size == (3, 64, 64)
+    assert "trained on made-up pictures" in pipe.frame_encoder.description
+    (moment,) = pipe(
+        tmp_path / "videos" / "test" / "shapes-test-0-0.mp4", "the red circle grows", top_n=1
+    ).moments[0]
+    assert 0 <= moment.start < moment.end <= 40.1
+    lines = SCRIPT.read_text().splitlines()
+    assert len(lines) < 100

@@ -1,0 +1,438 @@
+"""Made-up videos with real pictures: coloured shapes that do one thing after another."""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tmapdiff._checks import check_choice, check_int, message, require
+from tmapdiff._files import written_beside
+from tmapdiff.data._seeding import generator_for
+from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
+from tmapdiff.errors import ArgumentError
+
+_COLORS = {
+    "red": (214, 40, 40),
+    "blue": (36, 88, 214),
+    "green": (32, 150, 72),
+    "yellow": (240, 180, 20),
+}
+# Corners of a shape of radius 1 around (0, 0), with y downwards; a circle has none.
+_CORNERS = {
+    "circle": None,
+    "square": [(math.sin(a), math.cos(a)) for a in np.pi * (np.arange(4) + 0.5) / 2],
+    "triangle": [(math.sin(a), -math.cos(a)) for a in 2 * np.pi * np.arange(3) / 3],
+}
+_SHAPE_WORDS = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+}
+_BACKGROUND = (238, 236, 230)
+# Ways to word each action, as (what a shape does, what it is doing).
+_ACTIONS = {
+    "left": (("moves to the left", "moving to the left"), ("slides left", "sliding left")),
+    "right": (("moves to the right", "moving to the right"), ("slides right", "sliding right")),
+    "up": (("moves up", "moving up"), ("rises", "rising")),
+    "down": (("moves down", "moving down"), ("sinks", "sinking")),
+    "grow": (("grows", "growing"), ("gets bigger", "getting bigger")),
+    "shrink": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
+    "spin": (("spins around", "spinning around"), ("rotates", "rotating")),
+    "blink": (("blinks", "blinking"), ("flashes", "flashing")),
+    "shake": (("shakes", "shaking"), ("trembles", "trembling")),
+    "appear": (("appears", "appearing"), ("fades in", "fading in")),
+    "disappear": (("disappears", "disappearing"), ("fades out", "fading out")),
+}
+_MOVES = {"left": ("x", -1), "right": ("x", 1), "up": ("y", -1), "down": ("y", 1)}
+_DOES = ("{} {}.", "the {} {}.", "a {} {}.")
+_IS_DOING = ("the {} is {}.", "a {} is {}.", "the {} starts {}.")
+_DEFAULT_VIDEOS = {"train": 270, "test": 45}
+_SMALL, _LARGE = 0.09, 0.20  # radii of shapes, of the picture
+_MARGIN = 0.21  # of the picture: centres of shapes keep away from its edges
+_FINER = 4  # shapes are drawn so many times as large, for smooth edges
+
+
+@dataclass(frozen=True)
+class ShapeAction:
+    """What a shape does in a video, and when.
+
+    Attributes:
+        shape: Its colour and form, such as `red circle`.
+        action: What it does, such as `left`.
+        start: Seconds at which it begins: the start of a picture.
+        end: Seconds at which it ends: the end of a picture.
+    """
+
+    shape: str
+    action: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class ShapeVideo:
+    """A made-up video, as its script.
+
+    Attributes:
+        duration: Seconds it lasts, a whole number of pictures.
+        actions: What happens, in order of start.
+    """
+
+    duration: float
+    actions: tuple[ShapeAction, ...]
+
+
+class SyntheticVideos:
+    """Videos of coloured shapes that do one thing after another, with sentences, from a seed.
+
+    A video lasts 20 to 40 seconds, at 8 pictures a second, and shows two or three shapes. They
+    move, grow, shrink, spin, blink, shake, appear and disappear for 1.5 to 10 seconds each, with
+    pauses, and at times two at once. Each action gets one sentence, in one of several wordings,
+    and happens once in a video: moments are exact.
+
+    For whatever needs pictures and not only features, where there are no data: examples, tests
+    and the demo. Where in the video a moment lies tells little: the best single answer to all
+    queries has Rank1@0.5 below 20 %. Results on it say nothing about real videos.
+
+    Args:
+        num_videos: Videos to make. If None, 270 (about 1,350 queries) to train and 45 (about 220)
+            to test.
+        seed: Another seed makes other videos.
+        split: Train and test share shapes and actions, and no video.
+        size: Height and width of the pictures, in pixels; an even number, as codecs ask for.
+
+    Raises:
+        ArgumentError: If `num_videos` is not an integer >= 1, `seed` not one >= 0, or `size` not an
+            even one >= 16.
+        ConfigError: If `split` is neither "train" nor "test".
+
+    Example:
+        >>> data = SyntheticVideos(num_videos=2, split="test")
+        >>> data.pictures(data.annotations.video_ids[0]).shape[1:]
+        (96, 96, 3)
+    """
+
+    frame_rate = 8
+
+    def __init__(
+        self,
+        num_videos: int | None = None,
+        *,
+        seed: int = 0,
+        split: Literal["train", "test"] = "train",
+        size: int = 96,
+    ) -> None:
+        who = "SyntheticVideos"
+        check_choice(who, "split", split, ("train", "test"))
+        if num_videos is None:
+            num_videos = _DEFAULT_VIDEOS[split]
+        num_videos = check_int(who, "num_videos", num_videos, at_least=1)
+        self.size = check_int(who, "size", size, at_least=16)
+        if self.size % 2:
+            raise ArgumentError(message(who, "size to be even", self.size))
+        self.seed = check_int(who, "seed", seed, at_least=0)
+        self.split = split
+        self.videos: dict[str, ShapeVideo] = {}
+        self._stages: dict[str, _Stage] = {}
+        annotations: list[Annotation] = []
+        for number in range(num_videos):
+            video_id = f"shapes-{split}-{self.seed}-{number}"
+            random = generator_for(video_id)
+            stage = _Stage(random, self.frame_rate)
+            self._stages[video_id] = stage
+            video = ShapeVideo(stage.duration, stage.play(random))
+            self.videos[video_id] = video
+            for one in video.actions:
+                query = _make_sentence(random, one)
+                moments = ((one.start, one.end),)
+                item = Annotation(len(annotations), video_id, query, video.duration, moments)
+                annotations.append(item)
+        source = f"synthetic videos ({split}, seed {self.seed})"
+        report = AnnotationReport(source, lines=len(annotations), kept=len(annotations))
+        self.annotations = AnnotationSet(annotations, report)
+
+    def __repr__(self) -> str:
+        return f"SyntheticVideos({self.split}, seed {self.seed}: {self.annotations!r})"
+
+    def pictures(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
+        """Draw the pictures of a video.
+
+        Args:
+            video_id: One of `videos`.
+            numbers: Which pictures. All, if None.
+
+        Shape:
+            - numbers: (T,)
+            - returns: (T, size, size, 3) uint8, RGB
+
+        Raises:
+            ArgumentError: If there is no such video or picture.
+        """
+        stage, times = self._stage(video_id, numbers)
+        return stage.draw(times, self.size)
+
+    def layout(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
+        """Tell what the pictures of a video show: what a frame encoder can be trained to see.
+
+        Of each colour, red, blue, green and yellow, five numbers, all 0 where it is not to be
+        seen: its opacity, and times that its place from left to right and from top to bottom (-1 to
+        1), its size (-1 to 1) and how upright it is (1 upright, -1 turned as far as can be).
+
+        Args:
+            video_id: As for `pictures`.
+            numbers: As for `pictures`.
+
+        Shape:
+            - numbers: (T,)
+            - returns: (T, 4, 5) float32
+
+        Raises:
+            ArgumentError: As `pictures`.
+        """
+        stage, times = self._stage(video_id, numbers)
+        return stage.layout(times)
+
+    def _stage(self, video_id: str, numbers: ArrayLike | None) -> tuple["_Stage", np.ndarray]:
+        """Find a video, and the times at the middle of its pictures."""
+        who = "SyntheticVideos"
+        if video_id not in self._stages:
+            raise ArgumentError(message(who, "one of its videos", repr(video_id)))
+        stage = self._stages[video_id]
+        count = round(stage.duration * self.frame_rate)
+        chosen = np.arange(count) if numbers is None else np.asarray(numbers)
+        if (
+            chosen.ndim != 1
+            or chosen.dtype.kind not in "iu"
+            or not (chosen % count == chosen).all()
+        ):
+            expected = f"numbers of pictures from 0 to {count - 1}"
+            raise ArgumentError(message(who, expected, repr(numbers)))
+        return stage, (chosen + 0.5) / self.frame_rate
+
+    def write(
+        self, folder: str | os.PathLike[str], video_ids: Iterable[str] | None = None
+    ) -> list[Path]:
+        """Write videos as H.264 in `{video_id}.mp4`, which all browsers play.
+
+        Args:
+            folder: Where to; made if need be.
+            video_ids: Which videos. All, if None.
+
+        Returns:
+            The files.
+
+        Raises:
+            ArgumentError: If there is no such video.
+            FileError: If a file cannot be written.
+            MissingDependencyError: If the extra `video` is not installed.
+        """
+        av = require("av", extra="video", purpose="writing videos")
+        paths = []
+        for video_id in self.videos if video_ids is None else video_ids:
+            pictures = self.pictures(video_id)
+            path = Path(folder) / f"{video_id}.mp4"
+            with written_beside(path) as new:
+                options = {"movflags": "+faststart"}
+                with av.open(str(new), "w", format="mp4", options=options) as file:
+                    stream = file.add_stream("libx264", rate=Fraction(self.frame_rate))
+                    stream.width = stream.height = self.size
+                    stream.pix_fmt = "yuv420p"
+                    stream.options = {"crf": "16", "preset": "veryfast"}
+                    for picture in pictures:
+                        file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+                    file.mux(stream.encode())
+            paths.append(path)
+        return paths
+
+
+class _Actor:
+    """A shape whose place, size, angle and opacity change over time, by keyframes."""
+
+    def __init__(self, color: str, form: str, **state: float) -> None:
+        self.name = f"{color} {form}"
+        self.color = color
+        self.corners = _CORNERS[form]
+        self.done: set[str] = set()
+        self.free = 0.0  # seconds from which on it does nothing yet
+        self.keys = {track: [(0.0, value)] for track, value in state.items()}
+
+    def now(self, track: str) -> float:
+        return self.keys[track][-1][1]
+
+    def change(self, track: str, *steps: tuple[float, float]) -> None:
+        """Go in straight lines, from where it is at the first step's time."""
+        self.keys[track] += [(steps[0][0], self.now(track)), *steps[1:]]
+
+    def at(self, track: str, times: np.ndarray) -> np.ndarray:
+        keys = np.array(self.keys[track])
+        return np.interp(times, keys[:, 0], keys[:, 1])
+
+
+class _Stage:
+    """The shapes of one video, on their background."""
+
+    def __init__(self, random: np.random.Generator, frame_rate: int) -> None:
+        self.frame = 1 / frame_rate
+        self.duration = int(random.integers(20 * frame_rate, 40 * frame_rate + 1)) / frame_rate
+        count = int(random.integers(2, 4))
+        colors = random.permutation(list(_COLORS))[:count]
+        forms = random.choice(list(_CORNERS), count)
+        # A place of its own for each, so that they seldom cover each other.
+        places = random.permutation((0.22, 0.5, 0.78))[:count]
+        self.actors = [
+            _Actor(
+                color,
+                form,
+                x=float(random.uniform(_MARGIN, 1 - _MARGIN)),
+                y=float(place + random.uniform(-0.04, 0.04)),
+                size=float(random.uniform(0.11, 0.16)),
+                angle=0.0,
+                opacity=float(random.random() > 0.25),
+            )
+            for color, form, place in zip(colors.tolist(), forms.tolist(), places, strict=True)
+        ]
+
+    def play(self, random: np.random.Generator) -> tuple[ShapeAction, ...]:
+        """Let the shapes act until the video ends."""
+        actions: list[ShapeAction] = []
+        clock = random.exponential(1.2)
+        while True:
+            length = math.exp(random.uniform(math.log(1.5), math.log(10)))
+            start, end = (round(one / self.frame) * self.frame for one in (clock, clock + length))
+            if end > self.duration:
+                return tuple(sorted(actions, key=lambda one: (one.start, one.end)))
+            ready = [
+                (actor, action)
+                for actor in self.actors
+                if actor.free <= start
+                for action in _possible(actor)
+            ]
+            if ready:
+                actor, action = ready[random.integers(len(ready))]
+                _act(random, actor, action, start, end)
+                actor.done.add(action)
+                actor.free = end + 0.5
+                actions.append(ShapeAction(actor.name, action, start, end))
+            if random.random() < 0.25:  # the next begins before this one ends
+                clock = random.uniform(start, end)
+            else:
+                clock = end + 0.3 + random.exponential(1.2)
+
+    def layout(self, times: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(times), len(_COLORS), 5), np.float32)
+        for actor in self.actors:
+            x, y, size, angle, opacity = (
+                actor.at(track, times) for track in ("x", "y", "size", "angle", "opacity")
+            )
+            upright = np.cos(angle * len(actor.corners)) if actor.corners else np.ones(len(times))
+            middle, half = (_LARGE + _SMALL) / 2, (_LARGE - _SMALL) / 2
+            numbers = [np.ones(len(times)), 2 * x - 1, 2 * y - 1, (size - middle) / half, upright]
+            found[:, list(_COLORS).index(actor.color)] = opacity[:, None] * np.stack(numbers, 1)
+        return found
+
+    def draw(self, times: np.ndarray, size: int) -> np.ndarray:
+        shade = np.linspace(1.0, 0.94, size)[:, None, None]
+        background = np.array(_BACKGROUND) * shade * np.ones((1, size, 1))
+        pictures = np.tile(background, (len(times), 1, 1, 1))
+        for actor in self.actors:
+            tracks = [actor.at(name, times) for name in ("x", "y", "size", "angle", "opacity")]
+            for picture, state in zip(pictures, np.stack(tracks, 1).tolist(), strict=True):
+                _paint(picture, actor, *state)
+        return pictures.round().astype(np.uint8)
+
+
+def _paint(
+    picture: np.ndarray,
+    actor: _Actor,
+    x: float,
+    y: float,
+    size: float,
+    angle: float,
+    opacity: float,
+) -> None:
+    """Paint a shape into a picture."""
+    from PIL import Image, ImageDraw
+
+    if not opacity:
+        return
+    side = len(picture)
+    # Only the pixels around it.
+    left, top = (max(0, math.floor((one - size) * side)) for one in (x, y))
+    right, bottom = (min(side, math.ceil((one + size) * side)) for one in (x, y))
+    image = Image.new("L", ((right - left) * _FINER, (bottom - top) * _FINER))
+    place = complex(x * side - left, y * side - top) * _FINER
+    radius = size * side * _FINER
+    draw = ImageDraw.Draw(image)
+    if actor.corners is None:
+        box = [place - radius * (1 + 1j), place + radius * (1 + 1j)]
+        draw.ellipse([(corner.real, corner.imag) for corner in box], fill=255)
+    else:
+        turn = radius * complex(math.cos(angle), math.sin(angle))
+        points = [place + turn * complex(*corner) for corner in actor.corners]
+        draw.polygon([(point.real, point.imag) for point in points], fill=255)
+    cover = opacity * np.asarray(image.reduce(_FINER))[:, :, None] / 255
+    part = picture[top:bottom, left:right]
+    part += cover * (np.array(_COLORS[actor.color]) - part)
+
+
+def _possible(actor: _Actor) -> list[str]:
+    """Actions that a shape has not done yet and that would be seen."""
+    if not actor.now("opacity"):
+        return [] if "appear" in actor.done else ["appear"]
+    possible = []
+    for action, (axis, sign) in _MOVES.items():
+        room = 1 - _MARGIN - actor.now(axis) if sign > 0 else actor.now(axis) - _MARGIN
+        if room > 0.3:
+            possible.append(action)
+    if actor.now("size") < 0.7 * _LARGE:
+        possible.append("grow")
+    if actor.now("size") > 1.4 * _SMALL:
+        possible.append("shrink")
+    if actor.corners is not None:
+        possible.append("spin")
+    possible += ["blink", "shake"]
+    if "appear" in actor.done or len(actor.done) > 1:
+        possible.append("disappear")
+    return [action for action in possible if action not in actor.done]
+
+
+def _act(random: np.random.Generator, actor: _Actor, action: str, start: float, end: float) -> None:
+    if action in _MOVES:
+        axis, sign = _MOVES[action]
+        wall = 1 - _MARGIN if sign > 0 else _MARGIN
+        share = random.uniform(0.75, 1)
+        before = actor.now(axis)
+        actor.change(axis, (start, before), (end, before + share * (wall - before)))
+    elif action in ("grow", "shrink"):
+        actor.change("size", (start, 0), (end, _LARGE if action == "grow" else _SMALL))
+    elif action == "spin":
+        turns = max(1, round((end - start) / 2.5))
+        actor.change("angle", (start, 0), (end, actor.now("angle") + turns * 2 * math.pi))
+    elif action in ("appear", "disappear"):
+        actor.change("opacity", (start, 0), (end, float(action == "appear")))
+    else:
+        track, depth, period = ("opacity", -0.85, 1.0) if action == "blink" else ("x", 0.05, 0.5)
+        still = actor.now(track)
+        beats = max(1, round((end - start) / period))
+        times = np.linspace(start, end, 4 * beats + 1)[1:-1]
+        swing = [1, 0, 0 if action == "blink" else -1, 0]
+        values = [still + depth * swing[k % 4] for k in range(len(times))]
+        steps = zip(times.tolist(), values, strict=True)
+        actor.change(track, (start, 0), *steps, (end, still))
+
+
+def _make_sentence(random: np.random.Generator, one: ShapeAction) -> str:
+    color, form = one.shape.split()
+    words = _SHAPE_WORDS[form]
+    name = f"{color} {words[random.integers(len(words))]}"
+    wordings = _ACTIONS[one.action]
+    does, is_doing = wordings[random.integers(len(wordings))]
+    if random.integers(2):
+        return _DOES[random.integers(len(_DOES))].format(name, does)
+    return _IS_DOING[random.integers(len(_IS_DOING))].format(name, is_doing)
