@@ -8,7 +8,16 @@ import typer
 from tmapdiff._version import __version__
 
 # In the order of the help. Each is a file here, with a function of its name and with EXAMPLES.
-COMMANDS = ("train", "evaluate", "localize", "localize_corpus", "extract", "inspect", "convert")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "localize",
+    "localize_corpus",
+    "extract",
+    "inspect",
+    "convert",
+    "demo",
+)
 
 app = typer.Typer(
     # Plain text: reads well without a terminal, and square brackets are what they are.

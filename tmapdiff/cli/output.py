@@ -99,6 +99,7 @@ class Output:
         if self.as_json and not self.is_muted:
             text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
             self._stdout.write(f"{text}\n")
+            self._stdout.flush()
 
 
 @contextlib.contextmanager

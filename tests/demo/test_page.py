@@ -1,0 +1,209 @@
+"""The page in a real browser."""
+
+import json
+import signal
+import time
+from urllib.parse import urlparse
+
+import pytest
+
+CLIPS = 16  # of the pipeline
+
+QUERY = "the red circle moves to the left"
+
+
+def eventually(condition, seconds=10, show=lambda: None):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, show()
+        time.sleep(0.05)
+
+
+def pixels(visit):
+    return visit.page.evaluate("document.querySelector('#map canvas').toDataURL()")
+
+
+def test_upload_ask_and_jump(visit, films, server):
+    visit.upload(films["good"])
+    visit.wait_for_video()
+    assert visit.video("duration") == pytest.approx(films["duration"], abs=0.05)
+    visit.ask(QUERY)
+    visit.wait_for_answer()
+
+    # A cell of the map: row r of starts, from below, and column c of lengths.
+    row, column, clip = 5, 2, films["duration"] / CLIPS
+    box = visit.page.locator("#map .plot").bounding_box()
+    place = {
+        "x": box["width"] * (column + 0.5) / CLIPS,
+        "y": box["height"] * (1 - (row + 0.5) / CLIPS),
+    }
+    visit.page.locator("#map .plot").click(position=place)
+    eventually(lambda: row * clip <= visit.video("currentTime") < row * clip + 2)
+    # The player plays on from there, and its head on the time line follows.
+    before = visit.video("currentTime")
+    eventually(lambda: visit.video("currentTime") > before)
+    head = visit.page.evaluate("parseFloat(document.querySelector('.playhead').style.left)")
+    assert head / 100 * films["duration"] == pytest.approx(visit.video("currentTime"), abs=1.5)
+    first, last = row * clip, (row + column + 1) * clip
+    said = visit.page.text_content("#map .readout b").replace(" s", "").split(" \u2013 ")
+    assert [float(one) for one in said] == pytest.approx([first, last], abs=0.051)
+
+    # It stops where the moment ends.
+    visit.page.evaluate(f"document.querySelector('#player video').currentTime = {last - 0.3}")
+    eventually(lambda: visit.video("paused"))
+    assert visit.video("currentTime") == pytest.approx(last, abs=0.5)
+
+    # A bar of the time line: where it is drawn is where the player jumps.
+    bar = visit.page.locator("#timeline .bar.moment").first
+    drawn = bar.bounding_box()
+    tracks = visit.page.locator("#timeline .tracks").bounding_box()
+    start = (drawn["x"] - tracks["x"]) / tracks["width"] * films["duration"]
+    bar.click()
+    eventually(lambda: abs(visit.video("currentTime") - start) < 1)
+
+    assert visit.hosts <= {urlparse(server.address).netloc, ""}
+    assert visit.complaints == []
+
+
+def test_steps_and_samples(visit):
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.ask(QUERY, steps=3, samples=5)
+    visit.wait_for_answer()
+    assert visit.page.locator("#timeline .bar.sample").count() == 5
+    assert visit.page.locator("#map .layer .sample-dot").count() == 5
+    assert "±" in visit.page.text_content("#timeline .note >> nth=0")
+    # What the model believes after three steps, the noisy maps between them, and the result.
+    frames = visit.page.locator("#map .frames")
+    assert frames.get_attribute("max") == "5"
+    drawn = {pixels(visit)}
+    for number in range(5):
+        frames.evaluate(
+            f"(one) => {{ one.value = {number}; one.dispatchEvent(new Event('input')) }}"
+        )
+        drawn.add(pixels(visit))
+    assert len(drawn) >= 2  # beliefs of a model that learned nothing are much alike
+    assert visit.page.locator("#map .disc").count() == 0
+    visit.page.click("#map .play")
+    visit.page.wait_for_function("document.querySelector('.frame-name').textContent === 'result'")
+    assert visit.page.locator("#map .disc").count() == 5
+
+    visit.ask(QUERY, steps=1, samples=1)
+    visit.wait_for_answer()
+    assert visit.page.locator("#timeline .bar.sample").count() == 0
+    assert visit.page.locator("#map .frames").get_attribute("max") == "1"
+    assert "±" not in visit.page.text_content("#timeline")
+    assert visit.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("film", "text"),
+    [
+        ("broken", "broken.mp4: expected a video, got"),
+        ("text", "letter.mp4: expected a video, got"),
+        (
+            "hour",
+            "hour.mp4: expected a video of at most 10 minutes, got 60 minutes. "
+            "Cut out the part that you are interested in.",
+        ),
+    ],
+)
+def test_what_is_refused(visit, films, server, film, text):
+    visit.upload(films[film])
+    said = visit.wait_for_alert()
+    assert said.startswith(text)
+    assert "\n" not in said
+    assert str(server.scratch) not in said
+    assert "Traceback" not in visit.page.content()
+    assert films[film].name not in server.files()
+    visit.ask(QUERY)
+    visit.page.wait_for_selector("#status >> text=Give a video first: upload one, or pick one.")
+
+
+def test_files_that_are_too_large(visit, films, server):
+    visit.upload(films["large"])
+    visit.page.wait_for_function(
+        "document.body.innerText.includes('exceed the maximum allowed size')"
+    )
+    assert "large.mp4" not in server.files()
+
+
+def test_what_browsers_do_not_play_is_rewritten(visit, films):
+    visit.upload(films["odd"])
+    visit.wait_for_video()
+    assert "odd-playable.mp4" in visit.video("currentSrc")
+    assert visit.video("duration") == pytest.approx(4, abs=0.05)
+    visit.page.evaluate("document.querySelector('#player video').play()")
+    eventually(lambda: visit.video("currentTime") > 0.2)
+
+
+def test_a_question_without_words(visit):
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.ask("  ")
+    assert visit.wait_for_alert() == "Type what happens in the video."
+    visit.ask("?!")
+    visit.page.wait_for_selector("#status [role=alert] >> text=expected")
+
+
+def test_nothing_is_left_behind(visit, films, server):
+    eventually(lambda: server.files() == [], show=server.files)  # of the visitors before
+    visit.upload(films["good"])
+    visit.wait_for_video()
+    assert server.files() == [films["good"].name]
+    visit.pick("shapes.mp4")
+    eventually(lambda: server.files() == ["shapes.mp4"])
+    visit.page.close()
+    eventually(lambda: server.files() == [], show=server.files)
+
+
+def test_no_file_is_served_that_was_not_given(server, films):
+    picks = server.scratch.parent / "picks"
+    assert server.status_of("") == 200
+    for path in ("/etc/passwd", picks / "shapes.mp4", picks / "notes.txt",
+                 server.scratch.parent / "pipeline" / "model_index.json", films["good"],
+                 "http://example.org/", "https:/example.org/"):  # fmt: skip
+        for route in ("gradio_api/file=", "file="):
+            assert server.status_of(f"{route}{path}") in (403, 404), path
+
+
+def test_visitors_do_not_meet(visit, new_visit, server, films):
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    other = new_visit()
+    other.upload(films["odd"])
+    other.wait_for_video()
+    assert "odd" in other.video("currentSrc")
+    for one in (visit, other):
+        one.ask(QUERY)
+    for one in (visit, other):
+        one.wait_for_answer()
+    # The last second on the time line says which video it is of.
+    ends = [one.page.locator("#timeline .tick").last.text_content() for one in (visit, other)]
+    assert ends == ["35 s", "4 s"]
+    other.page.close()
+    eventually(lambda: server.files() == ["shapes.mp4"], show=server.files)
+
+
+def test_nothing_goes_to_other_hosts(visit, server):
+    """After all of the above, nobody has come to the proxy that all requests would go through."""
+    with pytest.raises(BlockingIOError):
+        server.outside.accept()
+
+
+def test_phone(visit):
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.ask(QUERY)
+    visit.wait_for_answer()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_it_ends_without_a_trace(visit, films, server):
+    visit.upload(films["good"])
+    visit.wait_for_video()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 130
+    assert list(server.scratch.iterdir()) == []
+    assert json.loads(server.log.read_text())["public_address"] is None

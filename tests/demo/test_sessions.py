@@ -1,0 +1,72 @@
+import pytest
+from helpers.videos import write_video
+
+from tmapdiff.demo import DemoLimits
+from tmapdiff.demo.sessions import SessionVideos
+from tmapdiff.errors import VideoError
+
+
+@pytest.fixture
+def videos(tmp_path):
+    return SessionVideos(tmp_path / "kept", DemoLimits(max_seconds=10))
+
+
+@pytest.fixture
+def film(tmp_path):
+    return write_video(tmp_path / "film.mp4", range(4), rate=1)
+
+
+def files(videos):
+    return [path for path in videos.folder.rglob("*") if path.is_file()]
+
+
+def test_one_video_a_visitor(videos, film, tmp_path):
+    first = videos.take("ann", film, move=False)
+    assert film.exists()
+    assert first.source == film
+    assert first.shown.read_bytes() == film.read_bytes()
+    assert videos.get("ann") == first
+    assert videos.get("bob") is None
+    second = videos.take("bob", film, move=True)
+    assert not film.exists()
+    assert len(files(videos)) == len(videos) == 2
+    assert second.folder != first.folder
+    assert len(first.folder.name) >= 32  # not to be guessed
+    other = write_video(tmp_path / "other.mp4", range(4), rate=1)
+    third = videos.take("ann", other, move=False)
+    assert not first.folder.exists()
+    videos.drop("bob")
+    videos.drop("bob")
+    assert files(videos) == [third.shown]
+    assert other.exists()
+
+
+def test_what_is_refused_is_deleted(videos, film, tmp_path):
+    videos.take("ann", film, move=False)
+    long = write_video(tmp_path / "long.mp4", [0, 20, 40])
+    with pytest.raises(VideoError, match="at most 10 seconds, got 40 seconds"):
+        videos.take("ann", long, move=True)
+    assert not long.exists()
+    assert files(videos) == []
+    assert videos.get("ann") is None
+    with pytest.raises(VideoError):
+        videos.take("ann", write_video(tmp_path / "own.mp4", [0, 20, 40]), move=False)
+    assert (tmp_path / "own.mp4").exists()  # a file of the folder is not a visitor's
+
+
+def test_another_file_is_shown_of_what_browsers_do_not_play(videos, tmp_path):
+    film = write_video(tmp_path / "film.avi", range(4), codec="mpeg4", rate=1, time_base=1)
+    video = videos.take("ann", film, move=True)
+    assert video.source.name == "film.avi"
+    assert video.shown.name == "film-playable.mp4"
+    videos.drop("ann")
+    assert files(videos) == []
+
+
+def test_who_leaves_while_a_video_is_on_its_way(videos, film):
+    videos.end("ann")
+    with pytest.raises(VideoError, match=r"film\.mp4: expected its visitor to wait, got a closed"):
+        videos.take("ann", film, move=True)
+    assert not film.exists()
+    assert files(videos) == []
+    assert videos.get("ann") is None

@@ -1,0 +1,72 @@
+"""What visitors are told; the page itself is tested in a browser."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+from helpers.videos import write_video
+
+from tmapdiff.demo import DemoLimits
+from tmapdiff.demo.sessions import SessionVideos
+
+
+@pytest.fixture
+def visits(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("gradio")
+    from tmapdiff.demo.visits import Visits
+
+    def make(pipeline):
+        film = write_video(tmp_path / "film.mp4", range(4), rate=1)
+        videos = SessionVideos(tmp_path / "kept", DemoLimits())
+        return Visits(pipeline, videos, {"film.mp4": film})
+
+    return make
+
+
+ANN = SimpleNamespace(session_hash="ann")
+
+
+def test_unexpected_errors_are_not_told(visits, caplog):
+    def encode_video(path):
+        raise RuntimeError(f"secret of {path}")
+
+    one = visits(SimpleNamespace(encode_video=encode_video))
+    one.pick("film.mp4", ANN)
+    *_, (said, answer) = one.ask("a red circle", 1, 1, ANN)
+    assert answer == ""
+    assert "Something went wrong on our side" in said
+    assert "secret" not in said
+    assert "secret of" in caplog.text  # for who runs the server
+
+
+def test_what_is_said_is_text(visits):
+    one = visits(None)
+    *_, said, _ = one.pick("<script>alert(1)</script>", ANN)
+    assert "There is no such video to pick." in said
+    from tmapdiff.demo.visits import line
+
+    assert "<script>" not in line("<script>alert(1)</script>")
+
+
+def test_only_files_that_were_sent_are_taken(visits, tmp_path):
+    one = visits(None)
+    inside = one.videos.folder / "link.mp4"
+    inside.parent.mkdir()
+    inside.symlink_to(tmp_path / "film.mp4")
+    beside = f"{one.videos.folder}/../film.mp4"
+    paths = (tmp_path / "film.mp4", inside, beside, "http://example.org/film.mp4")
+    for sent in (*({"path": str(path)} for path in paths), {}, None):
+        *_, said, _ = one.upload(sent, ANN)
+        assert "The upload did not arrive" in said
+    assert (tmp_path / "film.mp4").exists()
+    assert len(one.videos) == 0
+
+
+def test_closing_the_page_forgets(visits):
+    one = visits(None)
+    one.pick("film.mp4", ANN)
+    assert len(one.videos) == 1
+    one.end(ANN)
+    assert len(one.videos) == 0

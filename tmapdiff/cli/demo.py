@@ -1,0 +1,55 @@
+"""`tmapdiff demo`: a page in the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.output import JsonOption, Output
+
+EXAMPLES = """
+tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
+tmapdiff demo --model runs/first/pipeline --host 0.0.0.0 --port 8080 --max-seconds 120
+"""
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
+    ],
+    video_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of videos that visitors may pick.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen at; the first free one from 7860 by default.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Ask Gradio's servers for a public address.")
+    ] = False,
+    max_megabytes: Annotated[float, typer.Option(help="Largest video file.")] = 200.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest video.")] = 600.0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a page: a video, a sentence, and the moments on the player's time line.
+
+    Nothing is reported to anyone, and the page loads nothing from other hosts. Uploads are deleted
+    when the page is closed. Stop it with Ctrl+C.
+    """
+    with Output(as_json) as output:
+        from tmapdiff.demo import DemoLimits, launch_demo
+        from tmapdiff.pipelines import MomentLocalizationPipeline
+
+        def say(address: str, public: str | None) -> None:
+            output.line(f"serving at {address}" + (f" and {public}" if public else ""))
+            output.document({"address": address, "public_address": public})
+
+        limits = DemoLimits(max_megabytes=max_megabytes, max_seconds=max_seconds)
+        pipeline = MomentLocalizationPipeline.from_pretrained(model).to(find_device(device))
+        launch_demo(
+            pipeline, video_dir, host=host, port=port, share=share, limits=limits, on_start=say
+        )

@@ -1,0 +1,92 @@
+"""What the page draws, as JSON: moments, maps in one byte a cell, samples, denoising steps."""
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.video import VideoFeatures
+
+_MOMENTS = 5
+
+
+def find_answer(
+    pipeline: MomentLocalizationPipeline,
+    video: VideoFeatures,
+    query: str,
+    *,
+    steps: int,
+    samples: int,
+    seed: int,
+) -> str:
+    """Ask a pipeline, and word the answer for the page.
+
+    Each sample is drawn alone too, from the same noise, to show how they differ.
+
+    Args:
+        pipeline: The pipeline.
+        video: Features of the video.
+        query: The sentence.
+        steps: Denoising steps.
+        samples: Samples that are averaged.
+        seed: Seed of the noise.
+
+    Returns:
+        JSON with `query`, `duration`, `clip_seconds`, `clips`, `limits` (scores at the ends of the
+        colour scale), `map`, `moments`, `samples` (the best moment of each), `beliefs` and `noise`
+        (maps after each step). A map is base64 of a byte for each cell, row by row `[start,
+        duration]`: 0 where there is no candidate, else 1 to 255 over the limits.
+
+    Raises:
+        TmapdiffError: As the pipeline.
+    """
+    options: dict[str, Any] = {"top_n": _MOMENTS}
+    if pipeline.localizer.is_generative:
+        options["num_inference_steps"] = steps
+    else:
+        samples = 1
+    source = torch.Generator().manual_seed(seed)
+    alone: list[Any] = [
+        pipeline(video, query, num_samples=1, generator=source, **options)
+        for _ in range(samples if samples > 1 else 0)
+    ]
+    found: Any = pipeline(
+        video,
+        query,
+        num_samples=samples,
+        generator=torch.Generator().manual_seed(seed),
+        return_steps=pipeline.localizer.is_generative,
+        **options,
+    )
+    merged = found.maps[0].numpy()
+    beliefs = [] if found.steps is None else list(found.steps[0].numpy())
+    noise = [] if found.noisy_steps is None else list(found.noisy_steps[0].numpy())
+    low, high = float(np.nanmin(merged)), float(np.nanmax(merged))
+    answer = {
+        "query": query,
+        "duration": found.durations[0],
+        "clip_seconds": found.clip_seconds[0],
+        "clips": len(merged),
+        "limits": [low, high],
+        "map": _encode(merged, low, high),
+        "moments": [_moment(one) for one in found.moments[0]],
+        "samples": [_moment(one.moments[0][0]) for one in alone],
+        "beliefs": [_encode(one, low, high) for one in beliefs],
+        # Noise goes far beyond: each map over its own range.
+        "noise": [_encode(one, *np.nanquantile(one, [0.01, 0.99])) for one in noise],
+    }
+    return json.dumps(answer, allow_nan=False)
+
+
+def _encode(dense: np.ndarray, low: float, high: float) -> str:
+    share = (dense - low) / max(float(high - low), 1e-9)
+    levels = 1 + np.round(254 * np.clip(share, 0, 1))
+    cells = np.where(np.isfinite(dense), levels, 0).astype(np.uint8)
+    return base64.b64encode(cells.tobytes()).decode()
+
+
+def _moment(one: Any) -> dict[str, float | None]:
+    return {"start": one.start, "end": one.end, "score": one.score, "spread": one.spread}

@@ -1,0 +1,315 @@
+// The map and the time line: drawn from the JSON of tmapdiff/demo/answers.py, without any library.
+window.tmapdiffDemo = (() => {
+  "use strict";
+  const RAMP = [ // viridis
+    [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
+    [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37],
+  ];
+  let answer = null; // what is shown, decoded
+  let timeline = null; // the element below the player
+  let stopAt = null; // seconds at which the player stops, after a jump
+
+  const video = () => document.querySelector("#player video");
+  const seconds = (value) => {
+    if (answer && answer.duration < 90) return `${value.toFixed(1)} s`;
+    const whole = Math.floor(value);
+    return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+  };
+  const between = (one) => `${seconds(one.start)} – ${seconds(one.end)}`;
+  const percent = (value) => `${(100 * value).toFixed(3)}%`;
+
+  function ticks(total, most) {
+    const steps = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600];
+    const step = steps.find((one) => total / one <= most) || 7200;
+    const label = (time) => (step < 60 ? `${time} s` : `${time / 60} min`);
+    const count = Math.floor(total / step) + 1;
+    return Array.from({ length: count }, (_, at) => [(at * step) / total, label(at * step)]);
+  }
+
+  function make(kind, name, parent, text) {
+    const element = document.createElement(kind);
+    element.className = name;
+    if (text !== undefined) element.textContent = text;
+    if (parent) parent.append(element);
+    return element;
+  }
+
+  function jump(start, end) {
+    const player = video();
+    if (!player) return;
+    stopAt = end;
+    player.currentTime = start;
+    player.play().catch(() => {});
+    follow();
+  }
+
+  function color(share) {
+    const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1);
+    const low = Math.min(Math.floor(place), RAMP.length - 2);
+    return RAMP[low].map((one, at) => Math.round(one + (place - low) * (RAMP[low + 1][at] - one)));
+  }
+
+  const decode = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+
+  // Time line ------------------------------------------------------------------------------------
+
+  function follow() {
+    const player = video();
+    if (!timeline || !player || !answer) return;
+    const head = timeline.querySelector(".playhead");
+    if (head) head.style.left = percent(Math.min(player.currentTime / answer.duration, 1));
+    if (stopAt !== null && player.currentTime >= stopAt) {
+      player.pause();
+      stopAt = null;
+    }
+    if (!player.paused) requestAnimationFrame(follow);
+  }
+  // Events of media do not bubble, but can be caught on their way down.
+  for (const name of ["play", "timeupdate", "seeked"]) document.addEventListener(name, follow, true);
+  document.addEventListener("pause", () => { stopAt = null; }, true);
+
+  function bar(track, one, name, label, title) {
+    const button = make("button", `bar ${name}`, track);
+    button.type = "button";
+    button.style.left = percent(one.start / answer.duration);
+    button.style.width = percent(Math.max(one.end - one.start, 0) / answer.duration);
+    button.title = title;
+    button.setAttribute("aria-label", title);
+    button.addEventListener("click", () => jump(one.start, one.end));
+    if (label) make("span", "rank", button, label);
+    return button;
+  }
+
+  function annotate(track, one, texts) {
+    const [left, right] = [one.start / answer.duration, Math.min(one.end / answer.duration, 1)];
+    const note = make("span", "note", track);
+    for (const text of texts) { // from long to short, until it fits somewhere
+      note.textContent = text;
+      const wide = note.offsetWidth / (track.offsetWidth || 1);
+      const rank = 20 / (track.offsetWidth || 1);
+      if (right + wide <= 1) note.style.left = percent(right);
+      else if (left >= wide) note.style.right = percent(1 - left);
+      else if (right - left >= wide + rank) {
+        note.classList.add("inside");
+        note.style.right = percent(1 - right);
+      } else continue;
+      return;
+    }
+    note.remove();
+  }
+
+  function drawTimeline() {
+    if (!timeline) return;
+    timeline.replaceChildren();
+    timeline.classList.toggle("empty", !answer);
+    if (!answer) return;
+    const tracks = make("div", "tracks", timeline);
+    const grid = make("div", "grid", tracks);
+    for (const [share, label] of ticks(answer.duration, 8)) {
+      const tick = make("span", "tick", grid);
+      tick.style.left = percent(share);
+      make("span", "time", tick, label);
+    }
+    answer.moments.forEach((one, at) => {
+      const track = make("div", "track", tracks);
+      const spread = one.spread === null ? "" : ` ± ${one.spread.toFixed(2)}`;
+      const score = `${one.score.toFixed(2)}${spread}`;
+      const button = bar(track, one, `moment rank-${at + 1}`, String(at + 1),
+        `${at + 1}. ${between(one)}, score ${score}`);
+      button.style.opacity = String(Math.max(1 - 0.12 * at, 0.5));
+      annotate(track, one, [`${score}   ${between(one)}`, one.score.toFixed(2)]);
+    });
+    if (answer.samples.length) {
+      const track = make("div", "track samples", tracks);
+      for (const one of answer.samples) {
+        bar(track, one, "sample", "", `best moment of one sample: ${between(one)}`);
+      }
+      make("span", "caption", timeline,
+        `lowest row: the best moment of each of ${answer.samples.length} samples, overlaid`);
+    }
+    make("span", "playhead", tracks);
+    follow();
+  }
+
+  // Map ------------------------------------------------------------------------------------------
+
+  function paint(canvas, cells) {
+    const size = answer.clips;
+    canvas.width = canvas.height = size;
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(size, size);
+    for (let start = 0; start < size; start += 1) {
+      for (let length = 0; length < size; length += 1) {
+        const level = cells[start * size + length];
+        const at = 4 * ((size - 1 - start) * size + length); // starts go upwards
+        if (level) {
+          image.data.set(color((level - 1) / 254), at);
+          image.data[at + 3] = 255;
+        }
+      }
+    }
+    context.putImageData(image, 0, 0);
+  }
+
+  function mark(layer, one, name, label) {
+    // In the middle of its cell: columns hold the lengths up to their right end.
+    const half = 0.5 / answer.clips;
+    const total = answer.clips * answer.clip_seconds;
+    const dot = make("span", name, layer, label);
+    dot.style.left = percent((one.end - one.start) / total - half);
+    dot.style.bottom = percent(one.start / total + half);
+  }
+
+  function drawMap(element) {
+    const card = element.querySelector(".map-card");
+    if (!card) return;
+    card.replaceChildren();
+    if (!answer) return;
+    const figure = make("div", "figure", card);
+    make("span", "y-name", figure, "start");
+    const plot = make("div", "plot", figure);
+    const canvas = make("canvas", "cells", plot);
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `map of all candidate moments for “${answer.query}”`);
+    const layer = make("div", "layer", plot);
+    const cursor = make("span", "cursor", plot);
+    cursor.hidden = true;
+    const readout = make("div", "readout", plot);
+    make("span", "x-name", figure, "length");
+    const total = answer.clips * answer.clip_seconds;
+    for (const [share, label] of ticks(total, 5)) {
+      make("span", "x-tick", plot, label).style.left = percent(share);
+      if (share) make("span", "y-tick", plot, label).style.bottom = percent(share);
+    }
+
+    const final = decode(answer.map);
+    let shown = final;
+    const say = (at) => {
+      if (at === null) {
+        const [best] = answer.moments;
+        readout.replaceChildren(make("b", "", null, best ? between(best) : "no moment"));
+        if (best) make("span", "", readout, `score ${best.score.toFixed(2)}`);
+        return;
+      }
+      const start = Math.floor(at / answer.clips) * answer.clip_seconds;
+      const end = start + ((at % answer.clips) + 1) * answer.clip_seconds;
+      const [low, high] = answer.limits;
+      const score = low + ((final[at] - 1) / 254) * (high - low);
+      readout.replaceChildren(make("b", "", null, between({ start, end })));
+      make("span", "", readout, `score ${score.toFixed(2)}`);
+    };
+    const cellAt = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const length = Math.floor(((event.clientX - box.left) / box.width) * answer.clips);
+      const start = Math.floor(((box.bottom - event.clientY) / box.height) * answer.clips);
+      const inside = Math.min(length, start) >= 0 && Math.max(length, start) < answer.clips;
+      const at = start * answer.clips + length;
+      return inside && final[at] ? at : null;
+    };
+    plot.addEventListener("pointermove", (event) => {
+      const at = cellAt(event);
+      say(at);
+      cursor.hidden = at === null;
+      if (at === null) return;
+      cursor.style.width = cursor.style.height = percent(1 / answer.clips);
+      cursor.style.left = percent((at % answer.clips) / answer.clips);
+      cursor.style.bottom = percent(Math.floor(at / answer.clips) / answer.clips);
+    });
+    plot.addEventListener("pointerleave", () => { cursor.hidden = true; say(null); });
+    plot.addEventListener("click", (event) => {
+      const at = cellAt(event);
+      if (at === null) return;
+      const start = Math.floor(at / answer.clips) * answer.clip_seconds;
+      const length = ((at % answer.clips) + 1) * answer.clip_seconds;
+      jump(start, Math.min(start + length, answer.duration));
+    });
+
+    const scale = make("div", "scale", card);
+    make("span", "", scale, answer.limits[0].toFixed(2));
+    const ramp = make("span", "ramp", scale);
+    const stops = RAMP.map((one) => `rgb(${one.join()})`).join();
+    ramp.style.background = `linear-gradient(90deg, ${stops})`;
+    make("span", "", scale, answer.limits[1].toFixed(2));
+    make("span", "legend", scale, "score");
+    if (answer.samples.length) make("span", "legend dotted", scale, "best of a sample");
+
+    const marks = (visible) => {
+      layer.replaceChildren();
+      if (!visible) return;
+      answer.samples.forEach((one) => mark(layer, one, "sample-dot", ""));
+      answer.moments.map((one, at) => [one, at]).reverse()
+        .forEach(([one, at]) => mark(layer, one, "disc", String(at + 1)));
+    };
+    paint(canvas, shown);
+    marks(true);
+    say(null);
+    if (answer.noise.length) drawRun(card, (cells, last) => {
+      shown = cells === null ? final : cells;
+      paint(canvas, shown);
+      marks(last);
+    });
+  }
+
+  function drawRun(card, show) {
+    const frames = [];
+    answer.beliefs.forEach((belief, at) => {
+      const number = `step ${at + 1} of ${answer.beliefs.length}`;
+      if (at + 1 < answer.noise.length) frames.push([decode(answer.noise[at]), `${number}: noisy map`]);
+      frames.push([decode(belief), `${number}: what the model believes`]);
+    });
+    frames.push([null, "result"]);
+    const run = make("div", "run", card);
+    const play = make("button", "play", run, "Play the denoising");
+    play.type = "button";
+    const slider = make("input", "frames", run);
+    slider.type = "range";
+    slider.min = "0";
+    slider.max = String(frames.length - 1);
+    slider.value = slider.max;
+    slider.setAttribute("aria-label", "frame of the denoising run");
+    const name = make("span", "frame-name", run, frames[frames.length - 1][1]);
+    let timer = null;
+    const go = (at) => {
+      slider.value = String(at);
+      name.textContent = frames[at][1];
+      show(frames[at][0], at === frames.length - 1);
+    };
+    const stop = () => { clearInterval(timer); timer = null; };
+    slider.addEventListener("input", () => { stop(); go(Number(slider.value)); });
+    play.addEventListener("click", () => {
+      stop();
+      let at = 0;
+      go(at);
+      timer = setInterval(() => {
+        at += 1;
+        go(at);
+        if (at === frames.length - 1 || !run.isConnected) stop();
+      }, Math.max(160, Math.min(600, 4000 / frames.length)));
+    });
+  }
+
+  // What the page calls --------------------------------------------------------------------------
+
+  return {
+    timeline(element) {
+      timeline = element.querySelector(".timeline");
+      drawTimeline();
+      let width = 0;
+      new ResizeObserver(() => {
+        if (timeline.offsetWidth === width) return;
+        width = timeline.offsetWidth;
+        drawTimeline();
+      }).observe(element);
+    },
+    map(element, props, watch) {
+      const update = () => {
+        answer = props.value ? JSON.parse(props.value) : null;
+        stopAt = null;
+        drawMap(element);
+        drawTimeline();
+      };
+      watch("value", update);
+      update();
+    },
+  };
+})();

@@ -1,0 +1,111 @@
+"""What the demo takes: refused before a picture is decoded, wherever the file tells."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmapdiff._checks import check_int, check_range, message, require
+from tmapdiff.errors import FileError, VideoError
+from tmapdiff.video import VideoInfo, probe_video
+
+
+@dataclass(frozen=True)
+class DemoLimits:
+    """What is refused, since one visitor's video must not keep the others waiting.
+
+    Args:
+        max_megabytes: Largest file.
+        max_seconds: Longest video.
+        max_pixels: Most pixels of a picture.
+        max_steps: Most denoising steps.
+        max_samples: Most samples.
+        max_waiting: Most visitors in the queue; one is served at a time.
+
+    Raises:
+        ArgumentError: If a number is not positive.
+    """
+
+    max_megabytes: float = 200.0
+    max_seconds: float = 600.0
+    max_pixels: int = 3840 * 2160
+    max_steps: int = 20
+    max_samples: int = 16
+    max_waiting: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("max_megabytes", "max_seconds"):
+            check_range("DemoLimits", name, getattr(self, name), 0, open_low=True)
+        for name in ("max_pixels", "max_steps", "max_samples", "max_waiting"):
+            check_int("DemoLimits", name, getattr(self, name), at_least=1)
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of the largest file."""
+        return int(self.max_megabytes * 1_000_000)
+
+    def check(self, path: str | os.PathLike[str]) -> VideoInfo:
+        """Tell what a video is, if it is within the limits.
+
+        Only its first picture is decoded. Files may lie about their length, or not tell it: all
+        timestamps are read.
+
+        Raises:
+            FileError: If the file cannot be read.
+            VideoError: If it is no video, or beyond a limit.
+            MissingDependencyError: If the extra `video` is not installed.
+        """
+        name = Path(path).name
+        try:
+            size = Path(path).stat().st_size
+        except OSError as error:
+            raise FileError(message(name, "a file", error.strerror or "none")) from error
+        if size > self.max_bytes:
+            expected = f"a file of at most {self.max_megabytes:g} MB"
+            raise VideoError(message(name, expected, f"{size / 1_000_000:.1f} MB"))
+        info = probe_video(path, max_pixels=self.max_pixels)
+        if not info.has_video:
+            raise VideoError(message(name, "a video", "a file without pictures"))
+        seconds = info.duration or 0.0
+        if seconds <= self.max_seconds:
+            seconds = max(seconds, _last_timestamp(path))
+        if seconds > self.max_seconds:
+            expected = f"a video of at most {_in_words(self.max_seconds)}"
+            hint = "Cut out the part that you are interested in."
+            raise VideoError(message(name, expected, _in_words(seconds), hint))
+        return info
+
+
+def _last_timestamp(path: str | os.PathLike[str]) -> float:
+    """Seconds from the first to the last picture, without decoding any."""
+    av = require("av", extra="video", purpose="reading videos")
+    first, last = float("inf"), 0.0
+    try:
+        with av.open(os.fspath(path), metadata_errors="replace") as file:
+            stream = file.streams.best("video")
+            for packet in file.demux(stream):
+                if packet.pts is not None:
+                    time = float(packet.pts * packet.time_base)
+                    first, last = min(first, time), max(last, time)
+    except (av.error.FFmpegError, OSError, ValueError):
+        pass  # of a damaged file, what comes before the damage counts
+    return max(0.0, last - first) if first < float("inf") else 0.0
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes"
+
+
+def in_plain_words(error: Exception, names: Mapping[str, str]) -> str:
+    """Word an error for a visitor: without the folders of the server.
+
+    Args:
+        error: What was raised.
+        names: What to write in place of each path.
+    """
+    text = str(error)
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text

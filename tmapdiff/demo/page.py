@@ -1,0 +1,172 @@
+"""The page, made with Gradio."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tmapdiff._checks import message
+from tmapdiff.demo.sessions import SessionVideos
+from tmapdiff.demo.visits import WELCOME, Visits, line
+from tmapdiff.errors import FileError
+from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.video.extraction import VIDEO_SUFFIXES
+
+_HERE = Path(__file__).parent
+_TITLE = "Find the moment"
+_INTRODUCTION = "Type what happens, and see when: every cell of the map is one candidate moment."
+
+
+def build_page(
+    pipeline: MomentLocalizationPipeline,
+    videos: SessionVideos,
+    video_dir: str | os.PathLike[str] | None = None,
+) -> gr.Blocks:
+    """Make the page.
+
+    Args:
+        pipeline: What answers; it needs a frame encoder.
+        videos: Where visitors' videos are kept.
+        video_dir: Folder of videos that visitors may pick.
+
+    Raises:
+        FileError: If there is no folder `video_dir`, or no video in it.
+    """
+    limits = videos.limits
+    listed = _list_videos(video_dir)
+    visits = Visits(pipeline, videos, listed)
+    generative = pipeline.localizer.is_generative
+    steps = min(pipeline.localizer.config.get("num_inference_steps", 1), limits.max_steps)
+
+    # What is left of visitors who vanished goes after a day.
+    swept = (3600, 86_400)
+    with gr.Blocks(
+        title=_TITLE, analytics_enabled=False, delete_cache=swept, fill_width=True
+    ) as page:
+        gr.HTML(f"<h1>{_TITLE}</h1><p>{_INTRODUCTION}</p>", elem_id="heading")
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=6, min_width=320, elem_id="left"):
+                player = gr.Video(
+                    interactive=False, show_label=False, elem_id="player", height=400, buttons=[]
+                )
+                gr.HTML(
+                    html_template='<div class="timeline"></div>',
+                    js_on_load="tmapdiffDemo.timeline(element)",
+                    elem_id="timeline",
+                )
+                with gr.Row(elem_id="sources", equal_height=True):
+                    upload = gr.UploadButton(
+                        "Upload a video",
+                        file_types=["video", *VIDEO_SUFFIXES],
+                        elem_id="upload",
+                        min_width=140,
+                    )
+                    picker = gr.Dropdown(
+                        [("or pick one …", ""), *((name, name) for name in listed)],
+                        value="",
+                        show_label=False,
+                        container=False,
+                        visible=bool(listed),
+                        elem_id="picker",
+                        min_width=180,
+                        scale=2,
+                    )
+            with gr.Column(scale=5, min_width=320, elem_id="right"):
+                query = gr.Textbox(
+                    label="What happens?",
+                    placeholder="the red circle moves to the left",
+                    max_length=300,
+                    lines=1,
+                    elem_id="query",
+                )
+                with gr.Row(elem_id="settings", visible=generative):
+                    steps_slider = gr.Slider(
+                        1,
+                        limits.max_steps,
+                        value=steps,
+                        step=1,
+                        label="Steps",
+                        elem_id="steps",
+                        buttons=[],
+                        min_width=120,
+                    )
+                    samples_slider = gr.Slider(
+                        1,
+                        limits.max_samples,
+                        value=min(4, limits.max_samples),
+                        step=1,
+                        label="Samples",
+                        elem_id="samples",
+                        buttons=[],
+                        min_width=120,
+                    )
+                ask = gr.Button("Find", variant="primary", elem_id="ask")
+                status = gr.HTML(line(WELCOME), elem_id="status")
+                answer = gr.HTML(
+                    value="",
+                    html_template='<div class="map-card"></div>',
+                    js_on_load="tmapdiffDemo.map(element, props, watch)",
+                    elem_id="map",
+                )
+
+        queue = {"concurrency_id": "pipeline", "api_visibility": "private"}
+        quiet = {**queue, "show_progress": "hidden"}
+        shown = [player, picker, status, answer]
+        # Gradio's own preprocessing leaves an empty file behind.
+        upload.upload(visits.upload, upload, shown, preprocess=False, **quiet)
+        picker.select(visits.pick, picker, shown, **quiet)
+        questions = [query, steps_slider, samples_slider]
+        for event in (ask.click, query.submit):
+            event(visits.ask, questions, [status, answer], **quiet)
+        page.unload(visits.end)
+    page.queue(max_size=limits.max_waiting, default_concurrency_limit=1)
+    return page
+
+
+def page_style() -> dict[str, Any]:
+    """Return what `Blocks.launch` is to be told of the looks and scripts of the page."""
+    script = (_HERE / "demo.js").read_text(encoding="utf-8")
+    return {
+        "theme": _theme(),
+        "css": (_HERE / "demo.css").read_text(encoding="utf-8"),
+        "head": f"<script>{script}</script>",
+    }
+
+
+def _list_videos(folder: str | os.PathLike[str] | None) -> dict[str, Path]:
+    if folder is None:
+        return {}
+    try:
+        files = sorted(Path(folder).iterdir())
+    except OSError as error:
+        raise FileError(message(str(folder), "a folder", error.strerror or "none")) from error
+    listed = {
+        one.name: one for one in files if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file()
+    }
+    if not listed:
+        raise FileError(message(str(folder), "a folder with videos", f"{len(files)} other files"))
+    return listed
+
+
+def _theme() -> Any:
+    blue = gr.themes.Color(
+        name="tmapdiff",
+        c50="#eef3f8", c100="#d9e4ef", c200="#b3c8de", c300="#82a5c8", c400="#4a7cab",
+        c500="#1f5b94", c600="#004488", c700="#003a74", c800="#002f5e", c900="#00254a",
+        c950="#001a35",
+    )  # fmt: skip
+    local = gr.themes.utils.fonts.LocalFont
+    return gr.themes.Base(
+        primary_hue=blue,
+        secondary_hue=blue,
+        neutral_hue="stone",
+        radius_size="sm",
+        font=[
+            local("IBM Plex Sans", weights=(400, 700)),
+            "ui-sans-serif",
+            "system-ui",
+            "sans-serif",
+        ],
+        font_mono=[local("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
+    )

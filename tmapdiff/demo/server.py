@@ -1,0 +1,120 @@
+"""The server of the page."""
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tmapdiff._checks import message, require
+from tmapdiff.demo.limits import DemoLimits
+from tmapdiff.demo.security import SameHostOnly
+from tmapdiff.demo.sessions import SessionVideos
+from tmapdiff.errors import ConfigError, FileError
+from tmapdiff.pipelines import MomentLocalizationPipeline
+
+
+def launch_demo(
+    pipeline: MomentLocalizationPipeline,
+    video_dir: str | os.PathLike[str] | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    limits: DemoLimits | None = None,
+    on_start: Callable[[str, str | None], Any] | None = None,
+) -> None:
+    """Serve the page until it is interrupted, by Ctrl+C or SIGTERM: a KeyboardInterrupt.
+
+    Nothing is reported to anyone, and without `share` no other host is asked for anything. Uploads
+    lie in a temporary folder of their own. A visitor's is deleted when another comes in its
+    place and when the page is closed, and all are when the server ends.
+
+    Args:
+        pipeline: What answers; it needs a frame encoder.
+        video_dir: Folder of videos that visitors may pick.
+        host: Address to listen at; 0.0.0.0 lets other machines in.
+        port: Where to listen; the first free one from 7860, if None.
+        share: Whether to ask Gradio's servers for a public address.
+        limits: What is refused; the defaults, if None.
+        on_start: Called when the page is served, with its address and the public one.
+
+    Raises:
+        FileError: If there is no folder `video_dir`, or no video in it, or the port is taken.
+        ConfigError: If the pipeline has no frame encoder.
+        MissingDependencyError: If gradio is not installed.
+    """
+    limits = limits or DemoLimits()
+    _check_encoder(pipeline)
+    _check_port(host, port)
+    with (
+        _terminated_as_interrupted(),
+        tempfile.TemporaryDirectory(prefix="tmapdiff-demo-") as folder,
+    ):
+        # Gradio reads these when it is imported.
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        require("gradio", extra="demo", purpose="the demo")
+        from tmapdiff.demo.page import build_page, page_style
+
+        page = build_page(pipeline, SessionVideos(folder, limits), video_dir)
+        _, address, public = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            max_file_size=limits.max_bytes,
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            app_kwargs={"middleware": [SameHostOnly.as_middleware()], "docs_url": None},
+            prevent_thread_lock=True,
+            quiet=True,
+            **page_style(),
+        )
+        try:
+            if on_start is not None:
+                on_start(address, public)
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM be a KeyboardInterrupt too: temporary files are deleted then."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_port(host: str, port: int | None) -> None:
+    if port is None:
+        return
+    try:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        expected = f"port {port} of {host} to be free"
+        raise FileError(message("the demo", expected, reason)) from error
+
+
+def _check_encoder(pipeline: MomentLocalizationPipeline) -> None:
+    if pipeline.frame_encoder is None:
+        hint = "It works on features, and the demo on videos."
+        raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))

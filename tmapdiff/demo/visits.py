@@ -1,0 +1,121 @@
+"""What the controls of the page do, for each visitor."""
+
+import html
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tmapdiff.demo.answers import find_answer
+from tmapdiff.demo.limits import in_plain_words
+from tmapdiff.demo.sessions import SessionVideos
+from tmapdiff.errors import TmapdiffError
+from tmapdiff.pipelines import MomentLocalizationPipeline
+
+WELCOME = "Upload a video or pick one, and type a sentence."
+IDLE = "Click a cell of the map, or a bar: the player jumps there."
+_LOG = logging.getLogger(__name__)
+
+
+class Visits:
+    """What the page's controls do, for each visitor.
+
+    Every method gives new values of controls. What goes wrong becomes a line for the visitor.
+
+    Args:
+        pipeline: What answers.
+        videos: The videos of all visitors.
+        listed: Those that visitors may pick, by name.
+    """
+
+    def __init__(
+        self,
+        pipeline: MomentLocalizationPipeline,
+        videos: SessionVideos,
+        listed: dict[str, Path],
+    ) -> None:
+        self.pipeline = pipeline
+        self.videos = videos
+        self.listed = listed
+
+    def upload(self, upload: dict[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
+        """Take a file that the visitor sent, as Gradio words it: {"path": ...}."""
+        path = Path(str((upload or {}).get("path", ""))).resolve()
+        # The visitor's browser says which file: one that lies elsewhere was not sent.
+        if not path.is_file() or self.videos.folder.resolve() not in path.parents:
+            return _refused("The upload did not arrive: please try again.")
+        return self._take(_session(request), path, move=True)
+
+    def pick(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Take a file of the folder."""
+        if not name:
+            return (gr.skip(),) * 4
+        if name not in self.listed:
+            return _refused("There is no such video to pick.")
+        return self._take(_session(request), self.listed[name], move=False, name=name)
+
+    def _take(self, session: str, path: Path, *, move: bool, name: str = "") -> tuple[Any, ...]:
+        try:
+            video = self.videos.take(session, path, move=move)
+        except Exception as error:
+            return _refused(_said(error, {str(path): path.name}))
+        note = f"{video.name} is here. What happens in it?"
+        return str(video.shown), name, line(note), ""
+
+    def end(self, request: gr.Request) -> None:
+        """Forget the visitor, who has closed the page."""
+        self.videos.end(_session(request))
+
+    def ask(
+        self, query: str, steps: float, samples: float, request: gr.Request
+    ) -> Iterator[tuple[str, Any]]:
+        """Answer, with a line on what is being done meanwhile."""
+        video = self.videos.get(_session(request))
+        if video is None:
+            yield line("Give a video first: upload one, or pick one.", wrong=True), ""
+            return
+        if not query.strip():
+            yield line("Type what happens in the video.", wrong=True), ""
+            return
+        yield line(f"Looking at {video.name} …", busy=True), gr.skip()
+        limits = self.videos.limits
+        try:
+            features = self.pipeline.encode_video(video.source)
+            yield line("Denoising …", busy=True), gr.skip()
+            found = find_answer(
+                self.pipeline,
+                features,
+                query.strip(),
+                steps=min(max(1, int(steps)), limits.max_steps),
+                samples=min(max(1, int(samples)), limits.max_samples),
+                seed=0,
+            )
+        except Exception as error:
+            yield line(_said(error, {str(video.source): video.name}), wrong=True), ""
+            return
+        damage = f" Part of the video is damaged: {features.damage}." if features.damage else ""
+        yield line(IDLE + damage), found
+
+
+def _said(error: Exception, names: dict[str, str]) -> str:
+    if isinstance(error, TmapdiffError):
+        return in_plain_words(error, names)
+    _LOG.error("the demo failed", exc_info=error)
+    return "Something went wrong on our side, and is in the server's log."
+
+
+def _refused(text: str) -> tuple[Any, ...]:
+    return None, "", line(text, wrong=True), ""
+
+
+def line(text: str, *, wrong: bool = False, busy: bool = False) -> str:
+    """Make the line that says how things are."""
+    kind = "wrong" if wrong else "busy" if busy else "idle"
+    role = "alert" if wrong else "status"
+    return f'<p class="{kind}" role="{role}">{html.escape(text)}</p>'
+
+
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)
