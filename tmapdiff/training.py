@@ -20,7 +20,12 @@ from tmapdiff._arrays import load_tensors
 from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
 from tmapdiff._checks import check_choice, check_int, check_range, message, require
 from tmapdiff._files import naming_file, written_beside
-from tmapdiff._stopping import StopRequest, end_workers, leave_stopping_to_reader
+from tmapdiff._stopping import (
+    SECONDS_OF_ORPHANS,
+    StopRequest,
+    end_workers,
+    leave_stopping_to_reader,
+)
 from tmapdiff.data import MomentBatch, collate_moments
 from tmapdiff.data._seeding import torch_generator_for
 from tmapdiff.data._sharing import BatchShares
@@ -243,7 +248,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self._loader_in_use: Any = None
         self._folder = CheckpointFolder(self.output_dir / "checkpoints")
-        self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=0)
+        self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=SECONDS_OF_ORPHANS)
         self._unchecked: _GradientNorm | None = None
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)

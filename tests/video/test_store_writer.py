@@ -147,7 +147,8 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 
 @FORKS
 @POSIX
-def test_two_writers_are_kept_apart(tmp_path):
+def test_two_writers_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("tmapdiff.video.store_writer.SECONDS_OF_ORPHANS", 0.1)
     path = tmp_path / "a.h5"
     context = multiprocessing.get_context("fork")
     entered, leave = context.Event(), context.Event()
@@ -166,12 +167,36 @@ def test_two_writers_are_kept_apart(tmp_path):
         pass
 
 
+def _hold_with_a_worker(path, entered):
+    with FeatureStoreWriter(path, SHARED):
+        if os.fork() == 0:
+            time.sleep(3)
+            os._exit(0)
+        entered.set()
+        time.sleep(30)
+
+
+@FORKS
+@POSIX
+def test_workers_of_a_killed_writer_keep_nobody_out(tmp_path):
+    context = multiprocessing.get_context("fork")
+    entered = context.Event()
+    writer = context.Process(target=_hold_with_a_worker, args=(tmp_path / "a.h5", entered))
+    writer.start()
+    assert entered.wait(30)
+    writer.kill()
+    while writer.exitcode is None:  # join would wait for the worker
+        time.sleep(0.01)
+    with FeatureStoreWriter(tmp_path / "a.h5", SHARED):
+        pass
+
+
 def _write_for_ever(path, first):
     number = first
     while True:
         with FeatureStoreWriter(path, SHARED) as store:
             for _ in range(4):
-                features = np.full((50_000, 3), number, np.float32)
+                features = np.full((5_000, 3), number, np.float32)
                 store.write(f"video{number % 7}", features, {"number": number})
                 number += 1
             store.finish()
@@ -187,6 +212,9 @@ def test_killed_at_any_moment(tmp_path):
     for round_ in range(25):
         writer = context.Process(target=_write_for_ever, args=(path, 1000 * round_))
         writer.start()
+        until = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.005)  # the first round, till one file is finished
         time.sleep(0.02 + 0.1 * random.random())
         writer.kill()
         writer.join(30)
@@ -196,7 +224,7 @@ def test_killed_at_any_moment(tmp_path):
             with h5py.File(path, "r") as file:
                 for name, dataset in file.items():
                     assert name.startswith("video")
-                    assert dataset.shape == (50_000, 3)
+                    assert dataset.shape == (5_000, 3)
                     assert (dataset[()] == dataset.attrs["number"]).all()
         # The next takes over what is whole.
         with FeatureStoreWriter(path, SHARED) as store:

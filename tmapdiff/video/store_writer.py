@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from tmapdiff._checks import message, require
 from tmapdiff._files import sync, written_beside
+from tmapdiff._stopping import SECONDS_OF_ORPHANS
 from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
 Attributes = Mapping[str, str | int | float]
@@ -52,7 +53,7 @@ class FeatureStoreWriter:
         self.attributes = dict(attributes)
         self.remarks = dict(remarks or {})
         self.parts = self.path.with_name(f"{self.path.name}.parts")
-        self._lock = FileLock(self.parts / "lock", timeout=0)
+        self._lock = FileLock(self.parts / "lock", timeout=SECONDS_OF_ORPHANS)
         self._written: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
