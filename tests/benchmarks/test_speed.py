@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 import speed
@@ -121,6 +122,18 @@ def test_choices_are_measured_anew_and_the_users_stay(tmp_path, monkeypatch):
     run(tmp_path, "--suite", "kernels")
     assert set(during).isdisjoint({str(tmp_path / "own")})
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "own")
+
+
+def test_cpu_time_is_what_one_thread_computes(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    asleep = Candidate("reference", lambda given: time.sleep(0.05), [1])
+    monkeypatch.setitem(SUITES, "kernels", suite_of(asleep))
+    _, result = run(tmp_path, "--suite", "kernels", "--cpu-time")
+    assert result["results"][0]["median_us"] < 25_000
+    assert threads == [1]
+    with refuses(ArgumentError, "speed: expected --device cpu for --cpu-time, got cuda."):
+        speed.main(["--device", "cuda", "--cpu-time"])
 
 
 def test_files_are_named_by_suites_device_and_dtypes(tmp_path, monkeypatch):

@@ -194,9 +194,10 @@ def test_imports_are_timed_in_processes_of_their_own():
         seconds_of("import no_such_module")
 
 
-def test_a_trainer_in_another_process_trains_an_epoch_at_a_time():
+@pytest.mark.parametrize("cpu_time", [False, True])
+def test_a_trainer_in_another_process_trains_an_epoch_at_a_time(cpu_time):
     here = Path(tmapdiff.__file__).parents[1]
-    trainer = TrainerProcess(here, "nano", 8, CPU, videos=4)
+    trainer = TrainerProcess(here, "nano", 8, CPU, videos=4, cpu_time=cpu_time)
     try:
         assert 8 < trainer.pairs < 40
         assert trainer.epoch() > 0
