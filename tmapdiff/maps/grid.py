@@ -213,13 +213,14 @@ class MapGrid:
         Args:
             scales: The scales whose cells count, in ascending order. All, if None.
         """
-        masks = [
-            self.mask(scale)
-            if scales is None or scale in scales
-            else torch.zeros(self.shape(scale))
-            for scale in range(self.num_scales)
-        ]
-        cells: list[int] = torch.cat([mask.flatten() for mask in masks]).nonzero()[:, 0].tolist()
+        # Without tensors: their values would be unknown to torch's compiler.
+        cells: list[int] = []
+        for scale in range(self.num_scales) if scales is None else scales:
+            rows, columns = self.shape(scale)
+            first = sum(self.cells_per_scale[:scale])
+            for start in range(rows):
+                row = first + start * columns
+                cells.extend(range(row, row + min(columns, rows - start)))
         return cells
 
     # Packing
