@@ -39,8 +39,10 @@ def see_shapes(data: SyntheticVideos, passes: int, seed: int) -> FrameEncoder:
         frames += [encoder.preprocess(image) for image in data.pictures(video_id, numbers)]
         layouts += list(torch.from_numpy(data.layout(video_id, numbers)).flatten(1))
     pictures, targets = torch.stack(frames), torch.stack(layouts)
-    head = nn.Linear(encoder.feature_dim, targets.shape[1])
-    model = nn.Sequential(encoder.model, head).requires_grad_(True).train()
+    # Its last layer gives what it has seen, so features are few and all matter.
+    encoder.feature_dim = targets.shape[1]
+    encoder.model.reset_classifier(encoder.feature_dim)
+    model = encoder.model.requires_grad_(True).train()
     steps = passes * len(pictures) // 64
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps, pct_start=0.1)
@@ -51,7 +53,7 @@ def see_shapes(data: SyntheticVideos, passes: int, seed: int) -> FrameEncoder:
         loss.backward()
         optimizer.step()
         schedule.step()
-    encoder.model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     print(f"frame encoder: {steps} steps, mean squared error {loss.item():.4f}")
     return encoder
 
@@ -61,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/shapes"))
     parser.add_argument("--videos", type=int, help="videos to train on (default: 270)")
     parser.add_argument("--passes", type=int, default=5, help="of the frame encoder (default: 5)")
-    parser.add_argument("--epochs", type=int, default=20, help="of the localizer (default: 20)")
-    parser.add_argument("--preset", default="best", help="size of the localizer (default: best)")
+    parser.add_argument("--epochs", type=int, default=30, help="of the localizer (default: 30)")
+    parser.add_argument("--preset", default="nano", help="size of the localizer (default: nano)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     args = parser.parse_args(arguments)
     began = time.perf_counter()

@@ -124,7 +124,7 @@ def test_pictures_show_the_layout(small):
 def test_what_moves_moves_when_it_is_said(large):
     """Outside its moments a shape is still; within one, what changes is what is said."""
     column = {"left": 1, "right": 1, "up": 2, "down": 2, "grow": 3, "shrink": 3,
-              "appear": 0, "disappear": 0, "blink": 0, "shake": 1, "spin": 4}  # fmt: skip
+              "appear": 0, "disappear": 0, "blink": 0, "jump": 2, "spin": 4}  # fmt: skip
     sign = {"left": -1, "up": -1, "shrink": -1, "disappear": -1, "right": 1, "down": 1, "grow": 1,
             "appear": 1}  # fmt: skip
     for video_id in list(large.videos)[:40]:

@@ -27,6 +27,7 @@ def test_it_writes_a_pipeline_that_answers(tmp_path, capsys, monkeypatch):
     assert "best constant" in said
     pipe = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.frame_encoder.preprocess.input_size == (3, 64, 64)
+    assert pipe.frame_encoder.feature_dim == 20  # what `layout` tells
     assert "trained on made-up pictures" in pipe.frame_encoder.description
     (moment,) = pipe(
         tmp_path / "videos" / "test" / "shapes-test-0-0.mp4", "the red circle grows", top_n=1

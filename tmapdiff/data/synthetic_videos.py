@@ -45,7 +45,7 @@ _ACTIONS = {
     "shrink": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
     "spin": (("spins around", "spinning around"), ("rotates", "rotating")),
     "blink": (("blinks", "blinking"), ("flashes", "flashing")),
-    "shake": (("shakes", "shaking"), ("trembles", "trembling")),
+    "jump": (("jumps up and down", "jumping up and down"), ("hops", "hopping")),
     "appear": (("appears", "appearing"), ("fades in", "fading in")),
     "disappear": (("disappears", "disappearing"), ("fades out", "fading out")),
 }
@@ -92,7 +92,7 @@ class SyntheticVideos:
     """Videos of coloured shapes that do one thing after another, with sentences, from a seed.
 
     A video lasts 20 to 40 seconds, at 8 pictures a second, and shows two or three shapes. They
-    move, grow, shrink, spin, blink, shake, appear and disappear for 1.5 to 10 seconds each, with
+    move, grow, shrink, spin, blink, jump, appear and disappear for 1.5 to 10 seconds each, with
     pauses, and at times two at once. Each action gets one sentence, in one of several wordings,
     and happens once in a video: moments are exact.
 
@@ -101,7 +101,7 @@ class SyntheticVideos:
     queries has Rank1@0.5 below 20 %. Results on it say nothing about real videos.
 
     Args:
-        num_videos: Videos to make. If None, 270 (about 1,350 queries) to train and 45 (about 220)
+        num_videos: Videos to make. If None, 270 (about 1,500 queries) to train and 45 (about 250)
             to test.
         seed: Another seed makes other videos.
         split: Train and test share shapes and actions, and no video.
@@ -396,7 +396,7 @@ def _possible(actor: _Actor) -> list[str]:
         possible.append("shrink")
     if actor.corners is not None:
         possible.append("spin")
-    possible += ["blink", "shake"]
+    possible += ["blink", "jump"]
     if "appear" in actor.done or len(actor.done) > 1:
         possible.append("disappear")
     return [action for action in possible if action not in actor.done]
@@ -417,12 +417,11 @@ def _act(random: np.random.Generator, actor: _Actor, action: str, start: float, 
     elif action in ("appear", "disappear"):
         actor.change("opacity", (start, 0), (end, float(action == "appear")))
     else:
-        track, depth, period = ("opacity", -0.85, 1.0) if action == "blink" else ("x", 0.05, 0.5)
+        track, depth, period = ("opacity", -0.85, 1.0) if action == "blink" else ("y", -0.12, 0.75)
         still = actor.now(track)
         beats = max(1, round((end - start) / period))
-        times = np.linspace(start, end, 4 * beats + 1)[1:-1]
-        swing = [1, 0, 0 if action == "blink" else -1, 0]
-        values = [still + depth * swing[k % 4] for k in range(len(times))]
+        times = np.linspace(start, end, 2 * beats + 1)[1:-1]
+        values = [still + depth * (1 - k % 2) for k in range(len(times))]
         steps = zip(times.tolist(), values, strict=True)
         actor.change(track, (start, 0), *steps, (end, still))
 
