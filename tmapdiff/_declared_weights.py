@@ -39,6 +39,15 @@ def check_declared_weights(place: str, folder: Path, build: Callable[[], object]
         return  # told better by whoever reads them
     if max(sizes.values(), default=0) > _MOST_CONFIG_BYTES:
         raise CheckpointError(f"{place}: its config.json has more than {_MOST_CONFIG_BYTES} bytes.")
+    check_declared_bytes(place, stored, build)
+
+
+def check_declared_bytes(place: str, stored: int, build: Callable[[], object]) -> None:
+    """Do so for weights that are stored in a number of bytes.
+
+    Raises:
+        CheckpointError: If the model declares more than that, by far.
+    """
     try:
         with _no_more_than(place, _GROWTH * stored + _SPARE), torch.device("meta"):
             build()

@@ -403,3 +403,18 @@ def test_experiment_files_that_grow(tmp_path):
     path.write_text("# " + "x" * 2**20)
     with refuses(ConfigError, "expected an experiment file of at most 1,048,576 bytes, got more."):
         ms2dtan_config(path)
+
+
+def test_an_experiment_of_more_than_its_checkpoint_holds(tmp_path):
+    published = Published(tmp_path, "ms2dtan-conv")
+
+    def widened(value):
+        if isinstance(value, dict):
+            return {name: widened(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [widened(one) for one in value]
+        return 10**6 if value == 8 and not isinstance(value, bool) else value
+
+    config = {**published.config, "MODEL": widened(published.config["MODEL"])}
+    with refuses(CheckpointError, "load_ms2dtan: its configuration declares", "bytes of weights"):
+        load_ms2dtan(config, published.checkpoint, published.glove)

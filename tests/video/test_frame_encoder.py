@@ -193,6 +193,8 @@ def test_on_a_gpu(encoder):
         {"crop_pct": "all"},
         {"mean": []},
         {"std": [1, 1, "x"]},
+        {"std": [1, 1, 0.0]},
+        {"mean": [0, 0, 1e60]},
         {"is_training": True},
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tmapdiff._arrays import load_tensors
 from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message, require
+from tmapdiff._declared_weights import check_declared_bytes
 from tmapdiff.data import (
     AnnotationSet,
     FeatureStore,
@@ -298,6 +299,8 @@ def load_ms2dtan(
     if glove.vectors.shape[1] != word_channels:
         expected = f"word vectors of {word_channels} numbers"
         raise ConfigError(message(who, expected, glove.vectors.shape[1]))
+    held = sum(one.numel() * one.element_size() for one in [*weights.values(), glove.vectors])
+    check_declared_bytes(who, held, lambda: experiment.build_ms2dtan(len(vocabulary)))
     model = experiment.build_ms2dtan(len(vocabulary))
     model.load_public_state_dict(weights)
     model.encoder.load_word_vectors(glove.rows_for(vocabulary, missing="zero")[0])

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -373,8 +372,8 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
         and all(
             isinstance(numbers := config.get(name), tuple)
             and len(numbers) == size[0]
-            and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
-            for name in ("mean", "std")
+            and all(type(one) in (int, float) and least <= one <= 1e6 for one in numbers)
+            for name, least in (("mean", -1e6), ("std", 1e-6))
         )
         and type(crop) in (int, float)
         and _SMALLEST_CROP <= crop <= 1 / _SMALLEST_CROP

@@ -21,6 +21,7 @@ from helpers.migration import EXPERIMENT
 from torch import Tensor
 
 import tmapdiff
+from tmapdiff._declared_weights import check_declared_bytes
 from tmapdiff.data import (
     AnnotationSet,
     SyntheticActivities,
@@ -410,7 +411,7 @@ def _check_ms2dtan(folder: Path) -> None:
         tensor.float().sum()
     experiment = tmapdiff.ms2dtan_config(folder / "experiment.yml")
     assert "\n\n" not in experiment.report
-    experiment.build_ms2dtan(vocabulary_size=10)
+    check_declared_bytes("fuzz", 1 << 20, lambda: experiment.build_ms2dtan(vocabulary_size=10))
 
 
 def _training_data() -> tmapdiff.MomentDataset:
