@@ -9,53 +9,22 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.corpora import CHANNELS, QUERIES, RATE, make_corpus, write
 from helpers.processes import start_process
 
-from tmapdiff import MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.errors import ArgumentError, ConfigError, FileError
 from tmapdiff.video import VideoFeatures
 
-pa = pytest.importorskip("pyarrow", reason="pyarrow comes with the extra ray")
+pytest.importorskip("pyarrow", reason="pyarrow comes with the extra ray")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from tmapdiff.corpus import CorpusOptions, localize_corpus  # noqa: E402
-
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
-WORDS = ["a", "person", "opens", "the", "door"]
-QUERIES = ["a person opens the door", "the door", "person"]
-CHANNELS, RATE = 6, 0.5
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"), 12)
-
-
-def make_corpus(folder, count):
-    """A pipeline of random weights, features of some videos, and tables of videos and queries."""
-    torch.manual_seed(0)
-    encoder = {**GRID, "vocabulary_size": len(WORDS) + 2, "clip_channels": CHANNELS}
-    encoder |= {"word_channels": 8, "channels": 8, "num_text_layers": 1}
-    decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
-    localizer = MomentLocalizer(encoder, {**decoder, "kernel_sizes": [3]}, num_samples=2)
-    for one in localizer.parameters():  # what starts at zero must count, too
-        torch.nn.init.normal_(one, std=0.3)
-    MomentLocalizationPipeline(localizer, Vocabulary(WORDS)).save_pretrained(folder / "pipeline")
-    random = np.random.default_rng(0)
-    (folder / "features").mkdir()
-    ids = [f"video{index:02}" for index in range(count)]
-    for index, name in enumerate(ids):
-        features = random.standard_normal((20 + index, CHANNELS)).astype(np.float32)
-        np.save(folder / "features" / f"{name}.npy", features)
-    durations = [(20 + index) * RATE for index in range(count)]
-    write(folder / "videos.parquet", video_id=ids, duration=durations)
-    write(folder / "queries.parquet", query_id=[7, 8, 9], query=QUERIES)
-    return folder
-
-
-def write(path, **columns):
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 def run(corpus, output, **options):
@@ -239,8 +208,8 @@ def test_results_of_another_run_are_kept_apart(corpus, tmp_path):
         run(corpus, tmp_path / "out", queries=other)
     with refuses(ConfigError, f"{start}options, got another one."):
         run(corpus, tmp_path / "out", options=CorpusOptions(seed=3))
-    manifest = json.loads((tmp_path / "out" / "corpus.json").read_text())
-    (tmp_path / "out" / "corpus.json").write_text(json.dumps({**manifest, "pipeline": "?"}))
+    manifest = json.loads((tmp_path / "out" / "_corpus.json").read_text())
+    (tmp_path / "out" / "_corpus.json").write_text(json.dumps({**manifest, "pipeline": "?"}))
     with refuses(ConfigError, f"{start}pipeline, got another one."):
         run(corpus, tmp_path / "out")
 

@@ -21,7 +21,7 @@ from tmapdiff.models import Ranking
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.video import VideoFeatures
 
-MANIFEST = "corpus.json"
+MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
 _VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
 

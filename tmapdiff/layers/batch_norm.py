@@ -1,5 +1,7 @@
 """Batch normalisation over the batches of all processes that train together."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from einops import reduce
@@ -72,8 +74,21 @@ def share_batch_norm(model: nn.Module) -> None:
                 setattr(parent, name, SharedBatchNorm1d.of(child))
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
-    from torch.distributed.nn.functional import all_reduce
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
 
-    total: Tensor = all_reduce(x)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Each process's loss depends on the sum.
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(x)
     return total
