@@ -1121,3 +1121,19 @@ def test_half_precision_models_take_features_as_they_are(dtype: torch.dtype) -> 
     model = ready().to(dtype)
     found = model.localize(**queries(2), generator=seeded(0))
     assert bool(found.ranked.scores.isfinite().all())
+
+
+def test_losses_with_a_generator_a_query_do_not_depend_on_the_batch():
+    model = ready().eval()
+    inputs = annotated(4)
+
+    def loss(rows):
+        parts = {name: value[rows] for name, value in inputs.items()}
+        return model.loss(**parts, generator=[seeded(row) for row in range(4)[rows]])
+
+    together = loss(slice(0, 4))
+    apart = torch.stack([loss(slice(0, 1)), loss(slice(1, 4))])
+    assert_close((apart * torch.tensor([1, 3])).sum() / 4, together)
+    assert not torch.equal(loss(slice(0, 4)), model.loss(**inputs, generator=seeded(0)))
+    with refuses(ShapeError, "MomentLocalizer.loss: expected generator to be a list of 4, got 1."):
+        model.loss(**inputs, generator=[seeded(0)])

@@ -1,0 +1,67 @@
+"""With several processes it is tested by tests/test_several_processes.py."""
+
+import copy
+
+import torch
+import torch.distributed as dist
+from helpers.assertions import assert_close, refuses
+from helpers.contracts import draw
+from torch import nn
+
+from tmapdiff.errors import ShapeError
+from tmapdiff.layers.batch_norm import SharedBatchNorm1d, share_batch_norm
+
+
+def make_norm():
+    norm = nn.BatchNorm1d(4).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def alone(run):
+    """Call a function in a group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return run()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_one_process_alone_normalises_as_batch_norm_does():
+    norm = make_norm()
+    shared = SharedBatchNorm1d.of(copy.deepcopy(norm))
+    gradient = draw(9, 4, seed=1, dtype=torch.float64)
+
+    def run(layer):
+        x = draw(9, 4, dtype=torch.float64).requires_grad_()
+        result = layer(x)
+        return [result, *torch.autograd.grad(result, [x, *layer.parameters()], gradient)]
+
+    for found, expected in zip(alone(lambda: run(shared)), run(norm), strict=True):
+        assert_close(found, expected)
+    for name, value in norm.state_dict().items():
+        assert_close(shared.state_dict()[name].double(), value.double(), what=name)
+
+
+def test_in_evaluation_nothing_is_shared():
+    norm = make_norm().eval()
+    shared = SharedBatchNorm1d.of(norm)
+    x = draw(3, 4, dtype=torch.float64)
+    assert not shared.training
+    assert torch.equal(alone(lambda: shared(x)), norm(x))
+
+
+def test_a_model_keeps_its_parameters_and_their_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Tanh()))
+    before = dict(model.named_parameters())
+    state = list(model.state_dict())
+    share_batch_norm(model)
+    assert type(model[1][0]) is SharedBatchNorm1d
+    assert list(model.state_dict()) == state
+    assert all(one is before[name] for name, one in model.named_parameters())
+
+
+def test_refuses_maps():
+    with refuses(ShapeError, "SharedBatchNorm1d: expected x of shape (N, 4), got (2, 4, 3)."):
+        alone(lambda: SharedBatchNorm1d(4)(torch.zeros(2, 4, 3)))
