@@ -2,7 +2,7 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra ray")
 
-from corpus import make_corpus, measure_steps, run  # noqa: E402
+from corpus import make_corpus, measure_steps, run
 
 
 def test_a_pair_costs_more_than_its_steps():
