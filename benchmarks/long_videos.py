@@ -6,10 +6,9 @@
 One query, random weights and features, two denoising steps. Each number of clips runs in a process
 of its own, with one thread. Time is the processor's, the median of some runs after one that is not
 counted; memory is that of all tensors that `localize` makes at its peak, and by how much the
-process grew (its largest resident set, over that after a short video). The C library is told to
-keep memory that was freed (MALLOC_MMAP_MAX_): it would give back what is larger than 32 MiB, and
-long videos alone would pay for getting it again. Growth is the exponent of the power of N that fits
-the upper half of the numbers of clips best, by least squares of logarithms.
+process grew (its largest resident set, over that after a short video). Growth is the exponent of
+the power of N that fits the upper half of the numbers of clips best, by least squares of
+logarithms.
 """
 
 import argparse
@@ -112,8 +111,7 @@ def _largest_resident_set() -> int:
 def measure_apart(name: str, clips: int, repeats: int) -> dict[str, float]:
     """Do the same as `measure`, in a process of its own."""
     command = [sys.executable, __file__, "--one", name, str(clips), "--repeats", str(repeats)]
-    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-    environment = {**os.environ, **keep, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout)
     return found
