@@ -51,6 +51,7 @@ class OracleDecoder(nn.Module):
         self.grid = grid
         self.scores = scores
         self.timesteps: list[int] = []
+        self.dtype = scores.dtype
 
     def prepare(
         self, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None = None
