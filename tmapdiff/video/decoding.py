@@ -620,7 +620,10 @@ def _start_of_sound(decoders: Any, content: Any) -> float | None:
 
 def _is_cover(stream: Any) -> bool:
     """Whether a video stream is the picture on a record's sleeve."""
-    return bool(int(getattr(stream, "disposition", 0)) & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
+    disposition = getattr(stream, "disposition", 0)
+    # A flag in releases before 18, a number since.
+    flags = int(getattr(disposition, "value", disposition))
+    return bool(flags & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
 
 
 def _turning(frame: Any) -> tuple[bool, bool, bool]:
