@@ -5,6 +5,6 @@ options, and with `EXAMPLES` for its help; `app.COMMANDS` lists them. Importing 
 light: what a command needs is imported inside of it.
 """
 
-from tmapdiff.cli.main import main
+from tmapdiff.cli.entry import main
 
 __all__ = ["main"]
