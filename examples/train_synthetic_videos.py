@@ -1,38 +1,46 @@
-"""Train a whole pipeline on made-up videos, from pictures to moments, in a few minutes.
+"""Train a whole pipeline on made-up videos, from pictures to moments.
 
     python examples/train_synthetic_videos.py
     tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
 
 Needs no file and no network: the videos are drawn, and the frame encoder, whose weights would
-otherwise come from the hub, first learns on their pictures which shape is where.
+otherwise come from the hub, first learns on their pictures what is where.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tmapdiff import FrameEncoder, MomentLocalizationPipeline, TmapdiffError, extract_features
+from tmapdiff import (
+    PRESETS,
+    FrameEncoder,
+    MomentDataset,
+    MomentLocalizationPipeline,
+    TmapdiffError,
+    Trainer,
+    Vocabulary,
+)
 from tmapdiff.data import SyntheticVideos, open_feature_store
-from tmapdiff.recipes import LocalizationData, Reading, Recipe, evaluate_trained
-from tmapdiff.video import FramePreprocessor
+from tmapdiff.evaluation import evaluate, evaluate_prior, fit_moment_prior
+from tmapdiff.video import FeatureStoreWriter, FramePreprocessor
 
-FPS = 4
-PICTURES_A_VIDEO = 24  # that the frame encoder learns from
+FPS = SyntheticVideos.frame_rate / 2
+PICTURES_A_VIDEO = 12  # that the frame encoder learns from
 
 
-def see_shapes(data: SyntheticVideos, passes: int, seed: int) -> FrameEncoder:
+def see_shapes(data: SyntheticVideos, passes: int) -> FrameEncoder:
     """Train a small frame encoder to tell what the pictures show."""
-    torch.manual_seed(seed)
     encoder = FrameEncoder("test_resnet", pretrained=False)
     size = {"input_size": (3, 64, 64), "crop_pct": 1.0}
     encoder.preprocess = FramePreprocessor({**encoder.preprocess.config, **size})
     encoder.description = "timm test_resnet, trained on made-up pictures"
-    random, frames, layouts = np.random.default_rng(seed), [], []
+    random, frames, layouts = np.random.default_rng(0), [], []
     for video_id, video in data.videos.items():
         count = round(video.duration * data.frame_rate)
         numbers = random.choice(count, PICTURES_A_VIDEO, replace=False)
@@ -58,35 +66,54 @@ def see_shapes(data: SyntheticVideos, passes: int, seed: int) -> FrameEncoder:
     return encoder
 
 
+def write_features(parts: list[SyntheticVideos], encoder: FrameEncoder, path: Path) -> None:
+    """Encode each second picture: as extract_features would of files, but without writing them."""
+    with FeatureStoreWriter(path, {"seconds_per_feature": 1 / FPS}) as store:
+        for data in parts:
+            for video_id, video in data.videos.items():
+                numbers = np.arange(1, round(video.duration * data.frame_rate), 2)
+                features = encoder.encode(data.pictures(video_id, numbers), batch_size=64)
+                store.write(video_id, features.numpy(), {"duration": video.duration})
+        store.finish()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/shapes"))
-    parser.add_argument("--videos", type=int, help="videos to train on (default: 270)")
+    parser.add_argument("--videos", type=int, default=600, help="to train on (default: 600)")
     parser.add_argument("--passes", type=int, default=5, help="of the frame encoder (default: 5)")
-    parser.add_argument("--epochs", type=int, default=30, help="of the localizer (default: 30)")
-    parser.add_argument("--preset", default="nano", help="size of the localizer (default: nano)")
+    parser.add_argument("--epochs", type=int, default=20, help="of the localizer (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     args = parser.parse_args(arguments)
     began = time.perf_counter()
+    torch.manual_seed(args.seed)
 
-    parts = [SyntheticVideos(args.videos), SyntheticVideos(split="test")]
-    encoder = see_shapes(parts[0], args.passes, args.seed)
-    files = [file for part in parts for file in part.write(args.output / "videos" / part.split)]
-    print(f"{len(files)} videos after {time.perf_counter() - began:.0f} s")
-    features = args.output / "features.h5"
-    print(extract_features(files, encoder, features, fps=FPS))
-    print(f"features after {time.perf_counter() - began:.0f} s")
+    train, test = SyntheticVideos(args.videos), SyntheticVideos(split="test")
+    encoder = see_shapes(train, args.passes)
+    write_features([train, test], encoder, args.output / "features.h5")
+    test.write(args.output / "videos" / "test")
+    print(f"features and videos after {time.perf_counter() - began:.0f} s")
 
-    train, test = (part.annotations for part in parts)
-    data = LocalizationData("shapes", train, test, open_feature_store(features))
-    recipe = Recipe(args.preset, seed=args.seed, training={"epochs": args.epochs})
-    trained = recipe.train(data, args.output, device="cpu", say=print)
-    for name, metrics in evaluate_trained(trained, Reading((1, 5)), data).rows.items():
-        print(f"{name:26}", *(f"{key} {value:5.1f}" for key, value in metrics.items()), sep="  ")
-
-    pipeline = MomentLocalizationPipeline(
-        trained.model, trained.train_set.vocabulary, encoder, fps=FPS
+    store = open_feature_store(args.output / "features.h5")
+    vocabulary = Vocabulary.from_sentences(item.query for item in train.annotations)
+    preset = replace(PRESETS["nano"], encoder={**PRESETS["nano"].encoder, "channels": 128})
+    train_set, test_set = (
+        MomentDataset(part.annotations, store, vocabulary, preset.grid["num_clips"])
+        for part in (train, test)
     )
+    model = preset.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
+    config = replace(preset.training, epochs=args.epochs, learning_rate=2e-3, seed=args.seed)
+    trainer = Trainer(model, train_set, config, args.output, device="cpu")
+    trainer.train()
+
+    model = trainer.ema_model.eval()
+    prior = evaluate_prior(model.grid, fit_moment_prior(model.grid, train_set), test_set)
+    for name, metrics in (
+        ("best constant", prior),
+        ("model", evaluate(model, test_set, seed=args.seed).metrics),
+    ):
+        print(f"{name:14}", *(f"{key} {value:5.1f}" for key, value in metrics.items()), sep="  ")
+    pipeline = MomentLocalizationPipeline(model, vocabulary, encoder, fps=FPS)
     pipeline.save_pretrained(args.output / "pipeline")
     print(f"written to {args.output / 'pipeline'} after {time.perf_counter() - began:.0f} s")
 
