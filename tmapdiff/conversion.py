@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ class _FolderWriter:
         if others:
             expected = f"no features but {suffix} files in {folder}"
             raise FeatureError(message("convert_features", expected, ", ".join(sorted(others))))
+        for left in folder.glob(f".*{suffix}.*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self.stated = read_attributes(folder)
         for name, value in attributes.items():
             said = self.stated["attributes"].setdefault(name, value)
