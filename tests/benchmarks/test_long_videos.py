@@ -22,7 +22,7 @@ def test_each_number_of_clips_is_measured_in_a_process_of_its_own(tmp_path, caps
     main([*arguments, "--json", str(result), "--plot", str(picture)])
     rows = json.loads(result.read_text())["results"]["nms"]
     assert [row["clips"] for row in rows] == [64, 128, 256]
-    assert 1.5 < rows[2]["tensor_bytes"] / rows[1]["tensor_bytes"] < 2.5
+    assert 1.3 < rows[2]["tensor_bytes"] / rows[1]["tensor_bytes"] < 2.5
     assert all(row["seconds"] > 0 and row["process_bytes"] >= 0 for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
