@@ -98,7 +98,7 @@ def test_the_first_page(folder, monkeypatch):
     try:
         page = wait_for_page("http://127.0.0.1:7860/", process)
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     assert "<html" in page, output
 
