@@ -29,6 +29,11 @@ def short(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def first_line(error: Exception) -> str:
+    """Say what an error of another library says, in one line; its type, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:
     """Return `value` as an int, or raise ArgumentError when it is none or is below `at_least`."""
     # bool is an int to Python, but never what a caller means by a size.

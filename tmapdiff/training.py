@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from tmapdiff._arrays import load_tensors
 from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
-from tmapdiff._checks import check_choice, check_int, check_range, message, require
+from tmapdiff._checks import check_choice, check_int, check_range, first_line, message, require
 from tmapdiff._files import naming_file, written_beside
 from tmapdiff._stopping import (
     SECONDS_OF_ORPHANS,
@@ -401,8 +401,7 @@ class Trainer:
         except CheckpointError:
             raise
         except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            text = f"Trainer: cannot resume from {checkpoint}: {first_line}"
+            text = f"Trainer: cannot resume from {checkpoint}: {first_line(error)}"
             raise CheckpointError(text) from error
         self.history = [
             entry

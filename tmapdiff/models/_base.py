@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import ConfigMixin, ModelMixin
 from typing_extensions import Self
 
-from tmapdiff._checks import short
+from tmapdiff._checks import first_line, short
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
@@ -90,8 +90,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         except TmapdiffError:
             raise
         except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{place}: {first_line}") from error
+            raise CheckpointError(f"{place}: {first_line(error)}") from error
         for key, what in (
             ("missing_keys", "has no weights"),
             ("unexpected_keys", "has unknown weights"),

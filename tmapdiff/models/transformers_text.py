@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, message, require
+from tmapdiff._checks import check_int, first_line, message, require
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError
 
@@ -223,8 +223,7 @@ class TransformersTextEncoder(nn.Module):
             raise self._cannot_load(f"the tokenizer of {name}", error) from error
 
     def _cannot_load(self, what: str, error: Exception) -> CheckpointError:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return CheckpointError(f"{type(self).__name__}: cannot load {what}: {lines[0]}")
+        return CheckpointError(f"{type(self).__name__}: cannot load {what}: {first_line(error)}")
 
 
 def _loading(name: str) -> dict[str, bool]:

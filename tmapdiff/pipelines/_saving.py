@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from tmapdiff._checks import short
+from tmapdiff._checks import first_line, short
 from tmapdiff._limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
@@ -40,7 +40,7 @@ def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) 
         return Path(snapshot_download(text, allow_patterns=patterns, **options))
     # The hub has many errors of its own.
     except Exception as error:
-        reason = f"there is no such folder here, and the hub failed: {_first_line(error)}"
+        reason = f"there is no such folder here, and the hub failed: {first_line(error)}"
         raise CheckpointError(f"{place}: {reason}") from error
 
 
@@ -81,7 +81,3 @@ def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
     if name == "text_encoder":
         return TransformersTextEncoder(str(folder / name))
     return classes[kind].from_pretrained(folder / name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

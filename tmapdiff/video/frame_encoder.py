@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_int, check_shape, message
+from tmapdiff._checks import check_choice, check_int, check_shape, first_line, message
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
@@ -95,7 +95,7 @@ class FrameEncoder(nn.Module):
             if not pretrained:
                 raise
             raise CheckpointError(
-                f"{who}: cannot load the weights of {model_name}: {_first_line(error)}. "
+                f"{who}: cannot load the weights of {model_name}: {first_line(error).rstrip('.')}. "
                 "Without a network, pass the file as weights, or pretrained=False."
             ) from error
         origin = "" if pretrained else ", random weights"
@@ -222,7 +222,7 @@ class FrameEncoder(nn.Module):
             raise
         # JSON, safetensors, timm and torch each have errors of their own.
         except Exception as error:
-            raise CheckpointError(f"{place}: {_first_line(error)}.") from error
+            raise CheckpointError(f"{place}: {first_line(error).rstrip('.')}.") from error
         return encoder
 
     def train(self, mode: bool = True) -> Self:
@@ -385,7 +385,3 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
 _PREPROCESSING = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
 _LARGEST_SIDE = 2048  # twice the largest of timm's models
 _SMALLEST_CROP = 0.25  # pictures are enlarged by its inverse, then cropped
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
