@@ -16,13 +16,15 @@ def test_growth_is_the_power_of_the_upper_half(power):
     assert growth(CLIPS, costs) == pytest.approx(power)
 
 
-def test_each_number_of_clips_is_measured_in_a_process_of_its_own(tmp_path, capsys):
+def test_each_number_of_clips_is_measured_in_a_process_of_its_own(tmp_path, capsys, monkeypatch):
+    # Chosen by the clock, implementations of another memory could be compared.
+    monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
     result, picture = tmp_path / "long.json", tmp_path / "long.png"
     arguments = ["--clips", "64", "128", "256", "--cases", "nms", "--repeats", "1"]
     main([*arguments, "--json", str(result), "--plot", str(picture)])
     rows = json.loads(result.read_text())["results"]["nms"]
     assert [row["clips"] for row in rows] == [64, 128, 256]
-    assert 1.3 < rows[2]["tensor_bytes"] / rows[1]["tensor_bytes"] < 2.5
+    assert 1.5 < rows[2]["tensor_bytes"] / rows[1]["tensor_bytes"] < 2.5
     assert all(row["seconds"] > 0 and row["process_bytes"] >= 0 for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
