@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -331,9 +332,10 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
         self.accelerator.register_load_state_pre_hook(_refuse_code)
 
-    @property
+    @cached_property
     def raw_model(self) -> MapLocalizer:
         """The model with the weights of the last step."""
+        # Kept: it is asked for several times a step, and looking for it goes through all modules.
         unwrapped: MapLocalizer = self.accelerator.unwrap_model(self.model)
         return unwrapped
 

@@ -1,7 +1,9 @@
 """What operations on maps with invalid cells share: checks, zeros, statistics without them."""
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -73,10 +75,32 @@ def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask.dim() == 3:
         return x.masked_fill_(~mask.unsqueeze(-3), 0)
     order = memory_order(x)
-    invalid = dict(zip((2, 3), (~mask).nonzero(as_tuple=True), strict=True))
+    invalid = dict(zip((2, 3), cells_of(mask).invalid, strict=True))
     # Indexed in the order of memory: otherwise as slow as a pass over all cells.
     x.permute(order)[tuple(invalid.get(dim, slice(None)) for dim in order)] = 0
     return x
+
+
+class CellLists(NamedTuple):
+    """Cells of a mask, each as the tensors that index its two dimensions, on the CPU."""
+
+    valid: tuple[Tensor, ...]
+    invalid: tuple[Tensor, ...]
+
+
+def cells_of(mask: Tensor) -> CellLists:
+    """List valid and invalid cells; a mask with the same values is looked up once.
+
+    Shape:
+        - mask: (N_k, A), or its transpose; bool, on the CPU
+    """
+    return _listed(mask.numpy().tobytes(), tuple(mask.shape))
+
+
+@lru_cache(maxsize=32)
+def _listed(values: bytes, shape: tuple[int, int]) -> CellLists:
+    mask = torch.from_numpy(np.frombuffer(values, dtype=bool).reshape(shape).copy())
+    return CellLists(mask.nonzero(as_tuple=True), (~mask).nonzero(as_tuple=True))
 
 
 def inverse_deviation(variance: Tensor, eps: float) -> Tensor:

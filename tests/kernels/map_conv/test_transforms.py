@@ -71,7 +71,7 @@ def test_adjoints_are_adjoint(transform: MapTransform) -> None:
     other, kernels = draw(*spectra.shape, seed=2, dtype=F64), draw(*kernel.shape, seed=3, dtype=F64)
     for forth, back in (
         (spectra * other, maps * transform.forward_adjoint(other)),
-        (kernel * kernels, weight * transform.kernel_adjoint(kernels)),
+        (kernel * kernels, weight * transform.kernel_adjoint(*kernels.unbind(1))),
         (transform.inverse(other) * maps, other * transform.inverse_adjoint(maps)),
     ):
         assert float(forth.sum()) == pytest.approx(float(back.sum()), rel=1e-9, abs=1e-9)

@@ -5,6 +5,7 @@ tells ways apart that differ by much; what lies closer is left to the clock.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -116,6 +117,19 @@ def _transform_seconds(
 
 def best_transform(sizes: ConvSizes, *, with_kernel: bool) -> MapTransform:
     """Find the transform whose tiles cost least; arguments as for `spectral_seconds`."""
+    if torch.compiler.is_compiling():
+        return _best_transform(sizes, with_kernel)
+    in_tf32 = torch.backends.cuda.matmul.allow_tf32
+    return _known_best_transform(sizes, with_kernel, in_tf32)
+
+
+@lru_cache(maxsize=256)
+def _known_best_transform(sizes: ConvSizes, with_kernel: bool, in_tf32: bool) -> MapTransform:
+    # TF32 is a setting of torch's that `sizes` look at: it belongs to what the result depends on.
+    return _best_transform(sizes, with_kernel)
+
+
+def _best_transform(sizes: ConvSizes, with_kernel: bool) -> MapTransform:
     # As plainly as can be: the compilers of older torch know no generators and no `min(key=...)`.
     first, *others = _transforms(sizes)
     best, least = first, spectral_seconds(sizes, first, with_kernel=with_kernel)

@@ -39,7 +39,7 @@ class KernelSpectra:
         ):
             return self._spectrum
         self.clear()  # first: there may be no room for two
-        self._spectrum = transform.kernel(weight.to(dtype))
+        self._spectrum = transform.kernel(weight.to(dtype)).contiguous()
         self._key, self._weight = key, weight.clone()
         return self._spectrum
 

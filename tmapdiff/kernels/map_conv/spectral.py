@@ -184,8 +184,8 @@ def _gradients_of_spectra(
         in_channels = below.shape[-1]
         times_i = below[:, :2].reshape(frequencies, rows, in_channels)
         below = below[:, 1:].reshape(frequencies, rows, in_channels)
-        kernel = torch.stack([torch.bmm(below.mT, plain), torch.bmm(times_i.mT, plain)], dim=1)
-        of_kernel = transform.kernel_adjoint(kernel).contiguous()
+        real, imaginary = torch.bmm(plain.mT, below), torch.bmm(plain.mT, times_i)
+        of_kernel = transform.kernel_adjoint(real.mT, imaginary.mT).contiguous()
     of_bias = plain[0, : tiles * batch].sum(dim=0) / transform.scale
     return of_maps, of_kernel, of_bias
 

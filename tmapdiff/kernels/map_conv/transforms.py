@@ -86,6 +86,11 @@ class MapTransform:
         return self.num_edge + self.middle_durations * self.period[0]
 
     @property
+    def has_small_kernel(self) -> bool:
+        """Whether a kernel is transformed at once: one dense product is quicker than two small."""
+        return self.kernel_size <= _SMALL_KERNEL
+
+    @property
     def scale(self) -> float:
         """Factor of `forward`, and of `inverse`: half each, so that half precision stays in range.
 
@@ -150,21 +155,31 @@ class MapTransform:
 
         Shape:
             - weight: (D, C, S, S)
-            - returns: (frequencies, 2, C, D)
+            - returns: (frequencies, 2, C, D), with C innermost in memory, as in the kernel
         """
+        if self.has_small_kernel:
+            table = _small_kernel_table(self, weight.dtype, weight.device)
+            spectrum = table.flatten(0, 1) @ weight.flatten(2).flatten(0, 1).T
+            return spectrum.view(self.num_frequencies, 2, *weight.shape[:2]).mT
         tables = _kernel_tables(self, weight.dtype, weight.device)
-        return self._transform(tables, weight.permute(3, 2, 1, 0), (2,))
+        return self._transform(tables, weight.permute(3, 2, 0, 1), (2,)).mT
 
-    def kernel_adjoint(self, spectra: Tensor) -> Tensor:
+    def kernel_adjoint(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Apply the adjoint of `kernel`: from a gradient of its spectrum to one of the kernel.
 
         Shape:
-            - spectra: (frequencies, 2, C, D)
+            - real, imaginary: (frequencies, C, D), best with C innermost in memory
             - returns: (D, C, S, S)
         """
-        tables = _transposed(_kernel_tables(self, spectra.dtype, spectra.device))
-        size = self.kernel_size
-        return self._transform_back(tables, spectra, size, size).permute(3, 2, 1, 0)
+        size, planes = self.kernel_size, (real.mT, imaginary.mT)
+        if self.has_small_kernel:
+            table = _small_kernel_table(self, real.dtype, real.device)
+            flat = [plane.flatten(1).T for plane in planes]
+            kernel = torch.mm(flat[0], table[:, 0]).addmm_(flat[1], table[:, 1])
+            return kernel.view(*planes[0].shape[1:], size, size)
+        tables = _transposed(_kernel_tables(self, real.dtype, real.device))
+        spectrum = torch.stack(planes, dim=1)
+        return self._transform_back(tables, spectrum, size, size).permute(2, 3, 1, 0)
 
     def _transform(self, tables: Tables, maps: Tensor, parts: tuple[int, ...]) -> Tensor:
         columns, rows, *inner = maps.shape
@@ -201,6 +216,7 @@ class MapTransform:
 
 # Tables. In float64, whatever they are rounded to.
 
+_SMALL_KERNEL = 7  # cells that the largest kernel spans which is transformed at once
 _KEPT = 64  # tables of this many transforms, dtypes and devices stay in memory
 
 
@@ -276,6 +292,17 @@ def _kernel_tables(transform: MapTransform, dtype: torch.dtype, device: torch.de
         return torch.stack([real, imaginary], dim=1).flatten(2).flatten(0, 1)
 
     return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
+
+
+@lru_cache(maxsize=_KEPT)
+def _small_kernel_table(
+    transform: MapTransform, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Transform each cell of a kernel: (frequencies, 2, S * S)."""
+    size = transform.kernel_size
+    cells = torch.eye(size**2, dtype=torch.float64).view(size, size, 1, size**2).transpose(0, 1)
+    tables = _kernel_tables(transform, torch.float64, torch.device("cpu"))
+    return transform._transform(tables, cells, (2,))[:, :, 0].to(device, dtype)
 
 
 def _rounded(

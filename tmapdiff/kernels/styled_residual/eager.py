@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tmapdiff.kernels._launch import empty_like_maps
+from tmapdiff.kernels.masking import CellLists, cells_of
 
 # Values of maps in a piece: some four such tensors fit into the second cache of two cores.
 _PIECE = 2**18
@@ -112,12 +113,11 @@ class _Cells:
         self.batch, self.channels, rows, columns = x.shape
         self.outer = (2, 3) if x.stride(2) >= x.stride(3) else (3, 2)
         self.num_valid = rows * columns
-        self.mask: Tensor | None = None
+        self.cells: CellLists | None = None
         if mask is not None:
-            self.mask = mask if self.outer == (2, 3) else mask.T
-            self.valid = self.mask.flatten().nonzero()[:, 0]
-            self.places = self.mask.nonzero(as_tuple=True)
-            self.others = (~self.mask).nonzero(as_tuple=True)
+            self.cells = cells_of(mask if self.outer == (2, 3) else mask.T)
+            outermost, inner = self.cells.valid
+            self.valid = outermost * x.shape[self.outer[1]] + inner
             self.num_valid = len(self.valid)
 
     def pieces(self, like: Tensor, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -137,18 +137,18 @@ class _Cells:
     def take(self, maps: Tensor, samples: slice, out: Tensor) -> Tensor:
         """Copy the valid cells of samples: (valid, samples, C)."""
         cells = self._of(maps, samples)
-        if self.mask is None:
+        if self.cells is None:
             return out.copy_(cells.flatten(0, 1))
         return torch.index_select(cells.flatten(0, 1), 0, self.valid, out=out)
 
     def put(self, maps: Tensor, samples: slice, values: Tensor) -> None:
         """Write the valid cells of samples, and zeros into the others."""
         cells = self._of(maps, samples)
-        if self.mask is None:
+        if self.cells is None:
             cells.copy_(values.view_as(cells))
         else:
-            cells[self.places] = values
-            cells[self.others] = 0
+            cells[self.cells.valid] = values
+            cells[self.cells.invalid] = 0
 
     def _of(self, maps: Tensor, samples: slice) -> Tensor:
         return maps[samples].permute(*self.outer, 0, 1)
