@@ -31,8 +31,10 @@ __all__ = ["KernelSpectra", "MapConvPlan", "map_conv", "plan_map_conv"]
 
 # Below so many seconds, by arithmetic, direct convolution is not worth replacing.
 _QUICK = {"cpu": 2e-4, "cuda": 1e-5}
-# How far arithmetic may be off: beyond, the slower way is not tried.
-_SURELY_DIRECT, _SURELY_SPECTRAL = 0.7, 8.0
+# Direct over spectral seconds, by arithmetic: below the first, direct is surely the faster, above
+# the second, spectral is; the clock decides between, and may be wrong where others use the machine.
+_DOUBTFUL = {"cpu": (0.5, 1.7)}
+_DOUBTFUL_ELSEWHERE = (0.7, 8.0)
 # Nor is a direct convolution that takes longer, if arithmetic is against it: oneDNN's gradient of
 # large kernels can take minutes.
 _LONGEST_TRIAL = 0.2  # seconds
@@ -235,10 +237,11 @@ def _cut(sizes: ConvSizes) -> ConvSizes:
 
 def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:
     direct = direct_seconds(sizes)
-    if direct < _QUICK.get(sizes.device, math.inf) or direct < _SURELY_DIRECT * spectral:
+    low, high = _DOUBTFUL.get(sizes.device, _DOUBTFUL_ELSEWHERE)
+    if direct < _QUICK.get(sizes.device, math.inf) or direct < low * spectral:
         return ["direct"]
     # On a GPU a direct convolution too many is soon over, and the arithmetic is rougher.
-    slow = direct > _SURELY_SPECTRAL * spectral or direct > max(spectral, _LONGEST_TRIAL)
+    slow = direct > high * spectral or direct > max(spectral, _LONGEST_TRIAL)
     if sizes.device == "cpu" and slow:
         return ["spectral"]
     return ["direct", "spectral"] if direct < spectral else ["spectral", "direct"]
