@@ -11,7 +11,6 @@ import torch
 
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
-
 # Of the speed of matrix products, what direct convolutions reach.
 _DIRECT_SPEED = {"cpu": 0.6}
 
