@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tmapdiff._stopping import StopRequest
+from tmapdiff import _stopping
+from tmapdiff._stopping import StopRequest, exit_code
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 
@@ -21,7 +22,7 @@ def test_a_signal_is_noted_and_a_second_has_its_effect(number, code):
             assert stop.signal is None
             os.kill(os.getpid(), number)
             assert stop.signal == number
-            assert stop.exit_code == code
+            assert exit_code(stop.signal) == code
             assert came == []
             os.kill(os.getpid(), number)
             assert came == [number]
@@ -29,6 +30,23 @@ def test_a_signal_is_noted_and_a_second_has_its_effect(number, code):
         assert came == [number, number]
     finally:
         signal.signal(number, before)
+
+
+def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch):
+    monkeypatch.setattr(_stopping, "SECONDS_OF_ECHO", 0.2)
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with StopRequest(under_launcher=True) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM
+            assert came == []
+            time.sleep(0.25)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_threads_than_the_main_one_get_no_signals():

@@ -535,7 +535,7 @@ def test_looking_at_loss_and_gradient_waits_for_no_more_than_the_forward_pass(da
     read = []
 
     class Watched(_HostCopy):
-        def read(self) -> float:
+        def read(self) -> list[float]:
             read.append(self)
             return super().read()
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -10,6 +11,8 @@ from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_FINISH = 30.0
+# A launcher passes on within that time what a scheduler has sent to all processes.
+SECONDS_OF_ECHO = 5.0
 # Workers of a process that was killed look every 5 seconds whether it is there. Till then they hold
 # its locks, where filelock does not take them away from forks, as it does in its later releases.
 SECONDS_OF_ORPHANS = 7.0
@@ -21,18 +24,19 @@ class StopRequest:
     Used as a context manager, it asks nothing more of a second signal: that has its usual effect.
     Only a program's main thread can receive signals; elsewhere it does nothing.
 
+    Args:
+        under_launcher: Whether a launcher started the process. It passes on signals that a job
+            scheduler has sent to all processes: for a while, a second one is no second request.
+
     Attributes:
         signal: The signal that came; None so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, under_launcher: bool = False) -> None:
         self.signal: int | None = None
+        self._seconds_of_echo = SECONDS_OF_ECHO if under_launcher else 0.0
+        self._came_at = 0.0
         self._before: dict[int, Any] = {}
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell would report of a process that such a signal ended: 128 and its number."""
-        return 128 + (self.signal or signal.SIGTERM)  # another process of the run may have got it
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -44,8 +48,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
-            self.signal = number
-        else:
+            self.signal, self._came_at = number, time.monotonic()
+        elif time.monotonic() - self._came_at >= self._seconds_of_echo:
             self._put_back()
             signal.raise_signal(number)
 
@@ -54,6 +58,11 @@ class StopRequest:
             # None: set by code that is not Python's, which cannot be put back.
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
         self._before = {}
+
+
+def exit_code(number: int) -> int:
+    """Give what a shell would report of a process that a signal ended: 128 and its number."""
+    return 128 + number
 
 
 def leave_stopping_to_reader(_worker: int = 0) -> None:

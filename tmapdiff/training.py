@@ -25,6 +25,7 @@ from tmapdiff._stopping import (
     SECONDS_OF_ORPHANS,
     StopRequest,
     end_workers,
+    exit_code,
     leave_stopping_to_reader,
 )
 from tmapdiff.data import MomentBatch, collate_moments
@@ -50,8 +51,6 @@ _FREE_FIELDS = (
 )
 _SECONDS_BETWEEN_LOSSES = 1.0  # on the progress bar
 _PROGRESS_INDEX = 1  # second of what is registered for checkpointing
-# Several processes agree on what only one of them knows so often: each time they wait for another.
-_STEPS_BETWEEN_AGREEMENTS = 16
 # The gradient scaler starts at 2**16 and halves it at each step that it skips: a gradient that is
 # not finite at 2**-8 has not overflowed.
 _MOST_SKIPPED_STEPS = 24
@@ -251,6 +250,9 @@ class Trainer:
         self._folder = CheckpointFolder(self.output_dir / "checkpoints")
         self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=SECONDS_OF_ORPHANS)
         self._unchecked: _GradientNorm | None = None
+        self._stop = StopRequest()
+        self._saved_at = time.monotonic()
+        self._wishes = _HostCopy(torch.zeros(2))
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
         state = accelerate.state.AcceleratorState
@@ -446,17 +448,22 @@ class Trainer:
         """Train until the configured number of epochs is done.
 
         On SIGTERM or SIGINT (Ctrl-C), it finishes the step, writes a checkpoint and exits; a second
-        signal ends it at once. A run that is not resumed removes the checkpoints of another.
+        signal ends it at once. Of several processes, it is enough that one gets the signal. A run
+        that is not resumed removes the checkpoints of another.
 
         Raises:
             FileError: If a file cannot be written, or another process trains in `output_dir`.
             ArgumentError: If the loss or a gradient is not finite; the message names the queries
                 and videos of the batch, and the checkpoints before stay.
             ConfigError: If the validation gives no `best_metric`.
+            CheckpointError: If processes of the run have resumed from different checkpoints.
             SystemExit: If asked to stop, with 128 and the number of the signal: 143 of SIGTERM, 130
                 of SIGINT.
         """
-        with self._alone(), StopRequest() as stop, self._arithmetic():
+        launched = self.accelerator.num_processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+        self._stop = StopRequest(under_launcher=launched)
+        with self._alone(), self._stop, self._arithmetic():
+            self._check_same_place()
             if self.accelerator.is_main_process:
                 with written_beside(self.output_dir / "training.json") as new:
                     new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
@@ -471,10 +478,11 @@ class Trainer:
                 with _ProgressBar(self) as bar:
                     self._close_epoch(bar)
                     while self.progress.epoch < self.config.epochs:
-                        self._train_epoch(bar, stop)
+                        self._train_epoch(bar)
                         self.save_checkpoint()
                         self._close_epoch(bar)
-                        self._stop_if_asked(stop, is_saved=True)
+                        if self._signals_of_all():
+                            self._exit()
             finally:
                 end_workers(self._loader_in_use)
             with naming_file(self.output_dir / "tensorboard"):
@@ -521,6 +529,17 @@ class Trainer:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             cudnn.benchmark = before[2]
 
+    def _check_same_place(self) -> None:
+        """Refuse to train when processes have resumed from different checkpoints, or from none."""
+        place = torch.tensor([self.progress.epoch, self.progress.step])
+        places = self.accelerator.gather(place[None].to(self.accelerator.device)).tolist()
+        if any(one != places[0] for one in places):
+            raise CheckpointError(
+                "Trainer: expected all processes to resume from one checkpoint, got "
+                + ", ".join(f"epoch {epoch} step {step}" for epoch, step in places)
+                + f". All machines must share {self.output_dir}."
+            )
+
     def _begin_where_resumed(self) -> None:
         """Remove what another run, or a later part of this one, left: it would be resumed."""
         progress = self.progress
@@ -533,7 +552,7 @@ class Trainer:
         self._folder.keep(set(self.checkpoints) - later)
         self._write_history()
 
-    def _train_epoch(self, bar: "_ProgressBar", stop: StopRequest) -> None:
+    def _train_epoch(self, bar: "_ProgressBar") -> None:
         progress, loader = self.progress, self.loader
         self.model.train()
         self._order.set_epoch(progress.epoch)
@@ -553,7 +572,12 @@ class Trainer:
             self.ema.update(self.raw_model, step=progress.step)
             bar.advance(progress.losses[-1], batch)
             if progress.batch < len(self.loader):
-                self._stop_if_asked(stop)
+                stops, _ = self._agreed_wishes()
+                if stops:
+                    # Before saving: a worker that ends by itself would be an error.
+                    end_workers(loader)
+                    self.save_checkpoint()
+                    self._exit()
                 if self._is_checkpoint_due():
                     self.save_checkpoint()
         if loader is not self.loader:
@@ -589,33 +613,31 @@ class Trainer:
             with written_beside(self._history_file, durable=True) as new:
                 new.write_text(json.dumps(self.history, indent=1) + "\n")
 
-    def _stop_if_asked(self, stop: StopRequest, is_saved: bool = False) -> None:
-        if not self._any_process(stop.signal is not None):
-            return
-        # Before saving: a worker that ends by itself would be an error.
-        end_workers(self._loader_in_use)
-        if not is_saved:
-            self.save_checkpoint()
-        raise SystemExit(stop.exit_code)
+    def _wishes_here(self) -> tuple[bool, bool]:
+        """Tell whether this process was asked to stop, and whether its last checkpoint is old."""
+        minutes = self.config.checkpoint_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return self._stop.signal is not None, is_late
+
+    def _agreed_wishes(self) -> tuple[bool, bool]:
+        """Give the wishes of any process, which came with the last step: the same for all."""
+        if self.accelerator.num_processes == 1:
+            return self._wishes_here()
+        stops, is_late = self._wishes.read()
+        return stops > 0, is_late > 0
 
     def _is_checkpoint_due(self) -> bool:
-        steps, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
-        if steps is not None and self.progress.step % steps == 0:
-            return True
-        if minutes is None:
-            return False
-        return self._any_process(time.monotonic() - self._saved_at >= 60 * minutes)
+        _, is_late = self._agreed_wishes()
+        steps = self.config.checkpoint_steps
+        return is_late or (steps is not None and self.progress.step % steps == 0)
 
-    def _any_process(self, wish: bool) -> bool:
-        """Tell whether any process has a wish; several processes find out now and then."""
-        if self.accelerator.num_processes == 1:
-            return wish
-        if self.progress.batch % _STEPS_BETWEEN_AGREEMENTS:
-            return False
-        if wish:
-            self.accelerator.set_trigger()
-        agreed: bool = self.accelerator.check_trigger()
-        return agreed
+    def _signals_of_all(self) -> list[int]:
+        """Give the signals that processes got, one of each at most; they wait for each other."""
+        here = torch.tensor([self._stop.signal or 0], device=self.accelerator.device)
+        return [number for number in self.accelerator.gather(here).tolist() if number]
+
+    def _exit(self) -> None:
+        raise SystemExit(exit_code(max(self._signals_of_all())))
 
     def _step(self, batch: MomentBatch) -> Tensor:
         """Take one step of the optimizer.
@@ -649,7 +671,7 @@ class Trainer:
         weighted, loss = self._share_loss(loss, batch)
         on_host = _HostCopy(loss)
         self.accelerator.backward(weighted)
-        value = on_host.read()
+        (value,) = on_host.read()
         self._check_gradient()
         if not math.isfinite(value):
             raise ArgumentError(
@@ -674,12 +696,16 @@ class Trainer:
         """Weigh the loss so that gradients average to those of all processes' cells; give its mean.
 
         The loss is a mean over the process's own cells, and processes may differ in their number.
+        With these numbers goes what a process wishes to do after the step, for all to do it.
         """
         processes = self.accelerator.num_processes
         if processes == 1:
             return loss, loss
         cells = self.raw_model.count_cells(batch.features, batch.num_clips)
-        total = self.accelerator.reduce(cells.clone(), "sum")
+        # Numbers that are filled in, as a copy from the host would wait for the forward pass.
+        wishes = [cells.new_full((), int(wish)) for wish in self._wishes_here()]
+        total, *wishes = self.accelerator.reduce(torch.stack([cells, *wishes]), "sum").unbind()
+        self._wishes = _HostCopy(torch.stack(wishes))
         weighted = loss * (processes * cells / total)
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
@@ -688,7 +714,8 @@ class Trainer:
         last, self._unchecked = self._unchecked, None
         if last is None:
             return
-        if math.isfinite(norm := last.norm.read()):
+        (norm,) = last.norm.read()
+        if math.isfinite(norm):
             self.progress.skipped = 0
             return
         self.progress.skipped += 1
@@ -780,21 +807,22 @@ def _refuse_code(models: list[Any], folder: str) -> None:
 
 
 class _HostCopy:
-    """A number on its way from a device to the host, which need not wait until it reads it."""
+    """Numbers on their way from a device to the host, which need not wait until it reads them."""
 
-    def __init__(self, number: Tensor) -> None:
-        self.number, self.arrived = number.detach(), None
-        if number.is_cuda:
-            here = torch.empty_like(self.number, device="cpu", pin_memory=True)
-            self.number = here.copy_(self.number, non_blocking=True)
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers, self.arrived = numbers.detach().flatten(), None
+        if numbers.is_cuda:
+            here = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
+            self.numbers = here.copy_(self.numbers, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record()
 
-    def read(self) -> float:
-        """Wait for the number."""
+    def read(self) -> list[float]:
+        """Wait for the numbers."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return float(self.number)
+        numbers: list[float] = self.numbers.tolist()
+        return numbers
 
 
 def _check_writable(folder: Path) -> None:

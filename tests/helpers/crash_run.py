@@ -41,7 +41,7 @@ def do_nothing() -> None:
 
 def train(folder: Path, changes: dict[str, Any], resume: bool = True) -> None:
     """Train to the end and write down what came of it: `result.json`."""
-    _settle()
+    settle()
     trainer = make_trainer(folder, **changes)
     if resume:
         trainer.resume()
@@ -51,7 +51,7 @@ def train(folder: Path, changes: dict[str, Any], resume: bool = True) -> None:
 
 def train_slowly(folder: Path, changes: dict[str, Any], seconds: float) -> None:
     """Train with steps that take so long; `started` appears with the second."""
-    _settle()
+    settle()
     trainer = make_trainer(folder, **changes)
     step = trainer._step
 
@@ -65,7 +65,7 @@ def train_slowly(folder: Path, changes: dict[str, Any], seconds: float) -> None:
     trainer.resume().train()
 
 
-def _settle() -> None:
+def settle() -> None:
     """Make a process of the server like one that was started from a shell."""
     import torch
 
@@ -154,7 +154,7 @@ def train_and_report(folder: Path, changes: dict[str, Any]) -> None:
 
 def make_table_row(folder: Path) -> None:
     """Make one run of benchmarks/tables.py, as its worker processes do."""
-    _settle()
+    settle()
     import tables
 
     tables.load_charades_files = _made_up_charades

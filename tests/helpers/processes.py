@@ -30,13 +30,10 @@ def start_process(function: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def run_processes(
-    function: Callable[..., None], count: int, logs: Path, *arguments: Any, seconds: float = 120
-) -> str:
-    """Run a function `count` times at once; returns what the first process printed.
-
-    Fails with what all printed if one of them fails.
-    """
+def start_processes(
+    function: Callable[..., None], count: int, logs: Path, *arguments: Any
+) -> list[Any]:
+    """Start a function in several processes that find each other; each has a log."""
     logs.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,6 +52,11 @@ def run_processes(
             }
         log = logs / f"process-{rank}.log"
         running.append(start_process(_run, function, arguments, variables, log))
+    return running
+
+
+def end_processes(running: list[Any], seconds: float = 120) -> list[int]:
+    """Wait for processes, some seconds each, kill those that still run, and give exit codes."""
     try:
         for process in running:
             process.join(seconds)
@@ -62,8 +64,18 @@ def run_processes(
         for process in running:
             process.kill()
             process.join()
+    return [process.exitcode for process in running]
+
+
+def run_processes(
+    function: Callable[..., None], count: int, logs: Path, *arguments: Any, seconds: float = 120
+) -> str:
+    """Run a function `count` times at once; returns what the first process printed.
+
+    Fails with what all printed if one of them fails.
+    """
+    codes = end_processes(start_processes(function, count, logs, *arguments), seconds)
     printed = [(logs / f"process-{rank}.log").read_text() for rank in range(count)]
-    codes = [process.exitcode for process in running]
     assert not any(codes), f"exit codes {codes}:\n" + "\n".join(printed)
     return printed[0]
 
@@ -81,6 +93,8 @@ def _run(
             function(*arguments)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+        except SystemExit as end:
+            code = end.code
         except BaseException:
             traceback.print_exc(file=file)
             code = 1

@@ -1,15 +1,21 @@
 """What each process of tests/test_several_processes.py does."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from helpers import crash_run
 from torch.utils.data import Subset
 
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
+from tmapdiff._files import written_beside
 from tmapdiff.data import SyntheticActivities
+from tmapdiff.errors import CheckpointError
 from tmapdiff.evaluation import evaluate
 from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.training import TrainingConfig
@@ -87,3 +93,39 @@ def evaluate_queries(folder: Path, queries: int) -> None:
     }
     path = folder / f"process-{accelerator.process_index}.json"
     path.write_text(json.dumps(result))
+
+
+def train_to_the_end(folder: Path, changes: dict[str, Any]) -> None:
+    """Train, or go on, and write down what each process ends with."""
+    trainer = crash_run.make_trainer(folder, **changes)
+    trainer.resume().train()
+    result = json.dumps(crash_run.outcome(trainer))
+    (folder / f"result-{trainer.accelerator.process_index}.json").write_text(result)
+
+
+def train_slowly(folder: Path, changes: dict[str, Any]) -> None:
+    """Train with steps that take a while; `started-<rank>` appears with the second, with its id."""
+    crash_run.settle()
+    trainer = crash_run.make_trainer(folder, **changes)
+    step = trainer._step
+
+    def slow_step(batch: Any) -> Any:
+        if trainer.progress.step:
+            with written_beside(folder / f"started-{trainer.accelerator.process_index}") as new:
+                new.write_text(str(os.getpid()))
+        time.sleep(0.1)
+        return step(batch)
+
+    trainer._step = slow_step
+    trainer.resume().train()
+
+
+def train_apart(folder: Path, changes: dict[str, Any]) -> None:
+    """Let the first process alone find the run's checkpoints; each writes down its error."""
+    trainer = crash_run.make_trainer(folder, **changes)
+    if trainer.accelerator.is_main_process:
+        trainer.resume()
+    try:
+        trainer.train()
+    except CheckpointError as error:
+        (folder / f"error-{trainer.accelerator.process_index}").write_text(str(error))
