@@ -1,16 +1,22 @@
 """Runs of benchmarks/tables.py that are killed: they go on, and their results are the same."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from helpers import crash_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+ROOT = Path(__file__).parents[2]
+SECONDS = 120
 MEASURED = ("metrics", "parameters", "training", "trained_on")
 
 
@@ -39,3 +45,60 @@ def test_a_run_of_a_table_goes_on_after_kills(tmp_path):
     assert {name: found[name] for name in MEASURED} == {name: expected[name] for name in MEASURED}
     left = [path for path in (parts / "scratch" / "results").iterdir() if path.suffix != ".removed"]
     assert not left
+
+
+class Command:
+    """The whole command, for a table that needs no files; two runs at a time, a thread each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.results, self.scratch = folder / "results", folder / "scratch"
+        line = "--table 2 --seeds 1 --epochs 2 --steps 1 --limit 12 --jobs 2 --device cpu"
+        places = ["--results", str(self.results), "--scratch", str(self.scratch)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "benchmarks" / "tables.py"), *line.split(), *places],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def end(self) -> str:
+        """Wait for it; give what it printed."""
+        printed, _ = self.process.communicate(timeout=SECONDS)
+        assert self.process.returncode == 0, printed
+        return printed
+
+    def kill_when(self, come: Callable[[], bool]) -> dict[str, bytes]:
+        """Kill it, and wait for its workers to end by themselves; give the results it leaves."""
+        until = time.monotonic() + SECONDS
+        while not come():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        pid = self.process.pid
+        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        assert workers
+        self.process.kill()
+        self.process.communicate(timeout=SECONDS)  # ends when all have closed what they print to
+        assert self.process.returncode == -signal.SIGKILL
+        return {path.name: path.read_bytes() for path in self.results.glob("*.json")}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc")
+def test_the_whole_command_goes_on_after_kills(tmp_path):
+    _, table = Command(tmp_path / "whole").end().split("### Table 2")
+    parts = tmp_path / "parts"
+    first = Command(parts)
+    within = first.kill_when(lambda: any(first.scratch.rglob("checkpoints/epoch-*")))
+    unfinished = [path.parent.name for path in first.scratch.rglob("checkpoints")]
+    assert unfinished
+    second = Command(parts)
+    between = second.kill_when(lambda: len(list(second.results.glob("*.json"))) > len(within) + 1)
+    assert within.items() < between.items()
+    printed, resumed = Command(parts).end().split("### Table 2")
+    assert resumed == table
+    # What was complete was not made again.
+    assert printed.count(" seed 0: ") == 4 - len(between)
+    for name, content in between.items():
+        assert (parts / "results" / name).read_bytes() == content
+    assert len(list((parts / "results").glob("*.json"))) == 4
