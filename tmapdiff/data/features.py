@@ -15,6 +15,7 @@ from tmapdiff._arrays import features_bytes, load_npy, load_npz, load_tensors
 from tmapdiff._checks import check_floating, check_int, check_range, check_shape, message, require
 from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
+from tmapdiff.data._hdf5_attributes import AttributeReader
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.errors import (
     AnnotationError,
@@ -90,6 +91,7 @@ class HDF5FeatureStore:
         self, path: str | os.PathLike[str], seconds_per_feature: float | None = None
     ) -> None:
         self.path = Path(path)
+        self._attributes = AttributeReader(self.path)
         self._handle: Any = None
         self._handle_pid = -1
         try:
@@ -110,7 +112,12 @@ class HDF5FeatureStore:
         return f"HDF5FeatureStore({str(self.path)!r}, {self.seconds_per_feature})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_handle_pid": -1}
+        return {
+            **self.__dict__,
+            "_attributes": AttributeReader(self.path),
+            "_handle": None,
+            "_handle_pid": -1,
+        }
 
     def __contains__(self, video_id: object) -> bool:
         if not _is_video_id(video_id):
@@ -145,11 +152,14 @@ class HDF5FeatureStore:
     def attributes(self) -> dict[str, Any]:
         """What the file says of all its features, such as the model that made them.
 
-        Not to be asked of a file of a stranger: HDF5 keeps texts in a part of the file where damage
-        can hold it for ever.
+        HDF5 keeps texts in a part of the file where damage can hold it for ever. So they are read
+        in a process of its own, which has ten seconds, and takes 0.3 to start.
+
+        Raises:
+            FileError: If they cannot be read.
         """
         with self._reading() as file:
-            return _plain(file.attrs)
+            return self._attributes.read(file)
 
     @property
     def video_ids(self) -> tuple[str, ...]:
@@ -167,7 +177,7 @@ class HDF5FeatureStore:
         with self._reading() as file:
             if video_id not in file:
                 raise _missing(self.description, video_id)
-            return _plain(self._dataset(file, video_id).attrs)
+            return self._attributes.read(self._dataset(file, video_id))
 
     def stored_dtype(self, video_id: str) -> str:
         """Return the type of a video's features in the file."""
@@ -203,8 +213,9 @@ class HDF5FeatureStore:
         """Give the file as this process opened it; what goes wrong with it is a FileError."""
         h5py = require("h5py", extra="train", purpose="reading HDF5 features")
         if self._handle_pid != os.getpid():
-            # A handle from before a fork shares its place in the file with the parent's.
+            # From before a fork, both would be shared with the parent.
             self._close()
+            self._attributes = AttributeReader(self.path)
             if not self.path.is_file():
                 raise FileError(message("HDF5FeatureStore", f"a file {self.path}", "no such file"))
         try:
@@ -671,11 +682,6 @@ def read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
         expected = "a JSON object of the objects 'attributes' and 'videos'"
         raise FeatureError(message(f"{path}", expected, "something else"))
     return content
-
-
-def _plain(attributes: Any) -> dict[str, Any]:
-    """HDF5 attributes as plain Python values."""
-    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in attributes.items()}
 
 
 def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:

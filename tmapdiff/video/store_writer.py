@@ -14,6 +14,7 @@ from typing_extensions import Self
 from tmapdiff._checks import message, require
 from tmapdiff._files import sync, written_beside
 from tmapdiff._stopping import SECONDS_OF_ORPHANS
+from tmapdiff.data._hdf5_attributes import AttributeReader
 from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
 Attributes = Mapping[str, str | int | float]
@@ -150,16 +151,19 @@ class FeatureStoreWriter:
                 part.unlink()
 
     def _read_store(self) -> None:
+        reader = AttributeReader(self.path)
         try:
             with self._h5py.File(self.path, "r") as file:
-                self._check_same(_plain(file.attrs))
-                self._written = {name: _plain(file[name].attrs) for name in file}
+                self._check_same(reader.read(file))
+                self._written = {name: reader.read(file[name]) for name in file}
         except TmapdiffError:
             raise
         # h5py has no error of its own: damage shows as any.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise FileError(f"cannot read {self.path} as HDF5: {reason}.") from error
+        finally:
+            reader.close()
 
     def _check_same(self, found: dict[str, Any]) -> None:
         for name, value in self.attributes.items():
@@ -191,8 +195,3 @@ def _read_attributes(path: Path) -> dict[str, Any]:
         raise FileError(
             message(str(path), "attributes that were written", "others", hint)
         ) from error
-
-
-def _plain(attributes: Any) -> dict[str, Any]:
-    """HDF5 attributes as plain Python values."""
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in attributes.items()}
