@@ -13,7 +13,7 @@ from helpers.corpora import CHANNELS, QUERIES, RATE, make_corpus, write
 from helpers.processes import start_process
 
 from tmapdiff import MomentLocalizationPipeline
-from tmapdiff.errors import ArgumentError, ConfigError, FileError
+from tmapdiff.errors import ArgumentError, ConfigError, FileError, SizeLimitError
 from tmapdiff.video import VideoFeatures
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra ray")
@@ -230,6 +230,12 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
     empty = write(tmp_path / "empty", query_id=[1, 2], query=["a", None])
     with refuses(ArgumentError, f"{empty}: expected a value of query in every row, got none in"):
         run(corpus, tmp_path / "out", queries=empty)
+    lists = write(tmp_path / "lists", query_id=[1], query=[["a"]])
+    with refuses(ArgumentError, f"{lists}: expected query as text, got list<"):
+        run(corpus, tmp_path / "out", queries=lists)
+    texts = write(tmp_path / "texts", video_id=["a"], duration=["1.0"])
+    with refuses(ArgumentError, f"{texts}: expected duration as numbers, got string."):
+        run(corpus, tmp_path / "out", videos=texts)
     astray = write(tmp_path / "astray", query_id=[1], query=["a"], video_id=["elsewhere"])
     with refuses(
         ArgumentError, "localize_corpus: expected queries of the videos, got queries of 1"
@@ -241,4 +247,52 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
     run(corpus, tmp_path / "out")
     (tmp_path / "out" / "part-of-others.parquet").write_bytes(text.read_bytes())
     with refuses(FileError, f"{tmp_path / 'out' / 'part-of-others.parquet'}: expected a file of a"):
+        run(corpus, tmp_path / "out")
+
+
+def test_tables_that_declare_more_than_memory_holds(corpus, tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", str(2**20))
+    rows = 100_000
+    same = pa.repeat(pa.scalar("a"), rows)
+    many = write(tmp_path / "many", query_id=same, query=same)
+    assert many.stat().st_size < 2**12
+    with refuses(SizeLimitError, f"{many}: expected a table of at most 1,048,576 bytes, got 12,8"):
+        run(corpus, tmp_path / "out", queries=many)
+    # Each of the files is small enough, all together are not.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for index in range(3):
+        some = pa.array([f"{index} {row}" for row in range(4000)])
+        write(folder / f"{index}.parquet", query_id=some, query=some)
+    with refuses(SizeLimitError, f"{folder}: expected a table of at most 1,048,576 bytes, got 1,"):
+        run(corpus, tmp_path / "out", queries=folder)
+    long = tmp_path / "long"
+    pq.write_table(pa.table({"query_id": [1], "query": ["a" * 2**21]}), long, compression="zstd")
+    assert long.stat().st_size < 2**12
+    with refuses(SizeLimitError, f"{long}: expected a group of rows of at most 1,048,576 bytes"):
+        run(corpus, tmp_path / "out", queries=long)
+
+
+def test_columns_of_files_of_one_table(corpus, tmp_path):
+    """A column that is in some of the files is a column with gaps."""
+    table = tmp_path / "queries"
+    table.mkdir()
+    write(table / "a.parquet", query_id=[1], query=["door"])
+    write(table / "b.parquet", query_id=["2"], query=["person"], video_id=["video01"])
+    with refuses(ArgumentError, f"{table}: expected a value of video_id in every row, got none in"):
+        run(corpus, tmp_path / "out", queries=table)
+    write(table / "a.parquet", query_id=[1], query=["door"], video_id=["video02"])
+    run(corpus, tmp_path / "out", queries=table)
+    assert set(rows_of(tmp_path / "out")) == {("video02", "1"), ("video01", "2")}
+
+
+@pytest.mark.parametrize("content", ["3", '[["a"]]', "[" * 2000, '{"a": 1}'])
+def test_files_of_moments_that_say_nothing_of_use(corpus, tmp_path, content):
+    pa = pytest.importorskip("pyarrow")
+    run(corpus, tmp_path / "out")
+    schema = pa.schema([("video_id", pa.string())], metadata={"tmapdiff.videos": content})
+    path = tmp_path / "out" / "part-0.parquet"
+    pq.write_table(schema.empty_table(), path)
+    with refuses(FileError, f"{path}: expected a file of a corpus run, got "):
         run(corpus, tmp_path / "out")

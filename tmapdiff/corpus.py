@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from tmapdiff._checks import check_int, message, require
+from tmapdiff._checks import check_int, first_line, message, require, short
 from tmapdiff._files import written_beside
+from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, open_feature_store
 from tmapdiff.errors import ArgumentError, ConfigError, FileError, TmapdiffError
 from tmapdiff.models import Ranking
@@ -23,6 +24,8 @@ from tmapdiff.video import VideoFeatures
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
 _VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
+_ROWS_AT_ONCE = 4096
+_BYTES_OF_VALUE = 64  # of a number or an empty text, as Python's
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
 
 
@@ -120,9 +123,10 @@ def localize_corpus(
 
     Raises:
         MissingDependencyError: If Ray or pyarrow is not installed.
-        FileError: If a table cannot be read, or `output` not be written.
-        ArgumentError: If a table lacks a column or a value or has an id twice, a query is asked of
-            an unknown video, or a number is out of range.
+        FileError: If a table cannot be read or (`SizeLimitError`) takes more memory than it may, or
+            `output` cannot be written.
+        ArgumentError: If a table lacks a column or a value, holds something else in one, or has an
+            id twice; if a query is asked of an unknown video, or a number is out of range.
         ConfigError: If `output` is of another pipeline, other queries or options.
         CheckpointError: If the pipeline cannot be loaded.
     """
@@ -322,14 +326,17 @@ def _write(path: Path, videos: Sequence[str], rows: Sequence[Mapping[str, Any]])
 
 def _videos_done(output: Path) -> Iterator[str]:
     """Give the videos of the files in a folder, by what the files say of themselves."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for path in sorted(output.glob("part-*.parquet")):
         try:
             metadata = pq.read_schema(path).metadata or {}
             videos = json.loads(metadata[_VIDEOS_IN_FILE])
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
+            if not isinstance(videos, list) or not all(isinstance(one, str) for one in videos):
+                raise ValueError("its videos are no list of ids")
+        except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+            reason = first_line(error).rstrip(".")
             hint = "Remove it, and its videos are localized again."
             expected = "a file of a corpus run"
             raise FileError(message(str(path), expected, reason, hint)) from error
@@ -337,32 +344,97 @@ def _videos_done(output: Path) -> Iterator[str]:
 
 
 def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Read columns of a table, and `video_id` if there is one.
+
+    A few bytes of a Parquet file may stand for a billion rows: it is read piece by piece.
+    """
     import pyarrow as pa
     import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
     path = Path(place)
+    found: dict[str, list[Any]] = {name: [] for name in columns}
+    rows = taken = 0
     try:
         if not path.exists():
             raise FileError(f"cannot read {path}: no such file or folder.")
-        table = ds.dataset(path, format="parquet")
-        lacking = [name for name in columns if name not in table.schema.names]
-        if lacking:
-            got = ", ".join(table.schema.names) or "none"
-            expected = f"columns {', '.join(columns)}"
-            raise ArgumentError(message(str(path), expected, got))
-        optional = [name for name in ("video_id",) if name in table.schema.names]
-        found: dict[str, list[Any]] = table.to_table(
-            columns=list(dict.fromkeys([*columns, *optional]))
-        ).to_pydict()
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, TmapdiffError):
-            raise
-        raise FileError(f"cannot read {path}: {' '.join(str(error).split())}.") from error
+        files = ds.dataset(path, format="parquet").files
+        if not files:
+            raise ArgumentError(message(str(path), f"columns {', '.join(columns)}", "none"))
+        for file in files:
+            with pq.ParquetFile(file) as table:
+                names = _columns_to_read(path, columns, table.schema_arrow)
+                _check_declared(path, names, table.metadata)
+                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
+                    taken += batch.nbytes * TEXT_GROWTH
+                    taken += batch.num_rows * len(names) * _BYTES_OF_VALUE
+                    check_item_bytes(str(path), "a table", taken)
+                    for name in names:
+                        values = found.setdefault(name, [None] * rows)
+                        values += batch.column(name).to_pylist()
+                    rows += batch.num_rows
+    except TmapdiffError:
+        raise
+    # Damaged texts are a UnicodeError.
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise FileError(f"cannot read {path}: {short(first_line(error)).rstrip('.')}.") from error
     for name, values in found.items():
+        values += [None] * (rows - len(values))
         if None in values:
             expected = f"a value of {name} in every row"
             raise ArgumentError(message(str(path), expected, f"none in row {values.index(None)}"))
     return found
+
+
+def _check_declared(path: Path, names: Sequence[str], metadata: Any) -> None:
+    """Refuse a file whose rows, or a group of them unpacked, would take more than they may."""
+    declared = max(metadata.num_rows, 0) * len(names) * _BYTES_OF_VALUE
+    check_item_bytes(str(path), "a table", declared)
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = map(group.column, range(group.num_columns))
+        sizes = [one.total_uncompressed_size for one in columns if one.path_in_schema in names]
+        check_item_bytes(str(path), "a group of rows", sum(sizes))
+
+
+def _columns_to_read(path: Path, columns: Sequence[str], schema: Any) -> list[str]:
+    """Check that columns are there, and hold what they should; add `video_id` if it is there."""
+    lacking = [name for name in columns if name not in schema.names]
+    if lacking:
+        got = ", ".join(schema.names) or "none"
+        raise ArgumentError(message(str(path), f"columns {', '.join(columns)}", got))
+    names = [name for name in dict.fromkeys([*columns, "video_id"]) if name in schema.names]
+    for name in names:
+        if schema.names.count(name) > 1:
+            raise ArgumentError(message(str(path), f"one column {name}", "several"))
+        kind = schema.field(name).type
+        kinds = _kinds_of(kind)
+        if not kinds & _COLUMN_KINDS[name]:
+            expected = f"{name} as {' or '.join(sorted(_COLUMN_KINDS[name]))}"
+            raise ArgumentError(message(str(path), expected, kind))
+    return names
+
+
+_TEXT, _INTEGERS, _NUMBERS = "text", "integers", "numbers"
+_COLUMN_KINDS = {
+    "video_id": {_TEXT, _INTEGERS},
+    "query_id": {_TEXT, _INTEGERS},
+    "query": {_TEXT},
+    "path": {_TEXT},
+    "duration": {_NUMBERS},
+}
+
+
+def _kinds_of(kind: Any) -> set[str]:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return {_TEXT}
+    if types.is_integer(kind):
+        return {_INTEGERS, _NUMBERS}
+    return {_NUMBERS} if types.is_floating(kind) else set()
 
 
 def _read_queries(place: str | os.PathLike[str]) -> _Queries:
@@ -413,9 +485,12 @@ def _check_manifest(
             new.write_text(json.dumps(wanted, indent=2) + "\n")
         return
     try:
-        written = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FileError(f"cannot read {path}: {error}.") from error
+        with path.open("rb") as file:
+            written = json.loads(read_at_most(str(path), file, JSON_GROWTH))
+    except FileError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"cannot read {path}: {first_line(error)}.") from error
     for name, value in wanted.items():
         if not isinstance(written, dict) or written.get(name) != value:
             expected = f"{output} to be of a run with the same {name}"

@@ -1,5 +1,6 @@
 """Random weights throughout: there is no network."""
 
+import json
 import sys
 
 import pytest
@@ -220,3 +221,21 @@ def test_refusals(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with refuses(MissingDependencyError, "pip install 'tmapdiff[text]'"):
         TransformersTextEncoder("x")
+
+
+def test_a_tokenizer_of_more_words_than_the_model_knows(tmp_path):
+    make_encoder().save_pretrained(tmp_path)
+    config = transformers.BertConfig(**{**SIZES, "vocab_size": 8})
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    expected = "TransformersTextEncoder: expected a tokenizer of the model's 8 tokens, got one of a"
+    with refuses(CheckpointError, expected):
+        TransformersTextEncoder(tmp_path)
+
+
+@pytest.mark.parametrize("length", ["many", -1, 0.5])
+def test_a_tokenizer_that_cannot_be_used(tmp_path, length):
+    make_encoder().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
+    with refuses(CheckpointError, f"TransformersTextEncoder: cannot encode with {tmp_path}: "):
+        TransformersTextEncoder(tmp_path)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from tmapdiff._checks import check_int, first_line, message, require
+from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
-from tmapdiff.errors import ArgumentError, CheckpointError
+from tmapdiff._limits import TEXT_GROWTH, check_item_bytes
+from tmapdiff.errors import ArgumentError, CheckpointError, TmapdiffError
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class TransformersTextEncoder(nn.Module):
     Raises:
         MissingDependencyError: If transformers is not installed.
         CheckpointError: If the model or its tokenizer cannot be loaded, for example for want of a
-            network.
+            network, or do not fit each other.
+        SizeLimitError: If a text in the folder takes more memory than it may.
         ArgumentError: If `model` is a model of more than text, or there is no tokenizer beside it,
             the tokenizer has no token for padding, or a number is out of range; if a sentence is no
             string or blank, in the call.
@@ -88,8 +92,10 @@ class TransformersTextEncoder(nn.Module):
             if not isinstance(model, str | os.PathLike):
                 raise ArgumentError(message(who, "a tokenizer beside a model", "none"))
             tokenizer = model
+        name = type(model).__name__
         if isinstance(model, str | os.PathLike):
-            model = self._load_model(os.fspath(model))
+            name = os.fspath(model)
+            model = self._load_model(name)
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = self._load_tokenizer(os.fspath(tokenizer))
         if tokenizer.pad_token_id is None:
@@ -101,11 +107,19 @@ class TransformersTextEncoder(nn.Module):
         self.tokenizer = tokenizer
         # SigLIP learned with all sentences padded to one length, and reads the padding.
         self._reads_padding = config.model_type.startswith("siglip")
-        positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
-        self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
         self.token_channels: int = config.hidden_size
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
-        self.sentence_channels: int = self._encode(["a"])[0][0].shape[0]
+        try:
+            positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
+            self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
+            self._check_tokens()
+            self.sentence_channels: int = self._encode(["a"])[0][0].shape[0]
+        except CheckpointError:
+            raise
+        # What a model and a tokenizer that do not fit each other, or are damaged, end in.
+        except Exception as error:
+            text = f"{who}: cannot encode with {name}: {first_line(error)}"
+            raise CheckpointError(text) from error
 
     @property
     def device(self) -> torch.device:
@@ -200,12 +214,29 @@ class TransformersTextEncoder(nn.Module):
             )
         ]
 
+    def _check_tokens(self) -> None:
+        known = self.model.get_input_embeddings().num_embeddings
+        largest = max(self.tokenizer.get_vocab().values(), default=0)
+        if largest >= known:
+            expected = f"a tokenizer of the model's {known} tokens"
+            got = f"one of a token {largest}"
+            raise CheckpointError(message(type(self).__name__, expected, got))
+
     def _load_model(self, name: str) -> Any:
         try:
             options = _loading(name)
-            kind = self._transformers.AutoConfig.from_pretrained(name, **options).model_type
-            model_class = getattr(self._transformers, _TEXT_MODELS.get(kind, "AutoModel"))
+            if os.path.isdir(name):
+                _check_texts(Path(name))
+            config = self._transformers.AutoConfig.from_pretrained(name, **options)
+            model_class = getattr(
+                self._transformers, _TEXT_MODELS.get(config.model_type, "AutoModel")
+            )
+            if os.path.isdir(name):
+                place = f"{type(self).__name__}: cannot load {name}"
+                check_declared_weights(place, Path(name), lambda: _build(model_class, name, config))
             model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
+        except TmapdiffError:
+            raise
         # The hub, transformers and torch each have errors of their own.
         except Exception as error:
             raise self._cannot_load(name, error) from error
@@ -218,7 +249,11 @@ class TransformersTextEncoder(nn.Module):
 
     def _load_tokenizer(self, name: str) -> Any:
         try:
+            if os.path.isdir(name):
+                _check_texts(Path(name))
             return self._transformers.AutoTokenizer.from_pretrained(name, **_loading(name))
+        except TmapdiffError:
+            raise
         except Exception as error:
             raise self._cannot_load(f"the tokenizer of {name}", error) from error
 
@@ -230,6 +265,20 @@ def _loading(name: str) -> dict[str, bool]:
     # A folder must not bring code, about which transformers would ask at the terminal, and must not
     # name something else on the hub.
     return {"trust_remote_code": False, "local_files_only": os.path.isdir(name)}
+
+
+def _check_texts(folder: Path) -> None:
+    """Refuse texts that would take too much memory; a configuration has a limit of its own."""
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".txt", ".model"):
+            check_item_bytes(str(path), "a text", path.stat().st_size * TEXT_GROWTH)
+
+
+def _build(model_class: Any, name: str, config: Any) -> Any:
+    """Build a model as `from_pretrained` does, without weights."""
+    if hasattr(model_class, "from_config"):
+        return model_class.from_config(config)
+    return model_class(model_class.config_class.from_pretrained(name, local_files_only=True))
 
 
 # By the type that the configuration tells: the text part of models that are more than that.

@@ -18,10 +18,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from helpers.fuzzing.worker import peak_memory
 
 import tmapdiff
+from tmapdiff.corpus import _read_table
 from tmapdiff.data import load_glove
 
 ZEROS = bytes(2**24)
@@ -189,6 +192,38 @@ def video_of_30000_x_30000(folder: Path) -> None:
 def video_whose_pictures_are_larger_than_it_says(folder: Path) -> None:
     size = (12_000).to_bytes(2, "little")
     _write_video(folder, "webm", "libvpx", "yuv420p", rb"(\x9d\x01\x2a)....", size)
+
+
+@_bomb(lambda folder: _read_table(folder / "queries.parquet", ["query"]))
+def parquet_of_5e6_rows(folder: Path) -> None:
+    _write_table(folder, pa.repeat(pa.scalar("a door"), 5 * 10**6))
+
+
+@_bomb(lambda folder: _read_table(folder / "queries.parquet", ["query"]))
+def parquet_with_a_text_of_many_zeros(folder: Path) -> None:
+    _write_table(folder, pa.array(["0" * len(ZEROS) * MANY]))
+
+
+@_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
+def text_encoder_with_a_tokenizer_of_a_gigabyte(folder: Path) -> None:
+    _hole(folder / "tokenizer.json", b'{"version": "1.0"')
+
+
+@_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
+def text_encoder_of_1e9_words(folder: Path) -> None:
+    config = {"model_type": "bert", "vocab_size": 10**9}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
+def text_encoder_of_1e9_layers(folder: Path) -> None:
+    config = {"model_type": "bert", "num_hidden_layers": 10**9, "hidden_size": 8}
+    config |= {"num_attention_heads": 1, "vocab_size": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _write_table(folder: Path, queries: pa.Array) -> None:
+    pq.write_table(pa.table({"query": queries}), folder / "queries.parquet", compression="zstd")
 
 
 def _hole(path: Path, begin: bytes) -> None:

@@ -1,5 +1,6 @@
 """What is fuzzed: for each kind of file that is read, small whole ones and the reading of them."""
 
+import atexit
 import csv
 import io
 import json
@@ -7,26 +8,31 @@ import math
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 import yaml
+from helpers.corpora import make_corpus
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
 from torch import Tensor
 
 import tmapdiff
 from tmapdiff._declared_weights import check_declared_bytes
+from tmapdiff.corpus import CorpusOptions, localize_corpus
 from tmapdiff.data import (
     AnnotationSet,
     SyntheticActivities,
     load_glove,
 )
+from tmapdiff.video import VideoFeatures
 
 Files = Mapping[str, bytes]
 
@@ -388,6 +394,68 @@ def _check_pipeline(folder: Path) -> None:
         assert 0 <= moment.start < moment.end
 
 
+def _text_encoders() -> dict[str, Any]:
+    """Text encoders of each kind, of random weights."""
+    import tokenizers
+    import transformers
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "person", "opens", "door"]
+    sizes = {"vocab_size": len(words), "hidden_size": 8, "intermediate_size": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 12}
+    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    torch.manual_seed(0)
+    clip = transformers.CLIPTextConfig(**sizes, projection_dim=4)
+    models = {
+        "bert": transformers.BertModel(transformers.BertConfig(**sizes)),
+        "clip": transformers.CLIPTextModelWithProjection(clip),
+        "siglip": transformers.SiglipTextModel(transformers.SiglipTextConfig(**sizes)),
+    }
+    return {
+        name: tmapdiff.models.TransformersTextEncoder(model, tokenizer)
+        for name, model in models.items()
+    }
+
+
+def _text_encoder_seeds(folder: Path) -> list[Files]:
+    for name, encoder in _text_encoders().items():
+        encoder.save_pretrained(folder / name)
+    return [_files(one) for one in sorted(folder.iterdir())]
+
+
+def _check_text_encoder(folder: Path) -> None:
+    encoder = tmapdiff.models.TransformersTextEncoder(folder)
+    found = encoder(["a person opens the door", "the door"])
+    assert found.sentences.shape == (2, encoder.sentence_channels)
+    assert found.tokens.shape == (2, max(found.num_tokens), encoder.token_channels)
+
+
+def _text_pipeline_seeds(folder: Path) -> list[Files]:
+    encoder = _text_encoders()["bert"]
+    preset = _tiny()
+    localizer = preset.build(
+        vocabulary_size=None,
+        clip_channels=6,
+        encoder={"text_channels": encoder.token_channels},
+    )
+    pipe = tmapdiff.MomentLocalizationPipeline(localizer, text_encoder=encoder)
+    pipe.save_pretrained(folder)
+    return [_files(folder)]
+
+
+def _check_text_pipeline(folder: Path) -> None:
+    pipe = tmapdiff.MomentLocalizationPipeline.from_pretrained(folder)
+    video = VideoFeatures(torch.ones(8, 6), 0.5, 4.0)
+    for moment in pipe(video, "a person opens the door", num_inference_steps=2).moments[0]:
+        assert 0 <= moment.start < moment.end
+
+
 def _ms2dtan_seeds(folder: Path) -> list[Files]:
     torch.manual_seed(0)
     weights = io.BytesIO()
@@ -497,6 +565,56 @@ def _check_video(folder: Path) -> None:
         assert math.isfinite(video.duration)
 
 
+# Tables of a corpus, and what earlier runs found in it
+
+
+_CORPUS = Path(tempfile.gettempdir())  # replaced when seeds are made: what is not damaged
+
+
+def _corpus_seeds(folder: Path) -> list[Files]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    global _CORPUS
+    made = tempfile.TemporaryDirectory()
+    atexit.register(made.cleanup)
+    _CORPUS = make_corpus(Path(made.name), 3)
+    tables = {name: pq.read_table(_CORPUS / f"{name}.parquet") for name in ("videos", "queries")}
+    ways = {
+        "plain": {"compression": "none", "use_dictionary": False},
+        "packed": {"compression": "zstd", "data_page_version": "2.0"},
+        "pages": {"row_group_size": 1, "write_page_index": True},
+    }
+    seeds = []
+    for name, way in ways.items():
+        place = folder / name
+        place.mkdir()
+        for table, content in tables.items():
+            pq.write_table(content, place / f"{table}.parquet", **way)
+        if name != "plain":
+            _check_corpus(place)  # and leaves moments
+        seeds.append(_files(place))
+    numbers = pa.table({"query_id": [1, 2], "query": ["door", "a"], "video_id": ["video00"] * 2})
+    pq.write_table(numbers, folder / "plain" / "queries.parquet")
+    return [*seeds, _files(folder / "plain")]
+
+
+def _check_corpus(folder: Path) -> None:
+    report = localize_corpus(
+        _CORPUS / "pipeline",
+        folder / "videos.parquet",
+        folder / "queries.parquet",
+        folder / "moments",
+        features=[_CORPUS / "features"],
+        num_workers=0,
+        videos_per_file=2,
+        options=CorpusOptions(num_inference_steps=1, num_samples=1),
+    )
+    for one in report.failed:
+        assert len(one.error.splitlines()) == 1
+    assert report.pairs or not report.videos
+
+
 # What extraction leaves for the next
 
 
@@ -553,6 +671,9 @@ TARGETS = {
         Target("vocabulary", _vocabulary_seeds, _check_vocabulary, share=0.5),
         Target("model", _model_seeds, _check_model, share=2),
         Target("pipeline", _pipeline_seeds, _check_pipeline),
+        Target("text-encoder", _text_encoder_seeds, _check_text_encoder),
+        Target("text-pipeline", _text_pipeline_seeds, _check_text_pipeline, share=0.5),
+        Target("corpus", _corpus_seeds, _check_corpus),
         Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),
         Target("checkpoint", _checkpoint_seeds, _check_checkpoint, share=0.5),
         # FFmpeg reserves up to two gigabytes at once, without using them.
