@@ -232,10 +232,21 @@ def test_a_tokenizer_of_more_words_than_the_model_knows(tmp_path):
         TransformersTextEncoder(tmp_path)
 
 
-@pytest.mark.parametrize("length", ["many", -1, 0.5])
-def test_a_tokenizer_that_cannot_be_used(tmp_path, length):
+@pytest.mark.parametrize(
+    ("length", "told"), [("many", "encode with"), (-1, "tokenize 'a'"), (0.5, "tokenize 'a'")]
+)
+def test_a_tokenizer_that_cannot_be_used(tmp_path, length, told):
     make_encoder().save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
-    with refuses(CheckpointError, f"TransformersTextEncoder: cannot encode with {tmp_path}: "):
+    with refuses(CheckpointError, f"TransformersTextEncoder: cannot {told}"):
         TransformersTextEncoder(tmp_path)
+
+
+def test_a_tokenizer_that_fails_at_words_it_does_not_know(tmp_path):
+    make_encoder().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"unk_token": "<unk>"', '"unk_token": "<none>"'))
+    encoder = TransformersTextEncoder(tmp_path)
+    with refuses(CheckpointError, "TransformersTextEncoder: cannot tokenize 'zebra': "):
+        encoder(["zebra"])

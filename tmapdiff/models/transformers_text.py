@@ -185,16 +185,7 @@ class TransformersTextEncoder(nn.Module):
     @torch.no_grad()
     def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
         """Vector and tokens of each sentence."""
-        inputs = self.tokenizer(
-            sentences,
-            padding="max_length" if self._reads_padding else True,
-            truncation=True,
-            max_length=self.max_tokens,
-            padding_side="right",
-            return_tensors="pt",
-            return_attention_mask=not self._reads_padding,
-            return_token_type_ids=False,
-        ).to(self.model.device)
+        inputs = self._tokens_of(sentences).to(self.model.device)
         outputs = self.model(**inputs)
         tokens = outputs.last_hidden_state.float()
         if self._reads_padding:
@@ -213,6 +204,23 @@ class TransformersTextEncoder(nn.Module):
                 vectors.float().cpu(), tokens.cpu(), lengths, strict=True
             )
         ]
+
+    def _tokens_of(self, sentences: list[str]) -> Any:
+        try:
+            return self.tokenizer(
+                sentences,
+                padding="max_length" if self._reads_padding else True,
+                truncation=True,
+                max_length=self.max_tokens,
+                padding_side="right",
+                return_tensors="pt",
+                return_attention_mask=not self._reads_padding,
+                return_token_type_ids=False,
+            )
+        # A damaged one shows with the words that it does not know.
+        except Exception as error:
+            text = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}: {first_line(error)}"
+            raise CheckpointError(text) from error
 
     def _check_tokens(self) -> None:
         known = self.model.get_input_embeddings().num_embeddings
