@@ -1,5 +1,6 @@
 """Training on accelerate: mixed precision, EMA, checkpoints that resume exactly."""
 
+import copy
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from tmapdiff._arrays import load_tensors
 from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
 from tmapdiff._checks import check_choice, check_int, check_range, first_line, message, require
 from tmapdiff._files import naming_file, written_beside
+from tmapdiff._sharding import GatheredWeights, gathered, prepare_sharding
 from tmapdiff._stopping import (
     SECONDS_OF_ORPHANS,
     StopRequest,
@@ -205,7 +207,8 @@ class Trainer:
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
         ArgumentError: If the data set has fewer than two queries, or `validate_every` is below 1.
-        ConfigError: If another training of this process has another `mixed_precision`.
+        ConfigError: If another training of this process has another `mixed_precision`, or
+            accelerate is to divide the model in a way that it cannot be divided in.
         FileError: If `output_dir` cannot be written.
 
     Attributes:
@@ -268,6 +271,7 @@ class Trainer:
             log_with="tensorboard",
             project_dir=str(self.output_dir),
         )
+        self._is_sharded = prepare_sharding(self.accelerator)
         if config.deterministic:
             # Read when cuBLAS starts, and without it torch would refuse its products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -305,6 +309,10 @@ class Trainer:
         )
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
+        ema = {"decay": config.ema_decay, "use_warmup": True}
+        if self._is_sharded:
+            # Before: what is divided among processes cannot be copied. The average is not divided.
+            self.ema = ModelEmaV3(model, **ema)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         total_steps = config.epochs * len(self.loader)
         warmup_steps = math.ceil(config.warmup * total_steps)
@@ -316,10 +324,11 @@ class Trainer:
             warmup_lr_init=config.learning_rate / max(warmup_steps, 1),
             t_in_epochs=False,
         )
-        self.ema = ModelEmaV3(self.raw_model, decay=config.ema_decay, use_warmup=True)
+        if not self._is_sharded:
+            self.ema = ModelEmaV3(self._unwrapped, **ema)
         if config.compile:
             # After the copy, which is only evaluated.
-            self.raw_model.compile_parts()
+            self._unwrapped.compile_parts()
         fields = {k: v for k, v in asdict(config).items() if k not in _FREE_FIELDS}
         self.progress = Progress(
             0,
@@ -334,9 +343,21 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
         self.accelerator.register_load_state_pre_hook(_refuse_code)
 
-    @cached_property
+    @property
     def raw_model(self) -> MapLocalizer:
-        """The model with the weights of the last step."""
+        """The model with the weights of the last step.
+
+        Where weights are divided among processes (FSDP2), a copy with whole ones, for which all
+        processes must ask.
+        """
+        if not self._is_sharded:
+            return self._unwrapped
+        whole = copy.deepcopy(self.ema_model)
+        whole.load_state_dict(GatheredWeights(self._unwrapped).state_dict())
+        return whole
+
+    @cached_property
+    def _unwrapped(self) -> MapLocalizer:
         # Kept: it is asked for several times a step, and looking for it goes through all modules.
         unwrapped: MapLocalizer = self.accelerator.unwrap_model(self.model)
         return unwrapped
@@ -569,7 +590,8 @@ class Trainer:
             progress.losses.append(self._step(batch))
             progress.step += 1
             progress.batch += 1
-            self.ema.update(self.raw_model, step=progress.step)
+            weights = GatheredWeights(self._unwrapped) if self._is_sharded else self._unwrapped
+            self.ema.update(weights, step=progress.step)
             bar.advance(progress.losses[-1], batch)
             if progress.batch < len(self.loader):
                 stops, _ = self._agreed_wishes()
@@ -647,7 +669,7 @@ class Trainer:
         the gradient's norm is looked at a step later; till then, the optimizer itself leaves the
         weights alone if it is not finite.
         """
-        self.raw_model.check_values(
+        self._unwrapped.check_values(
             batch.features,
             batch.words,
             batch.moments,
@@ -657,7 +679,7 @@ class Trainer:
         )
         generators = self._generators(len(batch))
         batch = batch.to(self.accelerator.device, non_blocking=True)
-        with self.raw_model.without_checks(), self.accelerator.autocast():
+        with self._unwrapped.without_checks(), self.accelerator.autocast():
             loss = self.model(
                 batch.features,
                 batch.words,
@@ -679,8 +701,12 @@ class Trainer:
                 f"{_named(batch)}. Lower the learning rate, or check the features of these videos."
             )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        norm = gathered(norm)
         self._unchecked = _GradientNorm(_HostCopy(norm), self.progress.step, batch)
-        with _skipping_unless_finite(self.optimizer, norm):
+        if not self._is_sharded:
+            with _skipping_unless_finite(self.optimizer, norm):
+                self.optimizer.step()
+        elif self.optimizer.scaler is not None or math.isfinite(float(norm)):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
@@ -701,7 +727,7 @@ class Trainer:
         processes = self.accelerator.num_processes
         if processes == 1:
             return loss, loss
-        cells = self.raw_model.count_cells(batch.features, batch.num_clips)
+        cells = self._unwrapped.count_cells(batch.features, batch.num_clips)
         # Numbers that are filled in, as a copy from the host would wait for the forward pass.
         wishes = [cells.new_full((), int(wish)) for wish in self._wishes_here()]
         total, *wishes = self.accelerator.reduce(torch.stack([cells, *wishes]), "sum").unbind()

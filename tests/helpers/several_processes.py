@@ -51,15 +51,18 @@ def train(
     clip_seconds: float | None = None,
     kind: str = "diffusion",
     resume: bool = False,
-) -> None:
+    **changes: Any,
+) -> Trainer:
     dataset = make_dataset(clip_seconds=clip_seconds)
-    config = TrainingConfig(
-        epochs=2, batch_size=batch_size, seed=1, learning_rate=1e-2, heat_map_every=9
-    )
+    fields = {"epochs": 2, "seed": 1, "learning_rate": 1e-2, "heat_map_every": 9, **changes}
+    config = TrainingConfig(batch_size=batch_size, **fields)
+    model = make_model(dataset, kind)
+    if config.mixed_precision != "no":
+        model.float()
     some = Subset(dataset, range(queries))
     some.store = dataset.store  # type: ignore[attr-defined]
     trainer = Trainer(
-        make_model(dataset, kind),
+        model,
         some,
         config,
         folder,
@@ -73,10 +76,11 @@ def train(
     step = trainer._step
     trainer._step = lambda batch: losses.append(float(loss := step(batch))) or loss  # type: ignore[method-assign,func-returns-value]
     trainer.train()
+    found = {"raw": trainer.raw_model.state_dict(), "ema": trainer.ema_model.state_dict()}
+    found |= {"losses": torch.tensor(losses), "history": trainer.history}
     if trainer.accelerator.is_main_process:
-        found = {"raw": trainer.raw_model.state_dict(), "ema": trainer.ema_model.state_dict()}
-        found |= {"losses": torch.tensor(losses), "history": trainer.history}
         torch.save(found, folder / "found.pt")
+    return trainer
 
 
 def evaluate_queries(folder: Path, queries: int) -> None:
@@ -129,3 +133,29 @@ def train_apart(folder: Path, changes: dict[str, Any]) -> None:
         trainer.train()
     except CheckpointError as error:
         (folder / f"error-{trainer.accelerator.process_index}").write_text(str(error))
+
+
+def train_in_shards(folder: Path, variables: dict[str, str], **options: Any) -> None:
+    """Train with weights in shards, as the variables of a launch say; without any, in whole."""
+    if variables:
+        shard_on_cpus(variables, options.get("mixed_precision", "no"))
+    trainer = train(folder, 4, **options)
+    in_shards = [hasattr(one, "full_tensor") for one in trainer.model.parameters()]
+    assert all(in_shards) if variables else not any(in_shards)
+    if trainer.accelerator.is_main_process:
+        trainer.ema_model.save_pretrained(folder / "model")
+
+
+def shard_on_cpus(variables: dict[str, str], mixed_precision: str) -> None:
+    """Let accelerate use FSDP, which it does on GPUs alone: only that question is skipped."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    os.environ.update(variables)
+    state = Accelerator(cpu=True, mixed_precision=mixed_precision).state
+    plugin = FullyShardedDataParallelPlugin()
+    if mixed_precision != "no":
+        plugin.set_mixed_precision(mixed_precision)
+    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
+        shared["distributed_type"] = DistributedType.FSDP
+    state.fsdp_plugin = plugin

@@ -1,0 +1,112 @@
+"""Weights in shards (FSDP2): as without, of the settings in examples/accelerate."""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from helpers.assertions import refuses
+from helpers.processes import run_processes
+from helpers.several_processes import train_in_shards
+
+from tmapdiff import MomentLocalizer
+from tmapdiff._sharding import prepare_sharding
+from tmapdiff.errors import ConfigError
+
+SETTINGS = Path(__file__).parents[1] / "examples" / "accelerate"
+utils = pytest.importorskip("accelerate.utils")
+if not hasattr(utils.FullyShardedDataParallelPlugin(), "fsdp_version"):
+    pytest.skip("accelerate without FSDP2", allow_module_level=True)
+
+
+def launch(name):
+    """What `accelerate launch --config_file` makes of settings: arguments, and variables."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(SETTINGS / name), "examples/train_charades.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    variables = prepare_multi_gpu_env(arguments)
+    return arguments, {
+        name: value
+        for name, value in variables.items()
+        if name.startswith(("FSDP", "ACCELERATE")) and os.environ.get(name) != value
+    }
+
+
+def test_settings_are_those_that_accelerate_reads():
+    written = yaml.safe_load((SETTINGS / "fsdp2.yaml").read_text())
+    arguments, variables = launch("fsdp2.yaml")
+    assert arguments.use_fsdp
+    assert not arguments.multi_gpu
+    assert variables["ACCELERATE_MIXED_PRECISION"] == written["mixed_precision"]
+    for name, value in written["fsdp_config"].items():
+        assert variables[name.upper()].lower() == str(value).lower()
+    arguments, variables = launch("gpus.yaml")
+    assert arguments.multi_gpu
+    assert arguments.num_processes == 4
+    assert "ACCELERATE_USE_FSDP" not in variables
+
+
+def train(folder, variables, **options):
+    # Gradients are clipped, by a norm that shards must add up.
+    function = partial(train_in_shards, queries=16, gradient_clip=0.05, **options)
+    run_processes(function, 2, folder / "logs", folder, variables)
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_training_in_shards_is_as_without(tmp_path, precision):
+    _, variables = launch("fsdp2.yaml")
+    whole = train(tmp_path / "whole", {}, mixed_precision=precision)
+    folder = tmp_path / "shards"
+    options = {"mixed_precision": precision, "activation_checkpointing": True}
+    shards = train(folder, variables, **options)
+    torch.testing.assert_close(shards["losses"], whole["losses"], rtol=1e-6, atol=0)
+    for which in ("raw", "ema"):
+        assert shards[which].keys() == whole[which].keys()
+        for name, value in whole[which].items():
+            torch.testing.assert_close(shards[which][name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert shards["history"][-1]["mIoU"] == pytest.approx(whole["history"][-1]["mIoU"], rel=1e-4)
+    saved = MomentLocalizer.from_pretrained(folder / "model").state_dict()
+    for name, value in shards["ema"].items():
+        assert torch.equal(saved[name], value.to(saved[name].dtype))
+    if precision == "no":
+        shutil.rmtree(max((folder / "checkpoints").glob("epoch-*")))
+        resumed = train(folder, variables, resume=True)
+        assert len(resumed["losses"]) == len(shards["losses"]) / 2
+        for which in ("raw", "ema"):
+            for name, value in shards[which].items():
+                assert torch.equal(resumed[which][name], value), name
+        assert resumed["history"] == shards["history"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"FSDP_VERSION": "1", "FSDP_SYNC_MODULE_STATES": "false"}, "fsdp_version 2, got 1"),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type FULL_STATE_DICT, "),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy NO_WRAP, got anot"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading false, got t"),
+    ],
+)
+def test_other_settings_are_refused(monkeypatch, changed, told):
+    _, variables = launch("fsdp2.yaml")
+    for name, value in {**variables, **changed}.items():
+        monkeypatch.setenv(name, value)
+    plugin = utils.FullyShardedDataParallelPlugin()
+    plugin.set_auto_wrap_policy(torch.nn.Linear(1, 1))
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    accelerator = SimpleNamespace(distributed_type=utils.DistributedType.FSDP, state=state)
+    with refuses(ConfigError, f"Trainer: expected {told}"):
+        prepare_sharding(accelerator)
+
+
+def test_deepspeed_is_refused():
+    accelerator = SimpleNamespace(distributed_type=utils.DistributedType.DEEPSPEED)
+    with refuses(ConfigError, "Trainer: expected accelerate with DDP or FSDP2, got DEEPSPEED."):
+        prepare_sharding(accelerator)

@@ -1,0 +1,61 @@
+"""Training whose weights are divided among processes: FSDP2, by accelerate."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmapdiff._checks import message
+from tmapdiff.errors import ConfigError
+
+
+def prepare_sharding(accelerator: Any) -> bool:
+    """Tell whether accelerate is to divide weights, after a look at how.
+
+    Arithmetic is autocast's, as without shards. FSDP's own would round whatever comes into the
+    model, times in seconds too.
+
+    Raises:
+        ConfigError: If it is another way than FSDP2 with whole checkpoints.
+    """
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in ("DEEPSPEED", "MEGATRON_LM"):
+        raise ConfigError(message("Trainer", "accelerate with DDP or FSDP2", kind))
+    if kind != "FSDP":
+        return False
+    plugin = accelerator.state.fsdp_plugin
+    for name, wanted, got in (
+        ("fsdp_version", "2", str(getattr(plugin, "fsdp_version", 1))),
+        ("fsdp_auto_wrap_policy", "NO_WRAP", "another one" if plugin.auto_wrap_policy else ""),
+        ("fsdp_state_dict_type", "FULL_STATE_DICT", plugin.state_dict_type.name),
+        ("fsdp_cpu_ram_efficient_loading", "false", str(plugin.cpu_ram_efficient_loading).lower()),
+    ):
+        if got and got != wanted:
+            hint = "See examples/accelerate/fsdp2.yaml."
+            raise ConfigError(message("Trainer", f"{name} {wanted}", got, hint))
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    return True
+
+
+class GatheredWeights:
+    """Gives the weights of a model that is divided among processes; all must ask for them.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return whole tensors, as the model's own `state_dict` would without division."""
+        return {name: gathered(value) for name, value in self.model.state_dict().items()}
+
+
+@torch.no_grad()
+def gathered(tensor: Tensor) -> Tensor:
+    """Give a whole tensor, of one that may be divided among processes; all must ask for it."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
