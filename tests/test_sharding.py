@@ -11,7 +11,7 @@ import torch
 import yaml
 from helpers.assertions import refuses
 from helpers.processes import run_processes
-from helpers.several_processes import train_in_shards
+from helpers.several_processes import spoil_gradients_in_shards, train_in_shards
 
 from tmapdiff import MomentLocalizer
 from tmapdiff._sharding import prepare_sharding
@@ -83,6 +83,16 @@ def test_training_in_shards_is_as_without(tmp_path, precision):
             for name, value in shards[which].items():
                 assert torch.equal(resumed[which][name], value), name
         assert resumed["history"] == shards["history"]
+
+
+def test_gradients_that_are_not_finite_end_training(tmp_path):
+    _, variables = launch("fsdp2.yaml")
+    run_processes(spoil_gradients_in_shards, 2, tmp_path / "logs", tmp_path, variables)
+    for rank in range(2):
+        error = (tmp_path / f"error-{rank}").read_text()
+        assert error.startswith(
+            "Trainer: expected a finite gradient, got one of norm nan at step 0"
+        )
 
 
 @pytest.mark.parametrize(

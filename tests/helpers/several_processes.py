@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
 from tmapdiff._files import written_beside
 from tmapdiff.data import SyntheticActivities
-from tmapdiff.errors import CheckpointError
+from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.evaluation import evaluate
 from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.training import TrainingConfig
@@ -144,6 +144,38 @@ def train_in_shards(folder: Path, variables: dict[str, str], **options: Any) -> 
     assert all(in_shards) if variables else not any(in_shards)
     if trainer.accelerator.is_main_process:
         trainer.ema_model.save_pretrained(folder / "model")
+
+
+class _Spoilt(torch.autograd.Function):
+    """A finite number whose gradient is not."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.nan
+
+
+def spoil_gradients_in_shards(folder: Path, variables: dict[str, str]) -> None:
+    """Train with gradients that are not finite; each process writes down the error."""
+    shard_on_cpus(variables, "no")
+    trainer = crash_run.make_trainer(folder, batch_size=8)
+    before = trainer.raw_model.decoder.state_dict()
+    share = trainer._share_loss
+
+    def spoilt(loss: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weighted, mean = share(loss, batch)
+        return _Spoilt.apply(weighted), mean
+
+    trainer._share_loss = spoilt
+    try:
+        trainer.train()
+    except ArgumentError as error:
+        (folder / f"error-{trainer.accelerator.process_index}").write_text(str(error))
+    after = trainer.raw_model.decoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def shard_on_cpus(variables: dict[str, str], mixed_precision: str) -> None:
