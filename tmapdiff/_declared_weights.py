@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from tmapdiff._checks import first_line
 from tmapdiff.errors import CheckpointError
 
 # Weights may be stored in fewer bytes than they are used in: 8 bits and 32.
@@ -53,7 +54,10 @@ def check_declared_bytes(place: str, stored: int, build: Callable[[], object]) -
             build()
     except CheckpointError:
         raise
-    except Exception:
+    except Exception as error:
+        if "overflow" in first_line(error).lower():
+            text = f"{place}: its configuration declares more weights than can be counted."
+            raise CheckpointError(text) from None
         return  # told when it is built in earnest
 
 

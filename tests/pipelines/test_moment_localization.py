@@ -539,6 +539,10 @@ class TestSaving:
         )
         breaks("expected fps in (0, 1000], got -1", fps=-1)
         breaks("cannot load", vocabulary=[None, None])
+        without = {k: v for k, v in json.loads(index).items() if k != "localizer"}
+        (folder / "model_index.json").write_text(json.dumps(without))
+        with refuses(CheckpointError, f"cannot load {folder}: it has no localizer."):
+            MomentLocalizationPipeline.from_pretrained(folder)
         (folder / "model_index.json").write_text("[]")
         with refuses(CheckpointError, "model_index.json is no JSON object."):
             load(folder)

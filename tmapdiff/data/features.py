@@ -153,7 +153,7 @@ class HDF5FeatureStore:
         """What the file says of all its features, such as the model that made them.
 
         HDF5 keeps texts in a part of the file where damage can hold it for ever. So they are read
-        in a process of its own, which has ten seconds, and takes 0.3 to start.
+        in a process of its own, which has ten seconds, and takes up to 0.3 to start.
 
         Raises:
             FileError: If they cannot be read.

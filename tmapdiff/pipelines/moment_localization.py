@@ -183,6 +183,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             for name in PARTS:
                 if name not in given:
                     fields[name] = load_part(place, folder, name, index.get(name))
+            if fields["localizer"] is None:
+                raise CheckpointError(f"{place}: it has no localizer.")
             pipeline = cls(**fields)
         except (CheckpointError, MissingDependencyError):
             raise
