@@ -905,7 +905,8 @@ class _ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # rich before 14.3 would print an empty line
+            self.bar.stop()
 
     def begin_epoch(self) -> None:
         self.began = time.perf_counter()

@@ -319,7 +319,8 @@ class _ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # rich before 14.3 would print an empty line
+            self.bar.stop()
 
     def frames(self, count: int) -> None:
         self.count += count
