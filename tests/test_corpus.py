@@ -1,9 +1,11 @@
 """Random weights throughout; a local Ray of two workers, which starts once."""
 
+import gc
 import json
 import os
 import signal
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -65,7 +67,11 @@ def assert_alike(found, expected):
 def _ray():
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     yield
-    ray.shutdown()
+    with warnings.catch_warnings():
+        # Old releases do not wait for the processes that they end.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
 
 
 def uses_ray(test):

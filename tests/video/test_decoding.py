@@ -3,7 +3,9 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
+import textwrap
 import threading
 import weakref
 from fractions import Fraction
@@ -532,6 +534,27 @@ def test_more_frames_than_a_thousand_a_second(tmp_path):
     video = open_video(np.zeros((3, 4, 4, 3), np.uint8), frame_rate=1)
     with refuses(ArgumentError, "expected fps in (0, 1000], got 1000000000000.0."):
         video.sample(1e12)
+
+
+def test_damage_that_would_be_logged_blocks_nothing(tmp_path):
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for _ in TENTHS[1:13]]
+    options = {"codec": "mpeg4", "time_base": Fraction(1, 10)}
+    path = write_video(tmp_path / "a.avi", TENTHS[:13], images=images, **options)
+    content = bytearray(path.read_bytes())
+    for place in range(content.index(b"00dc") + 40_000, content.index(b"idx1"), 50):
+        content[place] ^= 0x55
+    path.write_bytes(content)
+    code = """
+        import sys, av.logging
+        from tmapdiff.video import open_video
+        for _ in range(300):
+            av.logging.set_level(av.logging.ERROR)
+            with open_video(sys.argv[1]) as video:
+                next(video.sample(10))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_decoders_are_told_how_large_pictures_may_be(tmp_path):

@@ -42,7 +42,13 @@ def _step(
     tl.store(scaled + place, after * input_scale, mask=inside)
 
 
-@torch.library.custom_op("tmapdiff::ddim_step", mutates_args=())
+@torch.library.custom_op(
+    "tmapdiff::ddim_step",
+    mutates_args=(),
+    # Written out, as torch before 2.7 knows the Sequence of `typing` only.
+    schema="(Tensor scores, Tensor noisy, Tensor? coefficients, float[] numbers, bool sigmoid, "
+    "bool clip) -> (Tensor, Tensor, Tensor)",
+)
 def _step_op(
     scores: Tensor,
     noisy: Tensor,

@@ -111,7 +111,7 @@ def map_conv(
     def run(name: str) -> Tensor:
         if name == "direct":
             return reference.map_conv(x, weight, bias)
-        keep = bool(wanted) and _may_keep_spectra(cut_sizes, transform)
+        keep = len(wanted) > 0 and _may_keep_spectra(cut_sizes, transform)
         convolve = spectral_map_conv_keeping if keep else spectral_map_conv
         return _in_pieces(x, sizes, lambda part: convolve(part, weight, bias, transform.tile))
 
