@@ -341,8 +341,8 @@ class _AvReader(_FileReader):
         threads: int,
     ) -> None:
         self._av = _import_backend("av")
-        # Otherwise, threads that decode wait for the interpreter to log what is damaged, and the one
-        # that ends a decoder holds it and waits for them. torchvision before 0.26 turns it on.
+        # Else threads that decode wait for the interpreter to log what is damaged, and the one that
+        # ends a decoder holds it and waits for them. torchvision before 0.26 turns logging on.
         self._av.logging.set_level(None)
         self._max_pixels = max_pixels
         self._who = name
