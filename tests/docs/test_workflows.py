@@ -37,11 +37,14 @@ def test_every_python_that_is_promised_is_tested():
     assert tested[0] == lowest
 
 
+def exists(extra: str) -> bool:
+    return bool(re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.M))
+
+
 def test_extras_exist():
-    pyproject = (ROOT / "pyproject.toml").read_text()
     for workflow in WORKFLOWS:
         for extra in re.findall(r"\[(\w+)\]['\"]", workflow.read_text()):
-            assert re.search(rf"^{extra} = \[", pyproject, re.M), extra
+            assert exists(extra), extra
 
 
 def test_the_night_fuzzes_audits_and_tries_the_lowest_versions():
@@ -51,6 +54,8 @@ def test_the_night_fuzzes_audits_and_tries_the_lowest_versions():
     }
     assert "--cases 10000" in commands["fuzz"]
     assert "--resolution lowest-direct" in commands["lowest"]
+    assert commands["lowest"].endswith("python -m pytest")  # all tests
+    assert all(map(exists, " ".join(jobs["lowest"]["strategy"]["matrix"]["extras"]).split()))
     assert "pip-audit" in commands["audit"]
 
 
