@@ -6,7 +6,7 @@ from helpers.contracts import MaskArgumentContract, draw, triangle
 from torch import Tensor, nn
 
 from tmapdiff.errors import ShapeError
-from tmapdiff.kernels.masking import check_map_features, fill_invalid
+from tmapdiff.kernels.masking import cells_of, check_map_features, fill_invalid, of_all_samples
 from tmapdiff.layers import masked_group_norm
 
 
@@ -132,3 +132,24 @@ def test_layout_stays() -> None:
     x = draw(2, 4, 3, 2).to(memory_format=torch.channels_last)
     for result in (fill_invalid(x, triangle(3, 2)), masked_group_norm(x, triangle(3, 2), 2)):
         assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_mask_of_one_sample_is_one_for_all(dims):
+    mask = draw(*[1, 5, 4][3 - dims :]) > 0
+    found = of_all_samples(mask)
+    assert found.shape == (5, 4)
+    assert torch.equal(found, mask.view(5, 4))
+    assert of_all_samples(None) is None
+    of_two = draw(2, 5, 4) > 0
+    assert of_all_samples(of_two) is of_two
+
+
+def test_cells_of_a_mask_that_changed_are_looked_up_anew():
+    mask = torch.zeros(3, 2, dtype=torch.bool)
+    assert len(cells_of(mask).valid[0]) == 0
+    mask[1, 1] = True
+    assert [one.tolist() for one in cells_of(mask).valid] == [[1], [1]]
+    assert len(cells_of(mask).invalid[0]) == 5
+    assert cells_of(mask.T).valid[0].tolist() == [1]
+    assert cells_of(mask[:0]).valid[0].numel() == 0

@@ -25,6 +25,16 @@ def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int |
         raise ShapeError(f"{who}: expected a mask of dtype bool, got {mask.dtype}.")
 
 
+def of_all_samples(mask: Tensor | None) -> Tensor | None:
+    """Drop the batch of a mask of one sample: one mask for all samples is the quicker to apply.
+
+    Shape:
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (N_k, A), or (B, N_k, A) if B is not 1
+    """
+    return mask[0] if mask is not None and mask.dim() == 3 and len(mask) == 1 else mask
+
+
 def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set invalid cells to 0, in the gradient too, whatever they hold (a product keeps NaN).
 
@@ -35,6 +45,7 @@ def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
         - mask: (N_k, A) or (B, N_k, A), bool
         - returns: (B, C, N_k, A)
     """
+    mask = of_all_samples(mask)
     if mask is None:
         return x
     if x.dim() == 4 and mask.dim() == 2 and why_not_eager(x) is None:
@@ -70,6 +81,7 @@ def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
         - mask: (N_k, A) or (B, N_k, A), bool
         - returns: (B, C, N_k, A)
     """
+    mask = of_all_samples(mask)
     if mask is None:
         return x
     if mask.dim() == 3:

@@ -13,25 +13,52 @@ def reference(x, weight, bias):
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
-    st.integers(0, 3), st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.integers(0, 9)
+    st.integers(0, 3),
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.integers(0, 9),
+    st.integers(1, 50),
 )
-def test_joined_pieces_are_the_map(batch, rows, columns, piece, reach):
+def test_joined_pieces_are_the_map(batch, rows, columns, piece, reach, at_once):
+    given = []
+
+    def conv(pieces):
+        given.append(pieces)
+        return pieces
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE", piece)
         x = draw(batch, 2, rows, columns)
-        cut = pieces.cut(x, reach)
-        assert cut.shape == (batch * pieces.count(rows), 2, piece + 2 * reach, columns)
-        assert torch.equal(pieces.join(cut, batch, rows, reach), x)
+        assert torch.equal(pieces.convolve(x, reach, at_once, conv), x)
+        count = pieces.count(rows)
+    assert len(given) == -(-count // at_once)
+    assert sum(len(one) for one in given) == batch * count
+    assert all(one.shape[1:] == (2, piece + 2 * reach, columns) for one in given)
+    # The starts around a piece are its neighbours', and zeros beyond the map.
+    padded = F.pad(x, (0, 0, reach, reach + piece * count - rows))
+    for place, one in enumerate(torch.cat(given).unflatten(0, (count, batch)) if batch else ()):
+        assert torch.equal(one, padded[:, :, place * piece : (place + 1) * piece + 2 * reach])
+
+
+def test_on_a_cpu_the_pieces_at_once_do_not_grow_with_the_map():
+    counts = [pieces.count_at_once(2, 64, rows, 8, "cpu") for rows in (2**12, 2**14, 2**16)]
+    assert counts[0] == counts[1] == counts[2] > 1
+    assert pieces.count_at_once(1, 1, 300, 1, "cpu") == pieces.count(300)
+    assert pieces.count_at_once(64, 1024, 300, 64, "cpu") == 1
+    assert pieces.count_at_once(2, 64, 2**14, 8, "cuda") == pieces.count(2**14)
 
 
 @pytest.mark.parametrize("backend", ["direct", "spectral"])
 @pytest.mark.parametrize("size", [1, 5, 17])
 @pytest.mark.parametrize("rows", [9, 20, 31])
-def test_long_maps_are_convolved_as_whole_ones(backend, size, rows, monkeypatch):
+@pytest.mark.parametrize("at_once", [{}, {"cpu": 240}], ids=["all at once", "some at once"])
+def test_long_maps_are_convolved_as_whole_ones(backend, size, rows, at_once, monkeypatch):
     monkeypatch.setattr(pieces, "LONGEST", 8)
     monkeypatch.setattr(pieces, "PIECE", 5)
+    monkeypatch.setattr(pieces, "_AT_ONCE", at_once)
     x, weight, bias = draw(2, 3, rows, 4), draw(5, 3, size, size, seed=1) / size, draw(5, seed=2)
     leaves = [one.requires_grad_() for one in (x, weight, bias)]
     found, expected = map_conv(*leaves, backend=backend), reference(*leaves)

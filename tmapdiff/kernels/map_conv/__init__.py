@@ -105,7 +105,8 @@ def map_conv(
     inputs = [x, weight] if bias is None else [x, weight, bias]
     wanted = [one for one in inputs if one.requires_grad] if torch.is_grad_enabled() else []
     sizes = _sizes(x.shape, weight, x.dtype)
-    cut_sizes = _cut(sizes)
+    at_once = _pieces_at_once(sizes, planned=False)
+    cut_sizes = _cut(sizes, at_once)
     transform = best_transform(cut_sizes, with_kernel=True)
 
     def run(name: str) -> Tensor:
@@ -113,7 +114,9 @@ def map_conv(
             return reference.map_conv(x, weight, bias)
         keep = len(wanted) > 0 and _may_keep_spectra(cut_sizes, transform)
         convolve = spectral_map_conv_keeping if keep else spectral_map_conv
-        return _in_pieces(x, sizes, lambda part: convolve(part, weight, bias, transform.tile))
+        return _in_pieces(
+            x, sizes, at_once, lambda part: convolve(part, weight, bias, transform.tile)
+        )
 
     def measure(name: str) -> None:
         result = run(name)
@@ -167,7 +170,8 @@ def plan_map_conv(
     """
     dtype = _computed_in(dtype, weight.device)
     sizes = _sizes(shape, weight, dtype)
-    cut_sizes = _cut(sizes)
+    at_once = _pieces_at_once(sizes, planned=True)
+    cut_sizes = _cut(sizes, at_once)
     transform = best_transform(cut_sizes, with_kernel=False)
     spectra = KernelSpectra() if spectra is None else spectra
     plans: dict[str, MapConvPlan] = {}
@@ -188,6 +192,8 @@ def plan_map_conv(
         _run(plan(name), maps[0], weight.detach().to(dtype), None)
 
     spectral = spectral_seconds(cut_sizes, transform, with_kernel=False)
+    if sizes.rows > pieces.LONGEST:
+        spectral *= pieces.count(sizes.rows) / at_once
     candidates = _candidates(sizes, spectral)
     fused = _not_fused(weight, dtype)
     if "spectral" in candidates and not fused and sizes.device == "cuda":
@@ -211,28 +217,40 @@ def _run(plan: MapConvPlan, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     if transform is None or spectrum is None:
         return reference.map_conv(x, weight, bias)
     fused = plan.backend == "fused"
+    sizes = _sizes(x.shape, weight, x.dtype)
     return _in_pieces(
         x,
-        _sizes(x.shape, weight, x.dtype),
+        sizes,
+        _pieces_at_once(sizes, planned=True),
         lambda part: convolve_with_spectrum(
             part, spectrum, bias, transform, exponent=plan.exponent, fused=fused
         ),
     )
 
 
-def _in_pieces(x: Tensor, sizes: ConvSizes, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+def _in_pieces(
+    x: Tensor, sizes: ConvSizes, at_once: int, convolve: Callable[[Tensor], Tensor]
+) -> Tensor:
     if sizes.rows <= pieces.LONGEST:
         return convolve(x)
-    reach = sizes.kernel_size // 2
-    return pieces.join(convolve(pieces.cut(x, reach)), sizes.batch, sizes.rows, reach)
+    return pieces.convolve(x, sizes.kernel_size // 2, at_once, convolve)
 
 
-def _cut(sizes: ConvSizes) -> ConvSizes:
-    """Give the sizes of what `_in_pieces` convolves."""
+def _cut(sizes: ConvSizes, at_once: int) -> ConvSizes:
+    """Give the sizes of what `_in_pieces` convolves at once."""
     if sizes.rows <= pieces.LONGEST:
         return sizes
-    count, rows = pieces.count(sizes.rows), pieces.PIECE + 2 * (sizes.kernel_size // 2)
-    return replace(sizes, batch=sizes.batch * count, rows=rows)
+    rows = pieces.PIECE + 2 * (sizes.kernel_size // 2)
+    return replace(sizes, batch=sizes.batch * at_once, rows=rows)
+
+
+def _pieces_at_once(sizes: ConvSizes, *, planned: bool) -> int:
+    # All, where each call would make the spectrum of the kernel anew.
+    if not planned:
+        return pieces.count(sizes.rows)
+    return pieces.count_at_once(
+        sizes.batch, sizes.in_channels, sizes.rows, sizes.columns, sizes.device
+    )
 
 
 def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:

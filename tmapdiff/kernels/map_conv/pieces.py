@@ -2,15 +2,20 @@
 
 A transform is a dense matrix over all starts that it reads: of one map of N starts it grows with
 N^2, of pieces of one length with N. Each piece takes along the starts around it that its cells
-read; what is computed of those is dropped.
+read; what is computed of those is dropped. On a CPU, some pieces at a time are convolved: spectra
+of all would be far larger than the map, and memory that is fresh costs more than arithmetic.
 """
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 LONGEST = 256  # starts of the longest map that is transformed whole
 PIECE = 128  # starts of a piece
+_AT_ONCE = {"cpu": 2**21}  # numbers in the pieces that are convolved at once; all, elsewhere
 
 
 def count(rows: int) -> int:
@@ -18,32 +23,59 @@ def count(rows: int) -> int:
     return -(-rows // PIECE)
 
 
-def cut(x: Tensor, reach: int) -> Tensor:
-    """Cut maps into pieces, with the starts around each that a kernel reaches.
+def count_at_once(batch: int, channels: int, rows: int, columns: int, device: str) -> int:
+    """Pieces of so many maps that are convolved at once."""
+    if device not in _AT_ONCE:
+        return count(rows)
+    numbers = max(batch * channels * PIECE * columns, 1)
+    return min(max(_AT_ONCE[device] // numbers, 1), count(rows))
+
+
+def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
+    """Convolve maps piece by piece.
 
     Args:
         x: Maps.
         reach: Cells that the kernel reaches to either side.
+        at_once: Pieces of each map that are convolved at once.
+        conv: Convolves maps of PIECE + 2 * reach starts, (B, C, starts, A), with zeros around them.
 
     Shape:
         - x: (B, C, N_k, A)
-        - returns: (pieces * B, C, PIECE + 2 * reach, A), durations outermost and channels innermost
-          in memory
+        - returns: (B, D, N_k, A), durations outermost and channels innermost in memory
     """
-    filling = count(x.shape[2]) * PIECE - x.shape[2]
-    padded = F.pad(x, (0, 0, reach, reach + filling))
-    pieces = padded.unfold(2, PIECE + 2 * reach, PIECE)
-    inner = rearrange(pieces, "b c p a n -> a n (p b) c").contiguous()
-    return rearrange(inner, "a n b c -> b c n a")
+    batch, _, rows, _ = x.shape
+    found = []
+    for first in range(0, count(rows), at_once):
+        number = min(at_once, count(rows) - first)
+        convolved = conv(cut(x, reach, first, number))
+        own = convolved[:, :, reach : reach + PIECE]
+        found.append(rearrange(own, "(p b) d n a -> a p n b d", b=batch, p=number))
+    joined = torch.cat(found, dim=1).flatten(1, 2)
+    return rearrange(joined[:, :rows], "a n b d -> b d n a")
 
 
-def join(pieces: Tensor, batch: int, rows: int, reach: int) -> Tensor:
-    """Put convolved pieces together; the inverse of `cut`.
+def cut(x: Tensor, reach: int, first: int, number: int) -> Tensor:
+    """Cut pieces out of maps, with the starts around each that a kernel reaches.
+
+    Args:
+        x: Maps.
+        reach: Cells that the kernel reaches to either side.
+        first: The first piece.
+        number: Pieces.
 
     Shape:
-        - pieces: (pieces * batch, D, PIECE + 2 * reach, A)
-        - returns: (batch, D, rows, A), in memory as the pieces
+        - x: (B, C, N_k, A)
+        - returns: (number * B, C, PIECE + 2 * reach, A), durations outermost and channels innermost
+          in memory
     """
-    own = pieces[:, :, reach : reach + PIECE]
-    joined = rearrange(own, "(p b) d n a -> a (p n) b d", p=count(rows), b=batch)
-    return rearrange(joined[:, :rows], "a n b d -> b d n a")
+    rows = x.shape[2]
+    start, end = first * PIECE - reach, (first + number) * PIECE + reach
+    # In this order of memory, pieces are copied in runs: padded as they come, cell by cell.
+    inner = rearrange(x[:, :, max(start, 0) : min(end, rows)], "b c n a -> a n b c")
+    if start < 0 or end > rows:
+        inner = F.pad(inner, (0, 0, 0, 0, max(-start, 0), max(end - rows, 0)))
+    pieces = inner.unfold(1, PIECE + 2 * reach, PIECE)
+    return rearrange(
+        rearrange(pieces, "a p b c n -> a n (p b) c").contiguous(), "a n b c -> b c n a"
+    )

@@ -7,7 +7,7 @@ from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels import _launch
 from tmapdiff.kernels._dispatch import choose
-from tmapdiff.kernels.masking import check_map_features
+from tmapdiff.kernels.masking import check_map_features, of_all_samples
 from tmapdiff.kernels.styled_residual import eager, reference
 
 
@@ -67,6 +67,7 @@ def add_styled(
         raise ConfigError(
             message(who, f"channels divisible by num_groups = {num_groups}", x.shape[1])
         )
+    mask = of_all_samples(mask)
     not_eager = why_not_eager(x, scale, shift, weight, bias, mask=mask)
     chosen = choose("styled_residual", {"eager": not_eager, "reference": None}, backend)
     run = eager.add_styled if chosen == "eager" else reference.add_styled
@@ -75,6 +76,7 @@ def add_styled(
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
     """Say why `add_styled` has nothing faster than its definition; None if it has."""
+    mask = of_all_samples(mask)
     if mask is not None and mask.dim() == 3:
         return "each sample has a mask of its own"
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
