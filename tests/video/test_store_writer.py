@@ -191,10 +191,11 @@ def test_workers_of_a_killed_writer_keep_nobody_out(tmp_path):
         pass
 
 
-def _write_for_ever(path, first):
+def _write_for_ever(path, first, entered):
     number = first
     while True:
         with FeatureStoreWriter(path, SHARED) as store:
+            entered.set()
             for _ in range(4):
                 features = np.full((5_000, 3), number, np.float32)
                 store.write(f"video{number % 7}", features, {"number": number})
@@ -210,8 +211,11 @@ def test_killed_at_any_moment(tmp_path):
     random = np.random.default_rng()
     parts = finished = 0
     for round_ in range(25):
-        writer = context.Process(target=_write_for_ever, args=(path, 1000 * round_))
+        entered = context.Event()
+        writer = context.Process(target=_write_for_ever, args=(path, 1000 * round_, entered))
         writer.start()
+        if round_ % 5:  # the others may be killed while they read what is there
+            assert entered.wait(30)
         until = time.monotonic() + 30
         while not path.exists() and time.monotonic() < until:
             time.sleep(0.005)  # the first round, till one file is finished
