@@ -338,6 +338,21 @@ def test_timestamps_that_jump_end_a_video(tmp_path):
     assert "its timestamps jump from 0.20 s to 90000.00 s" in video.damage
 
 
+@pytest.mark.parametrize("start", [3600, 3601])
+def test_a_first_picture_more_than_an_hour_after_the_start_is_refused(tmp_path, start):
+    times = [start, start + 1, start + 2]
+    path = write_video(
+        tmp_path / "a.mkv", times, time_base=Fraction(1, 1000), sound=(0, Fraction(1, 2))
+    )
+    with open_video(path) as video:
+        if start == 3600:  # the first picture stands for what is before it
+            assert len(list(video.sample(1))) == 3602
+            return
+        expected = "a.mkv: expected pictures within an hour of its start, got the first at 3601.00"
+        with refuses(VideoError, expected, "Its timestamps are damaged."):
+            list(video.sample(1))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_files_that_are_no_video(tmp_path, backend):
     random = np.random.default_rng(0).bytes(50_000)

@@ -196,7 +196,7 @@ def _write_for_ever(path, first, entered):
     while True:
         with FeatureStoreWriter(path, SHARED) as store:
             entered.set()
-            for _ in range(4):
+            for _ in range(20):
                 features = np.full((5_000, 3), number, np.float32)
                 store.write(f"video{number % 7}", features, {"number": number})
                 number += 1
@@ -219,7 +219,7 @@ def test_killed_at_any_moment(tmp_path):
         until = time.monotonic() + 30
         while not path.exists() and time.monotonic() < until:
             time.sleep(0.005)  # the first round, till one file is finished
-        time.sleep(0.02 + 0.1 * random.random())
+        time.sleep(0.15 * random.random())
         writer.kill()
         writer.join(30)
         assert writer.exitcode == -9

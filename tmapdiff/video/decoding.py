@@ -112,8 +112,9 @@ class VideoReader:
 
         Raises:
             ArgumentError: If `fps` is not positive, or above 1000.
-            VideoError: If the video was sampled before; while iterating, if it was closed, or a
-                picture has too many pixels or cannot be converted.
+            VideoError: If the video was sampled before; while iterating, if it was closed, if its
+                first picture comes more than an hour after its start, or if a picture has too many
+                pixels or cannot be converted.
         """
         check_range("VideoReader.sample", "fps", fps, 0, MAX_FPS, open_low=True)
         if self._begun:
@@ -127,6 +128,10 @@ class VideoReader:
         shown: _Picture | None = None
         for picture in self._pictures():
             self._check_open()
+            if shown is None and picture.start > _LONGEST:
+                expected = "pictures within an hour of its start"
+                got = f"the first at {float(picture.start):.2f} s"
+                raise VideoError(message(self._who, expected, got, "Its timestamps are damaged."))
             if shown is not None:
                 while _middle(index, fps) < picture.start:
                     yield shown.at(_middle(index, fps))
