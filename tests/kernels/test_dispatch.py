@@ -111,6 +111,29 @@ def test_choices_outlive_the_process(monkeypatch, tmp_path) -> None:
     assert list(kept.values()) == ["two"]
 
 
+def test_what_was_measured_of_other_code_is_measured_anew(monkeypatch) -> None:
+    run = Runner("one")
+    assert run.choose() == "two"
+    run.slow = "two"
+    monkeypatch.setattr(_dispatch, "_kernels_digest", lambda: "other code")
+    _dispatch._machine.cache_clear()
+    try:
+        assert run.choose() == "one"
+    finally:
+        _dispatch._machine.cache_clear()
+
+
+def test_what_is_over_soon_takes_more_turns() -> None:
+    turns = []
+    _dispatch._measure(["one"], turns.append, torch.device("cpu"))
+    assert len(turns) == 1 + _dispatch._MOST_REPEATS
+    slow = []
+    _dispatch._measure(
+        ["one"], lambda name: (slow.append(name), time.sleep(0.11)), torch.device("cpu")
+    )
+    assert len(slow) == 1 + _dispatch._REPEATS
+
+
 def test_another_process_keeps_what_it_measured(tmp_path, monkeypatch) -> None:
     run = Runner("one")
     run.choose("first")

@@ -295,6 +295,23 @@ def test_arithmetic_decides_where_it_can(monkeypatch) -> None:
     )
 
 
+@pytest.mark.parametrize(("channels", "rows"), [(128, 32), (64, 32), (128, 16), (64, 16)])
+def test_large_layers_of_training_do_not_hang_on_a_clock_that_others_disturb(
+    channels, rows, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        "tmapdiff.kernels._dispatch._measure", lambda *_: pytest.fail("asked the clock")
+    )
+    called = []
+    monkeypatch.setattr(
+        "tmapdiff.kernels.map_conv.spectral_map_conv_keeping",
+        lambda x, weight, bias, tile: called.append(tile) or x[:, :1] * weight.sum(),
+    )
+    weight = torch.zeros(65, channels, 5, 5, requires_grad=True)
+    map_conv(torch.zeros(32, channels, rows, 8), weight)
+    assert len(called) == 1
+
+
 @pytest.mark.parametrize("fastest", BACKENDS)
 def test_the_clock_decides_the_rest(fastest, monkeypatch) -> None:
     asked = []
