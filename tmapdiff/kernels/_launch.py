@@ -6,6 +6,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from tmapdiff.kernels._alignment import aligned_channels
+
 _HAS_TRITON = find_spec("triton") is not None
 # triton reads it when a kernel is decorated, which a later change does not undo.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -76,13 +78,19 @@ def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
     """Make room for maps in the memory order of `x`.
 
     Args:
-        x: Map features, (B, C, N_k, A).
+        x: Map features, (B, C, N_k, A). Where room for more channels aligns them, the new maps of
+            as many channels have it, too.
         channels: Channels of the new maps; C, if None.
     """
-    shape = (x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:])
+    shape = [x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:]]
+    own = shape[1]
     order = memory_order(x)
+    if channels is None and order[-1] == 1:
+        aligned = aligned_channels(own, x.device)
+        if aligned == min((x.stride(dim) for dim in (0, 2, 3) if x.shape[dim] > 1), default=own):
+            shape[1] = aligned
     empty = torch.empty([shape[dim] for dim in order], dtype=x.dtype, device=x.device)
-    return empty.permute([order.index(dim) for dim in range(4)])
+    return empty.permute([order.index(dim) for dim in range(4)])[:, :own]
 
 
 def within_reach(x: Tensor) -> Tensor:

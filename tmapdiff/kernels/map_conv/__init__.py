@@ -24,6 +24,7 @@ from tmapdiff.kernels.map_conv.spectral import (
     shrunk_kernel,
     spectral_map_conv,
     spectral_map_conv_keeping,
+    with_aligned_channels,
 )
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
@@ -51,7 +52,7 @@ class MapConvPlan:
     Args:
         backend: `direct`, `spectral`, or `fused`: spectral, with a kernel for the product.
         transform: Unless direct: its transform.
-        spectrum: Unless direct: the kernel's spectrum, (frequencies, 2, C, D).
+        spectrum: Unless direct: the kernel's spectrum, (frequencies, 2, C, D or more).
         exponent: Of float16, unless direct: of the power of two that the kernel was shrunk by.
     """
 
@@ -182,7 +183,7 @@ def plan_map_conv(
             plans[name] = MapConvPlan(name)
         elif name not in plans:
             kernel, exponent = shrunk_kernel(weight.detach(), transform, dtype)
-            spectrum = spectra.get(kernel, transform, dtype)
+            spectrum = spectra.get(with_aligned_channels(kernel), transform, dtype)
             plans[name] = MapConvPlan(name, transform, spectrum, exponent)
         return plans[name]
 
@@ -223,7 +224,13 @@ def _run(plan: MapConvPlan, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
         sizes,
         _pieces_at_once(sizes, planned=True),
         lambda part: convolve_with_spectrum(
-            part, spectrum, bias, transform, exponent=plan.exponent, fused=fused
+            part,
+            spectrum,
+            bias,
+            transform,
+            len(weight),
+            exponent=plan.exponent,
+            fused=fused,
         ),
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tmapdiff.kernels._alignment import aligned_channels, with_channels
 from tmapdiff.kernels.map_conv.scaling import gradient_room, grow_, kernel_room, shrunk
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
@@ -35,6 +36,7 @@ def convolve_with_spectrum(
     kernel: Tensor,
     bias: Tensor | None,
     transform: MapTransform,
+    channels: int,
     *,
     exponent: Tensor | None = None,
     fused: bool = False,
@@ -43,25 +45,26 @@ def convolve_with_spectrum(
 
     Args:
         x: Maps.
-        kernel: The kernel's spectrum.
+        kernel: The kernel's spectrum, of `aligned_channels` output channels.
         bias: Added to all cells.
         transform: The transform that it was made with.
+        channels: Output channels, D.
         exponent: In float16: of the power of two that the kernel was shrunk by.
         fused: Whether the Triton kernel multiplies the spectra.
 
     Shape:
         - x: (B, C, N_k, A)
-        - kernel: (frequencies, 2, C, D)
+        - kernel: (frequencies, 2, C, D or more)
         - bias: (D,)
         - returns: (B, D, N_k, A)
     """
     if exponent is not None:
         # Maps each by themselves: a sample's result does not depend on the others.
         x, of_maps = shrunk(x, (1, 2, 3), 0)
-        result = _convolved(x, kernel, None, transform, fused)
+        result = _convolved(x, kernel, None, transform, fused)[:, :channels]
         grow_(result, of_maps + exponent)
         return result if bias is None else result.add_(bias[:, None, None])
-    return _convolved(x, kernel, bias, transform, fused)
+    return _convolved(x, kernel, bias, transform, fused)[:, :channels]
 
 
 def _convolved(
@@ -80,7 +83,7 @@ def _convolved(
 def _maps_of(product: Tensor, bias: Tensor | None, transform: MapTransform) -> Tensor:
     if bias is not None:
         # Constant maps have one frequency.
-        product[0, 0] += bias / transform.scale
+        product[0, 0, ..., : len(bias)] += bias / transform.scale
     return _batch_first(transform.inverse(product))
 
 
@@ -92,8 +95,19 @@ def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int)
     not matter, `spectral_map_conv_keeping` is quicker.
     """
     transform = _transform(x, weight, tile)
-    weight, exponent = shrunk_kernel(weight, transform, x.dtype)
-    return convolve_with_spectrum(x, transform.kernel(weight), bias, transform, exponent=exponent)
+    kernel, exponent = shrunk_kernel(weight, transform, x.dtype)
+    kernel = transform.kernel(with_aligned_channels(kernel))
+    return convolve_with_spectrum(x, kernel, bias, transform, len(weight), exponent=exponent)
+
+
+def with_aligned_channels(weight: Tensor) -> Tensor:
+    """Give a kernel more output channels, all 0, where that makes products quicker.
+
+    Shape:
+        - weight: (D, C, S, S)
+        - returns: (D or more, C, S, S)
+    """
+    return with_channels(weight, aligned_channels(len(weight), weight.device), 0)
 
 
 def shrunk_kernel(
@@ -113,7 +127,8 @@ def shrunk_kernel(
 @spectral_map_conv.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
     batch, _, rows, columns = x.shape
-    return _batch_first(x.new_empty(columns, rows, batch, weight.shape[0]))
+    channels = aligned_channels(len(weight), x.device)
+    return _batch_first(x.new_empty(columns, rows, batch, channels))[:, : len(weight)]
 
 
 @torch.library.custom_op("tmapdiff::map_conv_spectral_backward", mutates_args=())
@@ -146,7 +161,7 @@ def _gradients(
     of_maps, of_kernel, of_bias = _gradients_of_spectra(
         gradient,
         transform,
-        (lambda: transform.kernel(weight)) if of_x else None,
+        (lambda: transform.kernel(with_aligned_channels(weight))) if of_x else None,
         (lambda: transform.forward(_durations_first(x), rotated=True)) if of_weight else None,
     )
     return (
@@ -166,10 +181,12 @@ def _gradients_of_spectra(
 
     These are called when they are needed, and not given where there is no gradient to compute.
     """
-    batch, out_channels = gradient.shape[:2]
+    batch, channels = gradient.shape[:2]
     tiles = transform.num_tiles
     frequencies, rows = transform.num_frequencies, 2 * tiles * batch
-    above = transform.inverse_adjoint(_durations_first(gradient), rotated=True)
+    out_channels = aligned_channels(channels, gradient.device)
+    above = with_channels(_durations_first(gradient), out_channels, -1)
+    above = transform.inverse_adjoint(above, rotated=True)
     plain = above[:, :2].reshape(frequencies, rows, out_channels)
     of_maps, of_kernel = None, None
     if kernel_spectrum is not None:
@@ -185,8 +202,8 @@ def _gradients_of_spectra(
         times_i = below[:, :2].reshape(frequencies, rows, in_channels)
         below = below[:, 1:].reshape(frequencies, rows, in_channels)
         real, imaginary = torch.bmm(plain.mT, below), torch.bmm(plain.mT, times_i)
-        of_kernel = transform.kernel_adjoint(real.mT, imaginary.mT).contiguous()
-    of_bias = plain[0, : tiles * batch].sum(dim=0) / transform.scale
+        of_kernel = transform.kernel_adjoint(real.mT, imaginary.mT)[:channels].contiguous()
+    of_bias = plain[0, : tiles * batch, :channels].sum(dim=0) / transform.scale
     return of_maps, of_kernel, of_bias
 
 
@@ -231,11 +248,12 @@ class _Keeping(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
         ctx.transform = _transform(x, weight, tile)
-        kernel = ctx.transform.kernel(weight)
+        kernel = ctx.transform.kernel(with_aligned_channels(weight))
         spectra = ctx.transform.forward(_durations_first(x), rotated=True)
         of_x, of_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(kernel if of_x else None, spectra if of_weight else None)
-        return _maps_of(multiply_spectra(spectra, kernel), bias, ctx.transform)
+        maps = _maps_of(multiply_spectra(spectra, kernel), bias, ctx.transform)
+        return maps[:, : len(weight)]
 
     @staticmethod
     @once_differentiable

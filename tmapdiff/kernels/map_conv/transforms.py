@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tmapdiff.kernels._alignment import in_aligned_rows
+
 
 class Tables(NamedTuple):
     """Matrices of a two-step transform: along the durations, then along the starts."""
@@ -273,10 +275,10 @@ def _inverse_tables(
                 real[:, 1], imaginary[:, 1] = 0, 0
             planes = [real, imaginary, -real] if rotated else [real, imaginary]
             tiles.append(torch.stack(planes, dim=1))
-        # As above, and transposed: (output part, starts) from (frequencies, planes, tiles).
-        return torch.stack(tiles, dim=2).flatten(3).flatten(0, 2).T
+        # As above, where the input was: of (output part, starts).
+        return torch.stack(tiles, dim=2).flatten(3).flatten(0, 2)
 
-    return _rounded(transform, durations.flatten(0, 1).T, starts, dtype, device)
+    return _transposed(_rounded(transform, durations.flatten(0, 1), starts, dtype, device))
 
 
 @lru_cache(maxsize=_KEPT)
@@ -300,9 +302,12 @@ def _small_kernel_table(
 ) -> Tensor:
     """Transform each cell of a kernel: (frequencies, 2, S * S)."""
     size = transform.kernel_size
-    cells = torch.eye(size**2, dtype=torch.float64).view(size, size, 1, size**2).transpose(0, 1)
-    tables = _kernel_tables(transform, torch.float64, torch.device("cpu"))
-    return transform._transform(tables, cells, (2,))[:, :, 0].to(device, dtype)
+    cpu = torch.device("cpu")  # whatever the default is
+    cells = torch.eye(size**2, dtype=torch.float64, device=cpu).view(size, size, 1, size**2)
+    tables = _kernel_tables(transform, torch.float64, cpu)
+    return in_aligned_rows(
+        transform._transform(tables, cells.transpose(0, 1), (2,))[:, :, 0].to(device, dtype)
+    )
 
 
 def _rounded(
@@ -313,7 +318,7 @@ def _rounded(
     device: torch.device,
 ) -> Tables:
     edge, middle = starts(transform.edge_starts), starts(transform.period[0])
-    return Tables(*(one.contiguous().to(device, dtype) for one in (durations, edge, middle)))
+    return Tables(*(in_aligned_rows(one.to(device, dtype)) for one in (durations, edge, middle)))
 
 
 def _transposed(tables: Tables) -> Tables:
