@@ -40,6 +40,7 @@ def _multiply(
     spectra += frequency * spectra_frequency + row[:, None] * channels + channel
     kernel += frequency * kernel_frequency + channel[:, None] * out_channels + out
     real = tl.zeros((ROWS, OUT_CHANNELS), dtype=tl.float32)
+    from_imaginary = tl.zeros((ROWS, OUT_CHANNELS), dtype=tl.float32)
     imaginary = tl.zeros((ROWS, OUT_CHANNELS), dtype=tl.float32)
     for first in range(0, channels, CHANNELS):
         channel_inside = first + channel < channels
@@ -50,7 +51,8 @@ def _multiply(
         w_real = tl.load(kernel, mask=read, other=0.0)
         w_imaginary = tl.load(kernel + kernel_part, mask=read, other=0.0)
         real = tl.dot(x_real, w_real, real, input_precision=PRECISION)
-        real = tl.dot(-x_imaginary, w_imaginary, real, input_precision=PRECISION)
+        # Subtracted at the end: operands go to the tensor cores as they were read.
+        from_imaginary = tl.dot(x_imaginary, w_imaginary, from_imaginary, input_precision=PRECISION)
         imaginary = tl.dot(x_real, w_imaginary, imaginary, input_precision=PRECISION)
         imaginary = tl.dot(x_imaginary, w_real, imaginary, input_precision=PRECISION)
         spectra += CHANNELS
@@ -58,6 +60,7 @@ def _multiply(
 
     product += frequency * product_frequency + row[:, None] * out_channels + out
     written = row_inside[:, None] & out_inside
+    real -= from_imaginary
     tl.store(product, real.to(product.dtype.element_ty), mask=written)
     tl.store(product + product_part, imaginary.to(product.dtype.element_ty), mask=written)
 
@@ -75,14 +78,16 @@ def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
     product = spectra.new_empty(frequencies, 2, tiles, batch, out_channels)
     if not product.numel():
         return product
-    # Tensor cores take 16 rows at least. Two accumulators of 64 x 64 leave registers for loads.
+    in_tf32 = spectra.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    # Tensor cores take 16 rows at least. Three accumulators of 64 x 64 leave registers for loads;
+    # without tensor cores, operands are held in registers, too.
+    most_channels = 64 if spectra.itemsize == 2 else 32 if in_tf32 else 16
     block = {
         "ROWS": min(max(power_of_2(rows), 16), 64),
-        "CHANNELS": min(max(power_of_2(channels), 16), 64 if spectra.itemsize == 2 else 32),
+        "CHANNELS": min(max(power_of_2(channels), 16), most_channels),
         "OUT_CHANNELS": min(max(power_of_2(out_channels), 16), 64),
     }
     blocks = ceil_div(rows, block["ROWS"]) * ceil_div(out_channels, block["OUT_CHANNELS"])
-    in_tf32 = spectra.is_cuda and torch.backends.cuda.matmul.allow_tf32
     _multiply[(blocks, frequencies)](
         spectra,
         kernel,
@@ -98,7 +103,7 @@ def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
         kernel.stride(1),
         **block,
         PRECISION="tf32" if in_tf32 else "ieee",
-        num_warps=4 if block["ROWS"] < 64 else 8,
+        num_warps=4 if block["ROWS"] < 32 else 8,
         num_stages=3,
     )
     return product
