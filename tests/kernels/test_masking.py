@@ -147,9 +147,11 @@ def test_a_mask_of_one_sample_is_one_for_all(dims):
 
 def test_cells_of_a_mask_that_changed_are_looked_up_anew():
     mask = torch.zeros(3, 2, dtype=torch.bool)
-    assert len(cells_of(mask).valid[0]) == 0
+    assert len(cells_of(mask).valid) == 0
     mask[1, 1] = True
-    assert [one.tolist() for one in cells_of(mask).valid] == [[1], [1]]
-    assert len(cells_of(mask).invalid[0]) == 5
-    assert cells_of(mask.T).valid[0].tolist() == [1]
-    assert cells_of(mask[:0]).valid[0].numel() == 0
+    cells = cells_of(mask)
+    assert cells.valid.tolist() == [3]
+    assert len(cells.invalid[0]) == 5
+    assert cells.sources.tolist() == [1, 1, 1, 0, 1, 1]
+    assert cells_of(mask.T).valid.tolist() == [4]
+    assert cells_of(mask[:0]).valid.numel() == 0

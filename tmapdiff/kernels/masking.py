@@ -94,10 +94,18 @@ def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class CellLists(NamedTuple):
-    """Cells of a mask, each as the tensors that index its two dimensions, on the CPU."""
+    """Cells of a mask, on the CPU.
 
-    valid: tuple[Tensor, ...]
+    Attributes:
+        valid: Places of the valid cells in the flattened mask, (valid,).
+        invalid: The invalid cells, as the tensors that index the mask's two dimensions.
+        sources: Of each cell of the flattened mask: its place in `valid`; one more than the last
+            for invalid cells.
+    """
+
+    valid: Tensor
     invalid: tuple[Tensor, ...]
+    sources: Tensor
 
 
 def cells_of(mask: Tensor) -> CellLists:
@@ -112,7 +120,10 @@ def cells_of(mask: Tensor) -> CellLists:
 @lru_cache(maxsize=32)
 def _listed(values: bytes, shape: tuple[int, int]) -> CellLists:
     mask = torch.from_numpy(np.frombuffer(values, dtype=bool).reshape(shape).copy())
-    return CellLists(mask.nonzero(as_tuple=True), (~mask).nonzero(as_tuple=True))
+    valid = mask.flatten().nonzero().squeeze(1)
+    sources = torch.full((mask.numel(),), len(valid))
+    sources[valid] = torch.arange(len(valid))
+    return CellLists(valid, (~mask).nonzero(as_tuple=True), sources)
 
 
 def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
