@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange, reduce
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tmapdiff._checks import (
     check_choice,
@@ -20,6 +19,7 @@ from tmapdiff._checks import (
 )
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels.unit_product import unit_product
+from tmapdiff.layers.lstm import PaddedLSTM
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
@@ -92,9 +92,7 @@ class TextEncoder(nn.Module):
                 expected = "vocabulary_size = None with text_channels"
                 raise ConfigError(message(who, expected, vocabulary_size))
             self.embedding = nn.Linear(text_channels, word_channels)
-        self.lstm = nn.LSTM(
-            word_channels, channels // 2, num_layers, batch_first=True, bidirectional=True
-        )
+        self.lstm = PaddedLSTM(word_channels, channels // 2, num_layers)
         self.linear = nn.Linear(channels, channels)
         self.word_dropout = check_range(who, "word_dropout", word_dropout, 0, 1)
         self.validate = True
@@ -125,15 +123,10 @@ class TextEncoder(nn.Module):
                 words = words.masked_fill(dropped, UNKNOWN)
             else:
                 words = words.masked_fill(dropped[..., None], 0)
-        # Longest first, as the LSTM wants them. It would sort them itself, but wait for the device.
-        lengths, order = lengths.sort(descending=True)
-        order = order.to(words.device, non_blocking=True)
-        packed = pack_padded_sequence(self.embedding(words)[order], lengths, batch_first=True)
-        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        states = self.lstm(self.embedding(words), lengths)
         # Padded states are zero: the sum is one over words.
         count = lengths[:, None].to(states.device, states.dtype, non_blocking=True)
-        mean = reduce(states, "b l c -> b c", "sum") / count
-        return self.linear(mean[order.argsort()])
+        return self.linear(reduce(states, "b l c -> b c", "sum") / count)
 
     def check_words(self, words: Tensor) -> None:
         """Raise ArgumentError unless words are integers of the vocabulary; reads their values."""

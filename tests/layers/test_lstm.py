@@ -1,0 +1,90 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_same
+from helpers.contracts import draw
+from torch import Tensor, nn
+
+from tmapdiff.layers.lstm import PaddedLSTM
+
+LENGTHS = torch.tensor([3, 7, 1, 5])
+WAYS: dict[str, Callable[[PaddedLSTM, Tensor, Tensor], Tensor]] = {
+    "packed": PaddedLSTM._packed,
+    "padded": PaddedLSTM._padded,
+}
+
+
+def make(num_layers: int = 2, dtype: torch.dtype = torch.float64) -> PaddedLSTM:
+    torch.manual_seed(0)
+    return PaddedLSTM(6, 4, num_layers).to(dtype)
+
+
+def sentence_by_sentence(lstm: PaddedLSTM, x: Tensor) -> Tensor:
+    """The definition: torch's LSTM over each sequence alone."""
+    plain = nn.LSTM(6, 4, lstm.num_layers, batch_first=True, bidirectional=True).to(x.dtype)
+    given = dict(lstm.named_parameters())
+    states = x.new_zeros(len(x), x.shape[1], 8)
+    for row, length in enumerate(LENGTHS.tolist()):
+        own = torch.func.functional_call(plain, given, (x[row : row + 1, :length],))[0]
+        states = states.index_put((torch.tensor(row), torch.arange(length)), own[0])
+    return states
+
+
+def with_gradients(
+    function: Callable[[Tensor], Tensor], lstm: PaddedLSTM, x: Tensor
+) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    states = function(x)
+    upper = draw(*states.shape, seed=3, dtype=states.dtype)
+    return [states.detach(), *torch.autograd.grad(states, [x, *lstm.parameters()], upper)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_states_are_those_of_each_sequence_alone(
+    way: str, num_layers: int, dtype: torch.dtype
+) -> None:
+    lstm, x = make(num_layers), draw(4, 7, 6, dtype=torch.float64)
+    expected = with_gradients(lambda x: sentence_by_sentence(lstm, x), lstm, x)
+    lstm = lstm.to(dtype)
+    found = with_gradients(lambda x: WAYS[way](lstm, x, LENGTHS), lstm, x.to(dtype))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_padding_is_not_looked_at(way: str) -> None:
+    lstm, x = make(dtype=torch.float32), draw(4, 7, 6)
+    behind = torch.arange(7) >= LENGTHS[:, None]
+    states, *gradients = with_gradients(lambda x: WAYS[way](lstm, x, LENGTHS), lstm, x)
+    spoilt = x.masked_fill(behind[..., None], torch.nan)
+    found = with_gradients(lambda x: WAYS[way](lstm, x, LENGTHS), lstm, spoilt)
+    for one, other in zip(found, [states, *gradients], strict=True):
+        assert_same(one, other)
+    assert not states[behind].any()
+    assert not gradients[0][behind].any()
+
+
+def test_small_ones_go_over_padding_where_one_operation_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def goes(hidden: int = 4, dtype: torch.dtype = torch.float32) -> bool:
+        lstm = PaddedLSTM(6, hidden, 1)
+        return lstm._goes_over_padding(draw(2, 3, 6, dtype=dtype))
+
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    assert goes()
+    assert not goes(hidden=65)
+    assert not goes(dtype=torch.float64)
+    with torch.autocast("cpu"):
+        assert not goes()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not goes()
+
+
+def test_weights_have_the_names_of_torchs() -> None:
+    plain = nn.LSTM(6, 4, 2, batch_first=True, bidirectional=True)
+    assert make().state_dict().keys() == plain.state_dict().keys()

@@ -1,0 +1,89 @@
+"""Bidirectional LSTMs over sequences of different lengths."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+# Channels of a direction up to which padding costs a CPU less than packing does.
+_SMALL = 64
+
+
+class PaddedLSTM(nn.LSTM):
+    """A bidirectional LSTM over padded sequences, whose states do not depend on the padding.
+
+    On a CPU, torch's LSTM takes packed sequences step by step, in many small operations. Small
+    LSTMs go over the padding instead, each direction as one operation of oneDNN.
+
+    Args:
+        input_size: Channels of the input.
+        hidden_size: Channels of each direction.
+        num_layers: Layers.
+
+    Shape:
+        - x: (B, L, input_size)
+        - lengths: (B,), integer, 1 to L, on the CPU
+        - returns: (B, L, 2 * hidden_size), 0 behind the end of a sequence
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
+        super().__init__(input_size, hidden_size, num_layers, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        """Compute the states; see the class."""
+        return self._padded(x, lengths) if self._goes_over_padding(x) else self._packed(x, lengths)
+
+    def _goes_over_padding(self, x: Tensor) -> bool:
+        return bool(
+            self.hidden_size <= _SMALL
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and torch.backends.mkldnn.enabled
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        # Longest first, as the LSTM wants them. It would sort them itself, but wait for the device.
+        lengths, order = lengths.sort(descending=True)
+        order = order.to(x.device, non_blocking=True)
+        packed = pack_padded_sequence(x[order], lengths, batch_first=True)
+        states, _ = pad_packed_sequence(
+            super().forward(packed)[0], batch_first=True, total_length=x.shape[1]
+        )
+        return states[order.argsort()]
+
+    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1])
+        behind = (place >= lengths[:, None])[..., None]
+        # The way back begins at the last word, and leaves the padding for its end, too.
+        backwards = torch.where(behind[..., 0], place, lengths[:, None] - 1 - place)[..., None]
+        x = x.masked_fill(behind, 0)
+        start = x.new_zeros(1, len(x), self.hidden_size)
+        for layer in range(self.num_layers):
+            forth, back = self.all_weights[2 * layer : 2 * layer + 2]
+            states = _one_direction(x, start, forth)
+            reversed_states = _one_direction(_ordered(x, backwards), start, back)
+            x = torch.cat([states, _ordered(reversed_states, backwards)], dim=-1)
+        return x.masked_fill(behind, 0)
+
+
+def _ordered(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(1, places.expand(-1, -1, x.shape[2]))
+
+
+def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    states: Tensor = torch.lstm(
+        x,
+        (start, start),
+        tuple(weights),
+        has_biases=True,
+        num_layers=1,
+        dropout=0.0,
+        train=torch.is_grad_enabled(),
+        bidirectional=False,
+        batch_first=True,
+    )[0]
+    return states
