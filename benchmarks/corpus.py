@@ -116,7 +116,7 @@ def measure_steps(preset: str, queries: int) -> dict[str, float]:
     video = VideoFeatures(features, SECONDS_A_FEATURE, DURATION)
     clips = pipe._clips(video, None).features[None]
     sentences = make_sentences(queries)
-    words = torch.stack(pipe._encode_queries(sentences))
+    words = torch.stack(pipe.encode_queries(sentences))
     lengths = torch.full((queries,), words.shape[1])
     with torch.no_grad():
         maps = encoder.encode_video(clips)

@@ -2,6 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from helpers.text_encoders import tiny_text_encoder
+
+from tmapdiff import PRESETS, MomentLocalizationPipeline
 
 KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
 
@@ -26,6 +29,24 @@ def test_each_number_of_steps_is_a_row(run, corpus, tmp_path):
     assert [row for row in rows if row[:1] == ["steps"]] == [["steps", "1"], ["steps", "3"]]
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
+
+
+def test_a_pipeline_with_a_text_encoder(run, corpus, tmp_path):
+    text = tiny_text_encoder(["the", "number", "is", "shown", "0", "1", "2", "3"])
+    channels = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).frame_encoder.feature_dim
+    localizer = PRESETS["nano"].build(
+        vocabulary_size=None,
+        clip_channels=channels,
+        encoder={"text_channels": text.token_channels},
+    )
+    MomentLocalizationPipeline(localizer, text_encoder=text).save_pretrained(tmp_path / "pipeline")
+    data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu"]
+    found = run("evaluate", tmp_path / "pipeline", *data, "--json")
+    assert found.code == 0, found.err
+    lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    asked = [json.loads(line)["query"] for line in lines]
+    assert asked == [f"the number {number} is shown" for number in range(4)]
+    assert 0 <= found.document["mIoU"] <= 100
 
 
 @pytest.mark.parametrize(

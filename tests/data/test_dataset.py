@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from helpers.assertions import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -208,6 +209,48 @@ def test_bad_arguments():
         collate_moments(samples)
     with pytest.raises(IndexError):
         dataset()[3]
+
+
+def of_features(word_features, vocabulary=None):
+    return MomentDataset(
+        ANNOTATIONS, CountingStore(), vocabulary, num_clips=4, word_features=word_features
+    )
+
+
+def test_features_of_words_take_the_place_of_their_indices():
+    lengths = (3, 1, 2)
+    made = {
+        item.query: torch.randn(length, 5)
+        for item, length in zip(ANNOTATIONS, lengths, strict=True)
+    }
+    data = of_features(made)
+    batch = collate_moments([data[index] for index in range(3)])
+    assert batch.num_words.tolist() == list(lengths)
+    assert batch.words.shape == (3, 3, 5)
+    for item, row, length in zip(ANNOTATIONS, batch.words, lengths, strict=True):
+        assert torch.equal(row[:length], made[item.query])
+        assert not row[length:].any()
+
+
+def test_refuses_bad_features_of_words():
+    made = {item.query: torch.ones(2, 5) for item in ANNOTATIONS}
+    for vocabulary, features, text in (
+        (None, None, "expected a vocabulary or word_features, got none."),
+        (VOCABULARY, made, "expected a vocabulary or word_features, got both."),
+    ):
+        with refuses(ArgumentError, text):
+            of_features(features, vocabulary)
+    where = "(video 'B', query 'q2')"
+    for kind, changed, text in (
+        (ArgumentError, None, f"word_features of every query, got none of 'it falls.'. {where}"),
+        (ArgumentError, torch.ones(0, 5), "word_features of at least one word, got none of"),
+        (ShapeError, torch.ones(5), "expected word_features of shape (L, C)"),
+    ):
+        features = {key: one for key, one in made.items() if key != "it falls."}
+        if changed is not None:
+            features["it falls."] = changed
+        with refuses(kind, text, where):
+            of_features(features)
 
 
 # Clips of one length: windows and whole videos

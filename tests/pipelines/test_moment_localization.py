@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import (
     MS2DTAN,
@@ -16,7 +17,6 @@ from tmapdiff import (
     LocalizedMoment,
     MomentLocalizationPipeline,
     MomentLocalizer,
-    TransformersTextEncoder,
     Vocabulary,
 )
 from tmapdiff.data import pool_features
@@ -489,24 +489,16 @@ class TestSaving:
         assert read.localizer.dtype == torch.bfloat16
 
     def test_sentences_by_transformers(self, tmp_path):
-        transformers = pytest.importorskip("transformers")
-        tokenizers = pytest.importorskip("tokenizers")
-        words = ["<pad>", "<unk>", *WORDS]
-        inner = tokenizers.Tokenizer(
-            tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
-        )
-        inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>"
-        )
-        config = transformers.BertConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=12,
-        )  # fmt: skip
-        text = TransformersTextEncoder(transformers.BertModel(config), tokenizer)
+        text = tiny_text_encoder(WORDS)
         localizer = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
         pipe = make_pipe(localizer, vocabulary=None, text_encoder=text)
         expected = pipe(make_features(30), QUERIES, generator=seeds(3))
+        encoded = pipe.encode_queries(QUERIES)
+        for query, one in zip(QUERIES, encoded, strict=True):
+            assert_close(one, text([query]).tokens[0])
+        assert len({one.untyped_storage().nbytes() for one in encoded}) == len(QUERIES)
+        with refuses(ArgumentError, "expected a list of queries, got 'the door'."):
+            pipe.encode_queries("the door")
         pipe.save_pretrained(tmp_path / "saved")
         read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
         assert_alike(read(make_features(30), QUERIES, generator=seeds(3)), expected)

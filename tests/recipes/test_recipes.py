@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
-from helpers.assertions import refuses
+from helpers.assertions import assert_close, refuses
+from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
+from tmapdiff.data import tokenize
+from tmapdiff.data._seeding import torch_generator_for
 from tmapdiff.errors import ConfigError
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.recipes import (
@@ -19,6 +22,7 @@ from tmapdiff.recipes import (
     make_test_set,
 )
 from tmapdiff.recipes.training import SYNTHETIC_EPOCHS
+from tmapdiff.video import VideoFeatures
 
 VOCABULARY = Vocabulary(["a", "dog"])
 
@@ -120,6 +124,31 @@ def test_each_way_of_reading_reaches_the_answers(data):
         for fields in ({}, {"seed": 1}, {"num_samples": 2}, {"ranking": "expected-hits"})
     ]
     assert len(set(found)) == 4
+
+
+def test_sentences_are_encoded_by_the_pipeline_s_own_text_encoder(data, monkeypatch):
+    monkeypatch.setattr("tmapdiff.recipes.evaluation._ENCODED_AT_ONCE", 5)
+    text = tiny_text_encoder(sorted({word for item in data.test for word in tokenize(item.query)}))
+    model = PRESETS["nano"].build(
+        vocabulary_size=None,
+        clip_channels=data.store.feature_dim,
+        encoder={"text_channels": text.token_channels},
+    )
+    with torch.no_grad():  # whose last layers are 0 before training
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    pipeline = MomentLocalizationPipeline(model, text_encoder=text)
+    test_set = make_pipeline_test_set(pipeline, data)
+    found = evaluate_localizer(model, test_set, Reading((2,), seed=3)).evaluation.predictions
+    # The call of the pipeline is another way to the same answers.
+    for position, (item, one) in enumerate(zip(data.test, found, strict=True)):
+        video = VideoFeatures(
+            data.store[item.video_id], data.store.seconds_per_feature, item.duration
+        )
+        generator = torch_generator_for(3, position)
+        output = pipeline(video, item.query, num_inference_steps=2, generator=generator)
+        expected = [[moment.start, moment.end, moment.score] for moment in output.moments[0]]
+        assert_close(torch.tensor(one.windows), torch.tensor(expected))
 
 
 def test_pipelines_that_do_not_fit_the_data_are_refused(data):

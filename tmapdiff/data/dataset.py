@@ -1,6 +1,6 @@
 """From annotations and features to batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.features import FeatureStore
 from tmapdiff.data.windows import draw_window
 from tmapdiff.data.words import Vocabulary
-from tmapdiff.errors import ArgumentError, FeatureError, TmapdiffError
+from tmapdiff.errors import ArgumentError, FeatureError, ShapeError, TmapdiffError
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class MomentSample:
 
     Args:
         features: Features of the clips.
-        words: Indices of the words.
+        words: Indices of the words; or features of them, of a dataset of such.
         annotation: What they were made of; of a window, with times from the window's start.
         clip_seconds: Seconds a clip lasts.
         num_clips: Clips that lie inside the video; the features of those after them are 0. None if
@@ -33,7 +33,7 @@ class MomentSample:
 
     Shape:
         - features: (N, D) float32; (N * features_per_clip, D) of a dataset with several a clip
-        - words: (L,) int64
+        - words: (L,) int64; (L, C) of features
     """
 
     features: Tensor
@@ -50,7 +50,7 @@ class MomentBatch:
 
     Args:
         features: Features of the clips.
-        words: Indices of the words; 0 after the last.
+        words: Indices of the words, or features of them; 0 after the last.
         num_words: How many words each query has.
         moments: Start and end in seconds; 0 after the last.
         num_moments: How many moments each query has.
@@ -64,7 +64,7 @@ class MomentBatch:
 
     Shape:
         - features: (B, N, D) float32; (B, N * features_per_clip, D) with several a clip
-        - words: (B, L) int64
+        - words: (B, L) int64; (B, L, C) of features
         - num_words: (B,) int64
         - moments: (B, M, 2) float32
         - num_moments: (B,) int64
@@ -131,7 +131,7 @@ class MomentDataset(Dataset[MomentSample]):
     Args:
         annotations: The queries.
         store: Features of their videos.
-        vocabulary: Words to encode the queries with.
+        vocabulary: Words to encode the queries with; None with `word_features`.
         num_clips: Clips a video is divided into, or a window has, N.
         clip_seconds: Seconds a clip lasts. If None, the clips divide each video equally.
         whole_videos: Give videos that have more than N clips as a whole; needs `clip_seconds`.
@@ -139,13 +139,21 @@ class MomentDataset(Dataset[MomentSample]):
             clips of its coarsest scale, `2**(num_scales - 1)`.
         features_per_clip: Features that each clip is pooled to, for a model that averages them
             itself (`MultimodalEncoder`).
+        word_features: Features of the words of each query, by its sentence, for a model with
+            `text_channels`: such as `TransformersTextEncoder` gives, or a pipeline's
+            `encode_queries`.
         cache: Keep the pooled features of each video in memory once it was used: N * D * 4 bytes a
             video (437 MB for all of Charades-STA with N = 64, D = 256), in each worker.
 
+    Shape:
+        - word_features: (L, C) each, L >= 1
+
     Raises:
-        ArgumentError: If there are no annotations, a query has no word, `num_clips`,
+        ArgumentError: If there are no annotations, a query has no word or no features, `num_clips`,
             `clip_multiple` or `features_per_clip` is not an integer >= 1, `num_clips` is no
-            multiple, `clip_seconds` is not positive, or missing for `whole_videos`.
+            multiple, `clip_seconds` is not positive, or missing for `whole_videos`, or there are
+            not either a vocabulary or features of words.
+        ShapeError: If features of words have no such shape.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -163,13 +171,14 @@ class MomentDataset(Dataset[MomentSample]):
         self,
         annotations: AnnotationSet,
         store: FeatureStore,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | None,
         num_clips: int,
         *,
         clip_seconds: float | None = None,
         whole_videos: bool = False,
         clip_multiple: int = 1,
         features_per_clip: int = 1,
+        word_features: Mapping[str, Tensor] | None = None,
         cache: bool = True,
     ) -> None:
         self.annotations = annotations
@@ -194,8 +203,11 @@ class MomentDataset(Dataset[MomentSample]):
             hint = f"They come from {annotations.report}."
             raise ArgumentError(message("MomentDataset", "at least one annotation", "none", hint))
         self._pooled: dict[tuple[str, float], Tensor] = {}
+        if (vocabulary is None) == (word_features is None):
+            got = "none" if vocabulary is None else "both"
+            raise ArgumentError(message("MomentDataset", "a vocabulary or word_features", got))
         # Now rather than on access: a sentence without a word must not end an epoch.
-        self._words = [_encoded(vocabulary, item) for item in annotations]
+        self._words = [_encoded(vocabulary, word_features, item) for item in annotations]
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -297,8 +309,24 @@ def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
     )
 
 
-def _encoded(vocabulary: Vocabulary, item: Annotation) -> Tensor:
+def _encoded(
+    vocabulary: Vocabulary | None, word_features: Mapping[str, Tensor] | None, item: Annotation
+) -> Tensor:
     try:
-        return vocabulary.encode(item.query)
-    except ArgumentError as error:
-        raise ArgumentError(f"{error} (video {item.video_id!r}, query {item.qid!r})") from error
+        if vocabulary is not None:
+            return vocabulary.encode(item.query)
+        return _features_of_words(word_features or {}, item.query)
+    except (ArgumentError, ShapeError) as error:
+        raise type(error)(f"{error} (video {item.video_id!r}, query {item.qid!r})") from error
+
+
+def _features_of_words(word_features: Mapping[str, Tensor], sentence: str) -> Tensor:
+    if sentence not in word_features:
+        expected = "word_features of every query"
+        raise ArgumentError(message("MomentDataset", expected, f"none of {sentence!r}"))
+    features = word_features[sentence]
+    sizes = check_shape("MomentDataset", "word_features", features, "L C")
+    if not sizes["L"]:
+        expected = "word_features of at least one word"
+        raise ArgumentError(message("MomentDataset", expected, f"none of {sentence!r}"))
+    return features

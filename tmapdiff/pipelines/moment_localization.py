@@ -237,6 +237,32 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 self._videos.popitem(last=False)
         return features
 
+    def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
+        """Encode sentences as the model reads them: with the vocabulary or the text encoder.
+
+        Shape:
+            - returns: (L,) int64 each, of a vocabulary; (L, channels) float32, of a text encoder
+
+        Raises:
+            ArgumentError: If a query has no word, or `queries` is a single one.
+            ConfigError: If the text encoder is of other channels.
+            CheckpointError: If the text encoder turns out to be damaged.
+        """
+        who = type(self).__name__
+        if isinstance(queries, str):
+            raise ArgumentError(message(who, "a list of queries", repr(queries)))
+        if self.text_encoder is None:
+            return [self.vocabulary.encode(one) for one in queries]
+        channels = self.localizer.encoder.config.text_channels
+        found = self.text_encoder(queries)
+        if channels == self.text_encoder.token_channels:
+            lengths = found.num_tokens.tolist()
+            # Copies: one long sentence would keep as much memory for each of the others.
+            return [one[:length].clone() for one, length in zip(found.tokens, lengths, strict=True)]
+        if channels == self.text_encoder.sentence_channels:
+            return list(found.sentences[:, None])
+        raise ConfigError(message(who, f"a text_encoder of {channels} channels", "another"))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -302,7 +328,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if isinstance(generator, Sequence):
             check_length(who, "generator", generator, len(queries))
         sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
-        words = self._encode_queries(queries)
+        words = self.encode_queries(queries)
         answers: list[Answer] = []
         clips: dict[Any, Clips] = {}  # of each video once
         localizer, was_training = self.localizer, self.localizer.training
@@ -359,20 +385,6 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 message(type(self).__name__, expected, type(self.localizer).__name__)
             )
         return {}
-
-    def _encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
-        """Words of each query: indices (L,), or features (L, channels)."""
-        who = type(self).__name__
-        if self.text_encoder is None:
-            return [self.vocabulary.encode(one) for one in queries]
-        channels = self.localizer.encoder.config.text_channels
-        found = self.text_encoder(queries)
-        if channels == self.text_encoder.token_channels:
-            lengths = found.num_tokens.tolist()
-            return [one[:length] for one, length in zip(found.tokens, lengths, strict=True)]
-        if channels == self.text_encoder.sentence_channels:
-            return list(found.sentences[:, None])
-        raise ConfigError(message(who, f"a text_encoder of {channels} channels", "another"))
 
     def _as_features(self, features: Tensor) -> VideoFeatures:
         fps = self.config.fps

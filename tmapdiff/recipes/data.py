@@ -1,11 +1,12 @@
 """What a localizer is trained and evaluated on: a data set on disk, or made up."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._checks import message
@@ -176,8 +177,10 @@ def make_test_set(
     annotations: AnnotationSet,
     store: FeatureStore,
     grid: MapGrid,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     clip_seconds: float | None = None,
+    *,
+    word_features: Mapping[str, Tensor] | None = None,
 ) -> MomentDataset:
     """Make a data set to evaluate on: whole videos.
 
@@ -185,11 +188,12 @@ def make_test_set(
         annotations: The queries.
         store: Features of their videos.
         grid: The model's grid.
-        vocabulary: Words to encode the queries with.
+        vocabulary: Words to encode the queries with; None with `word_features`.
         clip_seconds: Seconds of a clip; clips divide each video equally, if None.
+        word_features: As for `MomentDataset`.
 
     Raises:
-        ArgumentError: As `MomentDataset`.
+        ArgumentError, ShapeError: As `MomentDataset`.
     """
     return MomentDataset(
         annotations,
@@ -199,6 +203,7 @@ def make_test_set(
         clip_seconds=clip_seconds,
         clip_multiple=grid.stride(grid.num_scales - 1),
         whole_videos=clip_seconds is not None,
+        word_features=word_features,
     )
 
 

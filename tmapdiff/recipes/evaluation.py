@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from tmapdiff._checks import check_choice, message
@@ -32,6 +33,7 @@ from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
 Control = Literal["prior", "oracle"]
 PRIOR = "best constant"
 _DRAWN = 4
+_ENCODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -218,14 +220,12 @@ def make_pipeline_test_set(
         data: Where the queries come from; its training queries are not read.
 
     Raises:
-        ConfigError: If the pipeline reads features of a text encoder, the features are not of the
-            model's width, or, of DiDeMo, its grid is not that of DiDeMo's 21 moments.
+        ConfigError: If the features are not of the model's width, or, of DiDeMo, the pipeline's
+            grid is not that of DiDeMo's 21 moments.
         ArgumentError: As `MomentDataset`.
+        CheckpointError: If the pipeline's text encoder turns out to be damaged.
     """
     who = "make_pipeline_test_set"
-    if pipeline.vocabulary is None:
-        expected = "a pipeline with a vocabulary"
-        raise ConfigError(message(who, expected, "one with a text encoder"))
     channels = pipeline.localizer.encoder.config.clip_channels
     if data.store.feature_dim != channels:
         expected = f"features of {channels} channels, as in training"
@@ -235,7 +235,29 @@ def make_pipeline_test_set(
     if data.protocol == "didemo" and (grid != MapGrid(**DIDEMO_GRID) or not clip_seconds):
         expected = "a pipeline of DiDeMo's 21 moments, such as train makes of DiDeMo"
         raise ConfigError(message(who, expected, repr(grid)))
-    return make_test_set(data.test, data.store, grid, pipeline.vocabulary, clip_seconds)
+    word_features = None
+    if pipeline.text_encoder is not None:
+        word_features = _features_of_words(pipeline, [item.query for item in data.test])
+    return make_test_set(
+        data.test,
+        data.store,
+        grid,
+        pipeline.vocabulary,
+        clip_seconds,
+        word_features=word_features,
+    )
+
+
+def _features_of_words(
+    pipeline: MomentLocalizationPipeline, sentences: Iterable[str]
+) -> dict[str, Tensor]:
+    """Encode each sentence once; a few at a time, as together each takes as much as the longest."""
+    different = list(dict.fromkeys(sentences))
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(different), _ENCODED_AT_ONCE):
+        part = different[start : start + _ENCODED_AT_ONCE]
+        found.update(zip(part, pipeline.encode_queries(part), strict=True))
+    return found
 
 
 def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -> Results:

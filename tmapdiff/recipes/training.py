@@ -208,7 +208,8 @@ class TrainedLocalizer:
         """
         with written_beside(folder) as new:
             self.model.save_pretrained(new)
-            self.test_set.vocabulary.save(new / "vocabulary.json")
+            if self.test_set.vocabulary is not None:
+                self.test_set.vocabulary.save(new / "vocabulary.json")
 
 
 def is_main_process() -> bool:
