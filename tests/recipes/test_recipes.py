@@ -126,6 +126,25 @@ def test_each_way_of_reading_reaches_the_answers(data):
     assert len(set(found)) == 4
 
 
+def as_the_pipeline_answers(pipeline, data):
+    """Compare an evaluation with calls of the pipeline: another way to the same answers."""
+    with torch.no_grad():  # whose last layers are 0 before training
+        for weight in pipeline.localizer.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    test_set = make_pipeline_test_set(pipeline, data)
+    found = evaluate_localizer(pipeline.localizer, test_set, Reading((2,), seed=3))
+    for position, (item, one) in enumerate(
+        zip(data.test, found.evaluation.predictions, strict=True)
+    ):
+        video = VideoFeatures(
+            data.store[item.video_id], data.store.seconds_per_feature, item.duration
+        )
+        generator = torch_generator_for(3, position)
+        output = pipeline(video, item.query, num_inference_steps=2, generator=generator)
+        expected = [[moment.start, moment.end, moment.score] for moment in output.moments[0]]
+        assert_close(torch.tensor(one.windows), torch.tensor(expected))
+
+
 def test_sentences_are_encoded_by_the_pipeline_s_own_text_encoder(data, monkeypatch):
     monkeypatch.setattr("tmapdiff.recipes.evaluation._ENCODED_AT_ONCE", 5)
     text = tiny_text_encoder(sorted({word for item in data.test for word in tokenize(item.query)}))
@@ -134,21 +153,17 @@ def test_sentences_are_encoded_by_the_pipeline_s_own_text_encoder(data, monkeypa
         clip_channels=data.store.feature_dim,
         encoder={"text_channels": text.token_channels},
     )
-    with torch.no_grad():  # whose last layers are 0 before training
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    pipeline = MomentLocalizationPipeline(model, text_encoder=text)
-    test_set = make_pipeline_test_set(pipeline, data)
-    found = evaluate_localizer(model, test_set, Reading((2,), seed=3)).evaluation.predictions
-    # The call of the pipeline is another way to the same answers.
-    for position, (item, one) in enumerate(zip(data.test, found, strict=True)):
-        video = VideoFeatures(
-            data.store[item.video_id], data.store.seconds_per_feature, item.duration
-        )
-        generator = torch_generator_for(3, position)
-        output = pipeline(video, item.query, num_inference_steps=2, generator=generator)
-        expected = [[moment.start, moment.end, moment.score] for moment in output.moments[0]]
-        assert_close(torch.tensor(one.windows), torch.tensor(expected))
+    as_the_pipeline_answers(MomentLocalizationPipeline(model, text_encoder=text), data)
+
+
+def test_models_that_average_several_features_a_clip(data):
+    vocabulary = Vocabulary.from_sentences(item.query for item in data.test)
+    model = PRESETS["nano"].build(
+        vocabulary_size=len(vocabulary),
+        clip_channels=data.store.feature_dim,
+        encoder={"features_per_clip": 3},
+    )
+    as_the_pipeline_answers(MomentLocalizationPipeline(model, vocabulary), data)
 
 
 def test_pipelines_that_do_not_fit_the_data_are_refused(data):

@@ -180,6 +180,7 @@ def make_test_set(
     vocabulary: Vocabulary | None,
     clip_seconds: float | None = None,
     *,
+    features_per_clip: int = 1,
     word_features: Mapping[str, Tensor] | None = None,
 ) -> MomentDataset:
     """Make a data set to evaluate on: whole videos.
@@ -190,6 +191,7 @@ def make_test_set(
         grid: The model's grid.
         vocabulary: Words to encode the queries with; None with `word_features`.
         clip_seconds: Seconds of a clip; clips divide each video equally, if None.
+        features_per_clip: As for `MomentDataset`.
         word_features: As for `MomentDataset`.
 
     Raises:
@@ -203,6 +205,7 @@ def make_test_set(
         clip_seconds=clip_seconds,
         clip_multiple=grid.stride(grid.num_scales - 1),
         whole_videos=clip_seconds is not None,
+        features_per_clip=features_per_clip,
         word_features=word_features,
     )
 

@@ -226,9 +226,9 @@ def make_pipeline_test_set(
         CheckpointError: If the pipeline's text encoder turns out to be damaged.
     """
     who = "make_pipeline_test_set"
-    channels = pipeline.localizer.encoder.config.clip_channels
-    if data.store.feature_dim != channels:
-        expected = f"features of {channels} channels, as in training"
+    encoder = pipeline.localizer.encoder.config
+    if data.store.feature_dim != encoder.clip_channels:
+        expected = f"features of {encoder.clip_channels} channels, as in training"
         got = f"{data.store.feature_dim} from {data.store.description}"
         raise ConfigError(message(who, expected, got))
     grid, clip_seconds = pipeline.localizer.grid, pipeline.config.clip_seconds
@@ -244,6 +244,7 @@ def make_pipeline_test_set(
         grid,
         pipeline.vocabulary,
         clip_seconds,
+        features_per_clip=encoder.features_per_clip,
         word_features=word_features,
     )
 
