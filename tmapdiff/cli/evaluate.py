@@ -6,22 +6,9 @@ from typing import Annotated
 
 import typer
 
+from tmapdiff.cli import options
 from tmapdiff.cli.devices import DeviceOption, find_device
 from tmapdiff.cli.evaluating import load_data, report
-from tmapdiff.cli.options import (
-    DatasetOption,
-    FeaturesOption,
-    LimitOption,
-    RankingOption,
-    RootOption,
-    SamplesOption,
-    SecondsPerFeatureOption,
-    SeedOption,
-    StepsOption,
-    TestOption,
-    TestSplitOption,
-    refuse_idle,
-)
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -36,17 +23,17 @@ def evaluate(
         str,
         typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub."),
     ],
-    dataset: DatasetOption = None,
-    root: RootOption = None,
-    test: TestOption = None,
-    test_split: TestSplitOption = "test",
-    features: FeaturesOption = None,
-    seconds_per_feature: SecondsPerFeatureOption = None,
-    steps: StepsOption = None,
-    samples: SamplesOption = None,
-    ranking: RankingOption = None,
-    seed: SeedOption = 0,
-    limit: LimitOption = None,
+    dataset: options.DatasetOption = None,
+    root: options.RootOption = None,
+    test: options.TestOption = None,
+    test_split: options.TestSplitOption = "test",
+    features: options.FeaturesOption = None,
+    seconds_per_feature: options.SecondsPerFeatureOption = None,
+    steps: options.StepsOption = None,
+    samples: options.SamplesOption = None,
+    ranking: options.RankingOption = None,
+    seed: options.SeedOption = 0,
+    limit: options.LimitOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -64,12 +51,11 @@ def evaluate(
     Writes metrics.json, predictions.jsonl (a submission file of moment_detr) and maps.png.
     """
     made_up = root is None and test is None
-    refuse_idle(
+    options.refuse_idle(
         ("--features", features and made_up, "--test or --root"),
         ("--seconds-per-feature", seconds_per_feature and not features, "--features"),
     )
-    if not made_up and not features:
-        raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
+    options.require_features(features, made_up)
     with Output(as_json) as out:
         from tmapdiff.pipelines import MomentLocalizationPipeline
         from tmapdiff.recipes import Reading, evaluate_localizer, make_pipeline_test_set

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,3 +65,9 @@ def refuse_idle(*options: tuple[str, object, str]) -> None:
     for name, in_vain, needed in options:
         if in_vain:
             raise typer.BadParameter(f"it does nothing without {needed}.", param_hint=f"'{name}'")
+
+
+def require_features(features: Sequence[str] | None, made_up: bool) -> None:
+    """Refuse annotations of real videos, without what is to be seen of them."""
+    if not made_up and not features:
+        raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")

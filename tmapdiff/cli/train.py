@@ -6,21 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from tmapdiff.cli import options
 from tmapdiff.cli.evaluating import load_data, report
-from tmapdiff.cli.options import (
-    DatasetOption,
-    FeaturesOption,
-    LimitOption,
-    RankingOption,
-    RootOption,
-    SamplesOption,
-    SecondsPerFeatureOption,
-    SeedOption,
-    StepsOption,
-    TestOption,
-    TestSplitOption,
-    refuse_idle,
-)
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -39,16 +26,16 @@ DecoderName = Literal[
 
 
 def train(
-    dataset: DatasetOption = None,
-    root: RootOption = None,
+    dataset: options.DatasetOption = None,
+    root: options.RootOption = None,
     train: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Queries to train on, in place of those of --root."),
     ] = None,
-    test: TestOption = None,
-    test_split: TestSplitOption = "test",
-    features: FeaturesOption = None,
-    seconds_per_feature: SecondsPerFeatureOption = None,
+    test: options.TestOption = None,
+    test_split: options.TestSplitOption = "test",
+    features: options.FeaturesOption = None,
+    seconds_per_feature: options.SecondsPerFeatureOption = None,
     frame_encoder: Annotated[
         Path | None,
         typer.Option(
@@ -94,11 +81,11 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="Highest learning rate. [default: the preset's]")
     ] = None,
-    steps: StepsOption = None,
-    samples: SamplesOption = None,
-    ranking: RankingOption = None,
-    seed: SeedOption = 0,
-    limit: LimitOption = None,
+    steps: options.StepsOption = None,
+    samples: options.SamplesOption = None,
+    ranking: options.RankingOption = None,
+    seed: options.SeedOption = 0,
+    limit: options.LimitOption = None,
     holdout: Annotated[
         float | None,
         typer.Option(
@@ -153,7 +140,7 @@ def train(
     """
     untrained = model in ("prior", "oracle")
     made_up = root is None and train is None
-    refuse_idle(
+    options.refuse_idle(
         ("--test", test is not None and made_up, "--train or --root"),
         ("--features", features and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (made_up or untrained), "features of videos"),
@@ -170,8 +157,7 @@ def train(
     )
     if train is not None and test is None and root is None and holdout is None:
         raise typer.BadParameter("name --test, --root or --holdout, too.", param_hint="'--train'")
-    if not made_up and not features:
-        raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
+    options.require_features(features, made_up)
     with Output(as_json) as out:
         from tmapdiff._checks import check_int
         from tmapdiff.recipes import (
