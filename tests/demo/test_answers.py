@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.demo.answers import find_answer
 from tmapdiff.video import VideoFeatures
 
@@ -61,6 +62,24 @@ def test_samples_are_those_that_are_averaged(pipeline, features):
     ).maps[0]  # fmt: skip
     # Merging takes the best of the scales, and does so after averaging.
     assert (merged - maps).nan_to_num().abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("samples", "clip_seconds"), [(1, None), (4, None), (4, 1.5), (4, 0.7)])
+def test_nothing_is_denoised_twice(pipeline, features, monkeypatch, samples, clip_seconds):
+    pipe = MomentLocalizationPipeline(
+        pipeline.localizer, pipeline.vocabulary, fps=2, clip_seconds=clip_seconds
+    )
+    calls = []
+    decoder, denoise = pipe.localizer.decoder, pipe.localizer.decoder.denoise
+    monkeypatch.setattr(decoder, "denoise", lambda *given: calls.append(1) or denoise(*given))
+    answer = json.loads(find_answer(pipe, features, QUERY, steps=3, samples=samples, seed=2))
+    assert len(calls) == 3 * samples
+    generator = torch.Generator().manual_seed(2)
+    for one in answer["samples"]:
+        alone = pipe(
+            features, QUERY, num_inference_steps=3, num_samples=1, generator=generator, top_n=1
+        )
+        assert one == vars(alone.moments[0][0])
 
 
 def test_one_sample_has_no_spread(pipeline, features):

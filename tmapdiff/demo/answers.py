@@ -2,10 +2,12 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.video import VideoFeatures
@@ -24,7 +26,7 @@ def find_answer(
 ) -> str:
     """Ask a pipeline, and word the answer for the page.
 
-    Each sample is drawn alone too, from the same noise, to show how they differ.
+    The best moment of each sample is told too, to show how they differ.
 
     Args:
         pipeline: The pipeline.
@@ -48,17 +50,19 @@ def find_answer(
         options["num_inference_steps"] = steps
     else:
         samples = 1
-    source = torch.Generator().manual_seed(seed)
-    alone: list[Any] = [
-        pipeline(video, query, num_samples=1, generator=source, **options)
-        for _ in range(samples if samples > 1 else 0)
-    ]
+    drawn: list[Tensor] = []
+
+    def keep_samples(_: Any, step: int, timestep: int, maps: dict[str, Tensor]) -> None:
+        if step == steps - 1:  # after which there is no noise left
+            drawn.append(maps["noisy"])
+
     found: Any = pipeline(
         video,
         query,
         num_samples=samples,
         generator=torch.Generator().manual_seed(seed),
         return_steps=pipeline.localizer.is_generative,
+        callback_on_step_end=keep_samples if samples > 1 else None,
         **options,
     )
     merged = found.maps[0].numpy()
@@ -73,12 +77,38 @@ def find_answer(
         "limits": [low, high],
         "map": _encode(merged, low, high),
         "moments": [_moment(one) for one in found.moments[0]],
-        "samples": [_moment(one.moments[0][0]) for one in alone],
+        "samples": _best_of_each(pipeline, drawn, found) if drawn else [],
         "beliefs": [_encode(one, low, high) for one in beliefs],
         # Noise goes far beyond: each map over its own range.
         "noise": [_encode(one, *np.nanquantile(one, [0.01, 0.99])) for one in noise],
     }
     return json.dumps(answer, allow_nan=False)
+
+
+def _best_of_each(
+    pipeline: MomentLocalizationPipeline, drawn: Sequence[Tensor], found: Any
+) -> list[dict[str, float | None]]:
+    """Read the best moment off each sample; drawn are packed maps, (1, cells) each."""
+    packed = found.maps.packed[0]
+    maps = torch.cat(list(drawn))
+
+    def repeated(value: Any) -> Tensor:
+        return torch.full((len(maps),), value, device=maps.device)
+
+    read = pipeline.localizer.read_moments(
+        maps,
+        repeated(found.clip_seconds[0]),
+        grid=packed.grid,
+        num_clips=None if packed.num_clips is None else repeated(packed.num_clips),
+        durations=repeated(found.durations[0]),
+        top_n=1,
+    )
+    best = read.ranked.moments[:, 0].tolist()
+    scores = read.ranked.scores[:, 0].tolist()
+    return [
+        {"start": start, "end": end, "score": score, "spread": None}
+        for (start, end), score in zip(best, scores, strict=True)
+    ]
 
 
 def _encode(dense: np.ndarray, low: float, high: float) -> str:

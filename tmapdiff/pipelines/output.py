@@ -56,22 +56,25 @@ class PackedMaps:
 class MergedMaps(Sequence[Any]):
     """Merged maps of queries, each made when it is asked for: they grow with N squared.
 
+    Attributes:
+        packed: What they are made of.
+
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
           (steps, N, N) of several maps a query
     """
 
     def __init__(self, packed: Sequence["PackedMaps"], as_numpy: bool) -> None:
-        self._packed = packed
+        self.packed = packed
         self._as_numpy = as_numpy
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self.packed)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return MergedMaps(self._packed[index], self._as_numpy)
-        dense = self._packed[index].merge()
+            return MergedMaps(self.packed[index], self._as_numpy)
+        dense = self.packed[index].merge()
         return dense.numpy() if self._as_numpy else dense
 
     def __repr__(self) -> str:
