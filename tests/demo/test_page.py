@@ -65,6 +65,79 @@ def test_upload_ask_and_jump(visit, films, server):
     assert visit.complaints == []
 
 
+def at_cursor(visit):
+    """Cell (row of starts, column of lengths) that the cursor of the map is drawn around."""
+    drawn = visit.page.locator("#map .cursor").bounding_box()
+    box = visit.page.locator("#map .plot canvas").bounding_box()
+    row = (box["y"] + box["height"] - drawn["y"] - drawn["height"]) / box["height"] * CLIPS
+    column = (drawn["x"] - box["x"]) / box["width"] * CLIPS
+    assert (row, column) == pytest.approx((round(row), round(column)), abs=0.1)
+    return round(row), round(column)
+
+
+def painted(visit):
+    """Cells of the map that have a colour: the candidates."""
+    opaque = visit.page.evaluate(
+        """() => {
+            const canvas = document.querySelector("#map canvas");
+            const image = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return [...image.data].filter((_, at) => at % 4 === 3).map((one) => one > 0);
+        }"""
+    )
+    return {(CLIPS - 1 - at // CLIPS, at % CLIPS) for at, visible in enumerate(opaque) if visible}
+
+
+def test_the_map_by_keyboard(visit, films):
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.ask(QUERY)
+    visit.wait_for_answer()
+    candidates, clip = painted(visit), films["duration"] / CLIPS
+    assert len(candidates) < CLIPS * (CLIPS + 1) / 2  # there are gaps
+    plot = visit.page.locator("#map .plot")
+    assert QUERY in plot.get_attribute("aria-label")
+    described = visit.page.text_content(f"#{plot.get_attribute('aria-describedby')}")
+    assert "Enter plays" in described
+
+    visit.page.focus("#ask")
+    for _ in range(20):  # over whatever lies between
+        visit.page.keyboard.press("Tab")
+        if plot.evaluate("(one) => one === document.activeElement"):
+            break
+    assert plot.evaluate("(one) => getComputedStyle(one).outlineStyle") == "solid"
+    # It begins at the best moment.
+    place = at_cursor(visit)
+    best = visit.page.locator("#timeline .bar.moment").first.get_attribute("aria-label")
+    said = visit.page.text_content("#map .said")
+    assert best.split(". ")[1].split(",")[0] == said.split(",")[0]
+
+    seen = {place}
+    moves = {"ArrowUp": (1, 0), "ArrowDown": (-1, 0), "ArrowRight": (0, 1), "ArrowLeft": (0, -1)}
+    keys = ["ArrowDown"] * CLIPS + ["ArrowRight"] * CLIPS + ["ArrowLeft", "ArrowUp"] * CLIPS
+    keys += ["ArrowDown"] * 9 + ["ArrowRight"] * 4
+    for key in keys:
+        visit.page.keyboard.press(key)
+        row, column = place
+        up, right = moves[key]
+        ahead = [(row + n * up, column + n * right) for n in range(1, CLIPS)]
+        place = next((one for one in ahead if one in candidates), place)
+        assert at_cursor(visit) == place
+        seen.add(place)
+    assert len(seen) > CLIPS
+    row, column = place
+    first, last = row * clip, (row + column + 1) * clip
+    said = visit.page.text_content("#map .said").split(",")[0].replace(" s", "").split(" \u2013 ")
+    assert [float(one) for one in said] == pytest.approx([first, last], abs=0.051)
+
+    visit.page.keyboard.press("Enter")
+    eventually(lambda: first <= visit.video("currentTime") < first + 2)
+    eventually(lambda: not visit.video("paused"))
+    visit.page.keyboard.press("Tab")
+    assert not visit.page.locator("#map .cursor").is_visible()
+    assert visit.page.text_content("#map .said") == ""
+    assert visit.complaints == []
+
+
 def test_steps_and_samples(visit):
     visit.pick("shapes.mp4")
     visit.wait_for_video()

@@ -160,6 +160,49 @@ window.tmapdiffDemo = (() => {
     dot.style.bottom = percent(one.start / total + half);
   }
 
+  // By how many starts and lengths, in clips, a key moves.
+  const MOVES = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] };
+
+  function nextCell(cells, from, [up, right]) {
+    // Long moments are on coarse scales only: between their cells lie empty ones.
+    let start = Math.floor(from / answer.clips) + up;
+    let length = (from % answer.clips) + right;
+    while (Math.min(start, length) >= 0 && Math.max(start, length) < answer.clips) {
+      const at = start * answer.clips + length;
+      if (cells[at]) return at;
+      start += up;
+      length += right;
+    }
+    return from; // there is none
+  }
+
+  function bestCell(cells) {
+    const [best] = answer.moments;
+    if (best) {
+      const length = Math.round((best.end - best.start) / answer.clip_seconds) - 1;
+      const at = Math.round(best.start / answer.clip_seconds) * answer.clips + length;
+      if (cells[at]) return at;
+    }
+    return cells.findIndex((one) => one > 0);
+  }
+
+  function listenToKeys(plot, cells, show, play) {
+    let at = bestCell(cells);
+    if (at < 0) return;
+    plot.addEventListener("focus", () => {
+      if (plot.matches(":focus-visible")) show(at); // not of a click
+    });
+    plot.addEventListener("blur", () => show(null));
+    plot.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.altKey || event.metaKey) return;
+      if (event.key in MOVES) at = nextCell(cells, at, MOVES[event.key]);
+      else if (event.key === "Enter" || event.key === " ") play(at);
+      else return;
+      event.preventDefault(); // the page would scroll
+      show(at);
+    });
+  }
+
   function drawMap(element) {
     const card = element.querySelector(".map-card");
     if (!card) return;
@@ -168,13 +211,21 @@ window.tmapdiffDemo = (() => {
     const figure = make("div", "figure", card);
     make("span", "y-name", figure, "start");
     const plot = make("div", "plot", figure);
+    plot.tabIndex = 0;
+    plot.setAttribute("role", "application"); // the keys are its own
+    plot.setAttribute("aria-label", `map of all candidate moments for “${answer.query}”`);
+    plot.setAttribute("aria-describedby", "map-keys");
+    make("span", "spoken", figure,
+      "Right and left arrows change the length, up and down arrows the start; Enter plays.",
+    ).id = "map-keys";
     const canvas = make("canvas", "cells", plot);
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `map of all candidate moments for “${answer.query}”`);
     const layer = make("div", "layer", plot);
+    for (const one of [canvas, layer]) one.setAttribute("aria-hidden", "true");
     const cursor = make("span", "cursor", plot);
     cursor.hidden = true;
     const readout = make("div", "readout", plot);
+    const spoken = make("span", "spoken said", plot); // where the keys went
+    spoken.setAttribute("role", "status");
     make("span", "x-name", figure, "length");
     const total = answer.clips * answer.clip_seconds;
     for (const [share, label] of ticks(total, 5)) {
@@ -184,19 +235,35 @@ window.tmapdiffDemo = (() => {
 
     const final = decode(answer.map);
     let shown = final;
+    const momentOf = (at) => {
+      const start = Math.floor(at / answer.clips) * answer.clip_seconds;
+      return { start, end: start + ((at % answer.clips) + 1) * answer.clip_seconds };
+    };
+    const scoreOf = (at) => {
+      const [low, high] = answer.limits;
+      return `score ${(low + ((final[at] - 1) / 254) * (high - low)).toFixed(2)}`;
+    };
     const say = (at) => {
+      const [best] = answer.moments;
       if (at === null) {
-        const [best] = answer.moments;
         readout.replaceChildren(make("b", "", null, best ? between(best) : "no moment"));
         if (best) make("span", "", readout, `score ${best.score.toFixed(2)}`);
         return;
       }
-      const start = Math.floor(at / answer.clips) * answer.clip_seconds;
-      const end = start + ((at % answer.clips) + 1) * answer.clip_seconds;
-      const [low, high] = answer.limits;
-      const score = low + ((final[at] - 1) / 254) * (high - low);
-      readout.replaceChildren(make("b", "", null, between({ start, end })));
-      make("span", "", readout, `score ${score.toFixed(2)}`);
+      readout.replaceChildren(make("b", "", null, between(momentOf(at))));
+      make("span", "", readout, scoreOf(at));
+    };
+    const point = (at) => {
+      say(at);
+      cursor.hidden = at === null;
+      if (at === null) return;
+      cursor.style.width = cursor.style.height = percent(1 / answer.clips);
+      cursor.style.left = percent((at % answer.clips) / answer.clips);
+      cursor.style.bottom = percent(Math.floor(at / answer.clips) / answer.clips);
+    };
+    const playCell = (at) => {
+      const { start, end } = momentOf(at);
+      jump(start, Math.min(end, answer.duration));
     };
     const cellAt = (event) => {
       const box = canvas.getBoundingClientRect();
@@ -206,23 +273,16 @@ window.tmapdiffDemo = (() => {
       const at = start * answer.clips + length;
       return inside && final[at] ? at : null;
     };
-    plot.addEventListener("pointermove", (event) => {
-      const at = cellAt(event);
-      say(at);
-      cursor.hidden = at === null;
-      if (at === null) return;
-      cursor.style.width = cursor.style.height = percent(1 / answer.clips);
-      cursor.style.left = percent((at % answer.clips) / answer.clips);
-      cursor.style.bottom = percent(Math.floor(at / answer.clips) / answer.clips);
-    });
-    plot.addEventListener("pointerleave", () => { cursor.hidden = true; say(null); });
+    plot.addEventListener("pointermove", (event) => point(cellAt(event)));
+    plot.addEventListener("pointerleave", () => point(null));
     plot.addEventListener("click", (event) => {
       const at = cellAt(event);
-      if (at === null) return;
-      const start = Math.floor(at / answer.clips) * answer.clip_seconds;
-      const length = ((at % answer.clips) + 1) * answer.clip_seconds;
-      jump(start, Math.min(start + length, answer.duration));
+      if (at !== null) playCell(at);
     });
+    listenToKeys(plot, final, (at) => {
+      point(at);
+      spoken.textContent = at === null ? "" : `${between(momentOf(at))}, ${scoreOf(at)}`;
+    }, playCell);
 
     const scale = make("div", "scale", card);
     make("span", "", scale, answer.limits[0].toFixed(2));

@@ -15,7 +15,7 @@ from tmapdiff.errors import TmapdiffError
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
 WELCOME = "Upload a video or pick one, and type a sentence."
-IDLE = "Click a cell of the map, or a bar: the player jumps there."
+IDLE = "Click a cell of the map or a bar, or press Enter on it: the player jumps there."
 _LOG = logging.getLogger(__name__)
 
 
