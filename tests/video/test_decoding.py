@@ -1,3 +1,4 @@
+import gc
 import io
 import math
 import os
@@ -551,25 +552,81 @@ def test_more_frames_than_a_thousand_a_second(tmp_path):
         video.sample(1e12)
 
 
-def test_damage_that_would_be_logged_blocks_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("codec", "size", "rounds"), [("mpeg4", (240, 320), 300), ("libx264", (720, 1280), 6)]
+)
+@pytest.mark.parametrize("end", ["closed", "dropped"])
+def test_damage_that_would_be_logged_blocks_nothing(tmp_path, codec, size, rounds, end):
     random = np.random.default_rng(0)
-    images = [random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for _ in TENTHS[1:13]]
-    options = {"codec": "mpeg4", "time_base": Fraction(1, 10)}
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in TENTHS[1:13]]
+    options = {"codec": codec, "time_base": Fraction(1, 10)}
     path = write_video(tmp_path / "a.avi", TENTHS[:13], images=images, **options)
     content = bytearray(path.read_bytes())
     for place in range(content.index(b"00dc") + 40_000, content.index(b"idx1"), 50):
         content[place] ^= 0x55
     path.write_bytes(content)
     code = """
-        import sys, av.logging
+        import gc, sys, av.logging
         from tmapdiff.video import open_video
-        for _ in range(300):
-            av.logging.set_level(av.logging.ERROR)
-            with open_video(sys.argv[1]) as video:
-                next(video.sample(10))
+
+        path, rounds, end = sys.argv[1:]
+        av.logging.set_level(av.logging.ERROR)
+        for _ in range(int(rounds)):
+            video = open_video(path, num_threads=4)
+            next(video.sample(10))
+            if end == "closed":
+                video.close()
+            del video
+            if end == "dropped":
+                gc.collect()
+            assert av.logging.get_level() == av.logging.ERROR
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
-    subprocess.run(command, check=True, timeout=60)
+    if end == "dropped":
+        rounds = min(rounds, 30)
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(rounds), end]
+    subprocess.run(command, check=True, timeout=60, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def level():
+    """Level of PyAV's messages that the user has chosen."""
+    av = pytest.importorskip("av")
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.FATAL)
+    yield av.logging.get_level
+    av.logging.set_level(before)
+
+
+def test_the_user_s_level_of_messages_comes_back(tmp_path, level):
+    import av
+
+    path = write_video(tmp_path / "a.mp4", TENTHS)
+    one, other = open_video(path), open_video(path)
+    assert level() is None
+    one.close()
+    one.close()
+    assert level() is None
+    del other  # nobody closes it
+    gc.collect()
+    assert level() == av.logging.FATAL
+    (tmp_path / "b.mp4").write_text("no video")
+    for name, limit in (("a.mp4", 10), ("b.mp4", 10**6)):
+        with pytest.raises(VideoError):
+            open_video(tmp_path / name, max_pixels=limit)
+        assert level() == av.logging.FATAL
+
+
+def test_a_level_that_is_set_while_a_video_is_open_stays(tmp_path, level):
+    import av
+
+    path = write_video(tmp_path / "a.mp4", TENTHS)
+    with open_video(path):
+        av.logging.set_level(av.logging.PANIC)
+    assert level() == av.logging.PANIC
+    av.logging.set_level(None)
+    with open_video(path):
+        pass
+    assert level() is None
 
 
 def test_decoders_are_told_how_large_pictures_may_be(tmp_path):

@@ -4,7 +4,9 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -337,6 +339,48 @@ class _FileReader(VideoReader):
         self.damage = "; ".join(problems) or None
 
 
+class _Messages:
+    """FFmpeg's messages in Python's logging: off while videos are open, then as they were.
+
+    Else threads that decode wait for the interpreter to log what is damaged, and the one that ends
+    a decoder holds it and waits for them. torchvision before 0.26 turns logging on.
+    """
+
+    def __init__(self) -> None:
+        # The garbage collector may end a reader within these very methods.
+        self._lock = threading.RLock()
+        self._num_open = 0
+        self._level: int | None = None
+
+    def silence(self, logging: Any) -> None:
+        """Turn messages off until `restore` has been called as often."""
+        with self._lock:
+            self._num_open += 1
+            level = logging.get_level()
+            if level is not None:
+                self._level = level
+                logging.set_level(None)
+
+    def restore(self, logging: Any) -> None:
+        """Turn them on again if they were, and no other video is open."""
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open or self._level is None:
+                return
+            if logging.get_level() is None:  # else somebody has set another one
+                logging.set_level(self._level)
+            self._level = None
+
+
+_MESSAGES = _Messages()
+
+
+def _end_decoders(logging: Any, decoders: Sequence[Any]) -> None:
+    for one in decoders:
+        one.flush_buffers()  # waits for its threads, and lets go of the interpreter meanwhile
+    _MESSAGES.restore(logging)
+
+
 class _AvReader(_FileReader):
     def __init__(
         self,
@@ -346,11 +390,13 @@ class _AvReader(_FileReader):
         threads: int,
     ) -> None:
         self._av = _import_backend("av")
-        # Else threads that decode wait for the interpreter to log what is damaged, and the one that
-        # ends a decoder holds it and waits for them. torchvision before 0.26 turns logging on.
-        self._av.logging.set_level(None)
         self._max_pixels = max_pixels
         self._who = name
+        decoders: list[Any] = []
+        _MESSAGES.silence(self._av.logging)
+        # Also of a reader that nobody closes.
+        self._let_go = weakref.finalize(self, _end_decoders, self._av.logging, decoders)
+        self._let_go.atexit = False
         try:
             self._container = self._av.open(
                 _av_file(source),
@@ -358,14 +404,19 @@ class _AvReader(_FileReader):
                 metadata_errors="replace",
             )
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            self._let_go()
             raise _not_a_video(name, error) from error
-        try:
-            self._open_stream(threads)
         except BaseException:
+            self._let_go()
+            raise
+        try:
+            self._open_stream(threads, decoders)
+        except BaseException:
+            self._let_go()
             self._container.close()
             raise
 
-    def _open_stream(self, threads: int) -> None:
+    def _open_stream(self, threads: int, decoders: list[Any]) -> None:
         streams = [one for one in self._container.streams.video if not _is_cover(one)]
         if not self._container.streams:
             raise VideoError(message(self._who, "a video", "a file without any stream"))
@@ -381,6 +432,7 @@ class _AvReader(_FileReader):
         # Pictures may be larger than the file says; the decoder would take the memory first.
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream = stream
+        decoders.append(stream.codec_context)
         heard = [one for one in self._container.streams.audio if one.start_time is not None]
         starts = [one.start_time * one.time_base for one in heard]
         if stream.start_time is not None:
@@ -411,6 +463,7 @@ class _AvReader(_FileReader):
     def close(self) -> None:
         super().close()
         self._frames.close()
+        self._let_go()
         self._container.close()
 
     def _stated_duration(self) -> tuple[float | None, bool]:
