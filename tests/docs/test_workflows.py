@@ -69,3 +69,11 @@ def test_all_dependencies_have_a_lower_end():
         assert re.fullmatch(r"tmapdiff\[[\w,]+\]|[\w-]+(\[\w+\])?>=\d[\d.]*", requirement), (
             requirement
         )
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_step_finds_the_token_that_checked_out(workflow):
+    checkouts = [one for one in steps(workflow) if "checkout" in one.get("uses", "")]
+    assert checkouts
+    for one in checkouts:
+        assert one["with"]["persist-credentials"] is False
