@@ -302,3 +302,33 @@ def test_files_of_moments_that_say_nothing_of_use(corpus, tmp_path, content):
     pq.write_table(schema.empty_table(), path)
     with refuses(FileError, f"{path}: expected a file of a corpus run, got "):
         run(corpus, tmp_path / "out")
+
+
+def test_damaged_moments_are_noticed(corpus, tmp_path, expected):
+    run(corpus, tmp_path / "out")
+    path = sorted((tmp_path / "out").glob("*.parquet"))[1]
+    good = path.read_bytes()
+    footer = int.from_bytes(good[-8:-4], "little") + 8
+    for place in range(0, len(good) - footer, 61):
+        content = bytearray(good)
+        content[place] ^= 0x10
+        path.write_bytes(content)
+        with refuses(
+            FileError,
+            f"{path}: expected a file of a corpus run, got one whose moments are not those that "
+            "were written. Remove it, and its videos are localized again.",
+        ):
+            run(corpus, tmp_path / "out")
+    path.unlink()
+    report = run(corpus, tmp_path / "out")
+    assert (report.videos, report.done_before) == (2, 10)
+    assert_alike(rows_of(tmp_path / "out"), expected)
+
+
+def test_moments_of_before_there_were_digests_count(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = {"tmapdiff.videos": table.schema.metadata[b"tmapdiff.videos"]}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+    assert run(corpus, tmp_path / "out").done_before == 12

@@ -1,6 +1,7 @@
 """Localizing many queries in many videos, on Ray Data: from Parquet tables to Parquet tables."""
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -24,6 +25,8 @@ from tmapdiff.video import VideoFeatures
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
 _VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
+_DIGEST_OF_BODY = b"tmapdiff.sha256"  # likewise
+_END_OF_FOOTER = 8  # bytes of its length and of the format's name, which end a Parquet file
 _ROWS_AT_ONCE = 4096
 _BYTES_OF_VALUE = 64  # of a number or an empty text, as Python's
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
@@ -320,12 +323,34 @@ def _write(path: Path, videos: Sequence[str], rows: Sequence[Mapping[str, Any]])
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    table = pa.Table.from_pylist(list(rows), schema=_schema(videos))
+    # The digest is written behind what it is of, and does not change that.
+    trial = io.BytesIO()
+    pq.write_table(table, trial)
+    metadata = {**table.schema.metadata, _DIGEST_OF_BODY: _digest_of_body(trial)}
     with written_beside(path) as new:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=_schema(videos)), new)
+        pq.write_table(table.replace_schema_metadata(metadata), new)
+
+
+def _digest_of_body(file: BinaryIO) -> bytes:
+    """Compute the digest of all in a Parquet file but what its end says of it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(-_END_OF_FOOTER, os.SEEK_END)
+    left = size - _END_OF_FOOTER - int.from_bytes(file.read(4), "little")
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left > 0 and (block := file.read(min(left, 2**20))):
+        digest.update(block)
+        left -= len(block)
+    return digest.hexdigest().encode()
 
 
 def _videos_done(output: Path) -> Iterator[str]:
-    """Give the videos of the files in a folder, by what the files say of themselves."""
+    """Give the videos of the files in a folder, by what the files say of themselves.
+
+    Raises:
+        FileError: If a file says nothing of the kind, or is not as it was written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -335,6 +360,9 @@ def _videos_done(output: Path) -> Iterator[str]:
             videos = json.loads(metadata[_VIDEOS_IN_FILE])
             if not isinstance(videos, list) or not all(isinstance(one, str) for one in videos):
                 raise ValueError("its videos are no list of ids")
+            with path.open("rb") as file:
+                if metadata.get(_DIGEST_OF_BODY) not in (None, _digest_of_body(file)):
+                    raise ValueError("one whose moments are not those that were written")
         except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
             reason = first_line(error).rstrip(".")
             hint = "Remove it, and its videos are localized again."
