@@ -144,6 +144,8 @@ class _Products(TorchDispatchMode):
 
 
 def _in_whole_loads(matrix: Tensor) -> bool:
+    if min(matrix.shape[-2:]) <= 2:
+        return True  # such as scores, or noisy map and mask: too few numbers a row to align
     strides = [step for step, n in zip(matrix.stride(), matrix.shape, strict=True) if n > 1]
     starts = [matrix.storage_offset(), *(step for step in strides if step != 1)]
     return (1 in strides or not strides) and all(step % 8 == 0 for step in starts)
@@ -188,8 +190,7 @@ def test_denoising_in_half_precision(
         decoder.denoise(noisy, 0, prepared)
     # Of each scale, the kernels are transformed and two convolutions done: 5 and 2 * 8 products.
     assert products.count > 3 * 20
-    # Vectors have one channel: there is nothing to align.
-    assert [one for one in products.slow if ", 1)" not in one.split("by")[0]] == []
+    assert products.slow == []
 
 
 @pytest.mark.parametrize("batch", [1, 32])

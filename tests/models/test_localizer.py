@@ -850,7 +850,7 @@ class TestNoiseOfTraining:
     @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
     def test_density_of_timesteps_is_a_power(self, power: float) -> None:
         model = make(timestep_power=power)
-        drawn = model._draw_timesteps(60_000, torch.device("cpu"), seeded(0))
+        drawn = model._timesteps_of(torch.rand(60_000, generator=seeded(0)))
         assert drawn.dtype == torch.int64
         assert 0 <= int(drawn.min()) <= int(drawn.max()) == 999
         for bound in (100, 400, 700, 950):

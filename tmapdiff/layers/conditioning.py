@@ -1,11 +1,14 @@
 """How the map features of video and query meet the noisy map."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_choice, check_int, check_shape
+from tmapdiff.kernels._launch import memory_order
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
@@ -37,7 +40,7 @@ class ConcatConditioning(nn.Module):
         who = "ConcatConditioning"
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
         self.channels = check_int(who, "channels", channels, at_least=1)
-        self.embed = PointwiseConv2d(1, channels)
+        self.embed: Any = PointwiseConv2d(1, channels)
 
     @property
     def out_channels(self) -> int:
@@ -47,7 +50,8 @@ class ConcatConditioning(nn.Module):
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed and concatenate; see the class."""
         _check_inputs("ConcatConditioning", noisy, features, mask, self.feature_channels)
-        return self.meet(noisy, self.prepare(features, mask), mask)
+        # For the gradient: whatever it holds in invalid cells, it does not count.
+        return fill_invalid(self.meet(noisy, self.prepare(features, mask), mask), mask)
 
     def prepare(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute what depends on the map features only."""
@@ -55,8 +59,20 @@ class ConcatConditioning(nn.Module):
 
     def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the rest, of what `prepare` gave."""
-        embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
-        return concat_channels(fill_invalid(embedded, mask), prepared.to(embedded.dtype))
+        embedded = self._embed(noisy, mask, memory_order(prepared))
+        return concat_channels(embedded, prepared.to(embedded.dtype))
+
+    def _embed(self, noisy: Tensor, mask: Tensor | None, order: list[int]) -> Tensor:
+        """Embed, with zeros in invalid cells: the mask is a channel, too, and its weight the bias.
+
+        Filling them would be one more pass over the largest maps there are.
+        """
+        valid = torch.ones_like(noisy, dtype=torch.bool) if mask is None else mask.expand_as(noisy)
+        cells = torch.stack([torch.where(valid, noisy, 0), valid.to(noisy.dtype)], dim=1)
+        order = [*(dim for dim in order if dim != 1), 1]
+        weight = torch.stack([self.embed.weight[:, 0, 0, 0], self.embed.bias], dim=1)
+        embedded = F.linear(cells.permute(order), weight)
+        return embedded.permute([order.index(dim) for dim in range(4)])
 
 
 class MultiplyConditioning(nn.Module):

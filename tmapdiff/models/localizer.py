@@ -211,19 +211,17 @@ class MomentLocalizer(MapLocalizer):
                 for part, one in zip(drawn, generators, strict=True)
             ]
         )
-        timesteps = torch.cat(
+        uniform = torch.cat(
             [
-                self._draw_timesteps(len(part), device, one)
+                torch.rand(len(part), device=device, generator=one)
                 for part, one in zip(drawn, generators, strict=True)
             ]
         )
+        timesteps = self._timesteps_of(uniform)
         signal = self.scheduler.to_signal(target)
         return self.scheduler.add_noise(signal, noise, timesteps), timesteps
 
-    def _draw_timesteps(
-        self, batch: int, device: torch.device, generator: torch.Generator | None
-    ) -> Tensor:
-        uniform = torch.rand(batch, device=device, generator=generator)
+    def _timesteps_of(self, uniform: Tensor) -> Tensor:
         share = uniform ** (1 / (self.config.timestep_power + 1))
         # Rounding may reach the end of [0, 1).
         return (share * len(self.scheduler)).long().clamp(max=len(self.scheduler) - 1)
