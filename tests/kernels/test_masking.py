@@ -155,3 +155,10 @@ def test_cells_of_a_mask_that_changed_are_looked_up_anew():
     assert cells.sources.tolist() == [1, 1, 1, 0, 1, 1]
     assert cells_of(mask.T).valid.tolist() == [4]
     assert cells_of(mask[:0]).valid.numel() == 0
+
+
+def test_cells_are_looked_up_on_the_cpu_whatever_the_default_device_is():
+    mask = torch.tensor([[True, False, True, True, False, True, False]], device="cpu")
+    with torch.device("meta"):
+        cells = cells_of(mask)
+    assert cells.sources.tolist() == [0, 4, 1, 2, 4, 3, 4]

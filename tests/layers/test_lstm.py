@@ -88,3 +88,12 @@ def test_small_ones_go_over_padding_where_one_operation_can(
 def test_weights_have_the_names_of_torchs() -> None:
     plain = nn.LSTM(6, 4, 2, batch_first=True, bidirectional=True)
     assert make().state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_default_device_does_not_matter(way: str) -> None:
+    lstm, x = make(dtype=torch.float32), draw(4, 7, 6)
+    expected = WAYS[way](lstm, x, LENGTHS)
+    with torch.device("meta"):
+        found = WAYS[way](lstm, x, LENGTHS)
+    assert_same(found, expected)

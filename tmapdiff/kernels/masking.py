@@ -121,8 +121,8 @@ def cells_of(mask: Tensor) -> CellLists:
 def _listed(values: bytes, shape: tuple[int, int]) -> CellLists:
     mask = torch.from_numpy(np.frombuffer(values, dtype=bool).reshape(shape).copy())
     valid = mask.flatten().nonzero().squeeze(1)
-    sources = torch.full((mask.numel(),), len(valid))
-    sources[valid] = torch.arange(len(valid))
+    sources = torch.full_like(mask.flatten(), len(valid), dtype=torch.int64)
+    sources[valid] = torch.arange(len(valid), device=mask.device)
     return CellLists(valid, (~mask).nonzero(as_tuple=True), sources)
 
 

@@ -56,7 +56,7 @@ class PaddedLSTM(nn.LSTM):
         return states[order.argsort()]
 
     def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
-        place = torch.arange(x.shape[1])
+        place = torch.arange(x.shape[1], device=x.device)
         behind = (place >= lengths[:, None])[..., None]
         # The way back begins at the last word, and leaves the padding for its end, too.
         backwards = torch.where(behind[..., 0], place, lengths[:, None] - 1 - place)[..., None]
