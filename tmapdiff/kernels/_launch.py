@@ -74,6 +74,11 @@ def memory_order(x: Tensor) -> list[int]:
     return [dim for dim in order if dim != 1] + [1] if inner else [0, 1, 2, 3]
 
 
+def inverse_order(order: list[int]) -> list[int]:
+    """Give the order that brings dimensions back which were permuted to `order`."""
+    return [order.index(dim) for dim in range(len(order))]
+
+
 def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
     """Make room for maps in the memory order of `x`.
 
@@ -90,7 +95,7 @@ def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
         if aligned == min((x.stride(dim) for dim in (0, 2, 3) if x.shape[dim] > 1), default=own):
             shape[1] = aligned
     empty = torch.empty([shape[dim] for dim in order], dtype=x.dtype, device=x.device)
-    return empty.permute([order.index(dim) for dim in range(4)])[:, :own]
+    return empty.permute(inverse_order(order))[:, :own]
 
 
 def within_reach(x: Tensor) -> Tensor:

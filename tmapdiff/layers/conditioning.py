@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_choice, check_int, check_shape
-from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels._launch import inverse_order, memory_order
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
@@ -72,7 +72,7 @@ class ConcatConditioning(nn.Module):
         order = [*(dim for dim in order if dim != 1), 1]
         weight = torch.stack([self.embed.weight[:, 0, 0, 0], self.embed.bias], dim=1)
         embedded = F.linear(cells.permute(order), weight)
-        return embedded.permute([order.index(dim) for dim in range(4)])
+        return embedded.permute(inverse_order(order))
 
 
 class MultiplyConditioning(nn.Module):

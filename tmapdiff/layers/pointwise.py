@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmapdiff._checks import check_shape
-from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels._launch import inverse_order, memory_order
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -39,7 +39,7 @@ class PointwiseConv2d(nn.Conv2d):
         if order[-1] != 1:
             return super().forward(input)
         result = F.linear(input.permute(order), self.weight[:, :, 0, 0], self.bias)
-        return result.permute(_inverse(order))
+        return result.permute(inverse_order(order))
 
 
 def concat_channels(first: Tensor, second: Tensor) -> Tensor:
@@ -52,8 +52,4 @@ def concat_channels(first: Tensor, second: Tensor) -> Tensor:
     """
     order = memory_order(second)
     joined = torch.cat([first.permute(order), second.permute(order)], dim=order.index(1))
-    return joined.permute(_inverse(order))
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return [order.index(dim) for dim in range(len(order))]
+    return joined.permute(inverse_order(order))
