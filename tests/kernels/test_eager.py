@@ -128,10 +128,17 @@ def test_a_large_mean_costs_little_accuracy(mean: float) -> None:
     assert float((stylize(x, style, style, **given, backend="eager") - expected).abs().max()) < 5e-3
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+# Layouts in which cells are no one dimension.
+APART: dict[str, Callable[[Tensor], Tensor]] = {
+    "fewer_durations": lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]],
+    "samples_between": lambda x: x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
+}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, *APART])
 @pytest.mark.parametrize("mask", list(MASKS))
 def test_fills_invalid_cells_in_place(layout: str, mask: str) -> None:
-    x = LAYOUTS[layout](draw(3, 4, 7, 5))
+    x = (LAYOUTS | APART)[layout](draw(3, 4, 7, 5))
     expected = fill_invalid(x.clone(), MASKS[mask])
     assert fill_invalid_(x, MASKS[mask]) is x
     assert_same(x, expected)

@@ -70,7 +70,7 @@ class ConcatConditioning(nn.Module):
         valid = torch.ones_like(noisy, dtype=torch.bool) if mask is None else mask.expand_as(noisy)
         cells = torch.stack([torch.where(valid, noisy, 0), valid.to(noisy.dtype)], dim=1)
         order = [*(dim for dim in order if dim != 1), 1]
-        weight = torch.stack([self.embed.weight[:, 0, 0, 0], self.embed.bias], dim=1)
+        weight = torch.stack([self.embed.weight.flatten(), self.embed.bias], dim=1)
         embedded = F.linear(cells.permute(order), weight)
         return embedded.permute(inverse_order(order))
 

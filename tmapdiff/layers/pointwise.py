@@ -38,7 +38,7 @@ class PointwiseConv2d(nn.Conv2d):
         order = [0, 2, 3, 1] if self.in_channels == 1 else memory_order(input)
         if order[-1] != 1:
             return super().forward(input)
-        result = F.linear(input.permute(order), self.weight[:, :, 0, 0], self.bias)
+        result = F.linear(input.permute(order), self.weight.flatten(1), self.bias)
         return result.permute(inverse_order(order))
 
 

@@ -148,7 +148,7 @@ class StylizationBlock(nn.Module):
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
         scale, shift = self._of_samples(style, len(x))
-        weight, bias = self.mlp.weight[:, :, 0, 0], self.mlp.bias
+        weight, bias = self.mlp.weight.flatten(1), self.mlp.bias
         drops = self.training and self.dropout.p > 0
         if self.norm == "group" and bias is not None and not drops:
             given = (x, scale, shift, weight, bias, mask)

@@ -62,8 +62,7 @@ class _AddStyled(torch.autograd.Function):
             torch.rsqrt(variance.add_(eps), out=own_rstd)
             torch.addcmul(own_shift, centred, own_rstd * factor, out=styled)
             F.silu(styled, inplace=True)
-            torch.addmm(bias, _rows(styled), weight.T, out=_rows(centred))
-            values.add_(centred)
+            _rows(values.add_(bias)).addmm_(_rows(styled), weight.T)
             cells.put(result, piece)
         ctx.save_for_backward(x, scale, shift, weight, mean, rstd, mask)
         ctx.num_groups = num_groups
@@ -149,17 +148,20 @@ class _Cells:
         The room is the same for all pieces: fresh memory costs the CPU more than arithmetic.
         """
         most = max(min(_PIECE // max(self.num_valid * self.channels, 1), self.batch), 1)
-        rows, count = self.num_valid + 1, 0
-        room = self.like.new_empty(buffers, rows * most * self.channels)
-        split = zip(*(one.split(most) for one in of_samples), strict=True)
-        for first, own in zip(range(0, self.batch, most), split, strict=False):
-            if len(own[0]) != count:
-                count = len(own[0])
-                inner = count * self.channels
-                views = room[:, : rows * inner].view(buffers, rows, count, self.channels)
-                views[0, -1] = 0
-                first_buffer, of_valid = views[0], views[:, :-1].unbind()
-            yield _Piece(slice(first, first + count), list(own), of_valid, first_buffer)
+        rows = self.num_valid + 1
+        room = self.like.new_empty(buffers, rows, most, self.channels)
+        of_valid: tuple[Tensor, ...] = ()
+        for first in range(0, self.batch, most):
+            count = min(most, self.batch - first)
+            if count < most:  # the last piece
+                room = room.flatten(1)[:, : rows * count * self.channels]
+                room = room.view(buffers, rows, count, self.channels)
+            if first == 0 or count < most:
+                room[0, -1] = 0
+                of_valid = room[:, :-1].unbind()
+            samples = slice(first, first + count)
+            own = list(of_samples) if count == self.batch else [one[samples] for one in of_samples]
+            yield _Piece(samples, own, of_valid, room[0])
 
     def take(self, maps: Tensor, piece: _Piece, out: Tensor) -> Tensor:
         """Copy the valid cells of a piece's samples: (valid, samples, C)."""
