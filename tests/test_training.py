@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,9 @@ def _separate_runs() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def make_model(dataset: MomentDataset, objective: str = "mse-full") -> MomentLocalizer:
+def make_model(
+    dataset: MomentDataset, objective: str = "mse-full", **changes: Any
+) -> MomentLocalizer:
     torch.manual_seed(0)
     dataset = getattr(dataset, "dataset", dataset)
     tiny = PRESETS["tiny"]
@@ -56,9 +59,8 @@ def make_model(dataset: MomentDataset, objective: str = "mse-full") -> MomentLoc
         encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1, "dropout": 0.1},
         decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3], "dropout": 0.1},
     )
-    return preset.build(
-        vocabulary_size=len(dataset.vocabulary), clip_channels=16, objective=objective
-    )
+    size = {"vocabulary_size": len(dataset.vocabulary), "clip_channels": 16}
+    return preset.build(objective=objective, **{**size, **changes})
 
 
 def make_trainer(
@@ -98,6 +100,34 @@ def interrupt_after(trainer: Trainer, epochs: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(trainer, "save_checkpoint", save_then_stop)
     with pytest.raises(Interrupted):
         trainer.train()
+
+
+def test_features_of_words_train_as_their_indices_do(dataset, tmp_path):
+    # One-hot features, and a linear layer of the embeddings: the same function of the sentences.
+    vocabulary, size = dataset.vocabulary, len(dataset.vocabulary)
+    features = {
+        item.query: torch.eye(size)[vocabulary.encode(item.query)] for item in dataset.annotations
+    }
+    of_features = MomentDataset(
+        dataset.annotations, dataset.store, None, num_clips=8, word_features=features
+    )
+    by_index = make_model(dataset)
+    by_feature = make_model(dataset, encoder={"text_channels": size}, vocabulary_size=None)
+    weights = by_index.state_dict()
+    embedding = "encoder.text_encoder.embedding"
+    weights[f"{embedding}.weight"] = weights[f"{embedding}.weight"].T
+    weights[f"{embedding}.bias"] = torch.zeros(8)
+    by_feature.load_state_dict(weights)
+    # So small a step that the bias, which indices do not have, stays zero.
+    config = replace(CONFIG, learning_rate=1e-12)
+    histories = []
+    for name, data, model in (("index", dataset, by_index), ("feature", of_features, by_feature)):
+        torch.manual_seed(1)  # of dropout
+        trainer = make_trainer(data, tmp_path / name, config, model)
+        trainer.train()
+        histories.append(torch.tensor([entry["loss"] for entry in trainer.history]))
+    assert_close(*histories)
+    assert histories[0].unique().numel() == config.epochs  # other timesteps and noise each time
 
 
 def test_training_learns_and_moves_both_sets_of_weights(dataset, tmp_path):

@@ -49,7 +49,7 @@ class Preset:
     def build(
         self,
         *,
-        vocabulary_size: int,
+        vocabulary_size: int | None,
         clip_channels: int,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
@@ -58,7 +58,8 @@ class Preset:
         """Make a model of this size with random weights.
 
         Args:
-            vocabulary_size: Words, padding and unknown word included.
+            vocabulary_size: Words, padding and unknown word included; None for words that are
+                features (`encoder={"text_channels": ...}`).
             clip_channels: Channels of the video features.
             encoder: Fields of the encoder to change, for example `word_channels`.
             decoder: Fields of the decoder to change, for example one of `DECODERS`.
@@ -83,7 +84,7 @@ class Preset:
     def build_ms2dtan(
         self,
         *,
-        vocabulary_size: int,
+        vocabulary_size: int | None,
         clip_channels: int,
         encoder: dict[str, Any] | None = None,
         **model: Any,
@@ -91,7 +92,8 @@ class Preset:
         """Make the baseline with this encoder and these kernels, with random weights.
 
         Args:
-            vocabulary_size: Words, padding and unknown word included.
+            vocabulary_size: Words, padding and unknown word included; None for words that are
+                features (`encoder={"text_channels": ...}`).
             clip_channels: Channels of the video features.
             encoder: Fields of the encoder to change.
             **model: Fields of `MS2DTAN` to change, for example `objective`.
@@ -105,7 +107,7 @@ class Preset:
         return MS2DTAN(encoder_config=config, **fields)
 
     def _encoder_config(
-        self, vocabulary_size: int, clip_channels: int, changes: dict[str, Any] | None
+        self, vocabulary_size: int | None, clip_channels: int, changes: dict[str, Any] | None
     ) -> dict[str, Any]:
         data = {"vocabulary_size": vocabulary_size, "clip_channels": clip_channels}
         return {**self.grid, **data, **self.encoder, **(changes or {})}
