@@ -8,8 +8,7 @@ The blocks of a page run in order, in one namespace, in a folder with the files 
     ```
 
 right after a Python block is what that block prints, to the letter. A block that cannot be run says
-so in the line before it: `<!-- not run: reason -->`. A page that has a test of its own beside this
-file, such as `test_migration.py` for `migration.md`, is run by that, with files of its own.
+so in the line before it: `<!-- not run: reason -->`.
 """
 
 import contextlib
@@ -60,12 +59,11 @@ def run_blocks(page: str, text: str) -> None:
             assert printed.getvalue() == block.output, f"{page}, line {block.line}"
 
 
-def is_run_here(page: str) -> bool:
-    has_own_test = Path(__file__).with_name(f"test_{Path(page).stem}.py").exists()
-    return "```python" in (ROOT / page).read_text() and not has_own_test
+def has_blocks(page: str) -> bool:
+    return "```python" in (ROOT / page).read_text()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if is_run_here(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if has_blocks(page)])
 def test_blocks_run_and_print_what_they_say(page, folder_of_a_reader):
     run_blocks(page, (ROOT / page).read_text())
 
