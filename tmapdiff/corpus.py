@@ -53,7 +53,12 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class FailedVideo:
-    """A video that could not be localized, and why."""
+    """A video that could not be localized, and why.
+
+    Attributes:
+        video_id: The video.
+        error: What went wrong, in a line.
+    """
 
     video_id: str
     error: str

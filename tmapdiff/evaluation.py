@@ -301,6 +301,12 @@ def evaluate_prior(
 ) -> dict[str, float]:
     """Metrics of answering every query with the best moments of a prior, in percent.
 
+    Args:
+        grid: The candidate moments.
+        prior: How good each is, whatever video and query, such as `fit_moment_prior` gives.
+        dataset: Queries with their moments.
+        nms_threshold: Moments with a higher IoU than this with a better one are dropped.
+
     Shape:
         - prior: (cells,)
 
@@ -324,6 +330,11 @@ def evaluate_oracle(
     grid: MapGrid, dataset: Dataset[Any], *, nms_threshold: float = 0.49
 ) -> dict[str, float]:
     """Metrics of ranking the true IoU maps, in percent: the upper bound of the grid.
+
+    Args:
+        grid: The candidate moments.
+        dataset: Queries with their moments.
+        nms_threshold: Moments with a higher IoU than this with a better one are dropped.
 
     Raises:
         ArgumentError: If the data set is empty.

@@ -62,7 +62,10 @@ class MapObjective:
 
 
 def rescale_iou(iou: Tensor, low: float = 0.5, high: float = 1.0) -> Tensor:
-    """Stretch IoU from [low, high] to [0, 1] and cut what is outside.
+    """Stretch IoU from [`low`, `high`] to [0, 1] and cut what is outside.
+
+    Shape:
+        - iou, returns: any
 
     Source: 2D-TAN, arXiv 1912.03590, Eq. 6.
     """
@@ -105,7 +108,7 @@ OBJECTIVES = tuple(_OBJECTIVES)
 
 
 def get_objective(name: str) -> MapObjective:
-    """Find a training objective by name.
+    """Find a training objective by `name`.
 
     A name is a loss (`mse`, `l1`, `huber`, `bce`) and what is learned: `full` is the IoU itself,
     `rescaled` the IoU stretched from [0.5, 1] to [0, 1], as MS-2D-TAN does. `bce-rescaled`,

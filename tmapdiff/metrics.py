@@ -119,7 +119,7 @@ class LocalizationMetrics:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join metrics of several parts of a data set: of alike ones, at least one."""
+        """Join `parts`, metrics of several parts of a data set: alike ones, at least one."""
         whole = copy(parts[0])
         whole._ious = [one for part in parts for one in part._ious]
         return whole
@@ -244,7 +244,7 @@ class DiDeMoMetrics:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join metrics of several parts of a data set: of alike ones, at least one."""
+        """Join `parts`, metrics of several parts of a data set: alike ones, at least one."""
         whole = copy(parts[0])
         whole._ranks = [one for part in parts for one in part._ranks]
         whole._ious = [one for part in parts for one in part._ious]

@@ -209,7 +209,7 @@ PRESETS = MappingProxyType(
 
 
 def get_preset(name: str) -> Preset:
-    """Find a preset by name.
+    """Find a preset by `name`.
 
     Raises:
         ConfigError: If there is none of that name.

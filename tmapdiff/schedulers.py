@@ -166,11 +166,19 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     # IoU <-> signal
 
     def to_signal(self, iou: Tensor) -> Tensor:
-        """Map IoU in [0, 1] to the signal in [-signal_scale, signal_scale] that gets noised."""
+        """Map IoU in [0, 1] to the signal in [-signal_scale, signal_scale] that gets noised.
+
+        Shape:
+            - iou, returns: any, such as (B, cells)
+        """
         return (2 * iou - 1) * self.config.signal_scale
 
     def to_iou(self, signal: Tensor) -> Tensor:
-        """Map the signal back to IoU. Values outside the signal's range are not clipped."""
+        """Map the signal back to IoU. Values outside the signal's range are not clipped.
+
+        Shape:
+            - signal, returns: any, such as (B, cells)
+        """
         return (signal / self.config.signal_scale + 1) / 2
 
     # Training

@@ -156,7 +156,11 @@ class Progress:
         return {**vars(self), "losses": self._losses_on_host()}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raise CheckpointError if a state was saved by a run with another configuration."""
+        """Check that `state` was saved by a run with the same configuration.
+
+        Raises:
+            CheckpointError: If it was not.
+        """
         for name, value in _flat(self.config).items():
             saved = _flat(state["config"]).get(name)
             if saved != value:
@@ -166,7 +170,7 @@ class Progress:
                 )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state.
+        """Take over `state`, which was saved.
 
         Raises:
             CheckpointError: If it was saved by a run with another configuration.

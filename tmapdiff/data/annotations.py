@@ -56,7 +56,12 @@ class Annotation:
 
 @dataclass(frozen=True)
 class DroppedLine:
-    """A line or record of an annotation file that was left out, whole or in part, and why."""
+    """A line or record of an annotation file that was left out, whole or in part, and why.
+
+    Attributes:
+        line: Its number, from 1.
+        reason: Why, in a few words.
+    """
 
     line: int
     reason: str

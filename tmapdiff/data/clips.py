@@ -35,7 +35,8 @@ def divide_video(
         - returns: (clips * features_per_clip, D)
 
     Raises:
-        ShapeError, ArgumentError, FeatureError: As `pool_features`.
+        ArgumentError: If a number is not positive; or as `pool_features`.
+        ShapeError, FeatureError, SizeLimitError: As `pool_features`.
     """
     each = check_int("divide_video", "features_per_clip", features_per_clip, at_least=1)
     if clip_seconds is not None:

@@ -79,7 +79,7 @@ def load_didemo(
 def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
     """Keep one moment a query: that of highest mean IoU with those of the other annotators.
 
-    The first of them, if several are as good.
+    The first of them, if several are as good. `annotations` stay as they are.
     """
     return AnnotationSet(
         (replace(item, moments=(_consensus(item.moments),)) for item in annotations),

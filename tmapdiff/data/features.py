@@ -163,15 +163,20 @@ class HDF5FeatureStore:
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The videos whose features are in the file."""
+        """The videos whose features are in the file.
+
+        Raises:
+            FileError: If the file cannot be read.
+        """
         with self._reading() as file:
             return tuple(file)
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
-        """Return what the file says of the features of a video; see `attributes`.
+        """Return what the file says of the features of video `video_id`; see `attributes`.
 
         Raises:
             MissingFeatureError: If the file has none.
+            FeatureError: If the file has something else of that name.
             FileError: If the file cannot be read.
         """
         with self._reading() as file:
@@ -180,7 +185,13 @@ class HDF5FeatureStore:
             return self._attributes.read(self._dataset(file, video_id))
 
     def stored_dtype(self, video_id: str) -> str:
-        """Return the type of a video's features in the file."""
+        """Return the type of the features of video `video_id` in the file.
+
+        Raises:
+            MissingFeatureError: If the file has none.
+            FeatureError: If the file has something else of that name.
+            FileError: If the file cannot be read.
+        """
         with self._reading() as file:
             if video_id not in file:
                 raise _missing(self.description, video_id)
@@ -304,16 +315,26 @@ class _FolderFeatureStore:
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The videos whose features are in the folder."""
+        """The videos whose features are in the folder.
+
+        Raises:
+            FileError: If the folder cannot be read.
+        """
         names = (name for name in _names(self.folder) if name.endswith(self._suffix))
         return tuple(sorted(name.removesuffix(self._suffix) for name in names))
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
-        """Return what `attributes.json` in the folder says of the features of a video."""
+        """Return what `attributes.json` in the folder says of the features of `video_id`."""
         return dict(self._stated["videos"].get(video_id, {}))
 
     def stored_dtype(self, video_id: str) -> str:
-        """Return the type of a video's features in its file."""
+        """Return the type of the features of video `video_id` in its file.
+
+        Raises:
+            AnnotationError: If that cannot be an id, such as one with a slash.
+            FileError: If there is no such file, or it cannot be read.
+            FeatureError: If it holds no array of numbers.
+        """
         check_video_id(self.description, video_id)
         return str(self._read_inside(f"{video_id}{self._suffix}").dtype)
 

@@ -46,7 +46,7 @@ class AnnotationFile:
         """Load the annotations; of DiDeMo, with the moments of all annotators.
 
         Raises:
-            FileError, AnnotationError: As the loader of the format.
+            FileError, AnnotationError, ConfigError: As the loader of the format.
         """
         loaders: dict[str, Any] = {
             "charades-sta": lambda: load_charades_sta(self.path.parent, self.split),  # type: ignore[arg-type]

@@ -51,6 +51,10 @@ def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[
 
     There are no `pred_saliency_scores`: moments are localized here, highlights are not.
 
+    Args:
+        predictions: Moments of each query, in seconds.
+        path: The file; one that exists is replaced.
+
     Raises:
         FileError: If the place cannot be written.
 

@@ -97,6 +97,7 @@ class ActionTimelineFeatures:
 
         Raises:
             FileError: If a file is missing.
+            ConfigError: If there is no such split.
             AnnotationError: If a row cannot be understood.
             ArgumentError: If a setting is out of range.
         """

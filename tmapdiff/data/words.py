@@ -33,7 +33,7 @@ _LINES_AT_ONCE = 8192
 
 
 def tokenize(sentence: str) -> list[str]:
-    """Split a sentence into lower-case words, as GloVe's vocabulary spells them.
+    """Split `sentence` into lower-case words, as GloVe's vocabulary spells them.
 
     Punctuation separates words and is dropped, also inside of a "word": `door.the` is `door`,
     `the` and `half-eaten` is `half`, `eaten`. The English endings that GloVe's authors split off
@@ -120,7 +120,7 @@ class Vocabulary:
         return f"Vocabulary({len(self):,} words)"
 
     def encode(self, sentence: str) -> Tensor:
-        """Return the indices of the words of a sentence.
+        """Return the indices of the words of `sentence`.
 
         Shape:
             - returns: (L,) int64, L >= 1
@@ -131,7 +131,7 @@ class Vocabulary:
         return torch.tensor([self._index.get(word, 1) for word in tokenize(sentence)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vocabulary to a JSON file.
+        """Write the vocabulary to the JSON file `path`.
 
         Raises:
             FileError: If the file cannot be written.
@@ -142,7 +142,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Read a vocabulary that `save` wrote.
+        """Read a vocabulary that `save` wrote to `path`.
 
         Raises:
             FileError: If the file is missing or cannot be read.

@@ -50,6 +50,9 @@ class DemoLimits:
         Only its first picture is decoded. Files may lie about their length, or not tell it: all
         timestamps are read.
 
+        Args:
+            path: File of the video.
+
         Raises:
             FileError: If the file cannot be read.
             VideoError: If it is no video, or beyond a limit.

@@ -44,7 +44,7 @@ def inspect(
     Raises:
         FileError: If there is nothing at a path, or nothing that can be recognised.
         ArgumentError: If the two have nothing to do with each other.
-        TmapdiffError: If a store or pipeline cannot be opened.
+        TmapdiffError: If annotations, a store or a pipeline cannot be opened.
     """
 
     def look(place: Path) -> Inspected:

@@ -58,7 +58,7 @@ class ConcatConditioning(nn.Module):
         return fill_invalid(features, mask)
 
     def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, of what `prepare` gave."""
+        """Compute the rest, of `noisy` maps and `prepared`, which `prepare` gave."""
         embedded = self._embed(noisy, mask, memory_order(prepared))
         return concat_channels(embedded, prepared.to(embedded.dtype))
 
@@ -130,7 +130,7 @@ class MultiplyConditioning(nn.Module):
         return projected
 
     def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, of what `prepare` gave."""
+        """Compute the rest, of `noisy` maps and `prepared`, which `prepare` gave."""
         embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
         return fill_invalid(embedded * prepared, mask)
 

@@ -90,11 +90,11 @@ class GatedConv2d(nn.Module):
         return map_conv(x, self.conv.weight, self.conv.bias, plan=plan)
 
     def gated(self, convolved: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Rectify and gate what `convolve` gave."""
+        """Rectify and gate `convolved`, which `convolve` gave."""
         return gate_features(convolved, mask, channels=self.out_channels)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; in training nothing is kept of the weights, which are to change."""
+        """Train if `mode`: then nothing is kept of the weights, which are to change."""
         if mode:
             self.spectra.clear()
         return super().train(mode)

@@ -144,7 +144,7 @@ class StylizationBlock(nn.Module):
     def add_style(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the whole residual, `x + apply_style(x, style, mask)`, where possible as one.
 
-        Args and shapes are those of `apply_style`; `x` is 0 in invalid cells.
+        `x`, `style` and `mask` are as for `apply_style`, but `x` is 0 in invalid cells.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
         scale, shift = self._of_samples(style, len(x))

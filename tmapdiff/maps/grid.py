@@ -77,7 +77,7 @@ class MapGrid:
             )
 
     def resized(self, num_clips: int) -> "MapGrid":
-        """Grid of the same durations and scales over another number of clips.
+        """Grid of the same durations and scales over `num_clips` clips.
 
         Raises:
             ArgumentError, ConfigError: As for the class.
@@ -87,11 +87,15 @@ class MapGrid:
     # Sizes
 
     def stride(self, scale: int) -> int:
-        """Clips between neighbouring starts, and between neighbouring durations, of a scale."""
+        """Clips between neighbouring starts, and between neighbouring durations, of `scale`."""
         return 2**scale
 
     def shape(self, scale: int) -> tuple[int, int]:
-        """Rows and columns `(N_k, A)` of the map of a scale."""
+        """Rows and columns `(N_k, A)` of the map of `scale`.
+
+        Raises:
+            ArgumentError: If there is no such scale.
+        """
         if not 0 <= scale < self.num_scales:
             raise ArgumentError(
                 f"MapGrid: expected scale in 0 to {self.num_scales - 1}, got {scale}."
@@ -150,11 +154,18 @@ class MapGrid:
     def packed_mask(
         self, device: torch.device | str | None = None, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Which cells of packed maps are valid; arguments as for `mask`.
+        """Which cells of packed maps are valid.
+
+        Args:
+            device: Where the mask goes; that of `num_clips`, if None.
+            num_clips: Clips of each video, when videos are shorter than the grid.
 
         Shape:
             - num_clips: (B,), integer
             - returns: (cells,), bool; (B, cells) with `num_clips`
+
+        Raises:
+            ShapeError: If `num_clips` is not (B,).
         """
         masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
         return torch.cat([mask.flatten(-2) for mask in masks], dim=-1)
@@ -164,9 +175,16 @@ class MapGrid:
     ) -> Tensor:
         """Which cells of a dense map, `[start clip, duration in clips - 1]`, some scale holds.
 
+        Args:
+            device: Where the mask goes; that of `num_clips`, if None.
+            num_clips: Clips of each video, when videos are shorter than the grid.
+
         Shape:
             - num_clips: (B,), integer
             - returns: (N, N), bool; (B, N, N) with `num_clips`
+
+        Raises:
+            ShapeError: If `num_clips` is not (B,).
         """
         masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
         held = masks[0].new_zeros(*masks[0].shape[:-2], self.num_clips, self.num_clips)
@@ -175,7 +193,7 @@ class MapGrid:
         return held
 
     def dense_cells(self, dense: Tensor, scale: int) -> Tensor:
-        """View of the cells of a dense map `(..., N, N)` that are the cells of a scale.
+        """View of the cells of a dense map `(..., N, N)` that are the cells of `scale`.
 
         Row `i`, column `j` of the view is `dense[..., i * 2**scale, (j + 1) * 2**scale - 1]`.
 
@@ -189,8 +207,15 @@ class MapGrid:
     def moments(self, scale: int, device: torch.device | str | None = None) -> Tensor:
         """Start and end of each cell of a scale, in clips.
 
+        Args:
+            scale: The scale.
+            device: Where they go.
+
         Shape:
             - returns: (N_k, A, 2), int64; ends of invalid cells lie beyond `num_clips`
+
+        Raises:
+            ArgumentError: If there is no such scale.
         """
         rows, columns = self.shape(scale)
         starts = torch.arange(rows, device=device)[:, None].expand(rows, columns)
@@ -198,7 +223,7 @@ class MapGrid:
         return torch.stack([starts, starts + durations], dim=-1) * self.stride(scale)
 
     def packed_moments(self, device: torch.device | str | None = None) -> Tensor:
-        """Start and end of each cell of packed maps, in clips.
+        """Start and end of each cell of packed maps, in clips, on `device`.
 
         Shape:
             - returns: (cells, 2), int64
@@ -212,6 +237,9 @@ class MapGrid:
 
         Args:
             scales: The scales whose cells count, in ascending order. All, if None.
+
+        Raises:
+            ArgumentError: If there is no such scale.
         """
         # Without tensors: their values would be unknown to torch's compiler.
         cells: list[int] = []

@@ -63,10 +63,21 @@ class IoUMapBuilder:
     def packed(
         self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
     ) -> Tensor:
-        """Build the IoU maps of all scales as one packed tensor; arguments as for the call.
+        """Build the IoU maps of all scales as one packed tensor.
+
+        Args:
+            moments: Start and end of the annotated moments, in seconds.
+            clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
+            num_moments: How many of the M moments of each sample count, at least 1. All, if None.
 
         Shape:
+            - moments: (B, 2) or (B, M, 2)
+            - clip_seconds: (B,)
+            - num_moments: (B,)
             - returns: (B, cells), in [0, 1]
+
+        Raises:
+            ShapeError, ArgumentError: As the call.
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         cells = self.grid.packed_moments(moments.device)
@@ -76,7 +87,16 @@ class IoUMapBuilder:
     def check(
         self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
     ) -> None:
-        """Check moments as the call does with `validate`; arguments and errors as for the call."""
+        """Check `moments`, `clip_seconds` and `num_moments` as the call does with `validate`.
+
+        Shape:
+            - moments: (B, 2) or (B, M, 2)
+            - clip_seconds: (B,)
+            - num_moments: (B,)
+
+        Raises:
+            ShapeError, ArgumentError: As the call.
+        """
         IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
 
     def dense(
@@ -84,10 +104,21 @@ class IoUMapBuilder:
     ) -> Tensor:
         """Build the IoU of every candidate `[start clip, duration in clips - 1]`, of no scale.
 
-        Takes memory quadratic in the clips; arguments as for the call.
+        Takes memory quadratic in the clips.
+
+        Args:
+            moments: Start and end of the annotated moments, in seconds.
+            clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
+            num_moments: How many of the M moments of each sample count, at least 1. All, if None.
 
         Shape:
+            - moments: (B, 2) or (B, M, 2)
+            - clip_seconds: (B,)
+            - num_moments: (B,)
             - returns: (B, N, N), in [0, 1], 0 where the candidate ends outside the video
+
+        Raises:
+            ShapeError, ArgumentError: As the call.
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         whole = MapGrid(self.grid.num_clips, self.grid.num_clips, 1)

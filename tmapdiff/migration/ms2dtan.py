@@ -282,6 +282,7 @@ def load_ms2dtan(
         FileError: If a file is missing or cannot be read.
         ConfigError: If the experiment's model has what ours has not, or its words are of another
             width than GloVe's vectors; or as `ms2dtan_config`.
+        ArgumentError: As `ms2dtan_config`.
         CheckpointError: If the file holds no weights, or those of another model.
     """
     who = "load_ms2dtan"

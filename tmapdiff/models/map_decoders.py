@@ -146,7 +146,7 @@ class ConvMapDecoder(nn.Module):
         return [block.style(time_embedding) for block in (*blocks, *self.conv_styles)]
 
     def denoise(self, noisy: Tensor, prepared: "PreparedMap", styles: Sequence[Tensor]) -> Tensor:
-        """Predict the clean map from what `prepare` and `styles` gave.
+        """Predict the clean map; `prepare` gave `prepared`, and `styles` the styles.
 
         Shape:
             - noisy: (B, N_k, A)
@@ -329,7 +329,7 @@ class TransformerMapDecoder(nn.Module):
         return [*fusion, *(style for styles in layers for style in styles)]
 
     def denoise(self, noisy: Tensor, prepared: "PreparedCells", styles: Sequence[Tensor]) -> Tensor:
-        """Predict the clean maps from what `prepare` and `styles` gave.
+        """Predict the clean maps; `prepare` gave `prepared`, and `styles` the styles.
 
         Shape:
             - noisy: (B, T)

@@ -83,6 +83,12 @@ class MapLocalizer(MapModel):
     ) -> None:
         """Set up what the answers are made with.
 
+        Args:
+            grid: The candidate moments.
+            objective: What a map is of, a name as for `get_objective`.
+            nms_threshold: Moments with a higher IoU than this with a better one are dropped.
+            ranking: How moments are read off the map.
+
         Raises:
             ConfigError: If there is no such objective or ranking.
             ArgumentError: If `nms_threshold` is outside [0, 1].
@@ -205,7 +211,7 @@ class MapLocalizer(MapModel):
 
     # accelerate and DistributedDataParallel wrap `forward`.
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the training loss; see `loss`."""
+        """Compute the training loss; `args` and `kwargs` are those of `loss`."""
         return self.loss(*args, **kwargs)
 
     def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:

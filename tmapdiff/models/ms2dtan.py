@@ -151,7 +151,24 @@ class MS2DTAN(MapLocalizer):
         num_words: Tensor,
         num_clips: Tensor | None = None,
     ) -> Tensor:
-        """Predict the map that the objective learns; see `MapLocalizer.predict_maps`."""
+        """Predict the map that the objective learns; see `MapLocalizer.predict_maps`.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices.
+            num_words: Words of each query.
+            num_clips: Clips of each video, when they differ.
+
+        Shape:
+            - features: (B, N * features_per_clip, clip_channels)
+            - words: (B, L), integer
+            - num_words: (B,), integer
+            - num_clips: (B,), integer
+            - returns: (B, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError, ArgumentError, ConfigError: As `score`.
+        """
         grid = self.grid_of(features, num_clips)
         scores = grid.pack(self.score(features, words, num_words, num_clips)).float()
         maps = self.objective.activation(scores)

@@ -136,6 +136,9 @@ class TransformersTextEncoder(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write model and tokenizer into a folder, for `TransformersTextEncoder(folder)`.
 
+        Args:
+            save_directory: Folder, made if need be.
+
         Raises:
             FileError: If the place cannot be written.
         """
@@ -144,7 +147,7 @@ class TransformersTextEncoder(nn.Module):
             self.tokenizer.save_pretrained(folder)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: it is frozen."""
+        """Stay in evaluation mode, whatever `mode` is: it is frozen."""
         return super().train(False)
 
     def forward(self, sentences: Sequence[str]) -> SentenceFeatures:

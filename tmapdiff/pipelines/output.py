@@ -58,6 +58,7 @@ class MergedMaps(Sequence[Any]):
 
     Attributes:
         packed: What they are made of.
+        as_numpy: Whether each is a NumPy array; a tensor, if not.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;

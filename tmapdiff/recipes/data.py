@@ -62,7 +62,7 @@ class LocalizationData:
 
     @classmethod
     def make_up(cls, protocol: Protocol = "rank") -> Self:
-        """Make up a small data set of scripted activities, which needs no file."""
+        """Make up a small data set of scripted activities for `protocol`, which needs no file."""
         kind = SyntheticDiDeMo if protocol == "didemo" else SyntheticActivities
         train, test = kind(split="train"), kind(split="test")
         store = ActionTimelineFeatures(
@@ -99,7 +99,7 @@ class LocalizationData:
 
         Raises:
             FileError: If a file is missing or cannot be read, or several could be meant.
-            AnnotationError: As the loader of the format.
+            AnnotationError, ConfigError: As the loader of the format.
             FeatureError, ArgumentError: As `open_features`.
             ArgumentError: If the two parts are of different formats.
         """
@@ -128,7 +128,7 @@ class LocalizationData:
         )
 
     def hold_out(self, fraction: float) -> Self:
-        """Evaluate on a share of the training videos instead; of every seed the same.
+        """Evaluate on a share of the training videos instead, 0 < `fraction` < 1; the same always.
 
         Raises:
             ArgumentError: As `AnnotationSet.split_videos`.

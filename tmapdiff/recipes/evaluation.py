@@ -55,7 +55,7 @@ class Reading:
     protocol: Protocol = "rank"
 
     def steps_of(self, model: MapLocalizer) -> tuple[int, ...]:
-        """Return the numbers of steps to evaluate a model with."""
+        """Return the numbers of steps to evaluate `model` with."""
         return self.steps or (model.config.num_inference_steps if model.is_generative else 1,)
 
     def evaluate(

@@ -59,16 +59,20 @@ class Recipe:
             check_choice("Recipe", "decoder", self.decoder, DECODERS)
 
     def preset_for(self, protocol: Protocol) -> Preset:
-        """Return the preset, with the grid that a protocol asks for."""
+        """Return the preset, with the grid that `protocol` asks for.
+
+        Raises:
+            ConfigError: If there is no such preset.
+        """
         preset = get_preset(self.preset)
         return replace(preset, grid=DIDEMO_GRID) if protocol == "didemo" else preset
 
     def clip_seconds_for(self, protocol: Protocol) -> float | None:
-        """Return the seconds of a clip, if a protocol or the recipe fixes them."""
+        """Return the seconds of a clip, if `protocol` or the recipe fixes them."""
         return SEGMENT_SECONDS if protocol == "didemo" else self.clip_seconds
 
     def training_config(self, data: LocalizationData) -> TrainingConfig:
-        """Return how it is trained.
+        """Return how it is trained on `data`.
 
         Raises:
             ArgumentError, ConfigError: As `TrainingConfig`.
@@ -201,7 +205,7 @@ class TrainedLocalizer:
         )
 
     def save_model(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model and its vocabulary into a folder.
+        """Write the model and its vocabulary into `folder`.
 
         Raises:
             FileError: If the place cannot be written.

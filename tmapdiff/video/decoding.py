@@ -75,6 +75,10 @@ class SampledFrame:
 class VideoReader:
     """A video opened by `open_video`, which is read once, from its start.
 
+    Args:
+        who: The video's name in messages.
+        info: What the file says.
+
     Attributes:
         info: What the file says.
         duration: Seconds to the end of the last picture that was decoded; None until all are read.

@@ -91,7 +91,12 @@ def encode_video(
 
 @dataclass(frozen=True)
 class VideoNote:
-    """What is to be said of a video."""
+    """What is to be said of a video.
+
+    Attributes:
+        video_id: The video.
+        reason: What, in a line.
+    """
 
     video_id: str
     reason: str
@@ -168,6 +173,8 @@ def extract_features(
             writes it.
         FeatureError: If the file has features of another model or rate.
         ArgumentError: If there are no videos, two have one id, or a number is out of range.
+        AnnotationError: If an id cannot be one, such as one with a slash.
+        ConfigError: If there is no such `backend`.
         MissingDependencyError: If the extra `video` is not installed.
 
     Example:

@@ -139,6 +139,9 @@ class FrameEncoder(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into a folder, for `from_pretrained`.
 
+        Args:
+            save_directory: Folder, made if need be.
+
         Raises:
             FileError: If the place cannot be written.
         """
@@ -226,7 +229,7 @@ class FrameEncoder(nn.Module):
         return encoder
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: it is frozen."""
+        """Stay in evaluation mode, whatever `mode` is: it is frozen."""
         return super().train(False)
 
     @property

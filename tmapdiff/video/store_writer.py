@@ -91,6 +91,11 @@ class FeatureStoreWriter:
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
         """Write the features of a video; those it had are replaced.
 
+        Args:
+            video_id: The video.
+            features: Its features.
+            attributes: What the file is to say of them.
+
         Shape:
             - features: (T, D)
 

@@ -23,7 +23,7 @@ class KernelSpectra:
         self._spectrum: Tensor | None = None
 
     def get(self, weight: Tensor, transform: MapTransform, dtype: torch.dtype) -> Tensor:
-        """Return the spectrum of `weight`, in a dtype.
+        """Return the spectrum of `weight` by `transform`, in `dtype`.
 
         Shape:
             - weight: (D, C, S, S)

@@ -75,7 +75,13 @@ def add_styled(
 
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
-    """Say why `add_styled` has nothing faster than its definition; None if it has."""
+    """Say why `add_styled` has nothing faster than its definition; None if it has.
+
+    Args:
+        x: As for `add_styled`.
+        *others: The other tensors of `add_styled`, but the mask.
+        mask: As for `add_styled`.
+    """
     mask = of_all_samples(mask)
     if mask is not None and mask.dim() == 3:
         return "each sample has a mask of its own"

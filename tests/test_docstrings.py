@@ -1,0 +1,160 @@
+"""The docstring of each public class, function and method names its parameters, and no others.
+
+A parameter is named by an entry of `Args`, `Attributes` or `Shape`, or in code font in the text. A
+method may leave to its class what the class says.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import tmapdiff
+
+NAMES = r"\*{0,2}\w+(?:, \*{0,2}\w+)*"
+ENTRY = re.compile(rf"^ {{4}}(?:- )?({NAMES}):", re.MULTILINE)
+SECTION = re.compile(
+    r"^(Args|Attributes|Shape|Raises|Returns|Yields|Source|Example):", re.MULTILINE
+)
+NOT_FOR_IMPORT = {"cli", "__main__"}
+
+
+def public_modules() -> Iterator[ModuleType]:
+    for found in pkgutil.iter_modules(tmapdiff.__path__, "tmapdiff."):
+        name = found.name.split(".")[1]
+        if name not in NOT_FOR_IMPORT and not name.startswith("_"):
+            yield importlib.import_module(found.name)
+    kernels = importlib.import_module("tmapdiff.kernels")
+    for found in pkgutil.iter_modules(kernels.__path__, "tmapdiff.kernels."):
+        if found.ispkg:
+            yield importlib.import_module(found.name)
+
+
+def public_names(module: ModuleType) -> list[str]:
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    own = [name for name, value in vars(module).items() if is_from(value, module.__name__)]
+    return [name for name in own if not name.startswith("_")]
+
+
+def is_from(value: Any, module: str) -> bool:
+    return getattr(value, "__module__", None) == module
+
+
+def public_methods(owner: type) -> Iterator[tuple[str, Any]]:
+    for name in dir(owner):
+        method = inspect.getattr_static(owner, name)
+        method = getattr(method, "__func__", method)  # of a class or static method
+        is_public = name == "__call__" or not name.startswith("_")
+        # Methods of other libraries are documented there, and so are those that fill them in.
+        home = getattr(method, "__module__", None) or ""
+        if is_public and inspect.isfunction(method) and re.match(r"tmapdiff\.(?!_)", home):
+            yield name, method
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, tuple[Any, type | None]]:
+    """Classes, functions and methods by name, each method with its class."""
+    found: dict[str, tuple[Any, type | None]] = {}
+    for module in public_modules():
+        for name in public_names(module):
+            value = getattr(module, name)
+            if inspect.isfunction(value) or inspect.isclass(value):
+                found[f"{module.__name__}.{name}"] = (value, None)
+            if inspect.isclass(value):
+                for method_name, method in public_methods(value):
+                    found[f"{module.__name__}.{name}.{method_name}"] = (method, value)
+    return found
+
+
+def parameters(value: Any) -> set[str]:
+    is_protocol = getattr(value, "_is_protocol", False)
+    if is_protocol or (inspect.isclass(value) and issubclass(value, Exception)):
+        return set()  # not made by users
+    names = inspect.signature(value).parameters
+    return {name for name in names if name != "self" and not name.startswith("_")}
+
+
+def entries(docstring: str, *sections: str) -> set[str]:
+    parts = SECTION.split(inspect.cleandoc(docstring))
+    texts = dict(zip(parts[1::2], parts[2::2], strict=True))
+    lines = [names for one in sections for names in ENTRY.findall(texts.get(one, ""))]
+    return {name.strip(" *") for line in lines for name in line.split(",")}
+
+
+def not_named(value: Any, owner: type | None = None) -> set[str]:
+    docstring = value.__doc__ or ""
+    named = set(re.findall(r"`\*{0,2}(\w+)`", docstring))
+    for one in (docstring, (owner and owner.__doc__) or ""):
+        named |= entries(one, "Args", "Attributes", "Shape")
+    return parameters(value) - named - {"cls"}
+
+
+def not_there(value: Any) -> set[str]:
+    return entries(value.__doc__ or "", "Args") - parameters(value)
+
+
+def test_docstrings_name_the_parameters_and_no_others(objects):
+    missing = {name: not_named(*found) for name, found in objects.items()}
+    assert {name: found for name, found in missing.items() if found} == {}
+    extra = {name: not_there(value) for name, (value, _) in objects.items()}
+    assert {name: found for name, found in extra.items() if found} == {}
+
+
+def test_objects_are_those_that_users_see(objects):
+    assert len(objects) > 300
+    for name in (
+        "maps.MapGrid",
+        "maps.MapGrid.mask",
+        "kernels.gate.gate_features",
+        "losses.get_objective",
+        "data.Vocabulary.load",
+        "demo.launch_demo",
+    ):
+        assert f"tmapdiff.{name}" in objects
+
+
+def take(first: int, *rest: int, second: int = 0, **others: int) -> None:
+    """Take `second`, and more.
+
+    Args:
+        *rest: Some, with
+            third: A line that goes on.
+        **others: Some.
+        gone: It was there once.
+
+    Shape:
+        - first, returns: (B,)
+    """
+
+
+def forget(first: int, second: int) -> None:
+    """Take `first`, and the second.
+
+    Raises:
+        second: It is no error.
+    """
+
+
+class Taker:
+    """Has a method.
+
+    Shape:
+        - first: (B,)
+    """
+
+    take = forget
+
+
+def test_what_is_not_named_or_not_there_is_noticed():
+    assert not_named(take) == set()
+    assert not_there(take) == {"gone"}
+    assert not_named(forget) == {"second"}
+    assert not_there(forget) == set()
+    assert not_named(Taker.take, Taker) == {"second"}
+    assert not_named(lambda first: None, Taker) == set()
