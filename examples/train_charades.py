@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--features",
         default="timeline",
-        help="an HDF5 file, a folder of .npy or .npz files, or 'timeline': features simulated "
+        help="an HDF5 file, a folder of .npy, .npz or .pt files, or 'timeline': features simulated "
         "from Charades' action annotations (default: timeline)",
     )
     add(

@@ -10,7 +10,7 @@ from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
 tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
-tmapdiff demo --model runs/first/pipeline --host 0.0.0.0 --port 8080 --max-seconds 120
+tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds 120
 """
 
 

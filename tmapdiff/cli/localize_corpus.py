@@ -8,8 +8,8 @@ import typer
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
-tmapdiff localize-corpus runs/first/pipeline videos.parquet queries.parquet --out moments
-tmapdiff localize-corpus runs/first/pipeline videos.parquet queries.parquet --out moments \\
+tmapdiff localize-corpus runs/vgg/pipeline videos.parquet queries.parquet --out moments
+tmapdiff localize-corpus runs/vgg/pipeline videos.parquet queries.parquet --out moments \\
     --features vgg16.h5 --workers 8 --steps 4 --samples 4
 RAY_ADDRESS=auto tmapdiff localize-corpus /shared/pipeline /shared/videos.parquet \\
     /shared/queries.parquet --out /shared/moments --workers 64 --gpus-per-worker 1
@@ -17,38 +17,47 @@ RAY_ADDRESS=auto tmapdiff localize-corpus /shared/pipeline /shared/videos.parque
 
 
 def localize_corpus(
-    pipeline: Annotated[Path, typer.Argument(help="Folder of a saved pipeline.")],
+    pipeline: Annotated[
+        Path, typer.Argument(metavar="PIPELINE", help="Folder of a saved pipeline.")
+    ],
     videos: Annotated[
         Path,
         typer.Argument(
+            metavar="VIDEOS",
             help="Parquet file or folder with columns video_id and path; with --features, "
-            "video_id and duration, in seconds."
+            "video_id and duration, in seconds.",
         ),
     ],
     queries: Annotated[
         Path,
         typer.Argument(
+            metavar="QUERIES",
             help="Parquet file or folder with columns query_id and query; and video_id, if each "
-            "is asked of one video, else all are asked of all."
+            "is asked of one video, else all are asked of all.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the Parquet files to write.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the Parquet files to write.")],
     features: Annotated[
         list[Path] | None,
-        typer.Option(help="Feature store of the videos; may be given several times."),
+        typer.Option(
+            metavar="STORE", help="Feature store of the videos; several are put side by side."
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option(help="Ray's workers; 0 does everything in this process.")
     ] = 2,
-    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="GPUs of each worker; with 0.5, two share one.")
+    ] = 0.0,
     threads_per_worker: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
     videos_per_file: Annotated[int, typer.Option(help="Videos written together.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps; the model's, if none.")
+        int | None, typer.Option(help="Denoising steps. [default: the model's]")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Samples that are averaged; the model's, if none.")
+        int | None,
+        typer.Option(help="Samples of each query that are averaged. [default: the model's]"),
     ] = None,
     top_n: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
