@@ -83,6 +83,34 @@ def test_files_exist(page):
     assert [name for name in found if not (ROOT / name).exists()] == []
 
 
+def test_variables_of_the_environment_are_those_of_the_code():
+    def named_in(*patterns: str) -> set[str]:
+        files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+        return set(re.findall(r"TMAPDIFF_[A-Z_]+", "".join(path.read_text() for path in files)))
+
+    shown = named_in("README.md", "docs/**/*.md")
+    assert named_in("tmapdiff/**/*.py") - shown == set()
+    assert shown - named_in("tmapdiff/**/*.py", "tests/**/*.py") == set()
+
+
+def rows_without_a_head(text: str) -> list[str]:
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [block for block in blocks if not re.match(r".*\n\|(?: -+ \|)+\n", block)]
+
+
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
+def test_tables_are_whole(page):
+    if page.endswith("_template.md"):
+        pytest.skip("its rows are filled in")
+    assert rows_without_a_head((ROOT / page).read_text()) == []
+
+
+def test_a_row_that_stands_alone_is_noticed():
+    table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    assert rows_without_a_head(table) == []
+    assert rows_without_a_head(f"{table}\n| 3 | 4 |\n") == ["| 3 | 4 |\n"]
+
+
 def test_the_paper_s_fields_exist():
     words = set(re.findall(r"\w+", "".join(path.read_text() for path in ROOT.glob("**/*.py"))))
     text = (ROOT / "docs" / "paper.md").read_text()

@@ -2,7 +2,7 @@
 
 An operation offers its implementations ("backends") in order of preference. The argument `backend`
 of a call decides, then the environment variable TMAPDIFF_BACKEND, for all operations ("reference")
-or for some ("map_conv=fft,gate=reference"), then the first backend that can run the inputs; or,
+or for some ("map_conv=direct,gate=reference"), then the first backend that can run the inputs; or,
 where arithmetic cannot tell (`choose_fastest`), the one that was fastest.
 
 Measured choices are kept in a file of the machine, so that a program makes the same choice, and
