@@ -1,9 +1,12 @@
-"""The docstring of each public class, function and method names its parameters, and no others.
+"""The docstring of each public class, function and method is true.
+
+It names the parameters and no others, and its examples give what they show.
 
 A parameter is named by an entry of `Args`, `Attributes` or `Shape`, or in code font in the text. A
 method may leave to its class what the class says.
 """
 
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -119,6 +122,23 @@ def test_objects_are_those_that_users_see(objects):
         assert f"tmapdiff.{name}" in objects
 
 
+def wrong_examples(value: Any) -> str:
+    scope = dict(vars(importlib.import_module(value.__module__)))
+    report: list[str] = []
+    for test in doctest.DocTestFinder(recurse=False).find(value, value.__name__, globs=scope):
+        doctest.DocTestRunner().run(test, out=report.append)
+    return "".join(report)
+
+
+def test_examples_give_what_they_show(objects):
+    ran = 0
+    for value in {id(value): value for value, _ in objects.values()}.values():
+        if ">>> " in (value.__doc__ or ""):
+            assert wrong_examples(value) == ""
+            ran += 1
+    assert ran > 15
+
+
 def take(first: int, *rest: int, second: int = 0, **others: int) -> None:
     """Take `second`, and more.
 
@@ -139,6 +159,20 @@ def forget(first: int, second: int) -> None:
     Raises:
         second: It is no error.
     """
+
+
+def add() -> None:
+    """Add numbers that are not there.
+
+    Example:
+        >>> 1 + 1
+        3
+    """
+
+
+def test_a_wrong_example_is_noticed(monkeypatch):
+    monkeypatch.setattr(add, "__module__", "math")
+    assert "Expected:\n    3\nGot:\n    2\n" in wrong_examples(add)
 
 
 class Taker:

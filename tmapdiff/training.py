@@ -221,9 +221,10 @@ class Trainer:
             the metrics.
 
     Example:
-        >>> trainer = Trainer(model, dataset, TrainingConfig(epochs=2), "runs/first")
-        >>> trainer.train()
-        >>> trainer.ema_model.save_pretrained("runs/first/model")
+        >>> config = TrainingConfig(epochs=2)
+        >>> trainer = Trainer(model, dataset, config, "runs/first")  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.ema_model.save_pretrained("runs/first/model")  # doctest: +SKIP
     """
 
     def __init__(

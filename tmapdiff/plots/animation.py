@@ -58,12 +58,16 @@ def animate_denoising(
         MissingDependencyError: If matplotlib is not installed.
 
     Example:
-        >>> maps, timesteps, sampler = [], [], model.sampler
+        >>> maps, timesteps = [], []
+        >>> sampler = model.sampler  # doctest: +SKIP
         >>> def keep(step):
         ...     maps.append(sampler.merge(model.grid.unpack(step.clean))[0][0])
         ...     timesteps.append(step.timestep)
-        >>> model.localize(*query, num_inference_steps=25, callback=keep)
-        >>> save_animation(animate_denoising(maps, timesteps=timesteps), "denoising.gif")
+        >>> found = model.localize(  # doctest: +SKIP
+        ...     *query, num_inference_steps=25, callback=keep
+        ... )
+        >>> run = animate_denoising(maps, timesteps=timesteps)  # doctest: +SKIP
+        >>> save_animation(run, "denoising.gif")  # doctest: +SKIP
     """
     who = "animate_denoising"
     matplotlib: Any = require("matplotlib.animation", extra="viz", purpose=who)
