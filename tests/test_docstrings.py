@@ -1,11 +1,12 @@
 """The docstring of each public class, function and method is true.
 
-It names the parameters and no others, and its examples give what they show.
+It names the parameters and no others, errors that exist, and its examples give what they show.
 
 A parameter is named by an entry of `Args`, `Attributes` or `Shape`, or in code font in the text. A
 method may leave to its class what the class says.
 """
 
+import builtins
 import doctest
 import importlib
 import inspect
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import tmapdiff
+import tmapdiff.errors
 
 NAMES = r"\*{0,2}\w+(?:, \*{0,2}\w+)*"
 ENTRY = re.compile(rf"^ {{4}}(?:- )?({NAMES}):", re.MULTILINE)
@@ -109,6 +111,21 @@ def test_docstrings_name_the_parameters_and_no_others(objects):
     assert {name: found for name, found in extra.items() if found} == {}
 
 
+def not_errors(value: Any) -> set[str]:
+    named = entries(value.__doc__ or "", "Raises")
+    return {name for name in named if not is_error(name)}
+
+
+def is_error(name: str) -> bool:
+    found = getattr(tmapdiff.errors, name, None) or getattr(builtins, name, None)
+    return inspect.isclass(found) and issubclass(found, BaseException)
+
+
+def test_errors_exist(objects):
+    wrong = {name: not_errors(value) for name, (value, _) in objects.items()}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
 def test_objects_are_those_that_users_see(objects):
     assert len(objects) > 300
     for name in (
@@ -190,5 +207,6 @@ def test_what_is_not_named_or_not_there_is_noticed():
     assert not_there(take) == {"gone"}
     assert not_named(forget) == {"second"}
     assert not_there(forget) == set()
+    assert not_errors(forget) == {"second"}
     assert not_named(Taker.take, Taker) == {"second"}
     assert not_named(lambda first: None, Taker) == set()
