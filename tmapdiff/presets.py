@@ -183,7 +183,7 @@ PRESETS = MappingProxyType(
             training=TrainingConfig(epochs=8, learning_rate=1e-3),
         ),
         "base": Preset(
-            description="minutes on one GPU",
+            description="for one GPU; not timed on one yet",
             grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
             encoder={"channels": 256, "num_text_layers": 2, **_BEST_ENCODER},
             decoder={
