@@ -21,7 +21,7 @@ def arguments(corpus, *more):
 
 
 def test_a_corpus_is_localized(corpus, capsys):
-    assert main(arguments(corpus, "--steps", "1", "--top-n", "2", "--videos-per-file", "2")) == 0
+    assert main(arguments(corpus, "--steps", "1", "--top", "2", "--videos-per-file", "2")) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("9 queries in 3 videos, ")
     assert shown.err.splitlines() == ["2 of 3 videos", "3 of 3 videos"]

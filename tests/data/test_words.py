@@ -86,6 +86,8 @@ def test_vocabulary_errors():
             Vocabulary(["a", bad])
     with pytest.raises(ArgumentError, match="min_count to be an integer >= 1, got 0"):
         Vocabulary.from_sentences(["a"], min_count=0)
+    with pytest.raises(ArgumentError, match="expected a list of sentences, got 'a person'"):
+        Vocabulary.from_sentences("a person")
     with pytest.raises(ArgumentError, match="expected a sentence with a word"):
         Vocabulary.from_sentences(["a", "."])
     with pytest.raises(ArgumentError, match="expected a sentence with a word"):

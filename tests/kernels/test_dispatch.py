@@ -1,13 +1,21 @@
 import json
+import pkgutil
 import time
 
 import pytest
 import torch
 from helpers.assertions import refuses
 
+from tmapdiff import kernels
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels import _dispatch
-from tmapdiff.kernels._dispatch import BACKEND_VARIABLE, CACHE_VARIABLE, choose, choose_fastest
+from tmapdiff.kernels._dispatch import (
+    BACKEND_VARIABLE,
+    CACHE_VARIABLE,
+    OPERATIONS,
+    choose,
+    choose_fastest,
+)
 
 USABLE = {"quick": "they are on paper", "plain": None, "slow": None}
 CPU = torch.device("cpu")
@@ -18,6 +26,8 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
     monkeypatch.setattr(_dispatch, "_measured", {})
+    monkeypatch.setattr(_dispatch, "OPERATIONS", ("op", "other"))
+    _dispatch._parsed.cache_clear()
 
 
 def test_takes_the_first_that_can_run() -> None:
@@ -59,6 +69,14 @@ def test_refuses_what_there_is_not(monkeypatch) -> None:
     monkeypatch.setenv(BACKEND_VARIABLE, "op=")
     with refuses(ConfigError, "expected TMAPDIFF_BACKEND like 'reference' or", "got 'op='"):
         choose("op", USABLE)
+    monkeypatch.setenv(BACKEND_VARIABLE, "op=slow,opp=plain")
+    with refuses(ConfigError, "expected TMAPDIFF_BACKEND to name one of op, other, got 'opp'."):
+        choose("op", USABLE)
+
+
+def test_operations_are_the_packages_of_kernels() -> None:
+    packages = [one.name for one in pkgutil.iter_modules(kernels.__path__) if one.ispkg]
+    assert sorted(OPERATIONS) == sorted(packages)
 
 
 class Runner:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, randomize_
 from helpers.host_sync import host_syncs, no_host_sync, on_a_device
@@ -187,6 +188,26 @@ class TestFromParts:
         twin = MomentLocalizer.from_config(model.config)
         assert public(twin) == public(model)
         assert list(twin.state_dict()) == list(model.state_dict())
+
+    def test_a_scheduler_that_is_set_later_is_used_and_saved(self, tmp_path: Path) -> None:
+        given = {**queries(2), "num_inference_steps": 4}
+        model = randomize_(make()).eval()
+        before = model.localize(**given, generator=seeded(0)).dense
+        model.scheduler = MapScheduler.from_config(model.scheduler.config, solver="unipc")
+        after = model.localize(**given, generator=seeded(0)).dense
+        assert not torch.equal(before, after)
+        model.save_pretrained(tmp_path)
+        loaded = MomentLocalizer.from_pretrained(tmp_path)
+        assert loaded.scheduler.config.solver == "unipc"
+        assert_same(loaded.localize(**given, generator=seeded(0)).dense, after)
+        assert_same(copy.deepcopy(model).localize(**given, generator=seeded(0)).dense, after)
+
+    def test_other_schedulers_are_refused(self) -> None:
+        model = make()
+        text = "MomentLocalizer: expected a MapScheduler, got DDIMScheduler. MapScheduler has"
+        with refuses(ArgumentError, text):
+            model.scheduler = DDIMScheduler()
+        assert isinstance(model.scheduler, MapScheduler)
 
     def test_survives_saving(self, tmp_path: Path) -> None:
         encoder = randomize_(MultimodalEncoder(**ENCODER))

@@ -59,7 +59,7 @@ def localize_corpus(
         int | None,
         typer.Option(help="Samples of each query that are averaged. [default: the model's]"),
     ] = None,
-    top_n: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
+    top: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +81,7 @@ def localize_corpus(
             out,
             features=features or (),
             options=CorpusOptions(
-                num_inference_steps=steps, num_samples=samples, top_n=top_n, seed=seed
+                num_inference_steps=steps, num_samples=samples, top_n=top, seed=seed
             ),
             num_workers=workers,
             gpus_per_worker=gpus_per_worker,

@@ -92,9 +92,13 @@ class Vocabulary:
             min_count: A word that comes less often counts as unknown.
 
         Raises:
-            ArgumentError: If a sentence has no word or `min_count` is not an integer >= 1.
+            ArgumentError: If a sentence has no word, `sentences` is a single one, or `min_count` is
+                not an integer >= 1.
         """
-        min_count = check_int("Vocabulary.from_sentences", "min_count", min_count, at_least=1)
+        who = "Vocabulary.from_sentences"
+        if isinstance(sentences, str):
+            raise ArgumentError(message(who, "a list of sentences", repr(sentences)))
+        min_count = check_int(who, "min_count", min_count, at_least=1)
         counts = Counter(word for sentence in sentences for word in tokenize(sentence))
         frequent = (word for word, count in counts.items() if count >= min_count)
         return cls(sorted(frequent, key=lambda word: (-counts[word], word)))

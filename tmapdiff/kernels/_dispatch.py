@@ -28,6 +28,7 @@ from tmapdiff.errors import ConfigError, FileError
 
 BACKEND_VARIABLE = "TMAPDIFF_BACKEND"
 CACHE_VARIABLE = "TMAPDIFF_CACHE_DIR"
+OPERATIONS = ("map_conv", "stylization", "styled_residual", "gate", "unit_product", "ddim_step")
 # Turns that are measured: at least so many, and more of what is over soon. The shortest counts, as
 # others who use the machine only ever make them longer.
 _REPEATS, _MOST_REPEATS = 3, 12
@@ -115,8 +116,11 @@ def _parsed(setting: str) -> dict[str, str]:
     for part in filter(None, (one.strip() for one in setting.split(","))):
         op, equals, backend = (piece.strip() for piece in part.partition("="))
         if equals and not (op and backend):
-            expected = f"{BACKEND_VARIABLE} like 'reference' or 'gate=reference,map_conv=fft'"
+            expected = f"{BACKEND_VARIABLE} like 'reference' or 'gate=reference,map_conv=direct'"
             raise ConfigError(message("kernels", expected, repr(setting)))
+        if equals and op not in OPERATIONS:
+            expected = f"{BACKEND_VARIABLE} to name one of {', '.join(OPERATIONS)}"
+            raise ConfigError(message("kernels", expected, repr(op)))
         named[op if equals else ""] = backend if equals else op
     return named
 

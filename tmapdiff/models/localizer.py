@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -97,7 +97,7 @@ class MomentLocalizer(MapLocalizer):
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)
         self.decoder = MapDiffusionDecoder.from_config(decoder_config)
-        self.scheduler = MapScheduler.from_config(scheduler_config or {})
+        self._scheduler = MapScheduler.from_config(scheduler_config or {})
         self.prepare(self.decoder.grid, objective, nms_threshold, ranking)
         if self.encoder.grid != self.grid:
             raise ConfigError(
@@ -134,15 +134,30 @@ class MomentLocalizer(MapLocalizer):
             ConfigError: If the parts do not fit each other.
         """
         parts = {"encoder": encoder, "decoder": decoder, "scheduler": scheduler or MapScheduler()}
-        fields = {
-            f"{name}_config": {k: v for k, v in part.config.items() if not k.startswith("_")}
-            for name, part in parts.items()
-        }
+        fields = {f"{name}_config": _fields(part) for name, part in parts.items()}
         model = cls(**fields, **kwargs)
         for name, part in parts.items():
             setattr(model, name, part)
         model.scheduler.set_timesteps(model.config.num_inference_steps)
         return model
+
+    @property
+    def scheduler(self) -> MapScheduler:
+        """Adds the noise of training, and denoises; saved with the model, also one set later.
+
+        Raises:
+            ArgumentError: If it is set to no `MapScheduler`.
+        """
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: MapScheduler) -> None:
+        if not isinstance(scheduler, MapScheduler):
+            hint = "MapScheduler has diffusers' solvers, too: see its `solver`."
+            got = type(scheduler).__name__
+            raise ArgumentError(message(type(self).__name__, "a MapScheduler", got, hint))
+        self._scheduler = scheduler
+        self.register_to_config(scheduler_config=_fields(scheduler))
 
     @property
     def is_generative(self) -> bool:
@@ -496,3 +511,8 @@ class MomentLocalizer(MapLocalizer):
             callback=callback,
         )
         return samples.mean(dim=1)
+
+
+def _fields(part: ConfigMixin) -> dict[str, Any]:
+    """Give the configuration of a part, without what diffusers adds."""
+    return {name: value for name, value in part.config.items() if not name.startswith("_")}
