@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -134,7 +134,7 @@ class MomentLocalizer(MapLocalizer):
             ConfigError: If the parts do not fit each other.
         """
         parts = {"encoder": encoder, "decoder": decoder, "scheduler": scheduler or MapScheduler()}
-        fields = {f"{name}_config": _fields(part) for name, part in parts.items()}
+        fields = {f"{name}_config": dict(part.config) for name, part in parts.items()}
         model = cls(**fields, **kwargs)
         for name, part in parts.items():
             setattr(model, name, part)
@@ -157,7 +157,7 @@ class MomentLocalizer(MapLocalizer):
             got = type(scheduler).__name__
             raise ArgumentError(message(type(self).__name__, "a MapScheduler", got, hint))
         self._scheduler = scheduler
-        self.register_to_config(scheduler_config=_fields(scheduler))
+        self.register_to_config(scheduler_config=dict(scheduler.config))
 
     @property
     def is_generative(self) -> bool:
@@ -511,8 +511,3 @@ class MomentLocalizer(MapLocalizer):
             callback=callback,
         )
         return samples.mean(dim=1)
-
-
-def _fields(part: ConfigMixin) -> dict[str, Any]:
-    """Give the configuration of a part, without what diffusers adds."""
-    return {name: value for name, value in part.config.items() if not name.startswith("_")}
