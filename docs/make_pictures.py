@@ -38,7 +38,7 @@ from tmapdiff import (
     temporal_iou,
 )
 from tmapdiff.data import Annotation, SyntheticActivities, collate_moments
-from tmapdiff.presets import get_preset
+from tmapdiff.presets import PRESETS
 
 # Told apart by the colour-blind, and in grey (Okabe and Ito).
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
@@ -283,7 +283,7 @@ def train(videos: int, epochs: int) -> tuple[MomentLocalizer, MomentDataset]:
         for split, one in data.items()
     }
     torch.manual_seed(0)
-    model = get_preset("nano").build(
+    model = PRESETS["nano"].build(
         vocabulary_size=len(vocabulary),
         clip_channels=256,
         encoder=asdict(GRID),

@@ -55,6 +55,15 @@ def expected(corpus, tmp_path_factory):
     return rows_of(output)
 
 
+@pytest.mark.parametrize(("device", "used"), [(None, "cuda"), ("cpu", "cpu")])
+def test_a_gpu_is_taken_unless_told_otherwise(corpus, tmp_path, monkeypatch, device, used):
+    places = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(MomentLocalizationPipeline, "to", lambda _, place: places.append(place))
+    run(corpus, tmp_path / "out", device=device)
+    assert places == [used]
+
+
 def assert_alike(found, expected):
     assert found.keys() == expected.keys()
     for key, row in expected.items():

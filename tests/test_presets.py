@@ -3,16 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tmapdiff import PRESETS
-from tmapdiff.errors import ConfigError
+from tmapdiff.errors import ConfigError, UnknownNameError
 from tmapdiff.models import MomentLocalizer
-from tmapdiff.presets import DECODERS, get_preset
+from tmapdiff.presets import DECODERS, PRESETS
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_builds(name):
     with torch.device("meta"):
-        model = get_preset(name).build(vocabulary_size=100, clip_channels=32)
+        model = PRESETS[name].build(vocabulary_size=100, clip_channels=32)
     assert model.grid.num_clips == PRESETS[name].grid["num_clips"]
     assert model.config.encoder_config["clip_channels"] == 32
 
@@ -29,7 +28,7 @@ def test_paper_preset_has_the_paper_s_sizes():
 
 
 def test_fields_can_be_changed():
-    model = get_preset("tiny").build(
+    model = PRESETS["tiny"].build(
         vocabulary_size=10, clip_channels=4, encoder={"word_channels": 7}, objective="bce-full"
     )
     assert model.encoder.text_encoder.embedding.weight.shape == (10, 7)
@@ -37,12 +36,16 @@ def test_fields_can_be_changed():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(
-        ConfigError, match="expected preset to be one of nano, best, tiny, base, paper, got"
-    ):
-        get_preset("huge")
+    expected = "PRESETS: expected one of nano, best, tiny, base, paper, got 'huge'."
+    with pytest.raises(UnknownNameError) as raised:
+        PRESETS["huge"]
+    assert str(raised.value) == expected
+    assert isinstance(raised.value, ConfigError)
+    assert isinstance(raised.value, KeyError)
+    assert "huge" not in PRESETS
+    assert PRESETS.get("huge") is None
     with pytest.raises(ConfigError, match="Did you mean word_channels"):
-        get_preset("tiny").build(vocabulary_size=10, clip_channels=4, encoder={"word_chanels": 7})
+        PRESETS["tiny"].build(vocabulary_size=10, clip_channels=4, encoder={"word_chanels": 7})
 
 
 def test_presets_cannot_be_changed_by_accident():

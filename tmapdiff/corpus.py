@@ -8,7 +8,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,6 +99,7 @@ def localize_corpus(
     num_workers: int = 2,
     gpus_per_worker: float = 0.0,
     threads_per_worker: int = 1,
+    device: torch.device | str | None = None,
     videos_per_file: int = 16,
     batch_size: int = 64,
     on_file: Callable[[int, int], None] | None = None,
@@ -125,6 +126,7 @@ def localize_corpus(
             this process, without Ray.
         gpus_per_worker: GPUs of each actor; several may share one.
         threads_per_worker: Threads of each actor on its CPU.
+        device: Where each computes; on a GPU if it sees one, if None.
         videos_per_file: Videos that are written together; what is lost at most if one is killed.
         batch_size: Queries at a time.
         on_file: Called after each file with the videos that are done and those there were to do.
@@ -156,7 +158,16 @@ def localize_corpus(
     shares = [
         todo[first : first + videos_per_file] for first in range(0, len(todo), videos_per_file)
     ]
-    job = _Job(os.fspath(pipeline), stores, asked, options, folder, batch_size, threads_per_worker)
+    job = _Job(
+        os.fspath(pipeline),
+        stores,
+        asked,
+        options,
+        folder,
+        batch_size,
+        threads_per_worker,
+        None if device is None else str(device),
+    )
     done = pairs = 0
     failed: list[FailedVideo] = []
     for found in _run(job, shares, num_workers, gpus_per_worker):
@@ -230,7 +241,8 @@ class _Job:
     options: CorpusOptions
     output: Path
     batch_size: int
-    threads: int = field(default=1)
+    threads: int
+    device: str | None
 
 
 class _ShareLocalizer:
@@ -241,8 +253,7 @@ class _ShareLocalizer:
         torch.set_num_threads(job.threads)
         self.pipeline = MomentLocalizationPipeline.from_pretrained(job.pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
-        if torch.cuda.is_available():
-            self.pipeline.to("cuda")
+        self.pipeline.to(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.store = _open_stores(job.features)
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, Any]:

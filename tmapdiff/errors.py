@@ -22,6 +22,14 @@ class ConfigError(TmapdiffError, ValueError):
     """A configuration is contradictory, or names a field that does not exist."""
 
 
+class UnknownNameError(ConfigError, KeyError):
+    """A table of named things, such as `PRESETS`, has none of that name."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument: a sentence in quotation marks.
+        return str(self.args[0]) if self.args else ""
+
+
 class AnnotationError(TmapdiffError, ValueError):
     """An annotation file, or one line of it, cannot be understood."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from tmapdiff._checks import check_choice
+from tmapdiff._checks import message
+from tmapdiff.errors import UnknownNameError
 from tmapdiff.maps import MapGrid
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.training import TrainingConfig
@@ -142,76 +143,82 @@ DECODERS: Mapping[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
+
+class _Presets(dict[str, Preset]):
+    def __missing__(self, name: str) -> Preset:
+        expected = f"one of {', '.join(self)}"
+        raise UnknownNameError(message("PRESETS", expected, repr(name)))
+
+
 PRESETS = MappingProxyType(
-    {
-        "nano": Preset(
-            description="two minutes on one CPU core",
-            grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
-            encoder={"channels": 32, "word_channels": 64, "num_text_layers": 1},
-            decoder={
-                "channels": 32,
-                "time_channels": 64,
-                "kernel_sizes": [5, 5],
-                "num_layers": 2,
-                "num_heads": 2,
-            },
-            training=TrainingConfig(epochs=6, learning_rate=4e-3),
-        ),
-        "best": Preset(
-            description="five minutes on one CPU core; the most accurate on simulated features",
-            grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
-            encoder={
-                "channels": 128,
-                "word_channels": 64,
-                "num_text_layers": 1,
-                **_BEST_ENCODER,
-            },
-            decoder={
-                "channels": 32,
-                "time_channels": 64,
-                "kernel_sizes": [5, 5],
-                **_BEST_DECODER,
-            },
-            localizer={**_BEST_LOCALIZER},
-            training=TrainingConfig(epochs=6, learning_rate=2e-3),
-        ),
-        "tiny": Preset(
-            description="minutes on two CPU cores",
-            grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
-            encoder={"channels": 64, "word_channels": 64, "num_text_layers": 1},
-            decoder={"channels": 64, "time_channels": 128, "kernel_sizes": [5, 5], "num_heads": 4},
-            training=TrainingConfig(epochs=8, learning_rate=1e-3),
-        ),
-        "base": Preset(
-            description="for one GPU; not timed on one yet",
-            grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
-            encoder={"channels": 256, "num_text_layers": 2, **_BEST_ENCODER},
-            decoder={
-                "channels": 256,
-                "time_channels": 256,
-                "kernel_sizes": [9, 9],
-                **_BEST_DECODER,
-            },
-            localizer={**_BEST_LOCALIZER},
-            training=TrainingConfig(epochs=12, learning_rate=5e-4),
-        ),
-        "paper": Preset(
-            description="the paper's size on Charades-STA: 64 clips, 512 channels, 17x17 kernels",
-            grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
-            encoder={"channels": 512, "num_text_layers": 3},
-            decoder={"channels": 512, "time_channels": 512, "kernel_sizes": [17, 17]},
-            # Of what won, the paper leaves only this open.
-            localizer={"timestep_power": 2.0},
-            training=TrainingConfig(epochs=20, learning_rate=1e-4),
-        ),
-    }
+    _Presets(
+        {
+            "nano": Preset(
+                description="two minutes on one CPU core",
+                grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
+                encoder={"channels": 32, "word_channels": 64, "num_text_layers": 1},
+                decoder={
+                    "channels": 32,
+                    "time_channels": 64,
+                    "kernel_sizes": [5, 5],
+                    "num_layers": 2,
+                    "num_heads": 2,
+                },
+                training=TrainingConfig(epochs=6, learning_rate=4e-3),
+            ),
+            "best": Preset(
+                description="five minutes on one CPU core; the most accurate on simulated features",
+                grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
+                encoder={
+                    "channels": 128,
+                    "word_channels": 64,
+                    "num_text_layers": 1,
+                    **_BEST_ENCODER,
+                },
+                decoder={
+                    "channels": 32,
+                    "time_channels": 64,
+                    "kernel_sizes": [5, 5],
+                    **_BEST_DECODER,
+                },
+                localizer={**_BEST_LOCALIZER},
+                training=TrainingConfig(epochs=6, learning_rate=2e-3),
+            ),
+            "tiny": Preset(
+                description="minutes on two CPU cores",
+                grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
+                encoder={"channels": 64, "word_channels": 64, "num_text_layers": 1},
+                decoder={
+                    "channels": 64,
+                    "time_channels": 128,
+                    "kernel_sizes": [5, 5],
+                    "num_heads": 4,
+                },
+                training=TrainingConfig(epochs=8, learning_rate=1e-3),
+            ),
+            "base": Preset(
+                description="for one GPU; not timed on one yet",
+                grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
+                encoder={"channels": 256, "num_text_layers": 2, **_BEST_ENCODER},
+                decoder={
+                    "channels": 256,
+                    "time_channels": 256,
+                    "kernel_sizes": [9, 9],
+                    **_BEST_DECODER,
+                },
+                localizer={**_BEST_LOCALIZER},
+                training=TrainingConfig(epochs=12, learning_rate=5e-4),
+            ),
+            "paper": Preset(
+                description="the paper's size on Charades-STA: "
+                "64 clips, 512 channels, 17x17 kernels",
+                grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
+                encoder={"channels": 512, "num_text_layers": 3},
+                decoder={"channels": 512, "time_channels": 512, "kernel_sizes": [17, 17]},
+                # Of what won, the paper leaves only this open.
+                localizer={"timestep_power": 2.0},
+                training=TrainingConfig(epochs=20, learning_rate=1e-4),
+            ),
+        }
+    )
 )
-
-
-def get_preset(name: str) -> Preset:
-    """Find a preset by `name`.
-
-    Raises:
-        ConfigError: If there is none of that name.
-    """
-    return PRESETS[check_choice("get_preset", "preset", name, PRESETS)]

@@ -40,6 +40,12 @@ def test_programs_get_a_document_and_failures_code_1(corpus, capsys):
     assert "video01: " in shown.err
 
 
+def test_a_device_that_there_is_not_is_refused(corpus, capsys):
+    assert main(arguments(corpus, "--device", "nowhere")) == 1
+    assert "--device: expected a device of this machine, got 'nowhere'" in capsys.readouterr().err
+    assert not (corpus / "out").exists()
+
+
 def test_errors_are_one_line(corpus, capsys):
     write(corpus / "videos.parquet", video_id=["a"])
     assert main(arguments(corpus)) == 1

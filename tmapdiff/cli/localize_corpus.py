@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tmapdiff.cli.devices import DeviceOption, find_device
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -50,6 +51,7 @@ def localize_corpus(
         float, typer.Option(help="GPUs of each worker; with 0.5, two share one.")
     ] = 0.0,
     threads_per_worker: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
+    device: DeviceOption = "auto",
     videos_per_file: Annotated[int, typer.Option(help="Videos written together.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
     steps: Annotated[
@@ -74,6 +76,8 @@ def localize_corpus(
         from tmapdiff.corpus import CorpusOptions
         from tmapdiff.corpus import localize_corpus as run
 
+        # What workers see may not be what this machine has.
+        place = find_device(device) if workers == 0 else None if device == "auto" else device
         report = run(
             pipeline,
             videos,
@@ -86,6 +90,7 @@ def localize_corpus(
             num_workers=workers,
             gpus_per_worker=gpus_per_worker,
             threads_per_worker=threads_per_worker,
+            device=place,
             videos_per_file=videos_per_file,
             batch_size=batch_size,
             on_file=lambda done, count: output.warning(f"{done} of {count} videos"),

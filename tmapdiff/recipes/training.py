@@ -12,7 +12,7 @@ from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.models import MapLocalizer, MomentLocalizer
 from tmapdiff.pipelines import MomentLocalizationPipeline
-from tmapdiff.presets import DECODERS, Preset, get_preset
+from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.recipes.frame_encoder import FoundEncoder
 from tmapdiff.training import Trainer, TrainingConfig
@@ -53,7 +53,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        get_preset(self.preset)
+        check_choice("Recipe", "preset", self.preset, PRESETS)
         check_choice("Recipe", "model", self.model, ModelKind.__args__)  # type: ignore[attr-defined]
         if self.decoder is not None:
             check_choice("Recipe", "decoder", self.decoder, DECODERS)
@@ -64,7 +64,7 @@ class Recipe:
         Raises:
             ConfigError: If there is no such preset.
         """
-        preset = get_preset(self.preset)
+        preset = PRESETS[self.preset]
         return replace(preset, grid=DIDEMO_GRID) if protocol == "didemo" else preset
 
     def clip_seconds_for(self, protocol: Protocol) -> float | None:
