@@ -10,6 +10,7 @@ from torch import Tensor
 
 from speed_suites.peer import peer_candidates
 from speed_suites.setting import (
+    AUTO,
     REFERENCE,
     STEPS,
     Setting,
@@ -58,6 +59,14 @@ def _contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Con
             candidates.append(
                 Candidate("compiled", run, inputs, scope, batch, outputs=_first_sample)
             )
+
+    if setting.device.type == "cuda":
+        own = deepcopy(model)
+        own.enable_cuda_graphs()
+        run, scope = partial(_sample, own), partial(inference, AUTO)
+        candidates.append(
+            Candidate("auto, CUDA graph", run, inputs, scope, batch, outputs=_first_sample)
+        )
 
     def expected() -> list[Tensor]:
         exact = deepcopy(model).double()

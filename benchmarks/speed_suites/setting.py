@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tmapdiff import MapGrid, MomentLocalizer
 from tmapdiff.kernels._dispatch import BACKEND_VARIABLE
 from tmapdiff.models import MS2DTAN
-from tmapdiff.presets import PRESETS, Preset, get_preset
+from tmapdiff.presets import PRESETS, Preset
 
 # Every operation as it is defined, in plain torch; and every one as it is chosen by default.
 REFERENCE = (
@@ -105,8 +105,8 @@ def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_form
 def find_preset(name: str) -> Preset:
     """Find sizes by name: a preset's, or a stack's."""
     if name not in STACKS:
-        return get_preset(name)
-    paper, channels = get_preset("paper"), STACKS[name]
+        return PRESETS[name]
+    paper, channels = PRESETS["paper"], STACKS[name]
     return replace(
         paper,
         encoder={**paper.encoder, "channels": channels},

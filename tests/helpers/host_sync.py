@@ -36,7 +36,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        reason = _reason_to_wait(func.__name__.split(".")[0], args, kwargs or {})
+        reason = reason_to_wait(func.__name__.split(".")[0], args, kwargs or {})
         if reason is not None:
             self.found.append(reason)
             if self.fail:
@@ -44,7 +44,7 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _reason_to_wait(name: str, args: Any, kwargs: dict[str, Any]) -> str | None:
+def reason_to_wait(name: str, args: Any, kwargs: dict[str, Any]) -> str | None:
     if name in _WAITING:
         return name
     if name == "repeat_interleave" and kwargs.get("output_size") is None:

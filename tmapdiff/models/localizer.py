@@ -1,6 +1,6 @@
 """The whole model: encoder and decoder, loss, and the sampling loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from typing_extensions import Self
 
 from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
-from tmapdiff.kernels.ddim_step import Activation, ddim_step
+from tmapdiff.kernels.ddim_step import Activation, DDIMStep, ddim_step
+from tmapdiff.models.captured_runs import CapturedRuns
 from tmapdiff.models.decoder import MapDiffusionDecoder, PreparedDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
@@ -98,6 +99,7 @@ class MomentLocalizer(MapLocalizer):
         self.encoder = MultimodalEncoder.from_config(encoder_config)
         self.decoder = MapDiffusionDecoder.from_config(decoder_config)
         self._scheduler = MapScheduler.from_config(scheduler_config or {})
+        self._captured_runs: CapturedRuns | None = None
         self.prepare(self.decoder.grid, objective, nms_threshold, ranking)
         if self.encoder.grid != self.grid:
             raise ConfigError(
@@ -158,6 +160,28 @@ class MomentLocalizer(MapLocalizer):
             raise ArgumentError(message(type(self).__name__, "a MapScheduler", got, hint))
         self._scheduler = scheduler
         self.register_to_config(scheduler_config=dict(scheduler.config))
+
+    def enable_cuda_graphs(self, most: int = 4) -> None:
+        """Denoise on a GPU in CUDA graphs: all steps of a batch are then one launch.
+
+        Steps of small batches take a GPU less time than Python takes to launch them. The first run
+        of a kind takes longer, as it is captured: kinds differ in batch, clips, steps and dtype, so
+        give batches of one size. Each graph keeps memory of its own: that of its map features, and
+        of a step. Captured are runs in evaluation, without callbacks, with the solver ddim and
+        `eta` 0; others, and all on a CPU, stay as they are.
+
+        Args:
+            most: Graphs that are kept; the one not used for longest makes room for a new one.
+
+        Raises:
+            ArgumentError: If `most` is below 1.
+        """
+        check_int("MomentLocalizer.enable_cuda_graphs", "most", most, at_least=1)
+        self._captured_runs = CapturedRuns(most)
+
+    def disable_cuda_graphs(self) -> None:
+        """Denoise step by step again, and free what the graphs keep."""
+        self._captured_runs = None
 
     @property
     def is_generative(self) -> bool:
@@ -415,17 +439,15 @@ class MomentLocalizer(MapLocalizer):
         coefficients = scheduler.coefficients().to(torch.float32).to(run.device)
         scaled = scheduler.scale_model_input(maps, run.timesteps[0]).to(self.dtype)
         activation: Activation = "sigmoid" if self.objective.learns_logits else "identity"
-        for index in range(len(run.timesteps)):
-            scores = self.decoder.denoise(scaled, index, run.decoder)
-            maps, clean, scaled = ddim_step(
-                scores,
-                maps,
-                coefficients[index],
-                activation=activation,
-                clip=scheduler.config.clip_sample,
-            )
-            if callback is not None:
-                callback(self._step(run, index, clean, maps))
+        inputs = run.decoder, maps, scaled, coefficients, activation, scheduler.config.clip_sample
+        captured = self._captured_runs if callback is None and not self.training else None
+        if captured is not None and captured.takes(maps):
+            read = [*self.decoder.parameters(), *self.decoder.buffers()]
+            maps = captured(_last_maps, read, self.decoder, *inputs)
+        else:
+            for index, (maps, clean, _) in enumerate(_ddim_steps(self.decoder, *inputs)):
+                if callback is not None:
+                    callback(self._step(run, index, clean, maps))
         return self.scheduler.to_iou(maps).masked_fill(~run.mask, 0)
 
     def _step(self, run: _Run, index: int, clean: Tensor, noisy: Tensor) -> DenoisingStep:
@@ -511,3 +533,26 @@ class MomentLocalizer(MapLocalizer):
             callback=callback,
         )
         return samples.mean(dim=1)
+
+
+def _ddim_steps(
+    decoder: MapDiffusionDecoder,
+    prepared: PreparedDecoder,
+    maps: Tensor,
+    scaled: Tensor,
+    coefficients: Tensor,
+    activation: Activation,
+    clip: bool,
+) -> Iterator[DDIMStep]:
+    """Denoise maps, step by step; a device has nothing to wait for."""
+    for index in range(len(coefficients)):
+        scores = decoder.denoise(scaled, index, prepared)
+        step = ddim_step(scores, maps, coefficients[index], activation=activation, clip=clip)
+        yield step
+        maps, _, scaled = step
+
+
+def _last_maps(*inputs: Any) -> Tensor:
+    for step in _ddim_steps(*inputs):
+        maps = step.noisy
+    return maps
