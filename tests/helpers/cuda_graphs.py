@@ -40,7 +40,7 @@ class FakeGraph:
 
 
 class _Recording(TorchDispatchMode):
-    def __init__(self, graph: FakeGraph) -> None:
+    def __init__(self, graph: FakeGraph, capture_error_mode: str) -> None:
         super().__init__()
         self.graph = graph
 
@@ -103,6 +103,7 @@ def cuda_graphs() -> Iterator[list[int]]:
         patch.setattr(torch.cuda, "Event", _Event)
         patch.setattr(torch.cuda, "current_stream", _Stream)
         patch.setattr(torch.cuda, "stream", nullcontext)
+        patch.setattr(torch.cuda, "device", nullcontext)
         patch.setattr(CapturedRuns, "takes", lambda _, tensor: tensor.numel() > 0)
         # What a CPU does in its own way looks at values.
         patch.setattr(masking, "why_not_eager", lambda *_: "it is recorded")

@@ -1,8 +1,12 @@
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.contracts import draw
 from helpers.kernels import LAYOUTS
 
+import tmapdiff.kernels
 from tmapdiff.kernels import _launch
 from tmapdiff.kernels._launch import (
     cell_strides,
@@ -99,3 +103,26 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_is_best_on_a_gpu_only() -> None:
     assert list(in_order(torch.device("cuda"), None, reference=None)) == ["triton", "reference"]
     assert list(in_order(torch.device("cpu"), None, reference=None)) == ["reference", "triton"]
+
+
+def launches(path: Path) -> list[bool]:
+    """Of each launch of a kernel in a file: whether it is on the device of a tensor."""
+    found = []
+
+    def visit(node: ast.AST, guarded: bool) -> None:
+        if isinstance(node, ast.With):
+            guarded |= any("torch.cuda.device_of(" in ast.unparse(one) for one in node.items)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            found.append(guarded)
+        for child in ast.iter_child_nodes(node):
+            visit(child, guarded)
+
+    visit(ast.parse(path.read_text()), False)
+    return found
+
+
+def test_kernels_run_where_their_tensors_are() -> None:
+    """Else they would run on the current GPU, which cannot read the memory of another."""
+    found = {path: launches(path) for path in Path(tmapdiff.kernels.__path__[0]).rglob("triton.py")}
+    assert sum(map(len, found.values())) >= 12
+    assert [path for path, guarded in found.items() if not all(guarded)] == []

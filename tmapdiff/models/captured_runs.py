@@ -49,7 +49,7 @@ class CapturedRuns:
         )
         kind = run, surroundings, _changed(inputs, _kind)
         # One at a time: all write their inputs to one place.
-        with self._lock:
+        with self._lock, torch.cuda.device(_tensors_of(inputs)[0].device):
             captured = self._captured.pop(kind, None) or _CapturedRun(run, inputs)
             self._captured[kind] = captured  # the one used last is last
             while len(self._captured) > self.most:
@@ -80,7 +80,8 @@ class _CapturedRun:
                 run(*own)
         current.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may go on, such as those that copy batches to the device.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._result = run(*own)
         self._done = torch.cuda.Event()
 

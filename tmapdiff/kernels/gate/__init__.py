@@ -11,7 +11,7 @@ from tmapdiff.kernels.gate import eager, reference
 from tmapdiff.kernels.masking import check_map_features
 
 # Fewer values take the CPU less time than what `eager` does besides (README.md).
-_FEW, _FEW_WITH_GRADIENT = 2**18, 2**16
+_FEW, _FEW_WITH_GRADIENT = 2**17, 2**16
 
 
 def gate_features(

@@ -88,22 +88,23 @@ def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
         "OUT_CHANNELS": min(max(power_of_2(out_channels), 16), 64),
     }
     blocks = ceil_div(rows, block["ROWS"]) * ceil_div(out_channels, block["OUT_CHANNELS"])
-    _multiply[(blocks, frequencies)](
-        spectra,
-        kernel,
-        product,
-        rows,
-        channels,
-        out_channels,
-        spectra.stride(0),
-        spectra.stride(1),
-        product.stride(0),
-        product.stride(1),
-        kernel.stride(0),
-        kernel.stride(1),
-        **block,
-        PRECISION="tf32" if in_tf32 else "ieee",
-        num_warps=4 if block["ROWS"] < 32 else 8,
-        num_stages=3,
-    )
+    with torch.cuda.device_of(spectra):
+        _multiply[(blocks, frequencies)](
+            spectra,
+            kernel,
+            product,
+            rows,
+            channels,
+            out_channels,
+            spectra.stride(0),
+            spectra.stride(1),
+            product.stride(0),
+            product.stride(1),
+            kernel.stride(0),
+            kernel.stride(1),
+            **block,
+            PRECISION="tf32" if in_tf32 else "ieee",
+            num_warps=4 if block["ROWS"] < 32 else 8,
+            num_stages=3,
+        )
     return product
