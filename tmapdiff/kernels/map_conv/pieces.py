@@ -9,7 +9,6 @@ of all would be far larger than the map, and memory that is fresh costs more tha
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -74,7 +73,10 @@ def cut(x: Tensor, reach: int, first: int, number: int) -> Tensor:
     # In this order of memory, pieces are copied in runs: padded as they come, cell by cell.
     inner = rearrange(x[:, :, max(start, 0) : min(end, rows)], "b c n a -> a n b c")
     if start < 0 or end > rows:
-        inner = F.pad(inner, (0, 0, 0, 0, max(-start, 0), max(end - rows, 0)))
+        # Not `F.pad`: torch 2.6 refuses maps of no samples.
+        around = (max(-start, 0), max(end - rows, 0))
+        before, after = (inner.new_zeros(len(inner), n, *inner.shape[2:]) for n in around)
+        inner = torch.cat([before, inner, after], dim=1)
     pieces = inner.unfold(1, PIECE + 2 * reach, PIECE)
     return rearrange(
         rearrange(pieces, "a p b c n -> a n (p b) c").contiguous(), "a n b c -> b c n a"
