@@ -9,6 +9,8 @@ if not torch.cuda.is_available():
     # Without a GPU, kernels are tested in triton's interpreter, which must be chosen before triton
     # is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Float32 is what is compared: on a GPU, torch's convolutions would be in TF32.
+torch.backends.cudnn.allow_tf32 = False
 
 pytest.register_assert_rewrite("helpers.contracts", "helpers.assertions")
 

@@ -846,7 +846,7 @@ class _HostCopy:
             here = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
             self.numbers = here.copy_(self.numbers, non_blocking=True)
             self.arrived = torch.cuda.Event()
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(numbers.device))
 
     def read(self) -> list[float]:
         """Wait for the numbers."""

@@ -40,7 +40,7 @@ class FakeGraph:
 
 
 class _Recording(TorchDispatchMode):
-    def __init__(self, graph: FakeGraph, capture_error_mode: str) -> None:
+    def __init__(self, graph: FakeGraph, stream: "_Stream", capture_error_mode: str) -> None:
         super().__init__()
         self.graph = graph
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers.assertions import assert_close
 from helpers.contracts import draw
 from helpers.host_sync import on_a_device
+from helpers.kernels import DEVICE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "baddbmm_", "addmm_")
 
 @pytest.fixture
 def aligned_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_alignment, "_ALIGNED", {"cpu": 16})
+    monkeypatch.setattr(_alignment, "_ALIGNED", {"cpu": 16, "cuda": 16})
 
 
 @pytest.mark.parametrize(
@@ -87,11 +88,12 @@ def test_convolutions_are_those_of_torch(convolve: Callable[..., Tensor], with_b
 def test_plans_are_those_of_torch(backend: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
     x, weight, bias = (one.to(dtype) for one in values())
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=2)
+    x, weight, bias = (one.to(DEVICE) for one in (x, weight, bias))
     plan = plan_map_conv(weight, x.shape, dtype, backend=backend)
     assert plan.spectrum is not None
     assert plan.spectrum.shape[-1] == 16
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=2)
-    assert_close(map_conv(x, weight, bias, plan=plan), expected, dtype)
+    assert_close(map_conv(x, weight, bias, plan=plan).cpu(), expected, dtype)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

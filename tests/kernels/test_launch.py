@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.assertions import assert_close
 from helpers.contracts import draw
-from helpers.kernels import LAYOUTS
+from helpers.kernels import DEVICE, LAYOUTS
 
 import tmapdiff.kernels
 from tmapdiff.kernels import _launch
@@ -14,9 +15,13 @@ from tmapdiff.kernels._launch import (
     in_order,
     memory_order,
     power_of_2,
+    uses_tf32,
     why_not_triton,
     within_reach,
 )
+from tmapdiff.kernels.gate import gate_features
+from tmapdiff.kernels.map_conv import map_conv
+from tmapdiff.kernels.stylization import stylize
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -126,3 +131,54 @@ def test_kernels_run_where_their_tensors_are() -> None:
     found = {path: launches(path) for path in Path(tmapdiff.kernels.__path__[0]).rglob("triton.py")}
     assert sum(map(len, found.values())) >= 12
     assert [path for path, guarded in found.items() if not all(guarded)] == []
+
+
+@pytest.fixture
+def matmul():
+    """Settings of products on a GPU, put back afterwards."""
+    settings = torch.backends.cuda.matmul
+    in_words = hasattr(settings, "fp32_precision")
+    before = settings.fp32_precision if in_words else settings.allow_tf32
+    yield settings
+    setattr(settings, "fp32_precision" if in_words else "allow_tf32", before)
+
+
+def test_tf32_is_known_by_its_old_setting(matmul) -> None:
+    for wanted in (True, False):
+        matmul.allow_tf32 = wanted
+        assert uses_tf32() is wanted
+
+
+def test_tf32_is_known_by_its_setting_in_words(matmul) -> None:
+    """After that, torch refuses to read the old one; map convolutions ask on a CPU, too."""
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("torch has no settings in words yet")
+    for wanted in ("tf32", "ieee"):
+        matmul.fp32_precision = wanted
+        assert uses_tf32() is (wanted == "tf32")
+        x, weight = draw(1, 2, 5, 4), draw(3, 2, 3, 3)
+        found = map_conv(x, weight, backend="spectral")
+        torch.testing.assert_close(found, map_conv(x, weight, backend="direct"))
+
+
+@pytest.mark.parametrize("op", ["gate", "stylization", "layer"])
+def test_results_are_within_reach_of_32_bits(monkeypatch, op: str) -> None:
+    """Where a sample is spread over the memory of all, as with durations outermost."""
+    pytest.importorskip("triton")
+    x = LAYOUTS["durations_outermost"](draw(6, 4, 5, 3)).to(DEVICE).requires_grad_()
+    styles = [draw(6, 4, seed=seed).to(DEVICE) for seed in (1, 2)]
+    most = 2 * x[0].numel()
+    monkeypatch.setattr(_launch, "_MOST_ELEMENTS", most)
+
+    def run(backend: str) -> list[torch.Tensor]:
+        if op == "gate":
+            result = gate_features(x, channels=3, backend=backend)
+        else:
+            groups = 2 if op == "stylization" else None
+            result = stylize(x, *styles, num_groups=groups, backend=backend)
+        return [result, *torch.autograd.grad(result, x, torch.ones_like(result))]
+
+    assert within_reach(x) is not x
+    for found, expected in zip(run("triton"), run("reference"), strict=True):
+        assert_close(found, expected)
+        assert within_reach(found) is found

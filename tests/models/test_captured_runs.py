@@ -236,6 +236,21 @@ def test_inference_mode_has_graphs_of_its_own(replays) -> None:
     assert len(model._captured_runs) == 2
 
 
+def test_weights_are_cast_in_each_replay(replays) -> None:
+    """What autocast keeps of casts is gone when it ends; a graph would go on reading it."""
+    seen = []
+
+    def run(x: Tensor) -> Tensor:
+        seen.append(torch.is_autocast_cache_enabled())
+        return x + 1
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert torch.is_autocast_cache_enabled()
+    CapturedRuns(1)(run, [], torch.ones(2, device=device))
+    assert seen == [False] * 3
+    assert torch.is_autocast_cache_enabled()
+
+
 def test_copies_start_without() -> None:
     runs = CapturedRuns(3)
     runs._captured["one"] = None  # type: ignore[assignment]

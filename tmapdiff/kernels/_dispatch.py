@@ -81,12 +81,14 @@ def choose_fastest(
         ConfigError: As for `choose`.
     """
     asked = _asked_for(op, usable, backend)
-    if asked or len(candidates) == 1 or not _may_measure(device):
+    if asked or len(candidates) == 1 or not _may_choose():
         return asked or candidates[0]
     known = f"{op} {_machine(device)} {key} {'/'.join(sorted(candidates))}"
     if known not in _measured:
         _measured.update(_read_choices())
     if _measured.get(known) not in candidates:
+        if not _may_measure(device):
+            return candidates[0]
         seconds = _measure(candidates, run, device)
         _measured[known] = min(seconds, key=seconds.__getitem__)
         _write_choices()
@@ -130,9 +132,11 @@ def _from_environment(setting: str | None, op: str) -> str | None:
     return named.get(op, named.get(""))
 
 
+def _may_choose() -> bool:
+    return not (torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled())
+
+
 def _may_measure(device: torch.device) -> bool:
-    if torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled():
-        return False
     return device.type == "cpu" or (
         device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     )
@@ -150,11 +154,17 @@ def _measure(
         for name in names:
             _wait(device)
             began = time.perf_counter()
-            run(name)
+            # What is kept for gradients is kept as it is: activation checkpointing would count it.
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                run(name)
             _wait(device)
             if repeat:  # not the first: it makes tables, and wakes the device
                 seconds[name] = min(seconds[name], time.perf_counter() - began)
     return seconds
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _wait(device: torch.device) -> None:

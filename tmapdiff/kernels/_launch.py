@@ -52,6 +52,18 @@ def why_not_eager(*tensors: Tensor) -> str | None:
     return None
 
 
+# Not every release of torch compiles the question.
+@torch.compiler.assume_constant_result
+def uses_tf32() -> bool:
+    """Tell whether torch multiplies matrices of float32 in TF32 on a GPU.
+
+    Releases that have a setting for it in words refuse to read the old one, once that is used.
+    """
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if precision is None else precision == "tf32"
+
+
 def in_order(
     device: torch.device, triton: str | None, **others: str | None
 ) -> dict[str, str | None]:

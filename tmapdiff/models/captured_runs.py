@@ -1,7 +1,8 @@
 """Runs on a GPU as CUDA graphs: captured once for inputs of a kind, then replayed as one launch."""
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -73,17 +74,18 @@ class _CapturedRun:
         # which makes others when its weights change.
         own = _changed(inputs, lambda one: one.clone(), leave=MapConvPlan)
         self._inputs = _tensors_of(own)
+        self._graph, self._done = torch.cuda.CUDAGraph(), torch.cuda.Event()
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UP):
-                run(*own)
+        with _without_autocast_cache():
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UP):
+                    run(*own)
+            # On the same stream, of the same device. Other threads may go on, such as those that
+            # copy batches.
+            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
+                self._result = run(*own)
         current.wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on, such as those that copy batches to the device.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._result = run(*own)
-        self._done = torch.cuda.Event()
 
     def replay(self, inputs: tuple[Any, ...]) -> Tensor:
         current = torch.cuda.current_stream()
@@ -95,6 +97,17 @@ class _CapturedRun:
         result = self._result.clone()
         self._done.record(current)
         return result
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Cast weights in each run: those that autocast keeps are gone after it, and may be old."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _tensors_of(value: Any) -> list[Tensor]:

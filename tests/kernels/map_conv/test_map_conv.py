@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import draw
+from helpers.kernels import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -178,18 +179,19 @@ def test_refuses() -> None:
 def test_plans_compute_the_same(backend, dtype, batch, rows, columns, size) -> None:
     pytest.importorskip("triton")
     values = inputs(batch, rows, columns, size, dtype)
+    expected = reference(*(value.double() for value in values))
+    values = [value.to(DEVICE) for value in values]
     plan = plan_map_conv(values[1], values[0].shape, dtype, backend=backend)
     assert plan.backend == backend
-    expected = reference(*(value.double() for value in values))
-    assert_close(map_conv(*values, plan=plan), expected, dtype)
+    assert_close(map_conv(*values, plan=plan).cpu(), expected, dtype)
 
 
 def test_the_fused_product_is_the_plain_one_in_all_blocks() -> None:
     triton = pytest.importorskip("tmapdiff.kernels.map_conv.triton")
     # More rows, channels and output channels than a block has, and none a multiple.
     transform = MapTransform(3, 2, 3, 2)
-    spectra = transform.forward(draw(2, 3, 70, 70), rotated=True)
-    kernel = draw(transform.num_frequencies, 2, 70, 67, seed=1)
+    spectra = transform.forward(draw(2, 3, 70, 70).to(DEVICE), rotated=True)
+    kernel = draw(transform.num_frequencies, 2, 70, 67, seed=1).to(DEVICE)
     torch.use_deterministic_algorithms(True)  # fills memory that is not written with NaN
     try:
         found = triton.multiply_spectra(spectra[:, 1:], kernel)

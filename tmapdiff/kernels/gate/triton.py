@@ -165,10 +165,10 @@ def _backward_tile_of(channels: int, cells: int, batch: int) -> tuple[int, int]:
 
 @torch.library.custom_op("tmapdiff::gate", mutates_args=())
 def _gate_op(convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int) -> Tensor:
+    convolved = within_reach(convolved)
     y = empty_like_maps(convolved, channels)
     if not y.numel():
         return y
-    convolved = within_reach(convolved)
     columns, (mask_strides, convolved_strides, y_strides) = cell_strides(mask, convolved, y)
     batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
     tile_cells, tile_channels = _tile_of(channels, cells)
@@ -188,7 +188,7 @@ def _gate_op(convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channe
 def _empty_gate(
     convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
 ) -> Tensor:
-    return empty_like_maps(convolved, channels)
+    return empty_like_maps(within_reach(convolved), channels)
 
 
 @torch.library.custom_op("tmapdiff::gate_backward", mutates_args=())
@@ -196,10 +196,10 @@ def _gate_backward_op(
     dy: Tensor, convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of `convolved` and of `bias`, the latter empty without one."""
+    dy, convolved = within_reach(dy), within_reach(convolved)
     dconvolved, dbias = _empty_gradients(dy, convolved, mask, bias, channels)
     if not convolved.numel():
         return dconvolved, dbias.zero_()
-    dy, convolved = within_reach(dy), within_reach(convolved)
     columns, strides = cell_strides(mask, dy, convolved, dconvolved)
     mask_strides, dy_strides, convolved_strides, dconvolved_strides = strides
     batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
@@ -227,7 +227,7 @@ def _empty_gradients(
     dy: Tensor, convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
 ) -> tuple[Tensor, Tensor]:
     shape, like = ((0,), convolved) if bias is None else (bias.shape, bias)
-    return empty_like_maps(convolved), like.new_empty(shape)
+    return empty_like_maps(within_reach(convolved)), like.new_empty(shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 
+from tmapdiff.kernels._launch import uses_tf32
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 # Of the speed of matrix products, what direct convolutions reach.
@@ -51,7 +52,7 @@ class ConvSizes:
             return 2.5e11
         if self.item_bytes == 2:
             return 6e14
-        return 3e14 if torch.backends.cuda.matmul.allow_tf32 else 5e13
+        return 3e14 if uses_tf32() else 5e13
 
     @property
     def bytes_a_second(self) -> float:
@@ -123,7 +124,7 @@ def best_transform(sizes: ConvSizes, *, with_kernel: bool) -> MapTransform:
     """Find the transform whose tiles cost least; arguments as for `spectral_seconds`."""
     if torch.compiler.is_compiling():
         return _best_transform(sizes, with_kernel)
-    in_tf32 = torch.backends.cuda.matmul.allow_tf32
+    in_tf32 = uses_tf32()
     return _known_best_transform(sizes, with_kernel, in_tf32)
 
 

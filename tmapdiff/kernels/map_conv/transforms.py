@@ -220,7 +220,7 @@ class MapTransform:
 # Tables. In float64, whatever they are rounded to.
 
 _SMALL_KERNEL = 7  # cells that the largest kernel spans which is transformed at once
-_KEPT = 64  # tables of this many transforms, dtypes and devices stay in memory
+_KEPT = None  # tables stay: CUDA graphs go on reading them, and they are small
 
 
 @lru_cache(maxsize=_KEPT)

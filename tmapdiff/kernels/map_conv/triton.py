@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tmapdiff.kernels._launch import ceil_div, power_of_2
+from tmapdiff.kernels._launch import ceil_div, power_of_2, uses_tf32
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
     product = spectra.new_empty(frequencies, 2, tiles, batch, out_channels)
     if not product.numel():
         return product
-    in_tf32 = spectra.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    in_tf32 = spectra.is_cuda and uses_tf32()
     # Tensor cores take 16 rows at least. Three accumulators of 64 x 64 leave registers for loads;
     # without tensor cores, operands are held in registers, too.
     most_channels = 64 if spectra.itemsize == 2 else 32 if in_tf32 else 16

@@ -468,10 +468,10 @@ def _group_op(
     x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Compute the result, and mean, rstd and count of each group, (B, groups, 3)."""
+    x = within_reach(x)
     y, statistics = _empty_group(x, scale, shift, mask, num_groups, eps)
     if not x.numel():
         return y, statistics
-    x = within_reach(x)
     columns, (mask_strides, x_strides, y_strides) = cell_strides(mask, x, y)
     cells, rows = x.shape[2] * x.shape[3], len(x) * num_groups
     inputs = x, scale, shift, as_bytes(mask)
@@ -500,7 +500,8 @@ def _group_op(
 def _empty_group(
     x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return empty_like_maps(x), x.new_empty((x.shape[0], num_groups, 3), dtype=torch.float32)
+    statistics = x.new_empty((x.shape[0], num_groups, 3), dtype=torch.float32)
+    return empty_like_maps(within_reach(x)), statistics
 
 
 @torch.library.custom_op("tmapdiff::stylize_group_backward", mutates_args=())
@@ -513,11 +514,11 @@ def _group_backward_op(
     statistics: Tensor,
     num_groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x = within_reach(dy), within_reach(x)
     gradients = _empty_gradients(dy, x, scale, shift)
     dx, dscale, dshift = gradients
     if not x.numel():
         return dx, dscale.zero_(), dshift.zero_()
-    dy, x = within_reach(dy), within_reach(x)
     columns, (mask_strides, dy_strides, x_strides, dx_strides) = cell_strides(mask, dy, x, dx)
     cells, rows = x.shape[2] * x.shape[3], len(x) * num_groups
     inputs = dy, x, scale, shift, as_bytes(mask), statistics
@@ -546,7 +547,8 @@ def _group_backward_op(
 def _empty_gradients(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_like_maps(x), scale.new_empty(scale.shape), shift.new_empty(shift.shape)
+    styles = scale.new_empty(scale.shape), shift.new_empty(shift.shape)
+    return empty_like_maps(within_reach(x)), *styles
 
 
 def _save_for_group(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -569,10 +571,10 @@ _group_op.register_autograd(_group_gradients, setup_context=_save_for_group)
 
 @torch.library.custom_op("tmapdiff::stylize_layer", mutates_args=())
 def _layer_op(x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float) -> Tensor:
+    x = within_reach(x)
     y = empty_like_maps(x)
     if not x.numel():
         return y
-    x = within_reach(x)
     columns, (mask_strides, x_strides, y_strides) = cell_strides(mask, x, y)
     cells = x.shape[2] * x.shape[3]
     tiling = _tile(len(x), x.shape[1], cells)
@@ -589,17 +591,17 @@ def _layer_op(x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps:
 def _empty_layer(
     x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float
 ) -> Tensor:
-    return empty_like_maps(x)
+    return empty_like_maps(within_reach(x))
 
 
 @torch.library.custom_op("tmapdiff::stylize_layer_backward", mutates_args=())
 def _layer_backward_op(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x = within_reach(dy), within_reach(x)
     dx, dscale, dshift = _empty_gradients(dy, x, scale, shift)
     if not x.numel():
         return dx, dscale.zero_(), dshift.zero_()
-    dy, x = within_reach(dy), within_reach(x)
     columns, (mask_strides, dy_strides, x_strides, dx_strides) = cell_strides(mask, dy, x, dx)
     cells = x.shape[2] * x.shape[3]
     tiling = _tile(len(x), x.shape[1], cells)
