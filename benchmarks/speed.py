@@ -28,7 +28,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,8 +52,14 @@ SEED = 0
 DTYPES = {dtype_name(one): one for one in (torch.float32, torch.bfloat16, torch.float16)}
 
 
-def measure(names: Sequence[str], setting: Setting, bench: Bench, only: str) -> list[Record]:
-    """Run suites, printing each case when it is done."""
+def measure(
+    names: Sequence[str],
+    setting: Setting,
+    bench: Bench,
+    only: str,
+    save: Callable[[list[Record]], None],
+) -> list[Record]:
+    """Run suites, printing each case when it is done, and saving what there is by then."""
     records: list[Record] = []
     for name in names:
         for case in SUITES[name](setting):
@@ -62,6 +68,7 @@ def measure(names: Sequence[str], setting: Setting, bench: Bench, only: str) -> 
             found = case.measure(bench)
             print_records(found)
             records += found
+            save(records)
             _tidy(setting)
         forget_models()
     return records
@@ -183,18 +190,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ceilings = measure_ceilings(setting, clock)
     print_ceilings(ceilings)
     bench = Bench(device, clock, QUICK if args.quick else Effort(seconds=args.seconds), ceilings)
+    output = args.output or default_output(names, setting, every)
+
+    def save(records: list[Record]) -> None:
+        with written_beside(output) as new:
+            new.write_text(json.dumps(result_of(setting, ceilings, records), indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as fresh:
         # What was fastest is measured in this run, not remembered from another.
         before, os.environ[CACHE_VARIABLE] = os.environ.get(CACHE_VARIABLE), fresh
         try:
-            records = measure(names, setting, bench, args.only)
+            records = measure(names, setting, bench, args.only, save)
         finally:
             os.environ.pop(CACHE_VARIABLE)
             if before is not None:
                 os.environ[CACHE_VARIABLE] = before
-    output = args.output or default_output(names, setting, every)
-    with written_beside(output) as new:
-        new.write_text(json.dumps(result_of(setting, ceilings, records), indent=1) + "\n")
+    save(records)
     print(f"\nwritten to {output}")
     errors = [one for one in records if one.error is not None]
     for one in errors:

@@ -19,6 +19,7 @@ from speed_suites.setting import (
     find_preset,
     inference,
     map_conv_backends,
+    memory_format,
 )
 from tmapdiff.kernels.map_conv import MapConvPlan, map_conv, plan_map_conv
 from tmapdiff.kernels.map_conv.costs import ConvSizes
@@ -81,12 +82,14 @@ def _gated_stacks(
     setting: Setting, preset: Preset, batch: int, dtype: torch.dtype, sizes: Sequence[ConvSizes]
 ) -> Contest:
     channels, shapes = preset.decoder["channels"], preset.make_grid().shapes
-    stacks = [
-        GatedConv2dStack(2 * channels, channels, preset.decoder["kernel_sizes"])
-        .to(setting.device, dtype)
-        .eval()
-        for _ in shapes
-    ]
+    layout = memory_format(setting.device, dtype)
+    with setting.device:  # where large kernels are initialised in no time
+        stacks = [
+            GatedConv2dStack(2 * channels, channels, preset.decoder["kernel_sizes"])
+            .to(dtype=dtype, memory_format=layout)
+            .eval()
+            for _ in shapes
+        ]
 
     def draw() -> list[Tensor]:
         return [

@@ -30,7 +30,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 dtype,
                 partial(_sampling, setting, name, batch, dtype),
             )
-        # Of few weights: their gradients would hide what activations take.
+        # On a CPU, of few weights: their gradients would hide what activations take.
         trained = setting.preset_name(cpu="tiny", quick="nano")
         for batch in setting.training_batch_sizes():
             yield MemoryCase(

@@ -102,6 +102,18 @@ def test_what_is_broken_ends_in_an_error_after_the_rest(tmp_path, capsys, monkey
     assert "FAILED suite: case, broken: ValueError: this is broken" in capsys.readouterr().out
 
 
+def test_what_was_measured_outlives_an_interruption(tmp_path, monkeypatch):
+    def cases(setting):
+        yield from suite_of(Candidate("reference", torch.neg, [torch.ones(2)]))(setting)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SUITES, "kernels", cases)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--suite", "kernels")
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [one["backend"] for one in result["results"]] == ["reference"]
+
+
 def test_cases_are_chosen_by_name(tmp_path, capsys):
     status, result = run(tmp_path, "--suite", "kernels", "--only", "gated")
     assert status == 0
