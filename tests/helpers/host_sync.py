@@ -11,6 +11,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from tmapdiff.kernels.map_conv import transforms
+from tmapdiff.maps import multiscale
+
+_KEPT = (
+    multiscale._candidates,
+    transforms._forward_tables,
+    transforms._inverse_tables,
+    transforms._kernel_tables,
+    transforms._small_kernel_table,
+)
+
 # Results of these are read by the host, or have a size that the host has to know.
 _WAITING = {
     "_local_scalar_dense",  # item, bool, int, float
@@ -102,5 +113,10 @@ def on_a_device() -> Iterator[_Device]:
     """
     if torch.__version__ < (2, 10) and not torch.cuda.is_available():
         pytest.skip("torch before 2.10 asks the driver, for fake tensors too")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield _Device()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield _Device()
+    finally:
+        # What is kept of the device that is not there must not be met on one that is.
+        for tables in _KEPT:
+            tables.cache_clear()
