@@ -51,10 +51,12 @@ class CapturedRuns:
         kind = run, surroundings, _changed(inputs, _kind)
         # One at a time: all write their inputs to one place.
         with self._lock, torch.cuda.device(_tensors_of(inputs)[0].device):
-            captured = self._captured.pop(kind, None) or _CapturedRun(run, inputs)
+            captured = self._captured.pop(kind, None)
+            if captured is None:
+                while len(self._captured) >= self.most:  # first: there may be no room for more
+                    del self._captured[next(iter(self._captured))]
+                captured = _CapturedRun(run, inputs)
             self._captured[kind] = captured  # the one used last is last
-            while len(self._captured) > self.most:
-                del self._captured[next(iter(self._captured))]
             return captured.replay(inputs)
 
     def takes(self, tensor: Tensor) -> bool:
