@@ -10,6 +10,12 @@ class TmapdiffError(Exception):
     """Base of all errors that tmapdiff raises on purpose."""
 
 
+class _MissingError(TmapdiffError, KeyError):
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument: a sentence in quotation marks.
+        return str(self.args[0]) if self.args else ""
+
+
 class ArgumentError(TmapdiffError, ValueError):
     """An argument has a value that the callee cannot work with."""
 
@@ -22,12 +28,8 @@ class ConfigError(TmapdiffError, ValueError):
     """A configuration is contradictory, or names a field that does not exist."""
 
 
-class UnknownNameError(ConfigError, KeyError):
+class UnknownNameError(_MissingError, ConfigError):
     """A table of named things, such as `PRESETS`, has none of that name."""
-
-    def __str__(self) -> str:
-        # KeyError shows the repr of its argument: a sentence in quotation marks.
-        return str(self.args[0]) if self.args else ""
 
 
 class AnnotationError(TmapdiffError, ValueError):
@@ -38,12 +40,8 @@ class FeatureError(TmapdiffError, ValueError):
     """Video features cannot be read, or are not what the model was built for."""
 
 
-class MissingFeatureError(TmapdiffError, KeyError):
+class MissingFeatureError(_MissingError):
     """A feature store holds no features of a video."""
-
-    def __str__(self) -> str:
-        # KeyError shows the repr of its argument: a sentence in quotation marks.
-        return str(self.args[0]) if self.args else ""
 
 
 class VideoError(TmapdiffError, ValueError):

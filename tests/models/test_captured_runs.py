@@ -160,6 +160,9 @@ def test_follows_the_weights(replays) -> None:
     if replays is not None:
         assert replays == [2]
     # Weights that are elsewhere are not those of the graph.
+    for one in model.decoder.decoders:
+        one.head.weight = torch.nn.Parameter(1.5 * one.head.weight.detach())
+    assert_close(model.sample_maps(**inputs), step_by_step(model, **inputs))
     model.double()
     inputs = drawn(model, 2, 0)
     assert_close(model.sample_maps(**inputs), step_by_step(model, **inputs))
@@ -177,6 +180,14 @@ def test_results_and_inputs_stay(replays) -> None:
     for one, before in zip(first["features"], kept["features"], strict=True):
         assert_same(one, before)
     assert_same(first["noise"], kept["noise"])
+
+
+def test_what_a_run_returned_stays(replays) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    runs, one = CapturedRuns(1), torch.ones(2, device=device)
+    first = runs(torch.exp, [], one)
+    runs(torch.exp, [], 2 * one)
+    assert_same(first, one.exp())
 
 
 def test_several_samples(replays) -> None:

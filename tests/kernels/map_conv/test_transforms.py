@@ -7,7 +7,7 @@ from helpers.contracts import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff.kernels.map_conv.transforms import MapTransform
+from tmapdiff.kernels.map_conv.transforms import MapTransform, _forward_tables
 
 F64 = torch.float64
 
@@ -94,3 +94,14 @@ def test_the_scale_is_that_of_constant_maps() -> None:
     spectra = torch.zeros(transform.num_frequencies, 2, transform.num_tiles, 1, 1, dtype=F64)
     spectra[0, 0] = 1
     assert_close(transform.inverse(spectra), torch.full((3, 7, 1, 1), transform.scale, dtype=F64))
+
+
+def test_tables_stay_where_they_are() -> None:
+    """CUDA graphs go on reading them, however many other maps come between."""
+
+    def tables(columns: int) -> int:
+        found = _forward_tables(MapTransform(2, columns, 3, 2), False, F64, torch.device("cpu"))
+        return found.middle.data_ptr()
+
+    places = [tables(columns) for columns in range(1, 201)]
+    assert [tables(columns) for columns in range(1, 201)] == places

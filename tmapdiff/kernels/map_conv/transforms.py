@@ -15,7 +15,7 @@ samples, channels]`; the parts of a complex number are planes of their own.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -217,13 +217,13 @@ class MapTransform:
         return edge, middle
 
 
-# Tables. In float64, whatever they are rounded to.
+# Tables. In float64, whatever they are rounded to. They are small, and stay: CUDA graphs go on
+# reading them.
 
 _SMALL_KERNEL = 7  # cells that the largest kernel spans which is transformed at once
-_KEPT = None  # tables stay: CUDA graphs go on reading them, and they are small
 
 
-@lru_cache(maxsize=_KEPT)
+@cache
 def _forward_tables(
     transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
 ) -> Tables:
@@ -247,7 +247,7 @@ def _forward_tables(
     return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
 
 
-@lru_cache(maxsize=_KEPT)
+@cache
 def _inverse_tables(
     transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
 ) -> Tables:
@@ -282,7 +282,7 @@ def _inverse_tables(
     return _transposed(_rounded(transform, durations.flatten(0, 1), starts, dtype, device))
 
 
-@lru_cache(maxsize=_KEPT)
+@cache
 def _kernel_tables(transform: MapTransform, dtype: torch.dtype, device: torch.device) -> Tables:
     # Conjugated, as a convolution layer does not turn its kernel round.
     offsets = _positions(transform.kernel_size) - transform.kernel_size // 2
@@ -297,7 +297,7 @@ def _kernel_tables(transform: MapTransform, dtype: torch.dtype, device: torch.de
     return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
 
 
-@lru_cache(maxsize=_KEPT)
+@cache
 def _small_kernel_table(
     transform: MapTransform, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
