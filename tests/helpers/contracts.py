@@ -8,6 +8,7 @@ invalid cells, `MaskArgumentContract` for those that are told the mask in the ca
 import copy
 import io
 import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -148,6 +149,87 @@ def assert_close_evaluation(
         assert_close(actual.all()[name], value, dtype, name)
 
 
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def as_function(module: nn.Module, inputs: Inputs) -> tuple[Function, list[Tensor]]:
+    """A module as a function of all floating inputs and parameters, and these as leaves."""
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    leaves = {n: t for n, t in named_tensors(inputs).items() if t.is_floating_point()}
+
+    def call(*values: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip([*leaves, *parameters], values, strict=True))
+        changed = change(inputs, lambda name, _: given[name])
+        weights = {name: given[name] for name in parameters}
+        return tuple(tensors(torch.func.functional_call(module, weights, (), changed)))
+
+    values = [t.detach().clone().requires_grad_() for t in (leaves | parameters).values()]
+    assert values
+    return call, values
+
+
+def weighted_sum(function: Function) -> Callable[..., Tensor]:
+    """The sum of what a function returns, weighted with fixed random numbers."""
+
+    def weighted(*values: Tensor) -> Tensor:
+        weights = enumerate(function(*values), start=100)
+        return torch.stack(
+            [(one * draw(*one.shape, seed=seed, dtype=one.dtype)).sum() for seed, one in weights]
+        ).sum()
+
+    return weighted
+
+
+def directions(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(
+        draw(*one.shape, seed=seed, dtype=one.dtype) for seed, one in enumerate(values, start=200)
+    )
+
+
+def assert_second_gradients(
+    function: Function, values: Sequence[Tensor], with_incoming: bool = False
+) -> None:
+    """Fail unless gradients of gradients are those of finite differences of the gradients.
+
+    Args:
+        function: What is differentiated.
+        values: Its inputs, leaves that require gradients.
+        with_incoming: Whether the gradient of the result is a variable, too. Where a penalty on
+            gradients is trained it is a constant: what a gradient depends on is then known from
+            what was saved alone.
+    """
+    with torch.no_grad():
+        incoming = [
+            draw(*one.shape, seed=seed, dtype=one.dtype).requires_grad_(with_incoming)
+            for seed, one in enumerate(function(*values), start=100)
+        ]
+    variables = [*values, *incoming] if with_incoming else [*values]
+
+    def penalty(*at: Tensor, create_graph: bool = False) -> Tensor:
+        own = list(at[: len(values)])
+        upper = at[len(values) :] or incoming
+        gradients = torch.autograd.grad(
+            function(*own), own, upper, create_graph=create_graph, materialize_grads=True
+        )
+        return torch.stack(
+            [(one * way).sum() for one, way in zip(gradients, directions(own), strict=True)]
+        ).sum()
+
+    found: Sequence[Tensor] = [torch.zeros_like(one) for one in variables]
+    if (total := penalty(*variables, create_graph=True)).requires_grad:  # or else it is linear
+        found = torch.autograd.grad(total, variables, materialize_grads=True)
+    along = [draw(*one.shape, seed=300, dtype=one.dtype) for one in variables]
+
+    def moved(by: float) -> Tensor:
+        pairs = zip(variables, along, strict=True)
+        return penalty(*((one.detach() + by * way).requires_grad_() for one, way in pairs))
+
+    step = 1e-7  # so short that no rectifier changes sides on the way
+    expected = (moved(step) - moved(-step)) / (2 * step)
+    slopes = [(one * way).sum() for one, way in zip(found, along, strict=True)]
+    torch.testing.assert_close(torch.stack(slopes).sum(), expected, rtol=1e-4, atol=1e-4)
+
+
 class ModuleContract:
     """Tests of any module."""
 
@@ -238,19 +320,43 @@ class ModuleContract:
             assert dead == []
 
     def test_gradients_are_those_of_finite_differences(self) -> None:
-        module, inputs = self.ready(torch.float64), self.inputs(2, torch.float64)
-        parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        leaves = {n: t for n, t in named_tensors(inputs).items() if t.is_floating_point()}
-
-        def call(*values: Tensor) -> tuple[Tensor, ...]:
-            given = dict(zip([*leaves, *parameters], values, strict=True))
-            changed = change(inputs, lambda name, _: given[name])
-            weights = {name: given[name] for name in parameters}
-            return tuple(tensors(torch.func.functional_call(module, weights, (), changed)))
-
-        values = [t.detach().clone().requires_grad_() for t in (leaves | parameters).values()]
-        assert values
+        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
         torch.autograd.gradcheck(call, values, fast_mode=self.fast_gradcheck)
+
+    def test_second_gradients_are_those_of_finite_differences(self) -> None:
+        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        assert_second_gradients(call, values)
+        assert_second_gradients(call, values, with_incoming=True)
+        if not self.fast_gradcheck:
+            torch.autograd.gradgradcheck(call, values, fast_mode=True)
+
+    def test_torch_func_grad_equals_autograd(self) -> None:
+        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        weighted = weighted_sum(call)
+        places = tuple(range(len(values)))
+        found = torch.func.grad(weighted, argnums=places)(*(one.detach() for one in values))
+        expected = torch.autograd.grad(weighted(*values), values, materialize_grads=True)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+
+    def test_torch_func_jvp_is_along_the_gradient(self) -> None:
+        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        weighted = weighted_sum(call)
+        along = directions(values)
+        _, found = torch.func.jvp(weighted, tuple(one.detach() for one in values), along)
+        gradients = torch.autograd.grad(weighted(*values), values, materialize_grads=True)
+        expected = sum((g * d).sum() for g, d in zip(gradients, along, strict=True))
+        assert_close(found, expected)
+
+    def test_torch_func_vmap_equals_a_loop(self) -> None:
+        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        with torch.no_grad():
+            stacked = [torch.stack([one, 0.5 * one, one.flip(0)]) for one in values]
+            found = torch.func.vmap(call)(*stacked)
+            for row in range(3):
+                expected = call(*(one[row] for one in stacked))
+                for one, other in zip(found, expected, strict=True):
+                    assert_close(one[row], other)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_close(self, dtype: torch.dtype) -> None:

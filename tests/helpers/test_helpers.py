@@ -1,5 +1,7 @@
 """The comparisons themselves: each fails on wrong answers."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.assertions import (
@@ -18,6 +20,7 @@ from helpers.contracts import (
 )
 from helpers.tolerances import TOLERANCES
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tmapdiff.errors import ArgumentError, ShapeError
 
@@ -251,6 +254,34 @@ class HasWrongGradient(Good):
         return y + 0.1 * (y.detach() - y)
 
 
+class _OneGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class HasOneGradient(Good):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(_OneGradient.apply(x), mask)
+
+
+class _ConstantGradient(_OneGradient):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0].detach() * gradient
+
+
+class HasConstantGradient(Good):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(_ConstantGradient.apply(x), mask)
+
+
 class ForgetsWeight(Good):
     def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         return {}
@@ -334,6 +365,11 @@ FINDS = [
     (IsRandom, Contract.test_evaluation_is_deterministic, ()),
     (WritesIntoInput, Contract.test_inputs_are_not_modified, ()),
     (HasWrongGradient, Contract.test_gradients_are_those_of_finite_differences, ()),
+    (HasOneGradient, Contract.test_second_gradients_are_those_of_finite_differences, ()),
+    (HasConstantGradient, Contract.test_second_gradients_are_those_of_finite_differences, ()),
+    (HasOneGradient, Contract.test_torch_func_grad_equals_autograd, ()),
+    (HasOneGradient, Contract.test_torch_func_jvp_is_along_the_gradient, ()),
+    (HasOneGradient, Contract.test_torch_func_vmap_equals_a_loop, ()),
     (ForgetsWeight, Contract.test_state_dict_round_trip, ()),
     (AlwaysFloat32, Contract.test_shape_and_dtype, (3, torch.float64)),
     (AlwaysFloat32, Contract.test_half_precision_is_close, (torch.bfloat16,)),

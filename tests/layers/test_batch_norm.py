@@ -48,6 +48,38 @@ def test_one_process_alone_normalises_as_batch_norm_does():
         assert_close(shared.state_dict()[name].double(), value.double(), what=name)
 
 
+def test_second_gradients_are_those_of_all_batches_together(monkeypatch):
+    """Two processes of the same rows: what is summed over both is twice its own."""
+    norm = make_norm()
+    shared = SharedBatchNorm1d.of(copy.deepcopy(norm))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda total: total.mul_(2))
+    gradient, rows = draw(9, 4, seed=1, dtype=torch.float64), draw(9, 4, dtype=torch.float64)
+
+    def second(layer, copies):
+        parts = [rows.clone().requires_grad_() for _ in range(copies)]
+        result = layer(torch.cat(parts))
+        upper = torch.cat([gradient] * copies)
+        first = torch.autograd.grad(result, parts, upper, create_graph=True)
+        penalty = sum((one * (one + 1)).sum() for one in first)
+        return torch.autograd.grad(penalty, parts[0])[0]
+
+    assert_close(second(shared, 1), second(norm, 2))
+
+
+def test_torch_func_grad_equals_autograd():
+    layer, x = SharedBatchNorm1d(4).double(), draw(9, 4, dtype=torch.float64).requires_grad_()
+    upper = draw(9, 4, seed=1, dtype=torch.float64)
+
+    statistics = {name: one.clone() for name, one in layer.named_buffers()}
+
+    def total(x, statistics):
+        return (torch.func.functional_call(layer, statistics, (x,)) * upper).sum()
+
+    expected = torch.autograd.grad((layer(x) * upper).sum(), x)[0]
+    assert_close(alone(lambda: torch.func.grad(total)(x.detach(), statistics)), expected)
+
+
 def test_in_evaluation_nothing_is_shared():
     norm = make_norm().eval()
     shared = SharedBatchNorm1d.of(norm)

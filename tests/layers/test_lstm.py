@@ -55,6 +55,48 @@ def test_states_are_those_of_each_sequence_alone(
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_second_gradients_are_those_of_each_sequence_alone(way: str, dtype: torch.dtype) -> None:
+    def penalty_gradients(
+        function: Callable[[Tensor], Tensor], lstm: PaddedLSTM, x: Tensor
+    ) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_(), *lstm.parameters()]
+        states = function(leaves[0])
+        upper = draw(*states.shape, seed=3, dtype=states.dtype)
+        first = torch.autograd.grad(states, leaves, upper, create_graph=True)
+        return torch.autograd.grad(sum(one.square().sum() for one in first), leaves)
+
+    lstm, x = make(), draw(4, 7, 6, dtype=torch.float64)
+    expected = penalty_gradients(lambda x: sentence_by_sentence(lstm, x), lstm, x)
+    lstm = lstm.to(dtype)
+    found = penalty_gradients(lambda x: WAYS[way](lstm, x, LENGTHS), lstm, x.to(dtype))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, dtype)
+
+
+@pytest.mark.parametrize("hidden", [4, 65])  # padded and packed, where nothing is transformed
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_torch_func_transforms_it(hidden: int, dtype: torch.dtype) -> None:
+    lstm, x = PaddedLSTM(6, hidden, 2).to(dtype), draw(4, 7, 6, dtype=dtype)
+    weights = {name: one.detach() for name, one in lstm.named_parameters()}
+    upper = draw(4, 7, 2 * hidden, seed=3, dtype=dtype)
+
+    def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return (torch.func.functional_call(lstm, weights, (x, LENGTHS)) * upper).sum()
+
+    leaves = [x.clone().requires_grad_(), *lstm.parameters()]
+    expected = torch.autograd.grad((lstm(leaves[0], LENGTHS) * upper).sum(), leaves)
+    of_weights, of_x = torch.func.grad(total, argnums=(0, 1))(weights, x)
+    for one, other in zip((of_x, *of_weights.values()), expected, strict=True):
+        assert_close(one, other)
+    _, slope = torch.func.jvp(lambda x: total(weights, x), (x,), (x,))
+    assert_close(slope, (of_x * x).sum())
+    found = torch.func.vmap(lambda x: lstm(x, LENGTHS))(torch.stack([x, 2 * x]))
+    for one, given in zip(found, (x, 2 * x), strict=True):
+        assert_close(one, lstm(given, LENGTHS).detach())
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_padding_is_not_looked_at(way: str) -> None:
     lstm, x = make(dtype=torch.float32), draw(4, 7, 6)
     behind = torch.arange(7) >= LENGTHS[:, None]

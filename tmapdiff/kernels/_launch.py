@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from tmapdiff.kernels._alignment import aligned_channels
+from tmapdiff.kernels._derivatives import is_transformed
 
 _HAS_TRITON = find_spec("triton") is not None
 # triton reads it when a kernel is decorated, which a later change does not undo.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_ELEMENTS = 2**31  # offsets within a sample are 32 bits wide
+TRANSFORMED = "torch.func or forward-mode differentiation transforms them"
 
 
 def why_not_triton(*tensors: Tensor) -> str | None:
@@ -22,6 +24,8 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     """
     if not _HAS_TRITON:
         return "triton is not installed"
+    if is_transformed(*tensors):
+        return TRANSFORMED
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         return f"they are on {' and '.join(sorted(map(str, devices)))}"
@@ -44,6 +48,8 @@ def why_not_eager(*tensors: Tensor) -> str | None:
     """
     if torch.compiler.is_compiling():
         return "torch traces them"
+    if is_transformed(*tensors):
+        return TRANSFORMED
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "they are not on the CPU"
     dtypes = {tensor.dtype for tensor in tensors}

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tmapdiff._checks import check_shape
 from tmapdiff.errors import ShapeError
+from tmapdiff.kernels._derivatives import is_transformed
 from tmapdiff.kernels._launch import memory_order, why_not_eager
 
 
@@ -51,7 +51,7 @@ def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     if x.dim() == 4 and mask.dim() == 2 and why_not_eager(x) is None:
         filled: Tensor = _Filled.apply(x, mask)
         return filled
-    if x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1:
+    if x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not is_transformed(x):
         return x.clone().masked_fill_(~mask.unsqueeze(-3), 0)
     return torch.where(mask.unsqueeze(-3), x, 0)
 
@@ -64,10 +64,9 @@ class _Filled(torch.autograd.Function):
         return fill_invalid_(x.clone(), mask)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        return fill_invalid_(gradient.clone(), mask), None
+        # Linear in the gradient: it is the same operation, however often it is differentiated.
+        return fill_invalid(gradient, ctx.saved_tensors[0]), None
 
 
 def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:

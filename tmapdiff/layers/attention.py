@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tmapdiff._checks import check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
+from tmapdiff.kernels._derivatives import is_transformed, with_second_gradient
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers.stylization import Norm, StylizationBlock
 
@@ -194,7 +195,7 @@ class MapTransformerLayer(nn.Module):
         query = rearrange(self.query(tokens), "b t (h c) -> b h t c", h=self.num_heads)
         key, value = rearrange(key_value, "b t (two h c) -> two b h t c", two=2, h=self.num_heads)
         dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, seen, dropout)
+        attended = _attended(query, key, value, seen, dropout)
         attended = self.attention_out(rearrange(attended, "b h t c -> b t (h c)"))
         return fill_invalid(_maps(attended), mask)
 
@@ -209,6 +210,29 @@ class MapTransformerLayer(nn.Module):
         check_map_features(who, x, mask, self.channels)
         if context is not None:
             check_shape(who, "context", context, f"B {self.channels} T 1", sizes)
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, dropout: float
+) -> Tensor:
+    if is_transformed(query, key, value):
+        return F.dropout(_shares(query, key, seen), dropout) @ value
+    result = F.scaled_dot_product_attention(query, key, value, seen, dropout)
+    if dropout:  # which could not be drawn again: torch refuses second derivatives
+        return result
+    return with_second_gradient(result, _plainly_attended, query, key, value, seen)
+
+
+def _plainly_attended(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
+    return _shares(query, key, seen) @ value
+
+
+def _shares(query: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
+    """How much each query attends to each key; torch's own operation has one gradient only."""
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(dim=-1)
 
 
 def _tokens(maps: Tensor) -> Tensor:

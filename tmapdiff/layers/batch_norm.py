@@ -76,17 +76,19 @@ def share_batch_norm(model: nn.Module) -> None:
 
 class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
+    def forward(x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass  # `torch.func` wants it apart
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Each process's loss depends on the sum.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _sum_over_processes(gradient)
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

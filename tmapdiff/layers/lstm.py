@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from tmapdiff.kernels._derivatives import is_transformed
 
 # Channels of a direction up to which padding costs a CPU less than packing does.
 _SMALL = 64
@@ -14,7 +17,8 @@ class PaddedLSTM(nn.LSTM):
     """A bidirectional LSTM over padded sequences, whose states do not depend on the padding.
 
     On a CPU, torch's LSTM takes packed sequences step by step, in many small operations. Small
-    LSTMs go over the padding instead, each direction as one operation of oneDNN.
+    LSTMs go over the padding instead, each direction as one operation of oneDNN. What `torch.func`
+    transforms goes over it, too, in operations that can be transformed.
 
     Args:
         input_size: Channels of the input.
@@ -35,7 +39,7 @@ class PaddedLSTM(nn.LSTM):
         return self._padded(x, lengths) if self._goes_over_padding(x) else self._packed(x, lengths)
 
     def _goes_over_padding(self, x: Tensor) -> bool:
-        return bool(
+        return is_transformed(x, *self.parameters()) or bool(
             self.hidden_size <= _SMALL
             and x.device.type == "cpu"
             and x.dtype == torch.float32
@@ -75,6 +79,8 @@ def _ordered(x: Tensor, places: Tensor) -> Tensor:
 
 
 def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    if is_transformed(x, *weights):
+        return _step_by_step(x, start[0], *weights)
     states: Tensor = torch.lstm(
         x,
         (start, start),
@@ -87,3 +93,17 @@ def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tenso
         batch_first=True,
     )[0]
     return states
+
+
+def _step_by_step(
+    x: Tensor, state: Tensor, of_input: Tensor, of_state: Tensor, bias: Tensor, other: Tensor
+) -> Tensor:
+    """Do the same in plain operations: torch's LSTM has neither forward derivatives nor `vmap`."""
+    cell, states = state, []
+    for given in F.linear(x, of_input, bias + other).unbind(dim=1):
+        gates = given + F.linear(state, of_state)
+        enters, stays, new, leaves = gates.chunk(4, dim=-1)
+        cell = stays.sigmoid() * cell + enters.sigmoid() * new.tanh()
+        state = leaves.sigmoid() * cell.tanh()
+        states.append(state)
+    return torch.stack(states, dim=1)

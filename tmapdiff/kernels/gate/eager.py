@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels._launch import empty_like_maps, memory_order
+from tmapdiff.kernels.gate import reference
 from tmapdiff.kernels.masking import fill_invalid_
 
 # Values of maps in a piece: some four such tensors fit into a core's second cache.
@@ -18,28 +19,28 @@ def gate_features(
     convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
 ) -> Tensor:
     """Compute `relu(features) * sigmoid(gate)`; see the operation."""
-    result: Tensor = _Gate.apply(convolved, mask, channels, bias)
+    wide = convolved if bias is None else convolved + bias[:, None, None]
+    result: Tensor = _Gate.apply(wide, mask, channels)
     return result
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-    ) -> Tensor:
-        wide = convolved if bias is None else convolved + bias[:, None, None]
+    def forward(ctx: Any, wide: Tensor, mask: Tensor | None, channels: int) -> Tensor:
         gate = wide[:, channels:].sigmoid()
         result = empty_like_maps(wide, channels)
         for features, through, gated in _pieces(wide[:, :channels], gate, result):
             torch.clamp(features, min=0, out=gated).mul_(through)
         ctx.save_for_backward(wide, gate, fill_invalid_(result, mask), mask)
-        ctx.channels, ctx.has_bias = channels, bias is not None
+        ctx.channels = channels
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         wide, gate, result, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = wide, mask, ctx.channels
+            return gradients_of(_without_bias, inputs, ctx.needs_input_grad, gradient)
         of_wide = empty_like_maps(wide)
         for features, through, gated, above, of_features, of_gate in _pieces(
             wide[:, : ctx.channels],
@@ -55,9 +56,11 @@ class _Gate(torch.autograd.Function):
                 weighted = weighted.sum(dim=1, keepdim=True)
             torch.mul(weighted, 1 - through, out=of_gate)
             torch.ops.aten.threshold_backward(above * through, features, 0, grad_input=of_features)
-        of_wide = fill_invalid_(of_wide, mask)
-        of_bias = of_wide.sum((0, 2, 3)) if ctx.has_bias else None
-        return of_wide, None, None, of_bias
+        return fill_invalid_(of_wide, mask), None, None
+
+
+def _without_bias(wide: Tensor, mask: Tensor | None, channels: int) -> Tensor:
+    return reference.gate_features(wide, mask, channels, None)
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:

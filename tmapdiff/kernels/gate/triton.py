@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels._launch import (
     as_bytes,
     ceil_div,
@@ -17,6 +18,7 @@ from tmapdiff.kernels._launch import (
     within_reach,
 )
 from tmapdiff.kernels._tiles import cell_offsets, load, load_tile, tile_offsets, valid_cells
+from tmapdiff.kernels.gate import reference
 
 # Elements and channels of a tile.
 _TILE, _CHANNELS = 4096, 64
@@ -235,8 +237,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
+def _definition(
+    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+) -> Tensor:
+    return reference.gate_features(convolved, mask, channels, bias)
+
+
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     convolved, mask, bias = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        inputs = convolved, mask, bias, ctx.channels
+        return gradients_of(_definition, inputs, ctx.needs_input_grad, dy)
     dconvolved, dbias = _gate_backward_op(dy, convolved, mask, bias, ctx.channels)
     return dconvolved, None, None if bias is None else dbias, None
 

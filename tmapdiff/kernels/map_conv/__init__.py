@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tmapdiff._checks import check_shape
 from tmapdiff.errors import ShapeError
+from tmapdiff.kernels._derivatives import is_transformed
 from tmapdiff.kernels._dispatch import choose_fastest
-from tmapdiff.kernels._launch import why_not_triton
+from tmapdiff.kernels._launch import TRANSFORMED, why_not_triton
 from tmapdiff.kernels.map_conv import pieces, reference
 from tmapdiff.kernels.map_conv.costs import (
     ConvSizes,
@@ -73,8 +74,9 @@ def map_conv(
     """Convolve maps with a kernel of odd size, zeros around the map; cells are all read.
 
     The spectral way needs far fewer operations for large kernels: 70 times fewer for 17x17 on maps
-    of 64x16. Both are differentiable, and equal up to rounding. Time and memory of both grow with
-    the starts of a map: for the spectral way, long maps are cut into pieces.
+    of 64x16. Both are differentiable, any number of times, and equal up to rounding. Time and
+    memory of both grow with the starts of a map: for the spectral way, long maps are cut into
+    pieces. Under `torch.func` and forward-mode differentiation, the direct way is taken.
 
     Args:
         x: Maps. Any strides; results of the spectral way have durations outermost and channels
@@ -82,7 +84,7 @@ def map_conv(
         weight: Kernel.
         bias: Added to all cells.
         plan: How to do it, from `plan_map_conv`. Unless it is direct, the weight is then not looked
-            at, and there is no gradient.
+            at. Where derivatives are to be computed, there is no plan, whatever is given.
         backend: `direct` or `spectral`; by TMAPDIFF_BACKEND, arithmetic and the clock, if None.
 
     Shape:
@@ -93,7 +95,7 @@ def map_conv(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ConfigError: If there is no such backend.
+        ConfigError: If there is no such backend, or it cannot run the inputs.
 
     Source: kernels/map_conv/README.md.
     """
@@ -101,10 +103,11 @@ def map_conv(
     dtype = _computed_in(x.dtype, x.device)
     x, weight = x.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    if plan is not None:
-        return _run(plan, x, weight, bias)
     inputs = [x, weight] if bias is None else [x, weight, bias]
     wanted = [one for one in inputs if one.requires_grad] if torch.is_grad_enabled() else []
+    not_spectral = _not_spectral(*inputs)
+    if plan is not None and not wanted and not not_spectral:
+        return _run(plan, x, weight, bias)
     sizes = _sizes(x.shape, weight, x.dtype)
     at_once = _pieces_at_once(sizes, planned=False)
     cut_sizes = _cut(sizes, at_once)
@@ -127,9 +130,9 @@ def map_conv(
     spectral = spectral_seconds(cut_sizes, transform, with_kernel=True)
     name = choose_fastest(
         "map_conv",
-        {"direct": None, "spectral": _not_spectral(x)},
+        {"direct": None, "spectral": not_spectral},
         backend,
-        candidates=_candidates(sizes, spectral),
+        candidates=["direct"] if not_spectral else _candidates(sizes, spectral),
         key=_key(sizes, "train" if wanted else "once"),
         run=measure,
         device=x.device,
@@ -169,6 +172,8 @@ def plan_map_conv(
     Raises:
         ConfigError: If there is no such backend, or it cannot run here.
     """
+    if is_transformed(weight):
+        return MapConvPlan("direct")  # its values are known within the transform only
     dtype = _computed_in(dtype, weight.device)
     sizes = _sizes(shape, weight, dtype)
     at_once = _pieces_at_once(sizes, planned=True)
@@ -272,8 +277,10 @@ def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:
     return ["direct", "spectral"] if direct < spectral else ["spectral", "direct"]
 
 
-def _not_spectral(like: Tensor) -> str | None:
-    return "tensors have no values" if like.device.type == "meta" else None
+def _not_spectral(*tensors: Tensor) -> str | None:
+    if is_transformed(*tensors):
+        return TRANSFORMED
+    return "tensors have no values" if tensors[0].device.type == "meta" else None
 
 
 def _not_fused(weight: Tensor, dtype: torch.dtype) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tmapdiff.kernels._alignment import aligned_channels, with_channels
 from tmapdiff.kernels.map_conv.scaling import gradient_room, grow_, kernel_room, shrunk
@@ -226,7 +225,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _apply_backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple:
-    x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    x, weight = ctx.saved_tensors[:2]  # type: ignore[attr-defined]
     wanted = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
     gradients = _backward(gradient, x, weight, ctx.tile, *wanted[:2])  # type: ignore[attr-defined]
     return (*(one if want else None for one, want in zip(gradients, wanted, strict=True)), None)
@@ -235,10 +234,44 @@ def _apply_backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) 
 spectral_map_conv.register_autograd(_apply_backward, setup_context=_setup_context)
 
 
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    gradient, x, weight, ctx.tile, *_ = inputs
+    ctx.save_for_backward(gradient, x, weight)
+    ctx.set_materialize_grads(False)
+
+
+def _apply_second_backward(
+    ctx: Any, of_maps: Tensor | None, of_kernel: Tensor | None, of_bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    # The convolution and both its gradients are linear in each of two of maps, kernel and gradient:
+    # what is differentiated takes the place of the third.
+    gradient, x, weight = ctx.saved_tensors
+    of_gradient, of_x, of_weight = ctx.needs_input_grad[:3]
+    found: list[Tensor | None] = [None] * 6
+    if of_gradient:
+        parts = []
+        if of_maps is not None:
+            parts.append(spectral_map_conv(of_maps, weight, None, ctx.tile))
+        if of_kernel is not None:
+            parts.append(spectral_map_conv(x, of_kernel, None, ctx.tile))
+        if of_bias is not None:
+            parts.append(of_bias[:, None, None].expand_as(gradient))
+        found[0] = sum(parts[1:], parts[0]) if parts else None
+    if of_x and of_kernel is not None:
+        found[1] = _backward(gradient, x, of_kernel, ctx.tile, True, False)[0]
+    if of_weight and of_maps is not None:
+        found[2] = _backward(gradient, of_maps, weight, ctx.tile, False, True)[1]
+    return tuple(found)
+
+
+_backward.register_autograd(_apply_second_backward, setup_context=_keep_inputs)
+
+
 def spectral_map_conv_keeping(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
     """Do the same, to the bit, but keep the spectra for the gradient instead of maps and kernel.
 
-    Not in float16, where spectra depend on powers of two that are found on the way.
+    A gradient that is to be differentiated itself makes them again. Not in float16, where spectra
+    depend on powers of two that are found on the way.
     """
     result: Tensor = _Keeping.apply(x, weight, bias, tile)
     return result
@@ -247,18 +280,20 @@ def spectral_map_conv_keeping(x: Tensor, weight: Tensor, bias: Tensor | None, ti
 class _Keeping(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
-        ctx.transform = _transform(x, weight, tile)
+        ctx.transform, ctx.tile = _transform(x, weight, tile), tile
         kernel = ctx.transform.kernel(with_aligned_channels(weight))
         spectra = ctx.transform.forward(_durations_first(x), rotated=True)
         of_x, of_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(kernel if of_x else None, spectra if of_weight else None)
+        kept = kernel if of_x else None, spectra if of_weight else None
+        ctx.save_for_backward(x, weight, *kept)
         maps = _maps_of(multiply_spectra(spectra, kernel), bias, ctx.transform)
         return maps[:, : len(weight)]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, spectra = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _apply_backward(ctx, gradient)
+        kernel, spectra = ctx.saved_tensors[2:]
         *wanted, of_bias = _gradients_of_spectra(
             gradient,
             ctx.transform,

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels._launch import empty_like_maps
 from tmapdiff.kernels.masking import CellLists, cells_of
+from tmapdiff.kernels.styled_residual import reference
 
 # Values of maps in a piece: some four such tensors fit into the second cache of two cores.
 _PIECE = 2**18
@@ -64,14 +65,17 @@ class _AddStyled(torch.autograd.Function):
             F.silu(styled, inplace=True)
             _rows(values.add_(bias)).addmm_(_rows(styled), weight.T)
             cells.put(result, piece)
-        ctx.save_for_backward(x, scale, shift, weight, mean, rstd, mask)
-        ctx.num_groups = num_groups
+        ctx.save_for_backward(x, scale, shift, weight, bias, mask, mean, rstd)
+        ctx.num_groups, ctx.eps = num_groups, eps
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, weight, mean, rstd, mask = ctx.saved_tensors
+        *inputs, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs += [ctx.num_groups, ctx.eps]
+            return gradients_of(reference.add_styled, inputs, ctx.needs_input_grad, gradient)
+        x, scale, shift, weight, _, mask = inputs
         cells = _Cells(x, mask)
         average = cells.averaging(ctx.num_groups)
         of_x = empty_like_maps(x)

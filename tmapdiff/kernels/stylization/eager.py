@@ -5,9 +5,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels.masking import fill_invalid_, inverse_deviation
+from tmapdiff.kernels.stylization import reference
 
 
 def stylize(
@@ -15,8 +16,8 @@ def stylize(
 ) -> Tensor:
     """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm; see the operation.
 
-    Derivation: README.md. Keeps the centred maps for the gradient, and works in place on what it
-    made itself: fresh memory costs the CPU more than the arithmetic.
+    Derivation: README.md. Keeps nothing for the gradient but the inputs and the statistics, and
+    works in place on what it made itself: fresh memory costs the CPU more than the arithmetic.
     """
     result: Tensor = _Stylize.apply(x, scale, shift, mask, num_groups, eps)
     return result
@@ -36,19 +37,23 @@ class _Stylize(torch.autograd.Function):
         count = _count(x, mask, num_groups)
         # clone, as elementwise operations: contiguous() would change the order of memory.
         centred = fill_invalid_(x.clone(), mask)
-        mean = _per_group(centred.sum((2, 3)), num_groups) / count
-        centred = fill_invalid_(centred.sub_(_per_channel(mean, x)), mask)
+        mean = _per_channel(_per_group(centred.sum((2, 3)), num_groups) / count, x)
+        centred = fill_invalid_(centred.sub_(mean), mask)
         variance = _per_group(centred.square().sum((2, 3)), num_groups) / count
         rstd = _per_channel(inverse_deviation(variance, eps), x)
-        ctx.save_for_backward(centred, rstd, scale, shift, mask)
-        ctx.num_groups, ctx.count = num_groups, count
-        styled = torch.addcmul(_cells(shift), centred, rstd * _cells(1 + scale))
+        ctx.save_for_backward(x, mean, rstd, scale, shift, mask)
+        ctx.num_groups, ctx.count, ctx.eps = num_groups, count, eps
+        slope = rstd * _cells(1 + scale)
+        styled = torch.addcmul(_cells(shift), centred, slope, out=centred)
         return fill_invalid_(F.silu(styled, inplace=True), mask)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centred, rstd, scale, shift, mask = ctx.saved_tensors
+        x, mean_of_x, rstd, scale, shift, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = x, scale, shift, mask, ctx.num_groups, ctx.eps
+            return gradients_of(reference.stylize, inputs, ctx.needs_input_grad, gradient)
+        centred = fill_invalid_(x - mean_of_x, mask)
         factor = _cells(1 + scale)
         styled = torch.addcmul(_cells(shift), centred, rstd * factor)
         # In the memory order of the maps, whatever the gradient's is.

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels._launch import (
     as_bytes,
     ceil_div,
@@ -22,6 +23,7 @@ from tmapdiff.kernels._launch import (
     within_reach,
 )
 from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_cells
+from tmapdiff.kernels.stylization import reference
 
 # Elements of a tile: of a whole group, forward and backward (which holds two), and of a part of it.
 _WHOLE, _WHOLE_BACKWARD, _PART = 32768, 16384, 4096
@@ -552,7 +554,7 @@ def _empty_gradients(
 
 
 def _save_for_group(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, scale, shift, mask, ctx.num_groups, _ = inputs
+    x, scale, shift, mask, ctx.num_groups, ctx.eps = inputs
     ctx.save_for_backward(x, scale, shift, mask, output[1])
     ctx.set_materialize_grads(False)
 
@@ -560,6 +562,9 @@ def _save_for_group(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _group_gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 6
+    if torch.is_grad_enabled():
+        given = *ctx.saved_tensors[:-1], ctx.num_groups, ctx.eps
+        return gradients_of(reference.stylize, given, ctx.needs_input_grad, dy)
     return *_group_backward_op(dy, *ctx.saved_tensors, ctx.num_groups), None, None, None
 
 
@@ -625,7 +630,16 @@ def _save_for_layer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
+def _layer_definition(
+    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float
+) -> Tensor:
+    return reference.stylize(x, scale, shift, mask, None, eps)
+
+
 def _layer_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        given = *ctx.saved_tensors, ctx.eps
+        return gradients_of(_layer_definition, given, ctx.needs_input_grad, dy)
     return *_layer_backward_op(dy, *ctx.saved_tensors, ctx.eps), None, None
 
 

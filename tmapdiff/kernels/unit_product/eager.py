@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels.masking import fill_invalid_
+from tmapdiff.kernels.unit_product import reference
 from tmapdiff.kernels.unit_product.reference import SMALLEST_NORM
 
 
@@ -28,9 +29,11 @@ class _UnitProduct(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, vector, mask, norm, is_long, result = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = maps, vector, mask
+            return gradients_of(reference.unit_product, inputs, ctx.needs_input_grad, gradient)
         # In the memory order of the maps, whatever the gradient's is.
         scratch = result * gradient
         along = scratch.sum(1, keepdim=True).mul_(is_long)

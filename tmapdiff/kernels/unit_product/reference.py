@@ -15,7 +15,12 @@ def unit_product(maps: Tensor, vector: Tensor, mask: Tensor | None) -> Tensor:
     """
     given = torch.promote_types(maps.dtype, vector.dtype)
     wide = torch.promote_types(given, torch.float32)
-    product = fill_invalid(maps.to(wide) * vector.to(wide)[..., None, None], mask)
-    norm = torch.linalg.vector_norm(product, dim=1, keepdim=True)
+    # Filled twice: what invalid cells hold must not reach the vector's gradient, nor what their own
+    # gradient holds.
+    filled = fill_invalid(maps.to(wide), mask)
+    product = fill_invalid(filled * vector.to(wide)[..., None, None], mask)
+    # Not torch's norm, whose second derivative is NaN where the norm is 0, as in invalid cells.
+    squares = product.square().sum(1, keepdim=True)
+    norm = squares.clamp(min=SMALLEST_NORM**2).sqrt()
     # NaN, not 0, where the norm is more than the dtype holds.
-    return (product / (norm.clamp(min=SMALLEST_NORM) + 0 * norm)).to(given)
+    return (product / (norm + 0 * squares)).to(given)

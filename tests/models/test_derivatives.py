@@ -1,0 +1,324 @@
+"""Second gradients and `torch.func` of whole models, in the forms that a CPU runs on large maps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from helpers.assertions import assert_close
+from helpers.contracts import draw, randomize_
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+
+from tmapdiff.kernels import map_conv as map_conv_package
+from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
+
+FIELDS = {
+    "num_clips": 8,
+    "num_anchors": 3,
+    "num_scales": 2,
+    "feature_channels": 4,
+    "channels": 4,
+    "time_channels": 4,
+    "kernel_sizes": (3, 5),
+    "num_groups": 2,
+    "num_heads": 2,
+    "num_layers": 1,
+}
+DECODERS = {
+    "conv": {},
+    "conv, folded": {"stylization": "conv"},
+    "conv, multiply": {"conditioning": "multiply-gated"},
+    "transformer": {"architecture": "transformer"},
+    "transformer, group norm": {"architecture": "transformer", "norm": "group"},
+    "cross-attention": {
+        "architecture": "transformer",
+        "conditioning": "cross-attention",
+        "joint_scales": True,
+        "norm": "layer",
+    },
+}
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def fast_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast forms wherever they can run."""
+    monkeypatch.setattr("tmapdiff.kernels.gate._FEW", 0)
+    monkeypatch.setattr("tmapdiff.kernels.gate._FEW_WITH_GRADIENT", 0)
+    monkeypatch.setattr(map_conv_package, "_candidates", lambda *_: ["spectral"])
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request: pytest.FixtureRequest) -> MapDiffusionDecoder:
+    decoder = MapDiffusionDecoder(**{**FIELDS, **DECODERS[request.param]})
+    return randomize_(decoder, seed=2).double().eval()
+
+
+def inputs(batch: int = 3) -> dict[str, Any]:
+    return {
+        "noisy": draw(batch, 36, dtype=torch.float64),
+        "timestep": torch.tensor([999, 10, 500])[:batch],
+        "features": [draw(batch, 4, rows, 3, seed=rows, dtype=torch.float64) for rows in (8, 4)],
+    }
+
+
+def parameters(module: nn.Module) -> Weights:
+    return {name: one.detach() for name, one in module.named_parameters()}
+
+
+def loss_of(module: nn.Module) -> Callable[..., Tensor]:
+    """A loss as a function of weights and inputs."""
+    return lambda weights, given: functional_call(module, weights, (), given).square().sum()
+
+
+def gradients_by_autograd(module: nn.Module, given: dict[str, Any]) -> Weights:
+    names, leaves = zip(*module.named_parameters(), strict=True)
+    total = module(**given).square().sum()
+    return dict(zip(names, torch.autograd.grad(total, leaves), strict=True))
+
+
+def assert_all_close(found: Weights, expected: Weights) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(found[name], value, what=name)
+
+
+def product(one: Weights, other: Weights) -> Tensor:
+    return torch.stack([(one[name] * other[name]).sum() for name in one]).sum()
+
+
+def directions(weights: Weights) -> Weights:
+    return {
+        name: draw(*one.shape, seed=seed, dtype=one.dtype)
+        for seed, (name, one) in enumerate(weights.items())
+    }
+
+
+def test_grad(decoder: MapDiffusionDecoder) -> None:
+    found = grad(loss_of(decoder))(parameters(decoder), inputs())
+    assert_all_close(found, gradients_by_autograd(decoder, inputs()))
+
+
+def test_gradients_of_each_sample(decoder: MapDiffusionDecoder) -> None:
+    weights = parameters(decoder)
+
+    def of_sample(weights: Weights, noisy: Tensor, timestep: Tensor, *features: Tensor) -> Tensor:
+        given = {
+            "noisy": noisy[None],
+            "timestep": timestep[None],
+            "features": [one[None] for one in features],
+        }
+        return loss_of(decoder)(weights, given)
+
+    whole = inputs()
+    given = whole["noisy"], whole["timestep"], *whole["features"]
+    found = vmap(grad(of_sample), in_dims=(None, *[0] * 4))(weights, *given)
+    for row in range(3):
+        own = {
+            "noisy": whole["noisy"][row : row + 1],
+            "timestep": whole["timestep"][row : row + 1],
+            "features": [one[row : row + 1] for one in whole["features"]],
+        }
+        assert_all_close(
+            {name: one[row] for name, one in found.items()}, gradients_by_autograd(decoder, own)
+        )
+
+
+def test_an_ensemble_is_a_loop_over_its_members(decoder: MapDiffusionDecoder) -> None:
+    fields = dict(decoder.config)
+    members = [
+        randomize_(MapDiffusionDecoder.from_config(fields), seed).double().eval()
+        for seed in range(2)
+    ]
+    weights, buffers = stack_module_state(members)
+    given = inputs()
+    with torch.no_grad():
+        found = vmap(lambda *own: functional_call(members[0], own, (), given))(weights, buffers)
+        for row, member in enumerate(members):
+            assert_close(found[row], member(**given))
+
+
+def test_forward_derivatives(decoder: MapDiffusionDecoder) -> None:
+    weights, given = parameters(decoder), inputs()
+    along = directions(weights)
+    expected = product(gradients_by_autograd(decoder, given), along)
+    with torch.no_grad():  # forward derivatives do not heed it
+        _, found = jvp(lambda weights: loss_of(decoder)(weights, given), (weights,), (along,))
+    assert_close(found, expected)
+    with forward_ad.dual_level(), torch.no_grad():
+        duals = {name: forward_ad.make_dual(one, along[name]) for name, one in weights.items()}
+        total = loss_of(decoder)(duals, given)
+        assert_close(forward_ad.unpack_dual(total).tangent, expected)
+
+
+def test_forward_derivatives_of_a_prepared_run(decoder: MapDiffusionDecoder) -> None:
+    given, along = inputs(), draw(3, 36, seed=5, dtype=torch.float64)
+    noisy = given["noisy"]
+    with torch.no_grad():
+        prepared = decoder.prepare(given["features"], torch.tensor([10]))
+        result, found = jvp(lambda one: decoder.denoise(one, 0, prepared), (noisy,), (along,))
+        assert_close(result, decoder.denoise(noisy, 0, prepared))
+        step = 1e-6
+        ends = [decoder.denoise(noisy + s * step * along, 0, prepared) for s in (1, -1)]
+    torch.testing.assert_close(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusionDecoder) -> None:
+    given = inputs(1)
+    with torch.no_grad():
+        prepared = decoder.prepare(given["features"], given["timestep"])
+    whole = decoder.prepare(given["features"], given["timestep"])
+    leaf = decoder.decoders[0].head
+    (head,) = [one for name, one in leaf.named_parameters() if name in ("weight", "1.weight")]
+    found, expected = (
+        torch.autograd.grad(decoder.denoise(given["noisy"], 0, one).square().sum(), head)[0]
+        for one in (prepared, whole)
+    )
+    assert_close(found, expected)
+
+
+def test_jacobians(decoder: MapDiffusionDecoder) -> None:
+    given = inputs(1)
+
+    def scores(noisy: Tensor) -> Tensor:
+        return functional_call(decoder, parameters(decoder), (), {**given, "noisy": noisy})[0]
+
+    noisy = given["noisy"]
+    found = jacrev(scores)(noisy)
+    leaf = noisy.clone().requires_grad_()
+    rows = [
+        torch.autograd.grad(one, leaf, retain_graph=True)[0]
+        for one in decoder(**{**given, "noisy": leaf})[0]
+    ]
+    assert_close(found, torch.stack(rows))
+    assert_close(jacfwd(scores)(noisy), found)
+
+
+def test_second_derivatives(decoder: MapDiffusionDecoder) -> None:
+    """Forward over reverse, reverse over reverse, and autograd, against finite differences."""
+    weights, given = parameters(decoder), inputs(2)
+    along = directions(weights)
+    slope = grad(loss_of(decoder))
+    _, forward = jvp(lambda weights: slope(weights, given), (weights,), (along,))
+    reverse = grad(lambda weights: product(slope(weights, given), along))(weights)
+    assert_all_close(forward, reverse)
+
+    names, leaves = zip(*decoder.named_parameters(), strict=True)
+    first = torch.autograd.grad(decoder(**given).square().sum(), leaves, create_graph=True)
+    total = product(dict(zip(names, first, strict=True)), along)
+    second = torch.autograd.grad(total, leaves, materialize_grads=True)
+    assert_all_close(dict(zip(names, second, strict=True)), reverse)
+
+    step = 1e-7
+    ends = [
+        product(
+            gradients_by_autograd_at(
+                decoder, {n: w + s * step * along[n] for n, w in weights.items()}, given
+            ),
+            along,
+        )
+        for s in (1, -1)
+    ]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(product(reverse, along), expected, rtol=1e-4, atol=1e-4)
+
+
+def gradients_by_autograd_at(module: nn.Module, weights: Weights, given: dict[str, Any]) -> Weights:
+    leaves = {name: one.clone().requires_grad_() for name, one in weights.items()}
+    total = loss_of(module)(leaves, given)
+    return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+
+def test_hessians_of_inputs(decoder: MapDiffusionDecoder) -> None:
+    given = inputs(1)
+
+    def total(row: Tensor) -> Tensor:
+        noisy = torch.cat([row, given["noisy"][:, 4:]], dim=1)
+        return loss_of(decoder)(parameters(decoder), {**given, "noisy": noisy})
+
+    row = given["noisy"][:, :4]
+    found = hessian(total)(row)
+    assert_close(found, torch.autograd.functional.hessian(total, row))
+
+
+# The training loss
+
+
+def localizer(**fields: Any) -> MomentLocalizer:
+    grid = {name: FIELDS[name] for name in ("num_clips", "num_anchors", "num_scales")}
+    encoder = {
+        **grid,
+        "vocabulary_size": 12,
+        "clip_channels": 6,
+        "word_channels": 4,
+        "channels": 4,
+        "num_text_layers": 1,
+    }
+    model = MomentLocalizer(encoder_config=encoder, decoder_config={**FIELDS, **fields})
+    return randomize_(model).double().train()
+
+
+def losses(model: MomentLocalizer) -> Tensor:
+    return model.loss(
+        draw(3, 8, 6, dtype=torch.float64),
+        torch.tensor([[3, 1, 4, 2], [5, 2, 0, 0], [7, 0, 0, 0]]),
+        torch.tensor([4, 2, 1]),
+        torch.tensor([[0.0, 2.0], [1.0, 6.0], [3.0, 4.0]]),
+        torch.ones(3),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: MomentLocalizer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> Tensor:
+        return losses(self.model)
+
+
+@pytest.mark.parametrize("fields", DECODERS.values(), ids=DECODERS)
+def test_grad_of_the_training_loss(fields: dict[str, Any]) -> None:
+    module = _Loss(localizer(**fields))
+    # Training changes running statistics: torch wants what changes as an argument.
+    statistics = {name: one.clone() for name, one in module.named_buffers()}
+
+    def total(weights: Weights, statistics: Weights) -> Tensor:
+        return functional_call(module, (weights, statistics), ())
+
+    found = grad(total)(parameters(module), statistics)
+    names, leaves = zip(*module.named_parameters(), strict=True)
+    expected = torch.autograd.grad(module(), leaves)
+    for name, one in zip(names, expected, strict=True):
+        # Not by the largest value: of biases that batch normalisation takes off it is 0.
+        torch.testing.assert_close(found[name], one, rtol=1e-8, atol=1e-10)
+
+
+def penalty_gradients(model: MomentLocalizer, of: Sequence[str] | None) -> list[Tensor | None]:
+    """Gradients of a penalty on the gradients of some weights."""
+    named = dict(model.named_parameters())
+    chosen = [named[name] for name in of or named]
+    first = torch.autograd.grad(losses(model), chosen, create_graph=True)
+    total = torch.stack([one.square().sum() for one in first]).sum()
+    return list(torch.autograd.grad(total, list(named.values()), allow_unused=True))
+
+
+@pytest.mark.parametrize("fields", DECODERS.values(), ids=DECODERS)
+@pytest.mark.parametrize("of", [None, ["encoder.clip_encoder.weight"]], ids=["all", "one"])
+def test_a_penalty_on_gradients_reaches_all_weights(
+    fields: dict[str, Any], of: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = localizer(**fields)
+    found = penalty_gradients(model, of)
+    monkeypatch.setenv("TMAPDIFF_BACKEND", "reference")
+    monkeypatch.setattr(map_conv_package, "_candidates", lambda *_: ["direct"])
+    expected = penalty_gradients(model, of)
+    assert sum(one is not None for one in expected) > 20
+    for (name, _), one, other in zip(model.named_parameters(), found, expected, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None and other is not None:
+            # Not by the largest value: of biases that batch normalisation takes off it is 0.
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
