@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tmapdiff
+import tmapdiff.data
 
 PACKAGE = Path(tmapdiff.__file__).parent
 HEAVY = (
@@ -34,16 +35,19 @@ def test_every_public_name_loads_and_is_documented(name):
         assert value.__doc__
 
 
-def test_type_checkers_see_the_same_names():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+@pytest.mark.parametrize("package", [tmapdiff, tmapdiff.data])
+def test_type_checkers_see_the_same_names(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {
         alias.asname: node.module
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == {name: f"tmapdiff.{home}" for name, home in tmapdiff._HOMES.items()}
+    name = package.__name__
+    assert seen == {one: f"{name}.{home}" for one, home in package._HOMES.items()}
+    assert all(getattr(package, one) for one in package.__all__)
 
 
 def test_unknown_name_is_an_attribute_error():
@@ -88,6 +92,7 @@ def test_import_is_as_quick_as_torch_s():
 LEVELS = {  # a file may import from its own folder, and from lower levels
     "errors": 0,
     "_version": 0,
+    "_lazy": 0,
     "_checks": 1,
     "_files": 1,
     "_limits": 2,

@@ -3,9 +3,9 @@
 Names load when they are first used, so that `import tmapdiff` stays light.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tmapdiff._lazy import loaded_when_used
 from tmapdiff._version import __version__
 from tmapdiff.errors import TmapdiffError
 
@@ -162,12 +162,7 @@ _HOMES = {
 __all__ = ["TmapdiffError", "__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loaded_when_used(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tmapdiff.errors import ArgumentError, ConfigError, MissingDependencyError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Choice = TypeVar("Choice")
 _LONGEST = 500  # characters of a part of a message
@@ -84,6 +85,8 @@ def check_shape(
     Raises:
         ShapeError: If `tensor` is no tensor or its shape does not fit.
     """
+    from torch import Tensor  # here: annotations are checked without it
+
     known = dict(sizes or {})
     wanted = axes.split()
     if isinstance(tensor, Tensor) and tensor.dim() == len(wanted):
@@ -114,7 +117,7 @@ def check_sizes(who: str, name: str, values: Any) -> list[int]:
     return [check_int(who, name, value, at_least=1) for value in values]
 
 
-def check_floating(who: str, name: str, tensor: Tensor) -> None:
+def check_floating(who: str, name: str, tensor: "Tensor") -> None:
     """Raise ArgumentError unless `tensor` holds floating-point numbers."""
     if not tensor.is_floating_point():
         raise ArgumentError(message(who, f"{name} of a floating dtype", tensor.dtype))

@@ -1,22 +1,15 @@
-"""Annotations, features and words: from files to the batches that a model trains on."""
+"""Annotations, features and words: from files to the batches that a model trains on.
 
+What needs torch loads when it is first used: annotations are read without it.
+"""
+
+from typing import TYPE_CHECKING
+
+from tmapdiff._lazy import loaded_when_used
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.data.charades import CharadesVideo, load_charades_actions, load_charades_sta
-from tmapdiff.data.clips import divide_video, fill_clips
-from tmapdiff.data.dataset import MomentBatch, MomentDataset, MomentSample, collate_moments
 from tmapdiff.data.didemo import SEGMENT_SECONDS, keep_consensus, load_didemo
-from tmapdiff.data.features import (
-    ConcatFeatureStore,
-    FeatureStore,
-    HDF5FeatureStore,
-    NormalizedFeatureStore,
-    NpyFeatureStore,
-    NpzFeatureStore,
-    PtFeatureStore,
-    open_feature_store,
-    pool_features,
-)
 from tmapdiff.data.formats import (
     AnnotationFile,
     AnnotationFormat,
@@ -27,11 +20,31 @@ from tmapdiff.data.formats import (
 )
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
 from tmapdiff.data.submissions import Prediction, read_submission, write_submission
-from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
-from tmapdiff.data.synthetic_videos import ShapeAction, ShapeVideo, SyntheticVideos
-from tmapdiff.data.timeline import ActionTimelineFeatures
 from tmapdiff.data.vslnet import load_vslnet
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
+
+if TYPE_CHECKING:
+    from tmapdiff.data.clips import divide_video as divide_video
+    from tmapdiff.data.clips import fill_clips as fill_clips
+    from tmapdiff.data.dataset import MomentBatch as MomentBatch
+    from tmapdiff.data.dataset import MomentDataset as MomentDataset
+    from tmapdiff.data.dataset import MomentSample as MomentSample
+    from tmapdiff.data.dataset import collate_moments as collate_moments
+    from tmapdiff.data.features import ConcatFeatureStore as ConcatFeatureStore
+    from tmapdiff.data.features import FeatureStore as FeatureStore
+    from tmapdiff.data.features import HDF5FeatureStore as HDF5FeatureStore
+    from tmapdiff.data.features import NormalizedFeatureStore as NormalizedFeatureStore
+    from tmapdiff.data.features import NpyFeatureStore as NpyFeatureStore
+    from tmapdiff.data.features import NpzFeatureStore as NpzFeatureStore
+    from tmapdiff.data.features import PtFeatureStore as PtFeatureStore
+    from tmapdiff.data.features import open_feature_store as open_feature_store
+    from tmapdiff.data.features import pool_features as pool_features
+    from tmapdiff.data.synthetic import SyntheticActivities as SyntheticActivities
+    from tmapdiff.data.synthetic import SyntheticDiDeMo as SyntheticDiDeMo
+    from tmapdiff.data.synthetic_videos import ShapeAction as ShapeAction
+    from tmapdiff.data.synthetic_videos import ShapeVideo as ShapeVideo
+    from tmapdiff.data.synthetic_videos import SyntheticVideos as SyntheticVideos
+    from tmapdiff.data.timeline import ActionTimelineFeatures as ActionTimelineFeatures
 
 __all__ = [  # noqa: RUF022  in the order the data flows
     "Annotation",
@@ -83,3 +96,35 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "write_submission",
     "read_submission",
 ]
+
+# Where the names are that need torch.
+_HOMES = {
+    "divide_video": "clips",
+    "fill_clips": "clips",
+    "MomentBatch": "dataset",
+    "MomentDataset": "dataset",
+    "MomentSample": "dataset",
+    "collate_moments": "dataset",
+    "ConcatFeatureStore": "features",
+    "FeatureStore": "features",
+    "HDF5FeatureStore": "features",
+    "NormalizedFeatureStore": "features",
+    "NpyFeatureStore": "features",
+    "NpzFeatureStore": "features",
+    "PtFeatureStore": "features",
+    "open_feature_store": "features",
+    "pool_features": "features",
+    "SyntheticActivities": "synthetic",
+    "SyntheticDiDeMo": "synthetic",
+    "ShapeAction": "synthetic_videos",
+    "ShapeVideo": "synthetic_videos",
+    "SyntheticVideos": "synthetic_videos",
+    "ActionTimelineFeatures": "timeline",
+}
+
+if not TYPE_CHECKING:  # which knows no other names than those above
+    __getattr__ = loaded_when_used(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

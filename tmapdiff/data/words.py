@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tmapdiff._checks import check_choice, check_int, message
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
 _FORMAT = "tmapdiff vocabulary 1"
@@ -123,7 +124,7 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({len(self):,} words)"
 
-    def encode(self, sentence: str) -> Tensor:
+    def encode(self, sentence: str) -> "Tensor":
         """Return the indices of the words of `sentence`.
 
         Shape:
@@ -132,6 +133,8 @@ class Vocabulary:
         Raises:
             ArgumentError: If the sentence has no word.
         """
+        import torch  # here, and below: words are split without it
+
         return torch.tensor([self._index.get(word, 1) for word in tokenize(sentence)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -186,14 +189,14 @@ class GloveVectors:
     """
 
     words: tuple[str, ...]
-    vectors: Tensor
+    vectors: "Tensor"
 
     def __repr__(self) -> str:
         return f"GloveVectors({len(self.words):,} words, D {self.vectors.shape[1]})"
 
     def rows_for(
         self, vocabulary: Vocabulary, missing: Literal["mean", "zero"] = "mean"
-    ) -> tuple[Tensor, int]:
+    ) -> "tuple[Tensor, int]":
         """Return a table of vectors for the words of a vocabulary, and how many were found.
 
         Padding is zero.
@@ -218,7 +221,7 @@ class GloveVectors:
         table = self.vectors.new_zeros(len(vocabulary), self.vectors.shape[1])
         if found:
             rows = self.vectors[[place[vocabulary.words[index]] for index in found]]
-            if not torch.isfinite(rows).all():
+            if not rows.isfinite().all():
                 # A text is checked as it is read; its cache may be damaged later.
                 hint = "If they come from a cache, remove its folder."
                 expected = "vectors of finite numbers"
@@ -293,10 +296,14 @@ def _read_cache(folder: Path, stamp: dict[str, int]) -> GloveVectors | None:
         return None
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(words):
         return None
+    import torch
+
     return GloveVectors(words, torch.from_numpy(vectors))
 
 
 def _parse_glove(path: Path) -> GloveVectors:
+    import torch
+
     words: list[str] = []
     blocks: list[np.ndarray] = []
     width = 0

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tmapdiff.data import open_feature_store
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
 
@@ -33,6 +32,8 @@ class Features:
 
 def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) -> Inspected:
     """Inspect a feature store."""
+    from tmapdiff.data import open_feature_store  # here: `coverage` does not need it
+
     store: Any = open_feature_store(path, seconds_per_feature)
     lengths: dict[str, int] = {}
     dtype: str | None = None

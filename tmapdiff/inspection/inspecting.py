@@ -10,12 +10,9 @@ from tmapdiff.data import AnnotationFormat, find_annotations
 from tmapdiff.errors import FileError, TmapdiffError
 from tmapdiff.inspection.annotations import inspect_annotations
 from tmapdiff.inspection.comparison import compare
-from tmapdiff.inspection.features import inspect_features
-from tmapdiff.inspection.pipelines import inspect_pipeline
 from tmapdiff.inspection.report import Inspected, Inspection, Kind
-from tmapdiff.inspection.videos import inspect_videos
-from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
+_TEXTS = {".json", ".jsonl", ".txt", ".csv"}
 _STORES = (".npy", ".npz", ".pt")
 
 
@@ -47,14 +44,21 @@ def inspect(
         TmapdiffError: If annotations, a store or a pipeline cannot be opened.
     """
 
+    # Each kind loads what it needs alone: torch for features and videos, all for a pipeline.
     def look(place: Path) -> Inspected:
         kind = _kind(place, format)
         if kind == "annotations":
             return inspect_annotations(place, format)
         if kind == "features":
+            from tmapdiff.inspection.features import inspect_features
+
             return inspect_features(place, seconds_per_feature, on_item)
         if kind == "videos":
+            from tmapdiff.inspection.videos import inspect_videos
+
             return inspect_videos(place, on_item)
+        from tmapdiff.inspection.pipelines import inspect_pipeline
+
         return inspect_pipeline(place)
 
     found = look(Path(path))
@@ -78,8 +82,11 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
             return "features"
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
-    if suffixes & set(VIDEO_SUFFIXES):
-        return "videos"
+    if suffixes - _TEXTS:
+        from tmapdiff.video.extraction import VIDEO_SUFFIXES
+
+        if suffixes & set(VIDEO_SUFFIXES):
+            return "videos"
     try:
         find_annotations(path)
     except TmapdiffError as error:

@@ -1,0 +1,62 @@
+"""What an inspection loads: a small file is told of at once, on a small machine, too."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.videos import write_video
+
+MODELS = {"diffusers", "transformers", "timm", "accelerate", "matplotlib"}
+CODE = (
+    "import json, sys\nfrom tmapdiff.inspection import inspect\nfound = inspect(*sys.argv[1:])\n"
+    "print(json.dumps([found.kind, list(sys.modules)]))"
+)
+
+
+def loaded_by(*places):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CODE, *map(str, places)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kind, modules = json.loads(done.stdout)
+    return kind, {name.split(".")[0] for name in modules}
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A place of each kind of input, by name."""
+    record = {"duration": 50.5, "timestamps": [[0.5, 9.0]], "sentences": ["A man lifts."]}
+    (tmp_path / "x.json").write_text(json.dumps({"v_a": record}))
+    line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(line))
+    (tmp_path / "charades").mkdir()
+    row = 'AAAAA,S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00",30.0'
+    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions"
+    (tmp_path / "charades" / "Charades_v1_test.csv").write_text(f"{header},length\n{row}\n")
+    (tmp_path / "charades" / "charades_sta_test.txt").write_text("AAAAA 1.0 9.0##a person.\n")
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "a.npy", np.ones((4, 3), np.float32))
+    write_video(tmp_path / "v.mp4", [0, 1])
+    return tmp_path
+
+
+@pytest.mark.parametrize("names", [["x.json"], ["x.jsonl"], ["charades"], ["x.jsonl", "x.json"]])
+def test_annotations_are_inspected_without_torch(places, names):
+    kind, modules = loaded_by(*(places / name for name in names))
+    assert kind == "annotations"
+    assert not ({"torch"} | MODELS) & modules
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(["features"], "features"), (["features", "x.jsonl"], "features"), (["v.mp4"], "videos")],
+)
+def test_features_and_videos_are_inspected_without_models(places, names, kind):
+    found, modules = loaded_by(*(places / name for name in names))
+    assert found == kind
+    assert "torch" in modules
+    assert not MODELS & modules
