@@ -26,6 +26,37 @@ class Answer:
         return found
 
 
+@pytest.fixture
+def charades(tmp_path: Path) -> Path:
+    """A folder of Charades, with what `timeline` needs: a video of 30 s in each part."""
+    folder = tmp_path / "charades"
+    folder.mkdir()
+    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
+    for split, video in (("train", "AAAAA"), ("test", "BBBBB")):
+        row = f'{video},S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00",30.0'
+        (folder / f"Charades_v1_{split}.csv").write_text(f"{header}actions,length\n{row}\n")
+        (folder / f"charades_sta_{split}.txt").write_text(f"{video} 1.0 9.0##a person.\n")
+    return folder
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Callable[..., Path]:
+    """Write queries of videos of 30 s, as JSON lines."""
+
+    def write(name: str, *videos: str, times: int = 2) -> Path:
+        lines = [
+            {"qid": f"{video}{n}", "query": f"a person {n}.", "vid": video,
+             "duration": 30.0, "relevant_windows": [[n, n + 9]]}
+            for video in videos for n in range(times)
+        ]  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+    return write
+
+
 def _quiet_main(arguments: list[object]) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)
     return main([str(argument) for argument in arguments])

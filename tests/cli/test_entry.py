@@ -19,8 +19,8 @@ from tmapdiff.cli.app import COMMANDS
 PROGRAM = [sys.executable, "-m", "tmapdiff"]
 
 
-def run_python(code: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "error", "-c", code]
+def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -74,6 +74,41 @@ def test_an_error_is_one_line_and_code_1(capsys, tmp_path):
     assert shown.err == (
         f"error: cannot read the folder {tmp_path / 'none'}: No such file or directory.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "--root", "none", "--features", "timeline"], "got no such folder."),
+        (["train", "--root", "empty", "--features", "timeline"], "annotation files in empty"),
+        (["train", "--root", "own", "--features", "none.h5"], "nothing at none.h5"),
+        (["train", "--train", "own/train.jsonl", "--test", "none.jsonl", "--features", "empty"],
+         "annotations at none.jsonl, got no such file."),
+        (["train", "--root", "own", "--features", "timeline"], "Charades_v1_train.csv in own"),
+        (["train", "--root", "empty", "--train", "own/train.jsonl", "--test", "own/test.jsonl",
+          "--features", "timeline"], "Charades_v1_train.csv in empty, got no such file. Name the"),
+        (["evaluate", "p", "--root", "none", "--features", "timeline"], "got no such folder."),
+        (["evaluate", "p", "--root", "own", "--features", "timeline"], "Charades_v1_train.csv in"),
+        (["evaluate", "p", "--test", "own/test.jsonl", "--test", "x/no.jsonl", "--features", "own"],
+         "annotations at x/no.jsonl, got no such file."),
+        (["evaluate", "p", "--test", "own/test.jsonl", "--features", "no.h5"], "nothing at no.h5"),
+    ],
+)  # fmt: skip
+def test_wrong_places_are_told_at_once(tmp_path, arguments, text):
+    line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
+    for folder in ("empty", "own"):
+        (tmp_path / folder).mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "own" / f"{split}.jsonl").write_text(json.dumps(line))
+    code = (
+        "import sys\nfrom tmapdiff.cli import main\ncode = main(sys.argv[1:])\n"
+        "sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = run_python(code, *arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr  # 9: torch was loaded first, which takes seconds
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert text in done.stderr
 
 
 def test_without_typer_the_extra_is_named():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff import PRESETS, MomentLocalizationPipeline
+from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
 
 KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
 
@@ -31,6 +31,82 @@ def test_each_number_of_steps_is_a_row(run, corpus, tmp_path):
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
 
 
+def test_runs_that_differ_in_any_option_can_be_told_apart(run, corpus, tmp_path):
+    data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu", "--output"]
+    options = {"ranking": ["expected-hits"], "samples": 2, "steps": [1], "seed": 1, "limit": 2,
+               "seconds_per_feature": 0.5}  # fmt: skip
+    more = []
+    for name, value in options.items():
+        given = value[0] if isinstance(value, list) else value
+        more += [f"--{name.replace('_', '-')}", given]
+    told = []
+    for folder, options_of_run in (("one", []), ("other", more)):
+        found = run("evaluate", corpus.pipeline, *data, tmp_path / folder, *options_of_run)
+        assert found.code == 0, found.err
+        told.append(json.loads((tmp_path / folder / "metrics.json").read_text()))
+    one, other = told
+    assert one["command"] == other["command"] == "evaluate"
+    differ = {name for name in one["options"] if one["options"][name] != other["options"][name]}
+    assert differ == {*options, "output"}
+    assert {name: other["options"][name] for name in options} == options
+    assert (other["ranking"], other["num_samples"]) == ("expected-hits", 2)
+    # And what the model chose where nothing was said.
+    config = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).localizer.config
+    assert one["options"]["ranking"] is None
+    for name in ("ranking", "num_samples", "num_inference_steps", "objective"):
+        assert one[name] == config[name]
+    assert one["annotations"] == {"test": str(corpus.test)}
+    assert one["pipeline"] == str(corpus.pipeline)
+
+
+def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
+    run, corpus, tmp_path, monkeypatch
+):
+    loads = []
+    load = MomentLocalizationPipeline.from_pretrained.__func__
+
+    def counted(cls, place, **options):
+        loads.append(place)
+        return load(cls, place, **options)
+
+    tests, rankings = (corpus.test, corpus.train), ("expected-hits", "nms")
+    common = ["--features", corpus.features, "--steps", 2, "--json", "--output"]
+    alone = {
+        (test.stem, ranking): run("evaluate", corpus.pipeline, "--test", test, "--ranking", ranking,
+                                  *common, tmp_path / f"{test.stem}-{ranking}").document
+        for test in tests for ranking in rankings
+    }  # fmt: skip
+    monkeypatch.setattr(MomentLocalizationPipeline, "from_pretrained", classmethod(counted))
+    several = [option for test in tests for option in ("--test", test)]
+    several += [option for ranking in rankings for option in ("--ranking", ranking)]
+    found = run("evaluate", corpus.pipeline, *several, *common, tmp_path / "all")
+    assert found.code == 0, found.err
+    assert len(loads) == 1
+    assert set(found.document["tests"]) == {"test", "train"}
+    for test in tests:
+        document = found.document["tests"][test.stem]
+        rows = {f"{one}, steps 2": alone[test.stem, one]["rows"]["steps 2"] for one in rankings}
+        assert document["rows"] == rows
+        assert document["ranking"] == "expected-hits", "the first counts"
+        folder, first = tmp_path / "all" / test.stem, tmp_path / f"{test.stem}-expected-hits"
+        assert json.loads((folder / "metrics.json").read_text())["rows"] == rows
+        answers = [(one / "predictions.jsonl").read_text() for one in (folder, first)]
+        assert answers[0] == answers[1]
+        assert (folder / "maps.png").exists()
+
+
+def test_root_is_where_timelines_come_from_whatever_the_queries(run, charades, queries, tmp_path):
+    pipeline = tmp_path / "pipeline"
+    localizer = PRESETS["nano"].build(vocabulary_size=4, clip_channels=256)
+    MomentLocalizationPipeline(localizer, Vocabulary(["a", "person"])).save_pretrained(pipeline)
+    test = queries("own/mine.jsonl", "AAAAA", "BBBBB")
+    found = run("evaluate", pipeline, "--root", charades, "--test", test, "--features", "timeline",
+                "--json")  # fmt: skip
+    assert found.code == 0, found.err
+    assert found.document["annotations"] == {"test": str(test)}
+    assert found.document["features"].startswith("SIMULATED")
+
+
 def test_a_pipeline_with_a_text_encoder(run, corpus, tmp_path):
     text = tiny_text_encoder(["the", "number", "is", "shown", "0", "1", "2", "3"])
     channels = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).frame_encoder.feature_dim
@@ -54,6 +130,14 @@ def test_a_pipeline_with_a_text_encoder(run, corpus, tmp_path):
     [
         (["--features", "x.h5"], "'--features': it does nothing without --test or --root."),
         (["--root", "x"], "'--features': name the features of the videos."),
+        (
+            ["--test", "x.json", "--test", "x.json", "--features", "f.h5"],
+            "'--test': name files of different names.",
+        ),
+        (
+            ["--root", "x", "--test", "y", "--features", "f.h5"],
+            "'--root': it does nothing without queries to take from it, or --features timeline.",
+        ),
     ],
 )
 def test_wrong_usage_is_code_2(run, options, text):

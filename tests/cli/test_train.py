@@ -59,6 +59,43 @@ def test_without_the_encoder_it_says_so(run, corpus, tmp_path):
     assert (pipeline.frame_encoder, pipeline.config.fps) == (None, 2.0)
 
 
+def test_root_is_where_timelines_come_from_whatever_the_queries(run, charades, queries, tmp_path):
+    data = ["--root", charades, "--features", "timeline"]
+    data += ["--train", queries("own/a.jsonl", "AAAAA"), "--test", queries("own/b.jsonl", "BBBBB")]
+    found = run("train", *QUICK, "--model", "oracle", *data, "--output", tmp_path, "--json")
+    assert found.code == 0, found.err
+    assert found.document["features"].startswith("SIMULATED")
+    assert found.document["evaluated_on"].startswith("2 queries of 1 videos; b.jsonl: 2 lines")
+
+
+def test_queries_that_are_held_out_are_counted_and_need_no_others(run, charades, queries, tmp_path):
+    train = queries("own/a.jsonl", "AAAAA", "BBBBB", times=3)
+    data = ["--root", charades, "--features", "timeline", "--train", train, "--holdout", 0.5]
+    found = run("train", *QUICK, "--model", "oracle", *data, "--output", tmp_path)
+    assert found.code == 0, found.err
+    shown = found.out.splitlines()
+    assert shown[0] == "train: 3 queries of 1 videos; a.jsonl: 6 lines, 6 kept"
+    held_out = "3 queries of 1 videos, held out of training; a.jsonl: 6 lines, 6 kept"
+    assert shown[1] == f"test: {held_out}"
+    assert json.loads((tmp_path / "metrics.json").read_text())["evaluated_on"] == held_out
+
+
+def test_metrics_say_what_was_run(finished, run, queries, charades, tmp_path):
+    summary = json.loads((finished / "metrics.json").read_text())
+    assert summary["command"] == "train"
+    said = {"preset": "nano", "model": "diffusion", "limit": 16, "ranking": None, "seed": 0}
+    assert said.items() <= summary["options"].items()
+    used = {"model": "MomentLocalizer", "objective": "mse-full", "ranking": "nms"}
+    used |= {"num_inference_steps": 2, "num_samples": 1}
+    assert used.items() <= summary.items()
+    train, test = (queries(f"{split}.jsonl", "AAAAA") for split in ("train", "test"))
+    data = ["--root", charades, "--features", "timeline", "--train", train, "--test", test]
+    run("train", *QUICK, "--model", "prior", *data, "--output", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert summary["annotations"] == {"train": str(train), "test": str(test)}
+    assert summary["options"]["features"] == ["timeline"]
+
+
 @pytest.mark.parametrize("control", ["prior", "oracle"])
 def test_controls_write_metrics_alone(run, tmp_path, control):
     found = run("train", *QUICK, "--model", control, "--output", tmp_path, "--json")
@@ -109,6 +146,10 @@ def test_didemo_has_its_own_grid_and_metric(run, tmp_path):
         (["--root", "x"], "'--features': name the features of the videos."),
         (["--train", "x", "--features", "y"], "'--train': name --test, --root or --holdout, too."),
         (["--deterministic", "--model", "oracle"], "'--deterministic': it does nothing without"),
+        (
+            ["--root", "x", "--train", "y", "--test", "z", "--features", "f.h5"],
+            "'--root': it does nothing without queries to take from it, or --features timeline.",
+        ),
         (["--preset", "huge"], "Invalid value for '--preset'"),
     ],
 )

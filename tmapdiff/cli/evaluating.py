@@ -1,20 +1,52 @@
 """What `train` and `evaluate` share: the data, and telling what was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tmapdiff._checks import message
 from tmapdiff.cli.options import FormatName, SplitName
 from tmapdiff.cli.output import Output, metrics_table
+from tmapdiff.errors import FileError
 
 if TYPE_CHECKING:
     from tmapdiff.recipes import LocalizationData, Results
+
+
+def check_places(
+    train: Path | None,
+    tests: Sequence[Path],
+    *,
+    root: Path | None,
+    dataset: FormatName | None,
+    test_split: SplitName,
+    features: Sequence[str] | None,
+) -> None:
+    """Refuse places without what is looked for there: at once, before torch is imported.
+
+    Raises:
+        TmapdiffError: As `LocalizationData.load`.
+    """
+    from tmapdiff.data import find_split
+    from tmapdiff.data.charades import TIMELINE, check_charades_actions
+
+    parts: list[tuple[Path, SplitName]] = [(test, test_split) for test in tests]
+    if train is not None:
+        parts.insert(0, (train, "train"))
+    files = [find_split(place, None if place.is_file() else part, dataset) for place, part in parts]
+    for store in features or ():
+        if store == TIMELINE and files:
+            check_charades_actions(root or files[0].path.parent)
+        elif not Path(store).exists():
+            expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
+            raise FileError(message("--features", expected, f"nothing at {store}"))
 
 
 def load_data(
     train: Path | None,
     test: Path | None,
     *,
+    root: Path | None,
     dataset: FormatName | None,
     test_split: SplitName,
     features: list[str] | None,
@@ -39,6 +71,7 @@ def load_data(
             format=dataset,
             test_split=test_split,
             seconds_per_feature=seconds_per_feature,
+            charades_root=root,
         )
     if holdout is not None:
         data = data.hold_out(holdout)
@@ -53,8 +86,8 @@ def report(
     folder: Path,
     details: Mapping[str, Any],
     also_written: tuple[str, ...] = (),
-) -> None:
-    """Write the results into a folder and print them.
+) -> dict[str, Any]:
+    """Write the results into a folder and print them; gives the answer for programs.
 
     Raises:
         FileError: If a file cannot be written.
@@ -64,10 +97,11 @@ def report(
     metrics_table(output, results.rows, f"{data.store.description}; percent")
     details = {
         "features": data.store.description,
-        "evaluated_on": str(data.test.report),
+        "evaluated_on": data.evaluated_on,
+        "annotations": {part: str(path) for part, path in data.files.items()},
         **details,
         **describe_run(),
     }
     names = [*results.write(folder, details), *also_written]
     output.line(f"written to {folder}: {', '.join(names)}")
-    output.document({**results.summary(), **details, "output": folder, "files": names})
+    return {**results.summary(), **details, "output": folder, "files": names}

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from tmapdiff.cli.output import plain
 
 FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
 SplitName = Literal["train", "val", "test"]
@@ -15,7 +17,11 @@ DatasetOption = Annotated[
 ]
 RootOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of the data set, with its files named as published."),
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the data set, with its files named as published; for 'timeline', that of "
+        "Charades.",
+    ),
 ]
 TestOption = Annotated[
     Path | None,
@@ -56,6 +62,9 @@ LimitOption = Annotated[
 ]
 
 
+USE_OF_ROOT = "queries to take from it, or --features timeline"
+
+
 def refuse_idle(*options: tuple[str, object, str]) -> None:
     """Refuse options that would do nothing.
 
@@ -65,6 +74,12 @@ def refuse_idle(*options: tuple[str, object, str]) -> None:
     for name, in_vain, needed in options:
         if in_vain:
             raise typer.BadParameter(f"it does nothing without {needed}.", param_hint=f"'{name}'")
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """Return the command and all its options, for people who ask later what was run."""
+    values = {name: value for name, value in context.params.items() if name != "as_json"}
+    return {"command": context.info_name, "options": plain(values)}
 
 
 def require_features(features: Sequence[str] | None, made_up: bool) -> None:

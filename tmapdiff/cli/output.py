@@ -97,7 +97,7 @@ class Output:
                 finite number becomes null.
         """
         if self.as_json and not self.is_muted:
-            text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
             self._stdout.write(f"{text}\n")
             self._stdout.flush()
 
@@ -131,17 +131,18 @@ def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Bring a value into a form that JSON holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):  # arrays and tensors, of no dimension too
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

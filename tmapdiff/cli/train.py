@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from tmapdiff.cli import options
-from tmapdiff.cli.evaluating import load_data, report
+from tmapdiff.cli.evaluating import check_places, load_data, report
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -26,6 +26,7 @@ DecoderName = Literal[
 
 
 def train(
+    context: typer.Context,
     dataset: options.DatasetOption = None,
     root: options.RootOption = None,
     train: Annotated[
@@ -142,6 +143,11 @@ def train(
     made_up = root is None and train is None
     options.refuse_idle(
         ("--test", test is not None and made_up, "--train or --root"),
+        (
+            "--root",
+            root and train and (test or holdout) and "timeline" not in (features or ()),
+            options.USE_OF_ROOT,
+        ),
         ("--features", features and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (made_up or untrained), "features of videos"),
         ("--seconds-per-feature", seconds_per_feature and not features, "--features"),
@@ -158,7 +164,18 @@ def train(
     if train is not None and test is None and root is None and holdout is None:
         raise typer.BadParameter("name --test, --root or --holdout, too.", param_hint="'--train'")
     options.require_features(features, made_up)
+    place = train or root
+    # What is held out is of the queries to train on: no others are needed.
+    other = test or (root if holdout is None else None) or place
     with Output(as_json) as out:
+        check_places(
+            place,
+            [] if other is None else [other],
+            root=root,
+            dataset=dataset,
+            test_split=test_split,
+            features=features,
+        )
         from tmapdiff._checks import check_int
         from tmapdiff.recipes import (
             Reading,
@@ -194,8 +211,9 @@ def train(
             },
         )
         data = load_data(
-            train or root,
-            test or root or train,
+            place,
+            other,
+            root=root,
             dataset=dataset,
             test_split=test_split,
             features=features,
@@ -229,5 +247,10 @@ def train(
             trained.make_pipeline(found).save_pretrained(folder / "pipeline")
         if found is not None:
             out.line(found.remark)
-        details = {"seed": seed, "seconds": time.perf_counter() - began}
-        report(out, results, data, folder, details, ("pipeline",) if trained else ())
+        details = {
+            "seed": seed,
+            "seconds": time.perf_counter() - began,
+            **options.given(context),
+        }
+        also = ("pipeline",) if trained else ()
+        out.document(report(out, results, data, folder, details, also))

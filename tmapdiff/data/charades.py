@@ -13,8 +13,9 @@ from typing import Literal
 from tmapdiff._checks import check_choice, message
 from tmapdiff.data._reading import AnnotationCollector, read_text, shown, text_lines
 from tmapdiff.data.annotations import AnnotationSet, check_video_id
-from tmapdiff.errors import AnnotationError
+from tmapdiff.errors import AnnotationError, FileError
 
+TIMELINE = "timeline"  # what stands for features simulated from the actions, in place of a store
 NUM_CHARADES_CLASSES = 157
 
 _ACTION_CLASS = re.compile(r"c([0-9]{3})")
@@ -85,6 +86,21 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
             raise AnnotationError(message(who, f"a video of {source}", shown(video_id)))
         collector.add(line, video_id, query, durations[video_id], [(start, end)])
     return collector.collected()
+
+
+def check_charades_actions(root: str | os.PathLike[str]) -> None:
+    """Tell whether a folder has what `timeline` is simulated from, without reading it.
+
+    Raises:
+        FileError: If a file is missing.
+    """
+    folder = Path(root)
+    for split in ("train", "test"):
+        path = folder / f"Charades_v1_{split}.csv"
+        if not path.is_file():
+            got = "no such file" if folder.is_dir() else "no such folder"
+            hint = "Name the folder of Charades: --root, or charades_root."
+            raise FileError(message(TIMELINE, f"{path.name} in {folder}", got, hint))
 
 
 def load_charades_actions(

@@ -60,7 +60,8 @@ class MS2DTANExperiment:
         preset: Sizes and training, for MS-2D-TAN and for a diffusion localizer alike.
         clip_channels: Channels of the video features.
         objective: What MS-2D-TAN learns, see `tmapdiff.losses.get_objective`.
-        dataset: `charades`, `activitynet` or `tacos`.
+        dataset: Name of the data set; `load_annotations` knows `charades`, `activitynet` and
+            `tacos`.
         data_dir: Folder of annotations and features, as the file gives it.
         features: Name of the HDF5 file in `data_dir`.
         normalized: Whether features are divided by their L2 norm.
@@ -125,8 +126,11 @@ class MS2DTANExperiment:
             root: Folder that `data_dir` is relative to: that of MS-2D-TAN.
 
         Raises:
+            ConfigError: If the data set is another than those three.
             FileError, AnnotationError, ConfigError: As the loader of the data set.
         """
+        who = "MS2DTANExperiment.load_annotations"
+        check_choice(who, "DATASET.NAME", self.dataset, _DATASETS)
         folder = Path(root) / self.data_dir
         if self.dataset == "charades":
             return load_charades_sta(folder, split)  # type: ignore[arg-type]
@@ -243,7 +247,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         ),
         clip_channels=clip_channels,
         objective=objective,
-        dataset=check_choice(fields.who, "DATASET.NAME", fields.take("DATASET.NAME"), _DATASETS),
+        dataset=str(fields.take("DATASET.NAME")),
         data_dir=Path(str(fields.take("DATASET.DATA_DIR"))),
         features=f"{fields.take('DATASET.VIS_INPUT_TYPE')}.hdf5",
         normalized=bool(fields.take("DATASET.NORMALIZE", True)),

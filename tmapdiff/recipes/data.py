@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +26,11 @@ from tmapdiff.data import (
     keep_consensus,
     open_feature_store,
 )
+from tmapdiff.data.charades import TIMELINE, check_charades_actions
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import MapGrid
 
 Protocol = Literal["rank", "didemo"]
-TIMELINE = "timeline"
 HOLDOUT_SEED = 0  # The same videos are held out whatever the seed of a training.
 
 
@@ -46,6 +46,8 @@ class LocalizationData:
         protocol: How answers are judged: `rank` by Rank n@m, `didemo` also by DiDeMo's own metric,
             on a grid of its 21 moments; its queries have the moments of all annotators.
         is_synthetic: Whether it is made up.
+        files: The annotation file of each part, `train` and `test`; none of made-up data.
+        is_held_out: Whether `test` are videos of the training part.
     """
 
     name: str
@@ -54,11 +56,19 @@ class LocalizationData:
     store: FeatureStore
     protocol: Protocol = "rank"
     is_synthetic: bool = False
+    files: Mapping[str, Path] = field(default_factory=dict)
+    is_held_out: bool = False
 
     def __str__(self) -> str:
-        parts = (("train", self.train), ("test", self.test))
-        lines = [f"{name}: {part.report}" for name, part in parts if part.report.lines]
-        return "\n".join([*lines, f"features: {self.store.description}"])
+        lines = [f"train: {_described(self.train)}"] if self.train.report.lines else []
+        return "\n".join(
+            [*lines, f"test: {self.evaluated_on}", f"features: {self.store.description}"]
+        )
+
+    @property
+    def evaluated_on(self) -> str:
+        """How many queries there are to evaluate on, and where they come from."""
+        return _described(self.test, ", held out of training" if self.is_held_out else "")
 
     @classmethod
     def make_up(cls, protocol: Protocol = "rank") -> Self:
@@ -85,6 +95,7 @@ class LocalizationData:
         format: AnnotationFormat | None = None,
         test_split: Split = "test",
         seconds_per_feature: float | None = None,
+        charades_root: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Load a data set.
 
@@ -96,6 +107,7 @@ class LocalizationData:
             format: As for `find_annotations`.
             test_split: The part of a folder to evaluate on.
             seconds_per_feature: As for `open_features`.
+            charades_root: As for `open_features`; the folder of the queries, if None.
 
         Raises:
             FileError: If a file is missing or cannot be read, or several could be meant.
@@ -107,24 +119,30 @@ class LocalizationData:
             (train, "train"),
             (train if test is None else test, test_split),
         )
-        sources = [
-            find_split(place, None if Path(place).is_file() else split, format)
-            for place, split in parts
+        found = {
+            name: find_split(place, None if Path(place).is_file() else split, format)
+            for name, (place, split) in zip(("train", "test"), parts, strict=True)
             if place is not None
-        ]
+        }
+        sources = list(found.values())
         formats = [source.format for source in sources]
         if len(set(formats)) > 1:
             expected = "training and test queries in one format"
             raise ArgumentError(message("LocalizationData", expected, " and ".join(formats)))
         protocol: Protocol = "didemo" if formats[0] == "didemo" else "rank"
-        folder = sources[0].path.parent
+        folder = sources[0].path.parent if charades_root is None else charades_root
         store = open_features(features, seconds_per_feature, charades_root=folder)
         if protocol == "didemo" and store.seconds_per_feature is None:
             store = open_features(features, SEGMENT_SECONDS)
         loaded = [source.load() for source in sources]
         name = "charades" if formats[0] == "charades-sta" else formats[0]
         return cls(
-            name, AnnotationSet(()) if train is None else loaded[0], loaded[-1], store, protocol
+            name,
+            AnnotationSet(()) if train is None else loaded[0],
+            loaded[-1],
+            store,
+            protocol,
+            files={part: source.path for part, source in found.items()},
         )
 
     def hold_out(self, fraction: float) -> Self:
@@ -134,7 +152,8 @@ class LocalizationData:
             ArgumentError: As `AnnotationSet.split_videos`.
         """
         train, test = self.train.split_videos(fraction, HOLDOUT_SEED)
-        return replace(self, train=train, test=test)
+        files = dict.fromkeys(self.files, self.files["train"]) if self.files else {}
+        return replace(self, train=train, test=test, files=files, is_held_out=True)
 
     def with_features_only(self) -> Self:
         """Leave out the videos that the store lacks; the reports count and list them."""
@@ -171,6 +190,11 @@ class LocalizationData:
             clip_seconds=clip_seconds,
             clip_multiple=grid.stride(grid.num_scales - 1),
         )
+
+
+def _described(part: AnnotationSet, detail: str = "") -> str:
+    counts = f"{len(part):,} queries of {len(part.video_ids):,} videos{detail}"
+    return f"{counts}; {part.report}"
 
 
 def make_test_set(
@@ -237,6 +261,7 @@ def open_features(
             got = "other stores" if len(places) > 1 else "none"
             expected = f"{TIMELINE} alone, and the folder of Charades"
             raise ArgumentError(message(who, expected, got))
+        check_charades_actions(charades_root)
         return ActionTimelineFeatures.from_charades(charades_root)
     stores = [open_feature_store(place, seconds_per_feature) for place in places]
     return stores[0] if len(stores) == 1 else ConcatFeatureStore(stores)

@@ -92,6 +92,8 @@ class Results:
         rows: Metrics in percent, by what gave them.
         evaluation: The one that counts; None of a control.
         steps: Denoising steps of it.
+        num_samples: Samples of each query that it averages; None of a model that draws none.
+        ranking: How its moments are read off the maps.
         seed: Seed of its noise.
         model: The localizer; None of a control.
         dataset: The queries; None of a control.
@@ -100,18 +102,24 @@ class Results:
     rows: Mapping[str, Mapping[str, float]]
     evaluation: Evaluation | None = None
     steps: int | None = None
+    num_samples: int | None = None
+    ranking: Ranking | None = None
     seed: int = 0
     model: MapLocalizer | None = None
     dataset: MomentDataset | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Return what metrics.json says: the metrics that count, and all rows."""
-        if self.evaluation is None:
+        """Return what metrics.json says: the metrics that count, what gave them, and all rows."""
+        if self.evaluation is None or self.model is None:
             (only,) = self.rows.values()
             return {**only, "rows": self.rows}
         return {
             **self.evaluation.metrics,
+            "model": type(self.model).__name__,
+            "objective": self.model.objective.name,
             "num_inference_steps": self.steps,
+            "num_samples": self.num_samples,
+            "ranking": self.ranking,
             "rows": self.rows,
             "queries_per_second": self.evaluation.queries_per_second,
         }
@@ -173,8 +181,18 @@ def evaluate_localizer(
     steps = reading.steps_of(model)
     found = {count: reading.evaluate(model, dataset, count, accelerator) for count in steps}
     rows = {f"{label}steps {count}": one.metrics for count, one in found.items()}
-    chosen = found[steps[0]]
-    return Results({**(before or {}), **rows}, chosen, steps[0], reading.seed, model, dataset)
+    config = model.config
+    samples = (reading.num_samples or config.num_samples) if model.is_generative else None
+    return Results(
+        {**(before or {}), **rows},
+        found[steps[0]],
+        steps[0],
+        samples,
+        reading.ranking or config.ranking,
+        reading.seed,
+        model,
+        dataset,
+    )
 
 
 def evaluate_trained(
