@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,13 @@ import torch
 from helpers.assertions import refuses
 
 from tmapdiff.conversion import StoreFormat, convert_features
-from tmapdiff.data import open_feature_store
+from tmapdiff.data import (
+    ActionTimelineFeatures,
+    CharadesVideo,
+    ConcatFeatureStore,
+    NormalizedFeatureStore,
+    open_feature_store,
+)
 from tmapdiff.errors import AnnotationError, ArgumentError, ConfigError, FeatureError, FileError
 
 FORMATS = get_args(StoreFormat)
@@ -185,6 +192,48 @@ def test_killed_it_goes_on_where_it_was(tmp_path, format):
     left = [name for name in os.listdir(tmp_path) if name not in (source.name, target.name)]
     assert left == []
     assert format == "hdf5" or not list(target.glob(".*"))
+
+
+SIMULATED = ActionTimelineFeatures(
+    {"A": CharadesVideo(10.0, ((0, 1.0, 4.0),)), "B": CharadesVideo(0.1, ())}, feature_dim=8, seed=3
+)
+
+
+@pytest.mark.parametrize(("via", "to"), [(one, "hdf5") for one in FORMATS] + [("hdf5", "npz")])
+def test_simulated_features_stay_simulated_in_every_format(tmp_path, via, to):
+    report = convert_features(SIMULATED, place(tmp_path, via), format=via)
+    assert report.converted == ("A", "B")
+    convert_features(place(tmp_path, via), tmp_path / "again", format=to)
+    for path in (place(tmp_path, via), tmp_path / "again"):
+        store = open_feature_store(path)
+        assert all(torch.equal(store[video], SIMULATED[video]) for video in "AB")
+        assert store.attributes_of("A") == {"duration": 10.0}
+        assert store.seconds_per_feature == 0.25
+        for one in (store, NormalizedFeatureStore(store), ConcatFeatureStore([store, store])):
+            assert SIMULATED.description in one.description
+        assert pickle.loads(pickle.dumps(store)).description == store.description
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_simulated_features_of_two_seeds_are_not_mixed(tmp_path, format):
+    target = place(tmp_path, format)
+    convert_features(SIMULATED, target, format=format)
+    assert convert_features(SIMULATED, target, format=format).kept == ("A", "B")
+    other = ActionTimelineFeatures({"C": CharadesVideo(3.0, ())}, feature_dim=8, seed=4)
+    with refuses(FeatureError, "to have description = 'SIMULATED", "seed 4)', as new ones, got"):
+        convert_features(other, target, format=format)
+    with refuses(ArgumentError, "expected seconds_per_feature = 0.25, as it simulates, got 1.0."):
+        convert_features(other, tmp_path / "new", seconds_per_feature=1.0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("said", "told"), [("two\nlines", ": two lines"), (7, ""), ("", "")])
+def test_a_description_is_one_line_and_only_a_text(source, tmp_path, format, said, told):
+    with h5py.File(source, "a") as file:
+        file.attrs["description"] = said
+    convert_features(source, place(tmp_path, format), format=format)
+    description = open_feature_store(place(tmp_path, format)).description
+    assert description.endswith(f"{place(tmp_path, format).name}{told}")
 
 
 def test_folders_say_what_they_hold_as_json(source, tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from tmapdiff._checks import check_choice, message
 from tmapdiff._files import written_beside
-from tmapdiff.data import open_feature_store
+from tmapdiff.data import ActionTimelineFeatures, open_feature_store
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.data.features import ATTRIBUTES, read_attributes
 from tmapdiff.errors import ArgumentError, FeatureError, TmapdiffError
@@ -53,7 +53,7 @@ class ConversionReport:
 
 
 def convert_features(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ActionTimelineFeatures,
     target: str | os.PathLike[str],
     *,
     format: StoreFormat | None = None,
@@ -67,7 +67,8 @@ def convert_features(
     read. Run again, it goes on where it was interrupted, however hard, and adds what is new.
 
     Args:
-        source: The store, as for `open_feature_store`.
+        source: The store, as for `open_feature_store`; or simulated features, of which the target
+            says that they are.
         target: HDF5 file or folder, to be made or added to.
         format: Format of the target. If None, HDF5 if its name ends with `.h5` or `.hdf5`, else a
             folder of `.npy`.
@@ -79,18 +80,26 @@ def convert_features(
         FeatureError: If the target has other features of a video, or other attributes; or if what
             was written is not what is read back.
         AnnotationError: If the id of a video contains `/` or the like.
-        ArgumentError: If source and target are the same.
+        ArgumentError: If source and target are the same, or simulated features are given another
+            `seconds_per_feature`.
         ConfigError: If there is no such format.
         MissingDependencyError: If h5py is needed and not installed.
     """
     who = "convert_features"
     path = Path(target)
-    if path.exists() and path.samefile(source):
+    store: Any
+    if isinstance(source, ActionTimelineFeatures):
+        store = source
+        if seconds_per_feature not in (None, store.seconds_per_feature):
+            expected = f"seconds_per_feature = {store.seconds_per_feature}, as it simulates"
+            raise ArgumentError(message(who, expected, seconds_per_feature))
+    elif path.exists() and path.samefile(source):
         raise ArgumentError(message(who, "two stores", f"{path} twice"))
+    else:
+        store = open_feature_store(source, seconds_per_feature)
     if format is None:
         format = "hdf5" if path.suffix.lower() in _HDF5_SUFFIXES else "npy"
     check_choice(who, "format", format, StoreFormat.__args__)  # type: ignore[attr-defined]
-    store: Any = open_feature_store(source, seconds_per_feature)
     attributes = dict(store.attributes)
     if store.seconds_per_feature is not None:
         attributes["seconds_per_feature"] = store.seconds_per_feature

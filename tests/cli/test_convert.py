@@ -1,8 +1,13 @@
+import json
+
 import h5py
 import numpy as np
+import pytest
 import torch
 
-from tmapdiff.data import open_feature_store
+from tmapdiff.data import ActionTimelineFeatures, open_feature_store
+
+from .conftest import QUICK
 
 
 def test_converts_and_says_so(run, corpus, tmp_path):
@@ -29,9 +34,47 @@ def test_features_that_cannot_be_used_are_code_1(run, tmp_path):
     assert "skipped nan: HDF5 features a.h5, video 'nan': expected finite" in found.out
 
 
+def test_timelines_are_written_with_a_seed_and_stay_simulated(run, charades, queries, tmp_path):
+    files = {}
+    for name, seed in (("zero.h5", []), ("one.h5", ["--seed", 1])):
+        files[name] = tmp_path / name
+        assert run("convert", "timeline", files[name], "--root", charades, *seed).code == 0
+    found = ActionTimelineFeatures.from_charades(charades, seed=1)
+    assert torch.equal(open_feature_store(files["one.h5"])["BBBBB"], found["BBBBB"])
+    train, test = queries("train.jsonl", "AAAAA"), queries("test.jsonl", "BBBBB")
+    said = {}
+    for name, place in (*files.items(), ("timeline", "timeline")):
+        data = ["--root", charades] if name == "timeline" else []
+        data += ["--train", train, "--test", test, "--features", place, "--model", "prior"]
+        run("train", *QUICK, *data, "--output", tmp_path / f"run-{name}")
+        metrics = json.loads((tmp_path / f"run-{name}" / "metrics.json").read_text())
+        said[name] = metrics["features"]
+    assert said["timeline"].startswith("SIMULATED")
+    assert said["zero.h5"] == f"HDF5 features zero.h5: {said['timeline']}"
+    assert said["one.h5"] == said["zero.h5"].replace("zero", "one").replace("seed 0", "seed 1")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["timeline"], "'--root': name the folder of Charades."),
+        (["f.h5", "--root", "x"], "'--root': it does nothing without SRC timeline."),
+        (["f.h5", "--seed", "0"], "'--seed': it does nothing without SRC timeline."),
+        (["timeline", "--root", "x", "--seconds-per-feature", "1"], "without a store as SRC."),
+    ],
+)
+def test_wrong_usage_is_code_2(run, options, text):
+    found = run("convert", *options[:1], "new", *options[1:])
+    assert found.code == 2
+    assert text in found.err
+
+
 def test_errors_are_one_line(run, tmp_path):
     found = run("convert", tmp_path / "none", tmp_path / "b", "--json")
     assert (found.code, found.out) == (1, "")
     assert found.err.startswith("error: open_feature_store: expected an HDF5 file")
     assert found.err.count("\n") == 1
     assert run("convert", tmp_path, tmp_path / "b", "--format", "csv").code == 2
+    found = run("convert", "timeline", tmp_path / "b", "--root", tmp_path / "none")
+    assert (found.code, found.err.count("\n")) == (1, 1)
+    assert "Charades_v1_train.csv in" in found.err

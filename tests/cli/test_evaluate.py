@@ -52,7 +52,7 @@ def test_runs_that_differ_in_any_option_can_be_told_apart(run, corpus, tmp_path)
     assert (other["ranking"], other["num_samples"]) == ("expected-hits", 2)
     # And what the model chose where nothing was said.
     config = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).localizer.config
-    assert one["options"]["ranking"] is None
+    assert not one["options"]["ranking"]
     for name in ("ranking", "num_samples", "num_inference_steps", "objective"):
         assert one[name] == config[name]
     assert one["annotations"] == {"test": str(corpus.test)}
@@ -72,9 +72,9 @@ def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
     tests, rankings = (corpus.test, corpus.train), ("expected-hits", "nms")
     common = ["--features", corpus.features, "--steps", 2, "--json", "--output"]
     alone = {
-        (test.stem, ranking): run("evaluate", corpus.pipeline, "--test", test, "--ranking", ranking,
+        test.stem: run("evaluate", corpus.pipeline, "--test", test, "--ranking", ranking,
                                   *common, tmp_path / f"{test.stem}-{ranking}").document
-        for test in tests for ranking in rankings
+        for test, ranking in zip(tests, rankings, strict=True)
     }  # fmt: skip
     monkeypatch.setattr(MomentLocalizationPipeline, "from_pretrained", classmethod(counted))
     several = [option for test in tests for option in ("--test", test)]
@@ -83,16 +83,16 @@ def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
     assert found.code == 0, found.err
     assert len(loads) == 1
     assert set(found.document["tests"]) == {"test", "train"}
-    for test in tests:
-        document = found.document["tests"][test.stem]
-        rows = {f"{one}, steps 2": alone[test.stem, one]["rows"]["steps 2"] for one in rankings}
-        assert document["rows"] == rows
+    for test, ranking in zip(tests, rankings, strict=True):
+        document, folder = found.document["tests"][test.stem], tmp_path / "all" / test.stem
+        assert document["rows"][f"{ranking}, steps 2"] == alone[test.stem]["rows"]["steps 2"]
+        assert list(document["rows"]) == [f"{one}, steps 2" for one in rankings]
         assert document["ranking"] == "expected-hits", "the first counts"
-        folder, first = tmp_path / "all" / test.stem, tmp_path / f"{test.stem}-expected-hits"
-        assert json.loads((folder / "metrics.json").read_text())["rows"] == rows
-        answers = [(one / "predictions.jsonl").read_text() for one in (folder, first)]
-        assert answers[0] == answers[1]
+        assert json.loads((folder / "metrics.json").read_text())["rows"] == document["rows"]
         assert (folder / "maps.png").exists()
+    places = (tmp_path / "all" / "test", tmp_path / "test-expected-hits")
+    answers = [(place / "predictions.jsonl").read_text() for place in places]
+    assert answers[0] == answers[1]
 
 
 def test_root_is_where_timelines_come_from_whatever_the_queries(run, charades, queries, tmp_path):

@@ -19,6 +19,7 @@ def make_files(folder: Path) -> None:
     """Make the files that the documentation names; docs/guides/your-data.md describes them.
 
     - `queries.jsonl`: three queries on the videos `kitchen` (30 s) and `garden` (24 s)
+    - `more.jsonl`: the same
     - `features.h5`: two features a second of each video, 32 channels
     - `npy/`, `npz/`, `pt/`: the same features in the other forms
     - `clip/`: one feature every half second, 16 channels, as another model's
@@ -38,6 +39,7 @@ def make_files(folder: Path) -> None:
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "queries.jsonl").write_text(text)
+    (folder / "more.jsonl").write_text(text)
 
     make_files_of_others(folder)
     random = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmapdiff.cli.devices import DeviceOption, find_device
-from tmapdiff.cli.options import RankingOption, SamplesOption, refuse_idle
+from tmapdiff.cli.options import RankingOption, SamplesOption, given, refuse_idle
 from tmapdiff.cli.output import JsonOption, Output
 from tmapdiff.errors import ArgumentError
 
@@ -28,6 +28,7 @@ _TITLE = 45  # letters of a line above a map
 
 
 def localize(
+    context: typer.Context,
     video: Annotated[
         str,
         typer.Argument(
@@ -120,6 +121,7 @@ def localize(
                 "duration": found.durations[0],
                 "model": model,
                 "seed": seed,
+                **given(context),
                 "answers": [
                     {"sentence": sentence, "moments": moments}
                     for sentence, moments in zip(sentences, found.moments, strict=True)

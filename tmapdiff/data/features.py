@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from tmapdiff._arrays import features_bytes, load_npy, load_npz, load_tensors
-from tmapdiff._checks import check_floating, check_int, check_range, check_shape, message, require
+from tmapdiff._checks import (
+    check_floating,
+    check_int,
+    check_range,
+    check_shape,
+    message,
+    require,
+    short,
+)
 from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data._hdf5_attributes import AttributeReader
@@ -28,6 +36,7 @@ from tmapdiff.errors import (
 
 ATTRIBUTES = "attributes.json"  # in a folder, what HDF5 files have as attributes
 _STRIDE = "seconds_per_feature"
+_DESCRIPTION = "description"  # likewise: what the features are, such as simulated ones
 _HDF5_SUFFIXES = (".hdf5", ".h5")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -94,9 +103,11 @@ class HDF5FeatureStore:
         self._attributes = AttributeReader(self.path)
         self._handle: Any = None
         self._handle_pid = -1
+        self._described = ""
         try:
             self.feature_dim = self._width_of_first()
             stated = self._stated_stride()
+            self._described = self._stated_description()
         finally:
             self._close()
         self.seconds_per_feature = _agreed_stride(
@@ -105,8 +116,8 @@ class HDF5FeatureStore:
 
     @property
     def description(self) -> str:
-        """One line for tables."""
-        return f"HDF5 features {self.path.name}"
+        """One line for tables, with what the file says of its features."""
+        return f"HDF5 features {self.path.name}{self._described}"
 
     def __repr__(self) -> str:
         return f"HDF5FeatureStore({str(self.path)!r}, {self.seconds_per_feature})"
@@ -219,6 +230,11 @@ class HDF5FeatureStore:
                 raise FeatureError(message(str(self.path), f"{_STRIDE} to be a number", got))
             return float(file.attrs[_STRIDE])
 
+    def _stated_description(self) -> str:
+        with self._reading() as file:
+            said = self._attributes.read(file) if _DESCRIPTION in file.attrs else {}
+        return _described(said)
+
     @contextmanager
     def _reading(self) -> Iterator[Any]:
         """Give the file as this process opened it; what goes wrong with it is a FileError."""
@@ -284,8 +300,9 @@ class _FolderFeatureStore:
 
     @property
     def description(self) -> str:
-        """One line for tables."""
-        return f"{self._suffix} features in folder {self.folder.resolve().name}"
+        """One line for tables, with what `attributes.json` says of the features."""
+        described = _described(self.attributes)
+        return f"{self._suffix} features in folder {self.folder.resolve().name}{described}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.seconds_per_feature})"
@@ -703,6 +720,11 @@ def read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
         expected = "a JSON object of the objects 'attributes' and 'videos'"
         raise FeatureError(message(f"{path}", expected, "something else"))
     return content
+
+
+def _described(said: dict[str, Any]) -> str:
+    text = said.get(_DESCRIPTION)
+    return f": {short(text)}" if text and isinstance(text, str) else ""
 
 
 def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:

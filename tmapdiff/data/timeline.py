@@ -120,6 +120,24 @@ class ActionTimelineFeatures:
             f"noise {self.noise:g}, seed {self.seed})"
         )
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a file of these features is to say of them: that they are simulated, and how."""
+        return {"description": self.description, "seconds_per_feature": self.seconds_per_feature}
+
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos that there are features of."""
+        return tuple(self.videos)
+
+    def attributes_of(self, video_id: str) -> dict[str, Any]:
+        """Return what a file of these features is to say of those of video `video_id`.
+
+        Raises:
+            MissingFeatureError: If there are no annotations of the video.
+        """
+        return {"duration": self._video(video_id).duration}
+
     def __repr__(self) -> str:
         return f"<{self.description}: {len(self.videos):,} videos>"
 
@@ -136,10 +154,7 @@ class ActionTimelineFeatures:
             MissingFeatureError: If there are no annotations of the video.
             SizeLimitError: If it is so long that they take more memory than an item may.
         """
-        if video_id not in self.videos:
-            expected = f"one of the {len(self.videos):,} videos with action annotations"
-            raise MissingFeatureError(message(self.description, expected, repr(video_id)))
-        video = self.videos[video_id]
+        video = self._video(video_id)
         random = generator_for("timeline video", self.seed, video_id)
         # One order of the draws, whatever the settings: with another `noise` or `drop` a video
         # keeps its other draws, so that settings can be compared.
@@ -165,3 +180,9 @@ class ActionTimelineFeatures:
         # An empty row is exactly zero and stays so.
         norms = features.norm(dim=1, keepdim=True).where(track.any(dim=1, keepdim=True), 1)
         return features / norms + torch.from_numpy(noise) * (self.noise / self.feature_dim**0.5)
+
+    def _video(self, video_id: str) -> CharadesVideo:
+        if video_id not in self.videos:
+            expected = f"one of the {len(self.videos):,} videos with action annotations"
+            raise MissingFeatureError(message(self.description, expected, repr(video_id)))
+        return self.videos[video_id]
