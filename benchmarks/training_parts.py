@@ -4,16 +4,23 @@ Epochs of the trainer take turns with one thread and with several. A part's time
 that of the parts within it; `backward` is what autograd does besides the gradients that are named.
 
     python benchmarks/training_parts.py
+
+With --beside, other programs want the cores meanwhile; GOMP_SPINCOUNT says how long threads wait
+for each other busily:
+
+    GOMP_SPINCOUNT=1000 python benchmarks/training_parts.py --beside 2
 """
 
 import argparse
 import importlib
 import pkgutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -128,6 +135,19 @@ def _parts(trainer: Trainer, model: Any) -> Iterator[tuple[Any, str, str]]:
     yield type(model.decoder), "forward", "decoder, what is not named"
 
 
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Run programs that each want a core all the time."""
+    command = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in running:
+            program.kill()
+            program.wait()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -136,6 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=60, help="made-up videos of the data set")
     parser.add_argument("--epochs", type=int, default=15, help="of each kind")
     parser.add_argument("--threads", type=int, default=max(2, torch.get_num_threads()))
+    parser.add_argument("--beside", type=int, default=0, help="programs that want a core, too")
     args = parser.parse_args(arguments)
     if args.threads < 2:
         parser.error("--threads: expected two or more, to compare with one")
@@ -153,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = AlternatingTrainer(
             model, dataset, config, Path(folder), device="cpu", show_progress=False
         )
-        with Stopwatch() as stopwatch:
+        with busy_programs(args.beside), Stopwatch() as stopwatch:
             watch_everything(stopwatch, trainer, model)
             found = trainer.measure(stopwatch, args.threads)
     _print_table(found, steps=-(-len(dataset) // args.batch))

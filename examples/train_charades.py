@@ -15,6 +15,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()  # before torch is imported
+
 from accelerate import Accelerator
 
 from tmapdiff import PRESETS, MomentLocalizer, TmapdiffError, Vocabulary

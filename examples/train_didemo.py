@@ -13,6 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()  # before torch is imported
+
 from tmapdiff import PRESETS, TmapdiffError
 from tmapdiff.errors import ArgumentError
 from tmapdiff.provenance import describe_run

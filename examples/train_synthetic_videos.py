@@ -13,6 +13,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()  # before torch is imported
+
 import numpy as np
 import torch
 from torch import Tensor, nn

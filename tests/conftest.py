@@ -1,6 +1,10 @@
 import os
 from collections.abc import Iterator
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()
+
 import pytest
 import torch
 from helpers.network import guard_network, unguard_network

@@ -194,6 +194,28 @@ def test_a_worker_that_is_killed_loses_and_repeats_nothing(tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@uses_ray
+def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch):
+    class Telling:  # a local class, which workers get as it is
+        def __init__(self, job):
+            pass
+
+        def __call__(self, row):
+            import json
+            import os
+
+            told = str(os.environ.get("GOMP_SPINCOUNT"))
+            return {"videos": 0, "pairs": 0, "failed": json.dumps([["a video", told]])}
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # as where nobody has chosen
+        monkeypatch.delenv(name, raising=False)
+    # Another number than what Ray's own processes may have been started with.
+    monkeypatch.setattr("tmapdiff._spinning._BRIEF", {"GOMP_SPINCOUNT": "1234"})
+    monkeypatch.setattr("tmapdiff.corpus._ShareLocalizer", Telling)
+    report = run(corpus, tmp_path / "out", num_workers=1, videos_per_file=12)
+    assert [one.error for one in report.failed] == ["1234"]
+
+
 def run_in_this_process(corpus, output):
     torch.set_num_threads(1)
     run(corpus, output, videos_per_file=1)

@@ -17,6 +17,7 @@ import torch
 from tmapdiff._checks import check_int, first_line, message, require, short
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
+from tmapdiff._spinning import brief_spin
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, open_feature_store
 from tmapdiff.errors import ArgumentError, ConfigError, FileError, TmapdiffError
 from tmapdiff.models import Ranking
@@ -204,6 +205,7 @@ def _run(
         compute=data.ActorPoolStrategy(size=min(num_workers, len(rows))),
         num_cpus=1,
         num_gpus=gpus_per_worker,
+        runtime_env={"env_vars": brief_spin()},
     )
     yield from results.iter_rows()
 

@@ -8,6 +8,10 @@ of n proposals, averaged over IoU from 0.5 to 0.95; chance, of the best made wit
 
 import argparse
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()  # before torch is imported
+
 import torch
 from torch import Tensor, nn
 

@@ -8,6 +8,10 @@ Chance is the best answer without listening.
 
 import argparse
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()  # before torch is imported
+
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d

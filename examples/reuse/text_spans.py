@@ -9,6 +9,10 @@ chance is the best answer without looking.
 
 import argparse
 
+from tmapdiff._spinning import spin_briefly
+
+spin_briefly()  # before torch is imported
+
 import torch
 from torch import Tensor, nn
 

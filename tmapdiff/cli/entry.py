@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tmapdiff._spinning import spin_briefly
 from tmapdiff.cli.texts import printable
 from tmapdiff.errors import TmapdiffError
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the command was used wrongly, 130 when it was interrupted, 143 when a training was asked to
         stop by SIGTERM.
     """
+    spin_briefly()
     try:
         import typer
     except ModuleNotFoundError:

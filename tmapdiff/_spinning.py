@@ -1,0 +1,21 @@
+"""How long the threads of torch wait busily for each other."""
+
+import os
+
+_BRIEF = {"GOMP_SPINCOUNT": "1000"}
+_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # whoever has set one has chosen
+
+
+def brief_spin() -> dict[str, str]:
+    """Return the environment of a process whose threads wait busily for a moment only.
+
+    OpenMP's threads wait for the last of them in a loop, some milliseconds long. Where other work
+    wants the cores, the last is kept from one by those that wait for it, and training takes many
+    times as long; `docs/speed.md` has figures. Empty if the user has chosen how they wait.
+    """
+    return {} if any(name in os.environ for name in _CHOICES) else dict(_BRIEF)
+
+
+def spin_briefly() -> None:
+    """Let this process and those it starts be such; has an effect before torch is imported."""
+    os.environ.update(brief_spin())
