@@ -8,6 +8,7 @@ spin_briefly()
 import pytest
 import torch
 from helpers.network import guard_network, unguard_network
+from helpers.processes import end_started
 
 if not torch.cuda.is_available():
     # Without a GPU, kernels are tested in triton's interpreter, which must be chosen before triton
@@ -27,6 +28,12 @@ def _no_network() -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
     unguard_network()
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    end_started()
 
 
 @pytest.fixture(autouse=True)

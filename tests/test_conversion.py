@@ -2,7 +2,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from itertools import product
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.processes import start_program
 
 from tmapdiff.conversion import StoreFormat, convert_features
 from tmapdiff.data import (
@@ -180,7 +180,7 @@ def test_killed_it_goes_on_where_it_was(tmp_path, format):
     )
     command = [sys.executable, "-c", code, str(source), str(target), format]
     places = target.with_name(f"{target.name}.parts") if format == "hdf5" else target
-    process = subprocess.Popen(command)
+    process = start_program(command)
     while process.poll() is None and len(list(places.glob("v*"))) < 40:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

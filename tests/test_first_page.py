@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from helpers.processes import start_program
 
 pytest.importorskip("gradio")
 pytest.importorskip("av")
@@ -48,7 +49,7 @@ def run(command, folder):
         "PATH": f"{folder / 'programs'}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
     }
-    return subprocess.Popen(
+    return start_program(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
         env=environment,

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from helpers.processes import start_program
 
 from tmapdiff import _stopping
 from tmapdiff._stopping import StopRequest, exit_code
@@ -75,10 +76,10 @@ time.sleep(20)
 
 def test_workers_outlive_signals_for_a_while():
     command = [sys.executable, "-c", WORKER, "0.3"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
-        worker.stdout.readline()
-        worker.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(15) == 143
-        assert time.monotonic() - began >= 0.3
+    worker = start_program(command, stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    worker.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) == 143
+    assert time.monotonic() - began >= 0.3

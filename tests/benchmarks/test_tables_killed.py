@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import crash_run
+from helpers.processes import start_program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ class Command:
         self.results, self.scratch = folder / "results", folder / "scratch"
         line = "--table 2 --seeds 1 --epochs 2 --steps 1 --limit 12 --jobs 2 --device cpu"
         places = ["--results", str(self.results), "--scratch", str(self.scratch)]
-        self.process = subprocess.Popen(
+        self.process = start_program(
             [sys.executable, str(ROOT / "benchmarks" / "tables.py"), *line.split(), *places],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -71,15 +72,10 @@ class Command:
     def kill_when(self, come: Callable[[], bool]) -> dict[str, bytes]:
         """Kill it, and wait for its workers to end by themselves; give the results it leaves."""
         until = time.monotonic() + SECONDS
-        try:
-            while not come():
-                assert self.process.poll() is None, self.process.communicate()[0]
-                assert time.monotonic() < until
-                time.sleep(0.002)
-        except BaseException:
-            self.process.kill()  # not left to disturb other tests
-            self.process.communicate(timeout=SECONDS)
-            raise
+        while not come():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.002)
         pid = self.process.pid
         workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         assert workers

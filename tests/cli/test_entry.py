@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers.processes import start_program
 from helpers.videos import write_video
 
 import tmapdiff
@@ -129,7 +130,7 @@ def test_ctrl_c_is_code_130(tmp_path):
     # A hundred thousand pictures to encode: it is still at it, however slow this test is.
     write_video(tmp_path / "a.mp4", [0, 50, 100])
     options = ["--model", "test_resnet", "--random-weights", "--fps", "1000", "--out", "x.h5"]
-    process = subprocess.Popen(
+    process = start_program(
         [*PROGRAM, "extract", ".", *options],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -146,7 +147,7 @@ def test_ctrl_c_is_code_130(tmp_path):
 
 
 def test_a_reader_that_leaves_ends_it_quietly():
-    process = subprocess.Popen([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start_program([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.wait(timeout=60) == 1
     assert process.stderr.read() == b""
@@ -156,7 +157,7 @@ def test_a_reader_that_leaves_ends_it_quietly():
 def test_on_a_terminal_progress_is_shown_and_json_stays_json(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((3, 2), np.float32))
     controller, terminal = pty.openpty()
-    process = subprocess.Popen(
+    process = start_program(
         [*PROGRAM, "convert", str(tmp_path), str(tmp_path / "new.h5"), "--json"],
         stdout=subprocess.PIPE,
         stderr=terminal,

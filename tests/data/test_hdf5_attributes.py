@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.assertions import refuses
+from helpers.processes import start_program
 
 import tmapdiff
 from tmapdiff.conversion import convert_features
@@ -92,11 +93,12 @@ def test_only_what_needs_it_is_read_elsewhere(tmp_path, monkeypatch):
 
 def test_a_damaged_heap_keeps_a_process_for_ever(damaged):
     read = f"import h5py; file = h5py.File({str(damaged)!r}); print(flush=True); file.attrs['text']"
-    with subprocess.Popen([sys.executable, "-c", read], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1)
-        process.kill()
+    process = start_program([sys.executable, "-c", read], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.kill()
+    process.wait()
 
 
 def test_what_cannot_be_read_is_told_soon(damaged, monkeypatch):
@@ -144,9 +146,10 @@ time.sleep(60)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc")
 def test_it_outlives_a_killed_reader_for_a_while_only(damaged):
     command = [sys.executable, "-c", ASKING, str(damaged)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        pid = int(process.stdout.readline())
-        process.kill()
+    process = start_program(command, stdout=subprocess.PIPE)
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
     until = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and "(Z)" not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < until

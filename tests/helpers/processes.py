@@ -1,13 +1,18 @@
-"""Running a function in several processes that find each other, as `torchrun` lets them."""
+"""Programs and processes of tests: each ends with its test, even where that fails.
+
+Also functions in several processes that find each other, as `torchrun` lets them.
+"""
 
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ import pytest
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Once for all processes: to import torch takes longer than what they do.
 _CONTEXT.set_forkserver_preload(["helpers.several_processes"])
+_STARTED: list[Any] = []
 _FOLDERS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 
@@ -27,7 +33,35 @@ def start_process(function: Callable[..., None], *arguments: Any) -> Any:
         multiprocessing.forkserver.ensure_running()
     process = _CONTEXT.Process(target=function, args=arguments)
     process.start()
+    _STARTED.append(process)
     return process
+
+
+def start_program(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[Any]":
+    """Start a program that Ctrl-C ends, as one in the foreground of a shell."""
+    # Where a shell started the tests in the background it is ignored, and programs inherit that.
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, **options)
+    finally:
+        if before == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
+    _STARTED.append(process)
+    return process
+
+
+def end_started() -> None:
+    """End all that was started and still runs, as of a test that failed."""
+    while _STARTED:
+        process = _STARTED.pop()
+        process.kill()
+        if isinstance(process, subprocess.Popen):
+            with process:  # waits, and closes its pipes
+                pass
+        else:
+            process.join()
 
 
 def start_processes(

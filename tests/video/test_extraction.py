@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.processes import start_program
 from helpers.videos import number_image, write_video
 
 import tmapdiff
@@ -256,12 +257,13 @@ def test_a_killed_run_goes_on(tmp_path, encoder):
         make_video(folder / f"{index}.mp4", 1 + index % 3, start=10 * index)
     environment = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
     command = [sys.executable, "-c", EXTRACT, str(folder), str(out)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as run:
-        run.stdout.readline()
-        parts, until = tmp_path / "features.h5.parts", time.monotonic() + 60
-        while len(list(parts.glob("*.npz"))) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
-        run.kill()
+    run = start_program(command, env=environment, stdout=subprocess.PIPE)
+    run.stdout.readline()
+    parts, until = tmp_path / "features.h5.parts", time.monotonic() + 60
+    while len(list(parts.glob("*.npz"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
     assert run.returncode == -signal.SIGKILL
     done = {part.stem for part in parts.glob("*.npz")}
     assert 2 <= len(done) < 6
