@@ -9,7 +9,7 @@ _CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # whoever has set one has chos
 def brief_spin() -> dict[str, str]:
     """Return the environment of a process whose threads wait busily for a moment only.
 
-    OpenMP's threads wait for the last of them in a loop, some milliseconds long. Where other work
+    OpenMP's threads wait for the last of them in a loop before they sleep. Where other work
     wants the cores, the last is kept from one by those that wait for it, and training takes many
     times as long; `docs/speed.md` has figures. Empty if the user has chosen how they wait.
     """
