@@ -23,12 +23,10 @@ from hypothesis import strategies as st
 from tmapdiff import open_video, probe_video
 from tmapdiff.errors import (
     ArgumentError,
-    ConfigError,
     FileError,
     MissingDependencyError,
     VideoError,
 )
-from tmapdiff.video.decoding import find_backend
 
 av = pytest.importorskip("av")
 
@@ -41,21 +39,6 @@ FORMATS = [
     ("webm", "libvpx", Fraction(1, 1000)),
     ("avi", "mpeg4", Fraction(1, 10)),
     ("ts", "libx264", Fraction(1, 90_000)),
-]
-
-
-def has_torchcodec():
-    try:
-        return find_backend("torchcodec") == "torchcodec"
-    except (ImportError, RuntimeError, OSError):
-        return False
-
-
-BACKENDS = [
-    "av",
-    pytest.param(
-        "torchcodec", marks=pytest.mark.skipif(not has_torchcodec(), reason="no torchcodec")
-    ),
 ]
 
 
@@ -81,20 +64,17 @@ def numbers(frames):
     return [read_number(frame.image) for frame in frames]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("suffix", "codec", "time_base"), FORMATS, ids=lambda p: str(p)[:7])
-def test_pictures_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base, backend):
-    if backend == "torchcodec" and suffix in ("ts", "mov"):
-        pytest.skip("torchcodec misses the first pictures of ts, and the end of the last of mov")
+def test_pictures_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base):
     path = write_video(tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base)
     for fps in (Fraction(1, 2), 2, 3, 7.3, 10, 25):
-        frames, video = sampled(path, fps, backend=backend)
+        frames, video = sampled(path, fps)
         assert numbers(frames) == shown_at(TENTHS, fps)
         for index, (frame, number) in enumerate(zip(frames, numbers(frames), strict=True)):
             assert frame.time == pytest.approx((index + 0.5) / fps, abs=1e-9)
             assert frame.shown_from == pytest.approx(number / 10, abs=1e-6)
         assert video.duration == pytest.approx(3.0)
-    info = probe_video(path, backend=backend)
+    info = probe_video(path)
     assert (info.width, info.height, info.rotation, info.has_video) == (64, 32, 0, True)
     assert info.duration == pytest.approx(3.0)
     assert info.frame_rate == pytest.approx(10)
@@ -118,20 +98,18 @@ def test_uneven_pictures(tmp_path, gaps, fps, suffix):
     assert video.duration == pytest.approx(float(times[-1]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_uneven_pictures_with_each_backend(tmp_path, backend):
+def test_a_long_gap_between_pictures(tmp_path):
     times = [0, Fraction(1, 10), Fraction(2, 10), Fraction(15, 10), Fraction(16, 10), 3, 4]
     path = write_video(tmp_path / "a.mkv", times, time_base=Fraction(1, 1000))
-    frames, _ = sampled(path, 2, backend=backend)
+    frames, _ = sampled(path, 2)
     assert numbers(frames) == [2, 2, 2, 4, 4, 4, 5, 5] == shown_at(times, 2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("suffix", ["mov", "mkv"])
-def test_pictures_that_begin_after_the_sound(tmp_path, suffix, backend):
+def test_pictures_that_begin_after_the_sound(tmp_path, suffix):
     times = [time + 1 for time in TENTHS]
     path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000), sound=(0, 4))
-    frames, video = sampled(path, 2, backend=backend)
+    frames, video = sampled(path, 2)
     assert numbers(frames) == [0, 0, 2, 7, 12, 17, 22, 27] == shown_at(times, 2)
     assert [frame.shown_from for frame in frames[:3]] == pytest.approx([1.0, 1.0, 1.2])
     assert video.info.start == pytest.approx(1.0)
@@ -172,18 +150,17 @@ def test_rotated_videos_come_upright(tmp_path, degrees, mirrored):
         assert video.info.rotation == -degrees % 360
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_sources(tmp_path, backend):
+def test_sources(tmp_path):
     path = write_video(tmp_path / "a: b.mp4", TENTHS)
     expected = shown_at(TENTHS, 2)
     content = path.read_bytes()
     for source in (path, str(path), content, io.BytesIO(content)):
-        assert numbers(sampled(source, 2, backend=backend)[0]) == expected
+        assert numbers(sampled(source, 2)[0]) == expected
     with path.open("rb") as file:
         file.read(100)  # it is read from its start all the same
-        assert numbers(sampled(file, 2, backend=backend)[0]) == expected
+        assert numbers(sampled(file, 2)[0]) == expected
         assert not file.closed
-        assert probe_video(file, backend=backend) == probe_video(path, backend=backend)
+        assert probe_video(file) == probe_video(path)
 
 
 def test_a_source_that_cannot_seek(tmp_path):
@@ -221,10 +198,9 @@ def test_pictures_are_shared_where_they_are_the_same():
     assert frames[0].image is frames[2].image
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_video_shorter_than_half_a_piece_gives_one_picture(tmp_path, backend):
+def test_a_video_shorter_than_half_a_piece_gives_one_picture(tmp_path):
     path = write_video(tmp_path / "a.mp4", TENTHS[:3])
-    frames, video = sampled(path, 1, backend=backend)
+    frames, video = sampled(path, 1)
     assert numbers(frames) == [1]
     assert video.duration == pytest.approx(0.2)
 
@@ -241,9 +217,8 @@ def cut(path, share):
 SIXTY = [Fraction(index, 10) for index in range(61)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])
-def test_truncated_videos_give_what_there_is(tmp_path, suffix, backend):
+def test_truncated_videos_give_what_there_is(tmp_path, suffix):
     path = write_video(
         tmp_path / f"a.{suffix}",
         SIXTY,
@@ -251,7 +226,7 @@ def test_truncated_videos_give_what_there_is(tmp_path, suffix, backend):
         time_base=Fraction(1, 10) if suffix == "avi" else Fraction(1, 90_000),
         container_options={"movflags": "faststart"} if suffix == "mp4" else {},
     )
-    found, video = damaged(cut(path, 0.8), backend=backend)
+    found, video = damaged(cut(path, 0.8))
     whole = shown_at(SIXTY, 2)
     assert 1 < len(found) < len(whole)
     # The last pictures may be damaged themselves.
@@ -285,12 +260,11 @@ def test_a_hole_in_a_video(tmp_path):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
-def test_too_little_of_a_video_is_an_error(tmp_path, share, backend):
+def test_too_little_of_a_video_is_an_error(tmp_path, share):
     path = write_video(tmp_path / "a.mp4", SIXTY)  # its index is at its end
     with pytest.raises(VideoError, match=r"^the video: expected a video, got \S") as caught:
-        open_video(cut(path, share), backend=backend)
+        open_video(cut(path, share))
     assert "\n" not in str(caught.value)
 
 
@@ -354,8 +328,7 @@ def test_a_first_picture_more_than_an_hour_after_the_start_is_refused(tmp_path, 
             list(video.sample(1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_files_that_are_no_video(tmp_path, backend):
+def test_files_that_are_no_video(tmp_path):
     random = np.random.default_rng(0).bytes(50_000)
     (tmp_path / "random.mp4").write_bytes(random)
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:6,\na.ts\n#EXT-X-ENDLIST\n"
@@ -367,19 +340,19 @@ def test_files_that_are_no_video(tmp_path, backend):
     ):
         (tmp_path / name).write_text(text)
         with refuses(VideoError, f"{tmp_path / name}: expected a video, got a text."):
-            open_video(tmp_path / name, backend=backend)
+            open_video(tmp_path / name)
     (tmp_path / "empty.mp4").write_bytes(b"")
     for source in (tmp_path / "empty.mp4", b"", io.BytesIO()):
         with refuses(VideoError, ": expected a video, got an empty file."):
-            open_video(source, backend=backend)
+            open_video(source)
     for source in (tmp_path / "random.mp4", random):
         with refuses(VideoError, ": expected a video, got something else ("):
-            open_video(source, backend=backend)
+            open_video(source)
     from PIL import Image
 
     Image.fromarray(number_image(3)).save(tmp_path / "still.png")
     with refuses(VideoError, "still.png: expected a video, got "):
-        open_video(tmp_path / "still.png", backend=backend)
+        open_video(tmp_path / "still.png")
 
 
 def write_sound(path, cover=False):
@@ -400,14 +373,13 @@ def write_sound(path, cover=False):
     return path
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_sound_only(tmp_path, backend):
+def test_sound_only(tmp_path):
     path = write_sound(tmp_path / "sound.mka")
-    info = probe_video(path, backend=backend)
+    info = probe_video(path)
     assert not info.has_video
     assert (info.duration, info.width, info.codec) == (None, None, None)
     with refuses(VideoError, f"{path}: expected a video, got a file without a video stream."):
-        open_video(path, backend=backend)
+        open_video(path)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -465,8 +437,6 @@ def test_refusals(tmp_path):
     for wrong in (pictures[0], pictures.astype(float), pictures[..., :2], pictures[:0]):
         with refuses(ArgumentError, "expected pictures of shape (T, H, W, 3) and dtype uint8"):
             open_video(wrong, frame_rate=1)
-    with refuses(ConfigError, "expected backend to be one of av, torchcodec, got 'cv2'."):
-        open_video(path, backend="cv2")
     with refuses(ArgumentError, "expected max_pixels to be an integer >= 1, got 0."):
         open_video(path, max_pixels=0)
     with open_video(path) as video:
@@ -484,50 +454,43 @@ def test_refusals(tmp_path):
             list(frames)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_pictures_that_are_too_large(tmp_path, backend):
+def test_pictures_that_are_too_large(tmp_path):
     path = write_video(tmp_path / "a.mp4", TENTHS)
     with refuses(VideoError, "expected pictures of at most 2047 pixels, got 64 x 32. Pass max"):
-        open_video(path, max_pixels=2047, backend=backend)
-    assert numbers(sampled(path, 2, max_pixels=2048, backend=backend)[0])
+        open_video(path, max_pixels=2047)
+    assert numbers(sampled(path, 2, max_pixels=2048)[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_pictures_pass_one_at_a_time(tmp_path, backend):
+def test_pictures_pass_one_at_a_time(tmp_path):
     path = write_video(tmp_path / "a.mp4", SIXTY)
     seen = []
-    with open_video(path, backend=backend) as video:
+    with open_video(path) as video:
         for frame in video.sample(10):
             seen.append(weakref.ref(frame.image))
             assert sum(image() is not None for image in seen) <= 2
     assert len(seen) == 60
 
 
-def test_backends(monkeypatch, tmp_path):
-    assert find_backend() == "av"
+def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     path = tmp_path / "a.mp4"
     path.write_bytes(b"\0\1")
-    for backend, package in ((None, "av"), ("av", "av"), ("torchcodec", "torchcodec")):
-        with refuses(
-            MissingDependencyError,
-            f"decoding videos needs the package {package}, which is not installed. Install it "
-            "with: pip install 'tmapdiff[video]'",
-        ):
-            open_video(path, backend=backend)
+    with refuses(
+        MissingDependencyError,
+        "decoding videos needs the package av, which is not installed. Install it with: "
+        "pip install 'tmapdiff[video]'",
+    ):
+        open_video(path)
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     assert len(sampled(pictures, 1, frame_rate=1)[0]) == 2
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_real_video(real_video, backend):
-    info = probe_video(real_video, backend=backend)
+def test_real_video(real_video):
+    info = probe_video(real_video)
     assert (info.width, info.height, info.codec, info.start) == (480, 270, "h264", 0)
     assert info.duration == pytest.approx(13.013)
     assert info.frame_rate == pytest.approx(30_000 / 1001)
-    frames, video = sampled(real_video, 2, backend=backend)
+    frames, video = sampled(real_video, 2)
     assert [frame.time for frame in frames] == [index / 2 + 0.25 for index in range(26)]
     assert frames[0].image.shape == (270, 480, 3)
     assert video.duration == pytest.approx(13.013)
@@ -535,7 +498,7 @@ def test_real_video(real_video, backend):
         assert 0 <= frame.time - frame.shown_from < 1001 / 30_000 + 1e-9
     # Every picture, at the rate of the file itself.
     rate = Fraction(30_000, 1001)
-    starts = [frame.shown_from for frame in sampled(real_video, rate, backend=backend)[0]]
+    starts = [frame.shown_from for frame in sampled(real_video, rate)[0]]
     assert len(starts) == 390
     assert all(after - before == pytest.approx(1 / rate) for before, after in pairwise(starts))
 

@@ -22,7 +22,6 @@ from tmapdiff import FrameEncoder, encode_video, extract_features, open_feature_
 from tmapdiff.data import pool_features
 from tmapdiff.errors import (
     ArgumentError,
-    ConfigError,
     FeatureError,
     FileError,
     MissingDependencyError,
@@ -195,7 +194,7 @@ def test_one_video_in_memory(tmp_path, encoder):
     for source, options in (
         (path, {}),
         (path.read_bytes(), {}),
-        (io.BytesIO(path.read_bytes()), {"backend": "av"}),
+        (io.BytesIO(path.read_bytes()), {"num_threads": 1}),
     ):
         video = encode_video(source, encoder, fps=2, batch_size=4, **options)
         assert_close(video.features, expected)
@@ -229,10 +228,7 @@ def test_refusals(tmp_path, encoder, monkeypatch):
         extract_features(videos, encoder, out, fps=1, batch_size=0)
     with refuses(ArgumentError, "expected num_workers to be an integer >= 0, got -1."):
         extract_features(videos, encoder, out, fps=1, num_workers=-1)
-    with refuses(ConfigError, "expected backend to be one of av, torchcodec, got 'x'."):
-        extract_features(videos, encoder, out, fps=1, backend="x")
-    for package in ("torchcodec", "torchcodec.decoders", "av"):
-        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
         extract_features(videos, encoder, out, fps=1)
     assert not out.exists()

@@ -3,24 +3,22 @@
 import io
 import math
 import os
-import re
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_int, check_range, message, require
-from tmapdiff.errors import ArgumentError, FileError, MissingDependencyError, VideoError
+from tmapdiff._checks import check_int, check_range, message, require
+from tmapdiff.errors import ArgumentError, FileError, VideoError
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
-Backend = Literal["av", "torchcodec"]
 MAX_FPS = 1000  # that are sampled: more would only repeat pictures
 MAX_PIXELS = 8192 * 8192  # of a picture; in RGB some 200 MB
 
@@ -184,7 +182,6 @@ def open_video(
     source: VideoSource,
     *,
     frame_rate: float | Fraction | None = None,
-    backend: Backend | None = None,
     max_pixels: int = MAX_PIXELS,
     num_threads: int = 0,
 ) -> VideoReader:
@@ -196,10 +193,8 @@ def open_video(
         source: A file; its content, as bytes or as an open binary file, which is read from its
             start; or pictures.
         frame_rate: Pictures a second of `source`, if it is pictures.
-        backend: `av` (PyAV) or `torchcodec`, which is slower here, since all pictures are
-            converted, and does not mirror; if None, whichever is installed, PyAV first.
         max_pixels: Most pixels that a picture may have.
-        num_threads: Threads that decode; 0 lets PyAV choose, with torchcodec it means one.
+        num_threads: Threads that decode; 0 lets PyAV choose.
 
     Shape:
         - source: (T, H, W, 3) uint8, RGB, if it is pictures
@@ -207,11 +202,10 @@ def open_video(
     Raises:
         ArgumentError: If `source` is nothing of the kind, pictures have no `frame_rate` or anything
             else has one, or a number is out of range.
-        ConfigError: If there is no such backend.
         FileError: If there is no such file, or it cannot be read.
         VideoError: If it is empty, is no video, has no pictures but sound, has pictures of more
             than `max_pixels`, or none that can be decoded.
-        MissingDependencyError: If the backend is not installed.
+        MissingDependencyError: If the extra `video` is not installed.
 
     Example:
         >>> with open_video("cooking.mp4") as video:  # doctest: +SKIP
@@ -229,33 +223,12 @@ def open_video(
     if frame_rate is not None:
         hint = "A file has its own."
         raise ArgumentError(message(who, "frame_rate with pictures only", frame_rate, hint))
-    reader = _AvReader if find_backend(backend) == "av" else _TorchcodecReader
-    return reader(source, _check_source(source), max_pixels, num_threads)
+    return _AvReader(source, _check_source(source), max_pixels, num_threads)
 
 
-def find_backend(backend: Backend | None = None) -> Backend:
-    """Return the backend that `open_video` would use, or raise as it would when there is none."""
-    if backend is not None:
-        check_choice("open_video", "backend", backend, Backend.__args__)  # type: ignore[attr-defined]
-        _import_backend(backend)
-        return backend
-    try:
-        _import_backend("av")
-    except MissingDependencyError:
-        try:
-            _import_backend("torchcodec")
-        # It raises others when it finds no FFmpeg.
-        except (ImportError, RuntimeError, OSError):
-            pass
-        else:
-            return "torchcodec"
-        raise
-    return "av"
-
-
-def _import_backend(backend: Backend) -> Any:
-    module = {"av": "av", "torchcodec": "torchcodec.decoders"}[backend]
-    return require(module, extra="video", purpose="decoding videos")
+def require_av() -> Any:
+    """Return the package that decodes videos, or raise as `open_video` does without it."""
+    return require("av", extra="video", purpose="decoding videos")
 
 
 def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
@@ -307,42 +280,6 @@ class _ArrayReader(VideoReader):
             yield _Picture(start, end, lambda image=image: image)  # type: ignore[misc]
 
 
-class _FileReader(VideoReader):
-    """A reader that tells what it missed."""
-
-    def __init__(self, who: str, info: VideoInfo, end: float | None) -> None:
-        super().__init__(who, info)
-        self._stated_end = end
-        self._problems: list[str] = []
-        self._lost = 0
-        self._reason = ""
-
-    def _count_lost(self, reason: str) -> None:
-        self._lost += 1
-        self._reason = self._reason or reason
-
-    def _jumps(self, before: Fraction, after: Fraction) -> bool:
-        """Tell whether two pictures are so far apart that the file must be wrong."""
-        # No picture is shown for longer than the video lasts, but damage may be in that, too.
-        longest = min(max(self.info.duration or _LONGEST, 10.0), _LONGEST)
-        if after - before <= longest:
-            return False
-        self._problems.append(
-            f"its timestamps jump from {float(before):.2f} s to {float(after):.2f} s"
-        )
-        return True
-
-    def _finish(self, end: Fraction | float) -> None:
-        super()._finish(end)
-        problems = list(self._problems)
-        if self._lost:
-            problems.append(f"{self._lost} pictures could not be decoded ({self._reason})")
-        stated, rate = self._stated_end, self.info.frame_rate or math.inf
-        if stated is not None and end < stated - max(_END_TOLERANCE, 2 / rate):
-            problems.append(f"it ends at {float(end):.2f} s of {stated:.2f} s")
-        self.damage = "; ".join(problems) or None
-
-
 class _Messages:
     """FFmpeg's messages in Python's logging: off while videos are open, then as they were.
 
@@ -385,7 +322,9 @@ def _end_decoders(logging: Any, decoders: Sequence[Any]) -> None:
     _MESSAGES.restore(logging)
 
 
-class _AvReader(_FileReader):
+class _AvReader(VideoReader):
+    """A reader of files, which tells what it missed."""
+
     def __init__(
         self,
         source: str | os.PathLike[str] | bytes | BinaryIO,
@@ -393,7 +332,7 @@ class _AvReader(_FileReader):
         max_pixels: int,
         threads: int,
     ) -> None:
-        self._av = _import_backend("av")
+        self._av = require_av()
         self._max_pixels = max_pixels
         self._who = name
         decoders: list[Any] = []
@@ -444,7 +383,11 @@ class _AvReader(_FileReader):
         self._origin = min(starts, default=Fraction(0))
         rate = stream.average_rate or stream.guessed_rate
         stated, of_stream = self._stated_duration()
-        super().__init__(self._who, VideoInfo(has_video=True), stated if of_stream else None)
+        super().__init__(self._who, VideoInfo(has_video=True))
+        self._stated_end = stated if of_stream else None
+        self._problems: list[str] = []
+        self._lost = 0
+        self._reason = ""
         self._period = 1 / Fraction(rate) if rate else Fraction(0)
         self._frames = self._decode()
         first = next(self._frames, None)
@@ -540,75 +483,30 @@ class _AvReader(_FileReader):
         image = image[::-1] if bottom_up else image
         return np.ascontiguousarray(image)
 
+    def _count_lost(self, reason: str) -> None:
+        self._lost += 1
+        self._reason = self._reason or reason
 
-class _TorchcodecReader(_FileReader):
-    def __init__(
-        self,
-        source: str | os.PathLike[str] | bytes | BinaryIO,
-        name: str,
-        max_pixels: int,
-        threads: int,
-    ) -> None:
-        decoders = _import_backend("torchcodec")
-        self._who = name
-        content: Any = os.fspath(source) if isinstance(source, os.PathLike) else source
-        if hasattr(content, "seekable") and not content.seekable():
-            hint = "Read it into bytes."
-            raise FileError(f"cannot read {name}: torchcodec has to move about in it. {hint}")
-        try:
-            self._decoder = decoders.VideoDecoder(
-                content, dimension_order="NHWC", num_ffmpeg_threads=threads or 1
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            if _start_of_sound(decoders, content) is not None:
-                raise _NoPicturesError(name) from None
-            raise _not_a_video(name, error) from error
-        about = self._decoder.metadata
-        if about.codec in _STILL_CODECS and about.num_frames == 1:
-            raise _NoPicturesError(name)
-        _check_pixels(name, about.width or 0, about.height or 0, max_pixels)
-        self._max_pixels = max_pixels
-        sound = _start_of_sound(decoders, content)
-        begin = about.begin_stream_seconds
-        self._origin = begin if sound is None else min(begin, sound)
-        stated = about.duration_seconds_from_header
-        if stated is not None:
-            stated += (about.begin_stream_seconds_from_header or 0.0) - self._origin
-        info = VideoInfo(
-            has_video=True,
-            duration=stated if stated is not None else about.end_stream_seconds - self._origin,
-            frame_rate=about.average_fps_from_header,
-            width=about.width,
-            height=about.height,
-            rotation=-round(getattr(about, "rotation", None) or 0) % 360,
-            codec=about.codec,
-            start=begin - self._origin,
+    def _jumps(self, before: Fraction, after: Fraction) -> bool:
+        """Tell whether two pictures are so far apart that the file must be wrong."""
+        # No picture is shown for longer than the video lasts, but damage may be in that, too.
+        longest = min(max(self.info.duration or _LONGEST, 10.0), _LONGEST)
+        if after - before <= longest:
+            return False
+        self._problems.append(
+            f"its timestamps jump from {float(before):.2f} s to {float(after):.2f} s"
         )
-        super().__init__(name, info, stated)
+        return True
 
-    def _pictures(self) -> Iterator[_Picture]:
-        # One by one: asked for a time, torchcodec goes by the pictures' stated durations, which are
-        # wrong where pictures are not evenly spaced.
-        period = 1 / (self.info.frame_rate or self._decoder.metadata.average_fps or math.inf)
-        start = Fraction(0)
-        for index in range(len(self._decoder)):
-            try:
-                frame = self._decoder.get_frame_at(index)
-            except (RuntimeError, IndexError) as error:
-                self._count_lost(_reason(error))
-                continue
-            image = frame.data.numpy()
-            _check_pixels(self._who, image.shape[1], image.shape[0], self._max_pixels)
-            before, start = start, max(_tidy(frame.pts_seconds - self._origin), start)
-            if self._jumps(before, start):
-                return
-            end = start + min(_tidy(frame.duration_seconds or period), Fraction(_LONGEST))
-            yield _Picture(start, end, lambda image=image: image)  # type: ignore[misc]
-
-
-def _tidy(seconds: float) -> Fraction:
-    """Undo the rounding of a time that came as a float: it would be late or early by a hair."""
-    return Fraction(seconds).limit_denominator(1_000_000)
+    def _finish(self, end: Fraction | float) -> None:
+        super()._finish(end)
+        problems = list(self._problems)
+        if self._lost:
+            problems.append(f"{self._lost} pictures could not be decoded ({self._reason})")
+        stated, rate = self._stated_end, self.info.frame_rate or math.inf
+        if stated is not None and end < stated - max(_END_TOLERANCE, 2 / rate):
+            problems.append(f"it ends at {float(end):.2f} s of {stated:.2f} s")
+        self.damage = "; ".join(problems) or None
 
 
 def _middle(index: int, fps: Fraction) -> Fraction:
@@ -672,17 +570,6 @@ def _av_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Any:
     return f"file:{os.fspath(source)}" if isinstance(source, str | os.PathLike) else source
 
 
-def _start_of_sound(decoders: Any, content: Any) -> float | None:
-    """Seconds at which the sound begins; None if there is none."""
-    if hasattr(content, "seek"):
-        content.seek(0)
-    try:
-        about = decoders.AudioDecoder(content).metadata
-    except (RuntimeError, ValueError, OSError):
-        return None
-    return float(about.begin_stream_seconds_from_header or 0.0)
-
-
 def _is_cover(stream: Any) -> bool:
     """Whether a video stream is the picture on a record's sleeve."""
     disposition = getattr(stream, "disposition", 0)
@@ -726,15 +613,13 @@ def _seconds(clock: str) -> float | None:
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-    # torchcodec begins with the place in its own code.
-    return re.sub(r"^.*\.cpp:\d+, ", "", text).rstrip(".") or type(error).__name__
+    return str(text).rstrip(".") or type(error).__name__
 
 
 _LONGEST = 3600.0  # seconds that one picture may be shown
 _END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
 _HEAD = 4096  # bytes that tell a text from a video
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
-_STILL_CODECS = ("png", "mjpeg", "bmp", "tiff", "webp")
 # Of FFmpeg's formats those that are one file of pictures or sound: not texts and stills, which it
 # renders as videos, and not playlists, which name other files and hosts.
 _FORMATS = (

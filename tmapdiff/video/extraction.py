@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tmapdiff._checks import check_int, check_range, message, require
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
-from tmapdiff.video.decoding import MAX_FPS, Backend, VideoSource, find_backend, open_video
+from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
 from tmapdiff.video.store_writer import FeatureStoreWriter
 
@@ -65,7 +65,7 @@ def encode_video(
         encoder: What makes features of pictures.
         fps: Features a second.
         batch_size: Pictures at a time.
-        **options: As for `open_video`: `frame_rate`, `backend`, ...
+        **options: As for `open_video`: `frame_rate`, `max_pixels`, ...
 
     Raises:
         FeatureError: If the features are not finite: in half precision a model can overflow.
@@ -141,7 +141,6 @@ def extract_features(
     batch_size: int = 32,
     num_workers: int = 0,
     skip_damaged: bool = False,
-    backend: Backend | None = None,
     show_progress: bool = True,
 ) -> ExtractionReport:
     """Compute the features of many videos, into one HDF5 file.
@@ -165,7 +164,6 @@ def extract_features(
         num_workers: Processes that decode, a video each; 0 decodes in this one.
         skip_damaged: Whether to leave out a damaged video, instead of keeping what of it could be
             decoded.
-        backend: As for `open_video`.
         show_progress: Whether to show a progress bar, if there is a terminal.
 
     Raises:
@@ -174,7 +172,6 @@ def extract_features(
         FeatureError: If the file has features of another model or rate.
         ArgumentError: If there are no videos, two have one id, or a number is out of range.
         AnnotationError: If an id cannot be one, such as one with a slash.
-        ConfigError: If there is no such `backend`.
         MissingDependencyError: If the extra `video` is not installed.
 
     Example:
@@ -190,7 +187,7 @@ def extract_features(
     check_int(who, "batch_size", batch_size, at_least=1)
     check_int(who, "num_workers", num_workers, at_least=0)
     paths = _listed(who, videos)
-    backend = find_backend(backend)
+    require_av()
     shared: dict[str, str | float] = {
         "model": encoder.description,
         "model_sha256": encoder.fingerprint,
@@ -213,7 +210,7 @@ def extract_features(
                     todo[video_id] = path
             except (AnnotationError, FileError) as error:
                 skipped.append(VideoNote(video_id, str(error)))
-        frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size, backend)
+        frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size)
         loader = DataLoader(frames, batch_size=None, num_workers=min(num_workers, len(todo)))
         # Garbage of PyAV that a forked worker collects would wait for ever for its decoder's
         # threads, which are not in the fork.
@@ -270,13 +267,11 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
         preprocess: FramePreprocessor,
         fps: float | Fraction,
         batch_size: int,
-        backend: Backend | None,
     ) -> None:
         self.videos = videos
         self.preprocess = preprocess
         self.fps = fps
         self.batch_size = batch_size
-        self.backend = backend
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         worker = get_worker_info()
@@ -292,7 +287,7 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
 
     def _read(self, path: Path, threads: int) -> Iterator[Tensor | _Ending]:
         attributes = _source_attributes(path)
-        with closing(open_video(path, backend=self.backend, num_threads=threads)) as video:
+        with closing(open_video(path, num_threads=threads)) as video:
             frames = (self.preprocess(frame.image) for frame in video.sample(self.fps))
             for batch in batches(frames, self.batch_size):
                 yield torch.stack(batch)
