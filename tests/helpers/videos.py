@@ -36,10 +36,12 @@ def write_video(
     container_options=None,
     gop=5,
     rate=10,
+    b_frames=None,
 ):
     """Encode pictures of their number, shown from the given times on (the last time ends it).
 
-    `sound` is the start and end in seconds of a track of silence.
+    `sound` is the start and end in seconds of a track of silence. With `b_frames`, exactly so many
+    stand between others.
     """
     av = pytest.importorskip("av")
     times = [Fraction(time) for time in times]
@@ -56,6 +58,11 @@ def write_video(
         stream.pix_fmt = pix_fmt
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = gop
+        if b_frames is not None:
+            stream.codec_context.max_b_frames = b_frames
+            # Or encoders choose themselves.
+            fixed = {"libx264": {"x264-params": "b-adapt=0:scenecut=0"}}
+            stream.options = fixed.get(codec, {"b_strategy": "0", "sc_threshold": "1000000000"})
         if rotation is not None:
             stream.set_display_rotation(rotation[0], hflip=rotation[1])
         track = file.add_stream("pcm_s16le", rate=8000) if sound else None

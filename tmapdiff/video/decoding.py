@@ -1,8 +1,10 @@
 """From a video to the pictures that are shown at chosen times."""
 
+import heapq
 import io
 import math
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,6 +19,7 @@ from typing_extensions import Self
 
 from tmapdiff._checks import check_int, check_range, message, require
 from tmapdiff.errors import ArgumentError, FileError, VideoError
+from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
 MAX_FPS = 1000  # that are sampled: more would only repeat pictures
@@ -109,7 +112,11 @@ class VideoReader:
         a piece gives its last picture.
 
         Pictures need not be evenly spaced. Before the first one it is taken itself; where one could
-        not be decoded, the one before it. A gap of more than an hour ends the video, as damage.
+        not be decoded, the one before it. Where timestamps go back, as in files that were joined,
+        or leap, the next picture follows the one before. Where clocks may start again (MPEG-TS,
+        MPEG-PS, Ogg), a gap of more than ten seconds is a leap; elsewhere, one that is longer than
+        the file says it lasts, or than an hour. A leap is damage, and to go back where clocks may
+        not start again.
 
         Args:
             fps: Frames a second.
@@ -132,7 +139,7 @@ class VideoReader:
         shown: _Picture | None = None
         for picture in self._pictures():
             self._check_open()
-            if shown is None and picture.start > _LONGEST:
+            if shown is None and picture.start > LONGEST:
                 expected = "pictures within an hour of its start"
                 got = f"the first at {float(picture.start):.2f} s"
                 raise VideoError(message(self._who, expected, got, "Its timestamps are damaged."))
@@ -376,25 +383,22 @@ class _AvReader(VideoReader):
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream = stream
         decoders.append(stream.codec_context)
-        heard = [one for one in self._container.streams.audio if one.start_time is not None]
-        starts = [one.start_time * one.time_base for one in heard]
-        if stream.start_time is not None:
-            starts.append(stream.start_time * stream.time_base)
-        self._origin = min(starts, default=Fraction(0))
-        rate = stream.average_rate or stream.guessed_rate
-        stated, of_stream = self._stated_duration()
         super().__init__(self._who, VideoInfo(has_video=True))
-        self._stated_end = stated if of_stream else None
         self._problems: list[str] = []
         self._lost = 0
         self._reason = ""
-        self._period = 1 / Fraction(rate) if rate else Fraction(0)
+        self._is_avi = self._container.format.name == "avi"
+        self._first_dts: int | None = None
+        self._is_packed: bool | None = None
         self._frames = self._decode()
         first = next(self._frames, None)
         if first is None:
             got = f"none that can be decoded ({self._reason or 'the file ends before'})"
             raise VideoError(message(self._who, "pictures", got))
         self._first = first
+        rate = stream.average_rate or stream.guessed_rate
+        self._stated_end: float | None = None
+        stated = self._make_timeline(first, 1 / Fraction(rate) if rate else Fraction(0))
         turned, rotation = _turning(first)[0], _rotation(first)
         self.info = VideoInfo(
             has_video=True,
@@ -404,7 +408,7 @@ class _AvReader(VideoReader):
             height=first.width if turned else first.height,
             rotation=rotation,
             codec=stream.codec_context.name,
-            start=float(self._start_of(first, Fraction(0))),
+            start=float(self._timeline.start),
         )
 
     def close(self) -> None:
@@ -412,6 +416,46 @@ class _AvReader(VideoReader):
         self._frames.close()
         self._let_go()
         self._container.close()
+
+    def _packs_frames(self, packet: Any) -> bool:
+        """Whether packets hold two frames, then none, as a video's first packet tells."""
+        decoder = self._stream.codec_context
+        if decoder.name != "mpeg4":
+            return False
+        return bool(_PACKED.search((decoder.extradata or b"") + bytes(packet)))
+
+    def _make_timeline(self, first: Any, period: Fraction) -> float | None:
+        """Find out what the timestamps mean, and return the duration that the file states."""
+        stream, flags = self._stream, int(self._container.format.flags)
+        timestamps: Timestamps = "decoded" if self._is_avi or self._is_packed else "shown"
+        ticks = first.pts
+        if self._is_avi:
+            # The first frame is shown when the first packet is decoded, unless that was lost.
+            ticks = first.dts if self._lost else self._first_dts
+        if flags & _NO_TIMESTAMPS:
+            timestamps, ticks = "none", 0
+        start = Fraction((ticks or 0) * first.time_base)
+        begun = [one for one in self._container.streams.audio if one.start_time is not None]
+        if self._lost and stream.start_time is not None:
+            begun.append(stream)
+        self._origin = min([start, *(one.start_time * one.time_base for one in begun)])
+        stated = None
+        if timestamps != "none":  # else FFmpeg guesses it from the size
+            stated, of_stream = self._stated_duration()
+            self._stated_end = stated if of_stream else None
+        # No picture is shown for longer than the video lasts, but damage may be in that, too.
+        longest_gap = min(max(Fraction(stated or LONGEST), _LEAP), LONGEST)
+        may_restart = bool(flags & _MAY_RESTART)
+        self._timeline = Timeline(
+            first,
+            start,
+            self._origin,
+            timestamps,
+            period=period,
+            longest_gap=_LEAP if may_restart else longest_gap,
+            may_restart=may_restart,
+        )
+        return stated
 
     def _stated_duration(self) -> tuple[float | None, bool]:
         """Seconds to the end of the pictures as the file says, and whether it says it of them."""
@@ -429,6 +473,7 @@ class _AvReader(VideoReader):
     def _decode(self) -> Generator[Any, None, None]:
         """Give all frames that can be decoded, in the order they are shown."""
         packets = self._container.demux(self._stream)
+        waiting: list[Any] = []
         while True:
             try:
                 packet = next(packets, None)
@@ -441,6 +486,13 @@ class _AvReader(VideoReader):
                 return
             if packet is None:
                 return
+            if self._is_packed is None:
+                self._first_dts = packet.dts
+                self._is_packed = self._packs_frames(packet)
+                waiting = [packet.pts]
+            if self._is_packed and not self._is_avi and None not in (packet.pts, waiting[0]):
+                # FFmpeg guessed dts of frames that are elsewhere: here they are pts, in order.
+                packet.dts = heapq.heappushpop(waiting, packet.pts)
             try:
                 frames = packet.decode()
             except self._av.error.FFmpegError as error:
@@ -452,23 +504,11 @@ class _AvReader(VideoReader):
                 yield frame
 
     def _pictures(self) -> Iterator[_Picture]:
-        frame, end = self._first, Fraction(0)
-        start = self._start_of(frame, end)
+        frame = self._first
         while frame is not None:
-            duration = (getattr(frame, "duration", None) or 0) * frame.time_base
-            end = start + min(duration or self._period, Fraction(_LONGEST))
+            start, end = self._timeline.place(frame)
             yield _Picture(start, end, lambda frame=frame: self._convert(frame))  # type: ignore[misc]
-            frame, before = next(self._frames, None), start
-            if frame is not None:
-                # Time stands still where timestamps go back.
-                start = max(self._start_of(frame, end), before)
-                if self._jumps(before, start):
-                    return
-
-    def _start_of(self, frame: Any, otherwise: Fraction) -> Fraction:
-        if frame.pts is None:
-            return otherwise
-        return Fraction(frame.pts * frame.time_base - self._origin)
+            frame = next(self._frames, None)
 
     def _convert(self, frame: Any) -> np.ndarray:
         _check_pixels(self._who, frame.width, frame.height, self._max_pixels)
@@ -487,23 +527,15 @@ class _AvReader(VideoReader):
         self._lost += 1
         self._reason = self._reason or reason
 
-    def _jumps(self, before: Fraction, after: Fraction) -> bool:
-        """Tell whether two pictures are so far apart that the file must be wrong."""
-        # No picture is shown for longer than the video lasts, but damage may be in that, too.
-        longest = min(max(self.info.duration or _LONGEST, 10.0), _LONGEST)
-        if after - before <= longest:
-            return False
-        self._problems.append(
-            f"its timestamps jump from {float(before):.2f} s to {float(after):.2f} s"
-        )
-        return True
-
     def _finish(self, end: Fraction | float) -> None:
         super()._finish(end)
         problems = list(self._problems)
+        if self._timeline.problem:
+            problems.append(self._timeline.problem)
         if self._lost:
             problems.append(f"{self._lost} pictures could not be decoded ({self._reason})")
-        stated, rate = self._stated_end, self.info.frame_rate or math.inf
+        rate = self.info.frame_rate or math.inf
+        stated = None if self._timeline.is_mended else self._stated_end
         if stated is not None and end < stated - max(_END_TOLERANCE, 2 / rate):
             problems.append(f"it ends at {float(end):.2f} s of {stated:.2f} s")
         self.damage = "; ".join(problems) or None
@@ -616,7 +648,10 @@ def _reason(error: Exception) -> str:
     return str(text).rstrip(".") or type(error).__name__
 
 
-_LONGEST = 3600.0  # seconds that one picture may be shown
+_LEAP = Fraction(10)  # seconds: where clocks may start again, a longer gap is a leap, as in FFmpeg
+_NO_TIMESTAMPS, _MAY_RESTART = 0x80, 0x200  # AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
+# DivX and XviD: a packet with two frames, then an empty one. Containers do not know of it.
+_PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")
 _END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
 _HEAD = 4096  # bytes that tell a text from a video
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
