@@ -27,6 +27,9 @@ from tmapdiff.errors import (
     MissingDependencyError,
     VideoError,
 )
+from tmapdiff.inspection import inspect
+from tmapdiff.video.decoding import _FORMATS as FORMATS
+from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
 pytest.importorskip("av")
 
@@ -85,9 +88,11 @@ def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
     assert skipped["empty"] == f"{folder / 'empty.mp4'}: expected a video, got an empty file."
     assert "expected a video, got a text" in skipped["text"]
     assert "expected a video id without" in skipped["a..b"]
+    assert report.passed_over == {".txt": 1}
     lines = str(report).splitlines()
     assert lines[0] == f"{out}: 4 videos extracted, 0 kept, 1 damaged, 3 skipped"
-    assert len(lines) == 5
+    assert lines[-1] == "passed over, as no videos by their suffixes: 1 .txt"
+    assert len(lines) == 6
     assert sorted(os.listdir(tmp_path)) == ["features.h5", "videos", "whole.mkv"]
 
     store = open_feature_store(out)
@@ -107,6 +112,99 @@ def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
         assert about["source_size"] == (folder / "first.mp4").stat().st_size
         assert "damage" not in about
         assert file["cut"].attrs["damage"] == report.damaged[0].reason
+
+
+# Suffix, FFmpeg's format, codec, pixel format, time base.
+UNUSUAL = [
+    (".gif", "gif", "gif", "rgb8", Fraction(1, 5)),
+    (".vob", "vob", "mpeg2video", "yuv420p", Fraction(1, 5)),
+    (".3g2", "3g2", "mpeg4", "yuv420p", Fraction(1, 5)),
+    (".f4v", "f4v", "libx264", "yuv420p", Fraction(1, 90_000)),
+    (".divx", "avi", "mpeg4", "yuv420p", Fraction(1, 5)),
+    (".m2t", "mpegts", "libx264", "yuv420p", Fraction(1, 90_000)),
+    (".MPE", "mpeg", "mpeg1video", "yuv420p", Fraction(1, 25)),
+    (".h264", "h264", "libx264", "yuv420p", Fraction(1, 5)),
+]
+
+
+def write_unusual(path, format, codec, pix_fmt, base):
+    rate = 25 if codec == "mpeg1video" else 5
+    times = [Fraction(index, rate) for index in range(2 * rate + 1)]
+    options = {"format": format, "codec": codec, "pix_fmt": pix_fmt, "time_base": base}
+    return write_video(path, times, rate=rate, **options)
+
+
+@pytest.mark.parametrize(("suffix", *"fcpb"), UNUSUAL, ids=[one[0] for one in UNUSUAL])
+def test_what_can_be_opened_is_found_in_folders(tmp_path, encoder, suffix, f, c, p, b):
+    path = write_unusual(tmp_path / f"a{suffix}", f, c, p, b)
+    with open_video(path) as video:
+        assert len(list(video.sample(2))) == 4
+    report = extract_features(tmp_path, encoder, tmp_path / "a.h5", fps=2)
+    assert (report.extracted, report.damaged, report.passed_over) == (("a",), (), {})
+    for place in (path, tmp_path):
+        found = inspect(place)
+        assert (found.kind, found.findings) == ("videos", ())
+    path.rename(tmp_path / "a.unknown")  # one file is a video by its content
+    assert inspect(tmp_path / "a.unknown").facts["a.unknown"]["videos"] == 1
+
+
+def test_every_suffix_that_ffmpeg_knows_of_formats_that_are_read_is_looked_for():
+    av = pytest.importorskip("av")
+    known = set()
+    for name in FORMATS.split(","):
+        for mode in "rw":
+            try:
+                known |= {f".{one}" for one in av.ContainerFormat(name, mode).extensions}
+            except ValueError:  # FFmpeg only reads it
+                continue
+    stills = {".avif", ".heic", ".heif", ".mpo", ".psp"}
+    # fmt: off
+    sound = {
+        ".aac", ".ac3", ".afc", ".aif", ".aifc", ".aiff", ".amr", ".au", ".caf", ".eac3", ".ec3",
+        ".flac", ".isma", ".m2a", ".m4a", ".m4b", ".mka", ".mp2", ".mp3", ".mpa", ".ogg", ".ra",
+        ".w64", ".wav", ".wma",
+    }
+    # fmt: on
+    rest = {".dif", ".h26l", ".ism", ".mks"}
+    assert known - stills - sound - rest <= set(VIDEO_SUFFIXES)
+    assert {".gif", ".3g2", ".f4v", ".mkv"} <= known
+
+
+def test_what_is_passed_over_is_counted_by_suffix(tmp_path, encoder):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.txt", "b.TXT", "c.srt", "none"):
+        (folder / name).write_text("text")
+    counts = {"": 1, ".srt": 1, ".txt": 2}
+    with refuses(ArgumentError, f"in {folder}, but 1 without any, 1 .srt, 2 .txt."):
+        extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
+    make_video(folder / "a.mp4", 1)
+    report = extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
+    assert (report.extracted, report.passed_over) == (("a",), counts)
+    assert str(report).endswith("suffixes: 1 without any, 1 .srt, 2 .txt")
+    again = extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
+    assert (again.kept, again.passed_over) == (("a",), counts)
+    assert inspect(folder).facts["videos"]["passed over"] == "1 without any, 1 .srt, 2 .txt"
+
+
+def test_a_gif_beside_its_video_is_no_second_one(tmp_path, encoder):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    make_video(folder / "a.mp4", 1)
+    for name in ("a.gif", "b.gif"):
+        write_unusual(folder / name, *UNUSUAL[0][1:])
+    report = extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
+    assert (report.extracted, report.passed_over) == (("a", "b"), {".gif": 1})
+    assert (found := inspect(folder)).findings == ()
+    assert found.facts["videos"]["videos"] == 2
+
+
+def test_a_gif_beside_annotations_makes_no_folder_of_videos(tmp_path):
+    write_unusual(tmp_path / "teaser.gif", *UNUSUAL[0][1:])
+    assert inspect(tmp_path).kind == "videos"
+    (tmp_path / "charades_sta_train.txt").write_text("AO8RW 0.0 6.9##a person opens a door.\n")
+    (tmp_path / "Charades_v1_train.csv").write_text("id,length,actions\nAO8RW,33.67,\n")
+    assert inspect(tmp_path).kind == "annotations"
 
 
 def test_a_second_run_does_what_is_left(tmp_path, folder, encoder):

@@ -82,20 +82,33 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
             return "features"
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    videos: set[str] = set()
     if suffixes - _TEXTS:
         from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
-        if suffixes & set(VIDEO_SUFFIXES):
-            return "videos"
+        videos = suffixes & set(VIDEO_SUFFIXES)
+    if videos - {".gif"}:
+        return "videos"
     try:
         find_annotations(path)
     except TmapdiffError as error:
         if not path.exists():
             raise FileError(message("inspect", f"something at {path}", "nothing")) from None
+        if videos or (path.is_file() and _is_video(path)):
+            return "videos"
         expected = f"annotations, a feature store, videos or a pipeline at {path}"
         got = ", ".join(names[:5]) or "an empty folder"
         raise FileError(message("inspect", expected, got)) from error
     return "annotations"
+
+
+def _is_video(path: Path) -> bool:
+    from tmapdiff.video import probe_video
+
+    try:
+        return probe_video(path).has_video
+    except TmapdiffError:
+        return False
 
 
 def _is_hdf5(path: Path) -> bool:

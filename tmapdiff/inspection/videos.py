@@ -6,14 +6,12 @@ from typing import Any
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
 from tmapdiff.video import VideoInfo, open_video
-from tmapdiff.video.extraction import VIDEO_SUFFIXES
+from tmapdiff.video.extraction import count, find_videos
 
 
 def inspect_videos(path: Path, told: Told) -> Inspected:
     """Inspect a video, or all videos of a folder."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(one for one in path.iterdir() if one.suffix.lower() in VIDEO_SUFFIXES)
+    files, passed_over = find_videos(path) if path.is_dir() else ([path], {})
     durations: dict[str, float] = {}
     infos: dict[str, VideoInfo] = {}
     findings: list[Finding] = []
@@ -42,6 +40,8 @@ def inspect_videos(path: Path, told: Told) -> Inspected:
         "codec": _counted([f"{one.codec}" for one in shown]),
         "bytes": sum(file.stat().st_size for file in files),
     }
+    if passed_over:
+        facts["passed over"] = count(passed_over)
     return Inspected(path, "videos", durations, {path.resolve().name: facts}, findings)
 
 

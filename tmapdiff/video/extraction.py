@@ -4,9 +4,10 @@ import gc
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ from tmapdiff.video.store_writer import FeatureStoreWriter
 
 # fmt: off
 VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".3gp2", ".3gpp", ".amv", ".asf", ".avc", ".avi", ".divx",
+    ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ismv", ".ivf", ".m1v", ".m2p",
+    ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4",
+    ".mp4v", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv",
+    ".qt", ".rm", ".rmvb", ".swf", ".tod", ".tp", ".trp", ".ts", ".vob", ".vro", ".webm", ".wmv",
+    ".wtv", ".xvid", ".y4m",
 )
 # fmt: on
 
@@ -114,6 +119,7 @@ class ExtractionReport:
             decoded.
         skipped: Videos without features, and why. (Features that are not finite are none: in half
             precision a model can overflow.)
+        passed_over: How many other files the folder has, by suffix.
     """
 
     path: Path
@@ -121,6 +127,7 @@ class ExtractionReport:
     kept: tuple[str, ...]
     damaged: tuple[VideoNote, ...]
     skipped: tuple[VideoNote, ...]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -129,6 +136,8 @@ class ExtractionReport:
         ]
         for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
             lines += [f"{what} {note.video_id}: {note.reason}" for note in notes]
+        if self.passed_over:
+            lines.append(f"passed over, as no videos by their suffixes: {count(self.passed_over)}")
         return "\n".join(lines)
 
 
@@ -155,8 +164,9 @@ def extract_features(
     what has changed, and tries again what was skipped.
 
     Args:
-        videos: A folder, of which all files with a suffix of videos count; or files. Their ids are
-            their names without suffix, unless a mapping from ids to files is given.
+        videos: A folder, of which all files with a suffix of videos count, but no .gif beside a
+            video of its name; or files. Their ids are their names without suffix, unless a mapping
+            from ids to files is given.
         encoder: What makes features of pictures.
         out: The HDF5 file, to be made or added to.
         fps: Features a second.
@@ -186,7 +196,7 @@ def extract_features(
     check_range(who, "fps", fps, 0, MAX_FPS, open_low=True)
     check_int(who, "batch_size", batch_size, at_least=1)
     check_int(who, "num_workers", num_workers, at_least=0)
-    paths = _listed(who, videos)
+    paths, passed_over = _listed(who, videos)
     require_av()
     shared: dict[str, str | float] = {
         "model": encoder.description,
@@ -244,6 +254,7 @@ def extract_features(
         kept=tuple(kept),
         damaged=tuple(sorted(damaged, key=lambda note: order[note.video_id])),
         skipped=tuple(sorted(skipped, key=lambda note: order[note.video_id])),
+        passed_over=passed_over,
     )
 
 
@@ -340,21 +351,38 @@ def _seconds_per_feature(fps: float | Fraction) -> float:
     return float(1 / Fraction(fps))
 
 
-def _listed(who: str, videos: Any) -> dict[str, Path]:
+def find_videos(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    """Return the videos of a folder, by suffix, and how many other files it has of each suffix."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise FileError(f"cannot read the folder {folder}: {error.strerror}.") from error
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    # A .gif beside a video of its name is its preview.
+    names = {path.stem for path in videos if path.suffix.lower() != ".gif"}
+    videos = [path for path in videos if path.suffix.lower() != ".gif" or path.stem not in names]
+    others = Counter(path.suffix.lower() for path in set(files).difference(videos))
+    return videos, dict(sorted(others.items()))
+
+
+def count(suffixes: Mapping[str, int]) -> str:
+    """Say how many files there are of each suffix."""
+    return ", ".join(f"{number} {suffix or 'without any'}" for suffix, number in suffixes.items())
+
+
+def _listed(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
+    passed_over: dict[str, int] = {}
     if isinstance(videos, str | os.PathLike):
         folder = Path(videos)
-        try:
-            found = sorted(path for path in folder.iterdir() if path.is_file())
-        except OSError as error:
-            raise FileError(f"cannot read the folder {folder}: {error.strerror}.") from error
-        files = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
+        files, passed_over = find_videos(folder)
         if not files:
-            expected = "a folder of videos"
-            raise ArgumentError(message(who, expected, f"no file with such a suffix in {folder}"))
+            got = f"no file with such a suffix in {folder}"
+            got += f", but {count(passed_over)}" if passed_over else ""
+            raise ArgumentError(message(who, "a folder of videos", got))
     elif isinstance(videos, Mapping):
         paths = {str(video_id): Path(path) for video_id, path in videos.items()}
         check_int(who, "videos", len(paths), at_least=1)
-        return paths
+        return paths, passed_over
     else:
         files = [Path(path) for path in videos]
         check_int(who, "videos", len(files), at_least=1)
@@ -365,7 +393,7 @@ def _listed(who: str, videos: Any) -> dict[str, Path]:
             got = f"{paths[path.stem]} and {path}"
             raise ArgumentError(message(who, "one video an id", got, hint))
         paths[path.stem] = path
-    return paths
+    return paths, passed_over
 
 
 def _source_attributes(path: Path) -> dict[str, Any]:
