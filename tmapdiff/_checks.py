@@ -4,12 +4,20 @@ Every message reads `who: expected <what>, got <what came>. <hint>`.
 """
 
 import math
+import os
+import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tmapdiff.errors import ArgumentError, ConfigError, MissingDependencyError, ShapeError
+from tmapdiff.errors import (
+    ArgumentError,
+    ConfigError,
+    FileError,
+    MissingDependencyError,
+    ShapeError,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +67,17 @@ def check_range(
         expected = f"{name} in {bracket}{low:g}, {end}"
         raise ArgumentError(message(who, expected, repr(value)))
     return number
+
+
+def check_no_address(who: str, path: str | os.PathLike[str]) -> None:
+    """Raise FileError when a path is none, but an address such as `https://host/video.mp4`."""
+    text = os.fspath(path)
+    # A Path has one slash left. A letter alone is a drive.
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) or os.path.exists(path):
+        return
+    address = re.sub(":/+", "://", text, count=1)
+    hint = "Addresses are not opened: download it first."
+    raise FileError(message(who, "a path", address, hint))
 
 
 def check_choice(who: str, name: str, value: Choice, choices: Iterable[Choice]) -> Choice:

@@ -48,6 +48,22 @@ def test_features_answer_as_their_video(run, corpus, tmp_path):
     assert other.document["duration"] == 16
 
 
+def test_an_address_is_not_opened(run, tmp_path):
+    address = "https://host/a.mp4"
+    commands = [
+        ["localize", address, "a dog", "--model", tmp_path],
+        ["extract", address, "--model", "test_resnet", "--random-weights", "--out", tmp_path / "x"],
+        ["inspect", address],
+    ]
+    for command in commands:
+        found = run(*command)
+        assert found.code == 1
+        (line,) = found.err.splitlines()
+        end = f"expected a path, got {address}. Addresses are not opened: download it first."
+        assert line.startswith("error: ")
+        assert line.endswith(end)
+
+
 def test_the_table_has_a_row_a_moment(run, corpus):
     found = run("localize", corpus.videos / "three.mp4", *SENTENCES, "--model", corpus.pipeline)
     assert found.code == 0

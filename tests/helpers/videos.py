@@ -37,11 +37,12 @@ def write_video(
     gop=5,
     rate=10,
     b_frames=None,
+    pixel_aspect=None,
 ):
     """Encode pictures of their number, shown from the given times on (the last time ends it).
 
     `sound` is the start and end in seconds of a track of silence. With `b_frames`, exactly so many
-    stand between others.
+    stand between others. A `pixel_aspect` of 2 means pixels that are twice as wide as high.
     """
     av = pytest.importorskip("av")
     times = [Fraction(time) for time in times]
@@ -58,6 +59,8 @@ def write_video(
         stream.pix_fmt = pix_fmt
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = gop
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if b_frames is not None:
             stream.codec_context.max_b_frames = b_frames
             # Or encoders choose themselves.

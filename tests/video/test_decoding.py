@@ -11,6 +11,7 @@ import threading
 import weakref
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ from helpers.videos import number_image, read_number, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import open_video, probe_video
+from tmapdiff import encode_video, extract_features, open_video, probe_video
 from tmapdiff.errors import (
     ArgumentError,
     FileError,
     MissingDependencyError,
     VideoError,
 )
+from tmapdiff.inspection import inspect
 
 av = pytest.importorskip("av")
 
@@ -148,6 +150,47 @@ def test_rotated_videos_come_upright(tmp_path, degrees, mirrored):
     assert np.abs(frame.image.astype(int) - expected).max() < 8
     if not mirrored:
         assert video.info.rotation == -degrees % 360
+
+
+# PyAV cannot write it for codecs that do not tell it themselves.
+ANAMORPHIC = [one for one in FORMATS if one[1] != "libvpx"]
+
+
+@pytest.mark.parametrize("aspect", [Fraction(2), Fraction(3, 2), Fraction(1, 2)])
+@pytest.mark.parametrize(("suffix", "codec", "time_base"), ANAMORPHIC, ids=lambda p: str(p)[:7])
+def test_anamorphic_videos_are_as_wide_as_shown(tmp_path, suffix, codec, time_base, aspect):
+    path = write_video(
+        tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base, pixel_aspect=aspect
+    )
+    frames, video = sampled(path, 2)
+    assert (video.info.width, video.info.height) == (64 * aspect, 32)
+    assert all(frame.image.shape == (32, 64 * aspect, 3) for frame in frames)
+    assert numbers(frames) == shown_at(TENTHS, 2)
+
+
+def test_the_limit_of_pixels_is_that_of_frames_as_shown(tmp_path):
+    path = write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=Fraction(2))
+    assert len(sampled(path, 2, max_pixels=128 * 32)[0]) == 6
+    with refuses(VideoError, "expected pictures of at most 4095 pixels, got 128 x 32. Pass max"):
+        sampled(path, 2, max_pixels=128 * 32 - 1)
+
+
+@pytest.mark.skipif(not hasattr(av.VideoFrame, "rotation"), reason="PyAV cannot write rotations")
+def test_anamorphic_videos_are_stretched_before_they_are_turned(tmp_path):
+    image = number_image(0b10110001)
+    options = {"images": [image], "rotation": (90, False), "pixel_aspect": Fraction(2)}
+    (frame,), video = sampled(write_video(tmp_path / "a.mp4", [0, 1], **options), 1)
+    assert (video.info.width, video.info.height) == (32, 128)
+    assert read_number(np.rot90(frame.image, -1)) == 0b10110001
+    assert frame.image.shape == (128, 32, 3)
+
+
+@pytest.mark.parametrize("aspect", [None, Fraction(1), Fraction(1280, 1281), Fraction(51, 50)])
+def test_pixels_that_are_nearly_square_are_left_as_they_are(tmp_path, aspect):
+    frames, video = sampled(write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=aspect), 2)
+    plain, _ = sampled(write_video(tmp_path / "b.mp4", TENTHS), 2)
+    assert (video.info.width, video.info.height) == (64, 32)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(frames, plain, strict=True))
 
 
 def test_sources(tmp_path):
@@ -398,6 +441,29 @@ def test_files_that_cannot_be_read(tmp_path):
         path.chmod(0)
         with refuses(FileError, f"cannot read {path}: Permission denied."):
             open_video(path)
+
+
+@pytest.mark.parametrize("address", ["https://host/a.mp4", "rtsp://host/live", "s3://bucket/a.mp4"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_addresses_are_not_opened(tmp_path, address, kind):
+    line = f"expected a path, got {address}. Addresses are not opened: download it first."
+    calls = [
+        lambda: open_video(kind(address)),
+        lambda: probe_video(kind(address)),
+        lambda: inspect(kind(address)),
+        lambda: extract_features(kind(address), None, tmp_path / "a.h5", fps=1),
+        lambda: encode_video(kind(address), None, fps=1),
+    ]
+    for call in calls:
+        with refuses(FileError, line):
+            call()
+
+
+def test_a_file_whose_path_looks_like_an_address_is_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "https:").mkdir()
+    write_video(tmp_path / "https:" / "a.mp4", TENTHS)
+    assert numbers(sampled("https://a.mp4", 2)[0]) == shown_at(TENTHS, 2)
 
 
 def test_an_open_file_that_fails(tmp_path):

@@ -269,10 +269,11 @@ def test_lists_and_mappings(tmp_path, encoder):
     one, two = make_video(tmp_path / "a.mp4"), make_video(tmp_path / "sub" / "a.mkv")
     with refuses(ArgumentError, f"expected one video an id, got {one} and {two}. Pass a mapping"):
         extract_features([one, two], encoder, tmp_path / "f.h5", fps=1)
-    videos = {"a.mp4": one, "b": str(two), "none": tmp_path / "none.mp4"}
+    videos = {"a.mp4": one, "b": str(two), "none": tmp_path / "none.mp4", "web": "https://h/a.mp4"}
     report = extract_features(videos, encoder, tmp_path / "f.h5", fps=1)
     assert report.extracted == ("a.mp4", "b")
-    (skipped,) = report.skipped
+    skipped, address = report.skipped
+    assert "expected a path, got https://h/a.mp4. Addresses are not" in address.reason
     assert skipped.video_id == "none"
     assert skipped.reason == f"cannot read {tmp_path / 'none.mp4'}: No such file or directory."
     assert len(open_feature_store(tmp_path / "f.h5")["a.mp4"]) == 3

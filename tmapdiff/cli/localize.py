@@ -90,8 +90,11 @@ def localize(
     with Output(as_json) as out:
         import torch
 
+        from tmapdiff._checks import check_no_address
         from tmapdiff.pipelines import MomentLocalizationPipeline
 
+        if features is None:
+            check_no_address("localize", video)
         pipeline = MomentLocalizationPipeline.from_pretrained(model).to(find_device(device))
         pipeline.set_progress_bar_config(disable=None)  # without a terminal
         source: Any = video

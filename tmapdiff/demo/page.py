@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from tmapdiff._checks import message
+from tmapdiff._checks import check_no_address, message
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.demo.visits import WELCOME, Visits, line
 from tmapdiff.errors import FileError
@@ -137,6 +137,7 @@ def page_style() -> dict[str, Any]:
 def _list_videos(folder: str | os.PathLike[str] | None) -> dict[str, Path]:
     if folder is None:
         return {}
+    check_no_address("demo", folder)
     try:
         files = sorted(Path(folder).iterdir())
     except OSError as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tmapdiff._checks import message
+from tmapdiff._checks import check_no_address, message
 from tmapdiff.data import AnnotationFormat, find_annotations
 from tmapdiff.errors import FileError, TmapdiffError
 from tmapdiff.inspection.annotations import inspect_annotations
@@ -39,7 +39,8 @@ def inspect(
         on_item: Called before each video is read, for a progress bar.
 
     Raises:
-        FileError: If there is nothing at a path, or nothing that can be recognised.
+        FileError: If there is nothing at a path, or nothing that can be recognised, or it is an
+            address.
         ArgumentError: If the two have nothing to do with each other.
         TmapdiffError: If annotations, a store or a pipeline cannot be opened.
     """
@@ -71,6 +72,7 @@ def inspect(
 def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
     if format is not None:
         return "annotations"
+    check_no_address("inspect", path)
     try:
         names = sorted(os.listdir(path)) if path.is_dir() else [path.name]
         suffixes = {Path(name).suffix.lower() for name in names}

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_range, message, require
+from tmapdiff._checks import check_int, check_no_address, check_range, message, require
 from tmapdiff.errors import ArgumentError, FileError, VideoError
 from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 
@@ -36,7 +36,8 @@ class VideoInfo:
         has_video: Whether there are pictures at all; all else is None if not.
         duration: Seconds to the end of the last picture, as the file says; None if it does not.
         frame_rate: Pictures a second, on average; None if the file does not say.
-        width: Pixels a row, as shown: after rotation.
+        width: Pixels a row, as shown: after rotation, and with square pixels, for which stored
+            rows are stretched where pixels are wider or narrower than high by more than 2 %.
         height: Rows, as shown.
         rotation: Degrees clockwise that stored pictures are turned to be shown: 0, 90, 180 or 270;
             of mirrored ones, after they were mirrored left to right.
@@ -209,7 +210,8 @@ def open_video(
     Raises:
         ArgumentError: If `source` is nothing of the kind, pictures have no `frame_rate` or anything
             else has one, or a number is out of range.
-        FileError: If there is no such file, or it cannot be read.
+        FileError: If there is no such file, it cannot be read, or it is an address: those are not
+            opened.
         VideoError: If it is empty, is no video, has no pictures but sound, has pictures of more
             than `max_pixels`, or none that can be decoded.
         MissingDependencyError: If the extra `video` is not installed.
@@ -400,12 +402,14 @@ class _AvReader(VideoReader):
         self._stated_end: float | None = None
         stated = self._make_timeline(first, 1 / Fraction(rate) if rate else Fraction(0))
         turned, rotation = _turning(first)[0], _rotation(first)
+        width, height = self._shown_width(first), first.height
+        _check_pixels(self._who, width, height, self._max_pixels)
         self.info = VideoInfo(
             has_video=True,
             duration=stated,
             frame_rate=float(rate) if rate else None,
-            width=first.height if turned else first.width,
-            height=first.width if turned else first.height,
+            width=height if turned else width,
+            height=width if turned else height,
             rotation=rotation,
             codec=stream.codec_context.name,
             start=float(self._timeline.start),
@@ -510,10 +514,19 @@ class _AvReader(VideoReader):
             yield _Picture(start, end, lambda frame=frame: self._convert(frame))  # type: ignore[misc]
             frame = next(self._frames, None)
 
+    def _shown_width(self, frame: Any) -> int:
+        """Pixels of a row where they are as wide as high."""
+        aspect = self._stream.sample_aspect_ratio or 1
+        # Encoders round: 1280:1281 is meant to be square.
+        if abs(aspect - 1) <= _NEARLY_SQUARE:
+            aspect = 1
+        return max(1, round(frame.width * aspect))
+
     def _convert(self, frame: Any) -> np.ndarray:
-        _check_pixels(self._who, frame.width, frame.height, self._max_pixels)
+        width = self._shown_width(frame)
+        _check_pixels(self._who, max(width, frame.width), frame.height, self._max_pixels)
         try:
-            image: np.ndarray = frame.to_ndarray(format="rgb24")
+            image: np.ndarray = frame.to_ndarray(format="rgb24", width=width)
         except (self._av.error.FFmpegError, ValueError) as error:
             got = f"pictures in {frame.format.name} ({_reason(error)})"
             raise VideoError(message(self._who, "pictures that convert to RGB", got)) from error
@@ -548,6 +561,7 @@ def _middle(index: int, fps: Fraction) -> Fraction:
 def _check_source(source: object) -> str:
     """Return what messages call a source, or raise when it cannot be read or is empty."""
     if isinstance(source, str | os.PathLike):
+        check_no_address("open_video", source)
         path = Path(source)
         try:
             if path.exists() and not path.is_file():
@@ -652,6 +666,7 @@ _LEAP = Fraction(10)  # seconds: where clocks may start again, a longer gap is a
 _NO_TIMESTAMPS, _MAY_RESTART = 0x80, 0x200  # AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 # DivX and XviD: a packet with two frames, then an empty one. Containers do not know of it.
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")
+_NEARLY_SQUARE = Fraction(2, 100)  # that pixels may be wider or narrower than high
 _END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
 _HEAD = 4096  # bytes that tell a text from a video
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tmapdiff._checks import check_int, check_range, message, require
+from tmapdiff._checks import check_int, check_no_address, check_range, message, require
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
@@ -177,8 +177,8 @@ def extract_features(
         show_progress: Whether to show a progress bar, if there is a terminal.
 
     Raises:
-        FileError: If the folder cannot be read, the file cannot be written, or another process
-            writes it.
+        FileError: If the folder cannot be read or is an address, the file cannot be written, or
+            another process writes it.
         FeatureError: If the file has features of another model or rate.
         ArgumentError: If there are no videos, two have one id, or a number is out of range.
         AnnotationError: If an id cannot be one, such as one with a slash.
@@ -196,6 +196,8 @@ def extract_features(
     check_range(who, "fps", fps, 0, MAX_FPS, open_low=True)
     check_int(who, "batch_size", batch_size, at_least=1)
     check_int(who, "num_workers", num_workers, at_least=0)
+    if isinstance(videos, str | os.PathLike):
+        check_no_address(who, videos)
     paths, passed_over = _listed(who, videos)
     require_av()
     shared: dict[str, str | float] = {
@@ -417,6 +419,7 @@ def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
+    check_no_address("extract_features", path)
     try:
         status = path.stat()
     except OSError as error:
