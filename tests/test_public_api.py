@@ -104,6 +104,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "_stopping": 1,
     "_configs": 2,
     "_solvers": 1,
+    "_threads": 0,
     "kernels": 4,
     "maps": 4,
     "losses": 4,

@@ -1,7 +1,8 @@
 """Noise on packed IoU maps: adding it in training, taking it away in sampling."""
 
 import os
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -39,6 +40,21 @@ class MapSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
+@dataclass
+class SchedulerRun:
+    """One run of denoising steps; `MapScheduler.begin` makes it.
+
+    Runs of one scheduler do not see each other: each thread may have its own.
+
+    Attributes:
+        timesteps: The timesteps that it takes, from noise to clean.
+        past: The last steps that it took, for solvers that build on them.
+    """
+
+    timesteps: list[int]
+    past: list[Past] = field(default_factory=list)
+
+
 class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     """DDIM and two multistep solvers on packed IoU maps, for models that predict the clean maps.
 
@@ -65,6 +81,9 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     The multistep ones equal `ddim` up to two steps, and suit spacing `trailing`: `linspace` takes a
     last step too long to extend a line over, unless there are many. They remember the run: its
     steps are taken in the order of `timesteps`, each once, and `set_timesteps` starts anew.
+
+    `set_timesteps` and `step` work as in diffusers, on one run at a time. Threads that share a
+    scheduler give `step` a run of their own, which `begin` makes; the localizers do so.
 
     Args:
         num_train_timesteps: Timesteps of the noise schedule.
@@ -127,8 +146,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.alphas_cumprod = self._ddim.alphas_cumprod.double()
         self._tables: dict[torch.device, Tensor] = {}
         self.timesteps: Tensor
-        self._steps: list[int]
-        self._past: list[Past]
+        self._run: SchedulerRun
         self.set_timesteps(num_train_timesteps)
 
     @classmethod
@@ -262,22 +280,37 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         Raises:
             ArgumentError: If `num_inference_steps` is out of range.
         """
-        who, most = "MapScheduler.set_timesteps", self.config.num_train_timesteps
+        self._run = self.begin(num_inference_steps)
+        self.num_inference_steps = len(self._run.timesteps)
+        self.timesteps = torch.tensor(self._run.timesteps, device=device)
+
+    def begin(self, num_inference_steps: int) -> SchedulerRun:
+        """Begin a run of its own, for `step`; the one of `set_timesteps` stays as it is.
+
+        Args:
+            num_inference_steps: Steps, 1 to `num_train_timesteps`.
+
+        Raises:
+            ArgumentError: If `num_inference_steps` is out of range.
+        """
+        who, most = "MapScheduler", self.config.num_train_timesteps
         steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
         check_range(who, "num_inference_steps", steps, 1, most)
         if self.config.timestep_spacing == "trailing":
             # In fractions: diffusers counts down in floats, and for some numbers of steps (61 of
             # 1000, for example) that gives one step more than asked for, to timestep -1.
-            self._steps = [round(Fraction(most * left, steps)) - 1 for left in range(steps, 0, -1)]
-        else:
-            self._ddim.set_timesteps(steps)
-            self._steps = self._ddim.timesteps.tolist()
-        self.num_inference_steps = steps
-        self._past = []
-        self.timesteps = torch.tensor(self._steps, device=device)
+            return SchedulerRun(
+                [round(Fraction(most * left, steps)) - 1 for left in range(steps, 0, -1)]
+            )
+        ddim = copy(self._ddim)  # which keeps the timesteps: other threads may choose others
+        ddim.set_timesteps(steps)
+        return SchedulerRun(ddim.timesteps.tolist())
 
-    def coefficients(self) -> Tensor:
-        """Compute the numbers of all steps of the chosen timesteps, for `kernels.ddim_step`.
+    def coefficients(self, run: SchedulerRun | None = None) -> Tensor:
+        """Compute the numbers of all steps of a run, for `kernels.ddim_step`.
+
+        Args:
+            run: The run; that of `set_timesteps`, if None.
 
         Shape:
             - returns: (steps, 4), float64, on the CPU
@@ -289,24 +322,28 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             expected = "solver ddim, whose steps need no other"
             raise ConfigError(message("MapScheduler.coefficients", expected, self.config.solver))
         return ddim_coefficients(
-            self.alphas_cumprod[self._steps],
+            self.alphas_cumprod[(run or self._run).timesteps],
             signal_scale=self.config.signal_scale,
             normalize_input=self.config.normalize_input,
         )
 
-    def previous_timestep(self, timestep: int | Tensor) -> int:
+    def previous_timestep(self, timestep: int | Tensor, run: SchedulerRun | None = None) -> int:
         """Timestep that a step from `timestep` arrives at; -1 is the clean map.
 
+        Args:
+            timestep: A timestep of the run.
+            run: The run; that of `set_timesteps`, if None.
+
         Raises:
-            ArgumentError: If `timestep` is not one that `set_timesteps` chose.
+            ArgumentError: If `timestep` is not one of the run.
         """
-        now = int(timestep)
-        if now not in self._steps:
+        now, steps = int(timestep), (run or self._run).timesteps
+        if now not in steps:
             raise ArgumentError(
-                f"MapScheduler: expected a timestep that set_timesteps({self.num_inference_steps}) "
+                f"MapScheduler: expected a timestep that set_timesteps({len(steps)}) "
                 f"chose, got {now}. Loop over scheduler.timesteps."
             )
-        return [*self._steps, -1][self._steps.index(now) + 1]
+        return [*steps, -1][steps.index(now) + 1]
 
     def step(
         self,
@@ -317,6 +354,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        run: SchedulerRun | None = None,
     ) -> MapSchedulerOutput | tuple[Tensor, Tensor]:
         """Go from one timestep to the previous one.
 
@@ -341,6 +379,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             generator: Source of the noise that `eta` > 0 asks for.
             variance_noise: That noise itself, instead of `generator`.
             return_dict: Return `MapSchedulerOutput` rather than a tuple.
+            run: The run that this is a step of; that of `set_timesteps`, if None.
 
         Shape:
             - model_output, sample, variance_noise: (B, cells)
@@ -357,10 +396,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         sizes = check_shape(who, "sample", sample, "B cells")
         check_shape(who, "model_output", model_output, "B cells", sizes)
         check_range(who, "eta", eta, 0, 1)
+        run = run or self._run
         timestep = int(timestep)
-        previous = self.previous_timestep(timestep)
+        previous = self.previous_timestep(timestep, run)
         if self.config.solver != "ddim":
-            self._check_run(who, timestep, sample, eta, variance_noise)
+            self._check_run(who, run, timestep, sample, eta, variance_noise)
 
         # 1. How much signal and noise there is now, and is to be.
         alpha, alpha_prev = self._alpha(timestep), self._alpha(previous)
@@ -372,15 +412,15 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             pred_original_sample = model_output.clamp(-scale, scale)
         target = pred_original_sample
         if self.config.solver != "ddim":
-            if self.config.solver == "unipc" and self._past:
-                last = self._past[-1]
-                better = interpolated(self._past, alpha, pred_original_sample)
+            if self.config.solver == "unipc" and run.past:
+                last = run.past[-1]
+                better = interpolated(run.past, alpha, pred_original_sample)
                 sample = _ddim(last.sample, better, last.alpha, alpha)
             # Copies: the caller may reuse its tensors, as graphs of a GPU's work do.
             now = Past(timestep, alpha, sample.clone(), pred_original_sample.clone())
-            target = extrapolated([*self._past, now], alpha_prev)
+            target = extrapolated([*run.past, now], alpha_prev)
             # A finished run keeps no maps alive, and another may follow.
-            self._past = [*self._past[-1:], now] if previous >= 0 else []
+            run.past = [*run.past[-1:], now] if previous >= 0 else []
 
         # 3. Fresh noise (Eq. 16), none on arrival at the clean map.
         beta = 1 - alpha / alpha_prev if alpha_prev else 1.0  # some schedules end in many zeros
@@ -403,7 +443,13 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         )
 
     def _check_run(
-        self, who: str, timestep: int, sample: Tensor, eta: float, variance_noise: Tensor | None
+        self,
+        who: str,
+        run: SchedulerRun,
+        timestep: int,
+        sample: Tensor,
+        eta: float,
+        variance_noise: Tensor | None,
     ) -> None:
         solver = self.config.solver
         if eta > 0 or variance_noise is not None:
@@ -411,13 +457,15 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             expected = f"eta = 0 and no variance_noise with solver {solver}"
             raise ArgumentError(message(who, expected, got, "Only solver ddim adds noise."))
         hint = "It builds on the steps before: set_timesteps starts a new run."
-        due = self.previous_timestep(self._past[-1].timestep) if self._past else self._steps[0]
+        due = run.timesteps[0]
+        if run.past:
+            due = self.previous_timestep(run.past[-1].timestep, run)
         if timestep != due:
             raise ArgumentError(
                 message(who, f"timestep {due} next with solver {solver}", timestep, hint)
             )
-        if self._past:
-            rows, cells = self._past[-1].sample.shape
+        if run.past:
+            rows, cells = run.past[-1].sample.shape
             check_shape(who, "sample", sample, "B cells", {"B": rows, "cells": cells}, hint)
 
     def _alpha(self, timestep: int) -> float:

@@ -17,7 +17,7 @@ from tmapdiff.models.captured_runs import CapturedRuns
 from tmapdiff.models.decoder import MapDiffusionDecoder, PreparedDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
-from tmapdiff.schedulers import MapScheduler
+from tmapdiff.schedulers import MapScheduler, SchedulerRun
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class _Run:
     """What the denoising steps, and samples, of one batch have in common."""
 
     decoder: PreparedDecoder
+    scheduler: MapScheduler
     timesteps: list[int]
     mask: Tensor
     num_clips: Tensor | None
@@ -387,11 +388,10 @@ class MomentLocalizer(MapLocalizer):
         else:
             if num_inference_steps is None:
                 num_inference_steps = self.config.num_inference_steps
-            scheduler.set_timesteps(num_inference_steps)
-            timesteps = scheduler.timesteps.tolist()
+            timesteps = scheduler.begin(num_inference_steps).timesteps
         decoder = self.decoder.prepare(features, torch.tensor(timesteps, device=device), num_clips)
         mask = decoder.grid.packed_mask(device, num_clips)
-        return _Run(decoder, timesteps, mask, num_clips, device)
+        return _Run(decoder, scheduler, timesteps, mask, num_clips, device)
 
     def _sample(
         self,
@@ -415,28 +415,29 @@ class MomentLocalizer(MapLocalizer):
         else:
             check_shape(who, "noise", noise, f"{shape[0]} {shape[1]}")
             maps = noise
-        scheduler = self.scheduler
-        scheduler.set_timesteps(len(run.timesteps))  # another sample may have run meanwhile
+        scheduler, steps = run.scheduler, SchedulerRun(run.timesteps)
         if eta == 0 and scheduler.config.solver == "ddim":
-            return self._sample_ddim(run, maps, callback)
+            return self._sample_ddim(run, steps, maps, callback)
         for index, timestep in enumerate(run.timesteps):
             scores = self._denoise_step(maps, index, run)
             clean = scheduler.to_signal(self.objective.activation(scores))
             fresh = None
-            if eta > 0 and scheduler.previous_timestep(timestep) >= 0:
+            if eta > 0 and scheduler.previous_timestep(timestep, steps) >= 0:
                 fresh = self._draw(run, generator).to(maps)
             maps, clean = scheduler.step(
-                clean, timestep, maps, eta=eta, variance_noise=fresh, return_dict=False
+                clean, timestep, maps, eta, variance_noise=fresh, return_dict=False, run=steps
             )
             if callback is not None:
                 callback(self._step(run, index, clean, maps))
         return scheduler.to_iou(maps).masked_fill(~run.mask, 0)
 
-    def _sample_ddim(self, run: _Run, maps: Tensor, callback: StepCallback | None) -> Tensor:
+    def _sample_ddim(
+        self, run: _Run, steps: SchedulerRun, maps: Tensor, callback: StepCallback | None
+    ) -> Tensor:
         """Do the same as the general loop, with all between two passes in one operation."""
-        scheduler = self.scheduler
+        scheduler = run.scheduler
         # Copied once: a number that changed from step to step would keep a GPU waiting.
-        coefficients = scheduler.coefficients().to(torch.float32).to(run.device)
+        coefficients = scheduler.coefficients(steps).to(torch.float32).to(run.device)
         scaled = scheduler.scale_model_input(maps, run.timesteps[0]).to(self.dtype)
         activation: Activation = "sigmoid" if self.objective.learns_logits else "identity"
         inputs = run.decoder, maps, scaled, coefficients, activation, scheduler.config.clip_sample
@@ -448,15 +449,15 @@ class MomentLocalizer(MapLocalizer):
             for index, (maps, clean, _) in enumerate(_ddim_steps(self.decoder, *inputs)):
                 if callback is not None:
                     callback(self._step(run, index, clean, maps))
-        return self.scheduler.to_iou(maps).masked_fill(~run.mask, 0)
+        return scheduler.to_iou(maps).masked_fill(~run.mask, 0)
 
     def _step(self, run: _Run, index: int, clean: Tensor, noisy: Tensor) -> DenoisingStep:
-        shown = [self.scheduler.to_iou(one).masked_fill(~run.mask, 0) for one in (clean, noisy)]
+        shown = [run.scheduler.to_iou(one).masked_fill(~run.mask, 0) for one in (clean, noisy)]
         return DenoisingStep(index, run.timesteps[index], *shown)
 
     def _denoise_step(self, noisy: Tensor, step: int, run: _Run) -> Tensor:
         """Predict the scores of all cells at a step of a run: equal to `denoise`, but faster."""
-        scaled = self.scheduler.scale_model_input(noisy, run.timesteps[step])
+        scaled = run.scheduler.scale_model_input(noisy, run.timesteps[step])
         return self.decoder.denoise(scaled.to(self.dtype), step, run.decoder).float()
 
     def _check_samples(self, num_samples: int) -> None:

@@ -15,6 +15,7 @@ from tmapdiff._checks import check_int, first_line, message, require
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
 from tmapdiff._limits import TEXT_GROWTH, check_item_bytes
+from tmapdiff._threads import Lock
 from tmapdiff.errors import ArgumentError, CheckpointError, TmapdiffError
 
 
@@ -109,6 +110,7 @@ class TransformersTextEncoder(nn.Module):
         self._reads_padding = config.model_type.startswith("siglip")
         self.token_channels: int = config.hidden_size
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self._lock = Lock()  # tokenizers and the cache take one thread at a time
         try:
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
             self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
@@ -165,7 +167,8 @@ class TransformersTextEncoder(nn.Module):
                 torch.zeros(0, 0, self.token_channels),
                 torch.zeros(0, dtype=torch.long),
             )
-        known = {one: self._cache[one] for one in sentences if one in self._cache}
+        with self._lock:
+            known = {one: self._cache[one] for one in sentences if one in self._cache}
         new = [one for one in dict.fromkeys(sentences) if one not in known]
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
@@ -179,16 +182,18 @@ class TransformersTextEncoder(nn.Module):
         )
 
     def _remember(self, used: dict[str, tuple[Tensor, Tensor]]) -> None:
-        for sentence, features in used.items():
-            self._cache.pop(sentence, None)
-            self._cache[sentence] = features  # as the latest
-        while len(self._cache) > self.cache_size:
-            del self._cache[next(iter(self._cache))]
+        with self._lock:
+            for sentence, features in used.items():
+                self._cache.pop(sentence, None)
+                self._cache[sentence] = features  # as the latest
+            while len(self._cache) > self.cache_size:
+                del self._cache[next(iter(self._cache))]
 
     @torch.no_grad()
     def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
         """Vector and tokens of each sentence."""
-        inputs = self._tokens_of(sentences).to(self.model.device)
+        with self._lock:
+            inputs = self._tokens_of(sentences).to(self.model.device)
         outputs = self.model(**inputs)
         tokens = outputs.last_hidden_state.float()
         if self._reads_padding:

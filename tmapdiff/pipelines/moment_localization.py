@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_length, check_range, message
 from tmapdiff._files import written_beside
+from tmapdiff._threads import Lock
 from tmapdiff._version import __version__
 from tmapdiff.data.clips import divide_video
 from tmapdiff.data.words import Vocabulary
@@ -112,6 +113,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         )
         self.register_to_config(fps=fps, clip_seconds=clip_seconds)
         self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
+        self._lock = Lock()  # of the videos
 
     def save_pretrained(
         self,
@@ -224,18 +226,20 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             hint = "Pass a VideoFeatures, or make the pipeline with frame_encoder and fps."
             raise ConfigError(message(who, expected, type(video).__name__, hint))
         key = _identity(video)
-        if key is not None and key in self._videos:
-            self._videos.move_to_end(key)
-            return self._videos[key]
+        with self._lock:
+            if key is not None and key in self._videos:
+                self._videos.move_to_end(key)
+                return self._videos[key]
         options = {} if frame_rate is None else {"frame_rate": frame_rate}
         features = encode_video(
             video, self.frame_encoder, fps=self.config.fps, batch_size=batch_size, **options
         )
         self._checked(features)
         if key is not None:
-            self._videos[key] = features
-            while len(self._videos) > _KEPT_VIDEOS:
-                self._videos.popitem(last=False)
+            with self._lock:
+                self._videos[key] = features
+                while len(self._videos) > _KEPT_VIDEOS:
+                    self._videos.popitem(last=False)
         return features
 
     def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
@@ -285,6 +289,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         return_dict: bool = True,
     ) -> MomentLocalizationOutput | tuple[Any, ...]:
         """Find the moments that queries describe.
+
+        Several threads may call one pipeline at a time, with any options: answers are those of one
+        call after another. Give each a generator of its own. Weights, parts and modes are for no
+        thread to change meanwhile.
 
         Args:
             video: A file; its content, as bytes or as an open binary file; pictures, with

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import draw
 from helpers.kernels import DEVICE
+from helpers.threads import at_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -278,6 +280,20 @@ def test_copies_start_without_spectra() -> None:
     for copied in (copy.deepcopy(spectra), pickle.loads(pickle.dumps(spectra))):
         assert copied.get(weight, transform, F64) is not first
     assert spectra.get(weight, transform, F64) is first
+
+
+def test_threads_get_the_spectrum_that_they_ask_for() -> None:
+    _, weight, _ = inputs()
+    spectra = KernelSpectra()
+    transforms = [MapTransform(rows, 4, 5, rows) for rows in (5, 6, 7, 9)]
+    expected = [one.kernel(weight) for one in transforms]
+
+    def ask(first: int) -> None:
+        for turn in range(200):
+            which = (first + turn) % len(transforms)
+            assert_close(spectra.get(weight, transforms[which], weight.dtype), expected[which])
+
+    at_once([partial(ask, first) for first in range(8)])
 
 
 # Choice

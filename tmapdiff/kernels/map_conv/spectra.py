@@ -14,13 +14,12 @@ class KernelSpectra:
     Values are compared with a copy, as version counters miss `weight.data.copy_(...)`, which is how
     moving averages are put in place. That costs reading the kernel twice, and on a GPU waiting for
     it; so spectra are asked for once before a loop, not within. One spectrum is kept at a time.
-    Copies and pickles start without.
+    Copies and pickles start without. Threads may share it.
     """
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._weight: Tensor | None = None
-        self._spectrum: Tensor | None = None
+        # One value: a thread never sees the key of one spectrum with another.
+        self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
 
     def get(self, weight: Tensor, transform: MapTransform, dtype: torch.dtype) -> Tensor:
         """Return the spectrum of `weight` by `transform`, in `dtype`.
@@ -31,21 +30,18 @@ class KernelSpectra:
         """
         weight = weight.detach()
         key = (transform, dtype, weight.device, weight.dtype, weight.shape)
-        if (
-            self._spectrum is not None
-            and self._weight is not None
-            and key == self._key
-            and torch.equal(weight, self._weight)
-        ):
-            return self._spectrum
+        kept = self._kept
+        if kept is not None and key == kept[0] and torch.equal(weight, kept[1]):
+            return kept[2]
+        kept = None
         self.clear()  # first: there may be no room for two
-        self._spectrum = transform.kernel(weight.to(dtype)).contiguous()
-        self._key, self._weight = key, weight.clone()
-        return self._spectrum
+        spectrum = transform.kernel(weight.to(dtype)).contiguous()
+        self._kept = key, weight.clone(), spectrum
+        return spectrum
 
     def clear(self) -> None:
         """Forget the spectrum."""
-        self._key = self._weight = self._spectrum = None
+        self._kept = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KernelSpectra":
         return KernelSpectra()

@@ -1,0 +1,180 @@
+"""One pipeline in eight threads answers as in one, whatever the threads ask for."""
+
+import copy
+import pickle
+import time
+from functools import partial
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_same
+from helpers.contracts import randomize_
+from helpers.text_encoders import tiny_text_encoder
+from helpers.threads import at_once
+
+from tmapdiff import MS2DTAN, MapScheduler, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff._threads import Lock
+from tmapdiff.video import VideoFeatures
+
+GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
+WORDS = ["a", "person", "opens", "the", "door"]
+QUERIES = ["a person opens the door", "the door", "person"]
+STEPS = [1, 2, 3, 4, 5, 7, 9, 12]  # one a thread
+ROUNDS = 3
+
+
+def make_pipe(kind=MomentLocalizer, encoder=None, parts=None, **fields):
+    encoder = {
+        **GRID,
+        "vocabulary_size": len(WORDS) + 2,
+        "clip_channels": 6,
+        "word_channels": 8,
+        "channels": 8,
+        "num_text_layers": 1,
+        **(encoder or {}),
+    }
+    if kind is MomentLocalizer:
+        decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
+        fields["decoder_config"] = {**decoder, "kernel_sizes": [3]}
+    else:
+        fields["kernel_sizes"] = [3]
+    torch.manual_seed(0)
+    localizer = randomize_(kind(encoder_config=encoder, **fields)).eval()
+    parts = {"vocabulary": Vocabulary(WORDS)} if parts is None else parts
+    return MomentLocalizationPipeline(localizer, fps=4.0, **parts)
+
+
+def make_video(length, seed):
+    features = torch.randn(length, 6, generator=torch.Generator().manual_seed(seed))
+    return VideoFeatures(features, 0.25, length / 4)
+
+
+def ask(pipe, thread, **options):
+    seeds = [torch.Generator().manual_seed(10 * thread + one) for one in range(len(QUERIES))]
+    found = pipe(make_video(20 + thread, thread), QUERIES, generator=seeds, **options)
+    return torch.stack([one.nan_to_num(0) for one in found.maps])
+
+
+def assert_answers_as_alone(pipe, options):
+    alone = [ask(pipe, thread, **one) for thread, one in enumerate(options)]
+    for _ in range(ROUNDS):
+        together = at_once(
+            [partial(ask, pipe, thread, **one) for thread, one in enumerate(options)]
+        )
+        for found, expected in zip(together, alone, strict=True):
+            assert_close(found, expected)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize(
+    ("solver", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0), ("unipc", 0.0)]
+)
+def test_threads_with_numbers_of_steps_of_their_own(solver, eta, spacing):
+    pipe = make_pipe(scheduler_config={"solver": solver, "timestep_spacing": spacing})
+    assert_answers_as_alone(pipe, [{"num_inference_steps": count, "eta": eta} for count in STEPS])
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_threads_with_numbers_of_samples_of_their_own(solver):
+    pipe = make_pipe(scheduler_config={"solver": solver}, num_inference_steps=4)
+    assert_answers_as_alone(pipe, [{"num_samples": 1 + count % 3} for count in range(8)])
+
+
+@pytest.mark.parametrize("fields", [{"kind": MS2DTAN}, {"deterministic": True}])
+def test_threads_of_a_model_that_does_not_sample(fields):
+    pipe = make_pipe(**fields)
+    assert_answers_as_alone(pipe, [{"top_n": 1 + thread} for thread in range(8)])
+
+
+def test_threads_with_videos_of_other_lengths(monkeypatch):
+    # Each length has spectra of its own, of which a layer keeps one.
+    monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=spectral")
+    pipe = make_pipe()
+    pipe.register_to_config(clip_seconds=0.5)
+
+    def ask_of(length):
+        generator = torch.Generator().manual_seed(length)
+        found = pipe(make_video(length, length), QUERIES[0], generator=generator)
+        return found.maps[0].nan_to_num(0)
+
+    lengths = [16, 32, 48, 64, 96, 128, 160, 192]
+    alone = [ask_of(length) for length in lengths]
+    for _ in range(ROUNDS):
+        together = at_once([partial(ask_of, length) for length in lengths])
+        for found, expected in zip(together, alone, strict=True):
+            assert_close(found, expected)
+
+
+class _GivingWay(dict):
+    """A dictionary that lets other threads go on after each look, so that they meet."""
+
+    def __contains__(self, key):
+        found = super().__contains__(key)
+        time.sleep(0)
+        return found
+
+
+def test_threads_whose_sentences_are_encoded_by_transformers():
+    text_encoder = tiny_text_encoder(WORDS)
+    text_encoder.cache_size = 3  # so that threads drop what others look for
+    pipe = make_pipe(
+        encoder={"vocabulary_size": None, "text_channels": text_encoder.token_channels},
+        parts={"text_encoder": text_encoder},
+    )
+    sentences = [" ".join(WORDS[:count]) for count in range(1, 6)]
+    alone = [pipe.encode_queries([one])[0] for one in sentences]
+    text_encoder._cache = _GivingWay()
+
+    def encode(first):
+        turns = [(first + turn) % len(sentences) for turn in range(60)]
+        return [(turn, pipe.encode_queries([sentences[turn]])[0]) for turn in turns]
+
+    for found in at_once([partial(encode, first) for first in range(8)]):
+        for turn, one in found:
+            assert_close(one, alone[turn])
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "unipc"])
+def test_runs_of_one_scheduler_do_not_see_each_other(solver):
+    scheduler = MapScheduler(solver=solver)
+    predictions = scheduler.to_signal(torch.rand(7, 2, 5, dtype=torch.float64))
+
+    def step(run, index, sample):
+        timestep = run.timesteps[index]
+        return scheduler.step(predictions[index], timestep, sample, run=run).prev_sample
+
+    def alone(count):
+        scheduler.set_timesteps(count)
+        sample = torch.ones(2, 5, dtype=torch.float64)
+        for timestep, prediction in zip(scheduler.timesteps, predictions, strict=False):
+            sample = scheduler.step(prediction, timestep, sample).prev_sample
+        return sample
+
+    expected = [alone(count) for count in (4, 7)]
+    scheduler.set_timesteps(3)
+    runs = [scheduler.begin(4), scheduler.begin(7)]
+    samples = [torch.ones(2, 5, dtype=torch.float64) for _ in runs]
+    for index in range(7):
+        for which, run in enumerate(runs):
+            if index < len(run.timesteps):
+                samples[which] = step(run, index, samples[which])
+    for sample, one in zip(samples, expected, strict=True):
+        assert_same(sample, one)
+    assert len(scheduler.timesteps) == 3  # the run of set_timesteps stays
+
+
+def test_localizing_leaves_the_run_of_set_timesteps_alone():
+    pipe = make_pipe(scheduler_config={"solver": "unipc"})
+    scheduler = pipe.localizer.scheduler
+    scheduler.set_timesteps(6)
+    sample = scheduler.step(torch.zeros(1, 5), int(scheduler.timesteps[0]), torch.ones(1, 5))
+    ask(pipe, 0, num_inference_steps=3)
+    assert len(scheduler.timesteps) == 6
+    scheduler.step(torch.zeros(1, 5), int(scheduler.timesteps[1]), sample.prev_sample)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_locks_of_copies_are_their_own(copied):
+    lock = Lock()
+    with lock, copied(lock):
+        pass

@@ -1,0 +1,29 @@
+"""Sharing objects between threads."""
+
+import threading
+from types import TracebackType
+from typing import Any
+
+
+class Lock:
+    """A lock for `with`; copies and pickles of what holds it have one of their own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Lock":
+        return Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lock, ()
