@@ -147,6 +147,20 @@ def test_training_learns_and_moves_both_sets_of_weights(dataset, tmp_path):
     )
 
 
+def test_training_leaves_models_in_evaluation_mode(dataset, tmp_path, monkeypatch):
+    modes = []
+    trainer = make_trainer(dataset, tmp_path / "whole", replace(CONFIG, epochs=1))
+    step = trainer._step
+    trainer._step = lambda batch: modes.append(trainer.raw_model.training) or step(batch)
+    trainer.train()
+    assert modes == [True] * len(modes) != []
+    stopped = make_trainer(dataset, tmp_path / "stopped")
+    interrupt_after(stopped, 1, monkeypatch)
+    for one in (trainer, stopped):
+        for model in (one.raw_model, one.ema_model):
+            assert not any(part.training for part in model.modules())
+
+
 def test_same_seed_gives_same_weights_and_another_seed_others(dataset, tmp_path):
     runs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -87,7 +87,7 @@ def evaluate(
     number of processes.
 
     Args:
-        model: The localizer; left in the mode, training or evaluation, that it came in.
+        model: The localizer, in any mode.
         dataset: Usually a `MomentDataset`.
         num_inference_steps: Denoising steps; the model's number, if None.
         num_samples: Samples of each query that are averaged; the model's number, if None.
@@ -104,7 +104,8 @@ def evaluate(
 
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
-            asked of a model that is not generative, or there is an `nms_threshold` without `nms`.
+            asked of a model that is not generative, there is an `nms_threshold` without `nms`, or
+            scores are not finite, as weights or features are not.
         ConfigError: If there is no such ranking.
     """
     metrics, judged = LocalizationMetrics(), _Judged()
@@ -371,7 +372,7 @@ def draw_queries(
     """Draw the predicted maps of a few queries, each beside the true one, and the best moments.
 
     Args:
-        model: The localizer; left in the mode, training or evaluation, that it came in.
+        model: The localizer, in any mode.
         dataset: Data set with the queries.
         positions: Positions of the queries in it.
         num_inference_steps: Denoising steps; the model's number, if None.
@@ -384,8 +385,7 @@ def draw_queries(
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     _check_whole(batch)
-    was_training = model.training
-    found = model.eval().localize(
+    found = model.localize(
         batch.features,
         batch.words,
         batch.num_words,
@@ -394,7 +394,6 @@ def draw_queries(
         durations=batch.durations,
         **_Sampling(num_inference_steps, None, 0.0, seed).arguments(model, positions),
     )
-    model.train(was_training)
     grid = found.grid
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
@@ -430,31 +429,27 @@ def _localized(
     check_int("evaluate", "batch_size", batch_size, at_least=1)
     check_int("evaluate", "seed", sampling.seed, at_least=0)
     check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
-    was_training = model.training
-    model.eval()
+    model = model.evaluation_view()  # once for all batches
     first = 0
     if accelerator is not None:
         count, processes = len(dataset), accelerator.num_processes  # type: ignore[arg-type]
         share = share_of(count, processes, accelerator.process_index)
         dataset, first = Subset(dataset, share), share.start
-    try:
-        for batch in _whole_batches(dataset, batch_size):
-            positions = range(first, first + len(batch))
-            first += len(batch)
-            batch = batch.to(model.device)
-            found = model.localize(
-                batch.features,
-                batch.words,
-                batch.num_words,
-                batch.clip_seconds,
-                num_clips=batch.num_clips,
-                durations=batch.durations,
-                **options,
-                **sampling.arguments(model, positions),
-            )
-            yield batch, found
-    finally:
-        model.train(was_training)
+    for batch in _whole_batches(dataset, batch_size):
+        positions = range(first, first + len(batch))
+        first += len(batch)
+        batch = batch.to(model.device)
+        found = model.localize(
+            batch.features,
+            batch.words,
+            batch.num_words,
+            batch.clip_seconds,
+            num_clips=batch.num_clips,
+            durations=batch.durations,
+            **options,
+            **sampling.arguments(model, positions),
+        )
+        yield batch, found
 
 
 def _of_all_processes(accelerator: Any, *parts: Any) -> tuple[Any, ...]:

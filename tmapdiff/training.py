@@ -473,6 +473,8 @@ class Trainer:
     def train(self) -> None:
         """Train until the configured number of epochs is done.
 
+        The model is then in evaluation mode, however training ended.
+
         On SIGTERM or SIGINT (Ctrl-C), it finishes the step, writes a checkpoint and exits; a second
         signal ends it at once. Of several processes, it is enough that one gets the signal. A run
         that is not resumed removes the checkpoints of another.
@@ -510,6 +512,7 @@ class Trainer:
                         if self._signals_of_all():
                             self._exit()
             finally:
+                self.model.eval()
                 end_workers(self._loader_in_use)
             with naming_file(self.output_dir / "tensorboard"):
                 # Not end_training: processes that evaluate afterwards still need each other.

@@ -28,7 +28,7 @@ def inspect_pipeline(path: Path) -> Inspected:
         "seconds a clip": pipeline.config.clip_seconds or "videos are divided equally",
     }
     findings: list[Finding] = []
-    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    bad = model.weights_not_finite()
     if bad:
         findings.append(about("weights that are not finite", "{n} weights have NaN or inf", bad))
     return Inspected(path, "pipeline", pipeline, {path.resolve().name: facts}, findings)

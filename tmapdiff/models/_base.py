@@ -1,24 +1,63 @@
-"""What all models share: strict configurations, and saving and loading that cannot half-succeed."""
+"""What all models share: strict configurations, saving and loading, and answers in any mode."""
 
 import os
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
+from torch import nn
 from typing_extensions import Self
 
-from tmapdiff._checks import first_line, short
+from tmapdiff._checks import first_line, message, short
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
-from tmapdiff.errors import CheckpointError, FileError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, FileError, TmapdiffError
+from tmapdiff.kernels.map_conv import KernelSpectra
+
+Given = ParamSpec("Given")
+Model = TypeVar("Model", bound="MapModel")
+Result = TypeVar("Result")
 
 
 class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
     """Base of all models: diffusers' `ModelMixin` and `ConfigMixin`, made strict."""
 
     config_name = "config.json"
+
+    def evaluation_view(self) -> Self:
+        """Give the model in evaluation mode, and leave it in the mode that it is in.
+
+        If any part is in training mode, that is a view: of the same weights and statistics, but
+        with modes of its own. So a call neither sees nor changes what other threads do with modes.
+        It is for one use: parts that are put in place later are not seen.
+
+        Raises:
+            ArgumentError: If the `forward` of a part in training mode was replaced, as diffusers'
+                offloading does: a view of that would run the part itself.
+        """
+        parts: list[nn.Module] = [self]
+        for part in parts:  # which grows
+            parts += [child for child in part._modules.values() if child is not None]
+        if not any(part.training for part in parts):
+            return self
+        for part in parts[1:]:
+            if "forward" in vars(part):
+                expected = f"evaluation mode, as the forward of a {type(part).__name__} is replaced"
+                hint = "Call model.eval() first."
+                raise ArgumentError(message(type(self).__name__, expected, "training mode", hint))
+        views = {id(part): _view(part) for part in parts}
+        for view in views.values():
+            view._modules = {
+                name: None if child is None else views[id(child)]
+                for name, child in view._modules.items()
+            }
+        own: Any = views[id(self)]
+        return own
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write config.json and the weights (safetensors) into a folder.
@@ -100,6 +139,33 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
                 names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
         return (model, info) if return_info else model  # type: ignore[return-value]
+
+
+def answering(
+    method: Callable[Concatenate[Model, Given], Result],
+) -> Callable[Concatenate[Model, Given], Result]:
+    """Let a method of a model answer as in evaluation mode, and without gradients, in any mode."""
+
+    @wraps(method)
+    def answer(self: Model, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with torch.no_grad():
+            return method(self.evaluation_view(), *args, **kwargs)
+
+    return answer
+
+
+def _view(part: nn.Module) -> nn.Module:
+    """Make a module of the same tensors, and still of the same children, in evaluation mode."""
+    view: nn.Module = object.__new__(type(part))
+    own: dict[str, Any] = {
+        "training": False,
+        "_compiled_call_impl": None,
+    }  # compiled code runs `part`
+    for name, value in vars(part).items():
+        if isinstance(value, KernelSpectra):  # which a model in training does not keep
+            own[name] = KernelSpectra()
+    view.__dict__ = {**vars(part), **own}
+    return view
 
 
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.ddim_step import Activation, DDIMStep, ddim_step
+from tmapdiff.models._base import answering
 from tmapdiff.models.captured_runs import CapturedRuns
 from tmapdiff.models.decoder import MapDiffusionDecoder, PreparedDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
@@ -180,6 +181,17 @@ class MomentLocalizer(MapLocalizer):
         check_int("MomentLocalizer.enable_cuda_graphs", "most", most, at_least=1)
         self._captured_runs = CapturedRuns(most)
 
+    def evaluation_view(self) -> Self:
+        """Give the model in evaluation mode; as `MapModel.evaluation_view`, without CUDA graphs.
+
+        Raises:
+            ArgumentError: As `MapModel.evaluation_view`.
+        """
+        view = super().evaluation_view()
+        if view is not self:
+            view._captured_runs = None  # graphs are kept for parts that stay
+        return view
+
     def disable_cuda_graphs(self) -> None:
         """Denoise step by step again, and free what the graphs keep."""
         self._captured_runs = None
@@ -285,7 +297,7 @@ class MomentLocalizer(MapLocalizer):
         scaled = self.scheduler.scale_model_input(noisy, timesteps)
         return self.decoder(scaled.to(self.decoder.dtype), timesteps, features, num_clips)
 
-    @torch.no_grad()
+    @answering
     def sample_maps(
         self,
         features: Sequence[Tensor],
@@ -327,7 +339,7 @@ class MomentLocalizer(MapLocalizer):
         run = self._prepare(features, num_clips, num_inference_steps)
         return self._sample(run, eta=eta, generator=generator, noise=noise, callback=callback)
 
-    @torch.no_grad()
+    @answering
     def draw_samples(
         self,
         features: Sequence[Tensor],
@@ -441,7 +453,7 @@ class MomentLocalizer(MapLocalizer):
         scaled = scheduler.scale_model_input(maps, run.timesteps[0]).to(self.dtype)
         activation: Activation = "sigmoid" if self.objective.learns_logits else "identity"
         inputs = run.decoder, maps, scaled, coefficients, activation, scheduler.config.clip_sample
-        captured = self._captured_runs if callback is None and not self.training else None
+        captured = self._captured_runs if callback is None else None
         if captured is not None and captured.takes(maps):
             read = [*self.decoder.parameters(), *self.decoder.buffers()]
             maps = captured(_last_maps, read, self.decoder, *inputs)
@@ -482,7 +494,7 @@ class MomentLocalizer(MapLocalizer):
                 maps[scale][row, : one.shape[1]] = one[0]
         return grid.pack(maps)
 
-    @torch.no_grad()
+    @answering
     def predict_maps(
         self,
         features: Tensor,

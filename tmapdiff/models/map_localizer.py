@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_range, message
+from tmapdiff._checks import check_choice, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.losses import OBJECTIVES, get_objective
 from tmapdiff.maps import (
@@ -20,7 +20,7 @@ from tmapdiff.maps import (
     rank_candidates,
     rank_candidates_by_expected_hits,
 )
-from tmapdiff.models._base import MapModel
+from tmapdiff.models._base import MapModel, answering
 from tmapdiff.models.encoder import MultimodalEncoder
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -180,6 +180,14 @@ class MapLocalizer(MapModel):
         mask = self.grid_of(features, num_clips).packed_mask(features.device, num_clips)
         return mask.sum() if num_clips is not None else mask.sum() * len(features)
 
+    def weights_not_finite(self) -> list[str]:
+        """Name the weights and statistics that hold NaN or infinity: of a damaged model."""
+        return [
+            name
+            for name, one in (*self.named_parameters(), *self.named_buffers())
+            if not bool(one.isfinite().all())
+        ]
+
     @contextmanager
     def without_checks(self) -> Iterator[None]:
         """Trust what batches hold: for those that `check_values` has seen.
@@ -227,7 +235,7 @@ class MapLocalizer(MapModel):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
+    @answering
     def localize(
         self,
         features: Tensor,
@@ -243,6 +251,8 @@ class MapLocalizer(MapModel):
         **sampling: Any,
     ) -> Localization:
         """Find the moments that queries describe: predict maps, merge, rank.
+
+        As in evaluation mode, whatever mode the model is in.
 
         Args:
             features: Features of the clips.
@@ -267,7 +277,8 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range; if there is an
-                `nms_threshold` without `nms`.
+                `nms_threshold` without `nms`; if scores are not finite, as weights or features are
+                not.
             ConfigError: If there is no such ranking.
         """
         self._check_reading(ranking, nms_threshold)
@@ -315,11 +326,12 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If an argument is out of range; if there is an `nms_threshold` without
-                `nms`.
+                `nms`; if a map is not finite in a valid cell.
             ConfigError: If there is no such ranking.
         """
         ranking = self._check_reading(ranking, nms_threshold)
         grid = self.grid if grid is None else grid
+        self._check_scores(maps, grid, num_clips)
         candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, num_clips)
         if ranking == "nms":
             ranked = rank_candidates(
@@ -350,6 +362,21 @@ class MapLocalizer(MapModel):
             hint = "Pass ranking='nms' with it."
             raise ArgumentError(message(who, expected, nms_threshold, hint))
         return chosen
+
+    def _check_scores(self, maps: Tensor, grid: MapGrid, num_clips: Tensor | None) -> None:
+        """Refuse scores that are not finite: they would be passed over, as if there were none."""
+        sizes = check_shape(type(self).__name__, "maps", maps, f"B {grid.num_cells}")
+        mask = grid.packed_mask(maps.device, num_clips).expand(sizes["B"], -1)
+        wrong = ~maps.isfinite() & mask
+        if not bool(wrong.any()):
+            return
+        row, cell = (int(one) for one in wrong.nonzero()[0])
+        bad = self.weights_not_finite()
+        hint = "All weights are finite: look at features of video and query, and at the precision."
+        if bad:
+            hint = f"Weights are not finite: {', '.join(bad[:3])} ({len(bad)} in all)."
+        got = f"{maps[row, cell]:g} in row {row}"
+        raise ArgumentError(message(type(self).__name__, "finite scores", got, hint))
 
     def _targets(
         self,

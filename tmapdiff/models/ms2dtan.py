@@ -14,6 +14,7 @@ from tmapdiff.errors import CheckpointError
 from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.pointwise import PointwiseConv2d
+from tmapdiff.models._base import answering
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
@@ -143,7 +144,7 @@ class MS2DTAN(MapLocalizer):
         parts = (one.split(grid.cells_per_scale, dim=-1) for one in (scores, target, mask))
         return torch.stack([self.objective(*scale) for scale in zip(*parts, strict=True)]).sum()
 
-    @torch.no_grad()
+    @answering
     def predict_maps(
         self,
         features: Tensor,

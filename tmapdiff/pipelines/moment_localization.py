@@ -291,8 +291,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         """Find the moments that queries describe.
 
         Several threads may call one pipeline at a time, with any options: answers are those of one
-        call after another. Give each a generator of its own. Weights, parts and modes are for no
-        thread to change meanwhile.
+        call after another. Give each a generator of its own; do not change weights or parts
+        meanwhile. A model in training mode answers as in evaluation mode, and stays in training.
 
         Args:
             video: A file; its content, as bytes or as an open binary file; pictures, with
@@ -324,7 +324,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Raises:
             ArgumentError: If queries and videos are not as many, a query has no word, or an
-                argument is out of range; also of a model that does not sample, if it is asked to.
+                argument is out of range; of a model that does not sample, if it is asked to; if
+                scores are not finite, as weights are not.
             ConfigError: If there is no such output type or ranking.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
@@ -340,32 +341,27 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         words = self.encode_queries(queries)
         answers: list[Answer] = []
         clips: dict[Any, Clips] = {}  # of each video once
-        localizer, was_training = self.localizer, self.localizer.training
-        localizer.eval()
         # One batch is over before a bar would be read.
         several = len(queries) > batch_size
-        try:
-            with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
-                for start in range(0, len(queries), batch_size):
-                    part = slice(start, start + batch_size)
-                    for one in videos[part]:
-                        if _key(one) not in clips:
-                            clips[_key(one)] = self._clips(one, frame_rate)
-                    batch = Batch(
-                        [clips[_key(one)] for one in videos[part]], words[part], localizer
-                    )
-                    answers += self._answer(
-                        batch,
-                        {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold},
-                        sampling,
-                        generator[part] if isinstance(generator, Sequence) else generator,
-                        return_steps,
-                        callback_on_step_end,
-                    )
-                    if bar is not None:
-                        bar.update(len(batch))
-        finally:
-            localizer.train(was_training)
+        with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
+            for start in range(0, len(queries), batch_size):
+                part = slice(start, start + batch_size)
+                for one in videos[part]:
+                    if _key(one) not in clips:
+                        clips[_key(one)] = self._clips(one, frame_rate)
+                batch = Batch(
+                    [clips[_key(one)] for one in videos[part]], words[part], self.localizer
+                )
+                answers += self._answer(
+                    batch,
+                    {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold},
+                    sampling,
+                    generator[part] if isinstance(generator, Sequence) else generator,
+                    return_steps,
+                    callback_on_step_end,
+                )
+                if bar is not None:
+                    bar.update(len(batch))
         output = _output(answers, top_n, output_type, return_steps)
         return output if return_dict else output.to_tuple()
 
@@ -439,7 +435,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         return_steps: bool,
         callback: _Callback | None,
     ) -> list["Answer"]:
-        localizer, steps = self.localizer, Steps()
+        localizer, steps = self.localizer.evaluation_view(), Steps()
 
         def after_step(step: DenoisingStep) -> None:
             if return_steps:
