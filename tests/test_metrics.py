@@ -243,9 +243,22 @@ def test_consensus_is_the_moment_that_agrees_best(random, annotators):
     assert found in ties
 
 
-def test_best_ious_needs_an_annotated_moment():
-    with refuses(ArgumentError, "best_ious: expected annotated moments to be an integer >= 1"):
-        best_ious(torch.zeros(2, 3, 2), torch.zeros(2, 0, 2))
+def test_queries_without_an_annotated_moment_are_left_out():
+    predicted, truth = random_moments(4, 5, seed=0), random_moments(4, 2, seed=1)
+    alone, among = LocalizationMetrics(), LocalizationMetrics()
+    alone.update(predicted[::2], truth[::2])
+    among.update(predicted, truth, torch.tensor([2, 0, 2, 0]))
+    among.update(predicted, torch.zeros(4, 0, 2))
+    assert among.compute() == alone.compute()
+    assert not bool(best_ious(predicted, torch.zeros(4, 0, 2)).any())
+    assert not bool(best_ious(predicted, truth, torch.zeros(4))[0].any())
+    none = LocalizationMetrics()
+    none.update(predicted, truth, torch.zeros(4))
+    with refuses(ArgumentError, "expected at least one query with an annotated moment, got none."):
+        none.compute()
+
+
+def test_ranks_are_at_least_one():
     with refuses(ArgumentError, "LocalizationMetrics: expected the number of ranks to be an"):
         LocalizationMetrics(ranks=())
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_range, check_shape
+from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import RankedMoments, temporal_iou
 
@@ -24,18 +24,18 @@ def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None
         - predicted: (B, n, 2)
         - truth: (B, 2) or (B, M, 2)
         - num_truths: (B,)
-        - returns: (B, n), float64
+        - returns: (B, n), float64; 0 where there is no annotated moment
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If there are no annotated moments.
     """
     who = "best_ious"
     sizes = check_shape(who, "predicted", predicted, "B n 2")
     if isinstance(truth, Tensor) and truth.dim() == 2:
         truth = truth[:, None]
     sizes = check_shape(who, "truth", truth, "B M 2", sizes)
-    check_int(who, "annotated moments", sizes["M"], at_least=1)
+    if not sizes["M"]:
+        return predicted.new_zeros(predicted.shape[:2], dtype=torch.float64)
     ious = temporal_iou(predicted.double()[:, :, None], truth.double()[:, None])
     if num_truths is not None:
         check_shape(who, "num_truths", num_truths, "B", sizes)
@@ -49,6 +49,7 @@ class LocalizationMetrics:
 
     Rank n@m is the share of queries for which one of the first n moments has an IoU above m with an
     annotated one: strictly above, as in 2D-TAN and MS-2D-TAN. mIoU is the mean IoU of the first.
+    Queries without an annotated moment are left out: no answer could be right.
 
     Args:
         ranks: The n's.
@@ -109,6 +110,10 @@ class LocalizationMetrics:
         most = max(self.ranks)
         padded = ious.new_full((len(ious), most), -1)
         padded[:, : ious.shape[1]] = ious[:, :most]
+        if truth.dim() == 3 and not truth.shape[1]:
+            padded.fill_(torch.nan)
+        elif num_truths is not None:
+            padded.masked_fill_((num_truths < 1)[:, None], torch.nan)
         self._ious.append(padded)
 
     def on_cpu(self) -> Self:
@@ -128,11 +133,15 @@ class LocalizationMetrics:
         """Compute all metrics over the queries so far, in percent.
 
         Raises:
-            ArgumentError: If there were no queries.
+            ArgumentError: If there were no queries, or none with an annotated moment.
         """
         if not sum(len(one) for one in self._ious):
             raise ArgumentError("LocalizationMetrics: expected at least one query, got none.")
         ious = torch.cat([one.cpu() for one in self._ious])
+        ious = ious[~ious[:, 0].isnan()]
+        if not len(ious):
+            expected = "at least one query with an annotated moment"
+            raise ArgumentError(message("LocalizationMetrics", expected, "none"))
         results = {}
         for rank in self.ranks:
             best = ious[:, :rank].amax(dim=1)

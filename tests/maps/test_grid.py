@@ -4,12 +4,13 @@ import pickle
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.host_sync import no_host_sync, on_a_device
 from helpers.oracles import cell_moment, cells, interval_iou
 from helpers.strategies import grids, moments_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import MapGrid
+from tmapdiff import MapGrid, MultiScaleMapSampler
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 
 quick = settings(max_examples=40, deadline=None)
@@ -184,6 +185,43 @@ def test_resized_keeps_durations_and_scales():
 def test_clips_of_videos_are_one_number_each():
     with refuses(ShapeError, "MapGrid.mask: expected num_clips of shape (B), got (2, 1)."):
         MapGrid(8, 2, 3).packed_mask(num_clips=torch.ones(2, 1))
+
+
+USES_OF_CLIPS = {
+    "mask": lambda grid, clips: grid.mask(1, num_clips=clips),
+    "packed_mask": lambda grid, clips: grid.packed_mask(num_clips=clips),
+    "dense_mask": lambda grid, clips: grid.dense_mask(num_clips=clips),
+    "merge": lambda grid, clips: MultiScaleMapSampler(grid).merge(
+        grid.unpack(torch.zeros(len(clips), grid.num_cells)), clips
+    ),
+    "merge_packed": lambda grid, clips: MultiScaleMapSampler(grid).merge_packed(
+        torch.zeros(len(clips), grid.num_cells), clips
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES_OF_CLIPS)
+def test_videos_have_a_clip_and_not_more_than_the_grid(use):
+    grid = MapGrid(20, 4, 2)
+    for fine in ([20, 1], [7, 20], []):
+        USES_OF_CLIPS[use](grid, torch.tensor(fine, dtype=torch.int64))
+    for wrong, got in ((0, "0"), (40, "40"), (21, "21"), (-1, "-1")):
+        with refuses(ArgumentError, f"expected num_clips[1] in 1 to 20, got {got}."):
+            USES_OF_CLIPS[use](grid, torch.tensor([20, wrong]))
+    for dtype in (torch.float32, torch.bool):
+        with refuses(ArgumentError, f"expected integer num_clips, got {dtype}."):
+            USES_OF_CLIPS[use](grid, torch.ones(2, dtype=dtype))
+
+
+def test_clips_on_a_device_are_read_on_request_only():
+    grid = MapGrid(20, 4, 2)
+    with on_a_device() as put:
+        clips = put(torch.tensor([20, 40]))
+        with no_host_sync():
+            grid.packed_mask(num_clips=clips)
+            grid.check_num_clips(clips)
+        with pytest.raises(pytest.fail.Exception, match="waits for the device"), no_host_sync():
+            grid.check_num_clips(clips, wait=True)
 
 
 def test_grids_that_no_memory_holds():

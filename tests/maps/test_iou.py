@@ -18,7 +18,7 @@ def brute_force(grid, moments, clip_seconds):
     """IoU maps of one sample, by a loop over cells and moments."""
     return [
         max(interval_iou([t * clip_seconds for t in cell_moment(*cell[:3])], m) for m in moments)
-        if cell[3]
+        if cell[3] and moments
         else 0.0
         for cell in cells(grid.num_clips, grid.num_anchors, grid.num_scales)
     ]
@@ -32,7 +32,7 @@ def test_maps_equal_a_brute_force_double_loop(grid, batch, most, data):
         [data.draw(moments_in(grid.num_clips * seconds)) for _ in range(most)]
         for seconds in clip_seconds
     ]
-    counts = [data.draw(st.integers(1, most)) for _ in range(batch)]
+    counts = [data.draw(st.integers(0, most)) for _ in range(batch)]
     build = IoUMapBuilder(grid)
     packed = build.packed(
         torch.tensor(moments, dtype=torch.float64),
@@ -87,6 +87,20 @@ def test_moments_beyond_the_count_are_ignored_whatever_they_hold():
     one = build.packed(torch.tensor([[[1.0, 3.0]]]), seconds)
     poisoned = torch.tensor([[[1.0, 3.0], [float("nan"), -5.0]]])
     assert torch.equal(build.packed(poisoned, seconds, torch.tensor([1])), one)
+
+
+def test_samples_without_any_moment_have_empty_maps():
+    build, seconds = IoUMapBuilder(GRID), torch.ones(2)
+    moments = torch.tensor([[1.0, 3.0], [4.0, 8.0], [0.0, 1.0]])
+    pair = torch.stack([moments, torch.full_like(moments, torch.nan)])
+    for one in (build.packed, build.dense):
+        maps = one(pair, seconds, torch.tensor([3, 0]))
+        assert torch.equal(maps[:1], one(pair[:1], seconds[:1]))
+        assert not bool(maps[1].any())
+        for counts in (None, torch.tensor([0, 0])):
+            none = one(torch.zeros(2, 0, 2), seconds, counts)
+            assert none.shape == maps.shape
+            assert not bool(none.any())
 
 
 def test_several_moments_give_the_highest_iou():
@@ -153,8 +167,8 @@ def test_other_bad_input_is_refused():
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with refuses(ArgumentError, f"expected clip_seconds[0] > 0 and finite, got {wrong:g}."):
             build(good, torch.tensor([wrong]))
-    for count in (0, 2):
-        with refuses(ArgumentError, f"expected num_moments[0] in 1 to 1, got {count}."):
+    for count in (-1, 2):
+        with refuses(ArgumentError, f"expected num_moments[0] in 0 to 1, got {count}."):
             build(good, one, torch.tensor([count]))
     with refuses(ShapeError, "expected num_moments of shape (B) with B = 1"):
         build(good, one, torch.tensor([1, 1]))

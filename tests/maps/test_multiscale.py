@@ -209,8 +209,8 @@ def test_a_device_is_waited_for_once_a_grid(monkeypatch):
     packed = torch.randn(2, GRID.num_cells)
     sampler.merge_packed(packed)
     with no_host_sync():
-        sampler.merge_packed(packed, num_clips)
-        sampler.merge(GRID.unpack(packed), num_clips)
+        sampler.merge_packed(packed)
+        sampler.merge(GRID.unpack(packed))
         sampler.split(torch.randn(2, 8, 8))
     known = multiscale._candidates(GRID, torch.device("cpu"))
     with on_a_device() as put:
@@ -219,6 +219,7 @@ def test_a_device_is_waited_for_once_a_grid(monkeypatch):
         given = put((packed, num_clips))
         with no_host_sync():
             candidates, scores = sampler.merge_packed(*given)
+            sampler.merge(GRID.unpack(given[0]), given[1])
     assert candidates.device.type == scores.device.type == "cuda"
     assert scores.shape == (2, len(candidates))
 

@@ -296,3 +296,76 @@ def test_maps_are_read_in_valid_cells_only(ranking, value):
     maps[1, int(valid[1].nonzero()[-1])] = value
     with refuses(ArgumentError, f"expected finite scores, got {value:g} in row 1."):
         model.read_moments(maps, seconds, **options)
+
+
+# Batches of videos of other lengths, and of videos without the event.
+
+
+def loss(model: MapLocalizer, **changes: Any) -> Tensor:
+    features, words, num_words = inputs()
+    given = {
+        "features": features,
+        "words": words,
+        "num_words": num_words,
+        "moments": torch.tensor([[1.0, 5.0]]).expand(3, 2),
+        "clip_seconds": torch.ones(3),
+        "generator": torch.Generator().manual_seed(0),
+    }
+    return model.loss(**{**given, **changes}).detach()
+
+
+TAKES_CLIPS: dict[str, Callable[[MapLocalizer, Tensor], Any]] = {
+    "loss": lambda model, clips: loss(model, num_clips=clips),
+    "check_values": lambda model, clips: model.check_values(
+        inputs()[0], inputs()[1], torch.ones(3, 0, 2), torch.ones(3), num_clips=clips
+    ),
+    "predict_maps": lambda model, clips: model.predict_maps(*inputs(), clips, **seeds(model)),
+    "localize": lambda model, clips: model.localize(
+        *inputs(), torch.ones(3), num_clips=clips, **seeds(model)
+    ),
+    "read_moments": lambda model, clips: model.read_moments(
+        torch.zeros(3, model.grid.num_cells), torch.ones(3), num_clips=clips
+    ),
+}
+
+
+@pytest.mark.parametrize("use", TAKES_CLIPS)
+@pytest.mark.parametrize("name", MODELS)
+def test_videos_of_no_clip_or_more_than_there_are_features_of_are_refused(name, use):
+    model = make(name)
+    TAKES_CLIPS[use](model, torch.tensor([8, 3, 1]))
+    for wrong in (0, -1, 9, 40):
+        with refuses(ArgumentError, f"MapGrid: expected num_clips[1] in 1 to 8, got {wrong}."):
+            TAKES_CLIPS[use](model, torch.tensor([8, wrong, 1]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_without_any_event_are_learned_as_empty_maps(name):
+    model = make(name)
+    moments = torch.tensor([[1.0, 5.0]]).expand(3, 2)[:, None]
+    counted = loss(model, moments=moments, num_moments=torch.tensor([1, 0, 1]))
+    # Its map is empty, as that of a moment that no candidate overlaps.
+    build = model.build_iou_maps
+    targets = build.packed(moments, torch.ones(3))
+    targets[1] = 0
+    model.build_iou_maps = _Given(targets)
+    assert_same(counted, loss(model, moments=moments))
+    model.build_iou_maps = build
+    nothing = loss(model, moments=moments, num_moments=torch.zeros(3, dtype=torch.int64))
+    assert_same(loss(model, moments=torch.zeros(3, 0, 2)), nothing)
+    no_counts = {"num_moments": torch.zeros(3, dtype=torch.int64)}
+    assert_same(loss(model, moments=torch.zeros(3, 0, 2), **no_counts), nothing)
+    assert bool(nothing.isfinite())
+    model.check_values(*inputs()[:2], moments, torch.ones(3), torch.tensor([1, 0, 1]))
+
+
+class _Given:
+    """Stands for the builder of maps."""
+
+    validate = True
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+
+    def packed(self, *inputs: Any) -> Tensor:
+        return self.targets

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_length, check_range, check_shape
+from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
 from tmapdiff._limits import limit_hint, max_item_bytes
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps.overlap import temporal_iou
@@ -119,6 +119,35 @@ class MapGrid:
 
     # Cells
 
+    def check_num_clips(self, num_clips: Tensor | None, *, wait: bool = False) -> None:
+        """Check that each video of a batch has a clip, and not more than the grid.
+
+        Args:
+            num_clips: Clips of each video. All have the grid's, if None.
+            wait: Whether to check values on other devices than the CPU, too, which makes the caller
+                wait. They are never checked in compiled code.
+
+        Shape:
+            - num_clips: (B,), integer
+
+        Raises:
+            ShapeError: If `num_clips` is not (B,).
+            ArgumentError: If it does not hold integers, or one is outside 1 to the grid's clips.
+        """
+        if num_clips is None:
+            return
+        check_shape("MapGrid.mask", "num_clips", num_clips, "B")
+        if num_clips.is_floating_point() or num_clips.dtype == torch.bool:
+            raise ArgumentError(message("MapGrid", "integer num_clips", num_clips.dtype))
+        readable = num_clips.device.type == "cpu" or (wait and num_clips.device.type != "meta")
+        if not readable or torch.compiler.is_compiling():
+            return
+        wrong = (num_clips < 1) | (num_clips > self.num_clips)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            expected = f"num_clips[{row}] in 1 to {self.num_clips}"
+            raise ArgumentError(message("MapGrid", expected, int(num_clips[row])))
+
     def mask(
         self,
         scale: int,
@@ -137,12 +166,17 @@ class MapGrid:
             - returns: (N_k, A), bool; (B, N_k, A) with `num_clips`
 
         Raises:
-            ArgumentError: If there is no such scale.
+            ArgumentError: If there is no such scale, or `num_clips` as in `check_num_clips`.
             ShapeError: If `num_clips` is not (B,).
         """
+        self.check_num_clips(num_clips)
+        return self._mask(scale, device, num_clips)
+
+    def _mask(
+        self, scale: int, device: torch.device | str | None, num_clips: Tensor | None
+    ) -> Tensor:
         rows, columns = self.shape(scale)
         if num_clips is not None:
-            check_shape("MapGrid.mask", "num_clips", num_clips, "B")
             device = num_clips.device if device is None else device
         starts = torch.arange(rows, device=device)[:, None]
         ends = starts + torch.arange(1, columns + 1, device=device)
@@ -166,8 +200,10 @@ class MapGrid:
 
         Raises:
             ShapeError: If `num_clips` is not (B,).
+            ArgumentError: As `check_num_clips`.
         """
-        masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
+        self.check_num_clips(num_clips)
+        masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
         return torch.cat([mask.flatten(-2) for mask in masks], dim=-1)
 
     def dense_mask(
@@ -185,8 +221,10 @@ class MapGrid:
 
         Raises:
             ShapeError: If `num_clips` is not (B,).
+            ArgumentError: As `check_num_clips`.
         """
-        masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
+        self.check_num_clips(num_clips)
+        masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
         held = masks[0].new_zeros(*masks[0].shape[:-2], self.num_clips, self.num_clips)
         for scale, mask in enumerate(masks):
             self.dense_cells(held, scale)[:] |= mask

@@ -15,8 +15,8 @@ class IoUMapBuilder:
     """Makes the IoU maps of annotated moments: what the diffusion model denoises.
 
     Each cell holds the IoU of its candidate moment with the annotated one; with several annotated
-    moments, the highest. Invalid cells are 0. Closed form, on the moments' device and in their
-    dtype.
+    moments, the highest; with none, as in a video without the event, 0. Invalid cells are 0. Closed
+    form, on the moments' device and in their dtype.
 
     Args:
         grid: The candidate moments.
@@ -44,7 +44,7 @@ class IoUMapBuilder:
         Args:
             moments: Start and end of the annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-            num_moments: How many of the M moments of each sample count, at least 1. All, if None.
+            num_moments: How many of the M moments of each sample count, 0 to M. All, if None.
 
         Shape:
             - moments: (B, 2) or (B, M, 2)
@@ -55,7 +55,7 @@ class IoUMapBuilder:
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If `moments` is not floating, `clip_seconds` is not positive,
-                `num_moments` is not in 1 to M, or a moment is not finite, starts before 0, does
+                `num_moments` is not in 0 to M, or a moment is not finite, starts before 0, does
                 not end after its start, or lies wholly outside the video.
         """
         return self.grid.unpack(self.packed(moments, clip_seconds, num_moments))
@@ -68,7 +68,7 @@ class IoUMapBuilder:
         Args:
             moments: Start and end of the annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-            num_moments: How many of the M moments of each sample count, at least 1. All, if None.
+            num_moments: How many of the M moments of each sample count, 0 to M. All, if None.
 
         Shape:
             - moments: (B, 2) or (B, M, 2)
@@ -109,7 +109,7 @@ class IoUMapBuilder:
         Args:
             moments: Start and end of the annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-            num_moments: How many of the M moments of each sample count, at least 1. All, if None.
+            num_moments: How many of the M moments of each sample count, 0 to M. All, if None.
 
         Shape:
             - moments: (B, 2) or (B, M, 2)
@@ -179,7 +179,7 @@ class IoUMapBuilder:
         right = lasts.all() & fine.all()
         most = moments.shape[1]
         if num_moments is not None:
-            some = (num_moments >= 1) & (num_moments <= most)
+            some = (num_moments >= 0) & (num_moments <= most)
             right = right & some.all()
         if bool(right):  # of all values at once: this waits for the device
             return
@@ -193,7 +193,7 @@ class IoUMapBuilder:
         if num_moments is not None and not bool(some.all()):
             (row,) = _first(~some)
             raise ArgumentError(
-                f"{who}: expected num_moments[{row}] in 1 to {most}, got {num_moments[row]}."
+                f"{who}: expected num_moments[{row}] in 0 to {most}, got {num_moments[row]}."
             )
         row, index = _first(~fine)
         got_start, got_end = moments[row, index].tolist()

@@ -64,6 +64,7 @@ class MultiScaleMapSampler:
 
         Raises:
             ShapeError: If there are not `num_scales` maps, or one has another shape.
+            ArgumentError: As `MapGrid.check_num_clips`.
         """
         who = "MultiScaleMapSampler.merge"
         check_length(who, "maps", maps, self.grid.num_scales)
@@ -73,6 +74,7 @@ class MultiScaleMapSampler:
 
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
+            self.grid.check_num_clips(num_clips)
         finest, clips = maps[0], self.grid.num_clips
         dense = finest.new_full((*finest.shape[:-2], clips, clips), -torch.inf)
         for scale, scores in enumerate(maps):
@@ -104,11 +106,13 @@ class MultiScaleMapSampler:
 
         Raises:
             ShapeError: If a shape does not fit.
+            ArgumentError: As `MapGrid.check_num_clips`.
         """
         who = "MultiScaleMapSampler.merge_packed"
         sizes = check_shape(who, "packed", packed, f"B {self.grid.num_cells}")
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
+            self.grid.check_num_clips(num_clips)
         candidates, cells, again = _candidates(self.grid, packed.device)
         scores = packed.index_select(1, cells)
         for places, others in again:

@@ -220,7 +220,7 @@ class MomentLocalizer(MapLocalizer):
             num_words: Words of each query.
             moments: Annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample.
-            num_moments: Moments that count, for each sample. All, if None.
+            num_moments: Moments that count, for each sample; may be 0. All, if None.
             num_clips: Clips of each video, when videos are shorter than the grid.
             generator: Source of timesteps and noise, on the features' device: one, or one a query
                 (these are then independent of how queries are batched).
@@ -234,7 +234,8 @@ class MomentLocalizer(MapLocalizer):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, or a moment is no moment of the video.
+            ArgumentError: If a sentence is empty, a moment is no moment of the video, or a video
+                has no clip or more than there are features of.
         """
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
         noisy, timesteps = self._corrupt(target, generator)
@@ -534,6 +535,7 @@ class MomentLocalizer(MapLocalizer):
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
+        self.grid_of(features, num_clips).check_num_clips(num_clips, wait=True)
         if num_samples is None:
             num_samples = self.config.num_samples
         samples = self.draw_samples(

@@ -126,7 +126,7 @@ class MapLocalizer(MapModel):
             num_words: Words of each query.
             moments: Annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample.
-            num_moments: Moments that count, for each sample. All, if None.
+            num_moments: Moments that count, for each sample; may be 0. All, if None.
             num_clips: Clips of each video, when videos are shorter than the grid.
             generator: Source of random numbers, on the features' device.
 
@@ -139,7 +139,8 @@ class MapLocalizer(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, or a moment is no moment of the video.
+            ArgumentError: If a sentence is empty, a moment is no moment of the video, or a video
+                has no clip or more than there are features of.
         """
         raise NotImplementedError
 
@@ -162,12 +163,13 @@ class MapLocalizer(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a word is not in the vocabulary, or a moment is no moment of the
-                video.
+            ArgumentError: If a word is not in the vocabulary, a moment is no moment of the video,
+                or a video has no clip or more than there are features of.
         """
         self.encoder.text_encoder.check_words(words)
-        build = IoUMapBuilder(self.grid_of(features, num_clips))
-        build.check(moments, clip_seconds, num_moments)
+        grid = self.grid_of(features, num_clips)
+        grid.check_num_clips(num_clips, wait=True)
+        IoUMapBuilder(grid).check(moments, clip_seconds, num_moments)
 
     def count_cells(self, features: Tensor, num_clips: Tensor | None = None) -> Tensor:
         """Count the valid cells of a batch: what `loss` is the mean over.
@@ -331,6 +333,7 @@ class MapLocalizer(MapModel):
         """
         ranking = self._check_reading(ranking, nms_threshold)
         grid = self.grid if grid is None else grid
+        grid.check_num_clips(num_clips, wait=True)
         self._check_scores(maps, grid, num_clips)
         candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, num_clips)
         if ranking == "nms":
@@ -388,6 +391,7 @@ class MapLocalizer(MapModel):
     ) -> tuple[Tensor, Tensor]:
         """Map to learn, (B, cells), and which of its cells are valid."""
         grid, build = self.grid_of(features, num_clips), self.build_iou_maps
+        grid.check_num_clips(num_clips, wait=build.validate)
         if grid != self.grid:
             build = IoUMapBuilder(grid, validate=build.validate)
         target = self.objective.target(build.packed(moments, clip_seconds, num_moments))

@@ -123,7 +123,7 @@ class MS2DTAN(MapLocalizer):
             num_words: Words of each query.
             moments: Annotated moments, in seconds.
             clip_seconds: Seconds a clip lasts, for each sample.
-            num_moments: Moments that count, for each sample. All, if None.
+            num_moments: Moments that count, for each sample; may be 0. All, if None.
             num_clips: Clips of each video, when videos are shorter than the grid.
             generator: Not used: nothing is drawn.
 
@@ -136,7 +136,8 @@ class MS2DTAN(MapLocalizer):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, or a moment is no moment of the video.
+            ArgumentError: If a sentence is empty, a moment is no moment of the video, or a video
+                has no clip or more than there are features of.
         """
         grid = self.grid_of(features, num_clips)
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
@@ -171,6 +172,7 @@ class MS2DTAN(MapLocalizer):
             ShapeError, ArgumentError, ConfigError: As `score`.
         """
         grid = self.grid_of(features, num_clips)
+        grid.check_num_clips(num_clips, wait=True)
         scores = grid.pack(self.score(features, words, num_words, num_clips)).float()
         maps = self.objective.activation(scores)
         return maps.masked_fill(~grid.packed_mask(maps.device, num_clips), 0)
