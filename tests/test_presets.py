@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.assertions import refuses
 
 from tmapdiff.errors import ConfigError, UnknownNameError
 from tmapdiff.models import MomentLocalizer
@@ -33,6 +34,43 @@ def test_fields_can_be_changed():
     )
     assert model.encoder.text_encoder.embedding.weight.shape == (10, 7)
     assert model.objective.name == "bce-full"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        ({"channels": 24}, {}),
+        ({"channels": 24}, {"channels": 16}),
+        ({"num_clips": 128}, {}),
+        ({}, {"num_clips": 128}),
+        ({"num_anchors": 4, "channels": 24}, {"num_scales": 1}),
+        ({"num_clips": 128}, {"num_clips": 128}),
+    ],
+)
+def test_what_follows_from_a_changed_field_follows_its_change(name, encoder, decoder):
+    size = {"vocabulary_size": 10, "clip_channels": 4}
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        model = preset.build(**size, encoder=encoder, decoder=decoder)
+        baseline = preset.build_ms2dtan(**size, encoder=encoder)
+    changed = {**preset.grid, **encoder, **decoder}
+    for field in preset.grid:
+        assert getattr(model.grid, field) == model.encoder.config[field] == changed[field]
+    channels = {**preset.encoder, **encoder}["channels"]
+    assert model.encoder.config.channels == model.decoder.config.feature_channels == channels
+    assert model.decoder.config.channels == {**preset.decoder, **decoder}["channels"]
+    assert baseline.encoder.config.channels == channels
+
+
+def test_changes_that_contradict_each_other_are_refused():
+    size = {"vocabulary_size": 10, "clip_channels": 4}
+    for encoder, decoder, text in (
+        ({"num_clips": 32}, {"num_clips": 64}, "expected encoder and decoder of one grid"),
+        ({"channels": 24}, {"feature_channels": 16}, "expected the decoder's feature_channels"),
+    ):
+        with torch.device("meta"), refuses(ConfigError, text):
+            PRESETS["nano"].build(**size, encoder=encoder, decoder=decoder)
 
 
 def test_unknown_names_are_refused():

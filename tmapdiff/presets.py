@@ -58,6 +58,9 @@ class Preset:
     ) -> MomentLocalizer:
         """Make a model of this size with random weights.
 
+        What follows from another field follows its change: the decoder's `feature_channels` are the
+        encoder's `channels`, and the grid of one part is that of the other.
+
         Args:
             vocabulary_size: Words, padding and unknown word included; None for words that are
                 features (`encoder={"text_channels": ...}`).
@@ -69,15 +72,14 @@ class Preset:
         Raises:
             ArgumentError, ConfigError: If a size is out of range or a field unknown.
         """
-        channels = self.encoder["channels"]
+        encoder, decoder = encoder or {}, decoder or {}
+        changed = {**encoder, **decoder}
+        grid = {name: changed.get(name, size) for name, size in self.grid.items()}
+        encoder = self._encoder_config(vocabulary_size, clip_channels, {**grid, **encoder})
+        channels = {"feature_channels": encoder["channels"]}
         return MomentLocalizer(
-            encoder_config=self._encoder_config(vocabulary_size, clip_channels, encoder),
-            decoder_config={
-                **self.grid,
-                "feature_channels": channels,
-                **self.decoder,
-                **(decoder or {}),
-            },
+            encoder_config=encoder,
+            decoder_config={**grid, **channels, **self.decoder, **decoder},
             scheduler_config=dict(self.scheduler),
             **{**self.localizer, **localizer},
         )
