@@ -1,9 +1,13 @@
+import copy
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +51,45 @@ def test_models_are_those_of_diffusers(kind: type) -> None:
     assert issubclass(kind, ModelMixin)
     assert issubclass(kind, ConfigMixin)
     assert kind.config_name == "config.json"
+
+
+@pytest.fixture
+def warnings_of_diffusers() -> Iterator[list[str]]:
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
+
+
+CASTS: dict[str, Callable[[MapDiffusionDecoder, Path], Any]] = {
+    "to(dtype)": lambda model, _: model.to(torch.bfloat16),
+    "to(dtype=)": lambda model, _: model.to(dtype=torch.bfloat16),
+    "to(device, dtype)": lambda model, _: model.to("cpu", torch.bfloat16),
+    "from_pretrained": lambda model, folder: (
+        model.save_pretrained(folder),
+        MapDiffusionDecoder.from_pretrained(folder, torch_dtype=torch.bfloat16),
+    )[1],
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_casting_warns_of_nothing(
+    model: MapDiffusionDecoder, tmp_path: Path, warnings_of_diffusers: list[str], cast: str
+) -> None:
+    found = CASTS[cast](copy.deepcopy(model), tmp_path)
+    assert found.dtype == torch.bfloat16
+    assert warnings_of_diffusers == []
+
+
+def test_parts_to_keep_in_float32_are_still_warned_of(
+    model: MapDiffusionDecoder, warnings_of_diffusers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MapDiffusionDecoder, "_keep_in_fp32_modules", ["head"])
+    copy.deepcopy(model).to(torch.bfloat16)
+    assert ["head" in one for one in warnings_of_diffusers] == [True]
 
 
 def test_imports_warn_of_nothing() -> None:

@@ -1,5 +1,6 @@
 """What all models share: strict configurations, saving and loading, and answers in any mode."""
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -28,6 +29,22 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
     """Base of all models: diffusers' `ModelMixin` and `ConfigMixin`, made strict."""
 
     config_name = "config.json"
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the model, as `torch.nn.Module.to`.
+
+        Args:
+            *args: Device, dtype, or both.
+            **kwargs: As for `torch.nn.Module.to`.
+        """
+        # Some releases of diffusers warn of parts to keep in float32 where there are none.
+        logger = logging.getLogger(ModelMixin.__module__)
+        logger.addFilter(_names_a_part)
+        try:
+            moved: Self = super().to(*args, **kwargs)
+        finally:
+            logger.removeFilter(_names_a_part)
+        return moved
 
     def evaluation_view(self) -> Self:
         """Give the model in evaluation mode, and leave it in the mode that it is in.
@@ -139,6 +156,10 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
                 names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
         return (model, info) if return_info else model  # type: ignore[return-value]
+
+
+def _names_a_part(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 def answering(
