@@ -178,14 +178,12 @@ def answering(
 def _view(part: nn.Module) -> nn.Module:
     """Make a module of the same tensors, and still of the same children, in evaluation mode."""
     view: nn.Module = object.__new__(type(part))
-    own: dict[str, Any] = {
-        "training": False,
-        "_compiled_call_impl": None,
-    }  # compiled code runs `part`
+    own: dict[str, Any] = {"training": False}
+    own["_compiled_call_impl"] = None  # would run `part`
     for name, value in vars(part).items():
         if isinstance(value, KernelSpectra):  # which a model in training does not keep
             own[name] = KernelSpectra()
-    view.__dict__ = {**vars(part), **own}
+    vars(view).update({**vars(part), **own})
     return view
 
 
