@@ -254,6 +254,17 @@ class TestLoad:
         with refuses(ConfigError, "got 'droput'. Did you mean dropout?"):
             MapDiffusionDecoder.from_pretrained(tmp_path, droput=0.5)
 
+    def test_a_loaded_model_does_not_change_with_its_file(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        model.save_pretrained(tmp_path)
+        loaded = MapDiffusionDecoder.from_pretrained(tmp_path)
+        weights = tmp_path / "diffusion_pytorch_model.safetensors"
+        with weights.open("r+b") as file:
+            file.write(bytes(weights.stat().st_size))
+        for own, read in zip(model.parameters(), loaded.parameters(), strict=True):
+            assert_same(read.detach(), own.detach())
+
     def test_refuses_a_model_of_another_class(
         self, model: MapDiffusionDecoder, tmp_path: Path
     ) -> None:

@@ -155,6 +155,10 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             if info.get(key):
                 names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
+        # Read, weights are views of the mapped file: they would change with it, and at addresses
+        # that are not aligned some processors round otherwise.
+        for one in (*model.parameters(), *model.buffers()):
+            one.data = one.data.clone()
         return (model, info) if return_info else model  # type: ignore[return-value]
 
 
