@@ -23,6 +23,9 @@ def is_transformed(*tensors: Tensor) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():
         return True
+    # Asked tensor by tensor only where forward derivatives are computed at all.
+    if getattr(forward_ad, "_current_level", 0) < 0:
+        return False
     return any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
 
 
