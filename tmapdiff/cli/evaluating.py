@@ -21,6 +21,7 @@ def check_places(
     dataset: FormatName | None,
     test_split: SplitName,
     features: Sequence[str] | None,
+    others: Mapping[str, Path | None] | None = None,
 ) -> None:
     """Refuse places without what is looked for there: at once, before torch is imported.
 
@@ -40,6 +41,9 @@ def check_places(
         elif not Path(store).exists():
             expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
             raise FileError(message("--features", expected, f"nothing at {store}"))
+    for option, place in (others or {}).items():
+        if place is not None and not place.exists():
+            raise FileError(message(option, "a place to read from", f"nothing at {place}"))
 
 
 def load_data(

@@ -175,6 +175,7 @@ def train(
             dataset=dataset,
             test_split=test_split,
             features=features,
+            others={"--glove": glove, "--frame-encoder": frame_encoder},
         )
         from tmapdiff._checks import check_int
         from tmapdiff.recipes import (
