@@ -432,6 +432,8 @@ class _AvReader(VideoReader):
         """Find out what the timestamps mean, and return the duration that the file states."""
         stream, flags = self._stream, int(self._container.format.flags)
         timestamps: Timestamps = "decoded" if self._is_avi or self._is_packed else "shown"
+        if self._container.format.name == "mpeg":
+            timestamps = "guessed"  # a packet of MPEG-PS has one for all of its frames
         ticks = first.pts
         if self._is_avi:
             # The first frame is shown when the first packet is decoded, unless that was lost.

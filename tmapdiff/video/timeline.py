@@ -4,8 +4,9 @@ import math
 from fractions import Fraction
 from typing import Any, Literal
 
-Timestamps = Literal["shown", "decoded", "none"]
+Timestamps = Literal["shown", "guessed", "decoded", "none"]
 LONGEST = Fraction(3600)  # seconds that one frame may be shown
+_MOST_FAULTS = 2  # times that frames may come out of order before their pts are believed to be dts
 
 
 class Timeline:
@@ -20,8 +21,9 @@ class Timeline:
         first: The first frame, as PyAV gives it.
         start: Seconds at which it is shown, by the file's own clock.
         origin: Time 0, by the same clock.
-        timestamps: What those of the file tell: when frames are `shown`, when they are `decoded`,
-            or `none` that can be used: frames follow each other then.
+        timestamps: What those of the file tell: when frames are `shown`; the same, but `guessed` of
+            some frames, wrong by up to four periods; when they are `decoded`; or `none` that can be
+            used: frames follow each other then.
         period: Seconds from one frame to the next, on average; 0 if unknown.
         longest_gap: Seconds that a frame may be shown beyond `period`: what is longer is a leap.
         may_restart: Whether clocks of this format start again without being damaged.
@@ -71,36 +73,39 @@ class Timeline:
         return self._faults[0] + (f" (and {more} more times)" if more else "")
 
     def _start_of(self, frame: Any) -> Fraction:
-        decoded = _seconds(frame, frame.dts)
-        goes_on = decoded is not None and decoded > self._last_decoded
+        decoded, last_decoded = _seconds(frame, frame.dts), self._last_decoded
+        # The last frames of a file, which come without a packet, have no dts.
+        goes_on = last_decoded > -math.inf if decoded is None else decoded > last_decoded
+        if decoded is not None:
+            self._last_decoded = max(decoded, last_decoded)
         start = self._time_of(frame)
-        is_joint = self._may_restart and decoded is not None and decoded < self._last_decoded
-        near = 4 * self._period
-        if start is None or (is_joint and abs(start - self._end) <= near):
-            # FFmpeg guesses pts of the last frames before a joint.
-            start = self._end
-        elif start < self.start and self._timestamps == "shown" and goes_on:
-            self._timestamps = "decoded"
+        if start is None:
+            return self._end
+        is_near = abs(start - self._end) <= 4 * self._period
+        if self._timestamps == "guessed" and is_near and (start <= self.start or not goes_on):
+            return self._end
+        if start < self.start and goes_on:
             self._faults.append("its timestamps are not in the order of its frames")
-            start = max(self._time_of(frame) or self.start, self.start)
-        elif start < self.start:
-            goes_on = decoded is not None
-            start = self._mend("go back", start, self._end, is_fault=not self._may_restart)
-        elif start > self.start + self._period + self._longest_gap:
+            if len(self._faults) > _MOST_FAULTS and self._timestamps == "shown":
+                self._timestamps = "decoded"
+                start = self._time_of(frame)
+            return max(start or self.start, self.start)
+        if start < self.start:
+            self._last_decoded = -math.inf if decoded is None else decoded
+            return self._mend("go back", start, self._end, is_fault=not self._may_restart)
+        if start > self.start + self._period + self._longest_gap:
             step = min(self._end, self.start + self._period) if self._period else self._end
-            start = self._mend("jump", start, step, is_fault=True)
-        if decoded is not None and goes_on:
-            self._last_decoded = decoded
+            return self._mend("jump", start, step, is_fault=True)
         return start
 
     def _time_of(self, frame: Any) -> Fraction | None:
         if self._timestamps == "none":
             return None
-        is_shown = self._timestamps == "shown"
-        time = _seconds(frame, frame.pts if is_shown else frame.dts)
+        is_of_decoding = self._timestamps == "decoded"
+        time = _seconds(frame, frame.dts if is_of_decoding else frame.pts)
         if time is None:
             return None
-        return time + self._shift - (0 if is_shown else self._delay)
+        return time + self._shift - (self._delay if is_of_decoding else 0)
 
     def _mend(self, what: str, start: Fraction, instead: Fraction, *, is_fault: bool) -> Fraction:
         if is_fault:
