@@ -1,12 +1,13 @@
 import json
 import os
 import string
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tmapdiff.data import Vocabulary, load_glove, tokenize
@@ -36,6 +37,151 @@ from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileErr
 )
 def test_tokenize(sentence, words):
     assert tokenize(sentence) == words.split()
+
+
+# Words that marks alone tell apart, and words that marks or invisible characters would cut in two.
+MARKED = [
+    "\u0915\u0940 \u0915\u093e \u0915\u093f \u0915\u0947",  # Hindi: four words for "of"
+    "\u0995\u09bf \u0995\u09c0 \u09ac\u09be\u0982\u09b2\u09be",  # Bengali
+    "\u0bb5\u0ba3\u0b95\u0bcd\u0b95\u0bae\u0bcd \u0ba8\u0bbe\u0baf\u0bcd",  # Tamil
+    "\u0643\u064e\u062a\u064e\u0628\u064e \u0643\u064f\u062a\u0650\u0628\u064e",  # Arabic
+    "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd \u05e1\u05b5\u05e4\u05b6\u05e8",  # Hebrew
+    "\u1ecd\u0300r\u1ecd\u0300 \u1ecd\u0301r\u1ecd\u0301",  # Yoruba
+    "i\u0307stanbul",  # Turkish
+    "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian: "I do not want"
+    "\u0d05\u0d35\u0d28\u0d4d\u200d",  # Malayalam: "he", with a joiner at its end
+    "col\u00b7lecci\u00f3",  # Catalan
+]
+
+
+@pytest.mark.parametrize("sentence", MARKED)
+def test_marks_are_part_of_their_words(sentence):
+    spelled = sentence.split()
+    assert tokenize(sentence) == [unicodedata.normalize("NFC", word) for word in spelled]
+    assert len(set(tokenize(sentence))) == len(set(spelled))
+    # Decomposed, and between punctuation, too.
+    for text in (unicodedata.normalize("NFD", sentence), f"({sentence.replace(' ', ', ')}!)"):
+        assert tokenize(text) == tokenize(sentence)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0130stanbul", "i\u0307stanbul"),
+        ("STRASSE", "stra\u00dfe"),
+        ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2"),  # a sigma at the end
+        ("mo\u00adment", "moment"),  # a soft hyphen
+        ("\u2067\u05e1\u05e4\u05e8\u2069", "\u05e1\u05e4\u05e8"),  # marks of direction
+        ("2\ufe0f\u20e3", "2"),  # a key's cap
+        ("door\u200d", "door"),
+    ],
+)
+def test_words_that_differ_in_case_or_in_nothing_seen(one, other):
+    assert tokenize(one) == tokenize(other)
+    assert len(tokenize(one)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("\u732b\u304c\u8d70\u308b", None),  # Japanese: a cat runs
+        ("\u4eba\u3005\u304c\u30ab\u30e1\u30e9\u3092", None),  # with an iteration mark and katakana
+        ("\u4e00\u4e2a\u4eba\u6253\u5f00\u95e8", None),  # Chinese: a person opens the door
+        ("\U00020000\u3007", None),  # beyond the first plane; a numeral
+        (
+            "\u0e17\u0e35\u0e48\u0e19\u0e35\u0e48\u0e19\u0e49\u0e33",  # Thai: here, water
+            ["\u0e17\u0e35\u0e48", "\u0e19\u0e35\u0e48", "\u0e19\u0e49\u0e33"],
+        ),
+        ("\u0e94\u0eb5", ["\u0e94\u0eb5"]),  # Lao
+        ("iPhone\u3067\u64ae\u308b", ["iphone", "\u3067", "\u64ae", "\u308b"]),
+        ("Tom's\u732b", ["tom", "'s", "\u732b"]),
+        ("\ud55c\uad6d\uc5b4 \ubb38", ["\ud55c\uad6d\uc5b4", "\ubb38"]),  # Korean has spaces
+    ],
+)
+def test_scripts_without_spaces(sentence, words):
+    assert tokenize(sentence) == (list(sentence) if words is None else words)
+
+
+# Letters that are shown as nothing at all.
+FILLERS = "\u115f\u1160\u3164\uffa0"
+
+
+@given(st.text(st.characters(exclude_characters=FILLERS, exclude_categories=["Cn"])))
+def test_no_letter_is_lost(sentence):
+    folded = unicodedata.normalize("NFD", sentence.replace("\u2019", "'")).casefold()
+    letters = [
+        one for one in unicodedata.normalize("NFC", folded) if unicodedata.category(one)[0] in "LN"
+    ]
+    if not letters:
+        with pytest.raises(ArgumentError):
+            tokenize(sentence)
+        return
+    kept = [one for one in "".join(tokenize(sentence)) if unicodedata.category(one)[0] in "LN"]
+    assert kept == letters
+
+
+def split_by_hand(sentence):
+    """The words of an ASCII sentence, letter by letter."""
+    letters = string.ascii_lowercase + string.digits
+    words, rest = [], sentence.lower()
+    endings = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
+
+    def ending_of(text):
+        for one in endings if text[:1] in ("n", "'") else ():
+            if text.startswith(one) and (text[len(one) :] + " ")[0] not in letters + "_":
+                return one
+        return ""
+
+    while rest:
+        if ending := ending_of(rest):
+            words.append(ending)
+            rest = rest[len(ending) :]
+            continue
+        if rest[0] not in letters:
+            rest = rest[1:]
+            continue
+        size = 1
+        while size < len(rest) and rest[size] in letters and not ending_of(rest[size:]):
+            size += 1
+        if not ending_of(rest[size:]):
+            while rest[size : size + 1] == "'" and rest[size + 1 : size + 2] in [*letters]:
+                size += 1
+                while size < len(rest) and rest[size] in letters:
+                    size += 1
+        words.append(rest[:size])
+        rest = rest[size:]
+    return words
+
+
+@given(st.text(st.sampled_from("ant's_ -o9'\n")))
+@example("rock'n'roll's")
+@example("don't_")
+@example("she'd've")
+def test_ascii_is_split_as_ever(sentence):
+    words = split_by_hand(sentence)
+    for rule in ("unicode", "letters"):
+        if words:
+            assert tokenize(sentence, rule) == words
+        else:
+            with pytest.raises(ArgumentError):
+                tokenize(sentence, rule)
+
+
+def test_english_data_has_the_words_it_had(data_root):
+    """Charades-STA's, DiDeMo's, ActivityNet's and TACoS' published sentences."""
+    sentences = [
+        line.split("##", 1)[1]
+        for path in data_root.glob("charades/charades_sta_*.txt")
+        for line in path.read_text().splitlines()
+    ]
+    for path in data_root.glob("didemo/*.json"):
+        sentences += [one["description"] for one in json.loads(path.read_text())]
+    for folder in ("activitynet", "tacos"):
+        for one in json.loads((data_root / folder / "val.json").read_text()).values():
+            sentences += one["sentences"]
+    plain = [one for one in sentences if one.isascii() and any(map(str.isalnum, one))]
+    assert len(plain) > 20_000
+    assert [one for one in plain if tokenize(one) != split_by_hand(one)] == []
 
 
 @given(st.lists(st.text(string.ascii_lowercase, min_size=1), min_size=1), st.data())
@@ -122,6 +268,33 @@ def test_vocabulary_file_that_is_something_else(tmp_path, content, text):
     with pytest.raises(CheckpointError, match=rf"words\.json: .*{text}") as caught:
         Vocabulary.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_vocabularies_of_old_files_split_sentences_as_when_they_were_made(tmp_path):
+    path = tmp_path / "words.json"
+    # As they were written: "stanbul" and one sign for each of three words.
+    old = {"format": "tmapdiff vocabulary 1", "words": ["\u0915", "i", "stanbul", "\u732b\u304c"]}
+    path.write_text(json.dumps(old))
+    vocabulary = Vocabulary.load(path)
+    assert vocabulary.rule == "letters"
+    sentence = "\u0915\u0940 \u0130stanbul \u732b\u304c"
+    assert vocabulary.encode(sentence).tolist() == [2, 3, 4, 5]
+    assert tokenize(sentence, "letters") == old["words"]
+    assert vocabulary != Vocabulary(old["words"])
+    vocabulary.save(path)
+    assert Vocabulary.load(path) == vocabulary
+    new = Vocabulary.from_sentences([sentence])
+    assert new.rule == "unicode"
+    new.save(path)
+    assert Vocabulary.load(path) == new
+    assert Vocabulary.load(path).encode(sentence).min() > 1
+    path.write_text(json.dumps({**old, "rule": "tomorrow's"}))
+    with refuses(CheckpointError, "rule to be one of unicode, letters, got"):
+        Vocabulary.load(path)
+    with refuses(ConfigError, "Vocabulary: expected rule to be one of unicode, letters, got 'x'."):
+        Vocabulary(["a"], rule="x")
+    with refuses(ConfigError, "tokenize: expected rule to be one of unicode, letters, got 'x'."):
+        tokenize("a", "x")
 
 
 def test_vocabulary_file_that_cannot_be_used(tmp_path):

@@ -13,36 +13,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import regex
 
 from tmapdiff._checks import check_choice, check_int, message
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
-from tmapdiff.errors import ArgumentError, CheckpointError, FileError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
+WordRule = Literal["unicode", "letters"]
 _FORMAT = "tmapdiff vocabulary 1"
 
 # Endings that are words of their own in GloVe: person's -> person 's, don't -> do n't.
-_ENDING = r"(?:n't|'(?:s|re|ve|ll|d|m))\b"
-_WORD = re.compile(rf"{_ENDING}|[^\W_]+?(?={_ENDING})|[^\W_]+(?:'[^\W_]+)*")
+_ENDING = r"(?:n't|'(?:s|re|ve|ll|d|m))"
+
+# Of UAX 29: letters of scripts that write no spaces. Each is a word, with the marks on it.
+_ALONE = r"[\p{L}\p{Nl}--[[\p{WB=ALetter}\p{WB=Hebrew_Letter}]--\p{Han}]]"
+_LETTER = rf"[\p{{L}}\p{{N}}--{_ALONE}]"
+_MARK = r"[\p{Mn}\p{Mc}]"
+# Joiners are part of how Persian and Indic words are written; elsewhere they mean nothing.
+_IN_WORD = rf"(?:{_LETTER}|{_MARK}|(?<={_MARK})[\u200c\u200d]|[\u200c\u200d](?=[\p{{L}}\p{{M}}]))"
+_RUN = rf"{_LETTER}{_IN_WORD}"
+_LAST = rf"(?![{_LETTER}{_MARK}_])"
+_BETWEEN = r"['\p{WB=MidLetter}--[:\ufe13\ufe55\uff1a]]"  # no colon is part of a word
+_WORD = regex.compile(
+    rf"{_ENDING}{_LAST}|{_RUN}*?(?={_ENDING}{_LAST})|{_RUN}*(?:{_BETWEEN}{_RUN}*)*|(?={_ALONE})\X",
+    regex.V1,
+)
+# Soft hyphens, variation selectors, marks of direction: but not spaces without width, and joiners.
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--[\u200b-\u200d]]+", regex.V1)
+
+# The rule of vocabularies that do not name theirs: combining marks are no part of a word.
+_LETTERS_WORD = re.compile(rf"{_ENDING}\b|[^\W_]+?(?={_ENDING}\b)|[^\W_]+(?:'[^\W_]+)*")
 
 _CACHE_FORMAT = 1
 _LINES_AT_ONCE = 8192
 
 
-def tokenize(sentence: str) -> list[str]:
-    """Split `sentence` into lower-case words, as GloVe's vocabulary spells them.
+def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
+    """Split `sentence` into words without case, as GloVe's vocabulary spells English ones.
 
     Punctuation separates words and is dropped, also inside of a "word": `door.the` is `door`,
     `the` and `half-eaten` is `half`, `eaten`. The English endings that GloVe's authors split off
     are words: `person's` is `person`, `'s`, and `don't` is `do`, `n't`. Other apostrophes inside of
     a word stay: `o'clock`.
 
+    Combining marks, as in Hindi or vocalised Arabic, are part of their word. Where a script writes
+    no spaces, each character is a word: Chinese characters, kana, and Thai, Lao, Khmer and Burmese
+    letters with the vowels and tones on them. Soft hyphens and other invisible characters are
+    dropped.
+
+    Args:
+        sentence: The sentence.
+        rule: `unicode`, or `letters`: how vocabularies were made before they named their rule.
+            It ends words at combining marks, and not in scripts without spaces. Words of ASCII are
+            the same by both.
+
     Raises:
         ArgumentError: If there is no word.
+        ConfigError: If there is no such rule.
 
     Example:
         >>> tokenize("Person's putting a book on a shelf.")
@@ -51,8 +83,13 @@ def tokenize(sentence: str) -> list[str]:
     if not isinstance(sentence, str):
         got = type(sentence).__name__
         raise ArgumentError(message("tokenize", "a sentence as str", got))
-    text = unicodedata.normalize("NFC", sentence).replace("\u2019", "'").lower()
-    words = _WORD.findall(text)
+    check_choice("tokenize", "rule", rule, WordRule.__args__)  # type: ignore[attr-defined]
+    text = sentence.replace("\u2019", "'")
+    if rule == "letters":
+        words = _LETTERS_WORD.findall(unicodedata.normalize("NFC", text).lower())
+    else:
+        folded = unicodedata.normalize("NFD", _INVISIBLE.sub("", text)).casefold()
+        words = _WORD.findall(unicodedata.normalize("NFC", folded))
     if not words:
         raise ArgumentError(message("tokenize", "a sentence with a word", repr(sentence)))
     return words
@@ -65,9 +102,11 @@ class Vocabulary:
 
     Args:
         words: The words, without the two special ones; the first gets index 2.
+        rule: How sentences are split into words, as for `tokenize`.
 
     Raises:
         ArgumentError: If a word is no text, is empty, or comes twice.
+        ConfigError: If there is no such rule.
 
     Example:
         >>> vocabulary = Vocabulary.from_sentences(["a person opens a door."])
@@ -75,7 +114,9 @@ class Vocabulary:
         tensor([2, 5, 4, 1, 3])
     """
 
-    def __init__(self, words: Iterable[str]) -> None:
+    def __init__(self, words: Iterable[str], rule: WordRule = "unicode") -> None:
+        check_choice("Vocabulary", "rule", rule, WordRule.__args__)  # type: ignore[attr-defined]
+        self._rule = rule
         self._words = (PADDING, UNKNOWN, *words)
         self._index = {word: index for index, word in enumerate(self._words)}
         if not all(isinstance(word, str) and word for word in self._words):
@@ -109,6 +150,11 @@ class Vocabulary:
         """The words by index, the two special ones first."""
         return self._words
 
+    @property
+    def rule(self) -> WordRule:
+        """How sentences are split into words."""
+        return self._rule
+
     def __len__(self) -> int:
         return len(self._words)
 
@@ -116,10 +162,14 @@ class Vocabulary:
         return word in self._index
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self._words == other._words
+        return isinstance(other, Vocabulary) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._words)
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[WordRule, tuple[str, ...]]:
+        return self._rule, self._words
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self):,} words)"
@@ -135,7 +185,8 @@ class Vocabulary:
         """
         import torch  # here, and below: words are split without it
 
-        return torch.tensor([self._index.get(word, 1) for word in tokenize(sentence)])
+        words = tokenize(sentence, self._rule)
+        return torch.tensor([self._index.get(word, 1) for word in words])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary to the JSON file `path`.
@@ -143,13 +194,15 @@ class Vocabulary:
         Raises:
             FileError: If the file cannot be written.
         """
-        content = {"format": _FORMAT, "words": self._words[2:]}
+        content = {"format": _FORMAT, "rule": self._rule, "words": self._words[2:]}
         with written_beside(path) as new:
             new.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """Read a vocabulary that `save` wrote to `path`.
+
+        One that names no rule was written before there were several, and keeps its own: `letters`.
 
         Raises:
             FileError: If the file is missing or cannot be read.
@@ -171,8 +224,8 @@ class Vocabulary:
         if not isinstance(words, list):
             raise CheckpointError(message(str(path), "a list of words", type(words).__name__))
         try:
-            return cls(words)
-        except (ArgumentError, TypeError) as error:
+            return cls(words, content.get("rule", "letters"))
+        except (ArgumentError, ConfigError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from error
 
 
