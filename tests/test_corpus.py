@@ -15,7 +15,13 @@ from helpers.corpora import CHANNELS, QUERIES, RATE, make_corpus, write
 from helpers.processes import start_process
 
 from tmapdiff import MomentLocalizationPipeline
-from tmapdiff.errors import ArgumentError, ConfigError, FileError, SizeLimitError
+from tmapdiff.errors import (
+    ArgumentError,
+    ConfigError,
+    FileError,
+    SizeLimitError,
+    UnknownWordsWarning,
+)
 from tmapdiff.video import VideoFeatures
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra ray")
@@ -62,6 +68,21 @@ def test_a_gpu_is_taken_unless_told_otherwise(corpus, tmp_path, monkeypatch, dev
     monkeypatch.setattr(MomentLocalizationPipeline, "to", lambda _, place: places.append(place))
     run(corpus, tmp_path / "out", device=device)
     assert places == [used]
+
+
+def test_unknown_words_are_told_once_and_queries_of_them_alone_refused(corpus, tmp_path):
+    queries = write(tmp_path / "q.parquet", query_id=[1, 2], query=["the perro", "a door ladra"])
+    with pytest.warns(
+        UnknownWordsWarning, match="these words of the queries: perro, ladra"
+    ) as told:
+        report = run(corpus, tmp_path / "out", queries=queries)
+    assert (len(told), report.failed) == (1, ())
+    write(queries, query_id=[1, 2], query=["a door", "el perro ladra"])
+    hint = "It knows 5 words, such as a, person, opens, the, door."
+    expected = "localize_corpus: expected queries with a word that the model knows, got"
+    with refuses(ArgumentError, f"{expected} 'el perro ladra'. {hint}"):
+        run(corpus, tmp_path / "none", queries=queries)
+    assert not (tmp_path / "none").exists()
 
 
 def assert_alike(found, expected):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,18 @@ from tmapdiff._checks import check_int, first_line, message, require, short
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff._spinning import brief_spin
-from tmapdiff.data import ConcatFeatureStore, FeatureStore, open_feature_store
-from tmapdiff.errors import ArgumentError, ConfigError, FileError, TmapdiffError
+from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
+from tmapdiff.data.words import check_known_words
+from tmapdiff.errors import (
+    ArgumentError,
+    ConfigError,
+    FileError,
+    TmapdiffError,
+    UnknownWordsWarning,
+)
 from tmapdiff.models import Ranking
 from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.video import VideoFeatures
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
@@ -137,7 +146,8 @@ def localize_corpus(
         FileError: If a table cannot be read or (`SizeLimitError`) takes more memory than it may, or
             `output` cannot be written.
         ArgumentError: If a table lacks a column or a value, holds something else in one, or has an
-            id twice; if a query is asked of an unknown video, or a number is out of range.
+            id twice; if a query is asked of an unknown video or has no word that the model knows,
+            or a number is out of range.
         ConfigError: If `output` is of another pipeline, other queries or options.
         CheckpointError: If the pipeline cannot be loaded.
     """
@@ -152,6 +162,7 @@ def localize_corpus(
     asked = _read_queries(queries)
     wanted = _read_videos(videos, "duration" if features else "path")
     asked.check(wanted)
+    _check_words(who, Path(pipeline), asked)
     stores = [os.fspath(one) for one in features]
     _check_manifest(folder, pipeline, asked, stores, options)
     before = set(_videos_done(folder))
@@ -278,16 +289,18 @@ class _ShareLocalizer:
     def _localize(self, video_id: str, source: Any) -> list[dict[str, Any]]:
         """Rows of all queries of a video; `source` is its file, or its duration."""
         options, queries = self.job.options, self.job.queries.of(video_id)
-        found: Any = self.pipeline(
-            self._features(video_id, source),
-            [sentence for _, sentence in queries],
-            num_inference_steps=options.num_inference_steps,
-            num_samples=options.num_samples,
-            ranking=options.ranking,
-            top_n=options.top_n,
-            generator=[_generator(options.seed, video_id, one) for one, _ in queries],
-            batch_size=self.job.batch_size,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnknownWordsWarning)  # told once, for all videos
+            found: Any = self.pipeline(
+                self._features(video_id, source),
+                [sentence for _, sentence in queries],
+                num_inference_steps=options.num_inference_steps,
+                num_samples=options.num_samples,
+                ranking=options.ranking,
+                top_n=options.top_n,
+                generator=[_generator(options.seed, video_id, one) for one, _ in queries],
+                batch_size=self.job.batch_size,
+            )
         return [
             {
                 "video_id": video_id,
@@ -505,6 +518,13 @@ def _check_unique(place: Any, name: str, ids: Sequence[Any]) -> None:
         seen: set[Any] = set()
         again = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
         raise ArgumentError(message(os.fspath(place), f"each {name} once", f"{again!r} again"))
+
+
+def _check_words(who: str, pipeline: Path, queries: _Queries) -> None:
+    path = pipeline / "vocabulary" / VOCABULARY
+    if path.is_file():  # else a text encoder reads all words
+        sentences = {sentence: None for one in queries.by_video.values() for _, sentence in one}
+        check_known_words(who, Vocabulary.load(path), sentences)
 
 
 def _check_manifest(

@@ -1,8 +1,8 @@
-"""Every error that tmapdiff raises on purpose.
+"""Every error that tmapdiff raises on purpose, and its warning.
 
-Each is a `TmapdiffError` and also the built-in error that Python users would expect, so that both
-`except TmapdiffError` and `except ValueError` work. Messages are one line: who, what was expected,
-what came, and a hint.
+Each error is a `TmapdiffError` and also the built-in error that Python users would expect, so that
+both `except TmapdiffError` and `except ValueError` work. Messages are one line: who, what was
+expected, what came, and a hint.
 """
 
 
@@ -34,6 +34,10 @@ class UnknownNameError(_MissingError, ConfigError):
 
 class AnnotationError(TmapdiffError, ValueError):
     """An annotation file, or one line of it, cannot be understood."""
+
+
+class UnknownWordsWarning(UserWarning):
+    """A query has words that the model does not know."""
 
 
 class FeatureError(TmapdiffError, ValueError):

@@ -77,6 +77,19 @@ def test_the_table_has_a_row_a_moment(run, corpus):
     assert row == ["1", f"{best.start:.2f}", f"{best.end:.2f}", f"{best.score:.3f}", "-"]
 
 
+@pytest.mark.filterwarnings("default::tmapdiff.errors.UnknownWordsWarning")
+def test_unknown_words_are_told(run, corpus):
+    video, model = corpus.videos / "three.mp4", ["--model", corpus.pipeline, "--json"]
+    found = run("localize", video, "the number 2 ladra", "the number 3", *model)
+    assert found.code == 0
+    assert [one["unknown_words"] for one in found.document["answers"]] == [["ladra"], []]
+    (line,) = [line for line in found.err.splitlines() if line.startswith("warning: ")]
+    assert line.endswith("does not know these words of the queries: ladra.")
+    found = run("localize", video, "el perro ladra", "the number 3", *model)
+    assert (found.code, found.out, found.err.count("\n")) == (1, "", 1)
+    assert "expected queries with a word that the model knows, got 'el perro ladra'." in found.err
+
+
 def test_pictures(run, corpus, tmp_path):
     video, model = corpus.videos / "three.mp4", ["--model", corpus.pipeline]
     places = ["--map", tmp_path / "map.png", "--strip", tmp_path / "strip.png"]
@@ -101,11 +114,11 @@ def test_errors_are_one_line(run, corpus, finished, tmp_path):
     model, video = ["--model", corpus.pipeline], corpus.videos / "three.mp4"
     for arguments, text in (
         ([video, "a dog", "--model", tmp_path / "none"], "there is no such folder"),
-        ([tmp_path / "none.mp4", "a dog", *model], "none.mp4"),
-        ([tmp_path / "broken.mp4", "a dog", *model], "broken.mp4"),
+        ([tmp_path / "none.mp4", SENTENCES[0], *model], "none.mp4"),
+        ([tmp_path / "broken.mp4", SENTENCES[0], *model], "broken.mp4"),
         ([video, "?!", *model], "expected a sentence with a word, got '?!'."),
         ([video, "a dog", *model, "--top", 0], "expected top_n to be an integer >= 1, got 0."),
-        ([video, "a dog", "--model", finished / "pipeline"], "as there is no frame_encoder"),
+        ([video, "a", "--model", finished / "pipeline"], "as there is no frame_encoder"),
         (["four", "a dog", *model, "--features", corpus.features], "features of 'four', got none"),
     ):
         found = run("localize", *arguments)

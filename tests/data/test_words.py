@@ -213,6 +213,7 @@ def test_vocabulary():
     indices = vocabulary.encode("A cat, the CAT.")
     assert indices.dtype == torch.int64
     assert indices.tolist() == [1, 3, 2, 3]
+    assert vocabulary.unknown_words("A zebra, the ZEBRA: a cat.") == ["a", "zebra"]
     # No sentence can reach padding or smuggle in a special word.
     assert vocabulary.encode("<pad> <unk>").tolist() == [1, 1]
     rare = Vocabulary.from_sentences(sentences, min_count=2)

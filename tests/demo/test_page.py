@@ -219,6 +219,17 @@ def test_a_question_without_words(visit):
     visit.page.wait_for_selector("#status [role=alert] >> text=expected")
 
 
+def test_the_words_that_the_model_knows(visit):
+    visit.page.click("#words button")
+    visit.page.wait_for_selector("#words >> text=circle, left, moves, red, the, to")
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.ask("the azul circle")
+    visit.page.wait_for_selector("#status >> text=The model does not know these words: azul.")
+    visit.ask("el perro ladra")
+    assert "It knows 6 words, such as the, circle, left, moves, red." in visit.wait_for_alert()
+
+
 def test_nothing_is_left_behind(visit, films, server):
     eventually(lambda: server.files() == [], show=server.files)  # of the visitors before
     visit.upload(films["good"])

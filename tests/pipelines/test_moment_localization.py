@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tmapdiff.errors import (
     FileError,
     ShapeError,
     TmapdiffError,
+    UnknownWordsWarning,
 )
 from tmapdiff.video import VideoFeatures
 
@@ -113,6 +115,37 @@ def assert_alike(actual, expected):
     for mine, other in zip(actual.maps, expected.maps, strict=True):
         assert torch.equal(mine.isnan(), other.isnan())
         assert_close(mine.nan_to_num(), other.nan_to_num())
+
+
+class TestUnknownWords:
+    def test_are_told(self, pipe):
+        told = "MomentLocalizationPipeline: the model does not know these words of the queries: "
+        with pytest.warns(UnknownWordsWarning) as caught:
+            found = pipe(make_features(30), ["the dog opens, the DOG!", "a door", "a cat"])
+        assert [str(one.message) for one in caught] == [f"{told}dog, cat."]
+        assert len(found.moments) == 3
+        with pytest.warns(UnknownWordsWarning, match="these words of the queries: dog."):
+            pipe.encode_queries(["the dog"])
+        many = " ".join(f"w{number}" for number in range(1000))
+        with pytest.warns(UnknownWordsWarning, match="w18, w19 and 980 more.$"):
+            pipe.encode_queries([f"the {many}"])
+        assert pipe.unknown_words("the dog opens a DOG") == ["dog"]
+        with refuses(ArgumentError, "tokenize: expected a sentence with a word, got '?'."):
+            pipe.unknown_words("?")
+
+    def test_of_known_words_nothing_is_told(self, pipe):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pipe(make_features(30), QUERIES)
+        assert pipe.unknown_words("A person OPENS the door.") == []
+
+    def test_alone_get_no_answer(self, pipe):
+        who = "MomentLocalizationPipeline: expected queries with a word that the model knows, got"
+        hint = "It knows 5 words, such as a, person, opens, the, door."
+        with refuses(ArgumentError, f"{who} 'el perro ladra'. {hint}"):
+            pipe(make_features(30), "el perro ladra")
+        with refuses(ArgumentError, f"{who} 'el perro' and 1 more. {hint}"):
+            pipe(make_features(30), ["the door", "el perro", "un gato"])
 
 
 class TestAnswers:
@@ -511,6 +544,12 @@ class TestSaving:
         other = make_localizer(encoder={"text_channels": 9, "vocabulary_size": None})
         with refuses(ConfigError, "a text_encoder that gives 9 channels, got 16 and 16."):
             make_pipe(other, vocabulary=None, text_encoder=text)
+
+    def test_what_a_text_encoder_reads_is_known(self):
+        localizer = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
+        pipe = make_pipe(localizer, vocabulary=None, text_encoder=tiny_text_encoder(WORDS))
+        assert pipe.unknown_words("el perro ladra") == []
+        assert pipe(make_features(30), "el perro ladra").moments[0]
 
     def test_what_cannot_be_loaded(self, pipe, tmp_path):
         folder = tmp_path / "saved"

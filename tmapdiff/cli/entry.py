@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `tmapdiff`; what goes wrong is one line on standard error.
+    """Run `tmapdiff`; what goes wrong is one line on standard error, and so is a warning.
 
     Args:
         arguments: What follows the program's name; that of this process, if None.
@@ -35,12 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The base of typer's errors of usage has no public name.
     usage_error: Any = typer.BadParameter.__base__
     try:
-        command: Any = typer.main.get_command(app)
-        code = command.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="tmapdiff",
-            standalone_mode=False,
-        )
+        # catch_warnings puts back what is set here.
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            command: Any = typer.main.get_command(app)
+            code = command.main(
+                args=None if arguments is None else list(arguments),
+                prog_name="tmapdiff",
+                standalone_mode=False,
+            )
         sys.stdout.flush()
     except TmapdiffError as error:
         return _fail(error)
@@ -74,6 +78,10 @@ def _left_alone() -> int:
     # Python flushes once more as it ends, and would complain.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _FAILED
+
+
+def _warn(text: Warning | str, *_: object) -> None:
+    _say(f"warning: {text}")
 
 
 def _say(text: str) -> None:

@@ -126,7 +126,11 @@ def localize(
                 "seed": seed,
                 **given(context),
                 "answers": [
-                    {"sentence": sentence, "moments": moments}
+                    {
+                        "sentence": sentence,
+                        "unknown_words": pipeline.unknown_words(sentence),
+                        "moments": moments,
+                    }
                     for sentence, moments in zip(sentences, found.moments, strict=True)
                 ],
                 "files": files,

@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import regex
 
-from tmapdiff._checks import check_choice, check_int, message
+from tmapdiff._checks import check_choice, check_int, message, short
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
+from tmapdiff.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    FileError,
+    UnknownWordsWarning,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +55,7 @@ _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--[\u200b-\u200d]]
 # The rule of vocabularies that do not name theirs: combining marks are no part of a word.
 _LETTERS_WORD = re.compile(rf"{_ENDING}\b|[^\W_]+?(?={_ENDING}\b)|[^\W_]+(?:'[^\W_]+)*")
 
+_LISTED = 20  # unknown words in a warning
 _CACHE_FORMAT = 1
 _LINES_AT_ONCE = 8192
 
@@ -188,6 +195,15 @@ class Vocabulary:
         words = tokenize(sentence, self._rule)
         return torch.tensor([self._index.get(word, 1) for word in words])
 
+    def unknown_words(self, sentence: str) -> list[str]:
+        """Return the words of `sentence` that the vocabulary lacks, each once.
+
+        Raises:
+            ArgumentError: If the sentence has no word.
+        """
+        words = dict.fromkeys(tokenize(sentence, self._rule))
+        return [word for word in words if word not in self._index]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary to the JSON file `path`.
 
@@ -227,6 +243,36 @@ class Vocabulary:
             return cls(words, content.get("rule", "letters"))
         except (ArgumentError, ConfigError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_known_words(who: str, vocabulary: Vocabulary, queries: Iterable[str]) -> None:
+    """Warn of words that a model does not know, or raise ArgumentError if it knows none of a query.
+
+    Args:
+        who: Name for messages.
+        vocabulary: What it knows.
+        queries: What it is asked.
+    """
+    unknown: dict[str, None] = {}
+    hopeless: list[str] = []
+    for query in queries:
+        unknown |= dict.fromkeys(vocabulary.unknown_words(query))
+        if not bool((vocabulary.encode(query) > 1).any()):
+            hopeless.append(query)
+    if hopeless:
+        known = ", ".join(vocabulary.words[2:7])
+        others = f" and {len(hopeless) - 1} more" if len(hopeless) > 1 else ""
+        expected = "queries with a word that the model knows"
+        hint = f"It knows {len(vocabulary) - 2:,} words, such as {known}."
+        raise ArgumentError(message(who, expected, f"{hopeless[0]!r}{others}", hint))
+    if unknown:
+        listed = ", ".join(list(unknown)[:_LISTED])
+        others = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
+        warnings.warn(
+            short(f"{who}: the model does not know these words of the queries: {listed}{others}."),
+            UnknownWordsWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The page, made with Gradio."""
 
+import html
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
 _HERE = Path(__file__).parent
 _TITLE = "Find the moment"
+_EXAMPLE = "the red circle moves to the left"
 _INTRODUCTION = "Type what happens, and see when: every cell of the map is one candidate moment."
 
 
@@ -75,7 +77,7 @@ def build_page(
             with gr.Column(scale=5, min_width=320, elem_id="right"):
                 query = gr.Textbox(
                     label="What happens?",
-                    placeholder="the red circle moves to the left",
+                    placeholder=None if pipeline.unknown_words(_EXAMPLE) else _EXAMPLE,
                     max_length=300,
                     lines=1,
                     elem_id="query",
@@ -103,6 +105,12 @@ def build_page(
                     )
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
                 status = gr.HTML(line(WELCOME), elem_id="status")
+                if pipeline.vocabulary is not None:
+                    known = sorted(pipeline.vocabulary.words[2:])
+                    with gr.Accordion(
+                        f"{len(known):,} words that the model knows", open=False, elem_id="words"
+                    ):
+                        gr.HTML(f"<p>{html.escape(', '.join(known))}</p>")
                 answer = gr.HTML(
                     value="",
                     html_template='<div class="map-card"></div>',

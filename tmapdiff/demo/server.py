@@ -5,6 +5,7 @@ import signal
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from tmapdiff._checks import message, require
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.security import SameHostOnly
 from tmapdiff.demo.sessions import SessionVideos
-from tmapdiff.errors import ConfigError, FileError
+from tmapdiff.errors import ConfigError, FileError, UnknownWordsWarning
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
 
@@ -52,8 +53,11 @@ def launch_demo(
     _check_port(host, port)
     with (
         _terminated_as_interrupted(),
+        warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="tmapdiff-demo-") as folder,
     ):
+        # Visitors are told, and a log of what they ask is nobody's business.
+        warnings.simplefilter("ignore", UnknownWordsWarning)
         # Gradio reads these when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder

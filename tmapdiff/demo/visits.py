@@ -82,6 +82,8 @@ class Visits:
         yield line(f"Looking at {video.name} …", busy=True), gr.skip()
         limits = self.videos.limits
         try:
+            self.pipeline.encode_queries([query])  # what has no known word needs no video
+            unknown = self.pipeline.unknown_words(query)
             features = self.pipeline.encode_video(video.source)
             yield line("Denoising …", busy=True), gr.skip()
             found = find_answer(
@@ -95,8 +97,12 @@ class Visits:
         except Exception as error:
             yield line(_said(error, {str(video.source): video.name}), wrong=True), ""
             return
-        damage = f" Part of the video is damaged: {features.damage}." if features.damage else ""
-        yield line(IDLE + damage), found
+        notes = [IDLE]
+        if unknown:
+            notes.append(f"The model does not know these words: {', '.join(unknown)}.")
+        if features.damage:
+            notes.append(f"Part of the video is damaged: {features.damage}.")
+        yield line(" ".join(notes)), found
 
 
 def _said(error: Exception, names: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from tmapdiff._files import written_beside
 from tmapdiff._threads import Lock
 from tmapdiff._version import __version__
 from tmapdiff.data.clips import divide_video
-from tmapdiff.data.words import Vocabulary
+from tmapdiff.data.words import Vocabulary, check_known_words
 from tmapdiff.errors import (
     ArgumentError,
     CheckpointError,
@@ -245,11 +245,15 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
         """Encode sentences as the model reads them: with the vocabulary or the text encoder.
 
+        Words that the vocabulary lacks are told by an `UnknownWordsWarning`: the model cannot tell
+        them apart.
+
         Shape:
             - returns: (L,) int64 each, of a vocabulary; (L, channels) float32, of a text encoder
 
         Raises:
-            ArgumentError: If a query has no word, or `queries` is a single one.
+            ArgumentError: If a query has no word, or none that the model knows, or `queries` is a
+                single one.
             ConfigError: If the text encoder is of other channels.
             CheckpointError: If the text encoder turns out to be damaged.
         """
@@ -257,6 +261,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if isinstance(queries, str):
             raise ArgumentError(message(who, "a list of queries", repr(queries)))
         if self.text_encoder is None:
+            check_known_words(who, self.vocabulary, queries)
             return [self.vocabulary.encode(one) for one in queries]
         channels = self.localizer.encoder.config.text_channels
         found = self.text_encoder(queries)
@@ -267,6 +272,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if channels == self.text_encoder.sentence_channels:
             return list(found.sentences[:, None])
         raise ConfigError(message(who, f"a text_encoder of {channels} channels", "another"))
+
+    def unknown_words(self, query: str) -> list[str]:
+        """Return the words of `query` that the model does not know; none with a text encoder.
+
+        Raises:
+            ArgumentError: If the query has no word.
+        """
+        return [] if self.vocabulary is None else self.vocabulary.unknown_words(query)
 
     @torch.no_grad()
     def __call__(
@@ -293,6 +306,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         Several threads may call one pipeline at a time, with any options: answers are those of one
         call after another. Give each a generator of its own; do not change weights or parts
         meanwhile. A model in training mode answers as in evaluation mode, and stays in training.
+
+        Words that the model does not know are told by an `UnknownWordsWarning`.
 
         Args:
             video: A file; its content, as bytes or as an open binary file; pictures, with
@@ -323,9 +338,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             - video: (T, H, W, 3) uint8, RGB, of pictures; (T, D) of features
 
         Raises:
-            ArgumentError: If queries and videos are not as many, a query has no word, or an
-                argument is out of range; of a model that does not sample, if it is asked to; if
-                scores are not finite, as weights are not.
+            ArgumentError: If queries and videos are not as many, a query has no word, or none that
+                the model knows, or an argument is out of range; of a model that does not sample, if
+                it is asked to; if scores are not finite, as weights are not.
             ConfigError: If there is no such output type or ranking.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
