@@ -80,6 +80,8 @@ def test_numbers_are_checked():
         DemoLimits(max_seconds=0)
     with pytest.raises(ArgumentError, match="expected max_steps to be an integer >= 1, got 0"):
         DemoLimits(max_steps=0)
+    with pytest.raises(ArgumentError, match=r"max_total_megabytes in \[200, inf\), got 199"):
+        DemoLimits(max_total_megabytes=199)
 
 
 def test_paths_are_not_told():

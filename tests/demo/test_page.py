@@ -269,6 +269,22 @@ def test_visitors_do_not_meet(visit, new_visit, server, films):
     eventually(lambda: server.files() == ["shapes.mp4"], show=server.files)
 
 
+def test_visitors_with_the_same_file_at_once(visit, new_visit, server, films):
+    visits = [visit, new_visit(), new_visit()]
+    for one in visits:
+        one.upload(films["good"])
+    for one in visits:
+        one.wait_for_video()
+        one.ask(QUERY)
+    for one in visits:
+        one.wait_for_answer()
+        assert one.complaints == []
+    assert server.files() == [films["good"].name] * 3
+    for one in visits[1:]:
+        one.page.close()
+    eventually(lambda: server.files() == [films["good"].name], show=server.files)
+
+
 def test_nothing_goes_to_other_hosts(visit, server):
     """After all of the above, nobody has come to the proxy that all requests would go through."""
     with pytest.raises(BlockingIOError):
@@ -284,9 +300,16 @@ def test_phone(visit):
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_it_ends_without_a_trace(visit, films, server):
+def test_it_ends_without_a_trace(visit, new_visit, films, server):
     visit.upload(films["good"])
     visit.wait_for_video()
+    # Uploads without an event fill the room that there is for all.
+    for size in (900_000, 0):
+        codes = [server.send(bytes(size)) for _ in range(12)]
+        assert codes[-1] == 507
+    other = new_visit()
+    other.upload(films["good"])
+    other.page.wait_for_function("document.body.innerText.includes('Please try again later')")
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 130
     assert list(server.scratch.iterdir()) == []

@@ -25,6 +25,13 @@ def test_files_of_other_hosts_are_not_fetched():
         assert answer["status"] == 403
 
 
+def test_ways_to_leave_files_that_the_page_does_not_use_are_closed():
+    for path in ("/gradio_api/process_recording", "/gradio_api/deep_link", "/x/deep_link/"):
+        reached, answer = answer_to(path)
+        assert reached == []
+        assert answer["status"] == 403
+
+
 def test_the_browser_is_told_to_stay():
     reached, answer = answer_to("/gradio_api/file=/tmp/a.mp4")
     assert reached == ["/gradio_api/file=/tmp/a.mp4"]

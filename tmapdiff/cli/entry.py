@@ -80,8 +80,8 @@ def _left_alone() -> int:
     return _FAILED
 
 
-def _warn(text: Warning | str, *_: object) -> None:
-    _say(f"warning: {text}")
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

@@ -21,9 +21,10 @@ class DemoLimits:
         max_steps: Most denoising steps.
         max_samples: Most samples.
         max_waiting: Most visitors in the queue; one is served at a time.
+        max_total_megabytes: All visitors' files together; as ten of the largest, if None.
 
     Raises:
-        ArgumentError: If a number is not positive.
+        ArgumentError: If a number is not positive, or `max_total_megabytes` is less than a file.
     """
 
     max_megabytes: float = 200.0
@@ -32,10 +33,14 @@ class DemoLimits:
     max_steps: int = 20
     max_samples: int = 16
     max_waiting: int = 16
+    max_total_megabytes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_megabytes", "max_seconds"):
             check_range("DemoLimits", name, getattr(self, name), 0, open_low=True)
+        if self.max_total_megabytes is not None:
+            least = self.max_megabytes
+            check_range("DemoLimits", "max_total_megabytes", self.max_total_megabytes, least)
         for name in ("max_pixels", "max_steps", "max_samples", "max_waiting"):
             check_int("DemoLimits", name, getattr(self, name), at_least=1)
 
@@ -43,6 +48,12 @@ class DemoLimits:
     def max_bytes(self) -> int:
         """Size of the largest file."""
         return int(self.max_megabytes * 1_000_000)
+
+    @property
+    def max_total_bytes(self) -> int:
+        """Bytes of all files together."""
+        total = self.max_total_megabytes
+        return int((10 * self.max_megabytes if total is None else total) * 1_000_000)
 
     def check(self, path: str | os.PathLike[str]) -> VideoInfo:
         """Tell what a video is, if it is within the limits.

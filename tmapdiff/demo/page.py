@@ -41,11 +41,7 @@ def build_page(
     generative = pipeline.localizer.is_generative
     steps = min(pipeline.localizer.config.get("num_inference_steps", 1), limits.max_steps)
 
-    # What is left of visitors who vanished goes after a day.
-    swept = (3600, 86_400)
-    with gr.Blocks(
-        title=_TITLE, analytics_enabled=False, delete_cache=swept, fill_width=True
-    ) as page:
+    with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>{_TITLE}</h1><p>{_INTRODUCTION}</p>", elem_id="heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=6, min_width=320, elem_id="left"):

@@ -7,12 +7,14 @@ _POLICY = (
     b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     b"frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
 )
+_CLOSED = ("/process_recording", "/deep_link")
 
 
 class SameHostOnly:
     """ASGI middleware: the browser loads from this server only, which fetches nothing for others.
 
-    Gradio would fetch a file of another host when its address is asked for as a file.
+    Gradio would fetch a file of another host when its address is asked for as a file. It also has
+    ways to leave files here that this page does not use: they are closed.
     """
 
     def __init__(self, app: Any) -> None:
@@ -31,9 +33,11 @@ class SameHostOnly:
             await self.app(scope, receive, send)
             return
         path = unquote(scope.get("path", ""))
-        if "file=" in path and ":/" in path.split("file=", 1)[1]:
+        of_others = "file=" in path and ":/" in path.split("file=", 1)[1]
+        if of_others or path.rstrip("/").endswith(_CLOSED):
+            text = b"Only files of this server." if of_others else b"Not here."
             await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"Only files of this server."})
+            await send({"type": "http.response.body", "body": text})
             return
 
         async def send_with_policy(event: Any) -> None:

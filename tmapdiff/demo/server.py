@@ -17,6 +17,8 @@ from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import ConfigError, FileError, UnknownWordsWarning
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
+_BETWEEN_SWEEPS = 600.0  # seconds
+
 
 def launch_demo(
     pipeline: MomentLocalizationPipeline,
@@ -32,7 +34,8 @@ def launch_demo(
 
     Nothing is reported to anyone, and without `share` no other host is asked for anything. Uploads
     lie in a temporary folder of their own. A visitor's is deleted when another comes in its
-    place and when the page is closed, and all are when the server ends.
+    place, when the page is closed and after a day without a question, and all are when the server
+    ends. One that nobody asks about is deleted after an hour.
 
     Args:
         pipeline: What answers; it needs a frame encoder.
@@ -63,8 +66,11 @@ def launch_demo(
         os.environ["GRADIO_TEMP_DIR"] = folder
         require("gradio", extra="demo", purpose="the demo")
         from tmapdiff.demo.page import build_page, page_style
+        from tmapdiff.demo.uploads import UploadRoute
 
-        page = build_page(pipeline, SessionVideos(folder, limits), video_dir)
+        videos = SessionVideos(folder, limits)
+        page = build_page(pipeline, videos, video_dir)
+        middleware = [SameHostOnly.as_middleware(), UploadRoute.as_middleware(videos)]
         _, address, public = page.launch(
             server_name=host,
             server_port=port,
@@ -75,7 +81,7 @@ def launch_demo(
             run_history=False,
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [SameHostOnly.as_middleware()], "docs_url": None},
+            app_kwargs={"middleware": middleware, "docs_url": None},
             prevent_thread_lock=True,
             quiet=True,
             **page_style(),
@@ -83,7 +89,9 @@ def launch_demo(
         try:
             if on_start is not None:
                 on_start(address, public)
-            threading.Event().wait()
+            ended = threading.Event()  # by an interrupt alone
+            while not ended.wait(_BETWEEN_SWEEPS):
+                videos.sweep()
         finally:
             page.close(verbose=False)
 

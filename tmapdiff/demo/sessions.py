@@ -6,11 +6,16 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from tmapdiff._checks import message
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.playback import is_playable, write_playable
 from tmapdiff.errors import VideoError
+
+_WAITING = 3600  # seconds that an upload is kept which no visitor has asked about
+_IDLE = 86_400  # seconds that a visitor's video is kept
+_LEAST = 100_000  # bytes that each counts at least: files without content take room, too
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class SessionVideo:
             features are computed once for all visitors.
         shown: The file that the player plays.
         folder: What is deleted with it.
+        size: Bytes that it takes.
     """
 
     name: str
     source: Path
     shown: Path
     folder: Path
+    size: int
 
 
 class SessionVideos:
@@ -43,15 +50,56 @@ class SessionVideos:
         self.folder = Path(folder)
         self.limits = limits
         self._videos: dict[str, SessionVideo] = {}
-        self._ended: set[str] = set()
-        self._lock = threading.Lock()
+        self._used: dict[str, float] = {}  # when, of each video
+        self._ended: dict[str, float] = {}  # when, of each visitor who has left
+        self._waiting: dict[Path, tuple[int, float]] = {}  # size and time of uploads, by folder
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._videos)
 
     def get(self, session: str) -> SessionVideo | None:
         """Return a visitor's video."""
-        return self._videos.get(session)
+        with self._lock:
+            if session in self._videos:
+                self._used[session] = monotonic()
+            return self._videos.get(session)
+
+    def expect(self, size: int) -> Path:
+        """Make a folder for an upload.
+
+        Args:
+            size: Its bytes, at most.
+
+        Raises:
+            VideoError: If there is no room for it.
+        """
+        self.sweep()
+        folder = self._new_folder()
+        with self._lock:
+            self._check_room(size)
+            self._waiting[folder] = (size, monotonic())
+        folder.mkdir(parents=True)
+        return folder
+
+    def forget(self, folder: Path) -> None:
+        """Delete the folder of an upload, if it is one."""
+        with self._lock:
+            waiting = self._waiting.pop(folder, None)
+        if waiting is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Delete uploads that nobody asks about, and videos of visitors who have vanished."""
+        now = monotonic()
+        with self._lock:
+            waited = [one for one, (_, since) in self._waiting.items() if now - since > _WAITING]
+            idle = [one for one, used in self._used.items() if now - used > _IDLE]
+            self._ended = {one: left for one, left in self._ended.items() if now - left <= _IDLE}
+        for folder in waited:
+            self.forget(folder)
+        for session in idle:
+            self.drop(session)
 
     def take(self, session: str, path: str | os.PathLike[str], *, move: bool) -> SessionVideo:
         """Make a file a visitor's video, in place of the one before.
@@ -64,11 +112,11 @@ class SessionVideos:
         Raises:
             FileError: If it cannot be read.
             VideoError: If it is no video, or beyond a limit, or the visitor has left meanwhile; it
-                is deleted then, if it was to be moved.
+                is deleted then, if it was to be moved. Also if there is no room for a copy.
         """
         self.drop(session)
         given = Path(path)
-        folder = self.folder / secrets.token_urlsafe(24)
+        folder = self._new_folder()
         folder.mkdir(parents=True)
         try:
             self.limits.check(given)
@@ -76,38 +124,62 @@ class SessionVideos:
             if move:
                 source = Path(shutil.move(given, shown))
             if not is_playable(source):
+                self._check_room(0 if move else source.stat().st_size)
                 shown = folder / f"{source.stem}-playable.mp4"
                 write_playable(source, shown)
-            elif not move:
-                _link_or_copy(source, shown)
-            video = SessionVideo(given.name, source, shown, folder)
+            elif not move and not _linked(source, shown):
+                self._check_room(source.stat().st_size)
+                shutil.copyfile(source, shown)
+            files = [one.stat() for one in folder.iterdir()]
+            size = sum(one.st_size for one in files if one.st_nlink == 1)
+            video = SessionVideo(given.name, source, shown, folder, size)
             with self._lock:
                 if session in self._ended:
                     raise VideoError(message(given.name, "its visitor to wait", "a closed page"))
                 self._videos[session] = video
+                self._used[session] = monotonic()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             if move:
                 given.unlink(missing_ok=True)
             raise
+        finally:
+            if move:
+                self.forget(given.parent)
         return video
 
     def drop(self, session: str) -> None:
         """Delete a visitor's video, if there is one."""
         with self._lock:
             video = self._videos.pop(session, None)
+            self._used.pop(session, None)
         if video is not None:
             shutil.rmtree(video.folder, ignore_errors=True)
 
     def end(self, session: str) -> None:
         """Delete the video of a visitor who has left, also if it is still on its way."""
         with self._lock:
-            self._ended.add(session)
+            self._ended[session] = monotonic()
         self.drop(session)
 
+    def _new_folder(self) -> Path:
+        return self.folder / secrets.token_urlsafe(24)
 
-def _link_or_copy(source: Path, target: Path) -> None:
+    def _check_room(self, size: int) -> None:
+        with self._lock:
+            taken = [one for one, _ in self._waiting.values()]
+            taken += [one.size for one in self._videos.values()]
+        left = self.limits.max_total_bytes - sum(max(one, _LEAST) for one in taken)
+        if max(size, _LEAST) > left:
+            expected = f"room for {size / 1_000_000:.1f} MB beside the videos of other visitors"
+            hint = "Please try again later."
+            got = f"{max(left, 0) / 1_000_000:.1f} MB"
+            raise VideoError(message("the demo", expected, got, hint))
+
+
+def _linked(source: Path, target: Path) -> bool:
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system
-        shutil.copyfile(source, target)
+        return False
+    return True

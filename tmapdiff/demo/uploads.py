@@ -1,0 +1,92 @@
+"""The way in for uploads, in place of Gradio's own."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gradio_client.utils import strip_invalid_filename_characters
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from tmapdiff._checks import message
+from tmapdiff.demo.sessions import SessionVideos
+from tmapdiff.errors import VideoError
+
+_AROUND = 10_000  # bytes of a request that are not its file's
+
+
+class UploadRoute:
+    """ASGI middleware: each upload is a file of its own, and all together are within a limit.
+
+    Gradio would keep files by content: visitors with the same video would have one file, which the
+    first of them takes away. And it would keep any number of files that nobody asks about.
+
+    Args:
+        app: What answers all other requests.
+        videos: Where uploads are kept.
+    """
+
+    def __init__(self, app: Any, videos: SessionVideos) -> None:
+        self.app = app
+        self.videos = videos
+
+    @classmethod
+    def as_middleware(cls, videos: SessionVideos) -> Middleware:
+        """Wrap it as FastAPI takes it."""
+        return Middleware(cls, videos=videos)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle a request."""
+        answer: Any = self.app
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        if posted and scope["path"].rstrip("/").endswith("/upload"):
+            answer = await self._take(Request(scope, receive))
+        await answer(scope, receive, send)
+
+    async def _take(self, request: Request) -> Response:
+        most = self.videos.limits.max_bytes
+        stated = request.headers.get("content-length", "")
+        size = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else most + _AROUND
+        if size > most + _AROUND:
+            return PlainTextResponse(self._too_large(), 413)
+        try:
+            folder = self.videos.expect(size)
+        except VideoError as error:
+            return PlainTextResponse(str(error), 507)
+        left = size
+
+        async def receive_at_most() -> Any:
+            nonlocal left
+            event = await request.receive()
+            left -= len(event.get("body", b""))
+            if left < 0:
+                raise MultiPartException(self._too_large())
+            return event
+
+        try:
+            limited = Request(request.scope, receive_at_most)
+            async with limited.form(max_files=1, max_fields=1) as form:
+                file = form.get("files")
+                if not isinstance(file, UploadFile):
+                    raise MultiPartException("There is no file.")
+                # As Gradio names it.
+                name = strip_invalid_filename_characters(Path(file.filename or "").name)
+                name = name.lstrip(".") or "file"
+                with (folder / name).open("wb") as target:
+                    await run_in_threadpool(shutil.copyfileobj, file.file, target)
+        except BaseException as error:
+            self.videos.forget(folder)
+            if isinstance(error, MultiPartException | HTTPException):
+                return PlainTextResponse(getattr(error, "detail", None) or error.message, 400)
+            raise  # the visitor has gone, or the disk is full
+        return JSONResponse([str(folder / name)])
+
+    def _too_large(self) -> str:
+        expected = f"a file of at most {self.videos.limits.max_megabytes:g} MB"
+        return message("the demo", expected, "a larger one")
