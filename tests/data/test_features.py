@@ -21,6 +21,7 @@ from tmapdiff.data import (
     NpyFeatureStore,
     NpzFeatureStore,
     PtFeatureStore,
+    divide_video,
     open_feature_store,
     pool_features,
 )
@@ -422,6 +423,33 @@ def test_clips_of_a_given_length():
     assert pooled[:, 0].tolist() == [1.0, 4.0, 7.0, 9.0]
     with refuses(ArgumentError, "pool_features: expected clip_seconds in (0, inf), got 0."):
         pool_features(features, 4, duration=10.0, clip_seconds=0)
+
+
+@pytest.mark.parametrize("clip_seconds", [None, 1e300, 2.0])
+@pytest.mark.parametrize("duration", [4.0, 1e-300])
+def test_clips_and_features_of_any_length_have_a_place(clip_seconds, duration):
+    """Beyond the ends of clips and features an integer would have no room."""
+    features = torch.arange(8.0)[:, None]
+    if duration == 4.0:
+        pooled = pool_features(features, 4, duration=4.0, clip_seconds=clip_seconds)
+        wanted = {None: [0.5, 2.5, 4.5, 6.5], 1e300: [3.5, 7, 7, 7], 2.0: [1.5, 5.5, 7, 7]}
+        assert pooled[:, 0].tolist() == wanted[clip_seconds]
+    else:
+        pooled = pool_features(
+            features[:1], 4, duration=duration, seconds_per_feature=0.5, clip_seconds=clip_seconds
+        )
+        assert pooled.tolist() == [[0.0]] * 4
+
+
+@pytest.mark.parametrize("clip_seconds", [1e-300, 1e-9, 1e-4])
+def test_clips_that_are_slivers_of_features_are_refused_at_once(clip_seconds):
+    expected = f"divide_video: expected clip_seconds of at least 0.0005, got {clip_seconds}."
+    features = torch.zeros(8, 2)
+    with refuses(ArgumentError, f"{expected} There are 8 features of the 4 s."):
+        divide_video(features, duration=4.0, num_clips=4, clip_seconds=clip_seconds)
+    assert len(divide_video(features, duration=4.0, num_clips=4, clip_seconds=5e-4)) == 8000
+    one = divide_video(features[:1], duration=100.0, num_clips=4, clip_seconds=0.5)
+    assert len(one) == 200
 
 
 def test_normalized_features_side_by_side(tmp_path):

@@ -500,6 +500,12 @@ def test_refusals(tmp_path):
         open_video(path, frame_rate=3)
     with refuses(ArgumentError, "expected frame_rate in (0, inf), got 0."):
         open_video(pictures, frame_rate=0)
+    rates = "open_video: expected a frame_rate from one an hour to 1,000,000 a second, got"
+    for wrong in (1e-320, 1e-9, 1 / 3601, 1_000_001, 1e300):
+        with refuses(ArgumentError, f"{rates} {wrong}."):
+            open_video(pictures, frame_rate=wrong)
+    for right in (Fraction(1, 3600), 1_000_000):
+        assert open_video(pictures, frame_rate=right).info.frame_rate == pytest.approx(right)
     for wrong in (pictures[0], pictures.astype(float), pictures[..., :2], pictures[:0]):
         with refuses(ArgumentError, "expected pictures of shape (T, H, W, 3) and dtype uint8"):
             open_video(wrong, frame_rate=1)

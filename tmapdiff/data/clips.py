@@ -5,8 +5,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range
+from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.data.features import pool_features
+from tmapdiff.errors import ArgumentError
+
+_CLIPS_OF_A_FEATURE = 1000  # that are cut out of one feature at most, on average
 
 
 def divide_video(
@@ -35,13 +38,19 @@ def divide_video(
         - returns: (clips * features_per_clip, D)
 
     Raises:
-        ArgumentError: If a number is not positive; or as `pool_features`.
+        ArgumentError: If a number is not positive, or there would be more than 1,000 clips for each
+            feature; or as `pool_features`.
         ShapeError, FeatureError, SizeLimitError: As `pool_features`.
     """
     each = check_int("divide_video", "features_per_clip", features_per_clip, at_least=1)
     if clip_seconds is not None:
         check_range("divide_video", "clip_seconds", clip_seconds, 0, open_low=True)
         check_range("divide_video", "duration", duration, 0, open_low=True)
+        most = _CLIPS_OF_A_FEATURE * check_shape("divide_video", "features", features, "T D")["T"]
+        if most and duration / most > clip_seconds:
+            expected = f"clip_seconds of at least {duration / most:.3g}"
+            hint = f"There are {most // _CLIPS_OF_A_FEATURE} features of the {duration:g} s."
+            raise ArgumentError(message("divide_video", expected, clip_seconds, hint))
         # A little of a clip too many is float error, not video.
         num_clips = max(1, math.ceil(duration / clip_seconds - 1e-6))
         clip_seconds /= each

@@ -645,7 +645,8 @@ def pool_features(
 
     centres = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
     end = duration if clip_seconds is None else num_clips * clip_seconds
-    clip = (centres * num_clips / end).floor().long()
+    # Beyond what an integer holds lies no clip, and no feature.
+    clip = (centres * num_clips / end).floor().clamp(max=num_clips).long()
     # The last clip is closed at its end; features past it belong to no clip.
     clip[centres == end] = num_clips - 1
     inside = (clip < num_clips).to(features.device)
@@ -656,7 +657,7 @@ def pool_features(
     counts = torch.bincount(clip, minlength=num_clips)[:, None]
     # The feature during which the clip's centre comes is the one with the nearest centre.
     middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * end / num_clips
-    nearest = (middles / stride).floor().long().clamp(max=num_features - 1).to(features.device)
+    nearest = (middles / stride).floor().clamp(max=num_features - 1).long().to(features.device)
     means = (sums / counts.clamp(min=1)).to(features.dtype)
     return torch.where(counts > 0, means, features[nearest])
 

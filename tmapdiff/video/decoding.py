@@ -227,7 +227,10 @@ def open_video(
     if isinstance(source, np.ndarray | Tensor):
         if frame_rate is None:
             raise ArgumentError(message(who, "the frame_rate of the pictures", "none"))
-        check_range(who, "frame_rate", frame_rate, 0, open_low=True)
+        rate = check_range(who, "frame_rate", frame_rate, 0, open_low=True)
+        if not 1 / float(LONGEST) <= rate <= _FASTEST:
+            expected = f"a frame_rate from one an hour to {_FASTEST:,} a second"
+            raise ArgumentError(message(who, expected, frame_rate))
         return _ArrayReader(source, Fraction(frame_rate))
     if frame_rate is not None:
         hint = "A file has its own."
@@ -669,6 +672,7 @@ _NO_TIMESTAMPS, _MAY_RESTART = 0x80, 0x200  # AVFMT_NOTIMESTAMPS and AVFMT_TS_DI
 # DivX and XviD: a packet with two frames, then an empty one. Containers do not know of it.
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")
 _NEARLY_SQUARE = Fraction(2, 100)  # that pixels may be wider or narrower than high
+_FASTEST = 1_000_000  # frames a second, of frames that the caller has
 _END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
 _HEAD = 4096  # bytes that tell a text from a video
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")

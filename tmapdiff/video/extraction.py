@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tmapdiff._arrays import features_bytes
 from tmapdiff._checks import check_int, check_no_address, check_range, message, require
+from tmapdiff._limits import check_item_bytes
 from tmapdiff.data.annotations import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
@@ -74,6 +77,7 @@ def encode_video(
 
     Raises:
         FeatureError: If the features are not finite: in half precision a model can overflow.
+        SizeLimitError: If `source` is pictures whose features take more memory than an item may.
         TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
 
     Example:
@@ -86,7 +90,12 @@ def encode_video(
         ... )
     """
     with open_video(source, **options) as video:
-        images = (frame.image for frame in video.sample(fps))
+        frames = video.sample(fps)
+        if video.info.codec is None and video.info.duration is not None:
+            # How long pictures last is the caller's word, and may be out by a thousand.
+            shape = (math.ceil(video.info.duration * fps), encoder.feature_dim)
+            check_item_bytes("encode_video", "features of pictures", features_bytes(shape, 4))
+        images = (frame.image for frame in frames)
         features = encoder.encode(images, batch_size)
         if not features.isfinite().all():
             raise FeatureError(_not_finite("encode_video", encoder))
