@@ -311,11 +311,11 @@ def test_one_video_in_memory(tmp_path, encoder):
         encode_video(b"", encoder, fps=2)
 
 
-def test_pictures_that_would_be_repeated_for_ever_are_refused_at_once(encoder, monkeypatch):
+def test_frames_that_would_be_repeated_for_ever_are_refused_at_once(encoder, monkeypatch):
     monkeypatch.setattr(encoder, "encode", lambda *_: pytest.fail("it has begun"))
     pictures = np.zeros((8, 16, 16, 3), np.uint8)
     size = 8 * 3600 * 1000 * encoder.feature_dim * 4
-    expected = "encode_video: expected features of pictures of at most 536,870,912 bytes, got"
+    expected = "encode_video: expected features of frames of at most 536,870,912 bytes, got"
     with refuses(SizeLimitError, f"{expected} {size:,}. Set the environment variable"):
         encode_video(pictures, encoder, fps=1000, frame_rate=1 / 3600)
 

@@ -77,7 +77,7 @@ def encode_video(
 
     Raises:
         FeatureError: If the features are not finite: in half precision a model can overflow.
-        SizeLimitError: If `source` is pictures whose features take more memory than an item may.
+        SizeLimitError: If `source` is frames whose features take more memory than an item may.
         TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
 
     Example:
@@ -92,9 +92,9 @@ def encode_video(
     with open_video(source, **options) as video:
         frames = video.sample(fps)
         if video.info.codec is None and video.info.duration is not None:
-            # How long pictures last is the caller's word, and may be out by a thousand.
+            # How long frames last is the caller's word, and may be out by a thousand.
             shape = (math.ceil(video.info.duration * fps), encoder.feature_dim)
-            check_item_bytes("encode_video", "features of pictures", features_bytes(shape, 4))
+            check_item_bytes("encode_video", "features of frames", features_bytes(shape, 4))
         images = (frame.image for frame in frames)
         features = encoder.encode(images, batch_size)
         if not features.isfinite().all():
