@@ -29,11 +29,13 @@ from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.presets import DECODERS
 from tmapdiff.provenance import describe_run
 from tmapdiff.recipes import (
+    RUN_FILES,
     SYNTHETIC_EPOCHS,
     LocalizationData,
     Reading,
     Recipe,
     Results,
+    check_run_folder,
     evaluate_control,
     evaluate_localizer,
     evaluate_trained,
@@ -106,8 +108,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="how moments are read off the maps (default: the model's)",
     )
     add("--seed", type=int, default=0, help="seed of weights, data order and noise (default: 0)")
-    add("--output", type=Path, help="folder to write to (default: runs/<data>-<preset>-<seed>)")
-    add("--resume", action="store_true", help="continue a run in --output that was interrupted")
+    add("--output", type=Path, help="folder to write to (default: in runs, named by what is given)")
+    add(
+        "--resume", action="store_true", help="continue the run in --output; it may get more epochs"
+    )
+    add("--overwrite", action="store_true", help="replace the run in --output")
     add("--limit", type=int, help="pairs to train on and to test on (default: all)")
     add(
         "--holdout",
@@ -203,6 +208,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("--seconds-per-feature", args.seconds_per_feature and args.features == "timeline",
          "--features"),
         ("--resume", args.resume and untrained, "a model to train"),
+        ("--overwrite", args.overwrite and args.eval_only, "a run"),
         ("--activation-checkpointing", args.activation_checkpointing and untrained,
          "a model to train"),
         ("--compile", args.compile and untrained, "a model to train"),
@@ -230,18 +236,28 @@ def print_table(rows: Mapping[str, Mapping[str, float]], features: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     check_arguments(args)
-    began = time.perf_counter()
+    began, recipe = time.perf_counter(), make_recipe(args)
     if args.output is None and args.eval_only is not None:
         args.output = args.eval_only.parent / "evaluation"
     elif args.output is None:
-        data = "synthetic" if args.root is None else "charades"
-        model_name = args.preset if args.model == "diffusion" else f"{args.preset}-{args.model}"
-        args.output = Path("runs") / f"{data}-{model_name}-{args.seed}"
+        sources = {
+            "train": args.root,
+            "features": None if args.root is None else [args.features],
+            "seconds_per_feature": args.seconds_per_feature,
+            "holdout": args.holdout,
+            "limit": args.limit,
+        }
+        name = "synthetic" if args.root is None else "charades"
+        control = None if args.model in TRAINED else args.model
+        args.output = recipe.default_folder(name, sources, control)
+    if args.eval_only is None:
+        writes = RUN_FILES if args.model in TRAINED else ("metrics.json",)
+        check_run_folder(args.output, resume=args.resume, overwrite=args.overwrite, writes=writes)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     if is_main_process():
         with written_beside(args.output / "arguments.json") as new:
             new.write_text(json.dumps(settings, indent=2) + "\n")
-    data, recipe = load_data(args), make_recipe(args)
+    data = load_data(args)
     say = print if is_main_process() else lambda line: None
     say(data)
 
@@ -258,6 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
             steps=reading.steps,
             device=None if args.device == "auto" else args.device,
             resume=args.resume,
+            overwrite=args.overwrite,
             say=say,
         )
         results = evaluate_trained(trained, reading, data)

@@ -20,7 +20,13 @@ spin_briefly()  # before torch is imported
 from tmapdiff import PRESETS, TmapdiffError
 from tmapdiff.errors import ArgumentError
 from tmapdiff.provenance import describe_run
-from tmapdiff.recipes import LocalizationData, Reading, Recipe, evaluate_trained
+from tmapdiff.recipes import (
+    LocalizationData,
+    Reading,
+    Recipe,
+    check_run_folder,
+    evaluate_trained,
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,8 +43,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, help="denoising steps of sampling (default: the model's)")
     add("--seed", type=int, default=0, help="seed of weights, data order and noise (default: 0)")
     add("--limit", type=int, help="pairs to train on and to test on (default: all)")
-    add("--output", type=Path, help="folder to write to (default: runs/didemo-<preset>-<seed>)")
-    add("--resume", action="store_true", help="continue a run in --output that was interrupted")
+    add("--output", type=Path, help="folder to write to (default: in runs, named by what is given)")
+    add(
+        "--resume", action="store_true", help="continue the run in --output; it may get more epochs"
+    )
+    add("--overwrite", action="store_true", help="replace the run in --output")
     add("--device", choices=["auto", "cpu"], default="auto", help="(default: auto)")
     return parser.parse_args(arguments)
 
@@ -57,9 +66,6 @@ def load_data(args: argparse.Namespace) -> LocalizationData:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    data = load_data(args)
-    print(data)
-
     recipe = Recipe(
         preset=args.preset,
         model=args.model,
@@ -67,13 +73,25 @@ def main(arguments: list[str] | None = None) -> None:
         seed=args.seed,
         training={"epochs": args.epochs},
     )
-    output = args.output or Path("runs") / f"didemo-{args.preset}-{args.seed}"
+    features = None if args.features is None else [args.features]
+    sources = {"train": args.root, "features": features, "limit": args.limit}
+    output = args.output or recipe.default_folder("didemo", sources)
+    check_run_folder(output, resume=args.resume, overwrite=args.overwrite)
+    data = load_data(args)
+    print(data)
+
     device = None if args.device == "auto" else args.device
     reading = Reading(
         () if args.steps is None else (args.steps,), seed=args.seed, protocol=data.protocol
     )
     trained = recipe.train(
-        data, output, steps=reading.steps, device=device, resume=args.resume, say=print
+        data,
+        output,
+        steps=reading.steps,
+        device=device,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        say=print,
     )
     results = evaluate_trained(trained, reading, data)
     found, prior = results.summary(), results.rows["best constant"]

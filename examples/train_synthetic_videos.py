@@ -32,6 +32,7 @@ from tmapdiff import (
 )
 from tmapdiff.data import SyntheticVideos, open_feature_store
 from tmapdiff.evaluation import evaluate, evaluate_prior, fit_moment_prior
+from tmapdiff.recipes import check_run_folder
 from tmapdiff.video import FeatureStoreWriter, FramePreprocessor
 
 FPS = SyntheticVideos.frame_rate / 2
@@ -83,13 +84,20 @@ def write_features(parts: list[SyntheticVideos], encoder: FrameEncoder, path: Pa
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/shapes"))
+    parser.add_argument("--output", type=Path, help="(default: runs/shapes, and what is given)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     parser.add_argument("--videos", type=int, default=600, help="to train on (default: 600)")
     parser.add_argument("--passes", type=int, default=5, help="of the frame encoder (default: 5)")
     parser.add_argument("--epochs", type=int, default=20, help="of the localizer (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     args = parser.parse_args(arguments)
     began = time.perf_counter()
+    given = {name: getattr(args, name) for name in ("videos", "passes", "epochs", "seed")}
+    words = [f"{n}{value}" for n, value in given.items() if value != parser.get_default(n)]
+    args.output = args.output or Path("runs", "-".join(["shapes", *words]))
+    files = ("checkpoints", "pipeline")
+    check_run_folder(args.output, resume=args.resume, overwrite=args.overwrite, writes=files)
     torch.manual_seed(args.seed)
 
     train, test = SyntheticVideos(args.videos), SyntheticVideos(split="test")
@@ -107,7 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     model = preset.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
     config = replace(preset.training, epochs=args.epochs, learning_rate=2e-3, seed=args.seed)
-    trainer = Trainer(model, train_set, config, args.output, device="cpu")
+    trainer = Trainer(model, train_set, config, args.output, device="cpu", overwrite=True)
+    if args.resume:
+        trainer.resume()
     trainer.train()
 
     model = trainer.ema_model.eval()

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def make_trainer(
     **kwargs: object,
 ) -> Trainer:
     model = make_model(dataset) if model is None else model
-    return Trainer(model, dataset, config, folder, device="cpu", show_progress=False, **kwargs)
+    kwargs.setdefault("show_progress", False)
+    return Trainer(model, dataset, config, folder, device="cpu", **kwargs)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -205,10 +207,56 @@ def test_a_checkpoint_of_another_model_or_of_other_features_is_refused(
     assert (tmp_path / "training.json").read_text() == written
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted within an epoch"])
+def test_training_in_a_used_folder_is_refused_and_loses_nothing(dataset, tmp_path, state):
+    first = make_trainer(dataset, tmp_path)
+    if state == "finished":
+        first.train()
+    else:
+        stop_at_step(first, 2)
+    before = contents(tmp_path)
+    for another in (make_trainer(dataset, tmp_path), make_trainer(dataset, tmp_path)):
+        with refuses(FileError, f"Trainer: expected no earlier run in {tmp_path}, got checkpoints"):
+            another.train()
+        assert contents(tmp_path) == before
+    damaged = make_trainer(dataset, tmp_path)
+    for path in damaged.checkpoints:
+        (path / "model.safetensors").write_bytes(b"")
+    several = len(damaged.checkpoints) > 1
+    with (
+        pytest.warns(UserWarning, match="is damaged") if several else nullcontext(),
+        refuses(CheckpointError, "Trainer: cannot resume from "),
+    ):
+        damaged.resume()
+    # Whoever goes on after that has not asked for it.
+    with refuses(FileError, "Continue it with resume, replace it with overwrite=True, or use ano"):
+        damaged.train()
+    assert contents(tmp_path).keys() == before.keys()
+
+
+def test_metrics_without_checkpoints_are_an_earlier_run_and_an_aborted_start_is_none(
+    dataset, tmp_path, monkeypatch
+):
+    aborted = make_trainer(dataset, tmp_path)
+    monkeypatch.setattr(aborted, "_step", lambda _: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            aborted.train()
+    make_trainer(dataset, tmp_path).train()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with refuses(FileError, f"expected no earlier run in {tmp_path}, got history.json. Continue"):
+        make_trainer(dataset, tmp_path).train()
+
+
 def test_a_new_run_does_not_go_on_from_an_old_one(dataset, tmp_path, monkeypatch):
     make_trainer(dataset, tmp_path).train()
     assert make_trainer(dataset, tmp_path).resume().progress.epoch == 3
-    second = make_trainer(dataset, tmp_path)
+    second = make_trainer(dataset, tmp_path, overwrite=True)
 
     def stop(_: object) -> None:
         raise Interrupted
@@ -225,7 +273,7 @@ def test_one_precision_a_process(dataset, tmp_path):
         make_trainer(dataset, tmp_path, replace(CONFIG, mixed_precision="bf16"))
 
 
-@pytest.mark.parametrize("validation", [{}, {"validate_every": 1}])
+@pytest.mark.parametrize("validation", [{}, {"validate_every": 2}])
 @pytest.mark.parametrize("interrupted_after", [1, 2])
 def test_resumed_run_equals_uninterrupted_run(
     dataset, tmp_path, monkeypatch, interrupted_after, validation
@@ -257,6 +305,60 @@ def test_resume_refuses_a_run_of_another_configuration(dataset, tmp_path, monkey
         CheckpointError, match=r"expected a checkpoint of the same run, with learning_rate = 0\.5"
     ):
         other.resume()
+
+
+def learning_rate_at(step: int, epochs: int, trainer: Trainer) -> float:
+    """Warm-up and cosine, from their definition."""
+    config = trainer.config
+    total = epochs * len(trainer.loader)
+    rising = math.ceil(config.warmup * total)
+    if step < rising:
+        first = config.learning_rate / rising
+        return first + (config.learning_rate - first) * step / rising
+    return config.learning_rate * (1 + math.cos(math.pi * (step - rising) / (total - rising))) / 2
+
+
+@pytest.mark.parametrize("stop", ["never", "between epochs", "within an epoch"])
+def test_a_run_may_get_more_epochs(dataset, tmp_path, monkeypatch, capsys, stop):
+    first, longer = make_trainer(dataset, tmp_path), replace(CONFIG, epochs=5)
+    if stop == "never":
+        first.train()
+    elif stop == "between epochs":
+        interrupt_after(first, 2, monkeypatch)
+    else:
+        stop_at_step(first, len(first.loader) + 1)
+    done = first.progress.step
+    second = make_trainer(dataset, tmp_path, longer, show_progress=True).resume()
+    assert second.progress.step == done
+    rates, step = [], second._step
+
+    def record(batch: Any) -> torch.Tensor:
+        rates.append(second.optimizer.param_groups[0]["lr"])
+        return step(batch)
+
+    second._step = record
+    second.train()
+    total = 5 * len(second.loader)
+    assert rates == pytest.approx([learning_rate_at(s, 5, second) for s in range(done, total)])
+    assert [entry["epoch"] for entry in second.history] == [1, 2, 3, 4, 5]
+    said = capsys.readouterr().out
+    assert f"a run of 3 epochs is extended to 5: from step {done} on, the learning rate" in said
+    # From here on it is a run of five epochs, as exact as any.
+    assert make_trainer(dataset, tmp_path, longer).resume().progress.step == total
+    with refuses(CheckpointError, "expected a checkpoint of the same run, with epochs = 3, got 5."):
+        make_trainer(dataset, tmp_path).resume()
+
+
+def test_an_extended_run_that_is_interrupted_equals_one_that_is_not(dataset, tmp_path, monkeypatch):
+    make_trainer(dataset, tmp_path / "whole").train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    longer = replace(CONFIG, epochs=5)
+    whole = make_trainer(dataset, tmp_path / "whole", longer).resume()
+    whole.train()
+    interrupt_after(make_trainer(dataset, tmp_path / "parts", longer).resume(), 4, monkeypatch)
+    second = make_trainer(dataset, tmp_path / "parts", longer).resume()
+    second.train()
+    assert_equal_weights(weights(whole), weights(second))
 
 
 def test_resume_allows_what_does_not_change_the_result(dataset, tmp_path, monkeypatch):
@@ -403,7 +505,7 @@ def test_the_best_checkpoint_stays_and_can_be_taken(dataset, tmp_path, monkeypat
     other = replace(config, best_metric="Rank@1")
     scores = iter([1.0])
     with refuses(ConfigError, "best_metric to be one of mIoU, Rank1@0.5, got 'Rank@1'"):
-        make_trainer(dataset, tmp_path, other, validation=dataset, validate_every=1).train()
+        make_trainer(dataset, tmp_path / "other", other, validation=dataset).train()
 
 
 def test_an_epoch_that_was_validated_is_not_again(dataset, tmp_path, monkeypatch):
@@ -785,6 +887,18 @@ def test_compiled_runs_are_saved_and_resumed(dataset, tmp_path, monkeypatch):
         assert_equal_weights(dict(loaded.state_dict()), dict(model.state_dict()))
     with refuses(CheckpointError, "with compile = False, got True."):
         make_trainer(dataset, tmp_path / "whole", replace(config, compile=False)).resume()
+
+
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [({}, [1, 2, 3]), ({"validate_every": 2}, [2]), ({"validate_every": None}, [])],
+)
+def test_a_validation_set_is_evaluated_after_every_epoch_unless_told_otherwise(
+    dataset, tmp_path, options, validated
+):
+    trainer = make_trainer(dataset, tmp_path, validation=dataset, **options)
+    trainer.train()
+    assert [entry["epoch"] for entry in trainer.history if "mIoU" in entry] == validated
 
 
 def test_validation_writes_scalars_and_a_heat_map(dataset, tmp_path):

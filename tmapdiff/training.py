@@ -42,7 +42,7 @@ from tmapdiff.models import MapLocalizer
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
 # What may change between the parts of a run without changing its result.
-_FREE_FIELDS = (
+FREE_FIELDS = (
     "num_workers",
     "heat_map_every",
     "activation_checkpointing",
@@ -156,13 +156,15 @@ class Progress:
         return {**vars(self), "losses": self._losses_on_host()}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Check that `state` was saved by a run with the same configuration.
+        """Check that `state` was saved by a run with the same configuration, or of fewer epochs.
 
         Raises:
             CheckpointError: If it was not.
         """
         for name, value in _flat(self.config).items():
             saved = _flat(state["config"]).get(name)
+            if name == "epochs" and isinstance(saved, int) and saved <= value:
+                continue
             if saved != value:
                 raise CheckpointError(
                     f"Trainer: expected a checkpoint of the same run, with {name} = {value!r}, "
@@ -204,7 +206,10 @@ class Trainer:
         config: How to train.
         output_dir: Folder of the run.
         validation: Data set to evaluate and draw after epochs. None, if None.
-        validate_every: Epochs between evaluations; the heat map has its own rhythm.
+        validate_every: Epochs between evaluations; the heat map has its own rhythm. If None, the
+            heat map is all.
+        overwrite: Whether a new run removes the checkpoints and the history of an earlier one in
+            `output_dir`; it is refused, if not.
         device: `cpu`, or whatever accelerate chooses, if None.
         show_progress: Whether to show a progress bar and a line an epoch.
 
@@ -235,7 +240,8 @@ class Trainer:
         output_dir: str | os.PathLike[str],
         *,
         validation: Dataset[Any] | None = None,
-        validate_every: int | None = None,
+        validate_every: int | None = 1,
+        overwrite: bool = False,
         device: str | None = None,
         show_progress: bool = True,
     ) -> None:
@@ -254,6 +260,8 @@ class Trainer:
         self.validate_every = validate_every
         self.show_progress = show_progress
         self.history: list[dict[str, float]] = []
+        self._replaces = overwrite
+        self._extends: int | None = None  # epochs of the run that is extended
         self._loader_in_use: Any = None
         self._folder = CheckpointFolder(self.output_dir / "checkpoints")
         self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=SECONDS_OF_ORPHANS)
@@ -334,7 +342,7 @@ class Trainer:
         if config.compile:
             # After the copy, which is only evaluated.
             self._unwrapped.compile_parts()
-        fields = {k: v for k, v in asdict(config).items() if k not in _FREE_FIELDS}
+        fields = {k: v for k, v in asdict(config).items() if k not in FREE_FIELDS}
         self.progress = Progress(
             0,
             0,
@@ -396,12 +404,19 @@ class Trainer:
         A checkpoint that is not as it was written is left out with a warning, which names it, and
         the one before it is taken.
 
+        A run may get more epochs than it had, be it finished or interrupted. The learning rate is a
+        function of the step and of the number of epochs: the steps that are done had that of the
+        old number, those that follow have that of the new one. So where a finished run is extended
+        from 10 epochs to 20, the learning rate, which had fallen to zero, starts again from what
+        it is in the middle of a run of 20.
+
         Args:
             checkpoint: Continue from this one of `checkpoints`, such as the `best_checkpoint`. The
                 later ones are removed when training goes on.
 
         Raises:
-            CheckpointError: If the checkpoint is of another configuration, or none is whole.
+            CheckpointError: If the checkpoint is of another configuration or of more epochs, or
+                none is whole.
             FileError: If another process trains in `output_dir`.
         """
         with self._alone():
@@ -417,17 +432,22 @@ class Trainer:
                         warnings.warn(text, stacklevel=2)
                     continue
                 self._load(path)
-                return self
-            if damage is not None:
-                raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
-            return self
+                break
+            else:
+                if damage is not None:
+                    raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
+        self._replaces = True  # later checkpoints than the one that was taken
+        return self
 
     def _load(self, checkpoint: Path) -> None:
         try:
             # First: weights of another model would end in a less helpful error.
             progress = checkpoint / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl"
-            self.progress.check(load_tensors(progress))
+            state = load_tensors(progress)
+            self.progress.check(state)
             self.accelerator.load_state(str(checkpoint))
+            epochs = state["config"]["epochs"]
+            self._extends = epochs if epochs < self.config.epochs else None
         except CheckpointError:
             raise
         except Exception as error:
@@ -476,11 +496,11 @@ class Trainer:
         The model is then in evaluation mode, however training ended.
 
         On SIGTERM or SIGINT (Ctrl-C), it finishes the step, writes a checkpoint and exits; a second
-        signal ends it at once. Of several processes, it is enough that one gets the signal. A run
-        that is not resumed removes the checkpoints of another.
+        signal ends it at once. Of several processes, it is enough that one gets the signal.
 
         Raises:
-            FileError: If a file cannot be written, or another process trains in `output_dir`.
+            FileError: If a file cannot be written, another process trains in `output_dir`, or that
+                holds an earlier run and neither `resume` was called nor `overwrite` given.
             ArgumentError: If the loss or a gradient is not finite; the message names the queries
                 and videos of the batch, and the checkpoints before stay.
             ConfigError: If the validation gives no `best_metric`.
@@ -492,6 +512,7 @@ class Trainer:
         self._stop = StopRequest(under_launcher=launched)
         with self._alone(), self._stop, self._arithmetic():
             self._check_same_place()
+            self._check_unused()
             if self.accelerator.is_main_process:
                 with written_beside(self.output_dir / "training.json") as new:
                     new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
@@ -504,6 +525,8 @@ class Trainer:
             self._saved_at = time.monotonic()
             try:
                 with _ProgressBar(self) as bar:
+                    if self._extends is not None:
+                        bar.begin_extension(self._extends)
                     self._close_epoch(bar)
                     while self.progress.epoch < self.config.epochs:
                         self._train_epoch(bar)
@@ -569,8 +592,20 @@ class Trainer:
                 + f". All machines must share {self.output_dir}."
             )
 
+    def _check_unused(self) -> None:
+        """Refuse to begin a run where an earlier one would be lost: on all processes alike."""
+        if self._replaces or self.progress.step:
+            return
+        found = [self._folder.path.name] if self.checkpoints else []
+        if _read_history(self._history_file):
+            found.append(self._history_file.name)
+        if found:
+            expected = f"no earlier run in {self.output_dir}"
+            hint = "Continue it with resume, replace it with overwrite=True, or use another folder."
+            raise FileError(message("Trainer", expected, ", ".join(found), hint))
+
     def _begin_where_resumed(self) -> None:
-        """Remove what another run, or a later part of this one, left: it would be resumed."""
+        """Remove what an earlier run, or a later part of this one, left: it would be resumed."""
         progress = self.progress
         self._folder.clear_up()
         later = {
@@ -930,6 +965,13 @@ class _ProgressBar:
             if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_LOSSES:
                 self.bar.update(self.task, loss=float(loss))
                 self.shown_at = time.monotonic()
+
+    def begin_extension(self, epochs_before: int) -> None:
+        epochs, step = self.trainer.config.epochs, self.trainer.progress.step
+        self._print(
+            f"a run of {epochs_before} epochs is extended to {epochs}: from step {step} on, the "
+            f"learning rate is that of a run of {epochs}"
+        )
 
     def end_epoch(self, mean_loss: float) -> None:
         seconds = time.perf_counter() - self.began

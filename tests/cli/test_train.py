@@ -34,9 +34,14 @@ def test_json_of_a_run(run, tmp_path):
     assert found.document["files"] == ["metrics.json", "predictions.jsonl", "maps.png", "pipeline"]
     assert found.document["mIoU"] == json.loads((tmp_path / "run/metrics.json").read_text())["mIoU"]
     assert "epoch 1/1" in found.err
+    assert "there is no checkpoint" not in found.err
     again = run("train", *QUICK, *options, "--resume")
     assert again.document["rows"] == found.document["rows"]
     assert "epoch 1/1" not in again.err
+    (tmp_path / "run" / "mine.txt").touch()
+    assert run("train", *QUICK, *options, "--seed", 1, "--overwrite").code == 0
+    assert json.loads((tmp_path / "run/training.json").read_text())["seed"] == 1
+    assert (tmp_path / "run" / "mine.txt").exists()
 
 
 def test_features_of_videos_make_a_pipeline_that_takes_videos(corpus):
@@ -96,6 +101,26 @@ def test_metrics_say_what_was_run(finished, run, queries, charades, tmp_path):
     assert summary["options"]["features"] == ["timeline"]
 
 
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_used_folder_is_refused(run, finished):
+    before = files_of(finished)
+    found = run("train", *QUICK, "--output", finished)
+    assert (found.code, found.err) == (
+        1,
+        f"error: --output: expected no earlier run in {finished}, got checkpoints, metrics.json, "
+        "predictions.jsonl, maps.png, pipeline. Continue it with --resume, replace it with "
+        "--overwrite, or name another folder with --output.\n",
+    )
+    # A control would leave the other model's answers beside its own metrics.
+    found = run("train", *QUICK, "--model", "prior", "--overwrite", "--output", finished)
+    assert found.code == 1
+    assert "This run does not write such. Name another folder with --output." in found.err
+    assert files_of(finished) == before
+
+
 @pytest.mark.parametrize("control", ["prior", "oracle"])
 def test_controls_write_metrics_alone(run, tmp_path, control):
     found = run("train", *QUICK, "--model", control, "--output", tmp_path, "--json")
@@ -113,8 +138,10 @@ def test_options_reach_the_training(run, tmp_path):
 
 
 def test_checkpoints_and_determinism_reach_the_training(run, tmp_path):
-    options = ["--deterministic", "--checkpoint-minutes", 7, "--output", tmp_path]
-    assert run("train", *QUICK, "--limit", 12, *options).code == 0
+    options = ["--deterministic", "--checkpoint-minutes", 7, "--resume", "--output", tmp_path]
+    found = run("train", *QUICK, "--limit", 12, *options)
+    assert found.code == 0
+    assert f"there is no checkpoint in {tmp_path}: from the start" in found.out
     config = json.loads((tmp_path / "training.json").read_text())
     assert config["deterministic"] is True
     assert config["checkpoint_minutes"] == 7
@@ -150,6 +177,7 @@ def test_didemo_has_its_own_grid_and_metric(run, tmp_path):
             ["--root", "x", "--train", "y", "--test", "z", "--features", "f.h5"],
             "'--root': it does nothing without queries to take from it, or --features timeline.",
         ),
+        (["--resume", "--overwrite"], "'--overwrite': it does not go with --resume."),
         (["--preset", "huge"], "Invalid value for '--preset'"),
     ],
 )

@@ -97,6 +97,23 @@ def test_resume_of_a_finished_run_trains_no_more(example, finished_run, tmp_path
     assert (finished_run / "predictions.jsonl").read_text() == before
 
 
+def test_a_used_folder_is_refused_before_anything_is_written(example, finished_run):
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    text = (
+        f"--output: expected no earlier run in {finished_run}, got checkpoints, metrics.json, "
+        "predictions.jsonl, maps.png, model, pipeline. Continue it with --resume, replace it with "
+        "--overwrite, or name another folder with --output."
+    )
+    assert refused(example, *QUICK, "--output", finished_run) == text
+    # A control would leave the other model's answers beside its own metrics.
+    control = refused(example, *QUICK, "--model", "prior", "--overwrite", "--output", finished_run)
+    assert control.endswith("This run does not write such. Name another folder with --output.")
+    both = refused(example, *QUICK, "--resume", "--overwrite", "--output", finished_run)
+    assert both == "--overwrite: expected no --resume with it, got both."
+    after = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_charades_folder_trains_with_simulated_and_with_stored_features(
     example, charades, tmp_path, capsys
 ):
@@ -269,6 +286,7 @@ def test_windows_in_training_and_whole_videos_in_tests(example, tmp_path):
         (["--seconds-per-feature", "1"], "--seconds-per-feature: expected --features with it"),
         (["--resume", "--model", "prior"], "--resume: expected a model to train with it"),
         (["--resume", "--eval-only", "x"], "--resume: expected a model to train with it"),
+        (["--overwrite", "--eval-only", "x"], "--overwrite: expected a run with it, got none."),
         (
             ["--activation-checkpointing", "--eval-only", "x"],
             "--activation-checkpointing: expected a model to train with it",

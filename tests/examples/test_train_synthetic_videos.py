@@ -5,9 +5,11 @@ from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from helpers.assertions import refuses
 
 from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.data import SyntheticVideos, open_feature_store
+from tmapdiff.errors import FileError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_synthetic_videos.py"
 
@@ -37,7 +39,12 @@ def test_it_writes_a_pipeline_that_answers(tmp_path, capsys, monkeypatch):
     assert stored.shape == encoded.shape
     assert float((stored - encoded).abs().mean()) < 0.1 * float(stored.std())
     lines = SCRIPT.read_text().splitlines()
-    assert len(lines) < 130
+    assert len(lines) <= 135
+    # Again, the run before is neither lost nor touched.
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    with refuses(FileError, f"--output: expected no earlier run in {tmp_path}, got checkpoints, "):
+        example.main(["--output", str(tmp_path), "--videos", "12", "--passes", "1"])
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()} == before
 
 
 def small(self, make, num_videos=3, **options):

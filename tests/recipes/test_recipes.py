@@ -1,6 +1,8 @@
 """What recipes do with a trained model; training itself is tested with the examples."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +64,51 @@ def test_each_model_has_the_weights_of_its_seed(kind, made, generative):
     other = Recipe("nano", kind, seed=2).build(VOCABULARY, 5).state_dict()
     assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
     assert any(not torch.equal(weight, other[name]) for name, weight in again.items())
+
+
+def test_default_folders_tell_runs_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clip.h5").touch()
+    given = {"train": tmp_path / "a", "features": ["a/clip.h5"], "limit": None}
+    recipe = Recipe("nano", training={"epochs": 5, "learning_rate": 1e-3})
+    names = [
+        str(one.default_folder(data, sources, control))
+        for one, data, sources, control in (
+            (recipe, "charades", given, None),
+            (recipe, "tacos", given, None),
+            (recipe, "charades", given, "prior"),
+            (recipe, "charades", {**given, "train": tmp_path / "b"}, None),
+            (recipe, "charades", {**given, "features": ["b/clip.h5"]}, None),
+            (recipe, "charades", {**given, "features": ["a/clip.h5", "b/clip.h5"]}, None),
+            (recipe, "charades", {**given, "limit": 9}, None),
+            *(
+                (replace(recipe, **change), "charades", given, None)
+                for change in (
+                    {"preset": "tiny"},
+                    {"model": "ms2dtan"},
+                    {"decoder": "cnn-mul"},
+                    {"objective": "bce-full"},
+                    {"glove": "glove.txt"},
+                    {"clip_seconds": 2.0},
+                    {"seed": 1},
+                    {"training": {"epochs": 6, "learning_rate": 1e-3}},
+                    {"training": {"epochs": 5, "learning_rate": 2e-3}},
+                    {"training": {**recipe.training, "batch_size": 8}},
+                    {"training": {**recipe.training, "mixed_precision": "bf16"}},
+                )
+            ),
+        )
+    ]
+    assert len(set(names)) == len(names)
+    assert re.fullmatch(r"runs/charades-nano-clip-lr0\.001-5epochs-0-[0-9a-f]{8}", names[0])
+    # What changes no result, and another way to write a path, are the same run.
+    same = replace(recipe, training={**recipe.training, "num_workers": 2, "compile": False})
+    assert str(same.default_folder("charades", {**given, "features": ["./a/clip.h5"]})) == names[0]
+    assert str(Recipe("nano").default_folder("synthetic", {"limit": None})) == (
+        "runs/synthetic-nano-0"
+    )
 
 
 def test_words_of_glove_are_loaded(tmp_path):

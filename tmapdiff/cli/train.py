@@ -96,10 +96,16 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to write. [default: runs/DATA-PRESET-SEED]"),
+        typer.Option(
+            metavar="DIR", help="Where to write. [default: in runs/, named by what is given]"
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run in --output that was interrupted.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --output; it may get more epochs."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --output.")
     ] = False,
     device: Annotated[
         Literal["auto", "cpu"], typer.Option(help="auto takes a GPU if there is one.")
@@ -161,6 +167,8 @@ def train(
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
         ("--ranking", ranking and untrained, "a model to train"),
     )
+    if resume and overwrite:
+        raise typer.BadParameter("it does not go with --resume.", param_hint="'--overwrite'")
     if train is not None and test is None and root is None and holdout is None:
         raise typer.BadParameter("name --test, --root or --holdout, too.", param_hint="'--train'")
     options.require_features(features, made_up)
@@ -181,6 +189,7 @@ def train(
         from tmapdiff.recipes import (
             Reading,
             Recipe,
+            check_run_folder,
             evaluate_control,
             evaluate_trained,
             find_frame_encoder,
@@ -223,8 +232,25 @@ def train(
             limit=limit,
         )
         out.line(str(data))
-        name = preset if model == "diffusion" else f"{preset}-{model}"
-        folder = output or Path("runs") / f"{data.name}-{name}-{seed}"
+        sources = {
+            "train": train or root,
+            "test": test or root,
+            "dataset": dataset,
+            "test_split": None if test_split == "test" else test_split,
+            "features": features or None,
+            "seconds_per_feature": seconds_per_feature,
+            "holdout": holdout,
+            "limit": limit,
+        }
+        control = model if untrained else None
+        folder = output or recipe.default_folder(data.name, sources, control)
+        files = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
+        check_run_folder(
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            writes=("metrics.json",) if untrained else files,
+        )
 
         reading = Reading(tuple(steps or ()), samples, ranking, seed, data.protocol)
         found = trained = None
@@ -239,6 +265,7 @@ def train(
                 steps=reading.steps,
                 device=None if device == "auto" else device,
                 resume=resume,
+                overwrite=overwrite,
                 say=out.line,
             )
             results = evaluate_trained(trained, reading, data)

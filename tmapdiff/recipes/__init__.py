@@ -18,10 +18,12 @@ from tmapdiff.recipes.evaluation import (
 )
 from tmapdiff.recipes.frame_encoder import FoundEncoder, find_frame_encoder
 from tmapdiff.recipes.training import (
+    RUN_FILES,
     SYNTHETIC_EPOCHS,
     ModelKind,
     Recipe,
     TrainedLocalizer,
+    check_run_folder,
     is_main_process,
 )
 
@@ -35,6 +37,8 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "ModelKind",
     "Recipe",
     "TrainedLocalizer",
+    "RUN_FILES",
+    "check_run_folder",
     "is_main_process",
     "Control",
     "Reading",

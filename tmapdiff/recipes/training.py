@@ -1,24 +1,33 @@
 """Making and training a localizer, from a preset and what is to be different."""
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from tmapdiff._checks import check_choice
+from tmapdiff._checkpoints import CheckpointFolder
+from tmapdiff._checks import check_choice, message
 from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
+from tmapdiff.errors import ArgumentError, FileError
 from tmapdiff.models import MapLocalizer, MomentLocalizer
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.recipes.frame_encoder import FoundEncoder
-from tmapdiff.training import Trainer, TrainingConfig
+from tmapdiff.training import FREE_FIELDS, Trainer, TrainingConfig
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
 SYNTHETIC_EPOCHS = 30
+# What is left of a run beside its logs: what another would replace.
+RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "model", "pipeline")
+_LONGEST_NAME = 120  # characters; file systems allow 255 bytes
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
@@ -66,6 +75,42 @@ class Recipe:
         """
         preset = PRESETS[self.preset]
         return replace(preset, grid=DIDEMO_GRID) if protocol == "didemo" else preset
+
+    def default_folder(
+        self, data: str, sources: Mapping[str, Any], control: str | None = None
+    ) -> Path:
+        """Name a folder for a run that runs of other data or of another recipe do not share.
+
+        The name tells data, preset, model, features, objective, decoder, learning rate, epochs and
+        seed, as far as they are given; whatever else is given is part of its last word, a digest.
+
+        Args:
+            data: Name of the data set.
+            sources: Where the data come from and which of them are used: paths and numbers by the
+                name of an option. Paths of features are called `features`; None is not given.
+            control: Name of the control, if nothing is trained.
+        """
+        kind, training = control or self.model, self.training
+        decides = {name: value for name, value in training.items() if name not in FREE_FIELDS}
+        own = {name: getattr(self, name) for name in ("decoder", "objective", "glove")}
+        given = {
+            name: [_as_found(one) for one in value] if isinstance(value, list) else _as_found(value)
+            for name, value in {
+                **sources, **own, "clip_seconds": self.clip_seconds, **decides
+            }.items()
+            if value is not None and value is not False
+        }  # fmt: skip
+        words = [data, self.preset, "" if kind == "diffusion" else kind]
+        words += [Path(place).stem for place in given.get("features", ())]
+        words += [self.objective or "", self.decoder or ""]
+        for name, form in (("learning_rate", "lr{:g}"), ("epochs", "{}epochs")):
+            words += [form.format(given[name])] if name in given else []
+        text = re.sub(r"[^\w.+-]", "_", "-".join(word for word in words if word))
+        name = f"{text[:_LONGEST_NAME]}-{self.seed}"
+        if given:
+            content = json.dumps(given, sort_keys=True)
+            name += f"-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        return Path("runs", name)
 
     def clip_seconds_for(self, protocol: Protocol) -> float | None:
         """Return the seconds of a clip, if `protocol` or the recipe fixes them."""
@@ -130,6 +175,7 @@ class Recipe:
         steps: Sequence[int] = (),
         device: str | None = None,
         resume: bool = False,
+        overwrite: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> "TrainedLocalizer":
         """Train on a data set.
@@ -139,13 +185,15 @@ class Recipe:
             output: Folder for checkpoints and logs.
             steps: Denoising steps that will be asked for: refused now, rather than after training.
             device: `cpu`, or whatever accelerate chooses, if None.
-            resume: Whether to continue a run in `output` that was interrupted.
+            resume: Whether to continue the run in `output`; it may get more epochs.
+            overwrite: Whether to replace the run in `output`; without either, it is refused.
             say: Told, in lines, what is done.
 
         Raises:
             ArgumentError, ConfigError: If settings do not fit the data or each other.
             CheckpointError: If the run in `output` cannot be continued.
-            FileError: If a file cannot be read, or `output` not be written.
+            FileError: If a file cannot be read, or `output` not be written, or that holds an
+                earlier run.
             FeatureError: If the features of a video cannot be used.
         """
         config = self.training_config(data)
@@ -158,9 +206,18 @@ class Recipe:
         if isinstance(model, MomentLocalizer):
             for count in steps:
                 model.scheduler.set_timesteps(count)
-        trainer = Trainer(model, train_set, config, output, validation=test_set, device=device)
-        if resume:
-            trainer.resume()
+        trainer = Trainer(
+            model,
+            train_set,
+            config,
+            output,
+            validation=test_set,
+            validate_every=None,  # what is to be judged by it at the end is only drawn
+            overwrite=overwrite,
+            device=device,
+        )
+        if resume and not trainer.resume().progress.step:
+            say(f"there is no checkpoint in {output}: from the start")
         trainer.train()
         averaged = trainer.ema_model.eval()
         return TrainedLocalizer(
@@ -214,6 +271,51 @@ class TrainedLocalizer:
             self.model.save_pretrained(new)
             if self.test_set.vocabulary is not None:
                 self.test_set.vocabulary.save(new / "vocabulary.json")
+
+
+def check_run_folder(
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    writes: Sequence[str] = RUN_FILES,
+) -> None:
+    """Refuse a folder where a script's run would replace an earlier one that nobody gave up.
+
+    Args:
+        folder: The folder.
+        resume: Whether the option `--resume` was given.
+        overwrite: Whether `--overwrite` was given.
+        writes: Which of `RUN_FILES` the script writes. Others are never accepted: they would be
+            taken for the new run's.
+
+    Raises:
+        FileError: If it holds an earlier run.
+        ArgumentError: If both options were given.
+    """
+    if resume and overwrite:
+        raise ArgumentError(message("--overwrite", "no --resume with it", "both"))
+    place = Path(folder)
+    found = [name for name in RUN_FILES if (place / name).exists()]
+    if not CheckpointFolder(place / "checkpoints").list():
+        found = [name for name in found if name != "checkpoints"]
+    others = [name for name in found if name not in writes]
+    if others:
+        hint = "This run does not write such. Name another folder with --output."
+    elif found and not (resume or overwrite):
+        hint = "Continue it with --resume, replace it with --overwrite, or name another folder "
+        hint += "with --output."
+    else:
+        return
+    expected = f"no earlier run in {place}"
+    raise FileError(message("--output", expected, ", ".join(others or found), hint))
+
+
+def _as_found(value: Any) -> Any:
+    """Give a path as it is found from anywhere, and other values as they are."""
+    if isinstance(value, str | os.PathLike):
+        return str(Path(value).resolve() if Path(value).exists() else value)
+    return value
 
 
 def is_main_process() -> bool:
