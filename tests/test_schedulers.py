@@ -1,6 +1,7 @@
 import copy
 import itertools
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from helpers.assertions import assert_close, assert_same, refuses
 
 from tmapdiff import IoUMapBuilder, MapGrid, MapScheduler
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, ShapeError
 
 SCHEDULES = ["squaredcos_cap_v2", "linear", "scaled_linear"]
 SPACINGS = ["trailing", "leading", "linspace"]
@@ -650,6 +651,27 @@ def test_callers_may_reuse_their_tensors(solver):
 def test_tables_that_take_for_ever_to_make():
     with refuses(ArgumentError, "expected num_train_timesteps in [1, 100000], got 10000000000."):
         MapScheduler(num_train_timesteps=10**10)
+
+
+def test_saving_replaces_what_is_there_or_leaves_it(tmp_path, monkeypatch):
+    folder = tmp_path / "saved"
+    MapScheduler(signal_scale=0.2).save_pretrained(folder)
+    (folder / "notes.txt").touch()
+    MapScheduler(signal_scale=0.3).save_pretrained(folder)
+    assert MapScheduler.from_pretrained(folder).config.signal_scale == 0.3
+    with refuses(FileError, "MapScheduler: expected a folder to save in, got "):
+        MapScheduler().save_pretrained(folder / "notes.txt")
+
+    def fill_the_disk(self, place):
+        Path(place).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MapScheduler, "to_json_file", fill_the_disk)
+    with refuses(FileError, f"cannot write {folder}: No space left on device."):
+        MapScheduler().save_pretrained(folder)
+    assert MapScheduler.from_pretrained(folder).config.signal_scale == 0.3
+    assert {one.name for one in folder.iterdir()} == {"notes.txt", "scheduler_config.json"}
+    assert [one.name for one in tmp_path.iterdir()] == ["saved"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "9" * 5000, "[" * 10**5])

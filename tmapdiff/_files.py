@@ -2,32 +2,45 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tmapdiff.errors import FileError
 
+# Names of files, by the folder in a folder that they are in.
+FilesOf = Mapping[str, re.Pattern[str]]
+# Without these nothing else is looked for: they go first and come last.
+_OPENING = ("model_index.json", "config.json")
+
 
 @contextmanager
-def written_beside(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+def written_beside(
+    path: str | os.PathLike[str], *, durable: bool = False, replaces: FilesOf | None = None
+) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
     The block may create a file or a folder there. A file that exists at `path` is replaced after
-    the new one is complete; a folder that exists gets the new files one by one and keeps its
-    others. When the block fails, nothing is left behind.
+    the new one is complete; a folder that exists gets the new files in place of those that they
+    replace and keeps its others. When the block fails, or a file cannot be put into its place,
+    everything is as before.
 
     Args:
         path: The file or folder.
         durable: Wait until the disk has it all: before the renaming, which else could outlive a
             loss of power that the content does not, and after. A killed process needs no such care.
+        replaces: Files of a folder that exists which go when the new ones come, besides those of
+            the same names: what an earlier save may have written there.
 
     Raises:
         FileError: If the place cannot be written, for example for want of rights or disk space.
     """
     target = Path(path)
+    if target.name in ("", ".."):  # the current folder, or one above
+        target = target.resolve()
     scratch: Path | None = None
     with naming_file(target):
         try:
@@ -42,10 +55,7 @@ def written_beside(path: str | os.PathLike[str], *, durable: bool = False) -> It
             if durable:
                 sync_all(new)
             if new.is_dir() and target.is_dir():
-                for file in (path for path in new.rglob("*") if path.is_file()):
-                    place = target / file.relative_to(new)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    file.replace(place)
+                _exchange(new, target, Path(tempfile.mkdtemp(dir=scratch)), replaces or {})
             else:
                 new.replace(target)
             if durable:
@@ -53,6 +63,46 @@ def written_beside(path: str | os.PathLike[str], *, durable: bool = False) -> It
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _exchange(new: Path, target: Path, old: Path, replaces: FilesOf) -> None:
+    """Put files into a folder, after those that they replace have gone from there.
+
+    A process that is killed meanwhile leaves some of the old files or some of the new ones, never
+    both, and without the one that opens the others.
+    """
+    come = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
+    go = {place for place in come if os.path.lexists(target / place)}
+    for folder, names in replaces.items():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            here = (file for file in (target / folder).iterdir() if names.fullmatch(file.name))
+            go |= {file.relative_to(target) for file in here if not file.is_dir()}
+    _move(
+        [(target / place, old / place) for place in sorted(go, key=_order)]
+        + [(new / place, target / place) for place in sorted(come, key=_order, reverse=True)]
+    )
+    for folder in replaces:
+        if folder:
+            with suppress(OSError):  # there is none, or something is in it
+                (target / folder).rmdir()
+
+
+def _order(place: Path) -> tuple[int, bool, str]:
+    return len(place.parts), place.name not in _OPENING, place.name
+
+
+def _move(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Move files, all or none of them."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, place in moves:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(place)
+            done.append((source, place))
+    except BaseException:
+        for source, place in reversed(done):
+            place.replace(source)
+        raise
 
 
 @contextmanager

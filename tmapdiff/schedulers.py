@@ -4,6 +4,7 @@ import os
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,9 @@ from typing_extensions import Self
 from tmapdiff._arrays import reason
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape, message
 from tmapdiff._configs import StrictConfigMixin
+from tmapdiff._files import written_beside
 from tmapdiff._solvers import Past, extrapolated, interpolated
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.kernels.ddim_step import ddim_coefficients
 
 BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
@@ -172,6 +174,22 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
             raise CheckpointError(f"{place}: {reason(error)}.") from error
         return scheduler
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write scheduler_config.json into a folder; any other file there stays.
+
+        Args:
+            save_directory: Folder, made if need be.
+            **kwargs: As for diffusers' `SchedulerMixin.save_pretrained`.
+
+        Raises:
+            FileError: If the place is a file or cannot be written; what was there is as before.
+        """
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
+        with written_beside(folder) as new:
+            super().save_pretrained(str(new), **kwargs)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

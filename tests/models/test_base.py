@@ -17,7 +17,7 @@ from helpers.contracts import randomize_
 from safetensors import SafetensorError
 
 from tmapdiff._declared_weights import check_declared_weights
-from tmapdiff.errors import CheckpointError, ConfigError, FileError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
 
 FIELDS = {
@@ -31,6 +31,8 @@ FIELDS = {
     "num_groups": 2,
 }
 FILES = {"config.json", "diffusion_pytorch_model.safetensors"}
+WAYS = [{}, {"max_shard_size": "2KB"}, {"max_shard_size": "4KB"}, {"variant": "fp16"},
+        {"variant": "fp16", "max_shard_size": "2KB"}]  # fmt: skip
 
 
 @pytest.fixture
@@ -206,19 +208,64 @@ class TestSave:
         assert names(tmp_path) == {"old"}
         assert (old / "config.json").read_text() == "whole"
 
-    def test_weights_of_an_earlier_save_in_parts_are_removed(
+    @pytest.mark.parametrize("before", WAYS)
+    @pytest.mark.parametrize("now", WAYS)
+    def test_what_was_saved_last_is_loaded(
+        self, model: MapDiffusionDecoder, tmp_path: Path, before: dict, now: dict
+    ) -> None:
+        first = randomize_(MapDiffusionDecoder(**FIELDS, dropout=0.5), seed=1)
+        mine = {"vocabulary.json", "diffusion_pytorch_model.txt", "my-model.safetensors"}
+        for name in mine:
+            (tmp_path / name).write_text("[]")
+        first.save_pretrained(tmp_path, **before)
+        model.save_pretrained(tmp_path, **now)
+        model.save_pretrained(tmp_path / "alone", **now)
+        assert names(tmp_path) - {"alone"} == names(tmp_path / "alone") | mine
+        variant = {"variant": now["variant"]} if "variant" in now else {}
+        loaded = MapDiffusionDecoder.from_pretrained(tmp_path, **variant)
+        assert public(loaded) == public(model)
+        for name, tensor in model.state_dict().items():
+            assert_same(loaded.state_dict()[name], tensor, name)
+
+    def test_variants_of_one_model_share_a_folder(
         self, model: MapDiffusionDecoder, tmp_path: Path
     ) -> None:
-        first, second = model, randomize_(MapDiffusionDecoder(**FIELDS), seed=1)
-        (tmp_path / "vocabulary.json").write_text("[]")
-        first.save_pretrained(tmp_path, max_shard_size="2KB")
-        assert len(names(tmp_path)) > 4
-        for saved in (second, first):
-            saved.save_pretrained(tmp_path)
-            assert names(tmp_path) == FILES | {"vocabulary.json"}
-            loaded = MapDiffusionDecoder.from_pretrained(tmp_path)
-            for name, tensor in saved.state_dict().items():
-                assert_same(loaded.state_dict()[name], tensor, name)
+        load = MapDiffusionDecoder.from_pretrained
+        model.save_pretrained(tmp_path)
+        for way in ({"max_shard_size": "2KB"}, {}):
+            model.half().save_pretrained(tmp_path, variant="fp16", **way)
+            assert load(tmp_path).dtype == torch.float32
+            half = load(tmp_path, variant="fp16", torch_dtype=torch.float16)
+            for name, tensor in model.state_dict().items():
+                assert_same(half.state_dict()[name], tensor, name)
+            model.float()
+        assert names(tmp_path) == FILES | {"diffusion_pytorch_model.fp16.safetensors"}
+
+    @pytest.mark.parametrize("option", [{"safe_serialization": False}, {"use_flashpack": True}])
+    def test_weights_that_would_not_be_loaded_are_not_saved(
+        self, model: MapDiffusionDecoder, tmp_path: Path, option: dict
+    ) -> None:
+        with refuses(ArgumentError, ", as only safetensors are read, got "):
+            model.save_pretrained(tmp_path / "new", **option)
+        assert not (tmp_path / "new").exists()
+
+    def test_other_processes_than_the_main_one_write_nothing(
+        self, model: MapDiffusionDecoder, tmp_path: Path
+    ) -> None:
+        model.save_pretrained(tmp_path / "new", is_main_process=False)
+        assert not (tmp_path / "new").exists()
+
+    def test_the_current_folder_and_the_one_above_are_folders_too(
+        self, model: MapDiffusionDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        below = tmp_path / "here" / "below"
+        below.mkdir(parents=True)
+        monkeypatch.chdir(below)
+        for place, folder in ((".", below), ("..", below.parent)):
+            for _ in range(2):
+                model.save_pretrained(place)
+                assert names(folder) - {"below"} == FILES
+        assert names(tmp_path) == {"here"}
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_refuses_a_folder_without_rights(

@@ -210,6 +210,35 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
         TransformersTextEncoder(tmp_path)
 
 
+@pytest.mark.parametrize("before", ["bert in shards", "a CLIP tower", "with added tokens"])
+def test_what_was_saved_last_is_loaded(tmp_path, before):
+    folder = tmp_path / "saved"
+    if before == "bert in shards":
+        encoder = make_encoder()
+        encoder.tokenizer.chat_template = "{{ messages }}"
+        encoder.save_pretrained(folder)
+        encoder.model.save_pretrained(folder, max_shard_size="2KB")
+        assert (folder / "model.safetensors.index.json").exists()
+    elif before == "a CLIP tower":
+        make_encoder("clip").save_pretrained(folder)
+    else:
+        make_encoder().save_pretrained(folder)
+        # Of tokenizers of other kinds, and of earlier releases.
+        for name in ("added_tokens.json", "special_tokens_map.json", "vocab.txt", "spiece.model"):
+            (folder / name).write_text("{}")
+        (folder / "pytorch_model.bin").write_bytes(b"")
+    for name in ("README.md", "model_card.json"):
+        (folder / name).write_text("mine")
+    torch.manual_seed(5)
+    last = make_encoder()
+    last.save_pretrained(folder)
+    last.save_pretrained(tmp_path / "alone")
+    saved, alone = ({one.name for one in place.iterdir()} for place in (folder, tmp_path / "alone"))
+    assert saved == alone | {"README.md", "model_card.json"}
+    again = TransformersTextEncoder(folder)
+    assert_close(again(["a door"]).tokens, last(["a door"]).tokens)
+
+
 def test_refusals(monkeypatch):
     encoder = make_encoder()
     for wrong, got in (([" "], "' ' at 0"), (["a", ""], "'' at 1"), (["a", 3], "3 at 1")):

@@ -87,6 +87,11 @@ def make_pictures(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 24, 32, 3), dtype=np.uint8)
 
 
+def names(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
 def seeds(count, first=0):
     return [torch.Generator().manual_seed(first + index) for index in range(count)]
 
@@ -495,10 +500,101 @@ class TestSaving:
         assert set(read.components) == {
             "localizer", "vocabulary", "frame_encoder", "text_encoder",
         }  # fmt: skip
-        # Saved again over what is there, by one that has less.
-        make_pipe().save_pretrained(tmp_path / "saved")
-        read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+
+    @pytest.mark.parametrize("before", ["in shards", "whole", "with all parts", "the baseline"])
+    @pytest.mark.parametrize("now", ["in shards", "whole"])
+    def test_what_was_saved_last_is_loaded(self, pipe, tmp_path, before, now):
+        kinds = {
+            "in shards": lambda: make_pipe(make_localizer(seed=1), fps=2.0),
+            "whole": lambda: make_pipe(make_localizer(seed=1), fps=2.0),
+            "with all parts": lambda: pipe,
+            "the baseline": lambda: make_pipe(make_localizer(MS2DTAN, seed=1), clip_seconds=2.0),
+        }
+        sizes = {"in shards": {"max_shard_size": "10KB"}}
+        folder = tmp_path / "saved"
+        kinds[before]().save_pretrained(folder, **sizes.get(before, {}))
+        mine = [folder / "README.md", folder / "localizer" / "notes.txt"]
+        for file in mine:
+            file.write_text("mine")
+        saved = make_pipe(make_localizer(seed=2))
+        saved.save_pretrained(folder, **sizes.get(now, {}))
+        saved.save_pretrained(tmp_path / "alone", **sizes.get(now, {}))
+        assert names(folder) == names(tmp_path / "alone") | {"README.md", "localizer/notes.txt"}
+        assert all(file.read_text() == "mine" for file in mine)
+        read = MomentLocalizationPipeline.from_pretrained(folder)
+        video = make_features(30)
+        expected = saved(video, QUERIES, generator=seeds(3))
+        assert_alike(read(video, QUERIES, generator=seeds(3)), expected)
         assert read.frame_encoder is None
+        assert (read.config.fps, read.config.clip_seconds) == (FPS, None)
+
+    def test_a_save_that_is_killed_leaves_one_pipeline_or_none(self, tmp_path, monkeypatch):
+        folder, states = tmp_path / "saved", tmp_path / "states"
+        first = make_pipe(make_localizer(seed=1), fps=2.0)
+        second = make_pipe(make_localizer(seed=2))
+        first.save_pretrained(folder, max_shard_size="20KB")
+        replace = os.replace
+
+        def watched(source, place):
+            # What a process leaves that is killed here.
+            shutil.copytree(folder, states / f"{len(list(states.iterdir())):03}")
+            replace(source, place)
+
+        states.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", watched)
+            second.save_pretrained(folder)
+
+        def loads(load, place):
+            try:
+                return load(place)
+            except CheckpointError:
+                return None
+
+        def is_of(pipe, localizer):
+            other = localizer.state_dict()
+            return all(torch.equal(one, other[k]) for k, one in pipe.localizer.state_dict().items())
+
+        found = []
+        for state in sorted(states.iterdir()):
+            read = loads(MomentLocalizationPipeline.from_pretrained, state)
+            found.append(None if read is None else read.config.fps)
+            if read is not None:
+                assert is_of(first if read.config.fps == 2.0 else second, read.localizer)
+            localizer = loads(MomentLocalizer.from_pretrained, state / "localizer")
+            assert localizer is None or is_of(first, localizer) or is_of(second, localizer)
+        assert found[0] == 2.0
+        assert set(found[4:]) == {None}
+        assert MomentLocalizationPipeline.from_pretrained(folder).config.fps == FPS
+
+    @pytest.mark.parametrize("nth", [1, 2, 5, 8, 10])
+    def test_a_save_that_fails_leaves_the_pipeline_before(self, tmp_path, monkeypatch, nth):
+        folder, moved = tmp_path / "saved", []
+        make_pipe(make_localizer(seed=1)).save_pretrained(folder, max_shard_size="20KB")
+        before = {name: (folder / name).read_bytes() for name in names(folder)}
+        replace = os.replace
+
+        def failing(source, place):
+            if folder in (*source.parents, *place.parents):
+                moved.append(source)
+                if len(moved) == nth:
+                    raise OSError(28, "No space left on device")
+            replace(source, place)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", failing)
+            with refuses(FileError, f"cannot write {folder}: No space left on device."):
+                make_pipe(make_localizer(seed=2)).save_pretrained(folder)
+        assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+    @pytest.mark.parametrize(
+        "option", [{"safe_serialization": False}, {"use_flashpack": True}, {"variant": "fp16"}]
+    )
+    def test_weights_that_would_not_be_loaded_are_not_saved(self, tmp_path, option):
+        with refuses(ArgumentError, "MomentLocalizationPipeline: expected "):
+            make_pipe().save_pretrained(tmp_path / "saved", **option)
+        assert not (tmp_path / "saved").exists()
 
     def test_the_baseline_and_clip_seconds(self, tmp_path):
         pipe = make_pipe(make_localizer(MS2DTAN), clip_seconds=0.5, fps=None)

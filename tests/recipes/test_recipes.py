@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tmapdiff.recipes import (
     LocalizationData,
     Reading,
     Recipe,
+    TrainedLocalizer,
     evaluate_control,
     evaluate_localizer,
     make_pipeline_test_set,
@@ -120,6 +122,20 @@ def test_words_of_glove_are_loaded(tmp_path):
     words = model.encoder.text_encoder.embedding.weight
     assert words[2].tolist() == [1.0, 2.0, 3.0]
     assert not words.requires_grad
+
+
+def test_a_model_is_saved_in_place_of_an_earlier_one(tmp_path):
+    first, second = (Recipe("nano", seed=seed).build(VOCABULARY, 5) for seed in (1, 2))
+    first.save_pretrained(tmp_path, max_shard_size="100KB")
+    (tmp_path / "notes.txt").touch()
+    test_set = SimpleNamespace(vocabulary=VOCABULARY)
+    TrainedLocalizer(second, second, test_set, test_set, None).save_model(tmp_path)
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "config.json", "diffusion_pytorch_model.safetensors", "vocabulary.json", "notes.txt",
+    }  # fmt: skip
+    read = MomentLocalizer.from_pretrained(tmp_path)
+    for name, value in second.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value)
 
 
 def test_unknown_names_are_refused():

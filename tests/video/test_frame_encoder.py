@@ -209,6 +209,18 @@ def test_a_preprocessing_that_is_none_of_timm_s(tmp_path, change):
         FrameEncoder.from_pretrained(tmp_path)
 
 
+def test_what_was_saved_last_is_loaded(tmp_path):
+    first = FrameEncoder("test_vit", pretrained=False)
+    second = FrameEncoder("test_resnet", pretrained=False)
+    for encoder in (first, second, first):
+        encoder.save_pretrained(tmp_path)
+        (tmp_path / "notes.txt").touch()
+        assert FrameEncoder.from_pretrained(tmp_path).fingerprint == encoder.fingerprint
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "config.json", "model.safetensors", "notes.txt",
+    }  # fmt: skip
+
+
 def test_a_saved_encoder_declares_no_more_than_its_weights(tmp_path):
     FrameEncoder("test_resnet", pretrained=False).save_pretrained(tmp_path)
     path = tmp_path / "config.json"

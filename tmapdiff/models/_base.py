@@ -1,9 +1,10 @@
 """What all models share: strict configurations, saving and loading, and answers in any mode."""
 
+import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,6 +24,10 @@ from tmapdiff.kernels.map_conv import KernelSpectra
 Given = ParamSpec("Given")
 Model = TypeVar("Model", bound="MapModel")
 Result = TypeVar("Result")
+
+# What `save_pretrained` writes, has written in earlier releases of diffusers, or may write with
+# other arguments: weights in one file or in several with an index, of any variant.
+MODEL_FILES = re.compile(r"config\.json|diffusion_pytorch_model[\w.-]*\.(safetensors|bin|json)")
 
 
 class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
@@ -77,31 +82,44 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         return own
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write config.json and the weights (safetensors) into a folder.
+        """Write config.json and the weights into a folder, in place of what was saved there before.
 
-        A new folder appears whole or not at all; one that exists keeps its other files.
+        A new folder appears whole or not at all. In one that exists, config.json and all files of
+        weights (`diffusion_pytorch_model*`: in one or in several with their index, of any variant)
+        are replaced together; any other file stays. With a `variant`, weights of other variants
+        stay too, if they are of the same configuration.
 
         Args:
             save_directory: Folder, made if need be.
-            **kwargs: As for diffusers' `ModelMixin.save_pretrained`.
+            **kwargs: As for diffusers' `ModelMixin.save_pretrained`. Where `is_main_process` is
+                False, nothing is written.
 
         Raises:
-            FileError: If the place is a file or cannot be written.
+            FileError: If the place is a file or cannot be written; what was there is as before.
+            ArgumentError: If weights are to be written in another form than safetensors.
         """
-        folder = Path(save_directory)
+        who, folder = type(self).__name__, Path(save_directory)
+        check_safe(who, kwargs)
         if folder.is_file():
-            raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
-        with written_beside(folder) as new:
+            raise FileError(f"{who}: expected a folder to save in, got {folder}.")
+        if not kwargs.get("is_main_process", True):
+            return
+        replaces, variant = MODEL_FILES, kwargs.get("variant")
+        if variant and self._is_configured_as(folder / self.config_name):
+            own = rf"diffusion_pytorch_model[\w.-]*\.{re.escape(variant)}(-\d+-of-\d+)?\.\w+"
+            replaces = re.compile(own)
+        with written_beside(folder, replaces={"": replaces}) as new:
             super().save_pretrained(str(new), **kwargs)
-            saved = {path.name for path in new.glob("*")}
-        # Weights of an earlier save, in more or fewer files, would be loaded instead of these.
-        for path in folder.glob("*"):
-            if (
-                _WEIGHTS.fullmatch(path.name)
-                and path.name not in saved
-                and not kwargs.get("variant")
-            ):
-                path.unlink()
+
+    def _is_configured_as(self, path: Path) -> bool:
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            mine = json.loads(self.to_json_string())
+            return {k: v for k, v in saved.items() if not k.startswith("_")} == {
+                k: v for k, v in mine.items() if not k.startswith("_")
+            }
+        except (OSError, ValueError, AttributeError):
+            return False
 
     @classmethod
     def from_pretrained(
@@ -191,7 +209,12 @@ def _view(part: nn.Module) -> nn.Module:
     return view
 
 
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+def check_safe(who: str, options: Mapping[str, Any]) -> None:
+    """Raise ArgumentError if weights are to be written in a form that is not read."""
+    for option, needed in (("safe_serialization", True), ("use_flashpack", False)):
+        if bool(options.get(option, needed)) != needed:
+            expected = f"{option}={needed}, as only safetensors are read"
+            raise ArgumentError(message(who, expected, repr(options[option])))
 
 
 def _describe(key: Any) -> str:

@@ -1,6 +1,7 @@
 """Features of sentences, by text models of transformers."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,13 @@ from tmapdiff._files import written_beside
 from tmapdiff._limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff._threads import Lock
 from tmapdiff.errors import ArgumentError, CheckpointError, TmapdiffError
+
+# What `save_pretrained` of transformers' models and tokenizers may write.
+TEXT_ENCODER_FILES = re.compile(
+    r"(generation_|tokenizer_|adapter_)?config\.json|(pytorch_|adapter_)?model[.-][\w.-]*(safetensors|bin|json)"
+    r"|(tokenizer|special_tokens_map|added_tokens|vocab)\.json|vocab\.(txt|bpe)|merges\.txt"
+    r"|[\w.-]+\.(model|spm)|chat_template\.(jinja|json)"
+)
 
 
 @dataclass(frozen=True)
@@ -138,13 +146,17 @@ class TransformersTextEncoder(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write model and tokenizer into a folder, for `TransformersTextEncoder(folder)`.
 
+        A new folder appears whole or not at all. In one that exists, all files that transformers
+        saves of models and tokenizers (configurations, weights in one file or in several with their
+        index, vocabularies, chat templates) are replaced together; any other stays.
+
         Args:
             save_directory: Folder, made if need be.
 
         Raises:
-            FileError: If the place cannot be written.
+            FileError: If the place cannot be written; what was there is as before.
         """
-        with written_beside(save_directory) as folder:
+        with written_beside(save_directory, replaces={"": TEXT_ENCODER_FILES}) as folder:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 

@@ -1,6 +1,7 @@
 """Saved pipelines: where they are, and which parts they may have."""
 
 import json
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,11 +14,21 @@ from tmapdiff._limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
 from tmapdiff.models import MS2DTAN, MapLocalizer, MomentLocalizer, TransformersTextEncoder
+from tmapdiff.models._base import MODEL_FILES
+from tmapdiff.models.transformers_text import TEXT_ENCODER_FILES
 from tmapdiff.video import FrameEncoder
 
 PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
 NUMBERS = ("fps", "clip_seconds")
 VOCABULARY = "vocabulary.json"
+# What saving replaces.
+PIPELINE_FILES = {
+    "": re.compile(r"model_index\.json"),
+    "localizer": MODEL_FILES,
+    "vocabulary": re.compile(r"vocabulary\.json"),
+    "frame_encoder": re.compile(r"config\.json|model\.safetensors"),
+    "text_encoder": TEXT_ENCODER_FILES,
+}
 _LOCALIZERS: Mapping[str, type[MapLocalizer]] = {
     one.__name__: one for one in (MomentLocalizer, MS2DTAN)
 }

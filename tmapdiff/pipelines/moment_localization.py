@@ -32,11 +32,13 @@ from tmapdiff.errors import (
     TmapdiffError,
 )
 from tmapdiff.models import DenoisingStep, MapLocalizer, Ranking, TransformersTextEncoder
+from tmapdiff.models._base import check_safe
 from tmapdiff.models.map_localizer import Generators
 from tmapdiff.pipelines._batches import Answer, Batch, Clips, Steps, answers_of, spread_of
 from tmapdiff.pipelines._saving import (
     NUMBERS,
     PARTS,
+    PIPELINE_FILES,
     VOCABULARY,
     find_folder,
     load_part,
@@ -122,28 +124,39 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write model_index.json and a folder for each part; a new folder appears whole or not.
+        """Write model_index.json and a folder for each part, in place of an earlier save.
+
+        A new folder appears whole or not at all. In one that exists, model_index.json and the files
+        of all parts (as their own `save_pretrained`) are replaced together, those of parts that
+        this pipeline lacks included; any other file stays.
 
         Args:
             save_directory: Folder, made if need be.
             push_to_hub: Whether to upload it then, to the repository `repo_id`.
-            **kwargs: As for diffusers' `ModelMixin.save_pretrained`, or `push_to_hub`.
+            **kwargs: `max_shard_size`, as for diffusers' `ModelMixin.save_pretrained`; or as for
+                `push_to_hub`.
 
         Raises:
-            FileError: If the place cannot be written.
+            FileError: If the place cannot be written; what was there is as before.
+            ArgumentError: If weights are to be written so that `from_pretrained` would not find
+                them: as a `variant`, or in another form than safetensors.
         """
+        who = type(self).__name__
+        check_safe(who, kwargs)
+        if kwargs.get("variant") is not None:
+            raise ArgumentError(message(who, "no variant in a pipeline", repr(kwargs["variant"])))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
             kwargs = {}
         folder = Path(save_directory)
         if folder.is_file():
-            raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
+            raise FileError(f"{who}: expected a folder to save in, got {folder}.")
         index: dict[str, Any] = {
-            "_class_name": type(self).__name__,
+            "_class_name": who,
             "_diffusers_version": diffusers_version,
             "_tmapdiff_version": __version__,
         }
-        with written_beside(folder) as new:
+        with written_beside(folder, replaces=PIPELINE_FILES) as new:
             new.mkdir()
             self.localizer.save_pretrained(new / "localizer", **kwargs)
             for name in ("frame_encoder", "text_encoder"):

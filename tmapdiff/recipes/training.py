@@ -17,6 +17,7 @@ from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.errors import ArgumentError, FileError
 from tmapdiff.models import MapLocalizer, MomentLocalizer
+from tmapdiff.models._base import MODEL_FILES
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
@@ -262,12 +263,13 @@ class TrainedLocalizer:
         )
 
     def save_model(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model and its vocabulary into `folder`.
+        """Write the model and its vocabulary into `folder`, in place of an earlier save.
 
         Raises:
             FileError: If the place cannot be written.
         """
-        with written_beside(folder) as new:
+        names = re.compile(rf"{MODEL_FILES.pattern}|vocabulary\.json")
+        with written_beside(folder, replaces={"": names}) as new:
             self.model.save_pretrained(new)
             if self.test_set.vocabulary is not None:
                 self.test_set.vocabulary.save(new / "vocabulary.json")

@@ -139,11 +139,14 @@ class FrameEncoder(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into a folder, for `from_pretrained`.
 
+        A new folder appears whole or not at all; in one that exists, these two files are replaced
+        together, and any other stays.
+
         Args:
             save_directory: Folder, made if need be.
 
         Raises:
-            FileError: If the place cannot be written.
+            FileError: If the place cannot be written; what was there is as before.
         """
         # A name on the hub would be looked for there.
         name = self.model_name
