@@ -1,5 +1,7 @@
 """Nothing goes on the network: not the tests, not an import, not a localization."""
 
+import contextlib
+import json
 import os
 import shutil
 import socket
@@ -9,7 +11,21 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from helpers.network import NetworkError, guard_network
+from helpers.network import NetworkError, guard_network, watched_network
+from helpers.text_encoders import tiny_text_encoder
+
+from tmapdiff import (
+    MS2DTAN,
+    FrameEncoder,
+    MapScheduler,
+    MomentLocalizationPipeline,
+    MomentLocalizer,
+    TransformersTextEncoder,
+    Vocabulary,
+)
+from tmapdiff.cli import main
+from tmapdiff.errors import CheckpointError, TmapdiffError
+from tmapdiff.models import MapDiffusionDecoder, MultimodalEncoder
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = "192.0.2.1"  # kept free for documents: nobody is there
@@ -110,3 +126,161 @@ def test_what_stays_on_the_machine_is_allowed(tmp_path):
         server.bind(str(tmp_path / "s"))
         server.listen()
         client.connect(str(tmp_path / "s"))
+
+
+BEACON = "attacker/beacon"  # the form of a name on the hub
+GRID = {"num_clips": 4, "num_anchors": 2, "num_scales": 1}
+ENCODER = {**GRID, "vocabulary_size": 4, "clip_channels": 96, "word_channels": 4, "channels": 4}
+DECODER = {**GRID, "feature_channels": 4, "channels": 4, "time_channels": 4, "kernel_sizes": [3]}
+DECODER["num_groups"] = 2
+
+
+def make_localizer(text_channels: int | None = None) -> MomentLocalizer:
+    encoder = {**ENCODER, "text_channels": text_channels}
+    return MomentLocalizer(
+        encoder_config={**encoder, "vocabulary_size": None if text_channels else 4},
+        decoder_config=DECODER,
+        scheduler_config=dict(MapScheduler().config),
+    )
+
+
+def make_frame_encoder() -> FrameEncoder:
+    return FrameEncoder("test_resnet", pretrained=False)
+
+
+LOADABLE = {
+    "MomentLocalizer": (make_localizer, MomentLocalizer.from_pretrained),
+    "MS2DTAN": (lambda: MS2DTAN(ENCODER, kernel_sizes=[3]), MS2DTAN.from_pretrained),
+    "MultimodalEncoder": (lambda: MultimodalEncoder(**ENCODER), MultimodalEncoder.from_pretrained),
+    "MapDiffusionDecoder": (
+        lambda: MapDiffusionDecoder(**DECODER),
+        MapDiffusionDecoder.from_pretrained,
+    ),
+    "MapScheduler": (MapScheduler, MapScheduler.from_pretrained),
+    "FrameEncoder": (make_frame_encoder, FrameEncoder.from_pretrained),
+    "TransformersTextEncoder": (lambda: tiny_text_encoder(["a"]), TransformersTextEncoder),
+    "a pipeline": (
+        lambda: MomentLocalizationPipeline(
+            make_localizer(), Vocabulary(["a", "dog"]), make_frame_encoder(), fps=2.0
+        ),
+        MomentLocalizationPipeline.from_pretrained,
+    ),
+    "a pipeline with a text encoder": (
+        lambda: MomentLocalizationPipeline(
+            make_localizer(16), text_encoder=tiny_text_encoder(["a"]), fps=2.0
+        ),
+        MomentLocalizationPipeline.from_pretrained,
+    ),
+}
+# Names under which libraries look for something else to load.
+ADDED = (
+    "_name_or_path", "name_or_path", "auto_map", "quantization_config", "custom_pipeline",
+    "base_model_name_or_path", "pretrained_model_name_or_path", "tokenizer_file", "_class_name",
+)  # fmt: skip
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's library may ask; nothing answers."""
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before it asks again
+
+
+def places_in(value: object, place: tuple = ()) -> list[tuple]:
+    """Give each field of a document, those of dictionaries and the first of lists too."""
+    inner = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        inner = [*enumerate(value)][:1]
+    return [place] * bool(place) + [p for k, v in inner for p in places_in(v, (*place, k))]
+
+
+def with_beacon(document: object, place: tuple, value: object) -> str:
+    changed = json.loads(json.dumps(document))
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return json.dumps(changed)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_asks_the_hub_is_noticed(online):
+    with watched_network() as wishes, pytest.raises(CheckpointError):
+        MapScheduler.from_pretrained(BEACON)
+    assert wishes
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", LOADABLE)
+def test_no_field_of_a_configuration_makes_a_local_folder_ask_the_hub(kind, online, tmp_path):
+    make, load = LOADABLE[kind]
+    made = make()
+    made.save_pretrained(tmp_path)
+    documents = {
+        path: path.read_text()
+        for path in sorted(tmp_path.rglob("*.json"))
+        # Parts are tried by themselves; words are no names.
+        if kind.startswith("a pipe") <= (path.parent == tmp_path) and path.name != "tokenizer.json"
+    }
+    assert documents
+    tried = 0
+    for path, text in documents.items():
+        document = json.loads(text)
+        for place in [*places_in(document), *((name,) for name in ADDED)]:
+            path.write_text(with_beacon(document, place, BEACON))
+            with watched_network() as wishes, contextlib.suppress(TmapdiffError):
+                load(tmp_path)
+            assert not wishes, (path.name, place, wishes)
+            tried += 1
+        path.write_text(text)
+    assert tried > 15
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("field", ["encoder_config", "decoder_config", "scheduler_config"])
+@pytest.mark.parametrize("value", [BEACON, [BEACON], 3, True, "", [], None])
+def test_a_nested_configuration_that_is_no_dictionary_is_refused(
+    field, value, online, tmp_path, capsys
+):
+    make, _ = LOADABLE["a pipeline"]
+    make().save_pretrained(tmp_path)
+    path = tmp_path / "localizer" / "config.json"
+    path.write_text(with_beacon(json.loads(path.read_text()), (field,), value))
+    if (field, value) == ("scheduler_config", None):
+        assert MomentLocalizer.from_pretrained(tmp_path / "localizer")  # the defaults
+        return
+    text = f"expected {field} to be a dictionary, got {value!r}."
+    with watched_network() as wishes:
+        for load, folder in (
+            (MomentLocalizer.from_pretrained, tmp_path / "localizer"),
+            (MomentLocalizationPipeline.from_pretrained, tmp_path),
+        ):
+            with pytest.raises(CheckpointError) as caught:
+                load(folder)
+            assert text in str(caught.value)
+        if value == BEACON:
+            ask = ["a dog", "--model", str(tmp_path)]
+            for command in (["inspect", str(tmp_path)], ["localize", "x.mp4", *ask]):
+                assert main(command) == 1
+                assert text in capsys.readouterr().err
+    assert not wishes
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_name_in_place_of_a_configuration_is_refused(online):
+    with watched_network() as wishes:
+        for kind in (
+            MomentLocalizer,
+            MS2DTAN,
+            MultimodalEncoder,
+            MapDiffusionDecoder,
+            MapScheduler,
+        ):
+            for name in (BEACON, None):
+                with pytest.raises(TmapdiffError, match="expected a configuration as a dictionary"):
+                    kind.from_config(name)
+            with pytest.raises(TmapdiffError, match="expected a configuration as a dictionary"):
+                kind.from_config(pretrained_model_name_or_path=BEACON)
+    assert not wishes

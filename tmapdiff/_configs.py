@@ -15,6 +15,40 @@ class StrictConfigMixin:
     """Put before `diffusers.ConfigMixin`: a misspelled field is an error, not a default value."""
 
     @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Make one of a configuration, as diffusers does; the name of one is refused.
+
+        diffusers would look for a name on the hub, and names may come from files of strangers.
+
+        Raises:
+            ConfigError: If it is no dictionary, a field is unknown, or one without default value is
+                missing.
+        """
+        config = kwargs.pop("pretrained_model_name_or_path", config)
+        if not isinstance(config, dict):
+            expected = "a configuration as a dictionary"
+            raise ConfigError(message(cls.__name__, expected, repr(config)))
+        return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def check_nested(cls, config: dict[str, Any]) -> None:
+        """Check that configurations in a configuration are such.
+
+        Raises:
+            ConfigError: If one is no dictionary.
+        """
+        for name, parameter in inspect.signature(cls).parameters.items():
+            value = config.get(name, parameter.default)
+            if (
+                "dict[" in str(parameter.annotation)
+                and not isinstance(value, dict)
+                and value is not parameter.default
+            ):
+                raise ConfigError(message(cls.__name__, f"{name} to be a dictionary", repr(value)))
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Sort a configuration's fields as diffusers does, after checking that each exists.
 

@@ -5,11 +5,13 @@ import errno
 import ipaddress
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 _LOCAL_NAMES = {"localhost", "", None, socket.gethostname(), socket.getfqdn()}
 _guarding = False
 _installed = False
+_wishes: list[str] | None = None
 
 
 class NetworkError(OSError):
@@ -36,6 +38,18 @@ def unguard_network() -> None:
     _guarding = False
 
 
+@contextlib.contextmanager
+def watched_network() -> Iterator[list[str]]:
+    """Note what wants to go on the network meanwhile, whoever hides that it could not."""
+    global _wishes
+    guard_network()
+    _wishes = noted = []
+    try:
+        yield noted
+    finally:
+        _wishes = None
+
+
 def _look(event: str, arguments: tuple[Any, ...]) -> None:
     if not _guarding or not event.startswith("socket."):
         return
@@ -47,6 +61,8 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
     else:
         return
     if not _is_local(host):
+        if _wishes is not None:
+            _wishes.append(f"{event} of {host!r}")
         hint = "Make or ship what the test needs."
         text = f"tests: expected no network, got {event} of {host!r}. {hint}"
         raise NetworkError(errno.ENETUNREACH, text)

@@ -18,7 +18,7 @@ from tmapdiff._checks import first_line, message, short
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
-from tmapdiff.errors import ArgumentError, CheckpointError, FileError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.kernels.map_conv import KernelSpectra
 
 Given = ParamSpec("Given")
@@ -133,7 +133,8 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
 
         Raises:
             CheckpointError: If there is no such model, it is damaged, its weights do not fit its
-                configuration, or that declares far more of them than there are.
+                configuration, or that declares far more of them than there are, or names another
+                configuration in place of one.
             ConfigError: If the configuration has an unknown field.
         """
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
@@ -155,6 +156,10 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             saved_as = config.get("_class_name", cls.__name__)
             if saved_as != cls.__name__:
                 raise CheckpointError(f"{place}: it is a {short(str(saved_as))}.")
+            try:
+                cls.check_nested(config)
+            except ConfigError as error:
+                raise CheckpointError(f"{place}: {error}") from error
             folder = Path(name, kwargs.get("subfolder") or "")
             if folder.is_dir():
                 check_declared_weights(place, folder, lambda: cls.from_config(config))

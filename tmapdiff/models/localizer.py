@@ -100,7 +100,9 @@ class MomentLocalizer(MapLocalizer):
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)
         self.decoder = MapDiffusionDecoder.from_config(decoder_config)
-        self._scheduler = MapScheduler.from_config(scheduler_config or {})
+        self._scheduler = MapScheduler.from_config(
+            {} if scheduler_config is None else scheduler_config
+        )
         self._captured_runs: CapturedRuns | None = None
         self.prepare(self.decoder.grid, objective, nms_threshold, ranking)
         if self.encoder.grid != self.grid:
