@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -481,6 +482,22 @@ class TestArguments:
             make_pipe(localizer, frame_encoder=frame_encoder)
 
 
+@contextmanager
+def index_with(folder, field, value):
+    path = folder / "model_index.json"
+    text = path.read_text()
+    path.write_text(json.dumps({**json.loads(text), field: value}))
+    yield
+    path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def saved(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "pipeline"
+    pipe.save_pretrained(folder)
+    return folder
+
+
 class TestSaving:
     def test_round_trip(self, pipe, tmp_path):
         path = write_video(tmp_path / "one.mp4", make_pictures(20))
@@ -646,6 +663,27 @@ class TestSaving:
         pipe = make_pipe(localizer, vocabulary=None, text_encoder=tiny_text_encoder(WORDS))
         assert pipe.unknown_words("el perro ladra") == []
         assert pipe(make_features(30), "el perro ladra").moments[0]
+
+    @pytest.mark.parametrize("field", ["localizer", "vocabulary", "frame_encoder", "text_encoder"])
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            *("x", 1, True, {}, {"tmapdiff": "MomentLocalizer"}, []),
+            *(["tmapdiff"], ["tmapdiff", None], [None, "Vocabulary"], ["tmapdiff", ["x"]]),
+            *(["tmapdiff", {}], [["tmapdiff"], "Vocabulary"], ["tmapdiff", "Vocabulary", "x"]),
+        ],
+    )
+    def test_an_index_of_wrong_kinds_cannot_be_loaded(self, saved, field, entry):
+        with index_with(saved, field, entry):
+            text = f"expected its {field} to be a library and a class, got {entry!r}."
+            with refuses(CheckpointError, text):
+                MomentLocalizationPipeline.from_pretrained(saved)
+
+    @pytest.mark.parametrize("field", ["fps", "clip_seconds", "_class_name"])
+    @pytest.mark.parametrize("value", ["x", "", [], [1], {}, float("nan"), 0, -1])
+    def test_values_of_wrong_kinds_cannot_be_loaded(self, saved, field, value):
+        with index_with(saved, field, value), refuses(CheckpointError, f"cannot load {saved}: "):
+            MomentLocalizationPipeline.from_pretrained(saved)
 
     def test_what_cannot_be_loaded(self, pipe, tmp_path):
         folder = tmp_path / "saved"

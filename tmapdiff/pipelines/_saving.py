@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from tmapdiff._checks import first_line, short
+from tmapdiff._checks import first_line, message, short
 from tmapdiff._limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
@@ -75,9 +75,14 @@ def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
 
 def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
     """Read a part; the folder may choose among our classes only."""
-    kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    if entry is None or kind is None:
+    if entry is None or entry == [None, None]:
         return None
+    if not (
+        isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) for one in entry)
+    ):
+        expected = f"its {name} to be a library and a class"
+        raise CheckpointError(message(place, expected, repr(entry)))
+    kind = entry[1]
     classes: Mapping[str, Any] = {
         "localizer": _LOCALIZERS,
         "vocabulary": {"Vocabulary": Vocabulary},
