@@ -39,17 +39,18 @@ def written_beside(
         FileError: If the place cannot be written, for example for want of rights or disk space.
     """
     target = Path(path)
-    if target.name in ("", ".."):  # the current folder, or one above
-        target = target.resolve()
+    beside = target.parent
+    if target.name in ("", ".."):  # the current folder, or one above: from within
+        beside = target = target.resolve()
     scratch: Path | None = None
     with naming_file(target):
         try:
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                beside.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
                 # Python's own words, "File exists", would mislead: the parent is a file.
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+            scratch = Path(tempfile.mkdtemp(dir=beside, prefix=f".{target.name}."))
             new = scratch / target.name
             yield new
             if durable:

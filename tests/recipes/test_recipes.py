@@ -105,6 +105,10 @@ def test_default_folders_tell_runs_apart(tmp_path, monkeypatch):
     ]
     assert len(set(names)) == len(names)
     assert re.fullmatch(r"runs/charades-nano-clip-lr0\.001-5epochs-0-[0-9a-f]{8}", names[0])
+    long = {**given, "features": [f"{'動' * 60}{n}.h5" for n in range(2)]}
+    for sources in (long, {**long, "features": long["features"][::-1]}):
+        names.append(str(recipe.default_folder("charades", sources)))
+        (tmp_path / names[-1]).mkdir(parents=True)  # fails where names are too long, or the same
     # What changes no result, and another way to write a path, are the same run.
     same = replace(recipe, training={**recipe.training, "num_workers": 2, "compile": False})
     assert str(same.default_folder("charades", {**given, "features": ["./a/clip.h5"]})) == names[0]

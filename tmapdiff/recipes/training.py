@@ -28,7 +28,7 @@ ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
 SYNTHETIC_EPOCHS = 30
 # What is left of a run beside its logs: what another would replace.
 RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "model", "pipeline")
-_LONGEST_NAME = 120  # characters; file systems allow 255 bytes
+_LONGEST_NAME = 160  # bytes, of which file systems allow 255
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
@@ -91,25 +91,22 @@ class Recipe:
                 name of an option. Paths of features are called `features`; None is not given.
             control: Name of the control, if nothing is trained.
         """
-        kind, training = control or self.model, self.training
-        decides = {name: value for name, value in training.items() if name not in FREE_FIELDS}
-        own = {name: getattr(self, name) for name in ("decoder", "objective", "glove")}
-        given = {
-            name: [_as_found(one) for one in value] if isinstance(value, list) else _as_found(value)
-            for name, value in {
-                **sources, **own, "clip_seconds": self.clip_seconds, **decides
-            }.items()
-            if value is not None and value is not False
-        }  # fmt: skip
+        named = ("decoder", "objective", "glove", "clip_seconds")
+        given = {**sources, **{name: getattr(self, name) for name in named}}
+        given |= {name: one for name, one in self.training.items() if name not in FREE_FIELDS}
+        given = {name: one for name, one in given.items() if one is not None and one is not False}
+        kind = control or self.model
         words = [data, self.preset, "" if kind == "diffusion" else kind]
         words += [Path(place).stem for place in given.get("features", ())]
         words += [self.objective or "", self.decoder or ""]
         for name, form in (("learning_rate", "lr{:g}"), ("epochs", "{}epochs")):
             words += [form.format(given[name])] if name in given else []
         text = re.sub(r"[^\w.+-]", "_", "-".join(word for word in words if word))
-        name = f"{text[:_LONGEST_NAME]}-{self.seed}"
+        name = f"{text.encode()[:_LONGEST_NAME].decode(errors='ignore')}-{self.seed}"
         if given:
-            content = json.dumps(given, sort_keys=True)
+            if "features" in given:
+                given["features"] = [_as_found(place) for place in given["features"]]
+            content = json.dumps(given, sort_keys=True, default=_as_found)
             name += f"-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         return Path("runs", name)
 
@@ -313,11 +310,9 @@ def check_run_folder(
     raise FileError(message("--output", expected, ", ".join(others or found), hint))
 
 
-def _as_found(value: Any) -> Any:
-    """Give a path as it is found from anywhere, and other values as they are."""
-    if isinstance(value, str | os.PathLike):
-        return str(Path(value).resolve() if Path(value).exists() else value)
-    return value
+def _as_found(place: str | os.PathLike[str]) -> str:
+    """Give the path of what is there as it is found from anywhere; other names as they are."""
+    return str(Path(place).resolve() if Path(place).exists() else place)
 
 
 def is_main_process() -> bool:
