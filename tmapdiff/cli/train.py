@@ -233,8 +233,9 @@ def train(
         )
         out.line(str(data))
         sources = {
-            "train": train or root,
-            "test": test or root,
+            "train": place,
+            "test": other,
+            "root": root,
             "dataset": dataset,
             "test_split": None if test_split == "test" else test_split,
             "features": features or None,
