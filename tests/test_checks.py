@@ -1,3 +1,6 @@
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
@@ -31,9 +34,13 @@ def test_integers():
 
 def test_ranges():
     assert check_range("f", "x", 0, 0, 1) == 0.0
-    assert check_range("f", "x", "0.5", 0, 1) == 0.5
     assert check_range("f", "x", 1e9, 0) == 1e9
-    for wrong in (-0.1, 1.1, float("nan"), float("inf"), "a", None):
+    for number in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)):
+        assert check_range("f", "x", number, 0, 1) == 0.5
+    for wrong in (-0.1, 1.1, float("nan"), float("inf"), 10**400):
+        with refuses(ArgumentError, f"f: expected x in [0, 1], got {wrong!r}."):
+            check_range("f", "x", wrong, 0, 1)
+    for wrong in ("a", "0.5", b"1", None, True, np.bool_(True), 1j, [1], np.ones(1), torch.ones(1)):
         with refuses(ArgumentError, f"f: expected x in [0, 1], got {wrong!r}."):
             check_range("f", "x", wrong, 0, 1)
     for wrong in (0, float("inf"), float("-inf")):

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from numbers import Real
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,14 +53,26 @@ def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "")
     return int(value)
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number: no text, boolean, None or array of several."""
+    if getattr(value, "ndim", 0):
+        return False
+    # bool is a number to Python, but never what a caller means by one.
+    one = value.item() if hasattr(value, "item") else value
+    return isinstance(one, Real) and not isinstance(one, bool)
+
+
 def check_range(
     who: str, name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> float:
-    """Return `value` as a float, or raise ArgumentError when it is outside `[low, high]`."""
+    """Return `value` as a float, or raise ArgumentError when it is no number in `[low, high]`.
+
+    Numbers are Python's, NumPy's and tensors' of one value; no texts, booleans and None.
+    """
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+        number = float(value) if is_number(value) else math.nan
+    except OverflowError:  # an integer of more digits than a float has
+        number = math.inf
     above = number > low if open_low else number >= low
     if not (math.isfinite(number) and above and number <= high):
         bracket = "(" if open_low else "["
