@@ -127,7 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
         ("model", evaluate(model, test_set, seed=args.seed).metrics),
     ):
         print(f"{name:14}", *(f"{key} {value:5.1f}" for key, value in metrics.items()), sep="  ")
-    pipeline = MomentLocalizationPipeline(model, vocabulary, encoder, fps=FPS)
+    durations = [item.duration for item in train.annotations]
+    pipeline = MomentLocalizationPipeline(model, vocabulary, encoder, fps=FPS, durations=durations)
     pipeline.save_pretrained(args.output / "pipeline")
     print(f"written to {args.output / 'pipeline'} after {time.perf_counter() - began:.0f} s")
 

@@ -85,6 +85,22 @@ def test_unknown_words_are_told_once_and_queries_of_them_alone_refused(corpus, t
     assert not (tmp_path / "none").exists()
 
 
+def test_videos_longer_than_those_of_training_are_counted(corpus, tmp_path):
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus / "pipeline", durations=[12.0])
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    report = localize_corpus(
+        tmp_path / "pipeline",
+        corpus / "videos.parquet",
+        corpus / "queries.parquet",
+        tmp_path / "out",
+        features=[corpus / "features"],
+        num_workers=0,
+    )
+    # 10 to 15.5 s, of which 3 % more than in training are no other length.
+    assert (report.videos, report.in_windows) == (12, 5)
+    assert "12 videos (5 in windows)" in str(report)
+
+
 def assert_alike(found, expected):
     assert found.keys() == expected.keys()
     for key, row in expected.items():

@@ -83,6 +83,8 @@ class CorpusReport:
         pairs: Queries in these videos.
         done_before: Videos that earlier runs had localized.
         failed: Videos that could not be; a further run tries them again.
+        in_windows: Videos, of those localized now, that are longer than those of training and were
+            searched in windows.
         seconds: Wall time.
     """
 
@@ -91,11 +93,14 @@ class CorpusReport:
     done_before: int
     failed: tuple[FailedVideo, ...]
     seconds: float
+    in_windows: int = 0
 
     def __str__(self) -> str:
+        windows = f" ({self.in_windows} in windows)" if self.in_windows else ""
         failed = f", {len(self.failed)} failed" if self.failed else ""
         before = f", {self.done_before} were done before" if self.done_before else ""
-        return f"{self.pairs} queries in {self.videos} videos, {self.seconds:.1f} s{before}{failed}"
+        videos = f"{self.videos} videos{windows}"
+        return f"{self.pairs} queries in {videos}, {self.seconds:.1f} s{before}{failed}"
 
 
 def localize_corpus(
@@ -180,15 +185,17 @@ def localize_corpus(
         threads_per_worker,
         None if device is None else str(device),
     )
-    done = pairs = 0
+    done = pairs = in_windows = 0
     failed: list[FailedVideo] = []
     for found in _run(job, shares, num_workers, gpus_per_worker):
         done, pairs = done + found["videos"], pairs + found["pairs"]
+        in_windows += found["in_windows"]
         failed += [FailedVideo(*one) for one in json.loads(found["failed"])]
         if on_file is not None:
             on_file(done + len(failed), len(todo))
     known = sum(item[0] in before for item in wanted)
-    return CorpusReport(done, pairs, known, tuple(failed), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return CorpusReport(done, pairs, known, tuple(failed), seconds, in_windows)
 
 
 def _run(
@@ -271,12 +278,15 @@ class _ShareLocalizer:
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
+        in_windows = 0
         failed: list[tuple[str, str]] = []
         done: list[str] = []
         share = json.loads(row["share"])
         for video_id, source in share:
             try:
-                rows += self._localize(video_id, source)
+                found = self._localize(video_id, source)
+                rows += self._rows(video_id, found)
+                in_windows += found.windows is not None
                 done.append(video_id)
             except TmapdiffError as error:
                 failed.append((video_id, str(error)))
@@ -284,14 +294,19 @@ class _ShareLocalizer:
             # Of all videos of the share: done again after a kill, it replaces what there is.
             name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
             _write(self.job.output / f"part-{name}.parquet", done, rows)
-        return {"videos": len(done), "pairs": len(rows), "failed": json.dumps(failed)}
+        return {
+            "videos": len(done),
+            "pairs": len(rows),
+            "failed": json.dumps(failed),
+            "in_windows": in_windows,
+        }
 
-    def _localize(self, video_id: str, source: Any) -> list[dict[str, Any]]:
-        """Rows of all queries of a video; `source` is its file, or its duration."""
+    def _localize(self, video_id: str, source: Any) -> Any:
+        """Ask all queries of a video; `source` is its file, or its duration."""
         options, queries = self.job.options, self.job.queries.of(video_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownWordsWarning)  # told once, for all videos
-            found: Any = self.pipeline(
+            return self.pipeline(
                 self._features(video_id, source),
                 [sentence for _, sentence in queries],
                 num_inference_steps=options.num_inference_steps,
@@ -301,6 +316,9 @@ class _ShareLocalizer:
                 generator=[_generator(options.seed, video_id, one) for one, _ in queries],
                 batch_size=self.job.batch_size,
             )
+
+    def _rows(self, video_id: str, found: Any) -> list[dict[str, Any]]:
+        queries = self.job.queries.of(video_id)
         return [
             {
                 "video_id": video_id,

@@ -29,6 +29,19 @@ def test_a_video_is_answered_as_by_the_pipeline(run, corpus):
             assert one["spread"] is not None
 
 
+def test_a_video_longer_than_those_of_training_is_searched_in_windows(run, corpus, tmp_path):
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline, durations=[2.0])
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    video, options = corpus.videos / "three.mp4", ["--model", tmp_path / "pipeline"]
+    windows = run("localize", video, *SENTENCES, *options, "--json").document["windows"]
+    assert [end - start for start, end in windows] == pytest.approx([2.0] * 7)
+    assert (windows[0][0], windows[-1][1]) == (0, pytest.approx(8.0))
+    text = "searched in 7 windows of 2.0 s, as the video is longer than those of training"
+    assert text in run("localize", video, *SENTENCES, *options).out
+    whole = run("localize", video, *SENTENCES, "--model", corpus.pipeline, "--json")
+    assert whole.document["windows"] == []
+
+
 def test_features_answer_as_their_video(run, corpus, tmp_path):
     store = open_feature_store(corpus.features)
     np.save(tmp_path / "three.npy", store["three"].numpy())

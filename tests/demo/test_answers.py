@@ -82,6 +82,26 @@ def test_nothing_is_denoised_twice(pipeline, features, monkeypatch, samples, cli
         assert one == vars(alone.moments[0][0])
 
 
+def test_a_video_longer_than_those_of_training(pipeline, features):
+    pipe = MomentLocalizationPipeline(
+        pipeline.localizer, pipeline.vocabulary, fps=2, durations=[5.0]
+    )
+    answer = json.loads(find_answer(pipe, features, QUERY, steps=3, samples=4, seed=2))
+    generator = torch.Generator().manual_seed(2)
+    found = pipe(features, QUERY, num_inference_steps=3, num_samples=4, generator=generator)
+    assert answer["windows"] == len(found.windows[0]) == 7
+    assert answer["moments"] == [vars(one) for one in found.moments[0]]
+    dense = found.maps[0].numpy()
+    np.testing.assert_array_equal(cells(answer["map"], 64) == 0, np.isnan(dense))
+    assert len(answer["samples"]) == 4
+    generator = torch.Generator().manual_seed(2)
+    for one in answer["samples"]:
+        alone = pipe(
+            features, QUERY, num_inference_steps=3, num_samples=1, generator=generator, top_n=1
+        )
+        assert one == vars(alone.moments[0][0])
+
+
 def test_one_sample_has_no_spread(pipeline, features):
     answer = json.loads(find_answer(pipeline, features, QUERY, steps=1, samples=1, seed=0))
     assert answer["samples"] == []

@@ -11,6 +11,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.pipelines import (
+    CHANNELS,
+    FPS,
+    QUERIES,
+    WORDS,
+    assert_alike,
+    make_features,
+    make_localizer,
+    make_pictures,
+    make_pipe,
+    seeds,
+    write_video,
+)
 from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import (
@@ -18,7 +31,6 @@ from tmapdiff import (
     FrameEncoder,
     LocalizedMoment,
     MomentLocalizationPipeline,
-    MomentLocalizer,
     Vocabulary,
 )
 from tmapdiff.data import pool_features
@@ -34,34 +46,6 @@ from tmapdiff.errors import (
 )
 from tmapdiff.video import VideoFeatures
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
-WORDS = ["a", "person", "opens", "the", "door"]
-QUERIES = ["a person opens the door", "the door", "person"]
-CHANNELS = 96  # of test_resnet's features
-FPS = 4.0
-
-
-def make_localizer(kind=MomentLocalizer, seed=0, **fields):
-    torch.manual_seed(seed)
-    encoder = {
-        **GRID,
-        "vocabulary_size": len(WORDS) + 2,
-        "clip_channels": CHANNELS,
-        "word_channels": 8,
-        "channels": 8,
-        "num_text_layers": 1,
-        **fields.pop("encoder", {}),
-    }
-    if kind is MS2DTAN:
-        model = MS2DTAN(encoder_config=encoder, kernel_sizes=[3], **fields)
-    else:
-        decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
-        decoder["kernel_sizes"] = [3]
-        model = MomentLocalizer(encoder_config=encoder, decoder_config=decoder, **fields)
-    for one in model.parameters():  # what starts at zero must count, too
-        torch.nn.init.normal_(one, std=0.3)
-    return model.eval()
-
 
 @pytest.fixture(scope="module")
 def frame_encoder():
@@ -74,53 +58,9 @@ def pipe(frame_encoder):
     return make_pipe(frame_encoder=frame_encoder)
 
 
-def make_pipe(localizer=None, **parts):
-    parts = {"vocabulary": Vocabulary(WORDS), "fps": FPS, **parts}
-    return MomentLocalizationPipeline(localizer or make_localizer(), **parts)
-
-
-def make_features(length, seed=0, channels=CHANNELS):
-    features = torch.randn(length, channels, generator=torch.Generator().manual_seed(seed))
-    return VideoFeatures(features, 1 / FPS, length / FPS)
-
-
-def make_pictures(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, 24, 32, 3), dtype=np.uint8)
-
-
 def names(folder):
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix() for path in files}
-
-
-def seeds(count, first=0):
-    return [torch.Generator().manual_seed(first + index) for index in range(count)]
-
-
-def write_video(path, pictures, rate=8):
-    av = pytest.importorskip("av")
-    with av.open(path if isinstance(path, io.BytesIO) else str(path), "w", format="mp4") as file:
-        stream = file.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width = pictures.shape[1:3]
-        for picture in pictures:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        file.mux(stream.encode())
-    return path
-
-
-def assert_alike(actual, expected):
-    """Two answers of the same queries, up to rounding."""
-    for mine, other in zip(actual.moments, expected.moments, strict=True):
-        assert len(mine) == len(other)
-        for one, two in zip(mine, other, strict=True):
-            assert (one.start, one.end) == pytest.approx((two.start, two.end))
-            assert one.score == pytest.approx(two.score, rel=1e-3)
-            assert (one.spread is None) == (two.spread is None)
-            if one.spread is not None:
-                assert one.spread == pytest.approx(two.spread, rel=1e-3, abs=1e-5)
-    for mine, other in zip(actual.maps, expected.maps, strict=True):
-        assert torch.equal(mine.isnan(), other.isnan())
-        assert_close(mine.nan_to_num(), other.nan_to_num())
 
 
 class TestUnknownWords:

@@ -25,7 +25,7 @@ from tmapdiff.recipes import (
     make_pipeline_test_set,
     make_test_set,
 )
-from tmapdiff.recipes.training import SYNTHETIC_EPOCHS
+from tmapdiff.recipes.training import SYNTHETIC_EPOCHS, TrainedLocalizer
 from tmapdiff.video import VideoFeatures
 
 VOCABULARY = Vocabulary(["a", "dog"])
@@ -242,3 +242,19 @@ def test_pipelines_that_do_not_fit_the_data_are_refused(data):
     pipeline = MomentLocalizationPipeline(Recipe("nano").build(VOCABULARY, 256), VOCABULARY)
     with refuses(ConfigError, "expected a pipeline of DiDeMo's 21 moments"):
         make_pipeline_test_set(pipeline, didemo)
+
+
+def test_pipelines_keep_the_durations_that_they_were_trained_on(data):
+    vocabulary = Vocabulary.from_sentences(item.query for item in (*data.train, *data.test))
+    model = Recipe("nano").build(vocabulary, data.store.feature_dim)
+    train, test = (
+        make_test_set(part, data.store, model.grid, vocabulary) for part in (data.train, data.test)
+    )
+    pipeline = TrainedLocalizer(model, model, train, test, None).make_pipeline()
+    lasted = sorted(item.duration for item in data.train)
+    assert pipeline.config.durations[::2] == (lasted[0], lasted[-1])
+    assert lasted[0] < pipeline.config.durations[1] < lasted[-1]
+    pipeline = MomentLocalizationPipeline(model, vocabulary, durations=[1.0])
+    videos = len({item.video_id for item in data.test})
+    with pytest.warns(UserWarning, match=f"{videos} videos are longer than those of training"):
+        make_pipeline_test_set(pipeline, data)

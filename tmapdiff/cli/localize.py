@@ -79,7 +79,8 @@ def localize(
     """Find the moments of a video that sentences describe.
 
     The score tells which moment fits better; with several samples, the spread is the standard
-    deviation of it over the samples.
+    deviation of it over the samples. A video that is longer than those of training is searched in
+    windows of their length, and the answer says so.
     """
     is_file_of_features = Path(video).suffix in (".npy", ".npz", ".pt")
     without_pictures = features is not None or is_file_of_features
@@ -114,6 +115,13 @@ def localize(
             *_draw_maps(found, sentences, map),
             *_draw_strips(found, sentences, video, strip),
         ]
+        windows = [] if found.windows is None else found.windows[0]
+        if windows:
+            start, end = windows[0]
+            out.line(
+                f"searched in {len(windows)} windows of {end - start:.1f} s, "
+                f"as the video is longer than those of training"
+            )
         for sentence, moments in zip(sentences, found.moments, strict=True):
             _print_moments(out, sentence, moments)
         if files:
@@ -122,6 +130,7 @@ def localize(
             {
                 "video": video,
                 "duration": found.durations[0],
+                "windows": windows,
                 "model": model,
                 "seed": seed,
                 **given(context),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.pipelines._batches import list_moments
+from tmapdiff.pipelines._windows import join_windows
 from tmapdiff.video import VideoFeatures
 
 _MOMENTS = 5
@@ -37,10 +39,11 @@ def find_answer(
         seed: Seed of the noise.
 
     Returns:
-        JSON with `query`, `duration`, `clip_seconds`, `clips`, `limits` (scores at the ends of the
-        colour scale), `map`, `moments`, `samples` (the best moment of each), `beliefs` and `noise`
-        (maps after each step). A map is base64 of a byte for each cell, row by row `[start,
-        duration]`: 0 where there is no candidate, else 1 to 255 over the limits.
+        JSON with `query`, `duration`, `windows` (how many a long video was searched in; else 1),
+        `clip_seconds`, `clips`, `limits` (scores at the ends of the colour scale), `map`,
+        `moments`, `samples` (the best moment of each), `beliefs` and `noise` (maps after each
+        step). A map is base64 of a byte for each cell, row by row `[start, duration]`: 0 where
+        there is no candidate, else 1 to 255 over the limits.
 
     Raises:
         TmapdiffError: As the pipeline.
@@ -72,12 +75,13 @@ def find_answer(
     answer = {
         "query": query,
         "duration": found.durations[0],
+        "windows": 1 if found.windows is None else len(found.windows[0]),
         "clip_seconds": found.clip_seconds[0],
         "clips": len(merged),
         "limits": [low, high],
         "map": _encode(merged, low, high),
         "moments": [_moment(one) for one in found.moments[0]],
-        "samples": _best_of_each(pipeline, drawn, found) if drawn else [],
+        "samples": _best_of_each(pipeline, drawn, samples, found) if drawn else [],
         "beliefs": [_encode(one, low, high) for one in beliefs],
         # Noise goes far beyond: each map over its own range.
         "noise": [_encode(one, *np.nanquantile(one, [0.01, 0.99])) for one in noise],
@@ -86,29 +90,35 @@ def find_answer(
 
 
 def _best_of_each(
-    pipeline: MomentLocalizationPipeline, drawn: Sequence[Tensor], found: Any
+    pipeline: MomentLocalizationPipeline, drawn: Sequence[Tensor], samples: int, found: Any
 ) -> list[dict[str, float | None]]:
-    """Read the best moment off each sample; drawn are packed maps, (1, cells) each."""
-    packed = found.maps.packed[0]
-    maps = torch.cat(list(drawn))
+    """Read the best moment off each sample.
+
+    Drawn are packed maps, sample by sample: (1, cells) each; or, of a video in windows,
+    (windows, cells), for so many windows at a time.
+    """
+    packed, seconds = found.maps.packed[0], found.clip_seconds[0]
+    maps = torch.stack([torch.cat(list(drawn[index::samples])) for index in range(samples)], dim=1)
+    if found.windows is None:
+        maps = maps[0]
+    else:
+        windows = [
+            (round(start / seconds), round(end / seconds)) for start, end in found.windows[0]
+        ]
+        maps = join_windows(maps, windows, pipeline.localizer.grid, packed.grid)
 
     def repeated(value: Any) -> Tensor:
-        return torch.full((len(maps),), value, device=maps.device)
+        return torch.full((samples,), value, device=maps.device)
 
     read = pipeline.localizer.read_moments(
         maps,
-        repeated(found.clip_seconds[0]),
+        repeated(seconds),
         grid=packed.grid,
         num_clips=None if packed.num_clips is None else repeated(packed.num_clips),
-        durations=repeated(found.durations[0]),
         top_n=1,
     )
-    best = read.ranked.moments[:, 0].tolist()
-    scores = read.ranked.scores[:, 0].tolist()
-    return [
-        {"start": start, "end": end, "score": score, "spread": None}
-        for (start, end), score in zip(best, scores, strict=True)
-    ]
+    best = list_moments(read.ranked, [seconds] * samples, [found.durations[0]] * samples)
+    return [_moment(one) for (one,) in best]
 
 
 def _encode(dense: np.ndarray, low: float, high: float) -> str:

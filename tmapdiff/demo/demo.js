@@ -127,6 +127,10 @@ window.tmapdiffDemo = (() => {
       make("span", "caption", timeline,
         `lowest row: the best moment of each of ${answer.samples.length} samples, overlaid`);
     }
+    if (answer.windows > 1) {
+      make("span", "caption", timeline,
+        `searched in ${answer.windows} windows, as the video is longer than those of training`);
+    }
     make("span", "playhead", tracks);
     follow();
   }

@@ -2,25 +2,39 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tmapdiff.data.clips import fill_clips
-from tmapdiff.maps import MultiScaleMapSampler
+from tmapdiff.maps import MultiScaleMapSampler, RankedMoments
 from tmapdiff.models import DenoisingStep, Localization, MapLocalizer
+from tmapdiff.pipelines._windows import Window, join_windows
 from tmapdiff.pipelines.output import LocalizedMoment, PackedMaps
 
 
 @dataclass(frozen=True)
 class Clips:
-    """A video as the model reads it; `num_clips` is None when all videos have as many."""
+    """A video as the model reads it; `num_clips` is None when it has as many as the grid.
+
+    `windows` are those that it is searched in; none, if it is searched as a whole.
+    """
 
     features: Tensor
     duration: float
     clip_seconds: float
     num_clips: int | None
+    windows: tuple[Window, ...] = ()
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Start and end of its windows in seconds; a whole video is its only window."""
+        if not self.windows:
+            return [(0.0, self.duration)]
+        ends = (min(end * self.clip_seconds, self.duration) for _, end in self.windows)
+        starts = (start * self.clip_seconds for start, _ in self.windows)
+        return list(zip(starts, ends, strict=True))
 
 
 class Batch:
@@ -29,28 +43,53 @@ class Batch:
     def __init__(
         self, clips: Sequence[Clips], words: Sequence[Tensor], localizer: MapLocalizer
     ) -> None:
-        grid, each = localizer.grid, localizer.encoder.config.features_per_clip
         self.device = device = localizer.device
+        self.counts: list[int | None] = [None] * len(clips)
         self.num_clips: Tensor | None = None
-        longest = grid.num_clips
-        if clips[0].num_clips is not None:
-            counts = [one.num_clips or 0 for one in clips]
-            longest = max(longest, *counts)
-            self.num_clips = torch.tensor(counts, device=device)
-        multiple = grid.stride(grid.num_scales - 1)
-        videos = {id(one): one for one in clips}
-        filled = [fill_clips(one.features, longest, multiple, each) for one in videos.values()]
-        places = {key: place for place, key in enumerate(videos)}
-        self.videos = torch.stack(filled).to(device, localizer.dtype)  # each once
+        grid = localizer.grid
+        if any(one.num_clips is not None for one in clips):
+            counts = [one.num_clips or grid.num_clips for one in clips]
+            self.counts, self.num_clips = [*counts], torch.tensor(counts, device=device)
+            coarsest = grid.stride(grid.num_scales - 1)
+            grid = grid.resized(max(grid.num_clips, -(-max(counts) // coarsest) * coarsest))
+        self.localizer, self.grid = localizer, grid
+        self.different = {id(one): one for one in clips}
+        places = {key: place for place, key in enumerate(self.different)}
         self.video_of = torch.tensor([places[id(one)] for one in clips], device=device)
+        self.sentences = words
         self.words = pad_sequence(list(words), batch_first=True).to(device)
         self.num_words = torch.tensor([len(one) for one in words])  # the CPU is where it is read
         self.clip_seconds = torch.tensor([one.clip_seconds for one in clips], device=device)
-        self.durations = torch.tensor([one.duration for one in clips], device=device)
         self.clips = clips
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @cached_property
+    def videos(self) -> Tensor:
+        """Features of the videos, each once, filled up to the clips of `grid`."""
+        each = self.localizer.encoder.config.features_per_clip
+        filled = [
+            fill_clips(one.features, self.grid.num_clips, 1, each)
+            for one in self.different.values()
+        ]
+        return torch.stack(filled).to(self.device, self.localizer.dtype)
+
+    def windows(self) -> list[tuple[int, Clips]]:
+        """Query and features of each window, in order; a whole video is its only window.
+
+        Queries of one video stand side by side: they share the features of its windows.
+        """
+        each = self.localizer.encoder.config.features_per_clip
+        clips = self.localizer.grid.num_clips
+        found = []
+        for key, video in self.different.items():
+            rows = [row for row, one in enumerate(self.clips) if id(one) == key]
+            for start, end in video.windows or ((0, clips),):
+                part = video.features[start * each : end * each]
+                window = Clips(part, clips * video.clip_seconds, video.clip_seconds, None)
+                found += [(row, window) for row in rows]
+        return found
 
     @property
     def features(self) -> Tensor:
@@ -62,6 +101,52 @@ class Batch:
         if len(of_videos) == 1:
             return of_videos.expand(len(self), *of_videos.shape[1:])
         return of_videos[self.video_of]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a model gave for the queries of a batch.
+
+    Attributes:
+        samples: Maps of each sample.
+        clean: Maps that it believed in after every step, the mean over the samples; None unless
+            asked for.
+        noisy: Likewise, the noisy maps of the first sample.
+
+    Shape:
+        - samples: (B, S, cells)
+        - clean, noisy: (B, steps, cells)
+    """
+
+    samples: Tensor
+    clean: Tensor | None
+    noisy: Tensor | None
+
+    @classmethod
+    def join(cls, parts: Sequence["Drawn"], queries: Sequence[int], batch: Batch) -> "Drawn":
+        """Join what was drawn of the windows of a batch, in parts; `queries` says of which each."""
+        own = batch.localizer.grid
+
+        def joined(name: str) -> Tensor | None:
+            maps = [getattr(one, name) for one in parts]
+            if maps[0] is None:
+                return None
+            windows, of = torch.cat(maps), torch.tensor(queries)
+            return torch.stack(
+                [
+                    join_windows(
+                        windows[(of == row).to(windows.device)],
+                        clips.windows or ((0, own.num_clips),),
+                        own,
+                        batch.grid,
+                    )
+                    for row, clips in enumerate(batch.clips)
+                ]
+            )
+
+        samples = joined("samples")
+        assert samples is not None
+        return cls(samples, joined("clean"), joined("noisy"))
 
 
 class Steps:
@@ -101,33 +186,54 @@ class Answer:
 
 
 def answers_of(
-    found: Localization,
-    spread: Tensor | None,
-    batch: Batch,
-    clean: Tensor | None,
-    noisy: Tensor | None,
+    found: Localization, spread: Tensor | None, batch: Batch, drawn: Drawn
 ) -> Iterator[Answer]:
-    ranked, maps = found.ranked, found.maps.float().cpu()
-    starts, ends = (one.tolist() for one in ranked.moments.unbind(-1))
-    scores, valid = ranked.scores.tolist(), ranked.valid.tolist()
-    spreads = None if spread is None else spread.tolist()
+    maps = found.maps.float().cpu()
+    listed = list_moments(
+        found.ranked,
+        [one.clip_seconds for one in batch.clips],
+        [one.duration for one in batch.clips],
+        spread,
+    )
     for row, clips in enumerate(batch.clips):
-        listed = [
+        packed = PackedMaps(found.grid, maps[row], batch.counts[row])
+        steps = [
+            None if one is None else PackedMaps(found.grid, one[row], batch.counts[row])
+            for one in (drawn.clean, drawn.noisy)
+        ]
+        yield Answer(listed[row], clips, packed, *steps)
+
+
+def list_moments(
+    ranked: RankedMoments,
+    clip_seconds: Sequence[float],
+    durations: Sequence[float],
+    spread: Tensor | None = None,
+) -> list[list[LocalizedMoment]]:
+    """Give the moments of each query, in seconds that are computed as Python's numbers.
+
+    In float32 an end might lie after the video's.
+
+    Shape:
+        - spread: (B, n)
+    """
+    assert ranked.clips is not None  # they were read off a map
+    clips, valid = ranked.clips.tolist(), ranked.valid.tolist()
+    scores = ranked.scores.tolist()
+    spreads = None if spread is None else spread.tolist()
+    return [
+        [
             LocalizedMoment(
-                start=starts[row][rank],
-                end=ends[row][rank],
-                score=score,
+                start=first * seconds,
+                end=min(end * seconds, duration),
+                score=scores[row][rank],
                 spread=None if spreads is None else spreads[row][rank],
             )
-            for rank, score in enumerate(scores[row])
+            for rank, (first, end) in enumerate(clips[row])
             if valid[row][rank]
         ]
-        packed = PackedMaps(found.grid, maps[row], clips.num_clips)
-        steps = [
-            None if one is None else PackedMaps(found.grid, one[row], clips.num_clips)
-            for one in (clean, noisy)
-        ]
-        yield Answer(listed, clips, packed, *steps)
+        for row, (seconds, duration) in enumerate(zip(clip_seconds, durations, strict=True))
+    ]
 
 
 def spread_of(found: Localization, samples: Tensor) -> Tensor | None:

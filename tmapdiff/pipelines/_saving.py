@@ -19,7 +19,7 @@ from tmapdiff.models.transformers_text import TEXT_ENCODER_FILES
 from tmapdiff.video import FrameEncoder
 
 PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
-NUMBERS = ("fps", "clip_seconds")
+NUMBERS = ("fps", "clip_seconds", "durations")
 VOCABULARY = "vocabulary.json"
 # What saving replaces.
 PIPELINE_FILES = {

@@ -34,7 +34,7 @@ from tmapdiff.errors import (
 from tmapdiff.models import DenoisingStep, MapLocalizer, Ranking, TransformersTextEncoder
 from tmapdiff.models._base import check_safe
 from tmapdiff.models.map_localizer import Generators
-from tmapdiff.pipelines._batches import Answer, Batch, Clips, Steps, answers_of, spread_of
+from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, Steps, answers_of, spread_of
 from tmapdiff.pipelines._saving import (
     NUMBERS,
     PARTS,
@@ -43,6 +43,12 @@ from tmapdiff.pipelines._saving import (
     find_folder,
     load_part,
     read_index,
+)
+from tmapdiff.pipelines._windows import (
+    count_clips,
+    divide_in_windows,
+    generators_of_windows,
+    summarize_durations,
 )
 from tmapdiff.pipelines.output import MergedMaps, MomentLocalizationOutput
 from tmapdiff.video import FrameEncoder, VideoFeatures, VideoSource, encode_video
@@ -68,6 +74,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         fps: Features a second, as in training; needed with a `frame_encoder`.
         clip_seconds: Seconds a clip lasts, as in training. If None, the model's clips divide every
             video equally.
+        durations: Seconds that the videos of training lasted, each or the shortest, the median and
+            the longest, which are kept. Without `clip_seconds`, a video that is longer than all is
+            searched in overlapping windows of the median. If None, any video is searched as one,
+            also where moments are then longer than any of training.
 
     Raises:
         ConfigError: If the parts do not fit each other.
@@ -92,12 +102,15 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         text_encoder: TransformersTextEncoder | None = None,
         fps: float | None = None,
         clip_seconds: float | None = None,
+        durations: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         who = type(self).__name__
         for name, number, most in (("fps", fps, MAX_FPS), ("clip_seconds", clip_seconds, math.inf)):
             if number is not None:
                 check_range(who, name, number, 0, most, open_low=True)
+        if durations is not None:
+            durations = summarize_durations(who, durations)
         encoder = localizer.encoder.config
         _check_text(who, encoder, vocabulary, text_encoder)
         if frame_encoder is not None:
@@ -113,7 +126,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             frame_encoder=frame_encoder,
             text_encoder=text_encoder,
         )
-        self.register_to_config(fps=fps, clip_seconds=clip_seconds)
+        self.register_to_config(fps=fps, clip_seconds=clip_seconds, durations=durations)
         self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
         self._lock = Lock()  # of the videos
 
@@ -180,9 +193,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: Folder, or name on the hub.
-            **kwargs: Parts to use in place of the folder's, such as `frame_encoder=None`; `fps` and
-                `clip_seconds`; `torch_dtype` of the model; and, from the hub, as for
-                huggingface_hub's `snapshot_download`: `revision`, `token`, `local_files_only`, ...
+            **kwargs: Parts to use in place of the folder's, such as `frame_encoder=None`; `fps`,
+                `clip_seconds` and `durations`; `torch_dtype` of the model; and, from the hub, as
+                for huggingface_hub's `snapshot_download`: `revision`, `token`, ...
 
         Raises:
             CheckpointError: If there is no such pipeline, it is damaged, or its parts do not fit
@@ -322,6 +335,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Words that the model does not know are told by an `UnknownWordsWarning`.
 
+        A video that is longer than those of training (`durations`) is searched in windows, and the
+        output lists these.
+
         Args:
             video: A file; its content, as bytes or as an open binary file; pictures, with
                 `frame_rate`; features, as `encode_video` gives them or as a tensor at the
@@ -338,13 +354,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             generator: Source of noise: one, or one a query, which makes answers independent of how
                 queries are batched.
             frame_rate: Pictures a second, of videos that are pictures.
-            batch_size: Queries at a time; their videos may differ in length.
+            batch_size: Queries, or windows of their videos, at a time; videos may differ in length.
             output_type: `moments` gives lists of `LocalizedMoment`; `pt` and `np` one tensor or
                 array of all.
             return_steps: Whether to return the map after every step.
             callback_on_step_end: Called after every step of every sample with the pipeline, the
                 number of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps
-                of a `DenoisingStep`.
+                of a `DenoisingStep`; those of windows, where videos are searched in such.
             return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
 
         Shape:
@@ -387,6 +403,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                     generator[part] if isinstance(generator, Sequence) else generator,
                     return_steps,
                     callback_on_step_end,
+                    batch_size,
                 )
                 if bar is not None:
                     bar.update(len(batch))
@@ -441,18 +458,24 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def _clips(self, source: Video, frame_rate: float | None) -> "Clips":
         video = self.encode_video(source, frame_rate=frame_rate)
         encoder, grid = self.localizer.encoder.config, self.localizer.grid
-        seconds = self.config.clip_seconds
+        seconds, trained = self.config.clip_seconds, self.config.durations
         duration = video.duration or len(video.features) * video.seconds_per_feature
+        count = grid.num_clips
+        if seconds is None:
+            count = count_clips(duration, trained, grid)
         features = divide_video(
             video.features.float(),
             duration=duration,
-            num_clips=grid.num_clips,
+            num_clips=count,
             clip_seconds=seconds,
             features_per_clip=encoder.features_per_clip,
             seconds_per_feature=video.seconds_per_feature,
         )
-        count = None if seconds is None else len(features) // encoder.features_per_clip
-        return Clips(features, duration, seconds or duration / grid.num_clips, count)
+        if seconds is not None:
+            return Clips(features, duration, seconds, len(features) // encoder.features_per_clip)
+        if count == grid.num_clips:
+            return Clips(features, duration, duration / count, None)
+        return Clips(features, duration, duration / count, count, divide_in_windows(count, grid))
 
     def _answer(
         self,
@@ -462,7 +485,58 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         generator: Generators,
         return_steps: bool,
         callback: _Callback | None,
+        batch_size: int,
     ) -> list["Answer"]:
+        if any(one.windows for one in batch.clips):
+            drawn = self._draw_windows(
+                batch, sampling, generator, return_steps, callback, batch_size
+            )
+        else:
+            drawn = self._draw(batch, sampling, generator, return_steps, callback)
+        found = self.localizer.read_moments(
+            drawn.samples.mean(dim=1),
+            batch.clip_seconds,
+            grid=batch.grid,
+            num_clips=batch.num_clips,
+            **reading,
+        )
+        return list(answers_of(found, spread_of(found, drawn.samples), batch, drawn))
+
+    def _draw_windows(
+        self,
+        batch: "Batch",
+        sampling: Mapping[str, Any],
+        generator: Generators,
+        return_steps: bool,
+        callback: _Callback | None,
+        batch_size: int,
+    ) -> Drawn:
+        """Draw the maps of videos in windows, so many at a time, and join those of each query."""
+        windows, parts = batch.windows(), []
+        generators: list[torch.Generator] | None = None
+        if isinstance(generator, Sequence):
+            counts = [len(one.windows) or 1 for one in batch.clips]
+            own = [iter(some) for some in generators_of_windows(generator, counts)]
+            generators = [next(own[query]) for query, _ in windows]
+        for start in range(0, len(windows), batch_size):
+            place = slice(start, start + batch_size)
+            part = Batch(
+                [window for _, window in windows[place]],
+                [batch.sentences[query] for query, _ in windows[place]],
+                self.localizer,
+            )
+            chosen = generator if generators is None else generators[place]
+            parts.append(self._draw(part, sampling, chosen, return_steps, callback))
+        return Drawn.join(parts, [query for query, _ in windows], batch)
+
+    def _draw(
+        self,
+        batch: "Batch",
+        sampling: Mapping[str, Any],
+        generator: Generators,
+        return_steps: bool,
+        callback: _Callback | None,
+    ) -> Drawn:
         localizer, steps = self.localizer.evaluation_view(), Steps()
 
         def after_step(step: DenoisingStep) -> None:
@@ -487,18 +561,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         else:
             inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
             samples = localizer.predict_maps(*inputs)[:, None]
-        grid = localizer.grid_of(batch.features, batch.num_clips)
-        found = localizer.read_moments(
-            samples.mean(dim=1),
-            batch.clip_seconds,
-            grid=grid,
-            num_clips=batch.num_clips,
-            durations=batch.durations,
-            **reading,
-        )
-        return list(
-            answers_of(found, spread_of(found, samples), batch, steps.clean(), steps.noisy())
-        )
+        return Drawn(samples, steps.clean(), steps.noisy())
 
 
 def _output(
@@ -507,12 +570,17 @@ def _output(
     as_numpy = output_type == "np"
     moments: Any = [one.moments for one in answers]
     if output_type != "moments":
-        table = torch.full((len(answers), top_n, 4), torch.nan)
+        # Seconds in float32 might lie after the video's end.
+        table = torch.full((len(answers), top_n, 4), torch.nan, dtype=torch.float64)
         for row, one in enumerate(answers):
             for rank, moment in enumerate(one.moments):
                 spread = torch.nan if moment.spread is None else moment.spread
-                table[row, rank] = torch.tensor([moment.start, moment.end, moment.score, spread])
+                numbers = [moment.start, moment.end, moment.score, spread]
+                table[row, rank] = torch.tensor(numbers, dtype=torch.float64)
         moments = table.numpy() if as_numpy else table
+    windows = None
+    if any(one.clips.windows for one in answers):
+        windows = [one.clips.spans() for one in answers]
     steps = {}
     if return_steps:
         clean = [one.clean for one in answers if one.clean is not None]
@@ -523,6 +591,7 @@ def _output(
         maps=MergedMaps([one.maps for one in answers], as_numpy),
         clip_seconds=[one.clips.clip_seconds for one in answers],
         durations=[one.clips.duration for one in answers],
+        windows=windows,
         **steps,
     )
 

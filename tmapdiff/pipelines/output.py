@@ -48,8 +48,9 @@ class PackedMaps:
         clips, end = None, self.grid.num_clips
         if self.num_clips is not None:
             clips, end = torch.full((len(rows),), self.num_clips), self.num_clips
-        dense, mask = MultiScaleMapSampler(self.grid).merge(self.grid.unpack(rows), clips)
-        dense = dense.masked_fill(~mask, torch.nan)[:, :end, :end]
+        dense, _ = MultiScaleMapSampler(self.grid).merge(self.grid.unpack(rows), clips)
+        # Also where no window of a long video holds a moment.
+        dense = dense.masked_fill(dense == -torch.inf, torch.nan)[:, :end, :end]
         return dense if self.maps.dim() == 2 else dense[0]
 
 
@@ -94,6 +95,8 @@ class MomentLocalizationOutput(BaseOutput):
         steps: Of each query, the merged maps that the model believed in after every step, averaged
             over samples; None unless asked for.
         noisy_steps: Likewise, the noisy maps that the next step starts from, of the first sample.
+        windows: Of each query, the windows that its video was searched in, as start and end in
+            seconds: no moment is longer. None if every video was searched as a whole.
 
     Shape:
         - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":
@@ -108,3 +111,4 @@ class MomentLocalizationOutput(BaseOutput):
     durations: list[float]
     steps: MergedMaps | None = None
     noisy_steps: MergedMaps | None = None
+    windows: list[list[tuple[float, float]]] | None = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,8 @@ def make_pipeline_test_set(
         pipeline: The pipeline.
         data: Where the queries come from; its training queries are not read.
 
+    Warns if the pipeline would search some of the videos in windows: here each is one.
+
     Raises:
         ConfigError: If the features are not of the model's width, or, of DiDeMo, the pipeline's
             grid is not that of DiDeMo's 21 moments.
@@ -253,6 +256,15 @@ def make_pipeline_test_set(
     if data.protocol == "didemo" and (grid != MapGrid(**DIDEMO_GRID) or not clip_seconds):
         expected = "a pipeline of DiDeMo's 21 moments, such as train makes of DiDeMo"
         raise ConfigError(message(who, expected, repr(grid)))
+    durations = pipeline.config.durations
+    if clip_seconds is None and durations is not None:
+        longer = {item.video_id for item in data.test if item.duration > durations[-1]}
+        if longer:
+            text = (
+                f"{len(longer)} videos are longer than those of training, {durations[-1]:g} s at "
+                f"most: here each is searched as a whole, by the pipeline in windows."
+            )
+            warnings.warn(text, stacklevel=2)
     word_features = None
     if pipeline.text_encoder is not None:
         word_features = _features_of_words(pipeline, [item.query for item in data.test])

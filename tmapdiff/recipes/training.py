@@ -257,6 +257,7 @@ class TrainedLocalizer:
             frame_encoder=None if found is None else found.encoder,
             fps=fps,
             clip_seconds=self.test_set.clip_seconds,
+            durations=[item.duration for item in self.train_set.annotations],
         )
 
     def save_model(self, folder: str | os.PathLike[str]) -> None:

@@ -1,0 +1,88 @@
+"""Videos that are longer than those of training: searched in windows as long as those."""
+
+import math
+import statistics
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from tmapdiff._checks import check_range, message
+from tmapdiff.errors import ArgumentError
+from tmapdiff.maps import MapGrid
+
+Durations = tuple[float, float, float]  # the shortest, the median and the longest
+Window = tuple[int, int]  # its first clip, and the clip after its last
+
+
+def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
+    """Return the shortest, the median and the longest; of these three, the same three.
+
+    Raises:
+        ArgumentError: If there is none, or one is not positive.
+    """
+    if isinstance(durations, str | bytes) or not isinstance(durations, Iterable):
+        expected = "durations to be a list of seconds"
+        raise ArgumentError(message(who, expected, repr(durations)))
+    seconds = [check_range(who, "durations", one, 0, open_low=True) for one in durations]
+    if not seconds:
+        raise ArgumentError(message(who, "at least one duration", "none"))
+    return min(seconds), statistics.median(seconds), max(seconds)
+
+
+def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> int:
+    """Count the clips of a video: the grid's or, of one longer than all of training, more.
+
+    Then so many that the grid's last about the median duration of training, and whole clips of the
+    coarsest scale.
+    """
+    if trained is None or duration <= trained[2]:
+        return grid.num_clips
+    coarsest = grid.stride(grid.num_scales - 1)
+    clips = grid.num_clips * duration / trained[1]
+    return max(grid.num_clips, round(clips / coarsest) * coarsest)
+
+
+def divide_in_windows(num_clips: int, grid: MapGrid) -> tuple[Window, ...]:
+    """Divide a video into windows of the grid's clips: a half of each lies in the next, too.
+
+    They start where cells of the coarsest scale do: each of their cells is one of the video.
+    """
+    coarsest, last = grid.stride(grid.num_scales - 1), num_clips - grid.num_clips
+    step = max(grid.num_clips // 2 // coarsest, 1) * coarsest
+    return tuple((start, start + grid.num_clips) for start in (*range(0, last, step), last))
+
+
+def join_windows(maps: Tensor, windows: Iterable[Window], grid: MapGrid, whole: MapGrid) -> Tensor:
+    """Join the maps of windows into those of their video: the mean, of cells in several windows.
+
+    Shape:
+        - maps: (windows, S, cells) of `grid`, 0 in invalid cells
+        - returns: (S, cells) of `whole`, -inf in the cells that no window holds
+    """
+    joined = []
+    for scale, parts in enumerate(grid.unpack(maps.flatten(0, 1))):
+        held = grid.mask(scale, maps.device)
+        total = maps.new_zeros(maps.shape[1], *whole.shape(scale))
+        count = maps.new_zeros(whole.shape(scale))
+        for (start, _), part in zip(windows, parts.unflatten(0, maps.shape[:2]), strict=True):
+            first = start // grid.stride(scale)
+            rows = slice(first, first + len(held))
+            total[:, rows] += part
+            count[rows] += held
+        joined.append((total / count).masked_fill(count == 0, -math.inf))
+    return whole.pack(joined)
+
+
+def generators_of_windows(
+    generators: Iterable[torch.Generator], counts: Iterable[int]
+) -> list[list[torch.Generator]]:
+    """Give each window of each query a generator of its own, which does not depend on batches."""
+    found = []
+    for generator, count in zip(generators, counts, strict=True):
+        if count == 1:
+            found.append([generator])
+            continue
+        seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device)
+        found.append([torch.Generator(generator.device).manual_seed(s) for s in seeds.tolist()])
+    return found
