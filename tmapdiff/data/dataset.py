@@ -55,7 +55,7 @@ class MomentBatch:
         moments: Start and end in seconds; 0 after the last.
         num_moments: How many moments each query has.
         clip_seconds: Seconds a clip lasts.
-        durations: Seconds the video, or the window of it, lasts.
+        durations: Seconds the video, or the window of it, lasts; rounded down.
         num_clips: Clips that lie inside each video; None if all do.
         qids: Names of the queries.
         video_ids: Names of the videos.
@@ -300,13 +300,20 @@ def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
         ),
         num_moments=torch.tensor([len(item.moments) for item in items]),
         clip_seconds=torch.tensor([one.clip_seconds for one in samples], dtype=torch.float32),
-        durations=torch.tensor([item.duration for item in items], dtype=torch.float32),
+        durations=_not_after([item.duration for item in items]),
         num_clips=torch.tensor(counts) if len(counts) == len(samples) else None,
         qids=[item.qid for item in items],
         video_ids=[item.video_id for item in items],
         queries=[item.query for item in items],
         has_windows=any(sample.is_window for sample in samples),
     )
+
+
+def _not_after(seconds: Sequence[float]) -> Tensor:
+    """Round down to float32: a moment that ends there must not end after the video."""
+    exact = torch.tensor(seconds, dtype=torch.float64)
+    near = exact.float()
+    return near.where(near.double() <= exact, near.nextafter(near.new_zeros(())))
 
 
 def _encoded(

@@ -39,8 +39,9 @@ class Prediction:
             "query": self.query,
             "vid": self.video_id,
             _WINDOWS: [
-                # Seconds to a tenth of a millisecond; scores may be small, and must not be tied.
-                [round(start, 4), round(end, 4), float(f"{score:.6g}")]
+                # Seconds to a tenth of a millisecond, rounded down: the end must not lie after the
+                # video's. Scores may be small, and must not be tied.
+                [_round_down(start), _round_down(end), float(f"{score:.6g}")]
                 for start, end, score in self.windows
             ],
         }
@@ -91,6 +92,11 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
             raise AnnotationError(message(who, f"{_WINDOWS} to be a list", shown(windows)))
         found[qid] = Prediction(qid, query, video_id, tuple(_window(who, one) for one in windows))
     return tuple(found.values())
+
+
+def _round_down(seconds: float) -> float:
+    rounded = round(seconds, 4)
+    return rounded if rounded <= seconds else round(rounded - 1e-4, 4)
 
 
 def _window(who: str, value: Any) -> tuple[float, float, float]:

@@ -249,5 +249,6 @@ def answer_moments(
     else:
         moments = picked * clip_seconds[:, None, None]
     if durations is not None:
-        moments = moments.minimum(durations.to(moments)[:, None, None])
+        # In the more precise of the two: what ends with the video must not end after it.
+        moments = torch.minimum(moments, durations.to(moments.device)[:, None, None])
     return RankedMoments(moments=moments, scores=scores, valid=valid, clips=picked)

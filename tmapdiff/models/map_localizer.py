@@ -263,7 +263,9 @@ class MapLocalizer(MapModel):
             clip_seconds: Seconds a clip lasts, for each sample.
             num_clips: Clips of each video, when they differ. The features may then be of another
                 number of clips than the configuration's.
-            durations: Seconds each video lasts; moments end there at the latest.
+            durations: Seconds each video lasts; moments end there at the latest, and are float64 if
+                these are. (Seconds that float32 rounds up lie after the video: `MomentBatch` rounds
+                down.)
             top_n: Moments a query.
             ranking: How moments are read off the map; the configuration's way, if None. `nms` takes
                 the highest cells that do not overlap (`rank_moments`), `expected-hits` the moments
