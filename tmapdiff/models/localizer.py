@@ -10,14 +10,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
+from tmapdiff._checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.ddim_step import Activation, DDIMStep, ddim_step
 from tmapdiff.models._base import answering
 from tmapdiff.models.captured_runs import CapturedRuns
 from tmapdiff.models.decoder import MapDiffusionDecoder, PreparedDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
-from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
+from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking, check_generators
 from tmapdiff.schedulers import MapScheduler, SchedulerRun
 
 
@@ -253,11 +253,11 @@ class MomentLocalizer(MapLocalizer):
         batch, device, last = len(target), target.device, len(self.scheduler) - 1
         if self.config.deterministic:
             return torch.zeros_like(target), torch.full((batch,), last, device=device)
+        check_generators("MomentLocalizer.loss", generator, batch)
         generators: list[torch.Generator | None]
         if generator is None or isinstance(generator, torch.Generator):
             generators = [generator]
         else:
-            check_length("MomentLocalizer.loss", "generator", generator, batch)
             generators = list(generator) or [None]  # of no queries
         drawn = target.split(batch // len(generators)) if batch else [target]
         noise = torch.cat(
@@ -422,8 +422,8 @@ class MomentLocalizer(MapLocalizer):
             empty = torch.zeros(shape, device=run.device)
             maps = self.objective.activation(self._denoise_step(empty, 0, run))
             return maps.masked_fill(~run.mask, 0)
+        check_generators(who, generator, shape[0])
         if isinstance(generator, list | tuple):
-            check_length(who, "generator", generator, shape[0])
             generator = list(generator) or None  # of no samples
         if noise is None:
             maps = self._draw(run, generator)

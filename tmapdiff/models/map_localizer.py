@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_range, check_shape, message
+from tmapdiff._checks import check_choice, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.losses import OBJECTIVES, get_objective
 from tmapdiff.maps import (
@@ -25,6 +25,22 @@ from tmapdiff.models.encoder import MultimodalEncoder
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Ranking = Literal["nms", "expected-hits"]
+
+
+def check_generators(who: str, generator: Any, count: int) -> None:
+    """Check that `generator` is one, one for each of `count`, or None.
+
+    Raises:
+        ArgumentError: If it is something else.
+        ShapeError: If there are not as many.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    several = isinstance(generator, list | tuple)
+    if not several or not all(isinstance(one, torch.Generator) for one in generator):
+        expected = "generator to be a torch.Generator or a list of such"
+        raise ArgumentError(message(who, expected, repr(generator)))
+    check_length(who, "generator", generator, count)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tmapdiff.data.clips import fill_clips
-from tmapdiff.maps import MultiScaleMapSampler, RankedMoments
+from tmapdiff.maps import MapGrid, MultiScaleMapSampler, RankedMoments
 from tmapdiff.models import DenoisingStep, Localization, MapLocalizer
 from tmapdiff.pipelines._windows import Window, join_windows
 from tmapdiff.pipelines.output import LocalizedMoment, PackedMaps
@@ -17,14 +17,16 @@ from tmapdiff.pipelines.output import LocalizedMoment, PackedMaps
 
 @dataclass(frozen=True)
 class Clips:
-    """A video as the model reads it; `num_clips` is None when it has as many as the grid.
+    """A video as the model reads it; `num_clips` is None when it has as many as the model's grid.
 
-    `windows` are those that it is searched in; none, if it is searched as a whole.
+    `grid` is the one that it would have alone; `windows` are those that it is searched in, none if
+    as a whole.
     """
 
     features: Tensor
     duration: float
     clip_seconds: float
+    grid: MapGrid
     num_clips: int | None
     windows: tuple[Window, ...] = ()
 
@@ -46,13 +48,11 @@ class Batch:
         self.device = device = localizer.device
         self.counts: list[int | None] = [None] * len(clips)
         self.num_clips: Tensor | None = None
-        grid = localizer.grid
         if any(one.num_clips is not None for one in clips):
-            counts = [one.num_clips or grid.num_clips for one in clips]
+            counts = [one.num_clips or one.grid.num_clips for one in clips]
             self.counts, self.num_clips = [*counts], torch.tensor(counts, device=device)
-            coarsest = grid.stride(grid.num_scales - 1)
-            grid = grid.resized(max(grid.num_clips, -(-max(counts) // coarsest) * coarsest))
-        self.localizer, self.grid = localizer, grid
+        self.localizer = localizer
+        self.grid = max((one.grid for one in clips), key=lambda grid: grid.num_clips)
         self.different = {id(one): one for one in clips}
         places = {key: place for place, key in enumerate(self.different)}
         self.video_of = torch.tensor([places[id(one)] for one in clips], device=device)
@@ -81,13 +81,14 @@ class Batch:
         Queries of one video stand side by side: they share the features of its windows.
         """
         each = self.localizer.encoder.config.features_per_clip
-        clips = self.localizer.grid.num_clips
+        grid = self.localizer.grid
         found = []
         for key, video in self.different.items():
             rows = [row for row, one in enumerate(self.clips) if id(one) == key]
-            for start, end in video.windows or ((0, clips),):
+            for start, end in video.windows or ((0, grid.num_clips),):
                 part = video.features[start * each : end * each]
-                window = Clips(part, clips * video.clip_seconds, video.clip_seconds, None)
+                seconds = video.clip_seconds
+                window = Clips(part, grid.num_clips * seconds, seconds, grid, None)
                 found += [(row, window) for row in rows]
         return found
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from diffusers import __version__ as diffusers_version
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_int, check_length, check_range, message
+from tmapdiff._checks import check_choice, check_int, check_range, message
 from tmapdiff._files import written_beside
 from tmapdiff._threads import Lock
 from tmapdiff._version import __version__
@@ -33,7 +33,7 @@ from tmapdiff.errors import (
 )
 from tmapdiff.models import DenoisingStep, MapLocalizer, Ranking, TransformersTextEncoder
 from tmapdiff.models._base import check_safe
-from tmapdiff.models.map_localizer import Generators
+from tmapdiff.models.map_localizer import Generators, check_generators
 from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, Steps, answers_of, spread_of
 from tmapdiff.pipelines._saving import (
     NUMBERS,
@@ -55,6 +55,7 @@ from tmapdiff.video import FrameEncoder, VideoFeatures, VideoSource, encode_vide
 from tmapdiff.video.decoding import MAX_FPS
 
 OutputType = Literal["moments", "pt", "np"]
+OnError = Literal["raise", "skip"]
 Video = VideoSource | VideoFeatures
 _Callback = Callable[["MomentLocalizationPipeline", int, int, dict[str, Tensor]], Any]
 _KEPT_VIDEOS = 8
@@ -325,6 +326,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         output_type: OutputType = "moments",
         return_steps: bool = False,
         callback_on_step_end: _Callback | None = None,
+        on_error: OnError = "raise",
         return_dict: bool = True,
     ) -> MomentLocalizationOutput | tuple[Any, ...]:
         """Find the moments that queries describe.
@@ -361,6 +363,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             callback_on_step_end: Called after every step of every sample with the pipeline, the
                 number of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps
                 of a `DenoisingStep`; those of windows, where videos are searched in such.
+            on_error: What to do about a video that cannot be read, or a query that cannot be
+                encoded: `raise` the error, or `skip` it and answer the others; then the output's
+                `errors` have the reason in its place.
             return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
 
         Shape:
@@ -370,45 +375,63 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             ArgumentError: If queries and videos are not as many, a query has no word, or none that
                 the model knows, or an argument is out of range; of a model that does not sample, if
                 it is asked to; if scores are not finite, as weights are not.
-            ConfigError: If there is no such output type or ranking.
+            ConfigError: If there is no such output type, ranking or way of `on_error`.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
         """
         who = type(self).__name__
         check_choice(who, "output_type", output_type, OutputType.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "on_error", on_error, OnError.__args__)  # type: ignore[attr-defined]
         check_int(who, "batch_size", batch_size, at_least=1)
         check_int(who, "top_n", top_n, at_least=1)
         videos, queries = _paired(who, video, query)
-        if isinstance(generator, Sequence):
-            check_length(who, "generator", generator, len(queries))
+        check_generators(who, generator, len(queries))
         sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
-        words = self.encode_queries(queries)
-        answers: list[Answer] = []
-        clips: dict[Any, Clips] = {}  # of each video once
+        skip = on_error == "skip"
+        words = self._words(queries, skip)
+        answers: list[Answer | None] = [None] * len(queries)
+        errors: list[TmapdiffError | None] = [None] * len(queries)
+        clips: dict[Any, Clips | TmapdiffError] = {}  # of each video once
         # One batch is over before a bar would be read.
         several = len(queries) > batch_size
         with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
             for start in range(0, len(queries), batch_size):
-                part = slice(start, start + batch_size)
-                for one in videos[part]:
-                    if _key(one) not in clips:
-                        clips[_key(one)] = self._clips(one, frame_rate)
-                batch = Batch(
-                    [clips[_key(one)] for one in videos[part]], words[part], self.localizer
-                )
-                answers += self._answer(
-                    batch,
-                    {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold},
-                    sampling,
-                    generator[part] if isinstance(generator, Sequence) else generator,
-                    return_steps,
-                    callback_on_step_end,
-                    batch_size,
-                )
+                part = range(start, min(start + batch_size, len(queries)))
+                for row in part:
+                    key = _key(videos[row])
+                    if key not in clips and isinstance(words[row], Tensor):
+                        clips[key] = _attempt(skip, self._clips, videos[row], frame_rate)
+                    errors[row] = _error_of(words[row], clips.get(key))
+                rows = [row for row in part if errors[row] is None]
+                if rows:
+                    found = self._answer(
+                        Batch(
+                            [clips[_key(videos[row])] for row in rows],  # type: ignore[misc]
+                            [words[row] for row in rows],  # type: ignore[misc]
+                            self.localizer,
+                        ),
+                        {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold},
+                        sampling,
+                        _chosen(generator, rows),
+                        return_steps,
+                        callback_on_step_end,
+                        batch_size,
+                    )
+                    for row, one in zip(rows, found, strict=True):
+                        answers[row] = one
                 if bar is not None:
-                    bar.update(len(batch))
+                    bar.update(len(part))
         output = _output(answers, top_n, output_type, return_steps)
+        if skip:
+            output.errors = errors
         return output if return_dict else output.to_tuple()
+
+    def _words(self, queries: Sequence[str], skip: bool) -> Sequence[Tensor | TmapdiffError]:
+        words = _attempt(skip, self.encode_queries, queries)
+        if isinstance(words, TmapdiffError):  # of one of them, at least
+            each = (_attempt(skip, self.encode_queries, [query]) for query in queries)
+            words = [one if isinstance(one, TmapdiffError) else one[0] for one in each]
+        return words
 
     def _sampling(
         self,
@@ -472,10 +495,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             seconds_per_feature=video.seconds_per_feature,
         )
         if seconds is not None:
-            return Clips(features, duration, seconds, len(features) // encoder.features_per_clip)
+            count = len(features) // encoder.features_per_clip
+            coarsest = grid.stride(grid.num_scales - 1)
+            own = grid.resized(max(-(-count // coarsest) * coarsest, grid.num_clips))
+            return Clips(features, duration, seconds, own, count)
         if count == grid.num_clips:
-            return Clips(features, duration, duration / count, None)
-        return Clips(features, duration, duration / count, count, divide_in_windows(count, grid))
+            return Clips(features, duration, duration / count, grid, None)
+        own, windows = grid.resized(count), divide_in_windows(count, grid)
+        return Clips(features, duration, duration / count, own, count, windows)
 
     def _answer(
         self,
@@ -565,40 +592,62 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
 
 def _output(
-    answers: Sequence[Answer], top_n: int, output_type: OutputType, return_steps: bool
+    answers: Sequence[Answer | None], top_n: int, output_type: OutputType, return_steps: bool
 ) -> MomentLocalizationOutput:
     as_numpy = output_type == "np"
-    moments: Any = [one.moments for one in answers]
+    moments: Any = [[] if one is None else one.moments for one in answers]
     if output_type != "moments":
         # Seconds in float32 might lie after the video's end.
         table = torch.full((len(answers), top_n, 4), torch.nan, dtype=torch.float64)
-        for row, one in enumerate(answers):
-            for rank, moment in enumerate(one.moments):
+        for row, listed in enumerate(moments):
+            for rank, moment in enumerate(listed):
                 spread = torch.nan if moment.spread is None else moment.spread
                 numbers = [moment.start, moment.end, moment.score, spread]
                 table[row, rank] = torch.tensor(numbers, dtype=torch.float64)
         moments = table.numpy() if as_numpy else table
+    videos = [None if one is None else one.clips for one in answers]
     windows = None
-    if any(one.clips.windows for one in answers):
-        windows = [one.clips.spans() for one in answers]
-    steps = {}
-    if return_steps:
-        clean = [one.clean for one in answers if one.clean is not None]
-        noisy = [one.noisy for one in answers if one.noisy is not None]
-        steps = {"steps": MergedMaps(clean, as_numpy), "noisy_steps": MergedMaps(noisy, as_numpy)}
+    if any(one.windows for one in videos if one is not None):
+        windows = [[] if one is None else one.spans() for one in videos]
+
+    def maps(name: str) -> MergedMaps:
+        packed = [None if one is None else getattr(one, name) for one in answers]
+        return MergedMaps(packed, as_numpy)
+
     return MomentLocalizationOutput(
         moments=moments,
-        maps=MergedMaps([one.maps for one in answers], as_numpy),
-        clip_seconds=[one.clips.clip_seconds for one in answers],
-        durations=[one.clips.duration for one in answers],
+        maps=maps("maps"),
+        clip_seconds=[math.nan if one is None else one.clip_seconds for one in videos],
+        durations=[math.nan if one is None else one.duration for one in videos],
+        steps=maps("clean") if return_steps else None,
+        noisy_steps=maps("noisy") if return_steps else None,
         windows=windows,
-        **steps,
     )
+
+
+def _attempt(skip: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns or, where errors are skipped, its error."""
+    try:
+        return function(*arguments)
+    except TmapdiffError as error:
+        if not skip:
+            raise
+        return error.with_traceback(None)  # which would keep what was read
+
+
+def _error_of(*results: Any) -> TmapdiffError | None:
+    return next((one for one in results if isinstance(one, TmapdiffError)), None)
+
+
+def _chosen(generator: Generators, rows: Sequence[int]) -> Generators:
+    return [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
 
 
 def _paired(who: str, video: Any, query: Any) -> tuple[list[Any], list[str]]:
     """Give one video for each query, and one query for each video."""
-    queries = [query] if isinstance(query, str) else list(query)
+    if isinstance(query, str) or not isinstance(query, Iterable):
+        query = [query]
+    queries = list(query)
     for index, one in enumerate(queries):
         if not isinstance(one, str):
             got = f"{type(one).__name__} at {index}"

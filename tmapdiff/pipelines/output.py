@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from tmapdiff.errors import TmapdiffError
 from tmapdiff.maps import MapGrid, MultiScaleMapSampler
 
 
@@ -58,15 +59,15 @@ class MergedMaps(Sequence[Any]):
     """Merged maps of queries, each made when it is asked for: they grow with N squared.
 
     Attributes:
-        packed: What they are made of.
+        packed: What they are made of; None of what could not be answered.
         as_numpy: Whether each is a NumPy array; a tensor, if not.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
-          (steps, N, N) of several maps a query
+          (steps, N, N) of several maps a query; (0, 0) of what could not be answered
     """
 
-    def __init__(self, packed: Sequence["PackedMaps"], as_numpy: bool) -> None:
+    def __init__(self, packed: Sequence["PackedMaps | None"], as_numpy: bool) -> None:
         self.packed = packed
         self._as_numpy = as_numpy
 
@@ -76,7 +77,8 @@ class MergedMaps(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return MergedMaps(self.packed[index], self._as_numpy)
-        dense = self.packed[index].merge()
+        packed = self.packed[index]
+        dense = torch.empty(0, 0) if packed is None else packed.merge()
         return dense.numpy() if self._as_numpy else dense
 
     def __repr__(self) -> str:
@@ -97,6 +99,8 @@ class MomentLocalizationOutput(BaseOutput):
         noisy_steps: Likewise, the noisy maps that the next step starts from, of the first sample.
         windows: Of each query, the windows that its video was searched in, as start and end in
             seconds: no moment is longer. None if every video was searched as a whole.
+        errors: Of each query, why it could not be answered, or None; then its moments are none (or
+            NaN), its maps empty, and its numbers NaN. None without `on_error="skip"`.
 
     Shape:
         - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":
@@ -112,3 +116,4 @@ class MomentLocalizationOutput(BaseOutput):
     steps: MergedMaps | None = None
     noisy_steps: MergedMaps | None = None
     windows: list[list[tuple[float, float]]] | None = None
+    errors: list[TmapdiffError | None] | None = None

@@ -1,0 +1,143 @@
+"""One bad file, or query, must not lose the answers of a whole list."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.pipelines import CHANNELS, FPS, QUERIES, make_features, make_pipe, seeds
+
+from tmapdiff.errors import (
+    ArgumentError,
+    ConfigError,
+    FeatureError,
+    FileError,
+    ShapeError,
+    TmapdiffError,
+    VideoError,
+)
+from tmapdiff.video import VideoFeatures
+
+GOOD, OTHER = make_features(30), make_features(50, seed=1)
+
+
+def bad_features():
+    features = torch.randn(30, CHANNELS)
+    features[7, 3] = torch.nan
+    return VideoFeatures(features, 1 / FPS, 7.5)
+
+
+BAD = {
+    "no file": ("none.mp4", FileError),
+    "no video": (b"no video at all", VideoError),
+    "no kind of video": (None, ArgumentError),
+    "not finite": (bad_features(), FeatureError),
+    "another model's": (make_features(30, channels=3), FeatureError),
+    "another rate": (VideoFeatures(torch.randn(30, CHANNELS), 1 / FPS, 60.0), FeatureError),
+}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from tmapdiff import FrameEncoder
+
+    return make_pipe(frame_encoder=FrameEncoder("test_resnet", pretrained=False))
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_bad_video_is_skipped_and_the_reason_stands_in_its_place(pipe, name, batch_size):
+    if name == "no video":
+        pytest.importorskip("av")
+    pipe.set_progress_bar_config(disable=True)
+    bad, kind = BAD[name]
+    videos = [GOOD, bad, OTHER, bad]
+    found = pipe(
+        videos,
+        QUERIES[0],
+        on_error="skip",
+        generator=seeds(4),
+        batch_size=batch_size,
+        num_samples=2,
+    )
+    assert [type(one) for one in found.errors] == [type(None), kind, type(None), kind]
+    assert "\n" not in str(found.errors[1])
+    for place, video in ((0, GOOD), (2, OTHER)):
+        alone = pipe(video, QUERIES[0], generator=seeds(1, place), num_samples=2)
+        for one, other in zip(found.moments[place], alone.moments[0], strict=True):
+            assert vars(one) == pytest.approx(vars(other), rel=1e-3, abs=1e-5)
+        assert found.durations[place] == alone.durations[0]
+        assert found.maps[place].shape == alone.maps[0].shape
+    assert found.moments[1] == found.moments[3] == []
+    assert math.isnan(found.durations[1])
+    assert math.isnan(found.clip_seconds[1])
+    assert found.maps[1].shape == (0, 0)
+    with pytest.raises(kind) as caught:
+        pipe(videos, QUERIES[0])
+    assert str(caught.value) == str(found.errors[1])
+
+
+def test_a_bad_query_is_skipped_too(pipe):
+    found = pipe(GOOD, ["the door", "?!", "person"], on_error="skip", generator=seeds(3))
+    assert [one is None for one in found.errors] == [True, False, True]
+    assert isinstance(found.errors[1], ArgumentError)
+    assert [bool(one) for one in found.moments] == [True, False, True]
+    with refuses(ArgumentError, "expected a sentence with a word, got '?!'."):
+        pipe(GOOD, ["the door", "?!", "person"])
+
+
+@pytest.mark.parametrize("output_type", ["pt", "np"])
+def test_numbers_of_what_was_skipped_are_nan(pipe, output_type):
+    found = pipe(
+        [GOOD, "none.mp4"],
+        QUERIES[0],
+        on_error="skip",
+        output_type=output_type,
+        return_steps=True,
+        num_inference_steps=2,
+    )
+    assert found.moments.shape == (2, 5, 4)
+    assert not math.isnan(found.moments[0, 0, 0])
+    assert bool(np.isnan(np.asarray(found.moments[1])).all())
+    assert len(found.steps) == len(found.noisy_steps) == 2
+    assert (len(found.steps[0]), len(found.steps[1])) == (2, 0)
+    assert isinstance(found.maps[1], np.ndarray if output_type == "np" else torch.Tensor)
+
+
+def test_all_may_be_bad(pipe):
+    found = pipe(["none.mp4", "neither.mp4"], QUERIES[0], on_error="skip")
+    assert found.moments == [[], []]
+    assert all(isinstance(one, FileError) for one in found.errors)
+
+
+def test_a_video_too_long_for_the_memory_is_no_reason_to_lose_the_others(monkeypatch):
+    monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", "100000")
+    pipe = make_pipe(clip_seconds=0.25)
+    found = pipe([GOOD, make_features(3000)], QUERIES[0], on_error="skip")
+    assert found.errors[0] is None
+    assert isinstance(found.errors[1], TmapdiffError)
+
+
+def test_there_are_no_errors_unless_they_are_skipped(pipe):
+    assert pipe(GOOD, QUERIES[0]).errors is None
+    assert pipe(GOOD, QUERIES[0], on_error="skip").errors == [None]
+    with refuses(ConfigError, "expected on_error to be one of raise, skip, got 'ignore'."):
+        pipe(GOOD, QUERIES[0], on_error="ignore")
+    # What is wrong with the call, and not with one of its videos, is no reason to skip all.
+    with refuses(ArgumentError, "top_n to be an integer >= 1, got 0."):
+        pipe(GOOD, QUERIES[0], on_error="skip", top_n=0)
+
+
+@pytest.mark.parametrize("query", [None, 3, [None], ["a", 3]])
+def test_queries_that_are_no_sentences(pipe, query):
+    with refuses(ArgumentError, "query to be a sentence or a list of them"):
+        pipe(GOOD, query)
+
+
+@pytest.mark.parametrize("generator", [0, "cpu", [0], [None], 1.5, seeds])
+def test_generators_that_are_none(pipe, generator):
+    with refuses(ArgumentError, "expected generator to be a torch.Generator or a list of such"):
+        pipe(GOOD, QUERIES[0], generator=generator)
+    with refuses(ShapeError, "expected generator to be a list of 1, got 2."):
+        pipe(GOOD, QUERIES[0], generator=seeds(2))
