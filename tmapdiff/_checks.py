@@ -6,7 +6,7 @@ Every message reads `who: expected <what>, got <what came>. <hint>`.
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from numbers import Real
 from types import ModuleType
@@ -46,20 +46,26 @@ def first_line(error: Exception) -> str:
 
 def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:
     """Return `value` as an int, or raise ArgumentError when it is none or is below `at_least`."""
-    # bool is an int to Python, but never what a caller means by a size.
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < at_least:
+    number = plain(value)
+    whole = not isinstance(number, bool) and hasattr(number, "__index__")
+    if not whole or int(number) < at_least:
         expected = f"{name} to be an integer >= {at_least}"
         raise ArgumentError(message(who, expected, repr(value), hint))
-    return int(value)
+    return int(number)
+
+
+def plain(value: Any) -> Any:
+    """Return NumPy's and torch's numbers as Python's; None for arrays, whatever they hold."""
+    if not hasattr(value, "item"):
+        return value
+    return None if getattr(value, "ndim", 0) else value.item()
 
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a real number: no text, boolean, None or array of several."""
-    if getattr(value, "ndim", 0):
-        return False
+    number = plain(value)
     # bool is a number to Python, but never what a caller means by one.
-    one = value.item() if hasattr(value, "item") else value
-    return isinstance(one, Real) and not isinstance(one, bool)
+    return isinstance(number, Real) and not isinstance(number, bool)
 
 
 def check_range(
@@ -67,7 +73,7 @@ def check_range(
 ) -> float:
     """Return `value` as a float, or raise ArgumentError when it is no number in `[low, high]`.
 
-    Numbers are Python's, NumPy's and tensors' of one value; no texts, booleans and None.
+    Numbers are Python's, and NumPy's and torch's of no axis; no texts, booleans and None.
     """
     try:
         number = float(value) if is_number(value) else math.nan
@@ -91,6 +97,16 @@ def check_no_address(who: str, path: str | os.PathLike[str]) -> None:
     address = re.sub(":/+", "://", text, count=1)
     hint = "Addresses are not opened: download it first."
     raise FileError(message(who, "a path", address, hint))
+
+
+def check_list(who: str, name: str, values: Any) -> list[Any]:
+    """Return `values` as a list, or raise ArgumentError when they are none, such as one number."""
+    if not isinstance(values, str | bytes | Mapping):
+        try:
+            return list(values)
+        except TypeError:  # of no iterable, or of an array without axes
+            pass
+    raise ArgumentError(message(who, f"{name} to be a list", repr(values)))
 
 
 def check_choice(who: str, name: str, value: Choice, choices: Iterable[Choice]) -> Choice:
@@ -137,14 +153,14 @@ def check_shape(
 
 def check_length(who: str, name: str, items: Any, length: int, hint: str = "") -> None:
     """Raise ShapeError unless `items` is a list or tuple of `length` entries."""
-    if not isinstance(items, Sequence) or isinstance(items, str) or len(items) != length:
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes) or len(items) != length:
         got = f"{len(items)}" if hasattr(items, "__len__") else type(items).__name__
         raise ShapeError(message(who, f"{name} to be a list of {length}", got, hint))
 
 
 def check_sizes(who: str, name: str, values: Any) -> list[int]:
     """Return `values` as a list of integers >= 1, or raise when they are not at least one such."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
         raise ConfigError(message(who, f"{name} to be a list of at least one size", repr(values)))
     return [check_int(who, name, value, at_least=1) for value in values]
 

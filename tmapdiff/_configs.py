@@ -4,7 +4,7 @@ import difflib
 import inspect
 from typing import Any
 
-from tmapdiff._checks import message
+from tmapdiff._checks import is_number, message, plain
 from tmapdiff.errors import ConfigError
 
 # Keywords that diffusers passes through `from_config` beside the fields.
@@ -73,7 +73,7 @@ class StrictConfigMixin:
         return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def register_to_config(self, **kwargs: Any) -> None:
-        """Keep the fields as JSON gives them back: tuples as lists."""
+        """Keep the fields as JSON gives them back: tuples as lists, numbers as Python's."""
         super().register_to_config(  # type: ignore[misc]
             **{name: _as_json(value) for name, value in kwargs.items()}
         )
@@ -85,4 +85,4 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, dict):
         # Fields that diffusers adds, such as _class_name, are not ours to nest.
         return {k: _as_json(v) for k, v in value.items() if not k.startswith("_")}
-    return value
+    return plain(value) if is_number(value) else value

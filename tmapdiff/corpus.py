@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from tmapdiff._checks import check_int, first_line, message, require, short
+from tmapdiff._checks import check_choice, check_int, first_line, message, require, short
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff._spinning import brief_spin
@@ -52,6 +52,10 @@ class CorpusOptions:
         ranking: How moments are read off the maps.
         top_n: Moments a query, at most.
         seed: Seed of the noise; that of a query in a video depends on it and their ids alone.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+        ConfigError: If there is no such ranking.
     """
 
     num_inference_steps: int | None = None
@@ -59,6 +63,16 @@ class CorpusOptions:
     ranking: Ranking | None = None
     top_n: int = 5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        who = "CorpusOptions"
+        for name in ("num_inference_steps", "num_samples"):
+            if getattr(self, name) is not None:
+                check_int(who, name, getattr(self, name), at_least=1)
+        if self.ranking is not None:
+            check_choice(who, "ranking", self.ranking, Ranking.__args__)  # type: ignore[attr-defined]
+        check_int(who, "top_n", self.top_n, at_least=1)
+        check_int(who, "seed", self.seed, at_least=0)
 
 
 @dataclass(frozen=True)

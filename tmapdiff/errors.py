@@ -52,6 +52,10 @@ class VideoError(TmapdiffError, ValueError):
     """A video has no pictures that can be decoded."""
 
 
+class NoVideoStreamError(VideoError):
+    """A file, such as one of sound alone, has no video stream."""
+
+
 class CheckpointError(TmapdiffError, ValueError):
     """A saved model or training state cannot be used."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._checks import check_int, check_list, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import RankedMoments, temporal_iou
 
@@ -74,6 +74,10 @@ class LocalizationMetrics:
         strict: bool = True,
     ) -> None:
         who = "LocalizationMetrics"
+        ranks, thresholds = (
+            check_list(who, name, given)
+            for name, given in (("ranks", ranks), ("thresholds", thresholds))
+        )
         check_int(who, "the number of ranks", len(ranks), at_least=1)
         self.ranks = [check_int(who, "ranks", rank, at_least=1) for rank in ranks]
         self.thresholds = [check_range(who, "thresholds", m, 0, 1) for m in thresholds]

@@ -42,7 +42,7 @@ def annotations_of(videos):
         ({"moments": ((2.0, 2.0),)}, r"0 <= start < end <= 10 .* got \(2, 2\)"),
         ({"moments": ((-1.0, 2.0),)}, r"got \(-1, 2\)"),
         ({"moments": ((1.0, 2.0), (1.0, 11.0))}, r"got \(1, 11\)"),
-        ({"moments": ((1.0, float("nan")),)}, r"got \(1, nan\)"),
+        ({"moments": ((1.0, float("nan")),)}, r"got \(1.0, nan\)"),
     ],
 )
 def test_a_wrong_annotation_is_refused_in_one_line(change, text):

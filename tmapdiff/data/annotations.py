@@ -5,9 +5,10 @@ import math
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from numbers import Integral
+from typing import Any, overload
 
-from tmapdiff._checks import check_int, check_range, message
+from tmapdiff._checks import check_int, check_range, is_number, message
 from tmapdiff.errors import AnnotationError, ArgumentError
 
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
@@ -43,11 +44,16 @@ class Annotation:
         check_video_id(who, self.video_id)
         if not isinstance(self.query, str) or not self.query.strip():
             raise AnnotationError(message(who, "a sentence as query", _quoted(self.query)))
-        if not (math.isfinite(self.duration) and self.duration > 0):
-            raise AnnotationError(message(who, "a duration > 0 seconds", self.duration))
+        if isinstance(self.qid, bool) or not isinstance(self.qid, Integral | str):
+            expected = "a qid that is an integer or a text"
+            raise AnnotationError(message(who, expected, _quoted(self.qid)))
+        check_duration(who, self.duration)
+        if not isinstance(self.moments, list | tuple):
+            expected = "a list of moments, (start, end) in seconds"
+            raise AnnotationError(message(who, expected, _quoted(self.moments)))
         if not self.moments:
             raise AnnotationError(message(who, "at least one moment", "none"))
-        for start, end in self.moments:
+        for start, end in (check_numbers(who, "(start, end)", one, 2) for one in self.moments):
             # Written so that NaN fails too.
             if not 0 <= start < end <= self.duration:
                 expected = f"moments with 0 <= start < end <= {self.duration:g} (the duration)"
@@ -209,6 +215,28 @@ class AnnotationSet(Sequence[Annotation]):
             AnnotationSet((i for i in self if i.video_id not in held_out), self.report),
             AnnotationSet((i for i in self if i.video_id in held_out), self.report),
         )
+
+
+def check_duration(who: str, duration: object) -> None:
+    """Raise AnnotationError unless `duration` is a positive number.
+
+    Raises:
+        AnnotationError: If it is not.
+    """
+    if not is_number(duration) or not (math.isfinite(duration) and duration > 0):  # type: ignore[arg-type, operator]
+        raise AnnotationError(message(who, "a duration > 0 seconds", _quoted(duration)))
+
+
+def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
+    """Return `value`, or raise AnnotationError when it is no list of so many finite numbers.
+
+    Raises:
+        AnnotationError: If it is not.
+    """
+    listed = isinstance(value, list | tuple) and len(value) == count
+    if not listed or not all(is_number(one) and math.isfinite(one) for one in value):
+        raise AnnotationError(message(who, f"{name} to be {count} numbers", _quoted(value)))
+    return value
 
 
 def check_video_id(who: str, video_id: object) -> str:

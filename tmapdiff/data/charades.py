@@ -12,7 +12,12 @@ from typing import Literal
 
 from tmapdiff._checks import check_choice, message
 from tmapdiff.data._reading import AnnotationCollector, read_text, shown, text_lines
-from tmapdiff.data.annotations import AnnotationSet, check_video_id
+from tmapdiff.data.annotations import (
+    AnnotationSet,
+    check_duration,
+    check_numbers,
+    check_video_id,
+)
 from tmapdiff.errors import AnnotationError, FileError
 
 TIMELINE = "timeline"  # what stands for features simulated from the actions, in place of a store
@@ -29,10 +34,21 @@ class CharadesVideo:
         duration: Seconds the video lasts.
         actions: Class index (0 to 156 in Charades), start and end in seconds. An end may lie past
             the video: the annotators' times are rounded.
+
+    Raises:
+        AnnotationError: If the duration is not positive, or an action is not three numbers.
     """
 
     duration: float
     actions: tuple[tuple[int, float, float], ...]
+
+    def __post_init__(self) -> None:
+        who = "CharadesVideo"
+        check_duration(who, self.duration)
+        if not isinstance(self.actions, list | tuple):
+            raise AnnotationError(message(who, "a list of actions", repr(self.actions)))
+        for action in self.actions:
+            check_numbers(who, "(class, start, end)", action, 3)
 
 
 def load_charades_sta(

@@ -11,6 +11,7 @@ from typing import Any
 from tmapdiff._checks import message
 from tmapdiff._files import written_beside
 from tmapdiff.data._reading import field, json_lines, query_id, sentence, shown
+from tmapdiff.data.annotations import check_numbers
 from tmapdiff.errors import AnnotationError
 
 _WINDOWS = "pred_relevant_windows"
@@ -25,12 +26,22 @@ class Prediction:
         query: The sentence.
         video_id: The video.
         windows: `(start, end, score)`, best first, in seconds.
+
+    Raises:
+        AnnotationError: If a window is not three numbers.
     """
 
     qid: int | str
     query: str
     video_id: str
     windows: tuple[tuple[float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        who = f"prediction {self.qid!r}"
+        if not isinstance(self.windows, list | tuple):
+            raise AnnotationError(message(who, "a list of windows", repr(self.windows)))
+        for window in self.windows:
+            check_numbers(who, "(start, end, score)", window, 3)
 
     def as_submission(self) -> dict[str, Any]:
         """Fields of one line of a moment_detr submission file."""

@@ -8,7 +8,14 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_length, check_shape, message
+from tmapdiff._checks import (
+    check_choice,
+    check_int,
+    check_length,
+    check_shape,
+    check_sizes,
+    message,
+)
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.layers import TimestepEmbedder
 from tmapdiff.layers.gated_conv import Gate
@@ -123,6 +130,12 @@ class MapDiffusionDecoder(MapModel):
         check_int(who, "feature_channels", feature_channels, at_least=1)
         check_int(who, "channels", channels, at_least=1)
         check_choice(who, "architecture", architecture, Architecture.__args__)  # type: ignore[attr-defined]
+        # Fields of the other architecture are saved, too.
+        if architecture == "conv":
+            check_int(who, "num_layers", num_layers, at_least=1)
+            check_int(who, "num_heads", num_heads, at_least=1)
+        else:
+            check_sizes(who, "kernel_sizes", kernel_sizes)
         # Without stylization nothing would train it.
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
         widths = (feature_channels, channels, time_channels)

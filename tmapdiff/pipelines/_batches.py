@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ class Drawn:
         """Join what was drawn of the windows of a batch, in parts; `queries` says of which each."""
         own = batch.localizer.grid
 
-        def joined(name: str) -> Tensor | None:
+        def joined(name: str) -> Any:
             maps = [getattr(one, name) for one in parts]
             if maps[0] is None:
                 return None
@@ -145,9 +146,7 @@ class Drawn:
                 ]
             )
 
-        samples = joined("samples")
-        assert samples is not None
-        return cls(samples, joined("clean"), joined("noisy"))
+        return cls(joined("samples"), joined("clean"), joined("noisy"))
 
 
 class Steps:
@@ -218,8 +217,8 @@ def list_moments(
     Shape:
         - spread: (B, n)
     """
-    assert ranked.clips is not None  # they were read off a map
-    clips, valid = ranked.clips.tolist(), ranked.valid.tolist()
+    # There are clips, as all was read off a map.
+    clips, valid = ranked.clips.tolist(), ranked.valid.tolist()  # type: ignore[union-attr]
     scores = ranked.scores.tolist()
     spreads = None if spread is None else spread.tolist()
     return [

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_range, message
+from tmapdiff._checks import check_list, check_range, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import MapGrid
 
@@ -21,10 +21,8 @@ def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
     Raises:
         ArgumentError: If there is none, or one is not positive.
     """
-    if isinstance(durations, str | bytes) or not isinstance(durations, Iterable):
-        expected = "durations to be a list of seconds"
-        raise ArgumentError(message(who, expected, repr(durations)))
-    seconds = [check_range(who, "durations", one, 0, open_low=True) for one in durations]
+    listed = check_list(who, "durations", durations)
+    seconds = [check_range(who, "durations", one, 0, open_low=True) for one in listed]
     if not seconds:
         raise ArgumentError(message(who, "at least one duration", "none"))
     return min(seconds), statistics.median(seconds), max(seconds)

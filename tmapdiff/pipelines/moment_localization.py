@@ -107,9 +107,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         who = type(self).__name__
-        for name, number, most in (("fps", fps, MAX_FPS), ("clip_seconds", clip_seconds, math.inf)):
-            if number is not None:
-                check_range(who, name, number, 0, most, open_low=True)
+        if fps is not None:
+            fps = check_range(who, "fps", fps, 0, MAX_FPS, open_low=True)
+        if clip_seconds is not None:
+            clip_seconds = check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
         if durations is not None:
             durations = summarize_durations(who, durations)
         encoder = localizer.encoder.config

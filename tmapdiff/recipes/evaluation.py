@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tmapdiff._checks import check_choice, message
+from tmapdiff._checks import check_choice, check_int, check_list, message
 from tmapdiff._files import written_beside
 from tmapdiff.data import MomentDataset, Vocabulary, write_submission
 from tmapdiff.errors import ConfigError
@@ -47,6 +47,10 @@ class Reading:
         ranking: How moments are read off the maps.
         seed: Seed of the noise.
         protocol: How answers are judged.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+        ConfigError: If there is no such ranking or protocol.
     """
 
     steps: tuple[int, ...] = ()
@@ -54,6 +58,16 @@ class Reading:
     ranking: Ranking | None = None
     seed: int = 0
     protocol: Protocol = "rank"
+
+    def __post_init__(self) -> None:
+        for count in check_list("Reading", "steps", self.steps):
+            check_int("Reading", "steps", count, at_least=1)
+        if self.num_samples is not None:
+            check_int("Reading", "num_samples", self.num_samples, at_least=1)
+        if self.ranking is not None:
+            check_choice("Reading", "ranking", self.ranking, Ranking.__args__)  # type: ignore[attr-defined]
+        check_int("Reading", "seed", self.seed, at_least=0)
+        check_choice("Reading", "protocol", self.protocol, Protocol.__args__)  # type: ignore[attr-defined]
 
     def steps_of(self, model: MapLocalizer) -> tuple[int, ...]:
         """Return the numbers of steps to evaluate `model` with."""

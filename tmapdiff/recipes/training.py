@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from tmapdiff._checkpoints import CheckpointFolder
-from tmapdiff._checks import check_choice, message
+from tmapdiff._checks import check_choice, check_int, check_range, message
 from tmapdiff._files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.errors import ArgumentError, FileError
@@ -50,6 +50,7 @@ class Recipe:
         training: Fields of `TrainingConfig` to change; those that are None are the preset's.
 
     Raises:
+        ArgumentError: If a number is out of range.
         ConfigError: If there is no such preset, model or decoder.
     """
 
@@ -67,6 +68,9 @@ class Recipe:
         check_choice("Recipe", "model", self.model, ModelKind.__args__)  # type: ignore[attr-defined]
         if self.decoder is not None:
             check_choice("Recipe", "decoder", self.decoder, DECODERS)
+        if self.clip_seconds is not None:
+            check_range("Recipe", "clip_seconds", self.clip_seconds, 0, open_low=True)
+        check_int("Recipe", "seed", self.seed, at_least=0)
 
     def preset_for(self, protocol: Protocol) -> Preset:
         """Return the preset, with the grid that `protocol` asks for.

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._checks import check_int, check_no_address, check_range, message, require
-from tmapdiff.errors import ArgumentError, FileError, VideoError
+from tmapdiff.errors import ArgumentError, FileError, NoVideoStreamError, VideoError
 from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
@@ -256,13 +256,12 @@ def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
     try:
         with open_video(source, **options) as video:
             return video.info
-    except _NoPicturesError:
+    except NoVideoStreamError:
         return VideoInfo(has_video=False)
 
 
-class _NoPicturesError(VideoError):
-    def __init__(self, who: str) -> None:
-        super().__init__(message(who, "a video", "a file without a video stream"))
+def _no_stream(who: str) -> NoVideoStreamError:
+    return NoVideoStreamError(message(who, "a video", "a file without a video stream"))
 
 
 class _ArrayReader(VideoReader):
@@ -376,7 +375,7 @@ class _AvReader(VideoReader):
         if not self._container.streams:
             raise VideoError(message(self._who, "a video", "a file without any stream"))
         if not streams:
-            raise _NoPicturesError(self._who)
+            raise _no_stream(self._who)
         best = self._container.streams.best("video")
         stream = best if best in streams else streams[0]
         if stream.codec_context is None:

@@ -50,12 +50,20 @@ class VideoFeatures:
 
     Shape:
         - features: (T, D) float32
+
+    Raises:
+        ArgumentError: If `seconds_per_feature` is not positive, or `duration` is negative.
     """
 
     features: Tensor
     seconds_per_feature: float
     duration: float
     damage: str | None = None
+
+    def __post_init__(self) -> None:
+        who = "VideoFeatures"
+        check_range(who, "seconds_per_feature", self.seconds_per_feature, 0, open_low=True)
+        check_range(who, "duration", self.duration, 0)
 
 
 def encode_video(

@@ -1,0 +1,237 @@
+"""A text, a boolean or None where a number belongs is refused at once, not somewhere later."""
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from helpers.pipelines import make_localizer
+
+import tmapdiff
+from tmapdiff import Vocabulary
+from tmapdiff.calibration import CalibrationMetrics, PlattCalibrator
+from tmapdiff.corpus import CorpusOptions
+from tmapdiff.data import (
+    ActionTimelineFeatures,
+    Annotation,
+    AnnotationSet,
+    CharadesVideo,
+    HDF5FeatureStore,
+    MomentDataset,
+    NpyFeatureStore,
+    NpzFeatureStore,
+    Prediction,
+    PtFeatureStore,
+    SyntheticActivities,
+    SyntheticDiDeMo,
+    SyntheticVideos,
+)
+from tmapdiff.demo import DemoLimits
+from tmapdiff.errors import TmapdiffError
+from tmapdiff.layers import (
+    ConcatConditioning,
+    GatedConv2d,
+    GatedConv2dStack,
+    MapTransformerLayer,
+    MomentPositionEmbedder,
+    MultiplyConditioning,
+    StylizationBlock,
+    TimestepEmbedder,
+)
+from tmapdiff.maps import MapGrid
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics
+from tmapdiff.models import (
+    MS2DTAN,
+    MapDiffusionDecoder,
+    MapFeatureBuilder,
+    MomentLocalizer,
+    MultimodalEncoder,
+)
+from tmapdiff.models.encoder import TextEncoder
+from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
+from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.presets import PRESETS
+from tmapdiff.recipes import Reading, Recipe
+from tmapdiff.schedulers import MapScheduler
+from tmapdiff.training import Trainer, TrainingConfig
+from tmapdiff.video import VideoFeatures
+
+GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
+ENCODER = {**GRID, "vocabulary_size": 7, "clip_channels": 4, "word_channels": 4, "channels": 4}
+WIDTHS = {"feature_channels": 4, "channels": 4, "time_channels": 4, "num_groups": 2}
+DECODER = {**GRID, **WIDTHS}
+ITEM = Annotation(0, "v", "a door", 10.0, ((1.0, 2.0),))
+VIDEO = {"duration": 10.0, "actions": ((0, 1.0, 2.0),)}
+
+
+class Store(dict):
+    description, feature_dim, seconds_per_feature = "features in memory", 4, None
+    attributes_of = staticmethod(lambda video_id: {})
+
+
+STORE = Store(v=torch.zeros(8, 4))
+WORDS = Vocabulary(["a", "door", "b", "c", "d"])
+DATASET = MomentDataset(AnnotationSet([ITEM, replace(ITEM, qid=1)]), STORE, WORDS, 8)
+# What makes one, beside its numbers.
+MADE = {
+    ActionTimelineFeatures: {"videos": {"v": CharadesVideo(**VIDEO)}, "num_classes": 1},
+    Annotation: vars(ITEM),
+    CalibrationMetrics: {},
+    CharadesVideo: VIDEO,
+    ConcatConditioning: {"feature_channels": 4, "channels": 4},
+    ConvMapDecoder: {**WIDTHS, "kernel_sizes": [3]},
+    CorpusOptions: {},
+    DemoLimits: {},
+    DiDeMoMetrics: {},
+    GatedConv2d: {"in_channels": 4, "out_channels": 4, "kernel_size": 3},
+    GatedConv2dStack: {"in_channels": 4, "channels": 4, "kernel_sizes": [3]},
+    HDF5FeatureStore: {"path": "features.h5"},
+    LocalizationMetrics: {},
+    MS2DTAN: {"encoder_config": ENCODER, "kernel_sizes": [3]},
+    MapDiffusionDecoder: {**DECODER, "kernel_sizes": [3]},
+    MapFeatureBuilder: {"grid": MapGrid(**GRID), "channels": 4},
+    MapGrid: GRID,
+    MapScheduler: {},
+    MapTransformerLayer: {"channels": 4, "time_channels": 4, "num_heads": 2, "num_groups": 2},
+    MomentDataset: {
+        "annotations": AnnotationSet([ITEM]),
+        "store": STORE,
+        "vocabulary": WORDS,
+        "num_clips": 8,
+    },
+    MomentLocalizationPipeline: {"localizer": make_localizer(), "vocabulary": WORDS},
+    MomentLocalizer: {
+        "encoder_config": ENCODER,
+        "decoder_config": {**DECODER, "kernel_sizes": [3]},
+    },
+    MomentPositionEmbedder: {"channels": 4},
+    MultimodalEncoder: ENCODER,
+    MultiplyConditioning: {"feature_channels": 4, "channels": 4},
+    NpyFeatureStore: {"folder": "npy"},
+    NpzFeatureStore: {"folder": "npz"},
+    PlattCalibrator: {},
+    Prediction: {"qid": 0, "query": "a", "video_id": "v", "windows": ((1.0, 2.0, 0.5),)},
+    PtFeatureStore: {"folder": "pt"},
+    Reading: {},
+    Recipe: {},
+    StylizationBlock: {"channels": 4, "time_channels": 4, "num_groups": 2},
+    SyntheticActivities: {"num_videos": 2},
+    SyntheticDiDeMo: {"num_videos": 2},
+    SyntheticVideos: {"num_videos": 1},
+    TextEncoder: {"vocabulary_size": 7, "word_channels": 4, "channels": 4},
+    TimestepEmbedder: {"time_channels": 4},
+    Trainer: {
+        "model": make_localizer(encoder={"clip_channels": 4}),
+        "dataset": DATASET,
+        "config": PRESETS["nano"].training,
+    },
+    TrainingConfig: vars(PRESETS["nano"].training),
+    TransformerMapDecoder: {**WIDTHS, "num_layers": 1, "num_heads": 2},
+    VideoFeatures: {"features": torch.zeros(8, 4), "seconds_per_feature": 1.0, "duration": 8.0},
+}
+# What the library makes, and nobody else.
+RESULTS = {
+    "AnnotationReport", "CorpusReport", "DenoisingStep", "DroppedLine", "Evaluation",
+    "FoundEncoder", "LocalizedMoment", "MomentBatch", "MomentLocalizationOutput", "MomentSample",
+    "MS2DTANExperiment", "Progress", "Results", "SampledFrame", "ShapeAction", "ShapeVideo",
+    "VideoInfo",
+}  # fmt: skip
+# Made of what is not here, or checked elsewhere: a grid by `MapGrid`, attributes by the writer.
+OTHERWISE = {"FeatureStoreWriter", "Preset", "TransformersTextEncoder"}
+ARRAYS = ([1], np.ones(2), torch.ones(2))
+WRONG = ("1", "a", b"1", True, np.bool_(True), None, 1j, object(), {}, *ARRAYS)
+
+
+def numeric_fields(kind: type) -> Iterator[tuple[str, str]]:
+    for field in inspect.signature(kind).parameters.values():
+        note = field.annotation
+        text = note.__name__ if isinstance(note, type) and not get_args(note) else str(note)
+        if re.search(r"\b(int|float)\b", text):
+            yield field.name, text
+
+
+CASES = [
+    pytest.param(kind, name, note, id=f"{kind.__name__}.{name}")
+    for kind in MADE
+    for name, note in numeric_fields(kind)
+    if name != "qid"  # a number or a text
+]
+
+
+def holders(note: str, value: Any, wrong: Any) -> Iterator[Any]:
+    """Values of a field that are a wrong kind, or hold one somewhere."""
+    nested = "Sequence" in note or "tuple" in note
+    listed = any(wrong is one for one in ARRAYS)
+    if not (wrong is None and "None" in note) and not (nested and listed):
+        yield wrong
+    if nested and value:
+        yield from ([*value[:-1], one] for one in inside(value[-1], wrong))
+
+
+def inside(value: Any, wrong: Any) -> Iterator[Any]:
+    if not isinstance(value, tuple | list):
+        yield wrong
+        return
+    for place in range(len(value)):
+        yield (*value[:place], wrong, *value[place + 1 :])
+
+
+@pytest.mark.parametrize(("kind", "name", "note"), CASES)
+def test_a_wrong_kind_of_number_is_refused_at_once(kind, name, note, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = dict(MADE[kind])
+    if kind is Trainer:
+        fields["output_dir"] = tmp_path
+    value = fields.get(name, inspect.signature(kind).parameters[name].default)
+    numbers = (1.5, float("nan")) if re.match("int", note) else (float("nan"), float("inf"))
+    for wrong in (*WRONG, *numbers):
+        for given in holders(note, value, wrong):
+            with pytest.raises(TmapdiffError) as caught:
+                kind(**{**fields, name: given})
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [*MADE], ids=lambda kind: kind.__name__)
+def test_what_is_right_is_taken(kind, tmp_path):
+    if kind in (HDF5FeatureStore, NpyFeatureStore, NpzFeatureStore, PtFeatureStore):
+        pytest.skip("there are no files")
+    kind(**MADE[kind], **({"output_dir": tmp_path} if kind is Trainer else {}))
+
+
+def test_no_public_class_with_numbers_is_left_out():
+    modules = [
+        import_module(f"tmapdiff.{one.name}")
+        for one in pkgutil.iter_modules(tmapdiff.__path__)
+        if not one.name.startswith("_") and one.name not in ("cli", "kernels")
+    ]
+    public = {
+        value
+        for module in modules
+        for name in getattr(module, "__all__", vars(module))
+        for value in [getattr(module, name)]
+        if inspect.isclass(value) and value.__module__.startswith(module.__name__)
+        if not issubclass(value, Exception) and not name.startswith("_")
+    }
+    known = {kind.__name__ for kind in MADE} | RESULTS | OTHERWISE
+    missing = {one.__name__ for one in public if any(numeric_fields(one))} - known
+    assert not missing
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25)])
+def test_numbers_of_numpy_and_torch_are_saved_as_numbers(number, tmp_path):
+    """A configuration is JSON: of float32 it could not be written, long after it was taken."""
+    count = np.int64(8)
+    MapScheduler(signal_scale=number).save_pretrained(tmp_path / "scheduler")
+    assert MapScheduler.from_pretrained(tmp_path / "scheduler").config.signal_scale == 0.25
+    model = MS2DTAN({**ENCODER, "num_clips": count, "dropout": number}, nms_threshold=number)
+    pipe = MomentLocalizationPipeline(model, WORDS, fps=number, durations=[number])
+    pipe.save_pretrained(tmp_path / "pipeline")
+    read = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
+    assert read.localizer.config.nms_threshold == read.config.fps == 0.25
+    assert read.localizer.encoder.config.num_clips == 8
