@@ -1,6 +1,7 @@
 """A text, a boolean or None where a number belongs is refused at once, not somewhere later."""
 
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from helpers.assertions import refuses
 from helpers.pipelines import make_localizer
 
 import tmapdiff
@@ -33,7 +35,7 @@ from tmapdiff.data import (
     SyntheticVideos,
 )
 from tmapdiff.demo import DemoLimits
-from tmapdiff.errors import TmapdiffError
+from tmapdiff.errors import CheckpointError, TmapdiffError
 from tmapdiff.layers import (
     ConcatConditioning,
     GatedConv2d,
@@ -235,3 +237,32 @@ def test_numbers_of_numpy_and_torch_are_saved_as_numbers(number, tmp_path):
     read = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
     assert read.localizer.config.nms_threshold == read.config.fps == 0.25
     assert read.localizer.encoder.config.num_clips == 8
+
+
+OPTIONS = (
+    "num_inference_steps", "num_samples", "top_n", "nms_threshold", "eta", "batch_size",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("kind", [MomentLocalizer, MS2DTAN])
+def test_options_of_a_pipeline(kind, name):
+    pipe = MomentLocalizationPipeline(make_localizer(kind), WORDS, fps=4)
+    video = torch.zeros(8, pipe.localizer.encoder.config.clip_channels)
+    for wrong in WRONG:
+        if wrong is not None or name in ("top_n", "batch_size"):
+            with pytest.raises(TmapdiffError) as caught:
+                pipe(video, "a door", **{name: wrong})
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fps", "clip_seconds", "durations"])
+@pytest.mark.parametrize("wrong", ["4", True, [4], {}, [True], ["4"], [None]])
+def test_numbers_of_a_saved_pipeline(name, wrong, tmp_path):
+    MomentLocalizationPipeline(make_localizer(), WORDS).save_pretrained(tmp_path)
+    place = tmp_path / "model_index.json"
+    if name == "durations" and wrong == [4]:
+        pytest.skip("a duration")
+    place.write_text(json.dumps({**json.loads(place.read_text()), name: wrong}))
+    with refuses(CheckpointError, f"expected {name}"):
+        MomentLocalizationPipeline.from_pretrained(tmp_path)

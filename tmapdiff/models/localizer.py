@@ -423,6 +423,7 @@ class MomentLocalizer(MapLocalizer):
             maps = self.objective.activation(self._denoise_step(empty, 0, run))
             return maps.masked_fill(~run.mask, 0)
         check_generators(who, generator, shape[0])
+        check_range(who, "eta", eta, 0, 1)
         if isinstance(generator, list | tuple):
             generator = list(generator) or None  # of no samples
         if noise is None:

@@ -441,23 +441,24 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         eta: float | None,
         return_steps: bool,
     ) -> dict[str, Any]:
-        if self.localizer.is_generative:
-            given = {"num_inference_steps": num_inference_steps, "eta": eta}
-            count = self.localizer.config.num_samples if num_samples is None else num_samples
-            return {"num_samples": count, **{k: v for k, v in given.items() if v is not None}}
+        who, kind = type(self).__name__, type(self.localizer).__name__
+        generative = self.localizer.is_generative
         for name, value in (
             ("num_inference_steps", num_inference_steps),
             ("num_samples", num_samples),
         ):
-            if value not in (None, 1):
-                kind = type(self.localizer).__name__
+            if value is not None and check_int(who, name, value, at_least=1) > 1 and not generative:
                 expected = f"one pass of a {kind} that does not sample"
-                raise ArgumentError(message(type(self).__name__, expected, f"{name} = {value}"))
+                raise ArgumentError(message(who, expected, f"{name} = {value}"))
+        if eta is not None:
+            check_range(who, "eta", eta, 0, 1)
+        if generative:
+            given = {"num_inference_steps": num_inference_steps, "eta": eta}
+            count = self.localizer.config.num_samples if num_samples is None else num_samples
+            return {"num_samples": count, **{k: v for k, v in given.items() if v is not None}}
         if eta or return_steps:
             expected = "a model that samples, for eta or return_steps"
-            raise ArgumentError(
-                message(type(self).__name__, expected, type(self.localizer).__name__)
-            )
+            raise ArgumentError(message(who, expected, kind))
         return {}
 
     def _as_features(self, features: Tensor) -> VideoFeatures:
