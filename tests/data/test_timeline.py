@@ -8,7 +8,7 @@ import torch
 from helpers.assertions import refuses
 
 from tmapdiff.data import ActionTimelineFeatures, CharadesVideo, FeatureStore
-from tmapdiff.errors import ArgumentError, MissingFeatureError, SizeLimitError
+from tmapdiff.errors import AnnotationError, ArgumentError, MissingFeatureError, SizeLimitError
 
 VIDEOS = {
     "A": CharadesVideo(10.0, ((0, 1.0, 4.0), (2, 3.0, 9.0), (0, 3.5, 6.0))),
@@ -133,8 +133,8 @@ def test_settings_are_checked(settings, text):
 
 
 def test_videos_are_checked():
-    with pytest.raises(ArgumentError, match=r"the duration of video 'A' in \(0, inf\), got 0"):
-        ActionTimelineFeatures({"A": CharadesVideo(0.0, ())})
+    with pytest.raises(AnnotationError, match=r"expected a duration > 0 seconds, got 0"):
+        CharadesVideo(0.0, ())
 
 
 def test_from_charades(charades):

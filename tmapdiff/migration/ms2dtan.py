@@ -1,6 +1,7 @@
 """MS-2D-TAN: its experiment files become configurations, its checkpoints models."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     channels = encoder["channels"]
     clip_seconds = seconds_per_feature = None
     if fields.take("DATASET.SLIDING_WINDOW", False):
-        unit = fields.take("DATASET.TIME_UNIT")
+        unit = _number(fields.take("DATASET.TIME_UNIT"))
         seconds_per_feature = check_range(fields.who, "DATASET.TIME_UNIT", unit, 0, open_low=True)
         clip_seconds = seconds_per_feature * features_per_clip
     else:
@@ -228,13 +229,13 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         epochs=fields.take("TRAIN.MAX_EPOCH", 20),
         batch_size=fields.take("TRAIN.BATCH_SIZE", 4),
         learning_rate=check_range(
-            fields.who, "OPTIM.PARAMS.LR", fields.take("OPTIM.PARAMS.LR"), 0, open_low=True
+            fields.who, "OPTIM.PARAMS.LR", _number(fields.take("OPTIM.PARAMS.LR")), 0, open_low=True
         ),
         weight_decay=0.0,  # AdamW without it is Adam
     )
     fields.expect("TRAIN.SHUFFLE", True, "Trainer always shuffles")
     fields.expect("OPTIM.NAME", "Adam", "Trainer has AdamW; it is set up as Adam")
-    nms = fields.take("TEST.NMS_THRESH", 0.4)
+    nms = _number(fields.take("TEST.NMS_THRESH", 0.4))
     checkpoint = fields.take("MODEL.CHECKPOINT", None)
     return MS2DTANExperiment(
         preset=Preset(
@@ -530,7 +531,13 @@ def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
     value = fields.take(name, [0.5, 0.7])
     if not isinstance(value, list) or not value:
         raise ConfigError(message(fields.who, f"{name} to be a list of numbers", repr(value)))
-    return tuple(check_range(fields.who, name, one, 0, 1) for one in value)
+    return tuple(check_range(fields.who, name, _number(one), 0, 1) for one in value)
+
+
+def _number(value: Any) -> Any:
+    """Read what yaml takes for a text: a number such as 1e-4, without a point."""
+    written = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+[eE][+-]?[0-9]+", value)
+    return float(value) if written else value
 
 
 def _read_weights(who: str, path: Path) -> dict[str, Tensor]:
