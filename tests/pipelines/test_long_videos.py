@@ -232,3 +232,13 @@ def test_pipelines_saved_without_durations_load_without_a_warning(tmp_path):
 def test_durations_that_are_none(wrong):
     with refuses(ArgumentError, "expected"):
         make_pipe(durations=wrong)
+
+
+def test_damaged_weights_are_refused_in_windows_too():
+    pipe = make_pipe(make_localizer(MS2DTAN), durations=TRAINED)
+    for value in (torch.nan, -torch.inf):
+        with torch.no_grad():
+            for one in pipe.localizer.parameters():
+                one.fill_(value)
+        with refuses(ArgumentError, "expected finite scores"):
+            pipe(make_long(120), QUERIES[0])

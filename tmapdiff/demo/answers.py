@@ -99,13 +99,15 @@ def _best_of_each(
     """
     packed, seconds = found.maps.packed[0], found.clip_seconds[0]
     maps = torch.stack([torch.cat(list(drawn[index::samples])) for index in range(samples)], dim=1)
+    held = None
     if found.windows is None:
         maps = maps[0]
     else:
         windows = [
             (round(start / seconds), round(end / seconds)) for start, end in found.windows[0]
         ]
-        maps = join_windows(maps, windows, pipeline.localizer.grid, packed.grid)
+        maps, held = join_windows(maps, windows, pipeline.localizer.grid, packed.grid)
+        held = held.expand(samples, -1)
 
     def repeated(value: Any) -> Tensor:
         return torch.full((samples,), value, device=maps.device)
@@ -116,6 +118,7 @@ def _best_of_each(
         grid=packed.grid,
         num_clips=None if packed.num_clips is None else repeated(packed.num_clips),
         top_n=1,
+        held=held,
     )
     best = list_moments(read.ranked, [seconds] * samples, [found.durations[0]] * samples)
     return [_moment(one) for (one,) in best]

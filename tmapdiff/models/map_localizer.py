@@ -325,6 +325,7 @@ class MapLocalizer(MapModel):
         top_n: int = 5,
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
+        held: Tensor | None = None,
     ) -> Localization:
         """Read moments off predicted maps: what `localize` does with them.
 
@@ -338,10 +339,13 @@ class MapLocalizer(MapModel):
             top_n: As for `localize`.
             ranking: As for `localize`.
             nms_threshold: As for `localize`.
+            held: Which cells are candidates, of maps that are put together of windows; all valid
+                ones, if None.
 
         Shape:
             - maps: (B, cells)
             - clip_seconds, num_clips, durations: (B,)
+            - held: (B, cells), bool
 
         Raises:
             ShapeError: If a shape does not fit.
@@ -352,7 +356,9 @@ class MapLocalizer(MapModel):
         ranking = self._check_reading(ranking, nms_threshold)
         grid = self.grid if grid is None else grid
         grid.check_num_clips(num_clips, wait=True)
-        self._check_scores(maps, grid, num_clips)
+        self._check_scores(maps, grid, num_clips, held)
+        if held is not None:
+            maps = maps.masked_fill(~held, -torch.inf)
         candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, num_clips)
         if ranking == "nms":
             ranked = rank_candidates(
@@ -384,10 +390,15 @@ class MapLocalizer(MapModel):
             raise ArgumentError(message(who, expected, nms_threshold, hint))
         return chosen
 
-    def _check_scores(self, maps: Tensor, grid: MapGrid, num_clips: Tensor | None) -> None:
+    def _check_scores(
+        self, maps: Tensor, grid: MapGrid, num_clips: Tensor | None, held: Tensor | None
+    ) -> None:
         """Refuse scores that are not finite: they would be passed over, as if there were none."""
         sizes = check_shape(type(self).__name__, "maps", maps, f"B {grid.num_cells}")
         mask = grid.packed_mask(maps.device, num_clips).expand(sizes["B"], -1)
+        if held is not None:
+            check_shape(type(self).__name__, "held", held, f"B {grid.num_cells}", sizes)
+            mask = mask & held
         wrong = ~maps.isfinite() & mask
         if not bool(wrong.any()):
             return

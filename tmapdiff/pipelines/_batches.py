@@ -114,15 +114,18 @@ class Drawn:
         clean: Maps that it believed in after every step, the mean over the samples; None unless
             asked for.
         noisy: Likewise, the noisy maps of the first sample.
+        held: Which cells some window holds; None if videos are not searched in windows.
 
     Shape:
         - samples: (B, S, cells)
         - clean, noisy: (B, steps, cells)
+        - held: (B, cells)
     """
 
     samples: Tensor
     clean: Tensor | None
     noisy: Tensor | None
+    held: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence["Drawn"], queries: Sequence[int], batch: Batch) -> "Drawn":
@@ -132,21 +135,21 @@ class Drawn:
         def joined(name: str) -> Any:
             maps = [getattr(one, name) for one in parts]
             if maps[0] is None:
-                return None
+                return None, None
             windows, of = torch.cat(maps), torch.tensor(queries)
-            return torch.stack(
-                [
-                    join_windows(
-                        windows[(of == row).to(windows.device)],
-                        clips.windows or ((0, own.num_clips),),
-                        own,
-                        batch.grid,
-                    )
-                    for row, clips in enumerate(batch.clips)
-                ]
-            )
+            found = [
+                join_windows(
+                    windows[(of == row).to(windows.device)],
+                    clips.windows or ((0, own.num_clips),),
+                    own,
+                    batch.grid,
+                )
+                for row, clips in enumerate(batch.clips)
+            ]
+            return tuple(torch.stack(each) for each in zip(*found, strict=True))
 
-        return cls(joined("samples"), joined("clean"), joined("noisy"))
+        samples, held = joined("samples")
+        return cls(samples, joined("clean")[0], joined("noisy")[0], held)
 
 
 class Steps:

@@ -51,14 +51,17 @@ def divide_in_windows(num_clips: int, grid: MapGrid) -> tuple[Window, ...]:
     return tuple((start, start + grid.num_clips) for start in (*range(0, last, step), last))
 
 
-def join_windows(maps: Tensor, windows: Iterable[Window], grid: MapGrid, whole: MapGrid) -> Tensor:
+def join_windows(
+    maps: Tensor, windows: Iterable[Window], grid: MapGrid, whole: MapGrid
+) -> tuple[Tensor, Tensor]:
     """Join the maps of windows into those of their video: the mean, of cells in several windows.
 
     Shape:
         - maps: (windows, S, cells) of `grid`, 0 in invalid cells
-        - returns: (S, cells) of `whole`, -inf in the cells that no window holds
+        - returns: (S, cells) of `whole`, -inf in the cells that no window holds; and which some
+          window holds, (cells,), bool
     """
-    joined = []
+    joined, counts = [], []
     for scale, parts in enumerate(grid.unpack(maps.flatten(0, 1))):
         held = grid.mask(scale, maps.device)
         total = maps.new_zeros(maps.shape[1], *whole.shape(scale))
@@ -69,7 +72,8 @@ def join_windows(maps: Tensor, windows: Iterable[Window], grid: MapGrid, whole: 
             total[:, rows] += part
             count[rows] += held
         joined.append((total / count).masked_fill(count == 0, -math.inf))
-    return whole.pack(joined)
+        counts.append(count.flatten())
+    return whole.pack(joined), torch.cat(counts) > 0
 
 
 def generators_of_windows(

@@ -527,6 +527,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             batch.clip_seconds,
             grid=batch.grid,
             num_clips=batch.num_clips,
+            held=drawn.held,
             **reading,
         )
         return list(answers_of(found, spread_of(found, drawn.samples), batch, drawn))
