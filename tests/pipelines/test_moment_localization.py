@@ -31,6 +31,7 @@ from tmapdiff import (
     FrameEncoder,
     LocalizedMoment,
     MomentLocalizationPipeline,
+    MomentLocalizer,
     Vocabulary,
 )
 from tmapdiff.data import pool_features

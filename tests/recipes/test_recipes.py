@@ -25,7 +25,7 @@ from tmapdiff.recipes import (
     make_pipeline_test_set,
     make_test_set,
 )
-from tmapdiff.recipes.training import SYNTHETIC_EPOCHS, TrainedLocalizer
+from tmapdiff.recipes.training import SYNTHETIC_EPOCHS
 from tmapdiff.video import VideoFeatures
 
 VOCABULARY = Vocabulary(["a", "dog"])
