@@ -139,6 +139,8 @@ MADE = {
 }
 # What the library makes, and nobody else.
 RESULTS = {
+    "SchedulerRun",
+    "ExtractionReport",
     "AnnotationReport", "CorpusReport", "DenoisingStep", "DroppedLine", "Evaluation",
     "FoundEncoder", "LocalizedMoment", "MomentBatch", "MomentLocalizationOutput", "MomentSample",
     "MS2DTANExperiment", "Progress", "Results", "SampledFrame", "ShapeAction", "ShapeVideo",

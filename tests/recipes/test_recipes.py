@@ -256,5 +256,5 @@ def test_pipelines_keep_the_durations_that_they_were_trained_on(data):
     assert lasted[0] < pipeline.config.durations[1] < lasted[-1]
     pipeline = MomentLocalizationPipeline(model, vocabulary, durations=[1.0])
     videos = len({item.video_id for item in data.test})
-    with pytest.warns(UserWarning, match=f"{videos} videos are longer than those of training"):
+    with pytest.warns(UserWarning, match=f"{videos} videos are more than twice as long as any"):
         make_pipeline_test_set(pipeline, data)

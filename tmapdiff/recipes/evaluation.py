@@ -252,7 +252,8 @@ def make_pipeline_test_set(
         pipeline: The pipeline.
         data: Where the queries come from; its training queries are not read.
 
-    Warns if the pipeline would search some of the videos in windows: here each is one.
+    Warns if videos are more than twice as long as any of training: the pipeline would search them
+    in windows, here each is one.
 
     Raises:
         ConfigError: If the features are not of the model's width, or, of DiDeMo, the pipeline's
@@ -272,11 +273,12 @@ def make_pipeline_test_set(
         raise ConfigError(message(who, expected, repr(grid)))
     durations = pipeline.config.durations
     if clip_seconds is None and durations is not None:
-        longer = {item.video_id for item in data.test if item.duration > durations[-1]}
+        longer = {item.video_id for item in data.test if item.duration > 2 * durations[-1]}
         if longer:
             text = (
-                f"{len(longer)} videos are longer than those of training, {durations[-1]:g} s at "
-                f"most: here each is searched as a whole, by the pipeline in windows."
+                f"{len(longer)} videos are more than twice as long as any of training "
+                f"({durations[-1]:g} s at most): here each is searched as a whole, by the pipeline "
+                f"in windows."
             )
             warnings.warn(text, stacklevel=2)
     word_features = None
