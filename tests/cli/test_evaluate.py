@@ -154,7 +154,7 @@ def test_errors_are_one_line(run, corpus, finished, tmp_path):
         (corpus.pipeline, [*data, tmp_path], "channels, as in training, got 5 from"),
         (corpus.pipeline, ["--root", corpus.test.parent, "--features", "timeline"], "Charades_v1"),
         (finished / "pipeline", ["--dataset", "didemo"], "a pipeline of DiDeMo's 21 moments"),
-        (finished / "pipeline", ["--steps", "0"], "num_inference_steps"),
+        (finished / "pipeline", ["--steps", "0"], "expected steps to be an integer >= 1, got 0"),
     ):
         found = run("evaluate", place, *options)
         assert (found.code, found.err.count("\n")) == (1, 1), found.err
