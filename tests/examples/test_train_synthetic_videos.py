@@ -39,7 +39,7 @@ def test_it_writes_a_pipeline_that_answers(tmp_path, capsys, monkeypatch):
     assert stored.shape == encoded.shape
     assert float((stored - encoded).abs().mean()) < 0.1 * float(stored.std())
     lines = SCRIPT.read_text().splitlines()
-    assert len(lines) <= 135
+    assert len(lines) < 140
     # Again, the run before is neither lost nor touched.
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     with refuses(FileError, f"--output: expected no earlier run in {tmp_path}, got checkpoints, "):
