@@ -137,8 +137,8 @@ def localize(
                 "answers": [
                     {
                         "sentence": sentence,
-                        "unknown_words": pipeline.unknown_words(sentence),
                         "moments": moments,
+                        "unknown_words": pipeline.unknown_words(sentence),
                     }
                     for sentence, moments in zip(sentences, found.moments, strict=True)
                 ],
