@@ -15,6 +15,7 @@ from tmapdiff.errors import FileError
 FilesOf = Mapping[str, re.Pattern[str]]
 # Without these nothing else is looked for: they go first and come last.
 _OPENING = ("model_index.json", "config.json")
+_LONGEST_NAMED = 200  # bytes of a name that goes into that of a temporary folder: 255 are allowed
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def written_beside(
             except FileExistsError:
                 # Python's own words, "File exists", would mislead: the parent is a file.
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-            scratch = Path(tempfile.mkdtemp(dir=beside, prefix=f".{target.name}."))
+            scratch = Path(tempfile.mkdtemp(dir=beside, prefix=_scratch_prefix(target)))
             new = scratch / target.name
             yield new
             if durable:
@@ -122,6 +123,23 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(f"cannot write {path}: {reason}.") from error
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a file is none of the user's, by its name: `._x` is what macOS adds to `x`."""
+    return name.startswith(".")
+
+
+def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
+    """List what is in a folder, sorted, without hidden files.
+
+    Raises:
+        FileError: If there is no such folder, or it cannot be read.
+    """
+    try:
+        return sorted(path for path in Path(folder).iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        raise FileError(f"cannot read the folder {folder}: {error.strerror or error}.") from error
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder, if it is there, so that no half of it is ever seen under its name."""
     doomed = path.with_name(f".{path.name}.removed")
@@ -151,6 +169,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _scratch_prefix(target: Path) -> str:
+    name = target.name
+    if len(os.fsencode(name)) > _LONGEST_NAMED:
+        name = f"{name[:40]}{target.suffix[-8:]}"
+    return f".{name}."
 
 
 def _is_write_error(error: Exception) -> bool:

@@ -3,7 +3,8 @@
 import os
 from typing import BinaryIO
 
-from tmapdiff._checks import check_int, message
+from tmapdiff._checks import message
+from tmapdiff._numbers import parse_integer
 from tmapdiff.errors import ArgumentError, SizeLimitError
 
 LIMIT_VARIABLE = "TMAPDIFF_MAX_ITEM_BYTES"
@@ -26,11 +27,11 @@ def max_item_bytes() -> int:
     stated = os.environ.get(LIMIT_VARIABLE)
     if not stated:
         return DEFAULT_MAX_ITEM_BYTES
-    try:
-        return check_int("environment", LIMIT_VARIABLE, int(stated), at_least=1)
-    except ValueError:
+    number = parse_integer(stated)
+    if number is None or number < 1:
         expected = f"{LIMIT_VARIABLE} to be an integer >= 1"
-        raise ArgumentError(message("environment", expected, repr(stated))) from None
+        raise ArgumentError(message("environment", expected, repr(stated)))
+    return number
 
 
 def check_item_bytes(who: str, what: str, declared: int) -> None:

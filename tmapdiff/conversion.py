@@ -13,12 +13,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tmapdiff._checks import check_choice, message
-from tmapdiff._files import written_beside
+from tmapdiff._checks import check_choice, message, short
+from tmapdiff._files import list_visible, written_beside
 from tmapdiff.data import ActionTimelineFeatures, open_feature_store
-from tmapdiff.data.annotations import check_video_id
+from tmapdiff.data._video_ids import (
+    check_video_id,
+    file_name,
+    find_file,
+    is_shortened,
+    is_video_id,
+)
 from tmapdiff.data.features import ATTRIBUTES, read_attributes
-from tmapdiff.errors import ArgumentError, FeatureError, TmapdiffError
+from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote
 
 StoreFormat = Literal["hdf5", "npy", "npz", "pt"]
@@ -35,7 +41,7 @@ class ConversionReport:
         format: Its format.
         converted: Ids of the videos whose features were written.
         kept: Ids of those that were there already.
-        skipped: Videos whose features cannot be used, and why.
+        skipped: Videos whose features cannot be used, or whose id contains `/` or the like.
     """
 
     path: Path
@@ -48,7 +54,7 @@ class ConversionReport:
         counts = f"{len(self.converted)} videos converted, {len(self.kept)} kept"
         lines = [f"{self.path} ({self.format}): {counts}, {len(self.skipped)} skipped; verified"]
         return "\n".join(
-            [*lines, *(f"skipped {one.video_id}: {one.reason}" for one in self.skipped)]
+            [*lines, *(short(f"skipped {one.video_id}: {one.reason}") for one in self.skipped)]
         )
 
 
@@ -79,7 +85,6 @@ def convert_features(
         FileError: If the source cannot be read or the target cannot be written.
         FeatureError: If the target has other features of a video, or other attributes; or if what
             was written is not what is read back.
-        AnnotationError: If the id of a video contains `/` or the like.
         ArgumentError: If source and target are the same, or simulated features are given another
             `seconds_per_feature`.
         ConfigError: If there is no such format.
@@ -104,9 +109,7 @@ def convert_features(
     if store.seconds_per_feature is not None:
         attributes["seconds_per_feature"] = store.seconds_per_feature
     videos = store.video_ids
-    for video_id in videos:
-        check_video_id(f"{who}, {store.description}", video_id)
-    said = {video_id: _simple(store.attributes_of(video_id)) for video_id in videos}
+    said = {one: _simple(store.attributes_of(one)) for one in videos if is_video_id(one)}
     converted: list[str] = []
     kept: list[str] = []
     skipped: list[VideoNote] = []
@@ -119,12 +122,13 @@ def convert_features(
             writer.describe(said)
         for video_id in videos:
             try:
+                check_video_id(f"{who}, {store.description}", video_id)
                 if video_id in writer:
                     kept.append(video_id)
                 else:
                     writer.write(video_id, store[video_id].numpy(), said[video_id])
                     converted.append(video_id)
-            except FeatureError as error:
+            except (FeatureError, AnnotationError) as error:
                 skipped.append(VideoNote(video_id, str(error)))
             if on_video is not None:
                 on_video(video_id)
@@ -158,7 +162,7 @@ class _FolderWriter:
     def __init__(self, folder: Path, attributes: Attributes, suffix: str) -> None:
         self.folder = folder
         self.suffix = suffix
-        files = folder.iterdir() if folder.is_dir() else ()
+        files = list_visible(folder) if folder.is_dir() else ()
         others = {file.suffix for file in files} & {".npy", ".npz", ".pt"} - {suffix}
         if others:
             expected = f"no features but {suffix} files in {folder}"
@@ -174,18 +178,23 @@ class _FolderWriter:
                 raise FeatureError(message("convert_features", expected, repr(said), hint))
 
     def __contains__(self, video_id: str) -> bool:
-        return (self.folder / f"{video_id}{self.suffix}").is_file()
+        return find_file(self.folder, video_id, self.suffix) is not None
 
     def describe(self, videos: Mapping[str, Attributes]) -> None:
         """Say of each video what is known, before its features are there: then it is not lost."""
-        self.stated["videos"] |= {name: dict(said) for name, said in videos.items() if said}
+        self.stated["videos"] |= {
+            video_id: dict(said)
+            for video_id, said in videos.items()
+            if said or is_shortened(file_name(video_id, self.suffix))
+        }
         if any(self.stated.values()):
             with written_beside(self.folder / ATTRIBUTES) as new:
                 text = json.dumps(self.stated, indent=1, ensure_ascii=False)
-                new.write_text(text, encoding="utf-8")
+                # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
+                new.write_bytes(text.encode(errors="backslashreplace"))
 
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
-        with written_beside(self.folder / f"{video_id}{self.suffix}") as new:
+        with written_beside(self.folder / file_name(video_id, self.suffix)) as new:
             new.write_bytes(_content(features, self.suffix))
 
     def finish(self) -> None:

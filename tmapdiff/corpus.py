@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 import torch
 
 from tmapdiff._checks import check_choice, check_int, first_line, message, require, short
-from tmapdiff._files import written_beside
+from tmapdiff._files import is_hidden, written_beside
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff._spinning import brief_spin
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
+from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.words import check_known_words
 from tmapdiff.errors import (
     ArgumentError,
@@ -317,6 +318,7 @@ class _ShareLocalizer:
 
     def _localize(self, video_id: str, source: Any) -> Any:
         """Ask all queries of a video; `source` is its file, or its duration."""
+        check_video_id("localize_corpus", video_id)
         options, queries = self.job.options, self.job.queries.of(video_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownWordsWarning)  # told once, for all videos
@@ -597,7 +599,10 @@ def _check_manifest(
 def _digest_of(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(one for one in folder.rglob("*") if one.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
+        place = path.relative_to(folder)
+        if any(map(is_hidden, place.parts)):
+            continue
+        digest.update(str(place).encode())
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)

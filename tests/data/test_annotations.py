@@ -25,14 +25,10 @@ def annotations_of(videos):
         ({"video_id": "a\\b"}, "video id without"),
         ({"video_id": ".."}, "video id without"),
         ({"video_id": "a\0"}, r"got 'a\\x00'"),
-        ({"video_id": " "}, "video id without"),
-        ({"video_id": "a\nb"}, r"video id without .* got 'a\\nb'"),
-        ({"video_id": "nul"}, "names no drive or device of Windows, got 'nul'"),
-        ({"video_id": "COM1.avi"}, "names no drive or device of Windows"),
-        ({"video_id": "c:a"}, "names no drive or device of Windows"),
-        ({"video_id": "\ud800"}, "expected a video id of text"),
-        ({"video_id": "\u00e9" * 101}, "a video id of at most 200 bytes, got 202 of '\u00e9\u00e9"),
-        ({"video_id": 7}, "got 7"),
+        ({"video_id": "."}, "video id without"),
+        ({"video_id": ""}, "video id without .* got ''"),
+        ({"video_id": "a/" + "x" * 1000}, r"got 'a/x+\.\.\.\."),
+        ({"video_id": 7}, "expected a video id of text, got 7"),
         ({"query": " "}, "expected a sentence as query, got ' '"),
         ({"query": None}, "expected a sentence as query, got None"),
         ({"duration": 0.0}, "expected a duration > 0 seconds, got 0.0"),
@@ -145,7 +141,8 @@ def test_report_reads_as_one_line():
 
 
 @pytest.mark.parametrize(
-    "video_id", ["console", "v_a.b", "12:30", "\u00e9t\u00e9", "COM", "-x", "a b"]
+    "video_id",
+    ["v_a.b", "12:30", "\u00e9t\u00e9", "con", "COM1.avi", "c:a", "-x", "a b", " ", "Wait... what"],
 )
 def test_ids_of_all_kinds(video_id):
     assert annotation(video_id=video_id).video_id == video_id

@@ -45,15 +45,15 @@ def test_windows_line_ends_and_byte_order_mark(charades):
     [
         ("AAAAA 1.0 2.0 a person.", "expected 'VIDEO START END##sentence', with '##', got 'AAAAA"),
         ("AAAAA 1.0##a person.", "expected three fields before '##': .* got 2: 'AAAAA 1.0'"),
-        ("AAAAA 1 2 3##a person.", "got 4: 'AAAAA 1 2 3'"),
-        ("AAAAA one 2##a person.", "expected a time >= 0 in seconds, got 'one'"),
-        ("AAAAA nan 2##a person.", "expected a time >= 0 in seconds, got 'nan'"),
-        ("AAAAA 1 inf##a person.", "expected a time >= 0 in seconds, got 'inf'"),
-        ("AAAAA -1 2##a person.", "expected a time >= 0 in seconds, got '-1'"),
+        ("AAAAA 1 2 3##a person.", "expected a video of Charades_v1_train.csv, got 'AAAAA 1'"),
+        ("AAAAA one 2##a person.", "expected a time in seconds, got 'one'"),
+        ("AAAAA nan 2##a person.", "expected a time in seconds, got 'nan'"),
+        ("AAAAA 1 inf##a person.", "expected a time in seconds, got 'inf'"),
+        ("AAAAA 1_0 20##a person.", "expected a time in seconds, got '1_0'"),
+        ("AAAAA 1 \uff12##a person.", "expected a time in seconds, got '\uff12'"),
         ("AAAAA 1 2## ", "expected a sentence after '##', got none"),
         ("CCCCC 1 2##a person.", "expected a video of Charades_v1_train.csv, got 'CCCCC'"),
         ("../AA 1 2##a person.", "expected a video id without '/', .* got '../AA'"),
-        ("A..A 1 2##a person.", "expected a video id without '/'"),
     ],
 )
 def test_a_malformed_line_is_named(charades, line, text):
@@ -78,7 +78,8 @@ def test_long_lines_are_shown_in_part(charades):
         ("c157 1 2", "expected actions as 'c000 START END', classes c000 to c156, got 'c157 1 2'"),
         ("x001 1 2", "got 'x001 1 2'"),
         ("c001 1", "got 'c001 1'"),
-        ("c001 1 2;c002 1 x", "expected a time >= 0 in seconds, got 'x'"),
+        ("c001 1 1_0", "expected a time in seconds, got '1_0'"),
+        ("c001 1 2;c002 1 x", "expected a time in seconds, got 'x'"),
     ],
 )
 def test_a_malformed_action_is_named(charades, row, actions, text):
@@ -93,12 +94,21 @@ def test_a_malformed_action_is_named(charades, row, actions, text):
         ("{id},S", "line 2: expected 11 fields, as in the header, got fewer"),
         ("{row},1", "line 2: expected 11 fields, as in the header, got more"),
         ("{length}", "line 2: expected a length > 0 seconds, got '0'"),
+        ("{underscore}", "line 2: expected a time in seconds, got '3_0'"),
+        ("{blanks}", "line 2: expected a time in seconds, got ' 30'"),
         ("{row}\n{row}", "line 3: expected each video once, got 'AAAAA' again"),
         ("{path}", "line 2: expected a video id without '/'"),
     ],
 )
 def test_a_malformed_csv_is_named(charades, row, bad, text):
-    parts = {"row": row("AAAAA"), "length": row("AAAAA", "0"), "path": row("a/b"), "id": "AAAAA"}
+    parts = {
+        "row": row("AAAAA"),
+        "length": row("AAAAA", "0"),
+        "underscore": row("AAAAA", "3_0"),
+        "blanks": row("AAAAA", " 30"),
+        "path": row("a/b"),
+        "id": "AAAAA",
+    }
     root = charades([], [bad.format(**parts)])
     with pytest.raises(AnnotationError, match=f"Charades_v1_train.csv {text}"):
         load_charades_actions(root, "train")
@@ -151,10 +161,10 @@ def test_split_is_checked(tmp_path):
 
 
 def test_actions(charades, row):
-    actions = "c000 1.5 2.5; c156 3.0 99.0;c003 5.0 4.0;c004 31.0 32.0"
+    actions = "c000 -0.04 2.5; c156 3.0 99.0;c003 5.0 4.0;c004 31.0 32.0"
     root = charades([], [row("AAAAA", "30.0", actions), row("BBBBB", "5.5", "")])
     assert load_charades_actions(root, "train") == {
-        "AAAAA": CharadesVideo(30.0, ((0, 1.5, 2.5), (156, 3.0, 99.0))),
+        "AAAAA": CharadesVideo(30.0, ((0, 0.0, 2.5), (156, 3.0, 99.0))),
         "BBBBB": CharadesVideo(5.5, ()),
     }
 

@@ -85,8 +85,11 @@ def changed(**fields):
         (changed(num_segments="6"), "record 2: expected num_segments to be a number > 0, got '6'."),
         (changed(times=[]), "record 2: expected times to be a list of pairs, got []."),
         (changed(times=[[1]]), "record 2: expected times to be pairs [start, end], got [1]."),
-        (changed(times=[[1, None]]), "record 2: expected times to be a number >= 0, got None."),
-        (changed(times=[[-1, 2]]), "record 2: expected times to be a number >= 0, got -1."),
+        (changed(times=[[1, None]]), "record 2: expected times to be a number, got None."),
+        (
+            changed(times=[[-1, 2]]),
+            "record 2: expected times of segments 0 to 5, first to last, got [-1, 2].",
+        ),
         (
             changed(times=[[5, 6]]),
             "record 2: expected times of segments 0 to 5, first to last, got [5, 6].",
@@ -96,9 +99,12 @@ def changed(**fields):
         (changed(description=" "), "record 2: expected a sentence, got ' '."),
         (changed(description=None), "record 2: expected a sentence, got None."),
         (changed(annotation_id="x"), "record 2: expected annotation_id to be a number >= 0"),
-        (changed(annotation_id=7), "AnnotationSet: expected qids that differ, got 7 twice."),
+        (
+            changed(annotation_id=7),
+            "record 2: expected a qid of its own, got 7 again, as in record 1.",
+        ),
         (changed(video="../../x"), "expected a video id without '/'"),
-        (changed(video=3), "expected a video id without '/'"),
+        (changed(video=3), "record 2: expected a video id of text, got 3."),
     ],
 )
 def test_refuses_other_files(write, records, text):

@@ -655,10 +655,10 @@ class TestLinks:
 
 
 @pytest.mark.parametrize("video_id", ["x" * 1000, "NUL", "aux.x", "C:A", "a\ud800", "a\nb"])
-def test_ids_that_no_system_has_are_in_no_store(tmp_path, kind, video_id):
+def test_ids_that_no_system_has_are_asked_for_like_others(tmp_path, kind, video_id):
     store = open_feature_store(write(tmp_path, kind, random_arrays()))
     assert video_id not in store
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(MissingFeatureError) as caught:
         store[video_id]
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400

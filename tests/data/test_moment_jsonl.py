@@ -60,9 +60,10 @@ def changed(**fields):
         (changed(qid=True), "line 2: expected qid to be a number or a text, got True."),
         (changed(qid="b", query=7), "line 2: expected a sentence, got 7."),
         (changed(duration=[]), "line 2: expected duration to be a number > 0, got []."),
-        (changed(vid=None), "expected a video id without '/'"),
-        (changed(relevant_windows=[[1, "2"]]), "relevant_windows to be a number >= 0, got '2'."),
-        (LINES[0], "AnnotationSet: expected qids that differ, got 25 twice."),
+        (changed(vid=None), "val.jsonl line 2: expected a video id of text, got None."),
+        (changed(vid=0), "val.jsonl line 2: expected a video id of text, got 0."),
+        (changed(relevant_windows=[[1, "2"]]), "relevant_windows to be a number, got '2'."),
+        (LINES[0], "val.jsonl line 2: expected a qid of its own, got 25 again, as in line 1."),
     ],
 )
 def test_refuses_other_lines(write, line, text):

@@ -2,7 +2,9 @@
 
 import json
 import math
-from pathlib import PurePosixPath, PureWindowsPath
+import os
+import tempfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -12,9 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import tmapdiff
-from tmapdiff.data.annotations import check_video_id
+from tmapdiff.conversion import convert_features
+from tmapdiff.data._video_ids import (
+    check_video_id,
+    file_name,
+    hdf5_key,
+    is_shortened,
+    is_video_id,
+    video_id_of,
+    video_id_of_key,
+)
 from tmapdiff.errors import AnnotationError, TmapdiffError
 from tmapdiff.models import MapDiffusionDecoder, MultimodalEncoder
+from tmapdiff.video import FeatureStoreWriter
 
 quick = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -35,7 +47,8 @@ values = st.recursive(
 )
 seconds = st.one_of(st.floats(0, 200), numbers)
 pairs = st.lists(st.one_of(st.tuples(seconds, seconds), values), max_size=3)
-ids = st.one_of(st.sampled_from(["AO8RW", "v_1", "../x", "NUL", "a/b", "x" * 300]), scalars)
+NAMES = ["AO8RW", "v_1", "../x", "..", "NUL", "a/b", "a:b", "Wait... what", "x" * 300, "\ud800"]
+ids = st.one_of(st.sampled_from(NAMES), scalars)
 sentences = st.one_of(st.just("a person opens the door."), scalars)
 
 
@@ -125,24 +138,68 @@ DEVICES = st.builds(
     "".join, st.tuples(st.sampled_from(["con", "Nul", "COM1", "aux", "d:"]), PLACES)
 )
 
+ESCAPES = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["%=", "%~", "%%=", "%=%25", "._"]), st.text("ab:%=~253A.", max_size=8)
+    ),
+)
+
 
 @settings(deadline=None, max_examples=400)
-@given(st.one_of(PLACES, DEVICES, st.text(max_size=300)))
+@given(st.one_of(PLACES, DEVICES, ESCAPES, st.text(max_size=300)))
 def test_ids_name_files_in_a_folder_on_any_system(video_id):
     try:
         check_video_id("who", video_id)
     except AnnotationError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
+        # Nothing is refused but what can leave a folder.
+        assert set(video_id) & set("/\\\0") or video_id in ("", ".", "..")
         return
-    for kind in (PurePosixPath, PureWindowsPath):
-        folder = kind("/features") if kind is PurePosixPath else kind("X:/features")
-        for suffix in (".npy", ".npz", ".pt"):
-            path = folder / f"{video_id}{suffix}"
-            assert path.parent == folder
-            assert path.suffix == suffix
-            assert len(path.name.encode()) <= 255
-    stem = video_id.split(".")[0].rstrip().upper()
-    assert stem not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT1"}
+    for suffix in (".npy", ".npz", ".pt"):
+        name = file_name(video_id, suffix)
+        for folder in (PurePosixPath("/features"), PureWindowsPath("X:/features")):
+            assert (folder / name).parent == folder
+        assert name.endswith(suffix)
+        assert len(name.encode()) <= 255
+        assert not name.startswith(".")
+        assert not set(name) & set('<>:"|?*\x7f\n')
+        assert name.split(".")[0].rstrip().upper() not in {"CON", "PRN", "AUX", "NUL", "COM1"}
+        assert is_shortened(name) or video_id_of(name, suffix) == video_id
+        if len(f"{video_id}{suffix}".encode(errors="surrogatepass")) < 80:
+            assert not is_shortened(name)
+    assert video_id_of_key(hdf5_key(video_id)) == video_id
+    hdf5_key(video_id).encode()
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.sets(st.one_of(PLACES, DEVICES, ESCAPES), min_size=1, max_size=4),
+    st.sampled_from(["npy", "npz", "pt"]),
+)
+def test_ids_of_any_kind_are_read_as_they_were_written(video_ids, format):
+    """Through the writer and folders; what may be no id is refused by all."""
+    arrays = {one: np.full((2, 1), len(one), np.float32) for one in video_ids}
+    with tempfile.TemporaryDirectory() as scratch:
+        first, second, third = (Path(scratch) / name for name in ("a.h5", "b", "c.h5"))
+        with FeatureStoreWriter(first, {}) as writer:
+            for one, array in arrays.items():
+                reads(lambda one=one, array=array: writer.write(one, array, {}), lambda none: None)
+            writer.finish()
+        assert set(os.listdir(scratch)) <= {"a.h5"}
+        if not (fine := {one for one in video_ids if is_video_id(one)}):
+            return
+        for source, target in ((first, second), (second, third)):
+            kind = format if target == second else "hdf5"
+            report = convert_features(source, target, format=kind)
+            assert (set(report.converted), report.skipped) == (fine, ())
+            store = tmapdiff.open_feature_store(target)
+            assert set(store.video_ids) == fine
+            for one in video_ids:
+                assert (one in store) == (one in fine)
+            for one in fine:
+                np.testing.assert_array_equal(store[one], arrays[one])
+            del store
 
 
 @quick

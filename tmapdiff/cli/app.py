@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tmapdiff._version import __version__
+from tmapdiff.cli.options import with_plain_numbers
 
 # In the order of the help. Each is a file here, with a function of its name and with EXAMPLES.
 COMMANDS = (
@@ -46,4 +47,5 @@ def _tmapdiff(
 for _name in COMMANDS:
     _file = import_module(f"tmapdiff.cli.{_name}")
     # The \b keeps the lines of the examples as they are.
-    app.command(epilog=f"Examples:\n\n\b\n{_file.EXAMPLES.strip()}")(getattr(_file, _name))
+    _add = app.command(epilog=f"Examples:\n\n\b\n{_file.EXAMPLES.strip()}")
+    _add(with_plain_numbers(getattr(_file, _name)))

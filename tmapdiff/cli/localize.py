@@ -152,6 +152,8 @@ def _features_of(
 ) -> "VideoFeatures":
     """Read features of a store, or of a file, which is then part of a folder of such."""
     from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
+    from tmapdiff.data._video_ids import video_id_of
+    from tmapdiff.data.features import stated_duration
     from tmapdiff.video import VideoFeatures
 
     opened: Any
@@ -160,7 +162,8 @@ def _features_of(
     else:
         kinds = {".npy": NpyFeatureStore, ".npz": NpzFeatureStore, ".pt": PtFeatureStore}
         path = Path(video)
-        opened, video_id = kinds[path.suffix](path.parent, seconds_per_feature), path.stem
+        opened = kinds[path.suffix](path.parent, seconds_per_feature)
+        video_id = video_id_of(path.name, path.suffix)
     array = opened[video_id]
     rate = opened.seconds_per_feature or (1 / fps if fps else None)
     if rate is None:
@@ -168,8 +171,8 @@ def _features_of(
             "localize: expected --seconds-per-feature, as neither the features nor the pipeline "
             "say it, got none."
         )
-    duration = opened.attributes_of(video_id).get("duration", len(array) * rate)
-    return VideoFeatures(array, rate, float(duration))
+    duration = stated_duration(opened.description, opened.attributes_of(video_id))
+    return VideoFeatures(array, rate, len(array) * rate if duration is None else duration)
 
 
 def _print_moments(out: Output, sentence: str, moments: "Sequence[LocalizedMoment]") -> None:

@@ -1,12 +1,16 @@
 """Options that several commands have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import typer
 
+from tmapdiff._numbers import parse_integer, parse_number
 from tmapdiff.cli.output import plain
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
 SplitName = Literal["train", "val", "test"]
@@ -63,6 +67,29 @@ LimitOption = Annotated[
 
 
 USE_OF_ROOT = "queries to take from it, or --features timeline"
+
+
+def with_plain_numbers(command: Command) -> Command:
+    """Let the numbers of a command be read as those of files are: typer takes `1_0` for 10."""
+    for hint in get_type_hints(command, include_extras=True).values():
+        kind, *about = get_args(hint) or (hint,)
+        kinds = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
+        for number in (int, float):
+            if number in kinds:
+                for info in about:
+                    info.parser = partial(_read_number, number)
+                    info.metavar = info.metavar or f"<{number.__name__}>"
+    return command
+
+
+def _read_number(kind: type, given: Any) -> Any:
+    if not isinstance(given, str):  # what it is by default
+        return given
+    number = parse_integer(given) if kind is int else parse_number(given)
+    if number is None:
+        what = "integer" if kind is int else "number"
+        raise typer.BadParameter(f"{given!r} is not a valid {what}.")
+    return number
 
 
 def refuse_idle(*options: tuple[str, object, str]) -> None:

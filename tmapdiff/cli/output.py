@@ -98,6 +98,8 @@ class Output:
         """
         if self.as_json and not self.is_muted:
             text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+            # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
+            text = text.encode(errors="backslashreplace").decode()
             self._stdout.write(f"{text}\n")
             self._stdout.flush()
 

@@ -10,12 +10,17 @@ from typing import Any, BinaryIO
 
 from tmapdiff._checks import message
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
+from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.errors import AnnotationError, FileError
+
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how files begin that Windows calls "Unicode"
 
 
 class AnnotationCollector:
     """Gathers the annotations of a file, cuts moments to their videos, and drops empty ones.
+
+    Both ends are cut: annotators' times are rounded, or start a picture early.
 
     Args:
         path: The file, for the report.
@@ -24,12 +29,15 @@ class AnnotationCollector:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines = 0
+        self.cut_starts = 0
         self.cut_ends = 0
         self.annotations: list[Annotation] = []
         self.dropped: list[DroppedLine] = []
+        self._places: dict[int | str, str] = {}  # of queries, by their names
 
     def add(
         self,
+        who: str,
         line: int,
         video_id: Any,
         query: str,
@@ -40,6 +48,7 @@ class AnnotationCollector:
         """Add one record; it is dropped when no moment of it is left.
 
         Args:
+            who: File and line or the like, for messages.
             line: Line or number of the record, for the report.
             video_id: The video.
             query: The sentence.
@@ -48,27 +57,45 @@ class AnnotationCollector:
             qid: Name of the query; its position among the kept ones, if None.
 
         Raises:
-            AnnotationError: If the record is none, for another reason than an empty moment.
+            AnnotationError: If the record is none, for another reason than an empty moment, or its
+                name is that of another.
         """
         self.lines += 1
+        check_video_id(who, video_id)
         kept: list[tuple[float, float]] = []
         for start, end in moments:
             if start >= end:
                 self.dropped.append(DroppedLine(line, "start not before end"))
             elif start >= duration:
                 self.dropped.append(DroppedLine(line, "starts past the video's end"))
+            elif end <= 0:
+                self.dropped.append(DroppedLine(line, "ends before the video's start"))
             else:
+                self.cut_starts += start < 0
                 self.cut_ends += end > duration
-                kept.append((start, min(end, duration)))
+                kept.append((max(start, 0.0), min(end, duration)))
         if kept:
             name = len(self.annotations) if qid is None else qid
-            self.annotations.append(Annotation(name, video_id, query, duration, tuple(kept)))
+            if name in self._places:
+                got = f"{shown(name)} again, as in {self._places[name]}"
+                raise AnnotationError(message(who, "a qid of its own", got))
+            self._places[name] = who.removeprefix(f"{self.path} ")
+            try:
+                found = Annotation(name, video_id, query, duration, tuple(kept))
+            except AnnotationError as error:
+                raise AnnotationError(f"{who}: {error}") from None
+            self.annotations.append(found)
 
     def collected(self) -> AnnotationSet:
         """Return all annotations with their report."""
         kept = len(self.annotations)
         report = AnnotationReport(
-            self.path.name, self.lines, kept, self.cut_ends, tuple(self.dropped)
+            self.path.name,
+            self.lines,
+            kept,
+            self.cut_ends,
+            tuple(self.dropped),
+            cut_starts=self.cut_starts,
         )
         return AnnotationSet(self.annotations, report)
 
@@ -128,7 +155,8 @@ def _decoded(path: Path, line: int, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
         got = f"the byte 0x{content[error.start]:02x}"
-        raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got)) from error
+        hint = "It is UTF-16: save it as UTF-8." if content.startswith(_UTF_16) else ""
+        raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got, hint)) from error
 
 
 def parse_json(who: str, text: str) -> Any:
@@ -198,8 +226,10 @@ def query_id(who: str, record: Any) -> int | str:
     return qid
 
 
-def number(who: str, name: str, value: Any, *, above: float | None = None) -> float:
-    """Return a JSON number >= 0, or above a bound, as a float.
+def number(
+    who: str, name: str, value: Any, *, above: float | None = None, at_least: float = -math.inf
+) -> float:
+    """Return a finite JSON number that is within bounds, as a float.
 
     Raises:
         AnnotationError: If it is none.
@@ -209,14 +239,15 @@ def number(who: str, name: str, value: Any, *, above: float | None = None) -> fl
     except OverflowError:  # an integer of hundreds of digits
         found = math.inf
     fine = not isinstance(value, bool) and math.isfinite(found)
-    if not fine or not (found >= 0 if above is None else found > above):
-        expected = f"{name} to be a number {'>= 0' if above is None else f'> {above:g}'}"
-        raise AnnotationError(message(who, expected, shown(value)))
+    if not fine or found < at_least or (above is not None and found <= above):
+        bound = f" >= {at_least:g}" if math.isfinite(at_least) else ""
+        bound = bound if above is None else f" > {above:g}"
+        raise AnnotationError(message(who, f"{name} to be a number{bound}", shown(value)))
     return found
 
 
 def pairs(who: str, name: str, value: Any) -> list[tuple[float, float]]:
-    """Return a JSON list of pairs of numbers.
+    """Return a JSON list of pairs of numbers, which may lie outside of a video.
 
     Raises:
         AnnotationError: If it is none, or is empty.

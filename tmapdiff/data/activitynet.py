@@ -22,8 +22,8 @@ from tmapdiff.errors import AnnotationError
 def load_activitynet_captions(path: str | os.PathLike[str]) -> AnnotationSet:
     """Load the sentences and moments of ActivityNet Captions.
 
-    Ends past the video are cut to its duration; moments that are empty, or that start past it, are
-    dropped. `qid` is the position among the kept sentences, from 0.
+    Moments are cut to the video; those that are empty, or lie outside of it, are dropped. `qid` is
+    the position among the kept sentences, from 0.
 
     Args:
         path: `train.json`, `val_1.json` or `val_2.json`: by video `duration`, `timestamps`
@@ -40,7 +40,7 @@ def load_activitynet_captions(path: str | os.PathLike[str]) -> AnnotationSet:
     for who, video_id, record in videos(collector.path):
         duration = number(who, "duration", field(who, record, "duration"), above=0)
         for query, moment in _sentences(who, record):
-            collector.add(collector.lines + 1, video_id, query, duration, [moment])
+            collector.add(who, collector.lines + 1, video_id, query, duration, [moment])
     return collector.collected()
 
 
@@ -67,8 +67,8 @@ def load_tacos(path: str | os.PathLike[str], *, keep_suffix: bool = False) -> An
         frames = number(who, "num_frames", field(who, record, "num_frames"), above=0)
         name = video_id if keep_suffix else video_id.removesuffix(".avi")
         for query, (start, end) in _sentences(who, record):
-            moment = (start / fps, end / fps)
-            collector.add(collector.lines + 1, name, query, frames / fps, [moment])
+            moments = [(start / fps, end / fps)]
+            collector.add(who, collector.lines + 1, name, query, frames / fps, moments)
     return collector.collected()
 
 

@@ -2,18 +2,15 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, overload
 
-from tmapdiff._checks import check_int, check_range, is_number, message
+from tmapdiff._checks import check_int, check_range, is_number, message, short
+from tmapdiff.data._video_ids import check_video_id, quoted
 from tmapdiff.errors import AnnotationError, ArgumentError
 
-_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
-_WINDOWS = re.compile(r"[a-z]:|(con|prn|aux|nul|com[0-9]|lpt[0-9])\s*(\.|:|$)", re.IGNORECASE)
-_LONGEST_ID = 200  # names of files have 255, and get endings
 _LISTED = 5  # lines or videos that a report lists by name; the rest are counted
 
 
@@ -40,17 +37,17 @@ class Annotation:
     moments: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        who = f"annotation {_quoted(self.qid)}"
+        who = f"annotation {quoted(self.qid)}"
         check_video_id(who, self.video_id)
         if not isinstance(self.query, str) or not self.query.strip():
-            raise AnnotationError(message(who, "a sentence as query", _quoted(self.query)))
+            raise AnnotationError(message(who, "a sentence as query", quoted(self.query)))
         if isinstance(self.qid, bool) or not isinstance(self.qid, Integral | str):
             expected = "a qid that is an integer or a text"
-            raise AnnotationError(message(who, expected, _quoted(self.qid)))
+            raise AnnotationError(message(who, expected, quoted(self.qid)))
         check_duration(who, self.duration)
         if not isinstance(self.moments, list | tuple):
             expected = "a list of moments, (start, end) in seconds"
-            raise AnnotationError(message(who, expected, _quoted(self.moments)))
+            raise AnnotationError(message(who, expected, quoted(self.moments)))
         if not self.moments:
             raise AnnotationError(message(who, "at least one moment", "none"))
         for start, end in (check_numbers(who, "(start, end)", one, 2) for one in self.moments):
@@ -87,6 +84,7 @@ class AnnotationReport:
         dropped: The lines that were left out.
         without_features: Annotations that `AnnotationSet.restrict_to` left out.
         missing_videos: The videos of which the feature store had nothing.
+        cut_starts: Moments that started before their video; their start became 0.
     """
 
     source: str
@@ -96,9 +94,12 @@ class AnnotationReport:
     dropped: tuple[DroppedLine, ...] = ()
     without_features: int = 0
     missing_videos: tuple[str, ...] = ()
+    cut_starts: int = 0
 
     def __str__(self) -> str:
         facts = [f"{self.source}: {self.lines:,} lines, {self.kept:,} kept"]
+        if self.cut_starts:
+            facts.append(f"{self.cut_starts:,} starts cut to 0")
         if self.cut_ends:
             facts.append(f"{self.cut_ends:,} ends cut to the video")
         for reason in dict.fromkeys(drop.reason for drop in self.dropped):
@@ -132,7 +133,7 @@ class AnnotationSet(Sequence[Annotation]):
         seen: set[int | str] = set()
         for item in items:
             if item.qid in seen:
-                got = f"{_quoted(item.qid)} twice"
+                got = f"{quoted(item.qid)} twice"
                 raise AnnotationError(message("AnnotationSet", "qids that differ", got))
             seen.add(item.qid)
         object.__setattr__(self, "annotations", items)
@@ -209,7 +210,7 @@ class AnnotationSet(Sequence[Annotation]):
         if fraction == 1 or len(videos) < 2:
             expected = "fraction < 1 and at least two videos"
             raise ArgumentError(message(who, expected, f"{fraction:g} and {len(videos)} videos"))
-        ranked = sorted(videos, key=lambda id_: hashlib.sha256(f"{seed}/{id_}".encode()).digest())
+        ranked = sorted(videos, key=lambda id_: _digest(f"{seed}/{id_}"))
         held_out = frozenset(ranked[: min(max(round(fraction * len(videos)), 1), len(videos) - 1)])
         return (
             AnnotationSet((i for i in self if i.video_id not in held_out), self.report),
@@ -224,7 +225,7 @@ def check_duration(who: str, duration: object) -> None:
         AnnotationError: If it is not.
     """
     if not is_number(duration) or not (math.isfinite(duration) and duration > 0):  # type: ignore[arg-type, operator]
-        raise AnnotationError(message(who, "a duration > 0 seconds", _quoted(duration)))
+        raise AnnotationError(message(who, "a duration > 0 seconds", quoted(duration)))
 
 
 def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
@@ -235,41 +236,15 @@ def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
     """
     listed = isinstance(value, list | tuple) and len(value) == count
     if not listed or not all(is_number(one) and math.isfinite(one) for one in value):
-        raise AnnotationError(message(who, f"{name} to be {count} numbers", _quoted(value)))
+        raise AnnotationError(message(who, f"{name} to be {count} numbers", quoted(value)))
     return value
 
 
-def check_video_id(who: str, video_id: object) -> str:
-    r"""Return `video_id`, or raise AnnotationError when it could name a file outside a folder.
-
-    On any system: annotations made on one are read on another. So it refuses, too, what only
-    Windows takes for a drive or a device, as `C:id`, `NUL` and `aux.npy`.
-
-    Raises:
-        AnnotationError: If it is no text, is blank, contains `/`, `\`, `..` or a control character,
-            names a drive or a device, takes more than 200 bytes, or cannot be a name of a file.
-    """
-    if not isinstance(video_id, str) or not video_id.strip() or _FORBIDDEN.search(video_id):
-        expected = "a video id without '/', '\\', '..' and NUL"
-        raise AnnotationError(message(who, expected, _quoted(video_id)))
-    if _WINDOWS.match(video_id):
-        expected = "a video id that names no drive or device of Windows"
-        raise AnnotationError(message(who, expected, _quoted(video_id)))
-    try:
-        size = len(video_id.encode())
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        raise AnnotationError(message(who, "a video id of text", _quoted(video_id))) from None
-    if size > _LONGEST_ID:
-        got = f"{size:,} of {_quoted(video_id)}"
-        raise AnnotationError(message(who, f"a video id of at most {_LONGEST_ID} bytes", got))
-    return video_id
-
-
-def _quoted(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+def _digest(text: str) -> bytes:
+    # An id may be the name of a file that is no UTF-8.
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def _listed(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:_LISTED]))
+    shown = short(", ".join(map(str, items[:_LISTED])))
     return f"{shown}, ..." if len(items) > _LISTED else shown

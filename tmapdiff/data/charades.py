@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,13 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._checks import check_choice, message
+from tmapdiff._numbers import parse_number
 from tmapdiff.data._reading import AnnotationCollector, read_text, shown, text_lines
-from tmapdiff.data.annotations import (
-    AnnotationSet,
-    check_duration,
-    check_numbers,
-    check_video_id,
-)
+from tmapdiff.data._video_ids import check_video_id
+from tmapdiff.data.annotations import AnnotationSet, check_duration, check_numbers
 from tmapdiff.errors import AnnotationError, FileError
 
 TIMELINE = "timeline"  # what stands for features simulated from the actions, in place of a store
@@ -56,9 +52,9 @@ def load_charades_sta(
 ) -> AnnotationSet:
     """Load the sentences and moments of Charades-STA.
 
-    Ends past the video are cut to its duration. Moments that are empty then are dropped: four of
-    the official training file. 12,404 (train) and 3,720 (test) remain. `report` tells all this.
-    `qid` is the position among the kept lines, from 0.
+    Moments are cut to their video. Those that are empty then are dropped: four of the official
+    training file. 12,404 (train) and 3,720 (test) remain. `report` tells all this. `qid` is the
+    position among the kept lines, from 0.
 
     Args:
         root: Folder with `charades_sta_{split}.txt` and, for the durations,
@@ -100,7 +96,7 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
         video_id, start, end, query = _parse_line(who, text)
         if video_id not in durations:
             raise AnnotationError(message(who, f"a video of {source}", shown(video_id)))
-        collector.add(line, video_id, query, durations[video_id], [(start, end)])
+        collector.add(who, line, video_id, query, durations[video_id], [(start, end)])
     return collector.collected()
 
 
@@ -124,6 +120,7 @@ def load_charades_actions(
 ) -> dict[str, CharadesVideo]:
     """Load the durations and action annotations of Charades, by video id.
 
+    Starts before the video are cut to 0.
     Actions that do not end after they start, or that start past the video, are left out: 7 of
     49,809 in the official training file, none in the test file.
 
@@ -147,7 +144,7 @@ def load_charades_actions(
         if video_id in videos:
             raise AnnotationError(message(who, "each video once", f"{shown(video_id)} again"))
         duration = _parse_seconds(who, row["length"])
-        if duration == 0:
+        if duration <= 0:
             raise AnnotationError(message(who, "a length > 0 seconds", repr(row["length"])))
         actions = (_parse_action(who, text) for text in row["actions"].split(";") if text.strip())
         kept = tuple(action for action in actions if action[1] < min(action[2], duration))
@@ -160,7 +157,7 @@ def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
     if not separator:
         expected = "'VIDEO START END##sentence', with '##'"
         raise AnnotationError(message(who, expected, shown(line)))
-    fields = left.split()
+    fields = left.rsplit(maxsplit=2)  # a video may be named `Wait... what`
     if len(fields) != 3:
         expected = "three fields before '##': video, start, end"
         raise AnnotationError(message(who, expected, f"{len(fields)}: {shown(left)}"))
@@ -177,16 +174,14 @@ def _parse_action(who: str, text: str) -> tuple[int, float, float]:
     if len(fields) != 3 or match is None or int(match[1]) >= NUM_CHARADES_CLASSES:
         expected = f"actions as 'c000 START END', classes c000 to c{NUM_CHARADES_CLASSES - 1}"
         raise AnnotationError(message(who, expected, shown(text)))
-    return int(match[1]), _parse_seconds(who, fields[1]), _parse_seconds(who, fields[2])
+    start, end = (_parse_seconds(who, field) for field in fields[1:])
+    return int(match[1]), max(start, 0.0), end
 
 
 def _parse_seconds(who: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise AnnotationError(message(who, "a time >= 0 in seconds", shown(text)))
+    seconds = parse_number(text)
+    if seconds is None:
+        raise AnnotationError(message(who, "a time in seconds", shown(text)))
     return seconds
 
 

@@ -61,16 +61,17 @@ def load_didemo(
         segments = number(who, "num_segments", field(who, record, "num_segments"), above=0)
         times = pairs(who, "times", field(who, record, "times"))
         for start, end in times:
-            if start % 1 or end % 1 or not start <= end < segments:
+            if start % 1 or end % 1 or not 0 <= start <= end < segments:
                 expected = f"times of segments 0 to {segments - 1:g}, first to last"
                 raise AnnotationError(message(who, expected, f"[{start:g}, {end:g}]"))
         collector.add(
+            who,
             index,
             field(who, record, "video"),
             sentence(who, field(who, record, "description")),
             segments * SEGMENT_SECONDS,
             [(start * SEGMENT_SECONDS, (end + 1) * SEGMENT_SECONDS) for start, end in times],
-            int(number(who, "annotation_id", field(who, record, "annotation_id"))),
+            int(number(who, "annotation_id", field(who, record, "annotation_id"), at_least=0)),
         )
     found = collector.collected()
     return found if moments == "all" else keep_consensus(found)

@@ -1,8 +1,9 @@
 """Feature stores: the video features that other models computed, by video id."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,12 +22,22 @@ from tmapdiff._checks import (
     require,
     short,
 )
+from tmapdiff._files import list_visible
 from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data._hdf5_attributes import AttributeReader
-from tmapdiff.data.annotations import check_video_id
+from tmapdiff.data._video_ids import (
+    check_video_id,
+    file_name,
+    find_file,
+    hdf5_key,
+    is_shortened,
+    is_video_id,
+    quoted,
+    video_id_of,
+    video_id_of_key,
+)
 from tmapdiff.errors import (
-    AnnotationError,
     ArgumentError,
     FeatureError,
     FileError,
@@ -131,10 +142,10 @@ class HDF5FeatureStore:
         }
 
     def __contains__(self, video_id: object) -> bool:
-        if not _is_video_id(video_id):
+        if not isinstance(video_id, str) or not is_video_id(video_id):
             return False
         with self._reading() as file:
-            return video_id in file
+            return hdf5_key(video_id) in file
 
     def __getitem__(self, video_id: str) -> Tensor:
         """Return the features of a video.
@@ -150,10 +161,7 @@ class HDF5FeatureStore:
                 numbers, not finite, or lie in another file.
             AnnotationError: If the id contains `/` or the like.
         """
-        check_video_id(self.description, video_id)
         with self._reading() as file:
-            if video_id not in file:
-                raise _missing(self.description, video_id)
             dataset = self._dataset(file, video_id)
             check_dataset(self._named(video_id), dataset)
             array = dataset[()]
@@ -180,7 +188,7 @@ class HDF5FeatureStore:
             FileError: If the file cannot be read.
         """
         with self._reading() as file:
-            return tuple(file)
+            return tuple(map(video_id_of_key, file))
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         """Return what the file says of the features of video `video_id`; see `attributes`.
@@ -188,11 +196,10 @@ class HDF5FeatureStore:
         Raises:
             MissingFeatureError: If the file has none.
             FeatureError: If the file has something else of that name.
+            AnnotationError: If the id contains `/` or the like.
             FileError: If the file cannot be read.
         """
         with self._reading() as file:
-            if video_id not in file:
-                raise _missing(self.description, video_id)
             return self._attributes.read(self._dataset(file, video_id))
 
     def stored_dtype(self, video_id: str) -> str:
@@ -201,11 +208,10 @@ class HDF5FeatureStore:
         Raises:
             MissingFeatureError: If the file has none.
             FeatureError: If the file has something else of that name.
+            AnnotationError: If the id contains `/` or the like.
             FileError: If the file cannot be read.
         """
         with self._reading() as file:
-            if video_id not in file:
-                raise _missing(self.description, video_id)
             return str(self._dataset(file, video_id).dtype)
 
     def _width_of_first(self) -> int:
@@ -214,9 +220,10 @@ class HDF5FeatureStore:
             if first is None:
                 got = "an empty file"
                 raise FileError(message(str(self.path), "a dataset for each video", got))
-            shape = self._dataset(file, first).shape
+            who = self._named(video_id_of_key(first))
+            shape = dataset_of(who, file, first).shape
         if shape is None or len(shape) < 2:
-            raise FeatureError(message(self._named(first), "features of shape (T, D)", shape))
+            raise FeatureError(message(who, "features of shape (T, D)", shape))
         return int(shape[-1])
 
     def _stated_stride(self) -> float | None:
@@ -261,7 +268,10 @@ class HDF5FeatureStore:
         self._handle, self._handle_pid = None, -1
 
     def _dataset(self, file: Any, video_id: str) -> Any:
-        return dataset_of(self._named(video_id), file, video_id)
+        key = hdf5_key(check_video_id(self.description, video_id))
+        if key not in file:
+            raise _missing(self.description, video_id)
+        return dataset_of(self._named(video_id), file, key)
 
     def _named(self, video_id: str) -> str:
         return f"{self.description}, video {video_id!r}"
@@ -308,7 +318,9 @@ class _FolderFeatureStore:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.seconds_per_feature})"
 
     def __contains__(self, video_id: object) -> bool:
-        return _is_video_id(video_id) and (self.folder / f"{video_id}{self._suffix}").is_file()
+        if not isinstance(video_id, str) or not is_video_id(video_id):
+            return False
+        return find_file(self.folder, video_id, self._suffix) is not None
 
     def __getitem__(self, video_id: str) -> Tensor:
         """Return the features of a video.
@@ -324,10 +336,7 @@ class _FolderFeatureStore:
                 numbers, or not finite.
             AnnotationError: If the id contains `/` or the like.
         """
-        check_video_id(self.description, video_id)
-        if video_id not in self:
-            raise _missing(self.description, video_id)
-        array = self._read_inside(f"{video_id}{self._suffix}")
+        array = self._read_inside(self._name_of(video_id))
         return _checked_features(self.description, video_id, array, self.feature_dim)
 
     @property
@@ -337,8 +346,11 @@ class _FolderFeatureStore:
         Raises:
             FileError: If the folder cannot be read.
         """
-        names = (name for name in _names(self.folder) if name.endswith(self._suffix))
-        return tuple(sorted(name.removesuffix(self._suffix) for name in names))
+        names = [name for name in _names(self.folder) if name.endswith(self._suffix)]
+        known: dict[str, str] = {}
+        if any(map(is_shortened, names)):  # `attributes.json` says of which videos they are
+            known = {file_name(one, self._suffix): one for one in self._stated["videos"]}
+        return tuple(sorted(known.get(one) or video_id_of(one, self._suffix) for one in names))
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         """Return what `attributes.json` in the folder says of the features of `video_id`."""
@@ -348,12 +360,19 @@ class _FolderFeatureStore:
         """Return the type of the features of video `video_id` in its file.
 
         Raises:
+            MissingFeatureError: If there is no file of this video.
             AnnotationError: If that cannot be an id, such as one with a slash.
-            FileError: If there is no such file, or it cannot be read.
+            FileError: If it cannot be read.
             FeatureError: If it holds no array of numbers.
         """
+        return str(self._read_inside(self._name_of(video_id)).dtype)
+
+    def _name_of(self, video_id: str) -> str:
         check_video_id(self.description, video_id)
-        return str(self._read_inside(f"{video_id}{self._suffix}").dtype)
+        name = find_file(self.folder, video_id, self._suffix)
+        if name is None:
+            raise _missing(self.description, video_id)
+        return name
 
     def _read_inside(self, name: str) -> np.ndarray:
         path = self.folder / name
@@ -728,30 +747,36 @@ def _described(said: dict[str, Any]) -> str:
     return f": {short(text)}" if text and isinstance(text, str) else ""
 
 
+def stated_duration(who: str, said: Mapping[str, Any]) -> float | None:
+    """Return the seconds that a video lasts, if its attributes say so.
+
+    Raises:
+        FeatureError: If they say something else.
+    """
+    duration = said.get("duration")
+    if duration is None:
+        return None
+    number = isinstance(duration, int | float) and not isinstance(duration, bool)
+    if not number or not 0 < duration < math.inf:
+        raise FeatureError(message(who, "duration to be a number > 0", quoted(duration)))
+    return float(duration)
+
+
 def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:
     if seconds_per_feature is None:
         return None
     return check_range(who, "seconds_per_feature", seconds_per_feature, 0, open_low=True)
 
 
-def _is_video_id(video_id: object) -> bool:
-    try:
-        check_video_id("", video_id)
-    except AnnotationError:
-        return False
-    return True
-
-
 def _missing(description: str, video_id: str) -> MissingFeatureError:
     hint = "AnnotationSet.restrict_to(store) leaves such videos out."
-    return MissingFeatureError(message(description, f"features of {video_id!r}", "none", hint))
+    return MissingFeatureError(
+        message(description, f"features of {quoted(video_id)}", "none", hint)
+    )
 
 
 def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError as error:
-        raise FileError(f"cannot read the folder {folder}: {error.strerror or error}.") from error
+    return [path.name for path in list_visible(folder)]
 
 
 def _contents(place: Path, names: list[str]) -> str:

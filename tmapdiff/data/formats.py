@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tmapdiff._checks import check_choice, message
+from tmapdiff._files import list_visible
 from tmapdiff._limits import JSON_GROWTH
 from tmapdiff.data._reading import parse_json, read_text, text_lines
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
@@ -84,7 +85,7 @@ def find_annotations(
 
     Raises:
         FileError: If there is no such place, it cannot be read, or no annotation file is there.
-        AnnotationError: If it is one file in no known format.
+        AnnotationError: If it is one file in no known format, or a file is no text.
         ConfigError: If there is no such format.
     """
     who = "find_annotations"
@@ -101,11 +102,8 @@ def find_annotations(
     if not path.exists():
         got = "no such file" if path.suffix else "no such folder"
         raise FileError(message(who, f"annotations at {path}", got))
-    try:
-        files = sorted(one for one in path.iterdir() if one.is_file())
-    except OSError as error:
-        raise FileError(f"cannot read the folder {path}: {error.strerror or error}.") from error
-    listed = [one for one in (_recognised(file, format) for file in files) if one is not None]
+    files = [one for one in list_visible(path) if one.is_file()]
+    listed = [one for one in (_recognised_beside(file, format) for file in files) if one]
     if not listed:
         expected = f"annotation files{f' of {format}' if format else ''} in {path}"
         raise FileError(message(who, expected, f"{len(files)} other files"))
@@ -161,6 +159,16 @@ def load_annotations(
     return find_split(place, split, format).load()
 
 
+def _recognised_beside(path: Path, format: AnnotationFormat | None) -> AnnotationFile | None:
+    """As `_recognised`, of a file among others: what cannot be read may be anything."""
+    try:
+        return _recognised(path, format)
+    except AnnotationError:
+        if path.stem in _JSON_SPLITS:
+            raise
+        return None
+
+
 def _recognised(path: Path, format: AnnotationFormat | None) -> AnnotationFile | None:
     """Tell what annotations a file holds; None if it is none, or none in `format`."""
     name, folder = path.name, path.parent
@@ -193,10 +201,7 @@ def _recognised(path: Path, format: AnnotationFormat | None) -> AnnotationFile |
 
 def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
     """Tell of which data set a JSON file by video is; None if of neither."""
-    try:
-        content = parse_json(str(path), read_text(path, JSON_GROWTH))
-    except AnnotationError:
-        return None
+    content = parse_json(str(path), read_text(path, JSON_GROWTH))
     record = next(iter(content.values()), None) if isinstance(content, dict) else None
     if not isinstance(record, dict) or not {"timestamps", "sentences"} <= record.keys():
         return None

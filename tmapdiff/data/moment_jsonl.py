@@ -21,8 +21,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
     """Load queries in the form of moment_detr: one JSON object a line.
 
     QVHighlights is published so; moment_detr, lighthouse and others bring Charades-STA, ActivityNet
-    Captions, TACoS and more into the same form. Ends past the video are cut to its duration;
-    windows that are empty, or that start past it, are dropped, and queries without a window left.
+    Captions, TACoS and more into the same form. Windows are cut to the
+    video; those that are empty, or lie outside of it, are dropped, and queries without one left.
 
     Args:
         path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); other
@@ -43,6 +43,7 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
             hint = "A set without moments, such as a test set, cannot be evaluated here."
             raise AnnotationError(message(who, "the field 'relevant_windows'", "none", hint))
         collector.add(
+            who,
             line,
             field(who, record, "vid"),
             sentence(who, field(who, record, "query")),

@@ -11,6 +11,7 @@ from typing import Any
 from tmapdiff._checks import message
 from tmapdiff._files import written_beside
 from tmapdiff.data._reading import field, json_lines, query_id, sentence, shown
+from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import check_numbers
 from tmapdiff.errors import AnnotationError
 
@@ -69,12 +70,14 @@ def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[
 
     Raises:
         FileError: If the place cannot be written.
+        AnnotationError: If the id of a video contains `/` or the like.
 
     Source: Lei et al., "QVHighlights", arXiv 2107.09609; `standalone_eval` of
     github.com/jayleicn/moment_detr.
     """
     with written_beside(path) as new, new.open("w", encoding="utf-8") as file:
         for prediction in predictions:
+            check_video_id("write_submission", prediction.video_id)
             file.write(json.dumps(prediction.as_submission()) + "\n")
 
 
@@ -94,9 +97,7 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
         qid = query_id(who, record)
         if qid in found:
             raise AnnotationError(message(who, "qids that differ", f"{qid!r} twice"))
-        video_id = field(who, record, "vid")
-        if not isinstance(video_id, str):
-            raise AnnotationError(message(who, "vid to be a text", shown(video_id)))
+        video_id = check_video_id(who, field(who, record, "vid"))
         query = sentence(who, field(who, record, "query"))
         windows = field(who, record, _WINDOWS)
         if not isinstance(windows, list) or not windows:

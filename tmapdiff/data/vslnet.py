@@ -25,10 +25,10 @@ def load_vslnet(
 ) -> AnnotationSet:
     """Load the sentences and moments of a data set in the files of VSLNet.
 
-    Ends past the video are cut to its duration; moments that are empty then are dropped, which
-    VSLNet trains on. `qid` is the position among the kept sentences, from 0. Its training file of
-    Charades-STA is not the official one: four lines, whose moments were empty, were given others,
-    and all 12,408 remain.
+    Moments are cut to the video; those that are empty then are dropped, which VSLNet trains on.
+    `qid` is the position among the kept sentences, from 0. Its training file of Charades-STA is not
+    the official one: four lines, whose moments were empty, were given others, and all 12,408
+    remain.
 
     Args:
         root: VSLNet's folder `data/dataset/{task}`.

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from tmapdiff._checks import check_no_address, message
+from tmapdiff._files import list_visible
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.demo.visits import WELCOME, Visits, line
 from tmapdiff.errors import FileError
@@ -142,10 +143,7 @@ def _list_videos(folder: str | os.PathLike[str] | None) -> dict[str, Path]:
     if folder is None:
         return {}
     check_no_address("demo", folder)
-    try:
-        files = sorted(Path(folder).iterdir())
-    except OSError as error:
-        raise FileError(message(str(folder), "a folder", error.strerror or "none")) from error
+    files = list_visible(folder)
     listed = {
         one.name: one for one in files if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file()
     }

@@ -77,6 +77,9 @@ def _findings(
     name: str, annotations: AnnotationSet, wordless: list[int | str]
 ) -> Iterator[Finding]:
     report = annotations.report
+    if report.cut_starts:
+        text = f"{name}: {report.cut_starts:,} moments start before their video, and are cut to it"
+        yield Finding("moments before the start", text)
     if report.cut_ends:
         text = f"{name}: {report.cut_ends:,} moments end past their video, and are cut to it"
         yield Finding("moments past the end", text)

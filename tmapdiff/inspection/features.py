@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tmapdiff._files import list_visible
+from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
 
@@ -33,6 +35,7 @@ class Features:
 def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) -> Inspected:
     """Inspect a feature store."""
     from tmapdiff.data import open_feature_store  # here: `coverage` does not need it
+    from tmapdiff.data.features import stated_duration
 
     store: Any = open_feature_store(path, seconds_per_feature)
     lengths: dict[str, int] = {}
@@ -49,6 +52,7 @@ def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) 
             features = store[video_id].numpy()
             dtype = dtype or store.stored_dtype(video_id)  # of one: it is to be read once more
             said = store.attributes_of(video_id)
+            duration = stated_duration(f"{store.description}, video {video_id!r}", said)
         except TmapdiffError as error:
             findings.append(Finding("features that cannot be used", str(error), (video_id,)))
             continue
@@ -58,8 +62,8 @@ def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) 
             empty.append(video_id)
         if "damage" in said:
             damaged.append(f"{video_id} ({said['damage']})")
-        if store.seconds_per_feature is not None and "duration" in said:
-            wrong_rate[video_id] = float(said["duration"])
+        if store.seconds_per_feature is not None and duration is not None:
+            wrong_rate[video_id] = duration
     findings += coverage(lengths, wrong_rate, store.seconds_per_feature)
     if empty:
         findings.append(about("features of zeros", "all features of {n} videos are 0", empty))
@@ -111,6 +115,7 @@ def coverage(
 
 def _unfinished(path: Path) -> Iterator[Finding]:
     parts = path.with_name(f"{path.name}.parts")
-    if left := sorted(part.stem for part in parts.glob("*.npz")):
+    names = [one.name for one in list_visible(parts)] if parts.is_dir() else []
+    if left := [video_id_of(one, ".npz") for one in names if one.endswith(".npz")]:
         what = f"features of {{n}} videos are still in {parts.name}: extract or convert again"
         yield about("unfinished store", what, left)

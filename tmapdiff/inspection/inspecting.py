@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tmapdiff._checks import check_no_address, message
+from tmapdiff._files import list_visible
 from tmapdiff.data import AnnotationFormat, find_annotations
 from tmapdiff.errors import FileError, TmapdiffError
 from tmapdiff.inspection.annotations import inspect_annotations
@@ -74,7 +75,7 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
         return "annotations"
     check_no_address("inspect", path)
     try:
-        names = sorted(os.listdir(path)) if path.is_dir() else [path.name]
+        names = [one.name for one in list_visible(path)] if path.is_dir() else [path.name]
         suffixes = {Path(name).suffix.lower() for name in names}
         if path.is_dir() and "model_index.json" in names:
             return "pipeline"
@@ -100,7 +101,9 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
             return "videos"
         expected = f"annotations, a feature store, videos or a pipeline at {path}"
         got = ", ".join(names[:5]) or "an empty folder"
-        raise FileError(message("inspect", expected, got)) from error
+        # Of a file that is nearly one, what is wrong with it.
+        hint = str(error) if str(error).startswith(str(path)) else ""
+        raise FileError(message("inspect", expected, got, hint)) from error
     return "annotations"
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from tmapdiff._checks import short
+
 Kind = Literal["annotations", "features", "videos", "pipeline"]
 Told = Callable[[], None]  # called after each item, for a progress bar
 _LISTED = 5  # items that a line names; all are in `Finding.items`
@@ -60,7 +62,7 @@ class Inspected:
 def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> Finding:
     """Word a finding about several items: how many, and the first few of them."""
     names = tuple(map(str, items))
-    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    shown = short(", ".join(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
     return Finding(kind, f"{what.format(n=f'{len(names):,}')}: {shown}{detail}", names)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
 from tmapdiff.video import VideoInfo, open_video
@@ -18,6 +19,7 @@ def inspect_videos(path: Path, told: Told) -> Inspected:
     for file in files:
         told()
         try:
+            check_video_id(str(file), file.stem)
             with open_video(file) as video:
                 infos[file.stem] = video.info
                 for _ in video.sample(fps=1):

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._checks import check_int, check_no_address, check_range, message, require
+from tmapdiff._numbers import parse_number
 from tmapdiff.errors import ArgumentError, FileError, NoVideoStreamError, VideoError
 from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 
@@ -654,11 +655,10 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
 def _seconds(clock: str) -> float | None:
     """Seconds of a time written as hours:minutes:seconds."""
-    try:
-        hours, minutes, seconds = clock.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except ValueError:
+    numbers = [parse_number(one) for one in clock.split(":")]
+    if len(numbers) != 3 or None in numbers:
         return None
+    return sum(one * unit for one, unit in zip(numbers, (3600, 60, 1), strict=True) if one)
 
 
 def _reason(error: Exception) -> str:

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tmapdiff._arrays import features_bytes
-from tmapdiff._checks import check_int, check_no_address, check_range, message, require
+from tmapdiff._checks import check_int, check_no_address, check_range, message, require, short
+from tmapdiff._files import list_visible
 from tmapdiff._limits import check_item_bytes
-from tmapdiff.data.annotations import check_video_id
+from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
@@ -152,7 +153,7 @@ class ExtractionReport:
             f"{len(self.damaged)} damaged, {len(self.skipped)} skipped"
         ]
         for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
-            lines += [f"{what} {note.video_id}: {note.reason}" for note in notes]
+            lines += [short(f"{what} {note.video_id}: {note.reason}") for note in notes]
         if self.passed_over:
             lines.append(f"passed over, as no videos by their suffixes: {count(self.passed_over)}")
         return "\n".join(lines)
@@ -372,10 +373,7 @@ def _seconds_per_feature(fps: float | Fraction) -> float:
 
 def find_videos(folder: Path) -> tuple[list[Path], dict[str, int]]:
     """Return the videos of a folder, by suffix, and how many other files it has of each suffix."""
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise FileError(f"cannot read the folder {folder}: {error.strerror}.") from error
+    files = [path for path in list_visible(folder) if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     # A .gif beside a video of its name is its preview.
     names = {path.stem for path in videos if path.suffix.lower() != ".gif"}
@@ -418,7 +416,8 @@ def _listed(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
 def _source_attributes(path: Path) -> dict[str, Any]:
     size, mtime = _size_and_time(path)
     return {
-        "source": path.name,
+        # HDF5 holds no name that is no UTF-8.
+        "source": path.name.encode(errors="backslashreplace").decode(),
         "source_size": size,
         "source_mtime_ns": mtime,
         "source_sha256": _digest(path),

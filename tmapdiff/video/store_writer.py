@@ -12,12 +12,20 @@ from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from tmapdiff._checks import message, require
-from tmapdiff._files import sync, written_beside
+from tmapdiff._files import is_hidden, sync, written_beside
 from tmapdiff._stopping import SECONDS_OF_ORPHANS
 from tmapdiff.data._hdf5_attributes import AttributeReader
+from tmapdiff.data._video_ids import (
+    check_video_id,
+    file_name,
+    hdf5_key,
+    video_id_of,
+    video_id_of_key,
+)
 from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
 Attributes = Mapping[str, str | int | float]
+_PART = ".npz"
 
 
 class FeatureStoreWriter:
@@ -101,9 +109,12 @@ class FeatureStoreWriter:
 
         Raises:
             FileError: If they cannot be written.
+            AnnotationError: If the id contains `/` or the like.
         """
-        with written_beside(self.parts / f"{video_id}.npz", durable=True) as new:
-            np.savez(new, features=features, attributes=np.array(json.dumps(dict(attributes))))
+        check_video_id("FeatureStoreWriter.write", video_id)
+        said = np.array([json.dumps(video_id), json.dumps(dict(attributes))])
+        with written_beside(self.parts / file_name(video_id, _PART), durable=True) as new:
+            np.savez(new, features=features, video_id=said[0], attributes=said[1])
         self._written[video_id] = dict(attributes)
 
     def finish(self) -> None:
@@ -112,7 +123,7 @@ class FeatureStoreWriter:
         Raises:
             FileError: If it cannot be written.
         """
-        parts = sorted(self.parts.glob("*.npz"))
+        parts = self._parts()
         if not parts:
             return
         whole = self.parts / "whole.h5"
@@ -122,10 +133,11 @@ class FeatureStoreWriter:
             with self._h5py.File(new, "a") as file:
                 file.attrs.update(self.remarks | self.attributes)
                 for part in parts:
-                    features, attributes = _read_part(part)
-                    if part.stem in file:
-                        del file[part.stem]
-                    file.create_dataset(part.stem, data=features).attrs.update(attributes)
+                    video_id, features, attributes = _read_part(part)
+                    key = hdf5_key(video_id)
+                    if key in file:
+                        del file[key]
+                    file.create_dataset(key, data=features).attrs.update(attributes)
         try:
             whole.replace(self.path)
             sync(self.path.parent)
@@ -142,7 +154,7 @@ class FeatureStoreWriter:
         (self.parts / "whole.h5").unlink(missing_ok=True)
         if self.path.exists():
             self._read_store()
-        shared, parts = self.parts / "attributes.json", sorted(self.parts.glob("*.npz"))
+        shared, parts = self.parts / "attributes.json", self._parts()
         if parts and shared.exists():
             self._check_same(_read_attributes(shared))
         else:
@@ -150,7 +162,8 @@ class FeatureStoreWriter:
                 new.write_text(json.dumps(self.attributes))
         for part in parts:
             try:
-                self._written[part.stem] = _read_part(part)[1]
+                video_id, _, attributes = _read_part(part)
+                self._written[video_id] = attributes
             # Spoilt by a failing disk or machine; NumPy passes on whatever the damage causes.
             except Exception:
                 part.unlink()
@@ -160,7 +173,7 @@ class FeatureStoreWriter:
         try:
             with self._h5py.File(self.path, "r") as file:
                 self._check_same(reader.read(file))
-                self._written = {name: reader.read(file[name]) for name in file}
+                self._written = {video_id_of_key(key): reader.read(file[key]) for key in file}
         except TmapdiffError:
             raise
         # h5py has no error of its own: damage shows as any.
@@ -178,16 +191,24 @@ class FeatureStoreWriter:
                 hint = "Use another file for these."
                 raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
 
+    def _parts(self) -> list[Path]:
+        parts = self.parts.glob(f"*{_PART}")
+        return sorted(part for part in parts if not is_hidden(part.name))
+
     def _leave(self) -> None:
-        if not any(self.parts.glob("*.npz")):
+        if not self._parts():
             shutil.rmtree(self.parts, ignore_errors=True)
         self._lock.release()
 
 
-def _read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
     # Opened here: NumPy leaves a broken one open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
-        return part["features"], dict(json.loads(part["attributes"].item()))
+        video_id = video_id_of(path.name, _PART)
+        if "video_id" in part:  # parts of earlier releases have none
+            video_id = json.loads(part["video_id"].item())
+        attributes = dict(json.loads(part["attributes"].item()))
+        return check_video_id(str(path), video_id), part["features"], attributes
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""Hidden files are not the user's, such as those that macOS leaves beside each file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.videos import write_video
+
+from tmapdiff import open_feature_store
+from tmapdiff._files import list_visible
+from tmapdiff.conversion import convert_features
+from tmapdiff.data import find_annotations, load_annotations
+from tmapdiff.errors import FileError
+from tmapdiff.inspection import inspect
+from tmapdiff.video import FeatureStoreWriter
+
+HIDDEN = ("._{}", ".{}", ".DS_Store")
+JUNK = b"\0\5\x16\7\0\2\0\0Mac OS X        "
+
+
+def hide_beside(folder, name):
+    """Leave hidden files beside one."""
+    for hidden in HIDDEN:
+        (folder / hidden.format(name)).write_bytes(JUNK)
+    return folder
+
+
+def write_features(folder, kind):
+    for index, name in enumerate(("AO8RW", "b")):
+        array = np.full((3, 2), index + 1, np.float32)
+        if kind == "npy":
+            np.save(folder / f"{name}.npy", array)
+        elif kind == "npz":
+            np.savez(folder / f"{name}.npz", features=array)
+        else:
+            torch.save(torch.from_numpy(array), folder / f"{name}.pt")
+        hide_beside(folder, f"{name}.{kind}")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
+def test_folders_of_features(tmp_path, kind):
+    (tmp_path / "features").mkdir()
+    folder = write_features(tmp_path / "features", kind)
+    for other in {".npy", ".npz", ".pt"} - {f".{kind}"}:
+        hide_beside(folder, f"x{other}")
+    store = open_feature_store(folder)
+    assert store.video_ids == ("AO8RW", "b")
+    assert "._AO8RW" not in store
+    assert inspect(folder).findings == ()
+    for target in ("new.h5", "new"):
+        report = convert_features(folder, tmp_path / target, format=None if "." in target else kind)
+        assert (report.converted, report.skipped) == (("AO8RW", "b"), ())
+        hide_beside(tmp_path / "new" if target == "new" else tmp_path, "x.npy")
+        assert convert_features(folder, tmp_path / target, format=report.format).kept == (
+            "AO8RW",
+            "b",
+        )
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
+def test_a_folder_of_nothing_else_has_no_features(tmp_path, kind):
+    hide_beside(tmp_path, f"AO8RW.{kind}")
+    with refuses(FileError, "expected an HDF5 file, or a folder", "got 0 entries (empty) in"):
+        open_feature_store(tmp_path)
+
+
+def test_parts_of_a_store(tmp_path):
+    with FeatureStoreWriter(tmp_path / "a.h5", {}) as writer:
+        writer.write("AO8RW", np.ones((3, 2)), {})
+        hide_beside(writer.parts, "AO8RW.npz")
+    (finding,) = inspect_parts(tmp_path)
+    assert finding.items == ("AO8RW",)
+    with FeatureStoreWriter(tmp_path / "a.h5", {}) as writer:
+        assert len(writer) == 1
+        writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+    assert open_feature_store(tmp_path / "a.h5").video_ids == ("AO8RW",)
+
+
+def inspect_parts(folder):
+    from tmapdiff.inspection.features import _unfinished
+
+    return list(_unfinished(folder / "a.h5"))
+
+
+def test_folders_of_videos(tmp_path):
+    pytest.importorskip("av")
+    from tmapdiff import FrameEncoder, extract_features
+
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", range(4))
+    hide_beside(tmp_path / "videos", "a.mp4")
+    found = inspect(tmp_path / "videos")
+    assert (found.findings, found.facts["videos"]["videos"]) == ((), 1)
+    torch.manual_seed(0)
+    encoder = FrameEncoder("test_resnet", pretrained=False)
+    report = extract_features(tmp_path / "videos", encoder, tmp_path / "a.h5", fps=1)
+    assert (report.extracted, report.skipped) == (("a",), ())
+
+
+def test_the_demo_s_list(tmp_path):
+    pytest.importorskip("gradio")
+    from tmapdiff.demo.page import _list_videos
+
+    (tmp_path / "a.mp4").write_bytes(b"")
+    assert list(_list_videos(hide_beside(tmp_path, "a.mp4"))) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train_data.json"])
+def test_folders_of_annotations(tmp_path, name):
+    moment = {"duration": 9.0, "timestamps": [[1, 2]], "sentences": ["a dog"]}
+    line = {"qid": 0, "query": "a dog", "vid": "v", "duration": 9.0, "relevant_windows": [[1, 2]]}
+    times = {"num_segments": 6, "times": [[0, 1]], "annotation_id": 0}
+    content = {
+        "train.jsonl": line,
+        "train.json": {"v": moment},
+        "train_data.json": [{"video": "v", "description": "a dog", **times}],
+    }
+    (tmp_path / name).write_text(json.dumps(content[name]))
+    hide_beside(tmp_path, name)
+    assert [one.path.name for one in find_annotations(tmp_path)] == [name]
+    assert len(load_annotations(tmp_path, "train")) == 1
+    assert inspect(tmp_path).findings == ()
+
+
+def test_the_digest_of_a_pipeline(tmp_path):
+    pytest.importorskip("pyarrow")
+    from tmapdiff.corpus import _digest_of
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    before = _digest_of(tmp_path)
+    hide_beside(tmp_path, "model")
+    hide_beside(tmp_path / "model", "config.json")
+    assert _digest_of(tmp_path) == before
+    (tmp_path / "model" / "more.json").write_text("{}")
+    assert _digest_of(tmp_path) != before
+
+
+def test_a_folder_that_cannot_be_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("none", "file"):
+        with refuses(FileError, f"cannot read the folder {tmp_path / place}: "):
+            list_visible(tmp_path / place)

@@ -1,0 +1,147 @@
+"""What all loaders of annotations do alike, tried with each format."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from helpers.assertions import refuses
+
+from tmapdiff.data import (
+    load_activitynet_captions,
+    load_annotations,
+    load_charades_sta,
+    load_moment_jsonl,
+    load_tacos,
+    load_vslnet,
+    read_submission,
+)
+from tmapdiff.errors import AnnotationError, FileError, TmapdiffError
+from tmapdiff.inspection import inspect
+
+DURATION = 10.0
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a folder with one split in a format is written and read."""
+
+    write: Any
+    load: Any
+    name: str
+
+
+def _charades(folder, moments):
+    header = "id,actions,length\n"
+    (folder / "Charades_v1_train.csv").write_text(f"{header}A,c000 1 2,{DURATION}\n")
+    lines = [f"A {start} {end}##a dog.\n" for start, end in moments]
+    (folder / "charades_sta_train.txt").write_text("".join(lines))
+
+
+def _vslnet(folder, moments):
+    _charades(folder, moments)
+    (folder / "Charades_v1_train.csv").unlink()
+    (folder / "charades.json").write_text(json.dumps({"A": {"duration": DURATION}}))
+
+
+def _by_video(**fields):
+    def write(folder, moments):
+        record = {**fields, "timestamps": moments, "sentences": ["a dog."] * len(moments)}
+        (folder / "train.json").write_text(json.dumps({"A": record}))
+
+    return write
+
+
+def _jsonl(folder, moments):
+    line = {"query": "a dog.", "vid": "A", "duration": DURATION}
+    lines = [{**line, "qid": n, "relevant_windows": [one]} for n, one in enumerate(moments)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+
+FORMATS = {
+    "charades-sta": Format(
+        _charades, lambda one: load_charades_sta(one, "train"), "charades_sta_train.txt"
+    ),
+    "vslnet": Format(
+        _vslnet, lambda one: load_vslnet(one, "charades", "train"), "charades_sta_train.txt"
+    ),
+    "activitynet": Format(
+        _by_video(duration=DURATION),
+        lambda one: load_activitynet_captions(one / "train.json"),
+        "train.json",
+    ),
+    "tacos": Format(
+        _by_video(fps=1, num_frames=DURATION),
+        lambda one: load_tacos(one / "train.json"),
+        "train.json",
+    ),
+    "moment-jsonl": Format(
+        _jsonl, lambda one: load_moment_jsonl(one / "train.jsonl"), "train.jsonl"
+    ),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def format(request):
+    return FORMATS[request.param]
+
+
+def test_both_ends_are_cut_to_the_video_and_counted(tmp_path, format):
+    moments = [(-0.04, 3.0), (2.0, 10.5), (-1.0, 11.0), (1.0, 2.0), (-2.0, -1.0), (12.0, 13.0)]
+    format.write(tmp_path, moments)
+    found = format.load(tmp_path)
+    assert [item.moments for item in found] == [
+        ((0.0, 3.0),), ((2.0, 10.0),), ((0.0, 10.0),), ((1.0, 2.0),),
+    ]  # fmt: skip
+    report = found.report
+    assert (report.lines, report.kept, report.cut_starts, report.cut_ends) == (6, 4, 2, 2)
+    assert [(one.line, one.reason) for one in report.dropped] == [
+        (5, "ends before the video's start"),
+        (6, "starts past the video's end"),
+    ]
+    assert "2 starts cut to 0; 2 ends cut to the video; 1 moments dropped" in str(report)
+    kinds = {one.kind for one in inspect(tmp_path / format.name).findings}
+    assert {"moments before the start", "moments past the end", "moments left out"} <= kinds
+
+
+@pytest.mark.parametrize("order", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_named_with_its_line(tmp_path, format, order):
+    format.write(tmp_path, [(1.0, 2.0)])
+    path = tmp_path / format.name
+    path.write_bytes(path.read_text().encode(order))
+    for read in (lambda: format.load(tmp_path), lambda: load_annotations(path)):
+        with refuses(TmapdiffError, f"{path}"):
+            read()
+    if order == "utf-16":
+        hint = "line 1: expected UTF-8 text, got the byte 0xff. It is UTF-16: save it as UTF-8."
+        with refuses(AnnotationError, f"{path} {hint}"):
+            format.load(tmp_path)
+        with refuses(AnnotationError, f"{path} {hint}"):
+            load_annotations(tmp_path, "train")
+        if path.suffix == ".json":  # others are told by their names
+            with refuses(FileError, f"{path} {hint}"):
+                inspect(path)
+
+
+def test_a_json_file_of_something_else_does_not_matter_beside(tmp_path):
+    FORMATS["activitynet"].write(tmp_path, [(1.0, 2.0)])
+    (tmp_path / "notes.json").write_bytes("{}".encode("utf-16"))
+    assert len(load_annotations(tmp_path, "train")) == 1
+
+
+def test_a_submission_in_utf_16_is_named_with_its_line(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes('{"qid": 1}'.encode("utf-16"))
+    with refuses(AnnotationError, f"{path} line 1: expected UTF-8 text", "It is UTF-16"):
+        read_submission(path)
+
+
+def test_durations_without_end_name_the_place(tmp_path):
+    # Of TACoS, a number of pictures over a rate.
+    (tmp_path / "train.json").write_text(
+        json.dumps(
+            {"A": {"fps": 1e-300, "num_frames": 1e300, "timestamps": [[0, 1]], "sentences": ["a"]}}
+        )
+    )
+    with refuses(AnnotationError, f"{tmp_path / 'train.json'}, video 'A': "):
+        load_tacos(tmp_path / "train.json")
