@@ -4,6 +4,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -667,3 +670,78 @@ def test_ids_that_no_system_has_are_asked_for_like_others(tmp_path, kind, video_
 def test_clips_take_no_more_than_an_item_may():
     with refuses(SizeLimitError, "pool_features: expected features of clips of at most"):
         pool_features(torch.ones(2, 3), 10**12, duration=2.0)
+
+
+class TestThreads:
+    """Eight that are the first to read a store, at once."""
+
+    def read(self, store, number, start):
+        start.wait(30)
+        for name in (f"v{number}", "shared", f"v{number}"):
+            assert name in store
+            assert (store[name] == len(name) + number * (name != "shared")).all()
+            assert store.attributes_of(name) == {"source": f"{name}.mp4"}
+            assert store.stored_dtype(name) == "float32"
+        assert len(store.video_ids) == 9
+        return store.attributes["model"]
+
+    def write(self, folder):
+        with h5py.File(folder / "a.h5", "w") as file:
+            file.attrs["model"] = "vgg"
+            for name in [*(f"v{number}" for number in range(8)), "shared"]:
+                value = 6 if name == "shared" else len(name) + int(name[1:])
+                file.create_dataset(name, data=np.full((3, 2), value, np.float32))
+                file[name].attrs["source"] = f"{name}.mp4"
+        return folder / "a.h5"
+
+    def test_read_the_same_and_open_the_file_once(self, tmp_path, monkeypatch):
+        store = open_feature_store(self.write(tmp_path))
+        opened = []
+
+        class SlowFile(h5py.File):
+            def __init__(self, *args):
+                super().__init__(*args)
+                opened.append(self)
+                time.sleep(0.05)  # time for others to begin, too
+
+        monkeypatch.setattr(h5py, "File", SlowFile)
+        start = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            found = [pool.submit(self.read, store, number, start) for number in range(8)]
+            assert {one.result(timeout=60) for one in found} == {"vgg"}
+        assert len(opened) == 1
+
+    @pytest.mark.parametrize("wrap", [lambda one: one, NormalizedFeatureStore])
+    def test_open_stores_of_one_file(self, tmp_path, wrap):
+        path, start = self.write(tmp_path), threading.Barrier(8)
+
+        def read(number):
+            start.wait(30)
+            return wrap(open_feature_store(path))[f"v{number}"].shape
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(read, range(8))) == {(3, 2)}
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_fork_while_others_open_reads_too(self, tmp_path):
+        path = self.write(tmp_path)
+        store, stop = open_feature_store(path), threading.Event()
+
+        def open_for_ever():
+            while not stop.is_set():
+                open_feature_store(path)
+
+        with ThreadPoolExecutor(2) as pool:
+            others = [pool.submit(open_for_ever) for _ in range(2)]
+            try:
+                context = multiprocessing.get_context("fork")
+                for _ in range(5):
+                    child = context.Process(target=store.__getitem__, args=("v1",))
+                    child.start()
+                    child.join(30)
+                    assert child.exitcode == 0
+            finally:
+                stop.set()
+            for one in others:
+                one.result(timeout=30)

@@ -272,3 +272,48 @@ def test_spoilt_parts_are_made_anew(tmp_path, damage):
     part.write_bytes(damage(part.read_bytes()))
     with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
         assert "video" not in store
+
+
+def _write_in_turn(path, number, start, tell):
+    start.wait(30)
+    done, refused = 0, []  # with numbers only: of texts a process of its own is asked
+    while done < 15:
+        try:
+            with FeatureStoreWriter(path, {"fps": 2.0}) as store:
+                held = path.with_name("held")
+                os.close(os.open(held, os.O_CREAT | os.O_EXCL))  # by nobody else
+                if done == 0:
+                    store.write(f"video{number}", array(number), {})
+                    store.finish()
+                os.unlink(held)
+            done += 1
+        except FileError as error:
+            refused.append(str(error))
+        except OSError as error:
+            refused.append(f"two at once: {error}")
+            break
+    tell.put(refused)
+
+
+@FORKS
+@POSIX
+def test_four_writers_are_one_after_the_other_or_told_of_another(tmp_path, monkeypatch):
+    """Each leaves, and takes the folder with the lock away, while the others wait for it."""
+    monkeypatch.setattr("tmapdiff.video.store_writer.SECONDS_OF_ORPHANS", 0.1)
+    path = tmp_path / "a.h5"
+    context = multiprocessing.get_context("fork")
+    start, tell = context.Barrier(4), context.Queue()
+    writers = [
+        context.Process(target=_write_in_turn, args=(path, number, start, tell))
+        for number in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    refused = {text for _ in writers for text in tell.get(timeout=30)}
+    for writer in writers:
+        writer.join(30)
+    expected = f"to be the only process that writes {path}, got another one."
+    assert all(text == f"FeatureStoreWriter: expected {expected}" for text in refused), refused
+    with FeatureStoreWriter(path, {"fps": 2.0}) as store:
+        assert len(store) == 4
+    assert sorted(os.listdir(tmp_path)) == ["a.h5"]

@@ -24,7 +24,8 @@ class AttributeReader:
 
     HDF5 keeps texts in heaps. A damaged one can hold the library in a loop for ever, or crash it,
     which the process that called it does not survive. The other process starts when it is first
-    needed, and ends with the reader. After a loop or a crash it is not tried again.
+    needed, and ends with the reader. After a loop or a crash it is not tried again. Threads may
+    share a reader.
 
     Args:
         path: The file.
@@ -34,6 +35,10 @@ class AttributeReader:
         self.path = path
         self._process: subprocess.Popen[bytes] | None = None
         self._damage: str | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AttributeReader, (self.path,)  # with a process of its own
 
     def read(self, item: Any) -> dict[str, Any]:
         """Return the attributes of a group or dataset, as JSON would hold them.
@@ -45,7 +50,8 @@ class AttributeReader:
         about = {name: item.attrs.get_id(name) for name in item.attrs}
         if all(one.shape == () and one.dtype.kind in "fiu" for one in about.values()):
             return {name: item.attrs[name].item() for name in about}
-        answer = json.loads(self._ask(item.name))
+        with self._lock:  # or threads would read each other's answers
+            answer = json.loads(self._ask(item.name))
         if "error" in answer:
             raise self._failure(answer["error"])
         found: dict[str, Any] = answer["attributes"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,11 +53,22 @@ _HDF5_SUFFIXES = (".hdf5", ".h5")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
+# Held while a store opens its file: threads may be the first to read it at once. A fork waits for
+# it, as it would stay held in the child by a thread that is not there.
+_OPENING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_OPENING.acquire,
+        after_in_parent=_OPENING.release,
+        after_in_child=_OPENING.release,
+    )
+
+
 @runtime_checkable
 class FeatureStore(Protocol):
     """Anything that gives the features of a video by its id.
 
-    A store may be used from several processes at once, and can be pickled.
+    A store may be used from several processes and threads at once, and can be pickled.
     """
 
     @property
@@ -85,8 +97,8 @@ class FeatureStore(Protocol):
 class HDF5FeatureStore:
     """Features in one HDF5 file: a dataset a video, as MS-2D-TAN's, or a group with one dataset.
 
-    The file is opened once in each process, when first read: workers may be forked or spawned.
-    Links to other files are not followed.
+    The file is opened once in each process, when first read: workers may be forked or spawned, and
+    any number of threads may read. Links to other files are not followed.
 
     Args:
         path: The file.
@@ -134,12 +146,7 @@ class HDF5FeatureStore:
         return f"HDF5FeatureStore({str(self.path)!r}, {self.seconds_per_feature})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_attributes": AttributeReader(self.path),
-            "_handle": None,
-            "_handle_pid": -1,
-        }
+        return {**self.__dict__, "_handle": None, "_handle_pid": -1}
 
     def __contains__(self, video_id: object) -> bool:
         if not isinstance(video_id, str) or not is_video_id(video_id):
@@ -245,22 +252,26 @@ class HDF5FeatureStore:
     @contextmanager
     def _reading(self) -> Iterator[Any]:
         """Give the file as this process opened it; what goes wrong with it is a FileError."""
-        h5py = require("h5py", extra="train", purpose="reading HDF5 features")
-        if self._handle_pid != os.getpid():
-            # From before a fork, both would be shared with the parent.
-            self._close()
-            self._attributes = AttributeReader(self.path)
-            if not self.path.is_file():
-                raise FileError(message("HDF5FeatureStore", f"a file {self.path}", "no such file"))
         try:
-            if self._handle is None:
-                self._handle, self._handle_pid = h5py.File(self.path, "r"), os.getpid()
-            yield self._handle
+            yield self._opened()
         except TmapdiffError:
             raise
         # h5py has no error of its own: damage shows as any.
         except Exception as error:
             raise FileError(f"cannot read {self.path} as HDF5: {_one_line(error)}.") from error
+
+    def _opened(self) -> Any:
+        h5py = require("h5py", extra="train", purpose="reading HDF5 features")
+        with _OPENING:
+            if self._handle_pid != os.getpid():
+                # From before a fork, both would be shared with the parent.
+                self._close()
+                self._attributes = AttributeReader(self.path)
+                if not self.path.is_file():
+                    expected = f"a file {self.path}"
+                    raise FileError(message("HDF5FeatureStore", expected, "no such file"))
+                self._handle, self._handle_pid = h5py.File(self.path, "r"), os.getpid()
+            return self._handle
 
     def _close(self) -> None:
         if self._handle is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,15 @@ class FeatureStoreWriter:
         self.attributes = dict(attributes)
         self.remarks = dict(remarks or {})
         self.parts = self.path.with_name(f"{self.path.name}.parts")
-        self._lock = FileLock(self.parts / "lock", timeout=SECONDS_OF_ORPHANS)
+        self._lock = FileLock(self.parts / "lock")
         self._written: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        try:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout:
-            expected = f"to be the only process that writes {self.path}"
-            raise FileError(message("FeatureStoreWriter", expected, "another one")) from None
-        except OSError as error:
-            raise FileError(f"cannot write {self.parts}: {error.strerror}.") from error
+        until = time.monotonic() + SECONDS_OF_ORPHANS
+        while not self._enter(max(0.0, until - time.monotonic())):
+            if time.monotonic() > until:
+                expected = f"to be the only process that writes {self.path}"
+                raise FileError(message("FeatureStoreWriter", expected, "another one"))
         try:
             self._take_over()
         except BaseException:
@@ -145,6 +143,37 @@ class FeatureStoreWriter:
                 part.unlink()
         except OSError as error:
             raise FileError(f"cannot write {self.path}: {error.strerror}.") from error
+
+    def _enter(self, seconds: float) -> bool:
+        """Become the one writer, if that is possible within some seconds.
+
+        Another one that is done removes the folder with the lock in it. Whoever waits for that lock
+        then has one that is no longer there, and is to begin again.
+        """
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=seconds)
+        except Timeout:
+            return False
+        except OSError as error:
+            came_and_went = isinstance(error, FileNotFoundError | FileExistsError)
+            if came_and_went and self.parts.parent.is_dir() and not self.parts.is_file():
+                return False
+            raise FileError(f"cannot write {self.parts}: {error.strerror}.") from error
+        if self._has_lock():
+            return True
+        self._lock.release()
+        return False
+
+    def _has_lock(self) -> bool:
+        # Later releases of filelock look themselves, and need not have this attribute.
+        held = getattr(getattr(self._lock, "_context", None), "lock_file_fd", None)
+        if held is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(held), os.stat(self._lock.lock_file))
+        except FileNotFoundError:
+            return False
 
     def _take_over(self) -> None:
         """Clear up after a writer that was killed, and learn what it wrote."""
