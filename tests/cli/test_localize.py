@@ -137,3 +137,21 @@ def test_errors_are_one_line(run, corpus, finished, tmp_path):
         found = run("localize", *arguments)
         assert (found.code, found.out, found.err.count("\n")) == (1, "", 1), found.err
         assert text in found.err
+
+
+def test_an_id_that_the_features_spell_otherwise_is_found_and_told(run, corpus):
+    options = [
+        "--model",
+        corpus.pipeline,
+        "--device",
+        "cpu",
+        "--features",
+        corpus.features,
+        "--json",
+    ]
+    wanted = run("localize", "three", SENTENCES[0], *options)
+    found = run("localize", "v_three.avi", SENTENCES[0], *options)
+    assert found.code == 0
+    assert found.document["answers"] == wanted.document["answers"]
+    assert "v_three.avi is named without 'v_' and without suffix in the features" in found.err
+    assert "is named" not in wanted.err

@@ -100,7 +100,7 @@ def localize(
         pipeline.set_progress_bar_config(disable=None)  # without a terminal
         source: Any = video
         if without_pictures:
-            source = _features_of(video, features, seconds_per_feature, pipeline.config.fps)
+            source = _features_of(out, video, features, seconds_per_feature, pipeline.config.fps)
         found = pipeline(
             source,
             sentences,
@@ -148,17 +148,26 @@ def localize(
 
 
 def _features_of(
-    video: str, store: Path | None, seconds_per_feature: float | None, fps: float | None
+    out: Output,
+    video: str,
+    store: Path | None,
+    seconds_per_feature: float | None,
+    fps: float | None,
 ) -> "VideoFeatures":
     """Read features of a store, or of a file, which is then part of a folder of such."""
     from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
+    from tmapdiff.data._spelling import find_spelling
     from tmapdiff.data._video_ids import video_id_of
     from tmapdiff.data.features import stated_duration
     from tmapdiff.video import VideoFeatures
 
     opened: Any
     if store is not None:
-        opened, video_id = open_feature_store(store, seconds_per_feature), video
+        opened = open_feature_store(store, seconds_per_feature)
+        spelling, names = find_spelling([video], opened)
+        video_id = names.get(video, video)
+        if spelling:
+            out.warning(f"{video} is named {spelling} in the features")
     else:
         kinds = {".npy": NpyFeatureStore, ".npz": NpzFeatureStore, ".pt": PtFeatureStore}
         path = Path(video)

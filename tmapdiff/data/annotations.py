@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, overload
 
 from tmapdiff._checks import check_int, check_range, is_number, message, short
+from tmapdiff.data._spelling import find_spelling, some_ids
 from tmapdiff.data._video_ids import check_video_id, quoted
 from tmapdiff.errors import AnnotationError, ArgumentError
 
@@ -85,6 +86,9 @@ class AnnotationReport:
         without_features: Annotations that `AnnotationSet.restrict_to` left out.
         missing_videos: The videos of which the feature store had nothing.
         cut_starts: Moments that started before their video; their start became 0.
+        spelling: How the feature store spells the ids otherwise, and the annotations since: such as
+            "with '.avi'".
+        other_videos: Where it had no video at all, a few that it has.
     """
 
     source: str
@@ -95,6 +99,8 @@ class AnnotationReport:
     without_features: int = 0
     missing_videos: tuple[str, ...] = ()
     cut_starts: int = 0
+    spelling: str = ""
+    other_videos: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         facts = [f"{self.source}: {self.lines:,} lines, {self.kept:,} kept"]
@@ -108,6 +114,10 @@ class AnnotationReport:
         if self.without_features:
             videos = f"{len(self.missing_videos):,} videos ({_listed(self.missing_videos)})"
             facts.append(f"{self.without_features:,} queries left out: no features of {videos}")
+        if self.spelling:
+            facts.append(f"videos are named {self.spelling}, as the features are")
+        if self.other_videos:
+            facts.append(f"the features are of {_quoted_list(self.other_videos)}, ...")
         return "; ".join(facts)
 
 
@@ -174,16 +184,24 @@ class AnnotationSet(Sequence[Annotation]):
     def restrict_to(self, store: Container[str]) -> "AnnotationSet":
         """Leave out the videos that a feature store lacks; the report counts and lists them.
 
+        Where the store has no video under its id, but under another spelling of it, the annotations
+        get that: without or with a suffix such as `.avi` (TACoS), without or with `v_`
+        (ActivityNet), or both. One spelling holds for all, and the report names it.
+
         Args:
             store: A feature store, or any container of video ids.
         """
-        missing = tuple(video for video in self.video_ids if video not in store)
-        lacking = frozenset(missing)
-        kept = tuple(item for item in self if item.video_id not in lacking)
+        spelling, names = find_spelling(self.video_ids, store)
+        missing = tuple(video for video in self.video_ids if video not in names)
+        kept = tuple(item for item in self if item.video_id in names)
+        if spelling:
+            kept = tuple(replace(item, video_id=names[item.video_id]) for item in kept)
         report = replace(
             self.report,
             without_features=self.report.without_features + len(self) - len(kept),
             missing_videos=self.report.missing_videos + missing,
+            spelling=spelling or self.report.spelling,
+            other_videos=() if kept else some_ids(store),
         )
         return AnnotationSet(kept, report)
 
@@ -243,6 +261,10 @@ def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
 def _digest(text: str) -> bytes:
     # An id may be the name of a file that is no UTF-8.
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+
+
+def _quoted_list(items: Sequence[str]) -> str:
+    return ", ".join(map(quoted, items))
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -27,6 +27,7 @@ from tmapdiff._files import list_visible
 from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data._hdf5_attributes import AttributeReader
+from tmapdiff.data._spelling import some_ids
 from tmapdiff.data._video_ids import (
     check_video_id,
     file_name,
@@ -281,7 +282,7 @@ class HDF5FeatureStore:
     def _dataset(self, file: Any, video_id: str) -> Any:
         key = hdf5_key(check_video_id(self.description, video_id))
         if key not in file:
-            raise _missing(self.description, video_id)
+            raise _missing(self, video_id)
         return dataset_of(self._named(video_id), file, key)
 
     def _named(self, video_id: str) -> str:
@@ -382,7 +383,7 @@ class _FolderFeatureStore:
         check_video_id(self.description, video_id)
         name = find_file(self.folder, video_id, self._suffix)
         if name is None:
-            raise _missing(self.description, video_id)
+            raise _missing(self, video_id)
         return name
 
     def _read_inside(self, name: str) -> np.ndarray:
@@ -779,11 +780,11 @@ def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None
     return check_range(who, "seconds_per_feature", seconds_per_feature, 0, open_low=True)
 
 
-def _missing(description: str, video_id: str) -> MissingFeatureError:
-    hint = "AnnotationSet.restrict_to(store) leaves such videos out."
-    return MissingFeatureError(
-        message(description, f"features of {quoted(video_id)}", "none", hint)
-    )
+def _missing(store: FeatureStore, video_id: str) -> MissingFeatureError:
+    hint = "AnnotationSet.restrict_to(store) leaves such videos out, or finds how they are spelled."
+    hint += f" There are {', '.join(map(quoted, some_ids(store)))}, ..."
+    expected = f"features of {quoted(video_id)}"
+    return MissingFeatureError(message(store.description, expected, "none", hint))
 
 
 def _names(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tmapdiff._checks import message
 from tmapdiff.data import Annotation, AnnotationSet
+from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
 from tmapdiff.inspection.report import Finding, Inspected, about
@@ -56,6 +57,11 @@ def _annotations_and_features(
     sets: Mapping[str, AnnotationSet], features: Features
 ) -> Iterator[Finding]:
     durations = {item.video_id: item.duration for item in _all(sets)}
+    spelling, names = find_spelling(list(durations), set(features.videos))
+    if spelling:
+        what = f"{{n}} videos are named {spelling} in the features"
+        yield about("other spelling", what, list(names.values()))
+    durations = {names.get(one, one): duration for one, duration in durations.items()}
     yield from _missing(list(durations), list(features.videos), "features")
     yield from coverage(features.lengths, durations, features.store.seconds_per_feature)
 
