@@ -745,3 +745,20 @@ class TestThreads:
                 stop.set()
             for one in others:
                 one.result(timeout=30)
+
+
+def test_transposed_features_are_told_where_the_other_axis_fits():
+    hint = "The other axis, of 60, covers them: transpose these features."
+    with refuses(FeatureError, "features that cover the 30 s of the video, got 256 s", hint):
+        pool_features(torch.ones(512, 60), 16, duration=30.0, seconds_per_feature=0.5)
+    with refuses(FeatureError, "got 256 s", "Over the whole video a feature would last 0.0586 s."):
+        pool_features(torch.ones(512, 20), 16, duration=30.0, seconds_per_feature=0.5)
+    pool_features(torch.ones(60, 512), 16, duration=30.0, seconds_per_feature=0.5)
+
+
+def test_one_transposed_video_among_others(tmp_path, kind):
+    store = open_feature_store(write(tmp_path, kind, {"A": np.ones((9, 4)), "B": np.ones((4, 7))}))
+    hint = "The other axis has as many: transpose these features."
+    with refuses(FeatureError, "expected 4 numbers a feature, as in the rest of the store", hint):
+        store["B"]
+    assert store["A"].shape == (9, 4)

@@ -167,3 +167,13 @@ def test_what_it_is_must_be_known(tmp_path):
 def test_two_stores_cannot_be_compared(store):
     with refuses(ArgumentError, "expected something that features can be compared with, got"):
         inspect(store, store)
+
+
+def test_transposed_features_are_found(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((40, 8), np.float32))
+    line = {"qid": 0, "query": "a dog", "vid": "a", "duration": 8.0, "relevant_windows": [[1, 2]]}
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "lines.jsonl").write_text(json.dumps(line))
+    found = inspect(tmp_path, tmp_path / "q", seconds_per_feature=1.0).findings
+    (turned,) = [one for one in found if one.kind == "transposed features"]
+    assert turned.items == ("a",)

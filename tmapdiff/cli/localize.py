@@ -156,9 +156,9 @@ def _features_of(
 ) -> "VideoFeatures":
     """Read features of a store, or of a file, which is then part of a folder of such."""
     from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
+    from tmapdiff.data._durations import stated_duration
     from tmapdiff.data._spelling import find_spelling
     from tmapdiff.data._video_ids import video_id_of
-    from tmapdiff.data.features import stated_duration
     from tmapdiff.video import VideoFeatures
 
     opened: Any

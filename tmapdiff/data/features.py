@@ -1,10 +1,9 @@
 """Feature stores: the video features that other models computed, by video id."""
 
 import json
-import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +24,7 @@ from tmapdiff._checks import (
 )
 from tmapdiff._files import list_visible
 from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
+from tmapdiff.data._durations import covers
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data._hdf5_attributes import AttributeReader
 from tmapdiff.data._spelling import some_ids
@@ -648,7 +648,7 @@ def pool_features(
         ArgumentError: If `features` are not floating or there is none, `num_clips` is not an
             integer >= 1, or a number of seconds is not positive.
         FeatureError: If the features cover a time that differs from `duration` by more than 2
-            features and more than 5 %: `seconds_per_feature` is wrong.
+            features and more than 5 %: `seconds_per_feature` is wrong, or they are transposed.
         SizeLimitError: If the features of all clips take more memory than an item may.
     """
     who = "pool_features"
@@ -668,10 +668,12 @@ def pool_features(
     elif stride is None:
         stride = duration / num_features
     covered = num_features * stride
-    if abs(covered - duration) > max(2 * stride, 0.05 * duration):
+    if not covers(num_features, stride, duration):
         expected = f"features that cover the {duration:g} s of the video"
         got = f"{covered:g} s ({num_features} features of {stride:g} s)"
         hint = f"Over the whole video a feature would last {duration / num_features:.3g} s."
+        if covers(features.shape[1], stride, duration):
+            hint = f"The other axis, of {features.shape[1]}, covers them: transpose these features."
         raise FeatureError(message(who, expected, got, hint))
 
     centres = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
@@ -706,7 +708,9 @@ def _checked_features(
         raise FeatureError(message(who, "features of shape (T, D) with T >= 1", array.shape))
     if array.shape[1] != feature_dim:
         expected = f"{feature_dim} numbers a feature, as in the rest of the store"
-        raise FeatureError(message(who, expected, array.shape[1]))
+        hint = "The other axis has as many: transpose these features."
+        hint = hint if array.shape[0] == feature_dim else ""
+        raise FeatureError(message(who, expected, array.shape[1], hint))
     with np.errstate(over="ignore"):
         # A copy: nobody else's memory, in the machine's byte order.
         features = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
@@ -757,21 +761,6 @@ def read_attributes(folder: Path) -> dict[str, dict[str, Any]]:
 def _described(said: dict[str, Any]) -> str:
     text = said.get(_DESCRIPTION)
     return f": {short(text)}" if text and isinstance(text, str) else ""
-
-
-def stated_duration(who: str, said: Mapping[str, Any]) -> float | None:
-    """Return the seconds that a video lasts, if its attributes say so.
-
-    Raises:
-        FeatureError: If they say something else.
-    """
-    duration = said.get("duration")
-    if duration is None:
-        return None
-    number = isinstance(duration, int | float) and not isinstance(duration, bool)
-    if not number or not 0 < duration < math.inf:
-        raise FeatureError(message(who, "duration to be a number > 0", quoted(duration)))
-    return float(duration)
 
 
 def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:

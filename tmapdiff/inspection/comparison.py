@@ -63,7 +63,7 @@ def _annotations_and_features(
         yield about("other spelling", what, list(names.values()))
     durations = {names.get(one, one): duration for one, duration in durations.items()}
     yield from _missing(list(durations), list(features.videos), "features")
-    yield from coverage(features.lengths, durations, features.store.seconds_per_feature)
+    yield from coverage(features.store, features.lengths, durations)
 
 
 def _annotations_and_videos(
@@ -97,7 +97,7 @@ def _annotations_and_pipeline(
 def _features_and_videos(features: Features, durations: Mapping[str, float]) -> Iterator[Finding]:
     if lacking := sorted(set(durations) - set(features.videos)):
         yield about("missing features", "{n} videos have no features", lacking)
-    yield from coverage(features.lengths, durations, features.store.seconds_per_feature)
+    yield from coverage(features.store, features.lengths, durations)
 
 
 def _features_and_pipeline(features: Features, pipeline: Any) -> Iterator[Finding]:

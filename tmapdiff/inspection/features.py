@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from tmapdiff._files import list_visible
+from tmapdiff.data._durations import covers, stated_duration
 from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
-
-_TOLERANCE = 0.05  # of a duration, as `pool_features` allows
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Features:
 def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) -> Inspected:
     """Inspect a feature store."""
     from tmapdiff.data import open_feature_store  # here: `coverage` does not need it
-    from tmapdiff.data.features import stated_duration
 
     store: Any = open_feature_store(path, seconds_per_feature)
     lengths: dict[str, int] = {}
@@ -64,7 +62,7 @@ def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) 
             damaged.append(f"{video_id} ({said['damage']})")
         if store.seconds_per_feature is not None and duration is not None:
             wrong_rate[video_id] = duration
-    findings += coverage(lengths, wrong_rate, store.seconds_per_feature)
+    findings += coverage(store, lengths, wrong_rate)
     if empty:
         findings.append(about("features of zeros", "all features of {n} videos are 0", empty))
     if damaged:
@@ -93,24 +91,30 @@ def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) 
 
 
 def coverage(
-    lengths: Mapping[str, int], durations: Mapping[str, float], seconds: float | None
+    store: Any, lengths: Mapping[str, int], durations: Mapping[str, float]
 ) -> Iterator[Finding]:
     """Compare the time that features cover with the durations of their videos."""
+    seconds = store.seconds_per_feature
     if seconds is None:
         return
-    wrong, lasting = [], []
+    wrong, lasting, turned = [], [], []
     for video_id, duration in durations.items():
         if video_id not in lengths:
             continue
         covered = lengths[video_id] * seconds
         # As `pool_features`, which would refuse them.
-        if abs(covered - duration) > max(2 * seconds, _TOLERANCE * duration):
+        if not covers(lengths[video_id], seconds, duration):
+            if covers(store.feature_dim, seconds, duration):
+                turned.append(video_id)
             wrong.append(f"{video_id} ({covered:.4g} s of {duration:.4g} s)")
             lasting.append(duration / lengths[video_id])
     if wrong:
         what = f"at {seconds:.4g} s a feature, those of {{n}} videos do not cover them"
         detail = f"; to cover them a feature would last {spread(lasting, ' s')}"
         yield about("wrong rate", what, wrong, detail)
+    if turned:
+        what = "the other axis of the features of {n} videos covers them: transpose them"
+        yield about("transposed features", what, turned)
 
 
 def _unfinished(path: Path) -> Iterator[Finding]:
