@@ -4,7 +4,7 @@ import pytest
 from helpers.assertions import refuses
 
 from tmapdiff.data import load_activitynet_captions, load_tacos
-from tmapdiff.errors import AnnotationError, FileError
+from tmapdiff.errors import AnnotationError, ConfigError, FileError
 
 CAPTIONS = {
     "v_a": {
@@ -101,3 +101,32 @@ def test_the_official_files(data_root):
     tacos = load_tacos(data_root / "tacos" / "val.json")
     assert (len(tacos), len(tacos.video_ids)) == (4_436, 27)
     assert not any(video.endswith(".avi") for video in tacos.video_ids)
+
+
+@pytest.mark.parametrize("names", [("val_1.json", "val_2.json"), ("val.json", "test.json")])
+def test_a_folder_and_the_part(tmp_path, names):
+    for part, name in zip(("train", "val", "test"), ("train.json", *names), strict=True):
+        (tmp_path / name).write_text(json.dumps({part: CAPTIONS["v_c"]}))
+    for part in ("train", "val", "test"):
+        assert load_activitynet_captions(tmp_path, part).video_ids == (part,)
+    assert load_activitynet_captions(tmp_path / names[0]).video_ids == ("val",)
+    with refuses(ConfigError, "expected split to be one of train, val, test, got 'dev'."):
+        load_activitynet_captions(tmp_path, "dev")
+    with refuses(ConfigError, "expected split to be one of train, val, test, got 'none'."):
+        load_activitynet_captions(tmp_path)
+    (tmp_path / "val_1.json").write_text("{}")
+    (tmp_path / "val.json").write_text("{}")
+    with refuses(FileError, f"expected one file of val in {tmp_path}, got val_1.json, val.json."):
+        load_activitynet_captions(tmp_path, "val")
+    with refuses(FileError, f"annotations: expected train.json in {tmp_path / 'no'}, got no such"):
+        load_activitynet_captions(tmp_path / "no", "train")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_folder_of_cooking_and_the_part(tmp_path, split):
+    (tmp_path / f"{split}.json").write_text(json.dumps(COOKING))
+    found = load_tacos(tmp_path, split, keep_suffix=True)
+    assert found == load_tacos(tmp_path / f"{split}.json", keep_suffix=True)
+    assert found.video_ids == ("s1-d2.avi",)
+    with refuses(ConfigError, "expected split to be one of train, val, test, got 'none'."):
+        load_tacos(tmp_path)

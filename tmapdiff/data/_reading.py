@@ -2,18 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tmapdiff._checks import message
+from tmapdiff._checks import check_choice, message
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.errors import AnnotationError, FileError
 
+Parts = Mapping[str, Sequence[str]]
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how files begin that Windows calls "Unicode"
 
 
@@ -98,6 +100,30 @@ class AnnotationCollector:
             cut_starts=self.cut_starts,
         )
         return AnnotationSet(self.annotations, report)
+
+
+def find_part(who: str, place: str | os.PathLike[str], split: str | None, files: Parts) -> Path:
+    """Find the file of a part of a data set.
+
+    Args:
+        who: Name for messages.
+        place: The folder of the data set; or the file itself, without `split`.
+        split: The part.
+        files: Names that the file of each part may have.
+
+    Raises:
+        FileError: If the folder has no file of the part, or several.
+        ConfigError: If there is no such part, or a folder is given without one.
+    """
+    path = Path(place)
+    if split is None and not path.is_dir():
+        return path
+    names = files[check_choice(who, "split", split or "none", files)]
+    found = [path / name for name in names if (path / name).is_file()]
+    if len(found) > 1:
+        got = ", ".join(one.name for one in found)
+        raise FileError(message(who, f"one file of {split} in {path}", got, "Name the file."))
+    return found[0] if found else path / names[0]
 
 
 def read_text(path: Path, growth: int = TEXT_GROWTH) -> str:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tmapdiff._checks import message
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,
+    find_part,
     number,
     pairs,
     sentence,
@@ -18,25 +18,39 @@ from tmapdiff.data._reading import (
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError
 
+# The names of the publishers, and those of 2D-TAN, which like MS-2D-TAN tests on val_2.
+_CAPTIONS = {
+    "train": ("train.json",),
+    "val": ("val_1.json", "val.json"),
+    "test": ("val_2.json", "test.json"),
+}
+_COOKING = {split: (f"{split}.json",) for split in ("train", "val", "test")}
 
-def load_activitynet_captions(path: str | os.PathLike[str]) -> AnnotationSet:
+
+def load_activitynet_captions(
+    root: str | os.PathLike[str], split: Literal["train", "val", "test"] | None = None
+) -> AnnotationSet:
     """Load the sentences and moments of ActivityNet Captions.
 
     Moments are cut to the video; those that are empty, or lie outside of it, are dropped. `qid` is
     the position among the kept sentences, from 0.
 
     Args:
-        path: `train.json`, `val_1.json` or `val_2.json`: by video `duration`, `timestamps`
-            (seconds) and `sentences`. Which of the two last is the test set differs from paper to
-            paper.
+        root: Folder with `train.json`, `val_1.json` and `val_2.json`: by video `duration`,
+            `timestamps` (seconds) and `sentences`. Or one such file, without `split`.
+        split: Which part to load: `val` is `val_1.json` (or `val.json`), and `test` is `val_2.json`
+            (or `test.json`). Which of the two is the test set differs from paper to paper; this is
+            that of 2D-TAN and MS-2D-TAN.
 
     Raises:
-        FileError: If the file is missing or cannot be read.
+        FileError: If the file is missing or cannot be read, or there are two of the part.
         AnnotationError: If it is not of this form; the message names the video.
+        ConfigError: If `split` is unknown, or none for a folder.
 
     Source: Krishna et al., "Dense-Captioning Events in Videos", arXiv 1705.00754.
     """
-    collector = AnnotationCollector(Path(path))
+    who = "load_activitynet_captions"
+    collector = AnnotationCollector(find_part(who, root, split, _CAPTIONS))
     for who, video_id, record in videos(collector.path):
         duration = number(who, "duration", field(who, record, "duration"), above=0)
         for query, moment in _sentences(who, record):
@@ -44,24 +58,31 @@ def load_activitynet_captions(path: str | os.PathLike[str]) -> AnnotationSet:
     return collector.collected()
 
 
-def load_tacos(path: str | os.PathLike[str], *, keep_suffix: bool = False) -> AnnotationSet:
+def load_tacos(
+    root: str | os.PathLike[str],
+    split: Literal["train", "val", "test"] | None = None,
+    *,
+    keep_suffix: bool = False,
+) -> AnnotationSet:
     """Load the sentences and moments of TACoS, whose times are frames.
 
     Moments are treated as by `load_activitynet_captions`.
 
     Args:
-        path: `train.json`, `val.json` or `test.json`: by video `num_frames`, `fps`, `timestamps`
-            (frames) and `sentences`.
+        root: Folder with `train.json`, `val.json` and `test.json`: by video `num_frames`, `fps`,
+            `timestamps` (frames) and `sentences`. Or one such file, without `split`.
+        split: Which of the three parts to load.
         keep_suffix: Whether video ids keep their `.avi`. Feature files do in 2D-TAN, and do not in
             MS-2D-TAN and lighthouse.
 
     Raises:
         FileError: If the file is missing or cannot be read.
         AnnotationError: If it is not of this form; the message names the video.
+        ConfigError: If `split` is unknown, or none for a folder.
 
     Source: Regneri et al., "Grounding Action Descriptions in Videos", TACL 2013.
     """
-    collector = AnnotationCollector(Path(path))
+    collector = AnnotationCollector(find_part("load_tacos", root, split, _COOKING))
     for who, video_id, record in videos(collector.path):
         fps = number(who, "fps", field(who, record, "fps"), above=0)
         frames = number(who, "num_frames", field(who, record, "num_frames"), above=0)
