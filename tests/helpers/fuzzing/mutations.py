@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 _EXTREMES = (0, 1, 2, 2**7 - 1, 2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 _NUMBERS = (
     *(b"0", b"-1", b"1e999", b"-1e-999", b"NaN", b"Infinity", b"null", b"true", b'""', b"[]"),
+    *(b"1_0", b"-0.04", b"inf", "\uff11".encode(), b'" 1"'),
     *(b"{}", b"1e9", b"1000000000000", b"9" * 40, b"0.0", b"1" * 5000, b'"../../etc/passwd"'),
 )
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 _TOKENS = (
     *(b"\x00", b"\xff", b"\xed\xa0\x80", b"\n", b"\r\n", b'"', b"[", b"]", b"{", b"}", b"##"),
+    *(b"%=", b"%3A", b":", b"._", b"con.", b"x" * 300, b"v_", b".avi"),
     *(b",", b";", b"[" * 3000, b"\\ud800", b"../", b"C:\\", b"\xe2\x80\xa8", b"\xef\xbb\xbf"),
 )
 

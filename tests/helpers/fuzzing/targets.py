@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import h5py
@@ -32,6 +33,7 @@ from tmapdiff.data import (
     SyntheticActivities,
     load_glove,
 )
+from tmapdiff.data._video_ids import file_name, is_shortened, video_id_of
 from tmapdiff.video import VideoFeatures
 
 Files = Mapping[str, bytes]
@@ -87,7 +89,8 @@ def _check_store(store) -> None:
     assert stride is None or (math.isfinite(stride) and stride > 0)
     assert isinstance(store.attributes, dict)
     assert isinstance(store.attributes_of("A"), dict)
-    for video_id in ("A", "B", "../A"):
+    assert "../A" not in store
+    for video_id in ("A", "B", *islice(store.video_ids, 5)):
         if video_id in store:
             features = store[video_id]
             assert isinstance(features, Tensor)
@@ -144,7 +147,10 @@ def _npy_seeds(folder: Path) -> list[Files]:
     )
     stated = {"attributes": {"seconds_per_feature": 0.5}, "videos": {"A": {"source": "A.mp4"}}}
     return [
-        {"A.npy": _npy(array), "B.npy": _npy(array[:2]), "attributes.json": _json(stated)}
+        {
+            **{"A.npy": _npy(array), "B.npy": _npy(array[:2]), "%=12%3A30.npy": _npy(array[:3])},
+            **{"attributes.json": _json(stated), "._A.npy": b"Mac OS X"},
+        }
         for array in arrays
     ]
 
@@ -170,7 +176,7 @@ def _pt_seeds(folder: Path) -> list[Files]:
 
 # Annotations
 
-_VIDEOS = ("AO8RW", "v_ehGHCYKzyZ8", "s13-d21.avi")
+_VIDEOS = ("AO8RW", "v_ehGHCYKzyZ8", "s13-d21.avi", "Wait... what", "12:30 %=日本")
 
 
 def _check_annotations(found: AnnotationSet) -> None:
@@ -180,8 +186,12 @@ def _check_annotations(found: AnnotationSet) -> None:
         assert item.query.strip()
         assert item.moments
         assert all(0 <= start < end <= item.duration for start, end in item.moments)
-        path = (Path("/features") / f"{item.video_id}.npy").resolve()
-        assert path.parent == Path("/features"), item.video_id
+        name = file_name(item.video_id, ".npy")
+        for place in (PurePosixPath("/features"), PureWindowsPath("X:/features")):
+            assert (place / name).parent == place, item.video_id
+        assert len(name.encode()) <= 255
+        assert is_shortened(name) or video_id_of(name, ".npy") == item.video_id
+    assert len(found.restrict_to(set(found.video_ids))) == len(found)
     str(found.report)
 
 
@@ -627,6 +637,7 @@ def _writer_seeds(folder: Path) -> list[Files]:
         writer.finish()
         whole = _files(folder)
         writer.write("B", _array(), {"duration": 3.0})
+        writer.write("12:30", _array(), {"duration": 3.0})
         parts = _files(folder)
     return [whole, parts]
 
