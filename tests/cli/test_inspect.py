@@ -19,7 +19,7 @@ def test_what_is_right_is_code_0(run, corpus):
 
 
 def test_findings_are_code_1_and_in_the_document(run, corpus, tmp_path):
-    np.save(tmp_path / "one.npy", np.ones((3, 16), np.float32))
+    np.save(tmp_path / "one.npy", np.ones((3, 20), np.float32))
     options = ["--against", corpus.train, "--seconds-per-feature", "0.5", "--json"]
     found = run("inspect", tmp_path, *options)
     assert found.code == 1

@@ -136,7 +136,7 @@ def test_the_command_line_finds_them_too(tmp_path):
     )
     data = LocalizationData.load(train, test, features=[place]).with_features_only()
     assert (data.train.video_ids, data.test.video_ids) == (("v_x", "v_y"), ("v_z",))
-    options = {"dataset": None, "test_split": "test", "seconds_per_feature": None}
+    options = {"root": None, "dataset": None, "test_split": "test", "seconds_per_feature": None}
     data = load_data(train, test, features=[str(place)], **options)
     assert data.test.video_ids == ("v_z",)
     assert str(data).count("videos are named with 'v_', as the features are") == 2  # a part each
