@@ -94,6 +94,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "_version": 0,
     "_lazy": 0,
     "_spinning": 0,
+    "_numbers": 0,
     "_checks": 1,
     "_files": 1,
     "_limits": 2,
