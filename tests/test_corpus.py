@@ -61,6 +61,17 @@ def expected(corpus, tmp_path_factory):
     return rows_of(output)
 
 
+def test_features_whose_ids_are_spelled_otherwise_are_found(corpus, tmp_path, expected):
+    for path in (corpus / "features").iterdir():
+        spelled = path.name if path.suffix == ".json" else f"v_{path.stem}.avi{path.suffix}"
+        (tmp_path / "features").mkdir(exist_ok=True)
+        (tmp_path / "features" / spelled).write_bytes(path.read_bytes())
+    report = run(corpus, tmp_path / "out", features=[tmp_path / "features"])
+    assert report.failed == ()
+    assert str(report).endswith("; the features name them with 'v_' and with '.avi'")
+    assert rows_of(tmp_path / "out") == expected
+
+
 @pytest.mark.parametrize(("device", "used"), [(None, "cuda"), ("cpu", "cpu")])
 def test_a_gpu_is_taken_unless_told_otherwise(corpus, tmp_path, monkeypatch, device, used):
     places = []

@@ -20,6 +20,7 @@ from tmapdiff._files import is_hidden, written_beside
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff._spinning import brief_spin
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
+from tmapdiff.data._spelling import find_spelling
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.words import check_known_words
 from tmapdiff.errors import (
@@ -100,6 +101,7 @@ class CorpusReport:
         failed: Videos that could not be; a further run tries them again.
         in_windows: Videos, of those localized now, that are longer than those of training and were
             searched in windows.
+        spelling: How the features name the videos, if otherwise: `with '.avi'`.
         seconds: Wall time.
     """
 
@@ -109,13 +111,15 @@ class CorpusReport:
     failed: tuple[FailedVideo, ...]
     seconds: float
     in_windows: int = 0
+    spelling: str = ""
 
     def __str__(self) -> str:
         windows = f" ({self.in_windows} in windows)" if self.in_windows else ""
         failed = f", {len(self.failed)} failed" if self.failed else ""
         before = f", {self.done_before} were done before" if self.done_before else ""
         videos = f"{self.videos} videos{windows}"
-        return f"{self.pairs} queries in {videos}, {self.seconds:.1f} s{before}{failed}"
+        named = f"; the features name them {self.spelling}" if self.spelling else ""
+        return f"{self.pairs} queries in {videos}, {self.seconds:.1f} s{before}{failed}{named}"
 
 
 def localize_corpus(
@@ -150,7 +154,8 @@ def localize_corpus(
         queries: Parquet file or folder with columns `query_id` and `query`; and `video_id`, if each
             is asked of one video, else all are asked of all.
         output: Folder.
-        features: Feature stores of the videos, as `open_feature_store` takes them.
+        features: Feature stores of the videos, as `open_feature_store` takes them. They may spell
+            ids without or with a suffix such as `.avi`, or `v_`; the report names the spelling.
         options: How moments are found; the model's way, if None.
         num_workers: Ray's actors that localize, each with a copy of the model; 0 does everything in
             this process, without Ray.
@@ -184,6 +189,10 @@ def localize_corpus(
     asked.check(wanted)
     _check_words(who, Path(pipeline), asked)
     stores = [os.fspath(one) for one in features]
+    store = _open_stores(stores)
+    spelling, names = "", {}
+    if store is not None:
+        spelling, names = find_spelling([video_id for video_id, _ in wanted], store)
     _check_manifest(folder, pipeline, asked, stores, options)
     before = set(_videos_done(folder))
     todo = [item for item in wanted if item[0] not in before and asked.of(item[0])]
@@ -193,6 +202,7 @@ def localize_corpus(
     job = _Job(
         os.fspath(pipeline),
         stores,
+        names if spelling else {},
         asked,
         options,
         folder,
@@ -210,7 +220,7 @@ def localize_corpus(
             on_file(done + len(failed), len(todo))
     known = sum(item[0] in before for item in wanted)
     seconds = time.perf_counter() - began
-    return CorpusReport(done, pairs, known, tuple(failed), seconds, in_windows)
+    return CorpusReport(done, pairs, known, tuple(failed), seconds, in_windows, spelling)
 
 
 def _run(
@@ -272,6 +282,7 @@ class _Job:
 
     pipeline: str
     features: Sequence[str]
+    names: Mapping[str, str]  # of videos in the features, where they are spelled otherwise
     queries: _Queries
     options: CorpusOptions
     output: Path
@@ -348,7 +359,7 @@ class _ShareLocalizer:
     def _features(self, video_id: str, source: Any) -> VideoFeatures:
         if self.store is None:
             return self.pipeline.encode_video(source)
-        features = self.store[video_id]
+        features = self.store[self.job.names.get(video_id, video_id)]
         rate = self.store.seconds_per_feature
         return VideoFeatures(features, rate or source / len(features), source)
 
