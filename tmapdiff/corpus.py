@@ -190,9 +190,8 @@ def localize_corpus(
     _check_words(who, Path(pipeline), asked)
     stores = [os.fspath(one) for one in features]
     store = _open_stores(stores)
-    spelling, names = "", {}
-    if store is not None:
-        spelling, names = find_spelling([video_id for video_id, _ in wanted], store)
+    ids = [] if store is None else [video_id for video_id, _ in wanted]
+    spelling, names = find_spelling(ids, store or ())
     _check_manifest(folder, pipeline, asked, stores, options)
     before = set(_videos_done(folder))
     todo = [item for item in wanted if item[0] not in before and asked.of(item[0])]
