@@ -8,10 +8,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from numbers import Real
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tmapdiff._numbers import finite_number, plain
 from tmapdiff.errors import (
     ArgumentError,
     ConfigError,
@@ -39,6 +39,14 @@ def short(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def shown(value: object) -> str:
+    """Return `repr`, cut to a length that a message can hold."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:60]}...")
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def first_line(error: Exception) -> str:
     """Say what an error of another library says, in one line; its type, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -54,20 +62,6 @@ def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "")
     return int(number)
 
 
-def plain(value: Any) -> Any:
-    """Return NumPy's and torch's numbers as Python's; None for arrays, whatever they hold."""
-    if not hasattr(value, "item"):
-        return value
-    return None if getattr(value, "ndim", 0) else value.item()
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a real number: no text, boolean, None or array of several."""
-    number = plain(value)
-    # bool is a number to Python, but never what a caller means by one.
-    return isinstance(number, Real) and not isinstance(number, bool)
-
-
 def check_range(
     who: str, name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> float:
@@ -75,12 +69,8 @@ def check_range(
 
     Numbers are Python's, and NumPy's and torch's of no axis; no texts, booleans and None.
     """
-    try:
-        number = float(value) if is_number(value) else math.nan
-    except OverflowError:  # an integer of more digits than a float has
-        number = math.inf
-    above = number > low if open_low else number >= low
-    if not (math.isfinite(number) and above and number <= high):
+    number = finite_number(value)
+    if number is None or number > high or number < low or (open_low and number == low):
         bracket = "(" if open_low else "["
         end = "inf)" if math.isinf(high) else f"{high:g}]"
         expected = f"{name} in {bracket}{low:g}, {end}"

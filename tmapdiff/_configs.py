@@ -4,7 +4,8 @@ import difflib
 import inspect
 from typing import Any
 
-from tmapdiff._checks import is_number, message, plain
+from tmapdiff._checks import message
+from tmapdiff._numbers import is_number, plain
 from tmapdiff.errors import ConfigError
 
 # Keywords that diffusers passes through `from_config` beside the fields.
@@ -34,18 +35,15 @@ class StrictConfigMixin:
 
     @classmethod
     def check_nested(cls, config: dict[str, Any]) -> None:
-        """Check that configurations in a configuration are such.
+        """Check that configurations within a configuration are dictionaries, not names.
 
         Raises:
             ConfigError: If one is no dictionary.
         """
         for name, parameter in inspect.signature(cls).parameters.items():
             value = config.get(name, parameter.default)
-            if (
-                "dict[" in str(parameter.annotation)
-                and not isinstance(value, dict)
-                and value is not parameter.default
-            ):
+            nested = "dict[" in str(parameter.annotation) and value is not parameter.default
+            if nested and not isinstance(value, dict):
                 raise ConfigError(message(cls.__name__, f"{name} to be a dictionary", repr(value)))
 
     @classmethod

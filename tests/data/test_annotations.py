@@ -27,7 +27,7 @@ def annotations_of(videos):
         ({"video_id": "a\0"}, r"got 'a\\x00'"),
         ({"video_id": "."}, "video id without"),
         ({"video_id": ""}, "video id without .* got ''"),
-        ({"video_id": "a/" + "x" * 1000}, r"got 'a/x+\.\.\.\."),
+        ({"video_id": "a/" + "x" * 1000}, r"got 'a/x+\.\.\.'\."),
         ({"video_id": 7}, "expected a video id of text, got 7"),
         ({"query": " "}, "expected a sentence as query, got ' '"),
         ({"query": None}, "expected a sentence as query, got None"),

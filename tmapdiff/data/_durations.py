@@ -1,11 +1,10 @@
 """Seconds that videos and their features last."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from tmapdiff._checks import message
-from tmapdiff.data._video_ids import quoted
+from tmapdiff._checks import message, shown
+from tmapdiff._numbers import finite_number
 from tmapdiff.errors import FeatureError
 
 
@@ -15,15 +14,15 @@ def covers(num_features: int, seconds: float, duration: float) -> bool:
 
 
 def stated_duration(who: str, said: Mapping[str, Any]) -> float | None:
-    """Return the seconds that a video lasts, if its attributes say so.
+    """Return the duration that the attributes of a video state, in seconds; None if they do not.
 
     Raises:
-        FeatureError: If they say something else.
+        FeatureError: If they state something else.
     """
     duration = said.get("duration")
     if duration is None:
         return None
-    number = isinstance(duration, int | float) and not isinstance(duration, bool)
-    if not number or not 0 < duration < math.inf:
-        raise FeatureError(message(who, "duration to be a number > 0", quoted(duration)))
-    return float(duration)
+    seconds = finite_number(duration)
+    if seconds is None or seconds <= 0:
+        raise FeatureError(message(who, "duration to be a number > 0", shown(duration)))
+    return seconds

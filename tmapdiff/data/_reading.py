@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tmapdiff._checks import check_choice, message
+from tmapdiff._checks import check_choice, message, shown
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
+from tmapdiff._numbers import finite_number
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.errors import AnnotationError, FileError
@@ -22,7 +23,7 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how files begin that Windows calls "Unic
 class AnnotationCollector:
     """Gathers the annotations of a file, cuts moments to their videos, and drops empty ones.
 
-    Both ends are cut: annotators' times are rounded, or start a picture early.
+    Both ends are cut: annotators' times are rounded, or start a frame early.
 
     Args:
         path: The file, for the report.
@@ -260,12 +261,8 @@ def number(
     Raises:
         AnnotationError: If it is none.
     """
-    try:
-        found = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:  # an integer of hundreds of digits
-        found = math.inf
-    fine = not isinstance(value, bool) and math.isfinite(found)
-    if not fine or found < at_least or (above is not None and found <= above):
+    found = finite_number(value)
+    if found is None or found < at_least or (above is not None and found <= above):
         bound = f" >= {at_least:g}" if math.isfinite(at_least) else ""
         bound = bound if above is None else f" > {above:g}"
         raise AnnotationError(message(who, f"{name} to be a number{bound}", shown(value)))
@@ -295,11 +292,3 @@ def sentence(who: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise AnnotationError(message(who, "a sentence", shown(value)))
     return " ".join(value.split())
-
-
-def shown(value: Any) -> str:
-    """Return `repr`, cut to a length that a message can hold."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else f"{value[:60]}...")
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -5,9 +5,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import quote, unquote
 
-from tmapdiff._checks import message
+from tmapdiff._checks import message, shown
 from tmapdiff._files import is_hidden
 from tmapdiff.errors import AnnotationError
 
@@ -33,14 +34,14 @@ def check_video_id(who: str, video_id: object) -> str:
         AnnotationError: If it is no text, is empty, `.` or `..`, or contains `/`, `\` or NUL.
     """
     if not isinstance(video_id, str):
-        raise AnnotationError(message(who, "a video id of text", quoted(video_id)))
+        raise AnnotationError(message(who, "a video id of text", shown(video_id)))
     if not is_video_id(video_id):
         expected = "a video id without '/', '\\' and NUL, that is not empty, '.' or '..'"
-        raise AnnotationError(message(who, expected, quoted(video_id)))
+        raise AnnotationError(message(who, expected, shown(video_id)))
     return video_id
 
 
-def is_video_id(video_id: object) -> bool:
+def is_video_id(video_id: object) -> TypeGuard[str]:
     """Tell whether something can be the id of a video."""
     if not isinstance(video_id, str) or video_id in ("", ".", ".."):
         return False
@@ -94,12 +95,6 @@ def hdf5_key(video_id: str) -> str:
 def video_id_of_key(key: str) -> str:
     """Return the id of the video that a dataset is of: the inverse of `hdf5_key`."""
     return _unescaped(key, hdf5_key)
-
-
-def quoted(value: object) -> str:
-    """Return `repr`, cut to a length that a message can hold."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _escaped(video_id: str, unfit: str, *, always: bool = False) -> str:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from tmapdiff._checks import message
+from tmapdiff._checks import message, shown
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,
@@ -12,7 +12,6 @@ from tmapdiff.data._reading import (
     number,
     pairs,
     sentence,
-    shown,
     videos,
 )
 from tmapdiff.data.annotations import AnnotationSet

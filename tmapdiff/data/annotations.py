@@ -1,15 +1,15 @@
 """Annotations: which moments of which video a sentence describes."""
 
 import hashlib
-import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, overload
 
-from tmapdiff._checks import check_int, check_range, is_number, message, short
+from tmapdiff._checks import check_int, check_range, message, short, shown
+from tmapdiff._numbers import finite_number
 from tmapdiff.data._spelling import find_spelling, some_ids
-from tmapdiff.data._video_ids import check_video_id, quoted
+from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError
 
 _LISTED = 5  # lines or videos that a report lists by name; the rest are counted
@@ -38,17 +38,17 @@ class Annotation:
     moments: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        who = f"annotation {quoted(self.qid)}"
+        who = f"annotation {shown(self.qid)}"
         check_video_id(who, self.video_id)
         if not isinstance(self.query, str) or not self.query.strip():
-            raise AnnotationError(message(who, "a sentence as query", quoted(self.query)))
+            raise AnnotationError(message(who, "a sentence as query", shown(self.query)))
         if isinstance(self.qid, bool) or not isinstance(self.qid, Integral | str):
             expected = "a qid that is an integer or a text"
-            raise AnnotationError(message(who, expected, quoted(self.qid)))
+            raise AnnotationError(message(who, expected, shown(self.qid)))
         check_duration(who, self.duration)
         if not isinstance(self.moments, list | tuple):
             expected = "a list of moments, (start, end) in seconds"
-            raise AnnotationError(message(who, expected, quoted(self.moments)))
+            raise AnnotationError(message(who, expected, shown(self.moments)))
         if not self.moments:
             raise AnnotationError(message(who, "at least one moment", "none"))
         for start, end in (check_numbers(who, "(start, end)", one, 2) for one in self.moments):
@@ -86,9 +86,9 @@ class AnnotationReport:
         without_features: Annotations that `AnnotationSet.restrict_to` left out.
         missing_videos: The videos of which the feature store had nothing.
         cut_starts: Moments that started before their video; their start became 0.
-        spelling: How the feature store spells the ids otherwise, and the annotations since: such as
-            "with '.avi'".
-        other_videos: Where it had no video at all, a few that it has.
+        spelling: How the feature store spells the ids, where it differs, such as "with '.avi'"; the
+            annotations now spell them so, too.
+        other_videos: A few videos of the feature store, if it had none of these.
     """
 
     source: str
@@ -117,7 +117,8 @@ class AnnotationReport:
         if self.spelling:
             facts.append(f"videos are named {self.spelling}, as the features are")
         if self.other_videos:
-            facts.append(f"the features are of {_quoted_list(self.other_videos)}, ...")
+            others = ", ".join(map(shown, self.other_videos))
+            facts.append(f"the features are of {others}, ...")
         return "; ".join(facts)
 
 
@@ -143,7 +144,7 @@ class AnnotationSet(Sequence[Annotation]):
         seen: set[int | str] = set()
         for item in items:
             if item.qid in seen:
-                got = f"{quoted(item.qid)} twice"
+                got = f"{shown(item.qid)} twice"
                 raise AnnotationError(message("AnnotationSet", "qids that differ", got))
             seen.add(item.qid)
         object.__setattr__(self, "annotations", items)
@@ -242,19 +243,20 @@ def check_duration(who: str, duration: object) -> None:
     Raises:
         AnnotationError: If it is not.
     """
-    if not is_number(duration) or not (math.isfinite(duration) and duration > 0):  # type: ignore[arg-type, operator]
-        raise AnnotationError(message(who, "a duration > 0 seconds", quoted(duration)))
+    seconds = finite_number(duration)
+    if seconds is None or seconds <= 0:
+        raise AnnotationError(message(who, "a duration > 0 seconds", shown(duration)))
 
 
 def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
-    """Return `value`, or raise AnnotationError when it is no list of so many finite numbers.
+    """Return `value`, or raise AnnotationError unless it is a list of `count` finite numbers.
 
     Raises:
         AnnotationError: If it is not.
     """
     listed = isinstance(value, list | tuple) and len(value) == count
-    if not listed or not all(is_number(one) and math.isfinite(one) for one in value):
-        raise AnnotationError(message(who, f"{name} to be {count} numbers", quoted(value)))
+    if not listed or any(finite_number(one) is None for one in value):
+        raise AnnotationError(message(who, f"{name} to be {count} numbers", shown(value)))
     return value
 
 
@@ -263,10 +265,6 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
-def _quoted_list(items: Sequence[str]) -> str:
-    return ", ".join(map(quoted, items))
-
-
 def _listed(items: Sequence[object]) -> str:
-    shown = short(", ".join(map(str, items[:_LISTED])))
-    return f"{shown}, ..." if len(items) > _LISTED else shown
+    first = short(", ".join(map(str, items[:_LISTED])))
+    return f"{first}, ..." if len(items) > _LISTED else first

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tmapdiff._checks import check_choice, message
+from tmapdiff._checks import check_choice, message, shown
 from tmapdiff._numbers import parse_number
-from tmapdiff.data._reading import AnnotationCollector, read_text, shown, text_lines
+from tmapdiff.data._reading import AnnotationCollector, read_text, text_lines
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import AnnotationSet, check_duration, check_numbers
 from tmapdiff.errors import AnnotationError, FileError
@@ -42,7 +42,7 @@ class CharadesVideo:
         who = "CharadesVideo"
         check_duration(who, self.duration)
         if not isinstance(self.actions, list | tuple):
-            raise AnnotationError(message(who, "a list of actions", repr(self.actions)))
+            raise AnnotationError(message(who, "a list of actions", shown(self.actions)))
         for action in self.actions:
             check_numbers(who, "(class, start, end)", action, 3)
 
@@ -53,7 +53,7 @@ def load_charades_sta(
     """Load the sentences and moments of Charades-STA.
 
     Moments are cut to their video. Those that are empty then are dropped: four of the official
-    training file. 12,404 (train) and 3,720 (test) remain. `report` tells all this. `qid` is the
+    training file. 12,404 (train) and 3,720 (test) remain. `report` says all this. `qid` is the
     position among the kept lines, from 0.
 
     Args:
@@ -101,7 +101,7 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
 
 
 def check_charades_actions(root: str | os.PathLike[str]) -> None:
-    """Tell whether a folder has what `timeline` is simulated from, without reading it.
+    """Check that a folder has what `timeline` is simulated from, without reading it.
 
     Raises:
         FileError: If a file is missing.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from tmapdiff._checks import check_choice, message
+from tmapdiff._checks import check_choice, message, shown
 from tmapdiff._limits import JSON_GROWTH
 from tmapdiff.data._reading import (
     AnnotationCollector,
@@ -16,7 +16,6 @@ from tmapdiff.data._reading import (
     parse_json,
     read_text,
     sentence,
-    shown,
 )
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError

@@ -21,6 +21,7 @@ from tmapdiff._checks import (
     message,
     require,
     short,
+    shown,
 )
 from tmapdiff._files import list_visible
 from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
@@ -35,7 +36,6 @@ from tmapdiff.data._video_ids import (
     hdf5_key,
     is_shortened,
     is_video_id,
-    quoted,
     video_id_of,
     video_id_of_key,
 )
@@ -150,7 +150,7 @@ class HDF5FeatureStore:
         return {**self.__dict__, "_handle": None, "_handle_pid": -1}
 
     def __contains__(self, video_id: object) -> bool:
-        if not isinstance(video_id, str) or not is_video_id(video_id):
+        if not is_video_id(video_id):
             return False
         with self._reading() as file:
             return hdf5_key(video_id) in file
@@ -330,7 +330,7 @@ class _FolderFeatureStore:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.seconds_per_feature})"
 
     def __contains__(self, video_id: object) -> bool:
-        if not isinstance(video_id, str) or not is_video_id(video_id):
+        if not is_video_id(video_id):
             return False
         return find_file(self.folder, video_id, self._suffix) is not None
 
@@ -771,8 +771,8 @@ def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None
 
 def _missing(store: FeatureStore, video_id: str) -> MissingFeatureError:
     hint = "AnnotationSet.restrict_to(store) leaves such videos out, or finds how they are spelled."
-    hint += f" There are {', '.join(map(quoted, some_ids(store)))}, ..."
-    expected = f"features of {quoted(video_id)}"
+    hint += f" There are {', '.join(map(shown, some_ids(store)))}, ..."
+    expected = f"features of {shown(video_id)}"
     return MissingFeatureError(message(store.description, expected, "none", hint))
 
 

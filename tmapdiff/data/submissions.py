@@ -1,16 +1,16 @@
 """What a localizer answered, and the submission files of moment_detr that hold it."""
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmapdiff._checks import message
+from tmapdiff._checks import message, shown
 from tmapdiff._files import written_beside
-from tmapdiff.data._reading import field, json_lines, query_id, sentence, shown
+from tmapdiff._numbers import finite_number
+from tmapdiff.data._reading import field, json_lines, query_id, sentence
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import check_numbers
 from tmapdiff.errors import AnnotationError
@@ -40,7 +40,7 @@ class Prediction:
     def __post_init__(self) -> None:
         who = f"prediction {self.qid!r}"
         if not isinstance(self.windows, list | tuple):
-            raise AnnotationError(message(who, "a list of windows", repr(self.windows)))
+            raise AnnotationError(message(who, "a list of windows", shown(self.windows)))
         for window in self.windows:
             check_numbers(who, "(start, end, score)", window, 3)
 
@@ -112,9 +112,9 @@ def _round_down(seconds: float) -> float:
 
 
 def _window(who: str, value: Any) -> tuple[float, float, float]:
-    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
+    numbers = isinstance(value, list) and all(finite_number(one) is not None for one in value)
     # Models without bounds may start before the video, or answer an empty moment.
-    if numbers and len(value) == 3 and all(map(math.isfinite, value)) and value[0] <= value[1]:
+    if numbers and len(value) == 3 and value[0] <= value[1]:
         return float(value[0]), float(value[1]), float(value[2])
     expected = f"{_WINDOWS} of [start, end, score] with start <= end"
     raise AnnotationError(message(who, expected, shown(value)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import regex
 
-from tmapdiff._checks import check_choice, check_int, message, short
+from tmapdiff._checks import check_choice, check_int, message, short, shown
 from tmapdiff._files import written_beside
 from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
 from tmapdiff.errors import (
@@ -256,8 +256,9 @@ def check_known_words(who: str, vocabulary: Vocabulary, queries: Iterable[str]) 
     unknown: dict[str, None] = {}
     hopeless: list[str] = []
     for query in queries:
-        unknown |= dict.fromkeys(vocabulary.unknown_words(query))
-        if not bool((vocabulary.encode(query) > 1).any()):
+        words = dict.fromkeys(vocabulary.unknown_words(query))
+        unknown |= words
+        if words.keys() >= set(tokenize(query, vocabulary.rule)):
             hopeless.append(query)
     if hopeless:
         known = ", ".join(vocabulary.words[2:7])
@@ -489,5 +490,4 @@ def _first_bad_line(
 
 
 def _shown(line: bytes) -> str:
-    text = line.decode(errors="replace")
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+    return shown(line.decode(errors="replace"))
