@@ -108,7 +108,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="how moments are read off the maps (default: the model's)",
     )
     add("--seed", type=int, default=0, help="seed of weights, data order and noise (default: 0)")
-    add("--output", type=Path, help="folder to write to (default: in runs, named by what is given)")
+    add("--output", type=Path, help="folder to write to (default: in runs, named after options)")
     add(
         "--resume", action="store_true", help="continue the run in --output; it may get more epochs"
     )

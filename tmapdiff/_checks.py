@@ -79,7 +79,7 @@ def check_range(
 
 
 def check_no_address(who: str, path: str | os.PathLike[str]) -> None:
-    """Raise FileError when a path is none, but an address such as `https://host/video.mp4`."""
+    """Raise FileError when a path is an address, such as `https://host/video.mp4`."""
     text = os.fspath(path)
     # A Path has one slash left. A letter alone is a drive.
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) or os.path.exists(path):
@@ -90,7 +90,7 @@ def check_no_address(who: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_list(who: str, name: str, values: Any) -> list[Any]:
-    """Return `values` as a list, or raise ArgumentError when they are none, such as one number."""
+    """Return `values` as a list, or raise ArgumentError when they are none, such as a number."""
     if not isinstance(values, str | bytes | Mapping):
         try:
             return list(values)

@@ -1,4 +1,4 @@
-"""Writing files so that no half-written one is ever seen."""
+"""Writing files so that no half-written one is ever seen, and listing folders."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tmapdiff.errors import FileError
 
-# Names of files, by the folder in a folder that they are in.
+# Patterns of names of files, by subfolder; '' is the folder itself.
 FilesOf = Mapping[str, re.Pattern[str]]
-# Without these nothing else is looked for: they go first and come last.
+# Without these the other files are not found: they go first and come last.
 _OPENING = ("model_index.json", "config.json")
 _LONGEST_NAMED = 200  # bytes of a name that goes into that of a temporary folder: 255 are allowed
 
@@ -33,8 +33,8 @@ def written_beside(
         path: The file or folder.
         durable: Wait until the disk has it all: before the renaming, which else could outlive a
             loss of power that the content does not, and after. A killed process needs no such care.
-        replaces: Files of a folder that exists which go when the new ones come, besides those of
-            the same names: what an earlier save may have written there.
+        replaces: Which other files of an existing folder go when the new ones come: what an earlier
+            save may have written there. Those of the same names always go.
 
     Raises:
         FileError: If the place cannot be written, for example for want of rights or disk space.
@@ -68,10 +68,10 @@ def written_beside(
 
 
 def _exchange(new: Path, target: Path, old: Path, replaces: FilesOf) -> None:
-    """Put files into a folder, after those that they replace have gone from there.
+    """Move the old files out of a folder, then the new ones in.
 
     A process that is killed meanwhile leaves some of the old files or some of the new ones, never
-    both, and without the one that opens the others.
+    both, and not the one without which the others are not found.
     """
     come = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
     go = {place for place in come if os.path.lexists(target / place)}
@@ -123,8 +123,19 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(f"cannot write {path}: {reason}.") from error
 
 
+def folder_to_save_in(who: str, place: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that is there or can be made.
+
+    Raises:
+        FileError: If it is a file.
+    """
+    if os.path.isfile(place):
+        raise FileError(f"{who}: expected a folder to save in, got {os.fspath(place)}.")
+    return Path(place)
+
+
 def is_hidden(name: str) -> bool:
-    """Tell whether a file is none of the user's, by its name: `._x` is what macOS adds to `x`."""
+    """Tell by its name whether a file is not the user's: `._x` is what macOS adds to `x`."""
     return name.startswith(".")
 
 

@@ -38,7 +38,7 @@ def is_number(value: Any) -> bool:
 
 
 def finite_number(value: Any) -> float | None:
-    """Return a real number as a float, or None if it is none, or is not finite as a float."""
+    """Return a real number as a float, or None if `value` is none or not finite."""
     try:
         number = float(value) if is_number(value) else math.nan
     except OverflowError:  # an integer of more digits than a float has

@@ -17,5 +17,5 @@ def brief_spin() -> dict[str, str]:
 
 
 def spin_briefly() -> None:
-    """Let this process and those it starts be such; has an effect before torch is imported."""
+    """Do that for this process and those that it starts; call it before torch is imported."""
     os.environ.update(brief_spin())

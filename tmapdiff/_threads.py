@@ -22,8 +22,5 @@ class Lock:
     ) -> None:
         self._lock.release()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Lock":
-        return Lock()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Lock, ()

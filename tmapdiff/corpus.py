@@ -331,7 +331,7 @@ class _ShareLocalizer:
         check_video_id("localize_corpus", video_id)
         options, queries = self.job.options, self.job.queries.of(video_id)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnknownWordsWarning)  # told once, for all videos
+            warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` has warned
             return self.pipeline(
                 self._features(video_id, source),
                 [sentence for _, sentence in queries],

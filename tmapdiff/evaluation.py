@@ -385,15 +385,8 @@ def draw_queries(
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     _check_whole(batch)
-    found = model.localize(
-        batch.features,
-        batch.words,
-        batch.num_words,
-        batch.clip_seconds,
-        num_clips=batch.num_clips,
-        durations=batch.durations,
-        **_Sampling(num_inference_steps, None, 0.0, seed).arguments(model, positions),
-    )
+    sampling = _Sampling(num_inference_steps, None, 0.0, seed)
+    found = _localize(model, batch, sampling.arguments(model, positions))
     grid = found.grid
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
@@ -439,17 +432,21 @@ def _localized(
         positions = range(first, first + len(batch))
         first += len(batch)
         batch = batch.to(model.device)
-        found = model.localize(
-            batch.features,
-            batch.words,
-            batch.num_words,
-            batch.clip_seconds,
-            num_clips=batch.num_clips,
-            durations=batch.durations,
-            **options,
-            **sampling.arguments(model, positions),
-        )
-        yield batch, found
+        yield batch, _localize(model, batch, {**options, **sampling.arguments(model, positions)})
+
+
+def _localize(
+    model: MapLocalizer, batch: MomentBatch, arguments: Mapping[str, Any]
+) -> Localization:
+    return model.localize(
+        batch.features,
+        batch.words,
+        batch.num_words,
+        batch.clip_seconds,
+        num_clips=batch.num_clips,
+        durations=batch.durations,
+        **arguments,
+    )
 
 
 def _of_all_processes(accelerator: Any, *parts: Any) -> tuple[Any, ...]:

@@ -74,10 +74,8 @@ class LocalizationMetrics:
         strict: bool = True,
     ) -> None:
         who = "LocalizationMetrics"
-        ranks, thresholds = (
-            check_list(who, name, given)
-            for name, given in (("ranks", ranks), ("thresholds", thresholds))
-        )
+        ranks = check_list(who, "ranks", ranks)
+        thresholds = check_list(who, "thresholds", thresholds)
         check_int(who, "the number of ranks", len(ranks), at_least=1)
         self.ranks = [check_int(who, "ranks", rank, at_least=1) for rank in ranks]
         self.thresholds = [check_range(who, "thresholds", m, 0, 1) for m in thresholds]

@@ -4,7 +4,6 @@ import os
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,9 +16,9 @@ from typing_extensions import Self
 from tmapdiff._arrays import reason
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape, message
 from tmapdiff._configs import StrictConfigMixin
-from tmapdiff._files import written_beside
+from tmapdiff._files import folder_to_save_in, written_beside
 from tmapdiff._solvers import Past, extrapolated, interpolated
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
 from tmapdiff.kernels.ddim_step import ddim_coefficients
 
 BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
@@ -185,10 +184,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         Raises:
             FileError: If the place is a file or cannot be written; what was there is as before.
         """
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise FileError(f"{type(self).__name__}: expected a folder to save in, got {folder}.")
-        with written_beside(folder) as new:
+        with written_beside(folder_to_save_in(type(self).__name__, save_directory)) as new:
             super().save_pretrained(str(new), **kwargs)
 
     def __len__(self) -> int:
@@ -303,7 +299,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(self._run.timesteps, device=device)
 
     def begin(self, num_inference_steps: int) -> SchedulerRun:
-        """Begin a run of its own, for `step`; the one of `set_timesteps` stays as it is.
+        """Begin a separate run, for `step`; that of `set_timesteps` stays as it is.
 
         Args:
             num_inference_steps: Steps, 1 to `num_train_timesteps`.
@@ -320,7 +316,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             return SchedulerRun(
                 [round(Fraction(most * left, steps)) - 1 for left in range(steps, 0, -1)]
             )
-        ddim = copy(self._ddim)  # which keeps the timesteps: other threads may choose others
+        ddim = copy(self._ddim)  # it keeps the timesteps, and other threads may choose others
         ddim.set_timesteps(steps)
         return SchedulerRun(ddim.timesteps.tolist())
 

@@ -97,7 +97,7 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where to write. [default: in runs/, named by what is given]"
+            metavar="DIR", help="Where to write. [default: in runs/, named after the options]"
         ),
     ] = None,
     resume: Annotated[

@@ -1,6 +1,6 @@
 """How a feature store spells the ids of videos that annotations spell otherwise."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice, product
 from typing import Any
 
@@ -11,27 +11,28 @@ _SHOWN = 3
 
 
 def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str, Mapping[str, str]]:
-    """Find how a store spells ids: as they are, if it has any so; else without or with a suffix.
+    """Find how a store spells the ids of videos.
 
-    Or with or without `v_`, or both. One spelling holds for all ids: that of which the store has
-    the most videos.
+    As they are, if the store has one of them. Else with or without a suffix, with or without `v_`,
+    or both: the spelling that finds the most videos, for all ids alike.
 
     Args:
         video_ids: The ids, each once.
         store: A feature store, or any container of ids.
 
     Returns:
-        What differs, in words, empty if nothing does; and the store's ids of the videos it has.
+        How the store's spelling differs, in words, empty if it does not; and the store's ids of the
+        videos that it has, by their own.
     """
     found: tuple[str, dict[str, str]] = "", {one: one for one in video_ids if one in store}
     if found[1]:
         return found
-    for words, spell in _spellings():
-        spelled = {one: spell(one) for one in video_ids}
+    for prefix, suffix in product((None, _PREFIX, ""), (None, "", *_SUFFIXES)):
+        spelled = {one: _spelled(one, prefix, suffix) for one in video_ids}
         there = {one: name for one, name in spelled.items() if name and name in store}
-        # Two videos that it would make one are not spelled so.
+        # Not a spelling that makes one video of two.
         if len(there) > len(found[1]) and len(set(there.values())) == len(there):
-            found = words, there
+            found = _in_words(prefix, suffix), there
     return found
 
 
@@ -44,23 +45,18 @@ def some_ids(store: Any) -> tuple[str, ...]:
     return ()
 
 
-def _spellings() -> Iterator[tuple[str, Callable[[str], str]]]:
-    prefixes: dict[str, Callable[[str], str]] = {
-        "": lambda one: one,
-        f"with {_PREFIX!r}": lambda one: one if one.startswith(_PREFIX) else _PREFIX + one,
-        f"without {_PREFIX!r}": lambda one: one.removeprefix(_PREFIX),
-    }
-    suffixes: dict[str, Callable[[str], str]] = {
-        "": lambda one: one,
-        "without suffix": _without_suffix,
-        **{
-            f"with {suffix!r}": lambda one, suffix=suffix: _without_suffix(one) + suffix  # type: ignore[misc]
-            for suffix in _SUFFIXES
-        },
-    }
-    for (one, change), (other, change_too) in product(prefixes.items(), suffixes.items()):
-        words = " and ".join(filter(None, (one, other)))
-        yield words, lambda video_id, a=change, b=change_too: b(a(video_id))  # type: ignore[misc]
+def _spelled(video_id: str, prefix: str | None, suffix: str | None) -> str:
+    """Give an id another prefix and suffix, or none if they are empty; None keeps its own."""
+    if prefix is not None:
+        video_id = prefix + video_id.removeprefix(_PREFIX)
+    return video_id if suffix is None else _without_suffix(video_id) + suffix
+
+
+def _in_words(prefix: str | None, suffix: str | None) -> str:
+    words = [] if prefix is None else [f"with {prefix!r}" if prefix else f"without {_PREFIX!r}"]
+    if suffix is not None:
+        words.append(f"with {suffix!r}" if suffix else "without suffix")
+    return " and ".join(words)
 
 
 def _without_suffix(video_id: str) -> str:

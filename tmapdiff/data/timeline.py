@@ -119,7 +119,7 @@ class ActionTimelineFeatures:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What a file of these features is to say of them: that they are simulated, and how."""
+        """What a file of these features states: that they are simulated, and how."""
         return {"description": self.description, "seconds_per_feature": self.seconds_per_feature}
 
     @property
@@ -128,7 +128,7 @@ class ActionTimelineFeatures:
         return tuple(self.videos)
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
-        """Return what a file of these features is to say of those of video `video_id`.
+        """Return what a file of these features states of video `video_id`.
 
         Raises:
             MissingFeatureError: If there are no annotations of the video.

@@ -59,7 +59,7 @@ def launch_demo(
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="tmapdiff-demo-") as folder,
     ):
-        # Visitors are told, and a log of what they ask is nobody's business.
+        # Visitors see it on the page; what they ask is not to be in a log.
         warnings.simplefilter("ignore", UnknownWordsWarning)
         # Gradio reads these when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

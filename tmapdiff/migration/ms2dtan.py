@@ -1,7 +1,6 @@
 """MS-2D-TAN: its experiment files become configurations, its checkpoints models."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from tmapdiff._arrays import load_tensors
 from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message, require
 from tmapdiff._declared_weights import check_declared_bytes
+from tmapdiff._numbers import parse_number
 from tmapdiff.data import (
     AnnotationSet,
     FeatureStore,
@@ -535,9 +535,9 @@ def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
 
 
 def _number(value: Any) -> Any:
-    """Read what yaml takes for a text: a number such as 1e-4, without a point."""
-    written = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+[eE][+-]?[0-9]+", value)
-    return float(value) if written else value
+    """Read a number such as 1e-4, which yaml takes for a text as it has no point."""
+    number = parse_number(value) if isinstance(value, str) and "e" in value.lower() else None
+    return value if number is None else number
 
 
 def _read_weights(who: str, path: Path) -> dict[str, Tensor]:

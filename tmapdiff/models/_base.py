@@ -17,16 +17,16 @@ from typing_extensions import Self
 from tmapdiff._checks import first_line, message, short
 from tmapdiff._configs import StrictConfigMixin
 from tmapdiff._declared_weights import check_declared_weights
-from tmapdiff._files import written_beside
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
+from tmapdiff._files import folder_to_save_in, written_beside
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
 from tmapdiff.kernels.map_conv import KernelSpectra
 
 Given = ParamSpec("Given")
 Model = TypeVar("Model", bound="MapModel")
 Result = TypeVar("Result")
 
-# What `save_pretrained` writes, has written in earlier releases of diffusers, or may write with
-# other arguments: weights in one file or in several with an index, of any variant.
+# What `save_pretrained` may write, in any release of diffusers and with any arguments: weights in
+# one file or in several with an index, of any variant.
 MODEL_FILES = re.compile(r"config\.json|diffusion_pytorch_model[\w.-]*\.(safetensors|bin|json)")
 
 
@@ -52,15 +52,15 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         return moved
 
     def evaluation_view(self) -> Self:
-        """Give the model in evaluation mode, and leave it in the mode that it is in.
+        """Return the model in evaluation mode, and leave it in the mode that it is in.
 
-        If any part is in training mode, that is a view: of the same weights and statistics, but
-        with modes of its own. So a call neither sees nor changes what other threads do with modes.
-        It is for one use: parts that are put in place later are not seen.
+        Where any part is in training mode, what is returned is a view: it has the same weights and
+        statistics, but modes of its own. So threads do not disturb each other's modes. Use a view
+        once: it does not see parts that the model gets later.
 
         Raises:
-            ArgumentError: If the `forward` of a part in training mode was replaced, as diffusers'
-                offloading does: a view of that would run the part itself.
+            ArgumentError: If it is in training mode and the `forward` of a part was replaced, as
+                diffusers' offloading does: a view would run the part itself.
         """
         parts: list[nn.Module] = [self]
         for part in parts:  # which grows
@@ -98,10 +98,9 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             FileError: If the place is a file or cannot be written; what was there is as before.
             ArgumentError: If weights are to be written in another form than safetensors.
         """
-        who, folder = type(self).__name__, Path(save_directory)
+        who = type(self).__name__
         check_safe(who, kwargs)
-        if folder.is_file():
-            raise FileError(f"{who}: expected a folder to save in, got {folder}.")
+        folder = folder_to_save_in(who, save_directory)
         if not kwargs.get("is_main_process", True):
             return
         replaces, variant = MODEL_FILES, kwargs.get("variant")
@@ -112,12 +111,11 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             super().save_pretrained(str(new), **kwargs)
 
     def _is_configured_as(self, path: Path) -> bool:
+        def fields(text: str) -> dict[str, Any]:
+            return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
+
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            mine = json.loads(self.to_json_string())
-            return {k: v for k, v in saved.items() if not k.startswith("_")} == {
-                k: v for k, v in mine.items() if not k.startswith("_")
-            }
+            return fields(path.read_text(encoding="utf-8")) == fields(self.to_json_string())
         except (OSError, ValueError, AttributeError):
             return False
 
@@ -178,8 +176,8 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             if info.get(key):
                 names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
-        # Read, weights are views of the mapped file: they would change with it, and at addresses
-        # that are not aligned some processors round otherwise.
+        # As read, weights are views of the mapped file: they would change with it, and where they
+        # are not aligned, some processors round differently.
         for one in (*model.parameters(), *model.buffers()):
             one.data = one.data.clone()
         return (model, info) if return_info else model  # type: ignore[return-value]

@@ -18,10 +18,15 @@ from tmapdiff.pipelines.output import LocalizedMoment, PackedMaps
 
 @dataclass(frozen=True)
 class Clips:
-    """A video as the model reads it; `num_clips` is None when it has as many as the model's grid.
+    """A video as the model reads it.
 
-    `grid` is the one that it would have alone; `windows` are those that it is searched in, none if
-    as a whole.
+    Attributes:
+        features: Features of its clips.
+        duration: Seconds it lasts.
+        clip_seconds: Seconds a clip lasts.
+        grid: The grid that it would have alone.
+        num_clips: Its clips; None if they are as many as the model's grid has.
+        windows: The windows that it is searched in; none if it is searched as a whole.
     """
 
     features: Tensor
@@ -30,6 +35,11 @@ class Clips:
     grid: MapGrid
     num_clips: int | None
     windows: tuple[Window, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Window, ...]:
+        """Its windows; a whole video is its only one."""
+        return self.windows or ((0, self.grid.num_clips),)
 
     def spans(self) -> list[tuple[float, float]]:
         """Start and end of its windows in seconds; a whole video is its only window."""
@@ -86,7 +96,7 @@ class Batch:
         found = []
         for key, video in self.different.items():
             rows = [row for row, one in enumerate(self.clips) if id(one) == key]
-            for start, end in video.windows or ((0, grid.num_clips),):
+            for start, end in video.parts:
                 part = video.features[start * each : end * each]
                 seconds = video.clip_seconds
                 window = Clips(part, grid.num_clips * seconds, seconds, grid, None)
@@ -140,7 +150,7 @@ class Drawn:
             found = [
                 join_windows(
                     windows[(of == row).to(windows.device)],
-                    clips.windows or ((0, own.num_clips),),
+                    clips.parts,
                     own,
                     batch.grid,
                 )

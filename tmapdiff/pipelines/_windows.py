@@ -16,7 +16,7 @@ Window = tuple[int, int]  # its first clip, and the clip after its last
 
 
 def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
-    """Return the shortest, the median and the longest; of these three, the same three.
+    """Return the shortest, the median and the longest; given these three, the same three.
 
     Raises:
         ArgumentError: If there is none, or one is not positive.
@@ -29,10 +29,10 @@ def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
 
 
 def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> int:
-    """Count the clips of a video: the grid's or, of one longer than all of training, more.
+    """Count the clips of a video: the grid's or, if it is longer than any of training, more.
 
-    Then so many that the grid's last about the median duration of training, and whole clips of the
-    coarsest scale.
+    In the latter case, so many that as many as the grid's last about the median duration of
+    training, and whole clips of the coarsest scale.
     """
     if trained is None or duration <= trained[2]:
         return grid.num_clips
@@ -42,7 +42,7 @@ def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> in
 
 
 def divide_in_windows(num_clips: int, grid: MapGrid) -> tuple[Window, ...]:
-    """Divide a video into windows of the grid's clips: a half of each lies in the next, too.
+    """Divide a video into windows as long as the grid, each overlapping the next by half.
 
     They start where cells of the coarsest scale do: each of their cells is one of the video.
     """
@@ -54,12 +54,12 @@ def divide_in_windows(num_clips: int, grid: MapGrid) -> tuple[Window, ...]:
 def join_windows(
     maps: Tensor, windows: Iterable[Window], grid: MapGrid, whole: MapGrid
 ) -> tuple[Tensor, Tensor]:
-    """Join the maps of windows into those of their video: the mean, of cells in several windows.
+    """Join the maps of windows into those of their video; cells in several windows get the mean.
 
     Shape:
         - maps: (windows, S, cells) of `grid`, 0 in invalid cells
-        - returns: (S, cells) of `whole`, -inf in the cells that no window holds; and which some
-          window holds, (cells,), bool
+        - returns: (S, cells) of `whole`, -inf in the cells that no window holds; and whether
+          a window holds a cell: (cells,), bool
     """
     joined, counts = [], []
     for scale, parts in enumerate(grid.unpack(maps.flatten(0, 1))):

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._checks import check_choice, check_int, check_range, message
-from tmapdiff._files import written_beside
+from tmapdiff._files import folder_to_save_in, written_beside
 from tmapdiff._threads import Lock
 from tmapdiff._version import __version__
 from tmapdiff.data.clips import divide_video
@@ -27,7 +28,6 @@ from tmapdiff.errors import (
     CheckpointError,
     ConfigError,
     FeatureError,
-    FileError,
     MissingDependencyError,
     TmapdiffError,
 )
@@ -75,10 +75,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         fps: Features a second, as in training; needed with a `frame_encoder`.
         clip_seconds: Seconds a clip lasts, as in training. If None, the model's clips divide every
             video equally.
-        durations: Seconds that the videos of training lasted, each or the shortest, the median and
-            the longest, which are kept. Without `clip_seconds`, a video that is longer than all is
-            searched in overlapping windows of the median. If None, any video is searched as one,
-            also where moments are then longer than any of training.
+        durations: Seconds that the videos of training lasted; the shortest, the median and the
+            longest are kept, and may be given instead. Without `clip_seconds`, a video longer than
+            all of them is searched in overlapping windows as long as the median. If None, every
+            video is searched as a whole, however long its moments then are.
 
     Raises:
         ConfigError: If the parts do not fit each other.
@@ -163,9 +163,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
             kwargs = {}
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise FileError(f"{who}: expected a folder to save in, got {folder}.")
+        folder = folder_to_save_in(who, save_directory)
         index: dict[str, Any] = {
             "_class_name": who,
             "_diffusers_version": diffusers_version,
@@ -273,8 +271,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
         """Encode sentences as the model reads them: with the vocabulary or the text encoder.
 
-        Words that the vocabulary lacks are told by an `UnknownWordsWarning`: the model cannot tell
-        them apart.
+        An `UnknownWordsWarning` names the words that the vocabulary lacks: to the model they are
+        all the same.
 
         Shape:
             - returns: (L,) int64 each, of a vocabulary; (L, channels) float32, of a text encoder
@@ -336,10 +334,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         call after another. Give each a generator of its own; do not change weights or parts
         meanwhile. A model in training mode answers as in evaluation mode, and stays in training.
 
-        Words that the model does not know are told by an `UnknownWordsWarning`.
+        An `UnknownWordsWarning` names the words that the model does not know.
 
-        A video that is longer than those of training (`durations`) is searched in windows, and the
-        output lists these.
+        A video that is longer than those of training (`durations`) is searched in windows; they are
+        in the output.
 
         Args:
             video: A file; its content, as bytes or as an open binary file; pictures, with
@@ -363,10 +361,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             return_steps: Whether to return the map after every step.
             callback_on_step_end: Called after every step of every sample with the pipeline, the
                 number of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps
-                of a `DenoisingStep`; those of windows, where videos are searched in such.
+                of a `DenoisingStep`; of windows, where videos are searched in windows.
             on_error: What to do about a video that cannot be read, or a query that cannot be
-                encoded: `raise` the error, or `skip` it and answer the others; then the output's
-                `errors` have the reason in its place.
+                encoded: `raise` the error, or `skip` the query and answer the others; the output's
+                `errors` then hold the error in its place.
             return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
 
         Shape:
@@ -480,7 +478,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             raise FeatureError(message(who, "finite features", f"NaN or inf in row {where}"))
         return video
 
-    def _clips(self, source: Video, frame_rate: float | None) -> "Clips":
+    def _clips(self, source: Video, frame_rate: float | None) -> Clips:
         video = self.encode_video(source, frame_rate=frame_rate)
         encoder, grid = self.localizer.encoder.config, self.localizer.grid
         seconds, trained = self.config.clip_seconds, self.config.durations
@@ -508,20 +506,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
     def _answer(
         self,
-        batch: "Batch",
+        batch: Batch,
         reading: Mapping[str, Any],
         sampling: Mapping[str, Any],
         generator: Generators,
         return_steps: bool,
         callback: _Callback | None,
         batch_size: int,
-    ) -> list["Answer"]:
+    ) -> list[Answer]:
+        draw = partial(self._draw, sampling, return_steps, callback)
         if any(one.windows for one in batch.clips):
-            drawn = self._draw_windows(
-                batch, sampling, generator, return_steps, callback, batch_size
-            )
+            drawn = self._draw_windows(draw, batch, generator, batch_size)
         else:
-            drawn = self._draw(batch, sampling, generator, return_steps, callback)
+            drawn = draw(batch, generator)
         found = self.localizer.read_moments(
             drawn.samples.mean(dim=1),
             batch.clip_seconds,
@@ -534,18 +531,16 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
     def _draw_windows(
         self,
-        batch: "Batch",
-        sampling: Mapping[str, Any],
+        draw: Callable[[Batch, Generators], Drawn],
+        batch: Batch,
         generator: Generators,
-        return_steps: bool,
-        callback: _Callback | None,
         batch_size: int,
     ) -> Drawn:
-        """Draw the maps of videos in windows, so many at a time, and join those of each query."""
+        """Draw the maps of windows, `batch_size` at a time, and join those of each query."""
         windows, parts = batch.windows(), []
         generators: list[torch.Generator] | None = None
         if isinstance(generator, Sequence):
-            counts = [len(one.windows) or 1 for one in batch.clips]
+            counts = [len(one.parts) for one in batch.clips]
             own = [iter(some) for some in generators_of_windows(generator, counts)]
             generators = [next(own[query]) for query, _ in windows]
         for start in range(0, len(windows), batch_size):
@@ -556,16 +551,16 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 self.localizer,
             )
             chosen = generator if generators is None else generators[place]
-            parts.append(self._draw(part, sampling, chosen, return_steps, callback))
+            parts.append(draw(part, chosen))
         return Drawn.join(parts, [query for query, _ in windows], batch)
 
     def _draw(
         self,
-        batch: "Batch",
         sampling: Mapping[str, Any],
-        generator: Generators,
         return_steps: bool,
         callback: _Callback | None,
+        batch: Batch,
+        generator: Generators,
     ) -> Drawn:
         localizer, steps = self.localizer.evaluation_view(), Steps()
 

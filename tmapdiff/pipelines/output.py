@@ -99,8 +99,9 @@ class MomentLocalizationOutput(BaseOutput):
         noisy_steps: Likewise, the noisy maps that the next step starts from, of the first sample.
         windows: Of each query, the windows that its video was searched in, as start and end in
             seconds: no moment is longer. None if every video was searched as a whole.
-        errors: Of each query, why it could not be answered, or None; then its moments are none (or
-            NaN), its maps empty, and its numbers NaN. None without `on_error="skip"`.
+        errors: Of each query, why it could not be answered, or None if it was. What was not has an
+            empty list of moments (or NaN), empty maps and NaN for its seconds. None without
+            `on_error="skip"`.
 
     Shape:
         - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":

@@ -84,10 +84,10 @@ class Recipe:
     def default_folder(
         self, data: str, sources: Mapping[str, Any], control: str | None = None
     ) -> Path:
-        """Name a folder for a run that runs of other data or of another recipe do not share.
+        """Name a folder for a run, so that runs of other data or of another recipe have others.
 
-        The name tells data, preset, model, features, objective, decoder, learning rate, epochs and
-        seed, as far as they are given; whatever else is given is part of its last word, a digest.
+        The name holds data, preset, model, features, objective, decoder, learning rate, epochs and
+        seed, as far as they are given. It ends with a digest of all that is given.
 
         Args:
             data: Name of the data set.
@@ -284,7 +284,7 @@ def check_run_folder(
     overwrite: bool,
     writes: Sequence[str] = RUN_FILES,
 ) -> None:
-    """Refuse a folder where a script's run would replace an earlier one that nobody gave up.
+    """Refuse a folder where a script would replace an earlier run without being asked to.
 
     Args:
         folder: The folder.

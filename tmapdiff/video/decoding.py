@@ -261,10 +261,6 @@ def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
         return VideoInfo(has_video=False)
 
 
-def _no_stream(who: str) -> NoVideoStreamError:
-    return NoVideoStreamError(message(who, "a video", "a file without a video stream"))
-
-
 class _ArrayReader(VideoReader):
     def __init__(self, pictures: np.ndarray | Tensor, frame_rate: Fraction) -> None:
         array = pictures.detach().cpu().numpy() if isinstance(pictures, Tensor) else pictures
@@ -335,7 +331,7 @@ def _end_decoders(logging: Any, decoders: Sequence[Any]) -> None:
 
 
 class _AvReader(VideoReader):
-    """A reader of files, which tells what it missed."""
+    """A reader of files, which reports what it missed."""
 
     def __init__(
         self,
@@ -376,7 +372,8 @@ class _AvReader(VideoReader):
         if not self._container.streams:
             raise VideoError(message(self._who, "a video", "a file without any stream"))
         if not streams:
-            raise _no_stream(self._who)
+            got = "a file without a video stream"
+            raise NoVideoStreamError(message(self._who, "a video", got))
         best = self._container.streams.best("video")
         stream = best if best in streams else streams[0]
         if stream.codec_context is None:
@@ -425,7 +422,7 @@ class _AvReader(VideoReader):
         self._container.close()
 
     def _packs_frames(self, packet: Any) -> bool:
-        """Whether packets hold two frames, then none, as a video's first packet tells."""
+        """Whether packets hold two frames, then none, by a video's first packet."""
         decoder = self._stream.codec_context
         if decoder.name != "mpeg4":
             return False

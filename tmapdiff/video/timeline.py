@@ -10,10 +10,10 @@ _MOST_FAULTS = 2  # times that frames may come out of order before their pts are
 
 
 class Timeline:
-    """Says of frames, as a decoder gives them, when they are shown.
+    """When the frames that a decoder gives are shown.
 
-    A decoder gives frames in the order they are shown. Timestamps need not follow it: they may tell
-    when frames are decoded, start again where files were joined, leap, or be missing. On the time
+    A decoder gives frames in the order they are shown. Timestamps need not follow it: they may be
+    those of decoding, start again where files were joined, leap, or be missing. On the time
     line no frame comes before an earlier one: where timestamps go back or leap, a frame follows the
     one before it.
 
@@ -21,9 +21,9 @@ class Timeline:
         first: The first frame, as PyAV gives it.
         start: Seconds at which it is shown, by the file's own clock.
         origin: Time 0, by the same clock.
-        timestamps: What those of the file tell: when frames are `shown`; the same, but `guessed` of
-            some frames, wrong by up to four periods; when they are `decoded`; or `none` that can be
-            used: frames follow each other then.
+        timestamps: What those of the file mean: when frames are `shown`; the same, `guessed` for
+            some frames, wrong by up to four periods; when they are `decoded`; or nothing (`none`):
+            then frames follow each other.
         period: Seconds from one frame to the next, on average; 0 if unknown.
         longest_gap: Seconds that a frame may be shown beyond `period`: what is longer is a leap.
         may_restart: Whether clocks of this format start again without being damaged.
@@ -51,7 +51,7 @@ class Timeline:
         self._may_restart = may_restart
         self._shift = -origin  # from the file's clock to the time line
         self.start = self._end = start - origin
-        # PyAV tells of a frame when the packet was decoded upon which the decoder gave it.
+        # Of a frame, PyAV states when the packet was decoded upon which the decoder gave it.
         decoded = _seconds(first, first.dts)
         self._delay = Fraction(0) if decoded is None else decoded - start
         self._last_decoded: Fraction | float = -math.inf if decoded is None else decoded
