@@ -73,8 +73,8 @@ def convert_features(
     read. Run again, it goes on where it was interrupted, however hard, and adds what is new.
 
     Args:
-        source: The store, as for `open_feature_store`; or simulated features, of which the target
-            says that they are.
+        source: The store, as for `open_feature_store`; or simulated features, which the target
+            then says they are.
         target: HDF5 file or folder, to be made or added to.
         format: Format of the target. If None, HDF5 if its name ends with `.h5` or `.hdf5`, else a
             folder of `.npy`.

@@ -105,7 +105,7 @@ def evaluate(
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
             asked of a model that is not generative, there is an `nms_threshold` without `nms`, or
-            scores are not finite, as weights or features are not.
+            scores are not finite, as damaged weights or features make them.
         ConfigError: If there is no such ranking.
     """
     metrics, judged = LocalizationMetrics(), _Judged()

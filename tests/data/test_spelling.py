@@ -113,7 +113,9 @@ def test_where_none_fits_three_of_each_side_are_shown(tmp_path, kind):
         assert sides[1] in str(found.report)
         with refuses(ArgumentError, "at least one annotation", sides[0]):
             MomentDataset(found, store, Vocabulary(["a"]), num_clips=2)
-    with refuses(MissingFeatureError, "features of 'a', got none.", "There are 'k1', 'k2', 'k3', "):
+    with refuses(
+        MissingFeatureError, "features of 'a', got none.", "The store has 'k1', 'k2', 'k3', "
+    ):
         store["a"]
 
 

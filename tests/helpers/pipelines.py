@@ -68,6 +68,17 @@ def write_video(path, pictures, rate=8):
     return path
 
 
+def answer_of(found, index):
+    """One query's part of an output."""
+    part = slice(index, index + 1)
+    return type(found)(
+        moments=found.moments[part],
+        maps=found.maps[part],
+        clip_seconds=found.clip_seconds[part],
+        durations=found.durations[part],
+    )
+
+
 def assert_alike(actual, expected):
     """Two answers of the same queries, up to rounding."""
     for mine, other in zip(actual.moments, expected.moments, strict=True):

@@ -12,6 +12,7 @@ from helpers.pipelines import (
     FPS,
     GRID,
     QUERIES,
+    answer_of,
     assert_alike,
     make_features,
     make_localizer,
@@ -157,13 +158,7 @@ def test_answers_do_not_depend_on_batches_or_company():
         together = pipe(videos, QUERIES, generator=seeds(3), batch_size=batch_size, **options)
         assert together.windows[1] == [(0.0, 25.0)]
         for index, one in enumerate(alone):
-            own = type(together)(
-                moments=together.moments[index : index + 1],
-                maps=together.maps[index : index + 1],
-                clip_seconds=together.clip_seconds[index : index + 1],
-                durations=together.durations[index : index + 1],
-            )
-            assert_alike(own, one)
+            assert_alike(answer_of(together, index), one)
 
 
 def test_steps_of_windows():

@@ -16,6 +16,7 @@ from helpers.pipelines import (
     FPS,
     QUERIES,
     WORDS,
+    answer_of,
     assert_alike,
     make_features,
     make_localizer,
@@ -140,12 +141,7 @@ class TestAnswers:
         for batch_size in (1, 2, 16):
             together = pipe(videos, QUERIES, generator=seeds(3), batch_size=batch_size, **options)
             for index, one in enumerate(alone):
-                own = type(together)(
-                    moments=together.moments[index : index + 1],
-                    maps=together.maps[index : index + 1],
-                    clip_seconds=together.clip_seconds[index : index + 1],
-                    durations=together.durations[index : index + 1],
-                )
+                own = answer_of(together, index)
                 assert_alike(own, one)
                 assert own.durations == one.durations
         sizes = [one.shape[0] for one in together.maps]

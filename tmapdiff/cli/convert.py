@@ -48,8 +48,8 @@ def convert(
     """Copy features to a store of another format, and read them back.
 
     What the store says of itself, such as its rate, is kept: in HDF5 as attributes, in folders in a
-    file attributes.json. Of simulated features it says that they are. Interrupted, even killed, the
-    same command goes on where it was.
+    file attributes.json. A store of simulated features says so. Interrupted, even killed, the same
+    command goes on where it was.
 
     The exit code is 1 if the features of a video cannot be used.
     """

@@ -143,10 +143,10 @@ def evaluate(
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Name the folder of each test's results, in that of all; of a single one, they are the same.
+    """Name the subfolder of each test's results; of a single test it is the folder itself.
 
     Raises:
-        BadParameter: If two would be of one name.
+        BadParameter: If two would have the same name.
     """
     if len(places) < 2:
         return [""]

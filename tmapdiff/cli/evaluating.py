@@ -23,7 +23,7 @@ def check_places(
     features: Sequence[str] | None,
     others: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Refuse places without what is looked for there: at once, before torch is imported.
+    """Refuse places that lack what is looked for there, before torch is imported.
 
     Raises:
         TmapdiffError: As `LocalizationData.load`.
@@ -91,7 +91,7 @@ def report(
     details: Mapping[str, Any],
     also_written: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Write the results into a folder and print them; gives the answer for programs.
+    """Write the results into a folder, print them, and return the document for `--json`.
 
     Raises:
         FileError: If a file cannot be written.

@@ -51,8 +51,8 @@ def is_video_id(video_id: object) -> TypeGuard[str]:
 def file_name(video_id: str, suffix: str) -> str:
     """Name a file of a video, so that any file system can hold it.
 
-    That is the id with the suffix; for an id that is no name everywhere, `%=` and the id with
-    escapes as in URLs; and if that is too long, `%~`, a digest of the id, and how it begins.
+    It is the id with the suffix. Where some systems do not allow that, `%=` and the id with escapes
+    as in URLs; where that is too long, `%~`, a digest of the id, and its beginning.
     """
     no_name = is_hidden(video_id) or _DEVICE.match(video_id)
     name = f"{_escaped(video_id, _UNFIT, always=bool(no_name))}{suffix}"
@@ -71,7 +71,7 @@ def is_shortened(name: str) -> bool:
 def video_id_of(name: str, suffix: str) -> str:
     """Return the id of the video that a file is of: the inverse of `file_name`.
 
-    That of a shortened name is its digest: the id has to be looked up elsewhere.
+    Of a shortened name, it returns the name: the id has to be looked up elsewhere.
     """
     return _unescaped(name.removesuffix(suffix), lambda video_id: file_name(video_id, ""))
 
@@ -79,7 +79,7 @@ def video_id_of(name: str, suffix: str) -> str:
 def find_file(folder: Path, video_id: str, suffix: str) -> str | None:
     """Return the name of the file of a video in a folder, if there is one.
 
-    Other programs name it as the id is, where the system has such names.
+    Other programs name it by the id alone, where the system allows that.
     """
     names = [file_name(video_id, suffix)]
     if os.name != "nt" and not is_hidden(video_id):
@@ -88,7 +88,7 @@ def find_file(folder: Path, video_id: str, suffix: str) -> str | None:
 
 
 def hdf5_key(video_id: str) -> str:
-    """Name the dataset of a video: its id, but for what is no UTF-8, which is escaped."""
+    """Name the dataset of a video: its id, in which what is not UTF-8 is escaped."""
     return _escaped(video_id, _SURROGATES)
 
 

@@ -185,9 +185,9 @@ class AnnotationSet(Sequence[Annotation]):
     def restrict_to(self, store: Container[str]) -> "AnnotationSet":
         """Leave out the videos that a feature store lacks; the report counts and lists them.
 
-        Where the store has no video under its id, but under another spelling of it, the annotations
-        get that: without or with a suffix such as `.avi` (TACoS), without or with `v_`
-        (ActivityNet), or both. One spelling holds for all, and the report names it.
+        Where the store has none of the videos under their ids, but has some under another spelling,
+        the annotations take that: without or with a suffix such as `.avi` (TACoS), without or with
+        `v_` (ActivityNet), or both. It is one spelling for all, and the report names it.
 
         Args:
             store: A feature store, or any container of video ids.

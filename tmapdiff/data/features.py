@@ -770,8 +770,8 @@ def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None
 
 
 def _missing(store: FeatureStore, video_id: str) -> MissingFeatureError:
-    hint = "AnnotationSet.restrict_to(store) leaves such videos out, or finds how they are spelled."
-    hint += f" There are {', '.join(map(shown, some_ids(store)))}, ..."
+    hint = "AnnotationSet.restrict_to(store) leaves such videos out, or finds how it spells them."
+    hint += f" The store has {', '.join(map(shown, some_ids(store)))}, ..."
     expected = f"features of {shown(video_id)}"
     return MissingFeatureError(message(store.description, expected, "none", hint))
 

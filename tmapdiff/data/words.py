@@ -61,7 +61,7 @@ _LINES_AT_ONCE = 8192
 
 
 def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
-    """Split `sentence` into words without case, as GloVe's vocabulary spells English ones.
+    """Split `sentence` into words in lower case, as GloVe's vocabulary spells English ones.
 
     Punctuation separates words and is dropped, also inside of a "word": `door.the` is `door`,
     `the` and `half-eaten` is `half`, `eaten`. The English endings that GloVe's authors split off

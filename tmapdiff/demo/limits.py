@@ -21,10 +21,11 @@ class DemoLimits:
         max_steps: Most denoising steps.
         max_samples: Most samples.
         max_waiting: Most visitors in the queue; one is served at a time.
-        max_total_megabytes: All visitors' files together; as ten of the largest, if None.
+        max_total_megabytes: All visitors' files together; ten times `max_megabytes`, if None.
 
     Raises:
-        ArgumentError: If a number is not positive, or `max_total_megabytes` is less than a file.
+        ArgumentError: If a number is not positive, or `max_total_megabytes` is less than
+            `max_megabytes`.
     """
 
     max_megabytes: float = 200.0

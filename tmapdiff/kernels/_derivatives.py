@@ -1,9 +1,9 @@
 """Derivatives that formulas written by hand do not have: second ones, forward ones, `torch.func`'s.
 
 A fast form has one gradient, written by hand. Where more is asked for, torch derives the plain
-definition instead: it is slower, but has every derivative. What asks for it is known in two places:
-before the operation runs (`is_transformed`), and in its backward pass, where torch is to record
-what the gradient itself depends on (`create_graph`): there gradients are enabled.
+definition instead: it is slower, but has every derivative. `torch.func` and forward derivatives are
+noticed before an operation runs (`is_transformed`), second derivatives in its backward pass: under
+`create_graph`, gradients are enabled there.
 """
 
 from collections.abc import Callable, Sequence

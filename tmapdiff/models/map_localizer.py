@@ -297,8 +297,8 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range; if there is an
-                `nms_threshold` without `nms`; if scores are not finite, as weights or features are
-                not.
+                `nms_threshold` without `nms`; if scores are not finite, as damaged weights or
+                features make them.
             ConfigError: If there is no such ranking.
         """
         self._check_reading(ranking, nms_threshold)
@@ -393,7 +393,7 @@ class MapLocalizer(MapModel):
     def _check_scores(
         self, maps: Tensor, grid: MapGrid, num_clips: Tensor | None, held: Tensor | None
     ) -> None:
-        """Refuse scores that are not finite: they would be passed over, as if there were none."""
+        """Refuse scores that are not finite: ranking would pass over them without a word."""
         sizes = check_shape(type(self).__name__, "maps", maps, f"B {grid.num_cells}")
         mask = grid.packed_mask(maps.device, num_clips).expand(sizes["B"], -1)
         if held is not None:
@@ -404,7 +404,7 @@ class MapLocalizer(MapModel):
             return
         row, cell = (int(one) for one in wrong.nonzero()[0])
         bad = self.weights_not_finite()
-        hint = "All weights are finite: look at features of video and query, and at the precision."
+        hint = "All weights are finite: check the features of video and query, and the precision."
         if bad:
             hint = f"Weights are not finite: {', '.join(bad[:3])} ({len(bad)} in all)."
         got = f"{maps[row, cell]:g} in row {row}"

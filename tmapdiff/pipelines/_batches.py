@@ -139,7 +139,7 @@ class Drawn:
 
     @classmethod
     def join(cls, parts: Sequence["Drawn"], queries: Sequence[int], batch: Batch) -> "Drawn":
-        """Join what was drawn of the windows of a batch, in parts; `queries` says of which each."""
+        """Join what was drawn, in parts, of the windows of a batch; `queries` has that of each."""
         own = batch.localizer.grid
 
         def joined(name: str) -> Any:

@@ -373,7 +373,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         Raises:
             ArgumentError: If queries and videos are not as many, a query has no word, or none that
                 the model knows, or an argument is out of range; of a model that does not sample, if
-                it is asked to; if scores are not finite, as weights are not.
+                it is asked to; if scores are not finite, as damaged weights make them.
             ConfigError: If there is no such output type, ranking or way of `on_error`.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
