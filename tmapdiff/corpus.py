@@ -101,7 +101,7 @@ class CorpusReport:
         failed: Videos that could not be; a further run tries them again.
         in_windows: Videos, of those localized now, that are longer than those of training and were
             searched in windows.
-        spelling: How the features name the videos, if otherwise: `with '.avi'`.
+        spelling: How the features spell the ids, where it differs, such as `with '.avi'`.
         seconds: Wall time.
     """
 

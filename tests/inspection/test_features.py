@@ -177,3 +177,19 @@ def test_transposed_features_are_found(tmp_path):
     found = inspect(tmp_path, tmp_path / "q", seconds_per_feature=1.0).findings
     (turned,) = [one for one in found if one.kind == "transposed features"]
     assert turned.items == ("a",)
+
+
+def test_a_width_that_fits_one_of_several_videos_is_no_transposition(tmp_path):
+    lines = []
+    for qid, (name, count, duration) in enumerate((("a", 60, 30.0), ("b", 48, 24.0))):
+        np.save(tmp_path / f"{name}.npy", np.ones((count, 32), np.float32))
+        lines.append(
+            {"qid": qid, "query": "a dog", "vid": name, "duration": duration,
+             "relevant_windows": [[1, 2]]}
+        )  # fmt: skip
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = inspect(tmp_path, tmp_path / "q", seconds_per_feature=1.0).findings
+    kinds = {one.kind for one in found}
+    assert "wrong rate" in kinds
+    assert "transposed features" not in kinds

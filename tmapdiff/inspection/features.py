@@ -112,7 +112,7 @@ def coverage(
         what = f"at {seconds:.4g} s a feature, those of {{n}} videos do not cover them"
         detail = f"; to cover them a feature would last {spread(lasting, ' s')}"
         yield about("wrong rate", what, wrong, detail)
-    if turned:
+    if turned and len(turned) == len(wrong):  # the width alone may be that of a video by chance
         what = "the other axis of the features of {n} videos covers them: transpose them"
         yield about("transposed features", what, turned)
 

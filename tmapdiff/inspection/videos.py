@@ -7,7 +7,7 @@ from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
 from tmapdiff.video import VideoInfo, open_video
-from tmapdiff.video.extraction import count, find_videos
+from tmapdiff.video.extraction import find_videos, list_suffixes
 
 
 def inspect_videos(path: Path, told: Told) -> Inspected:
@@ -43,7 +43,7 @@ def inspect_videos(path: Path, told: Told) -> Inspected:
         "bytes": sum(file.stat().st_size for file in files),
     }
     if passed_over:
-        facts["passed over"] = count(passed_over)
+        facts["passed over"] = list_suffixes(passed_over)
     return Inspected(path, "videos", durations, {path.resolve().name: facts}, findings)
 
 

@@ -31,8 +31,8 @@ def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
 def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> int:
     """Count the clips of a video: the grid's or, if it is longer than any of training, more.
 
-    In the latter case, so many that as many as the grid's last about the median duration of
-    training, and whole clips of the coarsest scale.
+    Of the longer one, as many clips as the grid has last about the median duration of training, and
+    the count is rounded to whole clips of the coarsest scale.
     """
     if trained is None or duration <= trained[2]:
         return grid.num_clips

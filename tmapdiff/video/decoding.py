@@ -37,8 +37,8 @@ class VideoInfo:
         has_video: Whether there are pictures at all; all else is None if not.
         duration: Seconds to the end of the last picture, as the file says; None if it does not.
         frame_rate: Pictures a second, on average; None if the file does not say.
-        width: Pixels a row, as shown: after rotation, and with square pixels, for which stored
-            rows are stretched where pixels are wider or narrower than high by more than 2 %.
+        width: Pixels per row, as shown: after rotation, and with square pixels. Rows are stretched
+            or shrunk where stored pixels are wider or narrower than high by more than 2 %.
         height: Rows, as shown.
         rotation: Degrees clockwise that stored pictures are turned to be shown: 0, 90, 180 or 270;
             of mirrored ones, after they were mirrored left to right.
@@ -117,8 +117,8 @@ class VideoReader:
         not be decoded, the one before it. Where timestamps go back, as in files that were joined,
         or leap, the next picture follows the one before. Where clocks may start again (MPEG-TS,
         MPEG-PS, Ogg), a gap of more than ten seconds is a leap; elsewhere, one that is longer than
-        the file says it lasts, or than an hour. A leap is damage, and to go back where clocks may
-        not start again.
+        the file says it lasts, or than an hour. A leap is damage; so is a clock that goes back
+        where clocks may not start again.
 
         Args:
             fps: Frames a second.

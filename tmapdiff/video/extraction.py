@@ -155,7 +155,9 @@ class ExtractionReport:
         for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
             lines += [short(f"{what} {note.video_id}: {note.reason}") for note in notes]
         if self.passed_over:
-            lines.append(f"passed over, as no videos by their suffixes: {count(self.passed_over)}")
+            lines.append(
+                f"passed over, as no videos by their suffixes: {list_suffixes(self.passed_over)}"
+            )
         return "\n".join(lines)
 
 
@@ -382,7 +384,7 @@ def find_videos(folder: Path) -> tuple[list[Path], dict[str, int]]:
     return videos, dict(sorted(others.items()))
 
 
-def count(suffixes: Mapping[str, int]) -> str:
+def list_suffixes(suffixes: Mapping[str, int]) -> str:
     """Say how many files there are of each suffix."""
     return ", ".join(f"{number} {suffix or 'without any'}" for suffix, number in suffixes.items())
 
@@ -394,7 +396,7 @@ def _listed(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
         files, passed_over = find_videos(folder)
         if not files:
             got = f"no file with such a suffix in {folder}"
-            got += f", but {count(passed_over)}" if passed_over else ""
+            got += f", but {list_suffixes(passed_over)}" if passed_over else ""
             raise ArgumentError(message(who, "a folder of videos", got))
     elif isinstance(videos, Mapping):
         paths = {str(video_id): Path(path) for video_id, path in videos.items()}
