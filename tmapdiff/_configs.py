@@ -12,6 +12,10 @@ from tmapdiff.errors import ConfigError
 _NOT_FIELDS = {"dtype", "torch_dtype"}
 
 
+class NotAConfigError(ConfigError):
+    """What is given as a configuration is no dictionary: in a file, it is damage."""
+
+
 class StrictConfigMixin:
     """Put before `diffusers.ConfigMixin`: a misspelled field is an error, not a default value."""
 
@@ -30,7 +34,7 @@ class StrictConfigMixin:
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if not isinstance(config, dict):
             expected = "a configuration as a dictionary"
-            raise ConfigError(message(cls.__name__, expected, repr(config)))
+            raise NotAConfigError(message(cls.__name__, expected, repr(config)))
         return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
 
     @classmethod

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from tmapdiff._arrays import reason
 from tmapdiff._checks import check_choice, check_int, check_range, check_shape, message
-from tmapdiff._configs import StrictConfigMixin
+from tmapdiff._configs import NotAConfigError, StrictConfigMixin
 from tmapdiff._files import folder_to_save_in, written_beside
 from tmapdiff._solvers import Past, extrapolated, interpolated
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
@@ -164,13 +164,15 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             CheckpointError: If there is no such configuration, or it is damaged.
             ConfigError, ArgumentError: As the class.
         """
+        place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
         try:
             scheduler: Self = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except NotAConfigError as error:
+            raise CheckpointError(f"{place}: {error}") from error
         except TmapdiffError:
             raise
         # diffusers, json and the hub each have errors of their own.
         except Exception as error:
-            place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
             raise CheckpointError(f"{place}: {reason(error)}.") from error
         return scheduler
 
