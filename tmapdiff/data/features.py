@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,17 +51,6 @@ _STRIDE = "seconds_per_feature"
 _DESCRIPTION = "description"  # likewise: what the features are, such as simulated ones
 _HDF5_SUFFIXES = (".hdf5", ".h5")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-# Held while a store opens its file: threads may be the first to read it at once. A fork waits for
-# it, as it would stay held in the child by a thread that is not there.
-_OPENING = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_OPENING.acquire,
-        after_in_parent=_OPENING.release,
-        after_in_child=_OPENING.release,
-    )
 
 
 @runtime_checkable
@@ -263,7 +251,9 @@ class HDF5FeatureStore:
 
     def _opened(self) -> Any:
         h5py = require("h5py", extra="train", purpose="reading HDF5 features")
-        with _OPENING:
+        # Threads may be the first to read it at once. h5py's own lock, for which forks wait: of two
+        # locks, each could be held by a thread that waits for the other.
+        with h5py._objects.phil:
             if self._handle_pid != os.getpid():
                 # From before a fork, both would be shared with the parent.
                 self._close()
