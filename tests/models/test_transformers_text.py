@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.text_encoders import tiny_text_encoder
 from packaging.version import Version
 
 from tmapdiff import MultimodalEncoder
@@ -286,3 +287,31 @@ def test_a_tokenizer_that_fails_at_words_it_does_not_know(tmp_path):
     encoder = TransformersTextEncoder(tmp_path)
     with refuses(CheckpointError, "TransformersTextEncoder: cannot tokenize 'zebra': "):
         encoder(["zebra"])
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("kind", ["attacker/beacon", "flash_attention_2"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_cannot_name_attention_that_is_code_of_the_hub(field, kind, nested, tmp_path):
+    tiny_text_encoder(["a"]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    if nested:  # as a model of text and pictures has it
+        config = {"model_type": "clip", "text_config": {field: kind}}
+    else:
+        config[field] = kind
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        TransformersTextEncoder(str(tmp_path))
+    expected = "expected attn_implementation to be eager, sdpa or flex_attention, got "
+    assert f"{expected}{kind}." in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_a_folder_may_name_attention_of_transformers(kind, tmp_path):
+    encoder = tiny_text_encoder(["a"])
+    encoder.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attn_implementation": kind}))
+    loaded = TransformersTextEncoder(str(tmp_path))
+    assert_close(loaded(["a"]).sentences, encoder(["a"]).sentences)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, first_line, message, require
+from tmapdiff._checks import check_int, first_line, message, require, short
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
 from tmapdiff._limits import TEXT_GROWTH, check_item_bytes
@@ -71,7 +71,8 @@ class TransformersTextEncoder(nn.Module):
     Raises:
         MissingDependencyError: If transformers is not installed.
         CheckpointError: If the model or its tokenizer cannot be loaded, for example for want of a
-            network, or do not fit each other.
+            network, or do not fit each other; if the configuration names attention that is code
+            from the hub.
         SizeLimitError: If a text in the folder takes more memory than it may.
         ArgumentError: If `model` is a model of more than text, or there is no tokenizer beside it,
             the tokenizer has no token for padding, or a number is out of range; if a sentence is no
@@ -255,6 +256,8 @@ class TransformersTextEncoder(nn.Module):
             options = _loading(name)
             if os.path.isdir(name):
                 _check_texts(Path(name))
+            stated, _ = self._transformers.PretrainedConfig.get_config_dict(name, **options)
+            _check_attention(f"{type(self).__name__}: cannot load {name}", stated)
             config = self._transformers.AutoConfig.from_pretrained(name, **options)
             model_class = getattr(
                 self._transformers, _TEXT_MODELS.get(config.model_type, "AutoModel")
@@ -295,6 +298,17 @@ def _loading(name: str) -> dict[str, bool]:
     return {"trust_remote_code": False, "local_files_only": os.path.isdir(name)}
 
 
+def _check_attention(place: str, config: dict[str, Any]) -> None:
+    """Refuse attention that is code from the hub, which a configuration may name."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_attention(place, value)
+        if name in _ATTENTION_FIELDS and value not in _ATTENTION:
+            expected = "attn_implementation to be eager, sdpa or flex_attention"
+            hint = "Load it with transformers, and pass the model and its tokenizer."
+            raise CheckpointError(message(place, expected, short(str(value)), hint))
+
+
 def _check_texts(folder: Path) -> None:
     """Refuse texts that would take too much memory; a configuration has a limit of its own."""
     for path in folder.iterdir():
@@ -321,4 +335,11 @@ _TEXT_MODELS = {
     "mt5": "MT5EncoderModel",
     "umt5": "UMT5EncoderModel",
 }
+# Of transformers itself; where it has flash attention not at hand, it takes that from the hub.
+_ATTENTION_FIELDS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+)
+_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 _MAX_TOKENS = 65_536  # where neither model nor tokenizer has a limit
