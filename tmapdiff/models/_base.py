@@ -55,8 +55,9 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         """Return the model in evaluation mode, and leave it in the mode that it is in.
 
         Where any part is in training mode, what is returned is a view: it has the same weights and
-        statistics, but modes of its own. So threads do not disturb each other's modes. Use a view
-        once: it does not see parts that the model gets later.
+        statistics, but modes of its own, which other threads neither see nor change. Use a view
+        once: it does not see parts that the model gets later. A model in evaluation mode is
+        returned itself, and must stay in it while it answers.
 
         Raises:
             ArgumentError: If it is in training mode and the `forward` of a part was replaced, as

@@ -331,7 +331,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         """Find the moments that queries describe.
 
         Several threads may call one pipeline at a time, with any options: answers are those of one
-        call after another. Give each a generator of its own; do not change weights or parts
+        call after another. Give each a generator of its own; do not change weights, parts or modes
         meanwhile. A model in training mode answers as in evaluation mode, and stays in training.
 
         An `UnknownWordsWarning` names the words that the model does not know.
