@@ -1,14 +1,22 @@
 """Damage to the bytes of a file: what failing disks, broken downloads and strangers do to it."""
 
+import json
+import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 _EXTREMES = (0, 1, 2, 2**7 - 1, 2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 _NUMBERS = (
     *(b"0", b"-1", b"1e999", b"-1e-999", b"NaN", b"Infinity", b"null", b"true", b'""', b"[]"),
     *(b"1_0", b"-0.04", b"inf", "\uff11".encode(), b'" 1"'),
     *(b"{}", b"1e9", b"1000000000000", b"9" * 40, b"0.0", b"1" * 5000, b'"../../etc/passwd"'),
+)
+# What JSON holds, of each kind.
+_KINDS = (
+    *(None, True, "4", "false", "../x", [], ["x"], [[4]], {}, {"a": 1}),
+    *(0, -1, 1.5, math.nan, 10**18),
 )
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 _TOKENS = (
@@ -61,6 +69,26 @@ def _set_number(content: bytes, draw: random.Random, others: Sequence[bytes]) ->
     return content[: number.start()] + draw.choice(_NUMBERS) + content[number.end() :]
 
 
+def _set_kind(content: bytes, draw: random.Random, others: Sequence[bytes]) -> bytes:
+    """Put a value of another kind in the place of one, or of several, of a JSON document."""
+    try:
+        document = json.loads(content) if len(content) < 1 << 20 else None
+    except (ValueError, RecursionError):
+        document = None
+    if not (places := list(_places(document))):
+        return _set_number(content, draw, others)
+    place, key = draw.choice(places)
+    place[key] = draw.choice(_KINDS)
+    return json.dumps(document).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in list(keys):
+        yield value, key
+        yield from _places(value[key])
+
+
 def _insert_token(content: bytes, draw: random.Random, others: Sequence[bytes]) -> bytes:
     start = _place(content, draw)
     return content[:start] + draw.choice(_TOKENS) + content[start:]
@@ -94,7 +122,7 @@ def _splice(content: bytes, draw: random.Random, others: Sequence[bytes]) -> byt
 
 _WAYS: tuple[Callable[[bytes, random.Random, Sequence[bytes]], bytes], ...] = (
     *(_flip_bits, _flip_bits, _set_bytes, _set_integer, _set_integer, _set_number, _set_number),
-    *(_insert_token, _truncate, _cut_out, _repeat, _insert_noise, _splice),
+    *(_set_kind, _set_kind, _insert_token, _truncate, _cut_out, _repeat, _insert_noise, _splice),
 )
 
 

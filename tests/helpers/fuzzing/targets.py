@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
@@ -525,6 +526,8 @@ def _check_checkpoint(folder: Path) -> None:
 
 # Videos
 
+_NUM_FRAMES = 20
+
 
 def _video_seeds(folder: Path) -> list[Files]:
     import av
@@ -544,7 +547,7 @@ def _video_seeds(folder: Path) -> list[Files]:
         with av.open(target, "w", format=format_) as file:
             stream = file.add_stream(codec, rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
-            for i in range(20):
+            for i in range(_NUM_FRAMES):
                 picture = np.full((48, 64, 3), i * 12, np.uint8)
                 picture[:, 3 * i : 3 * i + 8] = 255 - picture[:, 3 * i : 3 * i + 8]
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
@@ -573,6 +576,53 @@ def _check_video(folder: Path) -> None:
         assert all(math.isfinite(time) for time in times)
         assert video.duration is not None
         assert math.isfinite(video.duration)
+
+
+# Clocks of videos: whatever they do, no frame is lost without a word
+
+
+class _ClockTarget(Target):
+    def damaged(self, seeds: list[Files], draw: random.Random, number: int) -> Files:
+        content = bytearray(draw.choice(seeds)["video"])
+        packets = list(_PACKET.finditer(content))
+        for _ in range(draw.choice((1, 1, 2, 4))):
+            first = draw.randrange(len(packets))
+            last = draw.choice((first + 1, first + 2, len(packets)))
+            shift = draw.choice((-(2**32), -200_000, -7200, -3600, 1, 3600, 10**6, 2**31, None))
+            for packet in packets[first:last]:
+                _shift_clock(content, packet, shift)
+        return {"video": bytes(content)}
+
+
+# The header of a packet of MPEG-TS' elementary streams, and its one or two times.
+_PACKET = re.compile(rb"\x00\x00\x01\xe0..[\x80-\xbf][\x80\xc0].", re.DOTALL)
+
+
+def _shift_clock(content: bytearray, packet: re.Match[bytes], shift: int | None) -> None:
+    """Add some ticks, of 90,000 a second, to the times of a packet; None removes them."""
+    if shift is None:
+        content[packet.start() + 7] &= 0x3F
+        return
+    for index in range(1 + content[packet.start() + 7] // 0xC0):
+        place = packet.end() + 5 * index
+        kind, *time = content[place : place + 5]
+        ticks = (kind >> 1 & 7) << 30 | time[0] << 22 | time[1] >> 1 << 15 | time[2] << 7
+        ticks = ((ticks | time[3] >> 1) + shift) % 2**33
+        parts = (kind & 0xF0 | ticks >> 30 << 1 | 1, ticks >> 22 & 255, ticks >> 14 & 255 | 1)
+        content[place : place + 5] = bytes((*parts, ticks >> 7 & 255, ticks << 1 & 255 | 1))
+
+
+def _clock_seeds(folder: Path) -> list[Files]:
+    return [one for one in _video_seeds(folder) if one["video"][188:189] == b"G"]  # MPEG-TS
+
+
+def _check_clock(folder: Path) -> None:
+    _check_video(folder)
+    with tmapdiff.open_video(folder / "video", num_threads=1) as video:
+        seen = {int(frame.image.mean()) for frame in video.sample(Fraction(1000))}
+        # As many as there are, each of another brightness, but for what the codec blurs.
+        assert len(seen) >= _NUM_FRAMES - 2 or video.damage
+        assert video.duration < 60 or video.damage
 
 
 # Tables of a corpus, and what earlier runs found in it
@@ -689,6 +739,7 @@ TARGETS = {
         Target("checkpoint", _checkpoint_seeds, _check_checkpoint, share=0.5),
         # FFmpeg reserves up to two gigabytes at once, without using them.
         Target("video", _video_seeds, _check_video, share=2, megabytes=4096),
+        _ClockTarget("clock", _clock_seeds, _check_clock, share=0.5, megabytes=4096),
         Target("writer", _writer_seeds, _check_writer, share=0.5),
         Target("kernel-choices", _choices_seeds, _check_choices, share=0.25),
     )
