@@ -201,6 +201,29 @@ def test_a_wrong_kind_of_number_is_refused_at_once(kind, name, note, tmp_path, m
             assert "\n" not in str(caught.value)
 
 
+SWITCHES = [
+    pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+    for kind, fields in MADE.items()
+    for name, field in inspect.signature(kind).parameters.items()
+    # Of a store and a trainer, which no file configures.
+    if field.annotation in (bool, "bool") and kind.__module__ != "tmapdiff.data.features"
+    if kind is not Trainer
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), SWITCHES)
+def test_a_switch_is_true_or_false(kind, name):
+    """The text "false", as a file may have it, would switch it on."""
+    for wrong in ("false", "", None, 2, 1.0, float("nan"), [], [1], np.ones(2)):
+        with refuses(TmapdiffError, f"expected {name} to be True or False"):
+            kind(**{**MADE[kind], name: wrong})
+
+
+def test_a_number_of_samples_that_never_ends_is_refused():
+    with refuses(TmapdiffError, "num_samples"):
+        make_localizer(num_samples=10**18)
+
+
 @pytest.mark.parametrize("kind", [*MADE], ids=lambda kind: kind.__name__)
 def test_what_is_right_is_taken(kind, tmp_path):
     if kind in (HDF5FeatureStore, NpyFeatureStore, NpzFeatureStore, PtFeatureStore):

@@ -78,6 +78,12 @@ def check_range(
     return number
 
 
+def check_bool(who: str, name: str, value: Any) -> None:
+    """Raise ArgumentError unless `value` is True or False: the text "false" would be true."""
+    if not isinstance(plain(value), bool):
+        raise ArgumentError(message(who, f"{name} to be True or False", repr(value)))
+
+
 def check_no_address(who: str, path: str | os.PathLike[str]) -> None:
     """Raise FileError when a path is an address, such as `https://host/video.mp4`."""
     text = os.fspath(path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_list, check_range, check_shape, message
+from tmapdiff._checks import check_bool, check_int, check_list, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import RankedMoments, temporal_iou
 
@@ -57,7 +57,8 @@ class LocalizationMetrics:
         strict: Count IoU above m; at or above it, if False, as in moment_detr.
 
     Raises:
-        ArgumentError: If there is no rank, one is below 1, or a threshold is outside [0, 1].
+        ArgumentError: If there is no rank, one is below 1, a threshold is outside [0, 1], or
+            `strict` is not True or False.
 
     Example:
         >>> metrics = LocalizationMetrics(ranks=(1,), thresholds=(0.5,))
@@ -74,6 +75,7 @@ class LocalizationMetrics:
         strict: bool = True,
     ) -> None:
         who = "LocalizationMetrics"
+        check_bool(who, "strict", strict)
         ranks = check_list(who, "ranks", ranks)
         thresholds = check_list(who, "thresholds", thresholds)
         check_int(who, "the number of ranks", len(ranks), at_least=1)

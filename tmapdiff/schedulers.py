@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._arrays import reason
-from tmapdiff._checks import check_choice, check_int, check_range, check_shape, message
+from tmapdiff._checks import check_bool, check_choice, check_int, check_range, check_shape, message
 from tmapdiff._configs import NotAConfigError, StrictConfigMixin
 from tmapdiff._files import folder_to_save_in, written_beside
 from tmapdiff._solvers import Past, extrapolated, interpolated
@@ -101,7 +101,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     Raises:
         ConfigError: If `beta_schedule`, `timestep_spacing` or `solver` is unknown.
         ArgumentError: If `num_train_timesteps` is below 1 or above 100,000, a beta is outside
-            (0, 1), or `signal_scale` is not positive.
+            (0, 1), `signal_scale` is not positive, or a switch is not True or False.
 
     Source: Song et al., DDIM, arXiv 2010.02502; Lu et al., DPM-Solver++ (2M), arXiv 2211.01095;
         Zhao et al., UniPC (of order 2), arXiv 2302.04867; signal scale: Chen et al., Analog Bits,
@@ -133,6 +133,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         check_range(who, "beta_start", beta_start, 0, 1, open_low=True)
         check_range(who, "beta_end", beta_end, 0, 1, open_low=True)
         check_range(who, "signal_scale", signal_scale, 0, open_low=True)
+        check_bool(who, "clip_sample", clip_sample)
+        check_bool(who, "normalize_input", normalize_input)
         self._ddim = DDIMScheduler(
             num_train_timesteps=num_train_timesteps,
             beta_schedule=beta_schedule,

@@ -20,7 +20,15 @@ from typing_extensions import Self
 
 from tmapdiff._arrays import load_tensors
 from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
-from tmapdiff._checks import check_choice, check_int, check_range, first_line, message, require
+from tmapdiff._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_range,
+    first_line,
+    message,
+    require,
+)
 from tmapdiff._files import naming_file, written_beside
 from tmapdiff._sharding import GatheredWeights, gathered, prepare_sharding
 from tmapdiff._stopping import (
@@ -88,7 +96,7 @@ class TrainingConfig:
         best_metric: Metric of the validation that decides which is best: `mIoU`, `Rank1@0.5`, ...
 
     Raises:
-        ArgumentError: If a number is out of range.
+        ArgumentError: If a number is out of range, or a switch is not True or False.
         ConfigError: If `mixed_precision` is unknown.
     """
 
@@ -124,6 +132,8 @@ class TrainingConfig:
         check_range(who, "seed", check_int(who, "seed", self.seed, at_least=0), 0, MAX_SEED)
         check_int(who, "num_workers", self.num_workers, at_least=0)
         check_int(who, "heat_map_every", self.heat_map_every, at_least=1)
+        for name in ("activation_checkpointing", "compile", "deterministic"):
+            check_bool(who, name, getattr(self, name))
         if self.checkpoint_steps is not None:
             check_int(who, "checkpoint_steps", self.checkpoint_steps, at_least=1)
         if self.checkpoint_minutes is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.data.annotations import Annotation, AnnotationSet
 from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.features import FeatureStore
@@ -152,7 +152,7 @@ class MomentDataset(Dataset[MomentSample]):
         ArgumentError: If there are no annotations, a query has no word or no features, `num_clips`,
             `clip_multiple` or `features_per_clip` is not an integer >= 1, `num_clips` is no
             multiple, `clip_seconds` is not positive, or missing for `whole_videos`, or there are
-            not either a vocabulary or features of words.
+            not either a vocabulary or features of words; or a switch is not True or False.
         ShapeError: If features of words have no such shape.
 
     Example:
@@ -186,6 +186,8 @@ class MomentDataset(Dataset[MomentSample]):
         self.vocabulary = vocabulary
         self.num_clips = check_int("MomentDataset", "num_clips", num_clips, at_least=1)
         self.clip_seconds = clip_seconds
+        check_bool("MomentDataset", "whole_videos", whole_videos)
+        check_bool("MomentDataset", "cache", cache)
         self.whole_videos = whole_videos
         self.clip_multiple = check_int("MomentDataset", "clip_multiple", clip_multiple, at_least=1)
         self.features_per_clip = check_int(

@@ -9,7 +9,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_int, check_range, check_shape
+from tmapdiff._checks import check_bool, check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels._derivatives import is_transformed, with_second_gradient
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
@@ -82,7 +82,8 @@ class MapTransformerLayer(nn.Module):
         - returns: (B, channels, T, 1), 0 in invalid cells
 
     Raises:
-        ArgumentError: If a size is too small or `dropout` outside [0, 1], at construction.
+        ArgumentError: If a size is too small, `dropout` outside [0, 1] or `stylized` not True or
+            False, at construction.
         ConfigError: If `channels` does not divide, at construction.
         ShapeError: If a shape does not fit, in the call.
 
@@ -106,6 +107,7 @@ class MapTransformerLayer(nn.Module):
         check_int(who, "num_heads", num_heads, at_least=1)
         check_int(who, "expansion", expansion, at_least=1)
         check_range(who, "dropout", dropout, 0, 1)
+        check_bool(who, "stylized", stylized)
         if channels % num_heads:
             raise ConfigError(
                 f"{who}: expected channels divisible by num_heads = {num_heads}, got {channels}."

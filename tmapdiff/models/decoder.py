@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from tmapdiff._checks import (
+    check_bool,
     check_choice,
     check_int,
     check_length,
@@ -87,7 +88,7 @@ class MapDiffusionDecoder(MapModel):
             layers.
 
     Raises:
-        ArgumentError: If a size is too small.
+        ArgumentError: If a size is too small, or `joint_scales` is not True or False.
         ConfigError: If sizes do not divide, a kernel is even, a choice is unknown, or `conv` is to
             use cross-attention or join scales.
 
@@ -129,6 +130,7 @@ class MapDiffusionDecoder(MapModel):
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
         check_int(who, "feature_channels", feature_channels, at_least=1)
         check_int(who, "channels", channels, at_least=1)
+        check_bool(who, "joint_scales", joint_scales)
         check_choice(who, "architecture", architecture, Architecture.__args__)  # type: ignore[attr-defined]
         # Fields of the other architecture are saved, too.
         if architecture == "conv":

@@ -10,6 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from tmapdiff._checks import (
+    check_bool,
     check_choice,
     check_int,
     check_length,
@@ -54,8 +55,9 @@ class TextEncoder(nn.Module):
             the device; turn it off for words that `check_words` has seen.
 
     Raises:
-        ArgumentError: If a size is too small, at construction; if a sentence is empty or longer
-            than L, or a word is no integer or not in the vocabulary, in the call.
+        ArgumentError: If a size is too small or `train_words` not True or False, at construction;
+            if a sentence is empty or longer than L, or a word is no integer or not in the
+            vocabulary, in the call.
         ConfigError: If `channels` is odd, or there are not either words or features, at
             construction.
         ShapeError: If a shape does not fit, in the call.
@@ -78,6 +80,7 @@ class TextEncoder(nn.Module):
         check_int(who, "word_channels", word_channels, at_least=1)
         check_int(who, "channels", channels, at_least=2)
         check_int(who, "num_layers", num_layers, at_least=1)
+        check_bool(who, "train_words", train_words)
         if channels % 2:
             raise ConfigError(f"{who}: expected even channels, got {channels}.")
         self.text_channels = text_channels

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.ddim_step import Activation, DDIMStep, ddim_step
 from tmapdiff.models._base import answering
@@ -41,6 +41,8 @@ class DenoisingStep:
     clean: Tensor
     noisy: Tensor
 
+
+_MOST_SAMPLES = 10_000  # a file that asks for more would never get its answer
 
 StepCallback = Callable[[DenoisingStep], None]
 
@@ -78,7 +80,8 @@ class MomentLocalizer(MapLocalizer):
 
     Raises:
         ConfigError: If a field is unknown, or encoder and decoder do not fit each other.
-        ArgumentError: If a size is out of range.
+        ArgumentError: If a size is out of range, `num_samples` above 10,000, or `deterministic` not
+            True or False.
 
     Source: Zhang et al., arXiv 2401.08232.
     """
@@ -117,6 +120,7 @@ class MomentLocalizer(MapLocalizer):
                 f"got {self.decoder.config.feature_channels}."
             )
         self.scheduler.set_timesteps(num_inference_steps)
+        check_bool("MomentLocalizer", "deterministic", deterministic)
         self._check_samples(check_int("MomentLocalizer", "num_samples", num_samples, at_least=1))
         check_range("MomentLocalizer", "timestep_power", timestep_power, 0)
 
@@ -477,6 +481,7 @@ class MomentLocalizer(MapLocalizer):
         return self.decoder.denoise(scaled.to(self.dtype), step, run.decoder).float()
 
     def _check_samples(self, num_samples: int) -> None:
+        check_range("MomentLocalizer", "num_samples", num_samples, 1, _MOST_SAMPLES)
         if self.config.deterministic and num_samples != 1:
             expected = "one sample, as it is deterministic"
             raise ArgumentError(

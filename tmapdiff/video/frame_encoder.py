@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_int, check_shape, first_line, message
+from tmapdiff._checks import check_bool, check_choice, check_int, check_shape, first_line, message
 from tmapdiff._declared_weights import check_declared_weights
 from tmapdiff._files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
@@ -54,7 +54,8 @@ class FrameEncoder(nn.Module):
         ConfigError: If there is no such model or precision, or it gives no vector a picture.
         CheckpointError: If the weights cannot be loaded, for example for want of a network.
         FileError: If there is no file `weights`.
-        ArgumentError: If there are `weights` but not `pretrained`.
+        ArgumentError: If there are `weights` but not `pretrained`, or a switch is not True or
+            False.
         ShapeError: If the frames have another shape, in the call.
 
     Example:
@@ -81,6 +82,8 @@ class FrameEncoder(nn.Module):
         who = "FrameEncoder"
         check_choice(who, "mixed_precision", mixed_precision, Precision.__args__)  # type: ignore[attr-defined]
         _check_name(who, model_name)
+        check_bool(who, "pretrained", pretrained)
+        check_bool(who, "keep_head", keep_head)
         options: dict[str, Any] = {} if keep_head else {"num_classes": 0}
         if weights is not None:
             if not pretrained:
