@@ -4,6 +4,7 @@ from typing import get_args
 import pytest
 from helpers.assertions import refuses
 
+import tmapdiff
 from tmapdiff.data import (
     AnnotationFormat,
     find_annotations,
@@ -163,3 +164,9 @@ def test_official_files_are_recognised(data_root):
         there = {file for file in files if (data_root / name / file).exists()}
         assert there
         assert {file: found[file] for file in there} == {file: files[file] for file in there}
+
+
+@pytest.mark.parametrize("load", [tmapdiff.load_moment_jsonl, tmapdiff.open_feature_store])
+def test_addresses_are_not_opened(load):
+    with refuses(FileError, "got https://a.org/b. Addresses are not opened"):
+        load("https://a.org/b")

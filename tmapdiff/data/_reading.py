@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tmapdiff._checks import check_choice, message, shown
+from tmapdiff._checks import check_choice, check_no_address, message, shown
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
 from tmapdiff._numbers import finite_number
 from tmapdiff.data._video_ids import check_video_id
@@ -168,6 +168,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
+        check_no_address("annotations", path)
         got = "no such file" if path.parent.is_dir() else "no such folder"
         raise FileError(message("annotations", f"{path.name} in {path.parent}", got)) from None
     except FileError:

@@ -15,6 +15,7 @@ from tmapdiff._arrays import features_bytes, load_npy, load_npz, load_tensors
 from tmapdiff._checks import (
     check_floating,
     check_int,
+    check_no_address,
     check_range,
     check_shape,
     message,
@@ -601,6 +602,7 @@ def open_feature_store(
             return found[0](place, seconds_per_feature, follow_links=follow_links)
         suffixes = " and ".join(kind._suffix for kind in found)
         got = f"{suffixes} files in {place}" if found else _contents(place, names)
+    check_no_address("open_feature_store", path)
     expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
     raise FileError(message("open_feature_store", expected, got))
 
