@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tmapdiff._spinning import spin_briefly
+from tmapdiff import spin_briefly
 
 spin_briefly()  # before torch is imported
 

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tmapdiff._spinning import spin_briefly
+from tmapdiff import spin_briefly
 
 spin_briefly()  # before torch is imported
 

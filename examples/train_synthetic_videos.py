@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tmapdiff._spinning import spin_briefly
+from tmapdiff import spin_briefly
 
 spin_briefly()  # before torch is imported
 

@@ -10,6 +10,7 @@ from tmapdiff._version import __version__
 from tmapdiff.errors import TmapdiffError
 
 if TYPE_CHECKING:
+    from tmapdiff._spinning import spin_briefly as spin_briefly
     from tmapdiff.calibration import CalibrationMetrics as CalibrationMetrics
     from tmapdiff.calibration import PlattCalibrator as PlattCalibrator
     from tmapdiff.calibration import ReliabilityBins as ReliabilityBins
@@ -157,6 +158,7 @@ _HOMES = {
     "LocalizedMoment": "pipelines",
     "ms2dtan_config": "migration",
     "load_ms2dtan": "migration",
+    "spin_briefly": "_spinning",
 }
 
 __all__ = ["TmapdiffError", "__version__", *_HOMES]

@@ -10,12 +10,17 @@ def brief_spin() -> dict[str, str]:
     """Return the environment of a process whose threads wait busily for a moment only.
 
     OpenMP's threads wait for the last of them in a loop before they sleep. Where other work
-    wants the cores, the last is kept from one by those that wait for it, and training takes many
-    times as long; `docs/speed.md` has figures. Empty if the user has chosen how they wait.
+    wants the cores, those that wait keep the last from computing. Empty if the user has chosen
+    how they wait.
     """
     return {} if any(name in os.environ for name in _CHOICES) else dict(_BRIEF)
 
 
 def spin_briefly() -> None:
-    """Do that for this process and those that it starts; call it before torch is imported."""
+    """Let the threads of torch wait busily for a moment only; call it before torch is imported.
+
+    Beside other work on the same cores, training is many times faster so (docs/speed.md has
+    figures). It sets `GOMP_SPINCOUNT` for this process and those that it starts, unless that or
+    `OMP_WAIT_POLICY` is set.
+    """
     os.environ.update(brief_spin())

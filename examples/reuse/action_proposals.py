@@ -8,14 +8,13 @@ of n proposals, averaged over IoU from 0.5 to 0.95; chance, of the best made wit
 
 import argparse
 
-from tmapdiff._spinning import spin_briefly
+import tmapdiff as tm
 
-spin_briefly()  # before torch is imported
+tm.spin_briefly()  # before torch is imported
 
 import torch
 from torch import Tensor, nn
 
-import tmapdiff as tm
 from tmapdiff.metrics import best_ious
 
 GRID, CLIP = tm.MapGrid(num_clips=32, num_anchors=8, num_scales=3), 32  # samples in a clip
@@ -35,8 +34,7 @@ def make_signals(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def recall(proposals: Tensor, moments: Tensor, num_moments: Tensor) -> float:
-    iou = best_ious(moments, proposals)  # of each true moment, with the proposal that fits it best
-    iou = iou[torch.arange(moments.shape[1]) < num_moments[:, None]]
+    iou = best_ious(moments, proposals)[torch.arange(moments.shape[1]) < num_moments[:, None]]
     return 100 * float((iou[:, None] > torch.linspace(0.5, 0.95, 10)).double().mean())
 
 
@@ -48,8 +46,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     filters, pool = nn.Conv1d(1, 32, kernel_size=33, padding=16), nn.AvgPool1d(CLIP)
     encode = nn.Sequential(filters, nn.ReLU(), pool, tm.MapFeatureBuilder(GRID, channels=32))
     decoder = tm.MapDiffusionDecoder(32, 8, 3, 32, 32, 32, kernel_sizes=[5, 5])
-    build, objective = tm.IoUMapBuilder(GRID), tm.get_objective("mse-full")
-    scheduler = tm.MapScheduler(normalize_input=False)
+    build, scheduler = tm.IoUMapBuilder(GRID), tm.MapScheduler(normalize_input=False)
     parts = nn.ModuleList([encode, decoder])
     optimizer = torch.optim.AdamW(parts.parameters(), lr=3e-3)
     for _ in range(steps):
@@ -58,9 +55,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         noisy = scheduler.add_noise(scheduler.to_signal(iou), torch.randn_like(iou), timestep)
         scores = decoder(noisy, timestep, encode(signals))
         optimizer.zero_grad()
-        objective(scores, iou, GRID.packed_mask()).backward()
+        tm.get_objective("mse-full")(scores, iou, GRID.packed_mask()).backward()
         optimizer.step()
-
     parts.eval().requires_grad_(False)
     _, moments, num_moments = make_signals(2000)
     constant = (build.packed(moments, None, num_moments) > 0.5).float().mean(0)

@@ -8,15 +8,13 @@ Chance is the best answer without listening.
 
 import argparse
 
-from tmapdiff._spinning import spin_briefly
+import tmapdiff as tm
 
-spin_briefly()  # before torch is imported
+tm.spin_briefly()  # before torch is imported
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
-
-import tmapdiff as tm
 
 SECONDS, RATE, FREQUENCIES = 8, 2000, 65
 GRID = {"num_clips": 16, "num_anchors": 8, "num_scales": 2}
@@ -64,7 +62,6 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         optimizer.zero_grad()
         model.loss(*inputs, moments[some], clip_seconds[some]).backward()
         optimizer.step()
-
     prior = (model.build_iou_maps.packed(moments, clip_seconds) > 0.5).float().mean(0, keepdim=True)
     constant = tm.rank_moments(*model.sampler.merge(model.grid.unpack(prior)), clip_seconds[:1])
     clips, asked, moments = make_recordings(500)

@@ -9,14 +9,12 @@ chance is the best answer without looking.
 
 import argparse
 
-from tmapdiff._spinning import spin_briefly
+import tmapdiff as tm
 
-spin_briefly()  # before torch is imported
+tm.spin_briefly()  # before torch is imported
 
 import torch
 from torch import Tensor, nn
-
-import tmapdiff as tm
 
 LENGTH, KINDS, TOKENS = 12, 4, 20  # tokens 0 and 1 open and close the first kind, and so on
 GRID = tm.MapGrid(num_clips=LENGTH, num_anchors=LENGTH, num_scales=1)  # its cells are all spans
@@ -59,7 +57,6 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         optimizer.zero_grad()
         objective(scores, target, GRID.packed_mask()).backward()
         optimizer.step()
-
     parts.eval().requires_grad_(False)
     tokens, asked, spans = make_texts(500)
     maps = torch.randn(500, GRID.num_cells)
