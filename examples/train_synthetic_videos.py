@@ -116,11 +116,9 @@ def main(arguments: list[str] | None = None) -> None:
     model = preset.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
     config = replace(preset.training, epochs=args.epochs, learning_rate=2e-3, seed=args.seed)
     trainer = Trainer(model, train_set, config, args.output, device="cpu", overwrite=True)
-    if args.resume:
-        trainer.resume()
-    trainer.train()
+    (trainer.resume() if args.resume else trainer).train()
 
-    model = trainer.ema_model.eval()
+    model = trainer.ema_model
     prior = evaluate_prior(model.grid, fit_moment_prior(model.grid, train_set), test_set)
     for name, metrics in (
         ("best constant", prior),

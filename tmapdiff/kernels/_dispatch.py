@@ -210,7 +210,8 @@ def _read_choices() -> dict[str, str]:
         choices = json.loads(_choices_file().read_text())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home
         return {}
-    return choices if isinstance(choices, dict) else {}
+    found = choices.items() if isinstance(choices, dict) else ()
+    return {key: name for key, name in found if isinstance(name, str)}
 
 
 def _write_choices() -> None:
