@@ -47,7 +47,8 @@ def matches(printed, wanted):
     return bool(printed) and printed[0] == wanted[0] and matches(printed[1:], wanted[1:])
 
 
-def test_commands_print_what_the_page_says(folder_of_a_reader, capsys):
+def test_commands_print_what_the_page_says(folder_of_a_reader, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables keep to it where it is set
     (folder_of_a_reader / "videos").mkdir()
     for index, (name, seconds) in enumerate((("kitchen", 30), ("garden", 24))):
         images = [number_image(32 * index + second) for second in range(seconds)]

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from tmapdiff._checks import message
@@ -54,10 +55,12 @@ class UploadRoute:
         stated = request.headers.get("content-length", "")
         size = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else most + _AROUND
         if size > most + _AROUND:
+            await _discard(request, most + _AROUND)
             return PlainTextResponse(self._too_large(), 413)
         try:
             folder = self.videos.expect(size)
         except VideoError as error:
+            await _discard(request, size)
             return PlainTextResponse(str(error), 507)
         left = size
 
@@ -90,3 +93,12 @@ class UploadRoute:
     def _too_large(self) -> str:
         expected = f"a file of at most {self.videos.limits.max_megabytes:g} MB"
         return message("the demo", expected, "a larger one")
+
+
+async def _discard(request: Request, most: int) -> None:
+    """Read what comes: answered before, a browser that still sends would show no answer."""
+    with suppress(ClientDisconnect):
+        async for part in request.stream():
+            most -= len(part)
+            if most < 0:
+                return
