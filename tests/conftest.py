@@ -1,7 +1,7 @@
 import os
 from collections.abc import Iterator
 
-from tmapdiff._spinning import spin_briefly
+from tmapdiff.spinning import spin_briefly
 
 spin_briefly()
 

@@ -259,7 +259,7 @@ def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # as where nobody has chosen
         monkeypatch.delenv(name, raising=False)
     # Another number than what Ray's own processes may have been started with.
-    monkeypatch.setattr("tmapdiff._spinning._BRIEF", {"GOMP_SPINCOUNT": "1234"})
+    monkeypatch.setattr("tmapdiff.spinning._BRIEF", {"GOMP_SPINCOUNT": "1234"})
     monkeypatch.setattr("tmapdiff.corpus._ShareLocalizer", Telling)
     report = run(corpus, tmp_path / "out", num_workers=1, videos_per_file=12)
     assert [one.error for one in report.failed] == ["1234"]

@@ -93,7 +93,7 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "errors": 0,
     "_version": 0,
     "_lazy": 0,
-    "_spinning": 0,
+    "spinning": 0,
     "_numbers": 0,
     "_checks": 1,
     "_files": 1,

@@ -58,7 +58,7 @@ def test_what_the_user_has_chosen_stays(chosen, found):
 
 
 def test_importing_the_library_chooses_nothing():
-    code = "import os, tmapdiff._spinning; print(*(name in os.environ for name in {}))"
+    code = "import os, tmapdiff.spinning; print(*(name in os.environ for name in {}))"
     environment = {name: text for name, text in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, "-c", code.format(VARIABLES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

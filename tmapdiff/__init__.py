@@ -10,7 +10,6 @@ from tmapdiff._version import __version__
 from tmapdiff.errors import TmapdiffError
 
 if TYPE_CHECKING:
-    from tmapdiff._spinning import spin_briefly as spin_briefly
     from tmapdiff.calibration import CalibrationMetrics as CalibrationMetrics
     from tmapdiff.calibration import PlattCalibrator as PlattCalibrator
     from tmapdiff.calibration import ReliabilityBins as ReliabilityBins
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
     from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
     from tmapdiff.schedulers import MapScheduler as MapScheduler
+    from tmapdiff.spinning import spin_briefly as spin_briefly
     from tmapdiff.training import Trainer as Trainer
     from tmapdiff.training import TrainingConfig as TrainingConfig
     from tmapdiff.video import FrameEncoder as FrameEncoder
@@ -158,7 +158,7 @@ _HOMES = {
     "LocalizedMoment": "pipelines",
     "ms2dtan_config": "migration",
     "load_ms2dtan": "migration",
-    "spin_briefly": "_spinning",
+    "spin_briefly": "spinning",
 }
 
 __all__ = ["TmapdiffError", "__version__", *_HOMES]

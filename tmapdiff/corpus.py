@@ -18,7 +18,6 @@ import torch
 from tmapdiff._checks import check_choice, check_int, first_line, message, require, short
 from tmapdiff._files import is_hidden, written_beside
 from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
-from tmapdiff._spinning import brief_spin
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.data._video_ids import check_video_id
@@ -33,6 +32,7 @@ from tmapdiff.errors import (
 from tmapdiff.models import Ranking
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._saving import VOCABULARY
+from tmapdiff.spinning import brief_spin
 from tmapdiff.video import VideoFeatures
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so

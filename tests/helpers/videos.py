@@ -59,7 +59,6 @@ def write_video(
         stream.pix_fmt = pix_fmt
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = gop
-        stream.codec_context.thread_count = 1  # with more, files of the same frames may differ
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         if b_frames is not None:

@@ -187,10 +187,13 @@ def test_anamorphic_videos_are_stretched_before_they_are_turned(tmp_path):
 
 @pytest.mark.parametrize("aspect", [None, Fraction(1), Fraction(1280, 1281), Fraction(51, 50)])
 def test_pixels_that_are_nearly_square_are_left_as_they_are(tmp_path, aspect):
-    frames, video = sampled(write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=aspect), 2)
-    plain, _ = sampled(write_video(tmp_path / "b.mp4", TENTHS), 2)
+    path = write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=aspect)
+    frames, video = sampled(path, 2)
     assert (video.info.width, video.info.height) == (64, 32)
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(frames, plain, strict=True))
+    with av.open(str(path)) as file:
+        stored = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    for frame, number in zip(frames, shown_at(TENTHS, 2), strict=True):
+        assert np.array_equal(frame.image, stored[number])
 
 
 def test_sources(tmp_path):

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tmapdiff._spinning import spin_briefly
 from tmapdiff.cli.texts import printable
 from tmapdiff.errors import TmapdiffError
+from tmapdiff.spinning import spin_briefly
 
 _FAILED, _MISUSED = 1, 2
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
