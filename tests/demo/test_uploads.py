@@ -192,6 +192,26 @@ def test_what_is_no_upload_is_refused(videos, request_):
     assert post(videos, sending(b"film"))[0].status_code == 200
 
 
+@pytest.mark.parametrize(("stated", "status"), [(300_000, 507), (700_000, 413)])
+def test_refused_uploads_are_read_before_the_answer(videos, stated, status):
+    """Or a browser that still sends would show an error of the connection."""
+    for _ in range(4):
+        videos.expect(500_000)  # so there is no room
+    left, answered = [bytes(100_000)] * 3, []
+
+    async def receive():
+        part = left.pop()
+        return {"type": "http.request", "body": part, "more_body": bool(left)}
+
+    async def send(event):
+        answered.append((event.get("status"), len(left)))
+
+    headers = [(b"content-length", str(stated).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers}
+    asyncio.run(UploadRoute(elsewhere, videos)(scope, receive, send))
+    assert answered[0] == (status, 0)
+
+
 def test_who_leaves_while_sending_leaves_nothing(videos):
     async def leave():
         async def receive():
