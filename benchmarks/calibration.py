@@ -22,7 +22,7 @@ from budgets import format_mean
 from torch import Tensor
 
 from tmapdiff import CalibrationMetrics, PlattCalibrator, TmapdiffError, plot_calibration
-from tmapdiff._files import written_beside
+from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, FileError
 
 OTHERS = {"deterministic twin": "deterministic", "MS-2D-TAN": "ms2dtan"}

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
-from tmapdiff._files import written_beside
+from tmapdiff._core.files import written_beside
 from tmapdiff.corpus import localize_corpus
 from tmapdiff.provenance import describe_run
 from tmapdiff.video import VideoFeatures

@@ -29,7 +29,7 @@ import torch
 from peaks import peak_bytes
 
 from tmapdiff import PRESETS
-from tmapdiff._files import written_beside
+from tmapdiff._core.files import written_beside
 from tmapdiff.models import MapLocalizer
 from tmapdiff.plots.style import COLORS, MARKERS, new_figure
 from tmapdiff.presets import Preset

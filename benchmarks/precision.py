@@ -27,7 +27,7 @@ from tmapdiff import (
     Vocabulary,
     load_charades_sta,
 )
-from tmapdiff._files import written_beside
+from tmapdiff._core.files import written_beside
 from tmapdiff.data import SyntheticActivities
 from tmapdiff.evaluation import evaluate
 from tmapdiff.provenance import describe_run

@@ -43,7 +43,7 @@ from speed_table import print_ceilings, print_records
 from timing import QUICK, CpuClock, Effort, clock_of
 
 from tmapdiff import TmapdiffError, __version__
-from tmapdiff._files import written_beside
+from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError
 from tmapdiff.kernels._dispatch import CACHE_VARIABLE, _processor
 from tmapdiff.provenance import describe_run

@@ -46,7 +46,7 @@ from tmapdiff import (
     load_charades_sta,
     open_feature_store,
 )
-from tmapdiff._files import remove_folder, written_beside
+from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.data import (
     SEGMENT_SECONDS,
     AnnotationSet,

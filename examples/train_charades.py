@@ -22,8 +22,8 @@ spin_briefly()  # before torch is imported
 from accelerate import Accelerator
 
 from tmapdiff import PRESETS, MomentLocalizer, TmapdiffError, Vocabulary
-from tmapdiff._checks import check_int
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import check_int
+from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.presets import DECODERS

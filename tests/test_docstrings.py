@@ -3,7 +3,7 @@
 It names the parameters and no others, errors that exist, and its examples give what they show.
 
 A parameter is named by an entry of `Args`, `Attributes` or `Shape`, or in code font in the text. A
-method may leave to its class what the class says.
+method may leave to its class what the class says, and an override has the text of what it overrides.
 """
 
 import builtins
@@ -86,22 +86,22 @@ def parameters(value: Any) -> set[str]:
 
 
 def entries(docstring: str, *sections: str) -> set[str]:
-    parts = SECTION.split(inspect.cleandoc(docstring))
+    parts = SECTION.split(docstring)
     texts = dict(zip(parts[1::2], parts[2::2], strict=True))
     lines = [names for one in sections for names in ENTRY.findall(texts.get(one, ""))]
     return {name.strip(" *") for line in lines for name in line.split(",")}
 
 
 def not_named(value: Any, owner: type | None = None) -> set[str]:
-    docstring = value.__doc__ or ""
+    docstring = inspect.getdoc(value) or ""
     named = set(re.findall(r"`\*{0,2}(\w+)`", docstring))
-    for one in (docstring, (owner and owner.__doc__) or ""):
+    for one in (docstring, inspect.getdoc(owner) or "" if owner else ""):
         named |= entries(one, "Args", "Attributes", "Shape")
     return parameters(value) - named - {"cls"}
 
 
 def not_there(value: Any) -> set[str]:
-    return entries(value.__doc__ or "", "Args") - parameters(value)
+    return entries(inspect.getdoc(value) or "", "Args") - parameters(value)
 
 
 def test_docstrings_name_the_parameters_and_no_others(objects):
@@ -112,7 +112,7 @@ def test_docstrings_name_the_parameters_and_no_others(objects):
 
 
 def not_errors(value: Any) -> set[str]:
-    named = entries(value.__doc__ or "", "Raises")
+    named = entries(inspect.getdoc(value) or "", "Raises")
     return {name for name in named if not is_error(name)}
 
 
@@ -150,7 +150,7 @@ def wrong_examples(value: Any) -> str:
 def test_examples_give_what_they_show(objects):
     ran = 0
     for value in {id(value): value for value, _ in objects.values()}.values():
-        if ">>> " in (value.__doc__ or ""):
+        if ">>> " in (inspect.getdoc(value) or ""):
             assert wrong_examples(value) == ""
             ran += 1
     assert ran > 15

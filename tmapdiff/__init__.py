@@ -5,7 +5,7 @@ Names load when they are first used, so that `import tmapdiff` stays light.
 
 from typing import TYPE_CHECKING
 
-from tmapdiff._lazy import loaded_when_used
+from tmapdiff._core.lazy import loaded_when_used
 from tmapdiff._version import __version__
 from tmapdiff.errors import TmapdiffError
 

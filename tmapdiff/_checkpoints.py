@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tmapdiff._checks import message
-from tmapdiff._files import remove_folder, written_beside
+from tmapdiff._core.checks import message
+from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.errors import CheckpointError
 
 DIGESTS = "digests.json"

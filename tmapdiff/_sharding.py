@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tmapdiff._checks import check_floating, check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_floating, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 
 

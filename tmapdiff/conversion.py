@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from tmapdiff._checks import check_choice, message, short
-from tmapdiff._files import list_visible, written_beside
+from tmapdiff._core.checks import check_choice, message, short
+from tmapdiff._core.files import list_visible, written_beside
 from tmapdiff.data import ActionTimelineFeatures, open_feature_store
 from tmapdiff.data._video_ids import (
     check_video_id,
@@ -104,7 +104,7 @@ def convert_features(
         store = open_feature_store(source, seconds_per_feature)
     if format is None:
         format = "hdf5" if path.suffix.lower() in _HDF5_SUFFIXES else "npy"
-    check_choice(who, "format", format, StoreFormat.__args__)  # type: ignore[attr-defined]
+    check_choice(who, "format", format, get_args(StoreFormat))
     attributes = dict(store.attributes)
     if store.seconds_per_feature is not None:
         attributes["seconds_per_feature"] = store.seconds_per_feature

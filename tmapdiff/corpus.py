@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import torch
 
-from tmapdiff._checks import check_choice, check_int, first_line, message, require, short
-from tmapdiff._files import is_hidden, written_beside
-from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
+from tmapdiff._core.checks import check_choice, check_int, first_line, message, require, short
+from tmapdiff._core.files import is_hidden, written_beside
+from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.data._video_ids import check_video_id
@@ -72,7 +72,7 @@ class CorpusOptions:
             if getattr(self, name) is not None:
                 check_int(who, name, getattr(self, name), at_least=1)
         if self.ranking is not None:
-            check_choice(who, "ranking", self.ranking, Ranking.__args__)  # type: ignore[attr-defined]
+            check_choice(who, "ranking", self.ranking, get_args(Ranking))
         check_int(who, "top_n", self.top_n, at_least=1)
         check_int(who, "seed", self.seed, at_least=0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from tmapdiff._checks import check_int, check_shape, message
+from tmapdiff._core.checks import check_int, check_shape, message
 from tmapdiff.data import (
     SEGMENT_SECONDS,
     AnnotationSet,

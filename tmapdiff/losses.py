@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmapdiff._checks import check_choice, check_shape
+from tmapdiff._core.checks import check_choice, check_shape
 
 HUBER_DELTA = 0.1  # error, in IoU, above which the Huber loss is linear
 

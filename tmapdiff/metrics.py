@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_bool, check_int, check_list, check_range, check_shape, message
+from tmapdiff._core.checks import (
+    check_bool,
+    check_int,
+    check_list,
+    check_range,
+    check_shape,
+    message,
+)
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import RankedMoments, temporal_iou
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.errors import UnknownNameError
 from tmapdiff.maps import MapGrid
 from tmapdiff.models import MS2DTAN, MomentLocalizer

@@ -4,7 +4,7 @@ import os
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
@@ -13,10 +13,17 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._arrays import reason
-from tmapdiff._checks import check_bool, check_choice, check_int, check_range, check_shape, message
-from tmapdiff._configs import NotAConfigError, StrictConfigMixin
-from tmapdiff._files import folder_to_save_in, written_beside
+from tmapdiff._core.arrays import reason
+from tmapdiff._core.checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_range,
+    check_shape,
+    message,
+)
+from tmapdiff._core.configs import NotAConfigError, StrictConfigMixin
+from tmapdiff._core.files import folder_to_save_in, written_beside
 from tmapdiff._solvers import Past, extrapolated, interpolated
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
 from tmapdiff.kernels.ddim_step import ddim_coefficients
@@ -127,9 +134,9 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         who = "MapScheduler"
         check_int(who, "num_train_timesteps", num_train_timesteps, at_least=1)
         check_range(who, "num_train_timesteps", num_train_timesteps, 1, _MOST_TIMESTEPS)
-        check_choice(who, "beta_schedule", beta_schedule, BetaSchedule.__args__)  # type: ignore[attr-defined]
-        check_choice(who, "timestep_spacing", timestep_spacing, TimestepSpacing.__args__)  # type: ignore[attr-defined]
-        check_choice(who, "solver", solver, Solver.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "beta_schedule", beta_schedule, get_args(BetaSchedule))
+        check_choice(who, "timestep_spacing", timestep_spacing, get_args(TimestepSpacing))
+        check_choice(who, "solver", solver, get_args(Solver))
         check_range(who, "beta_start", beta_start, 0, 1, open_low=True)
         check_range(who, "beta_end", beta_end, 0, 1, open_low=True)
         check_range(who, "signal_scale", signal_scale, 0, open_low=True)

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
-from tmapdiff._arrays import load_tensors
 from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
-from tmapdiff._checks import (
+from tmapdiff._core.arrays import load_tensors
+from tmapdiff._core.checks import (
     check_bool,
     check_choice,
     check_int,
@@ -29,7 +29,7 @@ from tmapdiff._checks import (
     message,
     require,
 )
-from tmapdiff._files import naming_file, written_beside
+from tmapdiff._core.files import naming_file, written_beside
 from tmapdiff._sharding import GatheredWeights, gathered, prepare_sharding
 from tmapdiff._stopping import (
     SECONDS_OF_ORPHANS,
@@ -128,7 +128,7 @@ class TrainingConfig:
         check_range(who, "warmup", self.warmup, 0, 1)
         check_range(who, "gradient_clip", self.gradient_clip, 0, open_low=True)
         check_range(who, "ema_decay", self.ema_decay, 0, 1)
-        check_choice(who, "mixed_precision", self.mixed_precision, MixedPrecision.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "mixed_precision", self.mixed_precision, get_args(MixedPrecision))
         check_range(who, "seed", check_int(who, "seed", self.seed, at_least=0), 0, MAX_SEED)
         check_int(who, "num_workers", self.num_workers, at_least=0)
         check_int(who, "heat_map_every", self.heat_map_every, at_least=1)

@@ -9,7 +9,7 @@ from helpers.assertions import refuses
 from helpers.videos import write_video
 
 from tmapdiff import open_feature_store
-from tmapdiff._files import list_visible
+from tmapdiff._core.files import list_visible
 from tmapdiff.conversion import convert_features
 from tmapdiff.data import find_annotations, load_annotations
 from tmapdiff.errors import FileError

@@ -13,7 +13,7 @@ from helpers import crash_run
 from torch.utils.data import Subset
 
 from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
-from tmapdiff._files import written_beside
+from tmapdiff._core.files import written_beside
 from tmapdiff.data import SyntheticActivities
 from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.evaluation import evaluate

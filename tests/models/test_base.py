@@ -16,7 +16,7 @@ from helpers.assertions import assert_same, refuses
 from helpers.contracts import randomize_
 from safetensors import SafetensorError
 
-from tmapdiff._declared_weights import check_declared_weights
+from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
 

@@ -13,7 +13,7 @@ from helpers.text_encoders import tiny_text_encoder
 from helpers.threads import at_once
 
 from tmapdiff import MS2DTAN, MapScheduler, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
-from tmapdiff._threads import Lock
+from tmapdiff._core.threads import Lock
 from tmapdiff.video import VideoFeatures
 
 GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}

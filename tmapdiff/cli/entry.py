@@ -89,7 +89,7 @@ def _say(text: str) -> None:
 
 
 def _missing_typer() -> TmapdiffError:
-    from tmapdiff._checks import require
+    from tmapdiff._core.checks import require
 
     try:
         require("typer", extra="cli", purpose="the command tmapdiff")

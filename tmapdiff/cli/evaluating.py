@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.cli.options import FormatName, SplitName
 from tmapdiff.cli.output import Output, metrics_table
 from tmapdiff.errors import FileError

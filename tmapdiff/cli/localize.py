@@ -91,7 +91,7 @@ def localize(
     with Output(as_json) as out:
         import torch
 
-        from tmapdiff._checks import check_no_address
+        from tmapdiff._core.checks import check_no_address
         from tmapdiff.pipelines import MomentLocalizationPipeline
 
         if features is None:
@@ -253,7 +253,7 @@ def _numbered(path: Path, count: int) -> list[Path]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    from tmapdiff._files import written_beside
+    from tmapdiff._core.files import written_beside
 
     with written_beside(path) as new:
         figure.savefig(new)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import typer
 
-from tmapdiff._numbers import parse_integer, parse_number
+from tmapdiff._core.numbers import parse_integer, parse_number
 from tmapdiff.cli.output import plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])

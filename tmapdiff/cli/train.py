@@ -185,7 +185,7 @@ def train(
             features=features,
             others={"--glove": glove, "--frame-encoder": frame_encoder},
         )
-        from tmapdiff._checks import check_int
+        from tmapdiff._core.checks import check_int
         from tmapdiff.recipes import (
             Reading,
             Recipe,

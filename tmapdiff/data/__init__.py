@@ -5,7 +5,7 @@ What needs torch loads when it is first used: annotations are read without it.
 
 from typing import TYPE_CHECKING
 
-from tmapdiff._lazy import loaded_when_used
+from tmapdiff._core.lazy import loaded_when_used
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.data.charades import CharadesVideo, load_charades_actions, load_charades_sta

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tmapdiff._checks import message, shown
-from tmapdiff._numbers import finite_number
+from tmapdiff._core.checks import message, shown
+from tmapdiff._core.numbers import finite_number
 from tmapdiff.errors import FeatureError
 
 

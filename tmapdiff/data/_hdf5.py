@@ -5,9 +5,9 @@ import zlib
 from itertools import islice
 from typing import Any
 
-from tmapdiff._arrays import features_bytes
-from tmapdiff._checks import message, require
-from tmapdiff._limits import check_item_bytes, max_item_bytes
+from tmapdiff._core.arrays import features_bytes
+from tmapdiff._core.checks import message, require
+from tmapdiff._core.limits import check_item_bytes, max_item_bytes
 from tmapdiff.errors import FeatureError
 
 _DEFLATE, _LZF = 1, 32000  # HDF5's numbers of filters

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tmapdiff._limits import JSON_GROWTH, check_item_bytes, max_item_bytes
+from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes, max_item_bytes
 from tmapdiff.errors import FileError
 
 _PROGRAM = Path(__file__).with_name("_hdf5_attributes_process.py")

@@ -9,9 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tmapdiff._checks import check_choice, check_no_address, message, shown
-from tmapdiff._limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
-from tmapdiff._numbers import finite_number
+from tmapdiff._core.checks import check_choice, check_no_address, message, shown
+from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
+from tmapdiff._core.numbers import finite_number
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
 from tmapdiff.errors import AnnotationError, FileError

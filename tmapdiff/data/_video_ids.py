@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeGuard
 from urllib.parse import quote, unquote
 
-from tmapdiff._checks import message, shown
-from tmapdiff._files import is_hidden
+from tmapdiff._core.checks import message, shown
+from tmapdiff._core.files import is_hidden
 from tmapdiff.errors import AnnotationError
 
 _LEAVES = re.compile(r"[/\\\0]")

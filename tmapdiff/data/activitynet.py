@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from tmapdiff._checks import message, shown
+from tmapdiff._core.checks import message, shown
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, overload
 
-from tmapdiff._checks import check_int, check_range, message, short, shown
-from tmapdiff._numbers import finite_number
+from tmapdiff._core.checks import check_int, check_range, message, short, shown
+from tmapdiff._core.numbers import finite_number
 from tmapdiff.data._spelling import find_spelling, some_ids
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError

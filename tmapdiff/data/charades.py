@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tmapdiff._checks import check_choice, message, shown
-from tmapdiff._numbers import parse_number
+from tmapdiff._core.checks import check_choice, message, shown
+from tmapdiff._core.numbers import parse_number
 from tmapdiff.data._reading import AnnotationCollector, read_text, text_lines
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import AnnotationSet, check_duration, check_numbers

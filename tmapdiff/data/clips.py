@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.data.features import pool_features
 from tmapdiff.errors import ArgumentError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from tmapdiff._checks import check_bool, check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.data.annotations import Annotation, AnnotationSet
 from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.features import FeatureStore

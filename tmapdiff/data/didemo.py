@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from tmapdiff._checks import check_choice, message, shown
-from tmapdiff._limits import JSON_GROWTH
+from tmapdiff._core.checks import check_choice, message, shown
+from tmapdiff._core.limits import JSON_GROWTH
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._arrays import features_bytes, load_npy, load_npz, load_tensors
-from tmapdiff._checks import (
+from tmapdiff._core.arrays import features_bytes, load_npy, load_npz, load_tensors
+from tmapdiff._core.checks import (
     check_floating,
     check_int,
     check_no_address,
@@ -23,8 +23,8 @@ from tmapdiff._checks import (
     short,
     shown,
 )
-from tmapdiff._files import list_visible
-from tmapdiff._limits import JSON_GROWTH, check_item_bytes, read_at_most
+from tmapdiff._core.files import list_visible
+from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data._durations import covers
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data._hdf5_attributes import AttributeReader

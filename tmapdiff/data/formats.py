@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tmapdiff._checks import check_choice, message
-from tmapdiff._files import list_visible
-from tmapdiff._limits import JSON_GROWTH
+from tmapdiff._core.checks import check_choice, message
+from tmapdiff._core.files import list_visible
+from tmapdiff._core.limits import JSON_GROWTH
 from tmapdiff.data._reading import parse_json, read_text, text_lines
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import AnnotationSet

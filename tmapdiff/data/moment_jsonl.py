@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmapdiff._checks import message, shown
-from tmapdiff._files import written_beside
-from tmapdiff._numbers import finite_number
+from tmapdiff._core.checks import message, shown
+from tmapdiff._core.files import written_beside
+from tmapdiff._core.numbers import finite_number
 from tmapdiff.data._reading import field, json_lines, query_id, sentence
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import check_numbers

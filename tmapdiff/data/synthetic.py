@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from tmapdiff._checks import check_choice, check_int
+from tmapdiff._core.checks import check_choice, check_int
 from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.data.charades import CharadesVideo

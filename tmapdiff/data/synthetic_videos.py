@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tmapdiff._checks import check_choice, check_int, message, require
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import check_choice, check_int, message, require
+from tmapdiff._core.files import written_beside
 from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.errors import ArgumentError

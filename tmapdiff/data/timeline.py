@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._arrays import features_bytes
-from tmapdiff._checks import check_int, check_range, message
-from tmapdiff._limits import check_item_bytes
+from tmapdiff._core.arrays import features_bytes
+from tmapdiff._core.checks import check_int, check_range, message
+from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.charades import NUM_CHARADES_CLASSES, CharadesVideo, load_charades_actions
 from tmapdiff.errors import ArgumentError, MissingFeatureError

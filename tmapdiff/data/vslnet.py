@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from tmapdiff._checks import check_choice
+from tmapdiff._core.checks import check_choice
 from tmapdiff.data._reading import field, number, videos
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import AnnotationSet

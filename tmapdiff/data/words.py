@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import regex
 
-from tmapdiff._checks import check_choice, check_int, message, short, shown
-from tmapdiff._files import written_beside
-from tmapdiff._limits import JSON_GROWTH, read_at_most, read_line
+from tmapdiff._core.checks import check_choice, check_int, message, short, shown
+from tmapdiff._core.files import written_beside
+from tmapdiff._core.limits import JSON_GROWTH, read_at_most, read_line
 from tmapdiff.errors import (
     ArgumentError,
     CheckpointError,
@@ -90,7 +90,7 @@ def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
     if not isinstance(sentence, str):
         got = type(sentence).__name__
         raise ArgumentError(message("tokenize", "a sentence as str", got))
-    check_choice("tokenize", "rule", rule, WordRule.__args__)  # type: ignore[attr-defined]
+    check_choice("tokenize", "rule", rule, get_args(WordRule))
     text = sentence.replace("\u2019", "'")
     if rule == "letters":
         words = _LETTERS_WORD.findall(unicodedata.normalize("NFC", text).lower())
@@ -122,7 +122,7 @@ class Vocabulary:
     """
 
     def __init__(self, words: Iterable[str], rule: WordRule = "unicode") -> None:
-        check_choice("Vocabulary", "rule", rule, WordRule.__args__)  # type: ignore[attr-defined]
+        check_choice("Vocabulary", "rule", rule, get_args(WordRule))
         self._rule = rule
         self._words = (PADDING, UNKNOWN, *words)
         self._index = {word: index for index, word in enumerate(self._words)}

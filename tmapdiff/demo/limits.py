@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmapdiff._checks import check_int, check_range, message, require
+from tmapdiff._core.checks import check_int, check_range, message, require
 from tmapdiff.errors import FileError, VideoError
 from tmapdiff.video import VideoInfo, probe_video
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from tmapdiff._checks import check_no_address, message
-from tmapdiff._files import list_visible
+from tmapdiff._core.checks import check_no_address, message
+from tmapdiff._core.files import list_visible
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.demo.visits import WELCOME, Visits, line
 from tmapdiff.errors import FileError

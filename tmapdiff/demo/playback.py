@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tmapdiff._checks import require
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import require
+from tmapdiff._core.files import written_beside
 from tmapdiff.video import open_video
 
 # Containers by FFmpeg's names, and the codecs that browsers play in them.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tmapdiff._checks import message, require
+from tmapdiff._core.checks import message, require
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.security import SameHostOnly
 from tmapdiff.demo.sessions import SessionVideos

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.playback import is_playable, write_playable
 from tmapdiff.errors import VideoError

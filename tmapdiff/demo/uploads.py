@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import VideoError
 

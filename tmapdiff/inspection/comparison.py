@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.data import Annotation, AnnotationSet
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError

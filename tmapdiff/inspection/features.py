@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tmapdiff._files import list_visible
+from tmapdiff._core.files import list_visible
 from tmapdiff.data._durations import covers, stated_duration
 from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tmapdiff._checks import check_no_address, message
-from tmapdiff._files import list_visible
+from tmapdiff._core.checks import check_no_address, message
+from tmapdiff._core.files import list_visible
 from tmapdiff.data import AnnotationFormat, find_annotations
 from tmapdiff.errors import FileError, TmapdiffError
 from tmapdiff.inspection.annotations import inspect_annotations

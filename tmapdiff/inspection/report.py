@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from tmapdiff._checks import short
+from tmapdiff._core.checks import short
 
 Kind = Literal["annotations", "features", "videos", "pipeline"]
 Told = Callable[[], None]  # called after each item, for a progress bar

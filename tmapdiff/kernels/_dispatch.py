@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from tmapdiff._checks import message
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import message
+from tmapdiff._core.files import written_beside
 from tmapdiff._version import __version__
 from tmapdiff.errors import ConfigError, FileError
 

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tmapdiff._checks import check_shape
+from tmapdiff._core.checks import check_shape
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._derivatives import is_transformed
 from tmapdiff.kernels._launch import memory_order, why_not_eager

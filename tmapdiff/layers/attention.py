@@ -9,7 +9,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_bool, check_int, check_range, check_shape
+from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels._derivatives import is_transformed, with_second_gradient
 from tmapdiff.kernels.masking import check_map_features, fill_invalid

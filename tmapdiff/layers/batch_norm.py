@@ -8,7 +8,7 @@ from einops import reduce
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_shape
+from tmapdiff._core.checks import check_shape
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):

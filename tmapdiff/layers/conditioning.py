@@ -1,13 +1,13 @@
 """How the map features of video and query meet the noisy map."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_shape
+from tmapdiff._core.checks import check_choice, check_int, check_shape
 from tmapdiff.kernels._launch import inverse_order, memory_order
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
@@ -104,7 +104,7 @@ class MultiplyConditioning(nn.Module):
         who = "MultiplyConditioning"
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
         self.channels = check_int(who, "channels", channels, at_least=1)
-        self.product = check_choice(who, "product", product, Product.__args__)  # type: ignore[attr-defined]
+        self.product = check_choice(who, "product", product, get_args(Product))
         self.embed = PointwiseConv2d(1, channels)
         self.project = PointwiseConv2d(feature_channels, channels)
 

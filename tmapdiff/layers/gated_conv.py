@@ -1,13 +1,13 @@
 """Gated convolutions over maps."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_int, check_sizes
+from tmapdiff._core.checks import check_choice, check_int, check_sizes
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import KernelSpectra, MapConvPlan, map_conv, plan_map_conv
@@ -55,7 +55,7 @@ class GatedConv2d(nn.Module):
                 f"{who}: expected an odd kernel_size, got {kernel_size}. "
                 "An even kernel cannot keep the map's size."
             )
-        self.gate = check_choice(who, "gate", gate, Gate.__args__)  # type: ignore[attr-defined]
+        self.gate = check_choice(who, "gate", gate, get_args(Gate))
         self.gate_channels = 1 if gate == "shared" else out_channels
         self.conv = nn.Conv2d(
             in_channels, out_channels + self.gate_channels, kernel_size, padding=kernel_size // 2

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_shape
+from tmapdiff._core.checks import check_shape
 from tmapdiff.kernels._launch import inverse_order, memory_order
 
 

@@ -1,12 +1,12 @@
 """Telling a map where in the diffusion it is: timestep embeddings and stylization blocks."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_range, check_shape
+from tmapdiff._core.checks import check_choice, check_int, check_range, check_shape
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.kernels.styled_residual import add_styled, why_not_eager
@@ -93,7 +93,7 @@ class StylizationBlock(nn.Module):
         who = "StylizationBlock"
         self.channels = check_int(who, "channels", channels, at_least=1)
         self.time_channels = check_int(who, "time_channels", time_channels, at_least=1)
-        self.norm = check_choice(who, "norm", norm, Norm.__args__)  # type: ignore[attr-defined]
+        self.norm = check_choice(who, "norm", norm, get_args(Norm))
         self.num_groups = check_int(who, "num_groups", num_groups, at_least=1)
         if norm == "group" and channels % num_groups:
             raise ConfigError(

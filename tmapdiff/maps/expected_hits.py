@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.moments import (
     RankedMoments,

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_length, check_range, check_shape, message
-from tmapdiff._limits import limit_hint, max_item_bytes
+from tmapdiff._core.checks import check_int, check_length, check_range, check_shape, message
+from tmapdiff._core.limits import limit_hint, max_item_bytes
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps.overlap import temporal_iou
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_floating, check_shape
+from tmapdiff._core.checks import check_floating, check_shape
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.overlap import temporal_iou

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_length, check_shape
+from tmapdiff._core.checks import check_length, check_shape
 from tmapdiff.errors import ShapeError
 from tmapdiff.maps.grid import MapGrid
 

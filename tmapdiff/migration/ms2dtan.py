@@ -8,10 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from tmapdiff._arrays import load_tensors
-from tmapdiff._checks import check_choice, check_int, check_range, check_sizes, message, require
-from tmapdiff._declared_weights import check_declared_bytes
-from tmapdiff._numbers import parse_number
+from tmapdiff._core.arrays import load_tensors
+from tmapdiff._core.checks import (
+    check_choice,
+    check_int,
+    check_range,
+    check_sizes,
+    message,
+    require,
+)
+from tmapdiff._core.declared_weights import check_declared_bytes
+from tmapdiff._core.numbers import parse_number
 from tmapdiff.data import (
     AnnotationSet,
     FeatureStore,

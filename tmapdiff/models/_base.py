@@ -14,10 +14,10 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 from typing_extensions import Self
 
-from tmapdiff._checks import first_line, message, short
-from tmapdiff._configs import StrictConfigMixin
-from tmapdiff._declared_weights import check_declared_weights
-from tmapdiff._files import folder_to_save_in, written_beside
+from tmapdiff._core.checks import first_line, message, short
+from tmapdiff._core.configs import StrictConfigMixin
+from tmapdiff._core.declared_weights import check_declared_weights
+from tmapdiff._core.files import folder_to_save_in, written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
 from tmapdiff.kernels.map_conv import KernelSpectra
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from tmapdiff._checks import (
+from tmapdiff._core.checks import (
     check_bool,
     check_choice,
     check_int,
@@ -131,7 +131,7 @@ class MapDiffusionDecoder(MapModel):
         check_int(who, "feature_channels", feature_channels, at_least=1)
         check_int(who, "channels", channels, at_least=1)
         check_bool(who, "joint_scales", joint_scales)
-        check_choice(who, "architecture", architecture, Architecture.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "architecture", architecture, get_args(Architecture))
         # Fields of the other architecture are saved, too.
         if architecture == "conv":
             check_int(who, "num_layers", num_layers, at_least=1)

@@ -1,7 +1,7 @@
 """From words and clips to map features that the decoder is conditioned on."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from tmapdiff._checks import (
+from tmapdiff._core.checks import (
     check_bool,
     check_choice,
     check_int,
@@ -178,7 +178,7 @@ class MapFeatureBuilder(nn.Module):
     def __init__(self, grid: MapGrid, channels: int, layer: MapLayer = "conv") -> None:
         super().__init__()
         check_int("MapFeatureBuilder", "channels", channels, at_least=1)
-        check_choice("MapFeatureBuilder", "layer", layer, MapLayer.__args__)  # type: ignore[attr-defined]
+        check_choice("MapFeatureBuilder", "layer", layer, get_args(MapLayer))
         self.grid = grid
         self.channels = channels
         self.layer = layer

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_bool, check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.ddim_step import Activation, DDIMStep, ddim_step
 from tmapdiff.models._base import answering

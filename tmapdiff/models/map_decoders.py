@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_int, check_shape, check_sizes
+from tmapdiff._core.checks import check_choice, check_int, check_shape, check_sizes
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
@@ -78,7 +78,7 @@ class ConvMapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         who = "ConvMapDecoder"
-        check_choice(who, "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "stylization", stylization, get_args(Stylization))
 
         def style(width: int, *, when: str) -> StylizationBlock | None:
             if stylization not in (when, "both"):
@@ -256,7 +256,7 @@ class TransformerMapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         who = "TransformerMapDecoder"
-        check_choice(who, "stylization", stylization, Stylization.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "stylization", stylization, get_args(Stylization))
         self.attends_to_features = conditioning == "cross-attention"
         self.condition: Any
         if self.attends_to_features:
@@ -374,7 +374,7 @@ class PreparedCells:
 def _make_conditioning(
     who: str, conditioning: str, feature_channels: int, channels: int
 ) -> ConcatConditioning | MultiplyConditioning:
-    check_choice(who, "conditioning", conditioning, Conditioning.__args__)  # type: ignore[attr-defined]
+    check_choice(who, "conditioning", conditioning, get_args(Conditioning))
     if conditioning == "cross-attention":
         raise ConfigError(
             f"{who}: expected another conditioning than 'cross-attention'. "

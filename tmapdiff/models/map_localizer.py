@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_choice, check_length, check_range, check_shape, message
+from tmapdiff._core.checks import check_choice, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.losses import OBJECTIVES, get_objective
 from tmapdiff.maps import (
@@ -112,7 +112,7 @@ class MapLocalizer(MapModel):
         who = type(self).__name__
         check_choice(who, "objective", objective, OBJECTIVES)
         check_range(who, "nms_threshold", nms_threshold, 0, 1)
-        check_choice(who, "ranking", ranking, Ranking.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "ranking", ranking, get_args(Ranking))
         self.grid = grid
         self.objective = get_objective(objective)
         self.build_iou_maps = IoUMapBuilder(grid)
@@ -383,7 +383,7 @@ class MapLocalizer(MapModel):
     def _check_reading(self, ranking: Ranking | None, nms_threshold: float | None) -> Ranking:
         who = type(self).__name__
         chosen: Ranking = self.config.ranking if ranking is None else ranking
-        check_choice(who, "ranking", chosen, Ranking.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "ranking", chosen, get_args(Ranking))
         if nms_threshold is not None and chosen != "nms":
             expected = f"no nms_threshold with ranking {chosen!r}"
             hint = "Pass ranking='nms' with it."

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._checks import check_sizes
+from tmapdiff._core.checks import check_sizes
 from tmapdiff.errors import CheckpointError
 from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.layers.gated_conv import Gate

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, first_line, message, require, short
-from tmapdiff._declared_weights import check_declared_weights
-from tmapdiff._files import written_beside
-from tmapdiff._limits import TEXT_GROWTH, check_item_bytes
-from tmapdiff._threads import Lock
+from tmapdiff._core.checks import check_int, first_line, message, require, short
+from tmapdiff._core.declared_weights import check_declared_weights
+from tmapdiff._core.files import written_beside
+from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
+from tmapdiff._core.threads import Lock
 from tmapdiff.errors import ArgumentError, CheckpointError, TmapdiffError
 
 # What `save_pretrained` of transformers' models and tokenizers may write.

@@ -9,8 +9,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from tmapdiff._checks import first_line, message, short
-from tmapdiff._limits import JSON_GROWTH, read_at_most
+from tmapdiff._core.checks import first_line, message, short
+from tmapdiff._core.limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
 from tmapdiff.models import MS2DTAN, MapLocalizer, MomentLocalizer, TransformersTextEncoder

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_list, check_range, message
+from tmapdiff._core.checks import check_list, check_range, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import MapGrid
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from diffusers import __version__ as diffusers_version
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_choice, check_int, check_range, message
-from tmapdiff._files import folder_to_save_in, written_beside
-from tmapdiff._threads import Lock
+from tmapdiff._core.checks import check_choice, check_int, check_range, message
+from tmapdiff._core.files import folder_to_save_in, written_beside
+from tmapdiff._core.threads import Lock
 from tmapdiff._version import __version__
 from tmapdiff.data.clips import divide_video
 from tmapdiff.data.words import Vocabulary, check_known_words
@@ -379,8 +379,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             TmapdiffError: As `encode_video`.
         """
         who = type(self).__name__
-        check_choice(who, "output_type", output_type, OutputType.__args__)  # type: ignore[attr-defined]
-        check_choice(who, "on_error", on_error, OnError.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "output_type", output_type, get_args(OutputType))
+        check_choice(who, "on_error", on_error, get_args(OnError))
         check_int(who, "batch_size", batch_size, at_least=1)
         check_int(who, "top_n", top_n, at_least=1)
         videos, queries = _paired(who, video, query)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tmapdiff._checks import check_length, check_range, message, require
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import check_length, check_range, message, require
+from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, MissingDependencyError
 from tmapdiff.plots.bars import Moments, bars_inches, draw_bars_panel
 from tmapdiff.plots.maps import MAP_INCHES, plot_map, step_titles

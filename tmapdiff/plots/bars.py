@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tmapdiff._checks import check_length
+from tmapdiff._core.checks import check_length
 from tmapdiff.plots.style import PREDICTION_COLOR, TRUTH_COLOR
 
 if TYPE_CHECKING:

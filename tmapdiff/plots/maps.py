@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_length, check_range, check_shape
+from tmapdiff._core.checks import check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError
 from tmapdiff.plots.bars import Moments, bars_inches, check_scores, draw_bars_panel
 from tmapdiff.plots.style import COLORMAP, PREDICTION_COLOR, TRUTH_COLOR, new_figure

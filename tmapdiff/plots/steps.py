@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tmapdiff._checks import check_int, message
+from tmapdiff._core.checks import check_int, message
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.plots.style import COLORS, LINES, MARKERS, new_figure
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tmapdiff._checks import require
+from tmapdiff._core.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range, message
+from tmapdiff._core.checks import check_int, check_range, message
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.plots.bars import Moments, check_scores, draw_bars
 from tmapdiff.plots.style import new_figure

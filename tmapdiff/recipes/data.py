@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import message
+from tmapdiff._core.checks import message
 from tmapdiff.data import (
     SEGMENT_SECONDS,
     ActionTimelineFeatures,

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tmapdiff._checks import check_choice, check_int, check_list, message
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import check_choice, check_int, check_list, message
+from tmapdiff._core.files import written_beside
 from tmapdiff.data import MomentDataset, Vocabulary, write_submission
 from tmapdiff.errors import ConfigError
 from tmapdiff.evaluation import (
@@ -65,9 +65,9 @@ class Reading:
         if self.num_samples is not None:
             check_int("Reading", "num_samples", self.num_samples, at_least=1)
         if self.ranking is not None:
-            check_choice("Reading", "ranking", self.ranking, Ranking.__args__)  # type: ignore[attr-defined]
+            check_choice("Reading", "ranking", self.ranking, get_args(Ranking))
         check_int("Reading", "seed", self.seed, at_least=0)
-        check_choice("Reading", "protocol", self.protocol, Protocol.__args__)  # type: ignore[attr-defined]
+        check_choice("Reading", "protocol", self.protocol, get_args(Protocol))
 
     def steps_of(self, model: MapLocalizer) -> tuple[int, ...]:
         """Return the numbers of steps to evaluate `model` with."""
@@ -319,7 +319,7 @@ def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -
         ArgumentError: If a part of the data set is empty.
         ConfigError: If there is no such control.
     """
-    check_choice("evaluate_control", "control", control, Control.__args__)  # type: ignore[attr-defined]
+    check_choice("evaluate_control", "control", control, get_args(Control))
     if data.protocol == "didemo" and control == "prior":
         return Results({control: evaluate_didemo_prior(data.train, data.test)})
     grid = recipe.preset_for(data.protocol).make_grid()

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from tmapdiff._checkpoints import CheckpointFolder
-from tmapdiff._checks import check_choice, check_int, check_range, message
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import check_choice, check_int, check_range, message
+from tmapdiff._core.files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.errors import ArgumentError, FileError
 from tmapdiff.models import MapLocalizer, MomentLocalizer
@@ -65,7 +65,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_choice("Recipe", "preset", self.preset, PRESETS)
-        check_choice("Recipe", "model", self.model, ModelKind.__args__)  # type: ignore[attr-defined]
+        check_choice("Recipe", "model", self.model, get_args(ModelKind))
         if self.decoder is not None:
             check_choice("Recipe", "decoder", self.decoder, DECODERS)
         if self.clip_seconds is not None:

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._checks import check_int, check_no_address, check_range, message, require
-from tmapdiff._numbers import parse_number
+from tmapdiff._core.checks import check_int, check_no_address, check_range, message, require
+from tmapdiff._core.numbers import parse_number
 from tmapdiff.errors import ArgumentError, FileError, NoVideoStreamError, VideoError
 from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tmapdiff._arrays import features_bytes
-from tmapdiff._checks import check_int, check_no_address, check_range, message, require, short
-from tmapdiff._files import list_visible
-from tmapdiff._limits import check_item_bytes
+from tmapdiff._core.arrays import features_bytes
+from tmapdiff._core.checks import check_int, check_no_address, check_range, message, require, short
+from tmapdiff._core.files import list_visible
+from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av

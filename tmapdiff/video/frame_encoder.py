@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,9 +16,16 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._checks import check_bool, check_choice, check_int, check_shape, first_line, message
-from tmapdiff._declared_weights import check_declared_weights
-from tmapdiff._files import written_beside
+from tmapdiff._core.checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_shape,
+    first_line,
+    message,
+)
+from tmapdiff._core.declared_weights import check_declared_weights
+from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -80,7 +87,7 @@ class FrameEncoder(nn.Module):
         import timm
 
         who = "FrameEncoder"
-        check_choice(who, "mixed_precision", mixed_precision, Precision.__args__)  # type: ignore[attr-defined]
+        check_choice(who, "mixed_precision", mixed_precision, get_args(Precision))
         _check_name(who, model_name)
         check_bool(who, "pretrained", pretrained)
         check_bool(who, "keep_head", keep_head)
@@ -223,7 +230,7 @@ class FrameEncoder(nn.Module):
                     cls.__name__,
                     "mixed_precision",
                     config["mixed_precision"],
-                    Precision.__args__,  # type: ignore[attr-defined]
+                    get_args(Precision),
                 ),
                 description=str(config["description"]),
             )

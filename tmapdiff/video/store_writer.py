@@ -12,8 +12,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from typing_extensions import Self
 
-from tmapdiff._checks import message, require
-from tmapdiff._files import is_hidden, sync, written_beside
+from tmapdiff._core.checks import message, require
+from tmapdiff._core.files import is_hidden, sync, written_beside
 from tmapdiff._stopping import SECONDS_OF_ORPHANS
 from tmapdiff.data._hdf5_attributes import AttributeReader
 from tmapdiff.data._video_ids import (

@@ -27,7 +27,7 @@ from helpers.migration import EXPERIMENT
 from torch import Tensor
 
 import tmapdiff
-from tmapdiff._declared_weights import check_declared_bytes
+from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff.corpus import CorpusOptions, localize_corpus
 from tmapdiff.data import (
     AnnotationSet,

@@ -1,12 +1,12 @@
 """Step of DDIM: all that happens to packed maps between two passes of the decoder."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_choice, check_length, check_range, check_shape, message
+from tmapdiff._core.checks import check_choice, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.kernels._dispatch import choose
 from tmapdiff.kernels._launch import in_order, why_not_triton
@@ -107,7 +107,7 @@ def ddim_step(
         check_shape(who, "coefficients", coefficients, "4")
     else:
         check_length(who, "coefficients", coefficients, 4)
-    check_choice(who, "activation", activation, Activation.__args__)  # type: ignore[attr-defined]
+    check_choice(who, "activation", activation, get_args(Activation))
 
     reason = why_not_triton(*tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

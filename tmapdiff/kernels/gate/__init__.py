@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_shape, message
+from tmapdiff._core.checks import check_int, check_shape, message
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._dispatch import choose
 from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton

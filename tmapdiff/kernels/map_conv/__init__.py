@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_shape
+from tmapdiff._core.checks import check_shape
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._derivatives import is_transformed
 from tmapdiff.kernels._dispatch import choose_fastest

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels import _launch
 from tmapdiff.kernels._dispatch import choose

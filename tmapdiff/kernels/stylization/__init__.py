@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tmapdiff._checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels._dispatch import choose
 from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton

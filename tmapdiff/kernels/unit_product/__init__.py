@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import check_shape
+from tmapdiff._core.checks import check_shape
 from tmapdiff.kernels import _launch
 from tmapdiff.kernels._dispatch import choose
 from tmapdiff.kernels.masking import check_map_features

@@ -3,8 +3,8 @@
 import os
 from typing import BinaryIO
 
-from tmapdiff._checks import message
-from tmapdiff._numbers import parse_integer
+from tmapdiff._core.checks import message
+from tmapdiff._core.numbers import parse_integer
 from tmapdiff.errors import ArgumentError, SizeLimitError
 
 LIMIT_VARIABLE = "TMAPDIFF_MAX_ITEM_BYTES"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._checks import message
-from tmapdiff._limits import check_item_bytes
+from tmapdiff._core.checks import message
+from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
 _ZIP = b"PK\x03\x04"  # what archives begin with, those of torch too

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from tmapdiff._checks import first_line
+from tmapdiff._core.checks import first_line
 from tmapdiff.errors import CheckpointError
 
 # Weights may be stored in fewer bytes than they are used in: 8 bits and 32.

@@ -5,8 +5,8 @@ from helpers.assertions import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmapdiff import _limits
-from tmapdiff._numbers import parse_integer, parse_number
+from tmapdiff._core import limits
+from tmapdiff._core.numbers import parse_integer, parse_number
 from tmapdiff.errors import ArgumentError
 
 # All of these are numbers to Python.
@@ -46,4 +46,4 @@ def test_what_is_a_number_is_python_s_and_made_of_digits(text):
 def test_the_environment_is_read_so(monkeypatch, text):
     monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", text)
     with refuses(ArgumentError, "expected TMAPDIFF_MAX_ITEM_BYTES to be an integer >= 1, got"):
-        _limits.max_item_bytes()
+        limits.max_item_bytes()

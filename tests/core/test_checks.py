@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.assertions import refuses
 
-from tmapdiff._checks import (
+from tmapdiff._core.checks import (
     check_choice,
     check_floating,
     check_int,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.assertions import refuses
 
-from tmapdiff._arrays import load_npy, load_npz, load_tensors
+from tmapdiff._core.arrays import load_npy, load_npz, load_tensors
 from tmapdiff.data import PtFeatureStore
 from tmapdiff.errors import FeatureError, FileError, SizeLimitError
 

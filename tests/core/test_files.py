@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.assertions import refuses
 
-from tmapdiff._files import remove_folder, written_beside
+from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.errors import ArgumentError, FileError
 
 
@@ -111,7 +111,7 @@ def test_durable_files_and_folders_are_the_same(tmp_path):
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_durable_files_are_on_the_disk_before_they_are_renamed(tmp_path):
     code = (
-        "import sys; from tmapdiff._files import written_beside\n"
+        "import sys; from tmapdiff._core.files import written_beside\n"
         "with written_beside(sys.argv[1], durable=True) as new: new.write_text('content')"
     )
     log = tmp_path / "log"

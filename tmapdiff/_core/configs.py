@@ -4,8 +4,8 @@ import difflib
 import inspect
 from typing import Any
 
-from tmapdiff._checks import message
-from tmapdiff._numbers import is_number, plain
+from tmapdiff._core.checks import message
+from tmapdiff._core.numbers import is_number, plain
 from tmapdiff.errors import ConfigError
 
 # Keywords that diffusers passes through `from_config` beside the fields.

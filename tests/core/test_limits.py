@@ -3,22 +3,22 @@ import io
 import pytest
 from helpers.assertions import refuses
 
-from tmapdiff import _limits
+from tmapdiff._core import limits
 from tmapdiff.errors import ArgumentError, FileError, SizeLimitError
 
 
 def test_the_limit_and_its_variable(monkeypatch):
     monkeypatch.delenv("TMAPDIFF_MAX_ITEM_BYTES", raising=False)
-    assert _limits.max_item_bytes() == 512 * 2**20
+    assert limits.max_item_bytes() == 512 * 2**20
     monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", "1000")
-    assert _limits.max_item_bytes() == 1000
-    _limits.check_item_bytes("who", "a thing", 1000)
+    assert limits.max_item_bytes() == 1000
+    limits.check_item_bytes("who", "a thing", 1000)
     with refuses(
         SizeLimitError,
         "who: expected a thing of at most 1,000 bytes, got 1,001. "
         "Set the environment variable TMAPDIFF_MAX_ITEM_BYTES if it is meant.",
     ):
-        _limits.check_item_bytes("who", "a thing", 1001)
+        limits.check_item_bytes("who", "a thing", 1001)
     assert issubclass(SizeLimitError, FileError)
 
 
@@ -26,7 +26,7 @@ def test_the_limit_and_its_variable(monkeypatch):
 def test_a_variable_that_is_no_number(monkeypatch, stated):
     monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", stated)
     with refuses(ArgumentError, "expected TMAPDIFF_MAX_ITEM_BYTES to be an integer >= 1, got"):
-        _limits.max_item_bytes()
+        limits.max_item_bytes()
 
 
 def test_no_more_is_read_than_may_be(monkeypatch, tmp_path):
@@ -34,17 +34,17 @@ def test_no_more_is_read_than_may_be(monkeypatch, tmp_path):
     path = tmp_path / "text"
     path.write_bytes(b"x" * 10 + b"\n" + b"x" * 5000)
     with path.open("rb") as file:
-        assert _limits.read_line("who", file, 8) == b"x" * 10 + b"\n"
+        assert limits.read_line("who", file, 8) == b"x" * 10 + b"\n"
         with refuses(SizeLimitError, "who: expected a line of at most 100 bytes, got 104."):
-            _limits.read_line("who", file, 8)
+            limits.read_line("who", file, 8)
         assert file.tell() < 50
         file.seek(0)
         with refuses(SizeLimitError, "who: expected a text of at most 100 bytes, got 40,088."):
-            _limits.read_at_most("who", file, 8)
+            limits.read_at_most("who", file, 8)
         assert file.tell() == 0
     path.write_bytes(b"x" * 12)
     with path.open("rb") as file:
-        assert _limits.read_at_most("who", file, 8) == b"x" * 12
+        assert limits.read_at_most("who", file, 8) == b"x" * 12
 
 
 def test_what_has_no_size_is_read_with_care(monkeypatch):
@@ -53,5 +53,5 @@ def test_what_has_no_size_is_read_with_care(monkeypatch):
         open("/dev/zero", "rb") as file,
         refuses(SizeLimitError, "endless: expected a text of at most 1,000 bytes"),
     ):
-        _limits.read_at_most("endless", file, 8)
-    assert _limits.read_line("memory", io.BytesIO(b"a\nb"), 1) == b"a\n"
+        limits.read_at_most("endless", file, 8)
+    assert limits.read_line("memory", io.BytesIO(b"a\nb"), 1) == b"a\n"

@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tmapdiff._numbers import finite_number, plain
+from tmapdiff._core.numbers import finite_number, plain
 from tmapdiff.errors import (
     ArgumentError,
     ConfigError,

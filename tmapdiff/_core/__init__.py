@@ -1,0 +1,1 @@
+"""What every part uses: checks and errors of one wording, files, limits, untrusted arrays."""
