@@ -3,7 +3,7 @@
 It names the parameters and no others, errors that exist, and its examples give what they show.
 
 A parameter is named by an entry of `Args`, `Attributes` or `Shape`, or in code font in the text. A
-method may leave to its class what the class says, and an override has the text of what it overrides.
+method may leave to its class what the class says, and an override to what it overrides.
 """
 
 import builtins
