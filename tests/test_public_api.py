@@ -97,7 +97,6 @@ LEVELS = {  # a file may import from its own folder, and from lower levels
     "_sharding": 2,
     "_checkpoints": 2,
     "_stopping": 1,
-    "_solvers": 1,
     "kernels": 4,
     "maps": 4,
     "losses": 4,

@@ -38,6 +38,7 @@ ORDER = (
     "tmapdiff.data.dataset",
     "tmapdiff.data.windows",
     "tmapdiff.schedulers",
+    "tmapdiff.schedulers.map_scheduler",
     "tmapdiff.layers",
     "tmapdiff.layers.stylization",
     "tmapdiff.layers.conditioning",

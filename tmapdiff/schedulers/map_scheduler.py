@@ -1,4 +1,4 @@
-"""Noise on packed IoU maps: adding it in training, taking it away in sampling."""
+"""DDIM and two multistep solvers on packed IoU maps."""
 
 import os
 from copy import copy
@@ -24,9 +24,9 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff._core.configs import NotAConfigError, StrictConfigMixin
 from tmapdiff._core.files import folder_to_save_in, written_beside
-from tmapdiff._solvers import Past, extrapolated, interpolated
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
 from tmapdiff.kernels.ddim_step import ddim_coefficients
+from tmapdiff.schedulers.multistep import Past, extrapolated, interpolated
 
 BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
