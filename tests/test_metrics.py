@@ -1,3 +1,4 @@
+import copy
 import os
 from collections import Counter
 
@@ -9,7 +10,7 @@ from helpers.oracles import interval_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import LocalizationMetrics, RankedMoments
+from tmapdiff import CalibrationMetrics, LocalizationMetrics, RankedMoments
 from tmapdiff.data import load_didemo
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.metrics import DiDeMoMetrics, best_ious, consensus_moments
@@ -62,6 +63,25 @@ def test_iou_at_the_threshold(end, threshold, strict, expected):
     metrics = LocalizationMetrics(ranks=(1,), thresholds=(threshold,), strict=strict)
     metrics.update(torch.tensor([[[0.0, end]]]), torch.tensor([[0.0, 10.0]]))
     assert metrics.compute()[f"Rank1@{threshold}"] == expected
+
+
+def test_reset_forgets_all_queries():
+    moments, truth = random_moments(3, 5, seed=0), random_moments(3, seed=1)
+    segments = torch.tensor([in_seconds(all_segments(6))])
+    updates = {
+        LocalizationMetrics(): (moments, truth),
+        DiDeMoMetrics(): (segments, segments[:, :3]),
+        CalibrationMetrics(): (torch.rand(3), torch.rand(3) < 0.5),
+    }
+    for metrics, batch in updates.items():
+        metrics.update(*batch)
+        before = metrics.compute()
+        other = copy.copy(metrics)
+        metrics.reset()
+        with refuses(ArgumentError, f"{type(metrics).__name__}: expected at least one query"):
+            metrics.compute()
+        metrics.update(*batch)
+        assert metrics.compute() == before == other.compute()
 
 
 def test_keys_are_the_field_s():

@@ -182,6 +182,22 @@ def test_added_noise_equals_diffusers_and_the_formula(schedule):
         torch.testing.assert_close(found[row], expected)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_usual_loop_of_diffusers_runs(solver):
+    scheduler = MapScheduler(solver=solver)
+    scheduler.set_timesteps(4)
+    x0, noise = torch.randn(2, 3, 5, dtype=torch.float64)
+    sample = noise
+    for t in scheduler.timesteps:  # tensors of no axis
+        every = t.expand(3)
+        for one in (t, int(t), t.numpy()[()]):
+            assert_close(scheduler.add_noise(x0, noise, one), scheduler.add_noise(x0, noise, every))
+            found = scheduler.scale_model_input(sample, one)
+            assert_close(found, scheduler.scale_model_input(sample, every))
+        sample = scheduler.step(x0, t, sample).prev_sample
+    assert_close(sample, x0.clamp(-0.1, 0.1))
+
+
 def test_tables_stay_where_they_are_and_inputs_as_they_are():
     scheduler = MapScheduler()
     meta = torch.zeros(1, 5, device="meta")
@@ -259,6 +275,12 @@ def test_bad_configurations_are_refused():
     with refuses(ConfigError, "got 'num_train_timestep'. Did you mean num_train_timesteps?"):
         MapScheduler.from_config({"num_train_timestep": 10})
     with refuses(
+        ConfigError,
+        "MapScheduler: expected a configuration of its own, got one of diffusers' schedulers, with "
+        "prediction_type. Models of maps predict clean maps, never noise: choose what carries",
+    ):
+        MapScheduler.from_config(DDIMScheduler().config)
+    with refuses(
         ConfigError, "MapScheduler: expected beta_schedule to be one of squaredcos_cap_v2"
     ):
         MapScheduler(beta_schedule="cosine")
@@ -291,6 +313,12 @@ def test_bad_timesteps_are_refused():
         scheduler.add_noise(maps, maps, torch.tensor([0.0, 1.0]))
     with refuses(ShapeError, "add_noise: expected timesteps of shape (B) with B = 2, got (1,)."):
         scheduler.add_noise(maps, maps, torch.tensor([5]))
+    for wrong in (-1, torch.tensor(1000)):
+        with refuses(ArgumentError, f"add_noise: expected timesteps in 0 to 999, got {int(wrong)}"):
+            scheduler.add_noise(maps, maps, wrong)
+    for wrong in (True, 0.5):
+        with refuses(ArgumentError, "add_noise: expected integer timesteps, got torch."):
+            scheduler.add_noise(maps, maps, wrong)
     with refuses(ArgumentError, "scale_model_input: expected timesteps in 0 to 999, got 1000."):
         scheduler.scale_model_input(maps, 1000)
     scheduler.set_timesteps(2)

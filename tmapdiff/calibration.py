@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tmapdiff._core.checks import check_floating, check_int, check_range, check_shape, message
+from tmapdiff._core.gathered import Gathered
 from tmapdiff.errors import ArgumentError
 
 
@@ -164,14 +165,14 @@ def reliability_bins(
     return ReliabilityBins(total[used] / count, hits[used].double() / count, count)
 
 
-class CalibrationMetrics:
+class CalibrationMetrics(Gathered):
     """Calibration and selective accuracy over a data set, gathered batch by batch, in percent.
 
     ECE is the expected calibration error with bins of equal mass, ECE-width with bins of equal
     width; Brier is the mean squared difference between confidence and truth; AURC is the mean risk
     over all coverages. Of these less is better. Accuracy@0.8 is the share of right answers among
     the most certain 80 % of the queries, Accuracy@1.0 among all; Gain@0.8 is their difference, in
-    points.
+    points. `reset` forgets all queries so far.
 
     Args:
         num_bins: Bins of the two ECEs.
@@ -192,11 +193,10 @@ class CalibrationMetrics:
     """
 
     def __init__(self, num_bins: int = 15, coverage: float = 0.8) -> None:
+        super().__init__()
         who = "CalibrationMetrics"
         self.num_bins = check_int(who, "num_bins", num_bins, at_least=1)
         self.coverage = check_range(who, "coverage", coverage, 0, 1, open_low=True)
-        self._confidence: list[Tensor] = []
-        self._correct: list[Tensor] = []
 
     def update(self, confidence: Tensor, correct: Tensor) -> None:
         """Add a batch of queries.
@@ -218,8 +218,7 @@ class CalibrationMetrics:
             "CalibrationMetrics", confidence, correct, probabilities=True, at_least=0
         )
         # Copies: the caller may use the memory again.
-        self._confidence.append(confidence.to("cpu", copy=True))
-        self._correct.append(correct.to("cpu", copy=True))
+        self._rows.append((confidence.to("cpu", copy=True), correct.to("cpu", copy=True)))
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
@@ -227,9 +226,7 @@ class CalibrationMetrics:
         Raises:
             ArgumentError: If there were no queries.
         """
-        if not sum(len(one) for one in self._correct):
-            raise ArgumentError("CalibrationMetrics: expected at least one query, got none.")
-        confidence, correct = torch.cat(self._confidence), torch.cat(self._correct)
+        confidence, correct = self._columns()
         mass = reliability_bins(confidence, correct, self.num_bins)
         width = reliability_bins(confidence, correct, self.num_bins, equal_mass=False)
         curve = risk_coverage_curve(confidence, correct)

@@ -1,11 +1,9 @@
 """How good ranked moments are: Rank n@m and mean IoU, and DiDeMo's own metric."""
 
 from collections.abc import Sequence
-from copy import copy
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from tmapdiff._core.checks import (
     check_bool,
@@ -15,6 +13,7 @@ from tmapdiff._core.checks import (
     check_shape,
     message,
 )
+from tmapdiff._core.gathered import Gathered
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import RankedMoments, temporal_iou
 
@@ -25,7 +24,7 @@ def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None
     Args:
         predicted: Ranked moments, in seconds.
         truth: Annotated moments, in seconds.
-        num_truths: Annotated moments that count, for each query. All, if None.
+        num_truths: Annotated moments that count, per query. Defaults to all.
 
     Shape:
         - predicted: (B, n, 2)
@@ -51,12 +50,13 @@ def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None
     return ious.amax(dim=-1)
 
 
-class LocalizationMetrics:
+class LocalizationMetrics(Gathered):
     """Rank n@m and mean IoU over a data set, gathered batch by batch.
 
     Rank n@m is the share of queries for which one of the first n moments has an IoU above m with an
     annotated one: strictly above, as in 2D-TAN and MS-2D-TAN. mIoU is the mean IoU of the first.
-    Queries without an annotated moment are left out: no answer could be right.
+    Queries without an annotated moment are left out: no answer could be right. `reset` forgets all
+    queries so far.
 
     Args:
         ranks: The n's.
@@ -81,6 +81,7 @@ class LocalizationMetrics:
         *,
         strict: bool = True,
     ) -> None:
+        super().__init__()
         who = "LocalizationMetrics"
         check_bool(who, "strict", strict)
         ranks = check_list(who, "ranks", ranks)
@@ -89,7 +90,6 @@ class LocalizationMetrics:
         self.ranks = [check_int(who, "ranks", rank, at_least=1) for rank in ranks]
         self.thresholds = [check_range(who, "thresholds", m, 0, 1) for m in thresholds]
         self.strict = strict
-        self._ious: list[Tensor] = []
 
     def update(
         self,
@@ -103,7 +103,7 @@ class LocalizationMetrics:
             predicted: Ranked moments in seconds, at least as many as the largest rank; fewer
                 count as they are.
             truth: Annotated moments, in seconds.
-            num_truths: Annotated moments that count, for each query. All, if None.
+            num_truths: Annotated moments that count, per query. Defaults to all.
 
         Shape:
             - predicted: (B, n, 2), or `RankedMoments`
@@ -125,20 +125,7 @@ class LocalizationMetrics:
             padded.fill_(torch.nan)
         elif num_truths is not None:
             padded.masked_fill_((num_truths < 1)[:, None], torch.nan)
-        self._ious.append(padded)
-
-    def on_cpu(self) -> Self:
-        """Copy the metrics, with the queries so far, to the CPU."""
-        copied = copy(self)
-        copied._ious = [one.cpu() for one in self._ious]
-        return copied
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join `parts`, metrics of several parts of a data set: alike ones, at least one."""
-        whole = copy(parts[0])
-        whole._ious = [one for part in parts for one in part._ious]
-        return whole
+        self._rows.append((padded,))
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
@@ -146,9 +133,7 @@ class LocalizationMetrics:
         Raises:
             ArgumentError: If there were no queries, or none with an annotated moment.
         """
-        if not sum(len(one) for one in self._ious):
-            raise ArgumentError("LocalizationMetrics: expected at least one query, got none.")
-        ious = torch.cat([one.cpu() for one in self._ious])
+        (ious,) = self._columns()
         ious = ious[~ious[:, 0].isnan()]
         if not len(ious):
             expected = "at least one query with an annotated moment"
@@ -186,7 +171,7 @@ def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
     return moments[torch.arange(len(moments), device=moments.device), best]
 
 
-class DiDeMoMetrics:
+class DiDeMoMetrics(Gathered):
     """DiDeMo's official metric: Rank@1, Rank@5 and mean IoU against several annotators.
 
     All moments of a video are ranked. The rank of a query is the mean rank of the moments of its
@@ -206,10 +191,9 @@ class DiDeMoMetrics:
     annotators = 3  # that count
 
     def __init__(self, segment_seconds: float = 5.0) -> None:
+        super().__init__()
         check_range("DiDeMoMetrics", "segment_seconds", segment_seconds, 0, open_low=True)
         self.segment_seconds = segment_seconds
-        self._ranks: list[Tensor] = []
-        self._ious: list[Tensor] = []
 
     def update(
         self, predicted: Tensor | RankedMoments, truth: Tensor, num_truths: Tensor | None = None
@@ -219,7 +203,7 @@ class DiDeMoMetrics:
         Args:
             predicted: All moments of the video in seconds, best first; of six segments they are 21.
             truth: Moments of the annotators in seconds, equal ones as often as they were given.
-            num_truths: Annotators of each query. All, if None.
+            num_truths: Annotators of each query. Defaults to M.
 
         Shape:
             - predicted: (B, n, 2), or `RankedMoments`
@@ -255,20 +239,8 @@ class DiDeMoMetrics:
         ious = temporal_iou(ranked[:, 0, :1].double(), marked[:, :, 0].double())
         best_ranks = ranks.sort(dim=1).values[:, : self.annotators]
         best_ious = ious.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True).values
-        self._ranks.append(_mean_of_finite(best_ranks))
-        self._ious.append(_mean_of_finite(best_ious[:, : self.annotators]))
-
-    def on_cpu(self) -> Self:
-        """Copy the metrics, with the queries so far; they are on the CPU already."""
-        return copy(self)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join `parts`, metrics of several parts of a data set: alike ones, at least one."""
-        whole = copy(parts[0])
-        whole._ranks = [one for part in parts for one in part._ranks]
-        whole._ious = [one for part in parts for one in part._ious]
-        return whole
+        best_ious = best_ious[:, : self.annotators]
+        self._rows.append((_mean_of_finite(best_ranks), _mean_of_finite(best_ious)))
 
     def compute(self) -> dict[str, float]:
         """Compute all metrics over the queries so far, in percent.
@@ -276,9 +248,7 @@ class DiDeMoMetrics:
         Raises:
             ArgumentError: If there were no queries.
         """
-        if not sum(len(one) for one in self._ranks):
-            raise ArgumentError("DiDeMoMetrics: expected at least one query, got none.")
-        ranks, ious = torch.cat(self._ranks), torch.cat(self._ious)
+        ranks, ious = self._columns()
         return {
             "Rank@1": 100 * (ranks <= 1).double().mean().item(),
             "Rank@5": 100 * (ranks <= 5).double().mean().item(),

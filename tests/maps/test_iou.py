@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
@@ -156,14 +157,70 @@ def test_moments_are_in_clips_without_clip_seconds():
         build(torch.tensor([[8.0, 9.0]]))
 
 
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [[2.0, 7.0], [1.0, 3.0]],
+        [[[2, 7]], [[1, 3]]],
+        torch.tensor([[2, 7], [1, 3]]),
+        np.array([[2.0, 7.0], [1.0, 3.0]], dtype=np.float32),
+    ],
+    ids=["list", "of several", "integers", "numpy"],
+)
+def test_moments_and_seconds_may_be_lists_and_numbers(moments):
+    build = IoUMapBuilder(GRID)
+    usual = torch.tensor([[2.0, 7.0], [1.0, 3.0]])
+    expected = build.packed(usual, torch.full((2,), 1.5), torch.tensor([1, 1]))
+    for seconds, counts in ((1.5, 1), ([1.5, 1.5], [1, 1]), (torch.tensor(1.5), torch.tensor(1))):
+        found = build.packed(moments, seconds, counts)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    build.check(moments, 1.5)
+    assert torch.equal(build.dense(moments, 1.5), build.dense(usual, torch.full((2,), 1.5)))
+
+
+def test_one_moment_is_a_batch_of_one():
+    build = IoUMapBuilder(GRID)
+    expected = build.packed(torch.tensor([[2.0, 7.0]]))
+    for one in ([2, 7], (2.0, 7.0), torch.tensor([2.0, 7.0])):
+        assert torch.equal(build.packed(one), expected)
+    assert [one.shape for one in build([2, 7], 1.5)] == [(1, 8, 4), (1, 4, 4)]
+
+
+def test_a_number_of_seconds_is_as_exact_as_the_moments():
+    build, moments = IoUMapBuilder(GRID), torch.tensor([[0.25, 0.6]], dtype=torch.float64)
+    exact = torch.tensor([0.1], dtype=torch.float64)
+    assert torch.equal(build.packed(moments, 0.1), build.packed(moments, exact))
+
+
+def test_builders_show_their_grid():
+    assert repr(IoUMapBuilder(GRID, validate=False)) == (
+        "IoUMapBuilder(grid=MapGrid(num_clips=8, num_anchors=4, num_scales=2), validate=False)"
+    )
+    assert repr(MultiScaleMapSampler(GRID)) == f"MultiScaleMapSampler(grid={GRID})"
+    assert MapGrid() == MapGrid(64) == MapGrid(64, 16, 3)
+    assert MapGrid(num_anchors=8).shapes == ((64, 8), (32, 8), (16, 8))
+
+
 def test_other_bad_input_is_refused():
     build, good, one = IoUMapBuilder(GRID), torch.tensor([[1.0, 2.0]]), torch.ones(1)
     with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 3). Pass start"):
         build(torch.ones(1, 3), one)
     with refuses(ShapeError, "expected clip_seconds of shape (B) with B = 1, got (2,)."):
         build(good, torch.ones(2))
-    with refuses(ArgumentError, "expected moments of a floating dtype, got torch.int64."):
-        build(good.long(), one)
+    with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 1)."):
+        build(torch.ones(1, 1), one)
+    with refuses(ArgumentError, "expected moments of a floating dtype, got torch.bool."):
+        build(good.bool(), one)
+    for wrong in (None, "1, 2", [[1.0], [2.0, 3.0]], [["a", "b"]]):
+        text = f"expected moments of shape (B, M, 2), got {type(wrong).__name__}."
+        with refuses(ShapeError, text):
+            build(wrong, one)
+    for wrong in (True, "5"):
+        with refuses(
+            ShapeError, f"clip_seconds of shape (B) with B = 1, got {type(wrong).__name__}."
+        ):
+            build(good, wrong)
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with refuses(ArgumentError, f"expected clip_seconds[0] > 0 and finite, got {wrong:g}."):
             build(good, torch.tensor([wrong]))

@@ -107,6 +107,8 @@ def test_wrong_shapes_are_refused():
         sampler.split(torch.zeros(1, 8, 7))
     with refuses(ShapeError, "merge: expected maps to be a list of 2, got 1."):
         sampler.merge([torch.zeros(1, 8, 4)])
+    with refuses(ShapeError, "merge: expected maps to be a list of 2, got Tensor."):
+        sampler.merge(torch.zeros(2, 1, 8, 4))
     with refuses(
         ShapeError, "merge: expected maps[1] of shape (B, 4, 4) with B = 1, got (2, 4, 4)"
     ):

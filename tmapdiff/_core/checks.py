@@ -149,8 +149,9 @@ def check_shape(
 
 def check_length(who: str, name: str, items: Any, length: int, hint: str = "") -> None:
     """Raise ShapeError unless `items` is a list or tuple of `length` entries."""
-    if not isinstance(items, Sequence) or isinstance(items, str | bytes) or len(items) != length:
-        got = f"{len(items)}" if hasattr(items, "__len__") else type(items).__name__
+    is_list = isinstance(items, Sequence) and not isinstance(items, str | bytes)
+    if not is_list or len(items) != length:
+        got = len(items) if is_list else type(items).__name__
         raise ShapeError(message(who, f"{name} to be a list of {length}", got, hint))
 
 

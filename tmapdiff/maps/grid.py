@@ -26,7 +26,7 @@ class MapGrid:
 
     Args:
         num_clips: Clips of the finest scale (the paper's N), divisible by `2**(num_scales - 1)`.
-        num_anchors: Durations a scale (the paper's A), at most the clips of the coarsest scale.
+        num_anchors: Durations per scale (the paper's A), at most the clips of the coarsest scale.
         num_scales: Scales (the paper's K).
 
     Raises:
@@ -37,16 +37,16 @@ class MapGrid:
     Source: Zhang et al., Multi-Scale 2D Temporal Adjacent Networks, arXiv 2012.02646, section 3.3.
 
     Example:
-        >>> grid = MapGrid(num_clips=64, num_anchors=16, num_scales=3)
+        >>> grid = MapGrid()
         >>> grid.shapes
         ((64, 16), (32, 16), (16, 16))
         >>> grid.num_cells
         1792
     """
 
-    num_clips: int
-    num_anchors: int
-    num_scales: int
+    num_clips: int = 64
+    num_anchors: int = 16
+    num_scales: int = 3
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_anchors", "num_scales"):

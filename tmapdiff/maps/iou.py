@@ -1,7 +1,10 @@
 """IoU maps of annotated moments: what the diffusion model learns to generate."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,70 +13,71 @@ from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.overlap import temporal_iou
 
+Moments: TypeAlias = Tensor | np.ndarray | Sequence[Any]
+PerSample: TypeAlias = Tensor | np.ndarray | Sequence[float] | float
 
+
+@dataclass(eq=False)
 class IoUMapBuilder:
     """Makes the IoU maps of annotated moments: what the diffusion model denoises.
 
     Each cell holds the IoU of its candidate moment with the annotated one; with several annotated
     moments, the highest; with none, as in a video without the event, 0. Invalid cells are 0. Closed
-    form, on the moments' device and in their dtype.
+    form, on the moments' device and in their dtype; lists and whole numbers become torch's default.
+
+    Every method takes `moments`, the start and end of the annotated moments in seconds,
+    `clip_seconds`, the seconds a clip lasts (moments are in clips without it), and `num_moments`,
+    how many of the M moments of each sample count, 0 to M (all, by default).
 
     Args:
         grid: The candidate moments.
         validate: Check the values of the moments. The check waits for the device, once; turn it off
             for moments that were checked before.
 
+    Shape:
+        - moments: (B, M, 2), (B, 2), or (2,) for one
+        - clip_seconds, num_moments: (B,), or one number for all samples
+
     Source: Zhang et al., arXiv 2401.08232, Eq. 1.
 
     Example:
         >>> build = IoUMapBuilder(MapGrid(num_clips=2, num_anchors=2, num_scales=1))
-        >>> build(torch.tensor([[0.0, 5.0]]), clip_seconds=torch.tensor([5.0]))[0]
+        >>> build([0, 5], clip_seconds=5)[0]
         tensor([[[1.0000, 0.5000],
                  [0.0000, 0.0000]]])
     """
 
-    def __init__(self, grid: MapGrid, *, validate: bool = True) -> None:
-        self.grid = grid
-        self.validate = validate
+    grid: MapGrid
+    validate: bool = field(default=True, kw_only=True)
 
     def __call__(
-        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
+        self,
+        moments: Moments,
+        clip_seconds: PerSample | None = None,
+        num_moments: PerSample | None = None,
     ) -> list[Tensor]:
-        """Build one IoU map a scale.
-
-        Args:
-            moments: Start and end of the annotated moments, in seconds.
-            clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-            num_moments: How many of the M moments of each sample count, 0 to M. All, if None.
+        """Build one IoU map per scale.
 
         Shape:
-            - moments: (B, 2) or (B, M, 2)
-            - clip_seconds: (B,)
-            - num_moments: (B,)
             - returns: K tensors (B, N_k, A), in [0, 1]
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `moments` is not floating, `clip_seconds` is not positive,
+            ArgumentError: If `moments` are no numbers, `clip_seconds` is not positive,
                 `num_moments` is not in 0 to M, or a moment is not finite, starts before 0, does
                 not end after its start, or lies wholly outside the video.
         """
         return self.grid.unpack(self.packed(moments, clip_seconds, num_moments))
 
     def packed(
-        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
+        self,
+        moments: Moments,
+        clip_seconds: PerSample | None = None,
+        num_moments: PerSample | None = None,
     ) -> Tensor:
         """Build the IoU maps of all scales as one packed tensor.
 
-        Args:
-            moments: Start and end of the annotated moments, in seconds.
-            clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-            num_moments: How many of the M moments of each sample count, 0 to M. All, if None.
-
         Shape:
-            - moments: (B, 2) or (B, M, 2)
-            - clip_seconds: (B,)
-            - num_moments: (B,)
             - returns: (B, cells), in [0, 1]
 
         Raises:
@@ -85,14 +89,12 @@ class IoUMapBuilder:
         return iou * self.grid.packed_mask(moments.device)
 
     def check(
-        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
+        self,
+        moments: Moments,
+        clip_seconds: PerSample | None = None,
+        num_moments: PerSample | None = None,
     ) -> None:
-        """Check `moments`, `clip_seconds` and `num_moments` as the call does with `validate`.
-
-        Shape:
-            - moments: (B, 2) or (B, M, 2)
-            - clip_seconds: (B,)
-            - num_moments: (B,)
+        """Check the moments as the call does with `validate`.
 
         Raises:
             ShapeError, ArgumentError: As the call.
@@ -100,21 +102,16 @@ class IoUMapBuilder:
         IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
 
     def dense(
-        self, moments: Tensor, clip_seconds: Tensor | None = None, num_moments: Tensor | None = None
+        self,
+        moments: Moments,
+        clip_seconds: PerSample | None = None,
+        num_moments: PerSample | None = None,
     ) -> Tensor:
         """Build the IoU of every candidate `[start clip, duration in clips - 1]`, of no scale.
 
         Takes memory quadratic in the clips.
 
-        Args:
-            moments: Start and end of the annotated moments, in seconds.
-            clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-            num_moments: How many of the M moments of each sample count, 0 to M. All, if None.
-
         Shape:
-            - moments: (B, 2) or (B, M, 2)
-            - clip_seconds: (B,)
-            - num_moments: (B,)
             - returns: (B, N, N), in [0, 1], 0 where the candidate ends outside the video
 
         Raises:
@@ -142,25 +139,37 @@ class IoUMapBuilder:
         return candidates.new_zeros(candidates.shape[:-1]) if best is None else best
 
     def _checked(
-        self, moments: Tensor, clip_seconds: Tensor | None, num_moments: Tensor | None
+        self, moments: Moments, clip_seconds: PerSample | None, num_moments: PerSample | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Moments (B, M, 2), seconds of a clip (B,), and which moments count (B, M), or None."""
         who = type(self).__name__
-        if isinstance(moments, Tensor) and moments.dim() == 2:
-            moments = moments[:, None]
-        hint = "Pass start and end only: scores belong in a tensor of their own."
+        moments = _as_tensor(moments)
+        if isinstance(moments, Tensor) and moments.dim() in (1, 2):
+            moments = (moments[None] if moments.dim() == 1 else moments)[:, None]
+        scored = isinstance(moments, Tensor) and moments.shape[-1:] == (3,)
+        hint = "Pass start and end only: scores belong in a tensor of their own." if scored else ""
         sizes = check_shape(who, "moments", moments, "B M 2", hint=hint)
+        if moments.dtype != torch.bool and not moments.is_floating_point():
+            moments = moments.to(torch.get_default_dtype())
         check_floating(who, "moments", moments)
-        unit = "clips" if clip_seconds is None else "s"
-        if clip_seconds is None:
-            clip_seconds = moments.new_ones(sizes["B"])
-        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
-        counted = None
+
+        def per_sample(name: str, values: PerSample, dtype: torch.dtype | None) -> Tensor:
+            values = _as_tensor(values, dtype=dtype, device=moments.device)
+            if isinstance(values, Tensor) and not values.dim():
+                values = values.expand(sizes["B"])
+            check_shape(who, name, values, "B", sizes)
+            return values
+
+        seconds, counts, counted = moments.new_ones(sizes["B"]), None, None
+        if clip_seconds is not None:
+            seconds = per_sample("clip_seconds", clip_seconds, moments.dtype)
         if num_moments is not None:
-            check_shape(who, "num_moments", num_moments, "B", sizes)
-            counted = torch.arange(sizes["M"], device=moments.device) < num_moments[:, None]
+            counts = per_sample("num_moments", num_moments, None)
+            counted = torch.arange(sizes["M"], device=moments.device) < counts[:, None]
         if self.validate:
-            self._check_values(moments, clip_seconds, num_moments, counted, unit)
-        return moments, clip_seconds, counted
+            unit = "clips" if clip_seconds is None else "s"
+            self._check_values(moments, seconds, counts, counted, unit)
+        return moments, seconds, counted
 
     def _check_values(
         self,
@@ -204,5 +213,15 @@ class IoUMapBuilder:
         )
 
 
-def _first(wrong: Tensor) -> Sequence[int]:
-    return [int(index) for index in wrong.nonzero()[0]]
+def _as_tensor(values: Any, **options: Any) -> Any:
+    """Make a tensor of numbers; what holds none stays what it is, for `check_shape` to refuse."""
+    if isinstance(values, Tensor | str | bool):
+        return values
+    try:
+        return torch.as_tensor(values, **options)
+    except (TypeError, ValueError, RuntimeError):
+        return values
+
+
+def _first(wrong: Tensor) -> list[int]:
+    return wrong.nonzero()[0].tolist()

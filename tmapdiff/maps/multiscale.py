@@ -1,6 +1,7 @@
 """From one dense map to sparse maps on several scales, and back."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,7 @@ from tmapdiff.errors import ShapeError
 from tmapdiff.maps.grid import MapGrid
 
 
+@dataclass(frozen=True)
 class MultiScaleMapSampler:
     """Samples the maps of all scales from a dense map, and merges them again.
 
@@ -23,8 +25,7 @@ class MultiScaleMapSampler:
     Source: Zhang et al., arXiv 2401.08232, section 3.2, after MS-2D-TAN, arXiv 2012.02646.
     """
 
-    def __init__(self, grid: MapGrid) -> None:
-        self.grid = grid
+    grid: MapGrid
 
     def split(self, dense: Tensor) -> list[Tensor]:
         """Sample one sparse map a scale.

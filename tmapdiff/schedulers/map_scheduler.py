@@ -160,6 +160,22 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.set_timesteps(num_train_timesteps)
 
     @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Sort a configuration's fields as diffusers does; those of its schedulers are refused.
+
+        Raises:
+            ConfigError: If a field is unknown.
+        """
+        if foreign := {"prediction_type", "trained_betas"} & set(config_dict):
+            got = f"one of diffusers' schedulers, with {min(foreign)}"
+            hint = (
+                "Models of maps predict clean maps, never noise: choose what carries over, as in "
+                "MapScheduler(num_train_timesteps=..., beta_schedule=..., solver=...)."
+            )
+            raise ConfigError(message(cls.__name__, "a configuration of its own", got, hint))
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
@@ -226,17 +242,18 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
     # Training
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """Noise clean maps: `sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`.
 
         Args:
             original_samples: Clean maps, as a signal.
             noise: Standard normal noise.
-            timesteps: Timestep of each sample, 0 to `num_train_timesteps` - 1.
+            timesteps: Timestep of each sample, or one for all, 0 to `num_train_timesteps` - 1. A
+                Python int keeps a GPU from waiting.
 
         Shape:
             - original_samples, noise: (B, cells)
-            - timesteps: (B,), integer
+            - timesteps: (B,) or (), integer
             - returns: (B, cells)
 
         Raises:
@@ -250,44 +267,35 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         who = "MapScheduler.add_noise"
         sizes = check_shape(who, "original_samples", original_samples, "B cells")
         check_shape(who, "noise", noise, "B cells", sizes)
-        check_shape(who, "timesteps", timesteps, "B", sizes)
-        self._check_timesteps(who, timesteps)
-        signal, sigma = self._rates(timesteps, original_samples)
-        return signal[:, None] * original_samples + sigma[:, None] * noise
+        alpha = self._alphas(who, timesteps, sizes)
+        signal, sigma = _rates(alpha, original_samples)
+        return signal * original_samples + sigma * noise
 
     def scale_model_input(self, sample: Tensor, timesteps: Tensor | int) -> Tensor:
         """Divide noisy maps by their standard deviation at a timestep.
 
         Args:
             sample: Noisy maps.
-            timesteps: Timestep of each sample, or one for all. A Python int keeps a GPU from
-                waiting.
+            timesteps: As for `add_noise`.
 
         Shape:
             - sample: (B, cells)
-            - timesteps: (B,) or ()
+            - timesteps: (B,) or (), integer
             - returns: (B, cells); `sample` itself when `normalize_input` is off
 
         Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If a timestep is no integer or is out of range.
+            ShapeError, ArgumentError: As `add_noise`.
         """
         who = "MapScheduler.scale_model_input"
         sizes = check_shape(who, "sample", sample, "B cells")
         if not self.config.normalize_input:
             return sample
-        if isinstance(timesteps, int) and not isinstance(timesteps, bool):
-            self._check_timesteps(who, torch.tensor(timesteps))
-            alpha = self._alpha(timesteps)
-            return sample * (alpha * self.config.signal_scale**2 + 1 - alpha) ** -0.5
-        steps = torch.as_tensor(timesteps)
-        if steps.dim():
-            check_shape(who, "timesteps", steps, "B", sizes)
-        self._check_timesteps(who, steps)
-        signal, sigma = self._rates(steps.reshape(-1), sample)
+        alpha = self._alphas(who, timesteps, sizes)
         # Most cells of an IoU map are 0, so the mean square of the signal is about its scale's.
-        variance = (signal * self.config.signal_scale) ** 2 + sigma**2
-        return sample * variance.rsqrt()[:, None]
+        if isinstance(alpha, float):
+            return sample * (alpha * self.config.signal_scale**2 + 1 - alpha) ** -0.5
+        signal, sigma = _rates(alpha, sample)
+        return sample * ((signal * self.config.signal_scale) ** 2 + sigma**2).rsqrt()
 
     # Sampling
 
@@ -496,27 +504,34 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     def _alpha(self, timestep: int) -> float:
         return float(self.alphas_cumprod[timestep]) if timestep >= 0 else 1.0
 
-    def _rates(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _alphas(self, who: str, timesteps: Tensor | int, sizes: dict[str, int]) -> Tensor | float:
+        """Cumulative alphas of checked timesteps: (B, 1) or (1, 1), float64; a float of an int."""
+        steps = torch.as_tensor(timesteps)
+        if steps.dim():
+            check_shape(who, "timesteps", steps, "B", sizes)
+        if steps.is_floating_point() or steps.dtype == torch.bool:
+            raise ArgumentError(f"{who}: expected integer timesteps, got {steps.dtype}.")
         # long: torch takes integers of one byte for a mask.
-        device = timesteps.device
-        if device not in self._tables:
+        steps, most = steps.reshape(-1, 1).long(), len(self) - 1
+        if steps.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = steps[(steps < 0) | (steps > most)]
+            if len(wrong):
+                raise ArgumentError(
+                    f"{who}: expected timesteps in 0 to {most}, got {int(wrong[0])}."
+                )
+        if isinstance(timesteps, int):
+            return self._alpha(timesteps)
+        if steps.device not in self._tables:
             # Kept: a copy to a device waits for it.
-            self._tables[device] = self.alphas_cumprod.to(device)
-        alpha = self._tables[device][timesteps.long()]
-        return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
+            self._tables[steps.device] = self.alphas_cumprod.to(steps.device)
+        return self._tables[steps.device][steps]
 
-    def _check_timesteps(self, who: str, timesteps: Tensor) -> None:
-        most = len(self) - 1
-        if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
-            raise ArgumentError(f"{who}: expected integer timesteps, got {timesteps.dtype}.")
-        if timesteps.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        timesteps = timesteps.long()
-        wrong = timesteps[(timesteps < 0) | (timesteps > most)]
-        if len(wrong):
-            raise ArgumentError(
-                f"{who}: expected timesteps in 0 to {most}, got {int(wrong.flatten()[0])}."
-            )
+
+def _rates(alpha: Tensor | float, like: Tensor) -> tuple[Any, Any]:
+    """Factors of signal and noise."""
+    if isinstance(alpha, float):
+        return alpha**0.5, (1 - alpha) ** 0.5
+    return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
 
 
 def _ddim(

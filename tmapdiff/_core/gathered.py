@@ -1,0 +1,40 @@
+"""What metrics over a data set share: the tensors of its batches, gathered until they are asked."""
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from tmapdiff.errors import ArgumentError
+
+
+class Gathered:
+    """Rows that batches add, in several columns; put before the verbs `update` and `compute`."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Tensor, ...]] = []
+
+    def reset(self) -> None:
+        """Forget all queries so far."""
+        self._rows = []
+
+    def on_cpu(self) -> Self:
+        """Copy the metrics, with the queries so far, to the CPU."""
+        copied = copy(self)
+        copied._rows = [tuple(column.cpu() for column in batch) for batch in self._rows]
+        return copied
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join `parts`, metrics of several parts of a data set: alike ones, at least one."""
+        whole = copy(parts[0])
+        whole._rows = [batch for part in parts for batch in part._rows]
+        return whole
+
+    def _columns(self) -> list[Tensor]:
+        if not sum(len(batch[0]) for batch in self._rows):
+            raise ArgumentError(f"{type(self).__name__}: expected at least one query, got none.")
+        columns = zip(*self.on_cpu()._rows, strict=True)
+        return [torch.cat(column) for column in columns]
