@@ -16,7 +16,7 @@ from tmapdiff.maps.moments import (
     check_scored,
 )
 from tmapdiff.maps.overlap import temporal_iou
-from tmapdiff.maps.pair_bands import CandidateBlocks, PairBand, as_sparse
+from tmapdiff.maps.expected_hits_fast import CandidateBlocks, PairBand, as_sparse
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
 _LARGEST_TABLE = 2**24  # numbers in a table of queries x moments x candidates

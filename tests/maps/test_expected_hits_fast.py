@@ -8,7 +8,7 @@ from tmapdiff import MapGrid, MultiScaleMapSampler, rank_candidates_by_expected_
 from tmapdiff.losses import rescale_iou
 from tmapdiff.maps import expected_hits
 from tmapdiff.maps.expected_hits import soft_hits
-from tmapdiff.maps.pair_bands import CandidateBlocks
+from tmapdiff.maps.expected_hits_fast import CandidateBlocks
 
 quick = settings(max_examples=30, deadline=None)
 F64 = torch.float64
