@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers.assertions import refuses
+from helpers.assertions import assert_close, refuses
 from helpers.host_sync import no_host_sync, on_a_device
 from helpers.strategies import grids
 from hypothesis import example, given, settings
@@ -24,7 +24,8 @@ from tmapdiff import (
 )
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.losses import rescale_iou
-from tmapdiff.maps import expected_hits
+from tmapdiff.maps import expected_hits_fast as fast
+from tmapdiff.maps.expected_hits import cover
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -33,12 +34,8 @@ quick = settings(max_examples=40, deadline=None)
 def as_on_a_device() -> Iterator[None]:
     """Compute as on a device that must not be waited for: all gains, and nothing is sparse."""
 
-    def tables(iou, response, thresholds):
-        return expected_hits._Tables(response, soft_hits(iou, thresholds), None)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expected_hits, "_host_tables", tables)
-        patch.setattr(expected_hits, "_kept_tables", expected_hits._kept_tables.__wrapped__)
+        patch.setattr(fast, "_may_wait", lambda tensor: False)
         yield
 
 
@@ -251,7 +248,7 @@ def test_scores_are_shares_that_never_rise(grid, seed):
 def test_gains_computed_late_change_no_pick(monkeypatch, refreshed):
     dense, mask = torch.rand(6, 16, 16, dtype=torch.float64), MapGrid(16, 8, 2).dense_mask()
     everything = rank_by_expected_hits(dense, mask, torch.ones(6), target=rescale_iou, top_n=9)
-    monkeypatch.setattr(expected_hits, "_REFRESHED", refreshed)
+    monkeypatch.setattr(fast, "_REFRESHED", refreshed)
     lazily = rank_by_expected_hits(dense, mask, torch.ones(6), target=rescale_iou, top_n=9)
     assert torch.equal(lazily.moments, everything.moments)
     assert torch.allclose(lazily.scores, everything.scores)
@@ -263,8 +260,8 @@ def test_large_batches_are_ranked_as_small_ones(monkeypatch, way):
     dense, mask = torch.rand(7, 8, 8), grid.dense_mask()
     with way():
         together = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
-        monkeypatch.setattr(expected_hits, "_LARGEST_TABLE", 1)
-        monkeypatch.setattr(expected_hits, "_CACHED_ROWS", 1)
+        monkeypatch.setattr(fast, "_LARGEST_TABLE", 1)
+        monkeypatch.setattr(fast, "_CACHED_ROWS", 1)
         alone = rank_by_expected_hits(dense, mask, torch.ones(7), target=rescale_iou)
     assert torch.allclose(together.scores, alone.scores)
     assert torch.equal(together.moments, alone.moments)
@@ -291,17 +288,59 @@ def test_all_gains_and_the_highest_give_the_same_answers(thresholds):
     assert torch.allclose(found[0].scores, found[1].scores, atol=1e-6)
 
 
+def tables_of(moments, thresholds):
+    def hits(iou):
+        return soft_hits(iou, thresholds)
+
+    return fast.tables_of("", moments, rescale_iou, hits, 2 * len(thresholds), torch.float64)
+
+
+@quick
+@given(grids(), st.integers(0, 1000), st.integers(1, 7), ways)
+def test_the_fast_form_covers_as_the_definition(grid, seed, top_n, way):
+    moments, random = candidates_of(grid), torch.Generator().manual_seed(seed)
+    likelihood = torch.rand(3, len(moments), generator=random, dtype=torch.float64)
+    valid = torch.rand(3, len(moments), generator=random) < 0.7
+    likelihood = (likelihood * valid).softmax(dim=1)
+    with way():
+        tables = tables_of(moments, (0.5, 0.7))
+    assert bool(tables.layers) is (way is on_the_host)
+    picks, gains = tables.cover(likelihood, valid, top_n)
+    hits = soft_hits(temporal_iou(moments[:, None], moments))
+    expected_picks, expected_gains = cover(likelihood, hits, valid, top_n)
+    assert_close(gains[picks >= 0], expected_gains[picks >= 0])
+    assert torch.equal(picks < 0, expected_picks < 0)
+    # Equal gains may be picked in any order.
+    apart = (expected_gains.diff(dim=1).abs() > 1e-9).all(dim=1)
+    assert torch.equal(picks[apart], expected_picks[apart])
+
+
+def test_deconvolution_is_differentiable_and_reads_no_invalid_cell():
+    response = response_of(MapGrid(5, 3, 1), rescale_iou)
+    valid = torch.rand(2, len(response)) < 0.7
+    valid[:, 0] = True
+    scores = (0.1 + torch.rand(2, len(response), dtype=torch.float64)).requires_grad_()
+
+    def deconvolved(scores):
+        poisoned = scores.where(valid, torch.nan)
+        return deconvolve_map(poisoned, response, valid, num_iterations=3)
+
+    torch.autograd.gradcheck(deconvolved, scores)
+    (gradient,) = torch.autograd.grad(deconvolved(scores)[:, 0].sum(), scores)
+    assert not bool(gradient[~valid].any())
+
+
 @quick
 @given(grids(), st.integers(0, 1000), st.sampled_from([(0.5, 0.7), (0.4,), (0.3, 0.5, 0.7)]))
 def test_bounds_are_above_the_gains_and_near(grid, seed, thresholds):
     moments, random = candidates_of(grid), torch.Generator().manual_seed(seed)
-    iou = temporal_iou(moments[:, None], moments)
-    tables = expected_hits._host_tables(iou, iou, thresholds)
-    likelihood = torch.rand(3, len(iou), generator=random, dtype=torch.float64).softmax(dim=1)
-    picks = torch.randint(0, len(iou), (3, 2), generator=random)
-    covered = tables.hits[picks].amax(dim=1)
-    bounds = expected_hits._bound_gains(likelihood, covered, tables.layers)
-    gains = expected_hits._all_gains(likelihood, covered, tables.hits)
+    tables = tables_of(moments, thresholds)
+    count = len(moments)
+    likelihood = torch.rand(3, count, generator=random, dtype=torch.float64).softmax(dim=1)
+    picks = torch.randint(0, count, (3, 2), generator=random)
+    covered = tables.hits.values[picks].amax(dim=1)
+    bounds = tables._bound_gains(likelihood, covered)
+    gains = tables.hits.all_gains(likelihood, covered)
     assert bool((bounds >= gains - 1e-12).all())
     # In a layer w high, a chord is off by w / 4 at most: half a threshold's step over 4.
     assert bool((bounds <= gains + 1 / (8 * len(thresholds)) + 1e-12).all())
@@ -315,10 +354,10 @@ def test_skipping_zeros_changes_no_answer(monkeypatch, share):
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed)
     given = (candidates, scores, torch.ones(20))
     expected = rank_candidates_by_expected_hits(*given, target=rescale_iou)
-    monkeypatch.setattr(expected_hits, "_SPARSE", share)
-    expected_hits._kept_tables.cache_clear()
+    monkeypatch.setattr(fast, "_SPARSE", share)
+    fast._kept_tables.cache_clear()
     found = rank_candidates_by_expected_hits(*given, target=rescale_iou)
-    expected_hits._kept_tables.cache_clear()
+    fast._kept_tables.cache_clear()
     assert torch.equal(found.moments, expected.moments)
     assert torch.allclose(found.scores, expected.scores, atol=1e-6)
 
@@ -347,8 +386,8 @@ def test_tables_are_kept_by_what_determines_them():
     ):
         given = {"dense": dense, "mask": mask, "clip_seconds": torch.ones(4), **changed}
         found = rank_by_expected_hits(**given, target=rescale_iou)
-        expected_hits._kept_tables.cache_clear()
-        expected_hits._distinct_ious.cache_clear()
+        fast._kept_tables.cache_clear()
+        fast._distinct_ious.cache_clear()
         assert torch.equal(found.scores, rank_by_expected_hits(**given, target=rescale_iou).scores)
 
 
@@ -357,20 +396,20 @@ def test_few_tables_are_kept_and_no_large_ones(monkeypatch):
         mask = MapGrid(clips, 2, 1).dense_mask()
         dense = torch.rand(1, clips, clips)
         rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
-    before = expected_hits._kept_tables.cache_info()
-    assert before.currsize <= expected_hits._KEPT_GRIDS
+    before = fast._kept_tables.cache_info()
+    assert before.currsize <= fast._KEPT_GRIDS
     kept = rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
-    monkeypatch.setattr(expected_hits, "_LARGEST_KEPT", 1)
-    expected_hits._kept_tables.cache_clear()
+    monkeypatch.setattr(fast, "_LARGEST_KEPT", 1)
+    fast._kept_tables.cache_clear()
     large = rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
-    assert expected_hits._kept_tables.cache_info().currsize == 0
+    assert fast._kept_tables.cache_info().currsize == 0
     assert torch.equal(large.moments, kept.moments)
     torch.testing.assert_close(large.scores, kept.scores)
 
 
 def test_tables_made_in_inference_mode_serve_elsewhere():
-    expected_hits._kept_tables.cache_clear()
-    expected_hits._distinct_ious.cache_clear()
+    fast._kept_tables.cache_clear()
+    fast._distinct_ious.cache_clear()
     dense, mask = torch.rand(2, 8, 8, requires_grad=True), MapGrid(8, 4, 2).dense_mask()
     with torch.inference_mode():
         inside = rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tmapdiff import MapGrid, MultiScaleMapSampler, rank_candidates_by_expected_hits, temporal_iou
 from tmapdiff.losses import rescale_iou
-from tmapdiff.maps import expected_hits
+from tmapdiff.maps import expected_hits_fast as fast
 from tmapdiff.maps.expected_hits import soft_hits
 from tmapdiff.maps.expected_hits_fast import CandidateBlocks
 
@@ -39,7 +39,7 @@ def test_bands_are_the_table_of_all_pairs(candidates, function, some_are_missing
     blocks = CandidateBlocks.find(candidates)
     assume(blocks is not None)
     whole = function(temporal_iou(candidates[:, None].double(), candidates.double()))
-    band = blocks.table(function, F64)
+    band = blocks.ious(F64).map(function)
 
     chances = torch.rand(2, len(candidates), generator=random, dtype=F64)
     spread = blocks.spread(chances)
@@ -73,9 +73,7 @@ def test_places_lead_back_to_candidates(candidates):
 
 def test_the_table_does_not_grow_with_the_video():
     sizes = {
-        clips: CandidateBlocks.find(candidates_of(MapGrid(clips, 8, 3)))
-        .table(soft_hits, F64)
-        .parts.shape
+        clips: CandidateBlocks.find(candidates_of(MapGrid(clips, 8, 3))).ious(F64).values.shape
         for clips in (256, 1024, 4096)
     }
     assert len(set(sizes.values())) == 1
@@ -98,19 +96,8 @@ def test_what_cannot_be_put_into_blocks_is_not(candidates):
 
 def ranked(candidates, scores, monkeypatch, largest, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(expected_hits, "_LARGEST_KEPT", largest)
+        patch.setattr(fast, "_LARGEST_KEPT", largest)
         return rank_candidates_by_expected_hits(candidates, scores, **options)
-
-
-def on_a_device(patch):
-    """Rank as where no result may be waited for: by all gains."""
-    banded = expected_hits._banded_tables
-
-    def tables(*args):
-        found = banded(*args)
-        return expected_hits._Tables(found.response, found.hits, None)
-
-    patch.setattr(expected_hits, "_banded_tables", tables)
 
 
 @pytest.mark.parametrize("way", ["host", "device"])
@@ -127,7 +114,7 @@ def test_many_candidates_are_ranked_as_few(way, target, monkeypatch):
     spread = CandidateBlocks.spread
     monkeypatch.setattr(CandidateBlocks, "spread", lambda *a: calls.append(1) or spread(*a))
     if way == "device":
-        on_a_device(monkeypatch)
+        monkeypatch.setattr(fast, "_may_wait", lambda tensor: False)
     found = ranked(candidates, scores, monkeypatch, 0, **options)
     assert calls
     assert torch.equal(found.moments, expected.moments)
@@ -141,10 +128,8 @@ def test_gains_of_a_long_video_are_settled_at_once(monkeypatch):
     grid = MapGrid(4096, 4, 2)
     scores = 0.5 + 0.01 * torch.rand(1, grid.num_cells)
     looks = []
-    gains = expected_hits.PairBand.gains
-    monkeypatch.setattr(
-        expected_hits.PairBand, "gains", lambda *args: looks.append(1) or gains(*args)
-    )
+    gains = fast.PairBand.gains
+    monkeypatch.setattr(fast.PairBand, "gains", lambda *args: looks.append(1) or gains(*args))
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(scores)
     rank_candidates_by_expected_hits(candidates, scores, target=rescale_iou)
     assert 4 <= len(looks) < 100

@@ -101,9 +101,9 @@ def rank_moments(
         dense: Score of every candidate `[start clip, duration in clips - 1]`, as
             `MultiScaleMapSampler.merge` gives it.
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
+        clip_seconds: Seconds a clip lasts, for each sample. Moments are in clips without it.
         durations: Seconds each video lasts; moments end there at the latest.
-        top_n: Moments a query.
+        top_n: Moments per query.
         nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
 
     Shape:
@@ -116,8 +116,9 @@ def rank_moments(
         ArgumentError: If `mask` is not bool, `nms_threshold` is outside [0, 1], or `top_n` is
             below 1.
     """
-    candidates, scores = check_candidates("rank_moments", dense, mask, clip_seconds, durations)
-    return _rank(candidates, scores, clip_seconds, durations, top_n, nms_threshold)
+    who = "rank_moments"
+    found = candidates_of(who, dense, mask)
+    return _rank(who, *found, clip_seconds, durations, top_n, nms_threshold)
 
 
 def rank_candidates(
@@ -129,19 +130,12 @@ def rank_candidates(
     top_n: int = 5,
     nms_threshold: float = 0.49,
 ) -> RankedMoments:
-    """Read the best moments off maps that list their candidates: without a dense map.
+    """Do as `rank_moments`, of maps that list their candidates: without a dense map.
 
-    Never waits for the device.
-
-    Args:
-        candidates: Start and end of each candidate, in clips; see
-            `MultiScaleMapSampler.merge_packed`.
-        scores: Score of each candidate; there is none where it is -inf or NaN. Of equal ones, the
-            first is better.
-        clip_seconds: Seconds a clip lasts, for each sample. If None, moments are in clips.
-        durations: Seconds each video lasts; moments end there at the latest.
-        top_n: Moments a query.
-        nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
+    Takes the start and end of each candidate in clips, and its score, as
+    `MultiScaleMapSampler.merge_packed` gives them. A score of -inf or NaN marks a missing
+    candidate; ties go to the first. `durations`, `top_n` and `nms_threshold` are as there. Never
+    waits for the device.
 
     Shape:
         - candidates: (M, 2)
@@ -149,14 +143,15 @@ def rank_candidates(
         - clip_seconds, durations: (B,)
 
     Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: If `nms_threshold` is outside [0, 1], or `top_n` is below 1.
+        ShapeError, ArgumentError: As `rank_moments`.
     """
-    check_scored("rank_candidates", candidates, scores, clip_seconds, durations)
-    return _rank(candidates, scores, clip_seconds, durations, top_n, nms_threshold)
+    return _rank(
+        "rank_candidates", candidates, scores, clip_seconds, durations, top_n, nms_threshold
+    )
 
 
 def _rank(
+    who: str,
     candidates: Tensor,
     scores: Tensor,
     clip_seconds: Tensor | None,
@@ -164,12 +159,13 @@ def _rank(
     top_n: int,
     nms_threshold: float,
 ) -> RankedMoments:
+    check_scored(who, candidates, scores, clip_seconds, durations)
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
     if len(candidates):
         best = scores.gather(1, picks.clamp(min=0)).where(picks >= 0, -torch.inf)
     else:
         best = scores.new_full(picks.shape, -torch.inf)
-    return answer_moments(candidates, picks, best, clip_seconds, durations)
+    return to_ranked_moments(candidates, picks, best, clip_seconds, durations)
 
 
 def check_scored(
@@ -179,11 +175,7 @@ def check_scored(
     clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> None:
-    """Check candidate moments and their scores; arguments as for `rank_candidates`.
-
-    Raises:
-        ShapeError: If a shape does not fit.
-    """
+    """Raise ShapeError unless the shapes are those that `rank_candidates` takes."""
     sizes = check_shape(who, "scores", scores, "B M")
     check_shape(who, "candidates", candidates, "M 2", sizes)
     if clip_seconds is not None:
@@ -192,15 +184,12 @@ def check_scored(
         check_shape(who, "durations", durations, "B", sizes)
 
 
-def check_candidates(
-    who: str, dense: Tensor, mask: Tensor, clip_seconds: Tensor | None, durations: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Check merged maps; give their candidate moments, in clips, and the scores of these.
+def candidates_of(who: str, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """List the candidate moments of checked merged maps, in clips, and the scores of these.
 
     Shape:
         - dense: (B, N, N)
         - mask: (N, N) or (B, N, N), bool
-        - clip_seconds, durations: (B,)
         - returns: (M, 2), int64, and (B, M), -inf where a sample's mask has no candidate
 
     Raises:
@@ -212,10 +201,6 @@ def check_candidates(
     check_shape(who, "mask", mask, "B N N" if batched else "N N", sizes)
     if mask.dtype != torch.bool:
         raise ArgumentError(message(who, "a bool mask", mask.dtype))
-    if clip_seconds is not None:
-        check_shape(who, "clip_seconds", clip_seconds, "B", sizes)
-    if durations is not None:
-        check_shape(who, "durations", durations, "B", sizes)
     if batched:
         dense = dense.masked_fill(~mask, -torch.inf)
         mask = mask.any(dim=0)
@@ -225,14 +210,14 @@ def check_candidates(
     return candidates, dense.flatten(1).index_select(1, cells)
 
 
-def answer_moments(
+def to_ranked_moments(
     candidates: Tensor,
     picks: Tensor,
     scores: Tensor,
     clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> RankedMoments:
-    """Make answers, in seconds or clips, of the candidates that were picked.
+    """Make ranked moments, in seconds or clips, of the candidates that were picked.
 
     Shape:
         - candidates: (M, 2), in clips
