@@ -135,22 +135,22 @@ def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], A
             statistics = torch.empty(batch, GROUPS, 3)
             launches: dict[str, Callable[[], Any]] = {
                 "gate": lambda wide=wide, mask=mask, bias=bias: gate._gate_op(
-                    wide, mask, bias, CHANNELS
+                    wide, mask, CHANNELS, bias
                 ),
                 "gate backward": lambda x=x, wide=wide, mask=mask, bias=bias: (
-                    gate._gate_backward_op(x, wide, mask, bias, CHANNELS)
+                    gate._gate_backward_op(x, wide, mask, CHANNELS, bias)
                 ),
-                "group norm": lambda x=x, style=style, mask=mask: stylization._group_op(
+                "group norm": lambda x=x, style=style, mask=mask: stylization._stylize_op(
                     x, style, style, mask, GROUPS, 1e-5
                 ),
                 "group norm backward": lambda x=x, style=style, mask=mask, kept=statistics: (
-                    stylization._group_backward_op(x, x, style, style, mask, kept, GROUPS)
+                    stylization._stylize_backward_op(x, x, style, style, mask, kept, GROUPS, 1e-5)
                 ),
-                "layer norm": lambda x=x, style=style, mask=mask: stylization._layer_op(
-                    x, style, style, mask, 1e-5
+                "layer norm": lambda x=x, style=style, mask=mask: stylization._stylize_op(
+                    x, style, style, mask, None, 1e-5
                 ),
-                "layer norm backward": lambda x=x, style=style, mask=mask: (
-                    stylization._layer_backward_op(x, x, style, style, mask, 1e-5)
+                "layer norm backward": lambda x=x, style=style, mask=mask, kept=statistics: (
+                    stylization._stylize_backward_op(x, x, style, style, mask, kept, None, 1e-5)
                 ),
             }
             for name, launch in launches.items():

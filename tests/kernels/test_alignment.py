@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tmapdiff import MapDiffusionDecoder
 from tmapdiff.kernels import _alignment
 from tmapdiff.kernels._alignment import aligned_channels, in_aligned_rows, with_channels
-from tmapdiff.kernels._launch import empty_like_maps
 from tmapdiff.kernels.map_conv import map_conv, plan_map_conv
 from tmapdiff.kernels.map_conv import spectral as spectral_module
 from tmapdiff.kernels.map_conv.spectral import spectral_map_conv, spectral_map_conv_keeping
 from tmapdiff.kernels.map_conv.transforms import MapTransform
+from tmapdiff.kernels.memory_order import empty_like_maps
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "baddbmm_", "addmm_")

@@ -11,9 +11,9 @@ from helpers.kernels import LAYOUTS
 from torch import Tensor
 
 from tmapdiff.errors import ConfigError
-from tmapdiff.kernels._launch import memory_order
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.masking import fill_invalid, fill_invalid_
+from tmapdiff.kernels.memory_order import memory_order
 from tmapdiff.kernels.stylization import stylize
 
 MASKS = {

@@ -5,7 +5,7 @@ from helpers.contracts import ModuleContract, draw
 from torch import Tensor, nn
 
 from tmapdiff.errors import ShapeError
-from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels.memory_order import memory_order
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
 LAYOUTS = {

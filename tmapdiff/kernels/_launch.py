@@ -1,4 +1,4 @@
-"""What launches of Triton kernels share: whether they can run, layouts and sizes."""
+"""What fast forms share: whether they can run, and strides and sizes for launches of Triton."""
 
 import os
 from importlib.util import find_spec
@@ -6,7 +6,6 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from tmapdiff.kernels._alignment import aligned_channels
 from tmapdiff.kernels._derivatives import is_transformed
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -79,43 +78,6 @@ def in_order(
     return {**others, "triton": triton}
 
 
-def memory_order(x: Tensor) -> list[int]:
-    """Name the dimensions of map features from the outermost in memory to the innermost.
-
-    Shape:
-        - x: (B, C, N_k, A)
-    """
-    strides = x.stride()
-    # Dimensions of one entry have any stride: they are no reason to call channels the innermost.
-    inner = x.shape[1] > 1 and all(strides[1] < strides[d] for d in (0, 2, 3) if x.shape[d] > 1)
-    order = sorted((0, 1, 2, 3), key=lambda dim: -strides[dim])
-    return [dim for dim in order if dim != 1] + [1] if inner else [0, 1, 2, 3]
-
-
-def inverse_order(order: list[int]) -> list[int]:
-    """Give the order that brings dimensions back which were permuted to `order`."""
-    return [order.index(dim) for dim in range(len(order))]
-
-
-def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
-    """Make room for maps in the memory order of `x`.
-
-    Args:
-        x: Map features, (B, C, N_k, A). Where room for more channels aligns them, the new maps of
-            as many channels have it, too.
-        channels: Channels of the new maps; C, if None.
-    """
-    shape = [x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:]]
-    own = shape[1]
-    order = memory_order(x)
-    if channels is None and order[-1] == 1:
-        aligned = aligned_channels(own, x.device)
-        if aligned == min((x.stride(dim) for dim in (0, 2, 3) if x.shape[dim] > 1), default=own):
-            shape[1] = aligned
-    empty = torch.empty([shape[dim] for dim in order], dtype=x.dtype, device=x.device)
-    return empty.permute(inverse_order(order))[:, :own]
-
-
 def within_reach(x: Tensor) -> Tensor:
     """Return `x`, or a copy where offsets within a sample exceed 32 bits."""
     reach = sum(
@@ -124,28 +86,26 @@ def within_reach(x: Tensor) -> Tensor:
     return x if reach < _MOST_ELEMENTS else x.contiguous()
 
 
-def as_bytes(mask: Tensor | None) -> Tensor | None:
-    """View a mask as bytes, which kernels read."""
-    return None if mask is None else mask.view(torch.uint8)
+def mask_bytes(mask: Tensor | None) -> tuple[Tensor | None, int]:
+    """View a mask as bytes, cell after cell, and count those from one sample's to the next's."""
+    if mask is None:
+        return None, 0
+    return mask.contiguous().view(torch.uint8), mask[0].numel() if mask.dim() == 3 else 0
 
 
-def cell_strides(mask: Tensor | None, *maps: Tensor) -> tuple[int, list[list[int]]]:
-    """Count columns, and list strides of mask and maps over (batch, [channel,] row, column).
+def cell_strides(*maps: Tensor) -> tuple[int, list[list[int]]]:
+    """Count columns, and list the strides of maps over (batch, channel, row, column).
 
     Where the rows of all follow each other in memory, cells are taken for one column of many rows:
     then columns are 1, and their strides 0.
 
     Shape:
-        - mask: (N_k, A) or (B, N_k, A)
         - maps: (B, C, N_k, A) each
     """
     rows, columns = maps[0].shape[-2:]
-    strides = [[0, 0, 0], *(list(one.stride()) for one in maps)]
-    if mask is not None:
-        strides[0][3 - mask.dim() :] = mask.stride()
-    if columns > 1 and all(rows == 1 or one[-2] == columns * one[-1] for one in strides):
-        strides = [[*one[:-2], one[-1], 0] for one in strides]
-        columns = 1
+    strides = [list(one.stride()) for one in maps]
+    if columns > 1 and all(rows == 1 or one[2] == columns * one[3] for one in strides):
+        return 1, [[*one[:2], one[3], 0] for one in strides]
     return columns, strides
 
 

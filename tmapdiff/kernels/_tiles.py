@@ -20,17 +20,19 @@ def tile_offsets(
 
 
 @triton.jit
-def valid_cells(
-    mask, sample, batch_stride, row_stride, column_stride, cell, last,
-    COLUMNS: tl.constexpr, HAS_MASK: tl.constexpr,
-):  # fmt: skip
+def valid_cells(mask, first, cell, last, HAS_MASK: tl.constexpr):
+    # A sample's cells follow each other in the mask, from `first` on.
     valid = cell < last
     if HAS_MASK:
-        where = (
-            mask + sample * batch_stride + cell_offsets(cell, row_stride, column_stride, COLUMNS)
-        )
-        valid = valid & (tl.load(where, mask=valid, other=0) != 0)
+        valid = valid & (tl.load(mask + first + cell, mask=valid, other=0) != 0)
     return valid
+
+
+@triton.jit
+def valid_tile(mask, first, cell, last, own, HAS_MASK: tl.constexpr):
+    # Valid cells; and of the tile those that are valid, and those that there are.
+    valid = valid_cells(mask, first, cell, last, HAS_MASK)
+    return valid, valid[:, None] & own[None, :], (cell < last)[:, None] & own[None, :]
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from torch import Tensor
 from tmapdiff._core.checks import check_shape
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._derivatives import is_transformed
-from tmapdiff.kernels._launch import memory_order, why_not_eager
+from tmapdiff.kernels._launch import why_not_eager
+from tmapdiff.kernels.memory_order import memory_order
 
 
 def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int | str) -> None:

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._core.checks import check_choice, check_int, check_shape
-from tmapdiff.kernels._launch import inverse_order, memory_order
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
+from tmapdiff.kernels.memory_order import inverse_order, memory_order
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
 Product = Literal["plain", "residual", "gated"]

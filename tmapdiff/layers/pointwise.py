@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmapdiff._core.checks import check_shape
-from tmapdiff.kernels._launch import inverse_order, memory_order
+from tmapdiff.kernels.memory_order import inverse_order, memory_order
 
 
 class PointwiseConv2d(nn.Conv2d):

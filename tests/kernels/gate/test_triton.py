@@ -146,8 +146,8 @@ def test_small_and_empty_maps(shape: tuple[int, ...], gate_channels: int) -> Non
 def test_operator_is_registered_soundly(gate_channels: int) -> None:
     convolved, bias = (t.to(DEVICE).requires_grad_() for t in make(gate_channels).values())
     mask = MASKS["shared"].to(DEVICE)
-    torch.library.opcheck(kernels._gate_op, (convolved, mask, bias, CHANNELS))
-    torch.library.opcheck(kernels._gate_op, (convolved, None, None, CHANNELS))
+    torch.library.opcheck(kernels._gate_op, (convolved, mask, CHANNELS, bias))
+    torch.library.opcheck(kernels._gate_op, (convolved, None, CHANNELS, None))
 
 
 def test_compiles_in_one_graph(gate_channels: int) -> None:

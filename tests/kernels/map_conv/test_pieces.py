@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmapdiff.kernels.map_conv import map_conv, pieces, plan_map_conv
+from tmapdiff.kernels.map_conv.costs import ConvSizes
 
 
 def reference(x, weight, bias):
@@ -44,11 +45,16 @@ def test_joined_pieces_are_the_map(batch, rows, columns, piece, reach, at_once):
 
 
 def test_on_a_cpu_the_pieces_at_once_do_not_grow_with_the_map():
-    counts = [pieces.count_at_once(2, 64, rows, 8, "cpu") for rows in (2**12, 2**14, 2**16)]
+    def at_once(batch, channels, rows, columns, device="cpu", planned=True):
+        sizes = ConvSizes(batch, channels, 8, rows, columns, 5, torch.float32, device)
+        return pieces.at_once(sizes, planned=planned)
+
+    counts = [at_once(2, 64, rows, 8) for rows in (2**12, 2**14, 2**16)]
     assert counts[0] == counts[1] == counts[2] > 1
-    assert pieces.count_at_once(1, 1, 300, 1, "cpu") == pieces.count(300)
-    assert pieces.count_at_once(64, 1024, 300, 64, "cpu") == 1
-    assert pieces.count_at_once(2, 64, 2**14, 8, "cuda") == pieces.count(2**14)
+    assert at_once(1, 1, 300, 1) == at_once(64, 1024, 300, 64, planned=False) == pieces.count(300)
+    assert at_once(64, 1024, 300, 64) == 1
+    assert at_once(2, 64, 2**14, 8, "cuda") == pieces.count(2**14)
+    assert at_once(2, 64, 256, 8) == 0
 
 
 @pytest.mark.parametrize("backend", ["direct", "spectral"])

@@ -10,7 +10,7 @@ from helpers.kernels import LAYOUTS
 from torch import Tensor
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
-from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels.memory_order import memory_order
 from tmapdiff.kernels.styled_residual import add_styled, eager
 from tmapdiff.layers import StylizationBlock
 

@@ -172,10 +172,7 @@ def test_operators_are_registered_soundly(num_groups: int | None) -> None:
     inputs = [t.to(DEVICE).requires_grad_() for t in make().values()]
     inputs[0] = inputs[0].detach().to(memory_format=torch.channels_last).requires_grad_()
     mask = MASKS["shared"].to(DEVICE)
-    if num_groups is None:
-        torch.library.opcheck(kernels._layer_op, (*inputs, mask, 1e-5))
-    else:
-        torch.library.opcheck(kernels._group_op, (*inputs, mask, num_groups, 1e-5))
+    torch.library.opcheck(kernels._stylize_op, (*inputs, mask, num_groups, 1e-5))
 
 
 def test_compiles_in_one_graph(num_groups: int | None) -> None:

@@ -10,7 +10,7 @@ from helpers.kernels import LAYOUTS
 from torch import Tensor
 
 from tmapdiff.errors import ConfigError, ShapeError
-from tmapdiff.kernels._launch import memory_order
+from tmapdiff.kernels.memory_order import memory_order
 from tmapdiff.kernels.unit_product import unit_product
 
 MASKS = {

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tmapdiff.kernels._derivatives import gradients_of
-from tmapdiff.kernels._launch import empty_like_maps, memory_order
 from tmapdiff.kernels.gate import reference
 from tmapdiff.kernels.masking import fill_invalid_
+from tmapdiff.kernels.memory_order import empty_like_maps, memory_order
 
 # Values of maps in a piece: some four such tensors fit into a core's second cache.
 _PIECE = 2**17
@@ -39,8 +39,8 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         wide, gate, result, mask = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs = wide, mask, ctx.channels
-            return gradients_of(_without_bias, inputs, ctx.needs_input_grad, gradient)
+            inputs, wanted = (wide, mask, ctx.channels, None), (*ctx.needs_input_grad, False)
+            return gradients_of(reference.gate_features, inputs, wanted, gradient)[:3]
         of_wide = empty_like_maps(wide)
         for features, through, gated, above, of_features, of_gate in _pieces(
             wide[:, : ctx.channels],
@@ -57,10 +57,6 @@ class _Gate(torch.autograd.Function):
             torch.mul(weighted, 1 - through, out=of_gate)
             torch.ops.aten.threshold_backward(above * through, features, 0, grad_input=of_features)
         return fill_invalid_(of_wide, mask), None, None
-
-
-def _without_bias(wide: Tensor, mask: Tensor | None, channels: int) -> Tensor:
-    return reference.gate_features(wide, mask, channels, None)
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:

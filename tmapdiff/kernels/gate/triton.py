@@ -9,16 +9,23 @@ from torch import Tensor
 
 from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels._launch import (
-    as_bytes,
     ceil_div,
     cell_strides,
-    empty_like_maps,
+    mask_bytes,
     power_of_2,
     warps_for,
     within_reach,
 )
-from tmapdiff.kernels._tiles import cell_offsets, load, load_tile, tile_offsets, valid_cells
+from tmapdiff.kernels._tiles import (
+    cell_offsets,
+    load,
+    load_tile,
+    tile_offsets,
+    valid_cells,
+    valid_tile,
+)
 from tmapdiff.kernels.gate import reference
+from tmapdiff.kernels.memory_order import empty_like_maps
 
 # Elements and channels of a tile.
 _TILE, _CHANNELS = 4096, 64
@@ -31,8 +38,7 @@ def _forward(
     x, bias, mask, y,
     cells, channels, cell_tiles, channel_tiles,
     x_batch, x_channel, x_row, x_column,
-    bias_channel,
-    mask_batch, mask_row, mask_column,
+    bias_channel, mask_batch,
     y_batch, y_channel, y_row, y_column,
     SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -42,11 +48,7 @@ def _forward(
     cell = cell_tile * CELLS + tl.arange(0, CELLS)
     channel = channel_tile * CHANNELS + tl.arange(0, CHANNELS)
     own = channel < channels
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
-    inside = valid[:, None] & own[None, :]
-    within = (cell < cells)[:, None] & own[None, :]
+    valid, inside, within = valid_tile(mask, sample * mask_batch, cell, cells, own, HAS_MASK)
 
     x += sample * x_batch
     offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
@@ -74,17 +76,14 @@ def _backward(
     cells, channels, cell_tiles,
     dy_batch, dy_channel, dy_row, dy_column,
     x_batch, x_channel, x_row, x_column,
-    bias_channel,
-    mask_batch, mask_row, mask_column,
+    bias_channel, mask_batch,
     dx_batch, dx_channel, dx_row, dx_column,
     SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // cell_tiles).to(tl.int64)
     cell = tl.program_id(0) % cell_tiles * CELLS + tl.arange(0, CELLS)
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
+    valid = valid_cells(mask, sample * mask_batch, cell, cells, HAS_MASK)
     dy += sample * dy_batch
     x += sample * x_batch
     dx += sample * dx_batch
@@ -140,7 +139,7 @@ def _backward(
 
 
 def _constants(
-    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int, columns: int
+    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None, columns: int
 ) -> dict[str, Any]:
     return {
         "SHARED": convolved.shape[1] == channels + 1,
@@ -166,20 +165,21 @@ def _backward_tile_of(channels: int, cells: int, batch: int) -> tuple[int, int]:
 
 
 @torch.library.custom_op("tmapdiff::gate", mutates_args=())
-def _gate_op(convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int) -> Tensor:
+def _gate_op(convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None) -> Tensor:
     convolved = within_reach(convolved)
     y = empty_like_maps(convolved, channels)
     if not y.numel():
         return y
-    columns, (mask_strides, convolved_strides, y_strides) = cell_strides(mask, convolved, y)
+    columns, (convolved_strides, y_strides) = cell_strides(convolved, y)
+    valid, mask_batch = mask_bytes(mask)
     batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
     tile_cells, tile_channels = _tile_of(channels, cells)
     cell_tiles, channel_tiles = ceil_div(cells, tile_cells), ceil_div(channels, tile_channels)
     with torch.cuda.device_of(y):
         _forward[(batch * cell_tiles * channel_tiles,)](
-            convolved, bias, as_bytes(mask), y, cells, channels, cell_tiles, channel_tiles,
-            *convolved_strides, 0 if bias is None else bias.stride(0), *mask_strides, *y_strides,
-            **_constants(convolved, mask, bias, channels, columns),
+            convolved, bias, valid, y, cells, channels, cell_tiles, channel_tiles,
+            *convolved_strides, 0 if bias is None else bias.stride(0), mask_batch, *y_strides,
+            **_constants(convolved, mask, channels, bias, columns),
             CELLS=tile_cells, CHANNELS=tile_channels,
             num_warps=warps_for(tile_cells * tile_channels),
         )  # fmt: skip
@@ -188,34 +188,34 @@ def _gate_op(convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channe
 
 @_gate_op.register_fake
 def _empty_gate(
-    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
 ) -> Tensor:
     return empty_like_maps(within_reach(convolved), channels)
 
 
 @torch.library.custom_op("tmapdiff::gate_backward", mutates_args=())
 def _gate_backward_op(
-    dy: Tensor, convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+    dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of `convolved` and of `bias`, the latter empty without one."""
     dy, convolved = within_reach(dy), within_reach(convolved)
-    dconvolved, dbias = _empty_gradients(dy, convolved, mask, bias, channels)
+    dconvolved, dbias = _empty_gradients(dy, convolved, mask, channels, bias)
     if not convolved.numel():
         return dconvolved, dbias.zero_()
-    columns, strides = cell_strides(mask, dy, convolved, dconvolved)
-    mask_strides, dy_strides, convolved_strides, dconvolved_strides = strides
+    columns, strides = cell_strides(dy, convolved, dconvolved)
+    dy_strides, convolved_strides, dconvolved_strides = strides
+    valid, mask_batch = mask_bytes(mask)
     batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
     tile_cells, tile_channels = _backward_tile_of(channels, cells, batch)
     cell_tiles = ceil_div(cells, tile_cells)
-    programs = batch * cell_tiles
-    parts = None
+    programs, parts = batch * cell_tiles, None
     if bias is not None:
         parts = convolved.new_empty((programs, len(bias)), dtype=torch.float32)
     with torch.cuda.device_of(convolved):
         _backward[(programs,)](
-            dy, convolved, bias, as_bytes(mask), dconvolved, parts, cells, channels, cell_tiles,
-            *dy_strides, *convolved_strides, 0 if bias is None else bias.stride(0), *mask_strides,
-            *dconvolved_strides, **_constants(convolved, mask, bias, channels, columns),
+            dy, convolved, bias, valid, dconvolved, parts, cells, channels, cell_tiles,
+            *dy_strides, *convolved_strides, 0 if bias is None else bias.stride(0), mask_batch,
+            *dconvolved_strides, **_constants(convolved, mask, channels, bias, columns),
             CELLS=tile_cells, CHANNELS=tile_channels,
             num_warps=warps_for(tile_cells * tile_channels),
         )  # fmt: skip
@@ -226,37 +226,26 @@ def _gate_backward_op(
 
 @_gate_backward_op.register_fake
 def _empty_gradients(
-    dy: Tensor, convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
+    dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     shape, like = ((0,), convolved) if bias is None else (bias.shape, bias)
     return empty_like_maps(within_reach(convolved)), like.new_empty(shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.channels = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _definition(
-    convolved: Tensor, mask: Tensor | None, bias: Tensor | None, channels: int
-) -> Tensor:
-    return reference.gate_features(convolved, mask, channels, bias)
+    convolved, mask, ctx.channels, bias = inputs
+    ctx.save_for_backward(convolved, mask, bias)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     convolved, mask, bias = ctx.saved_tensors
+    inputs = convolved, mask, ctx.channels, bias
     if torch.is_grad_enabled():
-        inputs = convolved, mask, bias, ctx.channels
-        return gradients_of(_definition, inputs, ctx.needs_input_grad, dy)
-    dconvolved, dbias = _gate_backward_op(dy, convolved, mask, bias, ctx.channels)
-    return dconvolved, None, None if bias is None else dbias, None
+        return gradients_of(reference.gate_features, inputs, ctx.needs_input_grad, dy)
+    dconvolved, dbias = _gate_backward_op(dy, *inputs)
+    return dconvolved, None, None, None if bias is None else dbias
 
 
 _gate_op.register_autograd(_gradients, setup_context=_save)
 
-
-def gate_features(
-    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-) -> Tensor:
-    """Compute the operation in Triton."""
-    return _gate_op(convolved, mask, bias, channels)
+gate_features = _gate_op

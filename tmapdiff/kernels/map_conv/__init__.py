@@ -1,8 +1,8 @@
 """Convolution of maps with large kernels: direct, or as a product of spectra."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,8 +40,6 @@ _DOUBTFUL_ELSEWHERE = (0.7, 8.0)
 # Nor is a direct convolution that takes longer, if arithmetic is against it: oneDNN's gradient of
 # large kernels can take minutes.
 _LONGEST_TRIAL = 0.2  # seconds
-
-
 # Numbers in spectra that a gradient may keep: of small maps, which are quick to convolve.
 _MOST_KEPT = 2**23
 
@@ -99,7 +97,13 @@ def map_conv(
 
     Source: kernels/map_conv/README.md.
     """
-    _check(x, weight, bias)
+    who = "kernels.map_conv"
+    known = check_shape(who, "x", x, "B C N_k A")
+    known = check_shape(who, "weight", weight, "D C S S", {"C": known["C"]})
+    if bias is not None:
+        check_shape(who, "bias", bias, "D", known)
+    if known["S"] % 2 == 0:
+        raise ShapeError(f"{who}: expected an odd kernel, got one of {known['S']} cells.")
     dtype = _computed_in(x.dtype, x.device)
     x, weight = x.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
@@ -109,8 +113,8 @@ def map_conv(
     if plan is not None and not wanted and not not_spectral:
         return _run(plan, x, weight, bias)
     sizes = _sizes(x.shape, weight, x.dtype)
-    at_once = _pieces_at_once(sizes, planned=False)
-    cut_sizes = _cut(sizes, at_once)
+    at_once = pieces.at_once(sizes, planned=False)
+    cut_sizes = pieces.cut_sizes(sizes, at_once)
     transform = best_transform(cut_sizes, with_kernel=True)
 
     def run(name: str) -> Tensor:
@@ -118,8 +122,11 @@ def map_conv(
             return reference.map_conv(x, weight, bias)
         keep = len(wanted) > 0 and _may_keep_spectra(cut_sizes, transform)
         convolve = spectral_map_conv_keeping if keep else spectral_map_conv
-        return _in_pieces(
-            x, sizes, at_once, lambda part: convolve(part, weight, bias, transform.tile)
+        return pieces.convolve(
+            x,
+            sizes.kernel_size // 2,
+            at_once,
+            lambda part: convolve(part, weight, bias, transform.tile),
         )
 
     def measure(name: str) -> None:
@@ -176,8 +183,8 @@ def plan_map_conv(
         return MapConvPlan("direct")  # its values are known within the transform only
     dtype = _computed_in(dtype, weight.device)
     sizes = _sizes(shape, weight, dtype)
-    at_once = _pieces_at_once(sizes, planned=True)
-    cut_sizes = _cut(sizes, at_once)
+    at_once = pieces.at_once(sizes, planned=True)
+    cut_sizes = pieces.cut_sizes(sizes, at_once)
     transform = best_transform(cut_sizes, with_kernel=False)
     spectra = KernelSpectra() if spectra is None else spectra
     plans: dict[str, MapConvPlan] = {}
@@ -198,15 +205,15 @@ def plan_map_conv(
         _run(plan(name), maps[0], weight.detach().to(dtype), None)
 
     spectral = spectral_seconds(cut_sizes, transform, with_kernel=False)
-    if sizes.rows > pieces.LONGEST:
+    if at_once:
         spectral *= pieces.count(sizes.rows) / at_once
     candidates = _candidates(sizes, spectral)
-    fused = _not_fused(weight, dtype)
-    if "spectral" in candidates and not fused and sizes.device == "cuda":
+    not_fused = why_not_triton(weight.detach().new_empty(0, dtype=dtype))
+    if "spectral" in candidates and not not_fused and sizes.device == "cuda":
         candidates.insert(candidates.index("spectral"), "fused")
     name = choose_fastest(
         "map_conv",
-        {"direct": None, "spectral": _not_spectral(weight), "fused": fused},
+        {"direct": None, "spectral": _not_spectral(weight), "fused": not_fused},
         backend,
         candidates=candidates,
         key=_key(sizes, "planned"),
@@ -222,47 +229,20 @@ def _run(plan: MapConvPlan, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     transform, spectrum = plan.transform, plan.spectrum
     if transform is None or spectrum is None:
         return reference.map_conv(x, weight, bias)
-    fused = plan.backend == "fused"
-    sizes = _sizes(x.shape, weight, x.dtype)
-    return _in_pieces(
-        x,
-        sizes,
-        _pieces_at_once(sizes, planned=True),
-        lambda part: convolve_with_spectrum(
+
+    def convolve(part: Tensor) -> Tensor:
+        return convolve_with_spectrum(
             part,
             spectrum,
             bias,
             transform,
             len(weight),
             exponent=plan.exponent,
-            fused=fused,
-        ),
-    )
+            fused=plan.backend == "fused",
+        )
 
-
-def _in_pieces(
-    x: Tensor, sizes: ConvSizes, at_once: int, convolve: Callable[[Tensor], Tensor]
-) -> Tensor:
-    if sizes.rows <= pieces.LONGEST:
-        return convolve(x)
-    return pieces.convolve(x, sizes.kernel_size // 2, at_once, convolve)
-
-
-def _cut(sizes: ConvSizes, at_once: int) -> ConvSizes:
-    """Give the sizes of what `_in_pieces` convolves at once."""
-    if sizes.rows <= pieces.LONGEST:
-        return sizes
-    rows = pieces.PIECE + 2 * (sizes.kernel_size // 2)
-    return replace(sizes, batch=sizes.batch * at_once, rows=rows)
-
-
-def _pieces_at_once(sizes: ConvSizes, *, planned: bool) -> int:
-    # All, where each call would make the spectrum of the kernel anew.
-    if not planned:
-        return pieces.count(sizes.rows)
-    return pieces.count_at_once(
-        sizes.batch, sizes.in_channels, sizes.rows, sizes.columns, sizes.device
-    )
+    at_once = pieces.at_once(_sizes(x.shape, weight, x.dtype), planned=True)
+    return pieces.convolve(x, transform.kernel_size // 2, at_once, convolve)
 
 
 def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:
@@ -283,10 +263,6 @@ def _not_spectral(*tensors: Tensor) -> str | None:
     return "tensors have no values" if tensors[0].device.type == "meta" else None
 
 
-def _not_fused(weight: Tensor, dtype: torch.dtype) -> str | None:
-    return why_not_triton(weight.detach().new_empty(0, dtype=dtype))
-
-
 def _sizes(shape: Sequence[int], weight: Tensor, dtype: torch.dtype) -> ConvSizes:
     batch, channels, rows, columns = shape
     out_channels, _, size, _ = weight.shape
@@ -298,16 +274,6 @@ def _key(sizes: ConvSizes, purpose: str) -> str:
     maps = f"{sizes.batch}x{sizes.in_channels}x{sizes.rows}x{sizes.columns}"
     kernel = f"{sizes.out_channels}x{sizes.kernel_size}"
     return f"{purpose} {maps} {kernel} {str(sizes.dtype).removeprefix('torch.')}"
-
-
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    who = "kernels.map_conv"
-    sizes = check_shape(who, "x", x, "B C N_k A")
-    sizes = check_shape(who, "weight", weight, "D C S S", {"C": sizes["C"]})
-    if bias is not None:
-        check_shape(who, "bias", bias, "D", sizes)
-    if sizes["S"] % 2 == 0:
-        raise ShapeError(f"{who}: expected an odd kernel, got one of {sizes['S']} cells.")
 
 
 def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:

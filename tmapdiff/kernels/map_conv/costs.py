@@ -136,20 +136,16 @@ def _known_best_transform(sizes: ConvSizes, with_kernel: bool, in_tf32: bool) ->
 
 def _best_transform(sizes: ConvSizes, with_kernel: bool) -> MapTransform:
     # As plainly as can be: the compilers of older torch know no generators and no `min(key=...)`.
-    first, *others = _transforms(sizes)
-    best, least = first, spectral_seconds(sizes, first, with_kernel=with_kernel)
-    for one in others:
+    parts, tile = 1, sizes.rows
+    best = MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile)
+    least = spectral_seconds(sizes, best, with_kernel=with_kernel)
+    while parts < sizes.rows:
+        parts *= 2
+        if -(-sizes.rows // parts) == tile or parts > sizes.rows:
+            continue
+        tile = -(-sizes.rows // parts)
+        one = MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile)
         seconds = spectral_seconds(sizes, one, with_kernel=with_kernel)
         if seconds < least:
             best, least = one, seconds
     return best
-
-
-def _transforms(sizes: ConvSizes) -> list[MapTransform]:
-    parts, tile, found = 1, 0, []
-    while parts <= sizes.rows:
-        if -(-sizes.rows // parts) != tile:
-            tile = -(-sizes.rows // parts)
-            found.append(MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile))
-        parts *= 2
-    return found

@@ -7,10 +7,13 @@ of all would be far larger than the map, and memory that is fresh costs more tha
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from tmapdiff.kernels.map_conv.costs import ConvSizes
 
 LONGEST = 256  # starts of the longest map that is transformed whole
 PIECE = 128  # starts of a piece
@@ -22,12 +25,23 @@ def count(rows: int) -> int:
     return -(-rows // PIECE)
 
 
-def count_at_once(batch: int, channels: int, rows: int, columns: int, device: str) -> int:
-    """Pieces of so many maps that are convolved at once."""
-    if device not in _AT_ONCE:
-        return count(rows)
-    numbers = max(batch * channels * PIECE * columns, 1)
-    return min(max(_AT_ONCE[device] // numbers, 1), count(rows))
+def at_once(sizes: ConvSizes, *, planned: bool) -> int:
+    """Pieces of each map that are convolved at once; 0 where maps are convolved whole."""
+    if sizes.rows <= LONGEST:
+        return 0
+    # All, where each call would make the spectrum of the kernel anew.
+    if not planned or sizes.device not in _AT_ONCE:
+        return count(sizes.rows)
+    numbers = max(sizes.batch * sizes.in_channels * PIECE * sizes.columns, 1)
+    return min(max(_AT_ONCE[sizes.device] // numbers, 1), count(sizes.rows))
+
+
+def cut_sizes(sizes: ConvSizes, at_once: int) -> ConvSizes:
+    """Give the sizes of what `convolve` convolves at once."""
+    if not at_once:
+        return sizes
+    rows = PIECE + 2 * (sizes.kernel_size // 2)
+    return replace(sizes, batch=sizes.batch * at_once, rows=rows)
 
 
 def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
@@ -36,13 +50,15 @@ def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tenso
     Args:
         x: Maps.
         reach: Cells that the kernel reaches to either side.
-        at_once: Pieces of each map that are convolved at once.
+        at_once: Pieces of each map that are convolved at once; 0 for whole maps.
         conv: Convolves maps of PIECE + 2 * reach starts, (B, C, starts, A), with zeros around them.
 
     Shape:
         - x: (B, C, N_k, A)
         - returns: (B, D, N_k, A), durations outermost and channels innermost in memory
     """
+    if not at_once:
+        return conv(x)
     batch, _, rows, _ = x.shape
     found = []
     for first in range(0, count(rows), at_once):

@@ -219,15 +219,15 @@ def _(
     )
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    x, weight, _, ctx.tile = inputs  # type: ignore[attr-defined]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.tile = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _apply_backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple:
-    x, weight = ctx.saved_tensors[:2]  # type: ignore[attr-defined]
-    wanted = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-    gradients = _backward(gradient, x, weight, ctx.tile, *wanted[:2])  # type: ignore[attr-defined]
+def _apply_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors[:2]
+    wanted = ctx.needs_input_grad[:3]
+    gradients = _backward(gradient, x, weight, ctx.tile, *wanted[:2])
     return (*(one if want else None for one, want in zip(gradients, wanted, strict=True)), None)
 
 

@@ -19,6 +19,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tmapdiff.kernels._alignment import in_aligned_rows
@@ -88,11 +89,6 @@ class MapTransform:
         return self.num_edge + self.middle_durations * self.period[0]
 
     @property
-    def has_small_kernel(self) -> bool:
-        """Whether a kernel is transformed at once: one dense product is quicker than two small."""
-        return self.kernel_size <= _SMALL_KERNEL
-
-    @property
     def scale(self) -> float:
         """Factor of `forward`, and of `inverse`: half each, so that half precision stays in range.
 
@@ -159,7 +155,7 @@ class MapTransform:
             - weight: (D, C, S, S)
             - returns: (frequencies, 2, C, D), with C innermost in memory, as in the kernel
         """
-        if self.has_small_kernel:
+        if self.kernel_size <= _SMALL_KERNEL:
             table = _small_kernel_table(self, weight.dtype, weight.device)
             spectrum = table.flatten(0, 1) @ weight.flatten(2).flatten(0, 1).T
             return spectrum.view(self.num_frequencies, 2, *weight.shape[:2]).mT
@@ -174,7 +170,7 @@ class MapTransform:
             - returns: (D, C, S, S)
         """
         size, planes = self.kernel_size, (real.mT, imaginary.mT)
-        if self.has_small_kernel:
+        if self.kernel_size <= _SMALL_KERNEL:
             # Long rows of the result: as columns, the product would take twice the time.
             of_cell = _small_kernel_table(self, real.dtype, real.device).unbind(dim=1)
             kernel = torch.mm(of_cell[0].T, planes[0].flatten(1))
@@ -220,66 +216,57 @@ class MapTransform:
 # Tables. In float64, whatever they are rounded to. They are small, and stay: CUDA graphs go on
 # reading them.
 
-_SMALL_KERNEL = 7  # cells that the largest kernel spans which is transformed at once
+# Cells that the largest kernel spans which is transformed at once: one dense product is quicker
+# than two small ones.
+_SMALL_KERNEL = 7
 
 
 @cache
 def _forward_tables(
     transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
 ) -> Tables:
-    reach, rows = transform.kernel_size // 2, transform.rows
+    reach = transform.kernel_size // 2
     cosine, sine = _waves(_duration_frequencies(transform), _positions(transform.columns))
-    durations = torch.stack([cosine, -sine], dim=1) * transform.scale
+    durations = rearrange([cosine, -sine], "part f a -> (f part) a") * transform.scale
 
-    def starts(num_frequencies: int) -> Tensor:
-        tiles = []
-        for first in range(0, rows, transform.tile):
-            position = _positions(rows) - first
-            read = (position >= -reach) & (position < transform.tile + reach)
-            cosine, sine = _waves(_frequencies(num_frequencies, transform.period[0]), position)
-            cosine, sine = cosine * read, -sine * read
-            real, imaginary = torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)
-            planes = [-imaginary, real, imaginary] if rotated else [real, imaginary]
-            tiles.append(torch.stack(planes, dim=1))
-        # (frequencies, planes, tiles, input part, starts)
-        return torch.stack(tiles, dim=2).flatten(3).flatten(0, 2)
+    def starts(frequencies: Tensor) -> Tensor:
+        position = _positions_in_tiles(transform)
+        read = (position >= -reach) & (position < transform.tile + reach)
+        real, imaginary = _turned(*(wave * read for wave in _waves(frequencies, position)))
+        planes = [-imaginary, real, imaginary] if rotated else [real, imaginary]
+        return rearrange(planes, "plane part f tile n -> (f plane tile) (part n)")
 
-    return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
+    return _rounded(transform, durations, starts, dtype, device)
 
 
 @cache
 def _inverse_tables(
     transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
 ) -> Tables:
-    rows = transform.rows
     frequencies = _duration_frequencies(transform)
-    cosine, sine = _waves(frequencies, _positions(transform.columns))
     # The frequencies of the middle stand for their conjugates, too.
-    pairs = torch.full_like(frequencies, 2.0)
+    pairs = torch.full_like(frequencies, 2.0)[:, None]
     pairs[:2] = 1
-    durations = torch.stack([cosine, -sine], dim=1) * pairs[:, None, None] * transform.scale
+    cosine, sine = (one * pairs for one in _waves(frequencies, _positions(transform.columns)))
+    durations = rearrange([cosine, -sine], "part f a -> (f part) a") * transform.scale
 
-    def starts(num_frequencies: int) -> Tensor:
-        is_edge = num_frequencies != transform.period[0]
-        tiles = []
-        for first in range(0, rows, transform.tile):
-            position = _positions(rows) - first
-            written = (position >= 0) & (position < transform.tile)
-            cosine, sine = _waves(_frequencies(num_frequencies, transform.period[0]), position)
-            cosine, sine = cosine * written, sine * written
-            if is_edge:  # of a real map
-                pairs = torch.full((num_frequencies, 1), 2.0, dtype=torch.float64)
-                pairs[[0, -1]] = 1
-                cosine, sine = cosine * pairs, sine * pairs
-            real, imaginary = torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)
-            if is_edge:
-                real[:, 1], imaginary[:, 1] = 0, 0
-            planes = [real, imaginary, -real] if rotated else [real, imaginary]
-            tiles.append(torch.stack(planes, dim=1))
-        # As above, where the input was: of (output part, starts).
-        return torch.stack(tiles, dim=2).flatten(3).flatten(0, 2)
+    def starts(frequencies: Tensor) -> Tensor:
+        position = _positions_in_tiles(transform)
+        written = (position >= 0) & (position < transform.tile)
+        cosine, sine = (wave * written for wave in _waves(frequencies, position))
+        is_edge = len(frequencies) != transform.period[0]
+        if is_edge:  # of a real map, likewise
+            pairs = torch.full_like(frequencies, 2.0)[:, None, None]
+            pairs[[0, -1]] = 1
+            cosine, sine = cosine * pairs, sine * pairs
+        real, imaginary = _turned(cosine, sine)
+        if is_edge:
+            real[1], imaginary[1] = 0, 0
+        planes = [real, imaginary, -real] if rotated else [real, imaginary]
+        # Transposed below: what is read here is of spectra, and what is written of maps.
+        return rearrange(planes, "plane part f tile n -> (f plane tile) (part n)")
 
-    return _transposed(_rounded(transform, durations.flatten(0, 1), starts, dtype, device))
+    return _transposed(_rounded(transform, durations, starts, dtype, device))
 
 
 @cache
@@ -287,14 +274,13 @@ def _kernel_tables(transform: MapTransform, dtype: torch.dtype, device: torch.de
     # Conjugated, as a convolution layer does not turn its kernel round.
     offsets = _positions(transform.kernel_size) - transform.kernel_size // 2
     cosine, sine = _waves(_duration_frequencies(transform), offsets)
-    durations = torch.stack([cosine, sine], dim=1)
+    durations = rearrange([cosine, sine], "part f a -> (f part) a")
 
-    def starts(num_frequencies: int) -> Tensor:
-        cosine, sine = _waves(_frequencies(num_frequencies, transform.period[0]), offsets)
-        real, imaginary = torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)
-        return torch.stack([real, imaginary], dim=1).flatten(2).flatten(0, 1)
+    def starts(frequencies: Tensor) -> Tensor:
+        cosine, sine = _waves(frequencies, offsets)
+        return rearrange(list(_turned(cosine, -sine)), "plane part f n -> (f plane) (part n)")
 
-    return _rounded(transform, durations.flatten(0, 1), starts, dtype, device)
+    return _rounded(transform, durations, starts, dtype, device)
 
 
 @cache
@@ -314,12 +300,14 @@ def _small_kernel_table(
 def _rounded(
     transform: MapTransform,
     durations: Tensor,
-    starts: Callable[[int], Tensor],
+    starts: Callable[[Tensor], Tensor],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tables:
-    edge, middle = starts(transform.edge_starts), starts(transform.period[0])
-    return Tables(*(in_aligned_rows(one.to(device, dtype)) for one in (durations, edge, middle)))
+    period = transform.period[0]
+    frequencies = _positions(period) * (2 * math.pi / period)
+    tables = durations, starts(frequencies[: transform.edge_starts]), starts(frequencies)
+    return Tables(*(in_aligned_rows(one.to(device, dtype)) for one in tables))
 
 
 def _transposed(tables: Tables) -> Tables:
@@ -327,23 +315,30 @@ def _transposed(tables: Tables) -> Tables:
 
 
 def _duration_frequencies(transform: MapTransform) -> Tensor:
-    """Angles a cell: the edge's first, then the middle's."""
+    """Angles per cell: the edge's first, then the middle's."""
     period = transform.period[1]
     index = [0, period // 2, *range(1, period // 2)]
     return torch.tensor(index, dtype=torch.float64) * (2 * math.pi / period)
-
-
-def _frequencies(count: int, period: int) -> Tensor:
-    return _positions(count) * (2 * math.pi / period)
 
 
 def _positions(count: int) -> Tensor:
     return torch.arange(count, dtype=torch.float64)
 
 
+def _positions_in_tiles(transform: MapTransform) -> Tensor:
+    """Where each start is, from the first of each tile: (tiles, starts)."""
+    return _positions(transform.rows) - transform.tile * _positions(transform.num_tiles)[:, None]
+
+
 def _waves(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    angles = frequencies[:, None] * positions
+    """Cosines and sines, (frequencies, *positions)."""
+    angles = frequencies.reshape(-1, *[1] * positions.dim()) * positions
     return angles.cos(), angles.sin()
+
+
+def _turned(cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+    """Give what each part of a complex number, turned back by angles, is made of: (2, ...) each."""
+    return torch.stack([cosine, sine]), torch.stack([-sine, cosine])
 
 
 def _even(number: int) -> int:

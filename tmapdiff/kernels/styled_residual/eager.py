@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tmapdiff.kernels._derivatives import gradients_of
-from tmapdiff.kernels._launch import empty_like_maps
 from tmapdiff.kernels.masking import CellLists, cells_of
+from tmapdiff.kernels.memory_order import empty_like_maps
 from tmapdiff.kernels.styled_residual import reference
 
 # Values of maps in a piece: some four such tensors fit into the second cache of two cores.

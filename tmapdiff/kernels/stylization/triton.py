@@ -1,8 +1,8 @@
 """Stylization in Triton: statistics in float32, no atomics, invalid cells never read.
 
-A tile is (cells, channels). Where a group of a sample fits into one, a program holds it and reads
-memory once (`_group_whole*`); else several programs share the group, in two launches
-(`_group_part*`, `_group_join*`). With layer norm, a tile holds all channels of its cells.
+A tile is (cells, channels). Where a group of a sample fits into one (`WHOLE`), a program holds it
+and reads memory once; else several programs share the group, in two launches (`_group_part*`, then
+`_group*`). With layer norm, a tile holds all channels of its cells.
 """
 
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from tmapdiff.kernels._derivatives import gradients_of
 from tmapdiff.kernels._launch import (
-    as_bytes,
     ceil_div,
     cell_strides,
-    empty_like_maps,
+    mask_bytes,
     power_of_2,
     warps_for,
     within_reach,
 )
-from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_cells
+from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_tile
+from tmapdiff.kernels.memory_order import empty_like_maps
 from tmapdiff.kernels.stylization import reference
 
 # Elements of a tile: of a whole group, forward and backward (which holds two), and of a part of it.
@@ -54,97 +54,16 @@ def _silu_slope(u):
     return gate * (1.0 + u * (1.0 - gate))
 
 
-# Group norm, a program for each group
+# Group norm
 
 
 @triton.jit
-def _group_whole(
-    x, scale, shift, mask, y, statistics,
-    cells, groups, eps,
-    x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
-    y_batch, y_channel, y_row, y_column,
-    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    sample = (tl.program_id(0) // groups).to(tl.int64)
-    group = tl.program_id(0) % groups
-    cell, lane = tl.arange(0, CELLS), tl.arange(0, CHANNELS)
-    channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
-    inside = valid[:, None] & own[None, :]
-    within = (cell < cells)[:, None] & own[None, :]
-
-    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
-    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+def _moments(values, valid, inside, WIDTH: tl.constexpr):
+    # Count, mean and sum of squared distances from it.
     count = tl.sum(valid.to(tl.float32)) * WIDTH
-    divisor = tl.maximum(count, 1.0)
-    mean = tl.sum(values) / divisor
+    mean = tl.sum(values) / tl.maximum(count, 1.0)
     centred = tl.where(inside, values - mean, 0.0)
-    rstd = _inverse_deviation(tl.sum(centred * centred) / divisor, eps)
-
-    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
-    styled = _silu(centred * rstd * factor[None, :] + offset[None, :])
-    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
-    tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
-    where = statistics + tl.program_id(0).to(tl.int64) * 3
-    tl.store(where, mean)
-    tl.store(where + 1, rstd)
-    tl.store(where + 2, count)
-
-
-@triton.jit
-def _group_whole_backward(
-    dy, x, scale, shift, mask, statistics, dx, dscale, dshift,
-    cells, groups,
-    dy_batch, dy_channel, dy_row, dy_column,
-    x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
-    dx_batch, dx_channel, dx_row, dx_column,
-    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    sample = (tl.program_id(0) // groups).to(tl.int64)
-    group = tl.program_id(0) % groups
-    cell, lane = tl.arange(0, CELLS), tl.arange(0, CHANNELS)
-    channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
-    inside = valid[:, None] & own[None, :]
-    within = (cell < cells)[:, None] & own[None, :]
-    where = statistics + tl.program_id(0).to(tl.int64) * 3
-    mean, rstd, count = tl.load(where), tl.load(where + 1), tl.load(where + 2)
-    divisor = tl.maximum(count, 1.0)
-
-    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
-    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
-    normalized = tl.where(inside, (values - mean) * rstd, 0.0)
-    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
-    offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
-    slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
-
-    sums = tl.sum(du, axis=0)
-    products = tl.sum(du * normalized, axis=0)
-    out = sample * groups * WIDTH + channel
-    tl.store(dshift + out, sums, mask=own)
-    tl.store(dscale + out, products, mask=own)
-
-    mean_gradient = tl.sum(sums * factor) / divisor
-    mean_product = tl.sum(products * factor) / divisor
-    result = rstd * (du * factor[None, :] - mean_gradient - normalized * mean_product)
-    offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
-    tl.store(dx + sample * dx_batch + offsets, tl.where(inside, result, 0.0), mask=within)
-
-
-# Group norm, several programs for each group
+    return count, mean, tl.sum(centred * centred)
 
 
 @triton.jit
@@ -152,7 +71,7 @@ def _group_part(
     x, mask, parts,
     cells, groups, splits, part_cells,
     x_batch, x_channel, x_row, x_column,
-    mask_batch, mask_row, mask_column,
+    mask_batch,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -165,20 +84,14 @@ def _group_part(
     count, mean, squares = 0.0, 0.0, 0.0
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = valid_cells(
-            mask, sample, mask_batch, mask_row, mask_column, cell, last, COLUMNS, HAS_MASK
-        )
-        inside = valid[:, None] & own[None, :]
-        within = (cell < last)[:, None] & own[None, :]
+        valid, inside, within = valid_tile(mask, sample * mask_batch, cell, last, own, HAS_MASK)
         offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
         values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
-        tile_count = tl.sum(valid.to(tl.float32)) * WIDTH
-        tile_mean = tl.sum(values) / tl.maximum(tile_count, 1.0)
-        centred = tl.where(inside, values - tile_mean, 0.0)
+        tile_count, tile_mean, tile_squares = _moments(values, valid, inside, WIDTH)
         # Chan et al. (1983): joins the moments of two sets without cancellation.
         share = tile_count / tl.maximum(count + tile_count, 1.0)
         apart = tile_mean - mean
-        squares += tl.sum(centred * centred) + apart * apart * count * share
+        squares += tile_squares + apart * apart * count * share
         mean += apart * share
         count += tile_count
     where = parts + tl.program_id(0).to(tl.int64) * 3
@@ -188,43 +101,41 @@ def _group_part(
 
 
 @triton.jit
-def _group_join(
+def _group(
     x, scale, shift, mask, parts, y, statistics,
     cells, groups, splits, tiles, eps,
     x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
+    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
     y_batch, y_channel, y_row, y_column,
-    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
+    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr, WHOLE: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     sample, group = (row // groups).to(tl.int64), row % groups
-    split = tl.arange(0, SPLITS)
-    where = parts + (row.to(tl.int64) * splits + split) * 3
-    part_means = tl.load(where, mask=split < splits, other=0.0)
-    part_squares = tl.load(where + 1, mask=split < splits, other=0.0)
-    part_counts = tl.load(where + 2, mask=split < splits, other=0.0)
-    count = tl.sum(part_counts)
-    divisor = tl.maximum(count, 1.0)
-    mean = tl.sum(part_counts * part_means) / divisor
-    apart = part_means - mean
-    rstd = _inverse_deviation(tl.sum(part_squares + part_counts * apart * apart) / divisor, eps)
+    cell, lane = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
+    channel, own = group * WIDTH + lane, lane < WIDTH
+    valid, inside, within = valid_tile(mask, sample * mask_batch, cell, cells, own, HAS_MASK)
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    if WHOLE:
+        count, mean, squares = _moments(values, valid, inside, WIDTH)
+    else:
+        split = tl.arange(0, SPLITS)
+        where = parts + (row.to(tl.int64) * splits + split) * 3
+        part_means = tl.load(where, mask=split < splits, other=0.0)
+        part_squares = tl.load(where + 1, mask=split < splits, other=0.0)
+        part_counts = tl.load(where + 2, mask=split < splits, other=0.0)
+        count = tl.sum(part_counts)
+        mean = tl.sum(part_counts * part_means) / tl.maximum(count, 1.0)
+        apart = part_means - mean
+        squares = tl.sum(part_squares + part_counts * apart * apart)
+    rstd = _inverse_deviation(squares / tl.maximum(count, 1.0), eps)
     if tile == 0:
         out = statistics + row.to(tl.int64) * 3
         tl.store(out, mean)
         tl.store(out + 1, rstd)
         tl.store(out + 2, count)
 
-    cell, lane = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
-    channel, own = group * WIDTH + lane, lane < WIDTH
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
-    inside = valid[:, None] & own[None, :]
-    within = (cell < cells)[:, None] & own[None, :]
-    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
-    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     normalized = tl.where(inside, (values - mean) * rstd, 0.0)
     factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
     offset = load(shift + sample * shift_batch, channel * shift_channel, own)
@@ -239,8 +150,7 @@ def _group_part_backward(
     cells, groups, splits, part_cells,
     dy_batch, dy_channel, dy_row, dy_column,
     x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
+    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -258,11 +168,7 @@ def _group_part_backward(
     last = tl.minimum(first + part_cells, cells)
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = valid_cells(
-            mask, sample, mask_batch, mask_row, mask_column, cell, last, COLUMNS, HAS_MASK
-        )
-        inside = valid[:, None] & own[None, :]
-        within = (cell < last)[:, None] & own[None, :]
+        _, inside, within = valid_tile(mask, sample * mask_batch, cell, last, own, HAS_MASK)
         offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
         values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         normalized = tl.where(inside, (values - mean) * rstd, 0.0)
@@ -277,52 +183,49 @@ def _group_part_backward(
 
 
 @triton.jit
-def _group_join_backward(
+def _group_backward(
     dy, x, scale, shift, mask, statistics, parts, dx, dscale, dshift,
     cells, groups, splits, tiles,
     dy_batch, dy_channel, dy_row, dy_column,
     x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
+    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
     dx_batch, dx_channel, dx_row, dx_column,
-    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
+    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr, WHOLE: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     sample, group = (row // groups).to(tl.int64), row % groups
-    lane = tl.arange(0, CHANNELS)
+    cell, lane = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     channel, own = group * WIDTH + lane, lane < WIDTH
-    sums = tl.zeros([CHANNELS], tl.float32)
-    products = tl.zeros([CHANNELS], tl.float32)
-    for split in range(splits):
-        where = parts + (row.to(tl.int64) * splits + split) * (2 * WIDTH)
-        sums += tl.load(where + lane, mask=own, other=0.0)
-        products += tl.load(where + WIDTH + lane, mask=own, other=0.0)
+    _, inside, within = valid_tile(mask, sample * mask_batch, cell, cells, own, HAS_MASK)
+    where = statistics + row.to(tl.int64) * 3
+    mean, rstd, count = tl.load(where), tl.load(where + 1), tl.load(where + 2)
+
+    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
+    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
+    normalized = tl.where(inside, (values - mean) * rstd, 0.0)
+    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
+    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
+    slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
+    offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
+    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+    if WHOLE:
+        sums = tl.sum(du, axis=0)
+        products = tl.sum(du * normalized, axis=0)
+    else:
+        sums = tl.zeros([CHANNELS], tl.float32)
+        products = tl.zeros([CHANNELS], tl.float32)
+        for split in range(splits):
+            where = parts + (row.to(tl.int64) * splits + split) * (2 * WIDTH)
+            sums += tl.load(where + lane, mask=own, other=0.0)
+            products += tl.load(where + WIDTH + lane, mask=own, other=0.0)
     if tile == 0:
         out = sample * groups * WIDTH + channel
         tl.store(dshift + out, sums, mask=own)
         tl.store(dscale + out, products, mask=own)
 
-    where = statistics + row.to(tl.int64) * 3
-    mean, rstd, count = tl.load(where), tl.load(where + 1), tl.load(where + 2)
-    divisor = tl.maximum(count, 1.0)
-    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
-    mean_gradient = tl.sum(sums * factor) / divisor
-    mean_product = tl.sum(products * factor) / divisor
-
-    cell = tile * CELLS + tl.arange(0, CELLS)
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
-    inside = valid[:, None] & own[None, :]
-    within = (cell < cells)[:, None] & own[None, :]
-    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
-    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
-    normalized = tl.where(inside, (values - mean) * rstd, 0.0)
-    slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-    offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
-    du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
+    mean_gradient = tl.sum(sums * factor) / tl.maximum(count, 1.0)
+    mean_product = tl.sum(products * factor) / tl.maximum(count, 1.0)
     result = rstd * (du * factor[None, :] - mean_gradient - normalized * mean_product)
     offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
     tl.store(dx + sample * dx_batch + offsets, tl.where(inside, result, 0.0), mask=within)
@@ -336,8 +239,7 @@ def _layer(
     x, scale, shift, mask, y,
     cells, tiles, eps,
     x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
+    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
     y_batch, y_channel, y_row, y_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -345,11 +247,7 @@ def _layer(
     sample, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     cell, channel = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
     own = channel < WIDTH
-    valid = valid_cells(
-        mask, sample, mask_batch, mask_row, mask_column, cell, cells, COLUMNS, HAS_MASK
-    )
-    inside = valid[:, None] & own[None, :]
-    within = (cell < cells)[:, None] & own[None, :]
+    _, inside, within = valid_tile(mask, sample * mask_batch, cell, cells, own, HAS_MASK)
     offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
     values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     mean = tl.sum(values, axis=1) / WIDTH
@@ -368,8 +266,7 @@ def _layer_backward(
     cells, splits, part_cells, eps,
     dy_batch, dy_channel, dy_row, dy_column,
     x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel,
-    mask_batch, mask_row, mask_column,
+    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
     dx_batch, dx_channel, dx_row, dx_column,
     WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -385,11 +282,7 @@ def _layer_backward(
     last = tl.minimum(first + part_cells, cells)
     for start in range(first, last, CELLS):
         cell = start + tl.arange(0, CELLS)
-        valid = valid_cells(
-            mask, sample, mask_batch, mask_row, mask_column, cell, last, COLUMNS, HAS_MASK
-        )
-        inside = valid[:, None] & own[None, :]
-        within = (cell < last)[:, None] & own[None, :]
+        _, inside, within = valid_tile(mask, sample * mask_batch, cell, last, own, HAS_MASK)
         offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
         values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         mean = tl.sum(values, axis=1) / WIDTH
@@ -462,90 +355,107 @@ def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
     return _Tiling(width, tile_cells, channels, False, tiles, splits, part_cells)
 
 
-# Group norm as an operator that torch can differentiate and compile
+# The operator, which torch can differentiate and compile; without groups, it is layer norm
 
 
-@torch.library.custom_op("tmapdiff::stylize_group", mutates_args=())
-def _group_op(
-    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int, eps: float
+@torch.library.custom_op("tmapdiff::stylize", mutates_args=())
+def _stylize_op(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mask: Tensor | None,
+    num_groups: int | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Compute the result, and mean, rstd and count of each group, (B, groups, 3)."""
     x = within_reach(x)
-    y, statistics = _empty_group(x, scale, shift, mask, num_groups, eps)
+    y, statistics = _empty(x, scale, shift, mask, num_groups, eps)
     if not x.numel():
         return y, statistics
-    columns, (mask_strides, x_strides, y_strides) = cell_strides(mask, x, y)
-    cells, rows = x.shape[2] * x.shape[3], len(x) * num_groups
-    inputs = x, scale, shift, as_bytes(mask)
-    strides = *x_strides, *scale.stride(), *shift.stride(), *mask_strides, *y_strides
-    tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE)
-    constants = tiling.constants(x, mask, columns)
+    columns, (x_strides, y_strides) = cell_strides(x, y)
+    valid, mask_batch = mask_bytes(mask)
+    groups, cells = num_groups or 1, x.shape[2] * x.shape[3]
+    rows, inputs = len(x) * groups, (x, scale, shift, valid)
+    strides = *x_strides, *scale.stride(), *shift.stride(), mask_batch, *y_strides
+    tiling = _tile(rows, x.shape[1] // groups, cells, _WHOLE if num_groups else 0)
+    constants, parts = tiling.constants(x, mask, columns), None
     with torch.cuda.device_of(x):
-        if tiling.whole:
-            _group_whole[(rows,)](
-                *inputs, y, statistics, cells, num_groups, eps, *strides, **constants
+        if not num_groups:
+            _layer[(rows * tiling.tiles,)](
+                *inputs, y, cells, tiling.tiles, eps, *strides, **constants
             )
             return y, statistics
-        parts = statistics.new_empty((rows, tiling.splits, 3))
-        _group_part[(rows * tiling.splits,)](
-            x, inputs[-1], parts, cells, num_groups, tiling.splits, tiling.part_cells,
-            *x_strides, *mask_strides, **constants,
-        )  # fmt: skip
-        _group_join[(rows * tiling.tiles,)](
-            *inputs, parts, y, statistics, cells, num_groups, tiling.splits, tiling.tiles, eps,
-            *strides, **constants, SPLITS=power_of_2(tiling.splits),
+        if not tiling.whole:
+            parts = statistics.new_empty((rows, tiling.splits, 3))
+            _group_part[(rows * tiling.splits,)](
+                x, valid, parts, cells, groups, tiling.splits, tiling.part_cells,
+                *x_strides, mask_batch, **constants,
+            )  # fmt: skip
+        _group[(rows * tiling.tiles,)](
+            *inputs, parts, y, statistics, cells, groups, tiling.splits, tiling.tiles, eps,
+            *strides, **constants, WHOLE=tiling.whole, SPLITS=power_of_2(tiling.splits),
         )  # fmt: skip
     return y, statistics
 
 
-@_group_op.register_fake
-def _empty_group(
-    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int, eps: float
+@_stylize_op.register_fake
+def _empty(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mask: Tensor | None,
+    num_groups: int | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    statistics = x.new_empty((x.shape[0], num_groups, 3), dtype=torch.float32)
+    statistics = x.new_empty((x.shape[0], num_groups or 0, 3), dtype=torch.float32)
     return empty_like_maps(within_reach(x)), statistics
 
 
-@torch.library.custom_op("tmapdiff::stylize_group_backward", mutates_args=())
-def _group_backward_op(
+@torch.library.custom_op("tmapdiff::stylize_backward", mutates_args=())
+def _stylize_backward_op(
     dy: Tensor,
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
     mask: Tensor | None,
     statistics: Tensor,
-    num_groups: int,
+    num_groups: int | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, x = within_reach(dy), within_reach(x)
-    gradients = _empty_gradients(dy, x, scale, shift)
-    dx, dscale, dshift = gradients
+    gradients = dx, dscale, dshift = _empty_gradients(dy, x, scale, shift)
     if not x.numel():
         return dx, dscale.zero_(), dshift.zero_()
-    columns, (mask_strides, dy_strides, x_strides, dx_strides) = cell_strides(mask, dy, x, dx)
-    cells, rows = x.shape[2] * x.shape[3], len(x) * num_groups
-    inputs = dy, x, scale, shift, as_bytes(mask), statistics
-    strides = *dy_strides, *x_strides, *scale.stride(), *shift.stride(), *mask_strides
-    tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE_BACKWARD)
-    constants = tiling.constants(x, mask, columns)
+    columns, (dy_strides, x_strides, dx_strides) = cell_strides(dy, x, dx)
+    valid, mask_batch = mask_bytes(mask)
+    groups, cells = num_groups or 1, x.shape[2] * x.shape[3]
+    rows, inputs = len(x) * groups, (dy, x, scale, shift, valid)
+    strides = *dy_strides, *x_strides, *scale.stride(), *shift.stride(), mask_batch
+    tiling = _tile(rows, x.shape[1] // groups, cells, _WHOLE_BACKWARD if num_groups else 0)
+    constants, parts = tiling.constants(x, mask, columns), None
+    if not tiling.whole:
+        parts = x.new_empty((rows, tiling.splits, 2, tiling.width), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        if tiling.whole:
-            _group_whole_backward[(rows,)](
-                *inputs, *gradients, cells, num_groups, *strides, *dx_strides, **constants
-            )
-            return gradients
-        parts = statistics.new_empty((rows, tiling.splits, 2, tiling.width))
-        _group_part_backward[(rows * tiling.splits,)](
-            *inputs, parts, cells, num_groups, tiling.splits, tiling.part_cells,
-            *strides, **constants,
-        )  # fmt: skip
-        _group_join_backward[(rows * tiling.tiles,)](
-            *inputs, parts, *gradients, cells, num_groups, tiling.splits, tiling.tiles,
-            *strides, *dx_strides, **constants,
+        if not num_groups:
+            _layer_backward[(rows * tiling.splits,)](
+                *inputs, parts, dx, cells, tiling.splits, tiling.part_cells, eps,
+                *strides, *dx_strides, **constants,
+            )  # fmt: skip
+            sums, products = parts.sum(dim=1).unbind(dim=1)
+            return dx, dscale.copy_(products), dshift.copy_(sums)
+        if not tiling.whole:
+            _group_part_backward[(rows * tiling.splits,)](
+                *inputs, statistics, parts, cells, groups, tiling.splits, tiling.part_cells,
+                *strides, **constants,
+            )  # fmt: skip
+        _group_backward[(rows * tiling.tiles,)](
+            *inputs, statistics, parts, *gradients, cells, groups, tiling.splits, tiling.tiles,
+            *strides, *dx_strides, **constants, WHOLE=tiling.whole,
         )  # fmt: skip
     return gradients
 
 
-@_group_backward_op.register_fake
+@_stylize_backward_op.register_fake
 def _empty_gradients(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -553,97 +463,23 @@ def _empty_gradients(
     return empty_like_maps(within_reach(x)), *styles
 
 
-def _save_for_group(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, scale, shift, mask, ctx.num_groups, ctx.eps = inputs
-    ctx.save_for_backward(x, scale, shift, mask, output[1])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.num_groups, ctx.eps = inputs
+    ctx.save_for_backward(*tensors, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _group_gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 6
     if torch.is_grad_enabled():
         given = *ctx.saved_tensors[:-1], ctx.num_groups, ctx.eps
         return gradients_of(reference.stylize, given, ctx.needs_input_grad, dy)
-    return *_group_backward_op(dy, *ctx.saved_tensors, ctx.num_groups), None, None, None
+    found = _stylize_backward_op(dy, *ctx.saved_tensors, ctx.num_groups, ctx.eps)
+    return *found, None, None, None
 
 
-_group_op.register_autograd(_group_gradients, setup_context=_save_for_group)
-
-
-# Layer norm, likewise
-
-
-@torch.library.custom_op("tmapdiff::stylize_layer", mutates_args=())
-def _layer_op(x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float) -> Tensor:
-    x = within_reach(x)
-    y = empty_like_maps(x)
-    if not x.numel():
-        return y
-    columns, (mask_strides, x_strides, y_strides) = cell_strides(mask, x, y)
-    cells = x.shape[2] * x.shape[3]
-    tiling = _tile(len(x), x.shape[1], cells)
-    with torch.cuda.device_of(x):
-        _layer[(len(x) * tiling.tiles,)](
-            x, scale, shift, as_bytes(mask), y, cells, tiling.tiles, eps,
-            *x_strides, *scale.stride(), *shift.stride(), *mask_strides, *y_strides,
-            **tiling.constants(x, mask, columns),
-        )  # fmt: skip
-    return y
-
-
-@_layer_op.register_fake
-def _empty_layer(
-    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float
-) -> Tensor:
-    return empty_like_maps(within_reach(x))
-
-
-@torch.library.custom_op("tmapdiff::stylize_layer_backward", mutates_args=())
-def _layer_backward_op(
-    dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    dy, x = within_reach(dy), within_reach(x)
-    dx, dscale, dshift = _empty_gradients(dy, x, scale, shift)
-    if not x.numel():
-        return dx, dscale.zero_(), dshift.zero_()
-    columns, (mask_strides, dy_strides, x_strides, dx_strides) = cell_strides(mask, dy, x, dx)
-    cells = x.shape[2] * x.shape[3]
-    tiling = _tile(len(x), x.shape[1], cells)
-    parts = x.new_empty((len(x), tiling.splits, 2, tiling.width), dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _layer_backward[(len(x) * tiling.splits,)](
-            dy, x, scale, shift, as_bytes(mask), parts, dx,
-            cells, tiling.splits, tiling.part_cells, eps,
-            *dy_strides, *x_strides, *scale.stride(), *shift.stride(), *mask_strides, *dx_strides,
-            **tiling.constants(x, mask, columns),
-        )  # fmt: skip
-    sums, products = parts.sum(dim=1).unbind(dim=1)
-    return dx, dscale.copy_(products), dshift.copy_(sums)
-
-
-_layer_backward_op.register_fake(_empty_gradients)
-
-
-def _save_for_layer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _layer_definition(
-    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, eps: float
-) -> Tensor:
-    return reference.stylize(x, scale, shift, mask, None, eps)
-
-
-def _layer_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        given = *ctx.saved_tensors, ctx.eps
-        return gradients_of(_layer_definition, given, ctx.needs_input_grad, dy)
-    return *_layer_backward_op(dy, *ctx.saved_tensors, ctx.eps), None, None
-
-
-_layer_op.register_autograd(_layer_gradients, setup_context=_save_for_layer)
+_stylize_op.register_autograd(_gradients, setup_context=_save)
 
 
 def stylize(
@@ -655,6 +491,4 @@ def stylize(
     eps: float,
 ) -> Tensor:
     """Compute the operation in Triton."""
-    if num_groups is None:
-        return _layer_op(x, scale, shift, mask, eps)
-    return _group_op(x, scale, shift, mask, num_groups, eps)[0]
+    return _stylize_op(x, scale, shift, mask, num_groups, eps)[0]

@@ -1,0 +1,43 @@
+"""The order in which map features lie in memory, and new maps in the same order."""
+
+import torch
+from torch import Tensor
+
+from tmapdiff.kernels._alignment import aligned_channels
+
+
+def memory_order(x: Tensor) -> list[int]:
+    """Name the dimensions of map features from the outermost in memory to the innermost.
+
+    Shape:
+        - x: (B, C, N_k, A)
+    """
+    strides = x.stride()
+    # Dimensions of one entry have any stride: they are no reason to call channels the innermost.
+    inner = x.shape[1] > 1 and all(strides[1] < strides[d] for d in (0, 2, 3) if x.shape[d] > 1)
+    order = sorted((0, 1, 2, 3), key=lambda dim: -strides[dim])
+    return [dim for dim in order if dim != 1] + [1] if inner else [0, 1, 2, 3]
+
+
+def inverse_order(order: list[int]) -> list[int]:
+    """Give the order that brings dimensions back which were permuted to `order`."""
+    return [order.index(dim) for dim in range(len(order))]
+
+
+def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
+    """Make room for maps in the memory order of `x`.
+
+    Args:
+        x: Map features, (B, C, N_k, A). Where room for more channels aligns them, the new maps of
+            as many channels have it, too.
+        channels: Channels of the new maps; C, if None.
+    """
+    shape = [x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:]]
+    own = shape[1]
+    order = memory_order(x)
+    if channels is None and order[-1] == 1:
+        aligned = aligned_channels(own, x.device)
+        if aligned == min((x.stride(dim) for dim in (0, 2, 3) if x.shape[dim] > 1), default=own):
+            shape[1] = aligned
+    empty = torch.empty([shape[dim] for dim in order], dtype=x.dtype, device=x.device)
+    return empty.permute(inverse_order(order))[:, :own]
