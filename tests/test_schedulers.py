@@ -18,6 +18,13 @@ SOLVERS = ["ddim", "dpmsolver++", "unipc"]
 MULTISTEP = ["dpmsolver++", "unipc"]
 
 
+def close(found: torch.Tensor, expected: torch.Tensor, case: object = "", **tolerance: float):
+    def named(text: str) -> str:
+        return f"{case}: {text}"
+
+    torch.testing.assert_close(found, expected, msg=named, **tolerance)
+
+
 def diffusers_twin(scheduler: MapScheduler) -> DDIMScheduler:
     config = scheduler.config
     twin = DDIMScheduler(
@@ -65,47 +72,51 @@ def resume(scheduler, predictions: torch.Tensor, sample: torch.Tensor) -> list[t
     return samples
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 5, 10, 50])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
-def test_steps_equal_diffusers_where_its_steps_divide(spacing, schedule, steps, eta):
+def test_steps_equal_diffusers_where_its_steps_divide(spacing, schedule):
     ours = MapScheduler(beta_schedule=schedule, timestep_spacing=spacing, signal_scale=0.5)
     theirs = diffusers_twin(ours)
-    ours.set_timesteps(steps)
-    theirs.set_timesteps(steps)
-    assert torch.equal(ours.timesteps, theirs.timesteps)
-    sample = torch.randn(3, 20, dtype=torch.float64)
-    for timestep in ours.timesteps:
-        prediction, noise = torch.randn_like(sample), torch.randn_like(sample)
-        last = ours.previous_timestep(timestep) < 0
-        expected = theirs.step(
-            prediction,
-            timestep,
-            sample,
-            eta=eta,
-            use_clipped_model_output=True,
-            # diffusers adds noise after the last step too, by the variance of its final alpha.
-            variance_noise=torch.zeros_like(noise) if last else noise,
-        )
-        found = ours.step(prediction, timestep, sample, eta=eta, variance_noise=noise)
-        torch.testing.assert_close(found.prev_sample, expected.prev_sample, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.pred_original_sample, prediction.clamp(-0.5, 0.5))
-        sample = found.prev_sample
+    for case in itertools.product([1, 2, 5, 10, 50], [0.0, 0.5, 1.0]):
+        steps, eta = case
+        ours.set_timesteps(steps)
+        theirs.set_timesteps(steps)
+        assert torch.equal(ours.timesteps, theirs.timesteps), case
+        sample = torch.randn(3, 20, dtype=torch.float64)
+        for timestep in ours.timesteps:
+            prediction, noise = torch.randn_like(sample), torch.randn_like(sample)
+            last = ours.previous_timestep(timestep) < 0
+            expected = theirs.step(
+                prediction,
+                timestep,
+                sample,
+                eta=eta,
+                use_clipped_model_output=True,
+                # diffusers adds noise after the last step too, by the variance of its last alpha.
+                variance_noise=torch.zeros_like(noise) if last else noise,
+            )
+            found = ours.step(prediction, timestep, sample, eta=eta, variance_noise=noise)
+            close(found.prev_sample, expected.prev_sample, case, rtol=1e-5, atol=1e-5)
+            close(found.pred_original_sample, prediction.clamp(-0.5, 0.5), case)
+            sample = found.prev_sample
 
 
 @pytest.mark.parametrize("train_timesteps", [1, 7, 10, 100, 1000])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_number_of_steps_is_spaced_soundly(spacing, train_timesteps):
+def test_published_timesteps_are_sound_and_the_ones_used(spacing, train_timesteps):
     scheduler = MapScheduler(num_train_timesteps=train_timesteps, timestep_spacing=spacing)
     for steps in range(1, train_timesteps + 1):
         scheduler.set_timesteps(steps)
         timesteps = scheduler.timesteps
         assert timesteps.dtype == torch.int64
-        assert len(timesteps) == steps
+        assert len(timesteps) == steps == scheduler.num_inference_steps
         assert timesteps[-1] >= 0
         assert timesteps[0] < train_timesteps
         assert bool((timesteps.diff() < 0).all())
+        published = timesteps.tolist()
+        if steps in STEPS:
+            walked = [scheduler.previous_timestep(timestep) for timestep in timesteps]
+            assert walked == [*published[1:], -1]
         if spacing == "trailing":
             assert timesteps[0] == train_timesteps - 1
             # Evenly: each is where it would be on a continuous scale, but for rounding.
@@ -113,14 +124,14 @@ def test_every_number_of_steps_is_spaced_soundly(spacing, train_timesteps):
             assert float((timesteps - ideal).abs().max()) <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_exact_noise_recovers_the_clean_maps(spacing, steps):
+def test_exact_noise_recovers_the_clean_maps(spacing):
     # linear keeps some signal at every timestep, so that the noise determines it.
     scheduler = MapScheduler(beta_schedule="linear", timestep_spacing=spacing, clip_sample=False)
-    scheduler.set_timesteps(steps)
     x0 = torch.full((2, 5), 0.7, dtype=torch.float64)
-    torch.testing.assert_close(recover_with_exact_noise(scheduler, x0), x0, rtol=1e-6, atol=1e-6)
+    for steps in STEPS:
+        scheduler.set_timesteps(steps)
+        close(recover_with_exact_noise(scheduler, x0), x0, steps, rtol=1e-6, atol=1e-6)
 
 
 def test_diffusers_itself_fails_where_steps_do_not_divide():
@@ -131,40 +142,24 @@ def test_diffusers_itself_fails_where_steps_do_not_divide():
     assert (recover_with_exact_noise(theirs, x0) - x0).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("steps", STEPS[:-1])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_true_prediction_recovers_the_clean_maps(spacing, steps, eta):
+def test_true_prediction_recovers_the_clean_maps(spacing):
     scheduler = MapScheduler(timestep_spacing=spacing)
-    scheduler.set_timesteps(steps)
     x0 = scheduler.to_signal(torch.rand(2, 5))
-    sample = torch.randn(2, 5)
-    for timestep in scheduler.timesteps:
-        sample = scheduler.step(x0, timestep, sample, eta=eta).prev_sample
-    torch.testing.assert_close(sample, x0)
+    for steps, eta in itertools.product(STEPS[:-1], [0.0, 1.0]):
+        scheduler.set_timesteps(steps)
+        sample = torch.randn(2, 5)
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(x0, timestep, sample, eta=eta).prev_sample
+        close(sample, x0, (steps, eta))
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_published_timesteps_are_the_ones_used(spacing, steps):
-    scheduler = MapScheduler(timestep_spacing=spacing)
-    scheduler.set_timesteps(steps)
-    published = scheduler.timesteps.tolist()
-    assert len(published) == steps == scheduler.num_inference_steps
-    assert published == sorted(set(published), reverse=True)
-    walked, timestep = [], published[0]
-    while timestep >= 0:
-        walked.append(timestep)
-        timestep = scheduler.previous_timestep(timestep)
-    assert walked == published
-
-
-@pytest.mark.parametrize("steps", STEPS)
-def test_sampling_starts_where_training_ends(steps):
+def test_sampling_starts_where_training_ends():
     scheduler = MapScheduler()
-    scheduler.set_timesteps(steps)
-    assert scheduler.timesteps[0] == len(scheduler) - 1
     assert scheduler.alphas_cumprod[-1] < 1e-6
+    for steps in STEPS:
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps[0] == len(scheduler) - 1, steps
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -173,13 +168,11 @@ def test_added_noise_equals_diffusers_and_the_formula(schedule):
     x0, noise = torch.randn(2, 4, 7, dtype=torch.float64)
     timesteps = torch.tensor([0, 1, 500, 999])
     found = scheduler.add_noise(x0, noise, timesteps)
-    torch.testing.assert_close(
-        found, diffusers_twin(scheduler).add_noise(x0, noise, timesteps), rtol=1e-6, atol=1e-6
-    )
+    close(found, diffusers_twin(scheduler).add_noise(x0, noise, timesteps), rtol=1e-6, atol=1e-6)
     for row, timestep in enumerate(timesteps.tolist()):
         alpha = float(scheduler.alphas_cumprod[timestep])
         expected = alpha**0.5 * x0[row] + (1 - alpha) ** 0.5 * noise[row]
-        torch.testing.assert_close(found[row], expected)
+        close(found[row], expected)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -216,8 +209,8 @@ def test_signal_is_an_affine_image_of_iou(scale):
     scheduler = MapScheduler(signal_scale=scale)
     iou = torch.rand(3, 9, dtype=torch.float64)
     ends = scheduler.to_signal(torch.tensor([[0.0, 0.5, 1.0]]))
-    torch.testing.assert_close(ends, torch.tensor([[-scale, 0.0, scale]]))
-    torch.testing.assert_close(scheduler.to_iou(scheduler.to_signal(iou)), iou)
+    close(ends, torch.tensor([[-scale, 0.0, scale]]))
+    close(scheduler.to_iou(scheduler.to_signal(iou)), iou)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0])
@@ -230,7 +223,7 @@ def test_model_input_has_about_unit_variance(timestep, scale):
     noisy = scheduler.add_noise(scheduler.to_signal(iou), torch.randn_like(iou), timesteps)
     scaled = scheduler.scale_model_input(noisy, timesteps)
     assert 0.7 < scaled.square().mean().sqrt() < 1.3
-    torch.testing.assert_close(scheduler.scale_model_input(noisy, timestep), scaled)
+    close(scheduler.scale_model_input(noisy, timestep), scaled)
     plain = MapScheduler(normalize_input=False)
     assert plain.scale_model_input(noisy, timesteps) is noisy
 
@@ -353,7 +346,7 @@ def test_timesteps_of_any_integer_type(dtype):
     x0, noise = torch.rand(3, 5), torch.randn(3, 5)
     timesteps = torch.tensor([1, 0, 100])
     found = scheduler.add_noise(x0, noise, timesteps.to(dtype))
-    torch.testing.assert_close(found, scheduler.add_noise(x0, noise, timesteps))
+    close(found, scheduler.add_noise(x0, noise, timesteps))
 
 
 # Multistep solvers
@@ -375,8 +368,6 @@ def plain_unipc(**fields):
     return UniPCMultistepScheduler(disable_corrector=list(range(1000)), **fields)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 61])
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(
     ("solver", "kind", "dtype", "tolerance"),
@@ -386,33 +377,34 @@ def plain_unipc(**fields):
         ("unipc", UniPCMultistepScheduler, torch.float64, 1e-10),
     ],
 )
-def test_multistep_solvers_equal_diffusers(
-    solver, kind, dtype, tolerance, spacing, schedule, steps
-):
-    ours = MapScheduler(
-        solver=solver, beta_schedule=schedule, timestep_spacing=spacing, clip_sample=False
-    )
-    ours.set_timesteps(steps)
-    theirs = multistep_twin(ours, kind)
-    found = expected = torch.randn(3, 20, dtype=dtype)
-    for timestep in ours.timesteps:
-        prediction = torch.randn_like(found)
-        found = ours.step(prediction, timestep, found).prev_sample
-        expected = theirs.step(prediction, timestep, expected).prev_sample
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+def test_multistep_solvers_equal_diffusers(solver, kind, dtype, tolerance, spacing):
+    for case in itertools.product(SCHEDULES, [1, 2, 3, 5, 10, 61]):
+        schedule, steps = case
+        ours = MapScheduler(
+            solver=solver, beta_schedule=schedule, timestep_spacing=spacing, clip_sample=False
+        )
+        ours.set_timesteps(steps)
+        theirs = multistep_twin(ours, kind)
+        found = expected = torch.randn(3, 20, dtype=dtype)
+        for timestep in ours.timesteps:
+            prediction = torch.randn_like(found)
+            found = ours.step(prediction, timestep, found).prev_sample
+            expected = theirs.step(prediction, timestep, expected).prev_sample
+            assert found.dtype == dtype
+            close(found, expected, case, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("steps", [1, 2, 5, 10, 61])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_solver_arrives_at_true_predictions(solver, spacing, steps, dtype):
+def test_every_solver_arrives_at_true_predictions(solver, spacing):
     scheduler = MapScheduler(solver=solver, timestep_spacing=spacing)
-    x0 = scheduler.to_signal(torch.rand(2, 5, dtype=dtype))
-    samples = run(scheduler, x0.expand(steps, 2, 5))
-    assert all(sample.dtype == dtype and bool(sample.isfinite().all()) for sample in samples)
-    assert_same(samples[-1], x0)
+    dtypes = [torch.float64, torch.float32, torch.bfloat16]
+    for case in itertools.product([1, 2, 5, 10, 61], dtypes):
+        steps, dtype = case
+        x0 = scheduler.to_signal(torch.rand(2, 5, dtype=dtype))
+        samples = run(scheduler, x0.expand(steps, 2, 5))
+        assert all(one.dtype == dtype and bool(one.isfinite().all()) for one in samples), case
+        assert_same(samples[-1], x0, f"{case}")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.contracts import draw, triangle
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,3 +90,36 @@ class Allocations:
                 pytest.fail("written outside of what was allocated")
             if bool(memory[ZONE : ZONE + size].isnan().any()):
                 pytest.fail("not all was written")
+
+
+MASKS = {
+    "none": None,
+    "shared": triangle(7, 5),
+    # One sample without valid cells, one with one alone.
+    "batched": torch.stack(
+        [triangle(7, 5), torch.zeros(7, 5, dtype=torch.bool), torch.arange(35).view(7, 5) == 9]
+    ),
+}
+
+
+def run(
+    call: Callable[..., Tensor],
+    inputs: dict[str, Tensor],
+    mask: Tensor | None,
+    backend: str,
+    upper: Tensor | None = None,
+    spoil: bool = False,
+) -> dict[str, Tensor]:
+    """Result and gradients of an operation, the result weighted with `upper`.
+
+    With NaN in what arrives at invalid cells, if `spoil`.
+    """
+    leaves = {name: one.detach().requires_grad_() for name, one in inputs.items()}
+    device = next(iter(leaves.values())).device
+    mask = None if mask is None else mask.to(device)
+    result = call(**leaves, mask=mask, backend=backend)
+    upper = (draw(*result.shape, seed=3) if upper is None else upper).to(result)
+    if spoil and mask is not None:
+        upper = upper.masked_fill(~mask.unsqueeze(-3), torch.nan)
+    gradients = torch.autograd.grad(result, list(leaves.values()), upper)
+    return {"result": result.detach(), **dict(zip(leaves, gradients, strict=True))}

@@ -83,7 +83,9 @@ def test_convolutions_are_those_of_torch(convolve: Callable[..., Tensor], with_b
 
 
 @pytest.mark.usefixtures("aligned_on_the_cpu")
-@pytest.mark.parametrize("backend", ["spectral", "fused"])
+@pytest.mark.parametrize(
+    "backend", ["spectral", pytest.param("fused", marks=pytest.mark.interpreter)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_plans_are_those_of_torch(backend: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
@@ -96,6 +98,7 @@ def test_plans_are_those_of_torch(backend: str, dtype: torch.dtype) -> None:
     assert_close(map_conv(x, weight, bias, plan=plan).cpu(), expected, dtype)
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.usefixtures("aligned_on_the_cpu")
 def test_torch_knows_the_operation() -> None:

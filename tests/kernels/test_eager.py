@@ -7,111 +7,139 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, triangle
-from helpers.kernels import LAYOUTS
+from helpers.kernels import LAYOUTS, MASKS, run
 from torch import Tensor
 
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.masking import fill_invalid, fill_invalid_
 from tmapdiff.kernels.memory_order import memory_order
+from tmapdiff.kernels.styled_residual import add_styled
 from tmapdiff.kernels.stylization import stylize
+from tmapdiff.kernels.unit_product import unit_product
 
-MASKS = {
-    "none": None,
-    "shared": triangle(7, 5),
-    "batched": torch.stack(
-        [triangle(7, 5), torch.zeros(7, 5, dtype=torch.bool), torch.arange(35).view(7, 5) == 9]
-    ),
-}
+F64 = torch.float64
+STYLES = {"scale": draw(3, 6, seed=1, dtype=F64), "shift": draw(3, 6, seed=2, dtype=F64)}
 
-Operation = Callable[..., Tensor]
-# What is called, its inputs, and which of them is the map.
-OPERATIONS: dict[str, tuple[Operation, dict[str, Tensor], str]] = {
+
+def directions() -> dict[str, Tensor]:
+    maps = draw(3, 6, 7, 5, dtype=F64)
+    maps[0, :, 0, 0] = 0  # a cell without direction
+    maps[0, :, 1, 0] = 1e-13
+    return {"maps": maps, "vector": draw(3, 6, seed=1, dtype=F64)}
+
+
+# What is called, and its inputs, the maps first.
+OPERATIONS: dict[str, tuple[Callable[..., Tensor], dict[str, Tensor]]] = {
     "stylize": (
         lambda **given: stylize(num_groups=3, **given),
-        {
-            "x": 3 + 2 * draw(3, 6, 7, 5, dtype=torch.float64),
-            "scale": draw(3, 6, seed=1, dtype=torch.float64),
-            "shift": draw(3, 6, seed=2, dtype=torch.float64),
-        },
-        "x",
+        {"x": 3 + 2 * draw(3, 6, 7, 5, dtype=F64), **STYLES},
     ),
     "gate": (
         lambda **given: gate_features(channels=4, **given),
-        {"convolved": 2 * draw(3, 8, 7, 5, dtype=torch.float64)},
-        "convolved",
+        {"convolved": 2 * draw(3, 8, 7, 5, dtype=F64)},
     ),
     "shared gate with bias": (
         lambda **given: gate_features(channels=4, **given),
-        {
-            "convolved": 2 * draw(3, 5, 7, 5, dtype=torch.float64),
-            "bias": draw(5, seed=1, dtype=torch.float64),
-        },
-        "convolved",
+        {"convolved": 2 * draw(3, 5, 7, 5, dtype=F64), "bias": draw(5, seed=1, dtype=F64)},
     ),
+    "add_styled": (
+        lambda **given: add_styled(num_groups=3, **given),
+        {
+            "x": 3 + 2 * draw(3, 6, 7, 5, dtype=F64),
+            **STYLES,
+            "weight": draw(6, 6, seed=3, dtype=F64),
+            "bias": draw(6, seed=4, dtype=F64),
+        },
+    ),
+    "unit_product": (unit_product, directions()),
 }
+PIECES = [2 * 6 * 7 * 5, 1]  # values of a piece of `add_styled`
 
 
-def run(
-    operation: Operation, inputs: dict[str, Tensor], mask: Tensor | None, backend: str, spoil: bool
-) -> dict[str, Tensor]:
-    """Result and gradients, the result weighted; with NaN where it must not matter, if `spoil`."""
-    leaves = {name: one.detach().requires_grad_() for name, one in inputs.items()}
-    result = operation(**leaves, mask=mask, backend=backend)
-    upper = draw(*result.shape, seed=3, dtype=result.dtype)
-    if spoil and mask is not None:
-        upper = upper.masked_fill(~mask.unsqueeze(-3), torch.nan)
-    gradients = torch.autograd.grad(result, list(leaves.values()), upper)
-    return {"result": result.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-@pytest.mark.parametrize("name", list(OPERATIONS))
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize(
-    ("dtype", "layout", "mask"),
-    [
-        *product([torch.float64], LAYOUTS, MASKS),
-        *product([torch.float32], ["durations_outermost"], MASKS),
-    ],
+    ("dtype", "layout"), [*product([F64], LAYOUTS), (torch.float32, "durations_outermost")]
 )
-def test_equals_the_reference(name: str, dtype: torch.dtype, layout: str, mask: str) -> None:
-    operation, inputs, maps = OPERATIONS[name]
-    valid = MASKS[mask]
-    expected = run(operation, inputs, valid, "reference", spoil=False)
-    given = {one: tensor.to(dtype) for one, tensor in inputs.items()}
-    if valid is not None:
-        given[maps] = given[maps].masked_fill(~valid.unsqueeze(-3), torch.nan)
-    given[maps] = LAYOUTS[layout](given[maps])
-    before = given[maps].clone()
-    found = run(operation, given, valid, "eager", spoil=True)
-    torch.testing.assert_close(given[maps], before, rtol=0, atol=0, equal_nan=True)
-    for one, value in expected.items():
-        assert found[one].dtype == dtype
-        assert_close(found[one], value.to(dtype), what=one)
-    for one in ("result", maps):
-        if valid is not None:
-            assert_zero(found[one], ~valid.unsqueeze(-3))
-        if layout in ("channels_last", "durations_outermost"):
-            assert memory_order(found[one]) == memory_order(given[maps])
-
-
-@pytest.mark.parametrize("name", list(OPERATIONS))
-def test_is_what_the_cpu_runs_unless_traced_or_in_half_precision(
-    name: str, monkeypatch: pytest.MonkeyPatch
+def test_equals_the_reference(
+    name: str, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, inputs, _ = OPERATIONS[name]
+    call, inputs = OPERATIONS[name]
+    maps = next(iter(inputs))
+    masks = {**MASKS, "empty": torch.zeros(7, 5, dtype=torch.bool)}
+    upper = draw(*call(**inputs).shape, seed=3, dtype=F64)
+    if name == "unit_product":
+        upper[0, :, :2, 0] *= 1e-12
+    elif name == "add_styled":
+        del masks["batched"]
+    for (mask, valid), piece in product(masks.items(), PIECES if name == "add_styled" else [0]):
+        what = f"{mask}, {piece}"
+        monkeypatch.setattr("tmapdiff.kernels.styled_residual.eager._PIECE", piece)
+        expected = run(call, inputs, valid, "reference", upper)
+        given = {one: tensor.to(dtype) for one, tensor in inputs.items()}
+        if valid is not None:
+            given[maps] = given[maps].masked_fill(~valid.unsqueeze(-3), torch.nan)
+        given[maps] = LAYOUTS[layout](given[maps])
+        before = given[maps].clone()
+        found = run(call, given, valid, "eager", upper, spoil=True)
+        torch.testing.assert_close(given[maps], before, rtol=0, atol=0, equal_nan=True)
+        for one, value in expected.items():
+            assert found[one].dtype == dtype
+            assert_close(found[one], value.to(dtype), what=f"{one}, {what}")
+        for one in ("result", maps):
+            if valid is not None:
+                assert_zero(found[one], ~valid.unsqueeze(-3))
+            if layout in ("channels_last", "durations_outermost"):
+                assert memory_order(found[one]) == memory_order(given[maps]), what
+
+
+def test_no_samples() -> None:
+    for name, (call, inputs) in OPERATIONS.items():
+        none = {n: one if n in ("weight", "bias") else one[:0] for n, one in inputs.items()}
+        found = run(call, none, MASKS["shared"], "eager")
+        assert found["result"].shape == (0, *call(**inputs).shape[1:]), name
+        assert not any(bool(one.any()) for one in found.values()), name
+
+
+def is_eager(call: Callable[..., Tensor], inputs: dict[str, Tensor], dtype: torch.dtype) -> bool:
+    leaves = {n: one.detach().to(dtype).requires_grad_() for n, one in inputs.items()}
+    kind = type(call(**leaves).grad_fn).__name__
+    return kind in (
+        "_StylizeBackward",
+        "_GateBackward",
+        "_AddStyledBackward",
+        "_UnitProductBackward",
+    )
+
+
+@pytest.fixture
+def large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large maps: small ones are left to the reference."""
     monkeypatch.setattr("tmapdiff.kernels.gate._FEW_WITH_GRADIENT", 0)
 
-    def is_eager(dtype: torch.dtype, call: Operation = operation) -> bool:
-        leaves = {n: one.detach().to(dtype).requires_grad_() for n, one in inputs.items()}
-        return type(call(**leaves).grad_fn).__name__ in ("_StylizeBackward", "_GateBackward")
 
-    assert is_eager(torch.float32)
-    assert is_eager(torch.float64)
-    assert not is_eager(torch.float16)
-    torch._dynamo.reset()
-    assert not is_eager(torch.float32, torch.compile(operation, backend="eager", fullgraph=True))
+@pytest.mark.usefixtures("large_maps")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_is_what_the_cpu_runs_but_in_half_precision(name: str) -> None:
+    call, inputs = OPERATIONS[name]
+    assert is_eager(call, inputs, torch.float32)
+    assert is_eager(call, inputs, torch.float64)
+    assert not is_eager(call, inputs, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixes = name in ("add_styled", "unit_product")  # which autocast chooses the dtype of
+        assert is_eager(call, inputs, torch.float32) is not mixes
     with refuses(ConfigError, "inputs that backend 'eager' can run, got others: they hold"):
-        operation(**{one: tensor.half() for one, tensor in inputs.items()}, backend="eager")
+        call(**{one: tensor.half() for one, tensor in inputs.items()}, backend="eager")
+
+
+@pytest.mark.compile
+@pytest.mark.usefixtures("large_maps")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_compiler_sees_the_parts(name: str) -> None:
+    call, inputs = OPERATIONS[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert not is_eager(compiled, inputs, torch.float32)
 
 
 def test_layer_norm_has_no_eager_form() -> None:

@@ -160,6 +160,7 @@ def test_tf32_is_known_by_its_setting_in_words(matmul) -> None:
         torch.testing.assert_close(found, map_conv(x, weight, backend="direct"))
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("op", ["gate", "stylization", "layer"])
 def test_results_are_within_reach_of_32_bits(monkeypatch, op: str) -> None:
     """Where a sample is spread over the memory of all, as with durations outermost."""

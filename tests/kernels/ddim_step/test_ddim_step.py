@@ -26,7 +26,6 @@ def coefficients_of(scheduler: MapScheduler) -> Tensor:
 # The reference
 
 
-@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -34,34 +33,32 @@ def coefficients_of(scheduler: MapScheduler) -> Tensor:
     [("identity", True, True), ("sigmoid", True, True), ("identity", False, False)],
 )
 def test_runs_equal_the_scheduler_s(
-    steps: int,
-    spacing: str,
-    dtype: torch.dtype,
-    activation: str,
-    clip: bool,
-    normalize: bool,
+    spacing: str, dtype: torch.dtype, activation: str, clip: bool, normalize: bool
 ) -> None:
     scheduler = MapScheduler(
         timestep_spacing=spacing, clip_sample=clip, normalize_input=normalize, signal_scale=0.3
     )
-    scheduler.set_timesteps(steps)
-    expected = noisy = draw(3, 40, seed=9, dtype=dtype)
-    for row, timestep in zip(coefficients_of(scheduler), scheduler.timesteps.tolist(), strict=True):
-        scores = 2 * draw(3, 40, seed=timestep, dtype=dtype)
-        iou = scores.sigmoid() if activation == "sigmoid" else scores
-        signal = scheduler.to_signal(iou)
-        expected, clean = scheduler.step(signal, timestep, expected, return_dict=False)
-        found = ddim_step(scores, noisy, row.tolist(), activation=activation, clip=clip)
-        noisy = found.noisy
-        assert_close(noisy, expected)
-        assert_close(found.clean, clean)
-        previous = scheduler.previous_timestep(timestep)
-        if previous >= 0:
-            assert_close(found.scaled, scheduler.scale_model_input(expected, previous))
-        from_tensor = ddim_step(scores, noisy, row, activation=activation, clip=clip)
-        from_numbers = ddim_step(scores, noisy, row.tolist(), activation=activation, clip=clip)
-        for one, two in zip(from_tensor, from_numbers, strict=True):
-            assert_close(one, two)
+    for steps in STEPS:
+        scheduler.set_timesteps(steps)
+        expected = noisy = draw(3, 40, seed=9, dtype=dtype)
+        for row, timestep in zip(
+            coefficients_of(scheduler), scheduler.timesteps.tolist(), strict=True
+        ):
+            scores = 2 * draw(3, 40, seed=timestep, dtype=dtype)
+            iou = scores.sigmoid() if activation == "sigmoid" else scores
+            signal = scheduler.to_signal(iou)
+            expected, clean = scheduler.step(signal, timestep, expected, return_dict=False)
+            found = ddim_step(scores, noisy, row.tolist(), activation=activation, clip=clip)
+            noisy = found.noisy
+            assert_close(noisy, expected, what=f"maps of {steps} steps")
+            assert_close(found.clean, clean, what=f"clean maps of {steps} steps")
+            previous = scheduler.previous_timestep(timestep)
+            if previous >= 0:
+                assert_close(found.scaled, scheduler.scale_model_input(expected, previous))
+            from_tensor = ddim_step(scores, noisy, row, activation=activation, clip=clip)
+            from_numbers = ddim_step(scores, noisy, row.tolist(), activation=activation, clip=clip)
+            for one, two in zip(from_tensor, from_numbers, strict=True):
+                assert_close(one, two)
 
 
 def test_coefficients_are_those_of_a_small_example() -> None:
@@ -124,6 +121,7 @@ def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 ROW = [0.7, 0.4, 1.3, 0.2]
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("small_programs")
 @pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("activation", ["identity", "sigmoid"])
@@ -144,6 +142,7 @@ def test_kernel_equals_reference(
         assert_close(one.cpu(), value, what=name)
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("small_programs")
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1), (4, 16)])
 def test_kernel_on_any_size_and_strides(shape: tuple[int, int]) -> None:
@@ -155,6 +154,7 @@ def test_kernel_on_any_size_and_strides(shape: tuple[int, int]) -> None:
         assert_close(one.cpu(), two)
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("small_programs")
 def test_kernel_keeps_nan() -> None:
     scores = draw(2, 5).to(DEVICE)
@@ -164,6 +164,7 @@ def test_kernel_keeps_nan() -> None:
         assert one.isnan().nonzero().tolist() == [[1, 2]]
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("small_programs")
 def test_kernel_refuses_to_forget_gradients() -> None:
     scores = draw(2, 5).to(DEVICE).requires_grad_()
@@ -174,6 +175,8 @@ def test_kernel_refuses_to_forget_gradients() -> None:
         ddim_step(scores, draw(2, 5).to(DEVICE), ROW, backend="triton")
 
 
+@pytest.mark.compile
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("small_programs")
 def test_kernel_compiles_in_one_graph() -> None:
     from tmapdiff.kernels.ddim_step import triton

@@ -46,6 +46,7 @@ def test_keeps_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not keeps()
 
 
+@pytest.mark.compile
 def test_compiled_code_makes_them_again() -> None:
     torch._dynamo.reset()
     given = [one.requires_grad_() for one in made().values()]

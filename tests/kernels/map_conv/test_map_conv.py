@@ -22,6 +22,7 @@ from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 F64 = torch.float64
 BACKENDS = ["direct", "spectral"]
+FUSED = pytest.param("fused", marks=pytest.mark.interpreter)
 
 
 def inputs(
@@ -126,12 +127,14 @@ def test_inputs_are_not_modified() -> None:
         assert_same(value, old)
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_torch_knows_the_operation() -> None:
     values = [value.requires_grad_() for value in inputs()]
     torch.library.opcheck(spectral_map_conv, (*values, 4))
 
 
+@pytest.mark.compile
 def test_compiled_equals_eager() -> None:
     values = inputs(dtype=torch.float32)
     compiled = torch.compile(
@@ -175,11 +178,12 @@ def test_refuses() -> None:
 # Plans
 
 
-@pytest.mark.parametrize("backend", ["direct", "spectral", "fused"])
+@pytest.mark.parametrize("backend", [*BACKENDS, FUSED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("batch", "rows", "columns", "size"), [(2, 9, 4, 5), (1, 7, 3, 17)])
 def test_plans_compute_the_same(backend, dtype, batch, rows, columns, size) -> None:
-    pytest.importorskip("triton")
+    if backend == "fused":
+        pytest.importorskip("triton")
     values = inputs(batch, rows, columns, size, dtype)
     expected = reference(*(value.double() for value in values))
     values = [value.to(DEVICE) for value in values]
@@ -188,6 +192,7 @@ def test_plans_compute_the_same(backend, dtype, batch, rows, columns, size) -> N
     assert_close(map_conv(*values, plan=plan).cpu(), expected, dtype)
 
 
+@pytest.mark.interpreter
 def test_the_fused_product_is_the_plain_one_in_all_blocks() -> None:
     triton = pytest.importorskip("tmapdiff.kernels.map_conv.triton")
     # More rows, channels and output channels than a block has, and none a multiple.
