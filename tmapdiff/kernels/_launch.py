@@ -98,9 +98,6 @@ def cell_strides(*maps: Tensor) -> tuple[int, list[list[int]]]:
 
     Where the rows of all follow each other in memory, cells are taken for one column of many rows:
     then columns are 1, and their strides 0.
-
-    Shape:
-        - maps: (B, C, N_k, A) each
     """
     rows, columns = maps[0].shape[-2:]
     strides = [list(one.stride()) for one in maps]

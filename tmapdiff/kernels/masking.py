@@ -27,12 +27,7 @@ def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int |
 
 
 def of_all_samples(mask: Tensor | None) -> Tensor | None:
-    """Drop the batch of a mask of one sample: one mask for all samples is the quicker to apply.
-
-    Shape:
-        - mask: (N_k, A) or (B, N_k, A), bool
-        - returns: (N_k, A), or (B, N_k, A) if B is not 1
-    """
+    """Drop the batch of a mask of one sample: one mask for all samples is the quicker to apply."""
     return mask[0] if mask is not None and mask.dim() == 3 and len(mask) == 1 else mask
 
 
@@ -75,11 +70,6 @@ def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
 
     One mask for all samples has few invalid cells: they are looked up, and nothing else is touched.
     On other devices than the CPU, looking up would make the host wait.
-
-    Shape:
-        - x: (B, C, N_k, A)
-        - mask: (N_k, A) or (B, N_k, A), bool
-        - returns: (B, C, N_k, A)
     """
     mask = of_all_samples(mask)
     if mask is None:
@@ -109,11 +99,7 @@ class CellLists(NamedTuple):
 
 
 def cells_of(mask: Tensor) -> CellLists:
-    """List valid and invalid cells; a mask with the same values is looked up once.
-
-    Shape:
-        - mask: (N_k, A), or its transpose; bool, on the CPU
-    """
+    """List the cells of a mask on the CPU, (N_k, A) or its transpose; equal ones only once."""
     return _listed(mask.numpy().tobytes(), tuple(mask.shape))
 
 

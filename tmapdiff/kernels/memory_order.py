@@ -7,11 +7,7 @@ from tmapdiff.kernels._alignment import aligned_channels
 
 
 def memory_order(x: Tensor) -> list[int]:
-    """Name the dimensions of map features from the outermost in memory to the innermost.
-
-    Shape:
-        - x: (B, C, N_k, A)
-    """
+    """Name the dimensions of map features, (B, C, N_k, A), outermost in memory first."""
     strides = x.stride()
     # Dimensions of one entry have any stride: they are no reason to call channels the innermost.
     inner = x.shape[1] > 1 and all(strides[1] < strides[d] for d in (0, 2, 3) if x.shape[d] > 1)
@@ -25,12 +21,9 @@ def inverse_order(order: list[int]) -> list[int]:
 
 
 def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
-    """Make room for maps in the memory order of `x`.
+    """Make room for maps in the memory order of `x`, (B, C, N_k, A), with C or other `channels`.
 
-    Args:
-        x: Map features, (B, C, N_k, A). Where room for more channels aligns them, the new maps of
-            as many channels have it, too.
-        channels: Channels of the new maps; C, if None.
+    Where room for more channels aligns those of `x`, new maps of as many channels have it, too.
     """
     shape = [x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:]]
     own = shape[1]

@@ -24,6 +24,9 @@ class MapGrid:
     scale `k` that starts at clip `i * 2**k` and lasts `(j + 1) * 2**k` clips: rows of a map are
     starts, columns are durations. A cell is valid when its moment ends inside the video.
 
+    Where videos are shorter than the grid, methods take `num_clips`, the clips of each, and results
+    have a batch. `device` is where results go; by default that of `num_clips`, or the CPU.
+
     Args:
         num_clips: Clips of the finest scale (the paper's N), divisible by `2**(num_scales - 1)`.
         num_anchors: Durations per scale (the paper's A), at most the clips of the coarsest scale.
@@ -123,7 +126,7 @@ class MapGrid:
         """Check that each video of a batch has a clip, and not more than the grid.
 
         Args:
-            num_clips: Clips of each video. All have the grid's, if None.
+            num_clips: Clips of each video. Defaults to the grid's.
             wait: Whether to check values on other devices than the CPU, too, which makes the caller
                 wait. They are never checked in compiled code.
 
@@ -154,12 +157,7 @@ class MapGrid:
         device: torch.device | str | None = None,
         num_clips: Tensor | None = None,
     ) -> Tensor:
-        """Which cells of a scale end inside the video.
-
-        Args:
-            scale: The scale.
-            device: Where the mask goes; that of `num_clips`, if None.
-            num_clips: Clips of each video, when videos are shorter than the grid.
+        """Which cells of a `scale` end inside the video, on a `device`.
 
         Shape:
             - num_clips: (B,), integer
@@ -188,19 +186,14 @@ class MapGrid:
     def packed_mask(
         self, device: torch.device | str | None = None, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Which cells of packed maps are valid.
-
-        Args:
-            device: Where the mask goes; that of `num_clips`, if None.
-            num_clips: Clips of each video, when videos are shorter than the grid.
+        """Which cells of packed maps are valid, on a `device`.
 
         Shape:
             - num_clips: (B,), integer
             - returns: (cells,), bool; (B, cells) with `num_clips`
 
         Raises:
-            ShapeError: If `num_clips` is not (B,).
-            ArgumentError: As `check_num_clips`.
+            ShapeError, ArgumentError: As `check_num_clips`.
         """
         self.check_num_clips(num_clips)
         masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -209,19 +202,16 @@ class MapGrid:
     def dense_mask(
         self, device: torch.device | str | None = None, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Which cells of a dense map, `[start clip, duration in clips - 1]`, some scale holds.
+        """Which cells of a dense map some scale holds, on a `device`.
 
-        Args:
-            device: Where the mask goes; that of `num_clips`, if None.
-            num_clips: Clips of each video, when videos are shorter than the grid.
+        Cells are `[start clip, duration in clips - 1]`.
 
         Shape:
             - num_clips: (B,), integer
             - returns: (N, N), bool; (B, N, N) with `num_clips`
 
         Raises:
-            ShapeError: If `num_clips` is not (B,).
-            ArgumentError: As `check_num_clips`.
+            ShapeError, ArgumentError: As `check_num_clips`.
         """
         self.check_num_clips(num_clips)
         masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -243,11 +233,7 @@ class MapGrid:
         return dense[..., ::stride, stride - 1 : stride * self.num_anchors : stride]
 
     def moments(self, scale: int, device: torch.device | str | None = None) -> Tensor:
-        """Start and end of each cell of a scale, in clips.
-
-        Args:
-            scale: The scale.
-            device: Where they go.
+        """Start and end of each cell of a `scale`, in clips, on a `device`.
 
         Shape:
             - returns: (N_k, A, 2), int64; ends of invalid cells lie beyond `num_clips`
@@ -261,7 +247,7 @@ class MapGrid:
         return torch.stack([starts, starts + durations], dim=-1) * self.stride(scale)
 
     def packed_moments(self, device: torch.device | str | None = None) -> Tensor:
-        """Start and end of each cell of packed maps, in clips, on `device`.
+        """Start and end of each cell of packed maps, in clips, on a `device`.
 
         Shape:
             - returns: (cells, 2), int64
@@ -274,7 +260,7 @@ class MapGrid:
         """Positions of the valid cells in packed maps, in ascending order.
 
         Args:
-            scales: The scales whose cells count, in ascending order. All, if None.
+            scales: The scales whose cells count, in ascending order. Defaults to all.
 
         Raises:
             ArgumentError: If there is no such scale.
@@ -295,7 +281,7 @@ class MapGrid:
         """Flatten the maps of all scales into one tensor.
 
         Args:
-            maps: One map a scale, finest first.
+            maps: One map per scale, finest first.
 
         Shape:
             - maps: K tensors (B, N_k, A)
@@ -313,7 +299,7 @@ class MapGrid:
         return torch.cat([rearrange(one, "b rows columns -> b (rows columns)") for one in maps], 1)
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
-        """View packed maps as one map a scale.
+        """View packed maps as one map per scale.
 
         Shape:
             - packed: (B, cells)
@@ -338,8 +324,8 @@ class MapGrid:
             clip_seconds: Seconds a clip lasts.
 
         Raises:
-            ArgumentError: If the moment is not two finite numbers with end > start, or
-                `clip_seconds` is not positive.
+            ShapeError: If the moment is not two numbers.
+            ArgumentError: If it is not finite with end > start, or `clip_seconds` is not positive.
         """
         cell = int(self._ious("MapGrid.nearest_cell", moment, clip_seconds).argmax())
         scale = 0
@@ -349,17 +335,12 @@ class MapGrid:
         return (scale, *divmod(cell, self.num_anchors))
 
     def best_iou(self, moment: Sequence[float], clip_seconds: float = 1.0) -> float:
-        """IoU of a moment with the valid cell closest to it: the most any model can reach.
+        """IoU of a `moment` with its `nearest_cell`: the most any model can reach.
 
-        The grid has gaps: long durations exist on coarse scales only.
-
-        Args:
-            moment: Start and end in seconds (in clips, when `clip_seconds` is 1).
-            clip_seconds: Seconds a clip lasts.
+        The grid has gaps: long durations exist on coarse scales only. `clip_seconds` is the same.
 
         Raises:
-            ArgumentError: If the moment is not two finite numbers with end > start, or
-                `clip_seconds` is not positive.
+            ShapeError, ArgumentError: As `nearest_cell`.
         """
         return float(self._ious("MapGrid.best_iou", moment, clip_seconds).max())
 

@@ -28,7 +28,7 @@ class MultiScaleMapSampler:
     grid: MapGrid
 
     def split(self, dense: Tensor) -> list[Tensor]:
-        """Sample one sparse map a scale.
+        """Sample one sparse map per scale.
 
         Args:
             dense: Value of every candidate `[start clip, duration in clips - 1]`.
@@ -54,7 +54,7 @@ class MultiScaleMapSampler:
         """Merge the maps of all scales into one dense map.
 
         Args:
-            maps: One map a scale, finest first. Invalid cells are not read.
+            maps: One map per scale, finest first. Invalid cells are not read.
             num_clips: Clips of each video, when videos are shorter than the grid.
 
         Shape:

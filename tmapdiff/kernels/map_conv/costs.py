@@ -18,17 +18,10 @@ _DIRECT_SPEED = {"cpu": 0.6}
 
 @dataclass(frozen=True)
 class ConvSizes:
-    """Sizes of a map convolution.
+    """Sizes of a map convolution: `in_channels` are C, `out_channels` D.
 
-    Args:
-        batch: Maps.
-        in_channels: Channels of the input, C.
-        out_channels: Channels of the output, D.
-        rows: Starts of the map.
-        columns: Durations of the map.
-        kernel_size: Cells that the kernel spans.
-        dtype: Of maps and kernel.
-        device: `cpu`, `cuda`, ...
+    `rows` and `columns` are the starts and durations of each of a `batch` of maps, `kernel_size`
+    the cells that the kernel spans. The `device` is a kind, such as `cpu`; `dtype` is that of both.
     """
 
     batch: int
@@ -81,21 +74,14 @@ def direct_seconds(sizes: ConvSizes) -> float:
 
 
 def spectral_seconds(sizes: ConvSizes, transform: MapTransform, *, with_kernel: bool) -> float:
-    """Time of the spectral convolution.
-
-    Args:
-        sizes: The convolution.
-        transform: Its transform.
-        with_kernel: Whether the kernel's spectrum is made, too.
-    """
+    """Time of the spectral convolution; `with_kernel`, the kernel's spectrum is made, too."""
     kernels = sizes.in_channels * sizes.out_channels
     rows = sizes.batch * transform.num_tiles
     frequencies = transform.num_frequencies
-    product = sizes.seconds(
+    total = sizes.seconds(
         8.0 * frequencies * rows * kernels,
         2.0 * frequencies * (kernels + 2 * rows * (sizes.in_channels + sizes.out_channels)),
     )
-    total = product
     for channels, planes in ((sizes.in_channels, 3), (sizes.out_channels, 2)):
         width = sizes.batch * channels
         total += _transform_seconds(

@@ -45,17 +45,13 @@ def cut_sizes(sizes: ConvSizes, at_once: int) -> ConvSizes:
 
 
 def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
-    """Convolve maps piece by piece.
+    """Convolve maps, (B, C, N_k, A), piece by piece, by what convolves maps of fewer starts.
 
     Args:
         x: Maps.
         reach: Cells that the kernel reaches to either side.
         at_once: Pieces of each map that are convolved at once; 0 for whole maps.
-        conv: Convolves maps of PIECE + 2 * reach starts, (B, C, starts, A), with zeros around them.
-
-    Shape:
-        - x: (B, C, N_k, A)
-        - returns: (B, D, N_k, A), durations outermost and channels innermost in memory
+        conv: Convolves maps, or pieces of PIECE + 2 * reach starts, with zeros around them.
     """
     if not at_once:
         return conv(x)
@@ -71,18 +67,9 @@ def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tenso
 
 
 def cut(x: Tensor, reach: int, first: int, number: int) -> Tensor:
-    """Cut pieces out of maps, with the starts around each that a kernel reaches.
+    """Cut a `number` of pieces from the `first` on, with the starts around that a kernel reaches.
 
-    Args:
-        x: Maps.
-        reach: Cells that the kernel reaches to either side.
-        first: The first piece.
-        number: Pieces.
-
-    Shape:
-        - x: (B, C, N_k, A)
-        - returns: (number * B, C, PIECE + 2 * reach, A), durations outermost and channels innermost
-          in memory
+    Returns (number * B, C, PIECE + 2 * reach, A), durations outermost and channels innermost.
     """
     rows = x.shape[2]
     start, end = first * PIECE - reach, (first + number) * PIECE + reach

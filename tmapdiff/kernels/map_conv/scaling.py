@@ -17,15 +17,9 @@ _LARGEST = 15  # 2**15 is the largest power of two that float16 has
 
 
 def shrunk(x: Tensor, dims: tuple[int, ...], room: int) -> tuple[Tensor, Tensor]:
-    """Bring values to a size of at most 2**-room, and say by how much.
+    """Bring values to a size of at most 2**-room, by a power of two that `dims` share.
 
-    Args:
-        x: Maps, a kernel or a gradient.
-        dims: Dimensions that share one power of two.
-        room: How much smaller than 1 the largest shall be.
-
-    Shape:
-        - returns: as `x`, and the exponents of the power that undoes it, 1 for each of `dims`
+    Returns the values, and the exponents of the powers that undo it, 1 for each of `dims`.
     """
     largest = torch.linalg.vector_norm(x.detach(), math.inf, dims, keepdim=True)
     exponent = (torch.frexp(largest.float())[1] + room).clamp(-_LARGEST, _LARGEST)
@@ -40,12 +34,7 @@ def grow_(x: Tensor, exponent: Tensor) -> Tensor:
 
 
 def kernel_room(transform: MapTransform, channels: int) -> int:
-    """Room for the kernel so that the product with maps of at most 1 stays in range.
-
-    Args:
-        transform: The transform of both.
-        channels: Channels that the product adds up.
-    """
+    """Room for the kernel so that the product with maps of at most 1, over `channels`, fits."""
     most = channels * transform.kernel_size**2 / transform.scale
     return math.ceil(math.log2(most)) - _LARGEST
 

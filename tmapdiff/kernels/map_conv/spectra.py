@@ -22,12 +22,7 @@ class KernelSpectra:
         self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
 
     def get(self, weight: Tensor, transform: MapTransform, dtype: torch.dtype) -> Tensor:
-        """Return the spectrum of `weight` by `transform`, in `dtype`.
-
-        Shape:
-            - weight: (D, C, S, S)
-            - returns: (frequencies, 2, C, D)
-        """
+        """Return the spectrum of `weight` by `transform`, in `dtype`; see `MapTransform.kernel`."""
         weight = weight.detach()
         key = (transform, dtype, weight.device, weight.dtype, weight.shape)
         kept = self._kept

@@ -16,13 +16,7 @@ from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 
 def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
-    """Multiply the spectra of maps with that of a kernel, at each frequency.
-
-    Shape:
-        - spectra: (frequencies, 3, tiles, B, C), as `MapTransform.forward(rotated=True)` gives them
-        - kernel: (frequencies, 2, C, D)
-        - returns: (frequencies, 2, tiles, B, D)
-    """
+    """Multiply the spectra of maps, rotated, with that of a kernel, at each frequency."""
     frequencies, _, tiles, batch, channels = spectra.shape
     shape = (frequencies, 2 * tiles * batch, channels)
     times_i, plain = spectra[:, :2].reshape(shape), spectra[:, 1:].reshape(shape)
@@ -51,11 +45,6 @@ def convolve_with_spectrum(
         exponent: In float16: of the power of two that the kernel was shrunk by.
         fused: Whether the Triton kernel multiplies the spectra.
 
-    Shape:
-        - x: (B, C, N_k, A)
-        - kernel: (frequencies, 2, C, D or more)
-        - bias: (D,)
-        - returns: (B, D, N_k, A)
     """
     if exponent is not None:
         # Maps each by themselves: a sample's result does not depend on the others.
@@ -100,24 +89,14 @@ def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int)
 
 
 def with_aligned_channels(weight: Tensor) -> Tensor:
-    """Give a kernel more output channels, all 0, where that makes products quicker.
-
-    Shape:
-        - weight: (D, C, S, S)
-        - returns: (D or more, C, S, S)
-    """
+    """Give a kernel, (D, C, S, S), more output channels, all 0, where products are quicker so."""
     return with_channels(weight, aligned_channels(len(weight), weight.device), 0)
 
 
 def shrunk_kernel(
     weight: Tensor, transform: MapTransform, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Shrink a kernel for a convolution in float16; other dtypes need no exponent.
-
-    Shape:
-        - weight: (D, C, S, S)
-        - returns: (D, C, S, S) and (1, 1, 1, 1)
-    """
+    """Shrink a kernel, (D, C, S, S), for a convolution in float16; others need no exponent."""
     if dtype != torch.float16:
         return weight, None
     return shrunk(weight, (0, 1, 2, 3), kernel_room(transform, weight.shape[1]))

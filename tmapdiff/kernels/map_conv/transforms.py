@@ -99,61 +99,37 @@ class MapTransform:
     # Transforms
 
     def forward(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
-        """Transform maps.
+        """Transform `maps`, (A, N, B, C), to spectra, (frequencies, 2, tiles, B, C).
 
-        Args:
-            maps: The maps.
-            rotated: Give a third plane, so that the first two are the spectra times i and the last
-                two the spectra.
-
-        Shape:
-            - maps: (A, N, B, C)
-            - returns: (frequencies, 2 or 3, tiles, B, C)
+        Where `rotated`, there is a third plane, so that the first two are the spectra times i and
+        the last two the spectra.
         """
         tables = _forward_tables(self, rotated, maps.dtype, maps.device)
         return self._transform(tables, maps, (3 if rotated else 2, self.num_tiles))
 
     def forward_adjoint(self, spectra: Tensor) -> Tensor:
-        """Apply the adjoint of `forward`: from a gradient of spectra to one of maps.
-
-        Shape:
-            - spectra: (frequencies, 2, tiles, B, C)
-            - returns: (A, N, B, C)
-        """
+        """Apply the adjoint of `forward`: from a gradient of `spectra` to one of maps."""
         tables = _forward_tables(self, False, spectra.dtype, spectra.device)
         return self._transform_back(_transposed(tables), spectra, self.columns, self.rows)
 
     def inverse(self, spectra: Tensor) -> Tensor:
-        """Transform spectra back, and keep the part that no wrapping reaches.
-
-        Shape:
-            - spectra: (frequencies, 2, tiles, B, C)
-            - returns: (A, N, B, C)
-        """
+        """Transform `spectra` back to maps, the part that no wrapping reaches."""
         tables = _inverse_tables(self, False, spectra.dtype, spectra.device)
         return self._transform_back(tables, spectra, self.columns, self.rows)
 
     def inverse_adjoint(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
-        """Apply the adjoint of `inverse`: from a gradient of maps to one of spectra.
+        """Apply the adjoint of `inverse`: from a gradient of `maps` to one of spectra.
 
-        Args:
-            maps: The gradient.
-            rotated: Give a third plane, so that the first two are the spectra and the last two the
-                spectra over i.
-
-        Shape:
-            - maps: (A, N, B, C)
-            - returns: (frequencies, 2 or 3, tiles, B, C)
+        Where `rotated`, there is a third plane, so that the first two are the spectra and the last
+        two the spectra over i.
         """
         tables = _transposed(_inverse_tables(self, rotated, maps.dtype, maps.device))
         return self._transform(tables, maps, (3 if rotated else 2, self.num_tiles))
 
     def kernel(self, weight: Tensor) -> Tensor:
-        """Transform a kernel: what spectra of maps are multiplied with.
+        """Transform a kernel, (D, C, S, S): what spectra of maps are multiplied with.
 
-        Shape:
-            - weight: (D, C, S, S)
-            - returns: (frequencies, 2, C, D), with C innermost in memory, as in the kernel
+        Returns (frequencies, 2, C, D), with C innermost in memory, as in `weight`.
         """
         if self.kernel_size <= _SMALL_KERNEL:
             table = _small_kernel_table(self, weight.dtype, weight.device)
@@ -165,9 +141,7 @@ class MapTransform:
     def kernel_adjoint(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Apply the adjoint of `kernel`: from a gradient of its spectrum to one of the kernel.
 
-        Shape:
-            - real, imaginary: (frequencies, C, D), best with C innermost in memory
-            - returns: (D, C, S, S)
+        `real` and `imaginary` are (frequencies, C, D), best with C innermost in memory.
         """
         size, planes = self.kernel_size, (real.mT, imaginary.mT)
         if self.kernel_size <= _SMALL_KERNEL:

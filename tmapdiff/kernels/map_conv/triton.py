@@ -10,23 +10,11 @@ from tmapdiff.kernels._launch import ceil_div, power_of_2, uses_tf32
 
 @triton.jit
 def _multiply(
-    spectra,
-    kernel,
-    product,
-    rows,
-    channels,
-    out_channels,
-    spectra_frequency,
-    spectra_part,
-    product_frequency,
-    product_part,
-    kernel_frequency,
-    kernel_part,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    spectra, kernel, product, rows, channels, out_channels,
+    spectra_frequency, spectra_part, product_frequency, product_part, kernel_frequency, kernel_part,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     # Programs that read the same part of the kernel's spectrum follow each other: it is read from
     # memory once, then from the cache.
     row_blocks = tl.cdiv(rows, ROWS)
@@ -66,13 +54,7 @@ def _multiply(
 
 
 def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
-    """Multiply spectra as `spectral.multiply_spectra` does, from two planes.
-
-    Shape:
-        - spectra: (frequencies, 2, tiles, B, C)
-        - kernel: (frequencies, 2, C, D)
-        - returns: (frequencies, 2, tiles, B, D)
-    """
+    """Multiply spectra as `spectral.multiply_spectra` does, from two planes."""
     frequencies, _, tiles, batch, channels = spectra.shape
     out_channels, rows = kernel.shape[-1], tiles * batch
     product = spectra.new_empty(frequencies, 2, tiles, batch, out_channels)
@@ -90,21 +72,9 @@ def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
     blocks = ceil_div(rows, block["ROWS"]) * ceil_div(out_channels, block["OUT_CHANNELS"])
     with torch.cuda.device_of(spectra):
         _multiply[(blocks, frequencies)](
-            spectra,
-            kernel,
-            product,
-            rows,
-            channels,
-            out_channels,
-            spectra.stride(0),
-            spectra.stride(1),
-            product.stride(0),
-            product.stride(1),
-            kernel.stride(0),
-            kernel.stride(1),
-            **block,
-            PRECISION="tf32" if in_tf32 else "ieee",
-            num_warps=4 if block["ROWS"] < 32 else 8,
-            num_stages=3,
-        )
+            spectra, kernel, product, rows, channels, out_channels,
+            *spectra.stride()[:2], *product.stride()[:2], *kernel.stride()[:2],
+            **block, PRECISION="tf32" if in_tf32 else "ieee",
+            num_warps=4 if block["ROWS"] < 32 else 8, num_stages=3,
+        )  # fmt: skip
     return product

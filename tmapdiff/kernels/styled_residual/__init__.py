@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_range, check_shape, message
-from tmapdiff.errors import ConfigError
+from tmapdiff._core.checks import check_shape
 from tmapdiff.kernels import _launch
 from tmapdiff.kernels._dispatch import choose
-from tmapdiff.kernels.masking import check_map_features, of_all_samples
+from tmapdiff.kernels.masking import of_all_samples
 from tmapdiff.kernels.styled_residual import eager, reference
+from tmapdiff.kernels.stylization import check_styles
 
 
 def add_styled(
@@ -55,18 +55,9 @@ def add_styled(
     Source: Zhang et al., arXiv 2401.08232, Eq. 6, in its residual.
     """
     who = "add_styled"
-    check_map_features(who, x, mask, "C")
-    sizes = {"B": x.shape[0], "C": x.shape[1]}
-    check_shape(who, "scale", scale, "B C", sizes)
-    check_shape(who, "shift", shift, "B C", sizes)
+    sizes = check_styles(who, x, scale, shift, mask, num_groups, eps)
     check_shape(who, "weight", weight, "C C", sizes)
     check_shape(who, "bias", bias, "C", sizes)
-    check_int(who, "num_groups", num_groups, at_least=1)
-    check_range(who, "eps", eps, 0, open_low=True)
-    if x.shape[1] % num_groups:
-        raise ConfigError(
-            message(who, f"channels divisible by num_groups = {num_groups}", x.shape[1])
-        )
     mask = of_all_samples(mask)
     not_eager = why_not_eager(x, scale, shift, weight, bias, mask=mask)
     chosen = choose("styled_residual", {"eager": not_eager, "reference": None}, backend)
@@ -75,13 +66,7 @@ def add_styled(
 
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
-    """Say why `add_styled` has nothing faster than its definition; None if it has.
-
-    Args:
-        x: As for `add_styled`.
-        *others: The other tensors of `add_styled`, but the mask.
-        mask: As for `add_styled`.
-    """
+    """Say why `add_styled` has nothing faster than its definition for these; None if it has."""
     mask = of_all_samples(mask)
     if mask is not None and mask.dim() == 3:
         return "each sample has a mask of its own"

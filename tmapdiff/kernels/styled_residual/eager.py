@@ -109,27 +109,18 @@ class _AddStyled(torch.autograd.Function):
 
 
 class _Piece(NamedTuple):
-    """Some samples, and room for copies of their valid cells.
-
-    Attributes:
-        samples: Which they are.
-        of_samples: Their rows of what is known of each sample.
-        buffers: The room, (valid, samples, C) each.
-        first: The first of the buffers, and behind it what invalid cells get: (valid + 1, ...).
-    """
+    """Some samples, and room for copies of their valid cells."""
 
     samples: slice
-    of_samples: list[Tensor]
-    buffers: tuple[Tensor, ...]
-    first: Tensor
+    of_samples: list[Tensor]  # their rows of what is known of each sample
+    buffers: tuple[Tensor, ...]  # (valid, samples, C) each
+    first: Tensor  # of the buffers, and behind it what invalid cells get: (valid + 1, samples, C)
 
 
 class _Cells:
-    """Takes the valid cells of some samples out of maps, and puts them back.
+    """Takes the valid cells of samples out of maps, in the memory order of `x`, and puts them back.
 
-    Args:
-        x: Maps, whose memory order decides the order of cells.
-        mask: Which cells are valid, (N_k, A). All, if None.
+    `mask` is (N_k, A), or None if all are valid.
     """
 
     def __init__(self, x: Tensor, mask: Tensor | None) -> None:

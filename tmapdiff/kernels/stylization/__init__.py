@@ -48,18 +48,7 @@ def stylize(
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 6, without its MLP.
     """
-    who = "stylize"
-    check_map_features(who, x, mask, "C")
-    sizes = {"B": x.shape[0], "C": x.shape[1]}
-    check_shape(who, "scale", scale, "B C", sizes)
-    check_shape(who, "shift", shift, "B C", sizes)
-    check_range(who, "eps", eps, 0, open_low=True)
-    if num_groups is not None:
-        check_int(who, "num_groups", num_groups, at_least=1)
-        if x.shape[1] % num_groups:
-            expected = f"channels divisible by num_groups = {num_groups}"
-            raise ConfigError(message(who, expected, x.shape[1]))
-
+    check_styles("stylize", x, scale, shift, mask, num_groups, eps)
     inputs = (x, scale, shift)
     not_eager = why_not_eager(*inputs) if num_groups else "there are no groups"
     usable = in_order(x.device, why_not_triton(*inputs), eager=not_eager, reference=None)
@@ -71,3 +60,26 @@ def stylize(
     if chosen == "eager" and num_groups:
         return eager.stylize(x, scale, shift, mask, num_groups, eps)
     return reference.stylize(x, scale, shift, mask, num_groups, eps)
+
+
+def check_styles(
+    who: str,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mask: Tensor | None,
+    num_groups: int | None,
+    eps: float,
+) -> dict[str, int]:
+    """Check what `stylize` takes, as it says; return the sizes by name."""
+    check_map_features(who, x, mask, "C")
+    sizes = {"B": x.shape[0], "C": x.shape[1]}
+    check_shape(who, "scale", scale, "B C", sizes)
+    check_shape(who, "shift", shift, "B C", sizes)
+    check_range(who, "eps", eps, 0, open_low=True)
+    if num_groups is not None:
+        check_int(who, "num_groups", num_groups, at_least=1)
+        if x.shape[1] % num_groups:
+            expected = f"channels divisible by num_groups = {num_groups}"
+            raise ConfigError(message(who, expected, x.shape[1]))
+    return sizes

@@ -310,25 +310,15 @@ def _layer_backward(
 
 
 class _Tiling(NamedTuple):
-    """How rows of (cells, width channels) are cut into tiles, and shared by programs.
-
-    Attributes:
-        width: Channels of a row.
-        cells: Cells of a tile.
-        channels: Channels of a tile: the power of 2 from `width` up.
-        whole: Whether one tile holds a row.
-        tiles: Tiles of a row.
-        splits: Programs that share a row where each goes through several tiles.
-        part_cells: Cells of each of those.
-    """
+    """How rows of (cells, width channels) are cut into tiles, and shared by programs."""
 
     width: int
-    cells: int
-    channels: int
-    whole: bool
-    tiles: int
-    splits: int
-    part_cells: int
+    cells: int  # of a tile
+    channels: int  # of a tile: the power of 2 from `width` up
+    whole: bool  # whether one tile holds a row
+    tiles: int  # of a row
+    splits: int  # programs that share a row where each goes through several tiles
+    part_cells: int  # of each of those
 
     def constants(self, x: Tensor, mask: Tensor | None, columns: int) -> dict[str, Any]:
         """Name what kernels are compiled for."""
