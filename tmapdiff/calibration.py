@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from tmapdiff._core.checks import check_floating, check_int, check_range, check_shape, message
 from tmapdiff._core.gathered import Gathered
@@ -181,9 +181,7 @@ class CalibrationMetrics(Gathered):
     Raises:
         ArgumentError: If `num_bins` is below 1 or `coverage` outside (0, 1].
 
-    Source: Naeini et al., AAAI 2015, and Guo et al., arXiv 1706.04599 (ECE); Nixon et al.,
-        arXiv 1904.01685 (bins of equal mass); Brier, 1950; Geifman and El-Yaniv, arXiv 1705.08500
-        (selective classification).
+    Source: `reliability_bins` and `risk_coverage_curve`; Brier, 1950.
 
     Example:
         >>> metrics = CalibrationMetrics(num_bins=1, coverage=0.5)
@@ -199,20 +197,14 @@ class CalibrationMetrics(Gathered):
         self.coverage = check_range(who, "coverage", coverage, 0, 1, open_low=True)
 
     def update(self, confidence: Tensor, correct: Tensor) -> None:
-        """Add a batch of queries.
-
-        Args:
-            confidence: Probability that the best moment is right.
-            correct: Whether it is.
+        """Add a batch of queries, as for `reliability_bins`.
 
         Shape:
             - confidence: (Q,)
             - correct: (Q,), bool
 
         Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If a confidence is outside [0, 1], `confidence` is not of a floating
-                dtype, or `correct` not bool.
+            ShapeError, ArgumentError: As `reliability_bins`.
         """
         confidence, correct = _checked(
             "CalibrationMetrics", confidence, correct, probabilities=True, at_least=0
@@ -285,7 +277,7 @@ class PlattCalibrator(nn.Module):
     @torch.no_grad()
     @torch.inference_mode(False)  # weights made in it could not be loaded into later
     def fit(self, features: Tensor, correct: Tensor) -> Self:
-        """Fit to queries of which it is known whether the best moment is right.
+        """Fit to queries of which it is known whether the best moment is right; return itself.
 
         Args:
             features: Raw confidences, in any unit.
@@ -294,9 +286,6 @@ class PlattCalibrator(nn.Module):
         Shape:
             - features: (Q, F), or (Q,) if there is one feature
             - correct: (Q,), bool
-
-        Returns:
-            The calibrator itself.
 
         Raises:
             ShapeError: If a shape does not fit.
@@ -323,13 +312,9 @@ class PlattCalibrator(nn.Module):
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        """Probability that the best moment is right.
-
-        Args:
-            features: Raw confidences, as in `fit`.
+        """Probability that the best moment is right, of `features` as in `fit`.
 
         Shape:
-            - features: (Q, F), or (Q,) if there is one feature
             - returns: (Q,), float64, in [0, 1]
 
         Raises:
@@ -344,8 +329,8 @@ class PlattCalibrator(nn.Module):
             )
         return (features @ self.weight.double() + self.bias.double()).sigmoid()
 
+    @override
     def extra_repr(self) -> str:
-        """Arguments in `repr`."""
         return f"num_features={self.num_features}"
 
     def _checked(self, features: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from tmapdiff._core.arrays import reason
 from tmapdiff._core.checks import (
@@ -160,12 +160,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.set_timesteps(num_train_timesteps)
 
     @classmethod
+    @override
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Sort a configuration's fields as diffusers does; those of its schedulers are refused.
-
-        Raises:
-            ConfigError: If a field is unknown.
-        """
         if foreign := {"prediction_type", "trained_betas"} & set(config_dict):
             got = f"one of diffusers' schedulers, with {min(foreign)}"
             hint = (
@@ -318,13 +314,10 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(self._run.timesteps, device=device)
 
     def begin(self, num_inference_steps: int) -> SchedulerRun:
-        """Begin a separate run, for `step`; that of `set_timesteps` stays as it is.
-
-        Args:
-            num_inference_steps: Steps, 1 to `num_train_timesteps`.
+        """Begin a separate run of `num_inference_steps`; that of `set_timesteps` stays as it is.
 
         Raises:
-            ArgumentError: If `num_inference_steps` is out of range.
+            ArgumentError: As `set_timesteps`.
         """
         who, most = "MapScheduler", self.config.num_train_timesteps
         steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
@@ -343,7 +336,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         """Compute the numbers of all steps of a run, for `kernels.ddim_step`.
 
         Args:
-            run: The run; that of `set_timesteps`, if None.
+            run: The run. Defaults to that of `set_timesteps`.
 
         Shape:
             - returns: (steps, 4), float64, on the CPU
@@ -365,7 +358,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         Args:
             timestep: A timestep of the run.
-            run: The run; that of `set_timesteps`, if None.
+            run: The run. Defaults to that of `set_timesteps`.
 
         Raises:
             ArgumentError: If `timestep` is not one of the run.
@@ -412,7 +405,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             generator: Source of the noise that `eta` > 0 asks for.
             variance_noise: That noise itself, instead of `generator`.
             return_dict: Return `MapSchedulerOutput` rather than a tuple.
-            run: The run that this is a step of; that of `set_timesteps`, if None.
+            run: The run that this is a step of. Defaults to that of `set_timesteps`.
 
         Shape:
             - model_output, sample, variance_noise: (B, cells)
