@@ -25,35 +25,39 @@ from tmapdiff.kernels.stylization import stylize
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 5, 4), (2, 3, 1, 4), (2, 3, 5, 1)])
-@pytest.mark.parametrize("masked", ["no", "shared", "batched", "transposed"])
-def test_strides_lead_to_every_cell(layout: str, shape: tuple[int, ...], masked: str) -> None:
-    batch, channels, rows, columns = shape
-    x, other = LAYOUTS[layout](draw(*shape)), draw(*shape, seed=1)
-    mask = {
-        "no": None,
-        "shared": draw(rows, columns) > 0,
-        "batched": draw(batch, rows, columns) > 0,
-        "transposed": draw(columns, rows).T > 0,
-    }[masked]
-    found_columns, strides = cell_strides(x, other)
-    assert found_columns in (1, columns)
-    cell = torch.arange(rows * columns)
-    row, column = cell // found_columns, cell % found_columns
-    for one, (by_sample, by_channel, by_row, by_column) in zip((x, other), strides, strict=True):
-        offsets = (
-            torch.arange(batch)[:, None, None] * by_sample
-            + torch.arange(channels)[:, None] * by_channel
-            + row * by_row
-            + column * by_column
-        )
-        last = one.untyped_storage().nbytes() // one.element_size() - one.storage_offset()
-        memory = one.as_strided((last,), (1,))
-        assert torch.equal(memory[offsets], one.flatten(2))
-    valid, by_sample = mask_bytes(mask)
-    if mask is not None:
-        offsets = torch.arange(batch)[:, None] * by_sample + cell
-        assert torch.equal(valid.flatten()[offsets] != 0, mask.expand(batch, -1, -1).flatten(1))
+def test_strides_lead_to_every_cell(layout: str) -> None:
+    for shape in ((2, 3, 5, 4), (1, 3, 5, 4), (2, 3, 1, 4), (2, 3, 5, 1)):
+        batch, channels, rows, columns = shape
+        x, other = LAYOUTS[layout](draw(*shape)), draw(*shape, seed=1)
+        found_columns, strides = cell_strides(x, other)
+        assert found_columns in (1, columns), shape
+        cell = torch.arange(rows * columns)
+        row, column = cell // found_columns, cell % found_columns
+        for one, (by_sample, by_channel, by_row, by_column) in zip(
+            (x, other), strides, strict=True
+        ):
+            offsets = (
+                torch.arange(batch)[:, None, None] * by_sample
+                + torch.arange(channels)[:, None] * by_channel
+                + row * by_row
+                + column * by_column
+            )
+            last = one.untyped_storage().nbytes() // one.element_size() - one.storage_offset()
+            assert torch.equal(one.as_strided((last,), (1,))[offsets], one.flatten(2)), shape
+
+
+def test_bytes_of_masks_follow_each_other() -> None:
+    assert mask_bytes(None) == (None, 0)
+    cell = torch.arange(20)
+    for mask in (
+        draw(5, 4) > 0,
+        draw(2, 5, 4) > 0,
+        draw(4, 5).T > 0,
+        draw(4, 2, 5).movedim(0, 2) > 0,
+    ):
+        valid, by_sample = mask_bytes(mask)
+        offsets = torch.arange(2)[:, None] * by_sample + cell
+        assert torch.equal(valid.flatten()[offsets] != 0, mask.expand(2, -1, -1).flatten(1))
 
 
 def test_cells_that_follow_each_other_are_one_column() -> None:
@@ -81,11 +85,8 @@ def test_far_cells_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(copy, x)
 
 
-@pytest.mark.parametrize(
-    ("size", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (1024, 1024), (1025, 2048)]
-)
-def test_power_of_2(size: int, power: int) -> None:
-    assert power_of_2(size) == power
+def test_power_of_2() -> None:
+    assert [power_of_2(size) for size in (0, 1, 2, 3, 1024, 1025)] == [1, 1, 2, 4, 1024, 2048]
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,8 @@ def choose_fastest(
         ConfigError: As for `choose`.
     """
     asked = _asked_for(op, usable, backend)
-    if asked or len(candidates) == 1 or not _may_choose():
+    no_clock = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
+    if asked or len(candidates) == 1 or no_clock:
         return asked or candidates[0]
     known = f"{op} {_machine(device)} {key} {'/'.join(sorted(candidates))}"
     if known not in _measured:
@@ -98,11 +99,12 @@ def choose_fastest(
 def _asked_for(op: str, usable: Mapping[str, str | None], backend: str | None) -> str | None:
     source = "backend"
     if backend is None:
-        source, backend = BACKEND_VARIABLE, _from_environment(os.environ.get(BACKEND_VARIABLE), op)
-        if backend is None:
+        setting = os.environ.get(BACKEND_VARIABLE, "")
+        named = _parsed(setting)
+        source, backend = BACKEND_VARIABLE, named.get(op, named.get(""))
+        # One for all operations, not all of which have it.
+        if backend is None or (backend not in usable and "=" not in setting):
             return None
-        if backend not in usable and "=" not in os.environ[BACKEND_VARIABLE]:
-            return None  # meant for all operations, not all of which have it
     if backend not in usable:
         expected = f"{source} to be one of {', '.join(usable)}"
         raise ConfigError(message(f"kernels.{op}", expected, repr(backend)))
@@ -125,15 +127,6 @@ def _parsed(setting: str) -> dict[str, str]:
             raise ConfigError(message("kernels", expected, repr(op)))
         named[op if equals else ""] = backend if equals else op
     return named
-
-
-def _from_environment(setting: str | None, op: str) -> str | None:
-    named = _parsed(setting) if setting else {}
-    return named.get(op, named.get(""))
-
-
-def _may_choose() -> bool:
-    return not (torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled())
 
 
 def _may_measure(device: torch.device) -> bool:
