@@ -100,7 +100,7 @@ def _asked_for(op: str, usable: Mapping[str, str | None], backend: str | None) -
     source = "backend"
     if backend is None:
         setting = os.environ.get(BACKEND_VARIABLE, "")
-        named = _parsed(setting)
+        named = _parsed(setting) if setting else {}
         source, backend = BACKEND_VARIABLE, named.get(op, named.get(""))
         # One for all operations, not all of which have it.
         if backend is None or (backend not in usable and "=" not in setting):
