@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import check_floating, check_shape
+from tmapdiff._core.checks import check_floating, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.overlap import temporal_iou
 
 Moments: TypeAlias = Tensor | np.ndarray | Sequence[Any]
-PerSample: TypeAlias = Tensor | np.ndarray | Sequence[float] | float
+PerSample: TypeAlias = Tensor | np.ndarray | Sequence[float] | float | None
 
 
 @dataclass(eq=False)
@@ -51,10 +51,7 @@ class IoUMapBuilder:
     validate: bool = field(default=True, kw_only=True)
 
     def __call__(
-        self,
-        moments: Moments,
-        clip_seconds: PerSample | None = None,
-        num_moments: PerSample | None = None,
+        self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> list[Tensor]:
         """Build one IoU map per scale.
 
@@ -70,10 +67,7 @@ class IoUMapBuilder:
         return self.grid.unpack(self.packed(moments, clip_seconds, num_moments))
 
     def packed(
-        self,
-        moments: Moments,
-        clip_seconds: PerSample | None = None,
-        num_moments: PerSample | None = None,
+        self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> Tensor:
         """Build the IoU maps of all scales as one packed tensor.
 
@@ -89,10 +83,7 @@ class IoUMapBuilder:
         return iou * self.grid.packed_mask(moments.device)
 
     def check(
-        self,
-        moments: Moments,
-        clip_seconds: PerSample | None = None,
-        num_moments: PerSample | None = None,
+        self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> None:
         """Check the moments as the call does with `validate`.
 
@@ -102,10 +93,7 @@ class IoUMapBuilder:
         IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
 
     def dense(
-        self,
-        moments: Moments,
-        clip_seconds: PerSample | None = None,
-        num_moments: PerSample | None = None,
+        self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> Tensor:
         """Build the IoU of every candidate `[start clip, duration in clips - 1]`, of no scale.
 
@@ -139,7 +127,7 @@ class IoUMapBuilder:
         return candidates.new_zeros(candidates.shape[:-1]) if best is None else best
 
     def _checked(
-        self, moments: Moments, clip_seconds: PerSample | None, num_moments: PerSample | None
+        self, moments: Moments, clip_seconds: PerSample, num_moments: PerSample
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Moments (B, M, 2), seconds of a clip (B,), and which moments count (B, M), or None."""
         who = type(self).__name__
@@ -183,34 +171,27 @@ class IoUMapBuilder:
         start, end = moments.unbind(-1)
         video_seconds = self.grid.num_clips * clip_seconds.to(moments.dtype)[:, None]
         fine = moments.isfinite().all(-1) & (start >= 0) & (end > start) & (start < video_seconds)
-        if counted is not None:
+        most, some = moments.shape[1], torch.ones_like(lasts)
+        if num_moments is not None and counted is not None:
             fine = fine | ~counted
-        right = lasts.all() & fine.all()
-        most = moments.shape[1]
-        if num_moments is not None:
             some = (num_moments >= 0) & (num_moments <= most)
-            right = right & some.all()
-        if bool(right):  # of all values at once: this waits for the device
+        if bool(lasts.all() & fine.all() & some.all()):  # at once: this waits for the device
             return
 
         who = type(self).__name__
         if not bool(lasts.all()):
             (row,) = _first(~lasts)
-            raise ArgumentError(
-                f"{who}: expected clip_seconds[{row}] > 0 and finite, got {clip_seconds[row]:g}."
-            )
+            got = f"{clip_seconds[row]:g}"
+            raise ArgumentError(message(who, f"clip_seconds[{row}] > 0 and finite", got))
         if num_moments is not None and not bool(some.all()):
             (row,) = _first(~some)
-            raise ArgumentError(
-                f"{who}: expected num_moments[{row}] in 0 to {most}, got {num_moments[row]}."
-            )
+            got = f"{num_moments[row]}"
+            raise ArgumentError(message(who, f"num_moments[{row}] in 0 to {most}", got))
         row, index = _first(~fine)
+        length = f"{video_seconds[row, 0].item():g} {unit}, the video's length"
         got_start, got_end = moments[row, index].tolist()
-        length = video_seconds[row, 0].item()
-        raise ArgumentError(
-            f"{who}: expected 0 <= start < end and start < {length:g} {unit}, the video's length, "
-            f"got start {got_start:g}, end {got_end:g} in row {row} of moments."
-        )
+        got = f"start {got_start:g}, end {got_end:g} in row {row} of moments"
+        raise ArgumentError(message(who, f"0 <= start < end and start < {length}", got))
 
 
 def _as_tensor(values: Any, **options: Any) -> Any:
