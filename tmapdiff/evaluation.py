@@ -20,8 +20,7 @@ from tmapdiff.data import (
     Prediction,
     collate_moments,
 )
-from tmapdiff.data._seeding import torch_generator_for
-from tmapdiff.data._sharing import share_of
+from tmapdiff.data.sampling import share_of, torch_generator_for
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,

@@ -39,9 +39,12 @@ from tmapdiff._stopping import (
     leave_stopping_to_reader,
 )
 from tmapdiff.data import MomentBatch, collate_moments
-from tmapdiff.data._seeding import torch_generator_for
-from tmapdiff.data._sharing import BatchShares
-from tmapdiff.data._shuffling import EpochOrder, SeededSamples
+from tmapdiff.data.sampling import (
+    BatchShares,
+    EpochOrder,
+    SeededSamples,
+    torch_generator_for,
+)
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
 from tmapdiff.layers.batch_norm import share_batch_norm

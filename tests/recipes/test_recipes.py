@@ -12,7 +12,7 @@ from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
 from tmapdiff.data import tokenize
-from tmapdiff.data._seeding import torch_generator_for
+from tmapdiff.data.sampling import torch_generator_for
 from tmapdiff.errors import ConfigError
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.recipes import (

@@ -6,10 +6,10 @@ from typing import Literal
 import numpy as np
 
 from tmapdiff._core.checks import check_choice, check_int
-from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.data.charades import CharadesVideo
 from tmapdiff.data.didemo import SEGMENT_SECONDS
+from tmapdiff.data.sampling import generator_for
 
 # Ways to word each activity, as (what a person does, what a person is doing). Verbs and objects
 # recur, so that neither of them tells the activity alone.

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from tmapdiff._core.checks import check_choice, check_int, message, require
 from tmapdiff._core.files import written_beside
-from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
+from tmapdiff.data.sampling import generator_for
 from tmapdiff.errors import ArgumentError
 
 _COLORS = {

@@ -11,8 +11,8 @@ from torch import Tensor
 from tmapdiff._core.arrays import features_bytes
 from tmapdiff._core.checks import check_int, check_range, message
 from tmapdiff._core.limits import check_item_bytes
-from tmapdiff.data._seeding import generator_for
 from tmapdiff.data.charades import NUM_CHARADES_CLASSES, CharadesVideo, load_charades_actions
+from tmapdiff.data.sampling import generator_for
 from tmapdiff.errors import ArgumentError, MissingFeatureError
 
 
