@@ -26,6 +26,7 @@ from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 if TYPE_CHECKING:
     from tmapdiff.data.clips import divide_video as divide_video
     from tmapdiff.data.clips import fill_clips as fill_clips
+    from tmapdiff.data.clips import pool_features as pool_features
     from tmapdiff.data.dataset import MomentBatch as MomentBatch
     from tmapdiff.data.dataset import MomentDataset as MomentDataset
     from tmapdiff.data.dataset import MomentSample as MomentSample
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from tmapdiff.data.features import NpzFeatureStore as NpzFeatureStore
     from tmapdiff.data.features import PtFeatureStore as PtFeatureStore
     from tmapdiff.data.features import open_feature_store as open_feature_store
-    from tmapdiff.data.features import pool_features as pool_features
     from tmapdiff.data.synthetic import SyntheticActivities as SyntheticActivities
     from tmapdiff.data.synthetic import SyntheticDiDeMo as SyntheticDiDeMo
     from tmapdiff.data.synthetic_videos import ShapeAction as ShapeAction
@@ -101,6 +101,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
 _HOMES = {
     "divide_video": "clips",
     "fill_clips": "clips",
+    "pool_features": "clips",
     "MomentBatch": "dataset",
     "MomentDataset": "dataset",
     "MomentSample": "dataset",
@@ -113,7 +114,6 @@ _HOMES = {
     "NpzFeatureStore": "features",
     "PtFeatureStore": "features",
     "open_feature_store": "features",
-    "pool_features": "features",
     "SyntheticActivities": "synthetic",
     "SyntheticDiDeMo": "synthetic",
     "ShapeAction": "synthetic_videos",

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from tmapdiff._core.arrays import features_bytes, load_npy, load_npz, load_tensors
 from tmapdiff._core.checks import (
-    check_floating,
     check_int,
     check_no_address,
     check_range,
-    check_shape,
     message,
     require,
     short,
@@ -25,7 +23,6 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes, read_at_most
-from tmapdiff.data._durations import covers
 from tmapdiff.data._hdf5 import check_dataset, dataset_of
 from tmapdiff.data._hdf5_attributes import AttributeReader
 from tmapdiff.data._spelling import some_ids
@@ -608,83 +605,6 @@ def open_feature_store(
 
 
 _FOLDER_STORES = (NpyFeatureStore, NpzFeatureStore, PtFeatureStore)
-
-
-def pool_features(
-    features: Tensor,
-    num_clips: int,
-    *,
-    duration: float,
-    seconds_per_feature: float | None = None,
-    clip_seconds: float | None = None,
-) -> Tensor:
-    """Turn the features of a video into those of its clips.
-
-    A clip gets the mean of the features whose centre lies in it or, when there is none, the feature
-    whose centre is nearest to the clip's.
-
-    Args:
-        features: One feature for each piece of the video, in order.
-        num_clips: Number of clips N.
-        duration: Seconds the video lasts.
-        seconds_per_feature: Seconds from one feature to the next. If None, the features divide the
-            video equally.
-        clip_seconds: Seconds a clip lasts. If None, the clips divide the video equally.
-
-    Shape:
-        - features: (T, D), T >= 1
-        - returns: (N, D)
-
-    Raises:
-        ShapeError: If `features` has another shape.
-        ArgumentError: If `features` are not floating or there is none, `num_clips` is not an
-            integer >= 1, or a number of seconds is not positive.
-        FeatureError: If the features cover a time that differs from `duration` by more than 2
-            features and more than 5 %: `seconds_per_feature` is wrong, or they are transposed.
-        SizeLimitError: If the features of all clips take more memory than an item may.
-    """
-    who = "pool_features"
-    num_features = check_shape(who, "features", features, "T D")["T"]
-    check_floating(who, "features", features)
-    if num_features == 0:
-        raise ArgumentError(message(who, "at least one feature", "none"))
-    num_clips = check_int(who, "num_clips", num_clips, at_least=1)
-    check_item_bytes(who, "features of clips", features_bytes((num_clips, features.shape[1]), 4))
-    duration = check_range(who, "duration", duration, 0, open_low=True)
-    stride = _checked_stride(who, seconds_per_feature)
-    if clip_seconds is not None:
-        check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
-    if stride is None and clip_seconds is None:
-        # In units of features: then a centre on the edge of two clips is exact.
-        stride, duration = 1.0, float(num_features)
-    elif stride is None:
-        stride = duration / num_features
-    covered = num_features * stride
-    if not covers(num_features, stride, duration):
-        expected = f"features that cover the {duration:g} s of the video"
-        got = f"{covered:g} s ({num_features} features of {stride:g} s)"
-        hint = f"Over the whole video a feature would last {duration / num_features:.3g} s."
-        if covers(features.shape[1], stride, duration):
-            hint = f"The other axis, of {features.shape[1]}, covers them: transpose these features."
-        raise FeatureError(message(who, expected, got, hint))
-
-    centres = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
-    end = duration if clip_seconds is None else num_clips * clip_seconds
-    # Beyond what an integer holds lies no clip, and no feature.
-    clip = (centres * num_clips / end).floor().clamp(max=num_clips).long()
-    # The last clip is closed at its end; features past it belong to no clip.
-    clip[centres == end] = num_clips - 1
-    inside = (clip < num_clips).to(features.device)
-    clip = clip.to(features.device)[inside]
-    # Summed in float32 at least: a few hundred features overflow float16.
-    wide = features[inside].to(torch.promote_types(features.dtype, torch.float32))
-    sums = wide.new_zeros(num_clips, features.shape[1]).index_add_(0, clip, wide)
-    counts = torch.bincount(clip, minlength=num_clips)[:, None]
-    # The feature during which the clip's centre comes is the one with the nearest centre.
-    middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * end / num_clips
-    nearest = (middles / stride).floor().clamp(max=num_features - 1).long().to(features.device)
-    means = (sums / counts.clamp(min=1)).to(features.dtype)
-    return torch.where(counts > 0, means, features[nearest])
 
 
 def _checked_features(
