@@ -43,7 +43,8 @@ def place(folder, format):
 @pytest.fixture
 def source(tmp_path, arrays):
     with h5py.File(tmp_path / "source.h5", "w") as file:
-        file.attrs.update({"seconds_per_feature": 0.5, "model": "vgg", "means": [0.5, 1.0]})
+        file.attrs.update({"seconds_per_feature": 0.5, "means": [0.5, 1.0]})
+        file.attrs["model"] = np.bytes_(b"vgg")
         for name, array in arrays.items():
             file.create_dataset(name, data=array).attrs["duration"] = len(array) * 0.5 + 0.1
     return tmp_path / "source.h5"
@@ -136,7 +137,7 @@ def test_a_target_with_other_attributes_is_refused(source, tmp_path, format):
     convert_features(source, target, format=format)
     before = contents(target)
     with h5py.File(source, "a") as file:
-        file.attrs["model"] = "clip"
+        file.attrs["model"] = np.bytes_(b"clip")
     with refuses(FeatureError, "to have model = 'clip', as new ones, got 'vgg'."):
         convert_features(source, target, format=format)
     assert contents(target) == before
@@ -236,10 +237,32 @@ def test_simulated_features_of_two_seeds_are_not_mixed(tmp_path, format):
 @pytest.mark.parametrize(("said", "told"), [("two\nlines", ": two lines"), (7, ""), ("", "")])
 def test_a_description_is_one_line_and_only_a_text(source, tmp_path, format, said, told):
     with h5py.File(source, "a") as file:
-        file.attrs["description"] = said
+        text = isinstance(said, str)
+        file.attrs["description"] = np.array(said.encode(), f"S{len(said) or 1}") if text else said
     convert_features(source, place(tmp_path, format), format=format)
     description = open_feature_store(place(tmp_path, format)).description
     assert description.endswith(f"{place(tmp_path, format).name}{told}")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("format", FORMATS)
+def test_attributes_that_stores_leave_out_are_mended(tmp_path, arrays, format):
+    about = {"description": "SIMULATED", "frame_encoder": '{"model": "r\u00e9s"}'}
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs.update({**about, "seconds_per_feature": 0.5})
+        for name, array in arrays.items():
+            file.create_group(name)["x"] = array
+            file[name]["x"].attrs.update({"source": f"{name}.mp4", "duration": 2.0})
+    with pytest.warns(UserWarning, match="'description', 'frame_encoder' of variable length"):
+        assert "SIMULATED" not in open_feature_store(tmp_path / "old.h5").description
+    for _ in range(2):  # without a word, and again where all is there
+        report = convert_features(tmp_path / "old.h5", place(tmp_path, format), format=format)
+    assert (len(report.kept), report.skipped) == (3, ())
+    attributes, features, said = contents(place(tmp_path, format))
+    assert attributes == {**about, "seconds_per_feature": 0.5}
+    assert features == {name: array.tobytes() for name, array in arrays.items()}
+    assert said == {name: {"source": f"{name}.mp4", "duration": 2.0} for name in arrays}
+    assert open_feature_store(place(tmp_path, format)).description.endswith(": SIMULATED")
 
 
 def test_folders_say_what_they_hold_as_json(source, tmp_path):

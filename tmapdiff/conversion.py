@@ -4,8 +4,9 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +16,8 @@ import torch
 
 from tmapdiff._core.checks import check_choice, message, short
 from tmapdiff._core.files import list_visible, written_beside
-from tmapdiff.data import ActionTimelineFeatures, open_feature_store
+from tmapdiff.data import ActionTimelineFeatures, HDF5FeatureStore, open_feature_store
+from tmapdiff.data._hdf5 import HDF5_SUFFIXES
 from tmapdiff.data._video_ids import (
     check_video_id,
     file_name,
@@ -23,13 +25,12 @@ from tmapdiff.data._video_ids import (
     is_shortened,
     is_video_id,
 )
-from tmapdiff.data.features import ATTRIBUTES, read_attributes
+from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote
 
 StoreFormat = Literal["hdf5", "npy", "npz", "pt"]
 Attributes = Mapping[str, str | int | float]
-_HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ class ConversionReport:
     def __str__(self) -> str:
         counts = f"{len(self.converted)} videos converted, {len(self.kept)} kept"
         lines = [f"{self.path} ({self.format}): {counts}, {len(self.skipped)} skipped; verified"]
-        return "\n".join(
-            [*lines, *(short(f"skipped {one.video_id}: {one.reason}") for one in self.skipped)]
-        )
+        lines += [short(f"skipped {note.video_id}: {note.reason}") for note in self.skipped]
+        return "\n".join(lines)
 
 
 def convert_features(
@@ -72,12 +72,15 @@ def convert_features(
     video, are kept: by HDF5 files as such, by folders in a file `attributes.json`, which stores
     read. Run again, it goes on where it was interrupted, however hard, and adds what is new.
 
+    Of HDF5 files, texts of variable length are read, too, which stores leave out with a warning: in
+    a process of its own, since HDF5 may hang where they are damaged.
+
     Args:
         source: The store, as for `open_feature_store`; or simulated features, which the target
             then says they are.
         target: HDF5 file or folder, to be made or added to.
-        format: Format of the target. If None, HDF5 if its name ends with `.h5` or `.hdf5`, else a
-            folder of `.npy`.
+        format: Format of the target. Defaults to HDF5 if its name ends with `.h5` or `.hdf5`, else
+            to a folder of `.npy`.
         seconds_per_feature: As for `open_feature_store`; the target will say it.
         on_video: Called with the id of each video when it is done, for a progress bar.
 
@@ -101,38 +104,43 @@ def convert_features(
     elif path.exists() and path.samefile(source):
         raise ArgumentError(message(who, "two stores", f"{path} twice"))
     else:
-        store = open_feature_store(source, seconds_per_feature)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of attributes that it leaves out: not here
+            store = open_feature_store(source, seconds_per_feature)
     if format is None:
-        format = "hdf5" if path.suffix.lower() in _HDF5_SUFFIXES else "npy"
+        format = "hdf5" if path.suffix.lower() in HDF5_SUFFIXES else "npy"
     check_choice(who, "format", format, get_args(StoreFormat))
-    attributes = dict(store.attributes)
+    if isinstance(store, HDF5FeatureStore):
+        attributes, of_videos = store.recover_attributes()
+    else:
+        attributes, videos = dict(store.attributes), filter(is_video_id, store.video_ids)
+        of_videos = {video_id: store.attributes_of(video_id) for video_id in videos}
     if store.seconds_per_feature is not None:
         attributes["seconds_per_feature"] = store.seconds_per_feature
-    videos = store.video_ids
-    said = {one: _simple(store.attributes_of(one)) for one in videos if is_video_id(one)}
+    of_videos = {video_id: _simple(found) for video_id, found in of_videos.items()}
+    writer: FeatureStoreWriter | _FolderWriter
+    if format == "hdf5":
+        writer = FeatureStoreWriter(path, _simple(attributes))
+    else:
+        writer = _FolderWriter(path, f".{format}", _simple(attributes), of_videos)
     converted: list[str] = []
     kept: list[str] = []
     skipped: list[VideoNote] = []
-    with ExitStack() as stack:
-        writer: FeatureStoreWriter | _FolderWriter
-        if format == "hdf5":
-            writer = stack.enter_context(FeatureStoreWriter(path, _simple(attributes)))
-        else:
-            writer = _FolderWriter(path, _simple(attributes), f".{format}")
-            writer.describe(said)
-        for video_id in videos:
+    with writer if isinstance(writer, FeatureStoreWriter) else nullcontext():
+        for video_id in store.video_ids:
             try:
                 check_video_id(f"{who}, {store.description}", video_id)
                 if video_id in writer:
                     kept.append(video_id)
                 else:
-                    writer.write(video_id, store[video_id].numpy(), said[video_id])
+                    writer.write(video_id, store[video_id].numpy(), of_videos[video_id])
                     converted.append(video_id)
             except (FeatureError, AnnotationError) as error:
                 skipped.append(VideoNote(video_id, str(error)))
             if on_video is not None:
                 on_video(video_id)
-        writer.finish()
+        if isinstance(writer, FeatureStoreWriter):
+            writer.finish()
     if converted or kept:
         _verify(store, path, (*converted, *kept))
     return ConversionReport(path, format, tuple(converted), tuple(kept), tuple(skipped))
@@ -157,9 +165,14 @@ def _verify(store: Any, path: Path, videos: tuple[str, ...]) -> None:
 
 
 class _FolderWriter:
-    """Fills a folder with a file a video, and `attributes.json`."""
+    """Fills a folder with a file a video, and `attributes.json`.
 
-    def __init__(self, folder: Path, attributes: Attributes, suffix: str) -> None:
+    What is known of each video is written before its features are there: then it is not lost.
+    """
+
+    def __init__(
+        self, folder: Path, suffix: str, attributes: Attributes, videos: Mapping[str, Attributes]
+    ) -> None:
         self.folder = folder
         self.suffix = suffix
         files = list_visible(folder) if folder.is_dir() else ()
@@ -169,36 +182,38 @@ class _FolderWriter:
             raise FeatureError(message("convert_features", expected, ", ".join(sorted(others))))
         for left in folder.glob(f".*{suffix}.*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        self.stated = read_attributes(folder)
+        stated = read_folder_attributes(folder)
         for name, value in attributes.items():
-            said = self.stated["attributes"].setdefault(name, value)
-            if said != value:
+            before = stated["attributes"].setdefault(name, value)
+            if before != value:
                 expected = f"the features in {folder} to have {name} = {value!r}, as new ones"
                 hint = "Use another folder for these."
-                raise FeatureError(message("convert_features", expected, repr(said), hint))
+                raise FeatureError(message("convert_features", expected, repr(before), hint))
+        stated["videos"] |= {
+            video_id: dict(found)
+            for video_id, found in videos.items()
+            if found or is_shortened(file_name(video_id, suffix))
+        }
+        if any(stated.values()):
+            with written_beside(folder / ATTRIBUTES) as new:
+                text = json.dumps(stated, indent=1, ensure_ascii=False)
+                # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
+                new.write_bytes(text.encode(errors="backslashreplace"))
 
     def __contains__(self, video_id: str) -> bool:
         return find_file(self.folder, video_id, self.suffix) is not None
 
-    def describe(self, videos: Mapping[str, Attributes]) -> None:
-        """Say of each video what is known, before its features are there: then it is not lost."""
-        self.stated["videos"] |= {
-            video_id: dict(said)
-            for video_id, said in videos.items()
-            if said or is_shortened(file_name(video_id, self.suffix))
-        }
-        if any(self.stated.values()):
-            with written_beside(self.folder / ATTRIBUTES) as new:
-                text = json.dumps(self.stated, indent=1, ensure_ascii=False)
-                # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
-                new.write_bytes(text.encode(errors="backslashreplace"))
-
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
+        # In memory first: on a full disk NumPy and torch have errors of their own.
+        buffer = io.BytesIO()
+        if self.suffix == ".pt":
+            torch.save(torch.from_numpy(features), buffer)
+        elif self.suffix == ".npz":
+            np.savez(buffer, features=features)
+        else:
+            np.save(buffer, features)
         with written_beside(self.folder / file_name(video_id, self.suffix)) as new:
-            new.write_bytes(_content(features, self.suffix))
-
-    def finish(self) -> None:
-        pass
+            new.write_bytes(buffer.getvalue())
 
 
 def _simple(attributes: Mapping[str, Any]) -> Attributes:
@@ -207,15 +222,3 @@ def _simple(attributes: Mapping[str, Any]) -> Attributes:
         name: value if isinstance(value, str | int | float) else json.dumps(value)
         for name, value in attributes.items()
     }
-
-
-def _content(features: np.ndarray, suffix: str) -> bytes:
-    # In memory first: on a full disk NumPy and torch have errors of their own.
-    buffer = io.BytesIO()
-    if suffix == ".pt":
-        torch.save(torch.from_numpy(features), buffer)
-    elif suffix == ".npz":
-        np.savez(buffer, features=features)
-    else:
-        np.save(buffer, features)
-    return buffer.getvalue()

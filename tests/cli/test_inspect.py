@@ -39,7 +39,7 @@ def test_findings_are_code_1_and_in_the_document(run, corpus, tmp_path):
 def test_texts_of_files_do_not_command_the_terminal(run, tmp_path):
     wild = "a\x1b]0;title\x07\x1b[2J"
     with h5py.File(tmp_path / "f.h5", "w") as file:
-        file.attrs["model"] = wild
+        file.attrs["model"] = np.bytes_(wild.encode())
         file[wild] = np.full((2, 3), np.nan)
     found = run("inspect", tmp_path / "f.h5")
     assert found.code == 1

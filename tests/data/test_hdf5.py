@@ -1,14 +1,21 @@
 """HDF5 files that were made to do harm. Ordinary damage is the fuzzer's, tests/fuzz."""
 
+import signal
+import struct
+import subprocess
+import sys
 import zlib
 
 import h5py
 import numpy as np
 import pytest
 from helpers.assertions import refuses
+from helpers.processes import start_program
 
-from tmapdiff.data import HDF5FeatureStore
+from tmapdiff.conversion import convert_features
+from tmapdiff.data import HDF5FeatureStore, _hdf5
 from tmapdiff.errors import FeatureError, FileError, SizeLimitError
+from tmapdiff.video import FeatureStoreWriter
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -22,14 +29,16 @@ def path(tmp_path):
     return tmp_path / "rgb.h5"
 
 
-@pytest.mark.parametrize("kind", ["dataset", "group"])
+@pytest.mark.parametrize("kind", ["dataset", "group", "through a link"])
 def test_links_to_other_files_are_not_followed(path, kind):
     with h5py.File(path, "a") as file:
         link = h5py.ExternalLink("secret.h5", "A")
         if kind == "dataset":
             file["A"] = link
-        else:
+        elif kind == "group":
             file.create_group("A")["features"] = link
+        else:
+            file["link"], file["A"] = link, h5py.SoftLink("/link")
         assert file["A"] is not None  # h5py follows it
     with refuses(FeatureError, "expected features in the file itself, got a link to another file."):
         HDF5FeatureStore(path)["A"]
@@ -132,7 +141,7 @@ def test_what_is_no_array_of_numbers(path, content, text):
         HDF5FeatureStore(path)["A"]
 
 
-@pytest.mark.parametrize("rate", [[1.0, 2.0], "0.5", h5py.Empty("f4")])
+@pytest.mark.parametrize("rate", [[1.0, 2.0], "0.5", np.bytes_(b"0.5"), h5py.Empty("f4")])
 def test_a_rate_that_is_no_number(path, rate):
     with h5py.File(path, "a") as file:
         file.attrs["seconds_per_feature"] = rate
@@ -140,15 +149,165 @@ def test_a_rate_that_is_no_number(path, rate):
         HDF5FeatureStore(path)
 
 
-def test_texts_are_read_when_asked_for_only(path):
+IN_PLACE = {  # as it is written, and as it is read
+    "seconds_per_feature": (0.5, 0.5),
+    "text": (np.bytes_("r\u00e9s".encode()), "r\u00e9s"),
+    "no_utf": (np.bytes_(b"r\xe9s"), "r\ufffds"),
+    "nothing": (np.array(b"", "S1"), ""),
+    "numbers": (np.array([1.5, 2.0], np.float32), [1.5, 2.0]),
+    "texts": (np.array([b"a", b"bcd"]), ["a", "bcd"]),
+    "flag": (True, True),
+    "big": (np.int64(2**60), 2**60),
+}
+IN_HEAPS = {
+    "model": ("r\u00e9s", "r\u00e9s"),
+    "names": (np.array(["a", "b"], object), ["a", "b"]),
+    "rows": (np.array([np.arange(2), np.arange(1)], h5py.vlen_dtype("i4")), [[0, 1], [0]]),
+}
+LEFT_OUT = "got 'model', 'names', 'rows' of variable length. They are left out; `tmapdiff convert`"
+
+
+@pytest.fixture
+def stated(path):
+    """A file that says all that attributes may hold, of itself and of a video in a group."""
+    with h5py.File(path, "w") as file:
+        file["A"] = ARRAY
+        file.create_group("B")["c3d"] = ARRAY
+        for item in (file, file["B/c3d"]):
+            item.attrs.update({name: value for name, (value, _) in IN_PLACE.items()})
+    return path
+
+
+def add_heaps(path):
     with h5py.File(path, "a") as file:
-        file.attrs["model"] = "a text of no fixed length"
-        file.attrs["seconds_per_feature"] = 0.5
-    content = path.read_bytes()
-    # Of the global heap, where HDF5 has such texts.
-    path.write_bytes(content.replace(b"GCOL", b"XXXX"))
-    store = HDF5FeatureStore(path)
-    assert store["0"].tolist() == ARRAY.tolist()
-    assert store.seconds_per_feature == 0.5
-    with refuses(FileError, "cannot read"):
-        _ = store.attributes
+        for item in (file, file["B/c3d"]):
+            item.attrs.update({name: value for name, (value, _) in IN_HEAPS.items()})
+    return path
+
+
+def as_read(*tables):
+    return {name: read for table in tables for name, (_, read) in table.items()}
+
+
+def damage_heaps(path):
+    """Let the free space at the end of the heaps have no size: HDF5 never gets past it."""
+    content = bytearray(path.read_bytes())
+    heap = -1
+    while (heap := content.find(b"GCOL", heap + 1)) >= 0:
+        place = heap + 16
+        while (size := struct.unpack_from("<Q", content, place + 8)[0]) and content[place]:
+            place += 16 + -(-size // 8) * 8
+        struct.pack_into("<Q", content, place + 8, 0)
+    path.write_bytes(content)
+
+
+def test_attributes_in_place_are_read(stated, monkeypatch):
+    store = HDF5FeatureStore(stated)
+    assert store.attributes == store.attributes_of("B") == as_read(IN_PLACE)
+    assert store.attributes_of("A") == {}
+    monkeypatch.setattr(_hdf5.subprocess, "run", None)  # no process is needed
+    assert store.recover_attributes() == (store.attributes, {"A": {}, "B": as_read(IN_PLACE)})
+    monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", "300")
+    with refuses(SizeLimitError, "expected attributes of at most 300 bytes"):
+        HDF5FeatureStore(stated)
+
+
+def test_attributes_in_heaps_are_left_out_with_a_remark(stated):
+    add_heaps(stated)
+    damage_heaps(stated)  # HDF5 is not asked for them
+    with pytest.warns(UserWarning, match=f"rgb.h5: expected attributes of fixed .*{LEFT_OUT}"):
+        store = HDF5FeatureStore(stated)
+    assert store["B"].tolist() == ARRAY.tolist()
+    assert (store.attributes, store.seconds_per_feature) == (as_read(IN_PLACE), 0.5)
+    with pytest.warns(UserWarning, match=f"expected attributes of its videos of .*{LEFT_OUT}"):
+        assert store.attributes_of("B") == as_read(IN_PLACE)
+    assert store.attributes_of("A") == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*They are left out")
+@pytest.mark.process
+class TestHeaps:
+    """They are read in a process that may hang, crash and take no memory."""
+
+    def test_what_was_left_out_is_recovered(self, stated, tmp_path, monkeypatch):
+        for name in ("h5py", "json", "numpy"):  # modules that happen to be there are not imported
+            (tmp_path / f"{name}.py").write_text("open('came', 'w')")
+        monkeypatch.chdir(tmp_path)
+        everything = as_read(IN_PLACE, IN_HEAPS)
+        found = HDF5FeatureStore(add_heaps(stated)).recover_attributes()
+        assert found == (everything, {"A": {}, "B": everything})
+        assert not (tmp_path / "came").exists()
+
+    def test_a_damaged_heap_keeps_hdf5_for_ever(self, stated):
+        damage_heaps(add_heaps(stated))
+        read = f"import h5py; file = h5py.File({str(stated)!r}); print(flush=True); "
+        process = start_program(
+            [sys.executable, "-c", f"{read}file.attrs['model']"], stdout=subprocess.PIPE
+        )
+        process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.kill()
+        process.wait()
+
+    def test_what_cannot_be_read_is_told_soon(self, stated, monkeypatch):
+        damage_heaps(add_heaps(stated))
+        monkeypatch.setattr(_hdf5, "_SECONDS", 1)
+        told = f"cannot read the attributes of {stated}: HDF5 hung or crashed."
+        with refuses(FileError, told):
+            HDF5FeatureStore(stated).recover_attributes()
+        with refuses(FileError, told):
+            convert_features(stated, stated.with_suffix(".npy"))
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no limits")
+    def test_it_ends_though_nobody_waits_for_it(self, stated):
+        damage_heaps(add_heaps(stated))
+        command = [sys.executable, str(_hdf5._HEAP_PROGRAM), str(stated), "100000", "1", *sys.path]
+        process = start_program(command, stdin=subprocess.PIPE)
+        process.stdin.write(b'["/"]')
+        process.stdin.close()
+        assert process.wait(60) == -signal.SIGXCPU
+
+    def test_a_crash_is_told(self, stated, tmp_path, monkeypatch):
+        program = tmp_path / "crash.py"
+        program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+        monkeypatch.setattr(_hdf5, "_HEAP_PROGRAM", program)
+        with refuses(FileError, f"cannot read the attributes of {stated}: HDF5 hung or crashed."):
+            HDF5FeatureStore(add_heaps(stated)).recover_attributes()
+
+    @pytest.mark.parametrize("value", ["x" * 1000, np.full(300, "", object)])
+    def test_attributes_that_take_too_much(self, path, value, monkeypatch):
+        with h5py.File(path, "a") as file:
+            file.attrs["model"] = value
+        monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", str(24 * 900))
+        with refuses(FileError, f"cannot read the attributes of {path}: ValueError: the attribute"):
+            HDF5FeatureStore(path).recover_attributes()
+
+
+class TestWriting:
+    def test_texts_are_written_in_place(self, tmp_path):
+        texts = {"model": "r\u00e9s", "none": "", "name": "a\udcff", "long": "\u00e9" * 32_000}
+        with FeatureStoreWriter(tmp_path / "a.h5", texts, remarks={"remark": "x\ny"}) as writer:
+            writer.write("A", ARRAY, texts)
+            writer.finish()
+        store = HDF5FeatureStore(tmp_path / "a.h5")
+        expected = {**texts, "name": "a\\udcff"}
+        assert store.attributes == {**expected, "remark": "x\ny"}
+        assert store.attributes_of("A") == expected
+
+    def test_texts_that_are_too_long_are_refused_before_anything_is_written(self, tmp_path):
+        long = {"model": "\u00e9" * 32_001}
+        told = "FeatureStoreWriter: expected an attribute 'model' of at most 64,000 bytes, got 64,0"
+        for shared, remarks in ((long, {}), ({}, long)):
+            with refuses(FeatureError, told):
+                FeatureStoreWriter(tmp_path / "a.h5", shared, remarks)
+        with FeatureStoreWriter(tmp_path / "a.h5", {}) as writer:
+            with refuses(FeatureError, told):
+                writer.write("A", ARRAY, long)
+            assert "A" not in writer
+
+    def test_files_whose_attributes_are_left_out_are_not_added_to(self, stated):
+        add_heaps(stated)
+        told = "Convert it to a new file first: tmapdiff convert OLD NEW."
+        with refuses(FeatureError, told), FeatureStoreWriter(stated, {"model": "r\u00e9s"}):
+            pass

@@ -16,7 +16,7 @@ RANDOM = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 def store(tmp_path):
     """Features of three videos of 10, 20 and 30 s, 2 a second."""
     with h5py.File(tmp_path / "f.h5", "w") as file:
-        file.attrs.update({"seconds_per_feature": 0.5, "model": "vgg"})
+        file.attrs.update({"seconds_per_feature": 0.5, "model": np.bytes_(b"vgg")})
         for index, name in enumerate(("a", "b", "c"), start=1):
             file[name] = np.tile(RANDOM + index, (1, 1))[: 20 * index].astype(np.float16)
             file[name].attrs["duration"] = 10.0 * index
@@ -71,7 +71,7 @@ def plant_width(file):
 
 
 def plant_damage(file):
-    file["b"].attrs["damage"] = "it ends at 3 s of 20 s"
+    file["b"].attrs["damage"] = np.bytes_(b"it ends at 3 s of 20 s")
 
 
 def plant_rate(file):

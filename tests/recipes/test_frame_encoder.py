@@ -45,7 +45,7 @@ def change(store, **attributes):
             if value is None:
                 del file.attrs[name]
             else:
-                file.attrs[name] = value
+                file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
     return open_feature_store(path)
 
 

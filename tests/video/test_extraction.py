@@ -104,15 +104,15 @@ def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
             assert_close(store[path.stem], expected_features(path, encoder, 2))
     assert [len(store[name]) for name in ("first", "second one", "v_3.0")] == [6, 4, 2]
     with h5py.File(out) as file:
-        assert file.attrs["model"] == "timm test_resnet, random weights"
-        assert file.attrs["model_sha256"] == encoder.fingerprint
+        assert file.attrs["model"] == b"timm test_resnet, random weights"
+        assert file.attrs["model_sha256"] == encoder.fingerprint.encode()
         about = dict(file["first"].attrs)
         assert about["duration"] == pytest.approx(3.0)
         assert (about["fps"], about["seconds_per_feature"]) == (2.0, 0.5)
-        assert (about["num_frames"], about["source"]) == (6, "first.mp4")
+        assert (about["num_frames"], about["source"]) == (6, b"first.mp4")
         assert about["source_size"] == (folder / "first.mp4").stat().st_size
         assert "damage" not in about
-        assert file["cut"].attrs["damage"] == report.damaged[0].reason
+        assert file["cut"].attrs["damage"] == report.damaged[0].reason.encode()
 
 
 # Suffix, FFmpeg's format, codec, pixel format, time base.

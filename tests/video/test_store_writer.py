@@ -38,8 +38,8 @@ def test_what_was_written_is_read(tmp_path):
     for seed, name in enumerate(("A", "B c.d", ".hidden")):
         assert torch.equal(found[name], torch.from_numpy(array(seed)))
     with h5py.File(path) as file:
-        assert dict(file.attrs) == SHARED
-        assert dict(file["A"].attrs) == {"duration": 2.0, "damage": "none — at all"}
+        assert dict(file.attrs) == {**SHARED, "model": b"timm x"}
+        assert dict(file["A"].attrs) == {"duration": 2.0, "damage": "none — at all".encode()}
 
 
 def test_a_file_is_added_to_and_videos_replaced(tmp_path):

@@ -97,30 +97,19 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "read_submission",
 ]
 
-# Where the names are that need torch.
-_HOMES = {
-    "divide_video": "clips",
-    "fill_clips": "clips",
-    "pool_features": "clips",
-    "MomentBatch": "dataset",
-    "MomentDataset": "dataset",
-    "MomentSample": "dataset",
-    "collate_moments": "dataset",
-    "ConcatFeatureStore": "features",
-    "FeatureStore": "features",
-    "HDF5FeatureStore": "features",
-    "NormalizedFeatureStore": "features",
-    "NpyFeatureStore": "features",
-    "NpzFeatureStore": "features",
-    "PtFeatureStore": "features",
-    "open_feature_store": "features",
-    "SyntheticActivities": "synthetic",
-    "SyntheticDiDeMo": "synthetic",
-    "ShapeAction": "synthetic_videos",
-    "ShapeVideo": "synthetic_videos",
-    "SyntheticVideos": "synthetic_videos",
-    "ActionTimelineFeatures": "timeline",
+# What needs torch, by the module that has it.
+_LAZY = {
+    "clips": ("divide_video", "fill_clips", "pool_features"),
+    "dataset": ("MomentBatch", "MomentDataset", "MomentSample", "collate_moments"),
+    "features": (
+        *("ConcatFeatureStore", "FeatureStore", "HDF5FeatureStore", "NormalizedFeatureStore"),
+        *("NpyFeatureStore", "NpzFeatureStore", "PtFeatureStore", "open_feature_store"),
+    ),
+    "synthetic": ("SyntheticActivities", "SyntheticDiDeMo"),
+    "synthetic_videos": ("ShapeAction", "ShapeVideo", "SyntheticVideos"),
+    "timeline": ("ActionTimelineFeatures",),
 }
+_HOMES = {name: home for home, names in _LAZY.items() for name in names}
 
 if not TYPE_CHECKING:  # which knows no other names than those above
     __getattr__ = loaded_when_used(__name__, _HOMES)

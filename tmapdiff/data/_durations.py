@@ -14,10 +14,9 @@ def covers(num_features: int, seconds: float, duration: float) -> bool:
 
 
 def stated_duration(who: str, said: Mapping[str, Any]) -> float | None:
-    """Return the duration that the attributes of a video state, in seconds; None if they do not.
+    """Return the seconds that the attributes of a video state as its duration; None if they do not.
 
-    Raises:
-        FeatureError: If they state something else.
+    Anything but a number > 0 is a FeatureError.
     """
     duration = said.get("duration")
     if duration is None:

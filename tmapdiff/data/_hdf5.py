@@ -1,53 +1,76 @@
-"""Datasets of HDF5 files of strangers: only what lies in the file, and no larger than it may be."""
+"""Reading untrusted HDF5 files: only what lies in the file, and no larger than it may be.
 
+What is something else, or lies in another file, is a FeatureError; what takes more memory than it
+may, a SizeLimitError. `who` names it in messages.
+"""
+
+import json
 import math
+import os
+import subprocess
+import sys
 import zlib
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from tmapdiff._core.arrays import features_bytes
-from tmapdiff._core.checks import message, require
-from tmapdiff._core.limits import check_item_bytes, max_item_bytes
-from tmapdiff.errors import FeatureError
+import numpy as np
 
+from tmapdiff._core.checks import message, require, short
+from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes, max_item_bytes
+from tmapdiff.data._reading import reading
+from tmapdiff.errors import FeatureError, FileError
+
+HDF5_SUFFIXES = (".hdf5", ".h5")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEFLATE, _LZF = 1, 32000  # HDF5's numbers of filters
 # To how much a byte can be unpacked at most.
 _MOST_UNPACKED = {_DEFLATE: 1032, _LZF: 132}
+# Kinds of attributes that lie in place. Texts of variable length and the like lie in a heap, where
+# damage can hold HDF5 in a loop for ever, or crash it.
+_IN_PLACE = "fiubS"
+_LONGEST_TEXT = 64_000  # bytes of an attribute in place; HDF5 allows 65,500 or so
+_SECONDS = 10  # for what takes less than one
+_HEAP_PROGRAM = Path(__file__).with_name("_hdf5_heaps.py")
+
+
+def is_hdf5(path: Path) -> bool:
+    """Tell by its name or beginning whether a file is of HDF5."""
+    with reading(path), path.open("rb") as file:
+        return path.suffix.lower() in HDF5_SUFFIXES or file.read(8) == _SIGNATURE
 
 
 def dataset_of(who: str, file: Any, name: str) -> Any:
-    """Return a dataset, or the only one in a group.
-
-    Raises:
-        FeatureError: If there is something else, or it lies in another file.
-    """
+    """Return a dataset, or the only one in a group."""
     h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
     item = _member(who, h5py, file, name)
     if isinstance(item, h5py.Group):
         members = list(islice(item, 6))
-        found = _member(who, h5py, item, members[0]) if len(members) == 1 else None
-        if not isinstance(found, h5py.Dataset):
+        only = _member(who, h5py, item, members[0]) if len(members) == 1 else None
+        if not isinstance(only, h5py.Dataset):
             expected = "a dataset, or a group with exactly one"
             raise FeatureError(message(who, expected, f"a group with {members[:5]}"))
-        item = found
+        item = only
     if not isinstance(item, h5py.Dataset):
         raise FeatureError(message(who, "a dataset", f"a {type(item).__name__.lower()}"))
     return item
 
 
 def _member(who: str, h5py: Any, group: Any, name: str) -> Any:
-    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+    is_elsewhere = isinstance(group.get(name, getlink=True), h5py.ExternalLink)
+    if not is_elsewhere:
+        member = group[name]
+        # A link inside of the file may lead to one that leaves it.
+        numbers = [h5py.h5o.get_info(one.id).fileno for one in (group, member)]
+        is_elsewhere = numbers[0] != numbers[1]
+    if is_elsewhere:
         raise FeatureError(message(who, "features in the file itself", "a link to another file"))
-    return group[name]
+    return member
 
 
 def check_dataset(who: str, dataset: Any) -> None:
-    """Check what a dataset declares, before it is read.
-
-    Raises:
-        FeatureError: If it holds no numbers, or they lie in other files.
-        SizeLimitError: If it takes more memory than it may.
-    """
+    """Check what a dataset declares, before it is read."""
     if dataset.dtype.kind not in "fiu":
         raise FeatureError(message(who, "features that are real numbers", f"dtype {dataset.dtype}"))
     if dataset.shape is None:
@@ -55,7 +78,7 @@ def check_dataset(who: str, dataset: Any) -> None:
     if dataset.external or dataset.is_virtual:
         raise FeatureError(message(who, "features in the file itself", "some in other files"))
     itemsize = dataset.dtype.itemsize
-    check_item_bytes(who, "features", features_bytes(dataset.shape, itemsize))
+    check_item_bytes(who, "features", math.prod(dataset.shape) * max(itemsize, 4))  # as float32
     if dataset.chunks and math.prod(dataset.shape):
         # Each is unpacked as a whole, however little of it lies in the dataset.
         chunk = math.prod(dataset.chunks) * itemsize
@@ -85,3 +108,72 @@ def _check_packed_chunks(who: str, dataset: Any, declared: int) -> None:
             if not unpacked.unconsumed_tail:
                 continue
         check_item_bytes(who, "a chunk that is unpacked", info.size * _MOST_UNPACKED[packing[0]])
+
+
+def read_attributes(who: str, item: Any) -> tuple[dict[str, Any], list[str]]:
+    """Read the attributes of a group or dataset that lie in place, as JSON would hold them.
+
+    With them come the names of the others, which `read_heaps` reads.
+    """
+    in_place, others, size = [], [], 0
+    for name in item.attrs:
+        declared = item.attrs.get_id(name)
+        try:
+            dtype = declared.dtype
+        except TypeError:  # nothing that NumPy has
+            dtype = np.dtype(object)
+        if dtype.kind in _IN_PLACE:
+            in_place.append(name)
+            size += math.prod(declared.shape or ()) * dtype.itemsize * JSON_GROWTH
+        else:
+            others.append(name)
+    check_item_bytes(who, "attributes", size)
+    return {name: _plain(item.attrs[name]) for name in in_place}, others
+
+
+def _plain(value: Any) -> Any:
+    """Bring what h5py gives of an attribute into a form that JSON holds."""
+    if not hasattr(value, "tolist"):
+        return str(value)
+    return (
+        np.char.decode(value, "utf-8", "replace") if value.dtype.kind == "S" else value
+    ).tolist()
+
+
+def in_place(who: str, name: str, value: str | int | float) -> np.ndarray | int | float:
+    """Return an attribute in the form in which HDF5 keeps it in place."""
+    if not isinstance(value, str):
+        return value
+    content = value.encode(errors="backslashreplace")  # names of files may be no UTF-8
+    if len(content) > _LONGEST_TEXT:
+        expected = f"an attribute {name!r} of at most {_LONGEST_TEXT:,} bytes"
+        raise FeatureError(message(who, expected, f"{len(content):,}"))
+    h5py = require("h5py", extra="video", purpose="writing HDF5 features")
+    return np.array(content, h5py.string_dtype("utf-8", max(1, len(content))))
+
+
+def read_heaps(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Read all attributes of some objects of a file, in a process that may hang or crash.
+
+    If they cannot be read, or not soon, it is a FileError.
+    """
+    if not names:
+        return []
+    seconds = _SECONDS + len(names) // 50  # each takes three milliseconds
+    # Isolated: neither the folder that one is in nor variables bring modules of their own.
+    command = [sys.executable, "-I", str(_HEAP_PROGRAM), str(path)]
+    limits = [str(max_item_bytes() // JSON_GROWTH), str(seconds)]
+    try:
+        done = subprocess.run(
+            command + limits + [place for place in sys.path if place],
+            input=json.dumps(names).encode(),
+            capture_output=True,
+            timeout=seconds + 60,  # Python and h5py take a while to start on a busy machine
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        why = short(told[-1].rstrip(".")) if told else "HDF5 hung or crashed"
+        raise FileError(f"cannot read the attributes of {path}: {why}.") from error
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -26,12 +26,9 @@ _ESCAPED, _SHORTENED = "%=", "%~"  # how names begin that are not the id itself
 
 
 def check_video_id(who: str, video_id: object) -> str:
-    r"""Return `video_id`, or raise AnnotationError when it could name a file outside a folder.
+    """Return `video_id`, or raise AnnotationError when it could name a file outside a folder.
 
     On any system: annotations made on one are read on another.
-
-    Raises:
-        AnnotationError: If it is no text, is empty, `.` or `..`, or contains `/`, `\` or NUL.
     """
     if not isinstance(video_id, str):
         raise AnnotationError(message(who, "a video id of text", shown(video_id)))

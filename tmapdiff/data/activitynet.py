@@ -38,8 +38,7 @@ def load_activitynet_captions(
         root: Folder with `train.json`, `val_1.json` and `val_2.json`: by video `duration`,
             `timestamps` (seconds) and `sentences`. Or one such file, without `split`.
         split: Which part to load: `val` is `val_1.json` (or `val.json`), and `test` is `val_2.json`
-            (or `test.json`). Which of the two is the test set differs from paper to paper; this is
-            that of 2D-TAN and MS-2D-TAN.
+            (or `test.json`), as in 2D-TAN and MS-2D-TAN; papers differ in it.
 
     Raises:
         FileError: If the file is missing or cannot be read, or there are two of the part.
@@ -51,7 +50,7 @@ def load_activitynet_captions(
     who = "load_activitynet_captions"
     collector = AnnotationCollector(find_part(who, root, split, _CAPTIONS))
     for who, video_id, record in videos(collector.path):
-        duration = number(who, "duration", field(who, record, "duration"), above=0)
+        duration = number(who, record, "duration", above=0)
         for query, moment in _sentences(who, record):
             collector.add(who, collector.lines + 1, video_id, query, duration, [moment])
     return collector.collected()
@@ -75,16 +74,14 @@ def load_tacos(
             MS-2D-TAN and lighthouse.
 
     Raises:
-        FileError: If the file is missing or cannot be read.
-        AnnotationError: If it is not of this form; the message names the video.
-        ConfigError: If `split` is unknown, or none for a folder.
+        FileError, AnnotationError, ConfigError: As `load_activitynet_captions`.
 
     Source: Regneri et al., "Grounding Action Descriptions in Videos", TACL 2013.
     """
     collector = AnnotationCollector(find_part("load_tacos", root, split, _COOKING))
     for who, video_id, record in videos(collector.path):
-        fps = number(who, "fps", field(who, record, "fps"), above=0)
-        frames = number(who, "num_frames", field(who, record, "num_frames"), above=0)
+        fps = number(who, record, "fps", above=0)
+        frames = number(who, record, "num_frames", above=0)
         name = video_id if keep_suffix else video_id.removesuffix(".avi")
         for query, (start, end) in _sentences(who, record):
             moments = [(start / fps, end / fps)]
@@ -96,7 +93,7 @@ def _sentences(who: str, record: Any) -> Iterator[tuple[str, tuple[float, float]
     sentences = field(who, record, "sentences")
     if not isinstance(sentences, list):
         raise AnnotationError(message(who, "a list of sentences", shown(sentences)))
-    times = pairs(who, "timestamps", field(who, record, "timestamps")) if sentences else []
+    times = pairs(who, record, "timestamps") if sentences else []
     if len(times) != len(sentences):
         expected = f"as many timestamps as sentences, {len(sentences)}"
         raise AnnotationError(message(who, expected, len(times)))

@@ -86,8 +86,8 @@ class AnnotationReport:
         without_features: Annotations that `AnnotationSet.restrict_to` left out.
         missing_videos: The videos of which the feature store had nothing.
         cut_starts: Moments that started before their video; their start became 0.
-        spelling: How the feature store spells the ids, where it differs, such as "with '.avi'"; the
-            annotations now spell them so, too.
+        spelling: How the feature store, and now the annotations, spell the ids, such as "with
+            '.avi'".
         other_videos: A few videos of the feature store, if it had none of these.
     """
 
@@ -128,7 +128,7 @@ class AnnotationSet(Sequence[Annotation]):
 
     Args:
         annotations: The annotations; their `qid`s differ.
-        report: What reading them did. If None, one that says that all were kept.
+        report: What reading them did. Defaults to one that says that all were kept.
 
     Raises:
         AnnotationError: If two annotations have the same `qid`.
@@ -238,22 +238,14 @@ class AnnotationSet(Sequence[Annotation]):
 
 
 def check_duration(who: str, duration: object) -> None:
-    """Raise AnnotationError unless `duration` is a positive number.
-
-    Raises:
-        AnnotationError: If it is not.
-    """
+    """Raise AnnotationError unless `duration` is a positive number."""
     seconds = finite_number(duration)
     if seconds is None or seconds <= 0:
         raise AnnotationError(message(who, "a duration > 0 seconds", shown(duration)))
 
 
 def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
-    """Return `value`, or raise AnnotationError unless it is a list of `count` finite numbers.
-
-    Raises:
-        AnnotationError: If it is not.
-    """
+    """Return `value`, or raise AnnotationError unless it is a list of `count` finite numbers."""
     listed = isinstance(value, list | tuple) and len(value) == count
     if not listed or any(finite_number(one) is None for one in value):
         raise AnnotationError(message(who, f"{name} to be {count} numbers", shown(value)))

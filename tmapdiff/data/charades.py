@@ -77,17 +77,7 @@ def load_charades_sta(
 
 
 def read_sta(path: Path, durations: Mapping[str, float], source: str) -> AnnotationSet:
-    """Read lines of `VIDEO START END##sentence.`, cut to the durations of their videos.
-
-    Args:
-        path: The file.
-        durations: Seconds each video lasts.
-        source: File that the durations come from, for messages.
-
-    Raises:
-        FileError: If the file is missing or cannot be read.
-        AnnotationError: If a line cannot be understood, or names a video without duration.
-    """
+    """Read lines of `VIDEO START END##sentence.`, cut to durations, which the file `source` has."""
     collector = AnnotationCollector(path)
     for line, text in text_lines(path):
         if not text.strip():
@@ -101,11 +91,7 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
 
 
 def check_charades_actions(root: str | os.PathLike[str]) -> None:
-    """Check that a folder has what `timeline` is simulated from, without reading it.
-
-    Raises:
-        FileError: If a file is missing.
-    """
+    """Raise FileError if a folder lacks what `timeline` is simulated from, without reading it."""
     folder = Path(root)
     for split in ("train", "test"):
         path = folder / f"Charades_v1_{split}.csv"
@@ -120,9 +106,8 @@ def load_charades_actions(
 ) -> dict[str, CharadesVideo]:
     """Load the durations and action annotations of Charades, by video id.
 
-    Starts before the video are cut to 0.
-    Actions that do not end after they start, or that start past the video, are left out: 7 of
-    49,809 in the official training file, none in the test file.
+    Starts before the video are cut to 0. Actions that do not end after they start, or that start
+    past the video, are left out: 7 of 49,809 in the official training file, none in the test file.
 
     Args:
         root: Folder with `Charades_v1_{split}.csv`.
@@ -131,7 +116,7 @@ def load_charades_actions(
     Raises:
         FileError: If the file is missing or cannot be read.
         AnnotationError: If a column is missing, or a row cannot be understood.
-        ConfigError: If `split` is neither "train" nor "test".
+        ConfigError: If `split` is neither.
 
     Source: Sigurdsson et al., "Hollywood in Homes", arXiv 1604.01753.
     """
@@ -161,11 +146,10 @@ def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
     if len(fields) != 3:
         expected = "three fields before '##': video, start, end"
         raise AnnotationError(message(who, expected, f"{len(fields)}: {shown(left)}"))
-    query = sentence.strip()
-    if not query:
+    if not sentence.strip():
         raise AnnotationError(message(who, "a sentence after '##'", "none"))
     start, end = (_parse_seconds(who, field) for field in fields[1:])
-    return check_video_id(who, fields[0]), start, end, query
+    return check_video_id(who, fields[0]), start, end, sentence.strip()
 
 
 def _parse_action(who: str, text: str) -> tuple[int, float, float]:
@@ -189,8 +173,7 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
     """Yield line number and row of a csv file; every one of `columns` is there."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
-        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
-        if lacking:
+        if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
             expected = f"a header with the columns {', '.join(columns)}"
             got = f"none named {', '.join(lacking)}"
             raise AnnotationError(message(f"{path} line 1", expected, got))

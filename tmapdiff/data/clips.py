@@ -30,19 +30,17 @@ def divide_video(
         features: One feature for each piece of the video, in order.
         duration: Seconds the video lasts.
         num_clips: Clips that divide the video equally; not read with `clip_seconds`.
-        clip_seconds: Seconds a clip lasts; the last one may reach past the end. If None,
-            `num_clips` divide the video equally.
+        clip_seconds: Seconds a clip lasts; the last one may reach past the end.
         features_per_clip: Features that each clip gets.
-        seconds_per_feature: Seconds from one feature to the next. If None, the features divide the
-            video equally.
+        seconds_per_feature: As for `pool_features`.
 
     Shape:
         - features: (T, D), T >= 1
         - returns: (clips * features_per_clip, D)
 
     Raises:
-        ArgumentError: If a number is not positive, or there would be more than 1,000 clips for each
-            feature; or as `pool_features`.
+        ArgumentError: If there would be more than 1,000 clips for each feature; or as
+            `pool_features`.
         ShapeError, FeatureError, SizeLimitError: As `pool_features`.
     """
     each = check_int("divide_video", "features_per_clip", features_per_clip, at_least=1)
@@ -104,9 +102,9 @@ def pool_features(
         features: One feature for each piece of the video, in order.
         num_clips: Number of clips N.
         duration: Seconds the video lasts.
-        seconds_per_feature: Seconds from one feature to the next. If None, the features divide the
-            video equally.
-        clip_seconds: Seconds a clip lasts. If None, the clips divide the video equally.
+        seconds_per_feature: Seconds from one feature to the next. By default, the features divide
+            the video equally.
+        clip_seconds: Seconds a clip lasts. By default, the clips divide the video equally.
 
     Shape:
         - features: (T, D), T >= 1

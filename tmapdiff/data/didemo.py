@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._core.checks import check_choice, message, shown
-from tmapdiff._core.limits import JSON_GROWTH
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,
     number,
     pairs,
-    parse_json,
-    read_text,
+    read_json,
     sentence,
 )
 from tmapdiff.data.annotations import AnnotationSet
@@ -52,13 +50,13 @@ def load_didemo(
     check_choice("load_didemo", "split", split, ("train", "val", "test"))
     check_choice("load_didemo", "moments", moments, ("all", "consensus"))
     collector = AnnotationCollector(Path(root) / f"{split}_data.json")
-    records = parse_json(str(collector.path), read_text(collector.path, JSON_GROWTH))
+    records = read_json(collector.path)
     if not isinstance(records, list):
         raise AnnotationError(message(str(collector.path), "a list of records", shown(records)))
     for index, record in enumerate(records, start=1):
         who = f"{collector.path} record {index}"
-        segments = number(who, "num_segments", field(who, record, "num_segments"), above=0)
-        times = pairs(who, "times", field(who, record, "times"))
+        segments = number(who, record, "num_segments", above=0)
+        times = pairs(who, record, "times")
         for start, end in times:
             if start % 1 or end % 1 or not 0 <= start <= end < segments:
                 expected = f"times of segments 0 to {segments - 1:g}, first to last"
@@ -70,7 +68,7 @@ def load_didemo(
             sentence(who, field(who, record, "description")),
             segments * SEGMENT_SECONDS,
             [(start * SEGMENT_SECONDS, (end + 1) * SEGMENT_SECONDS) for start, end in times],
-            int(number(who, "annotation_id", field(who, record, "annotation_id"), at_least=0)),
+            int(number(who, record, "annotation_id", at_least=0)),
         )
     found = collector.collected()
     return found if moments == "all" else keep_consensus(found)

@@ -4,12 +4,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from tmapdiff._core.checks import check_choice, message
 from tmapdiff._core.files import list_visible
-from tmapdiff._core.limits import JSON_GROWTH
-from tmapdiff.data._reading import parse_json, read_text, text_lines
+from tmapdiff.data._reading import read_json, text_lines
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.data.charades import load_charades_sta
@@ -23,7 +22,6 @@ AnnotationFormat = Literal[
 ]
 Split = Literal["train", "val", "test"]
 
-_SPLITS = get_args(Split)
 # Of ActivityNet Captions, 2D-TAN and MS-2D-TAN test on val_2.
 _JSON_SPLITS = {"train": "train", "val": "val", "test": "test", "val_1": "val", "val_2": "test"}
 _VSLNET_SPLITS = {**_JSON_SPLITS, "val_1": "test", "val_2": "val"}
@@ -49,23 +47,18 @@ class AnnotationFile:
         Raises:
             FileError, AnnotationError, ConfigError: As the loader of the format.
         """
-        loaders: dict[str, Any] = {
-            "charades-sta": lambda: load_charades_sta(self.path.parent, self.split),  # type: ignore[arg-type]
-            "didemo": lambda: load_didemo(self.path.parent, self.split),  # type: ignore[arg-type]
-            "activitynet": lambda: load_activitynet_captions(self.path),
-            "tacos": lambda: load_tacos(self.path),
-            "vslnet": self._load_vslnet,
-            "moment-jsonl": lambda: load_moment_jsonl(self.path),
-        }
-        loaded: AnnotationSet = loaders[self.format]()
-        return loaded
-
-    def _load_vslnet(self) -> AnnotationSet:
-        folder = self.path.parent
-        if self.path.suffix == ".txt":
-            return load_vslnet(folder, "charades", self.split)  # type: ignore[arg-type]
-        task: Any = _json_format(self.path)
-        return load_vslnet(folder, task, self.split)  # type: ignore[arg-type]
+        folder, split = self.path.parent, cast(Any, self.split)
+        if self.format == "charades-sta":
+            return load_charades_sta(folder, split)
+        if self.format == "didemo":
+            return load_didemo(folder, split)
+        if self.format == "vslnet":
+            task: Any = "charades" if self.path.suffix == ".txt" else _json_format(self.path)
+            return load_vslnet(folder, task, split)
+        if self.format == "moment-jsonl":
+            return load_moment_jsonl(self.path)
+        load = load_tacos if self.format == "tacos" else load_activitynet_captions
+        return load(self.path)
 
 
 def find_annotations(
@@ -77,8 +70,8 @@ def find_annotations(
         place: The folder of the data set, with the files named as they are published, or one file.
             ActivityNet Captions' `val_1.json` counts as `val` and `val_2.json` as `test`, but with
             `format` vslnet the other way round.
-        format: Format of the files; found by their names and contents, if None. The files of VSLNet
-            for TACoS and ActivityNet Captions are those of the data sets: name it.
+        format: Format of the files. Defaults to what their names and contents tell. The files of
+            VSLNet for TACoS and ActivityNet Captions are those of the data sets: name it.
 
     Returns:
         The files, training first, then validation and test.
@@ -93,7 +86,7 @@ def find_annotations(
         check_choice(who, "format", format, get_args(AnnotationFormat))
     path = Path(place)
     if path.is_file():
-        found = _recognised(path, format)
+        found = _recognised(path, format, alone=True)
         if found is None:
             expected = f"a file of annotations in the format {format or 'of a known data set'}"
             hint = "Formats: " + ", ".join(get_args(AnnotationFormat)) + "."
@@ -103,11 +96,11 @@ def find_annotations(
         got = "no such file" if path.suffix else "no such folder"
         raise FileError(message(who, f"annotations at {path}", got))
     files = [one for one in list_visible(path) if one.is_file()]
-    listed = [one for one in (_recognised_beside(file, format) for file in files) if one]
+    listed = [one for file in files if (one := _recognised(file, format, alone=False))]
     if not listed:
         expected = f"annotation files{f' of {format}' if format else ''} in {path}"
         raise FileError(message(who, expected, f"{len(files)} other files"))
-    order = (*_SPLITS, None)
+    order = (*get_args(Split), None)
     return tuple(sorted(listed, key=lambda one: (order.index(one.split), one.path)))
 
 
@@ -125,12 +118,11 @@ def find_split(
 
     Raises:
         FileError: As `find_annotations`, or if there is no such part, or several files are of it.
-        AnnotationError: As `find_annotations`.
-        ConfigError: If there is no such format or part.
+        AnnotationError, ConfigError: As `find_annotations`, or if there is no such part.
     """
     who = "find_split"
     if split is not None:
-        check_choice(who, "split", split, _SPLITS)
+        check_choice(who, "split", split, get_args(Split))
     found = find_annotations(place, format)
     chosen = found if split is None else [one for one in found if one.split == split]
     if len(chosen) != 1:
@@ -148,60 +140,49 @@ def load_annotations(
 ) -> AnnotationSet:
     """Load the annotations of a part of a data set, whatever the format.
 
-    Args:
-        place: As for `find_annotations`.
-        split: The part, if there are several.
-        format: As for `find_annotations`.
-
-    Raises:
-        FileError, AnnotationError, ConfigError: As `find_split` and the loader of the format.
+    `place`, `split`, `format` and errors are those of `find_split`, and errors also of the loader.
     """
     return find_split(place, split, format).load()
 
 
-def _recognised_beside(path: Path, format: AnnotationFormat | None) -> AnnotationFile | None:
-    """As `_recognised`, of a file among others: what cannot be read may be anything."""
+def _recognised(
+    path: Path, format: AnnotationFormat | None, *, alone: bool
+) -> AnnotationFile | None:
+    """Tell what annotations a file holds; None if it is none, or none in `format`.
+
+    Of a file among others, what cannot be read may be anything.
+    """
     try:
-        return _recognised(path, format)
+        found: Any = _name_and_split(path, format)
     except AnnotationError:
-        if path.stem in _JSON_SPLITS:
+        if alone or path.stem in _JSON_SPLITS:
             raise
         return None
+    return AnnotationFile(path, *found) if found and format in (None, found[0]) else None
 
 
-def _recognised(path: Path, format: AnnotationFormat | None) -> AnnotationFile | None:
-    """Tell what annotations a file holds; None if it is none, or none in `format`."""
+def _name_and_split(
+    path: Path, format: AnnotationFormat | None
+) -> tuple[str | None, str | None] | None:
     name, folder = path.name, path.parent
     if match := re.fullmatch(r"charades_sta_(train|test)\.txt", name):
-        split: Any = match[1]
-        published = (folder / f"Charades_v1_{split}.csv").exists()
+        published = (folder / f"Charades_v1_{match[1]}.csv").exists()
         vslnet = format == "vslnet" or (not published and (folder / "charades.json").exists())
-        found = AnnotationFile(path, "vslnet" if vslnet else "charades-sta", split)
-    elif match := re.fullmatch(r"(train|val|test)_data\.json", name):
-        found = AnnotationFile(path, "didemo", match[1])  # type: ignore[arg-type]
-    elif path.suffix == ".jsonl":
-        if format is None and _is_submission(path):
-            return None
-        found = AnnotationFile(path, "moment-jsonl", _split_in(path.stem))
-    elif path.suffix == ".json":
-        kind = _json_format(path)
-        if kind is None:
-            return None
-        if format == "vslnet":  # whose names say which part each file is
-            if path.stem not in _VSLNET_SPLITS:
-                return None
-            found = AnnotationFile(path, "vslnet", _VSLNET_SPLITS[path.stem])  # type: ignore[arg-type]
-        else:
-            part: Any = _JSON_SPLITS.get(path.stem, _split_in(path.stem))
-            found = AnnotationFile(path, kind, part)
-    else:
-        return None
-    return found if format in (None, found.format) else None
+        return "vslnet" if vslnet else "charades-sta", match[1]
+    if match := re.fullmatch(r"(train|val|test)_data\.json", name):
+        return "didemo", match[1]
+    if path.suffix == ".jsonl":
+        is_other = format is None and _is_submission(path)
+        return None if is_other else ("moment-jsonl", _split_in(path.stem))
+    kind = _json_format(path) if path.suffix == ".json" else None
+    if kind is not None and format == "vslnet":  # whose names say which part each file is
+        return ("vslnet", _VSLNET_SPLITS[path.stem]) if path.stem in _VSLNET_SPLITS else None
+    return kind and (kind, _JSON_SPLITS.get(path.stem, _split_in(path.stem)))
 
 
 def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
     """Tell of which data set a JSON file by video is; None if of neither."""
-    content = parse_json(str(path), read_text(path, JSON_GROWTH))
+    content = read_json(path)
     record = next(iter(content.values()), None) if isinstance(content, dict) else None
     if not isinstance(record, dict) or not {"timestamps", "sentences"} <= record.keys():
         return None
@@ -213,7 +194,7 @@ def _is_submission(path: Path) -> bool:
     return "pred_relevant_windows" in next(text_lines(path), (1, ""))[1]
 
 
-def _split_in(stem: str) -> Split | None:
+def _split_in(stem: str) -> str | None:
     words = re.split(r"[^a-z]+", stem.lower())
-    found: list[Any] = [split for split in _SPLITS if split in words]
-    return found[0] if len(found) == 1 else None
+    named = [split for split in get_args(Split) if split in words]
+    return named[0] if len(named) == 1 else None

@@ -21,8 +21,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
     """Load queries in the form of moment_detr: one JSON object a line.
 
     QVHighlights is published so; moment_detr, lighthouse and others bring Charades-STA, ActivityNet
-    Captions, TACoS and more into the same form. Windows are cut to the
-    video; those that are empty, or lie outside of it, are dropped, and queries without one left.
+    Captions, TACoS and more into the same form. Windows are cut to the video; those that are empty,
+    or lie outside of it, are dropped, and queries without one left.
 
     Args:
         path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); other
@@ -47,8 +47,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
             line,
             field(who, record, "vid"),
             sentence(who, field(who, record, "query")),
-            number(who, "duration", field(who, record, "duration"), above=0),
-            pairs(who, "relevant_windows", record["relevant_windows"]),
+            number(who, record, "duration", above=0),
+            pairs(who, record, "relevant_windows"),
             qid,
         )
     return collector.collected()

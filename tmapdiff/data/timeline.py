@@ -27,9 +27,7 @@ class ActionTimelineFeatures:
     is left out with probability `drop`, and both its ends are moved. A fixed random matrix projects
     the track to `feature_dim`; rows with an action in them are scaled to norm 1, and every row
     gets Gaussian noise. All of it depends on `seed` and the video id alone: each run, process and
-    model sees the same features.
-
-    Nothing is kept: each access computes the features anew, in well under a millisecond.
+    model sees the same features. Nothing is kept: an access takes well under a millisecond.
 
     Args:
         videos: Duration and actions, by video id.
@@ -42,8 +40,8 @@ class ActionTimelineFeatures:
         seed: Another seed gives other features.
 
     Raises:
-        ArgumentError: If a number is out of range, a video has an action of a class that is not
-            in 0 to `num_classes - 1`, or a video lasts no time.
+        ArgumentError: If a number is out of range, or a video has an action of a class that is not
+            in 0 to `num_classes - 1`.
     """
 
     def __init__(
@@ -93,9 +91,7 @@ class ActionTimelineFeatures:
             **settings: Arguments of `ActionTimelineFeatures`.
 
         Raises:
-            FileError: If a file is missing.
-            ConfigError: If there is no such split.
-            AnnotationError: If a row cannot be understood.
+            FileError, AnnotationError, ConfigError: As `load_charades_actions`.
             ArgumentError: If a setting is out of range.
         """
         videos: dict[str, CharadesVideo] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._core.checks import check_choice
-from tmapdiff.data._reading import field, number, videos
+from tmapdiff.data._reading import number, videos
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.data.charades import read_sta
@@ -37,8 +37,7 @@ def load_vslnet(
             is `val_2.json` and `test` is `val_1.json`.
 
     Raises:
-        FileError: If a file is missing or cannot be read.
-        AnnotationError: If a file cannot be understood; the message names the line or the video.
+        FileError, AnnotationError: As `load_charades_sta` and `load_activitynet_captions`.
         ConfigError: If there is no such task, or the task has no such split.
 
     Source: Zhang et al., "Span-based Localizing Network", arXiv 2004.13931; `util/data_gen.py` of
@@ -52,7 +51,7 @@ def load_vslnet(
         return load_tacos(path)
     lengths = Path(root) / "charades.json"
     durations = {
-        video_id: number(who, "duration", field(who, record, "duration"), above=0)
+        video_id: number(who, record, "duration", above=0)
         for who, video_id, record in videos(lengths)
     }
     return read_sta(path, durations, lengths.name)

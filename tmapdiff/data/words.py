@@ -17,7 +17,8 @@ import regex
 
 from tmapdiff._core.checks import check_choice, check_int, message, short, shown
 from tmapdiff._core.files import written_beside
-from tmapdiff._core.limits import JSON_GROWTH, read_at_most, read_line
+from tmapdiff._core.limits import JSON_GROWTH, read_line
+from tmapdiff.data._reading import json_or_none, reading
 from tmapdiff.errors import (
     ArgumentError,
     CheckpointError,
@@ -75,9 +76,8 @@ def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
 
     Args:
         sentence: The sentence.
-        rule: `unicode`, or `letters`: how vocabularies were made before they named their rule.
-            It ends words at combining marks, and not in scripts without spaces. Words of ASCII are
-            the same by both.
+        rule: `unicode`, or `letters`: how vocabularies were made before they named their rule. It
+            ends words at combining marks, and not in scripts without spaces; ASCII is split alike.
 
     Raises:
         ArgumentError: If there is no word.
@@ -104,8 +104,6 @@ def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
 
 class Vocabulary:
     """The words that a model knows, with an index each: 0 is padding, 1 any unknown word.
-
-    Immutable.
 
     Args:
         words: The words, without the two special ones; the first gets index 2.
@@ -137,7 +135,7 @@ class Vocabulary:
         """Collect the words of sentences, the most frequent first, equals in alphabetical order.
 
         Args:
-            sentences: The sentences; those of the training set, as a rule.
+            sentences: The sentences, as a rule those of the training set.
             min_count: A word that comes less often counts as unknown.
 
         Raises:
@@ -169,14 +167,12 @@ class Vocabulary:
         return word in self._index
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self._key == other._key
+        if not isinstance(other, Vocabulary):
+            return False
+        return (self._rule, self._words) == (other._rule, other._words)
 
     def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple[WordRule, tuple[str, ...]]:
-        return self._rule, self._words
+        return hash((self._rule, self._words))
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self):,} words)"
@@ -224,15 +220,7 @@ class Vocabulary:
             FileError: If the file is missing or cannot be read.
             CheckpointError: If it holds something else.
         """
-        try:
-            with Path(path).open("rb") as file:
-                content = json.loads(read_at_most(str(path), file, JSON_GROWTH))
-        except FileError:
-            raise
-        except OSError as error:
-            raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
-        except (ValueError, RecursionError):
-            content = None
+        content = json_or_none(Path(path))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             expected = f"a JSON file with the format {_FORMAT!r}"
             raise CheckpointError(message(str(path), expected, "something else"))
@@ -246,13 +234,7 @@ class Vocabulary:
 
 
 def check_known_words(who: str, vocabulary: Vocabulary, queries: Iterable[str]) -> None:
-    """Warn of words that a model does not know, or raise ArgumentError if it knows none of a query.
-
-    Args:
-        who: Name for messages.
-        vocabulary: What it knows.
-        queries: What it is asked.
-    """
+    """Warn of words that a model does not know; raise ArgumentError if it knows none of a query."""
     unknown: dict[str, None] = {}
     hopeless: list[str] = []
     for query in queries:
@@ -342,7 +324,7 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
         path: Text file with a word and its vector a line. A word may contain spaces, as some in
             `glove.840B.300d.txt` do; the first may not. A first line with two integers (word2vec)
             is passed over.
-        words: Return only these, as far as the file has them. All, if None.
+        words: Return only these, as far as the file has them. Defaults to all.
 
     Raises:
         FileError: If the file is missing or cannot be read, or a line has too few numbers, none, or
@@ -352,20 +334,19 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
     """
     source = Path(path)
     cache = source.with_name(f"{source.name}.cache")
-    try:
+    with reading(source):
         status = source.stat()
         stamp = {"format": _CACHE_FORMAT, "size": status.st_size, "mtime": status.st_mtime_ns}
         cached = _read_cache(cache, stamp)
         glove = cached or _parse_glove(source)
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"cannot read {source}: {error.strerror or error}.") from error
     if cached is None:
         try:
             with written_beside(cache) as new:
                 new.mkdir()
-                _write_cache(new, stamp, glove)
+                blob = "\n".join(glove.words).encode()
+                np.save(new / "vectors.npy", glove.vectors.numpy())
+                (new / "words.txt").write_bytes(blob)
+                (new / "stamp.json").write_text(json.dumps({**stamp, "words_size": len(blob)}))
         except FileError as error:
             warnings.warn(f"GloVe vectors are not cached: {error}", stacklevel=2)
     if words is None:
@@ -373,13 +354,6 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
     wanted = frozenset(words)
     kept = [index for index, word in enumerate(glove.words) if word in wanted]
     return GloveVectors(tuple(glove.words[index] for index in kept), glove.vectors[kept])
-
-
-def _write_cache(folder: Path, stamp: dict[str, int], glove: GloveVectors) -> None:
-    blob = "\n".join(glove.words).encode()
-    np.save(folder / "vectors.npy", glove.vectors.numpy())
-    (folder / "words.txt").write_bytes(blob)
-    (folder / "stamp.json").write_text(json.dumps({**stamp, "words_size": len(blob)}))
 
 
 def _read_cache(folder: Path, stamp: dict[str, int]) -> GloveVectors | None:
@@ -413,17 +387,13 @@ def _parse_glove(path: Path) -> GloveVectors:
             if width == 0:
                 expected = "a word and its vector a line, with spaces between"
                 raise FileError(message(f"{path} line {first_number}", expected, _shown(lines[0])))
-        # Splitting off the word alone is quicker than splitting all of the line.
-        pairs = [
-            line.split(b" ", 1) if line.count(b" ") == width else _split_last(line, width)
-            for line in lines
-        ]
-        block = _numbers(b" ".join(numbers for _, numbers in pairs), len(lines) * width)
-        block_words = _decoded(word for word, _ in pairs)
-        if block is None or block_words is None:
-            raise _first_bad_line(path, first_number, pairs, lines, width)
-        blocks.append(block.reshape(len(lines), width))
-        words += block_words
+        block = _parse_lines(lines, width)
+        if block is None:
+            index = next(i for i, line in enumerate(lines) if _parse_lines([line], width) is None)
+            who, expected = f"{path} line {first_number + index}", f"{width} finite numbers"
+            raise FileError(message(who, f"a word in UTF-8 and {expected}", _shown(lines[index])))
+        words += block[0]
+        blocks.append(block[1])
     if not words:
         raise FileError(message(str(path), "a word and its vector a line", "an empty file"))
     return GloveVectors(tuple(words), torch.from_numpy(np.concatenate(blocks)))
@@ -449,44 +419,29 @@ def _line_blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
             yield number, lines
 
 
+def _parse_lines(lines: list[bytes], width: int) -> tuple[list[str], np.ndarray] | None:
+    """Return the words and vectors of some lines, or None when one of them is malformed."""
+    # Splitting off the word alone is quicker than splitting all of the line.
+    pairs = [
+        line.split(b" ", 1) if line.count(b" ") == width else _split_last(line, width)
+        for line in lines
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy's, where the text stops being numbers
+        try:
+            words = [word.decode() for word, _ in pairs]
+            text = b" ".join(numbers for _, numbers in pairs).decode("ascii")
+            numbers = np.fromstring(text, dtype=np.float32, sep=" ")
+        except (ValueError, DeprecationWarning):
+            return None
+    if not all(words) or numbers.size != len(lines) * width or not np.isfinite(numbers).all():
+        return None
+    return words, numbers.reshape(len(lines), width)
+
+
 def _split_last(line: bytes, width: int) -> list[bytes]:
     word, *numbers = line.rsplit(b" ", width)
     return [word, b" ".join(numbers)]
-
-
-def _numbers(text: bytes, count: int) -> np.ndarray | None:
-    """Parse `count` numbers, or return None when there are not that many, or one is not finite."""
-    with warnings.catch_warnings():
-        # numpy warns where the text stops being numbers.
-        warnings.simplefilter("error")
-        try:
-            numbers = np.fromstring(text.decode("ascii"), dtype=np.float32, sep=" ")
-        except (ValueError, DeprecationWarning, UnicodeDecodeError):
-            return None
-    return numbers if numbers.size == count and np.isfinite(numbers).all() else None
-
-
-def _decoded(words: Iterable[bytes]) -> list[str] | None:
-    """Decode words, or return None when one is empty or not UTF-8."""
-    try:
-        texts = [word.decode() for word in words]
-    except UnicodeDecodeError:
-        return None
-    return texts if all(texts) else None
-
-
-def _first_bad_line(
-    path: Path, first_number: int, pairs: list[list[bytes]], lines: list[bytes], width: int
-) -> FileError:
-    number, line = next(
-        (number, line)
-        for number, ((word, numbers), line) in enumerate(
-            zip(pairs, lines, strict=True), first_number
-        )
-        if _decoded([word]) is None or _numbers(numbers, width) is None
-    )
-    expected = f"a word in UTF-8 and {width} finite numbers"
-    return FileError(message(f"{path} line {number}", expected, _shown(line)))
 
 
 def _shown(line: bytes) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from tmapdiff._core.checks import message, require
 from tmapdiff._core.files import is_hidden, sync, written_beside
 from tmapdiff._stopping import SECONDS_OF_ORPHANS
-from tmapdiff.data._hdf5_attributes import AttributeReader
+from tmapdiff.data._hdf5 import in_place, read_attributes
 from tmapdiff.data._video_ids import (
     check_video_id,
     file_name,
@@ -48,7 +48,8 @@ class FeatureStoreWriter:
     Raises:
         FileError: On entering, if the place cannot be written, another process writes there, or the
             file at `path` cannot be read; later, if the disk is full or the like.
-        FeatureError: On entering, if the features at `path` or in its parts have other attributes.
+        FeatureError: If an attribute is a text of more than 64,000 bytes. On entering, if the
+            features at `path` or in its parts have other attributes.
         MissingDependencyError: If h5py is not installed.
     """
 
@@ -62,6 +63,7 @@ class FeatureStoreWriter:
         self.path = Path(path)
         self.attributes = dict(attributes)
         self.remarks = dict(remarks or {})
+        _in_place(self.attributes | self.remarks)
         self.parts = self.path.with_name(f"{self.path.name}.parts")
         self._lock = FileLock(self.parts / "lock")
         self._written: dict[str, dict[str, Any]] = {}
@@ -108,8 +110,10 @@ class FeatureStoreWriter:
         Raises:
             FileError: If they cannot be written.
             AnnotationError: If the id contains `/` or the like.
+            FeatureError: If an attribute is a text of more than 64,000 bytes.
         """
         check_video_id("FeatureStoreWriter.write", video_id)
+        _in_place(attributes)  # or `finish` would be the first to refuse them
         said = np.array([json.dumps(video_id), json.dumps(dict(attributes))])
         with written_beside(self.parts / file_name(video_id, _PART), durable=True) as new:
             np.savez(new, features=features, video_id=said[0], attributes=said[1])
@@ -129,13 +133,13 @@ class FeatureStoreWriter:
             if self.path.exists():
                 shutil.copyfile(self.path, new)
             with self._h5py.File(new, "a") as file:
-                file.attrs.update(self.remarks | self.attributes)
+                file.attrs.update(_in_place(self.remarks | self.attributes))
                 for part in parts:
                     video_id, features, attributes = _read_part(part)
                     key = hdf5_key(video_id)
                     if key in file:
                         del file[key]
-                    file.create_dataset(key, data=features).attrs.update(attributes)
+                    file.create_dataset(key, data=features).attrs.update(_in_place(attributes))
         try:
             whole.replace(self.path)
             sync(self.path.parent)
@@ -198,19 +202,23 @@ class FeatureStoreWriter:
                 part.unlink()
 
     def _read_store(self) -> None:
-        reader = AttributeReader(self.path)
         try:
             with self._h5py.File(self.path, "r") as file:
-                self._check_same(reader.read(file))
-                self._written = {video_id_of_key(key): reader.read(file[key]) for key in file}
+                shared, left_out = read_attributes(str(self.path), file)
+                if lost := sorted(self.attributes.keys() & set(left_out)):
+                    expected = f"attributes in {self.path} as this release writes them"
+                    hint = "Convert it to a new file first: tmapdiff convert OLD NEW."
+                    raise FeatureError(message("FeatureStoreWriter", expected, lost, hint))
+                self._check_same(shared)
+                for key in file:
+                    video_id = video_id_of_key(key)
+                    self._written[video_id], _ = read_attributes(key, file[key])
         except TmapdiffError:
             raise
         # h5py has no error of its own: damage shows as any.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise FileError(f"cannot read {self.path} as HDF5: {reason}.") from error
-        finally:
-            reader.close()
 
     def _check_same(self, found: dict[str, Any]) -> None:
         for name, value in self.attributes.items():
@@ -228,6 +236,10 @@ class FeatureStoreWriter:
         if not self._parts():
             shutil.rmtree(self.parts, ignore_errors=True)
         self._lock.release()
+
+
+def _in_place(attributes: Attributes) -> dict[str, Any]:
+    return {name: in_place("FeatureStoreWriter", name, one) for name, one in attributes.items()}
 
 
 def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:

@@ -126,8 +126,9 @@ def _hdf5_seeds(folder: Path) -> list[Files]:
                 file.create_dataset("A", data=_array(), **way)
                 file.create_group("B").create_dataset("c3d", data=_array(3).astype(np.float16))
                 file.attrs["seconds_per_feature"] = 0.5
-                file.attrs["model"] = "resnet"
-                file["A"].attrs["source"] = "A.mp4"
+                file.attrs["model"] = np.bytes_(b"resnet")
+                file.attrs["texts"] = "of variable length, which is left out"
+                file["A"].attrs["source"] = np.bytes_(b"A.mp4")
             seeds.append({"features.hdf5": path.read_bytes()})
     return seeds
 

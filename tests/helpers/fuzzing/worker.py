@@ -53,9 +53,6 @@ def main() -> None:
     torch.set_num_threads(1)
     from helpers.fuzzing.targets import SELF_TEST, TARGETS
 
-    from tmapdiff.data import _hdf5_attributes
-
-    _hdf5_attributes.SECONDS = 2.0
     for cases in arguments.cases:
         name, first, number = cases.split(":")
         target = SELF_TEST if name == SELF_TEST.name else TARGETS[name]

@@ -1,0 +1,61 @@
+"""Writes out all attributes of HDF5 objects: the program that `_hdf5.read_heaps` runs.
+
+Its arguments are the file, the most bytes that the attributes of an object may take as JSON, the
+seconds that it may take, and the places to import from. The names of the objects come as JSON.
+"""
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+_BYTES_BESIDE = 2**28  # of HDF5
+
+
+def main() -> None:
+    """Write the attributes of each object, in a line of JSON."""
+    path, most, seconds, *sys.path[:] = sys.argv[1:]
+    import h5py
+
+    _set_limits(int(most) + _BYTES_BESIDE, int(seconds))
+    with h5py.File(path, "r") as file:
+        for name in json.load(sys.stdin):
+            line = json.dumps(_attributes(file[name], int(most)), default=_plain)
+            if len(line) > int(most):
+                raise ValueError(f"the attributes of {name[:100]!r} are too large")
+            sys.stdout.write(f"{line}\n")
+
+
+def _attributes(item: Any, most: int) -> dict[str, Any]:
+    for name in item.attrs:
+        declared = item.attrs.get_id(name)
+        if math.prod(declared.shape or ()) * declared.dtype.itemsize > most:
+            raise ValueError(f"the attribute {name[:100]!r} is too large")
+    return dict(item.attrs)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _set_limits(memory: int, seconds: int) -> None:
+    """Let it end by itself where that is possible: whoever started it may be gone."""
+    try:
+        import resource
+
+        with open("/proc/self/statm") as file:
+            memory += int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return  # not Linux
+    seconds += math.ceil(time.process_time())
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)):
+        _, hard = resource.getrlimit(kind)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (soft, hard))
+
+
+if __name__ == "__main__":
+    main()
