@@ -14,11 +14,13 @@ from tmapdiff.data import (
     tokenize,
 )
 from tmapdiff.errors import TmapdiffError
-from tmapdiff.inspection.report import Finding, Inspected, about, spread
+from tmapdiff.inspection.report import Finding, Inspection, about, spread
 
 
-def inspect_annotations(path: Path, format: AnnotationFormat | None = None) -> Inspected:
-    """Inspect the annotation files of a data set."""
+def inspect_annotations(
+    path: Path, format: AnnotationFormat | None
+) -> tuple[Inspection, dict[str, AnnotationSet]]:
+    """Inspect the annotation files of a data set; with it come the annotations."""
     sets: dict[str, AnnotationSet] = {}
     splits: dict[str, str | None] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -38,10 +40,8 @@ def inspect_annotations(path: Path, format: AnnotationFormat | None = None) -> I
     for one, other in combinations(sets, 2):
         if splits[one] != splits[other]:
             shared = sorted(set(sets[one].video_ids) & set(sets[other].video_ids))
-            if shared:
-                what = f"{{n}} videos are in {one} and in {other}"
-                findings.append(about("shared videos", what, shared))
-    return Inspected(path, "annotations", sets, facts, findings)
+            findings += about("shared videos", f"{{n}} videos are in {one} and in {other}", shared)
+    return Inspection(path, "annotations", facts, tuple(findings)), sets
 
 
 def _words(annotations: AnnotationSet) -> tuple[list[list[str]], list[int | str]]:
@@ -86,19 +86,17 @@ def _findings(
     for reason in dict.fromkeys(drop.reason for drop in report.dropped):
         lines = [drop.line for drop in report.dropped if drop.reason == reason]
         what = f"{name}: {{n}} moments are left out, {reason}, in lines"
-        yield about("moments left out", what, lines)
+        yield from about("moments left out", what, lines)
     if not len(annotations):
         yield Finding("no annotations", f"{name}: no query is left")
-    if wordless:
-        yield about("queries without a word", f"{name}: {{n}} queries have no word", wordless)
+    yield from about("queries without a word", f"{name}: {{n}} queries have no word", wordless)
     same: Mapping[Any, list[int | str]] = defaultdict(list)
     durations: Mapping[str, set[float]] = defaultdict(set)
     for item in annotations:
         same[item.video_id, " ".join(item.query.lower().split()), item.moments].append(item.qid)
         durations[item.video_id].add(item.duration)
-    if doubles := [qid for qids in same.values() for qid in qids[1:]]:
-        what = f"{name}: {{n}} queries repeat the words, video and moments of one before, qids"
-        yield about("duplicates", what, doubles)
-    if unsure := [video for video, found in durations.items() if len(found) > 1]:
-        what = f"{name}: {{n}} videos have more than one duration"
-        yield about("durations that differ", what, unsure)
+    what = f"{name}: {{n}} queries repeat the words, video and moments of one before, qids"
+    yield from about("duplicates", what, [qid for qids in same.values() for qid in qids[1:]])
+    what = f"{name}: {{n}} videos have more than one duration"
+    unsure = [video for video, found in durations.items() if len(found) > 1]
+    yield from about("durations that differ", what, unsure)

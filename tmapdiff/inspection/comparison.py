@@ -1,25 +1,28 @@
 """Comparing two inspected things: whether they fit each other."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tmapdiff._core.checks import message
 from tmapdiff.data import Annotation, AnnotationSet
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
-from tmapdiff.inspection.report import Finding, Inspected, about
+from tmapdiff.inspection.report import Finding, Kind, about
+
+if TYPE_CHECKING:
+    from tmapdiff.pipelines import MomentLocalizationPipeline
 
 _SECONDS = 1.0  # that a moment may end past a video: annotations are rounded
 
 
-def compare(one: Inspected, other: Inspected) -> list[Finding]:
+def compare(kinds: tuple[Kind, Kind], contents: tuple[Any, Any]) -> list[Finding]:
     """Tell in what two things do not fit each other.
 
     Raises:
         ArgumentError: If they have nothing to do with each other.
     """
-    comparisons: Mapping[tuple[str, str], Callable[[Any, Any], Iterator[Finding]]] = {
+    comparisons: Mapping[tuple[Kind, Kind], Callable[[Any, Any], Iterator[Finding]]] = {
         ("annotations", "annotations"): _two_annotations,
         ("annotations", "features"): _annotations_and_features,
         ("annotations", "videos"): _annotations_and_videos,
@@ -27,11 +30,12 @@ def compare(one: Inspected, other: Inspected) -> list[Finding]:
         ("features", "videos"): _features_and_videos,
         ("features", "pipeline"): _features_and_pipeline,
     }
-    for first, second in ((one, other), (other, one)):
-        if comparison := comparisons.get((first.kind, second.kind)):
-            return list(comparison(first.content, second.content))
-    expected = f"something that {one.kind} can be compared with"
-    raise ArgumentError(message("inspect", expected, other.kind))
+    if kinds not in comparisons:
+        kinds, contents = (kinds[1], kinds[0]), (contents[1], contents[0])
+    if kinds not in comparisons:
+        expected = f"something that {kinds[1]} can be compared with"
+        raise ArgumentError(message("inspect", expected, kinds[0]))
+    return list(comparisons[kinds](*contents))
 
 
 def _all(sets: Mapping[str, AnnotationSet]) -> list[Annotation]:
@@ -39,18 +43,17 @@ def _all(sets: Mapping[str, AnnotationSet]) -> list[Annotation]:
 
 
 def _missing(annotated: list[str], there: list[str], what: str) -> Iterator[Finding]:
-    if lacking := sorted(set(annotated) - set(there)):
-        yield about(f"missing {what}", f"{{n}} annotated videos have no {what}", lacking)
-    if unused := sorted(set(there) - set(annotated)):
-        yield about(f"{what} without annotations", f"{{n}} videos have {what} but no query", unused)
+    lacking, unused = set(annotated) - set(there), set(there) - set(annotated)
+    yield from about(f"missing {what}", f"{{n}} annotated videos have no {what}", sorted(lacking))
+    text = f"{{n}} videos have {what} but no query"
+    yield from about(f"{what} without annotations", text, sorted(unused))
 
 
 def _two_annotations(
     one: Mapping[str, AnnotationSet], other: Mapping[str, AnnotationSet]
 ) -> Iterator[Finding]:
     ids = [{item.video_id for item in _all(sets)} for sets in (one, other)]
-    if shared := sorted(ids[0] & ids[1]):
-        yield about("shared videos", "{n} videos are in both", shared)
+    yield from about("shared videos", "{n} videos are in both", sorted(ids[0] & ids[1]))
 
 
 def _annotations_and_features(
@@ -60,7 +63,7 @@ def _annotations_and_features(
     spelling, names = find_spelling(list(durations), set(features.videos))
     if spelling:
         what = f"{{n}} videos are named {spelling} in the features"
-        yield about("other spelling", what, list(names.values()))
+        yield from about("other spelling", what, list(names.values()))
     durations = {names.get(one, one): duration for one, duration in durations.items()}
     yield from _missing(list(durations), list(features.videos), "features")
     yield from coverage(features.store, features.lengths, durations)
@@ -77,30 +80,29 @@ def _annotations_and_videos(
         for _, end in item.moments
         if item.video_id in durations and end > durations[item.video_id] + _SECONDS
     }
-    if late:
-        what = "moments of {n} queries end past the video, qids"
-        yield about("moments past the end", what, list(late))
+    what = "moments of {n} queries end past the video, qids"
+    yield from about("moments past the end", what, list(late))
 
 
 def _annotations_and_pipeline(
-    sets: Mapping[str, AnnotationSet], pipeline: Any
+    sets: Mapping[str, AnnotationSet], pipeline: "MomentLocalizationPipeline"
 ) -> Iterator[Finding]:
-    vocabulary = pipeline.vocabulary
-    if vocabulary is None:
-        return
-    unknown = [item.qid for item in _all(sets) if bool((vocabulary.encode(item.query) == 1).all())]
-    if unknown:
+    if (vocabulary := pipeline.vocabulary) is not None:
+        items = _all(sets)
+        unknown = [item.qid for item in items if (vocabulary.encode(item.query) == 1).all()]
         what = "{n} queries have no word that the pipeline knows, qids"
-        yield about("unknown words", what, unknown)
+        yield from about("unknown words", what, unknown)
 
 
 def _features_and_videos(features: Features, durations: Mapping[str, float]) -> Iterator[Finding]:
-    if lacking := sorted(set(durations) - set(features.videos)):
-        yield about("missing features", "{n} videos have no features", lacking)
+    lacking = sorted(set(durations) - set(features.videos))
+    yield from about("missing features", "{n} videos have no features", lacking)
     yield from coverage(features.store, features.lengths, durations)
 
 
-def _features_and_pipeline(features: Features, pipeline: Any) -> Iterator[Finding]:
+def _features_and_pipeline(
+    features: Features, pipeline: "MomentLocalizationPipeline"
+) -> Iterator[Finding]:
     store = features.store
     wanted = pipeline.localizer.encoder.config.clip_channels
     if store.feature_dim != wanted:

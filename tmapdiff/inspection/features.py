@@ -13,7 +13,7 @@ from tmapdiff._core.files import list_visible
 from tmapdiff.data._durations import covers, stated_duration
 from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError
-from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
+from tmapdiff.inspection.report import Finding, Inspection, Told, about, spread
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class Features:
     lengths: dict[str, int]
 
 
-def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) -> Inspected:
-    """Inspect a feature store."""
+def inspect_features(
+    path: Path, seconds_per_feature: float | None, told: Told
+) -> tuple[Inspection, Features]:
+    """Inspect a feature store; with it come its features."""
     from tmapdiff.data import open_feature_store  # here: `coverage` does not need it
 
     store: Any = open_feature_store(path, seconds_per_feature)
@@ -63,14 +65,13 @@ def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) 
         if store.seconds_per_feature is not None and duration is not None:
             wrong_rate[video_id] = duration
     findings += coverage(store, lengths, wrong_rate)
-    if empty:
-        findings.append(about("features of zeros", "all features of {n} videos are 0", empty))
-    if damaged:
-        findings.append(about("damaged videos", "{n} videos were damaged", damaged))
+    findings += about("features of zeros", "all features of {n} videos are 0", empty)
+    findings += about("damaged videos", "{n} videos were damaged", damaged)
     for same in digests.values():
         if len(same) > 1 and not set(same) <= set(empty):
-            findings.append(about("duplicates", "{n} videos have the same features", same))
+            findings += about("duplicates", "{n} videos have the same features", same)
     findings += _unfinished(path)
+    stated = {name: one for name, one in store.attributes.items() if name != "seconds_per_feature"}
     facts = {
         path.resolve().name: {
             "format": type(store).__name__.removesuffix("FeatureStore"),
@@ -80,14 +81,11 @@ def inspect_features(path: Path, seconds_per_feature: float | None, told: Told) 
             "width": store.feature_dim,
             "stored as": dtype,
             "seconds a feature": store.seconds_per_feature,
-            **{
-                name: value
-                for name, value in store.attributes.items()
-                if name != "seconds_per_feature"
-            },
+            **stated,
         }
     }
-    return Inspected(path, "features", Features(store, videos, lengths), facts, findings)
+    found = Inspection(path, "features", facts, tuple(findings))
+    return found, Features(store, videos, lengths)
 
 
 def coverage(
@@ -108,18 +106,17 @@ def coverage(
                 turned.append(video_id)
             wrong.append(f"{video_id} ({covered:.4g} s of {duration:.4g} s)")
             lasting.append(duration / lengths[video_id])
-    if wrong:
-        what = f"at {seconds:.4g} s a feature, those of {{n}} videos do not cover them"
-        detail = f"; to cover them a feature would last {spread(lasting, ' s')}"
-        yield about("wrong rate", what, wrong, detail)
-    if turned and len(turned) == len(wrong):  # the width alone may be that of a video by chance
+    what = f"at {seconds:.4g} s a feature, those of {{n}} videos do not cover them"
+    detail = f"; to cover them a feature would last {spread(lasting, ' s')}"
+    yield from about("wrong rate", what, wrong, detail)
+    if len(turned) == len(wrong):  # the width alone may be that of a video by chance
         what = "the other axis of the features of {n} videos covers them: transpose them"
-        yield about("transposed features", what, turned)
+        yield from about("transposed features", what, turned)
 
 
-def _unfinished(path: Path) -> Iterator[Finding]:
+def _unfinished(path: Path) -> list[Finding]:
     parts = path.with_name(f"{path.name}.parts")
     names = [one.name for one in list_visible(parts)] if parts.is_dir() else []
-    if left := [video_id_of(one, ".npz") for one in names if one.endswith(".npz")]:
-        what = f"features of {{n}} videos are still in {parts.name}: extract or convert again"
-        yield about("unfinished store", what, left)
+    left = [video_id_of(name, ".npz") for name in names if name.endswith(".npz")]
+    what = f"features of {{n}} videos are still in {parts.name}: extract or convert again"
+    return about("unfinished store", what, left)

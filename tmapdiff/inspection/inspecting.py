@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tmapdiff._core.checks import check_no_address, message
 from tmapdiff._core.files import list_visible
 from tmapdiff.data import AnnotationFormat, find_annotations
+from tmapdiff.data._hdf5 import is_hdf5
+from tmapdiff.data._reading import reading
 from tmapdiff.errors import FileError, TmapdiffError
 from tmapdiff.inspection.annotations import inspect_annotations
 from tmapdiff.inspection.comparison import compare
-from tmapdiff.inspection.report import Inspected, Inspection, Kind
+from tmapdiff.inspection.report import Inspection, Kind
 
 _TEXTS = {".json", ".jsonl", ".txt", ".csv"}
 _STORES = (".npy", ".npz", ".pt")
@@ -47,7 +50,7 @@ def inspect(
     """
 
     # Each kind loads what it needs alone: torch for features and videos, all for a pipeline.
-    def look(place: Path) -> Inspected:
+    def look(place: Path) -> tuple[Inspection, Any]:
         kind = _kind(place, format)
         if kind == "annotations":
             return inspect_annotations(place, format)
@@ -63,28 +66,26 @@ def inspect(
 
         return inspect_pipeline(place)
 
-    found = look(Path(path))
-    findings = list(found.findings)
-    if against is not None:
-        findings += compare(found, look(Path(against)))
-    return Inspection(found.path, found.kind, found.facts, tuple(findings))
+    found, content = look(Path(path))
+    if against is None:
+        return found
+    other, other_content = look(Path(against))
+    findings = compare((found.kind, other.kind), (content, other_content))
+    return replace(found, findings=(*found.findings, *findings))
 
 
 def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
     if format is not None:
         return "annotations"
     check_no_address("inspect", path)
-    try:
-        names = [one.name for one in list_visible(path)] if path.is_dir() else [path.name]
-        suffixes = {Path(name).suffix.lower() for name in names}
-        if path.is_dir() and "model_index.json" in names:
-            return "pipeline"
-        if path.is_dir() and suffixes & set(_STORES):
-            return "features"
-        if path.is_file() and (suffixes & {".h5", ".hdf5"} or _is_hdf5(path)):
-            return "features"
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
+    with reading(path):
+        is_folder, is_file = path.is_dir(), path.is_file()
+    names = [one.name for one in list_visible(path)] if is_folder else [path.name]
+    suffixes = {Path(name).suffix.lower() for name in names}
+    if is_folder and "model_index.json" in names:
+        return "pipeline"
+    if (is_folder and suffixes & set(_STORES)) or (is_file and is_hdf5(path)):
+        return "features"
     videos: set[str] = set()
     if suffixes - _TEXTS:
         from tmapdiff.video.extraction import VIDEO_SUFFIXES
@@ -97,7 +98,7 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
     except TmapdiffError as error:
         if not path.exists():
             raise FileError(message("inspect", f"something at {path}", "nothing")) from None
-        if videos or (path.is_file() and _is_video(path)):
+        if videos or (is_file and _is_video(path)):
             return "videos"
         expected = f"annotations, a feature store, videos or a pipeline at {path}"
         got = ", ".join(names[:5]) or "an empty folder"
@@ -114,8 +115,3 @@ def _is_video(path: Path) -> bool:
         return probe_video(path).has_video
     except TmapdiffError:
         return False
-
-
-def _is_hdf5(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from tmapdiff.inspection.report import Finding, Inspected, about
+from tmapdiff.inspection.report import Inspection, about
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
 
-def inspect_pipeline(path: Path) -> Inspected:
-    """Inspect a saved pipeline."""
+def inspect_pipeline(path: Path) -> tuple[Inspection, MomentLocalizationPipeline]:
+    """Inspect a saved pipeline; with it comes the pipeline."""
     pipeline = MomentLocalizationPipeline.from_pretrained(path)
     model, encoder = pipeline.localizer, pipeline.frame_encoder
     config = model.config
@@ -27,8 +27,6 @@ def inspect_pipeline(path: Path) -> Inspected:
         "frames a second": pipeline.config.fps,
         "seconds a clip": pipeline.config.clip_seconds or "videos are divided equally",
     }
-    findings: list[Finding] = []
     bad = model.weights_not_finite()
-    if bad:
-        findings.append(about("weights that are not finite", "{n} weights have NaN or inf", bad))
-    return Inspected(path, "pipeline", pipeline, {path.resolve().name: facts}, findings)
+    findings = about("weights that are not finite", "{n} weights have NaN or inf", bad)
+    return Inspection(path, "pipeline", {path.resolve().name: facts}, tuple(findings)), pipeline

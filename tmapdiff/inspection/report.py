@@ -1,7 +1,7 @@
 """The answer of an inspection."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tmapdiff._core.checks import short
 
 Kind = Literal["annotations", "features", "videos", "pipeline"]
-Told = Callable[[], None]  # called after each item, for a progress bar
+Told = Callable[[], Any]  # called for each item, for a progress bar
 _LISTED = 5  # items that a line names; all are in `Finding.items`
 
 
@@ -45,25 +45,15 @@ class Inspection:
     path: Path
     kind: Kind
     facts: Mapping[str, Mapping[str, Any]]
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inspected:
-    """An inspection with what was read, to compare with another."""
-
-    path: Path
-    kind: Kind
-    content: Any
-    facts: dict[str, dict[str, Any]]
-    findings: list[Finding] = field(default_factory=list)
-
-
-def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> Finding:
-    """Word a finding about several items: how many, and the first few of them."""
+def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> list[Finding]:
+    """Word a finding about several items, how many and the first few of them; none about none."""
     names = tuple(map(str, items))
     shown = short(", ".join(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
-    return Finding(kind, f"{what.format(n=f'{len(names):,}')}: {shown}{detail}", names)
+    text = f"{what.format(n=f'{len(names):,}')}: {shown}{detail}"
+    return [Finding(kind, text, names)] if names else []
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:

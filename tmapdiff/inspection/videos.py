@@ -5,13 +5,13 @@ from typing import Any
 
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import TmapdiffError
-from tmapdiff.inspection.report import Finding, Inspected, Told, about, spread
+from tmapdiff.inspection.report import Finding, Inspection, Told, about, spread
 from tmapdiff.video import VideoInfo, open_video
 from tmapdiff.video.extraction import find_videos, list_suffixes
 
 
-def inspect_videos(path: Path, told: Told) -> Inspected:
-    """Inspect a video, or all videos of a folder."""
+def inspect_videos(path: Path, told: Told) -> tuple[Inspection, dict[str, float]]:
+    """Inspect a video, or all videos of a folder; with it come their durations."""
     files, passed_over = find_videos(path) if path.is_dir() else ([path], {})
     durations: dict[str, float] = {}
     infos: dict[str, VideoInfo] = {}
@@ -30,8 +30,8 @@ def inspect_videos(path: Path, told: Told) -> Inspected:
         except TmapdiffError as error:
             findings.append(Finding("not a video", str(error), (file.stem,)))
     stems = [file.stem for file in files]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        findings.append(about("duplicates", "{n} ids are those of several files", twice))
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    findings += about("duplicates", "{n} ids are those of several files", twice)
     shown = list(infos.values())
     facts: dict[str, Any] = {
         "videos": len(files),
@@ -44,7 +44,8 @@ def inspect_videos(path: Path, told: Told) -> Inspected:
     }
     if passed_over:
         facts["passed over"] = list_suffixes(passed_over)
-    return Inspected(path, "videos", durations, {path.resolve().name: facts}, findings)
+    found = Inspection(path, "videos", {path.resolve().name: facts}, tuple(findings))
+    return found, durations
 
 
 def _counted(values: list[str]) -> str:
