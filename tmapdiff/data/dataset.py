@@ -1,7 +1,7 @@
 """From annotations and features to batches."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +27,7 @@ class MomentSample:
         words: Indices of the words; or features of them, of a dataset of such.
         annotation: What they were made of; of a window, with times from the window's start.
         clip_seconds: Seconds a clip lasts.
-        num_clips: Clips that lie inside the video; the features of those after them are 0. None if
-            all do.
+        num_clips: Clips inside the video, after which features are 0; None if all are.
         is_window: Whether it is a window of a longer video, drawn around a moment.
 
     Shape:
@@ -56,7 +55,7 @@ class MomentBatch:
         num_moments: How many moments each query has.
         clip_seconds: Seconds a clip lasts.
         durations: Seconds the video, or the window of it, lasts; rounded down.
-        num_clips: Clips that lie inside each video; None if all do.
+        num_clips: Clips inside each video; None if all are.
         qids: Names of the queries.
         video_ids: Names of the videos.
         queries: The sentences.
@@ -65,12 +64,9 @@ class MomentBatch:
     Shape:
         - features: (B, N, D) float32; (B, N * features_per_clip, D) with several a clip
         - words: (B, L) int64; (B, L, C) of features
-        - num_words: (B,) int64
         - moments: (B, M, 2) float32
-        - num_moments: (B,) int64
-        - clip_seconds: (B,) float32
-        - durations: (B,) float32
-        - num_clips: (B,) int64
+        - num_words, num_moments, num_clips: (B,) int64
+        - clip_seconds, durations: (B,) float32
     """
 
     features: Tensor
@@ -110,11 +106,8 @@ class MomentBatch:
         return self._with(lambda tensor: tensor.pin_memory())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "MomentBatch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                values[name] = change(value)
-        return MomentBatch(**values)
+        tensors = {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 class MomentDataset(Dataset[MomentSample]):
@@ -122,37 +115,34 @@ class MomentDataset(Dataset[MomentSample]):
 
     Without `clip_seconds`, every video is divided into N clips, long or short as it is (as in
     2D-TAN). With it, clips are of one length (as in MS-2D-TAN): a video that has more than N is
-    seen through a window of N clips, drawn anew at each access from torch's random numbers, with
-    the moment inside; or as a whole, with `whole_videos`, as for tests. Of a moment longer than the
-    window, as much is inside as can be; other moments of the query stay, cut to the window, when
-    more than half of them is inside. (`Trainer` seeds the random numbers of each sample: windows
-    depend on its seed and the epoch, not on workers.)
+    seen through a window of N clips, drawn anew at each access from torch's random numbers (which
+    `Trainer` seeds for each sample), with the moment inside; or as a whole, with `whole_videos`, as
+    for tests. A moment longer than the window fills it; other moments of the query stay, cut to the
+    window, when more than half of them is inside.
 
     Args:
         annotations: The queries.
         store: Features of their videos.
         vocabulary: Words to encode the queries with; None with `word_features`.
         num_clips: Clips a video is divided into, or a window has, N.
-        clip_seconds: Seconds a clip lasts. If None, the clips divide each video equally.
+        clip_seconds: Seconds a clip lasts. By default, the clips divide each video equally.
         whole_videos: Give videos that have more than N clips as a whole; needs `clip_seconds`.
-        clip_multiple: Whole videos are filled up to a multiple of these clips: for a `MapGrid`, the
-            clips of its coarsest scale, `2**(num_scales - 1)`.
+        clip_multiple: As for `fill_clips`, of whole videos.
         features_per_clip: Features that each clip is pooled to, for a model that averages them
             itself (`MultimodalEncoder`).
         word_features: Features of the words of each query, by its sentence, for a model with
-            `text_channels`: such as `TransformersTextEncoder` gives, or a pipeline's
-            `encode_queries`.
-        cache: Keep the pooled features of each video in memory once it was used: N * D * 4 bytes a
-            video (437 MB for all of Charades-STA with N = 64, D = 256), in each worker.
+            `text_channels`: from `TransformersTextEncoder` or a pipeline's `encode_queries`.
+        cache: Keep the pooled features of each video in memory, in each worker: N * D * 4 bytes per
+            video (437 MB for all of Charades-STA with N = 64, D = 256).
 
     Shape:
         - word_features: (L, C) each, L >= 1
 
     Raises:
-        ArgumentError: If there are no annotations, a query has no word or no features, `num_clips`,
-            `clip_multiple` or `features_per_clip` is not an integer >= 1, `num_clips` is no
-            multiple, `clip_seconds` is not positive, or missing for `whole_videos`, or there are
-            not either a vocabulary or features of words; or a switch is not True or False.
+        ArgumentError: If there are no annotations, a query has no word or no features, a number of
+            clips or features is not an integer >= 1, `num_clips` is no multiple, `clip_seconds` is
+            not positive, or missing for `whole_videos`, a switch is not True or False, or there is
+            neither a vocabulary nor features of words, or both.
         ShapeError: If features of words have no such shape.
 
     Example:
@@ -184,32 +174,31 @@ class MomentDataset(Dataset[MomentSample]):
         self.annotations = annotations
         self.store = store
         self.vocabulary = vocabulary
-        self.num_clips = check_int("MomentDataset", "num_clips", num_clips, at_least=1)
+        who = "MomentDataset"
+        self.num_clips = check_int(who, "num_clips", num_clips, at_least=1)
+        self.clip_multiple = check_int(who, "clip_multiple", clip_multiple, at_least=1)
+        self.features_per_clip = check_int(who, "features_per_clip", features_per_clip, at_least=1)
+        check_bool(who, "whole_videos", whole_videos)
+        check_bool(who, "cache", cache)
         self.clip_seconds = clip_seconds
-        check_bool("MomentDataset", "whole_videos", whole_videos)
-        check_bool("MomentDataset", "cache", cache)
         self.whole_videos = whole_videos
-        self.clip_multiple = check_int("MomentDataset", "clip_multiple", clip_multiple, at_least=1)
-        self.features_per_clip = check_int(
-            "MomentDataset", "features_per_clip", features_per_clip, at_least=1
-        )
         self.cache = cache
         if clip_seconds is not None:
-            check_range("MomentDataset", "clip_seconds", clip_seconds, 0, open_low=True)
+            check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
         elif whole_videos:
-            raise ArgumentError(message("MomentDataset", "clip_seconds for whole_videos", "None"))
+            raise ArgumentError(message(who, "clip_seconds for whole_videos", "None"))
         if num_clips % clip_multiple:
             expected = f"num_clips to be a multiple of clip_multiple = {clip_multiple}"
-            raise ArgumentError(message("MomentDataset", expected, num_clips))
+            raise ArgumentError(message(who, expected, num_clips))
         if len(annotations) == 0:
             hint = f"They come from {annotations.report}."
-            raise ArgumentError(message("MomentDataset", "at least one annotation", "none", hint))
-        self._pooled: dict[tuple[str, float], Tensor] = {}
+            raise ArgumentError(message(who, "at least one annotation", "none", hint))
         if (vocabulary is None) == (word_features is None):
             got = "none" if vocabulary is None else "both"
-            raise ArgumentError(message("MomentDataset", "a vocabulary or word_features", got))
-        # Now rather than on access: a sentence without a word must not end an epoch.
+            raise ArgumentError(message(who, "a vocabulary or word_features", got))
+        # Encode now, so that a sentence without a word fails here and not in the midst of an epoch.
         self._words = [_encoded(vocabulary, word_features, item) for item in annotations]
+        self._pooled: dict[tuple[str, float], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -222,18 +211,17 @@ class MomentDataset(Dataset[MomentSample]):
         """Return a query with its video.
 
         Raises:
-            FeatureError: If the video's features cannot be used, or are not finite; also
-                MissingFeatureError or FileError, whatever the store raises. The message names the
-                video and the query.
+            FeatureError: If the video's features cannot be used, or are not finite. The message, as
+                that of what the store raises, names the video and the query.
         """
         item = self.annotations[index]
         try:
             clips = self._clips(item.video_id, item.duration)
         except Exception as error:
             where = f"(video {item.video_id!r}, query {item.qid!r}: {item.query!r})"
-            kind = type(error) if isinstance(error, TmapdiffError) else FeatureError
-            text = str(error) if isinstance(error, TmapdiffError) else repr(error)
-            raise kind(f"{text} {where}") from error
+            if isinstance(error, TmapdiffError):
+                raise type(error)(f"{error} {where}") from error
+            raise FeatureError(f"{error!r} {where}") from error
         words = self._words[index]
         if self.clip_seconds is None:
             return MomentSample(clips.clone(), words, item, item.duration / self.num_clips)
@@ -242,11 +230,10 @@ class MomentDataset(Dataset[MomentSample]):
         if self.whole_videos or num_clips <= self.num_clips:
             features = fill_clips(clips, self.num_clips, self.clip_multiple, each)
             return MomentSample(features, words, item, self.clip_seconds, num_clips)
-        window = draw_window(item, self.clip_seconds, self.num_clips, num_clips)
-        first = round(window.start / self.clip_seconds)
+        first, item = draw_window(item, self.clip_seconds, self.num_clips, num_clips)
         features = clips[first * each : (first + self.num_clips) * each].clone()
         return MomentSample(
-            features, words, window.annotation, self.clip_seconds, self.num_clips, is_window=True
+            features, words, item, self.clip_seconds, self.num_clips, is_window=True
         )
 
     def _clips(self, video_id: str, duration: float) -> Tensor:
@@ -254,10 +241,8 @@ class MomentDataset(Dataset[MomentSample]):
         key = (video_id, duration)
         if key in self._pooled:
             return self._pooled[key]
-        features = self.store[video_id]
-        check_shape(
-            self.store.description, "features", features, "T D", {"D": self.store.feature_dim}
-        )
+        features, who = self.store[video_id], self.store.description
+        check_shape(who, "features", features, "T D", {"D": self.store.feature_dim})
         clips = divide_video(
             features.float(),
             duration=duration,
@@ -268,7 +253,7 @@ class MomentDataset(Dataset[MomentSample]):
         )
         if not clips.isfinite().all():
             got = f"NaN or infinity in {int((~clips.isfinite()).any(dim=1).sum())} clips"
-            raise FeatureError(message(self.store.description, "finite features", got))
+            raise FeatureError(message(who, "finite features", got))
         if self.cache:
             self._pooled[key] = clips
         return clips
@@ -324,18 +309,13 @@ def _encoded(
     try:
         if vocabulary is not None:
             return vocabulary.encode(item.query)
-        return _features_of_words(word_features or {}, item.query)
+        features = (word_features or {}).get(item.query)
+        if features is None:
+            expected = "word_features of every query"
+            raise ArgumentError(message("MomentDataset", expected, f"none of {item.query!r}"))
+        if not check_shape("MomentDataset", "word_features", features, "L C")["L"]:
+            expected = "word_features of at least one word"
+            raise ArgumentError(message("MomentDataset", expected, f"none of {item.query!r}"))
+        return features
     except (ArgumentError, ShapeError) as error:
         raise type(error)(f"{error} (video {item.video_id!r}, query {item.qid!r})") from error
-
-
-def _features_of_words(word_features: Mapping[str, Tensor], sentence: str) -> Tensor:
-    if sentence not in word_features:
-        expected = "word_features of every query"
-        raise ArgumentError(message("MomentDataset", expected, f"none of {sentence!r}"))
-    features = word_features[sentence]
-    sizes = check_shape("MomentDataset", "word_features", features, "L C")
-    if not sizes["L"]:
-        expected = "word_features of at least one word"
-        raise ArgumentError(message("MomentDataset", expected, f"none of {sentence!r}"))
-    return features

@@ -1,6 +1,8 @@
 """Made-up videos of scripted activities: something to learn within minutes, without any file."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -43,19 +45,18 @@ class SyntheticActivities:
     seconds, anywhere and at times overlapping. Each gets one sentence, in one of several wordings.
     `ActionTimelineFeatures` makes features of `videos`, as it does of Charades'.
 
-    Enough to see whether a model learns; where in the video a moment lies tells little: the best
-    single answer to all queries has Rank1@0.5 below 20 %. Results on it say nothing about real
-    videos.
+    Enough to see whether a model learns: the best single answer to all queries has Rank1@0.5 below
+    20 %. Results on these videos say nothing about real ones.
 
     Args:
-        num_videos: Videos to make. If None, 135 (about 600 queries) to train and 45 (about 200) to
-            test.
+        num_videos: Videos to make. Defaults to 135 (about 600 queries) to train and 45 (about 200)
+            to test.
         seed: Another seed makes other videos.
         split: Train and test share the activities and no video.
 
     Raises:
         ArgumentError: If `num_videos` is not an integer >= 1, or `seed` not one >= 0.
-        ConfigError: If `split` is neither "train" nor "test".
+        ConfigError: If `split` is neither.
 
     Example:
         >>> data = SyntheticActivities(num_videos=2, split="test")
@@ -80,21 +81,16 @@ class SyntheticActivities:
         self.seed = check_int(who, "seed", seed, at_least=0)
         self.split = split
         self.videos: dict[str, CharadesVideo] = {}
-        annotations: list[Annotation] = []
+        items: list[Annotation] = []
         for number in range(num_videos):
             video_id = f"synthetic-{split}-{self.seed}-{number}"
             random = generator_for(video_id)
-            video = _make_video(random)
-            self.videos[video_id] = video
+            video = self.videos[video_id] = _make_video(random)
             for activity, start, end in video.actions:
-                query = _make_sentence(random, activity)
-                qid = len(annotations)
-                annotations.append(
-                    Annotation(qid, video_id, query, video.duration, ((start, end),))
-                )
-        source = f"synthetic activities ({split}, seed {self.seed})"
-        report = AnnotationReport(source, lines=len(annotations), kept=len(annotations))
-        self.annotations = AnnotationSet(annotations, report)
+                query = make_sentence(random, _ACTIVITIES[activity], (_DOES, _IS_DOING))
+                moments = ((start, end),)
+                items.append(Annotation(len(items), video_id, query, video.duration, moments))
+        self.annotations = made_up(f"synthetic activities ({split}, seed {self.seed})", items)
 
     def __repr__(self) -> str:
         return f"SyntheticActivities({self.split}, seed {self.seed}: {self.annotations!r})"
@@ -107,13 +103,7 @@ class SyntheticDiDeMo:
     sixth to 25. Four annotators (seven for every tenth query) mark the segments that an activity
     touches; each errs by a segment at an end in one case of four.
 
-    Args:
-        num_videos: As for `SyntheticActivities`.
-        seed: As for `SyntheticActivities`.
-        split: As for `SyntheticActivities`.
-
-    Raises:
-        ArgumentError, ConfigError: As for `SyntheticActivities`.
+    Arguments and errors are those of `SyntheticActivities`: `num_videos`, `seed`, `split`.
 
     Example:
         >>> data = SyntheticDiDeMo(num_videos=2, split="test")
@@ -132,7 +122,7 @@ class SyntheticDiDeMo:
     ) -> None:
         activities = SyntheticActivities(num_videos, seed=seed, split=split)
         self.videos: dict[str, CharadesVideo] = {}
-        annotations: list[Annotation] = []
+        items: list[Annotation] = []
         for number, video_id in enumerate(activities.annotations.video_ids):
             video = activities.videos[video_id]
             segments = 5 if number % 6 == 5 else 6
@@ -146,12 +136,11 @@ class SyntheticDiDeMo:
             random = generator_for(f"didemo-{item.video_id}-{item.qid}")
             moments = tuple(
                 _mark(random, start * stretch, end * stretch, duration)
-                for _ in range(7 if len(annotations) % 10 == 0 else 4)
+                for _ in range(7 if len(items) % 10 == 0 else 4)
             )
-            annotations.append(Annotation(item.qid, item.video_id, item.query, duration, moments))
+            items.append(replace(item, duration=duration, moments=moments))
         source = f"synthetic activities in DiDeMo's form ({split}, seed {activities.seed})"
-        report = AnnotationReport(source, lines=len(annotations), kept=len(annotations))
-        self.annotations = AnnotationSet(annotations, report)
+        self.annotations = made_up(source, items)
 
     def __repr__(self) -> str:
         return f"SyntheticDiDeMo({self.annotations!r})"
@@ -185,9 +174,18 @@ def _make_video(random: np.random.Generator) -> CharadesVideo:
     return CharadesVideo(duration, tuple(sorted(actions, key=lambda action: action[1])))
 
 
-def _make_sentence(random: np.random.Generator, activity: int) -> str:
-    wordings = _ACTIVITIES[activity]
+def make_sentence(
+    random: np.random.Generator,
+    wordings: Sequence[tuple[str, str]],
+    frames: tuple[Sequence[str], Sequence[str]],
+    *names: str,
+) -> str:
+    """Word what somebody does, or is doing, in one of the frames for either."""
     does, is_doing = wordings[random.integers(len(wordings))]
-    if random.integers(2):
-        return _DOES[random.integers(len(_DOES))].format(does)
-    return _IS_DOING[random.integers(len(_IS_DOING))].format(is_doing)
+    words, sentences = (does, frames[0]) if random.integers(2) else (is_doing, frames[1])
+    return sentences[random.integers(len(sentences))].format(*names, words)
+
+
+def made_up(source: str, items: Sequence[Annotation]) -> AnnotationSet:
+    """Make a set of all of `items`, which come from no file."""
+    return AnnotationSet(items, AnnotationReport(source, lines=len(items), kept=len(items)))

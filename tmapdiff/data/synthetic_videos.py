@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 
 from tmapdiff._core.checks import check_choice, check_int, message, require
 from tmapdiff._core.files import written_beside
-from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
+from tmapdiff.data.annotations import Annotation
 from tmapdiff.data.sampling import generator_for
+from tmapdiff.data.synthetic import made_up, make_sentence
 from tmapdiff.errors import ArgumentError
 
 _COLORS = {
@@ -91,26 +92,26 @@ class ShapeVideo:
 class SyntheticVideos:
     """Videos of coloured shapes that do one thing after another, with sentences, from a seed.
 
-    A video lasts 20 to 40 seconds, at 8 pictures a second, and shows two or three shapes. They
+    A video lasts 20 to 40 seconds, at 8 frames per second, and shows two or three shapes. They
     move, grow, shrink, spin, blink, jump, appear and disappear for 1.5 to 10 seconds each, with
     pauses, and at times two at once. Each action gets one sentence, in one of several wordings,
-    and happens once in a video: moments are exact.
+    and happens once in a video: moments are exact. For examples, tests and the demo, where frames
+    are needed and there are no data.
 
-    For whatever needs pictures and not only features, where there are no data: examples, tests
-    and the demo. Where in the video a moment lies tells little: the best single answer to all
-    queries has Rank1@0.5 below 20 %. Results on it say nothing about real videos.
+    The best single answer to all queries has Rank1@0.5 below 20 %. Results on these videos say
+    nothing about real ones.
 
     Args:
-        num_videos: Videos to make. If None, 270 (about 1,500 queries) to train and 45 (about 250)
-            to test.
+        num_videos: Videos to make. Defaults to 270 (about 1,500 queries) to train and 45 (about
+            250) to test.
         seed: Another seed makes other videos.
         split: Train and test share shapes and actions, and no video.
-        size: Height and width of the pictures, in pixels; an even number, as codecs ask for.
+        size: Height and width of the frames, in pixels; an even number, as codecs ask for.
 
     Raises:
         ArgumentError: If `num_videos` is not an integer >= 1, `seed` not one >= 0, or `size` not an
             even one >= 16.
-        ConfigError: If `split` is neither "train" nor "test".
+        ConfigError: If `split` is neither.
 
     Example:
         >>> data = SyntheticVideos(num_videos=2, split="test")
@@ -140,22 +141,18 @@ class SyntheticVideos:
         self.split = split
         self.videos: dict[str, ShapeVideo] = {}
         self._stages: dict[str, _Stage] = {}
-        annotations: list[Annotation] = []
+        items: list[Annotation] = []
         for number in range(num_videos):
             video_id = f"shapes-{split}-{self.seed}-{number}"
             random = generator_for(video_id)
-            stage = _Stage(random, self.frame_rate)
-            self._stages[video_id] = stage
-            video = ShapeVideo(stage.duration, stage.play(random))
-            self.videos[video_id] = video
-            for one in video.actions:
+            stage = self._stages[video_id] = _Stage(random, self.frame_rate)
+            actions = stage.play(random)
+            self.videos[video_id] = ShapeVideo(stage.duration, actions)
+            for one in actions:
                 query = _make_sentence(random, one)
                 moments = ((one.start, one.end),)
-                item = Annotation(len(annotations), video_id, query, video.duration, moments)
-                annotations.append(item)
-        source = f"synthetic videos ({split}, seed {self.seed})"
-        report = AnnotationReport(source, lines=len(annotations), kept=len(annotations))
-        self.annotations = AnnotationSet(annotations, report)
+                items.append(Annotation(len(items), video_id, query, stage.duration, moments))
+        self.annotations = made_up(f"synthetic videos ({split}, seed {self.seed})", items)
 
     def __repr__(self) -> str:
         return f"SyntheticVideos({self.split}, seed {self.seed}: {self.annotations!r})"
@@ -165,7 +162,7 @@ class SyntheticVideos:
 
         Args:
             video_id: One of `videos`.
-            numbers: Which pictures. All, if None.
+            numbers: Which pictures. Defaults to all.
 
         Shape:
             - numbers: (T,)
@@ -180,20 +177,15 @@ class SyntheticVideos:
     def layout(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
         """Tell what the pictures of a video show: what a frame encoder can be trained to see.
 
-        Of each colour, red, blue, green and yellow, five numbers, all 0 where it is not to be
-        seen: its opacity, and times that its place from left to right and from top to bottom (-1 to
-        1), its size (-1 to 1) and how upright it is (1 upright, -1 turned as far as can be).
+        For red, blue, green and yellow, five numbers, all 0 where there is no such shape: its
+        opacity, and times that its place from left to right and from top to bottom (-1 to 1), its
+        size (-1 to 1) and how upright it is (1 upright, -1 turned as far as can be).
 
-        Args:
-            video_id: As for `pictures`.
-            numbers: As for `pictures`.
+        `video_id`, `numbers` and errors are as for `pictures`.
 
         Shape:
             - numbers: (T,)
             - returns: (T, 4, 5) float32
-
-        Raises:
-            ArgumentError: As `pictures`.
         """
         stage, times = self._stage(video_id, numbers)
         return stage.layout(times)
@@ -206,11 +198,8 @@ class SyntheticVideos:
         stage = self._stages[video_id]
         count = round(stage.duration * self.frame_rate)
         chosen = np.arange(count) if numbers is None else np.asarray(numbers)
-        if (
-            chosen.ndim != 1
-            or chosen.dtype.kind not in "iu"
-            or not (chosen % count == chosen).all()
-        ):
+        is_list = chosen.ndim == 1 and chosen.dtype.kind in "iu"
+        if not is_list or not (chosen % count == chosen).all():
             expected = f"numbers of pictures from 0 to {count - 1}"
             raise ArgumentError(message(who, expected, repr(numbers)))
         return stage, (chosen + 0.5) / self.frame_rate
@@ -222,7 +211,7 @@ class SyntheticVideos:
 
         Args:
             folder: Where to; made if need be.
-            video_ids: Which videos. All, if None.
+            video_ids: Which videos. Defaults to all.
 
         Returns:
             The files.
@@ -269,9 +258,10 @@ class _Actor:
         """Go in straight lines, from where it is at the first step's time."""
         self.keys[track] += [(steps[0][0], self.now(track)), *steps[1:]]
 
-    def at(self, track: str, times: np.ndarray) -> np.ndarray:
-        keys = np.array(self.keys[track])
-        return np.interp(times, keys[:, 0], keys[:, 1])
+    def states(self, times: np.ndarray) -> list[np.ndarray]:
+        """Give place, size, angle and opacity over time."""
+        tracks = [self.keys[name] for name in ("x", "y", "size", "angle", "opacity")]
+        return [np.interp(times, *np.transpose(keys)) for keys in tracks]
 
 
 class _Stage:
@@ -327,9 +317,7 @@ class _Stage:
     def layout(self, times: np.ndarray) -> np.ndarray:
         found = np.zeros((len(times), len(_COLORS), 5), np.float32)
         for actor in self.actors:
-            x, y, size, angle, opacity = (
-                actor.at(track, times) for track in ("x", "y", "size", "angle", "opacity")
-            )
+            x, y, size, angle, opacity = actor.states(times)
             upright = np.cos(angle * len(actor.corners)) if actor.corners else np.ones(len(times))
             middle, half = (_LARGE + _SMALL) / 2, (_LARGE - _SMALL) / 2
             numbers = [np.ones(len(times)), 2 * x - 1, 2 * y - 1, (size - middle) / half, upright]
@@ -341,8 +329,8 @@ class _Stage:
         background = np.array(_BACKGROUND) * shade * np.ones((1, size, 1))
         pictures = np.tile(background, (len(times), 1, 1, 1))
         for actor in self.actors:
-            tracks = [actor.at(name, times) for name in ("x", "y", "size", "angle", "opacity")]
-            for picture, state in zip(pictures, np.stack(tracks, 1).tolist(), strict=True):
+            states = np.stack(actor.states(times), 1).tolist()
+            for picture, state in zip(pictures, states, strict=True):
                 _paint(picture, actor, *state)
         return pictures.round().astype(np.uint8)
 
@@ -430,8 +418,4 @@ def _make_sentence(random: np.random.Generator, one: ShapeAction) -> str:
     color, form = one.shape.split()
     words = _SHAPE_WORDS[form]
     name = f"{color} {words[random.integers(len(words))]}"
-    wordings = _ACTIONS[one.action]
-    does, is_doing = wordings[random.integers(len(wordings))]
-    if random.integers(2):
-        return _DOES[random.integers(len(_DOES))].format(name, does)
-    return _IS_DOING[random.integers(len(_IS_DOING))].format(name, is_doing)
+    return make_sentence(random, _ACTIONS[one.action], (_DOES, _IS_DOING), name)

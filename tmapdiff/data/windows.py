@@ -1,37 +1,23 @@
 """Windows of videos that have more clips than the grid."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from tmapdiff.data.annotations import Annotation
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a video.
-
-    Args:
-        start: Where it starts in the video, in seconds.
-        annotation: What is annotated in it, with times from its start.
-    """
-
-    start: float
-    annotation: Annotation
-
-
-def draw_window(item: Annotation, clip_seconds: float, num_clips: int, video_clips: int) -> Window:
-    """Draw a window of whole clips with one of the annotated moments inside.
+def draw_window(
+    item: Annotation, clip_seconds: float, num_clips: int, video_clips: int
+) -> tuple[int, Annotation]:
+    """Draw a window of `num_clips` of a video's clips with one of the annotated moments inside.
 
     Each place that holds the moment is as likely; of a moment longer than the window, each that
     holds nothing else. Torch's global random numbers decide.
 
-    Args:
-        item: The annotation of the whole video.
-        clip_seconds: Seconds a clip lasts.
-        num_clips: Clips of the window.
-        video_clips: Clips of the video, more than the window's.
+    Returns:
+        The first clip, and what is annotated in the window, with times from its start.
     """
     start, end = item.moments[_draw(0, len(item.moments) - 1)]
     # A little less or more than an edge of clips is float error.
@@ -50,7 +36,7 @@ def draw_window(item: Annotation, clip_seconds: float, num_clips: int, video_cli
         chosen = (other_start, other_end) == (start, end)
         if chosen or inside[1] - inside[0] > (other_end - other_start) / 2:
             kept.append((inside[0] - opens, inside[1] - opens))
-    return Window(opens, replace(item, duration=closes - opens, moments=tuple(kept)))
+    return clip, replace(item, duration=closes - opens, moments=tuple(kept))
 
 
 def _draw(low: int, high: int) -> int:
