@@ -117,12 +117,12 @@ def convert_features(
         of_videos = {video_id: store.attributes_of(video_id) for video_id in videos}
     if store.seconds_per_feature is not None:
         attributes["seconds_per_feature"] = store.seconds_per_feature
-    of_videos = {video_id: _simple(found) for video_id, found in of_videos.items()}
+    simple = {video_id: _simple(found) for video_id, found in of_videos.items()}
     writer: FeatureStoreWriter | _FolderWriter
     if format == "hdf5":
         writer = FeatureStoreWriter(path, _simple(attributes))
     else:
-        writer = _FolderWriter(path, f".{format}", _simple(attributes), of_videos)
+        writer = _FolderWriter(path, f".{format}", _simple(attributes), simple)
     converted: list[str] = []
     kept: list[str] = []
     skipped: list[VideoNote] = []
@@ -133,7 +133,7 @@ def convert_features(
                 if video_id in writer:
                     kept.append(video_id)
                 else:
-                    writer.write(video_id, store[video_id].numpy(), of_videos[video_id])
+                    writer.write(video_id, store[video_id].numpy(), simple[video_id])
                     converted.append(video_id)
             except (FeatureError, AnnotationError) as error:
                 skipped.append(VideoNote(video_id, str(error)))

@@ -172,7 +172,7 @@ def read_heaps(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             check=True,
         )
-    except subprocess.SubprocessError as error:
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
         why = short(told[-1].rstrip(".")) if told else "HDF5 hung or crashed"
         raise FileError(f"cannot read the attributes of {path}: {why}.") from error

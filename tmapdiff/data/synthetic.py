@@ -176,8 +176,8 @@ def _make_video(random: np.random.Generator) -> CharadesVideo:
 
 def make_sentence(
     random: np.random.Generator,
-    wordings: Sequence[tuple[str, str]],
-    frames: tuple[Sequence[str], Sequence[str]],
+    wordings: tuple[tuple[str, str], ...],
+    frames: tuple[tuple[str, ...], tuple[str, ...]],
     *names: str,
 ) -> str:
     """Word what somebody does, or is doing, in one of the frames for either."""
