@@ -133,7 +133,7 @@ def test_cache_does_not_travel_to_workers():
     assert torch.equal(twin[0].features, data[0].features)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_data_loader(workers):
     made = SyntheticActivities(num_videos=6)

@@ -205,6 +205,7 @@ def _sums(store, results, start):
     results.put([store["A"].sum().item(), os.getpid()])
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_forked_processes_read_at_once(tmp_path):
@@ -294,6 +295,7 @@ def test_hdf5_needs_h5py(tmp_path, monkeypatch):
         HDF5FeatureStore(path)
 
 
+@pytest.mark.process
 def test_import_is_light():
     code = (
         "import sys, tmapdiff.data;"
@@ -722,6 +724,7 @@ class TestThreads:
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(read, range(8))) == {(3, 2)}
 
+    @pytest.mark.process
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_a_fork_while_others_open_reads_too(self, tmp_path):

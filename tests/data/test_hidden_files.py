@@ -101,6 +101,7 @@ def test_folders_of_videos(tmp_path):
     assert (report.extracted, report.skipped) == (("a",), ())
 
 
+@pytest.mark.browser
 def test_the_demo_s_list(tmp_path):
     pytest.importorskip("gradio")
     from tmapdiff.demo.page import _list_videos

@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -47,6 +49,7 @@ def test_an_epoch_has_each_sample_once_in_an_order_of_its_own():
 
 @FORKS
 @MANY
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_draws_depend_on_epoch_and_position_alone(workers):
     first = epoch(Draws(), 0)
@@ -58,6 +61,7 @@ def test_draws_depend_on_epoch_and_position_alone(workers):
 
 @FORKS
 @MANY
+@pytest.mark.process
 def test_workers_seed_other_libraries_too():
     assert torch.equal(epoch(ForeignDraws(), 0, 1), epoch(ForeignDraws(), 0, 2))
 
@@ -108,3 +112,23 @@ def test_processes_together_do_the_batches_of_one(count, batch_size, num_process
     assert left_out < num_processes
     # One process leaves out a last batch of a single sample.
     assert count - sum(map(len, alone)) == (count % (batch_size * num_processes) == 1)
+
+
+MADE_UP = """
+import zlib
+from tmapdiff.data import *
+activities, videos = SyntheticActivities(3), SyntheticVideos(2)
+pictures = zlib.crc32(videos.pictures("shapes-train-0-1").tobytes())
+made = str((list(activities.annotations), list(videos.annotations), pictures))
+total = ActionTimelineFeatures(activities.videos)["synthetic-train-0-1"].double().sum().item()
+"""
+
+
+@pytest.mark.process
+def test_what_is_made_up_is_the_same_in_another_process():
+    here = {}
+    exec(MADE_UP, here)
+    command = [sys.executable, "-c", f"{MADE_UP}print(made, total, sep='\\n')"]
+    made, total = subprocess.check_output(command, text=True).splitlines()
+    assert made == here["made"]
+    assert float(total) == pytest.approx(here["total"], rel=1e-6)

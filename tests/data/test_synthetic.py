@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections import defaultdict
 from itertools import pairwise
 
@@ -76,15 +74,6 @@ def test_train_and_test_differ_and_seeds_too():
     # A smaller set is the beginning of a larger one.
     longer = SyntheticActivities(6).annotations
     assert list(longer)[: len(train.annotations)] == list(train.annotations)
-
-
-def test_same_in_another_process():
-    code = (
-        "from tmapdiff.data import SyntheticActivities;"
-        "print(list(SyntheticActivities(3).annotations))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(list(SyntheticActivities(3).annotations))
 
 
 def test_features():

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from itertools import pairwise
 
@@ -184,19 +182,6 @@ def test_train_and_test_differ_and_seeds_too():
     assert list(longer)[: len(train.annotations)] == list(train.annotations)
     assert repr(train).startswith("SyntheticVideos(train, seed 0: AnnotationSet(")
     assert "synthetic videos (train, seed 0)" in str(train.annotations.report)
-
-
-def test_same_in_another_process():
-    code = (
-        "from tmapdiff.data import SyntheticVideos as S; import zlib; s = S(2);"
-        "print(list(s.annotations), zlib.crc32(s.pictures('shapes-train-0-1').tobytes()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    import zlib
-
-    here = SyntheticVideos(2)
-    digest = zlib.crc32(here.pictures("shapes-train-0-1").tobytes())
-    assert done.stdout.strip() == f"{list(here.annotations)} {digest}"
 
 
 def test_arguments_are_checked(small):

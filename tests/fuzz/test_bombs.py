@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from helpers.fuzzing.bombs import BOMBS, LIMIT
 
+pytestmark = pytest.mark.process
+
 TESTS = Path(__file__).parents[1]
 
 

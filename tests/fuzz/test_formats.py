@@ -9,6 +9,8 @@ import pytest
 from helpers.fuzzing.runner import Bug, divide, fuzz
 from helpers.fuzzing.targets import TARGETS
 
+pytestmark = pytest.mark.process
+
 CASES = int(os.environ.get("TMAPDIFF_FUZZ_CASES", "500"))
 SEED = int(os.environ.get("TMAPDIFF_FUZZ_SEED", "0"))
 

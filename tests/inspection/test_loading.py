@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from helpers.videos import write_video
 
+pytestmark = pytest.mark.process
+
 MODELS = {"diffusers", "transformers", "timm", "accelerate", "matplotlib"}
-CODE = (
-    "import json, sys\nfrom tmapdiff.inspection import inspect\nfound = inspect(*sys.argv[1:])\n"
-    "print(json.dumps([found.kind, list(sys.modules)]))"
-)
+CODE = """
+import json, sys
+from tmapdiff.inspection import inspect
+kinds = [inspect(*places).kind for places in json.loads(sys.argv[1])]
+print(json.dumps([kinds, list(sys.modules)]))
+"""
 
 
-def loaded_by(*places):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CODE, *map(str, places)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    kind, modules = json.loads(done.stdout)
-    return kind, {name.split(".")[0] for name in modules}
+def inspected(*groups):
+    """Kinds of what was inspected, in a process of its own, and the packages that it loaded."""
+    command = [sys.executable, "-W", "error", "-c", CODE, json.dumps(groups, default=str)]
+    kinds, modules = json.loads(subprocess.check_output(command, text=True))
+    return kinds, {name.split(".")[0] for name in modules}
 
 
 @pytest.fixture
@@ -44,19 +44,16 @@ def places(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("names", [["x.json"], ["x.jsonl"], ["charades"], ["x.jsonl", "x.json"]])
-def test_annotations_are_inspected_without_torch(places, names):
-    kind, modules = loaded_by(*(places / name for name in names))
-    assert kind == "annotations"
+def test_annotations_are_inspected_without_torch(places):
+    lines, by_video, folder = (places / name for name in ("x.jsonl", "x.json", "charades"))
+    kinds, modules = inspected([by_video], [lines], [folder], [lines, by_video])
+    assert kinds == ["annotations"] * 4
     assert not ({"torch"} | MODELS) & modules
 
 
-@pytest.mark.parametrize(
-    ("names", "kind"),
-    [(["features"], "features"), (["features", "x.jsonl"], "features"), (["v.mp4"], "videos")],
-)
-def test_features_and_videos_are_inspected_without_models(places, names, kind):
-    found, modules = loaded_by(*(places / name for name in names))
-    assert found == kind
+def test_features_and_videos_are_inspected_without_models(places):
+    features, video, lines = (places / name for name in ("features", "v.mp4", "x.jsonl"))
+    kinds, modules = inspected([features], [features, lines], [video])
+    assert kinds == ["features", "features", "videos"]
     assert "torch" in modules
     assert not MODELS & modules

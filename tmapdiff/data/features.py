@@ -280,7 +280,7 @@ class HDF5FeatureStore(_StoredFeatures):
             FileError: If they cannot be read, or not soon.
             FeatureError: If the file has something else than features.
         """
-        found, names = {"/": self.attributes}, {}
+        found, names = {"/": dict(self.attributes)}, {}
         hidden = ["/"] if self._left_out else []
         with self._reading() as file:
             for video_id in filter(is_video_id, map(video_id_of_key, file)):
