@@ -333,9 +333,7 @@ def write_glove(path, words=WORDS, dim=3, header=""):
 
 
 @pytest.mark.parametrize("header", ["", "9 3\n"])
-@pytest.mark.parametrize("at_once", [1, 2, 9, 8192])
-def test_glove_with_and_without_cache(tmp_path, monkeypatch, header, at_once):
-    monkeypatch.setattr(words_module, "_LINES_AT_ONCE", at_once)
+def test_glove_with_and_without_cache(tmp_path, monkeypatch, header):
     path = tmp_path / "glove.txt"
     vectors = write_glove(path, header=header)
     first = load_glove(path)
@@ -430,9 +428,7 @@ def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path):
         (b"x" * 100_000, r"x\.\.\.'"),
     ],
 )
-@pytest.mark.parametrize("at_once", [2, 8192])
-def test_a_malformed_line_is_named(tmp_path, monkeypatch, line, text, at_once):
-    monkeypatch.setattr(words_module, "_LINES_AT_ONCE", at_once)
+def test_a_malformed_line_is_named(tmp_path, line, text):
     path = tmp_path / "glove.txt"
     good = b"the 1.0 2.0 3.0\n"
     path.write_bytes(good * 3 + line + b"\n" + good)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -58,7 +58,6 @@ _LETTERS_WORD = re.compile(rf"{_ENDING}\b|[^\W_]+?(?={_ENDING}\b)|[^\W_]+(?:'[^\
 
 _LISTED = 20  # unknown words in a warning
 _CACHE_FORMAT = 1
-_LINES_AT_ONCE = 8192
 
 
 def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
@@ -379,69 +378,36 @@ def _parse_glove(path: Path) -> GloveVectors:
     import torch
 
     words: list[str] = []
-    blocks: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
     width = 0
-    for first_number, lines in _line_blocks(path):
-        if not width:
-            width = lines[0].count(b" ")
-            if width == 0:
-                expected = "a word and its vector a line, with spaces between"
-                raise FileError(message(f"{path} line {first_number}", expected, _shown(lines[0])))
-        block = _parse_lines(lines, width)
-        if block is None:
-            index = next(i for i, line in enumerate(lines) if _parse_lines([line], width) is None)
-            who, expected = f"{path} line {first_number + index}", f"{width} finite numbers"
-            raise FileError(message(who, f"a word in UTF-8 and {expected}", _shown(lines[index])))
-        words += block[0]
-        blocks.append(block[1])
-    if not words:
-        raise FileError(message(str(path), "a word and its vector a line", "an empty file"))
-    return GloveVectors(tuple(words), torch.from_numpy(np.concatenate(blocks)))
-
-
-def _line_blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the number of the first line and the lines, some thousands at once."""
-    with path.open("rb") as file:
-        number, lines = 1, []
-        for position in count(1):
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy's, where a text stops being numbers
+        for number in count(1):
             line = read_line(str(path), file, JSON_GROWTH)
             if not line:
                 break
             line = line.rstrip(b" \r\n")
-            if position == 1 and len(line.split()) == 2 and line.replace(b" ", b"").isdigit():
-                number = 2
+            if number == 1 and len(line.split()) == 2 and line.replace(b" ", b"").isdigit():
                 continue
-            lines.append(line)
-            if len(lines) == _LINES_AT_ONCE:
-                yield number, lines
-                number, lines = position + 1, []
-        if lines:
-            yield number, lines
-
-
-def _parse_lines(lines: list[bytes], width: int) -> tuple[list[str], np.ndarray] | None:
-    """Return the words and vectors of some lines, or None when one of them is malformed."""
-    # Splitting off the word alone is quicker than splitting all of the line.
-    pairs = [
-        line.split(b" ", 1) if line.count(b" ") == width else _split_last(line, width)
-        for line in lines
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # NumPy's, where the text stops being numbers
-        try:
-            words = [word.decode() for word, _ in pairs]
-            text = b" ".join(numbers for _, numbers in pairs).decode("ascii")
-            numbers = np.fromstring(text, dtype=np.float32, sep=" ")
-        except (ValueError, DeprecationWarning):
-            return None
-    if not all(words) or numbers.size != len(lines) * width or not np.isfinite(numbers).all():
-        return None
-    return words, numbers.reshape(len(lines), width)
-
-
-def _split_last(line: bytes, width: int) -> list[bytes]:
-    word, *numbers = line.rsplit(b" ", width)
-    return [word, b" ".join(numbers)]
+            who = f"{path} line {number}"
+            width = width or line.count(b" ")
+            if not width:
+                expected = "a word and its vector a line, with spaces between"
+                raise FileError(message(who, expected, _shown(line)))
+            try:
+                # Splitting off the word alone is quicker than splitting all of the line.
+                *word, numbers = line.split(b" ", max(0, line.count(b" ") - width + 1))
+                words.append(b" ".join(word).decode())
+                vectors.append(np.fromstring(numbers.decode("ascii"), np.float32, sep=" "))
+                is_whole = words[-1] and vectors[-1].size == width
+            except (ValueError, DeprecationWarning):
+                is_whole = False
+            if not is_whole or not np.isfinite(vectors[-1]).all():
+                expected = f"a word in UTF-8 and {width} finite numbers"
+                raise FileError(message(who, expected, _shown(line)))
+    if not words:
+        raise FileError(message(str(path), "a word and its vector a line", "an empty file"))
+    return GloveVectors(tuple(words), torch.from_numpy(np.stack(vectors)))
 
 
 def _shown(line: bytes) -> str:
