@@ -1,4 +1,5 @@
 import pytest
+from helpers.assertions import refuses
 
 from tmapdiff.data import CharadesVideo, load_charades_actions, load_charades_sta
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
@@ -121,13 +122,13 @@ def test_csv_without_a_column(charades):
     with pytest.raises(AnnotationError, match=expected):
         load_charades_actions(root, "train")
     (root / "Charades_v1_train.csv").write_text("")
-    with pytest.raises(AnnotationError, match="got none named id, actions, length"):
+    with refuses(AnnotationError, "got none named id, actions, length"):
         load_charades_actions(root, "train")
 
 
 def test_csv_with_an_endless_field(charades, row):
     root = charades([], [row("A" * 200_000)])
-    with pytest.raises(AnnotationError, match="line 2: expected comma-separated values, got field"):
+    with refuses(AnnotationError, "line 2: expected comma-separated values, got field"):
         load_charades_actions(root, "train")
 
 
@@ -148,7 +149,7 @@ def test_a_missing_file_is_named(charades, name):
     (root / name).unlink()
     with pytest.raises(FileError, match=f"annotations: expected {name} in .*, got no such file"):
         load_charades_sta(root, "train")
-    with pytest.raises(FileError, match=r"expected Charades_v1_.* got no such folder"):
+    with refuses(FileError, "expected Charades_v1_", " got no such folder"):
         load_charades_sta(root / "nowhere", "train")
     (root / name).mkdir()
     with pytest.raises(FileError, match=rf"cannot read .*{name}: "):
@@ -156,7 +157,7 @@ def test_a_missing_file_is_named(charades, name):
 
 
 def test_split_is_checked(tmp_path):
-    with pytest.raises(ConfigError, match="expected split to be one of train, test, got 'val'"):
+    with refuses(ConfigError, "expected split to be one of train, test, got 'val'"):
         load_charades_sta(tmp_path, "val")
 
 

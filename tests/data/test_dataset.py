@@ -198,15 +198,15 @@ def test_bad_arguments():
         ArgumentError, match=r"expected at least one annotation, got none\. They come"
     ):
         dataset(ANNOTATIONS[:0])
-    with pytest.raises(ArgumentError, match="expected num_clips to be an integer >= 1, got 0"):
+    with refuses(ArgumentError, "expected num_clips to be an integer >= 1, got 0"):
         dataset(num_clips=0)
     mute = AnnotationSet([Annotation(7, "A", "?!", 5.0, ((0.0, 1.0),))])
-    with pytest.raises(ArgumentError, match=r"with a word, got '\?!'. \(video 'A', query 7\)"):
+    with refuses(ArgumentError, "with a word, got '?!'. (video 'A', query 7)"):
         dataset(mute)
-    with pytest.raises(ArgumentError, match="expected at least one sample, got none"):
+    with refuses(ArgumentError, "expected at least one sample, got none"):
         collate_moments([])
     samples = [dataset(num_clips=4)[0], dataset(num_clips=8)[0]]
-    with pytest.raises(ShapeError, match=r"expected features of shape \(N, D\) with N = 4, D = 3"):
+    with refuses(ShapeError, "expected features of shape (N, D) with N = 4, D = 3"):
         collate_moments(samples)
     with pytest.raises(IndexError):
         dataset()[3]

@@ -130,7 +130,7 @@ def test_a_missing_video(tmp_path, kind):
     store = open_feature_store(write(tmp_path, kind, random_arrays()))
     assert "Z" not in store
     assert 3 not in store
-    with pytest.raises(MissingFeatureError, match=r"expected features of 'Z', got none\. Annotat"):
+    with refuses(MissingFeatureError, "expected features of 'Z', got none. Annotat"):
         store["Z"]
     with pytest.raises(KeyError):
         store["Z"]
@@ -147,7 +147,7 @@ def test_ids_stay_inside(tmp_path, kind, video_id):
     np.savez(inside / "A.npz", features=np.ones((2, 3)))
     store = open_feature_store(path)
     assert video_id not in store
-    with pytest.raises(AnnotationError, match="expected a video id without"):
+    with refuses(AnnotationError, "expected a video id without"):
         store[video_id]
 
 
@@ -180,14 +180,14 @@ def test_bad_features_are_named(tmp_path, kind, bad, text):
 
 def test_first_video_without_a_width(tmp_path, kind):
     path = write(tmp_path, kind, {"A": np.ones(3)})
-    with pytest.raises(FeatureError, match=r"A.*: expected features of shape \(T, D\), got \(3,\)"):
+    with refuses(FeatureError, "A", ": expected features of shape (T, D), got (3,)"):
         open_feature_store(path)
 
 
 def test_stride_must_be_positive(tmp_path, kind):
     path = write(tmp_path, kind, random_arrays())
     for stride in (0, -1, float("nan"), "x"):
-        with pytest.raises(ArgumentError, match=r"expected seconds_per_feature in \(0, inf\)"):
+        with refuses(ArgumentError, "expected seconds_per_feature in (0, inf)"):
             open_feature_store(path, stride)
 
 
@@ -252,22 +252,21 @@ def test_hdf5_group_with_one_dataset(tmp_path):
 
 
 def test_hdf5_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileError, match=r"expected a file .*none\.hdf5, got no such file"):
+    with refuses(FileError, "expected a file ", "none.hdf5, got no such file"):
         HDF5FeatureStore(tmp_path / "none.hdf5")
-    with pytest.raises(FileError, match="got no such file"):
+    with refuses(FileError, "got no such file"):
         HDF5FeatureStore(tmp_path)
     text = tmp_path / "text.h5"
     text.write_text("hello")
-    with pytest.raises(FileError, match=r"cannot read .*text\.h5 as HDF5: .*signature"):
+    with refuses(FileError, "cannot read ", "text.h5 as HDF5: ", "signature"):
         open_feature_store(text)
     h5py.File(tmp_path / "empty.h5", "w").close()
-    with pytest.raises(FileError, match="expected a dataset for each video, got an empty file"):
+    with refuses(FileError, "expected a dataset for each video, got an empty file"):
         HDF5FeatureStore(tmp_path / "empty.h5")
     path = write(tmp_path, "hdf5", random_arrays())
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FileError, match=r"cannot read .*rgb\.hdf5 as HDF5: .*truncated") as caught:
+    with refuses(FileError, "cannot read ", "rgb.hdf5 as HDF5: ", "truncated"):
         HDF5FeatureStore(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_damage_inside_an_hdf5_file(tmp_path):
@@ -281,9 +280,8 @@ def test_damage_inside_an_hdf5_file(tmp_path):
     path.write_bytes(content)
     store = HDF5FeatureStore(path)
     assert store["A"].shape == (20, 3)
-    with pytest.raises(FileError, match=r"cannot read .*rgb\.hdf5 as HDF5: ") as caught:
+    with refuses(FileError, "cannot read ", "rgb.hdf5 as HDF5: "):
         store["B"]
-    assert "\n" not in str(caught.value)
 
 
 def test_hdf5_needs_h5py(tmp_path, monkeypatch):
@@ -328,18 +326,18 @@ def test_damaged_numpy_files(tmp_path, suffix, damage):
 
 def test_npz_without_the_key(tmp_path):
     np.savez(tmp_path / "A.npz", feats=np.ones((2, 3)))
-    with pytest.raises(FeatureError, match=r"with the key 'features', got the keys \['feats'\]"):
+    with refuses(FeatureError, "with the key 'features', got the keys ['feats']"):
         NpzFeatureStore(tmp_path)
     with (tmp_path / "A.npz").open("wb") as file:
         np.save(file, np.ones((2, 3)))
-    with pytest.raises(FileError, match="one array, not an archive of arrays"):
+    with refuses(FileError, "one array, not an archive of arrays"):
         NpzFeatureStore(tmp_path)
 
 
 def test_npy_that_is_an_archive(tmp_path):
     with (tmp_path / "A.npy").open("wb") as file:
         np.savez(file, features=np.ones((2, 3)))
-    with pytest.raises(FileError, match=r"A\.npy: an archive of arrays, not one array"):
+    with refuses(FileError, "A.npy: an archive of arrays, not one array"):
         NpyFeatureStore(tmp_path)
 
 
@@ -491,7 +489,7 @@ def test_folders_that_hold_no_features(tmp_path):
         FileError, match=r"expected a folder with \.npy files, got 1 entries \(\.txt"
     ):
         NpyFeatureStore(tmp_path)
-    with pytest.raises(FileError, match=r"cannot read the folder .*none: No such file"):
+    with refuses(FileError, "cannot read the folder ", "none: No such file"):
         NpzFeatureStore(tmp_path / "none")
 
 
@@ -605,23 +603,23 @@ def test_a_wrong_stride_is_an_error_that_names_both():
     pool_features(features, 8, duration=105.2, seconds_per_feature=1.0)
     pool_features(features[:5], 8, duration=3.0, seconds_per_feature=1.0)
     for duration, count in ((95.2, 100), (105.3, 100), (2.9, 5), (7.1, 5)):
-        with pytest.raises(FeatureError, match="expected features that cover"):
+        with refuses(FeatureError, "expected features that cover"):
             pool_features(features[:count], 8, duration=duration, seconds_per_feature=1.0)
 
 
 def test_pooling_errors():
     features = torch.randn(4, 3)
-    with pytest.raises(ShapeError, match=r"expected features of shape \(T, D\), got \(3,\)"):
+    with refuses(ShapeError, "expected features of shape (T, D), got (3,)"):
         pool_features(features[0], 4, duration=1.0)
-    with pytest.raises(ArgumentError, match="expected features of a floating dtype"):
+    with refuses(ArgumentError, "expected features of a floating dtype"):
         pool_features(features.long(), 4, duration=1.0)
-    with pytest.raises(ArgumentError, match="expected at least one feature, got none"):
+    with refuses(ArgumentError, "expected at least one feature, got none"):
         pool_features(features[:0], 4, duration=1.0)
-    with pytest.raises(ArgumentError, match="expected num_clips to be an integer >= 1, got 0"):
+    with refuses(ArgumentError, "expected num_clips to be an integer >= 1, got 0"):
         pool_features(features, 0, duration=1.0)
-    with pytest.raises(ArgumentError, match=r"expected duration in \(0, inf\), got 0"):
+    with refuses(ArgumentError, "expected duration in (0, inf), got 0"):
         pool_features(features, 4, duration=0)
-    with pytest.raises(ArgumentError, match=r"expected seconds_per_feature in \(0, inf\), got 0"):
+    with refuses(ArgumentError, "expected seconds_per_feature in (0, inf), got 0"):
         pool_features(features, 4, duration=1.0, seconds_per_feature=0)
 
 

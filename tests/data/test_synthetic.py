@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.assertions import refuses
 
 from tmapdiff.data import ActionTimelineFeatures, SyntheticActivities, tokenize
 from tmapdiff.errors import ArgumentError, ConfigError
@@ -86,9 +87,9 @@ def test_features():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ArgumentError, match="expected num_videos to be an integer >= 1, got 0"):
+    with refuses(ArgumentError, "expected num_videos to be an integer >= 1, got 0"):
         SyntheticActivities(0)
-    with pytest.raises(ArgumentError, match="expected seed to be an integer >= 0"):
+    with refuses(ArgumentError, "expected seed to be an integer >= 0"):
         SyntheticActivities(1, seed=-1)
-    with pytest.raises(ConfigError, match="expected split to be one of train, test, got 'val'"):
+    with refuses(ConfigError, "expected split to be one of train, test, got 'val'"):
         SyntheticActivities(1, split="val")

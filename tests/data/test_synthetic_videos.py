@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.assertions import refuses
 
 from tmapdiff.data import SyntheticVideos, tokenize
 from tmapdiff.errors import ArgumentError, ConfigError
@@ -185,16 +186,16 @@ def test_train_and_test_differ_and_seeds_too():
 
 
 def test_arguments_are_checked(small):
-    with pytest.raises(ArgumentError, match="expected num_videos to be an integer >= 1, got 0"):
+    with refuses(ArgumentError, "expected num_videos to be an integer >= 1, got 0"):
         SyntheticVideos(0)
-    with pytest.raises(ArgumentError, match="expected seed to be an integer >= 0"):
+    with refuses(ArgumentError, "expected seed to be an integer >= 0"):
         SyntheticVideos(1, seed=-1)
-    with pytest.raises(ArgumentError, match="expected size to be even, got 97"):
+    with refuses(ArgumentError, "expected size to be even, got 97"):
         SyntheticVideos(1, size=97)
-    with pytest.raises(ConfigError, match="expected split to be one of train, test, got 'val'"):
+    with refuses(ConfigError, "expected split to be one of train, test, got 'val'"):
         SyntheticVideos(1, split="val")
-    with pytest.raises(ArgumentError, match="expected one of its videos, got 'mine'"):
+    with refuses(ArgumentError, "expected one of its videos, got 'mine'"):
         small.pictures("mine")
     for numbers in ([-1], [4000], [[0]], [0.5]):
-        with pytest.raises(ArgumentError, match="expected numbers of pictures from 0 to "):
+        with refuses(ArgumentError, "expected numbers of pictures from 0 to "):
             small.layout(next(iter(small.videos)), numbers)

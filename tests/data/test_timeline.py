@@ -32,7 +32,7 @@ def test_is_a_store():
     assert store["A"].dtype == torch.float32
     assert store["B"].shape == (1, 256)
     assert torch.equal(pickle.loads(pickle.dumps(store))["A"], store["A"])
-    with pytest.raises(MissingFeatureError, match=r"expected one of the 3 videos .* got 'Z'"):
+    with refuses(MissingFeatureError, "expected one of the 3 videos ", " got 'Z'"):
         store["Z"]
 
 
@@ -120,7 +120,7 @@ def test_settings_are_checked(settings, text):
 
 
 def test_videos_are_checked():
-    with pytest.raises(AnnotationError, match=r"expected a duration > 0 seconds, got 0"):
+    with refuses(AnnotationError, "expected a duration > 0 seconds, got 0"):
         CharadesVideo(0.0, ())
 
 

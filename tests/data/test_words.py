@@ -194,12 +194,12 @@ def test_punctuation_never_eats_a_word(words, data):
 
 @pytest.mark.parametrize("sentence", ["", " ", "...", "'", "\n"])
 def test_a_sentence_without_a_word(sentence):
-    with pytest.raises(ArgumentError, match="tokenize: expected a sentence with a word, got "):
+    with refuses(ArgumentError, "tokenize: expected a sentence with a word, got "):
         tokenize(sentence)
 
 
 def test_tokenize_needs_text():
-    with pytest.raises(ArgumentError, match="expected a sentence as str, got NoneType"):
+    with refuses(ArgumentError, "expected a sentence as str, got NoneType"):
         tokenize(None)
 
 
@@ -224,20 +224,20 @@ def test_vocabulary():
 
 
 def test_vocabulary_errors():
-    with pytest.raises(ArgumentError, match="expected each word once, got 'a' twice"):
+    with refuses(ArgumentError, "expected each word once, got 'a' twice"):
         Vocabulary(["a", "b", "a"])
-    with pytest.raises(ArgumentError, match="got '<pad>' twice"):
+    with refuses(ArgumentError, "got '<pad>' twice"):
         Vocabulary(["<pad>"])
     for bad in ("", 3):
-        with pytest.raises(ArgumentError, match="expected words of text"):
+        with refuses(ArgumentError, "expected words of text"):
             Vocabulary(["a", bad])
-    with pytest.raises(ArgumentError, match="min_count to be an integer >= 1, got 0"):
+    with refuses(ArgumentError, "min_count to be an integer >= 1, got 0"):
         Vocabulary.from_sentences(["a"], min_count=0)
-    with pytest.raises(ArgumentError, match="expected a list of sentences, got 'a person'"):
+    with refuses(ArgumentError, "expected a list of sentences, got 'a person'"):
         Vocabulary.from_sentences("a person")
-    with pytest.raises(ArgumentError, match="expected a sentence with a word"):
+    with refuses(ArgumentError, "expected a sentence with a word"):
         Vocabulary.from_sentences(["a", "."])
-    with pytest.raises(ArgumentError, match="expected a sentence with a word"):
+    with refuses(ArgumentError, "expected a sentence with a word"):
         Vocabulary(["a"]).encode(".")
 
 
@@ -299,13 +299,13 @@ def test_vocabularies_of_old_files_split_sentences_as_when_they_were_made(tmp_pa
 
 
 def test_vocabulary_file_that_cannot_be_used(tmp_path):
-    with pytest.raises(FileError, match=r"cannot read .*none\.json: No such file"):
+    with refuses(FileError, "cannot read ", "none.json: No such file"):
         Vocabulary.load(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CheckpointError, match="got something else"):
+    with refuses(CheckpointError, "got something else"):
         Vocabulary.load(tmp_path / "bytes.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot write"):
+    with refuses(FileError, "cannot write"):
         Vocabulary(["a"]).save(tmp_path / "file" / "words.json")
 
 
@@ -440,17 +440,17 @@ def test_a_malformed_line_is_named(tmp_path, line, text):
 
 
 def test_files_that_are_no_glove(tmp_path):
-    with pytest.raises(FileError, match=r"cannot read .*none: No such file"):
+    with refuses(FileError, "cannot read ", "none: No such file"):
         load_glove(tmp_path / "none")
     (tmp_path / "empty").write_text("")
-    with pytest.raises(FileError, match="expected a word and its vector a line, got an empty file"):
+    with refuses(FileError, "expected a word and its vector a line, got an empty file"):
         load_glove(tmp_path / "empty")
     (tmp_path / "words").write_text("the\na\n")
     with pytest.raises(
         FileError, match="line 1: expected a word and its vector a line, with spaces"
     ):
         load_glove(tmp_path / "words")
-    with pytest.raises(FileError, match="cannot read"):
+    with refuses(FileError, "cannot read"):
         load_glove(tmp_path)
 
 
@@ -468,7 +468,7 @@ def test_rows_for_a_vocabulary(tmp_path):
     # MS-2D-TAN's way.
     rows, _ = load_glove(path).rows_for(vocabulary, missing="zero")
     assert rows.tolist() == [[0, 0], [0, 0], [3, 4], [0, 0], [1, 2]]
-    with pytest.raises(ConfigError, match=r"missing to be one of mean, zero, got 'one'\."):
+    with refuses(ConfigError, "missing to be one of mean, zero, got 'one'."):
         load_glove(path).rows_for(vocabulary, missing="one")
 
 
