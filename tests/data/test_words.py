@@ -2,6 +2,7 @@ import json
 import os
 import string
 import unicodedata
+from functools import cache
 
 import numpy as np
 import pytest
@@ -122,8 +123,13 @@ def test_no_letter_is_lost(sentence):
 
 def split_by_hand(sentence):
     """The words of an ASCII sentence, letter by letter."""
+    return [word for part in sentence.lower().split() for word in split_part_by_hand(part)]
+
+
+@cache
+def split_part_by_hand(rest):
     letters = string.ascii_lowercase + string.digits
-    words, rest = [], sentence.lower()
+    words = []
     endings = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 
     def ending_of(text):
