@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def charades(tmp_path):
 @pytest.fixture
 def row():
     return csv_row
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file, of lines if there are several: texts as they are, all else as JSON."""
+
+    def write(name, *contents):
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in contents]
+        (tmp_path / name).write_text("\n".join(texts))
+        return tmp_path / name
+
+    return write

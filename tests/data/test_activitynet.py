@@ -25,18 +25,8 @@ COOKING = {
 }
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(content):
-        path = tmp_path / "val.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return write
-
-
 def test_captions(write):
-    found = load_activitynet_captions(write(CAPTIONS))
+    found = load_activitynet_captions(write("val.json", CAPTIONS))
     rows = [(item.qid, item.video_id, item.query, item.duration, item.moments) for item in found]
     assert rows == [
         (0, "v_a", "A man lifts.", 50.5, ((0.5, 50.5),)),
@@ -53,7 +43,7 @@ def test_captions(write):
 
 @pytest.mark.parametrize(("keep_suffix", "video"), [(False, "s1-d2"), (True, "s1-d2.avi")])
 def test_cooking_videos_count_frames(write, keep_suffix, video):
-    found = load_tacos(write(COOKING), keep_suffix=keep_suffix)
+    found = load_tacos(write("val.json", COOKING), keep_suffix=keep_suffix)
     assert [(item.video_id, item.duration, item.moments) for item in found] == [
         (video, 12.0, ((2.0, 4.0),)),
         (video, 12.0, ((10.0, 12.0),)),
@@ -83,14 +73,14 @@ def changed(**fields):
 )
 def test_refuses_other_files(write, content, text):
     with refuses(AnnotationError, text):
-        load_activitynet_captions(write(content))
+        load_activitynet_captions(write("val.json", content))
 
 
 def test_refuses_videos_without_frames(write, tmp_path):
     with refuses(AnnotationError, "video 'v': expected the field 'fps', got the fields duration"):
-        load_tacos(write({"v": CAPTIONS["v_c"]}))
+        load_tacos(write("val.json", {"v": CAPTIONS["v_c"]}))
     with refuses(AnnotationError, "fps to be a number > 0, got 0."):
-        load_tacos(write({"v": {**COOKING["s1-d2.avi"], "fps": 0}}))
+        load_tacos(write("val.json", {"v": {**COOKING["s1-d2.avi"], "fps": 0}}))
     with refuses(FileError, "annotations: expected none.json in ", "got no such file."):
         load_tacos(tmp_path / "none.json")
 

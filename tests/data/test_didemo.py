@@ -1,4 +1,3 @@
-import json
 from itertools import product
 
 import pytest
@@ -27,18 +26,8 @@ RECORDS = [
 ]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(records, split="val"):
-        text = records if isinstance(records, str) else json.dumps(records)
-        (tmp_path / f"{split}_data.json").write_text(text)
-        return tmp_path
-
-    return write
-
-
 def test_segments_become_seconds_with_both_ends_included(write):
-    first, second = load_didemo(write(RECORDS), "val")
+    first, second = load_didemo(write("val_data.json", RECORDS).parent, "val")
     assert (first.qid, first.video_id, first.query) == (31, "1@N01_2_ab.mov", "the man bends over")
     assert first.duration == 30.0
     assert first.moments == ((5.0, 10.0), (5.0, 10.0), (0.0, 15.0), (25.0, 30.0))
@@ -47,9 +36,9 @@ def test_segments_become_seconds_with_both_ends_included(write):
 
 
 def test_consensus_agrees_best_with_the_others(write):
-    everyone = load_didemo(write(RECORDS), "val")
+    everyone = load_didemo(write("val_data.json", RECORDS).parent, "val")
     for found in (
-        load_didemo(write(RECORDS), "val", moments="consensus"),
+        load_didemo(write("val_data.json", RECORDS).parent, "val", moments="consensus"),
         keep_consensus(everyone),
     ):
         for item, whole in zip(found, everyone, strict=True):
@@ -64,7 +53,7 @@ def test_consensus_agrees_best_with_the_others(write):
 
 def test_the_first_of_equals_is_the_consensus(write):
     record = {**RECORDS[0], "times": [[3, 3], [1, 1], [0, 0], [1, 1], [3, 3]]}
-    (found,) = load_didemo(write([record]), "val", moments="consensus")
+    (found,) = load_didemo(write("val_data.json", [record]).parent, "val", moments="consensus")
     assert found.moments == ((15.0, 20.0),)
 
 
@@ -109,12 +98,12 @@ def changed(**fields):
 )
 def test_refuses_other_files(write, records, text):
     with refuses(AnnotationError, text):
-        load_didemo(write(records), "val")
+        load_didemo(write("val_data.json", records).parent, "val")
 
 
-def test_refuses_other_places(write, tmp_path):
+def test_refuses_other_places(tmp_path):
     with refuses(FileError, "annotations: expected test_data.json in ", "got no such file."):
-        load_didemo(write(RECORDS), "test")
+        load_didemo(tmp_path, "test")
     with refuses(ConfigError, "split to be one of train, val, test, got 'dev'."):
         load_didemo(tmp_path, "dev")
     with refuses(ConfigError, "moments to be one of all, consensus, got 'first'."):

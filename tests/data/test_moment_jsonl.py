@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from helpers.assertions import refuses
 
@@ -16,29 +14,12 @@ LINES = [
         "saliency_scores": [[1, 1, 2]],
         "relevant_windows": [[82, 160], [3, 3], [4.5, 10]],
     },
-    {
-        "qid": "b",
-        "query": "x",
-        "duration": 20.5,
-        "vid": "v",
-        "relevant_windows": [[5, 5]],
-    },
+    {"qid": "b", "query": "x", "duration": 20.5, "vid": "v", "relevant_windows": [[5, 5]]},
 ]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(*lines):
-        path = tmp_path / "val.jsonl"
-        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-        path.write_text("\n".join(texts) + "\n\n")
-        return path
-
-    return write
-
-
 def test_several_windows_a_query(write):
-    found = load_moment_jsonl(write(LINES[0], "", LINES[1]))
+    found = load_moment_jsonl(write("val.jsonl", LINES[0], "", LINES[1], "", ""))
     (item,) = found
     assert (item.qid, item.video_id, item.query) == (25, "NUs_0.0_150.0", "A girl cooks.")
     assert item.moments == ((82.0, 150.0), (4.5, 10.0))
@@ -68,7 +49,7 @@ def changed(**fields):
 )
 def test_refuses_other_lines(write, line, text):
     with refuses(AnnotationError, text):
-        load_moment_jsonl(write(LINES[0], line))
+        load_moment_jsonl(write("val.jsonl", LINES[0], line, ""))
 
 
 def test_refuses_a_set_without_labels(write, tmp_path):
@@ -77,7 +58,7 @@ def test_refuses_a_set_without_labels(write, tmp_path):
     # Lighthouse's sets of highlights write null.
     for line in (unlabelled, {**unlabelled, "relevant_windows": None}):
         with refuses(AnnotationError, text):
-            load_moment_jsonl(write(line))
+            load_moment_jsonl(write("val.jsonl", line, ""))
     with refuses(FileError, "annotations: expected none.jsonl in "):
         load_moment_jsonl(tmp_path / "none.jsonl")
 

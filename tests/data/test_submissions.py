@@ -16,17 +16,6 @@ LINE = {
 }
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(*lines):
-        path = tmp_path / "hl_val_submission.jsonl"
-        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-        path.write_text("\n".join(texts))
-        return path
-
-    return write
-
-
 def test_every_field_has_the_form_that_moment_detr_reads(tmp_path):
     windows = ((24.3, 30.4, 0.75), (0.0, 2.0, 0.5))
     path = tmp_path / "predictions.jsonl"
@@ -53,7 +42,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_reads_the_files_of_others(write):
-    found = read_submission(write(LINE, "", {**LINE, "qid": "b"}))
+    found = read_submission(write("hl_val_submission.jsonl", LINE, "", {**LINE, "qid": "b"}))
     assert [one.qid for one in found] == [2579, "b"]
     assert (found[0].query, found[0].video_id) == ("A girl cooks.", "NUs_0.0_150.0")
     assert found[0].windows == ((0.0, 70.0, 0.9986), (78.0, 146.0, 0.4138), (-1.5, -1.5, 0.0))
@@ -94,7 +83,7 @@ WINDOW = "line 2: expected pred_relevant_windows of [start, end, score] with sta
 )
 def test_a_malformed_line_is_named(write, line, text):
     with refuses(AnnotationError, text):
-        read_submission(write(LINE, line))
+        read_submission(write("hl_val_submission.jsonl", LINE, line))
 
 
 def test_places_that_cannot_be_used(tmp_path):

@@ -1,5 +1,3 @@
-import json
-
 import h5py
 import numpy as np
 import pytest
@@ -21,16 +19,6 @@ def store(tmp_path):
             file[name] = np.tile(RANDOM + index, (1, 1))[: 20 * index].astype(np.float16)
             file[name].attrs["duration"] = 10.0 * index
     return tmp_path / "f.h5"
-
-
-def annotations(folder, **durations):
-    lines = [
-        {"qid": name, "query": "a dog", "vid": name, "duration": duration,
-         "relevant_windows": [[0, duration]]}
-        for name, duration in durations.items()
-    ]  # fmt: skip
-    (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    return folder / "queries.jsonl"
 
 
 def kinds(found):
@@ -116,17 +104,19 @@ def test_a_damaged_file_in_a_folder_is_found(tmp_path):
     assert kinds(found) == {"features that cannot be used": ("b",)}
 
 
-def test_ids_that_are_on_one_side_only_both_ways(store, tmp_path):
-    path = annotations(tmp_path, a=10.0, b=20.0, x=5.0)
+def test_ids_that_are_on_one_side_only_both_ways(queries, store, tmp_path):
+    path = queries(a=10.0, b=20.0, x=5.0)
     wanted = {"missing features": ("x",), "features without annotations": ("c",)}
     assert kinds(inspect(store, path)) == wanted
     assert kinds(inspect(path, store)) == wanted
 
 
 @pytest.mark.parametrize(("duration", "fits"), [(20.0, True), (20.9, True), (21.2, False)])
-def test_features_that_do_not_cover_the_annotated_duration(store, tmp_path, duration, fits):
+def test_features_that_do_not_cover_the_annotated_duration(
+    queries, store, tmp_path, duration, fits
+):
     # Training refuses what differs by more than two features and more than 5 %.
-    path = annotations(tmp_path, a=10.0, b=duration, c=30.0)
+    path = queries(a=10.0, b=duration, c=30.0)
     found = inspect(path, store)
     if fits:
         assert found.findings == ()
@@ -135,9 +125,9 @@ def test_features_that_do_not_cover_the_annotated_duration(store, tmp_path, dura
         assert found.findings[0].text.endswith("to cover them a feature would last 0.53 s")
 
 
-def test_without_a_rate_there_is_nothing_to_cover(tmp_path):
+def test_without_a_rate_there_is_nothing_to_cover(queries, tmp_path):
     np.save(tmp_path / "a.npy", RANDOM)
-    path = annotations(tmp_path, a=1000.0)
+    path = queries(a=1000.0)
     assert inspect(path, tmp_path).findings == ()
     found = inspect(path, tmp_path, seconds_per_feature=1.0)
     assert kinds(found) == {"wrong rate": ("a (64 s of 1000 s)",)}
@@ -169,27 +159,15 @@ def test_two_stores_cannot_be_compared(store):
         inspect(store, store)
 
 
-def test_transposed_features_are_found(tmp_path):
+def test_transposed_features_are_found(queries, tmp_path):
     np.save(tmp_path / "a.npy", np.ones((40, 8), np.float32))
-    line = {"qid": 0, "query": "a dog", "vid": "a", "duration": 8.0, "relevant_windows": [[1, 2]]}
-    (tmp_path / "q").mkdir()
-    (tmp_path / "q" / "lines.jsonl").write_text(json.dumps(line))
-    found = inspect(tmp_path, tmp_path / "q", seconds_per_feature=1.0).findings
-    (turned,) = [one for one in found if one.kind == "transposed features"]
-    assert turned.items == ("a",)
+    found = inspect(tmp_path, queries("q/lines.jsonl", a=8.0), seconds_per_feature=1.0)
+    assert kinds(found)["transposed features"] == ("a",)
 
 
-def test_a_width_that_fits_one_of_several_videos_is_no_transposition(tmp_path):
-    lines = []
-    for qid, (name, count, duration) in enumerate((("a", 60, 30.0), ("b", 48, 24.0))):
+def test_a_width_that_fits_one_of_several_videos_is_no_transposition(queries, tmp_path):
+    for name, count in (("a", 60), ("b", 48)):
         np.save(tmp_path / f"{name}.npy", np.ones((count, 32), np.float32))
-        lines.append(
-            {"qid": qid, "query": "a dog", "vid": name, "duration": duration,
-             "relevant_windows": [[1, 2]]}
-        )  # fmt: skip
-    (tmp_path / "q").mkdir()
-    (tmp_path / "q" / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = inspect(tmp_path, tmp_path / "q", seconds_per_feature=1.0).findings
-    kinds = {one.kind for one in found}
-    assert "wrong rate" in kinds
-    assert "transposed features" not in kinds
+    found = inspect(tmp_path, queries("q/lines.jsonl", a=30.0, b=24.0), seconds_per_feature=1.0)
+    assert "wrong rate" in kinds(found)
+    assert "transposed features" not in kinds(found)
