@@ -5,21 +5,17 @@ import pytest
 
 @pytest.fixture
 def queries(tmp_path):
-    """Write a file of queries of videos, each of its whole video, by their durations."""
+    """Write a file of queries, each of a whole video, by the durations of these."""
 
-    def write(name="queries.jsonl", query="a dog", **durations):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    def write(name="queries.jsonl", **durations):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         lines = [
-            {
-                "qid": qid,
-                "query": query,
-                "vid": vid,
-                "duration": end,
-                "relevant_windows": [[0, end]],
-            }
-            for qid, (vid, end) in enumerate(durations.items())
-        ]
-        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
-        return tmp_path / name
+            {"qid": video, "query": "a dog", "vid": video, "duration": duration,
+             "relevant_windows": [[0, duration]]}
+            for video, duration in durations.items()
+        ]  # fmt: skip
+        path.write_text("\n".join(map(json.dumps, lines)))
+        return path
 
     return write

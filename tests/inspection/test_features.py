@@ -104,7 +104,7 @@ def test_a_damaged_file_in_a_folder_is_found(tmp_path):
     assert kinds(found) == {"features that cannot be used": ("b",)}
 
 
-def test_ids_that_are_on_one_side_only_both_ways(queries, store, tmp_path):
+def test_ids_that_are_on_one_side_only_both_ways(queries, store):
     path = queries(a=10.0, b=20.0, x=5.0)
     wanted = {"missing features": ("x",), "features without annotations": ("c",)}
     assert kinds(inspect(store, path)) == wanted
@@ -112,9 +112,7 @@ def test_ids_that_are_on_one_side_only_both_ways(queries, store, tmp_path):
 
 
 @pytest.mark.parametrize(("duration", "fits"), [(20.0, True), (20.9, True), (21.2, False)])
-def test_features_that_do_not_cover_the_annotated_duration(
-    queries, store, tmp_path, duration, fits
-):
+def test_features_that_do_not_cover_the_annotated_duration(queries, store, duration, fits):
     # Training refuses what differs by more than two features and more than 5 %.
     path = queries(a=10.0, b=duration, c=30.0)
     found = inspect(path, store)

@@ -55,11 +55,8 @@ def test_against_features(saved, tmp_path):
     def store(**attributes):
         path = tmp_path / "f.h5"
         with h5py.File(path, "w") as file:
-            said = {
-                "seconds_per_feature": 0.5,
-                "model_sha256": np.bytes_(encoder.fingerprint.encode()),
-            }
-            said |= attributes
+            made_by = np.bytes_(encoder.fingerprint.encode())
+            said = {"seconds_per_feature": 0.5, "model_sha256": made_by, **attributes}
             columns = said.pop("width", width)
             file.attrs.update(said)
             file["a"] = np.ones((4, columns), np.float32)
@@ -68,9 +65,8 @@ def test_against_features(saved, tmp_path):
     assert inspect(folder, store()).findings == ()
     assert set(kinds(inspect(folder, store(width=3)))) == {"wrong width"}
     assert set(kinds(inspect(folder, store(seconds_per_feature=1.0)))) == {"wrong rate"}
-    assert set(kinds(inspect(store(model_sha256=np.bytes_(b"0")), folder))) == {
-        "another frame encoder"
-    }
+    other = store(model_sha256=np.bytes_(b"0"))
+    assert set(kinds(inspect(other, folder))) == {"another frame encoder"}
 
 
 def test_against_annotations(saved, tmp_path):
