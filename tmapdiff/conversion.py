@@ -165,7 +165,7 @@ def _verify(store: Any, path: Path, videos: tuple[str, ...]) -> None:
 
 
 class _FolderWriter:
-    """Fills a folder with a file a video, and `attributes.json`.
+    """Fills a folder with one file per video, and `attributes.json`.
 
     What is known of each video is written before its features are there: then it is not lost.
     """

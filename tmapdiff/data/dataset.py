@@ -31,7 +31,7 @@ class MomentSample:
         is_window: Whether it is a window of a longer video, drawn around a moment.
 
     Shape:
-        - features: (N, D) float32; (N * features_per_clip, D) of a dataset with several a clip
+        - features: (N, D) float32; (N * features_per_clip, D) of a dataset with several per clip
         - words: (L,) int64; (L, C) of features
     """
 
@@ -62,7 +62,7 @@ class MomentBatch:
         has_windows: Whether some are windows of longer videos, drawn around a moment.
 
     Shape:
-        - features: (B, N, D) float32; (B, N * features_per_clip, D) with several a clip
+        - features: (B, N, D) float32; (B, N * features_per_clip, D) with several per clip
         - words: (B, L) int64; (B, L, C) of features
         - moments: (B, M, 2) float32
         - num_words, num_moments, num_clips: (B,) int64

@@ -36,7 +36,7 @@ def load_didemo(
         root: Folder with `{split}_data.json`.
         split: Which of the three parts to load.
         moments: `all` keeps the moment of every annotator, also where they are equal: what the
-            official metric (`DiDeMoMetrics`) asks for. `consensus` keeps one moment a query, which
+            official metric (`DiDeMoMetrics`) asks for. `consensus` keeps the one of each query that
             agrees best with the others: what to train with.
 
     Raises:
@@ -75,7 +75,7 @@ def load_didemo(
 
 
 def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
-    """Keep one moment a query: that of highest mean IoU with those of the other annotators.
+    """Keep one moment per query: that of highest mean IoU with those of the other annotators.
 
     The first of them, if several are as good. `annotations` stay as they are.
     """

@@ -188,7 +188,7 @@ class _StoredFeatures:
 
 
 class HDF5FeatureStore(_StoredFeatures):
-    """Features in one HDF5 file: a dataset a video, as MS-2D-TAN's, or a group with one dataset.
+    """Features in one HDF5 file: one dataset per video, or a group with one, as in MS-2D-TAN.
 
     The file is opened once in each process, when first read: workers may be forked or spawned, and
     any number of threads may read. Links to other files are not followed.
@@ -356,7 +356,7 @@ class HDF5FeatureStore(_StoredFeatures):
 
 
 class _FolderFeatureStore(_StoredFeatures):
-    """A folder with one file a video."""
+    """A folder with one file per video."""
 
     _suffix: str
     _load: Callable[[Path], np.ndarray]

@@ -18,7 +18,7 @@ from tmapdiff.errors import AnnotationError
 
 
 def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
-    """Load queries in the form of moment_detr: one JSON object a line.
+    """Load queries in the form of moment_detr: one JSON object per line.
 
     QVHighlights is published so; moment_detr, lighthouse and others bring Charades-STA, ActivityNet
     Captions, TACoS and more into the same form. Windows are cut to the video; those that are empty,

@@ -60,7 +60,7 @@ class Prediction:
 
 
 def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
-    """Write predictions as moment_detr does: one JSON object a line.
+    """Write predictions as moment_detr does: one JSON object per line.
 
     There are no `pred_saliency_scores`: moments are localized here, highlights are not.
 

@@ -1,4 +1,4 @@
-"""Made-up videos with real pictures: coloured shapes that do one thing after another."""
+"""Made-up videos with real frames: coloured shapes that do one thing after another."""
 
 import math
 import os
@@ -66,8 +66,8 @@ class ShapeAction:
     Attributes:
         shape: Its colour and form, such as `red circle`.
         action: What it does, such as `left`.
-        start: Seconds at which it begins: the start of a picture.
-        end: Seconds at which it ends: the end of a picture.
+        start: Seconds at which it begins: the start of a frame.
+        end: Seconds at which it ends: the end of a frame.
     """
 
     shape: str
@@ -81,7 +81,7 @@ class ShapeVideo:
     """A made-up video, as its script.
 
     Attributes:
-        duration: Seconds it lasts, a whole number of pictures.
+        duration: Seconds it lasts, a whole number of frames.
         actions: What happens, in order of start.
     """
 
@@ -158,11 +158,11 @@ class SyntheticVideos:
         return f"SyntheticVideos({self.split}, seed {self.seed}: {self.annotations!r})"
 
     def pictures(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
-        """Draw the pictures of a video.
+        """Draw the frames of a video.
 
         Args:
             video_id: One of `videos`.
-            numbers: Which pictures. Defaults to all.
+            numbers: Which frames. Defaults to all.
 
         Shape:
             - numbers: (T,)
@@ -175,7 +175,7 @@ class SyntheticVideos:
         return stage.draw(times, self.size)
 
     def layout(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
-        """Tell what the pictures of a video show: what a frame encoder can be trained to see.
+        """Tell what the frames of a video show: what a frame encoder can be trained to see.
 
         For red, blue, green and yellow, five numbers, all 0 where there is no such shape: its
         opacity, and times that its place from left to right and from top to bottom (-1 to 1), its
@@ -191,7 +191,7 @@ class SyntheticVideos:
         return stage.layout(times)
 
     def _stage(self, video_id: str, numbers: ArrayLike | None) -> tuple["_Stage", np.ndarray]:
-        """Find a video, and the times at the middle of its pictures."""
+        """Find a video, and the times at the middle of its frames."""
         who = "SyntheticVideos"
         if video_id not in self._stages:
             raise ArgumentError(message(who, "one of its videos", repr(video_id)))

@@ -30,7 +30,7 @@ def inspect(
 ) -> Inspection:
     """Tell what is in a file or folder, and what is wrong with it.
 
-    All of it is read: each feature, each picture of a video, each weight.
+    All of it is read: each feature, each frame of a video, each weight.
 
     Args:
         path: Annotations (a file, or the folder of a data set), a feature store, a video or a
@@ -38,7 +38,7 @@ def inspect(
         against: Another such thing, to tell whether the two fit each other: ids that are in one
             only, features that do not cover their videos, moments past the end, features that a
             pipeline cannot take, ...
-        format: Format of the annotations; found by their names and contents, if None.
+        format: Format of the annotations. Defaults to what their names and contents tell.
         seconds_per_feature: As for `open_feature_store`.
         on_item: Called before each video is read, for a progress bar.
 

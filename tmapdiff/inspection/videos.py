@@ -1,4 +1,4 @@
-"""Inspecting videos: every picture is decoded."""
+"""Inspecting videos: every frame is decoded."""
 
 from pathlib import Path
 from typing import Any
