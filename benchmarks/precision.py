@@ -1,7 +1,7 @@
 """Measure what half precision and spectral convolutions change: Rank metrics of a trained model.
 
-    python examples/train_charades.py --root path/to/charades --preset nano --output runs/nano
-    python benchmarks/precision.py --model runs/nano/model --data path/to/charades
+    tmapdiff train --root path/to/charades --features timeline --preset nano --output runs/nano
+    python benchmarks/precision.py --model runs/nano/pipeline --data path/to/charades
 
 The same model localizes the same queries from the same noise, in each dtype with each way to
 convolve (`TMAPDIFF_BACKEND`). Features are simulated from Charades' action annotations; without
@@ -39,7 +39,7 @@ RANKS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7")
 
 def load_queries(root: Path | None, limit: int | None, folder: Path, num_clips: int) -> Any:
     """Load the queries to localize, with simulated features."""
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    vocabulary = Vocabulary.load(folder / "vocabulary" / "vocabulary.json")
     if root is None:
         made_up = SyntheticActivities(num_videos=20, seed=1)
         store = ActionTimelineFeatures(made_up.videos, num_classes=made_up.num_classes)
@@ -57,7 +57,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Give the metrics of each dtype and each way to convolve."""
     for dtype in dtypes:
-        model = MomentLocalizer.from_pretrained(folder).to(device=device, dtype=dtype)
+        model = MomentLocalizer.from_pretrained(folder / "localizer").to(device=device, dtype=dtype)
         for way in WAYS:
             with backends(f"map_conv={way}"):
                 found = evaluate(model, dataset, num_inference_steps=steps)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="folder of a trained model and its vocabulary")
+    add("--model", type=Path, required=True, help="folder of a trained pipeline")
     add("--data", type=Path, help="folder with the Charades-STA files (default: made-up queries)")
     add("--limit", type=int, help="queries (default: all)")
     add("--steps", type=int, default=10, help="denoising steps (default: 10)")
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     dtypes = [one for one in DTYPES if args.dtype is None or dtype_name(one) in args.dtype]
-    num_clips = MomentLocalizer.from_pretrained(args.model).grid.num_clips
+    num_clips = MomentLocalizer.from_pretrained(args.model / "localizer").grid.num_clips
     dataset = load_queries(args.data, args.limit, args.model, num_clips)
     print(f"{len(dataset):,} queries, {args.steps} steps; features: {dataset.store.description}")
     print(f"{'dtype':<10}{'map_conv':<10}", *(f"{name:>10}" for name in RANKS), "  same answer")

@@ -8,7 +8,6 @@ otherwise come from the hub, first learns on their pictures what is where.
 """
 
 import argparse
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +23,13 @@ from torch import Tensor, nn
 from tmapdiff import (
     PRESETS,
     FrameEncoder,
-    MomentDataset,
     MomentLocalizationPipeline,
-    TmapdiffError,
     Trainer,
     Vocabulary,
 )
 from tmapdiff.data import SyntheticVideos, open_feature_store
 from tmapdiff.evaluation import evaluate, evaluate_prior, fit_moment_prior
-from tmapdiff.recipes import check_run_folder
+from tmapdiff.recipes import check_run_folder, make_test_set
 from tmapdiff.video import FeatureStoreWriter, FramePreprocessor
 
 FPS = SyntheticVideos.frame_rate / 2
@@ -84,20 +81,17 @@ def write_features(parts: list[SyntheticVideos], encoder: FrameEncoder, path: Pa
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="(default: runs/shapes, and what is given)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
-    parser.add_argument("--videos", type=int, default=600, help="to train on (default: 600)")
-    parser.add_argument("--passes", type=int, default=5, help="of the frame encoder (default: 5)")
-    parser.add_argument("--epochs", type=int, default=20, help="of the localizer (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("runs/shapes"), help="(default: runs/shapes)")
+    add("--overwrite", action="store_true", help="replace the run in --output")
+    add("--videos", type=int, default=600, help="to train on (default: 600)")
+    add("--passes", type=int, default=5, help="of the frame encoder (default: 5)")
+    add("--epochs", type=int, default=20, help="of the localizer (default: 20)")
+    add("--seed", type=int, default=0, help="(default: 0)")
     args = parser.parse_args(arguments)
-    began = time.perf_counter()
-    given = {name: getattr(args, name) for name in ("videos", "passes", "epochs", "seed")}
-    words = [f"{n}{value}" for n, value in given.items() if value != parser.get_default(n)]
-    args.output = args.output or Path("runs", "-".join(["shapes", *words]))
     files = ("checkpoints", "pipeline")
-    check_run_folder(args.output, resume=args.resume, overwrite=args.overwrite, writes=files)
+    check_run_folder(args.output, resume=False, overwrite=args.overwrite, writes=files)
+    began = time.perf_counter()
     torch.manual_seed(args.seed)
 
     train, test = SyntheticVideos(args.videos), SyntheticVideos(split="test")
@@ -109,21 +103,18 @@ def main(arguments: list[str] | None = None) -> None:
     store = open_feature_store(args.output / "features.h5")
     vocabulary = Vocabulary.from_sentences(item.query for item in train.annotations)
     preset = replace(PRESETS["nano"], encoder={**PRESETS["nano"].encoder, "channels": 128})
-    train_set, test_set = (
-        MomentDataset(part.annotations, store, vocabulary, preset.grid["num_clips"])
-        for part in (train, test)
-    )
     model = preset.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
+    train_set, test_set = (
+        make_test_set(part.annotations, store, model.grid, vocabulary) for part in (train, test)
+    )
     config = replace(preset.training, epochs=args.epochs, learning_rate=2e-3, seed=args.seed)
     trainer = Trainer(model, train_set, config, args.output, device="cpu", overwrite=True)
-    (trainer.resume() if args.resume else trainer).train()
+    trainer.train()
 
     model = trainer.ema_model
     prior = evaluate_prior(model.grid, fit_moment_prior(model.grid, train_set), test_set)
-    for name, metrics in (
-        ("best constant", prior),
-        ("model", evaluate(model, test_set, seed=args.seed).metrics),
-    ):
+    found = evaluate(model, test_set, seed=args.seed).metrics
+    for name, metrics in (("best constant", prior), ("model", found)):
         print(f"{name:14}", *(f"{key} {value:5.1f}" for key, value in metrics.items()), sep="  ")
     durations = [item.duration for item in train.annotations]
     pipeline = MomentLocalizationPipeline(model, vocabulary, encoder, fps=FPS, durations=durations)
@@ -132,7 +123,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TmapdiffError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -59,7 +59,7 @@ from tmapdiff.models.encoder import TextEncoder
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import PRESETS
-from tmapdiff.recipes import Reading, Recipe
+from tmapdiff.recipes import Recipe, SamplingOptions
 from tmapdiff.schedulers import MapScheduler
 from tmapdiff.training import Trainer, TrainingConfig
 from tmapdiff.video import VideoFeatures
@@ -120,8 +120,8 @@ MADE = {
     PlattCalibrator: {},
     Prediction: {"qid": 0, "query": "a", "video_id": "v", "windows": ((1.0, 2.0, 0.5),)},
     PtFeatureStore: {"folder": "pt"},
-    Reading: {},
     Recipe: {},
+    SamplingOptions: {},
     StylizationBlock: {"channels": 4, "time_channels": 4, "num_groups": 2},
     SyntheticActivities: {"num_videos": 2},
     SyntheticDiDeMo: {"num_videos": 2},
@@ -142,7 +142,7 @@ RESULTS = {
     "SchedulerRun",
     "ExtractionReport",
     "AnnotationReport", "CorpusReport", "DenoisingStep", "DroppedLine", "Evaluation",
-    "FoundEncoder", "LocalizedMoment", "MomentBatch", "MomentLocalizationOutput", "MomentSample",
+    "EncoderMatch", "LocalizedMoment", "MomentBatch", "MomentLocalizationOutput", "MomentSample",
     "MS2DTANExperiment", "Progress", "Results", "SampledFrame", "ShapeAction", "ShapeVideo",
     "VideoInfo",
 }  # fmt: skip

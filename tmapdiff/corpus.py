@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 
 import torch
 
-from tmapdiff._core.checks import check_choice, check_int, first_line, message, require, short
+from tmapdiff._core.checks import check_int, first_line, message, require, short
 from tmapdiff._core.files import is_hidden, written_beside
 from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
@@ -30,6 +30,7 @@ from tmapdiff.errors import (
     UnknownWordsWarning,
 )
 from tmapdiff.models import Ranking
+from tmapdiff.models._sampling import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.spinning import brief_spin
@@ -67,14 +68,8 @@ class CorpusOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        who = "CorpusOptions"
-        for name in ("num_inference_steps", "num_samples"):
-            if getattr(self, name) is not None:
-                check_int(who, name, getattr(self, name), at_least=1)
-        if self.ranking is not None:
-            check_choice(who, "ranking", self.ranking, get_args(Ranking))
-        check_int(who, "top_n", self.top_n, at_least=1)
-        check_int(who, "seed", self.seed, at_least=0)
+        check_int("CorpusOptions", "top_n", self.top_n, at_least=1)
+        check_sampling("CorpusOptions", **vars(self))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from precision import RANKS, main
 
-from tmapdiff import PRESETS, ActionTimelineFeatures, TmapdiffError, Vocabulary
+from tmapdiff import (
+    PRESETS,
+    ActionTimelineFeatures,
+    MomentLocalizationPipeline,
+    TmapdiffError,
+    Vocabulary,
+)
 from tmapdiff.data import SyntheticActivities
 
 
@@ -18,8 +24,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     model = PRESETS["nano"].build(vocabulary_size=len(vocabulary), clip_channels=store.feature_dim)
     folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    vocabulary.save(folder / "vocabulary.json")
+    MomentLocalizationPipeline(model, vocabulary).save_pretrained(folder)
     return folder
 
 

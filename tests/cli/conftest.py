@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from helpers.datasets import write_charades
 from helpers.videos import number_image, write_video
 
 from tmapdiff.cli import main
@@ -28,15 +29,7 @@ class Answer:
 
 @pytest.fixture
 def charades(tmp_path: Path) -> Path:
-    """A folder of Charades, with what `timeline` needs: a video of 30 s in each part."""
-    folder = tmp_path / "charades"
-    folder.mkdir()
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
-    for split, video in (("train", "AAAAA"), ("test", "BBBBB")):
-        row = f'{video},S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00",30.0'
-        (folder / f"Charades_v1_{split}.csv").write_text(f"{header}actions,length\n{row}\n")
-        (folder / f"charades_sta_{split}.txt").write_text(f"{video} 1.0 9.0##a person.\n")
-    return folder
+    return write_charades(tmp_path / "charades")
 
 
 @pytest.fixture

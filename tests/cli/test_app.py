@@ -62,23 +62,3 @@ def test_choices_are_those_of_the_library():
     assert list(train.DecoderName.__args__) == list(tmapdiff.presets.DECODERS)
     assert FormatName.__args__ == AnnotationFormat.__args__
     assert SplitName.__args__ == Split.__args__
-
-
-@pytest.mark.parametrize("number", ["1_0", "nan", "inf", "\uff11", " 1"])
-@pytest.mark.parametrize(
-    ("option", "command"),
-    [
-        ("--seed", ["train"]),
-        ("--learning-rate", ["train"]),
-        ("--steps", ["evaluate", "x"]),
-        ("--samples", ["localize", "x", "y", "--model", "z"]),
-        ("--gpus-per-worker", ["localize-corpus", "x", "y", "z", "--out", "o"]),
-        ("--fps", ["extract", "x", "--model", "y", "--out", "z"]),
-        ("--seconds-per-feature", ["convert", "x", "y"]),
-        ("--max-megabytes", ["demo", "x"]),
-    ],
-)
-def test_numbers_are_plain_ones(run, option, command, number):
-    found = run(*command, option, number)
-    assert found.code == 2
-    assert f"error: Invalid value for '{option}': {number!r} is not a valid " in found.err

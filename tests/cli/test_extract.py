@@ -56,13 +56,8 @@ def test_one_video_may_be_named(run, corpus, tmp_path):
     assert torch.equal(one["one"], all_of_them["one"])
 
 
-def test_wrong_usage(run, tmp_path):
+def test_errors(run, tmp_path):
     out = ["--out", tmp_path / "x.h5"]
-    assert run("extract", tmp_path, *out).code == 2
-    assert run("extract", tmp_path, *out, "--model", "a", "--frame-encoder", "b").code == 2
-    found = run("extract", tmp_path, *out, "--frame-encoder", "b", "--random-weights")
-    assert found.code == 2
-    assert "'--random-weights': it does nothing without --model." in found.err
     found = run("extract", tmp_path, *out, *ENCODER, "--device", "cuda:99")
     assert found.code == 1
     assert found.err.startswith("error: --device: expected a device of this machine, got 'cuda:99'")

@@ -56,7 +56,6 @@ def test_the_format_can_be_named(run, tmp_path):
     )
     assert run("inspect", tmp_path, "--dataset", "activitynet").code == 0
     assert run("inspect", tmp_path, "--dataset", "tacos").code == 1
-    assert run("inspect", tmp_path, "--dataset", "mad").code == 2
 
 
 def test_errors_are_one_line(run, corpus, tmp_path):

@@ -113,15 +113,6 @@ def test_pictures(run, corpus, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_wrong_usage_is_code_2(run):
-    assert run("localize", "a.mp4").code == 2
-    found = run("localize", "a.npy", "a dog", "--model", "x", "--strip", "y.png")
-    assert found.code == 2
-    assert "'--strip': it does nothing without a video." in found.err
-    found = run("localize", "a.mp4", "a dog", "--model", "x", "--seconds-per-feature", "1")
-    assert found.code == 2
-
-
 def test_errors_are_one_line(run, corpus, finished, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     model, video = ["--model", corpus.pipeline], corpus.videos / "three.mp4"
@@ -140,15 +131,7 @@ def test_errors_are_one_line(run, corpus, finished, tmp_path):
 
 
 def test_an_id_that_the_features_spell_otherwise_is_found_and_told(run, corpus):
-    options = [
-        "--model",
-        corpus.pipeline,
-        "--device",
-        "cpu",
-        "--features",
-        corpus.features,
-        "--json",
-    ]
+    options = ["--model", corpus.pipeline, "--features", corpus.features, "--json"]
     wanted = run("localize", "three", SENTENCES[0], *options)
     found = run("localize", "v_three.avi", SENTENCES[0], *options)
     assert found.code == 0

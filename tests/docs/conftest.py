@@ -24,7 +24,7 @@ def make_files(folder: Path) -> None:
     - `npy/`, `npz/`, `pt/`: the same features in the other forms
     - `clip/`: one feature every half second, 16 channels, as another model's
     - `glove.txt`: word vectors of 8 numbers
-    - `run/metrics.json`: what a run of `examples/train_charades.py` left, made up
+    - `run/metrics.json`: what a run of `tmapdiff train` left, made up
     - `helpers.migration.make_files_of_others`: files in the forms of other projects
     - `model_card_template.md`: the file of that name in `docs`
     """
@@ -58,7 +58,7 @@ def make_files(folder: Path) -> None:
     (folder / "glove.txt").write_text("".join(rows))
 
     shutil.copy(ROOT / "docs" / "model_card_template.md", folder)
-    (folder / "run" / "model").mkdir(parents=True)
+    (folder / "run" / "pipeline").mkdir(parents=True)
     names = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
     metrics = {
         **dict.fromkeys(names, 12.34),
@@ -66,7 +66,7 @@ def make_files(folder: Path) -> None:
         "features": "SIMULATED action timelines",
         "evaluated_on": "synthetic activities (test, seed 0): 203 lines, 203 kept",
         "seed": 0,
-        "arguments": {"preset": "nano", "epochs": None},
+        "options": {"preset": "nano", "epochs": None},
         "versions": {"python": "3.12", "tmapdiff": None},
         "git_commit": None,
     }

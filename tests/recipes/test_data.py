@@ -2,8 +2,8 @@ import json
 
 import h5py
 import numpy as np
-import pytest
 from helpers.assertions import refuses
+from helpers.datasets import write_charades
 
 from tmapdiff.data import ActionTimelineFeatures, ConcatFeatureStore, Vocabulary
 from tmapdiff.errors import ArgumentError, FileError
@@ -129,18 +129,8 @@ def test_timeline_stands_alone_and_needs_charades(tmp_path):
         open_features([])
 
 
-@pytest.fixture
-def charades(tmp_path):
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
-    for split, video in (("train", "AAAAA"), ("test", "BBBBB")):
-        row = f'{video},S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00",30.0'
-        (tmp_path / f"Charades_v1_{split}.csv").write_text(f"{header}actions,length\n{row}\n")
-        (tmp_path / f"charades_sta_{split}.txt").write_text(f"{video} 1.0 9.0##a person.\n")
-    return tmp_path
-
-
-def test_charades_with_simulated_features(charades):
-    data = LocalizationData.load(charades, features=["timeline"])
+def test_charades_with_simulated_features(tmp_path):
+    data = LocalizationData.load(write_charades(tmp_path / "charades"), features=["timeline"])
     assert data.name == "charades"
     assert isinstance(data.store, ActionTimelineFeatures)
     assert all(video in data.store for video in ("AAAAA", "BBBBB"))

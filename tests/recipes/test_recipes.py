@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ from tmapdiff.errors import ConfigError
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.recipes import (
     LocalizationData,
-    Reading,
     Recipe,
+    SamplingOptions,
     TrainedLocalizer,
     evaluate_control,
     evaluate_localizer,
@@ -128,20 +127,6 @@ def test_words_of_glove_are_loaded(tmp_path):
     assert not words.requires_grad
 
 
-def test_a_model_is_saved_in_place_of_an_earlier_one(tmp_path):
-    first, second = (Recipe("nano", seed=seed).build(VOCABULARY, 5) for seed in (1, 2))
-    first.save_pretrained(tmp_path, max_shard_size="100KB")
-    (tmp_path / "notes.txt").touch()
-    test_set = SimpleNamespace(vocabulary=VOCABULARY)
-    TrainedLocalizer(second, second, test_set, test_set, None).save_model(tmp_path)
-    assert {one.name for one in tmp_path.iterdir()} == {
-        "config.json", "diffusion_pytorch_model.safetensors", "vocabulary.json", "notes.txt",
-    }  # fmt: skip
-    read = MomentLocalizer.from_pretrained(tmp_path)
-    for name, value in second.state_dict().items():
-        assert torch.equal(read.state_dict()[name], value)
-
-
 def test_unknown_names_are_refused():
     for fields, text in (
         ({"preset": "huge"}, "expected preset to be one of nano"),
@@ -166,7 +151,7 @@ def test_results_are_written_with_what_they_come_from(data, tmp_path):
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
     model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
     test_set = make_test_set(data.test, data.store, model.grid, vocabulary)
-    results = evaluate_localizer(model, test_set, Reading((1, 2)), label="raw, ")
+    results = evaluate_localizer(model, test_set, SamplingOptions((1, 2)), label="raw, ")
     assert list(results.rows) == ["raw, steps 1", "raw, steps 2"]
     names = results.write(tmp_path, {"seed": 7})
     assert names == ("metrics.json", "predictions.jsonl", "maps.png")
@@ -175,11 +160,11 @@ def test_results_are_written_with_what_they_come_from(data, tmp_path):
     assert summary["mIoU"] == results.rows["raw, steps 1"]["mIoU"]
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(data.test)
     pipeline = MomentLocalizationPipeline(model, vocabulary)
-    same = evaluate_localizer(model, make_pipeline_test_set(pipeline, data), Reading((1,)))
+    same = evaluate_localizer(model, make_pipeline_test_set(pipeline, data), SamplingOptions((1,)))
     assert same.evaluation.metrics == results.rows["raw, steps 1"]
 
 
-def test_each_way_of_reading_reaches_the_answers(data):
+def test_each_sampling_option_reaches_the_answers(data):
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
     model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
     with torch.no_grad():  # whose last layers are 0 before training
@@ -187,7 +172,7 @@ def test_each_way_of_reading_reaches_the_answers(data):
             weight += 0.1 * torch.randn_like(weight)
     test_set = make_test_set(data.test.limit(3), data.store, model.grid, vocabulary)
     found = [
-        evaluate_localizer(model, test_set, Reading((1,), **fields)).evaluation.predictions
+        evaluate_localizer(model, test_set, SamplingOptions((1,), **fields)).evaluation.predictions
         for fields in ({}, {"seed": 1}, {"num_samples": 2}, {"ranking": "expected-hits"})
     ]
     assert len(set(found)) == 4
@@ -199,7 +184,7 @@ def as_the_pipeline_answers(pipeline, data):
         for weight in pipeline.localizer.parameters():
             weight += 0.1 * torch.randn_like(weight)
     test_set = make_pipeline_test_set(pipeline, data)
-    found = evaluate_localizer(pipeline.localizer, test_set, Reading((2,), seed=3))
+    found = evaluate_localizer(pipeline.localizer, test_set, SamplingOptions((2,), seed=3))
     for position, (item, one) in enumerate(
         zip(data.test, found.evaluation.predictions, strict=True)
     ):

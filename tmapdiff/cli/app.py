@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tmapdiff._version import __version__
-from tmapdiff.cli.options import with_plain_numbers
+from tmapdiff.cli.options import as_command
 
 # In the order of the help. Each is a file here, with a function of its name and with EXAMPLES.
 COMMANDS = (
@@ -48,4 +48,4 @@ for _name in COMMANDS:
     _file = import_module(f"tmapdiff.cli.{_name}")
     # The \b keeps the lines of the examples as they are.
     _add = app.command(epilog=f"Examples:\n\n\b\n{_file.EXAMPLES.strip()}")
-    _add(with_plain_numbers(getattr(_file, _name)))
+    _add(as_command(getattr(_file, _name)))

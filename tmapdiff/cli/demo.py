@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.options import DeviceOption, ModelOption, find_device
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -15,9 +15,7 @@ tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds
 
 
 def demo(
-    model: Annotated[
-        str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
-    ],
+    model: ModelOption,
     video_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of videos that visitors may pick.")
     ] = None,

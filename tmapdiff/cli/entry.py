@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tmapdiff.cli.texts import printable
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.spinning import spin_briefly
 
@@ -59,6 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code in (_INTERRUPTED, _TERMINATED):
         _say("interrupted")
     return code or 0
+
+
+def printable(text: str) -> str:
+    """Spell out what would command a terminal, such as the escape codes in an untrusted file."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def _fail(error: object) -> int:

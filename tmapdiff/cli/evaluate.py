@@ -1,5 +1,6 @@
 """`tmapdiff evaluate`: how good a pipeline's answers are."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from tmapdiff.cli import options
-from tmapdiff.cli.devices import DeviceOption, find_device
-from tmapdiff.cli.evaluating import check_places, load_data, report
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.data import DataOptions
+from tmapdiff.cli.output import JsonOption, Output, report_results
 
 EXAMPLES = """
 tmapdiff evaluate runs/first/pipeline
@@ -37,8 +37,7 @@ def evaluate(
         str,
         typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub."),
     ],
-    dataset: options.DatasetOption = None,
-    root: options.RootOption = None,
+    data_options: DataOptions,
     test: Annotated[
         list[Path] | None,
         typer.Option(
@@ -47,10 +46,7 @@ def evaluate(
             "has results of its own, in a folder of its name in --output.",
         ),
     ] = None,
-    test_split: options.TestSplitOption = "test",
-    features: options.FeaturesOption = None,
-    seconds_per_feature: options.SecondsPerFeatureOption = None,
-    steps: options.StepsOption = None,
+    steps: options.SeveralStepsOption = None,
     samples: options.SamplesOption = None,
     ranking: Annotated[
         list[RankingName] | None,
@@ -61,7 +57,6 @@ def evaluate(
         ),
     ] = None,
     seed: options.SeedOption = 0,
-    limit: options.LimitOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -69,77 +64,73 @@ def evaluate(
             help="Where to write. [default: the folder evaluation beside that of the pipeline]",
         ),
     ] = None,
-    device: DeviceOption = "auto",
+    device: options.DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a pipeline on annotated queries.
 
-    Without data it evaluates on the made-up activities that train makes up.
+    Without data it evaluates on the made-up activities that train makes up. On several processes:
+    accelerate launch -m tmapdiff evaluate ...
 
     Writes metrics.json, predictions.jsonl (a submission file of moment_detr) and maps.png.
     """
-    made_up = root is None and not test
-    options.refuse_idle(
-        ("--features", features and made_up, "--test or --root"),
-        ("--root", root and test and "timeline" not in (features or ()), options.USE_OF_ROOT),
-        ("--seconds-per-feature", seconds_per_feature and not features, "--features"),
-    )
-    options.require_features(features, made_up)
-    places = test or ([] if root is None else [root])
-    rankings: list[Any] = list(dict.fromkeys(one.value for one in ranking or ()))
+    places = test or ([] if data_options.root is None else [data_options.root])
     names = _names(places)
     folder = output or Path(pipeline).parent / "evaluation"
     with Output(as_json) as out:
-        check_places(
-            None,
-            places,
-            root=root,
-            dataset=dataset,
-            test_split=test_split,
-            features=features,
-        )
+        data_options.check(None, places, "--test")
         from tmapdiff.pipelines import MomentLocalizationPipeline
-        from tmapdiff.recipes import Reading, evaluate_localizer, make_pipeline_test_set
+        from tmapdiff.recipes import (
+            SamplingOptions,
+            evaluate_localizer,
+            is_main_process,
+            make_pipeline_test_set,
+        )
 
-        loaded = MomentLocalizationPipeline.from_pretrained(pipeline).to(find_device(device))
+        out.is_muted = not is_main_process()
+        accelerator = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+
+            accelerator = Accelerator(cpu=device == "cpu")
+        place_of_model = options.find_device(device) if accelerator is None else accelerator.device
+        loaded = MomentLocalizationPipeline.from_pretrained(pipeline).to(place_of_model)
+        rankings: list[Any] = list(dict.fromkeys(choice.value for choice in ranking or ()))
+        ways = [
+            SamplingOptions(tuple(steps or ()), samples, choice, seed)
+            for choice in rankings or [None]
+        ]
         documents = {}
         queries: list[Path | None] = [*places] or [None]
         for name, place in zip(names, queries, strict=True):
             began = time.perf_counter()
-            data = load_data(
-                None,
-                place,
-                root=root,
-                dataset=dataset,
-                test_split=test_split,
-                features=features,
-                seconds_per_feature=seconds_per_feature,
-                limit=limit,
-            )
+            data = data_options.load(None, place)
             out.line(str(data))
             test_set = make_pipeline_test_set(loaded, data)
-            reading = Reading(tuple(steps or ()), samples, None, seed, data.protocol)
-            readings = [replace(reading, ranking=one) for one in rankings] or [reading]
-            found = [
+            each = [
                 evaluate_localizer(
                     loaded.localizer,
                     test_set,
-                    one,
-                    label=f"{one.ranking}, " if len(readings) > 1 else "",
+                    sampling,
+                    protocol=data.protocol,
+                    label=f"{sampling.ranking}, " if len(ways) > 1 else "",
+                    accelerator=accelerator,
                 )
-                for one in readings
+                for sampling in ways
             ]
-            rows = {row: metrics for one in found for row, metrics in one.rows.items()}
+            if not is_main_process():
+                continue
+            rows = {row: metrics for results in each for row, metrics in results.rows.items()}
             details = {
                 "pipeline": pipeline,
                 "seed": seed,
                 "seconds": time.perf_counter() - began,
                 **options.given(context),
             }
-            results = replace(found[0], rows=rows)
-            documents[name] = report(out, results, data, folder / name, details)
+            results = replace(each[0], rows=rows)
+            documents[name] = report_results(out, results, data, folder / name, details)
         several = {"tests": documents, "output": folder}
-        out.document(several if len(documents) > 1 else documents[names[0]])
+        out.document(several if len(names) > 1 else documents.get("", {}))
 
 
 def _names(places: Sequence[Path]) -> list[str]:

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tmapdiff.cli.devices import DeviceOption, find_device
-from tmapdiff.cli.options import refuse_idle
+from tmapdiff.cli.options import DeviceOption, find_device, refuse_idle
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmapdiff.cli.devices import DeviceOption, find_device
-from tmapdiff.cli.options import RankingOption, SamplesOption, given, refuse_idle
+from tmapdiff.cli import options
 from tmapdiff.cli.output import JsonOption, Output
 from tmapdiff.errors import ArgumentError
 
@@ -39,16 +38,12 @@ def localize(
     sentences: Annotated[
         list[str], typer.Argument(metavar="SENTENCE...", help="What to look for, in words.")
     ],
-    model: Annotated[
-        str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
-    ],
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps. [default: the model's]")
-    ] = None,
-    samples: SamplesOption = None,
+    model: options.ModelOption,
+    steps: options.StepsOption = None,
+    samples: options.SamplesOption = None,
     top: Annotated[int, typer.Option(help="Moments of each sentence, at most.")] = 5,
-    ranking: RankingOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    ranking: options.RankingOption = None,
+    seed: options.NoiseSeedOption = 0,
     features: Annotated[
         Path | None,
         typer.Option(metavar="STORE", help="Feature store in which VIDEO is an id."),
@@ -73,7 +68,7 @@ def localize(
             help="Draw the moments below a strip of the video; likewise.",
         ),
     ] = None,
-    device: DeviceOption = "auto",
+    device: options.DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Find the moments of a video that sentences describe.
@@ -84,7 +79,7 @@ def localize(
     """
     is_file_of_features = Path(video).suffix in (".npy", ".npz", ".pt")
     without_pictures = features is not None or is_file_of_features
-    refuse_idle(
+    options.refuse_idle(
         ("--seconds-per-feature", seconds_per_feature and not without_pictures, "features"),
         ("--strip", strip and without_pictures, "a video"),
     )
@@ -96,7 +91,7 @@ def localize(
 
         if features is None:
             check_no_address("localize", video)
-        pipeline = MomentLocalizationPipeline.from_pretrained(model).to(find_device(device))
+        pipeline = MomentLocalizationPipeline.from_pretrained(model).to(options.find_device(device))
         pipeline.set_progress_bar_config(disable=None)  # without a terminal
         source: Any = video
         if without_pictures:
@@ -133,7 +128,7 @@ def localize(
                 "windows": windows,
                 "model": model,
                 "seed": seed,
-                **given(context),
+                **options.given(context),
                 "answers": [
                     {
                         "sentence": sentence,

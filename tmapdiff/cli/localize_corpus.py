@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from tmapdiff.cli.devices import DeviceOption, find_device
+from tmapdiff.cli.options import (
+    DeviceOption,
+    NoiseSeedOption,
+    SamplesOption,
+    StepsOption,
+    find_device,
+)
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -54,15 +60,10 @@ def localize_corpus(
     device: DeviceOption = "auto",
     videos_per_file: Annotated[int, typer.Option(help="Videos written together.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps. [default: the model's]")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Samples of each query that are averaged. [default: the model's]"),
-    ] = None,
+    steps: StepsOption = None,
+    samples: SamplesOption = None,
     top: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: NoiseSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Find the moments of many queries in many videos.

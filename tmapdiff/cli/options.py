@@ -1,16 +1,17 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what typer is told of a command."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
+from tmapdiff._core.checks import first_line
 from tmapdiff._core.numbers import parse_integer, parse_number
-from tmapdiff.cli.output import plain
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from tmapdiff.cli.output import to_json
+from tmapdiff.errors import ConfigError
 
 FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
 SplitName = Literal["train", "val", "test"]
@@ -19,32 +20,15 @@ DatasetOption = Annotated[
     FormatName | None,
     typer.Option(help="Format of the annotations. [default: found by names and contents]"),
 ]
-RootOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of the data set, with its files named as published; for 'timeline', that of "
-        "Charades.",
-    ),
-]
-TestOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Queries to evaluate on, in place of those of --root."),
-]
-TestSplitOption = Annotated[SplitName, typer.Option(help="The part of --root to evaluate on.")]
-FeaturesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="STORE",
-        help="An HDF5 file, or a folder of .npy, .npz or .pt files; several are put side by side. "
-        "For Charades-STA also 'timeline': features simulated from its action annotations.",
-    ),
-]
 SecondsPerFeatureOption = Annotated[
     float | None,
     typer.Option(help="Seconds from one feature to the next, of stores that do not say it."),
 ]
-StepsOption = Annotated[
+ModelOption = Annotated[
+    str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
+SeveralStepsOption = Annotated[
     list[int] | None,
     typer.Option(
         help="Denoising steps; given several times, each is evaluated, and the predictions of the "
@@ -61,25 +45,69 @@ RankingOption = Annotated[
     typer.Option(help="How moments are read off the maps. [default: the model's]"),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
-LimitOption = Annotated[
-    int | None, typer.Option(help="Use the first queries only, so many of each part.")
+NoiseSeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if any."
+    ),
 ]
 
 
-USE_OF_ROOT = "queries to take from it, or --features timeline"
+def find_device(name: str) -> str:
+    """Return the device that `name` means; `auto` is a GPU if there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    # torch words the lack of a device in errors of several kinds.
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = first_line(error).rstrip(".")
+        raise ConfigError(
+            f"--device: expected a device of this machine, got {name!r}. {reason}."
+        ) from None
+    return name
 
 
-def with_plain_numbers(command: Command) -> Command:
-    """Let the numbers of a command be read as those of files are: typer takes `1_0` for 10."""
-    for hint in get_type_hints(command, include_extras=True).values():
-        kind, *about = get_args(hint) or (hint,)
-        kinds = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
-        for number in (int, float):
-            if number in kinds:
-                for info in about:
-                    info.parser = partial(_read_number, number)
-                    info.metavar = info.metavar or f"<{number.__name__}>"
+def as_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make of a function what typer takes.
+
+    Parameters that are dataclasses become an option for each field. Numbers are read as those of
+    files are: typer takes `1_0` for 10.
+    """
+    groups = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
+    parameters: list[Parameter] = []
+    for parameter in signature(function).parameters.values():
+        group: Any = groups.get(parameter.name)
+        parameters += [parameter] if group is None else signature(group).parameters.values()
+    for parameter in parameters:
+        _read_plain_numbers(parameter.annotation)
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        function(**values)
+
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    vars(command)["__signature__"] = signature(function).replace(parameters=keywords)
     return command
+
+
+def _read_plain_numbers(annotation: Any) -> None:
+    kind, *about = get_args(annotation) or (annotation,)
+    kinds = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
+    for number in (int, float):
+        if number in kinds:
+            for info in about:
+                info.parser = partial(_read_number, number)
+                info.metavar = info.metavar or f"<{number.__name__}>"
 
 
 def _read_number(kind: type, given: Any) -> Any:
@@ -100,16 +128,10 @@ def refuse_idle(*options: tuple[str, object, str]) -> None:
     """
     for name, in_vain, needed in options:
         if in_vain:
-            raise typer.BadParameter(f"it does nothing without {needed}.", param_hint=f"'{name}'")
+            raise typer.BadParameter(f"it has no effect without {needed}.", param_hint=f"'{name}'")
 
 
 def given(context: typer.Context) -> dict[str, Any]:
     """Return the command and all its options, for people who ask later what was run."""
     values = {name: value for name, value in context.params.items() if name != "as_json"}
-    return {"command": context.info_name, "options": plain(values)}
-
-
-def require_features(features: Sequence[str] | None, made_up: bool) -> None:
-    """Refuse annotations of real videos, without what is to be seen of them."""
-    if not made_up and not features:
-        raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
+    return {"command": context.info_name, "options": to_json(values)}

@@ -7,12 +7,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typing_extensions import Self
 
-from tmapdiff.cli.texts import printable
+from tmapdiff.cli.entry import printable
+
+if TYPE_CHECKING:
+    from tmapdiff.recipes import LocalizationData, Results
 
 JsonOption = Annotated[
     bool,
@@ -97,7 +101,7 @@ class Output:
                 finite number becomes null.
         """
         if self.as_json and not self.is_muted:
-            text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False)
             # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
             text = text.encode(errors="backslashreplace").decode()
             self._stdout.write(f"{text}\n")
@@ -120,6 +124,34 @@ def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]
         yield lambda: bar.advance(task)
 
 
+def report_results(
+    output: Output,
+    results: "Results",
+    data: "LocalizationData",
+    folder: Path,
+    details: Mapping[str, Any],
+    also_written: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write the results into a folder, print them, and return the document for `--json`.
+
+    Raises:
+        FileError: If a file cannot be written.
+    """
+    from tmapdiff.provenance import describe_run
+
+    metrics_table(output, results.rows, f"{data.store.description}; percent")
+    details = {
+        "features": data.store.description,
+        "evaluated_on": data.evaluated_on,
+        "annotations": {part: str(path) for part, path in data.files.items()},
+        **details,
+        **describe_run(),
+    }
+    names = [*results.write(folder, details), *also_written]
+    output.line(f"written to {folder}: {', '.join(names)}")
+    return {**results.summary(), **details, "output": folder, "files": names}
+
+
 def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
     """Print metrics in percent, a row for each of what gave them."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
@@ -133,18 +165,18 @@ def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title
     )
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Bring a value into a form that JSON holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):  # arrays and tensors, of no dimension too
-        return plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

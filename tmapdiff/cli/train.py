@@ -1,14 +1,18 @@
 """`tmapdiff train`: from annotations and features to a pipeline."""
 
+import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from tmapdiff._core.checks import message
 from tmapdiff.cli import options
-from tmapdiff.cli.evaluating import check_places, load_data, report
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.data import DataOptions
+from tmapdiff.cli.output import JsonOption, Output, report_results
+from tmapdiff.errors import FileError
 
 EXAMPLES = """
 tmapdiff train --preset nano --output runs/first
@@ -25,18 +29,89 @@ DecoderName = Literal[
 ]
 
 
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Fields of `Recipe`."""
+
+    preset: Annotated[PresetName, typer.Option(help="Size of the model, and how to train.")] = (
+        "tiny"
+    )
+    decoder: Annotated[
+        DecoderName | None, typer.Option(help="Decoder of Table 3. [default: the preset's]")
+    ] = None
+    objective: Annotated[
+        str | None,
+        typer.Option(help="What is learned, see tmapdiff.losses. [default: the preset's]"),
+    ] = None
+    glove: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="GloVe vectors. [default: words are learned]"),
+    ] = None
+    clip_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of a clip: train on windows of long videos, evaluate on whole ones. "
+            "[default: clips divide each video equally]"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Fields of `TrainingConfig`; what is None is the preset's."""
+
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training queries. [default: the preset's]")
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option(help="Queries per training step. [default: the preset's]")
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate. [default: the preset's]")
+    ] = None
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"] | None,
+        typer.Option(help="Arithmetic of training. [default: the preset's]"),
+    ] = None
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option("--activation-checkpointing", help="Less memory, more time, equal results."),
+    ] = False
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile speed up training.")
+    ] = False
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Two runs are equal to the bit, on a GPU too; slower."
+        ),
+    ] = False
+    checkpoint_minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes between checkpoints within an epoch. [default: 10]"),
+    ] = None
+
+
 def train(
     context: typer.Context,
-    dataset: options.DatasetOption = None,
-    root: options.RootOption = None,
+    data_options: DataOptions,
+    recipe_options: RecipeOptions,
+    training_options: TrainingOptions,
     train: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Queries to train on, in place of those of --root."),
     ] = None,
-    test: options.TestOption = None,
-    test_split: options.TestSplitOption = "test",
-    features: options.FeaturesOption = None,
-    seconds_per_feature: options.SecondsPerFeatureOption = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Queries to evaluate on, in place of those of --root."),
+    ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the training videos, 0 to 1, to evaluate on in place of the test "
+            "queries: for every choice that you make."
+        ),
+    ] = None,
     frame_encoder: Annotated[
         Path | None,
         typer.Option(
@@ -45,9 +120,6 @@ def train(
             "pipeline to take videos. [default: what the feature store says]",
         ),
     ] = None,
-    preset: Annotated[PresetName, typer.Option(help="Size of the model, and how to train.")] = (
-        "tiny"
-    ),
     model: Annotated[
         Literal["diffusion", "deterministic", "ms2dtan", "prior", "oracle"],
         typer.Option(
@@ -55,45 +127,10 @@ def train(
             "baseline, the best constant answer, or the true maps."
         ),
     ] = "diffusion",
-    decoder: Annotated[
-        DecoderName | None, typer.Option(help="Decoder of Table 3. [default: the preset's]")
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(help="What is learned, see tmapdiff.losses. [default: the preset's]"),
-    ] = None,
-    glove: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="GloVe vectors. [default: words are learned]"),
-    ] = None,
-    clip_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds of a clip: train on windows of long videos, evaluate on whole ones. "
-            "[default: clips divide each video equally]"
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training queries. [default: the preset's]")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Queries a training step. [default: the preset's]")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate. [default: the preset's]")
-    ] = None,
-    steps: options.StepsOption = None,
+    steps: options.SeveralStepsOption = None,
     samples: options.SamplesOption = None,
     ranking: options.RankingOption = None,
     seed: options.SeedOption = 0,
-    limit: options.LimitOption = None,
-    holdout: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the training videos, 0 to 1, to evaluate on in place of the test "
-            "queries: for every choice that you make."
-        ),
-    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -110,30 +147,9 @@ def train(
     device: Annotated[
         Literal["auto", "cpu"], typer.Option(help="auto takes a GPU if there is one.")
     ] = "auto",
-    mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"] | None,
-        typer.Option(help="Arithmetic of training. [default: the preset's]"),
-    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that read data; 0 reads in this one.")] = (
         0
     ),
-    activation_checkpointing: Annotated[
-        bool,
-        typer.Option("--activation-checkpointing", help="Less memory, more time, equal results."),
-    ] = False,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile speed up training.")
-    ] = False,
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Two runs are equal to the bit, on a GPU too; slower."
-        ),
-    ] = False,
-    checkpoint_minutes: Annotated[
-        float | None,
-        typer.Option(help="Minutes between checkpoints within an epoch. [default: 10]"),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a localizer, evaluate it, and save a pipeline that evaluate and localize read.
@@ -146,49 +162,42 @@ def train(
     had, the pipeline takes videos; else it takes features.
     """
     untrained = model in ("prior", "oracle")
-    made_up = root is None and train is None
+    made_up = data_options.root is None and train is None
+    for name, value in {"resume": resume, "ranking": ranking, **vars(training_options)}.items():
+        if name not in ("epochs", "batch_size", "learning_rate", "mixed_precision"):
+            option = f"--{name.replace('_', '-')}"
+            options.refuse_idle((option, value and untrained, "a model to train"))
     options.refuse_idle(
         ("--test", test is not None and made_up, "--train or --root"),
-        (
-            "--root",
-            root and train and (test or holdout) and "timeline" not in (features or ()),
-            options.USE_OF_ROOT,
-        ),
-        ("--features", features and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (made_up or untrained), "features of videos"),
-        ("--seconds-per-feature", seconds_per_feature and not features, "--features"),
-        ("--resume", resume and untrained, "a model to train"),
-        ("--compile", compile and untrained, "a model to train"),
-        ("--activation-checkpointing", activation_checkpointing and untrained, "a model to train"),
-        ("--deterministic", deterministic and untrained, "a model to train"),
-        ("--checkpoint-minutes", checkpoint_minutes is not None and untrained, "a model to train"),
-        ("--decoder", decoder and (untrained or model == "ms2dtan"), "a model with such a decoder"),
+        (
+            "--decoder",
+            recipe_options.decoder and (untrained or model == "ms2dtan"),
+            "a model with such a decoder",
+        ),
         ("--steps", steps and model != "diffusion", "--model diffusion"),
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
-        ("--ranking", ranking and untrained, "a model to train"),
     )
     if resume and overwrite:
         raise typer.BadParameter("it does not go with --resume.", param_hint="'--overwrite'")
-    if train is not None and test is None and root is None and holdout is None:
+    if not made_up and not (test or data_options.root or holdout is not None):
         raise typer.BadParameter("name --test, --root or --holdout, too.", param_hint="'--train'")
-    options.require_features(features, made_up)
-    place = train or root
+    train_place = train or data_options.root
     # What is held out is of the queries to train on: no others are needed.
-    other = test or (root if holdout is None else None) or place
+    test_place = test or (data_options.root if holdout is None else None) or train_place
     with Output(as_json) as out:
-        check_places(
-            place,
-            [] if other is None else [other],
-            root=root,
-            dataset=dataset,
-            test_split=test_split,
-            features=features,
-            others={"--glove": glove, "--frame-encoder": frame_encoder},
-        )
-        from tmapdiff._core.checks import check_int
+        data_options.check(train_place, [] if test_place is None else [test_place], "--train")
+        for option, place in (
+            ("--glove", recipe_options.glove),
+            ("--frame-encoder", frame_encoder),
+        ):
+            if place is not None and not place.exists():
+                raise FileError(message(option, "a place to read from", f"nothing at {place}"))
+        from tmapdiff._core.files import written_beside
         from tmapdiff.recipes import (
-            Reading,
+            RUN_FILES,
             Recipe,
+            SamplingOptions,
             check_run_folder,
             evaluate_control,
             evaluate_trained,
@@ -198,88 +207,56 @@ def train(
 
         began = time.perf_counter()
         out.is_muted = not is_main_process()
-        if samples is not None:  # now, rather than after training
-            check_int("--samples", "the number", samples, at_least=1)
+        sampling = SamplingOptions(tuple(steps or ()), samples, ranking, seed)
         recipe = Recipe(
-            preset=preset,
             model="diffusion" if model == "prior" or model == "oracle" else model,
-            decoder=decoder,
-            objective=objective,
-            glove=glove,
-            clip_seconds=clip_seconds,
             seed=seed,
-            training={
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "learning_rate": learning_rate,
-                "mixed_precision": mixed_precision,
-                "num_workers": workers,
-                "activation_checkpointing": activation_checkpointing,
-                "compile": compile,
-                "deterministic": deterministic,
-                "checkpoint_minutes": checkpoint_minutes,
-            },
+            training={**vars(training_options), "num_workers": workers},
+            **vars(recipe_options),
         )
-        data = load_data(
-            place,
-            other,
-            root=root,
-            dataset=dataset,
-            test_split=test_split,
-            features=features,
-            seconds_per_feature=seconds_per_feature,
-            holdout=holdout,
-            limit=limit,
-        )
+        data = data_options.load(train_place, test_place, holdout)
         out.line(str(data))
-        sources = {
-            "train": place,
-            "test": other,
-            "root": root,
-            "dataset": dataset,
-            "test_split": None if test_split == "test" else test_split,
-            "features": features or None,
-            "seconds_per_feature": seconds_per_feature,
-            "holdout": holdout,
-            "limit": limit,
-        }
-        control = model if untrained else None
-        folder = output or recipe.default_folder(data.name, sources, control)
-        files = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
-        check_run_folder(
-            folder,
-            resume=resume,
-            overwrite=overwrite,
-            writes=("metrics.json",) if untrained else files,
-        )
+        if output is None:
+            sources = {
+                **vars(data_options),
+                "train": train_place,
+                "test": test_place,
+                "holdout": holdout,
+                "features": data_options.features or None,
+                "test_split": None
+                if data_options.test_split == "test"
+                else data_options.test_split,
+            }
+            output = recipe.default_folder(data.name, sources, model if untrained else None)
+        writes = ("metrics.json",) if untrained else RUN_FILES
+        check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)
+        asked = options.given(context)
+        if is_main_process():  # now, as the run may be interrupted
+            with written_beside(output / "arguments.json") as new:
+                new.write_text(json.dumps(asked, indent=2) + "\n")
 
-        reading = Reading(tuple(steps or ()), samples, ranking, seed, data.protocol)
-        found = trained = None
+        match = trained = None
         if model == "prior" or model == "oracle":
             results = evaluate_control(model, recipe, data)
         else:
-            if not made_up and features != ["timeline"]:
-                found = find_frame_encoder(data.store, frame_encoder)
+            if not made_up and data_options.features != ["timeline"]:
+                match = find_frame_encoder(data.store, frame_encoder)
             trained = recipe.train(
                 data,
-                folder,
-                steps=reading.steps,
+                output,
+                steps=sampling.steps,
                 device=None if device == "auto" else device,
                 resume=resume,
                 overwrite=overwrite,
                 say=out.line,
             )
-            results = evaluate_trained(trained, reading, data)
+            results = evaluate_trained(trained, sampling, data)
         if not is_main_process():
             return
         if trained is not None:
-            trained.make_pipeline(found).save_pretrained(folder / "pipeline")
-        if found is not None:
-            out.line(found.remark)
-        details = {
-            "seed": seed,
-            "seconds": time.perf_counter() - began,
-            **options.given(context),
-        }
-        also = ("pipeline",) if trained else ()
-        out.document(report(out, results, data, folder, details, also))
+            trained.make_pipeline(match).save_pretrained(output / "pipeline")
+        if match is not None:
+            out.line(match.remark)
+        details = {"seed": seed, "seconds": time.perf_counter() - began, **asked}
+        also_written = ("pipeline",) if trained else ()
+        out.document(report_results(out, results, data, output, details, also_written))

@@ -9,14 +9,14 @@ from tmapdiff.recipes.data import (
 )
 from tmapdiff.recipes.evaluation import (
     Control,
-    Reading,
     Results,
+    SamplingOptions,
     evaluate_control,
     evaluate_localizer,
     evaluate_trained,
     make_pipeline_test_set,
 )
-from tmapdiff.recipes.frame_encoder import FoundEncoder, find_frame_encoder
+from tmapdiff.recipes.frame_encoder import EncoderMatch, find_frame_encoder
 from tmapdiff.recipes.training import (
     RUN_FILES,
     SYNTHETIC_EPOCHS,
@@ -41,12 +41,12 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "check_run_folder",
     "is_main_process",
     "Control",
-    "Reading",
+    "SamplingOptions",
     "Results",
     "evaluate_localizer",
     "evaluate_trained",
     "evaluate_control",
     "make_pipeline_test_set",
-    "FoundEncoder",
+    "EncoderMatch",
     "find_frame_encoder",
 ]

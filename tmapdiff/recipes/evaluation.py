@@ -4,12 +4,11 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_choice, check_int, check_list, message
 from tmapdiff._core.files import written_beside
@@ -27,6 +26,7 @@ from tmapdiff.evaluation import (
 )
 from tmapdiff.maps import MapGrid
 from tmapdiff.models import MapLocalizer, Ranking
+from tmapdiff.models._sampling import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
@@ -38,7 +38,7 @@ _ENCODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Reading:
+class SamplingOptions:
     """How answers are drawn from a localizer; what is None is the model's.
 
     Attributes:
@@ -46,57 +46,30 @@ class Reading:
         num_samples: Samples of each query that are averaged.
         ranking: How moments are read off the maps.
         seed: Seed of the noise.
-        protocol: How answers are judged.
 
     Raises:
         ArgumentError: If a number is out of range.
-        ConfigError: If there is no such ranking or protocol.
+        ConfigError: If there is no such ranking.
     """
 
     steps: tuple[int, ...] = ()
     num_samples: int | None = None
     ranking: Ranking | None = None
     seed: int = 0
-    protocol: Protocol = "rank"
 
     def __post_init__(self) -> None:
-        for count in check_list("Reading", "steps", self.steps):
-            check_int("Reading", "steps", count, at_least=1)
-        if self.num_samples is not None:
-            check_int("Reading", "num_samples", self.num_samples, at_least=1)
-        if self.ranking is not None:
-            check_choice("Reading", "ranking", self.ranking, get_args(Ranking))
-        check_int("Reading", "seed", self.seed, at_least=0)
-        check_choice("Reading", "protocol", self.protocol, get_args(Protocol))
+        who = "SamplingOptions"
+        for count in check_list(who, "steps", self.steps):
+            check_int(who, "steps", count, at_least=1)
+        check_sampling(who, num_samples=self.num_samples, ranking=self.ranking, seed=self.seed)
 
-    def steps_of(self, model: MapLocalizer) -> tuple[int, ...]:
-        """Return the numbers of steps to evaluate `model` with."""
-        return self.steps or (model.config.num_inference_steps if model.is_generative else 1,)
-
-    def evaluate(
-        self, model: MapLocalizer, dataset: Dataset[Any], steps: int, accelerator: Any = None
-    ) -> Evaluation:
-        """Localize every query of a data set with a number of steps.
-
-        Args:
-            model: The localizer.
-            dataset: The queries.
-            steps: Denoising steps.
-            accelerator: As for `tmapdiff.evaluation.evaluate`.
-
-        Raises:
-            ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
-        """
-        judge = evaluate_didemo if self.protocol == "didemo" else evaluate
-        return judge(
-            model,
-            dataset,
-            num_inference_steps=steps,
-            num_samples=self.num_samples,
-            ranking=self.ranking,
-            seed=self.seed,
-            accelerator=accelerator,
-        )
+    def completed(self, model: MapLocalizer) -> "SamplingOptions":
+        """Return what `model` makes of the options; one that draws no samples has no number."""
+        config, ranking = model.config, self.ranking or model.config.ranking
+        if not model.is_generative:
+            return SamplingOptions(self.steps or (1,), None, ranking, self.seed)
+        steps = self.steps or (config.num_inference_steps,)
+        return SamplingOptions(steps, self.num_samples or config.num_samples, ranking, self.seed)
 
 
 @dataclass(frozen=True)
@@ -106,35 +79,29 @@ class Results:
     Attributes:
         rows: Metrics in percent, by what gave them.
         evaluation: The one that counts; None of a control.
-        steps: Denoising steps of it.
-        num_samples: Samples of each query that it averages; None of a model that draws none.
-        ranking: How its moments are read off the maps.
-        seed: Seed of its noise.
+        sampling: How its answers were drawn; None of a control.
         model: The localizer; None of a control.
         dataset: The queries; None of a control.
     """
 
     rows: Mapping[str, Mapping[str, float]]
     evaluation: Evaluation | None = None
-    steps: int | None = None
-    num_samples: int | None = None
-    ranking: Ranking | None = None
-    seed: int = 0
+    sampling: SamplingOptions | None = None
     model: MapLocalizer | None = None
     dataset: MomentDataset | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return what metrics.json says: the metrics that count, what gave them, and all rows."""
-        if self.evaluation is None or self.model is None:
+        if self.evaluation is None or self.model is None or self.sampling is None:
             (only,) = self.rows.values()
             return {**only, "rows": self.rows}
         return {
             **self.evaluation.metrics,
             "model": type(self.model).__name__,
             "objective": self.model.objective.name,
-            "num_inference_steps": self.steps,
-            "num_samples": self.num_samples,
-            "ranking": self.ranking,
+            "num_inference_steps": self.sampling.steps[0],
+            "num_samples": self.sampling.num_samples,
+            "ranking": self.sampling.ranking,
             "rows": self.rows,
             "queries_per_second": self.evaluation.queries_per_second,
         }
@@ -153,15 +120,15 @@ class Results:
             FileError: If a file cannot be written.
         """
         folder, names = Path(output), ["metrics.json"]
-        if self.evaluation is not None and self.model is not None and self.dataset is not None:
+        if self.evaluation and self.model and self.dataset and self.sampling:
             write_submission(self.evaluation.predictions, folder / "predictions.jsonl")
             queries = len(self.dataset)
             figure = draw_queries(
                 self.model,
                 self.dataset,
                 range(0, queries, max(1, queries // _DRAWN))[:_DRAWN],
-                num_inference_steps=self.steps if self.model.is_generative else None,
-                seed=self.seed,
+                num_inference_steps=self.sampling.steps[0] if self.model.is_generative else None,
+                seed=self.sampling.seed,
             )
             with written_beside(folder / "maps.png") as new:
                 figure.savefig(new)
@@ -174,8 +141,9 @@ class Results:
 def evaluate_localizer(
     model: MapLocalizer,
     dataset: MomentDataset,
-    reading: Reading,
+    sampling: SamplingOptions,
     *,
+    protocol: Protocol = "rank",
     label: str = "",
     before: Mapping[str, Mapping[str, float]] | None = None,
     accelerator: Any = None,
@@ -185,7 +153,8 @@ def evaluate_localizer(
     Args:
         model: The localizer.
         dataset: The queries.
-        reading: How its answers are drawn.
+        sampling: How its answers are drawn.
+        protocol: How they are judged.
         label: Put before the name of each row.
         before: Rows to put first.
         accelerator: As for `tmapdiff.evaluation.evaluate`.
@@ -193,31 +162,34 @@ def evaluate_localizer(
     Raises:
         ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
     """
-    steps = reading.steps_of(model)
-    found = {count: reading.evaluate(model, dataset, count, accelerator) for count in steps}
-    rows = {f"{label}steps {count}": one.metrics for count, one in found.items()}
-    config = model.config
-    samples = (reading.num_samples or config.num_samples) if model.is_generative else None
-    return Results(
-        {**(before or {}), **rows},
-        found[steps[0]],
-        steps[0],
-        samples,
-        reading.ranking or config.ranking,
-        reading.seed,
-        model,
-        dataset,
-    )
+    completed = sampling.completed(model)
+    judge = evaluate_didemo if protocol == "didemo" else evaluate
+    evaluations = [
+        judge(
+            model,
+            dataset,
+            num_inference_steps=steps,
+            num_samples=sampling.num_samples,
+            ranking=sampling.ranking,
+            seed=sampling.seed,
+            accelerator=accelerator,
+        )
+        for steps in completed.steps
+    ]
+    rows = dict(before or {})
+    for steps, evaluation in zip(completed.steps, evaluations, strict=True):
+        rows[f"{label}steps {steps}"] = evaluation.metrics
+    return Results(rows, evaluations[0], completed, model, dataset)
 
 
 def evaluate_trained(
-    trained: TrainedLocalizer, reading: Reading, data: LocalizationData
+    trained: TrainedLocalizer, sampling: SamplingOptions, data: LocalizationData
 ) -> Results:
     """Evaluate what a training gave, beside the best constant answer and the last step's weights.
 
     Args:
         trained: What the training gave.
-        reading: How answers are drawn.
+        sampling: How answers are drawn.
         data: What it was trained on.
 
     Raises:
@@ -230,16 +202,13 @@ def evaluate_trained(
     elif test_set.clip_seconds is None:  # a prior knows no longer videos
         prior = fit_moment_prior(model.grid, trained.train_set)
         rows[PRIOR] = evaluate_prior(model.grid, prior, test_set)
-    first = reading.steps_of(model)[0]
-    raw = reading.evaluate(trained.raw_model, test_set, first, trained.accelerator)
-    rows[f"raw weights, steps {first}"] = raw.metrics
+    both: Any = {"protocol": data.protocol, "accelerator": trained.accelerator}
+    first = replace(sampling, steps=sampling.completed(model).steps[:1])
+    raw = evaluate_localizer(
+        trained.raw_model, test_set, first, label="raw weights, ", before=rows, **both
+    )
     return evaluate_localizer(
-        model,
-        test_set,
-        reading,
-        label="EMA weights, ",
-        before=rows,
-        accelerator=trained.accelerator,
+        model, test_set, sampling, label="EMA weights, ", before=raw.rows, **both
     )
 
 

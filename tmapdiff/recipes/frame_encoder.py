@@ -11,13 +11,13 @@ from tmapdiff.video import FrameEncoder
 
 
 @dataclass(frozen=True)
-class FoundEncoder:
+class EncoderMatch:
     """What is known of the frame encoder of a feature store.
 
     Attributes:
         encoder: The encoder; None if it could not be had.
-        fps: Features a second; None without an encoder.
-        remark: What to tell a user, in a line.
+        fps: Features per second; None without an encoder.
+        remark: What to tell a user, in one line.
     """
 
     encoder: FrameEncoder | None
@@ -27,56 +27,57 @@ class FoundEncoder:
 
 def find_frame_encoder(
     store: FeatureStore, folder: str | os.PathLike[str] | None = None
-) -> FoundEncoder:
+) -> EncoderMatch:
     """Find the frame encoder that made the features of a store.
 
-    It is made anew of what the store says, as `extract_features` writes it, and counts if it is the
-    same, weights and all.
+    It is made anew from the store's attributes, as `extract_features` writes them, and counts if it
+    is the same, weights and all.
 
     Args:
         store: The feature store.
-        folder: Folder of a saved encoder, to take in place of what the store says; must be the one
-            that made the features, if the store says which that was.
+        folder: Folder of a saved encoder, to take in place of the store's attributes; must be the
+            one that made the features, if these name one.
 
     Raises:
         CheckpointError: If there is no encoder in `folder`.
         FeatureError: If that in `folder` is another one, or the store's rate is not known.
     """
-    said: dict[str, Any] = getattr(store, "attributes", {})
+    attributes: dict[str, Any] = getattr(store, "attributes", {})
     rate = store.seconds_per_feature
     if folder is not None:
         encoder = FrameEncoder.from_pretrained(folder)
-        if said.get("model_sha256") not in (None, encoder.fingerprint):
+        if attributes.get("model_sha256") not in (None, encoder.fingerprint):
             raise FeatureError(
                 f"find_frame_encoder: expected the encoder that made {store.description}, "
-                f"{said.get('model')}, got another one in {folder}, {encoder.description}."
+                f"{attributes.get('model')}, got another one in {folder}, {encoder.description}."
             )
         if rate is None:
             raise FeatureError(
                 f"find_frame_encoder: expected the rate of {store.description}, for a pipeline "
                 "that takes videos, got none. Give its seconds_per_feature."
             )
-        return FoundEncoder(encoder, 1 / rate, f"frame encoder: {encoder.description}")
-    without = "the pipeline takes features, not videos:"
-    if "frame_encoder" not in said or rate is None:
-        reason = "the store does not say which frame encoder made its features"
-        return FoundEncoder(None, None, f"{without} {reason}")
+        return EncoderMatch(encoder, 1 / rate, f"frame encoder: {encoder.description}")
     try:
-        encoder = _made_anew(json.loads(said["frame_encoder"]))
+        if "frame_encoder" not in attributes or rate is None:
+            raise FeatureError("the store does not say which frame encoder made its features")
+        encoder = _make_anew(json.loads(attributes["frame_encoder"]))
+        if encoder.fingerprint != attributes.get("model_sha256"):
+            made = f"{encoder.description} made anew"
+            raise FeatureError(f"{made} is not the one that made the features")
     # Whatever a file may say; and there may be no network.
     except (TmapdiffError, TypeError, ValueError, AttributeError) as error:
-        return FoundEncoder(None, None, f"{without} {error}")
-    if encoder.fingerprint != said.get("model_sha256"):
-        reason = f"{encoder.description} made anew is not the one that made the features"
-        return FoundEncoder(None, None, f"{without} {reason}")
-    return FoundEncoder(encoder, said.get("fps", 1 / rate), f"frame encoder: {encoder.description}")
+        return EncoderMatch(None, None, f"the pipeline takes features, not videos: {error}")
+    fps = attributes.get("fps", 1 / rate)
+    return EncoderMatch(encoder, fps, f"frame encoder: {encoder.description}")
 
 
-def _made_anew(arguments: dict[str, Any]) -> FrameEncoder:
-    """Make an encoder of what a file says; the file may be a stranger's."""
+def _make_anew(arguments: dict[str, Any]) -> FrameEncoder:
+    """Make an encoder from the attributes of an untrusted file."""
     name, weights = str(arguments.get("model_name")), arguments.get("weights")
     if ":" in name:
-        raise FeatureError(f"the store says {name}, which may be anyone's: save the encoder")
+        raise FeatureError(
+            f"the store names {name}, which may be anyone's: save the encoder and name its folder"
+        )
     if weights is not None and not str(weights).endswith(".safetensors"):
         raise FeatureError(f"the weights {weights} are no safetensors: save the encoder")
     if not arguments.get("pretrained"):

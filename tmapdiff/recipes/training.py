@@ -13,21 +13,19 @@ import torch
 
 from tmapdiff._checkpoints import CheckpointFolder
 from tmapdiff._core.checks import check_choice, check_int, check_range, message
-from tmapdiff._core.files import written_beside
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.errors import ArgumentError, FileError
 from tmapdiff.models import MapLocalizer, MomentLocalizer
-from tmapdiff.models._base import MODEL_FILES
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
-from tmapdiff.recipes.frame_encoder import FoundEncoder
+from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import FREE_FIELDS, Trainer, TrainingConfig
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
 SYNTHETIC_EPOCHS = 30
 # What is left of a run beside its logs: what another would replace.
-RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "model", "pipeline")
+RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
 _LONGEST_NAME = 160  # bytes, of which file systems allow 255
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
@@ -245,36 +243,22 @@ class TrainedLocalizer:
     test_set: MomentDataset
     accelerator: Any = field(repr=False)
 
-    def make_pipeline(self, found: FoundEncoder | None = None) -> MomentLocalizationPipeline:
+    def make_pipeline(self, match: EncoderMatch | None = None) -> MomentLocalizationPipeline:
         """Make a pipeline of the model.
 
         Args:
-            found: The frame encoder of its features, for a pipeline that takes videos.
+            match: The frame encoder of its features, for a pipeline that takes videos.
         """
         rate = self.test_set.store.seconds_per_feature
-        fps = None if rate is None else 1 / rate
-        if found is not None and found.encoder is not None:
-            fps = found.fps
+        encoder = None if match is None else match.encoder
         return MomentLocalizationPipeline(
             self.model,
             self.test_set.vocabulary,
-            frame_encoder=None if found is None else found.encoder,
-            fps=fps,
+            frame_encoder=encoder,
+            fps=match.fps if match and encoder else rate and 1 / rate,
             clip_seconds=self.test_set.clip_seconds,
             durations=[item.duration for item in self.train_set.annotations],
         )
-
-    def save_model(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model and its vocabulary into `folder`, in place of an earlier save.
-
-        Raises:
-            FileError: If the place cannot be written.
-        """
-        names = re.compile(rf"{MODEL_FILES.pattern}|vocabulary\.json")
-        with written_beside(folder, replaces={"": names}) as new:
-            self.model.save_pretrained(new)
-            if self.test_set.vocabulary is not None:
-                self.test_set.vocabulary.save(new / "vocabulary.json")
 
 
 def check_run_folder(

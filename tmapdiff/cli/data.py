@@ -1,0 +1,114 @@
+"""The data that `train` and `evaluate` are asked to read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmapdiff._core.checks import message
+from tmapdiff.cli.options import (
+    DatasetOption,
+    SecondsPerFeatureOption,
+    SplitName,
+    refuse_idle,
+)
+from tmapdiff.errors import FileError
+
+if TYPE_CHECKING:
+    from tmapdiff.recipes import LocalizationData
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options that name data, beside files of queries; without any, data are made up."""
+
+    dataset: DatasetOption = None
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the data set, with its files named as published; for 'timeline', that "
+            "of Charades.",
+        ),
+    ] = None
+    test_split: Annotated[SplitName, typer.Option(help="The part of --root to evaluate on.")] = (
+        "test"
+    )
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STORE",
+            help="An HDF5 file, or a folder of .npy, .npz or .pt files; several are put side by "
+            "side. For Charades-STA also 'timeline': features simulated from its action "
+            "annotations.",
+        ),
+    ] = None
+    seconds_per_feature: SecondsPerFeatureOption = None
+    limit: Annotated[
+        int | None, typer.Option(help="Use the first queries only, so many of each part.")
+    ] = None
+
+    def check(self, train: Path | None, tests: Sequence[Path], queries_option: str) -> None:
+        """Refuse what is used wrongly, and places without data, before torch is imported.
+
+        Raises:
+            BadParameter: If an option would do nothing, or features are missing.
+            TmapdiffError: As `LocalizationData.load`.
+        """
+        from tmapdiff.data import find_split
+        from tmapdiff.data.charades import TIMELINE, check_charades_actions
+
+        stores = self.features or []
+        parts: list[tuple[Path, SplitName]] = [] if train is None else [(train, "train")]
+        parts += [(test, self.test_split) for test in tests]
+        of_root = any(place == self.root for place, _ in parts) or TIMELINE in stores
+        refuse_idle(
+            ("--features", stores and not parts, f"{queries_option} or --root"),
+            (
+                "--root",
+                self.root and not of_root,
+                "queries to take from it, or --features timeline",
+            ),
+            ("--seconds-per-feature", self.seconds_per_feature and not stores, "--features"),
+        )
+        if parts and not stores:
+            raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
+        files = [
+            find_split(place, None if place.is_file() else split, self.dataset)
+            for place, split in parts
+        ]
+        for store in stores:
+            if store == TIMELINE:
+                check_charades_actions(self.root or files[0].path.parent)
+            elif not Path(store).exists():
+                expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
+                raise FileError(message("--features", expected, f"nothing at {store}"))
+
+    def load(
+        self, train: Path | None, test: Path | None, holdout: float | None = None
+    ) -> "LocalizationData":
+        """Load the data.
+
+        Raises:
+            TmapdiffError: As `LocalizationData.load`.
+        """
+        from tmapdiff.recipes import LocalizationData
+
+        if train is None and test is None:
+            data = LocalizationData.make_up("didemo" if self.dataset == "didemo" else "rank")
+        else:
+            data = LocalizationData.load(
+                train,
+                test,
+                features=self.features or (),
+                format=self.dataset,
+                test_split=self.test_split,
+                seconds_per_feature=self.seconds_per_feature,
+                charades_root=self.root,
+            )
+        if holdout is not None:
+            data = data.hold_out(holdout)
+        data = data.with_features_only()
+        return data if self.limit is None else data.limit(self.limit)
