@@ -37,9 +37,9 @@ def corpus(tmp_path_factory):
 
 def run(corpus, output, **options):
     options = {"num_workers": 0, "videos_per_file": 2, "features": [corpus / "features"], **options}
-    videos = options.pop("videos", corpus / "videos.parquet")
-    queries = options.pop("queries", corpus / "queries.parquet")
-    return localize_corpus(corpus / "pipeline", videos, queries, output, **options)
+    tables = [options.pop(name, corpus / f"{name}.parquet") for name in ("videos", "queries")]
+    pipeline = options.pop("pipeline", corpus / "pipeline")
+    return localize_corpus(pipeline, *tables, output, **options)
 
 
 def rows_of(output):
@@ -72,13 +72,13 @@ def test_features_whose_ids_are_spelled_otherwise_are_found(corpus, tmp_path, ex
     assert rows_of(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize(("device", "used"), [(None, "cuda"), ("cpu", "cpu")])
-def test_a_gpu_is_taken_unless_told_otherwise(corpus, tmp_path, monkeypatch, device, used):
+def test_a_gpu_is_taken_unless_told_otherwise(corpus, tmp_path, monkeypatch):
     places = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(MomentLocalizationPipeline, "to", lambda _, place: places.append(place))
-    run(corpus, tmp_path / "out", device=device)
-    assert places == [used]
+    run(corpus, tmp_path / "auto")
+    run(corpus, tmp_path / "cpu", device="cpu")
+    assert places == ["cuda", "cpu"]
 
 
 def test_unknown_words_are_told_once_and_queries_of_them_alone_refused(corpus, tmp_path):
@@ -99,14 +99,7 @@ def test_unknown_words_are_told_once_and_queries_of_them_alone_refused(corpus, t
 def test_videos_longer_than_those_of_training_are_counted(corpus, tmp_path):
     pipeline = MomentLocalizationPipeline.from_pretrained(corpus / "pipeline", durations=[12.0])
     pipeline.save_pretrained(tmp_path / "pipeline")
-    report = localize_corpus(
-        tmp_path / "pipeline",
-        corpus / "videos.parquet",
-        corpus / "queries.parquet",
-        tmp_path / "out",
-        features=[corpus / "features"],
-        num_workers=0,
-    )
+    report = run(corpus, tmp_path / "out", pipeline=tmp_path / "pipeline")
     # 10 to 15.5 s, of which 3 % more than in training are no other length.
     assert (report.videos, report.in_windows) == (12, 4)
     assert "12 videos (4 in windows)" in str(report)
@@ -135,7 +128,7 @@ def uses_ray(test):
     """Mark a test that needs Ray, which warns of settings of its own."""
     for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
         test = pytest.mark.filterwarnings(f"ignore::{kind}")(test)
-    return pytest.mark.usefixtures("_ray")(test)
+    return pytest.mark.process(pytest.mark.usefixtures("_ray")(test))
 
 
 def test_rows_are_what_the_pipeline_answers(corpus, expected):
@@ -192,11 +185,8 @@ def test_queries_of_one_video_each(corpus, tmp_path):
     queries = write(tmp_path / "queries", query_id=["a", "a", "b"], query=QUERIES, video_id=videos)
     report = run(corpus, tmp_path / "out", queries=queries)
     assert (report.videos, report.pairs) == (2, 3)
-    assert rows_of(tmp_path / "out").keys() == {
-        ("video00", "a"),
-        ("video05", "a"),
-        ("video05", "b"),
-    }
+    asked = {("video00", "a"), ("video05", "a"), ("video05", "b")}
+    assert rows_of(tmp_path / "out").keys() == asked
 
 
 def test_a_video_that_fails_is_reported_and_tried_again(corpus, tmp_path):
@@ -270,6 +260,7 @@ def run_in_this_process(corpus, output):
     run(corpus, output, videos_per_file=1)
 
 
+@pytest.mark.process
 def test_a_run_that_is_killed_is_gone_on_with(tmp_path):
     corpus = make_corpus(tmp_path, 200)
     started = start_process(run_in_this_process, corpus, tmp_path / "out")
@@ -301,34 +292,35 @@ def test_results_of_another_run_are_kept_apart(corpus, tmp_path):
 
 
 def test_errors_say_what_is_wrong(corpus, tmp_path):
-    with refuses(FileError, f"cannot read {tmp_path / 'none'}: no such file or folder."):
-        run(corpus, tmp_path / "out", videos=tmp_path / "none")
-    text = tmp_path / "text.parquet"
+    text = tmp_path / "text"
     text.write_text("no table")
-    with refuses(FileError, f"cannot read {text}: "):
-        run(corpus, tmp_path / "out", videos=text)
-    no_path = corpus / "videos.parquet"
-    with refuses(ArgumentError, f"{no_path}: expected columns video_id, path, got video_id, durat"):
-        run(corpus, tmp_path / "out", features=())
     twice = write(tmp_path / "twice", video_id=["a", "b", "b"], duration=[1.0, 2.0, 3.0])
-    with refuses(ArgumentError, f"{twice}: expected each video_id once, got 'b' again."):
-        run(corpus, tmp_path / "out", videos=twice)
     empty = write(tmp_path / "empty", query_id=[1, 2], query=["a", None])
-    with refuses(ArgumentError, f"{empty}: expected a value of query in every row, got none in"):
-        run(corpus, tmp_path / "out", queries=empty)
     lists = write(tmp_path / "lists", query_id=[1], query=[["a"]])
-    with refuses(ArgumentError, f"{lists}: expected query as text, got list<"):
-        run(corpus, tmp_path / "out", queries=lists)
     texts = write(tmp_path / "texts", video_id=["a"], duration=["1.0"])
-    with refuses(ArgumentError, f"{texts}: expected duration as numbers, got string."):
-        run(corpus, tmp_path / "out", videos=texts)
     astray = write(tmp_path / "astray", query_id=[1], query=["a"], video_id=["elsewhere"])
-    with refuses(
-        ArgumentError, "localize_corpus: expected queries of the videos, got queries of 1"
+    none, no_path = tmp_path / "none", corpus / "videos.parquet"
+    for kind, wrong, expected in (
+        (FileError, {"videos": none}, f"cannot read {none}: no such file or folder."),
+        (FileError, {"videos": text}, f"cannot read {text}: "),
+        (ArgumentError, {"features": ()}, f"{no_path}: expected columns video_id, path, got video"),
+        (ArgumentError, {"videos": twice}, f"{twice}: expected each video_id once, got 'b' again."),
+        (
+            ArgumentError,
+            {"queries": empty},
+            f"{empty}: expected a value of query in every row, got",
+        ),
+        (ArgumentError, {"queries": lists}, f"{lists}: expected query as text, got list<"),
+        (ArgumentError, {"videos": texts}, f"{texts}: expected duration as numbers, got string."),
+        (
+            ArgumentError,
+            {"queries": astray},
+            "localize_corpus: expected queries of the videos, got",
+        ),
+        (ArgumentError, {"num_workers": -1}, "localize_corpus: expected num_workers to be an int"),
     ):
-        run(corpus, tmp_path / "out", queries=astray)
-    with refuses(ArgumentError, "localize_corpus: expected num_workers to be an integer >= 0"):
-        run(corpus, tmp_path / "out", num_workers=-1)
+        with refuses(kind, expected):
+            run(corpus, tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()
     run(corpus, tmp_path / "out")
     (tmp_path / "out" / "part-of-others.parquet").write_bytes(text.read_bytes())
@@ -373,15 +365,15 @@ def test_columns_of_files_of_one_table(corpus, tmp_path):
     assert set(rows_of(tmp_path / "out")) == {("video02", "1"), ("video01", "2")}
 
 
-@pytest.mark.parametrize("content", ["3", '[["a"]]', "[" * 2000, '{"a": 1}'])
-def test_files_of_moments_that_say_nothing_of_use(corpus, tmp_path, content):
+def test_files_of_moments_that_say_nothing_of_use(corpus, tmp_path):
     pa = pytest.importorskip("pyarrow")
     run(corpus, tmp_path / "out")
-    schema = pa.schema([("video_id", pa.string())], metadata={"tmapdiff.videos": content})
     path = tmp_path / "out" / "part-0.parquet"
-    pq.write_table(schema.empty_table(), path)
-    with refuses(FileError, f"{path}: expected a file of a corpus run, got "):
-        run(corpus, tmp_path / "out")
+    for content in ("3", '[["a"]]', "[" * 2000, '{"a": 1}'):
+        schema = pa.schema([("video_id", pa.string())], metadata={"tmapdiff.videos": content})
+        pq.write_table(schema.empty_table(), path)
+        with refuses(FileError, f"{path}: expected a file of a corpus run, got "):
+            run(corpus, tmp_path / "out")
 
 
 def test_damaged_moments_are_noticed(corpus, tmp_path, expected):
@@ -393,11 +385,8 @@ def test_damaged_moments_are_noticed(corpus, tmp_path, expected):
         content = bytearray(good)
         content[place] ^= 0x10
         path.write_bytes(content)
-        with refuses(
-            FileError,
-            f"{path}: expected a file of a corpus run, got one whose moments are not those that "
-            "were written. Remove it, and its videos are localized again.",
-        ):
+        got = "got one whose moments are not those that were written. Remove it, and its videos"
+        with refuses(FileError, f"{path}: expected a file of a corpus run, {got} are localized"):
             run(corpus, tmp_path / "out")
     path.unlink()
     report = run(corpus, tmp_path / "out")

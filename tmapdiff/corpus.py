@@ -7,8 +7,8 @@ import logging
 import os
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,7 @@ MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
 _VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
 _DIGEST_OF_BODY = b"tmapdiff.sha256"  # likewise
 _END_OF_FOOTER = 8  # bytes of its length and of the format's name, which end a Parquet file
+_COLUMNS = ("video_id", "query_id", "query", "moments")
 _ROWS_AT_ONCE = 4096
 _BYTES_OF_VALUE = 64  # of a number or an empty text, as Python's
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
@@ -136,14 +137,13 @@ def localize_corpus(
     """Find the moments of every query in every video that it is asked of.
 
     Features of a video are read or computed once for all its queries. Results are Parquet files in
-    `output`: a row for each video and query, with columns `video_id`, `query_id`, `query` and
+    `output`: one row per video and query, with columns `video_id`, `query_id`, `query` and
     `moments`, a list of start and end in seconds, score and spread, best first. A video is in one
-    file with all its queries; a file appears when it is complete, so that whatever is killed loses
-    no more than the videos at work, and nothing is there twice. The same call again does what is
-    missing, and videos that were added.
+    file with all its queries; a file appears when it is complete, so that a kill loses only the
+    videos at work. The same call again does what is missing, and videos that were added.
 
     Args:
-        pipeline: Folder of a saved `MomentLocalizationPipeline`, which all workers can read.
+        pipeline: Folder of a saved `MomentLocalizationPipeline` that all workers can read.
         videos: Parquet file or folder with columns `video_id` and `path`, a file; or, with
             `features`, `video_id` and `duration`, in seconds.
         queries: Parquet file or folder with columns `query_id` and `query`; and `video_id`, if each
@@ -151,15 +151,14 @@ def localize_corpus(
         output: Folder.
         features: Feature stores of the videos, as `open_feature_store` takes them. They may spell
             ids without or with a suffix such as `.avi`, or `v_`; the report names the spelling.
-        options: How moments are found; the model's way, if None.
-        num_workers: Ray's actors that localize, each with a copy of the model; 0 does everything in
-            this process, without Ray.
+        options: How moments are found. Defaults to the model's way.
+        num_workers: Ray actors, each with a copy of the model; 0 runs in this process, without Ray.
         gpus_per_worker: GPUs of each actor; several may share one.
-        threads_per_worker: Threads of each actor on its CPU.
-        device: Where each computes; on a GPU if it sees one, if None.
-        videos_per_file: Videos that are written together; what is lost at most if one is killed.
+        threads_per_worker: CPU threads of each actor.
+        device: Where each computes. Defaults to a GPU where there is one.
+        videos_per_file: Videos that are written together.
         batch_size: Queries at a time.
-        on_file: Called after each file with the videos that are done and those there were to do.
+        on_file: Called after each file with the numbers of videos done and to do.
 
     Raises:
         MissingDependencyError: If Ray or pyarrow is not installed.
@@ -174,47 +173,59 @@ def localize_corpus(
     who = "localize_corpus"
     require("pyarrow", **_PURPOSE)
     check_int(who, "num_workers", num_workers, at_least=0)
-    check_int(who, "threads_per_worker", threads_per_worker, at_least=1)
-    check_int(who, "videos_per_file", videos_per_file, at_least=1)
-    check_int(who, "batch_size", batch_size, at_least=1)
+    for name, count in (
+        ("threads_per_worker", threads_per_worker),
+        ("videos_per_file", videos_per_file),
+        ("batch_size", batch_size),
+    ):
+        check_int(who, name, count, at_least=1)
     began = time.perf_counter()
     options, folder = options or CorpusOptions(), Path(output)
+    # 1. what is asked of which video
     asked = _read_queries(queries)
-    wanted = _read_videos(videos, "duration" if features else "path")
-    asked.check(wanted)
+    listed = _read_videos(videos, "duration" if features else "path")
+    asked.check(listed)
     _check_words(who, Path(pipeline), asked)
-    stores = [os.fspath(one) for one in features]
+    # 2. what is there already
+    stores = [os.fspath(place) for place in features]
     store = _open_stores(stores)
-    ids = [] if store is None else [video_id for video_id, _ in wanted]
+    ids = [] if store is None else list(listed)
     spelling, names = find_spelling(ids, store or ())
     _check_manifest(folder, pipeline, asked, stores, options)
     before = set(_videos_done(folder))
-    todo = [item for item in wanted if item[0] not in before and asked.of(item[0])]
+    todo = [(one, source) for one, source in listed.items() if one not in before and asked.of(one)]
+    # 3. the rest, one share of the videos after the other
     shares = [
         todo[first : first + videos_per_file] for first in range(0, len(todo), videos_per_file)
     ]
     job = _Job(
-        os.fspath(pipeline),
-        stores,
-        names if spelling else {},
-        asked,
-        options,
-        folder,
-        batch_size,
-        threads_per_worker,
-        None if device is None else str(device),
+        pipeline=os.fspath(pipeline),
+        features=stores,
+        names=names if spelling else {},
+        queries=asked,
+        options=options,
+        output=folder,
+        batch_size=batch_size,
+        threads=threads_per_worker,
+        device=None if device is None else str(device),
     )
     done = pairs = in_windows = 0
     failed: list[FailedVideo] = []
-    for found in _run(job, shares, num_workers, gpus_per_worker):
-        done, pairs = done + found["videos"], pairs + found["pairs"]
-        in_windows += found["in_windows"]
-        failed += [FailedVideo(*one) for one in json.loads(found["failed"])]
+    for result in _run(job, shares, num_workers, gpus_per_worker):
+        done, pairs = done + result["videos"], pairs + result["pairs"]
+        in_windows += result["in_windows"]
+        failed += [FailedVideo(*pair) for pair in json.loads(result["failed"])]
         if on_file is not None:
             on_file(done + len(failed), len(todo))
-    known = sum(item[0] in before for item in wanted)
-    seconds = time.perf_counter() - began
-    return CorpusReport(done, pairs, known, tuple(failed), seconds, in_windows, spelling)
+    return CorpusReport(
+        videos=done,
+        pairs=pairs,
+        done_before=len(before & listed.keys()),
+        failed=tuple(failed),
+        seconds=time.perf_counter() - began,
+        in_windows=in_windows,
+        spelling=spelling,
+    )
 
 
 def _run(
@@ -260,10 +271,9 @@ class _Queries:
         """Ids and sentences of the queries asked of a video."""
         return self.by_video.get(None) or self.by_video.get(video_id, ())
 
-    def check(self, videos: Iterable[tuple[str, Any]]) -> None:
+    def check(self, videos: Mapping[str, Any]) -> None:
         """Raise ArgumentError if a query is asked of none of the videos."""
-        known = {video_id for video_id, _ in videos}
-        unknown = [one for one in self.by_video if one is not None and one not in known]
+        unknown = [one for one in self.by_video if one is not None and one not in videos]
         if unknown:
             expected = "queries of the videos"
             got = f"queries of {len(unknown)} others, such as {unknown[0]!r}"
@@ -301,15 +311,19 @@ class _ShareLocalizer:
         in_windows = 0
         failed: list[tuple[str, str]] = []
         done: list[str] = []
-        share = json.loads(row["share"])
-        for video_id, source in share:
+        for video_id, source in json.loads(row["share"]):
+            queries = self.job.queries.of(video_id)
             try:
-                found = self._localize(video_id, source)
-                rows += self._rows(video_id, found)
-                in_windows += found.windows is not None
-                done.append(video_id)
+                answer = self._localize(video_id, source, queries)
             except TmapdiffError as error:
                 failed.append((video_id, str(error)))
+                continue
+            done.append(video_id)
+            in_windows += answer.windows is not None
+            for (query_id, sentence), moments in zip(queries, answer.moments, strict=True):
+                listed = [vars(moment) for moment in moments]
+                values = (video_id, query_id, sentence, listed)
+                rows.append(dict(zip(_COLUMNS, values, strict=True)))
         if done:
             # Of all videos of the share: done again after a kill, it replaces what there is.
             name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
@@ -321,10 +335,10 @@ class _ShareLocalizer:
             "in_windows": in_windows,
         }
 
-    def _localize(self, video_id: str, source: Any) -> Any:
+    def _localize(self, video_id: str, source: Any, queries: Sequence[tuple[str, str]]) -> Any:
         """Ask all queries of a video; `source` is its file, or its duration."""
         check_video_id("localize_corpus", video_id)
-        options, queries = self.job.options, self.job.queries.of(video_id)
+        options = self.job.options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` has warned
             return self.pipeline(
@@ -337,18 +351,6 @@ class _ShareLocalizer:
                 generator=[_generator(options.seed, video_id, one) for one, _ in queries],
                 batch_size=self.job.batch_size,
             )
-
-    def _rows(self, video_id: str, found: Any) -> list[dict[str, Any]]:
-        queries = self.job.queries.of(video_id)
-        return [
-            {
-                "video_id": video_id,
-                "query_id": query_id,
-                "query": sentence,
-                "moments": [vars(moment) for moment in moments],
-            }
-            for (query_id, sentence), moments in zip(queries, found.moments, strict=True)
-        ]
 
     def _features(self, video_id: str, source: Any) -> VideoFeatures:
         if self.store is None:
@@ -373,27 +375,15 @@ def _generator(seed: int, *ids: str) -> torch.Generator:
 # Tables
 
 
-def _schema(videos: Sequence[str]) -> Any:
-    import pyarrow as pa
-
-    numbers = [("start", pa.float64()), ("end", pa.float64())]
-    numbers += [("score", pa.float32()), ("spread", pa.float32())]
-    return pa.schema(
-        [
-            ("video_id", pa.string()),
-            ("query_id", pa.string()),
-            ("query", pa.string()),
-            ("moments", pa.list_(pa.struct(numbers))),
-        ],
-        metadata={_VIDEOS_IN_FILE: json.dumps(list(videos))},
-    )
-
-
-def _write(path: Path, videos: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(path: Path, videos: Sequence[str], rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(list(rows), schema=_schema(videos))
+    numbers = {"start": pa.float64(), "end": pa.float64(), "score": pa.float32()}
+    moments = pa.list_(pa.struct({**numbers, "spread": pa.float32()}))
+    columns = dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.string(), moments), strict=True))
+    schema = pa.schema(columns, metadata={_VIDEOS_IN_FILE: json.dumps(list(videos))})
+    table = pa.Table.from_pylist(rows, schema=schema)
     # The digest is written behind what it is of, and does not change that.
     trial = io.BytesIO()
     pq.write_table(table, trial)
@@ -545,18 +535,18 @@ def _read_queries(place: str | os.PathLike[str]) -> _Queries:
     return _Queries(dict(by_video))
 
 
-def _read_videos(place: str | os.PathLike[str], source: str) -> list[tuple[str, Any]]:
+def _read_videos(place: str | os.PathLike[str], source: str) -> dict[str, Any]:
     table = _read_table(place, ("video_id", source))
     ids = [str(one) for one in table["video_id"]]
     _check_unique(place, "video_id", ids)
-    return sorted(zip(ids, table[source], strict=True))
+    return dict(sorted(zip(ids, table[source], strict=True)))
 
 
 def _check_unique(place: Any, name: str, ids: Sequence[Any]) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[Any] = set()
-        again = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-        raise ArgumentError(message(os.fspath(place), f"each {name} once", f"{again!r} again"))
+    again = [one for one, count in Counter(ids).items() if count > 1]
+    if again:
+        got = f"{again[0]!r} again"
+        raise ArgumentError(message(os.fspath(place), f"each {name} once", got))
 
 
 def _check_words(who: str, pipeline: Path, queries: _Queries) -> None:
@@ -574,11 +564,10 @@ def _check_manifest(
     options: CorpusOptions,
 ) -> None:
     """Write down what the results in a folder depend on, or compare with what is written there."""
+    asked = json.dumps(sorted(queries.by_video.items(), key=str))
     wanted = {
         "pipeline": _digest_of(Path(pipeline)),
-        "queries": hashlib.sha256(
-            json.dumps(sorted(queries.by_video.items(), key=str)).encode()
-        ).hexdigest(),
+        "queries": hashlib.sha256(asked.encode()).hexdigest(),
         "features": list(features),
         "options": vars(options),
     }

@@ -51,6 +51,8 @@ def films(tmp_path_factory):
     broken.write_bytes(good.read_bytes()[:900])
     text = folder / "letter.mp4"
     text.write_text("Dear Sir or Madam,\n")
+    large = folder / "large.mp4"
+    large.write_bytes(bytes(int(MAX_MEGABYTES * 1_000_000) + 1))
     return {
         "good": good,
         "duration": data.videos[good.stem].duration,
@@ -58,32 +60,19 @@ def films(tmp_path_factory):
         "text": text,
         "hour": write_video(folder / "hour.mp4", [0, 1800, 3600]),
         "odd": write_video(folder / "odd.avi", range(5), codec="mpeg4", rate=1, time_base=1),
-        "large": _filled(folder / "large.mp4", int(MAX_MEGABYTES * 1_000_000) + 1),
+        "large": large,
     }
-
-
-def _filled(path, size):
-    path.write_bytes(bytes(size))
-    return path
 
 
 @dataclass
 class Server:
-    """The demo in a process of its own.
-
-    Attributes:
-        address: Of the page.
-        scratch: Where its temporary files lie.
-        process: The process.
-        log: Its standard output.
-        outside: Where it would go through to other hosts; nothing is to come.
-    """
+    """The demo in a process of its own."""
 
     address: str
-    scratch: Path
+    scratch: Path  # where its temporary files lie
     process: subprocess.Popen
-    log: Path
-    outside: socket.socket
+    log: Path  # its standard output
+    outside: socket.socket  # where it would go through to other hosts; nothing is to come
 
     def files(self):
         """Files of visitors that lie about."""
@@ -180,13 +169,7 @@ def browser():
 
 @dataclass
 class Visit:
-    """A visitor's page, and what it has asked for and complained of.
-
-    Attributes:
-        page: The page.
-        hosts: Hosts that requests went to.
-        complaints: Errors of scripts, and of requests.
-    """
+    """A visitor's page, the hosts it has asked, and errors of scripts and requests."""
 
     page: object
     hosts: set = field(default_factory=set)
@@ -204,7 +187,7 @@ class Visit:
         self.page.wait_for_function(script)
 
     def ask(self, query, steps=None, samples=None):
-        for name, value in (("steps", steps), ("samples", samples)):
+        for name, value in {"steps": steps, "samples": samples}.items():
             if value is not None:
                 self.page.fill(f"#{name} input[type=number]", str(value))
                 self.page.press(f"#{name} input[type=number]", "Tab")

@@ -27,6 +27,15 @@ def test_a_port_in_use(pipeline):
         launch_demo(pipeline, port=70_000)
 
 
+def test_listed_videos_are_in_natural_order(tmp_path):
+    from tmapdiff.demo.page import _list_videos
+
+    for name in ("film-10.mp4", "film-2.MP4", "film-0.mkv", "film-1.mp4", "film-1.gif", "b.txt"):
+        (tmp_path / name).touch()
+    expected = ["film-0.mkv", "film-1.mp4", "film-2.MP4", "film-10.mp4"]
+    assert list(_list_videos(tmp_path)) == expected  # a .gif beside a video is its preview
+
+
 def test_folders_without_videos(pipeline, tmp_path):
     with pytest.raises(
         FileError, match=r"cannot read the folder .*none: No such file or directory"

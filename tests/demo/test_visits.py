@@ -42,6 +42,15 @@ def test_unexpected_errors_are_not_told(visits, caplog):
     assert "secret of" in caplog.text  # for who runs the server
 
 
+def test_paths_are_not_told(visits):
+    one = visits(None)
+    film = one.listed["film.mp4"]
+    film.write_bytes(b"no video")
+    *_, said, _ = one.pick("film.mp4", ANN)
+    assert "film.mp4: expected a video, got" in said
+    assert str(film.parent) not in said
+
+
 @pytest.mark.filterwarnings("ignore::tmapdiff.errors.UnknownWordsWarning")
 def test_visitors_are_told_which_words_are_unknown(visits, pipeline):
     one = visits(pipeline)

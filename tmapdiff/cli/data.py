@@ -51,12 +51,7 @@ class DataOptions:
     ] = None
 
     def check(self, train: Path | None, tests: Sequence[Path], queries_option: str) -> None:
-        """Refuse what is used wrongly, and places without data, before torch is imported.
-
-        Raises:
-            BadParameter: If an option would do nothing, or features are missing.
-            TmapdiffError: As `LocalizationData.load`.
-        """
+        """Refuse what is used wrongly, and places without data, before torch is imported."""
         from tmapdiff.data import find_split
         from tmapdiff.data.charades import TIMELINE, check_charades_actions
 
@@ -89,11 +84,7 @@ class DataOptions:
     def load(
         self, train: Path | None, test: Path | None, holdout: float | None = None
     ) -> "LocalizationData":
-        """Load the data.
-
-        Raises:
-            TmapdiffError: As `LocalizationData.load`.
-        """
+        """Load the data."""
         from tmapdiff.recipes import LocalizationData
 
         if train is None and test is None:

@@ -134,11 +134,7 @@ def evaluate(
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Name the subfolder of each test's results; of a single test it is the folder itself.
-
-    Raises:
-        BadParameter: If two would have the same name.
-    """
+    """Name the subfolder of each test's results; of a single test it is the folder itself."""
     if len(places) < 2:
         return [""]
     stems = [place.stem for place in places]

@@ -106,11 +106,14 @@ def localize(
             # One each: an answer does not depend on what else is asked.
             generator=[torch.Generator().manual_seed(seed) for _ in sentences],
         )
-        files = [
-            *_draw_maps(found, sentences, map),
-            *_draw_strips(found, sentences, video, strip),
-        ]
-        windows = [] if found.windows is None else found.windows[0]
+        files: list[Path] = []
+        if map is not None:
+            files += _save(
+                map, [_draw_map(found, index, one) for index, one in enumerate(sentences)]
+            )
+        if strip is not None:
+            files += _save(strip, _draw_strips(found, sentences, video))
+        windows = found.windows[0] if found.windows else []
         if windows:
             start, end = windows[0]
             out.line(
@@ -180,42 +183,29 @@ def _features_of(
 
 
 def _print_moments(out: Output, sentence: str, moments: "Sequence[LocalizedMoment]") -> None:
-    rows = [
-        [
-            str(rank),
-            f"{moment.start:.2f}",
-            f"{moment.end:.2f}",
-            f"{moment.score:.3f}",
-            "-" if moment.spread is None else f"{moment.spread:.3f}",
-        ]
-        for rank, moment in enumerate(moments, start=1)
-    ]
+    rows = []
+    for rank, moment in enumerate(moments, start=1):
+        spread = "-" if moment.spread is None else f"{moment.spread:.3f}"
+        times = [f"{moment.start:.2f}", f"{moment.end:.2f}"]
+        rows.append([str(rank), *times, f"{moment.score:.3f}", spread])
     out.table(["", "start (s)", "end (s)", "score", "spread"], rows, sentence)
 
 
-def _draw_maps(
-    found: "MomentLocalizationOutput", sentences: Sequence[str], path: Path | None
-) -> Iterator[Path]:
-    if path is None:
-        return
+def _draw_map(found: "MomentLocalizationOutput", index: int, sentence: str) -> Any:
     from tmapdiff.plots import plot_map
 
-    for index, place in enumerate(_numbered(path, len(sentences))):
-        axes = plot_map(
-            found.maps[index],
-            clip_seconds=found.clip_seconds[index],
-            predictions=_times(found, index),
-            title=textwrap.fill(sentences[index], _TITLE),
-            limits=None,
-        )
-        yield _save(axes.figure, place)
+    return plot_map(
+        found.maps[index],
+        clip_seconds=found.clip_seconds[index],
+        predictions=[(moment.start, moment.end) for moment in found.moments[index]],
+        title=textwrap.fill(sentence, _TITLE),
+        limits=None,
+    ).figure
 
 
 def _draw_strips(
-    found: "MomentLocalizationOutput", sentences: Sequence[str], video: str, path: Path | None
-) -> Iterator[Path]:
-    if path is None:
-        return
+    found: "MomentLocalizationOutput", sentences: Sequence[str], video: str
+) -> list[Any]:
     import numpy as np
 
     from tmapdiff.plots import plot_video_strip
@@ -224,32 +214,26 @@ def _draw_strips(
     duration = found.durations[0]
     with open_video(video) as reader:
         frames = list(reader.sample(_THUMBNAILS / duration))
-    for index, place in enumerate(_numbered(path, len(sentences))):
-        figure = plot_video_strip(
+    return [
+        plot_video_strip(
             np.stack([frame.image for frame in frames]),
             [frame.time for frame in frames],
-            _times(found, index),
-            scores=[moment.score for moment in found.moments[index]],
+            [(moment.start, moment.end) for moment in moments],
+            scores=[moment.score for moment in moments],
             duration=duration,
-            title=sentences[index],
+            title=sentence,
             num_thumbnails=_THUMBNAILS,
         )
-        yield _save(figure, place)
+        for sentence, moments in zip(sentences, found.moments, strict=True)
+    ]
 
 
-def _times(found: "MomentLocalizationOutput", index: int) -> list[tuple[float, float]]:
-    return [(moment.start, moment.end) for moment in found.moments[index]]
-
-
-def _numbered(path: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [path]
-    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
-
-
-def _save(figure: Any, path: Path) -> Path:
+def _save(path: Path, figures: Sequence[Any]) -> Iterator[Path]:
+    """Save figures, numbered where there are several."""
     from tmapdiff._core.files import written_beside
 
-    with written_beside(path) as new:
-        figure.savefig(new)
-    return path
+    for number, figure in enumerate(figures, start=1):
+        place = path if len(figures) == 1 else path.with_stem(f"{path.stem}-{number}")
+        with written_beside(place) as new:
+            figure.savefig(new)
+        yield place

@@ -55,11 +55,7 @@ DeviceOption = Annotated[
 
 
 def find_device(name: str) -> str:
-    """Return the device that `name` means; `auto` is a GPU if there is one.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
+    """Return the device that `name` means; `auto` is a GPU if there is one."""
     import torch
 
     if name == "auto":
@@ -121,11 +117,7 @@ def _read_number(kind: type, given: Any) -> Any:
 
 
 def refuse_idle(*options: tuple[str, object, str]) -> None:
-    """Refuse options that would do nothing.
-
-    Args:
-        *options: Name of an option, whether it is given in vain, and what it needs.
-    """
+    """Refuse options in vain: each by its name, whether it is, and what it needs."""
     for name, in_vain, needed in options:
         if in_vain:
             raise typer.BadParameter(f"it has no effect without {needed}.", param_hint=f"'{name}'")

@@ -32,23 +32,11 @@ class Output:
 
     While it is entered with `as_json`, all that is printed goes to standard error, so that nothing
     but the document is on standard output, whichever library prints.
-
-    Args:
-        as_json: Whether the answer is the document, and not the tables.
-
-    Attributes:
-        is_muted: Whether to print nothing, as all but the first of several processes should.
-
-    Example:
-        >>> with Output(as_json=False) as output:
-        ...     output.line("two moments")
-        ...     output.document({"moments": 2})
-        two moments
     """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.is_muted = False
+        self.is_muted = False  # as all but the first of several processes should be
         self._redirection = contextlib.ExitStack()
         self._stdout = sys.stdout
 
@@ -94,12 +82,7 @@ class Output:
         console.print(table)
 
     def document(self, content: Mapping[str, Any]) -> None:
-        """Print the answer for programs, if that is what is wanted.
-
-        Args:
-            content: Paths, dataclasses, and numbers of NumPy or torch are allowed; what is not a
-                finite number becomes null.
-        """
+        """Print the answer for programs, if that is what is wanted."""
         if self.as_json and not self.is_muted:
             text = json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False)
             # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
@@ -132,11 +115,7 @@ def report_results(
     details: Mapping[str, Any],
     also_written: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the results into a folder, print them, and return the document for `--json`.
-
-    Raises:
-        FileError: If a file cannot be written.
-    """
+    """Write the results into a folder, print them, and return the document for `--json`."""
     from tmapdiff.provenance import describe_run
 
     metrics_table(output, results.rows, f"{data.store.description}; percent")
@@ -166,7 +145,7 @@ def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title
 
 
 def to_json(value: Any) -> Any:
-    """Bring a value into a form that JSON holds."""
+    """Bring paths, dataclasses, arrays and numbers of any kind into a form that JSON holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -26,27 +26,12 @@ def find_answer(
     samples: int,
     seed: int,
 ) -> str:
-    """Ask a pipeline, and word the answer for the page.
+    """Ask a pipeline, and word the answer for the page, in JSON.
 
-    The best moment of each sample is told too, to show how they differ.
-
-    Args:
-        pipeline: The pipeline.
-        video: Features of the video.
-        query: The sentence.
-        steps: Denoising steps.
-        samples: Samples that are averaged.
-        seed: Seed of the noise.
-
-    Returns:
-        JSON with `query`, `duration`, `windows` (how many a long video was searched in; else 1),
-        `clip_seconds`, `clips`, `limits` (scores at the ends of the colour scale), `map`,
-        `moments`, `samples` (the best moment of each), `beliefs` and `noise` (maps after each
-        step). A map is base64 of a byte for each cell, row by row `[start, duration]`: 0 where
-        there is no candidate, else 1 to 255 over the limits.
-
-    Raises:
-        TmapdiffError: As the pipeline.
+    `windows` is how many a long video was searched in, else 1; `limits` are the scores at the ends
+    of the colour scale; `samples` has the best moment of each; `beliefs` and `noise` are the maps
+    after each step. A map is base64 of a byte for each cell, row by row `[start, duration]`: 0
+    where there is no candidate, else 1 to 255 over the limits.
     """
     options: dict[str, Any] = {"top_n": _MOMENTS}
     if pipeline.localizer.is_generative:

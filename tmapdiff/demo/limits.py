@@ -1,7 +1,6 @@
 """What the demo takes: refused before a picture is decoded, wherever the file tells."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,11 @@ class DemoLimits:
     Args:
         max_megabytes: Largest file.
         max_seconds: Longest video.
-        max_pixels: Most pixels of a picture.
+        max_pixels: Most pixels of a frame.
         max_steps: Most denoising steps.
         max_samples: Most samples.
         max_waiting: Most visitors in the queue; one is served at a time.
-        max_total_megabytes: All visitors' files together; ten times `max_megabytes`, if None.
+        max_total_megabytes: All visitors' files together. Defaults to ten times `max_megabytes`.
 
     Raises:
         ArgumentError: If a number is not positive, or `max_total_megabytes` is less than
@@ -59,7 +58,7 @@ class DemoLimits:
     def check(self, path: str | os.PathLike[str]) -> VideoInfo:
         """Tell what a video is, if it is within the limits.
 
-        Only its first picture is decoded. Files may lie about their length, or not tell it: all
+        Only its first frame is decoded. Files may lie about their length or not state it, so all
         timestamps are read.
 
         Args:
@@ -108,19 +107,4 @@ def _last_timestamp(path: str | os.PathLike[str]) -> float:
 
 
 def _in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes"
-
-
-def in_plain_words(error: Exception, names: Mapping[str, str]) -> str:
-    """Word an error for a visitor: without the folders of the server.
-
-    Args:
-        error: What was raised.
-        names: What to write in place of each path.
-    """
-    text = str(error)
-    for path, name in names.items():
-        text = text.replace(path, name)
-    return text
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

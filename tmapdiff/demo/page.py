@@ -2,18 +2,18 @@
 
 import html
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from tmapdiff._core.checks import check_no_address, message
-from tmapdiff._core.files import list_visible
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.demo.visits import WELCOME, Visits, line
 from tmapdiff.errors import FileError
 from tmapdiff.pipelines import MomentLocalizationPipeline
-from tmapdiff.video.extraction import VIDEO_SUFFIXES
+from tmapdiff.video.extraction import VIDEO_SUFFIXES, find_videos
 
 _HERE = Path(__file__).parent
 _TITLE = "Find the moment"
@@ -26,16 +26,7 @@ def build_page(
     videos: SessionVideos,
     video_dir: str | os.PathLike[str] | None = None,
 ) -> gr.Blocks:
-    """Make the page.
-
-    Args:
-        pipeline: What answers; it needs a frame encoder.
-        videos: Where visitors' videos are kept.
-        video_dir: Folder of videos that visitors may pick.
-
-    Raises:
-        FileError: If there is no folder `video_dir`, or no video in it.
-    """
+    """Make the page."""
     limits = videos.limits
     listed = _list_videos(video_dir)
     visits = Visits(pipeline, videos, listed)
@@ -143,13 +134,17 @@ def _list_videos(folder: str | os.PathLike[str] | None) -> dict[str, Path]:
     if folder is None:
         return {}
     check_no_address("demo", folder)
-    files = list_visible(folder)
-    listed = {
-        one.name: one for one in files if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file()
-    }
-    if not listed:
-        raise FileError(message(str(folder), "a folder with videos", f"{len(files)} other files"))
-    return listed
+    videos, others = find_videos(Path(folder))
+    if not videos:
+        got = f"{sum(others.values())} other files"
+        raise FileError(message(str(folder), "a folder with videos", got))
+    return {path.name: path for path in sorted(videos, key=_natural_order)}
+
+
+def _natural_order(path: Path) -> list[str | int]:
+    """Sort `film10` behind `film9`."""
+    parts = re.split("([0-9]+)", path.name)
+    return [int(part) if part.isdecimal() and part.isascii() else part for part in parts]
 
 
 def _theme() -> Any:

@@ -23,11 +23,7 @@ _MAX_HEIGHT = 480
 
 
 def is_playable(path: str | os.PathLike[str]) -> bool:
-    """Tell whether all browsers play a file as it is, and jump in it.
-
-    Raises:
-        MissingDependencyError: If the extra `video` is not installed.
-    """
+    """Tell whether all browsers play a file as it is, and jump in it."""
     av = require("av", extra="video", purpose="reading videos")
     if Path(path).suffix.lower() not in _SUFFIXES:
         return False
@@ -48,14 +44,6 @@ def write_playable(path: str | os.PathLike[str], target: str | os.PathLike[str])
     """Write the pictures of a video as H.264 in mp4, without sound, at most 480 pixels high.
 
     Its time line is the source's: pictures are shown when they were.
-
-    Args:
-        path: The video.
-        target: The file to write.
-
-    Raises:
-        FileError: If the target cannot be written.
-        TmapdiffError: As `open_video`, while reading.
     """
     av = require("av", extra="video", purpose="writing videos")
     with written_beside(target) as new, open_video(path) as video:

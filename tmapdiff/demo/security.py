@@ -20,13 +20,6 @@ class SameHostOnly:
     def __init__(self, app: Any) -> None:
         self.app = app
 
-    @classmethod
-    def as_middleware(cls) -> Any:
-        """Wrap it as FastAPI takes it."""
-        from starlette.middleware import Middleware
-
-        return Middleware(cls)
-
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request."""
         if scope["type"] != "http":

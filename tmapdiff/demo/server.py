@@ -33,17 +33,17 @@ def launch_demo(
     """Serve the page until it is interrupted, by Ctrl+C or SIGTERM: a KeyboardInterrupt.
 
     Nothing is reported to anyone, and without `share` no other host is asked for anything. Uploads
-    lie in a temporary folder of their own. A visitor's is deleted when another comes in its
-    place, when the page is closed and after a day without a question, and all are when the server
-    ends. One that nobody asks about is deleted after an hour.
+    lie in a temporary folder. A visitor's is deleted when another comes in its place, when the page
+    is closed, after a day without a question, and when the server ends; one that nobody asks about,
+    after an hour.
 
     Args:
         pipeline: What answers; it needs a frame encoder.
         video_dir: Folder of videos that visitors may pick.
         host: Address to listen at; 0.0.0.0 lets other machines in.
-        port: Where to listen; the first free one from 7860, if None.
+        port: Where to listen. Defaults to the first free one from 7860.
         share: Whether to ask Gradio's servers for a public address.
-        limits: What is refused; the defaults, if None.
+        limits: What is refused. Defaults to `DemoLimits()`.
         on_start: Called when the page is served, with its address and the public one.
 
     Raises:
@@ -52,8 +52,11 @@ def launch_demo(
         MissingDependencyError: If gradio is not installed.
     """
     limits = limits or DemoLimits()
-    _check_encoder(pipeline)
-    _check_port(host, port)
+    if pipeline.frame_encoder is None:
+        hint = "It works on features, and the demo on videos."
+        raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))
+    if port is not None:
+        _check_port(host, port)
     with (
         _terminated_as_interrupted(),
         warnings.catch_warnings(),
@@ -65,12 +68,14 @@ def launch_demo(
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder
         require("gradio", extra="demo", purpose="the demo")
+        from starlette.middleware import Middleware
+
         from tmapdiff.demo.page import build_page, page_style
         from tmapdiff.demo.uploads import UploadRoute
 
         videos = SessionVideos(folder, limits)
         page = build_page(pipeline, videos, video_dir)
-        middleware = [SameHostOnly.as_middleware(), UploadRoute.as_middleware(videos)]
+        middleware = [Middleware(SameHostOnly), Middleware(UploadRoute, videos=videos)]
         _, address, public = page.launch(
             server_name=host,
             server_port=port,
@@ -113,20 +118,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_port(host: str, port: int | None) -> None:
-    if port is None:
-        return
+def _check_port(host: str, port: int) -> None:
     try:
-        with socket.socket() as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind((host, port))
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         expected = f"port {port} of {host} to be free"
         raise FileError(message("the demo", expected, reason)) from error
-
-
-def _check_encoder(pipeline: MomentLocalizationPipeline) -> None:
-    if pipeline.frame_encoder is None:
-        hint = "It works on features, and the demo on videos."
-        raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))

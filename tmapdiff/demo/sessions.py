@@ -39,12 +39,7 @@ class SessionVideo:
 
 
 class SessionVideos:
-    """Keeps the videos of all visitors in one folder, each in a folder that cannot be guessed.
-
-    Args:
-        folder: Where to keep them.
-        limits: What is refused.
-    """
+    """Keeps the videos of all visitors in one folder, each in a folder that cannot be guessed."""
 
     def __init__(self, folder: str | os.PathLike[str], limits: DemoLimits) -> None:
         self.folder = Path(folder)
@@ -66,14 +61,7 @@ class SessionVideos:
             return self._videos.get(session)
 
     def expect(self, size: int) -> Path:
-        """Make a folder for an upload.
-
-        Args:
-            size: Its bytes, at most.
-
-        Raises:
-            VideoError: If there is no room for it.
-        """
+        """Make a folder for an upload of so many bytes; VideoError if there is no room for it."""
         self.sweep()
         folder = self._new_folder()
         with self._lock:
@@ -102,17 +90,10 @@ class SessionVideos:
             self.drop(session)
 
     def take(self, session: str, path: str | os.PathLike[str], *, move: bool) -> SessionVideo:
-        """Make a file a visitor's video, in place of the one before.
+        """Make a file, or a copy of it, a visitor's video, in place of the one before.
 
-        Args:
-            session: The visitor.
-            path: The file.
-            move: Whether the file itself is taken, not a copy.
-
-        Raises:
-            FileError: If it cannot be read.
-            VideoError: If it is no video, or beyond a limit, or the visitor has left meanwhile; it
-                is deleted then, if it was to be moved. Also if there is no room for a copy.
+        Refused if it is no video, beyond a limit, without room, or of a visitor who has left
+        meanwhile: a VideoError, and what was to be moved is deleted.
         """
         self.drop(session)
         given = Path(path)

@@ -11,7 +11,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -27,20 +26,11 @@ class UploadRoute:
 
     Gradio would keep files by content: visitors with the same video would have one file, which the
     first of them takes away. And it would keep any number of files that nobody asks about.
-
-    Args:
-        app: What answers all other requests.
-        videos: Where uploads are kept.
     """
 
     def __init__(self, app: Any, videos: SessionVideos) -> None:
         self.app = app
         self.videos = videos
-
-    @classmethod
-    def as_middleware(cls, videos: SessionVideos) -> Middleware:
-        """Wrap it as FastAPI takes it."""
-        return Middleware(cls, videos=videos)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request."""

@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from tmapdiff.demo.answers import find_answer
-from tmapdiff.demo.limits import in_plain_words
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.pipelines import MomentLocalizationPipeline
@@ -23,11 +22,6 @@ class Visits:
     """What the page's controls do, for each visitor.
 
     Every method gives new values of controls. What goes wrong becomes a line for the visitor.
-
-    Args:
-        pipeline: What answers.
-        videos: The videos of all visitors.
-        listed: Those that visitors may pick, by name.
     """
 
     def __init__(
@@ -60,7 +54,7 @@ class Visits:
         try:
             video = self.videos.take(session, path, move=move)
         except Exception as error:
-            return _refused(_said(error, {str(path): path.name}))
+            return _refused(_word(error, path, path.name))
         note = f"{video.name} is here. What happens in it?"
         return str(video.shown), name, line(note), ""
 
@@ -95,7 +89,7 @@ class Visits:
                 seed=0,
             )
         except Exception as error:
-            yield line(_said(error, {str(video.source): video.name}), wrong=True), ""
+            yield line(_word(error, video.source, video.name), wrong=True), ""
             return
         notes = [IDLE]
         if unknown:
@@ -105,9 +99,10 @@ class Visits:
         yield line(" ".join(notes)), found
 
 
-def _said(error: Exception, names: dict[str, str]) -> str:
+def _word(error: Exception, path: Path, name: str) -> str:
+    """Word an error for a visitor, without the folders of the server."""
     if isinstance(error, TmapdiffError):
-        return in_plain_words(error, names)
+        return str(error).replace(str(path), name)
     _LOG.error("the demo failed", exc_info=error)
     return "Something went wrong on our side, and is in the server's log."
 

@@ -100,14 +100,13 @@ class LocalizationData:
         """Load a data set.
 
         Args:
-            train: File of the training queries, or folder of the data set with both parts. None if
-                there is only to be evaluated.
-            test: File of the queries to evaluate on, or folder; `train` is that folder, if None.
+            train: File of the training queries, or folder with both parts; None to evaluate only.
+            test: File of the queries to evaluate on, or folder. Defaults to `train`.
             features: As for `open_features`.
             format: As for `find_annotations`.
             test_split: The part of a folder to evaluate on.
             seconds_per_feature: As for `open_features`.
-            charades_root: As for `open_features`; the folder of the queries, if None.
+            charades_root: As for `open_features`. Defaults to the folder of the queries.
 
         Raises:
             FileError: If a file is missing or cannot be read, or several could be meant.
@@ -115,34 +114,32 @@ class LocalizationData:
             FeatureError, ArgumentError: As `open_features`.
             ArgumentError: If the two parts are of different formats.
         """
-        parts: tuple[tuple[Any, Split], ...] = (
-            (train, "train"),
-            (train if test is None else test, test_split),
-        )
-        found = {
-            name: find_split(place, None if Path(place).is_file() else split, format)
-            for name, (place, split) in zip(("train", "test"), parts, strict=True)
+        parts: dict[str, tuple[Any, Split]] = {
+            "train": (train, "train"),
+            "test": (train if test is None else test, test_split),
+        }
+        sources = {
+            part: find_split(place, None if Path(place).is_file() else split, format)
+            for part, (place, split) in parts.items()
             if place is not None
         }
-        sources = list(found.values())
-        formats = [source.format for source in sources]
+        formats = [source.format for source in sources.values()]
         if len(set(formats)) > 1:
             expected = "training and test queries in one format"
             raise ArgumentError(message("LocalizationData", expected, " and ".join(formats)))
         protocol: Protocol = "didemo" if formats[0] == "didemo" else "rank"
-        folder = sources[0].path.parent if charades_root is None else charades_root
+        folder = charades_root or sources[next(iter(sources))].path.parent
         store = open_features(features, seconds_per_feature, charades_root=folder)
         if protocol == "didemo" and store.seconds_per_feature is None:
             store = open_features(features, SEGMENT_SECONDS)
-        loaded = [source.load() for source in sources]
-        name = "charades" if formats[0] == "charades-sta" else formats[0]
+        loaded = {part: source.load() for part, source in sources.items()}
         return cls(
-            name,
-            AnnotationSet(()) if train is None else loaded[0],
-            loaded[-1],
+            "charades" if formats[0] == "charades-sta" else formats[0],
+            loaded.get("train", AnnotationSet(())),
+            loaded["test"],
             store,
             protocol,
-            files={part: source.path for part, source in found.items()},
+            files={part: source.path for part, source in sources.items()},
         )
 
     def hold_out(self, fraction: float) -> Self:
@@ -176,8 +173,8 @@ class LocalizationData:
         Args:
             grid: The model's grid.
             vocabulary: Words to encode the queries with.
-            clip_seconds: Seconds of a clip, of windows of long videos; clips divide each video
-                equally, if None.
+            clip_seconds: Seconds per clip, to train on windows of long videos. By default, clips
+                divide each video equally.
 
         Raises:
             ArgumentError: As `MomentDataset`.
@@ -214,7 +211,7 @@ def make_test_set(
         store: Features of their videos.
         grid: The model's grid.
         vocabulary: Words to encode the queries with; None with `word_features`.
-        clip_seconds: Seconds of a clip; clips divide each video equally, if None.
+        clip_seconds: Seconds per clip. By default, clips divide each video equally.
         features_per_clip: As for `MomentDataset`.
         word_features: As for `MomentDataset`.
 

@@ -39,13 +39,13 @@ class Recipe:
         preset: Name of the preset.
         model: What to train: the diffusion model, the same decoder as a plain regressor, or the
             baseline.
-        decoder: Name of a decoder of Table 3; the preset's, if None.
-        objective: What is learned; the model's, if None.
-        glove: Text file of GloVe vectors; words are learned, if None.
-        clip_seconds: Seconds of a clip: train on windows of long videos, evaluate on whole ones. If
-            None, clips divide each video equally; of DiDeMo, they are its segments.
+        decoder: Name of a decoder of Table 3. Defaults to the preset's.
+        objective: What is learned. Defaults to the model's.
+        glove: Text file of GloVe vectors. By default, words are learned.
+        clip_seconds: Seconds per clip: train on windows of long videos, evaluate on whole ones. By
+            default, clips divide each video equally; of DiDeMo, they are its segments.
         seed: Seed of weights, data order and noise.
-        training: Fields of `TrainingConfig` to change; those that are None are the preset's.
+        training: Fields of `TrainingConfig` to change; None leaves the preset's.
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -71,11 +71,7 @@ class Recipe:
         check_int("Recipe", "seed", self.seed, at_least=0)
 
     def preset_for(self, protocol: Protocol) -> Preset:
-        """Return the preset, with the grid that `protocol` asks for.
-
-        Raises:
-            ConfigError: If there is no such preset.
-        """
+        """Return the preset, with the grid that `protocol` asks for."""
         preset = PRESETS[self.preset]
         return replace(preset, grid=DIDEMO_GRID) if protocol == "didemo" else preset
 
@@ -84,13 +80,13 @@ class Recipe:
     ) -> Path:
         """Name a folder for a run, so that runs of other data or of another recipe have others.
 
-        The name holds data, preset, model, features, objective, decoder, learning rate, epochs and
-        seed, as far as they are given. It ends with a digest of all that is given.
+        The name holds what is given of preset, model, features, objective, decoder, learning rate,
+        epochs and seed, and ends with a digest of all that is given.
 
         Args:
             data: Name of the data set.
-            sources: Where the data come from and which of them are used: paths and numbers by the
-                name of an option. Paths of features are called `features`; None is not given.
+            sources: Which data are used: paths and numbers by the name of an option, those of
+                features by `features`; None is not given.
             control: Name of the control, if nothing is trained.
         """
         named = ("decoder", "objective", "glove", "clip_seconds")
@@ -140,7 +136,7 @@ class Recipe:
             vocabulary: The words that it will know.
             feature_dim: Channels of the video features.
             protocol: How it will be judged, which may decide its grid.
-            say: Told, in lines, what was made.
+            say: Called with each line on what was made.
 
         Raises:
             FileError: If the GloVe vectors cannot be read.
@@ -184,16 +180,15 @@ class Recipe:
             data: The data set.
             output: Folder for checkpoints and logs.
             steps: Denoising steps that will be asked for: refused now, rather than after training.
-            device: `cpu`, or whatever accelerate chooses, if None.
+            device: `cpu`. Defaults to what accelerate chooses.
             resume: Whether to continue the run in `output`; it may get more epochs.
             overwrite: Whether to replace the run in `output`; without either, it is refused.
-            say: Told, in lines, what is done.
+            say: Called with each line on what is done.
 
         Raises:
             ArgumentError, ConfigError: If settings do not fit the data or each other.
             CheckpointError: If the run in `output` cannot be continued.
-            FileError: If a file cannot be read, or `output` not be written, or that holds an
-                earlier run.
+            FileError: If a file cannot be read or written, or `output` holds an earlier run.
             FeatureError: If the features of a video cannot be used.
         """
         config = self.training_config(data)
@@ -219,10 +214,8 @@ class Recipe:
         if resume and not trainer.resume().progress.step:
             say(f"there is no checkpoint in {output}: from the start")
         trainer.train()
-        averaged = trainer.ema_model.eval()
-        return TrainedLocalizer(
-            averaged, trainer.raw_model, train_set, test_set, trainer.accelerator
-        )
+        models = trainer.ema_model.eval(), trainer.raw_model
+        return TrainedLocalizer(*models, train_set, test_set, trainer.accelerator)
 
 
 @dataclass(frozen=True)
@@ -274,8 +267,7 @@ def check_run_folder(
         folder: The folder.
         resume: Whether the option `--resume` was given.
         overwrite: Whether `--overwrite` was given.
-        writes: Which of `RUN_FILES` the script writes. Others are never accepted: they would be
-            taken for the new run's.
+        writes: Which of `RUN_FILES` the script writes; others there are refused in any case.
 
     Raises:
         FileError: If it holds an earlier run.
