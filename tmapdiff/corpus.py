@@ -43,6 +43,7 @@ _END_OF_FOOTER = 8  # bytes of its length and of the format's name, which end a 
 _COLUMNS = ("video_id", "query_id", "query", "moments")
 _ROWS_AT_ONCE = 4096
 _BYTES_OF_VALUE = 64  # of a number or an empty text, as Python's
+_Asked = Mapping[str | None, Sequence[tuple[str, str]]]
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
 
 
@@ -182,18 +183,23 @@ def localize_corpus(
     began = time.perf_counter()
     options, folder = options or CorpusOptions(), Path(output)
     # 1. what is asked of which video
-    asked = _read_queries(queries)
+    by_video = _read_queries(queries)
     listed = _read_videos(videos, "duration" if features else "path")
-    asked.check(listed)
-    _check_words(who, Path(pipeline), asked)
+    unknown = [one for one in by_video if one is not None and one not in listed]
+    if unknown:
+        got = f"queries of {len(unknown)} others, such as {unknown[0]!r}"
+        raise ArgumentError(message(who, "queries of the videos", got))
+    for_all = by_video.get(None)
+    asked = {one: for_all or by_video.get(one, ()) for one in listed}
+    _check_words(Path(pipeline), by_video)
     # 2. what is there already
     stores = [os.fspath(place) for place in features]
     store = _open_stores(stores)
     ids = [] if store is None else list(listed)
     spelling, names = find_spelling(ids, store or ())
-    _check_manifest(folder, pipeline, asked, stores, options)
+    _check_manifest(folder, pipeline, by_video, stores, options)
     before = set(_videos_done(folder))
-    todo = [(one, source) for one, source in listed.items() if one not in before and asked.of(one)]
+    todo = [(one, source) for one, source in listed.items() if one not in before and asked[one]]
     # 3. the rest, one share of the videos after the other
     shares = [
         todo[first : first + videos_per_file] for first in range(0, len(todo), videos_per_file)
@@ -262,32 +268,13 @@ def _run(
 
 
 @dataclass(frozen=True)
-class _Queries:
-    """Queries by the video that they are asked of; under None, those of all videos."""
-
-    by_video: Mapping[str | None, Sequence[tuple[str, str]]]
-
-    def of(self, video_id: str) -> Sequence[tuple[str, str]]:
-        """Ids and sentences of the queries asked of a video."""
-        return self.by_video.get(None) or self.by_video.get(video_id, ())
-
-    def check(self, videos: Mapping[str, Any]) -> None:
-        """Raise ArgumentError if a query is asked of none of the videos."""
-        unknown = [one for one in self.by_video if one is not None and one not in videos]
-        if unknown:
-            expected = "queries of the videos"
-            got = f"queries of {len(unknown)} others, such as {unknown[0]!r}"
-            raise ArgumentError(message("localize_corpus", expected, got))
-
-
-@dataclass(frozen=True)
 class _Job:
     """What all workers are told."""
 
     pipeline: str
     features: Sequence[str]
     names: Mapping[str, str]  # of videos in the features, where they are spelled otherwise
-    queries: _Queries
+    queries: Mapping[str, Sequence[tuple[str, str]]]  # ids and sentences, by video
     options: CorpusOptions
     output: Path
     batch_size: int
@@ -312,7 +299,7 @@ class _ShareLocalizer:
         failed: list[tuple[str, str]] = []
         done: list[str] = []
         for video_id, source in json.loads(row["share"]):
-            queries = self.job.queries.of(video_id)
+            queries = self.job.queries[video_id]
             try:
                 answer = self._localize(video_id, source, queries)
             except TmapdiffError as error:
@@ -523,7 +510,8 @@ def _kinds_of(kind: Any) -> set[str]:
     return {_NUMBERS} if types.is_floating(kind) else set()
 
 
-def _read_queries(place: str | os.PathLike[str]) -> _Queries:
+def _read_queries(place: str | os.PathLike[str]) -> _Asked:
+    """Read ids and sentences of queries by the video that they are asked of; None: of all."""
     table = _read_table(place, ("query_id", "query"))
     ids = [str(one) for one in table["query_id"]]
     videos: list[Any] = table.get("video_id", [None] * len(ids))
@@ -532,7 +520,7 @@ def _read_queries(place: str | os.PathLike[str]) -> _Queries:
     by_video: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
     for video_id, query_id, query in zip(videos, ids, table["query"], strict=True):
         by_video[video_id].append((query_id, str(query)))
-    return _Queries(dict(by_video))
+    return dict(by_video)
 
 
 def _read_videos(place: str | os.PathLike[str], source: str) -> dict[str, Any]:
@@ -549,22 +537,22 @@ def _check_unique(place: Any, name: str, ids: Sequence[Any]) -> None:
         raise ArgumentError(message(os.fspath(place), f"each {name} once", got))
 
 
-def _check_words(who: str, pipeline: Path, queries: _Queries) -> None:
+def _check_words(pipeline: Path, queries: _Asked) -> None:
     path = pipeline / "vocabulary" / VOCABULARY
     if path.is_file():  # else a text encoder reads all words
-        sentences = {sentence: None for one in queries.by_video.values() for _, sentence in one}
-        check_known_words(who, Vocabulary.load(path), sentences)
+        sentences = {sentence: None for listed in queries.values() for _, sentence in listed}
+        check_known_words("localize_corpus", Vocabulary.load(path), sentences)
 
 
 def _check_manifest(
     output: Path,
     pipeline: str | os.PathLike[str],
-    queries: _Queries,
+    queries: _Asked,
     features: Sequence[str],
     options: CorpusOptions,
 ) -> None:
     """Write down what the results in a folder depend on, or compare with what is written there."""
-    asked = json.dumps(sorted(queries.by_video.items(), key=str))
+    asked = json.dumps(sorted(queries.items(), key=str))
     wanted = {
         "pipeline": _digest_of(Path(pipeline)),
         "queries": hashlib.sha256(asked.encode()).hexdigest(),

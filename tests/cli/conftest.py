@@ -112,3 +112,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     more = ["--features", made.features, "--frame-encoder", made.encoder]
     assert _quiet_main([*train, *more]) == 0
     return made
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Draw maps.png of evaluations as an empty figure: those of `finished` are real ones."""
+    if "run" in request.fixturenames:
+        from matplotlib.figure import Figure
+
+        empty = Figure(figsize=(1, 1))
+        monkeypatch.setattr("tmapdiff.recipes.evaluation.draw_queries", lambda *_, **__: empty)

@@ -1,9 +1,13 @@
 import json
+from functools import partial
 
 import numpy as np
+import pytest
+from helpers.processes import run_processes
 from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
+from tmapdiff.cli import main
 
 KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
 
@@ -20,6 +24,19 @@ def test_a_pipeline_evaluates_to_what_training_said(run, finished):
         assert (folder / name).exists()
     predictions = [(one / "predictions.jsonl").read_text() for one in (finished, folder)]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.process
+def test_several_processes_evaluate_as_one(finished, tmp_path):
+    options = ["--limit", "16", "--device", "cpu", "--output", str(tmp_path)]
+    command = partial(main, ["evaluate", str(finished / "pipeline"), *options])
+    printed = run_processes(command, 2, tmp_path / "logs")
+    assert f"written to {tmp_path}" in printed
+    assert "written to" not in (tmp_path / "logs" / "process-1.log").read_text()
+    one, two = (json.loads((one / "metrics.json").read_text()) for one in (finished, tmp_path))
+    assert {key: two[key] for key in KEYS} == pytest.approx({key: one[key] for key in KEYS})
+    answers = [(one / "predictions.jsonl").read_text().count("\n") for one in (finished, tmp_path)]
+    assert answers == [16, 16]
 
 
 def test_each_number_of_steps_is_a_row(run, corpus, tmp_path):

@@ -134,7 +134,7 @@ def server(pipeline, films, tmp_path_factory):
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, env=environment, cwd=folder)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while "}" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

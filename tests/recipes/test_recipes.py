@@ -74,34 +74,22 @@ def test_default_folders_tell_runs_apart(tmp_path, monkeypatch):
         (tmp_path / name / "clip.h5").touch()
     given = {"train": tmp_path / "a", "features": ["a/clip.h5"], "limit": None}
     recipe = Recipe("nano", training={"epochs": 5, "learning_rate": 1e-3})
-    names = [
-        str(one.default_folder(data, sources, control))
-        for one, data, sources, control in (
-            (recipe, "charades", given, None),
-            (recipe, "tacos", given, None),
-            (recipe, "charades", given, "prior"),
-            (recipe, "charades", {**given, "train": tmp_path / "b"}, None),
-            (recipe, "charades", {**given, "features": ["b/clip.h5"]}, None),
-            (recipe, "charades", {**given, "features": ["a/clip.h5", "b/clip.h5"]}, None),
-            (recipe, "charades", {**given, "limit": 9}, None),
-            *(
-                (replace(recipe, **change), "charades", given, None)
-                for change in (
-                    {"preset": "tiny"},
-                    {"model": "ms2dtan"},
-                    {"decoder": "cnn-mul"},
-                    {"objective": "bce-full"},
-                    {"glove": "glove.txt"},
-                    {"clip_seconds": 2.0},
-                    {"seed": 1},
-                    {"training": {"epochs": 6, "learning_rate": 1e-3}},
-                    {"training": {"epochs": 5, "learning_rate": 2e-3}},
-                    {"training": {**recipe.training, "batch_size": 8}},
-                    {"training": {**recipe.training, "mixed_precision": "bf16"}},
-                )
-            ),
-        )
-    ]
+    places = (
+        {}, {"train": tmp_path / "b"}, {"features": ["b/clip.h5"]}, {"limit": 9},
+        {"features": ["a/clip.h5", "b/clip.h5"]},
+    )  # fmt: skip
+    names = [str(recipe.default_folder("charades", {**given, **change})) for change in places]
+    names.append(str(recipe.default_folder("tacos", given)))
+    names.append(str(recipe.default_folder("charades", given, "prior")))
+    for change in (
+        {"preset": "tiny"}, {"model": "ms2dtan"}, {"decoder": "cnn-mul"}, {"objective": "bce-full"},
+        {"glove": "glove.txt"}, {"clip_seconds": 2.0}, {"seed": 1},
+        {"training": {"epochs": 6, "learning_rate": 1e-3}},
+        {"training": {"epochs": 5, "learning_rate": 2e-3}},
+        {"training": {**recipe.training, "batch_size": 8}},
+        {"training": {**recipe.training, "mixed_precision": "bf16"}},
+    ):  # fmt: skip
+        names.append(str(replace(recipe, **change).default_folder("charades", given)))
     assert len(set(names)) == len(names)
     assert re.fullmatch(r"runs/charades-nano-clip-lr0\.001-5epochs-0-[0-9a-f]{8}", names[0])
     long = {**given, "features": [f"{'動' * 60}{n}.h5" for n in range(2)]}

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `tmapdiff`; what goes wrong is one line on standard error, and so is a warning.
 
     Args:
-        arguments: What follows the program's name; that of this process, if None.
+        arguments: What follows the program's name. Defaults to this process's.
 
     Returns:
         The exit code: 0 if all is well, 1 after an error or when something wrong was found, 2 when
@@ -25,21 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop by SIGTERM.
     """
     spin_briefly()
+    from tmapdiff._core.checks import require
+
     try:
-        import typer
-    except ModuleNotFoundError:
-        return _fail(_missing_typer())
+        typer: Any = require("typer", extra="cli", purpose="the command tmapdiff")
+    except TmapdiffError as error:
+        return _fail(error)
     # Not by calling the app: typer would replace the way in which all errors are shown.
     from tmapdiff.cli.app import app
 
     # The base of typer's errors of usage has no public name.
-    usage_error: Any = typer.BadParameter.__base__
+    usage_error = typer.BadParameter.__base__
     try:
         # catch_warnings puts back what is set here.
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            command: Any = typer.main.get_command(app)
-            code = command.main(
+            code = typer.main.get_command(app).main(
                 args=None if arguments is None else list(arguments),
                 prog_name="tmapdiff",
                 standalone_mode=False,
@@ -95,13 +96,3 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _say(text: str) -> None:
     sys.stderr.write(f"{printable(text)}\n")
-
-
-def _missing_typer() -> TmapdiffError:
-    from tmapdiff._core.checks import require
-
-    try:
-        require("typer", extra="cli", purpose="the command tmapdiff")
-    except TmapdiffError as error:
-        return error
-    raise RuntimeError("typer can be imported, but not by tmapdiff.cli")

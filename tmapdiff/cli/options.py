@@ -77,7 +77,8 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     Parameters that are dataclasses become an option for each field. Numbers are read as those of
     files are: typer takes `1_0` for 10.
     """
-    groups = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
+    hints = get_type_hints(function)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[Parameter] = []
     for parameter in signature(function).parameters.values():
         group: Any = groups.get(parameter.name)

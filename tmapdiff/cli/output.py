@@ -92,7 +92,7 @@ class Output:
 
 
 @contextlib.contextmanager
-def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+def progress(text: str) -> Iterator[Callable[[], None]]:
     """Show a progress bar on standard error, if that is a terminal; gives what advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -103,7 +103,7 @@ def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(text, total=total)
+        task = bar.add_task(text, total=None)
         yield lambda: bar.advance(task)
 
 

@@ -163,11 +163,16 @@ def train(
     """
     untrained = model in ("prior", "oracle")
     made_up = data_options.root is None and train is None
-    for name, value in {"resume": resume, "ranking": ranking, **vars(training_options)}.items():
-        if name not in ("epochs", "batch_size", "learning_rate", "mixed_precision"):
-            option = f"--{name.replace('_', '-')}"
-            options.refuse_idle((option, value and untrained, "a model to train"))
+    of_training = {
+        "--resume": resume,
+        "--ranking": ranking,
+        "--compile": training_options.compile,
+        "--activation-checkpointing": training_options.activation_checkpointing,
+        "--deterministic": training_options.deterministic,
+        "--checkpoint-minutes": training_options.checkpoint_minutes,
+    }
     options.refuse_idle(
+        *((name, value and untrained, "a model to train") for name, value in of_training.items()),
         ("--test", test is not None and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (made_up or untrained), "features of videos"),
         (

@@ -31,7 +31,7 @@ def build_page(
     listed = _list_videos(video_dir)
     visits = Visits(pipeline, videos, listed)
     generative = pipeline.localizer.is_generative
-    steps = min(pipeline.localizer.config.get("num_inference_steps", 1), limits.max_steps)
+    default_steps = pipeline.localizer.config.get("num_inference_steps", 1)
 
     with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>{_TITLE}</h1><p>{_INTRODUCTION}</p>", elem_id="heading")
@@ -71,26 +71,22 @@ def build_page(
                     elem_id="query",
                 )
                 with gr.Row(elem_id="settings", visible=generative):
-                    steps_slider = gr.Slider(
-                        1,
-                        limits.max_steps,
-                        value=steps,
-                        step=1,
-                        label="Steps",
-                        elem_id="steps",
-                        buttons=[],
-                        min_width=120,
-                    )
-                    samples_slider = gr.Slider(
-                        1,
-                        limits.max_samples,
-                        value=min(4, limits.max_samples),
-                        step=1,
-                        label="Samples",
-                        elem_id="samples",
-                        buttons=[],
-                        min_width=120,
-                    )
+                    numbers = [
+                        gr.Slider(
+                            1,
+                            most,
+                            value=min(value, most),
+                            step=1,
+                            label=name.capitalize(),
+                            elem_id=name,
+                            buttons=[],
+                            min_width=120,
+                        )
+                        for name, value, most in (
+                            ("steps", default_steps, limits.max_steps),
+                            ("samples", 4, limits.max_samples),
+                        )
+                    ]
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
                 status = gr.HTML(line(WELCOME), elem_id="status")
                 if pipeline.vocabulary is not None:
@@ -112,9 +108,8 @@ def build_page(
         # Gradio's own preprocessing leaves an empty file behind.
         upload.upload(visits.upload, upload, shown, preprocess=False, **quiet)
         picker.select(visits.pick, picker, shown, **quiet)
-        questions = [query, steps_slider, samples_slider]
         for event in (ask.click, query.submit):
-            event(visits.ask, questions, [status, answer], **quiet)
+            event(visits.ask, [query, *numbers], [status, answer], **quiet)
         page.unload(visits.end)
     page.queue(max_size=limits.max_waiting, default_concurrency_limit=1)
     return page
@@ -155,16 +150,12 @@ def _theme() -> Any:
         c950="#001a35",
     )  # fmt: skip
     local = gr.themes.utils.fonts.LocalFont
+    sans, mono = (local(f"IBM Plex {kind}", weights=(400, 700)) for kind in ("Sans", "Mono"))
     return gr.themes.Base(
         primary_hue=blue,
         secondary_hue=blue,
         neutral_hue="stone",
         radius_size="sm",
-        font=[
-            local("IBM Plex Sans", weights=(400, 700)),
-            "ui-sans-serif",
-            "system-ui",
-            "sans-serif",
-        ],
-        font_mono=[local("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
+        font=[sans, "ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=[mono, "ui-monospace", "monospace"],
     )
