@@ -12,10 +12,6 @@ from tmapdiff.cli.options import FormatName, SplitName
 from tmapdiff.data import AnnotationFormat, Split
 
 
-def file_of(command):
-    return import_module(f"tmapdiff.cli.{command}")
-
-
 def parse(line):
     """Parse a command line without running it; raises what typer raises."""
     words = shlex.split(line)
@@ -28,32 +24,24 @@ def parse(line):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_examples_of_the_help_can_be_parsed(command):
-    lines = file_of(command).EXAMPLES.strip().replace("\\\n", " ").splitlines()
+def test_commands_are_typed_and_explained(command):
+    file = import_module(f"tmapdiff.cli.{command}")
+    lines = file.EXAMPLES.strip().replace("\\\n", " ").splitlines()
     assert lines
     for line in lines:
         assert parse(line) == command.replace("_", "-")
+    for parameter in inspect.signature(getattr(file, command)).parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty
+    made = typer.main.get_command(app).commands[command.replace("_", "-")]
+    assert made.help.strip()
+    for parameter in made.params:
+        assert getattr(parameter, "help", None), f"{command} {parameter.name}"
+    assert "--json" in {name for parameter in made.params for name in parameter.opts}
 
 
 def test_a_wrong_example_is_noticed():
     with pytest.raises(typer.BadParameter.__base__):
         parse("tmapdiff extract videos --no-such")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_help_and_every_command_json(command):
-    group = typer.main.get_command(app)
-    found = group.commands[command.replace("_", "-")]
-    assert found.help.strip()
-    for parameter in found.params:
-        assert getattr(parameter, "help", None), f"{command} {parameter.name}"
-    assert "--json" in {name for parameter in found.params for name in parameter.opts}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_typed(command):
-    for parameter in inspect.signature(getattr(file_of(command), command)).parameters.values():
-        assert parameter.annotation is not inspect.Parameter.empty
 
 
 def test_choices_are_those_of_the_library():

@@ -49,16 +49,6 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"tmapdiff {tmapdiff.__version__}\n"
 
 
-def test_an_error_is_one_line_and_code_1(capsys, tmp_path):
-    command = ["extract", tmp_path / "none", "--model", "test_resnet", "--random-weights"]
-    assert main([*map(str, command), "--out", str(tmp_path / "x.h5")]) == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err == (
-        f"error: cannot read the folder {tmp_path / 'none'}: No such file or directory.\n"
-    )
-
-
 WRONG_PLACES = {
     "train --root none --features timeline": "got no such folder.",
     "train --root empty --features timeline": "annotation files in empty",

@@ -56,11 +56,14 @@ def test_one_video_may_be_named(run, corpus, tmp_path):
     assert torch.equal(one["one"], all_of_them["one"])
 
 
-def test_errors(run, tmp_path):
-    out = ["--out", tmp_path / "x.h5"]
-    found = run("extract", tmp_path, *out, *ENCODER, "--device", "cuda:99")
-    assert found.code == 1
-    assert found.err.startswith("error: --device: expected a device of this machine, got 'cuda:99'")
-    found = run("extract", tmp_path, *out, "--frame-encoder", tmp_path / "none")
-    assert found.code == 1
-    assert "cannot load" in found.err
+def test_errors_are_one_line(run, tmp_path):
+    none = tmp_path / "none"
+    for options, text in (
+        ([none, *ENCODER], f"error: cannot read the folder {none}: No such file or directory.\n"),
+        ([tmp_path, *ENCODER, "--device", "cuda:99"],
+         "error: --device: expected a device of this machine, got 'cuda:99'"),
+        ([tmp_path, "--frame-encoder", none], "cannot load"),
+    ):  # fmt: skip
+        found = run("extract", *options, "--out", tmp_path / "x.h5")
+        assert (found.code, found.out, found.err.count("\n")) == (1, "", 1)
+        assert text in found.err

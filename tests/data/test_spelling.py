@@ -129,7 +129,7 @@ def test_cooking_videos_with_the_suffix_of_their_files(tmp_path):
 
 
 def test_the_command_line_finds_them_too(tmp_path):
-    from tmapdiff.cli.evaluating import load_data
+    from tmapdiff.cli.data import DataOptions
 
     place = write_store(tmp_path, "npy", ["v_x", "v_y", "v_z"])
     train, test = (
@@ -138,8 +138,7 @@ def test_the_command_line_finds_them_too(tmp_path):
     )
     data = LocalizationData.load(train, test, features=[place]).with_features_only()
     assert (data.train.video_ids, data.test.video_ids) == (("v_x", "v_y"), ("v_z",))
-    options = {"root": None, "dataset": None, "test_split": "test", "seconds_per_feature": None}
-    data = load_data(train, test, features=[str(place)], **options)
+    data = DataOptions(features=[str(place)]).load(train, test)
     assert data.test.video_ids == ("v_z",)
     assert str(data).count("videos are named with 'v_', as the features are") == 2  # a part each
 

@@ -5,13 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tmapdiff.cli.options import (
-    DeviceOption,
-    NoiseSeedOption,
-    SamplesOption,
-    StepsOption,
-    find_device,
-)
+from tmapdiff.cli import options
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -57,13 +51,13 @@ def localize_corpus(
         float, typer.Option(help="GPUs of each worker; with 0.5, two share one.")
     ] = 0.0,
     threads_per_worker: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
-    device: DeviceOption = "auto",
+    device: options.DeviceOption = "auto",
     videos_per_file: Annotated[int, typer.Option(help="Videos written together.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
-    steps: StepsOption = None,
-    samples: SamplesOption = None,
+    steps: options.StepsOption = None,
+    samples: options.SamplesOption = None,
     top: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
-    seed: NoiseSeedOption = 0,
+    seed: options.NoiseSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Find the moments of many queries in many videos.
@@ -78,7 +72,9 @@ def localize_corpus(
         from tmapdiff.corpus import localize_corpus as run
 
         # What workers see may not be what this machine has.
-        place = find_device(device) if workers == 0 else None if device == "auto" else device
+        place = (
+            options.find_device(device) if workers == 0 else None if device == "auto" else device
+        )
         report = run(
             pipeline,
             videos,

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,7 +32,6 @@ from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
 
 Control = Literal["prior", "oracle"]
-PRIOR = "best constant"
 _DRAWN = 4
 _ENCODED_AT_ONCE = 256
 
@@ -145,7 +144,6 @@ def evaluate_localizer(
     *,
     protocol: Protocol = "rank",
     label: str = "",
-    before: Mapping[str, Mapping[str, float]] | None = None,
     accelerator: Any = None,
 ) -> Results:
     """Evaluate a localizer with each number of steps.
@@ -156,7 +154,6 @@ def evaluate_localizer(
         sampling: How its answers are drawn.
         protocol: How they are judged.
         label: Put before the name of each row.
-        before: Rows to put first.
         accelerator: As for `tmapdiff.evaluation.evaluate`.
 
     Raises:
@@ -176,9 +173,9 @@ def evaluate_localizer(
         )
         for steps in completed.steps
     ]
-    rows = dict(before or {})
-    for steps, evaluation in zip(completed.steps, evaluations, strict=True):
-        rows[f"{label}steps {steps}"] = evaluation.metrics
+    labels = [f"{label}steps {steps}" for steps in completed.steps]
+    metrics = [evaluation.metrics for evaluation in evaluations]
+    rows = dict(zip(labels, metrics, strict=True))
     return Results(rows, evaluations[0], completed, model, dataset)
 
 
@@ -198,18 +195,15 @@ def evaluate_trained(
     model, test_set = trained.model, trained.test_set
     rows: dict[str, Mapping[str, float]] = {}
     if data.protocol == "didemo":
-        rows[PRIOR] = evaluate_didemo_prior(data.train, data.test)
-    elif test_set.clip_seconds is None:  # a prior knows no longer videos
+        rows["best constant"] = evaluate_didemo_prior(data.train, data.test)
+    elif test_set.clip_seconds is None:  # the prior is only defined for videos of the grid's length
         prior = fit_moment_prior(model.grid, trained.train_set)
-        rows[PRIOR] = evaluate_prior(model.grid, prior, test_set)
+        rows["best constant"] = evaluate_prior(model.grid, prior, test_set)
     both: Any = {"protocol": data.protocol, "accelerator": trained.accelerator}
     first = replace(sampling, steps=sampling.completed(model).steps[:1])
-    raw = evaluate_localizer(
-        trained.raw_model, test_set, first, label="raw weights, ", before=rows, **both
-    )
-    return evaluate_localizer(
-        model, test_set, sampling, label="EMA weights, ", before=raw.rows, **both
-    )
+    raw = evaluate_localizer(trained.raw_model, test_set, first, label="raw weights, ", **both)
+    results = evaluate_localizer(model, test_set, sampling, label="EMA weights, ", **both)
+    return replace(results, rows={**rows, **raw.rows, **results.rows})
 
 
 def make_pipeline_test_set(
@@ -250,9 +244,13 @@ def make_pipeline_test_set(
                 f"in windows."
             )
             warnings.warn(text, stacklevel=2)
-    word_features = None
+    word_features: dict[str, Tensor] | None = None
     if pipeline.text_encoder is not None:
-        word_features = _features_of_words(pipeline, [item.query for item in data.test])
+        # Each sentence once; a few at a time, as together each takes as much as the longest.
+        sentences, word_features = list(dict.fromkeys(item.query for item in data.test)), {}
+        for start in range(0, len(sentences), _ENCODED_AT_ONCE):
+            part = sentences[start : start + _ENCODED_AT_ONCE]
+            word_features.update(zip(part, pipeline.encode_queries(part), strict=True))
     return make_test_set(
         data.test,
         data.store,
@@ -262,18 +260,6 @@ def make_pipeline_test_set(
         features_per_clip=encoder.features_per_clip,
         word_features=word_features,
     )
-
-
-def _features_of_words(
-    pipeline: MomentLocalizationPipeline, sentences: Iterable[str]
-) -> dict[str, Tensor]:
-    """Encode each sentence once; a few at a time, as together each takes as much as the longest."""
-    different = list(dict.fromkeys(sentences))
-    found: dict[str, Tensor] = {}
-    for start in range(0, len(different), _ENCODED_AT_ONCE):
-        part = different[start : start + _ENCODED_AT_ONCE]
-        found.update(zip(part, pipeline.encode_queries(part), strict=True))
-    return found
 
 
 def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -> Results:
