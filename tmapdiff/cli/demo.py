@@ -25,9 +25,7 @@ def demo(
     port: Annotated[
         int | None, typer.Option(help="Port to listen at; the first free one from 7860 by default.")
     ] = None,
-    share: Annotated[
-        bool, typer.Option("--share", help="Ask Gradio's servers for a public address.")
-    ] = False,
+    share: Annotated[bool, typer.Option(help="Ask Gradio's servers for a public address.")] = False,
     max_megabytes: Annotated[float, typer.Option(help="Largest video file.")] = 200.0,
     max_seconds: Annotated[float, typer.Option(help="Longest video.")] = 600.0,
     device: DeviceOption = "auto",

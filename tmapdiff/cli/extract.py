@@ -53,8 +53,7 @@ def extract(
         Path | None, typer.Option(metavar="FILE", help="File of weights, in place of the hub's.")
     ] = None,
     keep_head: Annotated[
-        bool,
-        typer.Option("--keep-head", help="Keep the last layer: class scores or CLIP's projection."),
+        bool, typer.Option(help="Keep the last layer: class scores or CLIP's projection.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     save_encoder: Annotated[
@@ -62,10 +61,7 @@ def extract(
         typer.Option(metavar="DIR", help="Save the frame encoder, too, for train --frame-encoder."),
     ] = None,
     skip_damaged: Annotated[
-        bool,
-        typer.Option(
-            "--skip-damaged", help="Leave out damaged videos; else, what can be decoded counts."
-        ),
+        bool, typer.Option(help="Leave out damaged videos; else, what can be decoded counts.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

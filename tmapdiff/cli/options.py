@@ -74,8 +74,8 @@ def find_device(name: str) -> str:
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Make of a function what typer takes.
 
-    Parameters that are dataclasses become an option for each field. Numbers are read as those of
-    files are: typer takes `1_0` for 10.
+    Parameters that are dataclasses become an option for each field. Flags have no `--no-` form.
+    Numbers are read as those of files are: typer takes `1_0` for 10.
     """
     hints = get_type_hints(function)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -84,7 +84,15 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
         group: Any = groups.get(parameter.name)
         parameters += [parameter] if group is None else signature(group).parameters.values()
     for parameter in parameters:
-        _read_plain_numbers(parameter.annotation)
+        kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
+        parts = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
+        for info in about:
+            if kind is bool and info.default is ...:
+                info.param_decls = (f"--{parameter.name.replace('_', '-')}",)
+            for number in (int, float):
+                if number in parts:
+                    info.parser = partial(_read_number, number)
+                    info.metavar = info.metavar or f"<{number.__name__}>"
 
     @wraps(function)
     def command(**values: Any) -> None:
@@ -95,16 +103,6 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
     vars(command)["__signature__"] = signature(function).replace(parameters=keywords)
     return command
-
-
-def _read_plain_numbers(annotation: Any) -> None:
-    kind, *about = get_args(annotation) or (annotation,)
-    kinds = [kind, *get_args(kind), *(one for part in get_args(kind) for one in get_args(part))]
-    for number in (int, float):
-        if number in kinds:
-            for info in about:
-                info.parser = partial(_read_number, number)
-                info.metavar = info.metavar or f"<{number.__name__}>"
 
 
 def _read_number(kind: type, given: Any) -> Any:

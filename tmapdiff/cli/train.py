@@ -74,17 +74,11 @@ class TrainingOptions:
         typer.Option(help="Arithmetic of training. [default: the preset's]"),
     ] = None
     activation_checkpointing: Annotated[
-        bool,
-        typer.Option("--activation-checkpointing", help="Less memory, more time, equal results."),
+        bool, typer.Option(help="Less memory, more time, equal results.")
     ] = False
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile speed up training.")
-    ] = False
+    compile: Annotated[bool, typer.Option(help="Let torch.compile speed up training.")] = False
     deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Two runs are equal to the bit, on a GPU too; slower."
-        ),
+        bool, typer.Option(help="Two runs are equal to the bit, on a GPU too; slower.")
     ] = False
     checkpoint_minutes: Annotated[
         float | None,
@@ -138,12 +132,9 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run in --output; it may get more epochs."),
+        bool, typer.Option(help="Continue the run in --output; it may get more epochs.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --output.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --output.")] = False,
     device: Annotated[
         Literal["auto", "cpu"], typer.Option(help="auto takes a GPU if there is one.")
     ] = "auto",
