@@ -24,6 +24,7 @@ def load(name: str):
     return module
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", QUICK)
 def test_it_learns_what_chance_does_not_know(name, capsys):
     steps, metric, times = QUICK[name]
@@ -47,3 +48,4 @@ def test_it_is_one_short_file_that_uses_the_library_only(script):
         else:
             continue
         assert set(packages) <= {"argparse", "torch", "tmapdiff"}
+    assert callable(load(script.stem).main)

@@ -33,10 +33,10 @@ def extract(
             help="A saved frame encoder in place of --model, such as a pipeline's frame_encoder.",
         ),
     ] = None,
-    fps: Annotated[float, typer.Option(help="Features a second.")] = 2.0,
-    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    fps: Annotated[float, typer.Option(help="Features per second.")] = 2.0,
+    batch_size: Annotated[int, typer.Option(help="Frames encoded at a time.")] = 32,
     workers: Annotated[
-        int, typer.Option(help="Processes that decode, a video each; 0 decodes in this one.")
+        int, typer.Option(help="Processes that decode, one video each; 0 decodes in this one.")
     ] = 0,
     device: DeviceOption = "auto",
     mixed_precision: Annotated[

@@ -56,7 +56,7 @@ def localize_corpus(
     batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
-    top: Annotated[int, typer.Option(help="Moments a query, at most.")] = 5,
+    top: Annotated[int, typer.Option(help="Moments per query, at most.")] = 5,
     seed: options.NoiseSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
