@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = LocalizationData.make_up()
     else:
         data = LocalizationData.load(args.root, features=[args.features])
-    data = data.with_features_only()
-    data = data if args.limit is None else data.limit(args.limit)
+    data = data.with_features_only().limit(args.limit)
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
 
     # 2. model: a preset is a named size, with settings of its training

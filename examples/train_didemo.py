@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = LocalizationData.make_up("didemo")
     else:
         data = LocalizationData.load(args.root, format="didemo", features=args.features)
-    data = data.with_features_only()
-    data = data if args.limit is None else data.limit(args.limit)
+    data = data.with_features_only().limit(args.limit)
     print(data)
 
     recipe = Recipe(preset=args.preset, training={"epochs": args.epochs})

@@ -275,6 +275,12 @@ def test_visitors_with_the_same_file_at_once(visit, new_visit, server, films):
     eventually(lambda: server.files() == [films["good"].name], show=server.files)
 
 
+def test_nothing_goes_to_other_hosts(server):
+    """After all of the above, nobody has come to the proxy that all requests would go through."""
+    with pytest.raises(BlockingIOError):
+        server.outside.accept()
+
+
 def test_it_ends_without_a_trace(visit, new_visit, films, server):
     visit.upload(films["good"])
     visit.wait_for_video()
@@ -285,9 +291,6 @@ def test_it_ends_without_a_trace(visit, new_visit, films, server):
     other = new_visit()
     other.upload(films["good"])
     other.page.wait_for_function("document.body.innerText.includes('Please try again later')")
-    # In all of the above, nobody has come to the proxy that all requests would go through.
-    with pytest.raises(BlockingIOError):
-        server.outside.accept()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 130
     assert list(server.scratch.iterdir()) == []

@@ -101,5 +101,4 @@ class DataOptions:
             )
         if holdout is not None:
             data = data.hold_out(holdout)
-        data = data.with_features_only()
-        return data if self.limit is None else data.limit(self.limit)
+        return data.with_features_only().limit(self.limit)

@@ -157,12 +157,14 @@ class LocalizationData:
         train, test = (part.restrict_to(self.store) for part in (self.train, self.test))
         return replace(self, train=train, test=test)
 
-    def limit(self, n: int) -> Self:
-        """Keep the first `n` queries of each part.
+    def limit(self, n: int | None) -> Self:
+        """Keep the first `n` queries of each part; all of them if `n` is None.
 
         Raises:
             ArgumentError: If `n` is not an integer >= 0.
         """
+        if n is None:
+            return self
         return replace(self, train=self.train.limit(n), test=self.test.limit(n))
 
     def make_train_set(
