@@ -188,9 +188,10 @@ def rank_by_expected_hits(
     Source: greedy maximum coverage, Nemhauser et al., doi 10.1007/BF01588971.
     """
     who = "rank_by_expected_hits"
-    found = candidates_of(who, dense, mask)
-    numbers = (top_n, thresholds, num_iterations)
-    return _rank(who, *found, clip_seconds, target, durations, *numbers)
+    candidates, scores = candidates_of(who, dense, mask)
+    return _rank(
+        who, candidates, scores, clip_seconds, target, durations, top_n, thresholds, num_iterations
+    )
 
 
 def rank_candidates_by_expected_hits(
@@ -219,8 +220,9 @@ def rank_candidates_by_expected_hits(
         ShapeError, ArgumentError: As `rank_by_expected_hits`.
     """
     who = "rank_candidates_by_expected_hits"
-    numbers = (top_n, thresholds, num_iterations)
-    return _rank(who, candidates, scores, clip_seconds, target, durations, *numbers)
+    return _rank(
+        who, candidates, scores, clip_seconds, target, durations, top_n, thresholds, num_iterations
+    )
 
 
 @torch.no_grad()

@@ -373,12 +373,15 @@ def _made(
     # Hits rise in as many steps as there are thresholds: layers end on the flats and between. They
     # begin with what all moments are covered by after the first pick: else the many that are far
     # from it would all be bounded by a little too much.
-    width, layers = 1 / num_layers, []
-    for index in range(num_layers if _may_wait(hits.values) else 0):
+    width = 1 / num_layers
+
+    def layer(index: int) -> Layer:
         low = width * index + float(hits.far)
-        table = hits.map(lambda values, low=low: ((values - low) / width).clamp(0, 1))
-        layers.append(Layer(table.factor(), low + width))
-    return Tables(response.factor(), hits, tuple(layers), width, blocks)
+        table = hits.map(lambda values: ((values - low) / width).clamp(0, 1))
+        return Layer(table.factor(), low + width)
+
+    layers = tuple(map(layer, range(num_layers))) if _may_wait(hits.values) else ()
+    return Tables(response.factor(), hits, layers, width, blocks)
 
 
 def _pair_ious(candidates: Tensor, dtype: torch.dtype) -> Tensor:
@@ -401,5 +404,5 @@ def _kept_tables(
 ) -> Tables:
     iou = _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype)
     index = torch.searchsorted(_distinct_ious(cells, dtype), iou)
-    tables = (PairTable(_read(values, dtype)[index]) for values in (response, hits))
-    return _made(*tables, num_layers)
+    response_table, hits_table = (PairTable(_read(one, dtype)[index]) for one in (response, hits))
+    return _made(response_table, hits_table, num_layers)

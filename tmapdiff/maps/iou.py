@@ -131,33 +131,34 @@ class IoUMapBuilder:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Moments (B, M, 2), seconds of a clip (B,), and which moments count (B, M), or None."""
         who = type(self).__name__
-        moments = _as_tensor(moments)
-        if isinstance(moments, Tensor) and moments.dim() in (1, 2):
-            moments = (moments[None] if moments.dim() == 1 else moments)[:, None]
-        scored = isinstance(moments, Tensor) and moments.shape[-1:] == (3,)
+        every = _as_tensor(moments)
+        if isinstance(every, Tensor) and every.dim() in (1, 2):
+            every = (every[None] if every.dim() == 1 else every)[:, None]
+        scored = isinstance(every, Tensor) and every.shape[-1:] == (3,)
         hint = "Pass start and end only: scores belong in a tensor of their own." if scored else ""
-        sizes = check_shape(who, "moments", moments, "B M 2", hint=hint)
-        if moments.dtype != torch.bool and not moments.is_floating_point():
-            moments = moments.to(torch.get_default_dtype())
-        check_floating(who, "moments", moments)
+        sizes = check_shape(who, "moments", every, "B M 2", hint=hint)
+        if every.dtype != torch.bool and not every.is_floating_point():
+            every = every.to(torch.get_default_dtype())
+        check_floating(who, "moments", every)
 
         def per_sample(name: str, values: PerSample, dtype: torch.dtype | None) -> Tensor:
-            values = _as_tensor(values, dtype=dtype, device=moments.device)
-            if isinstance(values, Tensor) and not values.dim():
-                values = values.expand(sizes["B"])
-            check_shape(who, name, values, "B", sizes)
-            return values
+            found = _as_tensor(values, dtype=dtype, device=every.device)
+            if isinstance(found, Tensor) and not found.dim():
+                found = found.expand(sizes["B"])
+            check_shape(who, name, found, "B", sizes)
+            checked: Tensor = found
+            return checked
 
-        seconds, counts, counted = moments.new_ones(sizes["B"]), None, None
+        seconds, counts, counted = every.new_ones(sizes["B"]), None, None
         if clip_seconds is not None:
-            seconds = per_sample("clip_seconds", clip_seconds, moments.dtype)
+            seconds = per_sample("clip_seconds", clip_seconds, every.dtype)
         if num_moments is not None:
             counts = per_sample("num_moments", num_moments, None)
-            counted = torch.arange(sizes["M"], device=moments.device) < counts[:, None]
+            counted = torch.arange(sizes["M"], device=every.device) < counts[:, None]
         if self.validate:
             unit = "clips" if clip_seconds is None else "s"
-            self._check_values(moments, seconds, counts, counted, unit)
-        return moments, seconds, counted
+            self._check_values(every, seconds, counts, counted, unit)
+        return every, seconds, counted
 
     def _check_values(
         self,

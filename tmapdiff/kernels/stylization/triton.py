@@ -422,9 +422,9 @@ def _stylize_backward_op(
     rows, inputs = len(x) * groups, (dy, x, scale, shift, valid)
     strides = *dy_strides, *x_strides, *scale.stride(), *shift.stride(), mask_batch
     tiling = _tile(rows, x.shape[1] // groups, cells, _WHOLE_BACKWARD if num_groups else 0)
-    constants, parts = tiling.constants(x, mask, columns), None
-    if not tiling.whole:
-        parts = x.new_empty((rows, tiling.splits, 2, tiling.width), dtype=torch.float32)
+    constants = tiling.constants(x, mask, columns)
+    splits = 0 if tiling.whole else tiling.splits
+    parts = x.new_empty((rows, splits, 2, tiling.width), dtype=torch.float32)
     with torch.cuda.device_of(x):
         if not num_groups:
             _layer_backward[(rows * tiling.splits,)](
