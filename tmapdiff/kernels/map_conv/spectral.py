@@ -46,18 +46,10 @@ def convolve_with_spectrum(
         fused: Whether the Triton kernel multiplies the spectra.
 
     """
+    of_maps = None
     if exponent is not None:
         # Maps each by themselves: a sample's result does not depend on the others.
         x, of_maps = shrunk(x, (1, 2, 3), 0)
-        result = _convolved(x, kernel, None, transform, fused)[:, :channels]
-        grow_(result, of_maps + exponent)
-        return result if bias is None else result.add_(bias[:, None, None])
-    return _convolved(x, kernel, bias, transform, fused)[:, :channels]
-
-
-def _convolved(
-    x: Tensor, kernel: Tensor, bias: Tensor | None, transform: MapTransform, fused: bool
-) -> Tensor:
     spectra = transform.forward(_durations_first(x), rotated=not fused)
     if fused:
         from tmapdiff.kernels.map_conv import triton
@@ -65,7 +57,10 @@ def _convolved(
         product = triton.multiply_spectra(spectra, kernel)
     else:
         product = multiply_spectra(spectra, kernel)
-    return _maps_of(product, bias, transform)
+    if exponent is None or of_maps is None:
+        return _maps_of(product, bias, transform)[:, :channels]
+    result = grow_(_maps_of(product, None, transform)[:, :channels], of_maps + exponent)
+    return result if bias is None else result.add_(bias[:, None, None])
 
 
 def _maps_of(product: Tensor, bias: Tensor | None, transform: MapTransform) -> Tensor:
