@@ -8,8 +8,8 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tmapdiff._core.checks import check_shape
-from tmapdiff.errors import ShapeError
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff.errors import ConfigError, ShapeError
 from tmapdiff.kernels._derivatives import is_transformed
 from tmapdiff.kernels._launch import why_not_eager
 from tmapdiff.kernels.memory_order import memory_order
@@ -24,6 +24,29 @@ def check_map_features(who: str, x: Tensor, mask: Tensor | None, channels: int |
     check_shape(who, "mask", mask, "B N_k A" if batched else "N_k A", sizes)
     if mask.dtype != torch.bool:
         raise ShapeError(f"{who}: expected a mask of dtype bool, got {mask.dtype}.")
+
+
+def check_styles(
+    who: str,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mask: Tensor | None,
+    num_groups: int | None,
+    eps: float,
+) -> dict[str, int]:
+    """Check what `stylize` takes, as it says; return the sizes by name."""
+    check_map_features(who, x, mask, "C")
+    sizes = {"B": x.shape[0], "C": x.shape[1]}
+    check_shape(who, "scale", scale, "B C", sizes)
+    check_shape(who, "shift", shift, "B C", sizes)
+    check_range(who, "eps", eps, 0, open_low=True)
+    if num_groups is not None:
+        check_int(who, "num_groups", num_groups, at_least=1)
+        if x.shape[1] % num_groups:
+            expected = f"channels divisible by num_groups = {num_groups}"
+            raise ConfigError(message(who, expected, x.shape[1]))
+    return sizes
 
 
 def of_all_samples(mask: Tensor | None) -> Tensor | None:

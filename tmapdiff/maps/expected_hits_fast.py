@@ -60,19 +60,10 @@ class PairTable:
         return self.values[places]
 
     def gains(self, chances: Tensor, covered: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Sum `chances * max(number - covered, 0)` over rows of the table.
+        """Sum `chances * max(number - covered, 0)`, (B, M) each, over rows of the table.
 
-        Args:
-            chances: Weights of the sum.
-            covered: What numbers have to exceed; nowhere below `far`.
-            rows: Which chances and covered.
-            places: Rows of the table, for each of these.
-
-        Shape:
-            - chances, covered: (B, M)
-            - rows: (n,)
-            - places: (n, c)
-            - returns: (n, c)
+        For the `rows` of chances, (n,), each over the rows of the table at its `places`, (n, c).
+        What is `covered` is nowhere below `far`.
         """
         above = (self.values[places] - covered[rows, None]).clamp_(min=0)
         return torch.einsum("nm,ncm->nc", chances[rows], above)
@@ -334,18 +325,10 @@ def tables_of(
     num_layers: int,
     dtype: torch.dtype,
 ) -> Tables:
-    """Make the tables of candidates, or find those of the same values.
+    """Make the tables of `candidates`, (M, 2), or find those of the same values.
 
-    Args:
-        who: For errors.
-        candidates: Candidates.
-        target: What cells hold, by the IoU.
-        hits: How much moments count, by the IoU; in as many steps as there are pairs of layers.
-        num_layers: Layers.
-        dtype: In which IoU is computed.
-
-    Shape:
-        - candidates: (M, 2)
+    Both functions are of the IoU, computed in `dtype`: `target` is what cells hold, and `hits` how
+    much moments count, in as many steps as there are pairs of layers. `who` is named in errors.
     """
     many = len(candidates) ** 2 > _LARGEST_KEPT
     blocks = CandidateBlocks.find(candidates) if many else None

@@ -37,11 +37,11 @@ _MOST_TIMESTEPS = 100_000  # a hundred times as many as are usual: the tables ar
 
 @dataclass
 class MapSchedulerOutput(BaseOutput):
-    """One denoising step.
+    """One denoising step, to the maps at the previous, less noisy timestep.
 
     Shape:
-        - prev_sample: (B, cells), the maps at the previous, less noisy timestep
-        - pred_original_sample: (B, cells), the clean maps this step believed in
+        - prev_sample: (B, cells), these maps
+        - pred_original_sample: (B, cells), the clean maps that were predicted
     """
 
     prev_sample: Tensor
@@ -181,9 +181,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     ) -> Self:
         """Read a scheduler's configuration from a folder or the hub, as diffusers does.
 
-        Args:
-            pretrained_model_name_or_path: Folder, or name on the hub.
-            **kwargs: As for diffusers' `SchedulerMixin.from_pretrained`.
+        Takes `pretrained_model_name_or_path`, a folder or a name on the hub, and `kwargs` as there.
 
         Raises:
             CheckpointError: If there is no such configuration, or it is damaged.
@@ -204,9 +202,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write scheduler_config.json into a folder; any other file there stays.
 
-        Args:
-            save_directory: Folder, made if need be.
-            **kwargs: As for diffusers' `SchedulerMixin.save_pretrained`.
+        `save_directory` is made if need be; `kwargs` are as for diffusers.
 
         Raises:
             FileError: If the place is a file or cannot be written; what was there is as before.
@@ -225,19 +221,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     # IoU <-> signal
 
     def to_signal(self, iou: Tensor) -> Tensor:
-        """Map IoU in [0, 1] to the signal in [-signal_scale, signal_scale] that gets noised.
-
-        Shape:
-            - iou, returns: any, such as (B, cells)
-        """
+        """Map `iou` in [0, 1], of any shape, to the signal in +-`signal_scale` that gets noised."""
         return (2 * iou - 1) * self.config.signal_scale
 
     def to_iou(self, signal: Tensor) -> Tensor:
-        """Map the signal back to IoU. Values outside the signal's range are not clipped.
-
-        Shape:
-            - signal, returns: any, such as (B, cells)
-        """
+        """Map a `signal` of any shape back to IoU. Values outside its range are not clipped."""
         return (signal / self.config.signal_scale + 1) / 2
 
     # Training

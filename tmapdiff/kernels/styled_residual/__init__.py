@@ -6,9 +6,8 @@ from torch import Tensor
 from tmapdiff._core.checks import check_shape
 from tmapdiff.kernels import _launch
 from tmapdiff.kernels._dispatch import choose
-from tmapdiff.kernels.masking import of_all_samples
+from tmapdiff.kernels.masking import check_styles, of_all_samples
 from tmapdiff.kernels.styled_residual import eager, reference
-from tmapdiff.kernels.stylization import check_styles
 
 
 def add_styled(
@@ -66,7 +65,7 @@ def add_styled(
 
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
-    """Say why `add_styled` has nothing faster than its definition for these; None if it has."""
+    """Say why `add_styled` of `x`, `others` and a `mask` has nothing faster than its definition."""
     mask = of_all_samples(mask)
     if mask is not None and mask.dim() == 3:
         return "each sample has a mask of its own"

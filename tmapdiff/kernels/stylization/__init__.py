@@ -2,11 +2,9 @@
 
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_range, check_shape, message
-from tmapdiff.errors import ConfigError
 from tmapdiff.kernels._dispatch import choose
 from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton
-from tmapdiff.kernels.masking import check_map_features
+from tmapdiff.kernels.masking import check_styles
 from tmapdiff.kernels.stylization import eager, reference
 
 
@@ -60,26 +58,3 @@ def stylize(
     if chosen == "eager" and num_groups:
         return eager.stylize(x, scale, shift, mask, num_groups, eps)
     return reference.stylize(x, scale, shift, mask, num_groups, eps)
-
-
-def check_styles(
-    who: str,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    mask: Tensor | None,
-    num_groups: int | None,
-    eps: float,
-) -> dict[str, int]:
-    """Check what `stylize` takes, as it says; return the sizes by name."""
-    check_map_features(who, x, mask, "C")
-    sizes = {"B": x.shape[0], "C": x.shape[1]}
-    check_shape(who, "scale", scale, "B C", sizes)
-    check_shape(who, "shift", shift, "B C", sizes)
-    check_range(who, "eps", eps, 0, open_low=True)
-    if num_groups is not None:
-        check_int(who, "num_groups", num_groups, at_least=1)
-        if x.shape[1] % num_groups:
-            expected = f"channels divisible by num_groups = {num_groups}"
-            raise ConfigError(message(who, expected, x.shape[1]))
-    return sizes
