@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.assertions import refuses
 
-from tmapdiff.data import ActionTimelineFeatures, SyntheticActivities, tokenize
+from tmapdiff.data import ActionTimelineFeatures, SyntheticActivities, SyntheticVideos, tokenize
 from tmapdiff.errors import ArgumentError, ConfigError
 
 
@@ -14,9 +14,17 @@ def large():
     return SyntheticActivities(600)
 
 
-def test_default_sizes():
-    assert len(SyntheticActivities().annotations) == pytest.approx(600, abs=60)
-    assert len(SyntheticActivities(split="test").annotations) == pytest.approx(200, abs=30)
+@pytest.mark.parametrize(
+    ("kind", "split", "count", "error"),
+    [
+        (SyntheticActivities, "train", 600, 60),
+        (SyntheticActivities, "test", 200, 30),
+        (SyntheticVideos, "train", 1470, 120),
+        (SyntheticVideos, "test", 250, 50),
+    ],
+)
+def test_default_sizes(kind, split, count, error):
+    assert len(kind(split=split).annotations) == pytest.approx(count, abs=error)
 
 
 def test_videos_are_as_described(large):
@@ -53,7 +61,9 @@ def test_each_sentence_means_one_activity(large):
     assert len(activity_of) == sum(len(wordings) for wordings in wordings_of.values())
 
 
-def test_no_single_answer_is_often_right(large):
+@pytest.mark.parametrize(("kind", "least"), [(SyntheticActivities, 0.05), (SyntheticVideos, 0.03)])
+def test_no_single_answer_is_often_right(kind, least):
+    large = kind(400)
     moments = np.array([np.array(item.moments[0]) / item.duration for item in large.annotations])
     best = 0.0
     for start in np.linspace(0, 1, 31):
@@ -62,19 +72,22 @@ def test_no_single_answer_is_often_right(large):
                 both = np.minimum(moments[:, 1], end) - np.maximum(moments[:, 0], start)
                 either = np.maximum(moments[:, 1], end) - np.minimum(moments[:, 0], start)
                 best = max(best, float((both / either > 0.5).mean()))
-    assert 0.05 < best < 0.20
+    assert least < best < 0.20
 
 
-def test_train_and_test_differ_and_seeds_too():
-    train, test = (SyntheticActivities(5, split=split) for split in ("train", "test"))
-    other = SyntheticActivities(5, seed=1)
+@pytest.mark.parametrize("kind", [SyntheticActivities, SyntheticVideos])
+def test_train_and_test_differ_and_seeds_too(kind):
+    train, test, other = kind(5, split="train"), kind(5, split="test"), kind(5, seed=1)
     assert not set(train.videos) & set(test.videos)
     assert not set(train.videos) & set(other.videos)
     assert list(train.videos.values()) != list(test.videos.values())
     assert list(train.videos.values()) != list(other.videos.values())
     # A smaller set is the beginning of a larger one.
-    longer = SyntheticActivities(6).annotations
+    longer = kind(6).annotations
     assert list(longer)[: len(train.annotations)] == list(train.annotations)
+    assert repr(train).startswith(f"{kind.__name__}(train, seed 0: AnnotationSet(")
+    name = kind.__name__.removeprefix("Synthetic").lower()
+    assert f"synthetic {name} (train, seed 0)" in str(train.annotations.report)
 
 
 def test_features():
@@ -82,14 +95,13 @@ def test_features():
     store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes)
     assert len(data.annotations.restrict_to(store)) == len(data.annotations)
     assert store[data.annotations[0].video_id].shape[1] == 256
-    assert "synthetic activities (train, seed 0)" in str(data.annotations.report)
-    assert repr(data).startswith("SyntheticActivities(train, seed 0: AnnotationSet(")
 
 
-def test_arguments_are_checked():
+@pytest.mark.parametrize("kind", [SyntheticActivities, SyntheticVideos])
+def test_arguments_are_checked(kind):
     with refuses(ArgumentError, "expected num_videos to be an integer >= 1, got 0"):
-        SyntheticActivities(0)
+        kind(0)
     with refuses(ArgumentError, "expected seed to be an integer >= 0"):
-        SyntheticActivities(1, seed=-1)
+        kind(1, seed=-1)
     with refuses(ConfigError, "expected split to be one of train, test, got 'val'"):
-        SyntheticActivities(1, split="val")
+        kind(1, split="val")
