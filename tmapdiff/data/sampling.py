@@ -49,15 +49,9 @@ def share_of(count: int, num_processes: int, process: int) -> range:
 class BatchShares(Sampler[list[Any]]):
     """The share of a process in each batch that all processes do together.
 
-    The batches are those that one process would do, with the batch sizes of all added up. A last
-    batch that would leave a process without a sample is left out; so is one of a single sample, on
-    which batch normalisation cannot train.
-
-    Args:
-        order: The samples of an epoch, in an order that all processes know.
-        batch_size: Samples of a whole batch, on each process.
-        num_processes: Processes.
-        process: Which one, from 0.
+    All processes know the `order` of the samples. The batches are those that one process would do,
+    with the batch sizes of all added up. A last batch that would leave a process without a sample
+    is left out; so is one of a single sample, on which batch normalisation cannot train.
     """
 
     def __init__(
@@ -89,11 +83,8 @@ class BatchShares(Sampler[list[Any]]):
 class EpochOrder(Sampler[SampleKey]):
     """Each sample once, in an order of the epoch, with the seed of its random numbers.
 
-    It has no state but the epoch: a run that goes on in the middle of an epoch skips what is done.
-
-    Args:
-        length: How many samples there are.
-        seed: Decides the orders and seeds, together with the epoch.
+    `seed` and epoch decide both. There is no other state: a run that goes on in the middle of an
+    epoch skips what is done.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -120,9 +111,6 @@ class SeededSamples(Dataset[Any]):
 
     So nothing needs to be known of the workers to go on with a run, and their number decides
     nothing. Torch's random numbers are meant; in workers, NumPy's and Python's too.
-
-    Args:
-        dataset: The samples, by index.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:

@@ -59,14 +59,15 @@ def _two_annotations(
 def _annotations_and_features(
     sets: Mapping[str, AnnotationSet], features: Features
 ) -> Iterator[Finding]:
+    store, lengths = features
     durations = {item.video_id: item.duration for item in _all(sets)}
-    spelling, names = find_spelling(list(durations), set(features.videos))
+    spelling, names = find_spelling(list(durations), set(store.video_ids))
     if spelling:
         what = f"{{n}} videos are named {spelling} in the features"
         yield from about("other spelling", what, list(names.values()))
     durations = {names.get(one, one): duration for one, duration in durations.items()}
-    yield from _missing(list(durations), list(features.videos), "features")
-    yield from coverage(features.store, features.lengths, durations)
+    yield from _missing(list(durations), list(store.video_ids), "features")
+    yield from coverage(store, lengths, durations)
 
 
 def _annotations_and_videos(
@@ -95,15 +96,16 @@ def _annotations_and_pipeline(
 
 
 def _features_and_videos(features: Features, durations: Mapping[str, float]) -> Iterator[Finding]:
-    lacking = sorted(set(durations) - set(features.videos))
+    store, lengths = features
+    lacking = sorted(set(durations) - set(store.video_ids))
     yield from about("missing features", "{n} videos have no features", lacking)
-    yield from coverage(features.store, features.lengths, durations)
+    yield from coverage(store, lengths, durations)
 
 
 def _features_and_pipeline(
     features: Features, pipeline: "MomentLocalizationPipeline"
 ) -> Iterator[Finding]:
-    store = features.store
+    store, _ = features
     wanted = pipeline.localizer.encoder.config.clip_channels
     if store.feature_dim != wanted:
         text = f"the pipeline takes {wanted} numbers a feature, the store has {store.feature_dim}"

@@ -3,7 +3,6 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,14 @@ from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspection, Told, about, spread
 
-
-@dataclass(frozen=True)
-class Features:
-    """A store and what was seen in it.
-
-    Attributes:
-        store: The store.
-        videos: Ids of all videos, those whose features cannot be used included.
-        lengths: Number of features, by video.
-    """
-
-    store: Any
-    videos: tuple[str, ...]
-    lengths: dict[str, int]
+# A store, and the number of features of each video that has some which can be used.
+Features = tuple[Any, Mapping[str, int]]
 
 
 def inspect_features(
     path: Path, seconds_per_feature: float | None, told: Told
 ) -> tuple[Inspection, Features]:
-    """Inspect a feature store; with it come its features."""
+    """Inspect a feature store; with it comes the store."""
     from tmapdiff.data import open_feature_store  # here: `coverage` does not need it
 
     store: Any = open_feature_store(path, seconds_per_feature)
@@ -43,7 +30,7 @@ def inspect_features(
     digests: Mapping[bytes, list[str]] = defaultdict(list)
     empty: list[str] = []
     damaged: list[str] = []
-    wrong_rate: dict[str, float] = {}
+    durations: dict[str, float] = {}
     findings: list[Finding] = []
     videos = store.video_ids
     for video_id in videos:
@@ -63,8 +50,8 @@ def inspect_features(
         if "damage" in said:
             damaged.append(f"{video_id} ({said['damage']})")
         if store.seconds_per_feature is not None and duration is not None:
-            wrong_rate[video_id] = duration
-    findings += coverage(store, lengths, wrong_rate)
+            durations[video_id] = duration
+    findings += coverage(store, lengths, durations)
     findings += about("features of zeros", "all features of {n} videos are 0", empty)
     findings += about("damaged videos", "{n} videos were damaged", damaged)
     for same in digests.values():
@@ -84,8 +71,7 @@ def inspect_features(
             **stated,
         }
     }
-    found = Inspection(path, "features", facts, tuple(findings))
-    return found, Features(store, videos, lengths)
+    return Inspection(path, "features", facts, tuple(findings)), (store, lengths)
 
 
 def coverage(
