@@ -54,14 +54,10 @@ def inspect(
                 on_item=advance,
             )
         output.line(f"{found.path}: {found.kind}")
-        names = dict.fromkeys(name for facts in found.facts.values() for name in facts)
-        output.table(
-            ["", *found.facts],
-            (
-                [name, *(_shown(facts.get(name)) for facts in found.facts.values())]
-                for name in names
-            ),
-        )
+        columns = found.facts.values()
+        rows = dict.fromkeys(name for facts in columns for name in facts)
+        shown = ([name, *(_shown(facts.get(name)) for facts in columns)] for name in rows)
+        output.table(["", *found.facts], shown)
         for finding in found.findings:
             output.line(str(finding))
         count = len(found.findings)

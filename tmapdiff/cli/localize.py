@@ -108,9 +108,7 @@ def localize(
         )
         files: list[Path] = []
         if map is not None:
-            files += _save(
-                map, [_draw_map(found, index, one) for index, one in enumerate(sentences)]
-            )
+            files += _save(map, [_draw_map(found, *item) for item in enumerate(sentences)])
         if strip is not None:
             files += _save(strip, _draw_strips(found, sentences, video))
         windows = found.windows[0] if found.windows else []
@@ -124,6 +122,10 @@ def localize(
             _print_moments(out, sentence, moments)
         if files:
             out.line(f"written: {', '.join(str(file) for file in files)}")
+        answers = [
+            {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
+            for one, moments in zip(sentences, found.moments, strict=True)
+        ]
         out.document(
             {
                 "video": video,
@@ -132,14 +134,7 @@ def localize(
                 "model": model,
                 "seed": seed,
                 **options.given(context),
-                "answers": [
-                    {
-                        "sentence": sentence,
-                        "moments": moments,
-                        "unknown_words": pipeline.unknown_words(sentence),
-                    }
-                    for sentence, moments in zip(sentences, found.moments, strict=True)
-                ],
+                "answers": answers,
                 "files": files,
             }
         )

@@ -134,14 +134,11 @@ def report_results(
 def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
     """Print metrics in percent, a row for each of what gave them."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
-    output.table(
-        ["", *names],
-        (
-            [row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in names)]
-            for row, metrics in rows.items()
-        ),
-        title,
-    )
+    shown = [
+        [row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in names)]
+        for row, metrics in rows.items()
+    ]
+    output.table(["", *names], shown, title)
 
 
 def to_json(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tmapdiff.errors import VideoError
 _AROUND = 10_000  # bytes of a request that are not its file's
 
 
+@dataclass
 class UploadRoute:
     """ASGI middleware: each upload is a file of its own, and all together are within a limit.
 
@@ -28,9 +30,8 @@ class UploadRoute:
     first of them takes away. And it would keep any number of files that nobody asks about.
     """
 
-    def __init__(self, app: Any, videos: SessionVideos) -> None:
-        self.app = app
-        self.videos = videos
+    app: Any  # answers all other requests
+    videos: SessionVideos
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request."""

@@ -3,6 +3,7 @@
 import html
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,16 @@ IDLE = "Click a cell of the map or a bar, or press Enter on it: the player jumps
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass
 class Visits:
     """What the page's controls do, for each visitor.
 
     Every method gives new values of controls. What goes wrong becomes a line for the visitor.
     """
 
-    def __init__(
-        self,
-        pipeline: MomentLocalizationPipeline,
-        videos: SessionVideos,
-        listed: dict[str, Path],
-    ) -> None:
-        self.pipeline = pipeline
-        self.videos = videos
-        self.listed = listed
+    pipeline: MomentLocalizationPipeline
+    videos: SessionVideos
+    listed: dict[str, Path]  # those that visitors may pick, by name
 
     def upload(self, upload: dict[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
         """Take a file that the visitor sent, as Gradio words it: {"path": ...}."""
