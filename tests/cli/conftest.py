@@ -69,6 +69,19 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return run
 
 
+@pytest.fixture
+def refused(run: Callable[..., Answer]) -> Callable[..., str]:
+    """Run what is an error: exit code 1, and nothing but one line, which is given."""
+
+    def refused(*arguments: object) -> str:
+        found = run(*arguments)
+        assert (found.code, found.out, found.err.count("\n")) == (1, "", 1), found.err
+        assert found.err.startswith("error: ")
+        return found.err.removeprefix("error: ").rstrip("\n")
+
+    return refused
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a training on made-up data."""

@@ -58,10 +58,8 @@ def test_the_format_can_be_named(run, tmp_path):
     assert run("inspect", tmp_path, "--dataset", "tacos").code == 1
 
 
-def test_errors_are_one_line(run, corpus, tmp_path):
-    found = run("inspect", tmp_path / "none", "--json")
-    assert (found.code, found.out) == (1, "")
-    assert found.err == f"error: inspect: expected something at {tmp_path / 'none'}, got nothing.\n"
-    found = run("inspect", corpus.videos, "--against", corpus.pipeline)
-    assert found.code == 1
-    assert "expected something that videos can be compared with, got pipeline" in found.err
+def test_errors_are_one_line(refused, corpus, tmp_path):
+    text = f"inspect: expected something at {tmp_path / 'none'}, got nothing."
+    assert refused("inspect", tmp_path / "none", "--json") == text
+    error = refused("inspect", corpus.videos, "--against", corpus.pipeline)
+    assert "expected something that videos can be compared with, got pipeline" in error
