@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.network import guard_network, unguard_network
 from helpers.processes import end_started
+from helpers.tiers import fail_if_unmarked, slow_means, watch_slow_means
 
 if not torch.cuda.is_available():
     # Without a GPU, kernels are tested in triton's interpreter, which must be chosen before triton
@@ -17,6 +18,7 @@ if not torch.cuda.is_available():
 # Float32 is what is compared: on a GPU, torch's convolutions would be in TF32.
 torch.backends.cudnn.allow_tf32 = False
 
+watch_slow_means()
 pytest.register_assert_rewrite("helpers.contracts", "helpers.assertions")
 
 
@@ -30,10 +32,16 @@ def _no_network() -> Iterator[None]:
     unguard_network()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    slow_means()  # those of imports and other tests are not this one's
+
+
 @pytest.fixture(autouse=True)
-def _no_process_is_left() -> Iterator[None]:
+def _no_process_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     end_started()
+    fail_if_unmarked(request.node)
 
 
 @pytest.fixture(autouse=True)

@@ -24,42 +24,34 @@ del sys.argv[0]
 run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
 run(sys.argv[0], run_name="__main__", **({{}} if run is runpy.run_path else {{"alter_sys": True}}))
 """
-EXAMPLES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/**/*.py"))
+PROGRAMS = [["tmapdiff", "train"], ["tests/conftest.py"]]
+PROGRAMS += [[str(path.relative_to(ROOT))] for path in sorted(ROOT.glob("examples/**/*.py"))]
+pytestmark = pytest.mark.process
 
 
-def found_by_torch(*program, **variables):
+def run(code, *program, **variables):
     environment = {name: text for name, text in os.environ.items() if name not in VARIABLES}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE.format(variables=VARIABLES), *program],
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+    command = [sys.executable, "-c", code.format(variables=VARIABLES), *program]
+    return subprocess.run(
+        command, env=environment | variables, capture_output=True, text=True, cwd=ROOT
     )
-    assert done.returncode == 7, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize("program", [["tmapdiff", "train"], ["tests/conftest.py"], *zip(EXAMPLES)])
-def test_threads_of_programs_wait_for_a_moment_only(program):
-    assert found_by_torch(*program) == '["1000", null]'
 
 
 @pytest.mark.parametrize(
     ("chosen", "found"),
     [
+        ({}, '["1000", null]'),
         ({"GOMP_SPINCOUNT": "77"}, '["77", null]'),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, '[null, "ACTIVE"]'),
         ({"GOMP_SPINCOUNT": "77", "OMP_WAIT_POLICY": "PASSIVE"}, '["77", "PASSIVE"]'),
     ],
 )
-def test_what_the_user_has_chosen_stays(chosen, found):
-    assert found_by_torch("tmapdiff", "train", **chosen) == found
+def test_threads_of_programs_wait_for_a_moment_only_or_as_the_user_chose(chosen, found):
+    for program in PROGRAMS[: 1 if chosen else None]:
+        done = run(CODE, *program, **chosen)
+        assert (done.returncode, done.stdout.strip()) == (7, found), (program, done.stderr)
 
 
 def test_importing_the_library_chooses_nothing():
-    code = "import os, tmapdiff.spinning; print(*(name in os.environ for name in {}))"
-    environment = {name: text for name, text in os.environ.items() if name not in VARIABLES}
-    command = [sys.executable, "-c", code.format(VARIABLES)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
+    done = run("import os, tmapdiff.spinning; print(*(one in os.environ for one in {variables}))")
+    assert done.stdout == "False False\n", done.stderr

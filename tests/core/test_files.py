@@ -109,6 +109,7 @@ def test_durable_files_and_folders_are_the_same(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs strace's kernel")
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.process
 def test_durable_files_are_on_the_disk_before_they_are_renamed(tmp_path):
     code = (
         "import sys; from tmapdiff._core.files import written_beside\n"

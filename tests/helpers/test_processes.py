@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from helpers.processes import end_started, start_program
 
+pytestmark = pytest.mark.process
 FOREVER = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
 
 

@@ -1,0 +1,56 @@
+"""Tests that use slow means without saying so fail."""
+
+import multiprocessing
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiers import fail_if_unmarked, slow_means
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.process
+@pytest.mark.compile
+def test_what_is_slow_is_noted() -> None:
+    torch.compile(torch.nn.Identity())
+    assert slow_means() == {"compile"}
+    subprocess.run([sys.executable, "-ISc", ""], check=True)
+    assert slow_means() == {"process"}
+    for method, means in {"fork": set(), "spawn": {"process"}}.items():
+        process = multiprocessing.get_context(method).Process()
+        process.start()
+        process.join()
+        assert slow_means() == means
+
+
+def test_programs_that_are_quick_are_not() -> None:
+    if git := shutil.which("git"):
+        subprocess.run([git, "--version"], check=True, capture_output=True)
+    assert slow_means() == set()
+
+
+def test_a_test_without_its_marker_fails(request: pytest.FixtureRequest) -> None:
+    start = [sys.executable, "-ISc", ""]
+    subprocess.run(start, check=True)
+    with pytest.raises(pytest.fail.Exception, match=r"mark it with @pytest\.mark\.process$"):
+        fail_if_unmarked(request.node)
+    request.node.add_marker("process")
+    subprocess.run(start, check=True)
+    fail_if_unmarked(request.node)
+
+
+def test_each_marked_test_runs_once_in_ci() -> None:
+    pyproject, ci = (ROOT / "pyproject.toml").read_text(), (ROOT / ".ci" / "run").read_text()
+    markers = re.findall(r'^    "(\w+): ', pyproject.split("markers = [")[1], re.MULTILINE)
+    assert len(markers) == 6
+    assert f"-m 'not ({' or '.join(markers)})'" in pyproject
+    markers.remove("first_page")
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    for commands in (ci, workflow):
+        assert f'-m "{" or ".join(markers)}"' in commands
+    assert "pytest -m first_page" in ci

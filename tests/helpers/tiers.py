@@ -1,0 +1,69 @@
+"""Slow means that tests use, each with a marker: plain `python -m pytest` leaves such tests out.
+
+A test that starts an interpreter, compiles or opens a browser says so by its marker, or fails.
+"""
+
+import functools
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+_PROGRAMS = Path(sys.executable).parent
+_used: set[str] = set()
+
+
+def watch_slow_means() -> None:
+    """From now on, note what is slow: `slow_means` tells."""
+    sys.addaudithook(_note_program)
+    _note_calls(torch, "compile", lambda *_: "compile")
+    _note_calls(torch.export, "export", lambda *_: "compile")
+    _note_calls(
+        multiprocessing.process.BaseProcess,
+        "start",
+        # A fork has everything imported.
+        lambda process: "" if _start_method(process) == "fork" else "process",
+    )
+
+
+def slow_means() -> set[str]:
+    """Markers of what was used since the last call."""
+    used = _used - {""}
+    _used.clear()
+    return used
+
+
+def fail_if_unmarked(test: pytest.Item) -> None:
+    """Fail unless a test is marked by what it, or a fixture made for it, used."""
+    markers = {mark.name for mark in test.iter_markers()}
+    if (missing := slow_means() - markers) and "first_page" not in markers:
+        wanted = ", ".join(f"@pytest.mark.{name}" for name in sorted(missing))
+        pytest.fail(f"{test.nodeid} is slow by its nature: mark it with {wanted}", pytrace=False)
+
+
+def _note_program(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen":
+        program = Path(str(arguments[0]))
+        if "playwright" in program.parts:
+            _used.add("browser")
+        elif program.parent == _PROGRAMS:
+            _used.add("process")
+
+
+def _start_method(process: Any) -> str:
+    return process._start_method or multiprocessing.get_start_method()
+
+
+def _note_calls(owner: Any, name: str, marker: Callable[..., str]) -> None:
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def noted(*arguments: Any, **options: Any) -> Any:
+        _used.add(marker(*arguments[:1]))
+        return function(*arguments, **options)
+
+    setattr(owner, name, noted)
