@@ -14,13 +14,17 @@ so in the line before it: `<!-- not run: reason -->`.
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("**/*.md"))
+TRAIN = {f"docs/guides/{name}.md" for name in ("pipeline", "robust-training", "scale")}
+TRAIN |= {"docs/quickstart.md"}
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n+)?"
     r"^```python[^\n]*\n(?P<code>.*?)^```\n"
@@ -39,10 +43,9 @@ class Block:
 
 def blocks_of(text: str) -> list[Block]:
     return [
-        Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["output"],
-              match["reason"])
-        for match in FENCE.finditer(text)
-    ]  # fmt: skip
+        Block(text.count("\n", 0, one.start("code")) + 1, one["code"], one["output"], one["reason"])
+        for one in FENCE.finditer(text)
+    ]
 
 
 def run_blocks(page: str, text: str) -> None:
@@ -59,19 +62,22 @@ def run_blocks(page: str, text: str) -> None:
             assert printed.getvalue() == block.output, f"{page}, line {block.line}"
 
 
-def has_blocks(page: str) -> bool:
-    return "```python" in (ROOT / page).read_text()
+def pages_with_blocks() -> Iterator[Any]:
+    for page in PAGES:
+        if "```python" in (ROOT / page).read_text():
+            yield pytest.param(page, marks=[pytest.mark.train] if page in TRAIN else [])
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if has_blocks(page)])
+@pytest.mark.parametrize("page", [*pages_with_blocks()])
 def test_blocks_run_and_print_what_they_say(page, folder_of_a_reader):
     run_blocks(page, (ROOT / page).read_text())
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_no_python_block_escapes(page):
-    text = (ROOT / page).read_text()
-    assert len(blocks_of(text)) == len(re.findall(r"^\s*```\s*(?:py|pycon|python)\b", text, re.M))
+def test_no_python_block_escapes():
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        fences = re.findall(r"^\s*```\s*(?:py|pycon|python)\b", text, re.MULTILINE)
+        assert len(blocks_of(text)) == len(fences), page
 
 
 def test_a_wrong_output_is_noticed():

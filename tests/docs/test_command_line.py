@@ -47,6 +47,8 @@ def matches(printed, wanted):
     return bool(printed) and printed[0] == wanted[0] and matches(printed[1:], wanted[1:])
 
 
+@pytest.mark.process
+@pytest.mark.train
 def test_commands_print_what_the_page_says(folder_of_a_reader, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # tables keep to it where it is set
     (folder_of_a_reader / "videos").mkdir()
@@ -67,20 +69,17 @@ def test_commands_print_what_the_page_says(folder_of_a_reader, capsys, monkeypat
         assert matches(printed, squeezed(lines)), "\n".join([command, *printed])
 
 
-@pytest.mark.parametrize(
-    ("printed", "wanted", "fits"),
-    [
-        (["a", "b"], ["a", "b"], True),
-        (["a", "b"], ["a"], False),
-        (["a"], ["a", "b"], False),
-        (["a", "b", "c"], ["...", "c"], True),
-        (["a", "b", "c"], ["a", "..."], True),
-        (["a", "b", "c"], ["...", "b"], False),
-        ([], ["..."], True),
-    ],
-)
-def test_lines_are_compared_to_the_last(printed, wanted, fits):
-    assert matches(printed, wanted) == fits
+def test_lines_are_compared_to_the_last():
+    for printed, wanted, fits in (
+        ("ab", "ab", True),
+        ("ab", "a", False),
+        ("a", "ab", False),
+        ("abc", ["...", "c"], True),
+        ("ab", ["a", "..."], True),
+        ("abc", ["...", "b"], False),
+        ("", ["..."], True),
+    ):
+        assert matches(list(printed), list(wanted)) == fits, (printed, wanted)
 
 
 def test_blocks_are_read_as_the_page_means_them():

@@ -9,6 +9,7 @@ import pytest
 import tmapdiff
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
 import importlib.util
 from pathlib import Path
 
-import matplotlib.image
-import numpy as np
 import pytest
+from PIL import Image
 
 DOCS = Path(__file__).parents[2] / "docs"
 DRAWN = ["method", "grid", "iou-maps", "noise", "signal-scale", "denoising", "reading"]
@@ -17,6 +16,7 @@ def draw():
     return lambda folder: module.main(["--output", str(folder), "--epochs", "1", "--videos", "8"])
 
 
+@pytest.mark.train
 def test_pictures_are_drawn_alike_each_time(draw, tmp_path):
     for name in ("first", "second"):
         draw(tmp_path / name)
@@ -26,8 +26,8 @@ def test_pictures_are_drawn_alike_each_time(draw, tmp_path):
     assert len(list((tmp_path / "first").iterdir())) == len(DRAWN)
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_checked_in_pictures_show_something(name):
-    picture = matplotlib.image.imread(DOCS / "images" / f"{name}.png")
-    assert min(picture.shape[:2]) > 300
-    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 20
+def test_checked_in_pictures_show_something():
+    for name in DRAWN:
+        picture = Image.open(DOCS / "images" / f"{name}.png").convert("RGB")
+        assert min(picture.size) > 300, name
+        assert len(picture.getcolors(2**24)) > 20, name

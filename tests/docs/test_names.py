@@ -1,18 +1,22 @@
 """Every name of code and every file that the documentation mentions exists."""
 
+import functools
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import yaml
 
 import tmapdiff
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("**/*.md"))
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+}
 # Records of what was done at a time: names in them may have changed since.
 HISTORY = ("docs/research-log.md", "docs/results/")
 # Names in code font that are not ours, and a page that is about other libraries' names.
@@ -21,11 +25,7 @@ OTHERS = ("docs/migration.md",)
 NAME = r"tmapdiff(?:\.\w+)+|[A-Z]\w*[a-z]\w*(?:\.\w+)*"
 
 
-def in_code(page: str) -> list[str]:
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"`([^`\n]+)`", text)
-
-
+@functools.cache
 def modules() -> list:
     names = [found.name for found in pkgutil.walk_packages(tmapdiff.__path__, "tmapdiff.")]
     # What needs a GPU's compiler, or Gradio, cannot be imported everywhere.
@@ -37,60 +37,62 @@ def modules() -> list:
 def resolves(name: str) -> bool:
     """Whether `name`, such as `MapGrid.mask`, is something of ours."""
     first, *rest = name.split(".")
-    places = (
-        [tmapdiff] if first == "tmapdiff" else [one for one in modules() if hasattr(one, first)]
-    )
-    for place in places:
-        value = place if first == "tmapdiff" else getattr(place, first)
-        if _has(value, rest):
-            return True
-    return False
+    if first == "tmapdiff":
+        return _has(tmapdiff, rest)
+    return any(_has(getattr(one, first), rest) for one in modules() if hasattr(one, first))
 
 
 def _has(value, rest) -> bool:
     for part in rest:
         if not hasattr(value, part):
-            fields = getattr(value, "__dataclass_fields__", {})
-            source = getattr(value, "__init__", None)
             # An attribute that the constructor sets, or an argument.
-            names = getattr(getattr(source, "__wrapped__", source), "__code__", None)
-            return part in fields or (
-                names is not None and part in {*names.co_varnames, *names.co_names}
-            )
+            source = getattr(value, "__init__", None)
+            code = getattr(getattr(source, "__wrapped__", source), "__code__", None)
+            fields = {*getattr(value, "__dataclass_fields__", {})}
+            return part in fields | ({*code.co_varnames, *code.co_names} if code else set())
         value = getattr(value, part)
     return True
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith(HISTORY)])
-def test_names_of_code_exist(page):
-    wrong = []
-    for code in in_code(page):
-        if re.search(r"\.(csv|json|jsonl|md|py)$", code):
-            continue  # a file
-        name = code.split("(")[0]
-        named = r"tmapdiff(?:\.\w+)+" if page in OTHERS else NAME
-        if re.fullmatch(named, name) and name.split(".")[0] not in FOREIGN and not resolves(name):
-            wrong.append(code)
-    assert wrong == []
+def wrong_names(page: str, text: str) -> list[str]:
+    ours = re.compile(r"tmapdiff(?:\.\w+)+" if page in OTHERS else NAME)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    names = {
+        code.split("(")[0]
+        for code in re.findall(r"`([^`\n]+)`", text)
+        if not re.search(r"\.(csv|json|jsonl|md|py)$", code)  # a file
+    }
+    named = {one for one in names if ours.fullmatch(one) and one.split(".")[0] not in FOREIGN}
+    return [one for one in sorted(named) if not resolves(one)]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_exist(page):
-    found = re.findall(
-        r"(?<![\w/.])((?:tmapdiff|tests|benchmarks|examples|docs)/[\w/.-]+\.\w+)",
-        (ROOT / page).read_text(),
-    )
-    assert [name for name in found if not (ROOT / name).exists()] == []
+def test_names_of_code_exist():
+    pages = {page: text for page, text in PAGES.items() if not page.startswith(HISTORY)}
+    wrong = {page: wrong_names(page, text) for page, text in pages.items()}
+    assert {page: names for page, names in wrong.items() if names} == {}
+
+
+def test_wrong_names_are_noticed_and_right_ones_found():
+    wrong = ["MapGird2", "MapGrid.masks", "Trainer.nothing", "tmapdiff.mapss"]
+    right = ["MapGrid.num_clips", "tmapdiff.presets", "MapScheduler.alphas_cumprod", "MS2DTAN"]
+    assert wrong_names("page", "".join(f"`{one}`" for one in wrong + right)) == wrong
+
+
+def test_files_exist():
+    place = r"(?<![\w/.])((?:tmapdiff|tests|benchmarks|examples|docs)/[\w/.-]+\.\w+)"
+    for page, text in PAGES.items():
+        assert [one for one in re.findall(place, text) if not (ROOT / one).exists()] == [], page
 
 
 def test_variables_of_the_environment_are_those_of_the_code():
-    def named_in(*patterns: str) -> set[str]:
-        files = [path for pattern in patterns for path in ROOT.glob(pattern)]
-        return set(re.findall(r"TMAPDIFF_[A-Z_]+", "".join(path.read_text() for path in files)))
+    def named_in(texts: Iterable[str]) -> set[str]:
+        return set(re.findall(r"TMAPDIFF_[A-Z_]+", "".join(texts)))
 
-    shown = named_in("README.md", "docs/**/*.md")
-    assert named_in("tmapdiff/**/*.py") - shown == set()
-    assert shown - named_in("tmapdiff/**/*.py", "tests/**/*.py") == set()
+    package, tests = (
+        named_in(path.read_text() for path in ROOT.glob(f"{folder}/**/*.py"))
+        for folder in ("tmapdiff", "tests")
+    )
+    assert package <= named_in(PAGES.values()) <= package | tests
 
 
 def rows_without_a_head(text: str) -> list[str]:
@@ -98,11 +100,10 @@ def rows_without_a_head(text: str) -> list[str]:
     return [block for block in blocks if not re.match(r".*\n\|(?: -+ \|)+\n", block)]
 
 
-@pytest.mark.parametrize("page", ["README.md", *PAGES])
-def test_tables_are_whole(page):
-    if page.endswith("_template.md"):
-        pytest.skip("its rows are filled in")
-    assert rows_without_a_head((ROOT / page).read_text()) == []
+def test_tables_are_whole():
+    for page, text in PAGES.items():
+        if not page.endswith("_template.md"):  # its rows are filled in
+            assert rows_without_a_head(text) == [], page
 
 
 def test_a_row_that_stands_alone_is_noticed():
@@ -113,22 +114,9 @@ def test_a_row_that_stands_alone_is_noticed():
 
 def test_the_paper_s_fields_exist():
     words = set(re.findall(r"\w+", "".join(path.read_text() for path in ROOT.glob("**/*.py"))))
-    text = (ROOT / "docs" / "paper.md").read_text()
-    fields = re.findall(r"`([a-z]\w*_\w+)`", text)
+    fields = re.findall(r"`([a-z]\w*_\w+)`", PAGES["docs/paper.md"])
     assert fields
     assert [field for field in fields if field not in words] == []
-
-
-@pytest.mark.parametrize("name", ["MapGrid.masks", "MapGird2", "tmapdiff.mapss", "Trainer.nothing"])
-def test_a_wrong_name_is_noticed(name):
-    assert not resolves(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["MapGrid.num_clips", "tmapdiff.presets", "MapScheduler.alphas_cumprod", "MS2DTAN"]
-)
-def test_a_right_name_is_found(name):
-    assert resolves(name)
 
 
 def numbers_of(row):
@@ -138,11 +126,11 @@ def numbers_of(row):
 def test_numbers_of_the_results_are_those_of_the_runs():
     rows = [
         numbers_of(line)
-        for path in ROOT.glob("docs/results/*/README.md")
-        for line in path.read_text().splitlines()
+        for page, text in PAGES.items()
+        if re.fullmatch("docs/results/.*/README.md", page)
+        for line in text.splitlines()
     ]
-    shown = re.findall(r"^\|.* ± .*$", (ROOT / "docs" / "results" / "index.md").read_text(), re.M)
-    shown += re.findall(r"^\|.* ± .*$", (ROOT / "README.md").read_text(), re.M)
+    shown = re.findall(r"^\|.* ± .*$", PAGES["docs/results/index.md"] + PAGES["README.md"], re.M)
     assert len(shown) > 20
     for line in shown:
         # Columns may be left out, in order.

@@ -34,6 +34,7 @@ def test_shapes_and_sources_become_what_griffe_renders(rewritten):
     )
 
 
+@pytest.mark.process
 def test_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
