@@ -43,12 +43,8 @@ def public_modules() -> Iterator[ModuleType]:
 def public_names(module: ModuleType) -> list[str]:
     if hasattr(module, "__all__"):
         return list(module.__all__)
-    own = [name for name, value in vars(module).items() if is_from(value, module.__name__)]
-    return [name for name in own if not name.startswith("_")]
-
-
-def is_from(value: Any, module: str) -> bool:
-    return getattr(value, "__module__", None) == module
+    home = {name: getattr(value, "__module__", None) for name, value in vars(module).items()}
+    return [name for name in home if home[name] == module.__name__ and not name.startswith("_")]
 
 
 def public_methods(owner: type) -> Iterator[tuple[str, Any]]:
@@ -104,39 +100,22 @@ def not_there(value: Any) -> set[str]:
     return entries(inspect.getdoc(value) or "", "Args") - parameters(value)
 
 
-def test_docstrings_name_the_parameters_and_no_others(objects):
-    missing = {name: not_named(*found) for name, found in objects.items()}
-    assert {name: found for name, found in missing.items() if found} == {}
-    extra = {name: not_there(value) for name, (value, _) in objects.items()}
-    assert {name: found for name, found in extra.items() if found} == {}
-
-
 def not_errors(value: Any) -> set[str]:
-    named = entries(inspect.getdoc(value) or "", "Raises")
-    return {name for name in named if not is_error(name)}
+    def is_error(name: str) -> bool:
+        found = getattr(tmapdiff.errors, name, None) or getattr(builtins, name, None)
+        return inspect.isclass(found) and issubclass(found, BaseException)
+
+    return {name for name in entries(inspect.getdoc(value) or "", "Raises") if not is_error(name)}
 
 
-def is_error(name: str) -> bool:
-    found = getattr(tmapdiff.errors, name, None) or getattr(builtins, name, None)
-    return inspect.isclass(found) and issubclass(found, BaseException)
-
-
-def test_errors_exist(objects):
-    wrong = {name: not_errors(value) for name, (value, _) in objects.items()}
-    assert {name: found for name, found in wrong.items() if found} == {}
-
-
-def test_objects_are_those_that_users_see(objects):
+def test_docstrings_name_the_parameters_and_no_others_and_errors_that_exist(objects):
+    for what in (not_named, lambda value, _: not_there(value), lambda value, _: not_errors(value)):
+        wrong = {name: what(*found) for name, found in objects.items()}
+        assert {name: names for name, names in wrong.items() if names} == {}
     assert len(objects) > 300
-    for name in (
-        "maps.MapGrid",
-        "maps.MapGrid.mask",
-        "kernels.gate.gate_features",
-        "losses.get_objective",
-        "data.Vocabulary.load",
-        "demo.launch_demo",
-    ):
-        assert f"tmapdiff.{name}" in objects
+    seen = {"maps.MapGrid", "maps.MapGrid.mask", "kernels.gate.gate_features"}
+    seen |= {"losses.get_objective", "data.Vocabulary.load", "demo.launch_demo"}
+    assert {f"tmapdiff.{name}" for name in seen} <= objects.keys()
 
 
 def wrong_examples(value: Any) -> str:

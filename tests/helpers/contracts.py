@@ -135,9 +135,10 @@ def evaluate(
 
 def assert_same_evaluation(actual: Evaluation, expected: Evaluation) -> None:
     """Fail unless all outputs and gradients are equal."""
-    assert actual.all().keys() == expected.all().keys()
+    mine = actual.all()
+    assert mine.keys() == expected.all().keys()
     for name, value in expected.all().items():
-        assert_same(actual.all()[name], value, name)
+        assert_same(mine[name], value, name)
 
 
 def assert_close_evaluation(
@@ -263,6 +264,10 @@ class ModuleContract:
         """A module with random weights."""
         return randomize_(self.make(), self.seed).to(dtype).eval()
 
+    def function(self) -> tuple[Function, list[Tensor]]:
+        """A ready module in float64 as a function of its inputs and weights, and these."""
+        return as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+
     def samples(self, inputs: Inputs, index: Tensor | slice) -> Inputs:
         """Inputs of some samples."""
 
@@ -320,18 +325,18 @@ class ModuleContract:
             assert dead == []
 
     def test_gradients_are_those_of_finite_differences(self) -> None:
-        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        call, values = self.function()
         torch.autograd.gradcheck(call, values, fast_mode=self.fast_gradcheck)
 
     def test_second_gradients_are_those_of_finite_differences(self) -> None:
-        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        call, values = self.function()
         assert_second_gradients(call, values)
         assert_second_gradients(call, values, with_incoming=True)
         if not self.fast_gradcheck:
             torch.autograd.gradgradcheck(call, values, fast_mode=True)
 
     def test_torch_func_grad_equals_autograd(self) -> None:
-        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        call, values = self.function()
         weighted = weighted_sum(call)
         places = tuple(range(len(values)))
         found = torch.func.grad(weighted, argnums=places)(*(one.detach() for one in values))
@@ -340,7 +345,7 @@ class ModuleContract:
             assert_close(one, other)
 
     def test_torch_func_jvp_is_along_the_gradient(self) -> None:
-        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        call, values = self.function()
         weighted = weighted_sum(call)
         along = directions(values)
         _, found = torch.func.jvp(weighted, tuple(one.detach() for one in values), along)
@@ -349,7 +354,7 @@ class ModuleContract:
         assert_close(found, expected)
 
     def test_torch_func_vmap_equals_a_loop(self) -> None:
-        call, values = as_function(self.ready(torch.float64), self.inputs(2, torch.float64))
+        call, values = self.function()
         with torch.no_grad():
             stacked = [torch.stack([one, 0.5 * one, one.flip(0)]) for one in values]
             found = torch.func.vmap(call)(*stacked)
@@ -387,13 +392,8 @@ class ModuleContract:
         module, other = self.ready(), randomize_(self.make(), self.seed + 1).eval()
         inputs = self.inputs(2)
         if module.state_dict():
-            differ = [
-                bool((one != two).any())
-                for one, two in zip(
-                    tensors(module(**inputs)), tensors(other(**inputs)), strict=True
-                )
-            ]
-            assert any(differ)
+            pairs = zip(tensors(module(**inputs)), tensors(other(**inputs)), strict=True)
+            assert any(bool((one != two).any()) for one, two in pairs)
         file = io.BytesIO()
         torch.save(module.state_dict(), file)
         file.seek(0)
@@ -441,19 +441,13 @@ class ModuleContract:
             with refuses(kind, text):
                 module(**{**inputs, **changes})
 
+    @pytest.mark.compile
     def test_compiled_equals_eager(self) -> None:
         module, inputs = self.ready(), self.inputs(2)
+        expected = evaluate(module, inputs)
         torch._dynamo.reset()
-        compiled = torch.compile(module, backend=self.compile_backend, fullgraph=True)
-        assert_close_evaluation(
-            _with_names(evaluate(compiled, inputs)), evaluate(module, inputs), torch.float32
-        )
-
-
-def _with_names(evaluation: Evaluation) -> Evaluation:
-    """Names of parameters as before `torch.compile`."""
-    names = {n.removeprefix("_orig_mod."): g for n, g in evaluation.parameters.items()}
-    return Evaluation(evaluation.outputs, evaluation.inputs, names)
+        module.compile(backend=self.compile_backend, fullgraph=True)
+        assert_close_evaluation(evaluate(module, inputs), expected, torch.float32)
 
 
 class MaskedContract(ModuleContract):

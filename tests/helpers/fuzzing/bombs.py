@@ -5,6 +5,7 @@
 prints for each how it was refused, and how much memory the process took meanwhile.
 """
 
+import functools
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from helpers.fuzzing.worker import peak_memory
+from helpers.videos import write_video
 
 import tmapdiff
 from tmapdiff.corpus import _read_table
@@ -127,54 +130,62 @@ def hdf5_chunk_packed_twice(folder: Path) -> None:
         h5py.h5d.create(file.id, b"A", h5py.h5t.IEEE_F32LE, space, properties)
 
 
-@_bomb(lambda folder: tmapdiff.load_moment_jsonl(folder / "lines.jsonl"))
-def jsonl_line_of_a_gigabyte(folder: Path) -> None:
-    _hole(folder / "lines.jsonl", b'{"qid": 1, "query": "')
+# Files of a gigabyte that begin as they should; a hole takes no space on the disk.
+_HOLES: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
+    "jsonl_line": ("lines.jsonl", b'{"qid": 1, "query": "', tmapdiff.load_moment_jsonl),
+    "json": ("train.json", b'{"v": ', tmapdiff.load_activitynet_captions),
+    "csv": (
+        "Charades_v1_train.csv",
+        b"id,actions,length\n",
+        lambda path: tmapdiff.load_charades_sta(path.parent, "train"),
+    ),
+    "glove_line": ("glove.txt", b"the 0.1 0.2", load_glove),
+    "vocabulary": ("vocabulary.json", b"{", tmapdiff.Vocabulary.load),
+    "text_encoder_tokenizer": (
+        "tokenizer.json",
+        b'{"version": "1.0"',
+        lambda path: tmapdiff.models.TransformersTextEncoder(path.parent),
+    ),
+}
 
 
-@_bomb(lambda folder: tmapdiff.load_activitynet_captions(folder / "train.json"))
-def json_of_a_gigabyte(folder: Path) -> None:
-    _hole(folder / "train.json", b'{"v": ')
+def _make_hole(folder: Path, file: str, begin: bytes) -> None:
+    with (folder / file).open("wb") as hole:
+        hole.write(begin)
+        hole.truncate(10**9)
 
 
-@_bomb(lambda folder: tmapdiff.load_charades_sta(folder, "train"))
-def csv_of_a_gigabyte(folder: Path) -> None:
-    _hole(folder / "Charades_v1_train.csv", b"id,actions,length\n")
+for _name, (_file, _begin, _read) in _HOLES.items():
+    BOMBS[f"{_name}_of_a_gigabyte"] = (
+        functools.partial(_make_hole, file=_file, begin=_begin),
+        lambda folder, read=_read, file=_file: read(folder / file),  # type: ignore[misc]
+    )
 
 
-@_bomb(lambda folder: load_glove(folder / "glove.txt"))
-def glove_line_of_a_gigabyte(folder: Path) -> None:
-    _hole(folder / "glove.txt", b"the 0.1 0.2")
+def _change_config(folder: Path, name: str, value: int) -> None:
+    preset = tmapdiff.PRESETS["nano"]
+    preset.build(vocabulary_size=9, clip_channels=6).save_pretrained(folder / "model")
+    path = folder / "model" / "config.json"
+    config = json.loads(path.read_text())
+    if name == "num_train_timesteps":
+        config["scheduler_config"] = {name: value}
+    for part in ("encoder_config", "decoder_config"):
+        if name in config[part]:
+            config[part][name] = value
+    path.write_text(json.dumps(config))
 
 
-@_bomb(lambda folder: tmapdiff.Vocabulary.load(folder / "vocabulary.json"))
-def vocabulary_of_a_gigabyte(folder: Path) -> None:
-    _hole(folder / "vocabulary.json", b"{")
-
-
-@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
-def config_of_1e9_clips(folder: Path) -> None:
-    _change_config(folder, "num_clips", 10**9)
-
-
-@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
-def config_of_1e12_scales(folder: Path) -> None:
-    _change_config(folder, "num_scales", 10**12)
-
-
-@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
-def config_of_1e7_channels(folder: Path) -> None:
-    _change_config(folder, "channels", 10**7)
-
-
-@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
-def config_of_1e9_layers(folder: Path) -> None:
-    _change_config(folder, "num_text_layers", 10**9)
-
-
-@_bomb(lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"))
-def config_of_1e10_timesteps(folder: Path) -> None:
-    _change_config(folder, "num_train_timesteps", 10**10)
+for _name, _value in {
+    "num_clips": 10**9,
+    "num_scales": 10**12,
+    "channels": 10**7,
+    "num_text_layers": 10**9,
+    "num_train_timesteps": 10**10,
+}.items():
+    BOMBS[f"config_of_{_value:.0e}_{_name}"] = (
+        functools.partial(_change_config, name=_name, value=_value),
+        lambda folder: tmapdiff.MomentLocalizer.from_pretrained(folder / "model"),
+    )
 
 
 @_bomb(lambda folder: tmapdiff.ms2dtan_config(folder / "experiment.yml"))
@@ -206,11 +217,6 @@ def parquet_with_a_text_of_many_zeros(folder: Path) -> None:
 
 
 @_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
-def text_encoder_with_a_tokenizer_of_a_gigabyte(folder: Path) -> None:
-    _hole(folder / "tokenizer.json", b'{"version": "1.0"')
-
-
-@_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
 def text_encoder_of_1e9_words(folder: Path) -> None:
     config = {"model_type": "bert", "vocab_size": 10**9}
     (folder / "config.json").write_text(json.dumps(config))
@@ -227,45 +233,25 @@ def _write_table(folder: Path, queries: pa.Array) -> None:
     pq.write_table(pa.table({"query": queries}), folder / "queries.parquet", compression="zstd")
 
 
-def _hole(path: Path, begin: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(begin)
-        file.truncate(10**9)
-
-
-def _change_config(folder: Path, name: str, value: int) -> None:
-    preset = tmapdiff.PRESETS["nano"]
-    preset.build(vocabulary_size=9, clip_channels=6).save_pretrained(folder / "model")
-    path = folder / "model" / "config.json"
-    config = json.loads(path.read_text())
-    if name == "num_train_timesteps":
-        config["scheduler_config"] = {name: value}
-    for part in ("encoder_config", "decoder_config"):
-        if name in config[part]:
-            config[part][name] = value
-    path.write_text(json.dumps(config))
-
-
 def _write_video(
-    folder: Path, format_: str, codec: str, pixels: str, place: bytes, size: bytes
+    folder: Path, format: str, codec: str, pix_fmt: str, place: bytes, size: bytes
 ) -> None:
-    import av
-
-    target = io.BytesIO()
-    with av.open(target, "w", format=format_) as file:
-        stream = file.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
-        for _ in range(3):
-            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
-            for packet in stream.encode(frame.reformat(format=pixels)):
-                file.mux(packet)
-        for packet in stream.encode():
-            file.mux(packet)
-    content, times = re.subn(
-        place, lambda found: found[1] + 2 * size, target.getvalue(), flags=re.S
+    images = [np.zeros((48, 64, 3), np.uint8)] * 3
+    times = [Fraction(tick, 25) for tick in range(4)]
+    content = io.BytesIO()
+    write_video(
+        content,
+        times,
+        images=images,
+        format=format,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        time_base=Fraction(1, 25),
     )
-    assert times
-    (folder / "video").write_bytes(content)
+    larger = re.compile(place, re.DOTALL)
+    changed, count = larger.subn(lambda found: found[1] + 2 * size, content.getvalue())
+    assert count
+    (folder / "video").write_bytes(changed)
 
 
 def main() -> None:

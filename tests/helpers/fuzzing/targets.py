@@ -11,7 +11,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,21 +21,21 @@ import h5py
 import numpy as np
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from helpers.corpora import make_corpus
+from helpers.crash_run import make_trainer
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
+from helpers.text_encoders import tiny_text_encoder
+from helpers.videos import write_video
 from torch import Tensor
 
 import tmapdiff
 from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff.corpus import CorpusOptions, localize_corpus
-from tmapdiff.data import (
-    AnnotationSet,
-    SyntheticActivities,
-    load_glove,
-)
+from tmapdiff.data import AnnotationSet, load_glove
 from tmapdiff.data._video_ids import file_name, is_shortened, video_id_of
-from tmapdiff.video import VideoFeatures
+from tmapdiff.video import FeatureStoreWriter, VideoFeatures
 
 Files = Mapping[str, bytes]
 
@@ -84,7 +84,9 @@ def _array(length: int = 6) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((length, 4)).astype(np.float32)
 
 
-def _check_store(store) -> None:
+def _check_store(folder: Path) -> None:
+    hdf5 = folder / "features.hdf5"
+    store = tmapdiff.open_feature_store(hdf5 if hdf5.exists() else folder)
     assert isinstance(store.feature_dim, int)
     stride = store.seconds_per_feature
     assert stride is None or (math.isfinite(stride) and stride > 0)
@@ -96,19 +98,9 @@ def _check_store(store) -> None:
             features = store[video_id]
             assert isinstance(features, Tensor)
             assert features.dtype == torch.float32
-            assert features.dim() == 2
-            assert len(features) >= 1
-            assert features.shape[1] == store.feature_dim
+            assert features.shape == (max(len(features), 1), store.feature_dim)
             assert torch.isfinite(features).all()
             features += 1  # is ours
-
-
-def _check_features(folder: Path) -> None:
-    _check_store(tmapdiff.open_feature_store(folder))
-
-
-def _check_hdf5(folder: Path) -> None:
-    _check_store(tmapdiff.open_feature_store(folder / "features.hdf5"))
 
 
 def _hdf5_seeds(folder: Path) -> list[Files]:
@@ -133,9 +125,10 @@ def _hdf5_seeds(folder: Path) -> list[Files]:
     return seeds
 
 
-def _npy(array: np.ndarray) -> bytes:
+def _saved(save: Callable[..., None], *values: Any, **options: Any) -> bytes:
+    """What a function writes into the file that it is given first."""
     file = io.BytesIO()
-    np.save(file, array)
+    save(file, *values, **options)
     return file.getvalue()
 
 
@@ -150,30 +143,29 @@ def _npy_seeds(folder: Path) -> list[Files]:
     stated = {"attributes": {"seconds_per_feature": 0.5}, "videos": {"A": {"source": "A.mp4"}}}
     return [
         {
-            **{"A.npy": _npy(array), "B.npy": _npy(array[:2]), "%=12%3A30.npy": _npy(array[:3])},
-            **{"attributes.json": _json(stated), "._A.npy": b"Mac OS X"},
+            "A.npy": _saved(np.save, array),
+            "B.npy": _saved(np.save, array[:2]),
+            "%=12%3A30.npy": _saved(np.save, array[:3]),
+            "attributes.json": _json(stated),
+            "._A.npy": b"Mac OS X",
         }
         for array in arrays
     ]
 
 
 def _npz_seeds(folder: Path) -> list[Files]:
-    seeds = []
-    for save in (np.savez, np.savez_compressed):
-        file = io.BytesIO()
-        save(file, features=_array(), other=_array(2))
-        seeds.append({"A.npz": file.getvalue()})
-    return seeds
+    arrays = {"features": _array(), "other": _array(2)}
+    return [{"A.npz": _saved(save, **arrays)} for save in (np.savez, np.savez_compressed)]
 
 
 def _pt_seeds(folder: Path) -> list[Files]:
     array = torch.from_numpy(_array())
-    seeds = []
-    for content in (array, array.bfloat16(), array.double().T.contiguous().T, array[::2]):
-        file = io.BytesIO()
-        torch.save(content, file)
-        seeds.append({"A.pt": file.getvalue()})
-    return seeds
+    kinds = (array, array.bfloat16(), array.double().T.contiguous().T, array[::2])
+    return [{"A.pt": _saved(_save_tensors, kind)} for kind in kinds]
+
+
+def _save_tensors(file: io.BytesIO, content: Any, **options: Any) -> None:
+    torch.save(content, file, **options)
 
 
 # Annotations
@@ -344,23 +336,18 @@ def _check_vocabulary(folder: Path) -> None:
 # Models
 
 
-def _tiny(**changes: object):
-    from dataclasses import replace
-
-    preset = replace(
-        tmapdiff.PRESETS["tiny"],
-        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
-        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1},
-        decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3]},
-    )
-    torch.manual_seed(0)
-    return preset
+_TINY = replace(
+    tmapdiff.PRESETS["tiny"],
+    grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
+    encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1},
+    decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3]},
+)
 
 
 def _model_seeds(folder: Path) -> list[Files]:
     sizes = {"vocabulary_size": 12, "clip_channels": 6}
-    _tiny().build(**sizes).save_pretrained(folder / "localizer")
-    _tiny().build_ms2dtan(**sizes).save_pretrained(folder / "ms2dtan")
+    _TINY.build(**sizes).save_pretrained(folder / "localizer")
+    _TINY.build_ms2dtan(**sizes).save_pretrained(folder / "ms2dtan")
     tmapdiff.MapScheduler().save_pretrained(folder / "scheduler")
     return [_files(folder / one) for one in ("localizer", "ms2dtan", "scheduler")]
 
@@ -389,7 +376,7 @@ def _pipeline_seeds(folder: Path) -> list[Files]:
     torch.manual_seed(0)
     encoder = tmapdiff.FrameEncoder("test_resnet", pretrained=False)
     vocabulary = tmapdiff.Vocabulary(["person", "opens", "door"])
-    localizer = _tiny().build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
+    localizer = _TINY.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
     pipe = tmapdiff.MomentLocalizationPipeline(
         localizer, vocabulary=vocabulary, frame_encoder=encoder, fps=2.0
     )
@@ -406,38 +393,12 @@ def _check_pipeline(folder: Path) -> None:
         assert 0 <= moment.start < moment.end
 
 
-def _text_encoders() -> dict[str, Any]:
-    """Text encoders of each kind, of random weights."""
-    import tokenizers
-    import transformers
-
-    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "person", "opens", "door"]
-    sizes = {"vocab_size": len(words), "hidden_size": 8, "intermediate_size": 8}
-    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 12}
-    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    torch.manual_seed(0)
-    clip = transformers.CLIPTextConfig(**sizes, projection_dim=4)
-    models = {
-        "bert": transformers.BertModel(transformers.BertConfig(**sizes)),
-        "clip": transformers.CLIPTextModelWithProjection(clip),
-        "siglip": transformers.SiglipTextModel(transformers.SiglipTextConfig(**sizes)),
-    }
-    return {
-        name: tmapdiff.models.TransformersTextEncoder(model, tokenizer)
-        for name, model in models.items()
-    }
+_WORDS = ["a", "person", "opens", "door"]
 
 
 def _text_encoder_seeds(folder: Path) -> list[Files]:
-    for name, encoder in _text_encoders().items():
-        encoder.save_pretrained(folder / name)
+    for kind in ("bert", "clip", "siglip"):
+        tiny_text_encoder(_WORDS, 8, kind).save_pretrained(folder / kind)
     return [_files(one) for one in sorted(folder.iterdir())]
 
 
@@ -449,15 +410,12 @@ def _check_text_encoder(folder: Path) -> None:
 
 
 def _text_pipeline_seeds(folder: Path) -> list[Files]:
-    encoder = _text_encoders()["bert"]
-    preset = _tiny()
-    localizer = preset.build(
-        vocabulary_size=None,
-        clip_channels=6,
-        encoder={"text_channels": encoder.token_channels},
+    text_encoder = tiny_text_encoder(_WORDS, 8)
+    fields = {"text_channels": text_encoder.token_channels}
+    localizer = _TINY.build(vocabulary_size=None, clip_channels=6, encoder=fields)
+    tmapdiff.MomentLocalizationPipeline(localizer, text_encoder=text_encoder).save_pretrained(
+        folder
     )
-    pipe = tmapdiff.MomentLocalizationPipeline(localizer, text_encoder=encoder)
-    pipe.save_pretrained(folder)
     return [_files(folder)]
 
 
@@ -469,15 +427,15 @@ def _check_text_pipeline(folder: Path) -> None:
 
 
 def _ms2dtan_seeds(folder: Path) -> list[Files]:
-    torch.manual_seed(0)
-    weights = io.BytesIO()
-    torch.save({"a.weight": torch.rand(3, 4), "a.bias": torch.rand(3)}, weights)
-    old = io.BytesIO()
-    torch.save({"a.weight": torch.rand(3, 4)}, old, _use_new_zipfile_serialization=False)
-    text = yaml.safe_dump(EXPERIMENT).encode()
+    weights = {"a.weight": torch.ones(3, 4), "a.bias": torch.ones(3)}
     return [
-        {"experiment.yml": text, "weights.pkl": weights.getvalue()},
-        {"experiment.yml": text, "weights.pkl": old.getvalue()},
+        {
+            "experiment.yml": yaml.safe_dump(EXPERIMENT).encode(),
+            "weights.pkl": _saved(
+                _save_tensors, weights, _use_new_zipfile_serialization=not is_old
+            ),
+        }
+        for is_old in (False, True)
     ]
 
 
@@ -492,34 +450,19 @@ def _check_ms2dtan(folder: Path) -> None:
     check_declared_bytes("fuzz", 1 << 20, lambda: experiment.build_ms2dtan(vocabulary_size=10))
 
 
-def _training_data() -> tmapdiff.MomentDataset:
-    data = SyntheticActivities(num_videos=2)
-    store = tmapdiff.ActionTimelineFeatures(
-        data.videos, num_classes=data.num_classes, feature_dim=6
-    )
-    vocabulary = tmapdiff.Vocabulary.from_sentences(item.query for item in data.annotations)
-    return tmapdiff.MomentDataset(data.annotations, store, vocabulary, num_clips=8)
-
-
-def _trainer(folder: Path):
-    from accelerate.state import AcceleratorState
-
+def _trainer(folder: Path) -> tmapdiff.Trainer:
     AcceleratorState._reset_state(reset_partial_state=True)
-    dataset = _training_data()
-    model = _tiny().build(vocabulary_size=len(dataset.vocabulary), clip_channels=6)
-    config = tmapdiff.TrainingConfig(epochs=2, batch_size=8, heat_map_every=10)
-    return tmapdiff.Trainer(model, dataset, config, folder, device="cpu", show_progress=False)
+    return make_trainer(folder)
 
 
 def _checkpoint_seeds(folder: Path) -> list[Files]:
-    trainer = _trainer(folder)
-    trainer.save_checkpoint()
+    _trainer(folder).save_checkpoint()
     return [_files(folder)]
 
 
 def _check_checkpoint(folder: Path) -> None:
     trainer = _trainer(folder).resume()
-    assert 0 <= trainer.progress.epoch <= 2
+    assert 0 <= trainer.progress.epoch <= trainer.config.epochs
     assert isinstance(trainer.progress.step, int)
     for tensor in trainer.raw_model.state_dict().values():
         assert tensor.numel() >= 0
@@ -531,8 +474,6 @@ _NUM_FRAMES = 20
 
 
 def _video_seeds(folder: Path) -> list[Files]:
-    import av
-
     ways = (
         ("mp4", "libx264", "yuv420p"),
         ("matroska", "libx264", "yuv420p"),
@@ -542,22 +483,18 @@ def _video_seeds(folder: Path) -> list[Files]:
         ("gif", "gif", "rgb8"),
         ("flv", "flv", "yuv420p"),
     )
-    seeds = []
-    for format_, codec, pixels in ways:
-        target = io.BytesIO()
-        with av.open(target, "w", format=format_) as file:
-            stream = file.add_stream(codec, rate=25)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
-            for i in range(_NUM_FRAMES):
-                picture = np.full((48, 64, 3), i * 12, np.uint8)
-                picture[:, 3 * i : 3 * i + 8] = 255 - picture[:, 3 * i : 3 * i + 8]
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
-                for packet in stream.encode(frame):
-                    file.mux(packet)
-            for packet in stream.encode():
-                file.mux(packet)
-        seeds.append({"video": target.getvalue()})
-    return seeds
+    images = []
+    for i in range(_NUM_FRAMES):
+        image = np.full((48, 64, 3), i * 12, np.uint8)
+        image[:, 3 * i : 3 * i + 8] = 255 - image[:, 3 * i : 3 * i + 8]
+        images.append(image)
+    beat = Fraction(1, 25)
+    times = [index * beat for index in range(_NUM_FRAMES + 1)]
+    fields = {"images": images, "time_base": beat, "rate": 25, "gop": 12}
+    return [
+        {"video": _saved(write_video, times, format=format, codec=codec, pix_fmt=pix_fmt, **fields)}
+        for format, codec, pix_fmt in ways
+    ]
 
 
 def _check_video(folder: Path) -> None:
@@ -568,10 +505,8 @@ def _check_video(folder: Path) -> None:
         times = []
         for frame in video.sample(Fraction(2)):
             times.append(frame.time)
-            assert frame.image.dtype == np.uint8
-            assert frame.image.ndim == 3
-            assert frame.image.shape[2] == 3
             size = frame.image.shape
+            assert (frame.image.dtype, size[2:]) == (np.uint8, (3,))
         assert size is not None
         assert times == sorted(times)
         assert all(math.isfinite(time) for time in times)
@@ -680,8 +615,6 @@ def _check_corpus(folder: Path) -> None:
 
 
 def _writer_seeds(folder: Path) -> list[Files]:
-    from tmapdiff.video.store_writer import FeatureStoreWriter
-
     path = folder / "out.h5"
     with FeatureStoreWriter(path, {"model": "m", "fps": 2.0}) as writer:
         writer.write("A", _array(), {"duration": 3.0})
@@ -694,8 +627,6 @@ def _writer_seeds(folder: Path) -> list[Files]:
 
 
 def _check_writer(folder: Path) -> None:
-    from tmapdiff.video.store_writer import FeatureStoreWriter
-
     path = folder / "out.h5"
     with FeatureStoreWriter(path, {"model": "m", "fps": 2.0}) as writer:
         writer.write("C", _array(), {"duration": 1.0})
@@ -719,10 +650,10 @@ def _check_choices(folder: Path) -> None:
 TARGETS = {
     target.name: target
     for target in (
-        Target("hdf5", _hdf5_seeds, _check_hdf5, share=2),
-        Target("npy", _npy_seeds, _check_features),
-        Target("npz", _npz_seeds, _check_features),
-        Target("pt", _pt_seeds, _check_features),
+        Target("hdf5", _hdf5_seeds, _check_store, share=2),
+        Target("npy", _npy_seeds, _check_store),
+        Target("npz", _npz_seeds, _check_store),
+        Target("pt", _pt_seeds, _check_store),
         Target("jsonl", _jsonl_seeds, _check_jsonl),
         Target("submission", _jsonl_seeds, _check_submission),
         Target("charades", _charades_seeds, _check_charades),
@@ -759,19 +690,16 @@ def _fail(folder: Path) -> None:
     number = (folder / "case").read_text()
     if number == "0":
         1 / 0  # noqa: B018
-    elif number == "1":
-        raise tmapdiff.TmapdiffError("two\nlines")
-    elif number == "2":
+    if number == "2":
         np.ones(1 << 32)
-    elif number == "3":
-        while True:
-            pass
-    elif number == "4":
+    while number == "3":
+        pass
+    if number == "4":
         os.kill(os.getpid(), signal.SIGSEGV)
-    elif number == "5":
-        raise AssertionError
-    elif number == "6":
-        raise tmapdiff.TmapdiffError("one line")
+    errors = {"1": tmapdiff.TmapdiffError("two\nlines"), "5": AssertionError()}
+    errors["6"] = tmapdiff.TmapdiffError("one line")
+    if number in errors:
+        raise errors[number]
 
 
 SELF_TEST = _SelfTest("self-test", lambda folder: [{"case": b"none"}], _fail)
