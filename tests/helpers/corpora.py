@@ -4,25 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from helpers.pipelines import QUERIES, WORDS, make_localizer
 
-from tmapdiff import MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff import MomentLocalizationPipeline, Vocabulary
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
-WORDS = ["a", "person", "opens", "the", "door"]
-QUERIES = ["a person opens the door", "the door", "person"]
 CHANNELS, RATE = 6, 0.5
 
 
 def make_corpus(folder: Path, count: int) -> Path:
     """A pipeline of random weights, features of some videos, and tables of videos and queries."""
-    torch.manual_seed(0)
-    encoder = {**GRID, "vocabulary_size": len(WORDS) + 2, "clip_channels": CHANNELS}
-    encoder |= {"word_channels": 8, "channels": 8, "num_text_layers": 1}
-    decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
-    localizer = MomentLocalizer(encoder, {**decoder, "kernel_sizes": [3]}, num_samples=2)
-    for one in localizer.parameters():  # what starts at zero must count, too
-        torch.nn.init.normal_(one, std=0.3)
+    localizer = make_localizer(encoder={"clip_channels": CHANNELS}, num_samples=2)
     MomentLocalizationPipeline(localizer, Vocabulary(WORDS)).save_pretrained(folder / "pipeline")
     random = np.random.default_rng(0)
     (folder / "features").mkdir()
