@@ -47,7 +47,6 @@ def matches(printed, wanted):
     return bool(printed) and printed[0] == wanted[0] and matches(printed[1:], wanted[1:])
 
 
-@pytest.mark.process
 @pytest.mark.train
 def test_commands_print_what_the_page_says(folder_of_a_reader, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # tables keep to it where it is set

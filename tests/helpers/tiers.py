@@ -47,10 +47,10 @@ def fail_if_unmarked(test: pytest.Item) -> None:
 
 def _note_program(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "subprocess.Popen":
-        program = Path(str(arguments[0]))
+        program, options = Path(str(arguments[0])), arguments[1]
         if "playwright" in program.parts:
             _used.add("browser")
-        elif program.parent == _PROGRAMS:
+        elif program.parent == _PROGRAMS and "-I" not in options:  # a small one that reads HDF5
             _used.add("process")
 
 
