@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from helpers.fuzzing.bombs import BOMBS, LIMIT
 
-pytestmark = pytest.mark.process
-
 TESTS = Path(__file__).parents[1]
 KINDS = ("SizeLimitError", "ConfigError", "CheckpointError", "ArgumentError")
 

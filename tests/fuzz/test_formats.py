@@ -10,9 +10,7 @@ from helpers.fuzzing.runner import divide, fuzz
 from helpers.fuzzing.targets import TARGETS
 
 pytestmark = pytest.mark.process
-
 CASES = int(os.environ.get("TMAPDIFF_FUZZ_CASES", "500"))
-pytestmark = pytest.mark.process
 SEED = int(os.environ.get("TMAPDIFF_FUZZ_SEED", "0"))
 
 
