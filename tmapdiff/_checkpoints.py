@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tmapdiff._core.checks import message
+from tmapdiff._core.checks import first_line, message
 from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.errors import CheckpointError
 
@@ -65,7 +65,8 @@ class CheckpointFolder:
             digests = json.loads((checkpoint / DIGESTS).read_text())
             wrong = [name for name, one in digests.items() if _digest(checkpoint / name) != one]
         except (OSError, ValueError, AttributeError) as error:
-            got = f"unreadable ones: {_reason(error)}"
+            name = Path(getattr(error, "filename", None) or DIGESTS).name
+            got = f"unreadable ones: {name}: {first_line(error)}"
             raise CheckpointError(_damage(checkpoint, got)) from error
         if wrong:
             raise CheckpointError(_damage(checkpoint, f"another {', '.join(wrong)}"))
@@ -107,9 +108,3 @@ def _digest(file: Path) -> str:
 
 def _damage(checkpoint: Path, got: str) -> str:
     return message(str(checkpoint), "the files that were written", got)
-
-
-def _reason(error: Exception) -> str:
-    named = getattr(error, "filename", None)
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
-    return f"{Path(named).name}: {reason}" if named else f"{DIGESTS}: {reason}"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from tmapdiff._core.checks import check_int, first_line, message, require, short
+from tmapdiff._core.checks import check_int, first_line, message, require
 from tmapdiff._core.files import is_hidden, written_beside
 from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
@@ -411,7 +411,7 @@ def _videos_done(output: Path) -> Iterator[str]:
                 if metadata.get(_DIGEST_OF_BODY) not in (None, _digest_of_body(file)):
                     raise ValueError("one whose moments are not those that were written")
         except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
-            reason = first_line(error).rstrip(".")
+            reason = first_line(error)
             hint = "Remove it, and its videos are localized again."
             expected = "a file of a corpus run"
             raise FileError(message(str(path), expected, reason, hint)) from error
@@ -452,7 +452,7 @@ def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[s
         raise
     # Damaged texts are a UnicodeError.
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise FileError(f"cannot read {path}: {short(first_line(error)).rstrip('.')}.") from error
+        raise FileError(f"cannot read {path}: {first_line(error)}.") from error
     for name, values in found.items():
         values += [None] * (rows - len(values))
         if None in values:

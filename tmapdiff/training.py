@@ -464,7 +464,7 @@ class Trainer:
         except CheckpointError:
             raise
         except Exception as error:
-            text = f"Trainer: cannot resume from {checkpoint}: {first_line(error)}"
+            text = f"Trainer: cannot resume from {checkpoint}: {first_line(error)}."
             raise CheckpointError(text) from error
         self.history = [
             entry

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import message
+from tmapdiff._core.checks import first_line, message
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.errors import FeatureError, FileError, TmapdiffError
 
@@ -151,11 +151,4 @@ def _reading(path: Path) -> Iterator[None]:
     # Parsers, unpickler and decompressors pass on whatever the damage happens to cause:
     # TokenError, IndexError, AssertionError, NotImplementedError, zlib.error, ...
     except Exception as error:
-        raise FileError(f"cannot read {path}: {reason(error)}.") from error
-
-
-def reason(error: Exception) -> str:
-    """Say in a line why something cannot be read: torch, for one, explains in paragraphs."""
-    text = getattr(error, "strerror", None) or str(error)
-    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return " ".join(first.split()).rstrip(".")[:300]
+        raise FileError(f"cannot read {path}: {first_line(error)}.") from error

@@ -48,8 +48,10 @@ def shown(value: object) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Say what an error of another library says, in one line; its type, if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Say why something failed, in one line without its full stop: others explain in paragraphs."""
+    text = getattr(error, "strerror", None) or str(error)
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return " ".join(first.split()).rstrip(" .:")[:300]
 
 
 def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:

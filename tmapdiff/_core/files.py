@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tmapdiff._core.checks import first_line
 from tmapdiff.errors import FileError
 
 # Patterns of names of files, by subfolder; '' is the folder itself.
@@ -119,8 +120,7 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, FileError) or not _is_write_error(error):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
-        raise FileError(f"cannot write {path}: {reason}.") from error
+        raise FileError(f"cannot write {path}: {first_line(error)}.") from error
 
 
 def folder_to_save_in(who: str, place: str | os.PathLike[str]) -> Path:
@@ -148,7 +148,7 @@ def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
     try:
         return sorted(path for path in Path(folder).iterdir() if not is_hidden(path.name))
     except OSError as error:
-        raise FileError(f"cannot read the folder {folder}: {error.strerror or error}.") from error
+        raise FileError(f"cannot read the folder {folder}: {first_line(error)}.") from error
 
 
 def remove_folder(path: Path) -> None:

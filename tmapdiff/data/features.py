@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from tmapdiff._core.arrays import features_bytes, load_npy, load_npz, load_tensors, reason
+from tmapdiff._core.arrays import features_bytes, load_npy, load_npz, load_tensors
 from tmapdiff._core.checks import (
     check_int,
     check_no_address,
     check_range,
+    first_line,
     message,
     require,
     short,
@@ -327,7 +328,7 @@ class HDF5FeatureStore(_StoredFeatures):
             raise
         # h5py has no error of its own: damage shows as any.
         except Exception as error:
-            raise FileError(f"cannot read {self.path} as HDF5: {reason(error)}.") from error
+            raise FileError(f"cannot read {self.path} as HDF5: {first_line(error)}.") from error
 
     def _opened(self) -> Any:
         h5py = require("h5py", extra="train", purpose="reading HDF5 features")

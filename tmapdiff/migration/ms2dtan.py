@@ -14,6 +14,7 @@ from tmapdiff._core.checks import (
     check_int,
     check_range,
     check_sizes,
+    first_line,
     message,
     require,
 )
@@ -430,8 +431,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first_line = (str(error).splitlines() or ["something else"])[0]
-        raise ConfigError(message(str(path), "yaml", first_line)) from error
+        raise ConfigError(message(str(path), "yaml", first_line(error))) from error
     if not isinstance(content, Mapping):
         raise ConfigError(message(str(path), "fields of an experiment", type(content).__name__))
     return content

@@ -168,7 +168,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         except TmapdiffError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{place}: {first_line(error)}") from error
+            raise CheckpointError(f"{place}: {first_line(error)}.") from error
         for key, what in (
             ("missing_keys", "has no weights"),
             ("unexpected_keys", "has unknown weights"),

@@ -129,7 +129,7 @@ class TransformersTextEncoder(nn.Module):
             raise
         # What a model and a tokenizer that do not fit each other, or are damaged, end in.
         except Exception as error:
-            text = f"{who}: cannot encode with {name}: {first_line(error)}"
+            text = f"{who}: cannot encode with {name}: {first_line(error)}."
             raise CheckpointError(text) from error
 
     @property
@@ -240,7 +240,7 @@ class TransformersTextEncoder(nn.Module):
             )
         # A damaged one shows with the words that it does not know.
         except Exception as error:
-            text = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}: {first_line(error)}"
+            text = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}: {first_line(error)}."
             raise CheckpointError(text) from error
 
     def _check_tokens(self) -> None:
@@ -289,7 +289,7 @@ class TransformersTextEncoder(nn.Module):
             raise self._cannot_load(f"the tokenizer of {name}", error) from error
 
     def _cannot_load(self, what: str, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{type(self).__name__}: cannot load {what}: {first_line(error)}")
+        return CheckpointError(f"{type(self).__name__}: cannot load {what}: {first_line(error)}.")
 
 
 def _loading(name: str) -> dict[str, bool]:

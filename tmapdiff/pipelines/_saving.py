@@ -51,7 +51,7 @@ def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) 
         return Path(snapshot_download(text, allow_patterns=patterns, **options))
     # The hub has many errors of its own.
     except Exception as error:
-        reason = f"there is no such folder here, and the hub failed: {first_line(error)}"
+        reason = f"there is no such folder here, and the hub failed: {first_line(error)}."
         raise CheckpointError(f"{place}: {reason}") from error
 
 

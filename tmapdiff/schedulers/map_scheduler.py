@@ -13,13 +13,13 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._core.arrays import reason
 from tmapdiff._core.checks import (
     check_bool,
     check_choice,
     check_int,
     check_range,
     check_shape,
+    first_line,
     message,
 )
 from tmapdiff._core.configs import NotAConfigError, StrictConfigMixin
@@ -196,7 +196,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             raise
         # diffusers, json and the hub each have errors of their own.
         except Exception as error:
-            raise CheckpointError(f"{place}: {reason(error)}.") from error
+            raise CheckpointError(f"{place}: {first_line(error)}.") from error
         return scheduler
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

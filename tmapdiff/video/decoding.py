@@ -17,7 +17,14 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from tmapdiff._core.checks import check_int, check_no_address, check_range, message, require
+from tmapdiff._core.checks import (
+    check_int,
+    check_no_address,
+    check_range,
+    first_line,
+    message,
+    require,
+)
 from tmapdiff._core.numbers import parse_number
 from tmapdiff.errors import ArgumentError, FileError, NoVideoStreamError, VideoError
 from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
@@ -488,7 +495,7 @@ class _AvReader(VideoReader):
                 packets = self._container.demux(self._stream)
                 continue
             except (self._av.error.FFmpegError, OSError) as error:
-                self._problems.append(f"it cannot be read to its end ({_reason(error)})")
+                self._problems.append(f"it cannot be read to its end ({first_line(error)})")
                 return
             if packet is None:
                 return
@@ -502,7 +509,7 @@ class _AvReader(VideoReader):
             try:
                 frames = packet.decode()
             except self._av.error.FFmpegError as error:
-                self._count_lost(_reason(error))
+                self._count_lost(first_line(error))
                 continue
             for frame in frames:
                 if frame.is_corrupt:
@@ -530,7 +537,7 @@ class _AvReader(VideoReader):
         try:
             image: np.ndarray = frame.to_ndarray(format="rgb24", width=width)
         except (self._av.error.FFmpegError, ValueError) as error:
-            got = f"pictures in {frame.format.name} ({_reason(error)})"
+            got = f"pictures in {frame.format.name} ({first_line(error)})"
             raise VideoError(message(self._who, "pictures that convert to RGB", got)) from error
         swapped, right_to_left, bottom_up = _turning(frame)
         image = image.swapaxes(0, 1) if swapped else image
@@ -573,7 +580,7 @@ def _check_source(source: object) -> str:
         except FileError:
             raise
         except (OSError, ValueError) as error:
-            raise FileError(f"cannot read {path}: {_reason(error)}.") from error
+            raise FileError(f"cannot read {path}: {first_line(error)}.") from error
         name = str(path)
     elif isinstance(source, bytes):
         name, head = "the video", source[:_HEAD]
@@ -587,7 +594,7 @@ def _check_source(source: object) -> str:
                 head = source.read(_HEAD)
                 source.seek(0)  # type: ignore[attr-defined]
         except (OSError, ValueError) as error:
-            raise FileError(f"cannot read {name}: {_reason(error)}.") from error
+            raise FileError(f"cannot read {name}: {first_line(error)}.") from error
     else:
         expected = "a path, bytes, an open binary file or an array of pictures"
         got = "a file opened as text" if hasattr(source, "read") else type(source).__name__
@@ -601,7 +608,7 @@ def _check_source(source: object) -> str:
 
 
 def _not_a_video(who: str, error: Exception) -> VideoError:
-    return VideoError(message(who, "a video", f"something else ({_reason(error)})"))
+    return VideoError(message(who, "a video", f"something else ({first_line(error)})"))
 
 
 def _check_pixels(who: str, width: int, height: int, most: int) -> None:
@@ -656,11 +663,6 @@ def _seconds(clock: str) -> float | None:
     if len(numbers) != 3 or None in numbers:
         return None
     return sum(one * unit for one, unit in zip(numbers, (3600, 60, 1), strict=True) if one)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-    return str(text).rstrip(".") or type(error).__name__
 
 
 _LEAP = Fraction(10)  # seconds: where clocks may start again, a longer gap is a leap, as in FFmpeg

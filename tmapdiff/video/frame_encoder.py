@@ -105,7 +105,7 @@ class FrameEncoder(nn.Module):
             if not pretrained:
                 raise
             raise CheckpointError(
-                f"{who}: cannot load the weights of {model_name}: {first_line(error).rstrip('.')}. "
+                f"{who}: cannot load the weights of {model_name}: {first_line(error)}. "
                 "Without a network, pass the file as weights, or pretrained=False."
             ) from error
         origin = "" if pretrained else ", random weights"
@@ -238,7 +238,7 @@ class FrameEncoder(nn.Module):
             raise
         # JSON, safetensors, timm and torch each have errors of their own.
         except Exception as error:
-            raise CheckpointError(f"{place}: {first_line(error).rstrip('.')}.") from error
+            raise CheckpointError(f"{place}: {first_line(error)}.") from error
         return encoder
 
     def train(self, mode: bool = True) -> Self:
