@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
-from typing import Any
 
 import torch
 from speed_cases import Candidate, Case, Ceilings, Contest, TimedCase
@@ -23,6 +22,7 @@ from speed_suites.setting import (
     map_features,
 )
 from tmapdiff import MapDiffusionDecoder
+from tmapdiff.models.prepared import PreparedDecoder
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -62,12 +62,10 @@ def _contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Con
         with inference(named):
             prepared = [decoder.prepare(one, timesteps) for one in features]
         inputs, scope = list(zip(noisy, prepared, strict=True)), partial(inference, named)
-        run = partial(_step, decoder.denoise)
-        candidates.append(Candidate(backend, run, inputs, scope, batch, outputs=_first_sample))
+        candidates.append(Candidate(backend, _step, inputs, scope, batch, outputs=_first_sample))
         if backend == "reference" and setting.compiled:
-            run = partial(_step, compiled(decoder.denoise))
             candidates.append(
-                Candidate("compiled", run, inputs, scope, batch, outputs=_first_sample)
+                Candidate("compiled", compiled(_step), inputs, scope, batch, outputs=_first_sample)
             )
     candidates += peer_candidates(setting, name, features, dtype)
 
@@ -75,14 +73,14 @@ def _contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Con
         exact: MapDiffusionDecoder = deepcopy(decoder).double()
         with inference(REFERENCE):
             maps = [one[:1].double() for one in features[0]]
-            return [exact.denoise(noisy[0][:1].double(), 0, exact.prepare(maps, timesteps))]
+            return [exact.prepare(maps, timesteps).denoise(noisy[0][:1].double(), 0)]
 
     return Contest(candidates, expected)
 
 
-def _step(denoise: Any, given: tuple[Tensor, Any]) -> Tensor:
+def _step(given: tuple[Tensor, PreparedDecoder]) -> Tensor:
     noisy, prepared = given
-    return denoise(noisy, 0, prepared)
+    return prepared.denoise(noisy, 0)
 
 
 def _first_sample(result: Tensor) -> list[Tensor]:

@@ -56,13 +56,13 @@ class OracleDecoder(nn.Module):
     def prepare(
         self, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None = None
     ) -> SimpleNamespace:
-        return SimpleNamespace(grid=self.grid, batch=len(features[0]), timesteps=timesteps.tolist())
+        def denoise(noisy: Tensor, step: int) -> Tensor:
+            if noisy.shape != self.scores.shape:
+                raise AssertionError(f"noisy maps of shape {tuple(noisy.shape)}")
+            self.timesteps.append(int(timesteps[step]))
+            return self.scores
 
-    def denoise(self, noisy: Tensor, step: int, prepared: SimpleNamespace) -> Tensor:
-        if noisy.shape != self.scores.shape:
-            raise AssertionError(f"noisy maps of shape {tuple(noisy.shape)}")
-        self.timesteps.append(prepared.timesteps[step])
-        return self.scores
+        return SimpleNamespace(grid=self.grid, batch=len(features[0]), denoise=denoise)
 
     def forward(
         self,
@@ -73,4 +73,4 @@ class OracleDecoder(nn.Module):
     ) -> Tensor:
         if len(timestep) != len(noisy):
             raise AssertionError(f"{len(timestep)} timesteps of {len(noisy)} samples")
-        return self.denoise(noisy, 0, self.prepare(features, timestep[:1]))
+        return self.prepare(features, timestep[:1]).denoise(noisy, 0)

@@ -192,7 +192,7 @@ def test_denoising_in_half_precision(
     noisy = torch.empty(batch, decoder.grid.num_cells, **half)
     with torch.no_grad(), products:
         prepared = decoder.eval().prepare(features, torch.tensor([9, 5]))
-        decoder.denoise(noisy, 0, prepared)
+        prepared.denoise(noisy, 0)
     # Of each scale, the kernels are transformed and two convolutions done: 5 and 2 * 8 products.
     assert products.count > 3 * 20
     assert products.slow == []

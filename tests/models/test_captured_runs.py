@@ -301,7 +301,5 @@ def test_steps_wait_for_no_device(monkeypatch, kind: str, counted: bool) -> None
         prepared = model.decoder.prepare(features, put(torch.tensor([900, 100])), num_clips)
         maps = put(torch.zeros(2, model.grid.num_cells))
         with no_host_sync():
-            result = _last_maps(
-                model.decoder, prepared, maps, maps, put(torch.zeros(2, 4)), "sigmoid", True
-            )
+            result = _last_maps(prepared, maps, maps, put(torch.zeros(2, 4)), "sigmoid", True)
         assert (result.device.type, result.shape) == ("cuda", maps.shape)

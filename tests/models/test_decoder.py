@@ -299,7 +299,7 @@ def test_a_prepared_run_equals_calls(
         for step in (2, 0, 1, 0):
             noisy = draw(3, 36, seed=step)
             called = whole(noisy, timesteps[step].expand(3), features, num_clips)
-            assert_close(whole.denoise(noisy, step, prepared), called, what=f"step {step}")
+            assert_close(prepared.denoise(noisy, step), called, what=f"step {step}")
 
 
 def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) 
     noisy = draw(2, 36)
     with torch.no_grad():
         prepared = whole.prepare(features, torch.tensor([10]))
-        first = whole.denoise(noisy, 0, prepared)
+        first = prepared.denoise(noisy, 0)
         spectra = [plan.spectrum for one in prepared.maps for plan in one.plans]
         assert len(spectra) == 4
         again = whole.prepare(features, torch.tensor([10]))
@@ -322,7 +322,7 @@ def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) 
         # A moving average of the weights is put in place.
         for parameter in whole.parameters():
             parameter.data.copy_(parameter.data * 1.1)
-        changed = whole.denoise(noisy, 0, whole.prepare(features, torch.tensor([10])))
+        changed = whole.prepare(features, torch.tensor([10])).denoise(noisy, 0)
         monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
         assert_close(changed, whole(noisy, torch.tensor([10, 10]), features))
     assert float((changed - first).abs().max()) > 1e-3
@@ -333,13 +333,13 @@ def test_refuses_to_denoise_what_was_not_prepared() -> None:
     features = [draw(2, 2, rows, 3, seed=rows) for rows in (8, 4)]
     prepared = whole.prepare(features, torch.tensor([10, 5]))
     with refuses(ShapeError, "expected noisy of shape (B, 36) with B = 2, got (3, 36)."):
-        whole.denoise(draw(3, 36), 0, prepared)
+        prepared.denoise(draw(3, 36), 0)
     with refuses(ShapeError, "MapDiffusionDecoder: expected timesteps of shape (S), got int."):
         whole.prepare(features, 10)
     for step in (2, -1):
         text = f"MapDiffusionDecoder: expected step in 0 to 1, got {step}."
         with refuses(ArgumentError, text):
-            whole.denoise(draw(2, 36), step, prepared)
+            prepared.denoise(draw(2, 36), step)
 
 
 class _OneScale(nn.Module):

@@ -158,10 +158,10 @@ def test_forward_derivatives_of_a_prepared_run(decoder: MapDiffusionDecoder) -> 
     noisy = given["noisy"]
     with torch.no_grad():
         prepared = decoder.prepare(given["features"], torch.tensor([10]))
-        result, found = jvp(lambda one: decoder.denoise(one, 0, prepared), (noisy,), (along,))
-        assert_close(result, decoder.denoise(noisy, 0, prepared))
+        result, found = jvp(lambda one: prepared.denoise(one, 0), (noisy,), (along,))
+        assert_close(result, prepared.denoise(noisy, 0))
         step = 1e-6
-        ends = [decoder.denoise(noisy + s * step * along, 0, prepared) for s in (1, -1)]
+        ends = [prepared.denoise(noisy + s * step * along, 0) for s in (1, -1)]
     torch.testing.assert_close(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusion
     leaf = decoder.decoders[0].head
     (head,) = [one for name, one in leaf.named_parameters() if name in ("weight", "1.weight")]
     found, expected = (
-        torch.autograd.grad(decoder.denoise(given["noisy"], 0, one).square().sum(), head)[0]
+        torch.autograd.grad(one.denoise(given["noisy"], 0).square().sum(), head)[0]
         for one in (prepared, whole)
     )
     assert_close(found, expected)

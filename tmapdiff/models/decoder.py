@@ -1,7 +1,6 @@
 """The denoiser: condition-injected decoders of the maps of all scales."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,9 +14,8 @@ from tmapdiff._core.checks import (
     check_length,
     check_shape,
     check_sizes,
-    message,
 )
-from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.errors import ConfigError
 from tmapdiff.layers import TimestepEmbedder
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.stylization import Norm
@@ -26,34 +24,12 @@ from tmapdiff.models._base import MapModel
 from tmapdiff.models.map_decoders import (
     Conditioning,
     ConvMapDecoder,
-    PreparedCells,
-    PreparedMap,
     Stylization,
     TransformerMapDecoder,
 )
+from tmapdiff.models.prepared import PreparedDecoder
 
 Architecture = Literal["conv", "transformer"]
-
-
-@dataclass(frozen=True)
-class PreparedDecoder:
-    """What a `MapDiffusionDecoder` computes once for a run of denoising steps.
-
-    Args:
-        grid: The candidate moments.
-        batch: Samples.
-        steps: Timesteps.
-        maps: What each decoder prepared of the map features.
-        styles: What each decoder's stylization blocks make of the timesteps, (S, channels) each.
-        cells: Of a Transformer: the cells of each decoder's sequence.
-    """
-
-    grid: MapGrid
-    batch: int
-    steps: int
-    maps: Sequence[PreparedMap | PreparedCells]
-    styles: Sequence[Sequence[Tensor]]
-    cells: Sequence[Tensor] = ()
 
 
 class MapDiffusionDecoder(MapModel):
@@ -208,7 +184,7 @@ class MapDiffusionDecoder(MapModel):
     def prepare(
         self, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None = None
     ) -> PreparedDecoder:
-        """Compute what does not depend on the noisy maps, once for a whole run of `denoise`.
+        """Compute what does not depend on the noisy maps, once for a whole run of steps.
 
         Besides what there is to know of map features and timesteps, these are, without gradients,
         the spectra of kernels: the weights are taken to stay as they are until the next call.
@@ -247,31 +223,8 @@ class MapDiffusionDecoder(MapModel):
                 decoder.prepare(features[scale], grid.mask(scale, features[0].device, num_clips))
                 for scale, decoder in enumerate(self.decoders)
             ]
-            return PreparedDecoder(grid, sizes["B"], steps, maps, styles)
+            return PreparedDecoder(self, grid, sizes["B"], steps, maps, styles)
         return self._prepare_cells(grid, steps, features, num_clips, styles)
-
-    def denoise(self, noisy: Tensor, step: int, prepared: PreparedDecoder) -> Tensor:
-        """Predict the clean maps at one of the prepared timesteps: equal to the call, but faster.
-
-        Args:
-            noisy: Noisy maps of all scales, packed.
-            step: Which of the timesteps, from 0.
-            prepared: What `prepare` gave.
-
-        Shape:
-            - noisy: (B, cells)
-            - returns: (B, cells), 0 in invalid cells
-
-        Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If there is no such step.
-        """
-        if not 0 <= step < prepared.steps:
-            expected = f"step in 0 to {prepared.steps - 1}"
-            raise ArgumentError(message("MapDiffusionDecoder", expected, step))
-        # One row for all samples.
-        styles = [[one[step : step + 1] for one in decoder] for decoder in prepared.styles]
-        return self._denoise(noisy, prepared, styles)
 
     def _denoise(
         self, noisy: Tensor, prepared: PreparedDecoder, styles: Sequence[Sequence[Tensor]]
@@ -321,4 +274,4 @@ class MapDiffusionDecoder(MapModel):
             )
             for decoder, one in zip(self.decoders, cells, strict=True)
         ]
-        return PreparedDecoder(grid, len(packed_features), steps, maps, styles, cells)
+        return PreparedDecoder(self, grid, len(packed_features), steps, maps, styles, cells)

@@ -15,9 +15,10 @@ from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.ddim_step import Activation, DDIMStep, ddim_step
 from tmapdiff.models._base import answering
 from tmapdiff.models.captured_runs import CapturedRuns
-from tmapdiff.models.decoder import MapDiffusionDecoder, PreparedDecoder
+from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking, check_generators
+from tmapdiff.models.prepared import PreparedDecoder
 from tmapdiff.schedulers import MapScheduler, SchedulerRun
 
 
@@ -464,9 +465,9 @@ class MomentLocalizer(MapLocalizer):
         captured = self._captured_runs if callback is None else None
         if captured is not None and captured.takes(maps):
             read = [*self.decoder.parameters(), *self.decoder.buffers()]
-            maps = captured(_last_maps, read, self.decoder, *inputs)
+            maps = captured(_last_maps, read, *inputs)
         else:
-            for index, (maps, clean, _) in enumerate(_ddim_steps(self.decoder, *inputs)):
+            for index, (maps, clean, _) in enumerate(_ddim_steps(*inputs)):
                 if callback is not None:
                     callback(self._step(run, index, clean, maps))
         return scheduler.to_iou(maps).masked_fill(~run.mask, 0)
@@ -478,7 +479,7 @@ class MomentLocalizer(MapLocalizer):
     def _denoise_step(self, noisy: Tensor, step: int, run: _Run) -> Tensor:
         """Predict the scores of all cells at a step of a run: equal to `denoise`, but faster."""
         scaled = run.scheduler.scale_model_input(noisy, run.timesteps[step])
-        return self.decoder.denoise(scaled.to(self.dtype), step, run.decoder).float()
+        return run.decoder.denoise(scaled.to(self.dtype), step).float()
 
     def _check_samples(self, num_samples: int) -> None:
         check_range("MomentLocalizer", "num_samples", num_samples, 1, _MOST_SAMPLES)
@@ -559,7 +560,6 @@ class MomentLocalizer(MapLocalizer):
 
 
 def _ddim_steps(
-    decoder: MapDiffusionDecoder,
     prepared: PreparedDecoder,
     maps: Tensor,
     scaled: Tensor,
@@ -569,7 +569,7 @@ def _ddim_steps(
 ) -> Iterator[DDIMStep]:
     """Denoise maps, step by step; a device has nothing to wait for."""
     for index in range(len(coefficients)):
-        scores = decoder.denoise(scaled, index, prepared)
+        scores = prepared.denoise(scaled, index)
         step = ddim_step(scores, maps, coefficients[index], activation=activation, clip=clip)
         yield step
         maps, _, scaled = step
