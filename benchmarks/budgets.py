@@ -85,7 +85,7 @@ def _renewed(
         noisy = noise.to(device)
         if clean is not None:
             noisy = scheduler.add_noise(scheduler.to_signal(clean), noisy, now)
-        scores = model.denoise(noisy, now, features).float()
+        scores = model.predict_scores(noisy, now, features).float()
         clean = model.objective.activation(scores).clamp(0, 1)
         clean = clean.masked_fill(~model.grid.packed_mask(device), 0)
         yield index + 1, clean

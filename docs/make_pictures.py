@@ -319,7 +319,7 @@ def draw_denoising(model: MomentLocalizer, test: MomentDataset, steps: int = 5) 
     scheduler.set_timesteps(steps)
     seen, believed = [], []
     for timestep in scheduler.timesteps:
-        scores = model.denoise(noisy, timestep[None], features)
+        scores = model.predict_scores(noisy, timestep[None], features)
         seen.append(scheduler.scale_model_input(noisy, timestep[None]))
         believed.append(model.objective.activation(scores))
         noisy = scheduler.step(scheduler.to_signal(believed[-1]), timestep, noisy).prev_sample

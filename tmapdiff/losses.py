@@ -28,11 +28,6 @@ class MapObjective:
     activation: Callable[[Tensor], Tensor]
     cell_loss: Callable[[Tensor, Tensor], Tensor]
 
-    @property
-    def learns_logits(self) -> bool:
-        """Whether the activation is the sigmoid; else it changes nothing."""
-        return self.activation is torch.sigmoid
-
     def __call__(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Mean loss over the valid cells of all maps.
 
@@ -72,7 +67,8 @@ def rescale_iou(iou: Tensor, low: float = 0.5, high: float = 1.0) -> Tensor:
     return ((iou - low) / (high - low)).clamp(0, 1)
 
 
-def _identity(values: Tensor) -> Tensor:
+def identity(values: Tensor) -> Tensor:
+    """Return `values` as they are."""
     return values
 
 
@@ -96,12 +92,12 @@ def _cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
 _OBJECTIVES = {
     f"{loss}-{values}": MapObjective(f"{loss}-{values}", target, activation, cell_loss)
     for loss, activation, cell_loss in (
-        ("mse", _identity, _squared_error),
-        ("l1", _identity, _absolute_error),
-        ("huber", _identity, _huber),
+        ("mse", identity, _squared_error),
+        ("l1", identity, _absolute_error),
+        ("huber", identity, _huber),
         ("bce", torch.sigmoid, _cross_entropy),
     )
-    for values, target in (("full", _identity), ("rescaled", rescale_iou))
+    for values, target in (("full", identity), ("rescaled", rescale_iou))
 }
 
 OBJECTIVES = tuple(_OBJECTIVES)

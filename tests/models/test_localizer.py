@@ -594,7 +594,7 @@ class TestSampleMaps:
         scheduler.set_timesteps(steps)
         for timestep in scheduler.timesteps:
             with torch.no_grad():
-                iou = model.denoise(sample, timestep.expand(2), features)
+                iou = model.predict_scores(sample, timestep.expand(2), features)
             sample = scheduler.step(scheduler.to_signal(iou), timestep, sample).prev_sample
         expected = scheduler.to_iou(sample).masked_fill(~model.grid.packed_mask(), 0)
         assert_close(maps, expected)
@@ -657,7 +657,7 @@ class TestSampleMaps:
         valid = model.grid.packed_mask()
         for before, step in pairwise(steps):
             noisy = model.scheduler.to_signal(before.noisy)
-            scores = model.denoise(noisy, torch.full((2,), step.timestep), features)
+            scores = model.predict_scores(noisy, torch.full((2,), step.timestep), features)
             believed = model.objective.activation(scores).clamp(0, 1)
             assert_close(believed[:, valid], step.clean[:, valid])
 
@@ -1032,7 +1032,7 @@ class TestDeterministicTwin:
         del inputs["clip_seconds"]
         maps = diffusion.encoder(**inputs)
         empty, last = torch.zeros(3, twin.grid.num_cells), torch.full((3,), 999)
-        expected = diffusion.denoise(empty, last, maps) * twin.grid.packed_mask()
+        expected = diffusion.predict_scores(empty, last, maps) * twin.grid.packed_mask()
         assert_close(twin.predict_maps(**inputs), expected.detach())
         assert not twin.is_generative
         assert diffusion.is_generative

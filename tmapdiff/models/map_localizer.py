@@ -1,5 +1,6 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -7,11 +8,12 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
+from diffusers import ConfigMixin
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tmapdiff._core.checks import check_choice, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.losses import OBJECTIVES, get_objective
 from tmapdiff.maps import (
     IoUMapBuilder,
     MapGrid,
@@ -21,7 +23,14 @@ from tmapdiff.maps import (
     rank_candidates_by_expected_hits,
 )
 from tmapdiff.models._base import MapModel, answering
-from tmapdiff.models.encoder import MultimodalEncoder
+from tmapdiff.models.encoder import MultimodalEncoder, TextEncoder
+from tmapdiff.models.protocols import (
+    Objective,
+    check_registered,
+    find_objective,
+    part_config,
+    part_field,
+)
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Ranking = Literal["nms", "expected-hits"]
@@ -86,37 +95,48 @@ class Localization:
 class MapLocalizer(MapModel):
     """Base of the models that answer a query with a score of every candidate moment.
 
-    A subclass makes an `encoder` and calls `prepare` in its constructor, and has `loss` and
+    A subclass makes an `encoder` and calls `_set_up` in its constructor, and has `loss` and
     `predict_maps`.
     """
 
-    encoder: MultimodalEncoder
+    encoder: MultimodalEncoder  # or any `MapEncoder`
     grid: MapGrid
+    objective: Objective
     _supports_gradient_checkpointing = True
 
-    def prepare(
-        self, grid: MapGrid, objective: str, nms_threshold: float, ranking: Ranking
+    def _set_up(
+        self, grid: MapGrid, objective: str | Objective, nms_threshold: float, ranking: Ranking
     ) -> None:
-        """Set up what the answers are made with.
-
-        Args:
-            grid: The candidate moments.
-            objective: What a map is of, a name as for `get_objective`.
-            nms_threshold: Moments with a higher IoU than this with a better one are dropped.
-            ranking: How moments are read off the map.
-
-        Raises:
-            ConfigError: If there is no such objective or ranking.
-            ArgumentError: If `nms_threshold` is outside [0, 1].
-        """
+        """Set up what answers are made with, and check it."""
         who = type(self).__name__
-        check_choice(who, "objective", objective, OBJECTIVES)
         check_range(who, "nms_threshold", nms_threshold, 0, 1)
         check_choice(who, "ranking", ranking, get_args(Ranking))
         self.grid = grid
-        self.objective = get_objective(objective)
+        self.objective = find_objective(who, objective)
         self.build_iou_maps = IoUMapBuilder(grid)
         self.sampler = MultiScaleMapSampler(grid)
+
+    @override
+    def register_to_config(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            if name == "objective":
+                fields[name] = getattr(value, "name", value)
+            elif isinstance(value, nn.Module | ConfigMixin):
+                fields[name] = part_config(value)
+        super().register_to_config(**fields)
+
+    @override
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        # Parts may have been exchanged since the model was made.
+        for name in ("encoder", "decoder", "scheduler"):
+            field = f"{name}_config"
+            if field in self.config:
+                now, saved = part_config(getattr(self, name)), self.config[field] or {}
+                if not saved.items() <= now.items():
+                    self.register_to_config(**{field: now})
+        self.register_to_config(objective=self.objective)
+        check_registered(type(self).__name__, self.config, self.objective)
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def is_generative(self) -> bool:
@@ -144,7 +164,9 @@ class MapLocalizer(MapModel):
             clip_seconds: Seconds a clip lasts, for each sample.
             num_moments: Moments that count, for each sample; may be 0. All, if None.
             num_clips: Clips of each video, when videos are shorter than the grid.
-            generator: Source of random numbers, on the features' device.
+            generator: Source of timesteps and noise, on the features' device: one, or one per query
+                (these are then independent of how queries are batched). Not used where nothing is
+                drawn.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -182,7 +204,8 @@ class MapLocalizer(MapModel):
             ArgumentError: If a word is not in the vocabulary, a moment is no moment of the video,
                 or a video has no clip or more than there are features of.
         """
-        self.encoder.text_encoder.check_words(words)
+        if (text_encoder := self._text_encoder) is not None:
+            text_encoder.check_words(words)
         grid = self.grid_of(features, num_clips)
         grid.check_num_clips(num_clips, wait=True)
         IoUMapBuilder(grid).check(moments, clip_seconds, num_moments)
@@ -212,7 +235,7 @@ class MapLocalizer(MapModel):
 
         On a device each check of a value makes the host wait until all that was asked for is done.
         """
-        checking: list[Any] = [self.build_iou_maps, self.encoder.text_encoder]
+        checking: list[Any] = [self.build_iou_maps, *filter(None, [self._text_encoder])]
         before = [one.validate for one in checking]
         try:
             for one in checking:
@@ -233,7 +256,14 @@ class MapLocalizer(MapModel):
             part.compile(dynamic=False)
 
     def _compilable_parts(self) -> list[nn.Module]:
-        return [self.encoder.map_features]
+        map_features = getattr(self.encoder, "map_features", None)
+        return [] if map_features is None else [map_features]
+
+    @property
+    def _text_encoder(self) -> TextEncoder | None:
+        """What checks words; an encoder of one's own does that itself, if at all."""
+        found = getattr(self.encoder, "text_encoder", None)
+        return found if isinstance(found, TextEncoder) else None
 
     # accelerate and DistributedDataParallel wrap `forward`.
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -439,4 +469,6 @@ class MapLocalizer(MapModel):
         """
         if num_clips is None:
             return self.grid
-        return self.grid.resized(features.shape[1] // self.encoder.config.features_per_clip)
+        return self.grid.resized(
+            features.shape[1] // (part_field(self.encoder, "features_per_clip") or 1)
+        )

@@ -8,6 +8,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tmapdiff._core.checks import check_sizes
 from tmapdiff.errors import CheckpointError
@@ -52,7 +53,7 @@ class MS2DTAN(MapLocalizer):
     ) -> None:
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)
-        self.prepare(self.encoder.grid, objective, nms_threshold, ranking)
+        self._set_up(self.encoder.grid, objective, nms_threshold, ranking)
         channels = self.encoder.config.channels
         kernels = check_sizes("MS2DTAN", "kernel_sizes", kernel_sizes)
         scales = range(self.grid.num_scales)
@@ -104,6 +105,7 @@ class MS2DTAN(MapLocalizer):
             scores.append(scored.masked_fill(~grid.mask(scale, scored.device, num_clips), 0))
         return scores
 
+    @override
     def loss(
         self,
         features: Tensor,
@@ -115,30 +117,7 @@ class MS2DTAN(MapLocalizer):
         num_clips: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        """Compute the training loss on a batch: each scale's mean, summed over the scales.
-
-        Args:
-            features: Features of the clips.
-            words: Word indices, padded with 0.
-            num_words: Words of each query.
-            moments: Annotated moments, in seconds.
-            clip_seconds: Seconds a clip lasts, for each sample.
-            num_moments: Moments that count, for each sample; may be 0. All, if None.
-            num_clips: Clips of each video, when videos are shorter than the grid.
-            generator: Not used: nothing is drawn.
-
-        Shape:
-            - features: (B, N, clip_channels)
-            - words: (B, L)
-            - num_words, clip_seconds, num_moments, num_clips: (B,)
-            - moments: (B, 2) or (B, M, 2)
-            - returns: ()
-
-        Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, a moment is no moment of the video, or a video
-                has no clip or more than there are features of.
-        """
+        # The mean of each scale, summed over the scales.
         grid = self.grid_of(features, num_clips)
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
         scores = grid.pack(self.score(features, words, num_words, num_clips))
@@ -146,6 +125,7 @@ class MS2DTAN(MapLocalizer):
         return torch.stack([self.objective(*scale) for scale in zip(*parts, strict=True)]).sum()
 
     @answering
+    @override
     def predict_maps(
         self,
         features: Tensor,
@@ -153,24 +133,6 @@ class MS2DTAN(MapLocalizer):
         num_words: Tensor,
         num_clips: Tensor | None = None,
     ) -> Tensor:
-        """Predict the map that the objective learns; see `MapLocalizer.predict_maps`.
-
-        Args:
-            features: Features of the clips.
-            words: Word indices.
-            num_words: Words of each query.
-            num_clips: Clips of each video, when they differ.
-
-        Shape:
-            - features: (B, N * features_per_clip, clip_channels)
-            - words: (B, L), integer
-            - num_words: (B,), integer
-            - num_clips: (B,), integer
-            - returns: (B, cells), 0 in invalid cells
-
-        Raises:
-            ShapeError, ArgumentError, ConfigError: As `score`.
-        """
         grid = self.grid_of(features, num_clips)
         grid.check_num_clips(num_clips, wait=True)
         scores = grid.pack(self.score(features, words, num_words, num_clips)).float()

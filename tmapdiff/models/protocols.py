@@ -1,0 +1,291 @@
+"""What a `MomentLocalizer` needs of its parts, and names for parts of one's own in saved models."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from diffusers import ConfigMixin
+from torch import Tensor, nn
+
+from tmapdiff._core.checks import check_choice, message
+from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.losses import OBJECTIVES, MapObjective, get_objective
+from tmapdiff.maps import MapGrid
+from tmapdiff.models.decoder import MapDiffusionDecoder
+from tmapdiff.models.encoder import MultimodalEncoder
+
+Part = TypeVar("Part")
+
+
+class MapEncoder(Protocol):
+    """A `torch.nn.Module` that makes map features of videos and queries.
+
+    `grid` and `channels` are attributes, or fields of its configuration. With `features_per_clip`,
+    that many features come in for each clip.
+
+    Attributes:
+        grid: The candidate moments.
+        channels: Channels of the map features.
+    """
+
+    grid: MapGrid
+    channels: int
+
+    def __call__(
+        self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None
+    ) -> Sequence[Tensor]:
+        """Encode videos and queries; the module's `forward`.
+
+        Args:
+            features: Features of the clips.
+            words: Word indices, or features of words, padded.
+            num_words: Words of each query.
+            num_clips: Clips of each video, when they differ: N may then be another than the grid's.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L) or (B, L, text_channels)
+            - num_words, num_clips: (B,)
+            - returns: K tensors (B, channels, N_k, A)
+        """
+        ...
+
+
+class MapDecoder(Protocol):
+    """A `torch.nn.Module` that predicts clean maps from noisy ones.
+
+    `grid` and `feature_channels` are attributes, or fields of its configuration. It may offer
+    `prepare(features, timesteps, num_clips)`, which returns a `DenoisingRun`; otherwise, and where
+    a subclass overrides `forward` alone, each step of sampling calls it.
+
+    Attributes:
+        grid: The candidate moments.
+        feature_channels: Channels of the map features.
+    """
+
+    grid: MapGrid
+    feature_channels: int
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        features: Sequence[Tensor],
+        num_clips: Tensor | None,
+    ) -> Tensor:
+        """Score all cells; the module's `forward`.
+
+        Args:
+            noisy: Noisy maps of all scales, packed.
+            timestep: Diffusion timestep of each sample.
+            features: Map features, one tensor per scale, finest first.
+            num_clips: Clips of each video, when they differ.
+
+        Shape:
+            - noisy, returns: (B, cells)
+            - timestep, num_clips: (B,)
+            - features: K tensors (B, feature_channels, N_k, A)
+        """
+        ...
+
+
+class DenoisingRun(Protocol):
+    """A run of denoising steps, with what they have in common computed before."""
+
+    def denoise(self, noisy: Tensor, step: int) -> Tensor:
+        """Score all cells, as the decoder's call does.
+
+        Args:
+            noisy: Noisy maps of all scales, packed.
+            step: Which of the run's timesteps, from 0.
+
+        Shape:
+            - noisy, returns: (B, cells)
+        """
+        ...
+
+
+class Objective(Protocol):
+    """What a localizer learns, as `tmapdiff.losses.MapObjective` does.
+
+    Attributes:
+        name: Its name in configurations.
+    """
+
+    name: str
+
+    def target(self, iou: Tensor) -> Tensor:
+        """Make the map in [0, 1] that is noised and learned, from `iou` of the same shape."""
+        ...
+
+    def activation(self, scores: Tensor) -> Tensor:
+        """Make that map from the decoder's `scores`, of the same shape."""
+        ...
+
+    def __call__(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Shape:
+            - scores, target: (B, cells)
+            - mask: (cells,) or (B, cells), bool: which cells are valid
+            - returns: ()
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _CallPerStep:
+    """A run of a decoder that prepares nothing."""
+
+    decoder: nn.Module
+    features: Sequence[Tensor]
+    timesteps: Tensor
+    num_clips: Tensor | None
+
+    def denoise(self, noisy: Tensor, step: int) -> Tensor:
+        timestep = self.timesteps[step].expand(len(noisy))
+        scores: Tensor = self.decoder(noisy, timestep, self.features, self.num_clips)
+        return scores
+
+
+def begin_run(
+    decoder: Any, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None
+) -> DenoisingRun:
+    """Begin a run of denoising steps: a prepared one, if it equals the decoder's own calls."""
+    if _prepares_its_calls(decoder):
+        run: DenoisingRun = decoder.prepare(features, timesteps, num_clips)
+        return run
+    return _CallPerStep(decoder, features, timesteps, num_clips)
+
+
+def _prepares_its_calls(decoder: nn.Module) -> bool:
+    # Offloading and torch.compile put something in the place of the call.
+    if "forward" in vars(decoder) or decoder._compiled_call_impl is not None:
+        return False
+    for owner in type(decoder).__mro__:
+        if "prepare" in vars(owner):
+            return True
+        if "forward" in vars(owner):  # of a subclass that left `prepare` as it was
+            return False
+    return False
+
+
+_REGISTERED: dict[str, Any] = {}
+_UNREGISTERED = "unregistered "
+
+
+def register_part(name: str) -> Callable[[Part], Part]:
+    """Let saved localizers name a part of one's own; put it above the class, as a decorator.
+
+    It must be registered where the model is loaded, too. The last part of a name counts.
+
+    Args:
+        name: Name in configurations.
+
+    Raises:
+        ArgumentError: If it is neither a class of encoders or decoders with a configuration
+            (`diffusers.ConfigMixin`) nor an objective of that name; if that is one of `OBJECTIVES`.
+
+    Example:
+        >>> from tmapdiff.losses import MapObjective, rescale_iou
+        >>> fourth = MapObjective("fourth", rescale_iou, rescale_iou, lambda s, t: (s - t) ** 4)
+        >>> register_part("fourth")(fourth).name
+        'fourth'
+    """
+
+    def register(part: Part) -> Part:
+        who = f"register_part({name!r})"
+        is_class = isinstance(part, type) and issubclass(part, nn.Module)
+        if is_class and not issubclass(part, ConfigMixin):  # type: ignore[arg-type]
+            hint = "Let it inherit diffusers' ConfigMixin, and decorate __init__."
+            raise ArgumentError(message(who, "a class with a configuration", part, hint))
+        if not is_class and (getattr(part, "name", None) != name or name in OBJECTIVES):
+            expected = "a class of encoders or decoders, or an objective of that name"
+            raise ArgumentError(message(who, expected, part))
+        _REGISTERED[name] = part
+        return part
+
+    return register
+
+
+def part_config(part: Any) -> dict[str, Any]:
+    """Return what a configuration says of a part: its fields, and the name of one's own."""
+    name = None
+    if isinstance(part, nn.Module) and type(part) not in (MultimodalEncoder, MapDiffusionDecoder):
+        names = (name for name, kind in _REGISTERED.items() if kind is type(part))
+        name = next(names, None)
+        if name is None:
+            return {"part": f"{_UNREGISTERED}{type(part).__name__}"}
+    fields = {field: value for field, value in part.config.items() if not field.startswith("_")}
+    return fields if name is None else {"part": name, **fields}
+
+
+def part_field(part: Any, name: str) -> Any:
+    """Return a field of a part's configuration, or an attribute; None if there is neither."""
+    config = getattr(part, "config", None)
+    if isinstance(config, dict) and name in config:
+        return config[name]
+    return getattr(part, name, None)
+
+
+def make_part(who: str, config: Any, default: Any, needs: Sequence[str]) -> Any:
+    """Make a part of its configuration, or take one that is there; check what it `needs`.
+
+    Raises:
+        ConfigError: If no part is registered by that name, a field is wrong, or something missing.
+    """
+    part = config
+    if isinstance(config, dict) and "part" in config:
+        fields = dict(config)
+        name = fields.pop("part")
+        if not isinstance(_REGISTERED.get(name), type):
+            hint = "Import what registers it, with register_part, before the model is made."
+            raise ConfigError(message(who, "a part that is registered", repr(name), hint))
+        part = _REGISTERED[name].from_config(fields)
+    elif not isinstance(config, nn.Module):
+        part = default.from_config(config)
+    _check_needs(who, part, needs)
+    return part
+
+
+def find_objective(who: str, objective: str | Objective) -> Objective:
+    """Return an objective itself, or the one of a name.
+
+    Raises:
+        ConfigError: If there is none of that name, or it lacks something.
+    """
+    if isinstance(objective, str) and objective in _REGISTERED:
+        objective = _REGISTERED[objective]
+    elif isinstance(objective, Hashable) and not hasattr(objective, "target"):
+        check_choice(who, "objective", objective, OBJECTIVES)
+        return get_objective(str(objective))
+    _check_needs(who, objective, ("name", "target", "activation"))
+    return objective  # type: ignore[return-value]
+
+
+def _check_needs(who: str, part: Any, names: Sequence[str]) -> None:
+    missing = [name for name in names if part_field(part, name) is None]
+    if missing:
+        got = f"a {type(part).__name__} without {', '.join(missing)}"
+        hint = "tmapdiff.models.protocols says what parts need."
+        raise ConfigError(message(who, f"a part with {', '.join(names)}", got, hint))
+
+
+def check_registered(who: str, config: Mapping[str, Any], objective: Objective) -> None:
+    """Check that a model's configuration can make its parts anew.
+
+    Raises:
+        ArgumentError: If one is not registered.
+    """
+    hint = "Register it with tmapdiff.models.register_part."
+    for fields in config.values():
+        if isinstance(fields, dict) and str(fields.get("part", "")).startswith(_UNREGISTERED):
+            raise ArgumentError(message(who, "parts that can be saved", fields["part"], hint))
+    found = _REGISTERED.get(objective.name)
+    if found is None and objective.name in OBJECTIVES:
+        found = get_objective(objective.name)
+    # Not one and the same: the objective of a model's copy is a copy.
+    differs = isinstance(found, MapObjective) and found != objective
+    if differs or type(found) is not type(objective):
+        got = f"the objective {_UNREGISTERED}{objective.name}"
+        raise ArgumentError(message(who, "parts that can be saved", got, hint))
