@@ -159,8 +159,9 @@ class MomentLocalizer(MapLocalizer):
         Raises:
             ConfigError: If the parts do not fit each other, or lack what their protocols name.
         """
-        parts: Any = (encoder, decoder, scheduler or MapScheduler())
-        return cls(*parts, **kwargs)
+        # By name: diffusers takes what is not for default values.
+        parts: Any = {"encoder": encoder, "decoder": decoder, "scheduler": scheduler}
+        return cls(**{f"{name}_config": part for name, part in parts.items()}, **kwargs)
 
     @property
     def scheduler(self) -> MapScheduler:

@@ -1,6 +1,6 @@
 """What a `MomentLocalizer` needs of its parts, and names for parts of one's own in saved models."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -256,9 +256,8 @@ def find_objective(who: str, objective: str | Objective) -> Objective:
     """
     if isinstance(objective, str) and objective in _REGISTERED:
         objective = _REGISTERED[objective]
-    elif isinstance(objective, Hashable) and not hasattr(objective, "target"):
-        check_choice(who, "objective", objective, OBJECTIVES)
-        return get_objective(str(objective))
+    elif not callable(objective):
+        return get_objective(check_choice(who, "objective", objective, OBJECTIVES))
     _check_needs(who, objective, ("name", "target", "activation"))
     return objective  # type: ignore[return-value]
 
