@@ -6,7 +6,7 @@ from helpers.assertions import refuses
 
 from tmapdiff.errors import ConfigError, UnknownNameError
 from tmapdiff.models import MomentLocalizer
-from tmapdiff.presets import DECODERS, PRESETS
+from tmapdiff.presets import DECODERS, PRESETS, create_model, list_models
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -28,10 +28,15 @@ def test_paper_preset_has_the_paper_s_sizes():
     assert convolutions == [(513, 1024, 17, 17), (513, 512, 17, 17)]
 
 
-def test_fields_can_be_changed():
-    model = PRESETS["tiny"].build(
-        vocabulary_size=10, clip_channels=4, encoder={"word_channels": 7}, objective="bce-full"
-    )
+def test_models_are_made_and_listed_in_timm_s_manner():
+    assert list_models() == sorted(PRESETS)
+    assert list_models("*n*") == ["nano", "tiny"]
+    with pytest.raises(UnknownNameError):
+        create_model("huge", vocabulary_size=10, clip_channels=4)
+    model = create_model(
+        "tiny", vocabulary_size=10, clip_channels=4, encoder={"word_channels": 7},
+        objective="bce-full",
+    )  # fmt: skip
     assert model.encoder.text_encoder.embedding.weight.shape == (10, 7)
     assert model.objective.name == "bce-full"
 

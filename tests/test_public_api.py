@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -28,11 +29,11 @@ def run_python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("name", tmapdiff.__all__)
-def test_every_public_name_loads_and_is_documented(name):
-    value = getattr(tmapdiff, name)
-    if name not in ("__version__", "PRESETS", "DECODERS"):
-        assert value.__doc__
+def test_every_public_name_loads_and_is_documented():
+    for name in tmapdiff.__all__:
+        value = getattr(tmapdiff, name)
+        if name not in ("__version__", "PRESETS", "DECODERS"):
+            assert value.__doc__, name
 
 
 @pytest.mark.parametrize("package", [tmapdiff, tmapdiff.data])
@@ -89,50 +90,44 @@ def test_import_is_as_quick_as_torch_s():
     assert min(ours for _, ours in pairs) < min(torch for torch, _ in pairs) + 0.3
 
 
-LEVELS = {  # a file may import from its own folder, and from lower levels
-    "errors": 0,
-    "_version": 0,
-    "spinning": 0,
-    "_core": 1,
-    "_sharding": 2,
-    "_checkpoints": 2,
-    "_stopping": 1,
-    "kernels": 4,
-    "maps": 4,
-    "losses": 4,
-    "metrics": 5,
-    "calibration": 5,
-    "data": 5,
-    "schedulers": 5,
-    "layers": 5,
-    "plots": 6,
-    "models": 6,
-    "video": 6,
-    "provenance": 6,
-    "conversion": 7,
-    "inspection": 11,
-    "evaluation": 7,
-    "training": 8,
-    "presets": 9,
-    "migration": 10,
-    "pipelines": 10,
-    "corpus": 11,
-    "demo": 11,
-    "recipes": 11,
-    "cli": 12,
-    "__main__": 13,
-}
+# A file may import from its own folder, and from the lines above its own.
+ROOMS = """
+errors _version spinning
+_core _stopping
+_sharding _checkpoints
+kernels maps losses
+metrics calibration data schedulers layers
+plots models video provenance
+evaluation conversion
+training
+presets
+migration pipelines
+corpus demo recipes inspection
+cli
+__main__
+"""
+LEVELS = {room: level for level, line in enumerate(ROOMS.splitlines()) for room in line.split()}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
-def test_imports_point_one_way(path):
-    home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if home == "__init__":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tmapdiff."):
-            target = node.module.split(".")[1]
-            assert target == home or LEVELS[target] < LEVELS[home], node.module
+def test_imports_point_one_way():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = getattr(node, "module", None) or ""
+            if home != "__init__" and module.startswith("tmapdiff."):
+                target = module.split(".")[1]
+                assert target == home or LEVELS[target] < LEVELS[home], f"{path}: {module}"
+
+
+def test_examples_and_pages_use_public_names_only():
+    root = PACKAGE.parent
+    pages = [*root.glob("examples/**/*.py"), *root.glob("docs/**/*.md"), root / "README.md"]
+    private = {
+        path.name: found
+        for path in pages
+        if (found := re.findall(r"tmapdiff(?:\.\w+)*\._\w+", path.read_text()))
+    }
+    assert private == {}
 
 
 def test_no_assert_and_no_print_in_the_package():
@@ -146,19 +141,18 @@ def test_no_assert_and_no_print_in_the_package():
 def test_errors_are_builtin_errors_too():
     from tmapdiff import errors
 
-    for name, builtin in (
-        ("ArgumentError", ValueError),
-        ("ShapeError", ValueError),
-        ("ConfigError", ValueError),
-        ("AnnotationError", ValueError),
-        ("FeatureError", ValueError),
-        ("MissingFeatureError", KeyError),
-        ("VideoError", ValueError),
-        ("CheckpointError", ValueError),
-        ("FileError", OSError),
-        ("MissingDependencyError", ImportError),
-    ):
-        kind = getattr(errors, name)
-        assert issubclass(kind, builtin)
-        assert issubclass(kind, tmapdiff.TmapdiffError)
+    builtins = {
+        ValueError: "Argument Shape Config Annotation Feature Video Checkpoint",
+        KeyError: "MissingFeature",
+        OSError: "File",
+        ImportError: "MissingDependency",
+    }
+    for builtin, names in builtins.items():
+        for name in names.split():
+            kind = getattr(errors, f"{name}Error")
+            assert issubclass(kind, builtin)
+            assert issubclass(kind, tmapdiff.TmapdiffError)
+    raised = [value for value in vars(errors).values() if isinstance(value, type)]
+    public = {value.__name__ for value in raised if not value.__name__.startswith("_")}
+    assert public <= set(tmapdiff.__all__)
     assert str(errors.MissingFeatureError("no features of AAA")) == "no features of AAA"

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tmapdiff._core.lazy import loaded_when_used
 from tmapdiff._version import __version__
-from tmapdiff.errors import TmapdiffError
 
 if TYPE_CHECKING:
     from tmapdiff.calibration import CalibrationMetrics as CalibrationMetrics
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
     from tmapdiff.data import MomentDataset as MomentDataset
     from tmapdiff.data import NormalizedFeatureStore as NormalizedFeatureStore
     from tmapdiff.data import Vocabulary as Vocabulary
+    from tmapdiff.data import collate_moments as collate_moments
     from tmapdiff.data import load_activitynet_captions as load_activitynet_captions
+    from tmapdiff.data import load_annotations as load_annotations
     from tmapdiff.data import load_charades_sta as load_charades_sta
     from tmapdiff.data import load_didemo as load_didemo
     from tmapdiff.data import load_moment_jsonl as load_moment_jsonl
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
     from tmapdiff.data import open_feature_store as open_feature_store
     from tmapdiff.data import read_submission as read_submission
     from tmapdiff.data import write_submission as write_submission
+    from tmapdiff.errors import AnnotationError as AnnotationError
+    from tmapdiff.errors import ArgumentError as ArgumentError
+    from tmapdiff.errors import CheckpointError as CheckpointError
+    from tmapdiff.errors import ConfigError as ConfigError
+    from tmapdiff.errors import FeatureError as FeatureError
+    from tmapdiff.errors import FileError as FileError
+    from tmapdiff.errors import MissingDependencyError as MissingDependencyError
+    from tmapdiff.errors import MissingFeatureError as MissingFeatureError
+    from tmapdiff.errors import NoVideoStreamError as NoVideoStreamError
+    from tmapdiff.errors import ShapeError as ShapeError
+    from tmapdiff.errors import SizeLimitError as SizeLimitError
+    from tmapdiff.errors import TmapdiffError as TmapdiffError
+    from tmapdiff.errors import UnknownNameError as UnknownNameError
+    from tmapdiff.errors import UnknownWordsWarning as UnknownWordsWarning
+    from tmapdiff.errors import VideoError as VideoError
+    from tmapdiff.evaluation import evaluate as evaluate
     from tmapdiff.layers import ConcatConditioning as ConcatConditioning
     from tmapdiff.layers import GatedConv2d as GatedConv2d
     from tmapdiff.layers import GatedConv2dStack as GatedConv2dStack
@@ -45,9 +62,7 @@ if TYPE_CHECKING:
     from tmapdiff.maps import deconvolve_map as deconvolve_map
     from tmapdiff.maps import rank_by_expected_hits as rank_by_expected_hits
     from tmapdiff.maps import rank_candidates as rank_candidates
-    from tmapdiff.maps import (
-        rank_candidates_by_expected_hits as rank_candidates_by_expected_hits,
-    )
+    from tmapdiff.maps import rank_candidates_by_expected_hits as rank_candidates_by_expected_hits
     from tmapdiff.maps import rank_moments as rank_moments
     from tmapdiff.maps import soft_hits as soft_hits
     from tmapdiff.maps import temporal_iou as temporal_iou
@@ -57,8 +72,10 @@ if TYPE_CHECKING:
     from tmapdiff.migration import load_ms2dtan as load_ms2dtan
     from tmapdiff.migration import ms2dtan_config as ms2dtan_config
     from tmapdiff.models import MS2DTAN as MS2DTAN
+    from tmapdiff.models import Localization as Localization
     from tmapdiff.models import MapDiffusionDecoder as MapDiffusionDecoder
     from tmapdiff.models import MapFeatureBuilder as MapFeatureBuilder
+    from tmapdiff.models import MapLocalizer as MapLocalizer
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
     from tmapdiff.models import TransformersTextEncoder as TransformersTextEncoder
@@ -75,6 +92,8 @@ if TYPE_CHECKING:
     from tmapdiff.plots import save_animation as save_animation
     from tmapdiff.presets import DECODERS as DECODERS
     from tmapdiff.presets import PRESETS as PRESETS
+    from tmapdiff.presets import create_model as create_model
+    from tmapdiff.presets import list_models as list_models
     from tmapdiff.schedulers import MapScheduler as MapScheduler
     from tmapdiff.spinning import spin_briefly as spin_briefly
     from tmapdiff.training import Trainer as Trainer
@@ -86,83 +105,53 @@ if TYPE_CHECKING:
     from tmapdiff.video import probe_video as probe_video
 
 # Where each public name lives, in the order the data flows.
-_HOMES = {
-    "MapGrid": "maps",
-    "IoUMapBuilder": "maps",
-    "MultiScaleMapSampler": "maps",
-    "rank_moments": "maps",
-    "rank_by_expected_hits": "maps",
-    "rank_candidates": "maps",
-    "rank_candidates_by_expected_hits": "maps",
-    "deconvolve_map": "maps",
-    "soft_hits": "maps",
-    "RankedMoments": "maps",
-    "temporal_nms": "maps",
-    "temporal_iou": "maps",
-    "MapScheduler": "schedulers",
-    "TimestepEmbedder": "layers",
-    "StylizationBlock": "layers",
-    "ConcatConditioning": "layers",
-    "MultiplyConditioning": "layers",
-    "MapTransformerLayer": "layers",
-    "GatedConv2d": "layers",
-    "GatedConv2dStack": "layers",
-    "MapFeatureBuilder": "models",
-    "TransformersTextEncoder": "models",
-    "MultimodalEncoder": "models",
-    "MapDiffusionDecoder": "models",
-    "MomentLocalizer": "models",
-    "MS2DTAN": "models",
-    "get_objective": "losses",
-    "LocalizationMetrics": "metrics",
-    "DiDeMoMetrics": "metrics",
-    "risk_coverage_curve": "calibration",
-    "RiskCoverageCurve": "calibration",
-    "reliability_bins": "calibration",
-    "ReliabilityBins": "calibration",
-    "CalibrationMetrics": "calibration",
-    "PlattCalibrator": "calibration",
-    "plot_map": "plots",
-    "plot_comparison": "plots",
-    "plot_denoising": "plots",
-    "animate_denoising": "plots",
-    "save_animation": "plots",
-    "plot_video_strip": "plots",
-    "plot_steps": "plots",
-    "plot_calibration": "plots",
-    "load_charades_sta": "data",
-    "load_didemo": "data",
-    "load_activitynet_captions": "data",
-    "load_tacos": "data",
-    "load_moment_jsonl": "data",
-    "load_vslnet": "data",
-    "ActionTimelineFeatures": "data",
-    "probe_video": "video",
-    "open_video": "video",
-    "FrameEncoder": "video",
-    "encode_video": "video",
-    "extract_features": "video",
-    "open_feature_store": "data",
-    "NormalizedFeatureStore": "data",
-    "ConcatFeatureStore": "data",
-    "Vocabulary": "data",
-    "MomentDataset": "data",
-    "write_submission": "data",
-    "read_submission": "data",
-    "PRESETS": "presets",
-    "DECODERS": "presets",
-    "Trainer": "training",
-    "TrainingConfig": "training",
-    "MomentLocalizationPipeline": "pipelines",
-    "MomentLocalizationOutput": "pipelines",
-    "LocalizedMoment": "pipelines",
-    "ms2dtan_config": "migration",
-    "load_ms2dtan": "migration",
-    "spin_briefly": "spinning",
+_NAMES = {
+    "maps": """
+        MapGrid IoUMapBuilder MultiScaleMapSampler rank_moments rank_by_expected_hits
+        rank_candidates rank_candidates_by_expected_hits deconvolve_map soft_hits RankedMoments
+        temporal_nms temporal_iou
+    """,
+    "schedulers": "MapScheduler",
+    "layers": """
+        TimestepEmbedder StylizationBlock ConcatConditioning MultiplyConditioning
+        MapTransformerLayer GatedConv2d GatedConv2dStack
+    """,
+    "models": """
+        MapFeatureBuilder TransformersTextEncoder MultimodalEncoder MapDiffusionDecoder
+        MomentLocalizer MS2DTAN MapLocalizer Localization
+    """,
+    "losses": "get_objective",
+    "metrics": "LocalizationMetrics DiDeMoMetrics",
+    "calibration": """
+        risk_coverage_curve RiskCoverageCurve reliability_bins ReliabilityBins
+        CalibrationMetrics PlattCalibrator
+    """,
+    "plots": """
+        plot_map plot_comparison plot_denoising animate_denoising save_animation
+        plot_video_strip plot_steps plot_calibration
+    """,
+    "data": """
+        load_charades_sta load_didemo load_activitynet_captions load_tacos load_moment_jsonl
+        load_vslnet ActionTimelineFeatures open_feature_store NormalizedFeatureStore
+        ConcatFeatureStore Vocabulary MomentDataset write_submission read_submission
+        collate_moments load_annotations
+    """,
+    "video": "probe_video open_video FrameEncoder encode_video extract_features",
+    "presets": "PRESETS DECODERS create_model list_models",
+    "training": "Trainer TrainingConfig",
+    "evaluation": "evaluate",
+    "pipelines": "MomentLocalizationPipeline MomentLocalizationOutput LocalizedMoment",
+    "migration": "ms2dtan_config load_ms2dtan",
+    "spinning": "spin_briefly",
+    "errors": """
+        AnnotationError ArgumentError CheckpointError ConfigError FeatureError FileError
+        MissingDependencyError MissingFeatureError NoVideoStreamError ShapeError SizeLimitError
+        TmapdiffError UnknownNameError UnknownWordsWarning VideoError
+    """,
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
-__all__ = ["TmapdiffError", "__version__", *_HOMES]
-
+__all__ = ["__version__", *_HOMES]
 
 __getattr__ = loaded_when_used(__name__, _HOMES)
 

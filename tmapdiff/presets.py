@@ -1,5 +1,6 @@
 """Named configurations of model and training."""
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -224,3 +225,31 @@ PRESETS = MappingProxyType(
         }
     )
 )
+
+
+def list_models(filter: str = "*") -> list[str]:
+    """List the names of presets that match a pattern of file names, `filter`, as timm's does."""
+    return sorted(fnmatch.filter(PRESETS, filter))
+
+
+def create_model(
+    name: str, *, vocabulary_size: int | None, clip_channels: int, **overrides: Any
+) -> MomentLocalizer:
+    """Make the model of a preset with random weights: `PRESETS[name].build`.
+
+    Args:
+        name: One of `list_models()`.
+        vocabulary_size: As for `Preset.build`.
+        clip_channels: Channels of the video features.
+        **overrides: As for `Preset.build`: `encoder`, `decoder`, fields of the localizer.
+
+    Raises:
+        UnknownNameError: If there is no such preset.
+        ArgumentError, ConfigError: If a size is out of range or a field unknown.
+
+    Example:
+        >>> model = create_model("nano", vocabulary_size=99, clip_channels=4, objective="bce-full")
+    """
+    return PRESETS[name].build(
+        vocabulary_size=vocabulary_size, clip_channels=clip_channels, **overrides
+    )

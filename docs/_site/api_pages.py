@@ -4,6 +4,7 @@ A hook of MkDocs: it replaces the entry `API: api/` of `nav` in mkdocs.yml. A mo
 `ORDER` comes after those of its package.
 """
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ ORDER = (
     "tmapdiff.models.map_decoders",
     "tmapdiff.models.decoder",
     "tmapdiff.models.map_localizer",
+    "tmapdiff.models.protocols",
     "tmapdiff.models.localizer",
     "tmapdiff.models.ms2dtan",
     "tmapdiff.presets",
@@ -138,11 +140,9 @@ def module_page(module: griffe.Module) -> str:
 
 def overview(package: griffe.Module) -> str:
     """Markdown of the first page: every name of `tmapdiff` itself, in the order the data flows."""
-    homes = package["_HOMES"].value
-    names = [str(key).strip("'\"") for key in homes.keys]
-    places = [str(value).strip("'\"") for value in homes.values]
+    homes = ast.literal_eval(str(package["_NAMES"].value))
     rows = "\n".join(
-        _row(package[f"{place}.{name}"]) for name, place in zip(names, places, strict=True)
+        _row(package[f"{home}.{name}"]) for home, names in homes.items() for name in names.split()
     )
     return (
         "# API reference\n\nThese names are imported from `tmapdiff` itself, in the order the data "

@@ -255,8 +255,10 @@ class MomentLocalizer(MapLocalizer):
             - num_clips: (B,)
             - returns: (B, cells), scores of the objective
         """
-        scaled = self.scheduler.scale_model_input(noisy, timesteps).to(self.dtype)
-        scores: Tensor = self.decoder(scaled, timesteps, features, num_clips)
+        scaled = self.scheduler.scale_model_input(noisy, timesteps)
+        # A decoder of one's own need not know its dtype.
+        dtype = getattr(self.decoder, "dtype", None) or self.dtype
+        scores: Tensor = self.decoder(scaled.to(dtype), timesteps, features, num_clips)
         return scores
 
     # Sampling
