@@ -10,7 +10,6 @@ from torch import Tensor
 
 from speed_suites.peer import peer_candidates
 from speed_suites.setting import (
-    AUTO,
     REFERENCE,
     STEPS,
     Setting,
@@ -54,19 +53,11 @@ def _contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Con
         candidates.append(Candidate(backend, run, inputs, scope, batch, outputs=_first_sample))
         if backend == "reference" and setting.compiled:
             own = deepcopy(model)
-            own.decoder.denoise = compiled(own.decoder.denoise)
+            own.decoder.forward = compiled(own.decoder.forward)  # which sampling then calls
             run = partial(_sample, own)
             candidates.append(
                 Candidate("compiled", run, inputs, scope, batch, outputs=_first_sample)
             )
-
-    if setting.device.type == "cuda":
-        own = deepcopy(model)
-        own.enable_cuda_graphs()
-        run, scope = partial(_sample, own), partial(inference, AUTO)
-        candidates.append(
-            Candidate("auto, CUDA graph", run, inputs, scope, batch, outputs=_first_sample)
-        )
 
     def expected() -> list[Tensor]:
         exact = deepcopy(model).double()
