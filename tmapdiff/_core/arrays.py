@@ -1,4 +1,4 @@
-"""Arrays and tensors from files of strangers: no code is run, and nothing larger than it may be."""
+"""Arrays and tensors from untrusted files: no code is run, and nothing larger than it may be."""
 
 import io
 import math
@@ -30,12 +30,7 @@ def features_bytes(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """Read the array of numbers in a `.npy` file.
-
-    Raises:
-        FileError: If it cannot be read, or (`SizeLimitError`) declares more than it may.
-        FeatureError: If it holds something else than one array of numbers.
-    """
+    """Read the array of numbers in a `.npy` file."""
     with _reading(path), path.open("rb") as file:
         if _begins(path, _ZIP):
             raise ValueError("an archive of arrays, not one array")
@@ -43,12 +38,7 @@ def load_npy(path: Path) -> np.ndarray:
 
 
 def load_npz(path: Path, name: str) -> np.ndarray:
-    """Read one array of numbers of a `.npz` file.
-
-    Raises:
-        FileError: If it cannot be read, or (`SizeLimitError`) declares more than it may.
-        FeatureError: If there is no such array, or it is none of numbers.
-    """
+    """Read one array of numbers of a `.npz` file."""
     with _reading(path):
         if _begins(path, np.lib.format.MAGIC_PREFIX):
             raise ValueError("one array, not an archive of arrays")
@@ -94,9 +84,6 @@ def load_tensors(path: Path) -> Any:
 
     Tensors say how much they hold; one that says more than the file has is refused. Files from
     before torch 1.6 are read, too; what these declare is not known before.
-
-    Raises:
-        FileError: If it cannot be read, or would run code.
     """
     with _reading(path):
         if _begins(path, _ZIP):

@@ -127,9 +127,6 @@ def check_shape(
     """Compare the shape of `tensor` with `axes`, such as `"B 64 A"`, and return the sizes by name.
 
     An axis is a number or a name. A name that occurs in `sizes`, or twice, must have one size.
-
-    Raises:
-        ShapeError: If `tensor` is no tensor or its shape does not fit.
     """
     from torch import Tensor  # here: annotations are checked without it
 
@@ -171,11 +168,7 @@ def check_floating(who: str, name: str, tensor: "Tensor") -> None:
 
 
 def require(package: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        MissingDependencyError: If it is not installed; the message names the extra that brings it.
-    """
+    """Import an optional package."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:

@@ -25,7 +25,7 @@ class StrictConfigMixin:
     ) -> Any:
         """Make one of a configuration, as diffusers does; the name of one is refused.
 
-        diffusers would look for a name on the hub, and names may come from files of strangers.
+        diffusers would look for a name on the hub, and names may come from untrusted files.
 
         Raises:
             ConfigError: If it is no dictionary, a field is unknown, or one without default value is
@@ -39,11 +39,7 @@ class StrictConfigMixin:
 
     @classmethod
     def check_nested(cls, config: dict[str, Any]) -> None:
-        """Check that configurations within a configuration are dictionaries, not names.
-
-        Raises:
-            ConfigError: If one is no dictionary.
-        """
+        """Check that configurations within a configuration are dictionaries, not names."""
         for name, parameter in inspect.signature(cls).parameters.items():
             value = config.get(name, parameter.default)
             nested = "dict[" in str(parameter.annotation) and value is not parameter.default
@@ -52,11 +48,7 @@ class StrictConfigMixin:
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Sort a configuration's fields as diffusers does, after checking that each exists.
-
-        Raises:
-            ConfigError: If a field is unknown, or one without default value is missing.
-        """
+        """Sort a configuration's fields as diffusers does, after checking that each exists."""
         parameters = inspect.signature(cls).parameters
         fields = [name for name in parameters if name != "kwargs"]
         for name in [*config_dict, *kwargs]:
@@ -69,9 +61,7 @@ class StrictConfigMixin:
         for name in fields:
             required = parameters[name].default is inspect.Parameter.empty
             if required and name not in config_dict and name not in kwargs:
-                raise ConfigError(
-                    f"{cls.__name__}: expected the configuration field {name}, got none."
-                )
+                raise ConfigError(message(cls.__name__, f"the configuration field {name}", "none"))
         return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def register_to_config(self, **kwargs: Any) -> None:

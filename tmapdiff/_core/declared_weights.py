@@ -22,33 +22,21 @@ _MOST_CONFIG_BYTES = 4 * 2**20
 def check_declared_weights(place: str, folder: Path, build: Callable[[], object]) -> None:
     """Build a model without memory for weights, and compare what it declares with its files.
 
-    A configuration of a stranger may say that a layer has a billion channels. Weights beside it, as
+    An untrusted configuration may say that a layer has a billion channels. Weights beside it, as
     they are not compressed, take as much space in a file.
-
-    Args:
-        place: What to say first in messages.
-        folder: Where the files are, `*.safetensors` or others.
-        build: Builds the model; errors of its own are not of interest here.
-
-    Raises:
-        CheckpointError: If it declares more than its files could hold, by far.
     """
     try:
         sizes = {path.suffix: path.stat().st_size for path in folder.glob("config.json")}
         stored = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in _WEIGHTS)
     except OSError:
-        return  # told better by whoever reads them
+        return  # the actual load reports this
     if max(sizes.values(), default=0) > _MOST_CONFIG_BYTES:
         raise CheckpointError(f"{place}: its config.json has more than {_MOST_CONFIG_BYTES} bytes.")
     check_declared_bytes(place, stored, build)
 
 
 def check_declared_bytes(place: str, stored: int, build: Callable[[], object]) -> None:
-    """Do so for weights that are stored in a number of bytes.
-
-    Raises:
-        CheckpointError: If the model declares more than that, by far.
-    """
+    """Do so for weights that are stored in a number of bytes."""
     try:
         with _no_more_than(place, _GROWTH * stored + _SPARE), torch.device("meta"):
             build()
@@ -58,7 +46,7 @@ def check_declared_bytes(place: str, stored: int, build: Callable[[], object]) -
         if "overflow" in first_line(error).lower():
             text = f"{place}: its configuration declares more weights than can be counted."
             raise CheckpointError(text) from None
-        return  # told when it is built in earnest
+        return  # the actual load reports this
 
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}

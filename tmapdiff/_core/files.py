@@ -27,18 +27,11 @@ def written_beside(
 
     The block may create a file or a folder there. A file that exists at `path` is replaced after
     the new one is complete; a folder that exists gets the new files in place of those that they
-    replace and keeps its others. When the block fails, or a file cannot be put into its place,
-    everything is as before.
+    replace, and of those that `replaces` names by subfolder, and keeps its others. When the block
+    fails, or a file cannot be put into its place, everything is as before, and the error names it.
 
-    Args:
-        path: The file or folder.
-        durable: Wait until the disk has it all: before the renaming, which else could outlive a
-            loss of power that the content does not, and after. A killed process needs no such care.
-        replaces: Which other files of an existing folder go when the new ones come: what an earlier
-            save may have written there. Those of the same names always go.
-
-    Raises:
-        FileError: If the place cannot be written, for example for want of rights or disk space.
+    With `durable`, the disk has it all before the renaming, which else could outlive a loss of
+    power that the content does not, and after. A killed process needs no such care.
     """
     target = Path(path)
     beside = target.parent
@@ -110,11 +103,7 @@ def _move(moves: Iterable[tuple[Path, Path]]) -> None:
 
 @contextmanager
 def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let errors of writing name the file.
-
-    Raises:
-        FileError: Instead of any error that says that something cannot be written.
-    """
+    """Let errors of writing name the file."""
     try:
         yield
     except Exception as error:
@@ -124,11 +113,7 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def folder_to_save_in(who: str, place: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder that is there or can be made.
-
-    Raises:
-        FileError: If it is a file.
-    """
+    """Return the path of a folder that is there or can be made."""
     if os.path.isfile(place):
         raise FileError(f"{who}: expected a folder to save in, got {os.fspath(place)}.")
     return Path(place)
@@ -140,11 +125,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
-    """List what is in a folder, sorted, without hidden files.
-
-    Raises:
-        FileError: If there is no such folder, or it cannot be read.
-    """
+    """List what is in a folder, sorted, without hidden files."""
     try:
         return sorted(path for path in Path(folder).iterdir() if not is_hidden(path.name))
     except OSError as error:

@@ -7,12 +7,7 @@ from typing import Any
 
 
 def loaded_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a package.
-
-    Args:
-        package: Its name.
-        homes: Names that load when they are first used, and the modules of the package with them.
-    """
+    """Make the `__getattr__` of a package."""
 
     def load(name: str) -> Any:
         if name not in homes:

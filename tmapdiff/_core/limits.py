@@ -1,4 +1,4 @@
-"""How much of the memory one item of a file may take: a file of a stranger may declare anything."""
+"""How much of the memory one item of a file may take: an untrusted one may declare anything."""
 
 import os
 from typing import BinaryIO
@@ -20,9 +20,6 @@ def max_item_bytes() -> int:
 
     The environment variable TMAPDIFF_MAX_ITEM_BYTES says it, also of worker processes; 512 MiB, if
     it is not set.
-
-    Raises:
-        ArgumentError: If the variable is no integer >= 1.
     """
     stated = os.environ.get(LIMIT_VARIABLE)
     if not stated:
@@ -48,16 +45,7 @@ def limit_hint() -> str:
 
 
 def read_at_most(who: str, file: BinaryIO, growth: int) -> bytes:
-    """Read the rest of a file that is kept in memory.
-
-    Args:
-        who: Name for messages.
-        file: The file.
-        growth: Bytes of memory that a byte of the file may become.
-
-    Raises:
-        SizeLimitError: If it is longer than it may be; no more than that is read.
-    """
+    """Read the rest of a file that is kept in memory."""
     check_item_bytes(who, "a text", os.fstat(file.fileno()).st_size * growth)
     # Of devices and pipes, nothing but reading tells the size.
     content = file.read(max_item_bytes() // growth + 1)
@@ -66,16 +54,7 @@ def read_at_most(who: str, file: BinaryIO, growth: int) -> bytes:
 
 
 def read_line(who: str, file: BinaryIO, growth: int) -> bytes:
-    """Read a line of a file, with its end; empty at the end of the file.
-
-    Args:
-        who: Name for messages.
-        file: The file.
-        growth: Bytes of memory that a byte of the line may become.
-
-    Raises:
-        SizeLimitError: If it is longer than it may be; no more than that is read.
-    """
+    """Read a line of a file, with its end; empty at the end of the file."""
     line = file.readline(max_item_bytes() // growth + 1)
     check_item_bytes(who, "a line", len(line) * growth)
     return line
