@@ -95,12 +95,8 @@ class Preset:
     ) -> MS2DTAN:
         """Make the baseline with this encoder and these kernels, with random weights.
 
-        Args:
-            vocabulary_size: Words, padding and unknown word included; None for words that are
-                features (`encoder={"text_channels": ...}`).
-            clip_channels: Channels of the video features.
-            encoder: Fields of the encoder to change.
-            **model: Fields of `MS2DTAN` to change, for example `objective`.
+        `vocabulary_size`, `clip_channels` and `encoder` are as for `build`; `**model` are fields of
+        `MS2DTAN` to change, for example `objective`.
 
         Raises:
             ArgumentError, ConfigError: If a size is out of range or a field unknown.
@@ -153,76 +149,57 @@ class _Presets(dict[str, Preset]):
         raise UnknownNameError(message("PRESETS", expected, repr(name)))
 
 
+_SMALL_GRID = {"num_clips": 16, "num_anchors": 8, "num_scales": 2}
+_LARGE_GRID = {"num_clips": 64, "num_anchors": 16, "num_scales": 3}
+_SMALL_DECODER = {"channels": 32, "time_channels": 64, "kernel_sizes": [5, 5]}
+_SMALL_TEXT = {"word_channels": 64, "num_text_layers": 1}
+
 PRESETS = MappingProxyType(
     _Presets(
-        {
-            "nano": Preset(
-                description="two minutes on one CPU core",
-                grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
-                encoder={"channels": 32, "word_channels": 64, "num_text_layers": 1},
-                decoder={
-                    "channels": 32,
-                    "time_channels": 64,
-                    "kernel_sizes": [5, 5],
-                    "num_layers": 2,
-                    "num_heads": 2,
-                },
-                training=TrainingConfig(epochs=6, learning_rate=4e-3),
-            ),
-            "best": Preset(
-                description="five minutes on one CPU core; the most accurate on simulated features",
-                grid={"num_clips": 16, "num_anchors": 8, "num_scales": 2},
-                encoder={
-                    "channels": 128,
-                    "word_channels": 64,
-                    "num_text_layers": 1,
-                    **_BEST_ENCODER,
-                },
-                decoder={
-                    "channels": 32,
-                    "time_channels": 64,
-                    "kernel_sizes": [5, 5],
-                    **_BEST_DECODER,
-                },
-                localizer={**_BEST_LOCALIZER},
-                training=TrainingConfig(epochs=6, learning_rate=2e-3),
-            ),
-            "tiny": Preset(
-                description="minutes on two CPU cores",
-                grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
-                encoder={"channels": 64, "word_channels": 64, "num_text_layers": 1},
-                decoder={
-                    "channels": 64,
-                    "time_channels": 128,
-                    "kernel_sizes": [5, 5],
-                    "num_heads": 4,
-                },
-                training=TrainingConfig(epochs=8, learning_rate=1e-3),
-            ),
-            "base": Preset(
-                description="for one GPU; not timed on one yet",
-                grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
-                encoder={"channels": 256, "num_text_layers": 2, **_BEST_ENCODER},
-                decoder={
-                    "channels": 256,
-                    "time_channels": 256,
-                    "kernel_sizes": [9, 9],
-                    **_BEST_DECODER,
-                },
-                localizer={**_BEST_LOCALIZER},
-                training=TrainingConfig(epochs=12, learning_rate=5e-4),
-            ),
-            "paper": Preset(
-                description="the paper's size on Charades-STA: "
-                "64 clips, 512 channels, 17x17 kernels",
-                grid={"num_clips": 64, "num_anchors": 16, "num_scales": 3},
-                encoder={"channels": 512, "num_text_layers": 3},
-                decoder={"channels": 512, "time_channels": 512, "kernel_sizes": [17, 17]},
-                # Of what won, the paper leaves only this open.
-                localizer={"timestep_power": 2.0},
-                training=TrainingConfig(epochs=20, learning_rate=1e-4),
-            ),
-        }
+        nano=Preset(
+            description="two minutes on one CPU core",
+            grid={**_SMALL_GRID},
+            encoder={"channels": 32, **_SMALL_TEXT},
+            decoder={**_SMALL_DECODER, "num_layers": 2, "num_heads": 2},
+            training=TrainingConfig(epochs=6, learning_rate=4e-3),
+        ),
+        best=Preset(
+            description="five minutes on one CPU core; the most accurate on simulated features",
+            grid={**_SMALL_GRID},
+            encoder={"channels": 128, **_SMALL_TEXT, **_BEST_ENCODER},
+            decoder={**_SMALL_DECODER, **_BEST_DECODER},
+            localizer={**_BEST_LOCALIZER},
+            training=TrainingConfig(epochs=6, learning_rate=2e-3),
+        ),
+        tiny=Preset(
+            description="minutes on two CPU cores",
+            grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
+            encoder={"channels": 64, **_SMALL_TEXT},
+            decoder={**_SMALL_DECODER, "channels": 64, "time_channels": 128, "num_heads": 4},
+            training=TrainingConfig(epochs=8, learning_rate=1e-3),
+        ),
+        base=Preset(
+            description="for one GPU; not timed on one yet",
+            grid={**_LARGE_GRID},
+            encoder={"channels": 256, "num_text_layers": 2, **_BEST_ENCODER},
+            decoder={
+                "channels": 256,
+                "time_channels": 256,
+                "kernel_sizes": [9, 9],
+                **_BEST_DECODER,
+            },
+            localizer={**_BEST_LOCALIZER},
+            training=TrainingConfig(epochs=12, learning_rate=5e-4),
+        ),
+        paper=Preset(
+            description="the paper's size on Charades-STA: 64 clips, 512 channels, 17x17 kernels",
+            grid={**_LARGE_GRID},
+            encoder={"channels": 512, "num_text_layers": 3},
+            decoder={"channels": 512, "time_channels": 512, "kernel_sizes": [17, 17]},
+            # Of what won, the paper leaves only this open.
+            localizer={"timestep_power": 2.0},
+            training=TrainingConfig(epochs=20, learning_rate=1e-4),
+        ),
     )
 )
 

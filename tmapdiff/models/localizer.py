@@ -137,7 +137,7 @@ class MomentLocalizer(MapLocalizer):
             raise ConfigError(message(who, expected, got))
         self.scheduler.set_timesteps(num_inference_steps)
         check_bool(who, "deterministic", deterministic)
-        self._check_samples(check_int(who, "num_samples", num_samples, at_least=1))
+        self._check_samples(num_samples)
         check_range(who, "timestep_power", timestep_power, 0)
 
     @classmethod
@@ -330,28 +330,17 @@ class MomentLocalizer(MapLocalizer):
     ) -> Tensor:
         """Denoise several maps of each query, one after another, from noise of their own.
 
-        The first samples are the same whatever `num_samples`.
-
-        Args:
-            features: Map features, as the encoder gives them.
-            num_samples: Samples of each query; 1 of a deterministic localizer.
-            num_clips: As for `sample_maps`.
-            num_inference_steps: As for `sample_maps`.
-            eta: As for `sample_maps`.
-            generator: Source of noise: one, or one per query.
-            callback: As for `sample_maps`, for each sample.
+        The first samples are the same whatever `num_samples`, 1 of a deterministic localizer.
+        `features`, `num_clips`, `num_inference_steps`, `eta`, `generator` and `callback` are as for
+        `sample_maps`.
 
         Shape:
-            - features: K tensors (B, channels, N_k, A)
-            - num_clips: (B,)
             - returns: (B, num_samples, cells), 0 in invalid cells
 
         Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If an argument is out of range.
+            ShapeError, ArgumentError: As `sample_maps`; if `num_samples` is out of range.
         """
-        count = check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
-        self._check_samples(count)
+        count = self._check_samples(num_samples)
         run = self._begin(features, num_clips, num_inference_steps)
         # Not in one batch: it would repeat the features, the largest tensors of all.
         samples = [self._denoise(run, None, eta, generator, callback) for _ in range(count)]
@@ -497,8 +486,10 @@ class MomentLocalizer(MapLocalizer):
                 maps[scale][row, : one.shape[1]] = one[0]
         return grid.pack(maps)
 
-    def _check_samples(self, num_samples: int) -> None:
-        check_range("MomentLocalizer", "num_samples", num_samples, 1, _MOST_SAMPLES)
-        if self.config.deterministic and num_samples != 1:
-            expected, got = "one sample, as it is deterministic", f"num_samples = {num_samples}"
+    def _check_samples(self, num_samples: int) -> int:
+        count = check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
+        check_range("MomentLocalizer", "num_samples", count, 1, _MOST_SAMPLES)
+        if self.config.deterministic and count != 1:
+            expected, got = "one sample, as it is deterministic", f"num_samples = {count}"
             raise ArgumentError(message("MomentLocalizer", expected, got))
+        return count

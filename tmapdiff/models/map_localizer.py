@@ -193,11 +193,8 @@ class MapLocalizer(MapModel):
     ) -> None:
         """Check what a batch holds, as `loss` does: where that is free, before it goes to a device.
 
-        Shape:
-            - features: (B, N, clip_channels)
-            - words: (B, L)
-            - clip_seconds, num_moments, num_clips: (B,)
-            - moments: (B, 2) or (B, M, 2)
+        Takes `features`, `words`, `moments`, `clip_seconds`, `num_moments` and `num_clips` of
+        `loss`.
 
         Raises:
             ShapeError: If a shape does not fit.
@@ -312,11 +309,11 @@ class MapLocalizer(MapModel):
             durations: Seconds each video lasts; moments end there at the latest, and are float64 if
                 these are. (Seconds that float32 rounds up lie after the video: `MomentBatch` rounds
                 down.)
-            top_n: Moments a query.
-            ranking: How moments are read off the map; the configuration's way, if None. `nms` takes
-                the highest cells that do not overlap (`rank_moments`), `expected-hits` the moments
-                that together hit most often (`rank_by_expected_hits`).
-            nms_threshold: Of `nms`, and refused with another ranking; the configuration's, if None.
+            top_n: Moments per query.
+            ranking: How moments are read off the map: `nms` takes the highest cells that do not
+                overlap (`rank_moments`), `expected-hits` the moments that together hit most often
+                (`rank_by_expected_hits`). Defaults to the configuration's.
+            nms_threshold: Only for `nms`. Defaults to the configuration's.
             **sampling: As for `predict_maps`.
 
         Shape:
@@ -359,22 +356,14 @@ class MapLocalizer(MapModel):
     ) -> Localization:
         """Read moments off predicted maps: what `localize` does with them.
 
-        Args:
-            maps: What `predict_maps` gave, or a mean of such.
-            clip_seconds: Seconds a clip lasts, for each sample.
-            grid: The candidate moments, when clips are not as many as the configuration's
-                (`grid_of`).
-            num_clips: Clips of each video, when they differ.
-            durations: As for `localize`.
-            top_n: As for `localize`.
-            ranking: As for `localize`.
-            nms_threshold: As for `localize`.
-            held: Which cells are candidates, of maps that are put together of windows; all valid
-                ones, if None.
+        `maps` is what `predict_maps` gave, or a mean of such; `grid` the candidate moments, when
+        clips are not as many as the configuration's (`grid_of`). `held` tells which cells are
+        candidates, of maps that are put together of windows; by default all valid ones are.
+        `clip_seconds`, `num_clips`, `durations`, `top_n`, `ranking` and `nms_threshold` are as for
+        `localize`.
 
         Shape:
             - maps: (B, cells)
-            - clip_seconds, num_clips, durations: (B,)
             - held: (B, cells), bool
 
         Raises:
@@ -429,16 +418,12 @@ class MapLocalizer(MapModel):
         if held is not None:
             check_shape(type(self).__name__, "held", held, f"B {grid.num_cells}", sizes)
             mask = mask & held
-        wrong = ~maps.isfinite() & mask
-        if not bool(wrong.any()):
-            return
-        row, cell = (int(one) for one in wrong.nonzero()[0])
-        bad = self.weights_not_finite()
-        hint = "All weights are finite: check the features of video and query, and the precision."
-        if bad:
-            hint = f"Weights are not finite: {', '.join(bad[:3])} ({len(bad)} in all)."
-        got = f"{maps[row, cell]:g} in row {row}"
-        raise ArgumentError(message(type(self).__name__, "finite scores", got, hint))
+        for row, cell in (~maps.isfinite() & mask).nonzero().tolist():
+            hint = "All weights are finite: check features of video and query, and the precision."
+            if bad := self.weights_not_finite():
+                hint = f"Weights are not finite: {', '.join(bad[:3])} ({len(bad)} in all)."
+            got = f"{maps[row, cell]:g} in row {row}"
+            raise ArgumentError(message(type(self).__name__, "finite scores", got, hint))
 
     def _targets(
         self,
@@ -458,10 +443,6 @@ class MapLocalizer(MapModel):
 
     def grid_of(self, features: Tensor, num_clips: Tensor | None) -> MapGrid:
         """Return the candidate moments of a batch: the configuration's, unless clips are counted.
-
-        Args:
-            features: Features of the clips.
-            num_clips: Clips of each video, when they differ.
 
         Shape:
             - features: (B, N, clip_channels)
