@@ -58,6 +58,7 @@ def test_unknown_name_is_an_attribute_error():
     assert set(tmapdiff.__all__) <= set(dir(tmapdiff))
 
 
+@pytest.mark.process
 def test_import_loads_nothing_heavy_and_changes_nothing():
     loaded = run_python(
         "import sys, tmapdiff; print(*[m for m in sys.modules if '.' not in m], sep='\\n')"
@@ -65,11 +66,13 @@ def test_import_loads_nothing_heavy_and_changes_nothing():
     assert not set(HEAVY) & set(loaded)
 
 
+@pytest.mark.process
 def test_maps_need_neither_diffusers_nor_timm():
     loaded = run_python("import sys, tmapdiff.maps; print(*sys.modules, sep='\\n')").split()
     assert not {"diffusers", "timm", "matplotlib"} & set(loaded)
 
 
+@pytest.mark.process
 def test_model_names_do_not_load_timm_or_torchvision():
     loaded = run_python(
         "import sys\nfrom tmapdiff import MapDiffusionDecoder, IoUMapBuilder\n"
@@ -79,6 +82,7 @@ def test_model_names_do_not_load_timm_or_torchvision():
     assert not {"timm", "torchvision", "matplotlib", "h5py"} & set(loaded)
 
 
+@pytest.mark.process
 def test_import_is_as_quick_as_torch_s():
     def seconds(module: str) -> float:
         began = time.perf_counter()

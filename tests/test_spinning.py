@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # Runs a script or module up to where it imports torch, and tells what torch would find.

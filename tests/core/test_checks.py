@@ -13,6 +13,7 @@ from tmapdiff._core.checks import (
     check_range,
     check_shape,
     check_sizes,
+    first_line,
     message,
     require,
 )
@@ -104,3 +105,14 @@ def test_error_inside_an_optional_package_is_not_hidden(tmp_path, monkeypatch):
 def test_messages_are_one_line_that_can_be_read():
     text = message("a\nb", "c\u2028d", "x" * 10_000, "Do.")
     assert text == f"a b: expected c d, got {'x' * 500}.... Do."
+
+
+def test_foreign_errors_are_a_line_without_a_full_stop():
+    for error, line in (
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("\n  Two\twords.\nand a paragraph"), "Two words"),
+        (KeyError(), "KeyError"),
+        (ValueError("Errors in loading:\n\tmany"), "Errors in loading"),
+        (ValueError("x" * 1000), "x" * 300),
+    ):
+        assert first_line(error) == line

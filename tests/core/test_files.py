@@ -107,6 +107,7 @@ def test_durable_files_and_folders_are_the_same(tmp_path):
     assert names(tmp_path) == ["file", "folder"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="needs strace's kernel")
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.process

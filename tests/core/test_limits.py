@@ -22,7 +22,7 @@ def test_the_limit_and_its_variable(monkeypatch):
     assert issubclass(SizeLimitError, FileError)
 
 
-@pytest.mark.parametrize("stated", ["much", "0", "-1", "1.5"])
+@pytest.mark.parametrize("stated", ["much", "0", "-1", "1.5", "1_0", "nan", "\uff11", " 1", "1\n"])
 def test_a_variable_that_is_no_number(monkeypatch, stated):
     monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", stated)
     with refuses(ArgumentError, "expected TMAPDIFF_MAX_ITEM_BYTES to be an integer >= 1, got"):

@@ -1,13 +1,10 @@
 import re
 
 import pytest
-from helpers.assertions import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmapdiff._core import limits
 from tmapdiff._core.numbers import parse_integer, parse_number
-from tmapdiff.errors import ArgumentError
 
 # All of these are numbers to Python.
 REFUSED = ["1_0", "nan", "inf", "-Infinity", "\uff11", "\u0663.5", " 1", "1\n", "1e999"]
@@ -40,10 +37,3 @@ def test_what_is_a_number_is_python_s_and_made_of_digits(text):
     if number is not None:
         assert number == float(text)
         assert re.fullmatch("[0-9eE.+-]+", text)
-
-
-@pytest.mark.parametrize("text", REFUSED)
-def test_the_environment_is_read_so(monkeypatch, text):
-    monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", text)
-    with refuses(ArgumentError, "expected TMAPDIFF_MAX_ITEM_BYTES to be an integer >= 1, got"):
-        limits.max_item_bytes()

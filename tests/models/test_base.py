@@ -49,7 +49,7 @@ def public(model: ConfigMixin) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", [MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder])
-def test_models_are_those_of_diffusers(kind: type) -> None:
+def test_models_are_those_of_diffusers(kind):
     assert issubclass(kind, ModelMixin)
     assert issubclass(kind, ConfigMixin)
     assert kind.config_name == "config.json"
@@ -78,23 +78,20 @@ CASTS: dict[str, Callable[[MapDiffusionDecoder, Path], Any]] = {
 
 
 @pytest.mark.parametrize("cast", CASTS)
-def test_casting_warns_of_nothing(
-    model: MapDiffusionDecoder, tmp_path: Path, warnings_of_diffusers: list[str], cast: str
-) -> None:
+def test_casting_warns_of_nothing(model, tmp_path, warnings_of_diffusers, cast):
     found = CASTS[cast](copy.deepcopy(model), tmp_path)
     assert found.dtype == torch.bfloat16
     assert warnings_of_diffusers == []
 
 
-def test_parts_to_keep_in_float32_are_still_warned_of(
-    model: MapDiffusionDecoder, warnings_of_diffusers: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_to_keep_in_float32_are_still_warned_of(model, warnings_of_diffusers, monkeypatch):
     monkeypatch.setattr(MapDiffusionDecoder, "_keep_in_fp32_modules", ["head"])
     copy.deepcopy(model).to(torch.bfloat16)
     assert ["head" in one for one in warnings_of_diffusers] == [True]
 
 
-def test_imports_warn_of_nothing() -> None:
+@pytest.mark.process
+def test_imports_warn_of_nothing():
     code = "import tmapdiff.layers, tmapdiff.models, sys; sys.stdout.write('done')"
     # torch 2.6 leaves an empty folder of its own to the interpreter's end.
     warnings = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
@@ -104,7 +101,7 @@ def test_imports_warn_of_nothing() -> None:
 
 
 class TestConfig:
-    def test_keeps_every_field_as_json_would(self, model: MapDiffusionDecoder) -> None:
+    def test_keeps_every_field_as_json_would(self, model):
         config = public(model)
         assert config == {
             **FIELDS,
@@ -121,7 +118,7 @@ class TestConfig:
         }
         assert type(config["kernel_sizes"]) is list
 
-    def test_makes_a_model_of_the_same_fields(self, model: MapDiffusionDecoder) -> None:
+    def test_makes_a_model_of_the_same_fields(self, model):
         twin = MapDiffusionDecoder.from_config(model.config)
         assert public(twin) == public(model)
         assert {n: p.shape for n, p in twin.named_parameters()} == {
@@ -132,7 +129,7 @@ class TestConfig:
         ("name", "hint"),
         [("kernel_size", "Did you mean kernel_sizes?"), ("zzz", "Fields: num_clips, num_anchors")],
     )
-    def test_refuses_unknown_fields(self, name: str, hint: str) -> None:
+    def test_refuses_unknown_fields(self, name, hint):
         text = (
             f"MapDiffusionDecoder: expected only known configuration fields, got {name!r}. {hint}"
         )
@@ -144,7 +141,7 @@ class TestConfig:
 
 class TestSave:
     @pytest.mark.parametrize("as_text", [False, True])
-    def test_round_trip(self, model: MapDiffusionDecoder, tmp_path: Path, as_text: bool) -> None:
+    def test_round_trip(self, model, tmp_path, as_text):
         folder = tmp_path / "some" / "where"
         model.train().save_pretrained(str(folder) if as_text else folder)
         assert names(folder) == FILES
@@ -162,9 +159,7 @@ class TestSave:
         again = MapDiffusionDecoder.from_pretrained(tmp_path / "again")
         assert public(again) == public(model)
 
-    def test_a_folder_keeps_its_other_files(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_a_folder_keeps_its_other_files(self, model, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
         (tmp_path / "config.json").write_text("old")
         model.save_pretrained(tmp_path)
@@ -172,7 +167,7 @@ class TestSave:
         assert (tmp_path / "notes.txt").read_text() == "mine"
         assert public(MapDiffusionDecoder.from_pretrained(tmp_path)) == public(model)
 
-    def test_refuses_a_file(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+    def test_refuses_a_file(self, model, tmp_path):
         file = tmp_path / "file"
         file.write_text("mine")
         with refuses(FileError, f"MapDiffusionDecoder: expected a folder to save in, got {file}."):
@@ -185,13 +180,7 @@ class TestSave:
     @pytest.mark.parametrize(
         "error", [OSError(28, "No space left on device"), SafetensorError("two\nlines")]
     )
-    def test_a_failure_leaves_nothing(
-        self,
-        model: MapDiffusionDecoder,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        error: Exception,
-    ) -> None:
+    def test_a_failure_leaves_nothing(self, model, tmp_path, monkeypatch, error):
         def fail(self: ModelMixin, folder: str, **_: object) -> None:
             Path(folder).mkdir()
             (Path(folder) / "config.json").write_text("half")
@@ -210,9 +199,7 @@ class TestSave:
 
     @pytest.mark.parametrize("before", WAYS)
     @pytest.mark.parametrize("now", WAYS)
-    def test_what_was_saved_last_is_loaded(
-        self, model: MapDiffusionDecoder, tmp_path: Path, before: dict, now: dict
-    ) -> None:
+    def test_what_was_saved_last_is_loaded(self, model, tmp_path, before, now):
         first = randomize_(MapDiffusionDecoder(**FIELDS, dropout=0.5), seed=1)
         mine = {"vocabulary.json", "diffusion_pytorch_model.txt", "my-model.safetensors"}
         for name in mine:
@@ -227,9 +214,7 @@ class TestSave:
         for name, tensor in model.state_dict().items():
             assert_same(loaded.state_dict()[name], tensor, name)
 
-    def test_variants_of_one_model_share_a_folder(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_variants_of_one_model_share_a_folder(self, model, tmp_path):
         load = MapDiffusionDecoder.from_pretrained
         model.save_pretrained(tmp_path)
         for way in ({"max_shard_size": "2KB"}, {}):
@@ -242,22 +227,16 @@ class TestSave:
         assert names(tmp_path) == FILES | {"diffusion_pytorch_model.fp16.safetensors"}
 
     @pytest.mark.parametrize("option", [{"safe_serialization": False}, {"use_flashpack": True}])
-    def test_weights_that_would_not_be_loaded_are_not_saved(
-        self, model: MapDiffusionDecoder, tmp_path: Path, option: dict
-    ) -> None:
+    def test_weights_that_would_not_be_loaded_are_not_saved(self, model, tmp_path, option):
         with refuses(ArgumentError, ", as only safetensors are read, got "):
             model.save_pretrained(tmp_path / "new", **option)
         assert not (tmp_path / "new").exists()
 
-    def test_other_processes_than_the_main_one_write_nothing(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_other_processes_than_the_main_one_write_nothing(self, model, tmp_path):
         model.save_pretrained(tmp_path / "new", is_main_process=False)
         assert not (tmp_path / "new").exists()
 
-    def test_the_current_folder_and_the_one_above_are_folders_too(
-        self, model: MapDiffusionDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_current_folder_and_its_parent_are_folders_too(self, model, tmp_path, monkeypatch):
         below = tmp_path / "here" / "below"
         below.mkdir(parents=True)
         monkeypatch.chdir(below)
@@ -268,42 +247,38 @@ class TestSave:
         assert names(tmp_path) == {"here"}
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-    def test_refuses_a_folder_without_rights(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_refuses_a_folder_without_rights(self, model, tmp_path):
         tmp_path.chmod(0o500)
         with refuses(FileError, "Permission denied."):
             model.save_pretrained(tmp_path / "new")
 
 
 class TestLoad:
-    def test_gives_loading_info_on_demand(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+    def test_gives_loading_info_on_demand(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded, info = MapDiffusionDecoder.from_pretrained(tmp_path, output_loading_info=True)
         assert isinstance(loaded, MapDiffusionDecoder)
         assert not info["missing_keys"]
 
-    def test_reads_in_another_dtype(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+    def test_reads_in_another_dtype(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = MapDiffusionDecoder.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
         for name, value in model.state_dict().items():
             assert_same(loaded.state_dict()[name], value.bfloat16(), name)
 
-    def test_reads_a_subfolder(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+    def test_reads_a_subfolder(self, model, tmp_path):
         model.save_pretrained(tmp_path / "decoder")
         loaded = MapDiffusionDecoder.from_pretrained(tmp_path, subfolder="decoder")
         assert public(loaded) == public(model)
 
-    def test_a_field_of_the_call_wins(self, model: MapDiffusionDecoder, tmp_path: Path) -> None:
+    def test_a_field_of_the_call_wins(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = MapDiffusionDecoder.from_pretrained(tmp_path, dropout=0.5)
         assert loaded.config["dropout"] == 0.5
         with refuses(ConfigError, "got 'droput'. Did you mean dropout?"):
             MapDiffusionDecoder.from_pretrained(tmp_path, droput=0.5)
 
-    def test_a_loaded_model_does_not_change_with_its_file(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_a_loaded_model_does_not_change_with_its_file(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = MapDiffusionDecoder.from_pretrained(tmp_path)
         weights = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -312,20 +287,18 @@ class TestLoad:
         for own, read in zip(model.parameters(), loaded.parameters(), strict=True):
             assert_same(read.detach(), own.detach())
 
-    def test_refuses_a_model_of_another_class(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_refuses_a_model_of_another_class(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         text = f"MultimodalEncoder: cannot load {tmp_path}: it is a MapDiffusionDecoder."
         with refuses(CheckpointError, text):
             MultimodalEncoder.from_pretrained(tmp_path)
 
-    def test_refuses_a_folder_that_does_not_exist(self, tmp_path: Path) -> None:
+    def test_refuses_a_folder_that_does_not_exist(self, tmp_path):
         place = tmp_path / "nowhere"
         with refuses(CheckpointError, f"MapDiffusionDecoder: cannot load {place}: "):
             MapDiffusionDecoder.from_pretrained(place)
 
-    def test_errors_are_also_value_errors(self, tmp_path: Path) -> None:
+    def test_errors_are_also_value_errors(self, tmp_path):
         with pytest.raises(ValueError, match="cannot load") as caught:
             MapDiffusionDecoder.from_pretrained(tmp_path)
         assert isinstance(caught.value, TmapdiffError)
@@ -336,9 +309,7 @@ class TestDeclaredWeights:
     @pytest.mark.parametrize(
         ("field", "value"), [("channels", 10**6), ("kernel_sizes", [3] * 9999)]
     )
-    def test_a_configuration_of_more_than_the_files_hold(
-        self, model: MapDiffusionDecoder, tmp_path: Path, field: str, value: object
-    ) -> None:
+    def test_a_configuration_of_more_than_the_files_hold(self, model, tmp_path, field, value):
         model.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
@@ -350,22 +321,18 @@ class TestDeclaredWeights:
         ):
             MapDiffusionDecoder.from_pretrained(tmp_path)
 
-    def test_a_configuration_that_is_too_long(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_a_configuration_that_is_too_long(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         with (tmp_path / "config.json").open("a") as file:
             file.write(" " * (5 << 20))
         with refuses(CheckpointError, "its config.json has more than 4194304 bytes."):
             MapDiffusionDecoder.from_pretrained(tmp_path)
 
-    def test_weights_in_half_precision_are_fine(
-        self, model: MapDiffusionDecoder, tmp_path: Path
-    ) -> None:
+    def test_weights_in_half_precision_are_fine(self, model, tmp_path):
         model.half().save_pretrained(tmp_path)
         MapDiffusionDecoder.from_pretrained(tmp_path)
 
-    def test_other_threads_are_not_counted(self, tmp_path: Path) -> None:
+    def test_other_threads_are_not_counted(self, tmp_path):
         def build() -> None:
             thread = threading.Thread(target=lambda: torch.nn.Linear(5000, 5000))
             thread.start()
@@ -375,7 +342,7 @@ class TestDeclaredWeights:
         with refuses(CheckpointError, "place: its configuration declares 100,000,000 bytes"):
             check_declared_weights("place", tmp_path, lambda: torch.nn.Linear(5000, 5000))
 
-    def test_more_weights_than_can_be_counted(self, tmp_path: Path) -> None:
+    def test_more_weights_than_can_be_counted(self, tmp_path):
         for build in (
             lambda: torch.nn.LSTM(8, 10**12),
             lambda: torch.nn.Linear(10**20, 3),

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 
-CLIPS = 4096
+CLIPS = 2048
 GRID = {"num_clips": 64, "num_anchors": 4, "num_scales": 3}
 ENCODER = {**GRID, "vocabulary_size": 9, "clip_channels": 4, "word_channels": 4, "channels": 4}
 CASES = [

@@ -96,7 +96,7 @@ class Recording:
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("name", RECORDINGS)
 @torch.no_grad()
-def test_equals_the_public_implementation(name: str, prefix: str) -> None:
+def test_equals_the_public_implementation(name, prefix):
     recording = Recording(name)
     model, given = recording.load(prefix), recording.inputs()
     # Videos of different length are one batch here. What lies beyond their ends must not matter.
@@ -117,7 +117,7 @@ def test_equals_the_public_implementation(name: str, prefix: str) -> None:
 
 
 @torch.no_grad()
-def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
+def test_scores_do_not_depend_on_the_rest_of_the_batch():
     model = randomize_(tiny()).eval()
     words = {name: one[:2] for name, one in inputs().items() if name != "features"}
     num_clips = torch.tensor([5, 16])
@@ -131,7 +131,7 @@ def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
         assert_zero(together[scale][:1, scores.shape[1] :], torch.tensor(True))
 
 
-def test_has_the_published_number_of_parameters() -> None:
+def test_has_the_published_number_of_parameters():
     encoder = {
         **ENCODER,
         "num_clips": 64,
@@ -184,7 +184,7 @@ def edited(change) -> dict[str, Tensor]:
         ),
     ],
 )
-def test_refuses_other_weights_and_changes_nothing(change, text: str) -> None:
+def test_refuses_other_weights_and_changes_nothing(change, text):
     model = Recording("ms2dtan-conv").model
     before = {name: one.clone() for name, one in model.state_dict().items()}
     with refuses(CheckpointError, f"MS2DTAN.load_public_state_dict: {text}"):
@@ -193,7 +193,7 @@ def test_refuses_other_weights_and_changes_nothing(change, text: str) -> None:
         assert_same(one, before[name], name)
 
 
-def test_loss_is_the_sum_of_the_scales_means() -> None:
+def test_loss_is_the_sum_of_the_scales_means():
     model = randomize_(tiny()).eval()
     given = training_inputs()
     found = model.loss(**given)
@@ -210,7 +210,8 @@ def test_loss_is_the_sum_of_the_scales_means() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_learns_three_queries() -> None:
+@pytest.mark.train
+def test_learns_three_queries():
     model, given = tiny().train(), training_inputs()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
@@ -229,7 +230,7 @@ def test_learns_three_queries() -> None:
 
 
 @torch.no_grad()
-def test_maps_are_probabilities_of_valid_cells() -> None:
+def test_maps_are_probabilities_of_valid_cells():
     model = randomize_(tiny()).eval()
     maps = model.predict_maps(**inputs())
     valid = model.grid.packed_mask()
@@ -240,7 +241,7 @@ def test_maps_are_probabilities_of_valid_cells() -> None:
 
 
 @torch.no_grad()
-def test_short_videos_are_localized_inside_themselves() -> None:
+def test_short_videos_are_localized_inside_themselves():
     model = randomize_(tiny()).eval()
     num_clips = torch.tensor([8, 5, 2])
     found = model.localize(
@@ -255,7 +256,7 @@ def test_short_videos_are_localized_inside_themselves() -> None:
     assert_same(found.mask, model.grid.dense_mask(num_clips=num_clips))
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path):
     model = randomize_(tiny(gate="channel", objective="mse-full")).eval()
     model.save_pretrained(tmp_path / "model")
     loaded = MS2DTAN.from_pretrained(tmp_path / "model")
@@ -279,11 +280,11 @@ def test_save_and_load(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_refuses(fields: dict[str, object], kind: type[Exception], text: str) -> None:
+def test_refuses(fields, kind, text):
     with refuses(kind, text):
         MS2DTAN.from_config({"encoder_config": ENCODER, "kernel_sizes": [3], **fields})
 
 
-def test_refuses_features_of_another_length() -> None:
+def test_refuses_features_of_another_length():
     with refuses(ShapeError, "features of shape (B, 8, 3), got (3, 7, 3)."):
         tiny().predict_maps(**{**inputs(), "features": draw(3, 7, 3)})

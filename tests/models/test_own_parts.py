@@ -1,6 +1,5 @@
 """Encoders, decoders and objectives that know nothing of the library's classes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.evaluation import evaluate
 from tmapdiff.losses import MapObjective, get_objective
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder, register_part
+from tmapdiff.schedulers import MapScheduler
 from tmapdiff.training import TrainingConfig
 
 GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
@@ -114,8 +114,10 @@ def dataset() -> MomentDataset:
     return MomentDataset(data.annotations, store, words, num_clips=8)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_trains_resumes_and_is_evaluated(case: str, dataset: MomentDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", ["all", *(pytest.param(one, marks=pytest.mark.train) for one in CASES if one != "all")]
+)
+def test_trains_resumes_and_is_evaluated(case, dataset, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
 
     def trainer(epochs: int, name: str = "run") -> Trainer:
@@ -138,7 +140,7 @@ def test_trains_resumes_and_is_evaluated(case: str, dataset: MomentDataset, tmp_
 
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
 @pytest.mark.parametrize("case", CASES)
-def test_sampling_is_the_loop_over_calls(case: str, solver: str) -> None:
+def test_sampling_is_the_loop_over_calls(case, solver):
     model = make(case, num_inference_steps=3)
     model.scheduler = type(model.scheduler)(solver=solver)
     noise = draw(2, model.grid.num_cells)
@@ -154,23 +156,34 @@ def test_sampling_is_the_loop_over_calls(case: str, solver: str) -> None:
     assert float(expected.std()) > 1e-3
 
 
-def test_a_subclass_is_sampled_by_its_own_forward_and_its_parent_by_a_prepared_run() -> None:
-    model = make("subclass", num_inference_steps=3)
-    model.sample_maps(MAPS)
-    assert model.decoder.calls == 3
-    calls: list[Any] = []
-    parent = make("encoder", num_inference_steps=3)
-    parent.decoder.register_forward_hook(lambda *given: calls.append(given))
-    parent.sample_maps(MAPS)
-    assert calls == []
-    parent.decoder.compile(backend="eager")
-    compiled = parent.sample_maps(MAPS, noise=draw(2, 48))
-    assert len(calls) == 3
-    parent.decoder._compiled_call_impl = None
-    assert_close(compiled, parent.sample_maps(MAPS, noise=draw(2, 48)))
+def test_a_subclass_and_what_is_hooked_are_sampled_by_calls_others_by_a_prepared_run(monkeypatch):
+    subclass, parent = make("subclass", num_inference_steps=3), make("encoder")
+    subclass.sample_maps(MAPS)
+    assert subclass.decoder.calls == 3
+    prepare, prepared, called = parent.decoder.prepare, [], []
+    monkeypatch.setattr(
+        parent.decoder, "prepare", lambda *given: prepared.append(given) or prepare(*given)
+    )
+    noise = draw(2, parent.grid.num_cells)
+    expected = parent.sample_maps(MAPS, noise=noise, num_inference_steps=3)
+    assert len(prepared) == 1
+    parent.decoder.register_forward_hook(lambda *given: called.append(given))
+    assert_close(parent.sample_maps(MAPS, noise=noise, num_inference_steps=3), expected)
+    assert len(called) == 3
 
 
-def test_regressors_of_own_parts_answer_too() -> None:
+@pytest.mark.compile
+def test_a_compiled_decoder_is_what_sampling_calls():
+    model = make("encoder", num_inference_steps=3)
+    noise = draw(2, model.grid.num_cells)
+    prepared = model.sample_maps(MAPS, noise=noise)
+    compiled = []
+    model.decoder.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    assert_close(model.sample_maps(MAPS, noise=noise), prepared)
+    assert compiled
+
+
+def test_regressors_of_own_parts_answer_too():
     model = make("all", deterministic=True)
     features, words = draw(2, 8, 8), torch.tensor([[1, 2], [3, 0]])
     found = model.localize(features, words, torch.tensor([2, 1]), torch.ones(2))
@@ -180,7 +193,7 @@ def test_regressors_of_own_parts_answer_too() -> None:
 
 
 @pytest.mark.parametrize("case", NOT_SAVED)
-def test_what_a_file_cannot_name_is_not_saved(case: str, tmp_path: Path) -> None:
+def test_what_a_file_cannot_name_is_not_saved(case, tmp_path):
     with refuses(ArgumentError, f"unregistered {NOT_SAVED[case]}. Register it with"):
         make(case).save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -188,18 +201,20 @@ def test_what_a_file_cannot_name_is_not_saved(case: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("objective", [hinge, "l1-full"])
 @pytest.mark.parametrize("decoder", [NamedDecoder, lambda: HalfDecoder(**DECODER)])
-def test_registered_parts_are_saved(decoder: Any, objective: Any, tmp_path: Path) -> None:
+def test_registered_parts_are_saved(decoder, objective, tmp_path):
     encoder = MultimodalEncoder(**ENCODER)
-    model = MomentLocalizer.from_parts(encoder, decoder(), objective=objective)
+    scheduler = MapScheduler(signal_scale=0.2)
+    model = MomentLocalizer.from_parts(encoder, decoder(), scheduler, objective=objective)
     randomize_(model).eval().save_pretrained(tmp_path)
     loaded = MomentLocalizer.from_pretrained(tmp_path)
+    assert loaded.scheduler.config == model.scheduler.config
     assert type(loaded.decoder) is type(model.decoder)
     assert loaded.objective is model.objective
     noise = draw(2, model.grid.num_cells)
     assert_same(loaded.sample_maps(MAPS, noise=noise), model.sample_maps(MAPS, noise=noise))
 
 
-def test_parts_that_are_exchanged_later_are_saved(tmp_path: Path) -> None:
+def test_parts_that_are_exchanged_later_are_saved(tmp_path):
     model = make("encoder")
     model.encoder = randomize_(MultimodalEncoder(**ENCODER)).eval()
     model.decoder = randomize_(MapDiffusionDecoder(**{**DECODER, "channels": 16})).eval()
@@ -213,7 +228,7 @@ def test_parts_that_are_exchanged_later_are_saved(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
 
 
-def test_refuses_parts_that_lack_something(tmp_path: Path) -> None:
+def test_refuses_parts_that_lack_something(tmp_path):
     encoder, decoder = OwnEncoder(), OwnDecoder()
     del encoder.channels
     text = "MomentLocalizer: expected a part with grid, channels, got a OwnEncoder without channels"

@@ -106,13 +106,12 @@ class DenoisingRun(Protocol):
 
 
 class Objective(Protocol):
-    """What a localizer learns, as `tmapdiff.losses.MapObjective` does.
+    """What a localizer learns, as `tmapdiff.losses.MapObjective` does."""
 
-    Attributes:
-        name: Its name in configurations.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in configurations."""
+        ...
 
     def target(self, iou: Tensor) -> Tensor:
         """Make the map in [0, 1] that is noised and learned, from `iou` of the same shape."""
@@ -159,8 +158,9 @@ def begin_run(
 
 
 def _prepares_its_calls(decoder: nn.Module) -> bool:
-    # Offloading and torch.compile put something in the place of the call.
-    if "forward" in vars(decoder) or decoder._compiled_call_impl is not None:
+    # Offloading, torch.compile and hooks add something to the call.
+    hooks = decoder._forward_hooks or decoder._forward_pre_hooks
+    if hooks or "forward" in vars(decoder) or decoder._compiled_call_impl is not None:
         return False
     for owner in type(decoder).__mro__:
         if "prepare" in vars(owner):
