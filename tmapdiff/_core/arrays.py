@@ -5,7 +5,6 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import first_line, message
+from tmapdiff._core.checks import foreign_errors, message
 from tmapdiff._core.limits import check_item_bytes
-from tmapdiff.errors import FeatureError, FileError, TmapdiffError
+from tmapdiff.errors import FeatureError, FileError
 
 _ZIP = b"PK\x03\x04"  # what archives begin with, those of torch too
 _NPY_HEADERS = {
@@ -31,7 +30,7 @@ def features_bytes(shape: tuple[int, ...], itemsize: int) -> int:
 
 def load_npy(path: Path) -> np.ndarray:
     """Read the array of numbers in a `.npy` file."""
-    with _reading(path), path.open("rb") as file:
+    with foreign_errors(FileError, f"cannot read {path}"), path.open("rb") as file:
         if _begins(path, _ZIP):
             raise ValueError("an archive of arrays, not one array")
         return _read_npy(str(path), file, os.fstat(file.fileno()).st_size)
@@ -39,7 +38,7 @@ def load_npy(path: Path) -> np.ndarray:
 
 def load_npz(path: Path, name: str) -> np.ndarray:
     """Read one array of numbers of a `.npz` file."""
-    with _reading(path):
+    with foreign_errors(FileError, f"cannot read {path}"):
         if _begins(path, np.lib.format.MAGIC_PREFIX):
             raise ValueError("one array, not an archive of arrays")
         return _read_npz(path, name)
@@ -85,7 +84,7 @@ def load_tensors(path: Path) -> Any:
     Tensors say how much they hold; one that says more than the file has is refused. Files from
     before torch 1.6 are read, too; what these declare is not known before.
     """
-    with _reading(path):
+    with foreign_errors(FileError, f"cannot read {path}"):
         if _begins(path, _ZIP):
             most: int | None = _largest_record(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -127,15 +126,3 @@ def _tensors_in(content: Any) -> Iterator[Tensor]:
 def _begins(path: Path, signature: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(signature)) == signature
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except TmapdiffError:
-        raise
-    # Parsers, unpickler and decompressors pass on whatever the damage happens to cause:
-    # TokenError, IndexError, AssertionError, NotImplementedError, zlib.error, ...
-    except Exception as error:
-        raise FileError(f"cannot read {path}: {first_line(error)}.") from error

@@ -6,7 +6,8 @@ Every message reads `who: expected <what>, got <what came>. <hint>`.
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ from tmapdiff.errors import (
     FileError,
     MissingDependencyError,
     ShapeError,
+    TmapdiffError,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +54,18 @@ def first_line(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     return " ".join(first.split()).rstrip(" .:")[:300]
+
+
+@contextmanager
+def foreign_errors(kind: type[TmapdiffError], what: str) -> Iterator[None]:
+    """Raise any error of another library as one of `kind`, in one line that begins with `what`."""
+    try:
+        yield
+    except TmapdiffError:
+        raise
+    # Parsers, decompressors, hubs and others' models pass on whatever damage happens to cause.
+    except Exception as error:
+        raise kind(f"{what}: {first_line(error)}.") from error
 
 
 def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:

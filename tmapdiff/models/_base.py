@@ -14,11 +14,11 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 from typing_extensions import Self
 
-from tmapdiff._core.checks import first_line, message, short
+from tmapdiff._core.checks import foreign_errors, message, short
 from tmapdiff._core.configs import StrictConfigMixin
 from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff._core.files import folder_to_save_in, written_beside
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.kernels.map_conv import KernelSpectra
 
 Given = ParamSpec("Given")
@@ -147,7 +147,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         kwargs.setdefault("use_safetensors", True)
         # Reported below, by name: torch names them in the second line of its error.
         kwargs["ignore_mismatched_sizes"] = True
-        try:
+        with foreign_errors(CheckpointError, place):
             config = cls.load_config(
                 pretrained_model_name_or_path,
                 **{k: v for k, v in kwargs.items() if k in _PLACE_ARGUMENTS},
@@ -165,10 +165,6 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, output_loading_info=True, **kwargs
             )
-        except TmapdiffError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{place}: {first_line(error)}.") from error
         for key, what in (
             ("missing_keys", "has no weights"),
             ("unexpected_keys", "has unknown weights"),

@@ -116,8 +116,8 @@ class MapLocalizer(MapModel):
         self.build_iou_maps = IoUMapBuilder(grid)
         self.sampler = MultiScaleMapSampler(grid)
 
-    @override
     def register_to_config(self, **fields: Any) -> None:
+        """Keep `fields` as JSON gives them back; of parts, what makes them anew."""
         for name, value in fields.items():
             if name == "objective":
                 fields[name] = getattr(value, "name", value)
@@ -271,8 +271,8 @@ class MapLocalizer(MapModel):
         """Predict the map that the objective learns.
 
         Args:
-            *args: Features, words, number of words and, when videos differ in length, number of
-                clips; as for `localize`.
+            *args: `features`, `words`, `num_words` and, when videos differ in length, `num_clips`;
+                as for `localize`.
             **kwargs: How samples are drawn, if the model is generative.
 
         Shape:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from tmapdiff._core.checks import check_int, first_line, message, require, short
+from tmapdiff._core.checks import check_int, foreign_errors, message, require, short
 from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff._core.files import written_beside
 from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff._core.threads import Lock
-from tmapdiff.errors import ArgumentError, CheckpointError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError
 
 # What `save_pretrained` of transformers' models and tokenizers may write.
 TEXT_ENCODER_FILES = re.compile(
@@ -120,17 +120,12 @@ class TransformersTextEncoder(nn.Module):
         self.token_channels: int = config.hidden_size
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
         self._lock = Lock()  # tokenizers and the cache take one thread at a time
-        try:
+        # What a model and a tokenizer that do not fit each other, or are damaged, end in.
+        with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
             self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
             self._check_tokens()
             self.sentence_channels: int = self._encode(["a"])[0][0].shape[0]
-        except CheckpointError:
-            raise
-        # What a model and a tokenizer that do not fit each other, or are damaged, end in.
-        except Exception as error:
-            text = f"{who}: cannot encode with {name}: {first_line(error)}."
-            raise CheckpointError(text) from error
 
     @property
     def device(self) -> torch.device:
@@ -227,7 +222,9 @@ class TransformersTextEncoder(nn.Module):
         ]
 
     def _tokens_of(self, sentences: list[str]) -> Any:
-        try:
+        # A damaged one shows with the words that it does not know.
+        what = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}"
+        with foreign_errors(CheckpointError, what):
             return self.tokenizer(
                 sentences,
                 padding="max_length" if self._reads_padding else True,
@@ -238,10 +235,6 @@ class TransformersTextEncoder(nn.Module):
                 return_attention_mask=not self._reads_padding,
                 return_token_type_ids=False,
             )
-        # A damaged one shows with the words that it does not know.
-        except Exception as error:
-            text = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}: {first_line(error)}."
-            raise CheckpointError(text) from error
 
     def _check_tokens(self) -> None:
         known = self.model.get_input_embeddings().num_embeddings
@@ -252,44 +245,33 @@ class TransformersTextEncoder(nn.Module):
             raise CheckpointError(message(type(self).__name__, expected, got))
 
     def _load_model(self, name: str) -> Any:
-        try:
+        place = f"{type(self).__name__}: cannot load {name}"
+        with foreign_errors(CheckpointError, place):
             options = _loading(name)
             if os.path.isdir(name):
                 _check_texts(Path(name))
             stated, _ = self._transformers.PretrainedConfig.get_config_dict(name, **options)
-            _check_attention(f"{type(self).__name__}: cannot load {name}", stated)
+            _check_attention(place, stated)
             config = self._transformers.AutoConfig.from_pretrained(name, **options)
             model_class = getattr(
                 self._transformers, _TEXT_MODELS.get(config.model_type, "AutoModel")
             )
             if os.path.isdir(name):
-                place = f"{type(self).__name__}: cannot load {name}"
                 check_declared_weights(place, Path(name), lambda: _build(model_class, name, config))
             model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
-        except TmapdiffError:
-            raise
-        # The hub, transformers and torch each have errors of their own.
-        except Exception as error:
-            raise self._cannot_load(name, error) from error
         # Heads that models were not trained with are not used.
         missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
         if missing:
             reason = f"it has no weights {', '.join(missing[:3])}"
-            raise CheckpointError(f"{type(self).__name__}: cannot load {name}: {reason}.")
+            raise CheckpointError(f"{place}: {reason}.")
         return model
 
     def _load_tokenizer(self, name: str) -> Any:
-        try:
+        place = f"{type(self).__name__}: cannot load the tokenizer of {name}"
+        with foreign_errors(CheckpointError, place):
             if os.path.isdir(name):
                 _check_texts(Path(name))
             return self._transformers.AutoTokenizer.from_pretrained(name, **_loading(name))
-        except TmapdiffError:
-            raise
-        except Exception as error:
-            raise self._cannot_load(f"the tokenizer of {name}", error) from error
-
-    def _cannot_load(self, what: str, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{type(self).__name__}: cannot load {what}: {first_line(error)}.")
 
 
 def _loading(name: str) -> dict[str, bool]:

@@ -31,7 +31,13 @@ from tmapdiff.errors import (
     MissingDependencyError,
     TmapdiffError,
 )
-from tmapdiff.models import DenoisingStep, MapLocalizer, Ranking, TransformersTextEncoder
+from tmapdiff.models import (
+    DenoisingStep,
+    MapLocalizer,
+    MultimodalEncoder,
+    Ranking,
+    TransformersTextEncoder,
+)
 from tmapdiff.models._base import check_safe
 from tmapdiff.models.map_localizer import Generators, check_generators
 from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, Steps, answers_of, spread_of
@@ -113,6 +119,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             clip_seconds = check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
         if durations is not None:
             durations = summarize_durations(who, durations)
+        if not isinstance(localizer.encoder, MultimodalEncoder):
+            got, hint = type(localizer.encoder).__name__, "Call localizer.localize itself."
+            raise ConfigError(message(who, "a localizer with a MultimodalEncoder", got, hint))
         encoder = localizer.encoder.config
         _check_text(who, encoder, vocabulary, text_encoder)
         if frame_encoder is not None:
