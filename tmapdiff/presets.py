@@ -212,13 +212,9 @@ def list_models(filter: str = "*") -> list[str]:
 def create_model(
     name: str, *, vocabulary_size: int | None, clip_channels: int, **overrides: Any
 ) -> MomentLocalizer:
-    """Make the model of a preset with random weights: `PRESETS[name].build`.
+    """Make the model of a preset, one of `list_models()` by its `name`, with random weights.
 
-    Args:
-        name: One of `list_models()`.
-        vocabulary_size: As for `Preset.build`.
-        clip_channels: Channels of the video features.
-        **overrides: As for `Preset.build`: `encoder`, `decoder`, fields of the localizer.
+    `vocabulary_size`, `clip_channels` and `**overrides` are as for `Preset.build`.
 
     Raises:
         UnknownNameError: If there is no such preset.

@@ -280,24 +280,11 @@ class MomentLocalizer(MapLocalizer):
     ) -> Tensor:
         """Sample the map that the objective learns; `localize` passes these arguments on.
 
-        Of several samples this is the mean: the expectation that `rank_by_expected_hits` reads.
-
-        Args:
-            features: Features of the clips.
-            words: Word indices, padded with 0.
-            num_words: Words of each query.
-            num_clips: Clips of each video, when they differ. The features may then be of another
-                number of clips than the configuration's.
-            num_inference_steps: Denoising steps. Defaults to the configuration's.
-            num_samples: Samples of each query. Defaults to the configuration's.
-            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
-            generator: Source of noise: one, or one per query.
-            callback: Called with a `DenoisingStep` after each step of each sample.
+        Of `num_samples` (by default the configuration's), it is the mean: the expectation that
+        `rank_by_expected_hits` reads. `features`, `words`, `num_words` and `num_clips` are as for
+        `localize`, `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
 
         Shape:
-            - features: (B, N, clip_channels)
-            - words: (B, L)
-            - num_words, num_clips: (B,)
             - returns: (B, cells), 0 in invalid cells
 
         Raises:

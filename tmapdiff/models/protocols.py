@@ -36,16 +36,10 @@ class MapEncoder(Protocol):
     ) -> Sequence[Tensor]:
         """Encode videos and queries; the module's `forward`.
 
-        Args:
-            features: Features of the clips.
-            words: Word indices, or features of words, padded.
-            num_words: Words of each query.
-            num_clips: Clips of each video, when they differ: N may then be another than the grid's.
-
         Shape:
             - features: (B, N, clip_channels)
-            - words: (B, L) or (B, L, text_channels)
-            - num_words, num_clips: (B,)
+            - words: (B, L), indices padded with 0, or (B, L, text_channels)
+            - num_words, num_clips: (B,); N may be another than the grid's with `num_clips`
             - returns: K tensors (B, channels, N_k, A)
         """
         ...
@@ -75,16 +69,10 @@ class MapDecoder(Protocol):
     ) -> Tensor:
         """Score all cells; the module's `forward`.
 
-        Args:
-            noisy: Noisy maps of all scales, packed.
-            timestep: Diffusion timestep of each sample.
-            features: Map features, one tensor per scale, finest first.
-            num_clips: Clips of each video, when they differ.
-
         Shape:
-            - noisy, returns: (B, cells)
+            - noisy, returns: (B, cells), packed maps of all scales
             - timestep, num_clips: (B,)
-            - features: K tensors (B, feature_channels, N_k, A)
+            - features: K tensors (B, feature_channels, N_k, A), finest scale first
         """
         ...
 
@@ -93,15 +81,7 @@ class DenoisingRun(Protocol):
     """A run of denoising steps, with what they have in common computed before."""
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
-        """Score all cells, as the decoder's call does.
-
-        Args:
-            noisy: Noisy maps of all scales, packed.
-            step: Which of the run's timesteps, from 0.
-
-        Shape:
-            - noisy, returns: (B, cells)
-        """
+        """Score all cells of `noisy` maps, (B, cells), at a `step` of the run, from 0."""
         ...
 
 
