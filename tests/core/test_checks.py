@@ -70,7 +70,7 @@ def test_shapes_bind_and_tie_names():
 
 def test_lengths_sizes_and_dtypes():
     check_length("f", "xs", [1, 2], 2)
-    for wrong, got in (([1], "1"), ("ab", "2"), (3, "int"), (None, "NoneType")):
+    for wrong, got in (([1], "1"), ("ab", "str"), (3, "int"), (None, "NoneType")):
         with refuses(ShapeError, f"f: expected xs to be a list of 2, got {got}."):
             check_length("f", "xs", wrong, 2)
     assert check_sizes("f", "ks", (3, 5)) == [3, 5]
