@@ -270,10 +270,8 @@ class MapLocalizer(MapModel):
     def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
         """Predict the map that the objective learns.
 
-        Args:
-            *args: `features`, `words`, `num_words` and, when videos differ in length, `num_clips`;
-                as for `localize`.
-            **kwargs: How samples are drawn, if the model is generative.
+        `*args` are `features`, `words`, `num_words` and, when videos differ in length, `num_clips`,
+        as for `localize`; `**kwargs` tell how samples are drawn, if the model is generative.
 
         Shape:
             - returns: (B, cells), 0 in invalid cells
