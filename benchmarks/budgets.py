@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tmapdiff import LocalizationMetrics, MomentDataset, MomentLocalizer, MultiScaleMapSampler
+from tmapdiff import LocalizationMetrics, MomentDataset, MomentLocalizer
 from tmapdiff.data import MomentBatch, collate_moments
-from tmapdiff.maps import rank_by_expected_hits, rank_moments
 from tmapdiff.metrics import best_ious
 from tmapdiff.models import MapLocalizer
 
 BUDGETS = (1, 2, 5, 10, 25, 50)
 # How moments are read off a map. 0.49 is the literature's threshold; 0.55 is the best of 0.49, 0.55
 # and 0.6 for Rank5@0.5 + Rank5@0.7 of a diffusion model on held-out training videos.
-READINGS = {"NMS 0.49": 0.49, "NMS 0.55": 0.55, "expected hits": None}
+READINGS: dict[str, dict[str, Any]] = {
+    "NMS 0.49": {"ranking": "nms", "nms_threshold": 0.49},
+    "NMS 0.55": {"ranking": "nms", "nms_threshold": 0.55},
+    "expected hits": {"ranking": "expected-hits"},
+}
 # How passes are spent. `samples` is the default: it averages samples of one step each.
 DEFAULT_RECIPE = "samples"
 RECIPES = {
@@ -33,53 +36,48 @@ RECIPES = {
 }
 # Budgets of steps are runs of their own, of samples parts of one: the control stops earlier.
 LARGEST_CONTROL = 25
-Generators = Sequence[torch.Generator]
 
 
 def maps_of(
     recipe: str, model: MomentLocalizer, features: Sequence[Tensor], seeds: Sequence[int]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Give the maps after each budget of passes."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    """Yield the maps after each budget of passes."""
+
+    def seeded() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
     if recipe == "samples":
-        total: Tensor | float = 0.0
+        generators, total = seeded(), torch.zeros(())
         for passes in range(1, BUDGETS[-1] + 1):
-            one = model.sample_maps(features, num_inference_steps=1, generator=generators)
-            total = total + one
+            total = total + model.sample_maps(features, num_inference_steps=1, generator=generators)
             if passes in BUDGETS:
                 yield passes, total / passes
     elif recipe == "ddim":
         for passes in BUDGETS:
-            again = [torch.Generator().manual_seed(seed) for seed in seeds]
-            yield (
-                passes,
-                model.sample_maps(features, num_inference_steps=passes, generator=again),
-            )
+            options = {"num_inference_steps": passes, "generator": seeded()}
+            yield passes, model.sample_maps(features, **options)
     elif recipe == "frozen t":
-        last = len(model.scheduler) - 1
-        for passes, maps in _renewed(model, features, generators, [last] * BUDGETS[-1]):
+        timesteps = [len(model.scheduler) - 1] * BUDGETS[-1]
+        for passes, maps in enumerate(_renewed(model, features, seeded(), timesteps), start=1):
             if passes in BUDGETS:
                 yield passes, maps
     else:
-        for passes in BUDGETS:
-            if passes > LARGEST_CONTROL:
-                break
+        for passes in (one for one in BUDGETS if one <= LARGEST_CONTROL):
             model.scheduler.set_timesteps(passes)
-            again = [torch.Generator().manual_seed(seed) for seed in seeds]
-            *_, found = _renewed(model, features, again, model.scheduler.timesteps.tolist())
-            yield found
+            *_, maps = _renewed(model, features, seeded(), model.scheduler.timesteps.tolist())
+            yield passes, maps
 
 
 def _renewed(
     model: MomentLocalizer,
     features: Sequence[Tensor],
-    generators: Generators,
+    generators: Sequence[torch.Generator],
     timesteps: Sequence[int],
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[Tensor]:
     """Denoise at given timesteps; each step's noisy maps are its clean ones with fresh noise."""
     scheduler, device = model.scheduler, features[0].device
     clean: Tensor | None = None
-    for index, timestep in enumerate(timesteps):
+    for timestep in timesteps:
         now = torch.full((len(generators),), timestep, device=device)
         noise = torch.stack([torch.randn(model.grid.num_cells, generator=g) for g in generators])
         noisy = noise.to(device)
@@ -88,44 +86,35 @@ def _renewed(
         scores = model.predict_scores(noisy, now, features).float()
         clean = model.objective.activation(scores).clamp(0, 1)
         clean = clean.masked_fill(~model.grid.packed_mask(device), 0)
-        yield index + 1, clean
+        yield clean
 
 
 class _Reader:
     """Ranks maps in each way, and gathers metrics."""
 
     def __init__(self, model: MapLocalizer) -> None:
-        self.model, self.sampler = model, MultiScaleMapSampler(model.grid)
+        self.model = model
         self.metrics: dict[tuple[str, int, str], LocalizationMetrics] = defaultdict(
             LocalizationMetrics
         )
         self.seconds: dict[tuple[str, int], float] = defaultdict(float)
-        self.confidence: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self.iou: dict[tuple[str, int], list[float]] = defaultdict(list)
+        # How certain the default is, and how right: {"confidence": ..., "iou": ...}.
+        self.certainty: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def read(self, recipe: str, passes: int, maps: Tensor, batch: MomentBatch) -> None:
-        dense, mask = self.sampler.merge(self.model.grid.unpack(maps))
-        for reading, threshold in READINGS.items():
-            if threshold is None:
-                target = self.model.objective.target
-                ranked = rank_by_expected_hits(
-                    dense, mask, batch.clip_seconds, target=target, durations=batch.durations
-                )
-                iou = best_ious(ranked.moments[:, :1], batch.moments, batch.num_moments)[:, 0]
-                self.confidence[recipe, passes] += ranked.scores[:, 0].tolist()
-                self.iou[recipe, passes] += iou.tolist()
-            else:
-                ranked = rank_moments(
-                    dense,
-                    mask,
-                    batch.clip_seconds,
-                    durations=batch.durations,
-                    nms_threshold=threshold,
-                )
+        for reading, options in READINGS.items():
+            ranked = self.model.read_moments(
+                maps, batch.clip_seconds, durations=batch.durations, **options
+            ).ranked
             self.metrics[recipe, passes, reading].update(ranked, batch.moments, batch.num_moments)
+            if reading == "expected hits" and recipe == DEFAULT_RECIPE and passes in (1, 10):
+                iou = best_ious(ranked.moments[:, :1], batch.moments, batch.num_moments)[:, 0]
+                certainty = self.certainty[f"{recipe}, {passes} passes"]
+                certainty["confidence"] += [round(one, 5) for one in ranked.scores[:, 0].tolist()]
+                certainty["iou"] += [round(one, 5) for one in iou.tolist()]
 
     def result(self) -> dict[str, Any]:
-        found = [
+        budgets = [
             {
                 "recipe": recipe,
                 "passes": passes,
@@ -135,20 +124,12 @@ class _Reader:
             }
             for (recipe, passes, reading), metrics in self.metrics.items()
         ]
-        certainty = {
-            f"{recipe}, {passes} passes": {
-                "confidence": [round(value, 5) for value in self.confidence[recipe, passes]],
-                "iou": [round(value, 5) for value in self.iou[recipe, passes]],
-            }
-            for recipe, passes in self.iou
-            if recipe == DEFAULT_RECIPE and passes in (1, 10)
-        }
-        return {"budgets": found, "certainty": certainty}
+        return {"budgets": budgets, "certainty": self.certainty}
 
 
 @torch.no_grad()
 def measure_budgets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> dict[str, Any]:
-    """Metrics of each recipe, budget and reading, and the seconds of a generative model's passes.
+    """Measure each recipe, budget and reading, and the seconds of a generative model's passes.
 
     It encodes each query once for all: what differs is the decoder's passes. The seconds of other
     models include encoding.
@@ -187,67 +168,52 @@ def _now(model: MapLocalizer) -> float:
 
 def print_target(found: dict[str, list[dict[str, Any]]], metrics: Sequence[str]) -> None:
     """Print each model read in each way, and what diffusion has over the others."""
-    print("| | passes | read by | seeds |", *(f"{name} |" for name in metrics))
-    print("| --- |" + " --- |" * (3 + len(metrics)))
+    ways = [(passes, reading) for passes in (1, 10) for reading in READINGS]
+    found = dict(found)
+    print_head(["", "passes", "read by", "seeds", *metrics])
     for label, results in found.items():
-        for passes in (1, 10):
-            for reading in READINGS:
-                rows = [_metrics(one, DEFAULT_RECIPE, passes, reading) for one in results]
-                _print_row(f"{label} | {passes} | {reading}", rows, metrics)
-    diffusion = found.get("diffusion", [])
+        for passes, reading in ways:
+            entries = [_entry(one, DEFAULT_RECIPE, passes, reading) for one in results]
+            rows = [entry.get("metrics") for entry in entries]
+            _print_row(f"{label} | {passes} | {reading}", rows, metrics)
     print("\nDifferences of the same seed, diffusion read by expected hits, minus\n")
-    print("| | its passes | read by | seeds |", *(f"{name} |" for name in metrics))
-    print("| --- |" + " --- |" * (3 + len(metrics)))
+    print_head(["", "its passes", "read by", "seeds", *metrics])
+    diffusion = {one["seed"]: one for one in found.pop("diffusion", [])}
     for label, others in found.items():
-        if label == "diffusion":
-            continue
-        for passes in (1, 10):
-            for reading in READINGS:
-                pairs = [
-                    (ours, theirs)
-                    for one, other in _same_seed(diffusion, others)
-                    if (ours := _metrics(one, DEFAULT_RECIPE, passes, "expected hits"))
-                    and (theirs := _metrics(other, DEFAULT_RECIPE, 1, reading))
-                ]
-                rows = [
-                    {name: ours[name] - theirs[name] for name in metrics} for ours, theirs in pairs
-                ]
-                _print_row(f"{label} | {passes} | {reading}", rows, metrics, signed=True)
+        for passes, reading in ways:
+            rows = []
+            for other in others:
+                one = diffusion.get(other["seed"], {"budgets": []})
+                ours = _entry(one, DEFAULT_RECIPE, passes, "expected hits").get("metrics")
+                theirs = _entry(other, DEFAULT_RECIPE, 1, reading).get("metrics")
+                if ours and theirs:
+                    rows.append({name: ours[name] - theirs[name] for name in metrics})
+            _print_row(f"{label} | {passes} | {reading}", rows, metrics, signed=True)
 
 
 def print_steps(results: list[dict[str, Any]], metrics: Sequence[str]) -> None:
     """Print what each budget of passes buys, spent in each way."""
     for recipe, meaning in RECIPES.items():
         print(f"\n`{recipe}`: {meaning}.\n")
-        print("| passes | read by | seconds | seeds |", *(f"{name} |" for name in metrics))
-        print("| --- |" + " --- |" * (3 + len(metrics)))
+        print_head(["passes", "read by", "seconds", "seeds", *metrics])
         for reading in ("NMS 0.49", "expected hits"):
             for passes in BUDGETS:
                 found = [_entry(one, recipe, passes, reading) for one in results]
                 spent = format_mean([entry["seconds"] for entry in found if entry])
-                rows = [entry and entry["metrics"] for entry in found]
+                rows = [entry.get("metrics") for entry in found]
                 _print_row(f"{passes} | {reading} | {spent}", rows, metrics)
 
 
-def _entry(result: dict[str, Any], recipe: str, passes: int, reading: str) -> dict[str, Any] | None:
-    for entry in result["budgets"]:
-        if (entry["recipe"], entry["passes"], entry["reading"]) == (recipe, passes, reading):
-            return entry  # type: ignore[no-any-return]
-    return None
+def _entry(result: dict[str, Any], recipe: str, passes: int, reading: str) -> dict[str, Any]:
+    """Find what a run measured; nothing if it did not measure that."""
+    wanted = {"recipe": recipe, "passes": passes, "reading": reading}.items()
+    return next((entry for entry in result["budgets"] if wanted <= entry.items()), {})
 
 
-def _metrics(
-    result: dict[str, Any], recipe: str, passes: int, reading: str
-) -> dict[str, float] | None:
-    entry = _entry(result, recipe, passes, reading)
-    return entry and entry["metrics"]
-
-
-def _same_seed(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    by_seed = {one["seed"]: one for one in theirs}
-    return ((one, by_seed[one["seed"]]) for one in ours if one["seed"] in by_seed)
+def print_head(names: Sequence[str]) -> None:
+    """Print the first two lines of a table in Markdown."""
+    print("|", *(f"{name} |" for name in names))
+    print("|" + " --- |" * len(names))
 
 
 def _print_row(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from budgets import format_mean
+from budgets import format_mean, print_head
 from torch import Tensor
 
 from tmapdiff import CalibrationMetrics, PlattCalibrator, TmapdiffError, plot_calibration
@@ -29,11 +29,7 @@ OTHERS = {"deterministic twin": "deterministic", "MS-2D-TAN": "ms2dtan"}
 
 
 def load_runs(folder: Path, model: str = "diffusion") -> list[dict[str, Any]]:
-    """Load a model's runs that recorded how certain they were.
-
-    Raises:
-        FileError: If there are none.
-    """
+    """Load a model's runs that recorded how certain they were."""
     loaded = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{model}_*.json"))]
     runs = [one for one in loaded if "certainty" in one]
     if not runs and model == "diffusion":
@@ -89,8 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(metrics.compute())
         if not names:
             names = list(found[0])
-            print("| confidence | seeds |", *(f"{name} |" for name in names))
-            print("| --- |" + " --- |" * (1 + len(names)))
+            print_head(["confidence", "seeds", *names])
         cells = [format_mean([one[name] for one in found]) for name in names]
         print(f"| {kind} | {len(found)} |", *(f"{cell} |" for cell in cells))
     if args.plot is not None:

@@ -9,6 +9,7 @@ and the tensor cores' instructions. Nothing is timed.
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,14 +17,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here, not interpreted
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -40,49 +42,19 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes of a GPU.
+    """What a kernel takes of a GPU."""
 
-    Args:
-        kernel: Its name.
-        case: What it was compiled for.
-        dtype: Of the maps.
-        programs: Programs of a launch.
-        warps: Warps of a program.
-        registers: Registers of a thread.
-        spilled: Bytes of a thread's that did not fit into registers.
-        shared: Bytes of shared memory of a program.
-        wide: Loads and stores of global memory that move 16 bytes a thread.
-        narrow: Those that move fewer.
-        tensor_cores: Instructions of the tensor cores.
-    """
-
-    kernel: str
-    case: str
-    dtype: str
-    programs: int
-    warps: int
-    registers: int
-    spilled: int
-    shared: int
-    wide: int
-    narrow: int
-    tensor_cores: int
-
-
-class _AbsentGpu:
-    """Stands for the driver of a GPU that is not there."""
-
-    def __init__(self, architecture: int) -> None:
-        self._target = GPUTarget("cuda", architecture, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
+    kernel: str  # its name
+    case: str  # what it was compiled for
+    dtype: str  # of the maps
+    programs: int  # programs of a launch
+    warps: int  # warps of a program
+    registers: int  # registers of a thread
+    spilled: int  # bytes of a thread's that did not fit into registers
+    shared: int  # bytes of shared memory of a program
+    wide: int  # loads and stores of global memory that move 16 bytes a thread
+    narrow: int  # those that move fewer
+    tensor_cores: int  # instructions of the tensor cores
 
 
 @contextmanager
@@ -96,13 +68,16 @@ def compiled_only(architecture: int) -> Iterator[list[tuple[str, int, Any]]]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        programs = 1
-        for size in grid:
-            programs *= size
-        found.append((self.fn.__name__, programs, kernel))
+        found.append((self.fn.__name__, math.prod(grid), kernel))
         return kernel
 
-    driver.set_active(_AbsentGpu(architecture))
+    # Stands for the driver of a GPU that is not there.
+    gpu = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", architecture, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+    )
+    driver.set_active(gpu)
     # Tensors are on the CPU, but made as they would be on the GPU.
     aligned = _alignment._ALIGNED
     _alignment._ALIGNED = {"cpu": aligned["cuda"]}
@@ -115,55 +90,36 @@ def compiled_only(architecture: int) -> Iterator[list[tuple[str, int, Any]]]:
 
 def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """List launches: a name, and what launches."""
-    batch = 32
+    batch, back = 32, stylization._stylize_backward_op
+    bias = torch.empty(CHANNELS + 1, dtype=dtype)
+    style = torch.empty(batch, CHANNELS, dtype=dtype)
+    kept = torch.empty(batch, GROUPS, 3)
     # The finest and the coarsest map of the paper; the former's groups need several programs.
     for rows, columns in ((64, 16), (16, 16)):
         mask = torch.ones(rows, columns, dtype=torch.bool)
-        bias = torch.empty(CHANNELS + 1, dtype=dtype)
-        style = torch.empty(batch, CHANNELS, dtype=dtype)
         for layout in ("channels innermost", "cells innermost")[: 1 if quick else 2]:
-
-            def maps(channels: int, rows: int = rows, layout: str = layout) -> Tensor:
-                if layout == "cells innermost":
-                    return torch.empty(batch, channels, rows, 16, dtype=dtype)
-                # As convolutions make them.
-                room = ROOM if channels > CHANNELS else channels
-                wide = torch.empty(16, rows, batch, room, dtype=dtype)
-                return wide[..., :channels].permute(2, 3, 1, 0)
-
-            x, wide = maps(CHANNELS), maps(CHANNELS + 1)
-            statistics = torch.empty(batch, GROUPS, 3)
-            launches: dict[str, Callable[[], Any]] = {
-                "gate": lambda wide=wide, mask=mask, bias=bias: gate._gate_op(
-                    wide, mask, CHANNELS, bias
-                ),
-                "gate backward": lambda x=x, wide=wide, mask=mask, bias=bias: (
-                    gate._gate_backward_op(x, wide, mask, CHANNELS, bias)
-                ),
-                "group norm": lambda x=x, style=style, mask=mask: stylization._stylize_op(
-                    x, style, style, mask, GROUPS, 1e-5
-                ),
-                "group norm backward": lambda x=x, style=style, mask=mask, kept=statistics: (
-                    stylization._stylize_backward_op(x, x, style, style, mask, kept, GROUPS, 1e-5)
-                ),
-                "layer norm": lambda x=x, style=style, mask=mask: stylization._stylize_op(
-                    x, style, style, mask, None, 1e-5
-                ),
-                "layer norm backward": lambda x=x, style=style, mask=mask, kept=statistics: (
-                    stylization._stylize_backward_op(x, x, style, style, mask, kept, None, 1e-5)
-                ),
-            }
-            for name, launch in launches.items():
-                yield f"{name}, {rows}x{columns}, {layout}", launch
+            x, wide = torch.empty(2, batch, CHANNELS + 1, rows, columns, dtype=dtype)
+            x = x[:, :CHANNELS].contiguous()
+            if layout == "channels innermost":  # as convolutions make them
+                x = torch.empty(columns, rows, batch, CHANNELS, dtype=dtype).permute(2, 3, 1, 0)
+                wide = torch.empty(columns, rows, batch, ROOM, dtype=dtype)
+                wide = wide[..., : CHANNELS + 1].permute(2, 3, 1, 0)
+            for name, launch, arguments in (
+                ("gate", gate._gate_op, (wide, mask, CHANNELS, bias)),
+                ("gate backward", gate._gate_backward_op, (x, wide, mask, CHANNELS, bias)),
+                ("group norm", stylization._stylize_op, (x, style, style, mask, GROUPS, 1e-5)),
+                ("group norm backward", back, (x, x, style, style, mask, kept, GROUPS, 1e-5)),
+                ("layer norm", stylization._stylize_op, (x, style, style, mask, None, 1e-5)),
+                ("layer norm backward", back, (x, x, style, style, mask, kept, None, 1e-5)),
+            ):
+                yield f"{name}, {rows}x{columns}, {layout}", partial(launch, *arguments)
     for rows in (16, 32, 256):
         spectra = torch.empty(2, 2, 1, rows, 2 * CHANNELS, dtype=dtype)
         kernel = torch.empty(2, 2, 2 * CHANNELS, ROOM, dtype=dtype)
-        yield (
-            f"product of spectra, {rows} rows",
-            lambda spectra=spectra, kernel=kernel: map_conv.multiply_spectra(spectra, kernel),
-        )
+        launch = partial(map_conv.multiply_spectra, spectra, kernel)
+        yield f"product of spectra, {rows} rows", launch
     scores, noisy, row = torch.empty(batch, 1792, dtype=dtype), torch.empty(batch, 1792), [0.0] * 4
-    yield "DDIM step", lambda: ddim_step.ddim_step(scores, noisy, row, True, True)
+    yield "DDIM step", partial(ddim_step.ddim_step, scores, noisy, row, True, True)
 
 
 def resources(architecture: int, dtype: torch.dtype, quick: bool = False) -> list[Resources]:
@@ -172,13 +128,12 @@ def resources(architecture: int, dtype: torch.dtype, quick: bool = False) -> lis
     with compiled_only(architecture) as compiled:
         for case, launch in cases(dtype, quick):
             launch()
-            for name, programs, kernel in compiled:
-                found.append(_resources(name, case, dtype, programs, kernel))
+            found += [_resources(case, dtype, *one) for one in compiled]
             compiled.clear()
     return found
 
 
-def _resources(name: str, case: str, dtype: torch.dtype, programs: int, kernel: Any) -> Resources:
+def _resources(case: str, dtype: torch.dtype, name: str, programs: int, kernel: Any) -> Resources:
     ptx, used = kernel.asm["ptx"], _usage(kernel.asm["cubin"])
     moves = re.findall(r"\b(?:ld|st)\.global[\w.:]*|\bcp\.async\.c\w\.shared\.global[^;]*", ptx)
     wide = sum(".v4.b32" in one or re.search(r"0x10\b", one) is not None for one in moves)
@@ -210,13 +165,12 @@ def _usage(cubin: bytes) -> dict[str, int]:
 def main(arguments: list[str] | None = None) -> None:
     """Print a table of all cases."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--architecture", type=int, default=90, help="compute capability, as 80, 90 (H100) or 100"
-    )
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--tf32", action="store_true", help="float32 on tensor cores")
-    parser.add_argument("--quick", action="store_true", help="one memory layout only")
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    add = parser.add_argument
+    add("--architecture", type=int, default=90, help="compute capability: 80, 90 (H100) or 100")
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add("--tf32", action="store_true", help="float32 on tensor cores")
+    add("--quick", action="store_true", help="one memory layout only")
+    add("--json", action="store_true", help="print JSON lines")
     options = parser.parse_args(arguments)
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
     found = resources(options.architecture, getattr(torch, options.dtype), options.quick)
@@ -224,11 +178,11 @@ def main(arguments: list[str] | None = None) -> None:
         for one in found:
             print(json.dumps(asdict(one)))
         return
-    names = [field.name for field in fields(Resources) if field.name not in ("dtype", "case")]
-    print("| case | " + " | ".join(names) + " |")
-    print("| --- |" + " --- |" * len(names))
+    names = [field.name for field in fields(Resources) if field.name != "dtype"]
+    print("| " + " | ".join(names) + " |")
+    print("|" + " --- |" * len(names))
     for one in found:
-        print(f"| {one.case} | " + " | ".join(str(getattr(one, name)) for name in names) + " |")
+        print("| " + " | ".join(str(getattr(one, name)) for name in names) + " |")
 
 
 if __name__ == "__main__":

@@ -11,21 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def reset_peak(device: torch.device) -> int:
-    """Forget the peak so far; the bytes that are in use on a GPU, elsewhere 0."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def peak_since(device: torch.device, before: int) -> int | None:
-    """Bytes by which a GPU's peak is above `before`; elsewhere None."""
-    if device.type != "cuda":
-        return None
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """Largest number of bytes in tensors while something runs.
 
@@ -34,7 +19,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """
     gc.collect()
     if device.type == "cuda":
-        reset_peak(device)
+        torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device)
     with LiveTensors() as live:
@@ -43,16 +28,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, while they live.
-
-    Attributes:
-        current: Bytes that live.
-        peak: The most there were.
-    """
+    """Counts the bytes of storages that operations make, while they live."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = self.peak = 0
+        self.current = self.peak = 0  # bytes that live, and the most there were
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,12 +59,8 @@ class LiveTensors(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [
-        part.untyped_storage()
-        for one in tree_leaves(tree)
-        if isinstance(one, Tensor)
-        for part in _strided(one)
-    ]
+    tensors = (one for one in tree_leaves(tree) if isinstance(one, Tensor))
+    return [part.untyped_storage() for one in tensors for part in _strided(one)]
 
 
 def _strided(tensor: Tensor) -> list[Tensor]:

@@ -12,8 +12,10 @@ by name; `ms2dtan` is one pass of MS-2D-TAN over the same map features, its conv
 a GPU, half precision is channels_last, float32 has TF32 allowed, and cuDNN tries its algorithms.
 
 Suites: kernels (single operations), decoder (one denoising step), sampling (ten steps beside one
-pass of the peer), training (pairs a second), postprocess, memory (peaks), import. With --quick all
-of them run at small sizes, without torch.compile, within a minute or two on two CPU cores.
+pass of the peer), training (with --baseline also beside another checkout), postprocess, memory
+(peaks). With --quick these run at small sizes, without torch.compile, within a minute or two on two
+CPU cores. Only when named: operations (`eager` beside the definition), choices (direct beside
+spectral convolution), parts (of a training step), long-videos, corpus, glove.
 
 The result is a table, and a JSON file in runs/speed (or at --output). Exits with 1 if anything
 failed; the rest is measured all the same.
@@ -24,25 +26,25 @@ import gc
 import json
 import logging
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from ceilings import measure_ceilings
-from speed_cases import Bench, Ceilings, Record, as_dicts, dtype_name
-from speed_suites import SUITES
+from speed_cases import Bench, Record, dtype_name
+from speed_suites import EXTRA_SUITES, SUITES
+from speed_suites.floors import measure_ceilings
 from speed_suites.setting import PRESET_NAMES, Setting, forget_models
 from speed_table import print_ceilings, print_records
 from timing import QUICK, CpuClock, Effort, clock_of
 
-from tmapdiff import TmapdiffError, __version__
+from tmapdiff import TmapdiffError
 from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError
 from tmapdiff.kernels._dispatch import CACHE_VARIABLE, _processor
@@ -62,78 +64,44 @@ def measure(
     """Run suites, printing each case when it is done, and saving what there is by then."""
     records: list[Record] = []
     for name in names:
-        for case in SUITES[name](setting):
+        for case in {**SUITES, **EXTRA_SUITES}[name](setting):
             if only not in case.name:
                 continue
             found = case.measure(bench)
             print_records(found)
             records += found
             save(records)
-            _tidy(setting)
+            # Room for the next.
+            if setting.compiled:
+                torch.compiler.reset()
+            gc.collect()
+            if setting.on_gpu:
+                torch.cuda.empty_cache()
         forget_models()
     return records
 
 
-def _tidy(setting: Setting) -> None:
-    """Make room for the next case."""
-    if setting.compiled:
-        torch.compiler.reset()
-    gc.collect()
-    if setting.on_gpu:
-        torch.cuda.empty_cache()
-
-
 def describe(setting: Setting) -> dict[str, Any]:
     """Describe software and machine."""
-    run = describe_run(str(Path(__file__).parent))
-    commit = run["git_commit"] or ""
     return {
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": ["benchmarks/speed.py", *sys.argv[1:]],
-        "commit": commit.removesuffix("-dirty") or None,
-        "dirty": commit.endswith("-dirty") if commit else None,
-        "tmapdiff": __version__,
-        "torch": torch.__version__,
-        "triton": _version("triton"),
+        "device": torch.cuda.get_device_name(setting.device) if setting.on_gpu else "cpu",
         "cuda": torch.version.cuda if setting.on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if setting.on_gpu else None,
-        "device": torch.cuda.get_device_name(setting.device) if setting.on_gpu else "cpu",
         "cpu": _processor(),
-        "machine": run["machine"],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
         "seed": SEED,
+        **describe_run(str(Path(__file__).parent)),
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def result_of(setting: Setting, ceilings: Ceilings, records: Sequence[Record]) -> dict[str, Any]:
-    """Put together what is written."""
-    return {
-        "metadata": describe(setting),
-        "ceilings": {
-            "bytes_per_second": ceilings.bytes_a_second,
-            "operations_per_second": {
-                dtype_name(dtype): rate for dtype, rate in ceilings.operations_a_second.items()
-            },
-        },
-        "results": as_dicts(records),
-    }
-
-
-def default_output(names: Sequence[str], setting: Setting, every: bool) -> Path:
+def default_output(names: Sequence[str], setting: Setting) -> Path:
     """Name the file by suites, device and dtypes."""
     device = "cpu"
     if setting.on_gpu:
         device = torch.cuda.get_device_name(setting.device).lower().replace(" ", "-")
     dtypes = "+".join(map(dtype_name, setting.dtypes))
-    suites = "all" if every else "+".join(names)
+    suites = "all" if len(names) >= len(SUITES) else "+".join(names)
     quick = "--quick" if setting.quick else ""
     return Path("runs") / "speed" / f"{suites}--{device}--{dtypes}{quick}.json"
 
@@ -143,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--suite", nargs="+", default=["all"], choices=[*SUITES, "all"], help="(default: all)")
+    add("--suite", nargs="+", default=["all"], choices=[*SUITES, *EXTRA_SUITES, "all"])
     add("--device", choices=("cpu", "cuda"), help="(default: cuda, if there is a GPU)")
     add("--preset", choices=PRESET_NAMES, help="sizes (default: each suite's own)")
     add("--batch", nargs="+", type=int, default=[], help="(default: each suite's own)")
     add("--dtype", nargs="+", choices=DTYPES, help="(default: float32; bfloat16 on a GPU)")
     add("--only", default="", metavar="TEXT", help="only cases whose name holds this")
     add("--no-compile", action="store_true", help="leave torch.compile out; it is slow on a CPU")
-    add("--baseline", type=Path, metavar="CHECKOUT", help="compare the trainer with another's")
+    add("--baseline", type=Path, metavar="CHECKOUT", help="compare training and sampling with it")
     add("--seconds", type=float, default=2.0, help="to measure each candidate (default: 2)")
     add("--cpu-time", action="store_true", help="of one thread: on a CPU that others use, too")
     add("--quick", action="store_true", help="small sizes: to see that everything runs")
@@ -165,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(batch < 1 for batch in args.batch):
         raise ArgumentError(f"speed: expected --batch of 1 or more, got {min(args.batch)}.")
     dtypes = args.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"])
-    every = "all" in args.suite
-    names = list(SUITES) if every else [name for name in SUITES if name in args.suite]
+    chosen = [*SUITES, *args.suite] if "all" in args.suite else args.suite
+    names = [name for name in (*SUITES, *EXTRA_SUITES) if name in chosen]
     setting = Setting(
         device,
         [DTYPES[name] for name in dtypes],
@@ -190,21 +158,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ceilings = measure_ceilings(setting, clock)
     print_ceilings(ceilings)
     bench = Bench(device, clock, QUICK if args.quick else Effort(seconds=args.seconds), ceilings)
-    output = args.output or default_output(names, setting, every)
+    rates = ceilings.operations_a_second
+    about = {
+        "metadata": describe(setting),
+        "ceilings": {
+            "bytes_per_second": ceilings.bytes_a_second,
+            "operations_per_second": {dtype_name(dtype): rates[dtype] for dtype in rates},
+        },
+    }
+    output = args.output or default_output(names, setting)
 
     def save(records: list[Record]) -> None:
         with written_beside(output) as new:
-            new.write_text(json.dumps(result_of(setting, ceilings, records), indent=1) + "\n")
+            new.write_text(json.dumps({**about, "results": list(map(asdict, records))}, indent=1))
 
-    with tempfile.TemporaryDirectory() as fresh:
-        # What was fastest is measured in this run, not remembered from another.
-        before, os.environ[CACHE_VARIABLE] = os.environ.get(CACHE_VARIABLE), fresh
-        try:
-            records = measure(names, setting, bench, args.only, save)
-        finally:
-            os.environ.pop(CACHE_VARIABLE)
-            if before is not None:
-                os.environ[CACHE_VARIABLE] = before
+    # What was fastest is measured in this run, not remembered from another.
+    with tempfile.TemporaryDirectory() as fresh, patch.dict(os.environ, {CACHE_VARIABLE: fresh}):
+        records = measure(names, setting, bench, args.only, save)
     save(records)
     print(f"\nwritten to {output}")
     errors = [one for one in records if one.error is not None]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
-from peaks import peak_bytes, peak_since, reset_peak
+from peaks import peak_bytes
 from timing import Clock, Effort, Spread, calls_a_turn, take_turns
 from torch import Tensor
 
@@ -20,15 +21,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do, measured in the same run.
+    """What the machine can do, measured in the same run."""
 
-    Args:
-        bytes_a_second: Read and written by a large copy.
-        operations_a_second: Of a large matrix product, by dtype.
-    """
-
-    bytes_a_second: float
-    operations_a_second: Mapping[torch.dtype, float]
+    bytes_a_second: float  # read and written by a large copy
+    operations_a_second: Mapping[torch.dtype, float]  # of a large matrix product, by dtype
 
     def seconds(self, operations: float, bytes_moved: float, dtype: torch.dtype) -> float:
         """Shortest time of something that does and moves so much."""
@@ -37,111 +33,69 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Work:
-    """What a way of computing does.
+    """What a way of computing does."""
 
-    Args:
-        operations: Floating-point operations; 0 if they do not count, or are not known.
-        bytes_moved: Bytes read from memory and written to it; 0 likewise.
-    """
-
-    operations: float = 0.0
-    bytes_moved: float = 0.0
+    operations: float = 0.0  # floating-point operations; 0 if they do not count, or are not known
+    bytes_moved: float = 0.0  # bytes read from memory and written to it; 0 likewise
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do what a case is about.
+    """One way to do what a case is about."""
 
-    Args:
-        backend: Its name.
-        run: Does it once, on one of the inputs.
-        inputs: What calls take in turns.
-        scope: Makes the context that it runs in.
-        items: What one call does so many of: queries, pairs. Ratios are of the time an item.
-        work: What it does in a call, if known.
-        outputs: Tensors of the first sample in what `run` gives, to hold against the expected ones.
-            None if it computes something else.
-        times_itself: Whether `run` gives seconds, for what is done in another process.
-        dtype: The dtype that it computes in, if not the case's.
-    """
-
-    backend: str
-    run: Callable[[Any], Any]
-    inputs: Sequence[Any]
+    backend: str  # its name
+    run: Callable[[Any], Any]  # does it once, on one of the inputs
+    inputs: Sequence[Any]  # what calls take in turns
+    # Makes the context that it runs in.
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
-    items: int = 1
-    work: Work | None = None
+    items: int = 1  # What one call does so many of: queries, pairs. Ratios are of the time an item.
+    work: Work | None = None  # what it does in a call, if known
+    # Tensors of the first sample in what `run` gives, to hold against the expected ones. None if it
+    # computes something else.
     outputs: Callable[[Any], Sequence[Tensor]] | None = None
-    times_itself: bool = False
-    dtype: torch.dtype | None = None
+    times_itself: bool = False  # whether `run` gives seconds, for what is done in another process
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Candidates that do the same.
+    """Candidates that do the same."""
 
-    Args:
-        candidates: In the order in which they are warmed up.
-        expected: Computes the outputs of the first sample in float64.
-        close: Ends what was started for them, when the case is over.
-    """
-
-    candidates: Sequence[Candidate]
+    candidates: Sequence[Candidate]  # in the order in which they are warmed up
+    # Computes the outputs of the first sample in float64.
     expected: Callable[[], Sequence[Tensor]] | None = None
+    # Ends what was started for them, when the case is over.
     close: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the results; times are of one call, in microseconds.
+    """One line of the results; times are of one call, in microseconds."""
 
-    Args:
-        suite: The suite.
-        case: What was done.
-        backend: How; empty if the case failed before that.
-        shape: Its sizes.
-        dtype: The dtype that it computed in.
-        median_us: Median time.
-        p20_us: A fifth of the times was shorter.
-        p80_us: A fifth was longer.
-        samples: Times that were taken.
-        reference: The backend that ratios are to.
-        ratio_to_reference: Median over the rounds of the time an item, divided by the reference's
-            in the same round. In suite `memory`, of the peaks.
-        ratio_p20: A fifth of these was smaller.
-        ratio_p80: A fifth was larger.
-        items_per_second: Queries, pairs, ... a second.
-        floor_us: Shortest time by the machine's ceilings.
-        ratio_to_floor: Median time divided by it.
-        achieved_tflops: 1e12 operations a second that this backend did.
-        achieved_tbs: 1e12 bytes a second that it had to move.
-        error_vs_float64: Root mean square of the error over that of the result in float64; the
-            largest of the outputs'.
-        peak_mib: Memory that a call took; in suite `memory`, with all that was there before.
-        error: Why there is no result.
-    """
-
-    suite: str
-    case: str
-    backend: str
-    shape: Mapping[str, Any]
-    dtype: str
-    median_us: float | None = None
-    p20_us: float | None = None
-    p80_us: float | None = None
-    samples: int = 0
-    reference: str | None = None
+    suite: str  # the suite
+    case: str  # what was done
+    backend: str  # how; empty if the case failed before that
+    shape: Mapping[str, Any]  # its sizes
+    dtype: str  # the dtype that it computed in
+    median_us: float | None = None  # median time
+    p20_us: float | None = None  # a fifth of the times was shorter
+    p80_us: float | None = None  # a fifth was longer
+    samples: int = 0  # times that were taken
+    reference: str | None = None  # the backend that ratios are to
+    # Median over the rounds of the time per item, divided by the reference's in the same round. In
+    # suite `memory`, of the peaks.
     ratio_to_reference: float | None = None
-    ratio_p20: float | None = None
-    ratio_p80: float | None = None
-    items_per_second: float | None = None
-    floor_us: float | None = None
-    ratio_to_floor: float | None = None
-    achieved_tflops: float | None = None
-    achieved_tbs: float | None = None
+    ratio_p20: float | None = None  # a fifth of these was smaller
+    ratio_p80: float | None = None  # a fifth was larger
+    items_per_second: float | None = None  # Queries, pairs, ... per second.
+    floor_us: float | None = None  # shortest time by the machine's ceilings
+    ratio_to_floor: float | None = None  # median time divided by it
+    achieved_tflops: float | None = None  # 1e12 operations per second that this backend did
+    achieved_tbs: float | None = None  # 1e12 bytes per second that it had to move
+    # Root mean square of the error over that of the result in float64; the largest of the outputs'.
     error_vs_float64: float | None = None
+    # In suite `memory`.
     peak_mib: float | None = None
-    error: str | None = None
+    error: str | None = None  # why there is no result
 
 
 RECORD_FIELDS = tuple(one.name for one in fields(Record))
@@ -149,81 +103,82 @@ RECORD_FIELDS = tuple(one.name for one in fields(Record))
 
 @dataclass(frozen=True)
 class Bench:
-    """What cases are measured with.
+    """What cases are measured with."""
 
-    Args:
-        device: Where they run.
-        clock: Its clock.
-        effort: How much is measured, unless a case says otherwise.
-        ceilings: What the device can do.
-    """
-
-    device: torch.device
-    clock: Clock
-    effort: Effort
-    ceilings: Ceilings
+    device: torch.device  # where they run
+    clock: Clock  # its clock
+    effort: Effort  # how much is measured, unless a case says otherwise
+    ceilings: Ceilings  # what the device can do
 
 
 @dataclass(frozen=True)
-class TimedCase:
-    """Candidates that do the same, against the clock.
+class Case:
+    """What a suite consists of."""
 
-    Args:
-        suite: The suite.
-        name: What is done.
-        shape: Its sizes.
-        dtype: The dtype that candidates compute in.
-        build: Makes the candidates and their inputs.
-        reference: Backend that ratios are to.
-        floor: Shortest time of a call, in seconds, by the machine's ceilings.
-        effort: How much is measured, if not the run's.
-    """
-
-    suite: str
-    name: str
-    shape: Mapping[str, Any]
-    dtype: torch.dtype
-    build: Callable[[], Contest]
-    reference: str = "reference"
-    floor: Callable[[Ceilings], float] | None = None
-    effort: Effort | None = None
+    suite: str  # the suite
+    name: str  # what is done
+    shape: Mapping[str, Any]  # its sizes
+    dtype: torch.dtype  # the dtype that is computed in
 
     def measure(self, bench: Bench) -> list[Record]:
         """Run it. What fails is recorded with its error, and the others go on."""
         try:
-            contest = self.build()
+            return self._measure(bench)
         except Exception as error:
             return [self._failed("", error)]
+
+    def _measure(self, bench: Bench) -> list[Record]:
+        raise NotImplementedError
+
+    def _record(self, backend: str, **fields: Any) -> Record:
+        fields = {"shape": self.shape, "dtype": dtype_name(self.dtype), **fields}
+        return Record(self.suite, self.name, backend, **fields)
+
+    def _failed(self, backend: str, error: Exception, **fields: Any) -> Record:
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        return self._record(backend, error=f"{type(error).__name__}: {first_line}", **fields)
+
+
+@dataclass(frozen=True)
+class TimedCase(Case):
+    """Candidates that do the same, against the clock."""
+
+    build: Callable[[], Contest]  # makes the candidates and their inputs
+    reference: str = "reference"  # backend that ratios are to
+    # Shortest time of a call, in seconds, by the machine's ceilings.
+    floor: Callable[[Ceilings], float] | None = None
+    effort: Effort | None = None  # how much is measured, if not the run's
+
+    def _measure(self, bench: Bench) -> list[Record]:
+        contest = self.build()
         try:
-            return self._measure(contest, bench)
+            return self._measure_contest(contest, bench)
         finally:
             contest.close()
 
-    def _measure(self, contest: Contest, bench: Bench) -> list[Record]:
+    def _measure_contest(self, contest: Contest, bench: Bench) -> list[Record]:
         effort = self.effort or bench.effort
-        try:
-            expected = None if contest.expected is None else contest.expected()
-            floor = None if self.floor is None else self.floor(bench.ceilings)
-        except Exception as error:
-            return [self._failed("", error)]
+        expected = None if contest.expected is None else contest.expected()
+        floor = None if self.floor is None else self.floor(bench.ceilings)
         records: dict[str, Record] = {}
+        running: dict[str, Candidate] = {}
         turns: dict[str, Callable[[int], float]] = {}
         for one in contest.candidates:
             try:
-                record, seconds = self._warm_up(one, bench, effort, expected)
+                records[one.backend], seconds = self._warm_up(one, bench, effort, expected)
             except Exception as error:
                 records[one.backend] = self._failed(one.backend, error)
                 continue
-            records[one.backend] = record
-            turns[one.backend] = _turn(one, bench.clock, calls_a_turn(seconds, effort))
+            running[one.backend] = one
+            calls = 1 if one.times_itself else calls_a_turn(seconds, effort)
+            turns[one.backend] = partial(_turn, one, calls, bench.clock)
         try:
             seconds_of = take_turns(turns, effort) if turns else {}
         except Exception as error:
             return [*records.values(), self._failed("", error)]
-        running = {one.backend: one for one in contest.candidates if one.backend in seconds_of}
         reference = running.get(self.reference)
         for backend, one in running.items():
-            records[backend] = _with_times(records[backend], one, seconds_of, reference, floor)
+            records[backend] = with_times(records[backend], one, seconds_of, reference, floor)
         return list(records.values())
 
     def _warm_up(
@@ -233,59 +188,46 @@ class TimedCase:
         effort: Effort,
         expected: Sequence[Tensor] | None,
     ) -> tuple[Record, float]:
-        """Run a candidate until it is ready; what it computes and takes, and seconds a call."""
-        dtype = dtype_name(candidate.dtype or self.dtype)
-        record = Record(self.suite, self.name, candidate.backend, self.shape, dtype)
+        """Run a candidate until it is ready; what it computes and takes, and seconds per call."""
+        record = self._record(candidate.backend)
         shortest = float("inf")
         for number in range(effort.warm_up):
-            before = reset_peak(bench.device)
-            seconds, result = _timed_call(candidate, number, bench.clock)
-            peak = peak_since(bench.device, before)
-            record = replace(record, peak_mib=None if peak is None else peak / MIB)
+            seconds, result = _run(candidate, number, 1, bench.clock)
             shortest = min(shortest, seconds)
             if number == 0 and expected is not None and candidate.outputs is not None:
                 error = relative_error(candidate.outputs(result), expected)
                 record = replace(record, error_vs_float64=error)
         return record, shortest
 
-    def _failed(self, backend: str, error: Exception) -> Record:
-        return failed(self.suite, self.name, backend, self.shape, self.dtype, error)
 
-
-def _timed_call(candidate: Candidate, number: int, clock: Clock) -> tuple[float, Any]:
-    given = candidate.inputs[number % len(candidate.inputs)]
+def _run(candidate: Candidate, first: int, calls: int, clock: Clock) -> tuple[float, Any]:
+    """Make some calls, each on the next of the inputs; seconds per call, and the last result."""
+    inputs = candidate.inputs
+    *others, last = (inputs[(first + call) % len(inputs)] for call in range(calls))
     results: list[Any] = []
+
+    def run() -> None:
+        for one in others:
+            candidate.run(one)
+        results.append(candidate.run(last))
+
     with candidate.scope():
-        seconds = clock.seconds(lambda: results.append(candidate.run(given)))
+        seconds = clock.seconds(run) / calls
     return (results[0] if candidate.times_itself else seconds), results[0]
 
 
-def _turn(candidate: Candidate, clock: Clock, calls: int) -> Callable[[int], float]:
-    """Make what a candidate does in its turn: some calls, each on the next of its inputs."""
-    inputs = candidate.inputs
-
-    def turn(number: int) -> float:
-        if candidate.times_itself:
-            return float(candidate.run(inputs[number % len(inputs)]))
-        given = [inputs[(number * calls + call) % len(inputs)] for call in range(calls)]
-
-        def run() -> None:
-            for one in given:
-                candidate.run(one)
-
-        with candidate.scope():
-            return clock.seconds(run) / calls
-
-    return turn
+def _turn(candidate: Candidate, calls: int, clock: Clock, number: int) -> float:
+    return _run(candidate, number * calls, calls, clock)[0]
 
 
-def _with_times(
+def with_times(
     record: Record,
     candidate: Candidate,
     seconds_of: Mapping[str, Sequence[float]],
     reference: Candidate | None,
     floor: float | None,
 ) -> Record:
+    """Add the times that a candidate took, and their ratios to the reference's."""
     own = seconds_of[candidate.backend]
     spread = Spread.of(own)
     record = replace(
@@ -318,74 +260,36 @@ def _with_times(
 
 @dataclass(frozen=True)
 class Run:
-    """Something whose peak of memory is measured.
+    """Something whose peak of memory is measured."""
 
-    Args:
-        backend: How it is done.
-        shape: Sizes of its own.
-        call: Does it once.
-    """
-
-    backend: str
-    shape: Mapping[str, Any]
-    call: Callable[[], object]
+    backend: str  # how it is done
+    shape: Mapping[str, Any]  # sizes of its own
+    call: Callable[[], object]  # does it once
 
 
 @dataclass(frozen=True)
-class MemoryCase:
-    """Peaks of memory; ratios are to the first.
+class MemoryCase(Case):
+    """Peaks of memory; ratios are to the first."""
 
-    Args:
-        suite: The suite.
-        name: What is done.
-        shape: Sizes that all have in common.
-        dtype: The dtype that is computed in.
-        build: Makes what is run.
-    """
+    build: Callable[[], Sequence[Run]]  # makes what is run
 
-    suite: str
-    name: str
-    shape: Mapping[str, Any]
-    dtype: torch.dtype
-    build: Callable[[], Sequence[Run]]
-
-    def measure(self, bench: Bench) -> list[Record]:
-        """Run it. What fails is recorded with its error, and the others go on."""
-        try:
-            runs = self.build()
-        except Exception as error:
-            return [failed(self.suite, self.name, "", self.shape, self.dtype, error)]
+    def _measure(self, bench: Bench) -> list[Record]:
         records: list[Record] = []
         first: float | None = None
-        for run in runs:
+        for run in self.build():
             shape = {**self.shape, **run.shape}
             try:
                 run.call()  # what is made once and kept is no part of the growth
                 peak = peak_bytes(run.call, bench.device) / MIB
             except Exception as error:
-                records.append(failed(self.suite, self.name, run.backend, shape, self.dtype, error))
+                records.append(self._failed(run.backend, error, shape=shape))
                 continue
-            first = peak if first is None else first
-            record = Record(self.suite, self.name, run.backend, shape, dtype_name(self.dtype))
-            records.append(replace(record, peak_mib=peak, ratio_to_reference=peak / first))
+            first = first or peak
+            ratio = peak / first
+            records.append(
+                self._record(run.backend, shape=shape, peak_mib=peak, ratio_to_reference=ratio)
+            )
         return records
-
-
-Case = TimedCase | MemoryCase
-
-
-def failed(
-    suite: str,
-    case: str,
-    backend: str,
-    shape: Mapping[str, Any],
-    dtype: torch.dtype,
-    error: Exception,
-) -> Record:
-    """Record that something failed."""
-    first_line = (str(error).strip() or "no message").splitlines()[0]
-    reason = f"{type(error).__name__}: {first_line}"
-    return Record(suite, case, backend, shape, dtype_name(dtype), error=reason)
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -396,8 +300,3 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
         error = (one.double() - truth).square().mean() / truth.square().mean()
         errors.append(error.sqrt().item())
     return max(errors)
-
-
-def as_dicts(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Turn records into what JSON holds."""
-    return [asdict(one) for one in records]

@@ -4,8 +4,18 @@ from collections.abc import Sequence
 
 from speed_cases import Ceilings, Record, dtype_name
 
-_HEAD = ("backend", "dtype", "median", "20-80 %", "ratio", "/ floor", "error", "TFLOP/s", "TB/s")
-_WIDTHS = (36, 8, 8, 19, 20, 7, 7, 8, 8)
+_COLUMNS = {
+    "backend": 36,
+    "dtype": 8,
+    "median": 8,
+    "20-80 %": 19,
+    "ratio": 20,
+    "/ floor": 7,
+    "error": 7,
+    "TFLOP/s": 8,
+    "TB/s": 8,
+    "items/s": 8,
+}
 
 
 def print_ceilings(ceilings: Ceilings) -> None:
@@ -26,9 +36,11 @@ def print_records(records: Sequence[Record]) -> None:
             print(f"  {one.backend}, {shape_text(one)}: {_peak(one)}")
         return
     print(f"\n{first.suite}: {first.case}, {shape_text(first)}".rstrip(", "))
-    for cells in [_HEAD, *map(_cells, records)]:
+    for cells in [tuple(_COLUMNS), *map(_cells, records)]:
         # What fails has fewer cells, the last of any length.
-        line = " ".join(f"{cell:{width}}" for cell, width in zip(cells, _WIDTHS, strict=False))
+        line = " ".join(
+            f"{cell:{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=False)
+        )
         print(f"  {line}".rstrip())
 
 
@@ -62,6 +74,7 @@ def _cells(one: Record) -> Sequence[str]:
         _number(one.error_vs_float64, ".1e"),
         _number(one.achieved_tflops),
         _number(one.achieved_tbs),
+        _number(one.items_per_second),
     )
 
 

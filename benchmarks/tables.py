@@ -34,66 +34,45 @@ from threading import Thread
 from typing import Any
 
 import torch
-from budgets import format_mean, measure_budgets, print_steps, print_target
+from budgets import format_mean, measure_budgets, print_head, print_steps, print_target
+from typing_extensions import override
 
-from tmapdiff import (
-    PRESETS,
-    ActionTimelineFeatures,
-    MomentDataset,
-    TmapdiffError,
-    Trainer,
-    Vocabulary,
-    load_charades_sta,
-    open_feature_store,
-)
+from tmapdiff import PRESETS, TmapdiffError, Trainer, Vocabulary
 from tmapdiff._core.files import remove_folder, written_beside
-from tmapdiff.data import (
-    SEGMENT_SECONDS,
-    AnnotationSet,
-    FeatureStore,
-    SyntheticDiDeMo,
-    keep_consensus,
-    load_didemo,
-)
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation import (
-    evaluate,
-    evaluate_didemo,
-    evaluate_didemo_prior,
-    evaluate_oracle,
-    evaluate_prior,
-    fit_moment_prior,
-)
-from tmapdiff.models import MapLocalizer
+from tmapdiff.evaluation import evaluate, evaluate_didemo
 from tmapdiff.presets import DECODERS, Preset
 from tmapdiff.provenance import describe_run
+from tmapdiff.recipes import (
+    Control,
+    LocalizationData,
+    ModelKind,
+    Protocol,
+    Recipe,
+    evaluate_control,
+    make_test_set,
+)
 
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 DIDEMO = "2"  # the table of another data set
 TARGET, STEPS = "target", "steps"
 DIDEMO_METRICS = ("Rank@1", "Rank@5", "mIoU", *METRICS[:4])
-DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: which model, changed how, and what the paper says of it.
+    """A row of a table: which model, changed how, and what the paper says of it."""
 
-    Attributes:
-        label: Its name in the table.
-        model: `diffusion`, `deterministic`, `ms2dtan`, `prior` or `oracle`.
-        decoder: Fields of the decoder that differ from the preset's.
-        objective: The training objective.
-        budgets: Whether the run measures budgets of decoder passes and ways of reading maps
-            (`budgets.py`), rather than numbers of steps.
-        paper: The paper's Rank1@0.5, Rank1@0.7, Rank5@0.5 and Rank5@0.7, where known.
-    """
-
-    label: str
-    model: str = "diffusion"
+    label: str  # its name in the table
+    # `diffusion`, `deterministic`, `ms2dtan`, `prior` or `oracle`.
+    model: ModelKind | Control = "diffusion"
+    # Fields of the decoder that differ from the preset's.
     decoder: dict[str, Any] = field(default_factory=dict)
-    objective: str = "mse-full"
+    objective: str = "mse-full"  # the training objective
+    # Whether the run measures budgets of decoder passes and ways of reading maps (`budgets.py`),
+    # rather than numbers of steps.
     budgets: bool = False
+    # The paper's Rank1@0.5, Rank1@0.7, Rank5@0.5 and Rank5@0.7, where known.
     paper: tuple[float, ...] = ()
 
     @property
@@ -104,15 +83,6 @@ class Row:
         changed = [f"{key}={value}" for key, value in sorted(self.decoder.items())]
         measured = ["budgets"] if self.budgets else []
         return "_".join([self.model, self.objective, *changed, *measured])
-
-
-def _decoder_row(variant: str) -> Row:
-    # The default decoder's fields are the preset's: its row is the other tables' row.
-    return Row(variant, decoder={} if variant == "cnn-concat" else DECODERS[variant])
-
-
-def _product_row(product: str, formula: str) -> Row:
-    return Row(f"cnn-mul, {formula}", decoder={"conditioning": product})
 
 
 # Of the paper's own numbers, those of Table 1 on I3D features are known here: MS-2D-TAN's from its
@@ -133,17 +103,15 @@ TABLES = {
         Row("diffusion"),
     ],
     "3": [
-        _decoder_row("transformer-xattn-ss"),
-        _decoder_row("transformer-xattn"),
-        _decoder_row("transformer-concat"),
-        _product_row("multiply", "H * F"),
-        _product_row("multiply-residual", "H * (1 + F)"),
-        _product_row("multiply-gated", "H * sigmoid(F)"),
-        _decoder_row("cnn-concat"),
+        *(Row(name, decoder=DECODERS[name]) for name in DECODERS if name.startswith("transformer")),
+        Row("cnn-mul, H * F", decoder={"conditioning": "multiply"}),
+        Row("cnn-mul, H * (1 + F)", decoder={"conditioning": "multiply-residual"}),
+        Row("cnn-mul, H * sigmoid(F)", decoder={"conditioning": "multiply-gated"}),
+        Row("cnn-concat"),
     ],
     "4": [
-        Row(objective, objective=objective)
-        for objective in (
+        Row(name, objective=name)
+        for name in (
             "bce-rescaled",
             "bce-full",
             "mse-full",
@@ -169,45 +137,26 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Terms:
-    """What all rows share.
+    """What all rows share."""
 
-    Attributes:
-        didemo: Whether the data set is DiDeMo; Charades-STA, if not.
-        data: Folder of the annotation files.
-        features: `timeline`, an HDF5 file, or a folder.
-        preset: The models' size and their training.
-        epochs: Passes over the training set; the preset's, if None.
-        steps: Numbers of denoising steps to evaluate with.
-        holdout: Share of the training videos to evaluate on instead of the test set.
-        limit: Pairs to train on and to test on; all, if None.
-        scratch: Folder of unfinished runs.
-        results: Folder of the JSON files.
-        device: `cpu`, or whatever accelerate chooses, if None.
-        threads: Threads of torch in each process.
-    """
-
-    didemo: bool
-    data: Path | None
-    features: str
-    preset: str
-    epochs: int | None
-    steps: tuple[int, ...]
-    holdout: float | None
-    limit: int | None
-    scratch: Path
-    results: Path
-    device: str | None
-    threads: int
+    results: Path  # folder of the JSON files
+    scratch: Path  # folder of unfinished runs
+    didemo: bool = False  # whether the data set is DiDeMo; Charades-STA, if not
+    data: Path | None = None  # folder of the annotation files
+    features: str = "timeline"  # `timeline`, an HDF5 file, or a folder.
+    preset: str = "nano"  # the models' size and their training
+    epochs: int | None = None  # Passes over the training set. Defaults to the preset's.
+    steps: tuple[int, ...] = (1, 2, 5)  # numbers of denoising steps to evaluate with
+    # Share of the training videos to evaluate on instead of the test set.
+    holdout: float | None = None
+    limit: int | None = None  # Pairs to train on and to test on. Defaults to all.
+    device: str | None = None  # `cpu`. Defaults to whatever accelerate chooses.
+    threads: int = 1  # threads of torch in each process
 
     @property
-    def size(self) -> Preset:
-        """The preset, with DiDeMo's grid for DiDeMo."""
-        preset = PRESETS[self.preset]
-        return replace(preset, grid=DIDEMO_GRID) if self.didemo else preset
-
-    def preset_of(self, row: Row) -> Preset:
-        """Give the preset; for the paper's tables, without what is not the paper's."""
-        return self.size if row.budgets else self.size.as_published()
+    def protocol(self) -> Protocol:
+        """How answers are judged."""
+        return "didemo" if self.didemo else "rank"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -222,84 +171,66 @@ class Terms:
         """Where a run is until it has a JSON file."""
         return self.scratch / self.results.name / f"{row.name}-seed{seed}"
 
+    def recipe(self, row: Row, seed: int) -> "RowRecipe":
+        """How a row is made and trained; controls have a recipe for the sake of their grid."""
+        training = {"epochs": self.epochs or PRESETS[self.preset].training.epochs}
+        return RowRecipe(
+            self.preset,
+            "diffusion" if row.model in ("prior", "oracle") else row.model,
+            objective=row.objective,
+            seed=seed,
+            training={**training, "checkpoint_minutes": 1.0, "keep_checkpoints": 2},
+            row=row,
+        )
+
+
+@dataclass(frozen=True)
+class RowRecipe(Recipe):
+    """A recipe with a row's decoder; for the paper's tables, with the paper's settings only."""
+
+    row: Row = Row("")
+
+    @override
+    def preset_for(self, protocol: Protocol) -> Preset:
+        preset = super().preset_for(protocol)
+        preset = preset if self.row.budgets else preset.as_published()
+        return replace(preset, decoder={**preset.decoder, **self.row.decoder})
+
 
 @lru_cache(maxsize=1)
-def load_data(terms: Terms) -> tuple[MomentDataset, MomentDataset, AnnotationSet]:
-    """Training and evaluation pairs with their features; training pairs of all annotators."""
-    train, test, store = load_didemo_files(terms) if terms.didemo else load_charades_files(terms)
-    if terms.holdout is not None:
-        train, test = train.split_videos(terms.holdout, seed=0)
-    train, test = train.restrict_to(store), test.restrict_to(store)
-    if terms.limit is not None:
-        train, test = train.limit(terms.limit), test.limit(terms.limit)
-    vocabulary = Vocabulary.from_sentences(pair.query for pair in train)
-    clips = terms.size.grid["num_clips"]
-    seconds = SEGMENT_SECONDS if terms.didemo else None
-    # Of several annotators, one to learn from, and all to be judged by.
-    learned = keep_consensus(train) if terms.didemo else train
-    return (
-        MomentDataset(learned, store, vocabulary, clips, clip_seconds=seconds),
-        MomentDataset(test, store, vocabulary, clips, clip_seconds=seconds),
-        train,
-    )
-
-
-def load_charades_files(terms: Terms) -> tuple[AnnotationSet, AnnotationSet, FeatureStore]:
-    if terms.data is None:
-        raise ArgumentError("tables: expected --data, the folder of Charades-STA, got none.")
-    store: FeatureStore
-    if terms.features == "timeline":
-        store = ActionTimelineFeatures.from_charades(terms.data)
+def load_data(terms: Terms) -> LocalizationData:
+    """Load queries and features; training queries of DiDeMo are of all annotators."""
+    if terms.didemo and terms.features == "timeline":
+        data = LocalizationData.make_up("didemo")
+    elif terms.data is None:
+        name = "DiDeMo" if terms.didemo else "Charades-STA"
+        raise ArgumentError(f"tables: expected --data, the folder of {name}, got none.")
     else:
-        store = open_feature_store(terms.features)
-    train, test = (load_charades_sta(terms.data, split) for split in ("train", "test"))
-    return train, test, store
-
-
-def load_didemo_files(terms: Terms) -> tuple[AnnotationSet, AnnotationSet, FeatureStore]:
-    if terms.features == "timeline":
-        made_up = [SyntheticDiDeMo(split=split) for split in ("train", "test")]
-        videos = {**made_up[0].videos, **made_up[1].videos}
-        classes = SyntheticDiDeMo.num_classes
-        store = ActionTimelineFeatures(videos, num_classes=classes, drop=0.0, jitter=0.5, noise=1.0)
-        return made_up[0].annotations, made_up[1].annotations, store
-    if terms.data is None:
-        raise ArgumentError("tables: expected --data, the folder of DiDeMo, got none.")
-    train, test = (load_didemo(terms.data, split) for split in ("train", "test"))
-    return train, test, open_feature_store(terms.features, SEGMENT_SECONDS)
-
-
-def build_model(row: Row, preset: Preset, train: MomentDataset, seed: int) -> MapLocalizer:
-    torch.manual_seed(seed)
-    sizes = {
-        "vocabulary_size": len(train.vocabulary),
-        "clip_channels": train.store.feature_dim,
-        "objective": row.objective,
-    }
-    if row.model == "ms2dtan":
-        return preset.build_ms2dtan(**sizes)
-    return preset.build(**sizes, decoder=row.decoder, deterministic=row.model == "deterministic")
+        data = LocalizationData.load(
+            terms.data,
+            features=[terms.features],
+            format="didemo" if terms.didemo else "charades-sta",
+        )
+    if terms.holdout is not None:
+        data = data.hold_out(terms.holdout)
+    data = data.with_features_only()
+    return data if terms.limit is None else data.limit(terms.limit)
 
 
 def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     """Train and evaluate one row with one seed; the result is also written as JSON."""
     torch.set_num_threads(terms.threads)
     began = time.perf_counter()
-    train, test, annotators = load_data(terms)
-    grid = terms.size.make_grid()
+    data, recipe = load_data(terms), terms.recipe(row, seed)
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, "preset": terms.preset}
-    if row.model == "prior" and terms.didemo:
-        result["metrics"] = {"0": evaluate_didemo_prior(annotators, test.annotations)}
-    elif row.model == "prior":
-        result["metrics"] = {"0": evaluate_prior(grid, fit_moment_prior(grid, train), test)}
-    elif row.model == "oracle":
-        result["metrics"] = {"0": evaluate_oracle(grid, test)}
+    if row.model in ("prior", "oracle"):
+        result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
     else:
-        result |= _train(row, seed, terms, train, test)
+        result |= _train(recipe, terms, data)
     result |= {
-        "features": train.store.description,
-        "trained_on": f"{len(train):,} pairs",
-        "evaluated_on": f"{len(test):,} pairs",
+        "features": data.store.description,
+        "trained_on": f"{len(data.train):,} pairs",
+        "evaluated_on": f"{len(data.test):,} pairs",
         "held_out_training_videos": terms.holdout,
         "seconds": time.perf_counter() - began,
         **describe_run(str(Path(__file__).parent)),
@@ -316,20 +247,22 @@ def to_json(result: dict[str, Any]) -> str:
     return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
 
 
-def _train(
-    row: Row,
-    seed: int,
-    terms: Terms,
-    train: MomentDataset,
-    test: MomentDataset,
-) -> dict[str, Any]:
-    changes: dict[str, Any] = {"seed": seed, "checkpoint_minutes": 1.0, "keep_checkpoints": 2}
-    if terms.epochs is not None:
-        changes["epochs"] = terms.epochs
-    config = replace(terms.size.training, **changes)
-    model = build_model(row, terms.preset_of(row), train, seed)
-    folder = terms.unfinished(row, seed)
-    trainer = Trainer(model, train, config, folder, device=terms.device, show_progress=False)
+def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str, Any]:
+    row, protocol = recipe.row, data.protocol
+    grid, clip_seconds = recipe.preset_for(protocol).make_grid(), recipe.clip_seconds_for(protocol)
+    vocabulary = Vocabulary.from_sentences(pair.query for pair in data.train)
+    train_set = data.make_train_set(grid, vocabulary, clip_seconds)
+    test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
+    model = recipe.build(vocabulary, data.store.feature_dim, protocol)
+    config = recipe.training_config(data)
+    trainer = Trainer(
+        model,
+        train_set,
+        config,
+        terms.unfinished(row, recipe.seed),
+        device=terms.device,
+        show_progress=False,
+    )
     began, done = time.perf_counter(), trainer.resume().progress.epoch
     trainer.train()
     training_seconds = time.perf_counter() - began
@@ -340,33 +273,30 @@ def _train(
         "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
     }
     if row.budgets:
-        return result | measure_budgets(averaged, test, seed)
-    metrics: dict[str, dict[str, float]] = {}
-    speed: dict[str, float] = {}
-    for steps in terms.steps if averaged.is_generative else (1,):
-        sampling = {"num_inference_steps": steps} if averaged.is_generative else {}
-        judge = evaluate_didemo if terms.didemo else evaluate
-        found = judge(averaged, test, seed=seed, **sampling)
-        metrics[str(steps)], speed[str(steps)] = found.metrics, found.queries_per_second
-    return result | {"metrics": metrics, "queries_per_second": speed}
+        return result | measure_budgets(averaged, test_set, recipe.seed)
+    judge = evaluate_didemo if terms.didemo else evaluate
+    found = {
+        str(steps): judge(averaged, test_set, seed=recipe.seed, num_inference_steps=steps)
+        for steps in (terms.steps if averaged.is_generative else (1,))
+    }
+    return result | {
+        "metrics": {steps: one.metrics for steps, one in found.items()},
+        "queries_per_second": {steps: one.queries_per_second for steps, one in found.items()},
+    }
 
 
 def print_table(table: str, terms: Terms, seeds: range) -> None:
     """Print a table as Markdown from the JSON files that are there."""
     rows = TABLES[table]
-    found = {
-        row.label: [
-            json.loads(path.read_text())
-            for seed in seeds
-            if (path := terms.result(row, seed)).exists()
-        ]
-        for row in rows
-    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        paths = (terms.result(row, seed) for seed in seeds)
+        found[row.label] = [json.loads(path.read_text()) for path in paths if path.exists()]
     complete = [result for results in found.values() for result in results]
     if not complete:
         return
     first = next((result for result in complete if "training" in result), complete[0])
-    grid = terms.size.make_grid()
+    grid = terms.recipe(rows[0], 0).preset_for(terms.protocol).make_grid()
     print(f"\n### Table {table}\n\nFeatures: {'; '.join({r['features'] for r in complete})}.")
     split = "test set" if terms.holdout is None else f"{terms.holdout:g} of the training videos"
     print(
@@ -387,55 +317,36 @@ def print_rows(
     rows: Sequence[Row], found: Mapping[str, list[dict[str, Any]]], terms: Terms
 ) -> None:
     """Print the metrics of each row after each number of steps, beside the paper's."""
-    print("| | parameters | steps | seeds |", *(f"{name} |" for name in terms.metrics), "paper |")
-    print("| --- |" + " --- |" * (4 + len(terms.metrics)))
+    print_head(["", "parameters", "steps", "seeds", *terms.metrics, "paper"])
     for row in rows:
         results = found[row.label]
         paper = " / ".join(f"{value:.1f}" for value in row.paper) or "-"
         for steps in results[0]["metrics"] if results else ["-"]:
+            there = [one["metrics"][steps] for one in results]
             cells = [
-                format_mean(
-                    [r["metrics"][steps][name] for r in results if name in r["metrics"][steps]]
-                )
-                for name in terms.metrics
+                format_mean([one[name] for one in there if name in one]) for name in terms.metrics
             ]
-            millions = f"{results[0]['parameters'] / 1e6:.2f} M" if _trained(results) else "-"
-            shown = steps if _trained(results) else "-"
+            trained = bool(results) and "parameters" in results[0]
+            millions = f"{results[0]['parameters'] / 1e6:.2f} M" if trained else "-"
+            shown = steps if trained else "-"
             print(f"| {row.label} | {millions} | {shown} | {len(results)} |", end=" ")
             print(*(f"{cell} |" for cell in cells), f"{paper} |")
     if any(row.paper for row in rows):
         print("\npaper: Rank1@0.5 / Rank1@0.7 / Rank5@0.5 / Rank5@0.7 on I3D features.")
 
 
-def _trained(results: list[dict[str, Any]]) -> bool:
-    return bool(results) and "parameters" in results[0]
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--table", nargs="+", choices=list(TABLES), required=True, help="tables to make")
     add("--data", type=Path, help="folder with the Charades-STA files; for table 2, with DiDeMo's")
-    add(
-        "--features",
-        default="timeline",
-        help="an HDF5 file, a folder of feature files, or 'timeline': features simulated from "
-        "Charades' action annotations (default: timeline)",
-    )
-    add(
-        "--preset", choices=list(PRESETS), default="nano", help="size of all models (default: nano)"
-    )
+    add("--features", default="timeline", help="HDF5 file, or folder (default: simulated features)")
+    add("--preset", choices=list(PRESETS), default="nano", help="(default: nano)")
     add("--seeds", type=int, default=3, help="runs of each row (default: 3)")
     add("--epochs", type=int, help="passes over the training set (default: the preset's)")
-    add(
-        "--steps",
-        type=int,
-        nargs="+",
-        default=[1, 2, 5],
-        help="denoising steps to evaluate with (default: 1 2 5)",
-    )
+    add("--steps", type=int, nargs="+", default=[1, 2, 5], help="denoising steps (default: 1 2 5)")
     add("--holdout", type=float, help="evaluate on this share of the training videos instead")
     add("--limit", type=int, help="pairs to train on and to test on (default: all)")
     add("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
@@ -443,28 +354,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--results", type=Path, help="folder of JSON files (default: runs/tables-<preset>)")
     add("--scratch", type=Path, default=Path("runs/tables-unfinished"), help="unfinished runs")
     add("--print-only", action="store_true", help="train nothing; print what there is")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
 
-
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_arguments(arguments)
     if DIDEMO in args.table and len(args.table) > 1:
         raise ArgumentError("tables: expected table 2 alone, as it has another data set.")
     didemo = args.table == [DIDEMO]
     name = f"tables-{'didemo-' if didemo else ''}{args.preset}"
+    alike = ("scratch", "data", "features", "preset", "epochs", "holdout", "limit")
     terms = Terms(
-        didemo=didemo,
-        data=args.data,
-        features=args.features,
-        preset=args.preset,
-        epochs=args.epochs,
-        steps=tuple(args.steps),
-        holdout=args.holdout,
-        limit=args.limit,
-        scratch=args.scratch,
         results=args.results or Path("runs") / name,
+        didemo=didemo,
+        steps=tuple(args.steps),
         device=None if args.device == "auto" else args.device,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),
+        **{name: getattr(args, name) for name in alike},
     )
     seeds = range(args.seeds)
     wanted = {

@@ -1,19 +1,19 @@
 """Clocks, and calls timed in turns: what is compared meets the same state of the machine."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 
 class CpuClock:
-    """Wall time of a call.
-
-    Args:
-        now: Seconds since some moment.
-    """
+    """Wall time of a call; `now` gives seconds since some moment."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.now = now
@@ -29,9 +29,6 @@ class CudaClock:
     """Time between two events on a GPU: from the first launch until all work is done.
 
     Work of other streams counts if the current stream waits for it.
-
-    Args:
-        device: The GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,21 +56,13 @@ def clock_of(device: torch.device) -> Clock:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """How much is measured."""
 
-    Args:
-        rounds: Rounds at least; in each round every candidate has a turn.
-        seconds: Rounds go on until this many seconds a candidate have passed.
-        most_rounds: Rounds at most.
-        shortest_turn: Seconds that a turn lasts at least: shorter calls are repeated.
-        warm_up: Calls before the first round.
-    """
-
-    rounds: int = 7
-    seconds: float = 2.0
-    most_rounds: int = 100
-    shortest_turn: float = 2e-3
-    warm_up: int = 2
+    rounds: int = 7  # rounds at least; in each round every candidate has a turn
+    seconds: float = 2.0  # rounds go on until this many seconds a candidate have passed
+    most_rounds: int = 100  # rounds at most
+    shortest_turn: float = 2e-3  # seconds that a turn lasts at least: shorter calls are repeated
+    warm_up: int = 2  # calls before the first round
 
 
 QUICK = Effort(rounds=3, seconds=0.05, most_rounds=20, shortest_turn=5e-4)
@@ -108,13 +97,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Measure candidates in rounds; each round begins with another one.
 
-    Args:
-        turns: For each candidate: takes the number of the round, gives seconds a call.
-        effort: How many rounds.
-        now: Seconds since some moment.
-
-    Returns:
-        What each candidate's turns gave, round by round.
+    A turn takes the number of the round and gives seconds per call; they come back round by round.
     """
     names = list(turns)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -126,3 +109,16 @@ def take_turns(
         for name in names[first:] + names[:first]:
             seconds[name].append(turns[name](number))
     return seconds
+
+
+def seconds_elsewhere(program: str, *arguments: str, folder: Path) -> float:
+    """Run Python code in a new process in a folder, and give the seconds that it prints last."""
+    command = [sys.executable, "-c", program, *arguments]
+    environment = {name: one for name, one in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        reason = (run.stderr.strip() or f"exit status {run.returncode}").splitlines()[-1]
+        raise RuntimeError(f"{Path(folder).name}: {reason}")
+    return float(run.stdout.splitlines()[-1])

@@ -1,13 +1,31 @@
 """Suites of `speed.py`: each is a function from the setting to its cases, in the order they run."""
 
-from speed_suites import decoder, imports, kernels, memory, postprocess, sampling, training
+from speed_suites import (
+    corpus,
+    denoising,
+    elementwise,
+    glove,
+    kernels,
+    long_videos,
+    parts,
+    postprocess,
+    training,
+)
 
 SUITES = {
     "kernels": kernels.cases,
-    "decoder": decoder.cases,
-    "sampling": sampling.cases,
+    "decoder": denoising.decoder_cases,
+    "sampling": denoising.sampling_cases,
     "training": training.cases,
     "postprocess": postprocess.cases,
-    "memory": memory.cases,
-    "import": imports.cases,
+    "memory": training.memory_cases,
+}
+# Suites that take long, or measure one page's figures: run when they are named.
+EXTRA_SUITES = {
+    "operations": elementwise.operation_cases,
+    "choices": kernels.choice_cases,
+    "parts": parts.cases,
+    "long-videos": long_videos.cases,
+    "corpus": corpus.cases,
+    "glove": glove.cases,
 }

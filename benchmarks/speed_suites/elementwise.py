@@ -1,7 +1,7 @@
 """Operations on each cell or channel, which should cost no more than reading and writing maps."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,72 +13,101 @@ from speed_suites.setting import AUTO, Setting, backends, compiled, inference
 from tmapdiff import MapGrid
 from tmapdiff.kernels.ddim_step import ddim_coefficients, ddim_step
 from tmapdiff.kernels.gate import gate_features
+from tmapdiff.kernels.styled_residual import add_styled
 from tmapdiff.kernels.stylization import stylize
+from tmapdiff.kernels.unit_product import unit_product
 
 NUM_GROUPS = 8
+# Samples, channels, starts, durations, of suite "operations".
+SIZES = (
+    (1, 32, 16, 8),
+    (8, 16, 16, 8),
+    (8, 64, 8, 8),
+    (8, 64, 32, 8),
+    (32, 64, 16, 8),
+    (32, 64, 32, 8),
+    (32, 128, 64, 16),
+)
 
 Inputs = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation on maps.
+    """An operation on maps."""
 
-    Args:
-        name: Its name.
-        shape: Sizes that say how large it is.
-        draw: Draws its inputs, a sample a row; gradients are of all of them.
-        call: Runs it on them, with a backend.
-        moved: Numbers that it reads and writes, at least.
-        moved_back: The same of its gradient; 0 if it has none.
-    """
-
-    name: str
-    shape: dict[str, Any]
+    name: str  # its name
+    shape: dict[str, Any]  # sizes that say how large it is
+    # Draws its inputs, a sample per row; gradients are of all of them.
     draw: Callable[[torch.dtype], Inputs]
-    call: Callable[[Inputs, str | None], Inputs]
-    moved: int
-    moved_back: int = 0
+    # Runs it on them, with a backend.
+    call: Callable[[Inputs, str | None], Tensor | tuple[Tensor, ...]]
+    moved: int  # numbers that it reads and writes, at least
+    moved_back: int = 0  # the same of its gradient; 0 if it has none
+    shared: tuple[int, ...] = ()  # places of the inputs that all samples share
 
 
-def operations(setting: Setting, grid: MapGrid, channels: int, batch: int) -> Iterator[Operation]:
-    """List the operations: on the maps of each scale, or of the first with --quick."""
-    for scale, (rows, columns) in enumerate(grid.shapes[: 1 if setting.quick else None]):
-        mask = grid.mask(scale, setting.device)
-        shape = {"batch": batch, "maps": f"{rows}x{columns}", "channels": channels}
-        numbers = batch * channels * rows * columns
-        gates = batch * rows * columns
+def map_operations(
+    setting: Setting, grid: MapGrid, scale: int, channels: int, batch: int
+) -> Iterator[Operation]:
+    """List the operations on the maps of a scale."""
+    rows, columns = grid.shapes[scale]
+    mask = grid.mask(scale, setting.device)
+    shape = {"batch": batch, "maps": f"{rows}x{columns}", "channels": channels}
+    gates = batch * rows * columns
+    numbers = gates * channels
 
-        def maps(width: int, dtype: torch.dtype, size: tuple[int, int] = (rows, columns)) -> Tensor:
-            return setting.layout(setting.random(batch, width, *size, dtype=dtype))
+    def maps(width: int, dtype: torch.dtype) -> Tensor:
+        return setting.layout(setting.random(batch, width, rows, columns, dtype=dtype))
 
-        def styles(dtype: torch.dtype) -> Inputs:
-            return [setting.random(batch, channels, dtype=dtype) for _ in range(2)]
+    def maps_and(styles: int, dtype: torch.dtype) -> list[Tensor]:
+        drawn = [setting.random(batch, channels, dtype=dtype) for _ in range(styles)]
+        return [maps(channels, dtype), *drawn]
 
-        # Backward, both read the maps and the gradient of the result, and write one of the maps.
-        yield Operation(
-            "stylize",
-            shape,
-            lambda dtype, maps=maps: [maps(channels, dtype), *styles(dtype)],
-            lambda given, backend, mask=mask: [
-                stylize(*given, mask, num_groups=NUM_GROUPS, backend=backend)
-            ],
-            moved=2 * numbers,
-            moved_back=3 * numbers,
-        )
-        yield Operation(
-            "gate",
-            shape,
-            lambda dtype, maps=maps: [maps(channels + 1, dtype)],
-            lambda given, backend, mask=mask: [
-                gate_features(*given, mask, channels=channels, backend=backend)
-            ],
-            moved=2 * numbers + gates,
-            moved_back=3 * numbers + 2 * gates,
-        )
-    row = ddim_coefficients([0.1, 0.6], signal_scale=0.1)[0].tolist()
-    cells = grid.num_cells
+    def styled(dtype: torch.dtype) -> Inputs:
+        weight = setting.random(channels, channels, dtype=dtype) / channels**0.5
+        return [*maps_and(2, dtype), weight, setting.random(channels, dtype=dtype)]
+
+    # Backward, each reads the maps and the gradient of the result, and writes one of the maps.
     yield Operation(
+        "stylize",
+        shape,
+        partial(maps_and, 2),
+        lambda given, backend: stylize(*given, mask, num_groups=NUM_GROUPS, backend=backend),
+        2 * numbers,
+        3 * numbers,
+    )
+    yield Operation(
+        "gate",
+        shape,
+        lambda dtype: [maps(channels + 1, dtype)],
+        lambda given, backend: gate_features(*given, mask, channels=channels, backend=backend),
+        2 * numbers + gates,
+        3 * numbers + 2 * gates,
+    )
+    yield Operation(
+        "styled_residual",
+        shape,
+        styled,
+        lambda given, backend: add_styled(*given, mask, num_groups=NUM_GROUPS, backend=backend),
+        2 * numbers,
+        3 * numbers,
+        shared=(3, 4),
+    )
+    yield Operation(
+        "unit_product",
+        shape,
+        partial(maps_and, 1),
+        lambda given, backend: unit_product(*given, mask, backend=backend),
+        2 * numbers,
+        3 * numbers,
+    )
+
+
+def ddim_operation(setting: Setting, cells: int, batch: int) -> Operation:
+    """Make the update of all cells after a denoising step."""
+    row = ddim_coefficients([0.1, 0.6], signal_scale=0.1)[0].tolist()
+    return Operation(
         "ddim_step",
         {"batch": batch, "cells": cells},
         lambda dtype: [setting.random(batch, cells, dtype=dtype) for _ in range(2)],
@@ -90,33 +119,54 @@ def operations(setting: Setting, grid: MapGrid, channels: int, batch: int) -> It
 def cases(
     setting: Setting, grid: MapGrid, channels: int, batch: int, dtype: torch.dtype
 ) -> Iterator[Case]:
-    """Measure each operation, and with its gradient if it has one."""
-    for operation in operations(setting, grid, channels, batch):
-        modes = {"forward": (_forward, operation.moved)}
-        if operation.moved_back:
-            moved = operation.moved + operation.moved_back
-            modes["forward+backward"] = (_forward_and_backward, moved)
-        for mode, (run, moved) in modes.items():
-            work = Work(bytes_moved=float(moved * dtype.itemsize))
-            yield TimedCase(
-                "kernels",
-                f"{operation.name} {mode}",
-                operation.shape,
-                dtype,
-                partial(_contest, setting, operation, run, dtype, work),
-                floor=lambda ceilings, work=work: work.bytes_moved / ceilings.bytes_a_second,
-            )
+    """Measure each operation on the maps of each scale, or of the first with --quick."""
+    for scale in range(1 if setting.quick else grid.num_scales):
+        for operation in map_operations(setting, grid, scale, channels, batch):
+            yield from _timed(setting, "kernels", operation, dtype, "auto")
+    yield from _timed(
+        setting, "kernels", ddim_operation(setting, grid.num_cells, batch), dtype, "auto"
+    )
+
+
+def operation_cases(setting: Setting) -> Iterator[Case]:
+    """Measure `eager` on maps of several sizes; it is not taken for the smallest."""
+    setting = replace(setting, as_in_decoder=True)
+    for batch, channels, rows, columns in SIZES[: 1 if setting.quick else None]:
+        grid = MapGrid(rows, columns, 1)
+        for operation in map_operations(setting, grid, 0, channels, batch):
+            yield from _timed(setting, "operations", operation, setting.dtypes[0], "eager")
+
+
+def _timed(
+    setting: Setting, suite: str, operation: Operation, dtype: torch.dtype, ours: str
+) -> Iterator[Case]:
+    """Measure an operation, and with its gradient if it has one."""
+    modes = {"forward": (_forward, operation.moved)}
+    if operation.moved_back:
+        moved = operation.moved + operation.moved_back
+        modes["forward+backward"] = (_forward_and_backward, moved)
+    for mode, (run, moved) in modes.items():
+        work = Work(bytes_moved=float(moved * dtype.itemsize))
+        yield TimedCase(
+            suite,
+            f"{operation.name} {mode}",
+            operation.shape,
+            dtype,
+            partial(_contest, setting, operation, run, dtype, work, ours),
+            floor=lambda ceilings, work=work: work.bytes_moved / ceilings.bytes_a_second,
+        )
 
 
 def _forward(operation: Operation, backend: str | None, given: Inputs) -> Inputs:
     with torch.no_grad():
-        return operation.call(given, backend)
+        results = operation.call(given, backend)
+    return results if isinstance(results, tuple) else [results]
 
 
 def _forward_and_backward(operation: Operation, backend: str | None, given: Inputs) -> Inputs:
     *inputs, gradient = given
     leaves = [one.detach().requires_grad_() for one in inputs]
-    [result] = operation.call(leaves, backend)
+    result = operation.call(leaves, backend)
     return [result.detach(), *torch.autograd.grad(result, leaves, gradient)]
 
 
@@ -126,21 +176,30 @@ def _contest(
     run: Callable[[Operation, str | None, Inputs], Inputs],
     dtype: torch.dtype,
     work: Work,
+    ours: str,
 ) -> Contest:
     def draw() -> Inputs:
         given = operation.draw(dtype)
         if run is _forward:
             return given
         with inference(AUTO):
-            [result] = operation.call(given, "reference")
-        return [*given, torch.randn_like(result)]
+            return [*given, torch.randn_like(operation.call(given, "reference"))]
 
     first = draw()
     inputs = [first, *(draw() for _ in range(setting.num_inputs(first[0].nbytes) - 1))]
+
+    def first_samples(results: Inputs) -> Inputs:
+        """Leave out gradients of what samples share."""
+        return [one[:1] for place, one in enumerate(results) if place - 1 not in operation.shared]
+
+    def expected() -> Inputs:
+        given = [one if i in operation.shared else one[:1] for i, one in enumerate(first)]
+        return first_samples(run(operation, "reference", [one.double() for one in given]))
+
     calls = {"reference": partial(run, operation, "reference")}
     if setting.compiled:
         calls["compiled"] = compiled(calls["reference"])
-    calls["auto"] = partial(run, operation, None)
+    calls[ours] = partial(run, operation, None if ours == "auto" else ours)
     return Contest(
         [
             Candidate(
@@ -150,9 +209,9 @@ def _contest(
                 partial(backends, AUTO),
                 len(first[0]),
                 work,
-                outputs=lambda results: [one[:1] for one in results],
+                outputs=first_samples,
             )
             for backend, call in calls.items()
         ],
-        lambda: run(operation, "reference", [one[:1].double() for one in first]),
+        expected,
     )

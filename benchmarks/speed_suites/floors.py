@@ -8,8 +8,9 @@ tiles.
 
 import torch
 from speed_cases import Ceilings, Work
+from timing import Clock
 
-from tmapdiff import MapDiffusionDecoder
+from speed_suites.setting import Setting, make_localizer
 from tmapdiff.kernels.map_conv.costs import ConvSizes, direct_operations
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
@@ -68,14 +69,14 @@ def all_transforms(sizes: ConvSizes) -> list[MapTransform]:
 
 
 def decoder_floor(
-    decoder: MapDiffusionDecoder, batch: int, dtype: torch.dtype, ceilings: Ceilings
+    setting: Setting, preset: str, batch: int, dtype: torch.dtype, ceilings: Ceilings
 ) -> float:
     """Shortest time of a denoising step, by convolutions, of prepared features.
 
     Its layers are the convolutions, with their gates, and the stylization blocks; the step also
     reads the features. The rest is small beside them.
     """
-    seconds = 0.0
+    decoder, seconds = make_localizer(preset, setting.device, dtype).decoder, 0.0
     for (rows, columns), one in zip(decoder.grid.shapes, decoder.decoders, strict=True):
         cells = batch * rows * columns
         features = cells * one.condition.feature_channels * dtype.itemsize
@@ -99,3 +100,32 @@ def decoder_floor(
             moved = 2 * cells * block.channels * dtype.itemsize
             seconds += ceilings.seconds(mlp, moved, dtype)
     return seconds
+
+
+_REPEATS = 10
+
+
+def measure_ceilings(setting: Setting, clock: Clock) -> Ceilings:
+    """Measure both, the product in each dtype; of several times the shortest counts."""
+    numbers, size = (2**30, 8192) if setting.on_gpu else (2**26, 2048)
+    if setting.quick:
+        numbers, size = 2**22, 512
+    dtypes = dict.fromkeys([*setting.dtypes, torch.float32])
+    return Ceilings(
+        _bytes_a_second(setting, clock, numbers),
+        {dtype: _operations_a_second(setting, clock, size, dtype) for dtype in dtypes},
+    )
+
+
+def _bytes_a_second(setting: Setting, clock: Clock, numbers: int) -> float:
+    source = torch.rand(numbers, device=setting.device)
+    target = torch.zeros_like(source)
+    seconds = min(clock.seconds(lambda: target.copy_(source)) for _ in range(_REPEATS))
+    return 2 * source.nbytes / seconds
+
+
+def _operations_a_second(setting: Setting, clock: Clock, size: int, dtype: torch.dtype) -> float:
+    a, b = (setting.random(size, size, dtype=dtype) for _ in range(2))
+    torch.mm(a, b)
+    seconds = min(clock.seconds(lambda: torch.mm(a, b)) for _ in range(_REPEATS))
+    return 2 * size**3 / seconds

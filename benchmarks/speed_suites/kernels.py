@@ -1,12 +1,15 @@
 """Single operations, at the sizes that a preset gives them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from speed_cases import Candidate, Case, Contest, TimedCase, Work
+from speed_cases import Candidate, Case, Ceilings, Contest, TimedCase, Work
 from torch import Tensor
 
 from speed_suites import elementwise
@@ -17,16 +20,49 @@ from speed_suites.setting import (
     backends,
     compiled,
     find_preset,
+    first_sample,
     inference,
     map_conv_backends,
     memory_format,
 )
 from tmapdiff.kernels.map_conv import MapConvPlan, map_conv, plan_map_conv
-from tmapdiff.kernels.map_conv.costs import ConvSizes
+from tmapdiff.kernels.map_conv.costs import (
+    ConvSizes,
+    best_transform,
+    direct_seconds,
+    spectral_seconds,
+)
 from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.presets import Preset
 
 SUITE = "kernels"
+# Of suite "choices": batch, channels in and out, starts, durations, cells that the kernel spans.
+SIZES = (
+    (1, 1, 129, 64, 16, 17),
+    (1, 32, 33, 16, 8, 5),
+    (1, 32, 33, 16, 16, 17),
+    (1, 64, 65, 8, 8, 5),
+    (1, 64, 65, 8, 8, 9),
+    (1, 64, 65, 32, 8, 5),
+    (1, 128, 65, 32, 8, 5),
+    (1, 128, 129, 16, 16, 17),
+    (1, 128, 129, 32, 16, 9),
+    (1, 256, 129, 64, 16, 5),
+    (1, 256, 129, 64, 16, 9),
+    (2, 64, 65, 16, 8, 5),
+    (8, 128, 65, 32, 8, 5),
+    (8, 128, 129, 32, 16, 9),
+    (16, 64, 65, 16, 16, 7),
+    (32, 1, 65, 32, 8, 5),
+    (32, 1, 129, 64, 16, 17),
+    (32, 32, 33, 8, 8, 5),
+    (32, 64, 65, 8, 8, 5),
+    (32, 64, 65, 32, 8, 3),
+    (32, 64, 65, 32, 8, 5),
+    (32, 128, 65, 32, 8, 5),
+    (32, 128, 129, 8, 8, 3),
+    (64, 32, 33, 16, 8, 5),
+)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -36,7 +72,14 @@ def cases(setting: Setting) -> Iterator[Case]:
     for dtype in setting.dtypes:
         for batch in setting.batch_sizes(gpu=(1, 8, 32, 64), cpu=(8, 32)):
             sizes = conv_sizes(setting, preset, batch, dtype)
-            yield gated_stack_case(setting, name, batch, dtype, sizes)
+            yield TimedCase(
+                SUITE,
+                "gated stack",
+                {"preset": name, "batch": batch},
+                dtype,
+                partial(_gated_stacks, setting, preset, batch, dtype, sizes),
+                floor=partial(_sum_of_floors, sizes),
+            )
             for one in sizes[:1] if setting.quick else sizes:
                 yield from map_conv_cases(setting, one)
             channels = preset.decoder["channels"]
@@ -64,41 +107,22 @@ def conv_work(sizes: ConvSizes, plan: MapConvPlan) -> Work:
 # Gated convolutions over all maps, as the decoder runs them: with weights that stay.
 
 
-def gated_stack_case(
-    setting: Setting, name: str, batch: int, dtype: torch.dtype, sizes: Sequence[ConvSizes]
-) -> Case:
-    """Time the gated convolutions of all scales."""
-    return TimedCase(
-        SUITE,
-        "gated stack",
-        {"preset": name, "batch": batch},
-        dtype,
-        lambda: _gated_stacks(setting, find_preset(name), batch, dtype, sizes),
-        floor=lambda ceilings: sum(conv_floor(one, ceilings) for one in sizes),
-    )
-
-
 def _gated_stacks(
     setting: Setting, preset: Preset, batch: int, dtype: torch.dtype, sizes: Sequence[ConvSizes]
 ) -> Contest:
-    channels, shapes = preset.decoder["channels"], preset.make_grid().shapes
-    layout = memory_format(setting.device, dtype)
+    channels, kernels = preset.decoder["channels"], preset.decoder["kernel_sizes"]
+    shapes, layout = preset.make_grid().shapes, memory_format(setting.device, dtype)
     with setting.device:  # where large kernels are initialised in no time
-        stacks = [
-            GatedConv2dStack(2 * channels, channels, preset.decoder["kernel_sizes"])
-            .to(dtype=dtype, memory_format=layout)
-            .eval()
-            for _ in shapes
-        ]
+        stacks = [GatedConv2dStack(2 * channels, channels, kernels).eval() for _ in shapes]
+    stacks = [stack.to(dtype=dtype, memory_format=layout) for stack in stacks]
 
     def draw() -> list[Tensor]:
-        return [
-            setting.layout(setting.random(batch, 2 * channels, *shape, dtype=dtype))
-            for shape in shapes
-        ]
+        maps = (setting.random(batch, 2 * channels, *shape, dtype=dtype) for shape in shapes)
+        return [setting.layout(one) for one in maps]
 
     first = draw()
-    inputs = [first, *(draw() for _ in range(setting.num_inputs(_bytes(*first)) - 1))]
+    count = setting.num_inputs(sum(one.nbytes for one in first))
+    inputs = [first, *(draw() for _ in range(count - 1))]
     candidates = []
     for backend, named in map_conv_backends(setting).items():
         with inference(named):
@@ -106,17 +130,14 @@ def _gated_stacks(
                 [layer.plan((batch, layer.in_channels, *shape), dtype) for layer in stack.layers]
                 for stack, shape in zip(stacks, shapes, strict=True)
             ]
-        run, scope = partial(_run_stacks, stacks, plans), partial(inference, named)
-        work = total(*map(conv_work, sizes, chain(*plans)))
-        candidates.append(
-            Candidate(backend, run, inputs, scope, batch, work, outputs=_first_samples)
-        )
+        runs = {backend: partial(_run_stacks, stacks, plans)}
         if backend == "reference" and setting.compiled:
-            candidates.append(
-                Candidate(
-                    "compiled", compiled(run), inputs, scope, batch, work, outputs=_first_samples
-                )
-            )
+            runs["compiled"] = compiled(runs[backend])
+        scope, work = partial(inference, named), total(*map(conv_work, sizes, chain(*plans)))
+        candidates += [
+            Candidate(way, run, inputs, scope, batch, work, outputs=_first_samples)
+            for way, run in runs.items()
+        ]
 
     def expected() -> list[Tensor]:
         results = []
@@ -130,6 +151,14 @@ def _gated_stacks(
         return results
 
     return Contest(candidates, expected)
+
+
+def _sum_of_floors(sizes: Sequence[ConvSizes], ceilings: Ceilings) -> float:
+    return sum(conv_floor(one, ceilings) for one in sizes)
+
+
+def _first_samples(results: Sequence[Tensor]) -> list[Tensor]:
+    return [one[:1] for one in results]
 
 
 def _run_stacks(
@@ -160,8 +189,36 @@ def map_conv_cases(setting: Setting, sizes: ConvSizes) -> Iterator[Case]:
         ("map_conv forward+backward", _forward_and_backward, None),
         ("map_conv planned", _planned, partial(conv_floor, sizes)),
     ):
-        build = partial(_with_inputs, contest, setting, sizes)
-        yield TimedCase(SUITE, name, shape, sizes.dtype, build, floor=floor)
+        yield TimedCase(
+            SUITE,
+            name,
+            shape,
+            sizes.dtype,
+            lambda contest=contest: contest(setting, sizes, _ConvInputs(setting, sizes)),
+            floor=floor,
+        )
+
+
+def choice_cases(setting: Setting) -> Iterator[Case]:
+    """Measure what arithmetic says of direct and spectral convolution.
+
+    Where clock and arithmetic are far apart, or on two sides of 1, the library would choose wrongly
+    if it did not ask the clock (`_DOUBTFUL` in `map_conv/__init__.py`).
+    """
+    setting = replace(setting, as_in_decoder=True)
+    for sizes in SIZES[: 2 if setting.quick else None]:
+        conv = ConvSizes(*sizes, setting.dtypes[0], setting.device.type)
+        for case in map_conv_cases(setting, conv):
+            if case.name != "map_conv forward":
+                ratio = f"{expected_ratio(conv, training='backward' in case.name):.2f}"
+                shape = {**case.shape, "ratio by arithmetic": ratio}
+                yield replace(case, suite="choices", shape=shape)
+
+
+def expected_ratio(sizes: ConvSizes, *, training: bool) -> float:
+    """Spectral over direct time by arithmetic: in training with gradients, else weights stay."""
+    transform = best_transform(sizes, with_kernel=training)
+    return spectral_seconds(sizes, transform, with_kernel=training) / direct_seconds(sizes)
 
 
 class _ConvInputs:
@@ -171,7 +228,7 @@ class _ConvInputs:
         span, maps = sizes.kernel_size, (sizes.rows, sizes.columns)
         self.shape = (sizes.batch, sizes.in_channels, *maps)
         first = setting.layout(setting.random(*self.shape, dtype=sizes.dtype))
-        more = setting.num_inputs(_bytes(first)) - 1
+        more = setting.num_inputs(first.nbytes) - 1
         self.maps = [first, *(torch.randn_like(first) for _ in range(more))]
         weight = setting.random(sizes.out_channels, sizes.in_channels, span, span)
         weight /= (sizes.in_channels * span**2) ** 0.5
@@ -181,60 +238,28 @@ class _ConvInputs:
         self.gradient = setting.layout(setting.random(*results, dtype=sizes.dtype))
 
 
-def _with_inputs(
-    contest: Callable[[Setting, ConvSizes, _ConvInputs], Contest],
-    setting: Setting,
-    sizes: ConvSizes,
-) -> Contest:
-    return contest(setting, sizes, _ConvInputs(setting, sizes))
-
-
 def _planned(setting: Setting, sizes: ConvSizes, given: _ConvInputs) -> Contest:
-    candidates = []
+    runs, works = {}, {}
     for backend, named in map_conv_backends(setting).items():
         with inference(named):
             plan = plan_map_conv(given.weight, given.shape, sizes.dtype)
-        run = partial(map_conv, weight=given.weight, bias=given.bias, plan=plan)
-        candidates.append(
-            Candidate(
-                backend,
-                run,
-                given.maps,
-                partial(inference, AUTO),
-                sizes.batch,
-                conv_work(sizes, plan),
-                outputs=_first_sample,
-            )
-        )
-    if setting.on_gpu:  # cuDNN has other algorithms for it
-        nchw = [one.contiguous() for one in given.maps]
-        weight = given.weight.contiguous()
-        run = partial(map_conv, weight=weight, bias=given.bias, plan=MapConvPlan("direct"))
-        scope = partial(inference, AUTO)
-        candidates.append(Candidate("reference, NCHW", run, nchw, scope, sizes.batch))
-    return Contest(candidates, lambda: [_in_float64(given, given.maps[0][:1].double())])
+        runs[backend] = partial(map_conv, weight=given.weight, bias=given.bias, plan=plan)
+        works[backend] = conv_work(sizes, plan)
+    expected = partial(_expected, given)
+    return Contest(_candidates(sizes, given, runs, works), expected)
 
 
 def _forward(setting: Setting, sizes: ConvSizes, given: _ConvInputs) -> Contest:
-    candidates = []
-    for backend, asked in _call_backends(setting).items():
-        run = partial(map_conv, weight=given.weight, bias=given.bias, backend=asked)
-        candidates.append(
-            Candidate(
-                backend,
-                compiled(run) if backend == "compiled" else run,
-                given.maps,
-                partial(inference, AUTO),
-                sizes.batch,
-                direct_work(sizes) if asked == "direct" else None,
-                outputs=_first_sample,
-            )
-        )
-    return Contest(candidates, lambda: [_in_float64(given, given.maps[0][:1].double())])
+    def run(x: Tensor, backend: str | None) -> Tensor:
+        return map_conv(x, given.weight, given.bias, backend=backend)
+
+    works = dict.fromkeys(("reference", "compiled"), direct_work(sizes))
+    expected = partial(_expected, given)
+    return Contest(_candidates(sizes, given, _called(setting, run), works), expected)
 
 
 def _forward_and_backward(setting: Setting, sizes: ConvSizes, given: _ConvInputs) -> Contest:
-    def run(backend: str | None, x: Tensor) -> tuple[Tensor, ...]:
+    def run(x: Tensor, backend: str | None) -> tuple[Tensor, ...]:
         inputs = [one.detach().requires_grad_() for one in (x, given.weight, given.bias)]
         result = map_conv(*inputs, backend=backend)
         return result.detach(), *torch.autograd.grad(result, inputs, given.gradient)
@@ -245,41 +270,44 @@ def _forward_and_backward(setting: Setting, sizes: ConvSizes, given: _ConvInputs
         return [result.detach(), *torch.autograd.grad(result, x, given.gradient[:1].double())]
 
     work = Work(3 * direct_work(sizes).operations)
-    candidates = []
-    for backend, asked in _call_backends(setting).items():
-        own = partial(run, asked)
-        candidates.append(
-            Candidate(
-                backend,
-                compiled(own) if backend == "compiled" else own,
-                given.maps,
-                partial(backends, AUTO),
-                sizes.batch,
-                work if asked == "direct" else None,
-                outputs=lambda results: [one[:1] for one in results[:2]],
-            )
-        )
+    works = dict.fromkeys(("reference", "compiled"), work)
+    candidates = _candidates(
+        sizes,
+        given,
+        _called(setting, run),
+        works,
+        backends,
+        # Gradients of weight and bias have no sample per row.
+        lambda results: [one[:1] for one in results[:2]],
+    )
     return Contest(candidates, expected)
 
 
-def _call_backends(setting: Setting) -> dict[str, str | None]:
-    """Name the ways to call a convolution, and the backend that each asks for."""
-    named = {"reference": "direct", "spectral": "spectral", "auto": None}
-    return {**named, "compiled": "direct"} if setting.compiled else named
+def _called(
+    setting: Setting, run: Callable[[Tensor, str | None], Any]
+) -> dict[str, Callable[[Tensor], Any]]:
+    """Give the ways to call a convolution."""
+    asked = {"reference": "direct", "spectral": "spectral", "auto": None}
+    runs = {name: partial(run, backend=backend) for name, backend in asked.items()}
+    return {**runs, "compiled": compiled(runs["reference"])} if setting.compiled else runs
+
+
+def _candidates(
+    sizes: ConvSizes,
+    inputs: _ConvInputs,
+    runs: Mapping[str, Callable[[Tensor], Any]],
+    works: Mapping[str, Work],
+    scope: Callable[[str], AbstractContextManager[None]] = inference,
+    outputs: Callable[[Any], Sequence[Tensor]] = first_sample,
+) -> list[Candidate]:
+    given = (inputs.maps, partial(scope, AUTO), sizes.batch)
+    return [Candidate(name, run, *given, works.get(name), outputs) for name, run in runs.items()]
+
+
+def _expected(given: _ConvInputs) -> list[Tensor]:
+    return [_in_float64(given, given.maps[0][:1].double())]
 
 
 def _in_float64(given: _ConvInputs, x: Tensor) -> Tensor:
     weight, bias = given.weight.double(), given.bias.double()
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-
-
-def _first_sample(result: Tensor) -> list[Tensor]:
-    return [result[:1]]
-
-
-def _first_samples(results: Sequence[Tensor]) -> list[Tensor]:
-    return [one[:1] for one in results]
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(one.nbytes for one in tensors)

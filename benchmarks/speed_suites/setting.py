@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ STACKS = {"stack128": 128, "stack16": 16}
 PRESET_NAMES = (*PRESETS, *STACKS)
 
 VOCABULARY_SIZE, CLIP_CHANNELS, WORDS = 500, 256, 12
+DATA_SIZES = {"vocabulary_size": VOCABULARY_SIZE, "clip_channels": CLIP_CHANNELS}
 STEPS = 10
 
 # Inputs rotated on a GPU fill its cache twice at least, where that takes no more than so many.
@@ -40,27 +42,18 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run measures.
+    """What a run measures."""
 
-    Args:
-        device: Where.
-        dtypes: In which dtypes, one after another.
-        batches: Batch sizes; each suite's own, if empty.
-        preset: Sizes; each suite's own, if None.
-        compiled: Whether `torch.compile` of the reference competes.
-        quick: Whether everything is as small as can be.
-        baseline: Another checkout, to compare training with.
-        cpu_time: Whether times are what one thread computes, not what passes meanwhile.
-    """
-
-    device: torch.device
-    dtypes: Sequence[torch.dtype]
-    batches: Sequence[int] = ()
-    preset: str | None = None
-    compiled: bool = True
-    quick: bool = False
-    baseline: Path | None = None
-    cpu_time: bool = False
+    device: torch.device  # where
+    dtypes: Sequence[torch.dtype]  # in which dtypes, one after another
+    batches: Sequence[int] = ()  # batch sizes; each suite's own, if empty
+    preset: str | None = None  # sizes; each suite's own, if None
+    compiled: bool = True  # whether `torch.compile` of the reference competes
+    quick: bool = False  # whether everything is as small as can be
+    baseline: Path | None = None  # another checkout, to compare training with
+    cpu_time: bool = False  # whether times are what one thread computes, not what passes meanwhile
+    # Whether maps lie as in a decoder: durations outermost, channels innermost.
+    as_in_decoder: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -89,6 +82,8 @@ class Setting:
 
     def layout(self, maps: Tensor) -> Tensor:
         """Lay maps out as models of their dtype want them on the device."""
+        if self.as_in_decoder:
+            return maps.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
         return maps.contiguous(memory_format=memory_format(self.device, maps.dtype))
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -100,6 +95,16 @@ def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_form
     """Tell which layout direct convolution wants: channels_last in half precision on a GPU."""
     half = dtype in (torch.float16, torch.bfloat16)
     return torch.channels_last if half and device.type == "cuda" else torch.contiguous_format
+
+
+def each_size(
+    setting: Setting, preset: str, batches: Sequence[int], build: Callable[..., Any]
+) -> Iterator[tuple[dict[str, Any], torch.dtype, Callable[[], Any]]]:
+    """Yield shape, dtype and `build` with its arguments, for each dtype and batch size."""
+    for dtype in setting.dtypes:
+        for batch in batches:
+            shape = {"preset": preset, "batch": batch}
+            yield shape, dtype, partial(build, setting, preset, batch, dtype)
 
 
 def find_preset(name: str) -> Preset:
@@ -117,15 +122,11 @@ def find_preset(name: str) -> Preset:
 @contextmanager
 def backends(named: str) -> Iterator[None]:
     """Let the environment name the backends of all operations, whatever the user's does."""
-    before = os.environ.pop(BACKEND_VARIABLE, None)
-    if named:
-        os.environ[BACKEND_VARIABLE] = named
-    try:
-        yield
-    finally:
+    with patch.dict(os.environ):
         os.environ.pop(BACKEND_VARIABLE, None)
-        if before is not None:
-            os.environ[BACKEND_VARIABLE] = before
+        if named:
+            os.environ[BACKEND_VARIABLE] = named
+        yield
 
 
 @contextmanager
@@ -166,9 +167,7 @@ def make_trainable(name: str, device: torch.device, dtype: torch.dtype) -> Momen
 def make_peer(name: str, device: torch.device, dtype: torch.dtype) -> MS2DTAN:
     """Make the MS-2D-TAN of a preset's sizes, for inference."""
     with torch.device(device):
-        model = find_preset(name).build_ms2dtan(
-            vocabulary_size=VOCABULARY_SIZE, clip_channels=CLIP_CHANNELS
-        )
+        model = find_preset(name).build_ms2dtan(**DATA_SIZES)
     return _prepared(model, device, dtype).eval()
 
 
@@ -180,7 +179,7 @@ def forget_models() -> None:
 
 def _build(name: str, device: torch.device) -> MomentLocalizer:
     with torch.device(device):
-        return find_preset(name).build(vocabulary_size=VOCABULARY_SIZE, clip_channels=CLIP_CHANNELS)
+        return find_preset(name).build(**DATA_SIZES)
 
 
 def _prepared(model: Module, device: torch.device, dtype: torch.dtype) -> Module:
@@ -213,3 +212,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function, from nothing: what was compiled for other sizes is forgotten."""
     torch.compiler.reset()
     return torch.compile(function)
+
+
+def first_sample(result: Tensor) -> list[Tensor]:
+    """Give the first sample's output, which is held against float64."""
+    return [result[:1]]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.process
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 
 

@@ -1,5 +1,6 @@
 import json
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from speed_cases import (
     Run,
     TimedCase,
     Work,
-    as_dicts,
     relative_error,
 )
 from timing import CpuClock, Effort
@@ -38,14 +38,21 @@ def case_of(*candidates, expected=None, **fields):
     return TimedCase("suite", "case", build=lambda: Contest(candidates, expected), **fields)
 
 
-def takes(time, seconds):
-    return lambda given: time.wait(seconds)
+def takes(time, seconds, backend="reference", **fields):
+    return Candidate(backend, lambda given: time.wait(seconds), ["x"], **fields)
+
+
+def fail(*given):
+    raise ValueError("first line\nsecond line")
+
+
+BROKEN = Candidate("broken", fail, ["x"])
 
 
 def test_times_and_ratios(time, bench):
-    reference = Candidate("reference", takes(time, 2.0), ["x"], items=4)
-    ours = Candidate("auto", takes(time, 0.5), ["x"], items=4, work=Work(100.0, 50.0))
-    one, other = case_of(reference, ours, floor=lambda ceilings: 0.2).measure(bench)
+    ours = takes(time, 0.5, "auto", items=4, work=Work(100.0, 50.0))
+    floor = {"floor": lambda ceilings: 0.2}
+    one, other = case_of(takes(time, 2.0, items=4), ours, **floor).measure(bench)
     assert (one.backend, one.median_us, one.ratio_to_reference) == ("reference", 2e6, 1.0)
     assert (other.median_us, other.p20_us, other.p80_us, other.samples) == (5e5, 5e5, 5e5, 5)
     assert (other.reference, other.ratio_to_reference) == ("reference", 0.25)
@@ -54,14 +61,12 @@ def test_times_and_ratios(time, bench):
     assert (other.floor_us, other.ratio_to_floor) == (2e5, 2.5)
     assert other.achieved_tflops == pytest.approx(200e-12)
     assert other.achieved_tbs == pytest.approx(100e-12)
-    assert one.achieved_tflops is None
-    assert other.error is None
+    assert (one.achieved_tflops, other.error) == (None, None)
 
 
-def test_ratios_are_of_the_time_an_item(time, bench):
-    reference = Candidate("reference", takes(time, 3.0), ["x"], items=30)
-    ours = Candidate("auto", takes(time, 1.0), ["x"], items=5)
-    assert case_of(reference, ours).measure(bench)[1].ratio_to_reference == pytest.approx(2.0)
+def test_ratios_are_of_the_time_per_item(time, bench):
+    case = case_of(takes(time, 3.0, items=30), takes(time, 1.0, "auto", items=5))
+    assert case.measure(bench)[1].ratio_to_reference == pytest.approx(2.0)
 
 
 def test_ratios_are_taken_round_by_round(time, bench):
@@ -126,38 +131,20 @@ def test_candidates_may_time_themselves(time, bench):
     assert record.median_us == 0.125e6
 
 
-def test_a_candidate_that_fails_is_recorded_and_the_others_go_on(time, bench):
-    def fail(given):
-        raise ValueError("first line\nsecond line")
+def test_what_fails_is_recorded_and_the_others_go_on(time, bench):
+    broken, good = case_of(BROKEN, takes(time, 1.0)).measure(bench)
+    assert (broken.backend, broken.error) == ("broken", "ValueError: first line")
+    assert broken.median_us is None
+    assert (good.backend, good.error, good.median_us) == ("reference", None, 1e6)
+    # Without its reference, a case has times and no ratios.
+    other = case_of(BROKEN, takes(time, 1.0), reference="broken").measure(bench)[1]
+    assert (other.median_us, other.ratio_to_reference) == (1e6, None)
 
-    records = case_of(
-        Candidate("broken", fail, ["x"]), Candidate("reference", takes(time, 1.0), ["x"])
-    ).measure(bench)
-    assert [one.backend for one in records] == ["broken", "reference"]
-    assert records[0].error == "ValueError: first line"
-    assert records[0].median_us is None
-    assert (records[1].error, records[1].median_us) == (None, 1e6)
-
-
-def test_without_its_reference_a_case_has_times_and_no_ratios(time, bench):
-    def fail(given):
-        raise ValueError("broken")
-
-    records = case_of(
-        Candidate("reference", fail, ["x"]), Candidate("auto", takes(time, 1.0), ["x"])
-    ).measure(bench)
-    assert (records[1].median_us, records[1].ratio_to_reference) == (1e6, None)
-
-
-def test_a_case_that_cannot_be_built_is_recorded(bench):
     def build():
         raise RuntimeError
 
     [record] = TimedCase("suite", "case", {}, torch.float32, build).measure(bench)
     assert (record.backend, record.error) == ("", "RuntimeError: no message")
-
-
-def test_a_failure_after_the_warm_up_is_recorded(time, bench):
     calls = []
 
     def fail_later(given):
@@ -173,17 +160,9 @@ def test_a_failure_after_the_warm_up_is_recorded(time, bench):
 @pytest.mark.parametrize("works", [True, False])
 def test_what_was_started_for_a_case_is_ended(works, time, bench):
     ended = []
-
-    def expected():
-        raise ValueError("broken")
-
-    contest = Contest(
-        [Candidate("reference", takes(time, 1.0), ["x"])],
-        None if works else expected,
-        close=lambda: ended.append(True),
-    )
+    contest = Contest([takes(time, 1.0)], None if works else fail, lambda: ended.append(True))
     records = TimedCase("suite", "case", {}, torch.float32, lambda: contest).measure(bench)
-    assert [one.error for one in records] == [None if works else "ValueError: broken"]
+    assert [one.error for one in records] == [None if works else "ValueError: first line"]
     assert ended == [True]
 
 
@@ -194,17 +173,13 @@ def test_errors_are_of_the_first_sample_of_the_first_input(time, bench):
         time.wait(1.0)
         return given
 
-    candidate = Candidate(
-        "reference", run, [truth.float() * 1.5, truth.float()], outputs=lambda one: [one]
-    )
+    inputs = [truth.float() * 1.5, truth.float()]
+    candidate = Candidate("reference", run, inputs, outputs=lambda one: [one])
     [record] = case_of(candidate, expected=lambda: [truth]).measure(bench)
     assert record.error_vs_float64 == pytest.approx(0.5)
     [other] = case_of(Candidate("reference", run, [truth])).measure(bench)
     assert other.error_vs_float64 is None
-
-
-def test_the_worst_of_several_outputs_counts():
-    truth = torch.ones(4, dtype=torch.float64)
+    # The worst of several outputs counts.
     assert relative_error([truth, truth * 1.1], [truth, truth]) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="longer"):
         relative_error([truth], [truth, truth])
@@ -216,33 +191,22 @@ def test_ceilings_are_of_operations_or_bytes():
 
 
 def test_records_have_one_form_and_fit_into_json(time, bench):
-    def fail(given):
-        raise ValueError("broken")
-
-    records = case_of(
-        Candidate("reference", takes(time, 1.0), ["x"]), Candidate("broken", fail, ["x"])
-    ).measure(bench)
-    found = json.loads(json.dumps(as_dicts(records), allow_nan=False))
+    records = case_of(takes(time, 1.0), BROKEN).measure(bench)
+    found = json.loads(json.dumps(list(map(asdict, records)), allow_nan=False))
     assert [tuple(one) for one in found] == [RECORD_FIELDS, RECORD_FIELDS]
     assert found[0]["shape"] == {"batch": 2}
     assert found[0]["dtype"] == "float32"
-    wanted = {"suite", "case", "backend", "median_us", "p20_us", "p80_us", "ratio_to_reference"}
-    assert wanted <= set(RECORD_FIELDS)
 
 
 def test_peaks_are_compared_with_the_first(bench):
-    def fail():
-        raise ValueError("broken")
-
     runs = [
         Run("auto", {"steps": steps}, lambda numbers=numbers: torch.ones(numbers).add_(1))
         for steps, numbers in ((1, 2**18), (2, 2**19))
     ]
-    case = MemoryCase(
-        "memory", "case", {"batch": 2}, torch.float32, lambda: [*runs, Run("broken", {}, fail)]
-    )
+    runs.append(Run("broken", {}, fail))
+    case = MemoryCase("memory", "case", {"batch": 2}, torch.float32, lambda: runs)
     first, second, broken = case.measure(bench)
     assert (first.peak_mib, first.ratio_to_reference) == (1.0, 1.0)
     assert (second.peak_mib, second.ratio_to_reference) == (2.0, 2.0)
     assert second.shape == {"batch": 2, "steps": 2}
-    assert broken.error == "ValueError: broken"
+    assert broken.error == "ValueError: first line"

@@ -1,12 +1,14 @@
 import os
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from peaks import peak_bytes
-from speed_cases import Ceilings
+from speed_cases import Bench, Ceilings
+from speed_suites import SUITES
+from speed_suites.denoising import peer_candidates
 from speed_suites.floors import (
     all_transforms,
     conv_floor,
@@ -15,8 +17,6 @@ from speed_suites.floors import (
     spectral_work,
     total,
 )
-from speed_suites.imports import seconds_of
-from speed_suites.peer import peer_candidates
 from speed_suites.setting import (
     AUTO,
     PRESET_NAMES,
@@ -30,9 +30,8 @@ from speed_suites.setting import (
     map_features,
     memory_format,
 )
-from speed_suites.trainer_process import TrainerProcess
+from timing import CpuClock, Effort
 
-import tmapdiff
 from tmapdiff.kernels._dispatch import BACKEND_VARIABLE
 from tmapdiff.kernels.map_conv.costs import ConvSizes
 
@@ -93,7 +92,10 @@ def test_products_of_spectra_are_counted_as_they_are_done():
 def test_the_decoder_costs_more_than_its_convolutions_and_grows_with_the_batch():
     decoder = make_localizer("stack16", CPU, torch.float32).decoder
     ceilings = Ceilings(1e10, {torch.float32: 1e11})
-    floors = [decoder_floor(decoder, batch, torch.float32, ceilings) for batch in (1, 8, 64)]
+    setting = Setting(CPU, [torch.float32])
+    floors = [
+        decoder_floor(setting, "stack16", batch, torch.float32, ceilings) for batch in (1, 8, 64)
+    ]
     convs = sum(
         conv_floor(ConvSizes(8, layer.in_channels, 17, *shape, 17, torch.float32, "cpu"), ceilings)
         for shape, one in zip(decoder.grid.shapes, decoder.decoders, strict=True)
@@ -135,13 +137,10 @@ def test_half_precision_on_a_gpu_is_channels_last():
     assert last == {("cuda", torch.bfloat16), ("cuda", torch.float16)}
 
 
-@pytest.mark.parametrize("name", PRESET_NAMES)
-def test_presets_are_found(name):
-    assert find_preset(name).grid
-
-
 def test_stacks_are_the_paper_with_fewer_channels():
-    paper, stack = find_preset("paper"), find_preset("stack128")
+    presets = {name: find_preset(name) for name in PRESET_NAMES}
+    assert all(one.grid for one in presets.values())
+    paper, stack = presets["paper"], presets["stack128"]
     assert stack.grid == paper.grid
     assert stack.decoder["kernel_sizes"] == paper.decoder["kernel_sizes"]
     assert stack.encoder["channels"] == stack.decoder["channels"] == 128
@@ -187,30 +186,20 @@ def test_the_peer_passes_as_the_model_does(monkeypatch):
                 torch.testing.assert_close(one, truth, rtol=1e-4, atol=1e-5)
 
 
-def test_imports_are_timed_in_processes_of_their_own():
-    assert 0 < seconds_of("import time; time.sleep(0.05)") < 30
-    assert seconds_of("import time; time.sleep(0.05)") >= 0.05
-    with pytest.raises(RuntimeError, match="no_such_module"):
-        seconds_of("import no_such_module")
-
-
-@pytest.mark.parametrize("cpu_time", [False, True])
-def test_a_trainer_in_another_process_trains_an_epoch_at_a_time(cpu_time):
-    here = Path(tmapdiff.__file__).parents[1]
-    trainer = TrainerProcess(here, "nano", 8, CPU, videos=4, cpu_time=cpu_time)
-    try:
-        assert 8 < trainer.pairs < 40
-        assert trainer.epoch() > 0
-        assert trainer.epoch() > 0
-    finally:
-        trainer.close()
-    assert trainer._process.returncode == 0
-
-
-def test_a_trainer_that_does_not_start_is_an_error(tmp_path):
+@pytest.mark.process
+@pytest.mark.train
+def test_another_checkout_trains_and_samples_in_processes_of_its_own(tmp_path):
+    setting = Setting(CPU, [torch.float32], [4], "nano", compiled=False, quick=True)
+    bench = Bench(CPU, CpuClock(), Effort(rounds=1, seconds=0), H100)
     (tmp_path / "tmapdiff.py").write_text("raise SystemExit(3)")
-    with pytest.raises(RuntimeError, match="exit status 3"):
-        TrainerProcess(tmp_path, "nano", 8, CPU, videos=1)
+    _, *cases = SUITES["training"](replace(setting, baseline=tmp_path, cpu_time=True))
+    assert [one.name.split()[0] for one in cases] == ["epoch", "ten-step"]
+    for case in cases:
+        contest = case.build()
+        broken, ours = contest.candidates
+        assert (broken.backend, ours.backend) == ("baseline", "auto")
+        assert 0 < ours.run(ours.inputs[0]) < 60
+    assert case.measure(bench)[-1].error == f"RuntimeError: {tmp_path.name}: exit status 3"
 
 
 def test_sampling_keeps_nothing_of_a_step():

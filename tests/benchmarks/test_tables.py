@@ -1,63 +1,25 @@
-import importlib.util
 import json
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tables
+import torch
 from accelerate.state import AcceleratorState
 from helpers.assertions import refuses
 
+from tmapdiff import Vocabulary
 from tmapdiff.errors import ArgumentError
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tables.py"
-
-
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tables"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["tables"]
 
 
 @pytest.fixture(autouse=True)
-def _separate_runs(tables, monkeypatch):
+def _separate_runs(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     tables.load_data.cache_clear()
 
-    class Here:
-        """Runs in this process: starting others takes seconds."""
-
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, function, *arguments):
-            job = Job()
-            try:
-                job.found = function(*arguments)
-            except Exception as error:
-                job.error = error
-            return job
-
-    class Job:
-        found = error = None
-
-        def result(self):
-            if self.error is not None:
-                raise self.error
-            return self.found
-
-    monkeypatch.setattr(tables, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(tables, "as_completed", list)
+    # In this process: starting others takes seconds.
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
 
 
 @pytest.fixture
@@ -79,7 +41,8 @@ def options(tmp_path: Path, *more: str) -> list[str]:
     return [*places, "--device", "cpu", "--epochs", "1", "--steps", "1", "2", *more]
 
 
-def test_a_table_has_its_rows_in_order_and_a_file_a_run(tables, charades, tmp_path, capsys):
+@pytest.mark.train
+def test_a_table_has_its_rows_in_order_and_a_file_a_run(charades, tmp_path, capsys):
     arguments = options(tmp_path, "--table", "1", "--data", f"{charades}", "--seeds", "2")
     assert tables.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -96,7 +59,8 @@ def test_a_table_has_its_rows_in_order_and_a_file_a_run(tables, charades, tmp_pa
     assert files == sorted(f"{row.name}-seed{seed}.json" for row in rows for seed in (0, 1))
     for row in rows:
         line = lines[labels.index(row.label)]
-        found = [json.loads(tables_result(tmp_path, row, seed).read_text()) for seed in (0, 1)]
+        paths = (tmp_path / "results" / f"{row.name}-seed{seed}.json" for seed in (0, 1))
+        found = [json.loads(path.read_text()) for path in paths]
         first = next(iter(found[0]["metrics"]))
         mean = sum(one["metrics"][first]["mIoU"] for one in found) / 2
         assert f"{mean:.1f} \u00b1" in line
@@ -105,12 +69,9 @@ def test_a_table_has_its_rows_in_order_and_a_file_a_run(tables, charades, tmp_pa
     assert not any((tmp_path / "scratch").rglob("checkpoints"))
 
 
-def tables_result(tmp_path: Path, row, seed: int) -> Path:
-    return tmp_path / "results" / f"{row.name}-seed{seed}.json"
-
-
+@pytest.mark.train
 def test_runs_are_not_repeated_and_are_shared_between_tables(
-    tables, charades, tmp_path, capsys, monkeypatch
+    charades, tmp_path, capsys, monkeypatch
 ):
     few = {
         "4": [row for row in tables.TABLES["4"] if row.label in ("bce-full", "mse-full")],
@@ -130,25 +91,12 @@ def test_runs_are_not_repeated_and_are_shared_between_tables(
 
 
 @pytest.mark.parametrize("preset", ["nano", "best", "base"])
-def test_rows_are_what_they_say_with_every_preset(tables, charades, tmp_path, preset):
-    terms = tables.Terms(
-        didemo=False,
-        data=charades,
-        features="timeline",
-        preset=preset,
-        epochs=1,
-        steps=(1,),
-        holdout=None,
-        limit=None,
-        scratch=tmp_path,
-        results=tmp_path,
-        device="cpu",
-        threads=1,
-    )
-    train, _, _ = tables.load_data(terms)
-    seen = set()
+def test_rows_are_what_they_say_with_every_preset(charades, tmp_path, preset):
+    terms, seen = tables.Terms(tmp_path, tmp_path, data=charades, preset=preset), set()
+    words = Vocabulary(["person"])
     for row in tables.TABLES["3"]:
-        model = tables.build_model(row, terms.preset_of(row), train, seed=0)
+        with torch.device("meta"):  # no weights are drawn
+            model = terms.recipe(row, 0).build(words, 4)
         wanted = row.decoder.get("conditioning", "concat")
         assert model.decoder.config.conditioning == wanted
         assert model.config.ranking == "nms"
@@ -157,18 +105,20 @@ def test_rows_are_what_they_say_with_every_preset(tables, charades, tmp_path, pr
         seen.add(json.dumps(dict(model.decoder.config), default=str))
     assert len(seen) == len(tables.TABLES["3"])
     for row in tables.TABLES["target"]:
-        model = tables.build_model(row, terms.preset_of(row), train, seed=0)
+        with torch.device("meta"):
+            model = terms.recipe(row, 0).build(words, 4)
         assert model.config.ranking == tables.PRESETS[preset].localizer.get("ranking", "nms")
 
 
-def test_results_are_json_with_numbers_in_one_line(tables):
+def test_results_are_json_with_numbers_in_one_line():
     result = {"a": {"b": [1.5, -2e-05, 3]}, "c": [], "d": ["x, [1,\n2]"], "e": [{"f": [0.25]}]}
     text = tables.to_json(result)
     assert json.loads(text) == result
     assert '"b": [ 1.5, -2e-05, 3 ]' in text
 
 
-def test_what_diffusion_is_worth(tables, charades, tmp_path, capsys, monkeypatch):
+@pytest.mark.train
+def test_what_diffusion_is_worth(charades, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("budgets.BUDGETS", (1, 10))
     arguments = options(tmp_path, "--table", "target", "steps", "--data", f"{charades}")
     assert tables.main([*arguments, "--seeds", "2"]) == 0
@@ -196,21 +146,16 @@ def test_what_diffusion_is_worth(tables, charades, tmp_path, capsys, monkeypatch
     assert line.split("|")[-2].strip().startswith(f"{sum(gains) / 2:+.1f} ")
 
 
-def test_a_stopped_run_goes_on(tables, charades, tmp_path, monkeypatch):
+@pytest.mark.train
+def test_a_stopped_run_goes_on(charades, tmp_path, monkeypatch):
     row = tables.Row("diffusion")
     terms = tables.Terms(
-        didemo=False,
+        tmp_path / "results",
+        tmp_path / "scratch",
         data=charades,
-        features="timeline",
-        preset="nano",
         epochs=2,
         steps=(1,),
-        holdout=None,
-        limit=None,
-        scratch=tmp_path / "scratch",
-        results=tmp_path / "results",
         device="cpu",
-        threads=1,
     )
     whole = tables.run(row, 0, replace(terms, results=tmp_path / "whole"))
     save = tables.Trainer.save_checkpoint
@@ -228,7 +173,8 @@ def test_a_stopped_run_goes_on(tables, charades, tmp_path, monkeypatch):
     assert tables.run(row, 0, terms)["metrics"] == whole["metrics"]
 
 
-def test_didemo_needs_no_files(tables, tmp_path, capsys):
+@pytest.mark.train
+def test_didemo_needs_no_files(tmp_path, capsys):
     arguments = options(tmp_path, "--table", "2", "--seeds", "1", "--limit", "8")
     assert tables.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -236,7 +182,7 @@ def test_didemo_needs_no_files(tables, tmp_path, capsys):
     assert "6 clips, 6 durations, 1 scales" in printed
 
 
-def test_a_failed_run_stops_no_other(tables, charades, tmp_path, capsys, monkeypatch):
+def test_a_failed_run_stops_no_other(charades, tmp_path, capsys, monkeypatch):
     good = tables.TABLES["1"][0]
     monkeypatch.setitem(tables.TABLES, "1", [tables.Row("x", objective="cosine"), good])
     arguments = options(tmp_path, "--table", "1", "--data", f"{charades}", "--seeds", "1")
@@ -247,18 +193,18 @@ def test_a_failed_run_stops_no_other(tables, charades, tmp_path, capsys, monkeyp
     assert "| best constant answer | - |" in printed
 
 
-@pytest.mark.parametrize("table", [["1", "2"], ["2", "5"]])
-def test_two_data_sets_are_refused(tables, tmp_path, table):
-    with refuses(ArgumentError, "tables: expected table 2 alone, as it has another data set."):
-        tables.main(options(tmp_path, "--table", *table))
+def test_two_data_sets_are_refused(tmp_path):
+    for pair in (["1", "2"], ["2", "5"]):
+        with refuses(ArgumentError, "tables: expected table 2 alone, as it has another data set."):
+            tables.main(options(tmp_path, "--table", *pair))
 
 
-def test_data_are_needed(tables, tmp_path, capsys):
+def test_data_are_needed(tmp_path, capsys):
     assert tables.main(options(tmp_path, "--table", "1", "--seeds", "1")) == 1
     assert "failed: tables: expected --data, the folder of Charades-STA" in capsys.readouterr().out
 
 
-def test_every_row_of_tables_3_to_5_is_a_model(tables):
+def test_every_row_of_tables_3_to_5_is_a_model():
     names = {}
     for table in ("3", "4", "5"):
         for row in tables.TABLES[table]:

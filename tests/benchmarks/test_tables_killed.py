@@ -15,7 +15,11 @@ import pytest
 from helpers import crash_run
 from helpers.processes import start_program
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL"),
+    pytest.mark.process,
+    pytest.mark.train,
+]
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
 MEASURED = ("metrics", "parameters", "training", "trained_on")

@@ -4,7 +4,16 @@ import torch
 from helpers.clock import FakeTime
 from hypothesis import given
 from hypothesis import strategies as st
-from timing import CpuClock, CudaClock, Effort, Spread, calls_a_turn, clock_of, take_turns
+from timing import (
+    CpuClock,
+    CudaClock,
+    Effort,
+    Spread,
+    calls_a_turn,
+    clock_of,
+    seconds_elsewhere,
+    take_turns,
+)
 
 
 def test_the_clock_times_the_call():
@@ -84,3 +93,12 @@ def test_rounds_go_on_until_the_time_is_up_and_end_at_a_number():
     assert count(rounds=2, seconds=5.0) == 5  # a candidate: ten seconds in all
     assert count(rounds=7, seconds=5.0) == 7
     assert count(rounds=2, seconds=5.0, most_rounds=4) == 4
+
+
+@pytest.mark.process
+def test_programs_tell_their_seconds(tmp_path):
+    (tmp_path / "here.py").write_text("SECONDS = 0.25")
+    program = "import here, sys; print('loading'); print(here.SECONDS * int(sys.argv[1]))"
+    assert seconds_elsewhere(program, "2", folder=tmp_path) == 0.5
+    with pytest.raises(RuntimeError, match="no_such_module"):
+        seconds_elsewhere("import no_such_module", folder=tmp_path)

@@ -157,31 +157,19 @@ def make_table_row(folder: Path) -> None:
     settle()
     import tables
 
-    tables.load_charades_files = _made_up_charades
+    tables.load_data = _made_up_charades
     (row,) = (row for row in tables.TABLES["1"] if row.label == "diffusion")
-    terms = tables.Terms(
-        didemo=False,
-        data=None,
-        features="timeline",
-        preset="nano",
-        epochs=2,
-        steps=(1,),
-        holdout=None,
-        limit=None,
-        scratch=folder / "scratch",
-        results=folder / "results",
-        device="cpu",
-        threads=1,
-    )
+    terms = tables.Terms(folder / "results", folder / "scratch", epochs=2, steps=(1,), device="cpu")
     if not terms.result(row, 0).exists():
         tables.run(row, 0, terms)
 
 
-def _made_up_charades(terms: Any) -> tuple[Any, Any, Any]:
+def _made_up_charades(terms: Any) -> Any:
     from tmapdiff import ActionTimelineFeatures
     from tmapdiff.data import SyntheticActivities
+    from tmapdiff.recipes import LocalizationData
 
     train, test = (SyntheticActivities(split=one, num_videos=3) for one in ("train", "test"))
     videos = {**train.videos, **test.videos}
     store = ActionTimelineFeatures(videos, num_classes=train.num_classes, feature_dim=16)
-    return train.annotations, test.annotations, store
+    return LocalizationData("charades", train.annotations, test.annotations, store)

@@ -1,0 +1,168 @@
+"""The suites behind single pages' figures, at their smallest."""
+
+import importlib.util
+
+import pytest
+import speed
+import torch
+from helpers.clock import FakeTime
+from speed_cases import Bench, Ceilings
+from speed_suites import EXTRA_SUITES, elementwise, kernels, long_videos, postprocess
+from speed_suites.parts import Stopwatch
+from timing import CpuClock, Effort
+
+from tmapdiff import MapGrid
+from tmapdiff.kernels.map_conv.costs import ConvSizes
+
+CPU = torch.device("cpu")
+SETTING = speed.Setting(CPU, [torch.float32], [4], "nano", compiled=False, quick=True)
+CEILINGS = Ceilings(1e10, {torch.float32: 1e11})
+BENCH = Bench(CPU, CpuClock(), Effort(rounds=2, seconds=0, shortest_turn=0), CEILINGS)
+
+
+def measure(name):
+    """Run a suite, in which nothing may fail."""
+    records = [one for case in EXTRA_SUITES[name](SETTING) for one in case.measure(BENCH)]
+    assert not [one for one in records if one.error]
+    assert {one.suite for one in records} == {name}
+    return records
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
+def test_operations_on_the_cpu_are_measured_beside_their_definitions():
+    records = measure("operations")
+    operations = ("stylize", "gate", "styled_residual", "unit_product")
+    modes = ("forward", "forward+backward")
+    assert [one.case for one in records[1::2]] == [f"{a} {b}" for a in operations for b in modes]
+    for plain, ours in zip(records[::2], records[1::2], strict=True):
+        assert (plain.backend, ours.backend, ours.reference) == ("reference", "eager", "reference")
+        assert ours.shape == {"batch": 1, "maps": "16x8", "channels": 32}
+        assert max(plain.error_vs_float64, ours.error_vs_float64) < 1e-5
+    values = [torch.Size(sizes).numel() for sizes in elementwise.SIZES]
+    assert values == sorted(values)
+
+
+def test_arithmetic_stands_beside_the_clock():
+    records = measure("choices")
+    assert {one.case for one in records} == {"map_conv planned", "map_conv forward+backward"}
+    assert {one.backend for one in records} >= {"reference", "spectral"}
+    assert all(float(one.shape["ratio by arithmetic"]) > 0 for one in records)
+    # 17x17 kernels are faster as spectra by far, single cells are not.
+    sizes = [ConvSizes(2, 16, 17, 32, 8, size, torch.float32, "cpu") for size in (17, 1)]
+    large, small = (kernels.expected_ratio(one, training=False) for one in sizes)
+    assert large < 0.5 < 1 < small
+
+
+@pytest.mark.train
+def test_parts_of_a_training_step_add_up():
+    records = measure("parts")
+    one, several = (
+        {
+            one.backend.removesuffix(f", {name}"): one.median_us
+            for one in records
+            if name in one.backend
+        }
+        for name in ("one thread", "several threads")
+    )
+    assert {"styled_residual", "styled_residual, gradient", "AdamW", "data"} <= {*one}
+    assert one.keys() == several.keys()
+    for times in (one, several):
+        assert sum(times.values()) - times["all"] == pytest.approx(times["all"], rel=0.5)
+
+
+def test_parts_do_not_count_the_parts_within_them():
+    clock = FakeTime()
+
+    class Work:
+        def outer(self):
+            clock.wait(1)
+            self.inner(2)
+            with pytest.raises(ValueError, match="over"):
+                self.inner(4)
+            clock.wait(8)
+            return "done"
+
+        @staticmethod
+        def inner(seconds):
+            clock.wait(seconds)
+            if seconds == 4:
+                Failing.fail()
+
+    class Failing:
+        @classmethod
+        def fail(cls):
+            clock.wait(16)
+            raise ValueError("over")
+
+    with Stopwatch(clock) as stopwatch:
+        stopwatch.watch(Work, "outer", "outside")
+        stopwatch.watch(Work, "inner", "inside")
+        stopwatch.watch(Failing, "fail", "innermost")
+        assert Work().outer() == "done"
+    assert stopwatch.seconds == {"outside": 9, "inside": 6, "innermost": 16}
+    Work().outer()
+    assert stopwatch.seconds.total() == 31
+
+
+def test_long_videos_are_measured_over_the_number_of_clips(monkeypatch):
+    # Chosen by the clock, implementations of another memory could be compared.
+    monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
+    monkeypatch.setattr(long_videos, "MODELS", {"NMS": long_videos.MODELS["preset tiny, NMS"]})
+    times, peaks = (case.measure(BENCH) for case in EXTRA_SUITES["long-videos"](SETTING))
+    names = ["64 clips", "128 clips", "256 clips"]
+    assert [one.backend for one in times] == [one.backend for one in peaks] == names
+    assert all(one.median_us > 0 for one in times)
+    assert 1.5 < peaks[2].peak_mib / peaks[1].peak_mib < 2.5
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="comes with the extra ray")
+def test_a_corpus_is_measured_step_by_step_and_between_its_files():
+    records = measure("corpus")
+    steps = {one.backend: one.median_us for one in records if one.case.startswith("steps")}
+    assert len(steps) == 5
+    assert all(time > 0 for time in steps.values())
+    between, until = (
+        {one.backend: one for one in records if one.case == case}
+        for case in ("from the first file to the last", "until the first file")
+    )
+    assert list(between) == list(until) == ["one process, one thread", "one process, all threads"]
+    assert all(one.items_per_second > 0 for one in between.values())
+
+
+def test_vectors_come_faster_from_the_cache():
+    text, cache = measure("glove")
+    assert (text.backend, cache.backend) == ("text", "cache")
+    assert cache.ratio_to_reference < 1
+
+
+def test_batch_and_loop_give_the_same_answers():
+    grid = MapGrid(16, 8, 2)
+    data = postprocess.make_data(grid, 12)
+    found, expected = postprocess.by_nms(grid, data), postprocess.by_nms_in_a_loop(grid, data)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-5)
+    apart = expected.scores.diff(dim=1).amax(dim=1) < -1e-4
+    assert int(apart.sum()) > 6
+    assert torch.allclose(found.moments[apart], expected.moments[apart])
+
+
+def test_other_answers_are_not_timed(monkeypatch):
+    monkeypatch.setattr(postprocess, "NMS_THRESHOLD", 0.2)
+    ours = postprocess.by_nms
+    wrong = postprocess.by_nms_in_a_loop
+
+    def by_another_threshold(grid, data):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(postprocess, "NMS_THRESHOLD", 0.9)
+            return wrong(grid, data)
+
+    monkeypatch.setattr(postprocess, "by_nms_in_a_loop", by_another_threshold)
+    [case] = postprocess.cases(SETTING)
+    [record] = case.measure(BENCH)
+    assert record.error == "RuntimeError: the loop's answers are others"
+    assert postprocess.by_nms is ours
