@@ -1,13 +1,10 @@
-import sys
-
 import numpy as np
-import pytest
 import torch
 from helpers.assertions import refuses
 from matplotlib.figure import Figure
 
 from tmapdiff import plot_calibration, reliability_bins, risk_coverage_curve
-from tmapdiff.errors import ArgumentError, MissingDependencyError
+from tmapdiff.errors import ArgumentError
 
 
 def simulated(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,12 +52,6 @@ def test_picture_uses_the_figure_it_is_given_and_the_bins_it_is_told(tmp_path):
     line = wide.axes[0].lines[1]
     expected = reliability_bins(confidence.square(), correct, equal_mass=False)
     np.testing.assert_allclose(line.get_xdata(), 100 * expected.confidence)
-
-
-def test_missing_matplotlib_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'tmapdiff\[viz\]'"):
-        plot_calibration({"one": simulated(10)})
 
 
 def test_no_method_is_refused():

@@ -36,9 +36,8 @@ def test_lines_are_means_and_bars_deviations_over_seeds():
 
 def test_a_model_of_one_step_is_a_level_line():
     ax = plot_steps({**CURVES, "level": ([1], [[40.0], [44.0]])})
-    (level,) = [
-        line for line in ax.lines if set(line.get_ydata()) == {42.0} and len(line.get_xdata()) == 2
-    ]
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    (level,) = [line for line in lines if set(line.get_ydata()) == {42.0}]
     assert level.get_xdata()[0] == 1
     assert level.get_xdata()[1] > 5
     alone = plot_steps({"level": ([1], [42.0])})
@@ -46,12 +45,8 @@ def test_a_model_of_one_step_is_a_level_line():
 
 
 def test_nothing_is_cut_off_or_covered():
-    ax = plot_steps(
-        {
-            f"a model with a long name, number {index}": ([1, 2, 50], np.full((2, 3), 50 + index))
-            for index in range(9)
-        }
-    )
+    names = [f"a model with a long name, number {index}" for index in range(9)]
+    ax = plot_steps({name: ([1, 2, 50], np.full((2, 3), len(name))) for name in names})
     ax.figure.draw_without_rendering()
     legend = ax.get_legend().get_window_extent()
     assert legend.x0 >= ax.get_window_extent().x1

@@ -3,7 +3,6 @@ import io
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ import weakref
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tmapdiff import encode_video, extract_features, open_video, probe_video
-from tmapdiff.errors import (
-    ArgumentError,
-    FileError,
-    MissingDependencyError,
-    VideoError,
-)
+from tmapdiff.errors import ArgumentError, FileError, MissingDependencyError, VideoError
 from tmapdiff.inspection import inspect
+from tmapdiff.video.decoding import _is_cover
 
 av = pytest.importorskip("av")
 
@@ -108,7 +104,7 @@ def test_a_long_gap_between_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["mov", "mkv"])
-def test_pictures_that_begin_after_the_sound(tmp_path, suffix):
+def test_pictures_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix):
     times = [time + 1 for time in TENTHS]
     path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000), sound=(0, 4))
     frames, video = sampled(path, 2)
@@ -117,6 +113,11 @@ def test_pictures_that_begin_after_the_sound(tmp_path, suffix):
     assert video.info.start == pytest.approx(1.0)
     assert video.duration == pytest.approx(4.0)
     assert video.info.duration == pytest.approx(4.0)
+    # Sound that goes on after the pictures.
+    path = write_video(tmp_path / f"b.{suffix}", TENTHS, time_base=Fraction(1, 1000), sound=(0, 9))
+    frames, video = sampled(path, 2)
+    assert len(frames) == 6
+    assert video.duration == video.info.duration == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
@@ -126,13 +127,6 @@ def test_time_begins_with_the_first_picture_where_there_is_no_sound(tmp_path, su
     frames, video = sampled(write_video(tmp_path / f"a.{suffix}", times, time_base=base), 2)
     assert numbers(frames) == shown_at(TENTHS, 2)
     assert video.duration == pytest.approx(3.0)
-
-
-def test_sound_that_goes_on_after_the_pictures(tmp_path):
-    path = write_video(tmp_path / "a.mkv", TENTHS, time_base=Fraction(1, 1000), sound=(0, 9))
-    frames, video = sampled(path, 2)
-    assert len(frames) == 6
-    assert video.duration == video.info.duration == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -173,6 +167,8 @@ def test_the_limit_of_pixels_is_that_of_frames_as_shown(tmp_path):
     assert len(sampled(path, 2, max_pixels=128 * 32)[0]) == 6
     with refuses(VideoError, "expected pictures of at most 4095 pixels, got 128 x 32. Pass max"):
         sampled(path, 2, max_pixels=128 * 32 - 1)
+    with refuses(VideoError, "expected pictures of at most 2047 pixels, got 64 x 32. Pass max"):
+        open_video(path, max_pixels=2047)  # as stored
 
 
 @pytest.mark.skipif(not hasattr(av.VideoFrame, "rotation"), reason="PyAV cannot write rotations")
@@ -401,31 +397,26 @@ def test_files_that_are_no_video(tmp_path):
         open_video(tmp_path / "still.png")
 
 
-def write_sound(path, cover=False):
+def test_sound_only(tmp_path):
+    path = tmp_path / "sound.mka"
     with av.open(str(path), "w") as file:
         track = file.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
         frame.sample_rate = 8000
-        picture = None
-        if cover:
-            picture = file.add_stream("mjpeg", rate=1)
-            picture.height, picture.width, picture.pix_fmt = 32, 64, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
-            still = av.VideoFrame.from_ndarray(number_image(1), format="rgb24")
-            file.mux(picture.encode(still.reformat(format="yuvj420p")))
-            file.mux(picture.encode())
         file.mux(track.encode(frame))
         file.mux(track.encode())
-    return path
-
-
-def test_sound_only(tmp_path):
-    path = write_sound(tmp_path / "sound.mka")
     info = probe_video(path)
     assert not info.has_video
     assert (info.duration, info.width, info.codec) == (None, None, None)
     with refuses(VideoError, f"{path}: expected a video, got a file without a video stream."):
         open_video(path)
+
+
+def test_the_cover_of_a_record_is_no_video():
+    # PyAV has had flags for it, and has numbers.
+    cover = av.stream.Disposition.attached_pic
+    for disposition, is_cover in ((cover, True), (int(cover.value), True), (0, False)):
+        assert _is_cover(SimpleNamespace(disposition=disposition)) == is_cover
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -447,19 +438,18 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["https://host/a.mp4", "rtsp://host/live", "s3://bucket/a.mp4"])
-@pytest.mark.parametrize("kind", [str, Path])
-def test_addresses_are_not_opened(tmp_path, address, kind):
+def test_addresses_are_not_opened(tmp_path, address):
     line = f"expected a path, got {address}. Addresses are not opened: download it first."
-    calls = [
-        lambda: open_video(kind(address)),
-        lambda: probe_video(kind(address)),
-        lambda: inspect(kind(address)),
-        lambda: extract_features(kind(address), None, tmp_path / "a.h5", fps=1),
-        lambda: encode_video(kind(address), None, fps=1),
-    ]
-    for call in calls:
-        with refuses(FileError, line):
-            call()
+    for place in (address, Path(address)):
+        for call in (
+            lambda place: open_video(place),
+            lambda place: probe_video(place),
+            lambda place: inspect(place),
+            lambda place: extract_features(place, None, tmp_path / "a.h5", fps=1),
+            lambda place: encode_video(place, None, fps=1),
+        ):
+            with refuses(FileError, line):
+                call(place)
 
 
 def test_a_file_whose_path_looks_like_an_address_is_opened(tmp_path, monkeypatch):
@@ -515,7 +505,7 @@ def test_refusals(tmp_path):
     with refuses(ArgumentError, "expected max_pixels to be an integer >= 1, got 0."):
         open_video(path, max_pixels=0)
     with open_video(path) as video:
-        for wrong in (0, -1, math.nan, "x"):
+        for wrong in (0, -1, math.nan, "x", 1e12):
             with refuses(ArgumentError, "expected fps in (0, 1000]"):
                 video.sample(wrong)
         video.sample(1)
@@ -527,13 +517,6 @@ def test_refusals(tmp_path):
             next(frames)
         with refuses(VideoError, ": expected to be open while it is read, got a closed video."):
             list(frames)
-
-
-def test_pictures_that_are_too_large(tmp_path):
-    path = write_video(tmp_path / "a.mp4", TENTHS)
-    with refuses(VideoError, "expected pictures of at most 2047 pixels, got 64 x 32. Pass max"):
-        open_video(path, max_pixels=2047)
-    assert numbers(sampled(path, 2, max_pixels=2048)[0])
 
 
 def test_pictures_pass_one_at_a_time(tmp_path):
@@ -550,11 +533,8 @@ def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
     path = tmp_path / "a.mp4"
     path.write_bytes(b"\0\1")
-    with refuses(
-        MissingDependencyError,
-        "decoding videos needs the package av, which is not installed. Install it with: "
-        "pip install 'tmapdiff[video]'",
-    ):
+    text = "decoding videos needs the package av, which is not installed. Install it with: "
+    with refuses(MissingDependencyError, f"{text}pip install 'tmapdiff[video]'"):
         open_video(path)
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     assert len(sampled(pictures, 1, frame_rate=1)[0]) == 2
@@ -578,18 +558,7 @@ def test_real_video(real_video):
     assert all(after - before == pytest.approx(1 / rate) for before, after in pairwise(starts))
 
 
-def test_copies_of_the_video_are_the_same(tmp_path, real_video):
-    shutil.copy(real_video, tmp_path / "copy.mp4")
-    (one, _), (two, _) = sampled(real_video, 1), sampled(tmp_path / "copy.mp4", 1)
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(one, two, strict=True))
-
-
-def test_more_frames_than_a_thousand_a_second(tmp_path):
-    video = open_video(np.zeros((3, 4, 4, 3), np.uint8), frame_rate=1)
-    with refuses(ArgumentError, "expected fps in (0, 1000], got 1000000000000.0."):
-        video.sample(1e12)
-
-
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("codec", "size", "rounds"), [("mpeg4", (240, 320), 300), ("libx264", (720, 1280), 6)]
 )
@@ -622,13 +591,12 @@ def test_damage_that_would_be_logged_blocks_nothing(tmp_path, codec, size, round
     if end == "dropped":
         rounds = min(rounds, 30)
     command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(rounds), end]
-    subprocess.run(command, check=True, timeout=60, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=240, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture
 def level():
     """Level of PyAV's messages that the user has chosen."""
-    av = pytest.importorskip("av")
     before = av.logging.get_level()
     av.logging.set_level(av.logging.FATAL)
     yield av.logging.get_level
@@ -636,8 +604,6 @@ def level():
 
 
 def test_the_user_s_level_of_messages_comes_back(tmp_path, level):
-    import av
-
     path = write_video(tmp_path / "a.mp4", TENTHS)
     one, other = open_video(path), open_video(path)
     assert level() is None
@@ -655,8 +621,6 @@ def test_the_user_s_level_of_messages_comes_back(tmp_path, level):
 
 
 def test_a_level_that_is_set_while_a_video_is_open_stays(tmp_path, level):
-    import av
-
     path = write_video(tmp_path / "a.mp4", TENTHS)
     with open_video(path):
         av.logging.set_level(av.logging.PANIC)

@@ -75,7 +75,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
     out = tmp_path / "features.h5"
     report = extract_features(folder, encoder, out, fps=2, batch_size=4, num_workers=num_workers)
@@ -198,9 +198,7 @@ def test_a_gif_beside_its_video_is_no_second_one(tmp_path, encoder):
     assert (report.extracted, report.passed_over) == (("a", "b"), {".gif": 1})
     assert (found := inspect(folder)).findings == ()
     assert found.facts["videos"]["videos"] == 2
-
-
-def test_a_gif_beside_annotations_makes_no_folder_of_videos(tmp_path):
+    # Nor is one beside annotations a folder of videos.
     write_unusual(tmp_path / "teaser.gif", *UNUSUAL[0][1:])
     assert inspect(tmp_path).kind == "videos"
     (tmp_path / "charades_sta_train.txt").write_text("AO8RW 0.0 6.9##a person opens a door.\n")
@@ -354,6 +352,7 @@ extract_features(sys.argv[1], encoder, sys.argv[2], fps=2)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_run_goes_on(tmp_path, encoder):
     folder, out = tmp_path / "videos", tmp_path / "features.h5"
@@ -423,6 +422,7 @@ extract_features([sys.argv[1]], encoder, sys.argv[2], fps=1, num_workers=1)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_worker_does_not_wait_for_threads_that_were_not_forked(tmp_path):
     path = make_video(tmp_path / "a.mp4")
@@ -446,8 +446,6 @@ def test_real_video_from_end_to_end(tmp_path, real_video):
     with h5py.File(out) as file:
         assert file["nasa_13013"].attrs["duration"] == pytest.approx(13.013)
         duration = float(file["nasa_13013"].attrs["duration"])
-    clips = pool_features(
-        features, 13, duration=duration, seconds_per_feature=store.seconds_per_feature
-    )
+    clips = pool_features(features, 13, duration=duration, seconds_per_feature=0.5)
     assert clips.shape == (13, 512)
     assert_close(features, expected_features(real_video, encoder, 2))

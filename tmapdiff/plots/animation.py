@@ -11,13 +11,12 @@ from torch import Tensor
 from tmapdiff._core.checks import check_length, check_range, message, require
 from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, MissingDependencyError
-from tmapdiff.plots.bars import Moments, bars_inches, draw_bars_panel
-from tmapdiff.plots.maps import MAP_INCHES, plot_map, step_titles
+from tmapdiff.plots.bars import Moments, draw_bars_panel
+from tmapdiff.plots.maps import axes_over_bars, comparison_inches, plot_map, step_titles
 from tmapdiff.plots.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.animation import Animation
-    from matplotlib.axes import Axes
 
 _HOLD = 4  # frames that the result stays for
 _LONGEST_LIST = 5  # predicted moments that are shown as bars
@@ -38,12 +37,12 @@ def animate_denoising(
 
     Args:
         maps: The map after each step, in order of the run.
-        mask: Which cells are candidates. All finite cells, if None.
+        mask: Which cells are candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
         clip_seconds: Seconds a clip lasts.
         truth: Annotated moments, start and end in seconds: rings, and a hatched bar.
-        predictions: Moments read off the map after each step, best first, start and end in seconds:
-            numbers and bars, five at most.
+        predictions: Moments read off the map after each step, start and end in seconds, best
+            first: numbers and bars, five at most.
         title: Text above the map; long ones are broken into lines.
         label: What the maps hold, beside the colour scale.
 
@@ -59,13 +58,10 @@ def animate_denoising(
 
     Example:
         >>> maps, timesteps = [], []
-        >>> sampler = model.sampler  # doctest: +SKIP
         >>> def keep(step):
-        ...     maps.append(sampler.merge(model.grid.unpack(step.clean))[0][0])
+        ...     maps.append(model.sampler.merge(model.grid.unpack(step.clean))[0][0])
         ...     timesteps.append(step.timestep)
-        >>> found = model.localize(  # doctest: +SKIP
-        ...     *query, num_inference_steps=25, callback=keep
-        ... )
+        >>> found = model.localize(*query, callback=keep)  # doctest: +SKIP
         >>> run = animate_denoising(maps, timesteps=timesteps)  # doctest: +SKIP
         >>> save_animation(run, "denoising.gif")  # doctest: +SKIP
     """
@@ -76,11 +72,8 @@ def animate_denoising(
         check_length(who, "predictions", predictions, len(maps))
     shown = [list(moments)[:_LONGEST_LIST] for moments in predictions] or [[]] * len(maps)
     rows = max(len(moments) for moments in shown) + bool(truth)
-    bars = bars_inches(rows)
-    figure = new_figure(4.4, MAP_INCHES + 0.3 + bars, who)
-    names = [["map"], ["moments"]] if rows else [["map"]]
-    ratios = (MAP_INCHES, bars) if rows else None
-    axes: dict[str, Axes] = figure.subplot_mosaic(names, height_ratios=ratios)
+    figure = new_figure(4.4, comparison_inches(rows), who)
+    axes = axes_over_bars(figure, ["map"], rows)
     figure.suptitle(textwrap.fill(title, 48), size=10)
 
     def draw(index: int) -> None:

@@ -21,12 +21,9 @@ def draw_bars(
     top: float = 0.0,
     row_height: float = 1.0,
 ) -> float:
-    """Draw one row for the true moments and one for each predicted moment, downwards from `top`.
+    """Draw a row for the true moments and one per predicted moment; return the lowest y.
 
-    Rows are labelled on the y axis, with the score where there is one; x is in seconds.
-
-    Returns:
-        The y that the rows reach down to.
+    Rows go down from `top` and are labelled with rank and score; x is in seconds.
     """
     rows: list[tuple[str, Moments, dict[str, Any]]] = []
     if truth:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tmapdiff.calibration import reliability_bins, risk_coverage_curve
 from tmapdiff.errors import ArgumentError
-from tmapdiff.plots.style import COLORS, LINES, MARKERS, new_figure
+from tmapdiff.plots.style import look_of, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,16 +24,16 @@ def plot_calibration(
 ) -> "FigureBase":
     """Draw how confidence and accuracy of some methods go together, all in percent.
 
-    Left a reliability diagram: accuracy over mean confidence of each bin, on the diagonal if
-    calibrated, with the number of queries by confidence below it. Right the accuracy over the share
-    of queries answered, the most certain first. The legends name ECE and AURC.
+    Left a reliability diagram: accuracy over mean confidence per bin, on the diagonal if
+    calibrated, over the number of queries. Right the accuracy over the share of queries answered,
+    the most certain first. The legends name ECE and AURC.
 
     Args:
-        methods: Confidence and correctness, as in `reliability_bins`, by the name of the method.
+        methods: Confidence and correctness, as in `reliability_bins`, by name of the method.
         num_bins: Bins of the diagram.
-        equal_mass: Bins hold as many queries each; if False, they are as wide each.
+        equal_mass: Whether bins hold as many queries each, or are as wide each.
         title: Text above both.
-        figure: Empty figure or sub-figure to draw in. A new one, if None.
+        figure: Empty figure or sub-figure to draw in. Defaults to a new one.
 
     Shape:
         - methods: each (Q,), and (Q,), bool
@@ -65,25 +65,15 @@ def plot_calibration(
     bins_ax, counts_ax, coverage_ax = axes["bins"], axes["counts"], axes["coverage"]
     bins_ax.plot((0, 100), (0, 100), "--", color="0.6", lw=1)
     for index, (name, (bins, curve, percents)) in enumerate(measured.items()):
-        color = COLORS[index % len(COLORS)]
-        bins_ax.plot(
-            _percents(bins.confidence),
-            _percents(bins.accuracy),
-            color=color,
-            marker=MARKERS[index % len(MARKERS)],
-            ms=4,
-            lw=1.2,
-            label=f"{name} (ECE {100 * bins.calibration_error:.1f})",
-        )
+        color, line, marker = look_of(index)
+        ece, aurc = 100 * bins.calibration_error, 100 * curve.area
+        places = (100 * bins.confidence).tolist(), (100 * bins.accuracy).tolist()
+        label = f"{name} (ECE {ece:.1f})"
+        bins_ax.plot(*places, color=color, marker=marker, ms=4, lw=1.2, label=label)
         counts_ax.hist(percents, bins=num_bins, range=(0, 100), histtype="step", color=color)
-        coverage_ax.plot(
-            _percents(curve.coverage),
-            _percents(curve.accuracy),
-            color=color,
-            ls=LINES[index % len(LINES)],
-            lw=1.4,
-            label=f"{name} (AURC {100 * curve.area:.1f})",
-        )
+        places = (100 * curve.coverage).tolist(), (100 * curve.accuracy).tolist()
+        label = f"{name} (AURC {aurc:.1f})"
+        coverage_ax.plot(*places, color=color, ls=line, lw=1.4, label=label)
     bins_ax.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), title="reliability")
     bins_ax.tick_params(labelbottom=False)
     counts_ax.set(xlabel="confidence (%)", ylabel="queries", xlim=(0, 100))
@@ -93,8 +83,3 @@ def plot_calibration(
     coverage_ax.legend(loc="best", fontsize="small")
     figure.suptitle(title, size=10)
     return figure
-
-
-def _percents(shares: Tensor) -> list[float]:
-    percents: list[float] = (100 * shares).tolist()
-    return percents

@@ -36,14 +36,13 @@ def plot_map(
 
     Args:
         dense: Score of every candidate `[start clip, duration in clips - 1]`.
-        mask: Which cells are candidates; the others stay blank. All finite cells, if None.
+        mask: Which cells are candidates; the others stay blank. Defaults to all finite cells.
         clip_seconds: Seconds a clip lasts.
         truth: Annotated moments, start and end in seconds: rings.
-        predictions: Predicted moments, best first, start and end in seconds: numbered discs, the
-            best one on top.
+        predictions: Predicted moments, start and end in seconds, best first: numbered discs.
         title: Text above the map.
-        limits: Scores at the two ends of the colour scale. From the map, if None.
-        ax: Where to draw. A new figure, if None.
+        limits: Scores at the two ends of the colour scale; None takes the map's.
+        ax: Where to draw. Defaults to a new figure.
 
     Shape:
         - dense: (N, N)
@@ -120,15 +119,14 @@ def plot_comparison(
     Args:
         prediction: Predicted score of every candidate.
         truth: True IoU of every candidate.
-        mask: Which cells are candidates. All finite cells, if None.
+        mask: Which cells are candidates. Defaults to all finite cells.
         clip_seconds: Seconds a clip lasts.
         moments: Annotated moments, start and end in seconds: rings, and a hatched bar.
-        predicted_moments: Predicted moments, best first, start and end in seconds: numbers, and
-            bars.
+        predicted_moments: Predicted ones, start and end in seconds, best first: numbers and bars.
         scores: Scores of the predicted moments, written beside their bars.
         title: Text above both maps, for example the query; long ones are broken into lines.
         label: What the maps hold, beside the colour scale.
-        figure: Empty figure or sub-figure to draw in. A new one, if None.
+        figure: Empty figure or sub-figure to draw in. Defaults to a new one.
 
     Shape:
         - prediction, truth: (N, N)
@@ -145,23 +143,12 @@ def plot_comparison(
     check_shape(who, "prediction", prediction, "N N")
     check_scores(who, scores, predicted_moments)
     rows = len(predicted_moments) + bool(moments)
-    bars = bars_inches(rows)
     figure = figure or new_figure(7.2, comparison_inches(rows), who)
-    names = [["prediction", "truth"], ["moments", "moments"]]
-    axes: dict[str, Axes] = figure.subplot_mosaic(
-        names if rows else names[:1], height_ratios=(MAP_INCHES, bars) if rows else None
-    )
+    axes = axes_over_bars(figure, ["prediction", "truth"], rows)
     left, right = axes["prediction"], axes["truth"]
-    plot_map(
-        prediction,
-        mask,
-        clip_seconds=clip_seconds,
-        truth=moments,
-        predictions=predicted_moments,
-        title="prediction",
-        ax=left,
-    )
-    plot_map(truth, mask, clip_seconds=clip_seconds, truth=moments, title="truth", ax=right)
+    shared: dict[str, Any] = {"mask": mask, "clip_seconds": clip_seconds, "truth": moments}
+    plot_map(prediction, **shared, predictions=predicted_moments, title="prediction", ax=left)
+    plot_map(truth, **shared, title="truth", ax=right)
     right.set(ylabel="")
     right.tick_params(labelleft=False)
     figure.colorbar(left.images[0], ax=[left, right], label=label, shrink=0.9)
@@ -170,6 +157,14 @@ def plot_comparison(
         draw_bars_panel(axes["moments"], moments, predicted_moments, scores, seconds=seconds)
     figure.suptitle(textwrap.fill(title, 80), size=10)
     return figure
+
+
+def axes_over_bars(figure: "FigureBase", maps: list[str], rows: int) -> "dict[str, Axes]":
+    """Make axes for maps side by side and, if there are rows of bars, `moments` below them."""
+    ratios = (MAP_INCHES, bars_inches(rows)) if rows else None
+    names = [maps, ["moments"] * len(maps)] if rows else [maps]
+    axes: dict[str, Axes] = figure.subplot_mosaic(names, height_ratios=ratios)
+    return axes
 
 
 def comparison_inches(rows: int) -> float:
@@ -191,7 +186,7 @@ def plot_denoising(
 
     Args:
         maps: The map after each step, in order of the run.
-        mask: Which cells are candidates. All finite cells, if None.
+        mask: Which cells are candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
         clip_seconds: Seconds a clip lasts.
         truth: Annotated moments, start and end in seconds.
@@ -231,12 +226,7 @@ def plot_denoising(
 def step_titles(
     who: str, maps: Sequence[Tensor], timesteps: Sequence[int] | Tensor | None
 ) -> list[str]:
-    """Name each step of a denoising run: by its timestep, or else its number.
-
-    Raises:
-        ArgumentError: If there are no maps.
-        ShapeError: If `timesteps` has another length than `maps`.
-    """
+    """Name each step of a denoising run: by its timestep, or else its number."""
     if not len(maps):
         raise ArgumentError(f"{who}: expected at least one map, got none.")
     if timesteps is None:

@@ -1,14 +1,14 @@
 """Accuracy over the number of denoising steps, for several models and seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tmapdiff._core.checks import check_int, message
 from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.plots.style import COLORS, LINES, MARKERS, new_figure
+from tmapdiff.plots.style import look_of, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,15 +26,15 @@ def plot_steps(
 ) -> "Axes":
     """Draw a metric over the number of denoising steps, one line a model.
 
-    Lines are means over seeds, and error bars their standard deviation; models stand side by side
-    at each number of steps. A model of one step, as a regressor is, becomes a level line.
+    Lines are means over seeds, error bars their standard deviation. A model of one step, such as a
+    regressor, becomes a level line.
 
     Args:
-        curves: Numbers of steps and values of the metric, in percent, by the name of the model.
+        curves: Numbers of steps and values of the metric, in percent, by name of the model.
         metric: Name of the metric, beside the axis.
         title: Text above.
         xlabel: What the steps are.
-        ax: Where to draw. A new figure, if None.
+        ax: Where to draw. Defaults to a new figure.
 
     Shape:
         - curves: each (S,), and (S,) or (seeds, S)
@@ -58,25 +58,15 @@ def plot_steps(
     for index, (name, (steps, values)) in enumerate(checked.items()):
         mean = values.mean(axis=0)
         deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
-        color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
+        color, line, marker = look_of(index)
+        look: dict[str, Any] = {"color": color, "ls": line, "lw": 1.6}
         if name in levels:
             places = np.array([ticks[-1] * aside ** (len(curved) + levels.index(name) + 1)])
-            ax.plot((ticks[0], float(places[0])), mean.repeat(2), color=color, ls=line, lw=1.6)
+            ax.plot((ticks[0], float(places[0])), mean.repeat(2), **look)
         else:
             places = np.array(steps) * aside ** (curved.index(name) - (len(curved) - 1) / 2)
-        ax.errorbar(
-            places,
-            mean,
-            deviation,
-            color=color,
-            ls=line,
-            marker=MARKERS[index % len(MARKERS)],
-            ms=5,
-            lw=1.6,
-            elinewidth=1,
-            capsize=2.5,
-            label=name,
-        )
+        look |= {"marker": marker, "ms": 5, "label": name}
+        ax.errorbar(places, mean, deviation, elinewidth=1, capsize=2.5, **look)
     ax.set_xscale("log")
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)

@@ -21,12 +21,13 @@ LINES = ("-", "--", ":")  # methods of equal order have the same curve
 DPI = 120
 
 
-def new_figure(width: float, height: float, purpose: str) -> "Figure":
-    """Make an empty figure, of so many inches.
+def look_of(index: int) -> tuple[str, str, str]:
+    """Colour, line and marker of a method."""
+    return COLORS[index % len(COLORS)], LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
 
-    Raises:
-        MissingDependencyError: If matplotlib is not installed.
-    """
+
+def new_figure(width: float, height: float, purpose: str) -> "Figure":
+    """Make an empty figure, of so many inches."""
     matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
     # Not pyplot: a library must not open windows or keep figures alive.
     figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=DPI)

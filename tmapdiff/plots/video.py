@@ -36,8 +36,7 @@ def plot_video_strip(
     """Draw frames of a video in a row over time, and moments as bars below.
 
     Thumbnails divide the duration evenly; each shows the frame nearest to the middle of its part.
-    Dashed lines go up from the ends of the true moments; without any, from those of the best
-    predicted one.
+    Dashed lines mark the ends of the true moments, or else of the best predicted one.
 
     Args:
         frames: Frames of the video.
@@ -45,7 +44,7 @@ def plot_video_strip(
         predictions: Predicted moments, best first, start and end in seconds: numbered bars.
         scores: Scores of the predicted moments, written beside their numbers.
         truth: Annotated moments, start and end in seconds: hatched bars.
-        duration: Seconds the video lasts. Up to the last frame or moment, if None.
+        duration: Seconds the video lasts. Defaults to the end of the last frame or moment.
         title: Text above, for example the query; long ones are broken into lines.
         num_thumbnails: Frames to show.
 

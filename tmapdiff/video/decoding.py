@@ -1,4 +1,4 @@
-"""From a video to the pictures that are shown at chosen times."""
+"""From a video to the images that are shown at chosen times."""
 
 import heapq
 import io
@@ -29,28 +29,29 @@ from tmapdiff._core.numbers import parse_number
 from tmapdiff.errors import ArgumentError, FileError, NoVideoStreamError, VideoError
 from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 
-VideoSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
+_File = str | os.PathLike[str] | bytes | BinaryIO
+VideoSource = _File | np.ndarray | Tensor
 MAX_FPS = 1000  # that are sampled: more would only repeat pictures
 MAX_PIXELS = 8192 * 8192  # of a picture; in RGB some 200 MB
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video when its first picture has been decoded.
+    """What is known of a video when its first frame has been decoded.
 
-    Time 0 is where a player begins: the start of the first picture or sound, whichever is earlier.
+    Time 0 is where a player begins: the start of the first frame or sound, whichever is earlier.
 
     Attributes:
-        has_video: Whether there are pictures at all; all else is None if not.
-        duration: Seconds to the end of the last picture, as the file says; None if it does not.
-        frame_rate: Pictures a second, on average; None if the file does not say.
-        width: Pixels per row, as shown: after rotation, and with square pixels. Rows are stretched
-            or shrunk where stored pixels are wider or narrower than high by more than 2 %.
+        has_video: Whether there are frames at all; all else is None if not.
+        duration: Seconds to the end of the last frame as the file declares, or None.
+        frame_rate: Mean frames per second as the file declares, or None.
+        width: Pixels per row, as shown: after rotation, with square pixels. Rows are stretched or
+            shrunk where stored pixels are wider or narrower than high by more than 2 %.
         height: Rows, as shown.
-        rotation: Degrees clockwise that stored pictures are turned to be shown: 0, 90, 180 or 270;
-            of mirrored ones, after they were mirrored left to right.
+        rotation: Degrees clockwise from stored to shown: 0, 90, 180 or 270; mirrored frames are
+            mirrored left to right first.
         codec: Name of the codec; None for arrays.
-        start: Seconds from time 0 to the first picture.
+        start: Seconds from time 0 to the first frame.
     """
 
     has_video: bool
@@ -65,13 +66,12 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class SampledFrame:
-    """A picture, and when it is shown.
+    """An image, and when it is shown.
 
     Attributes:
-        time: Seconds at which the picture was asked for.
-        shown_from: Seconds from which on it is shown; later than `time` before the first picture
-            only.
-        image: The picture, RGB. Frames with the same picture share it: do not change it in place.
+        time: Seconds at which it was asked for.
+        shown_from: Seconds from which on it is shown; later than `time` only before the first.
+        image: RGB. Samples of one frame share it: do not change it in place.
 
     Shape:
         - image: (height, width, 3) uint8
@@ -87,11 +87,11 @@ class VideoReader:
 
     Args:
         who: The video's name in messages.
-        info: What the file says.
+        info: What the file declares.
 
     Attributes:
-        info: What the file says.
-        duration: Seconds to the end of the last picture that was decoded; None until all are read.
+        info: What the file declares.
+        duration: Seconds to the end of the last decoded frame; None until all are read.
         damage: What was wrong with the video, in a line; None if nothing is known to be.
     """
 
@@ -113,28 +113,27 @@ class VideoReader:
         self._closed = True
 
     def sample(self, fps: float | Fraction) -> Iterator[SampledFrame]:
-        """Give the pictures shown at evenly spaced times, one after another.
+        """Yield the images shown at evenly spaced times.
 
-        The video is cut into pieces of `1 / fps` seconds and each is given by the picture shown at
-        its middle: frame i is that of `(i + 0.5) / fps` seconds, as `pool_features` takes it. The
-        last piece counts if it lasts at least half as long as the others. A video shorter than half
-        a piece gives its last picture.
+        Sample i is the image at `(i + 0.5) / fps` seconds, the middle of a piece of `1 / fps`, as
+        `pool_features` takes it. The last piece counts if at least half of it is there; a video
+        shorter than half a piece gives its last image.
 
-        Pictures need not be evenly spaced. Before the first one it is taken itself; where one could
-        not be decoded, the one before it. Where timestamps go back, as in files that were joined,
-        or leap, the next picture follows the one before. Where clocks may start again (MPEG-TS,
-        MPEG-PS, Ogg), a gap of more than ten seconds is a leap; elsewhere, one that is longer than
-        the file says it lasts, or than an hour. A leap is damage; so is a clock that goes back
-        where clocks may not start again.
+        Frames need not be evenly spaced. Before the first one it is taken itself; where one could
+        not be decoded, the one before it. Where timestamps go back, as in joined files, or leap,
+        the next frame follows the one before. Where clocks may start again (MPEG-TS, MPEG-PS, Ogg),
+        a gap of more than ten seconds is a leap; elsewhere, one longer than the declared duration,
+        or than an hour. A leap is damage; so is a clock that goes back where clocks may not start
+        again.
 
         Args:
-            fps: Frames a second.
+            fps: Samples per second.
 
         Raises:
             ArgumentError: If `fps` is not positive, or above 1000.
-            VideoError: If the video was sampled before; while iterating, if it was closed, if its
-                first picture comes more than an hour after its start, or if a picture has too many
-                pixels or cannot be converted.
+            VideoError: If the video was sampled before; while iterating, if it was closed, its
+                first frame comes more than an hour after its start, or a frame has too many pixels
+                or cannot be converted.
         """
         check_range("VideoReader.sample", "fps", fps, 0, MAX_FPS, open_low=True)
         if self._begun:
@@ -201,27 +200,25 @@ def open_video(
     max_pixels: int = MAX_PIXELS,
     num_threads: int = 0,
 ) -> VideoReader:
-    """Open a video, to know what it is and to sample its pictures.
+    """Open a video, to inspect it and to sample its frames.
 
-    Its pictures pass by one at a time: a long video takes no more memory than a short one.
+    Frames pass by one at a time: a long video takes no more memory than a short one.
 
     Args:
-        source: A file; its content, as bytes or as an open binary file, which is read from its
-            start; or pictures.
-        frame_rate: Pictures a second of `source`, if it is pictures.
-        max_pixels: Most pixels that a picture may have.
+        source: A file; its content, as bytes or as a binary file, read from its start; or frames.
+        frame_rate: Frames per second, only for frames.
+        max_pixels: Most pixels that a frame may have.
         num_threads: Threads that decode; 0 lets PyAV choose.
 
     Shape:
-        - source: (T, H, W, 3) uint8, RGB, if it is pictures
+        - source: (T, H, W, 3) uint8, RGB, if it is frames
 
     Raises:
-        ArgumentError: If `source` is nothing of the kind, pictures have no `frame_rate` or anything
+        ArgumentError: If `source` is nothing of the kind, frames have no `frame_rate` or anything
             else has one, or a number is out of range.
-        FileError: If there is no such file, it cannot be read, or it is an address: those are not
-            opened.
-        VideoError: If it is empty, is no video, has no pictures but sound, has pictures of more
-            than `max_pixels`, or none that can be decoded.
+        FileError: If there is no such file, it cannot be read, or it is an address.
+        VideoError: If it is empty, no video, only sound, has frames of more than `max_pixels`, or
+            none that can be decoded.
         MissingDependencyError: If the extra `video` is not installed.
 
     Example:
@@ -252,7 +249,7 @@ def require_av() -> Any:
 
 
 def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
-    """Tell what a video is; of a file with sound only, that it has no video.
+    """Inspect a video; a file with sound only has no video.
 
     Args:
         source: As for `open_video`.
@@ -276,18 +273,10 @@ class _ArrayReader(VideoReader):
             expected = "pictures of shape (T, H, W, 3) and dtype uint8, T >= 1"
             raise ArgumentError(message(who, expected, f"{array.shape} {array.dtype}"))
         num_frames, height, width, _ = array.shape
-        info = VideoInfo(
-            has_video=True,
-            duration=float(num_frames / frame_rate),
-            frame_rate=float(frame_rate),
-            width=width,
-            height=height,
-            rotation=0,
-            start=0.0,
-        )
+        duration = float(num_frames / frame_rate)
+        info = VideoInfo(True, duration, float(frame_rate), width, height, rotation=0, start=0.0)
         super().__init__(who, info)
-        self._array = array
-        self._frame_rate = frame_rate
+        self._array, self._frame_rate = array, frame_rate
 
     def _pictures(self) -> Iterator[_Picture]:
         for index, image in enumerate(self._array):
@@ -298,8 +287,8 @@ class _ArrayReader(VideoReader):
 class _Messages:
     """FFmpeg's messages in Python's logging: off while videos are open, then as they were.
 
-    Else threads that decode wait for the interpreter to log what is damaged, and the one that ends
-    a decoder holds it and waits for them. torchvision before 0.26 turns logging on.
+    Else decoding threads wait for the interpreter to log, and who ends a decoder holds it and waits
+    for them: a deadlock. torchvision before 0.26 turns logging on.
     """
 
     def __init__(self) -> None:
@@ -309,7 +298,6 @@ class _Messages:
         self._level: int | None = None
 
     def silence(self, logging: Any) -> None:
-        """Turn messages off until `restore` has been called as often."""
         with self._lock:
             self._num_open += 1
             level = logging.get_level()
@@ -318,7 +306,6 @@ class _Messages:
                 logging.set_level(None)
 
     def restore(self, logging: Any) -> None:
-        """Turn them on again if they were, and no other video is open."""
         with self._lock:
             self._num_open -= 1
             if self._num_open or self._level is None:
@@ -340,13 +327,7 @@ def _end_decoders(logging: Any, decoders: Sequence[Any]) -> None:
 class _AvReader(VideoReader):
     """A reader of files, which reports what it missed."""
 
-    def __init__(
-        self,
-        source: str | os.PathLike[str] | bytes | BinaryIO,
-        name: str,
-        max_pixels: int,
-        threads: int,
-    ) -> None:
+    def __init__(self, source: _File, name: str, max_pixels: int, threads: int) -> None:
         self._av = require_av()
         self._max_pixels = max_pixels
         self._who = name
@@ -355,23 +336,20 @@ class _AvReader(VideoReader):
         # Also of a reader that nobody closes.
         self._let_go = weakref.finalize(self, _end_decoders, self._av.logging, decoders)
         self._let_go.atexit = False
+        options = {"format_whitelist": _FORMATS}
+        self._container: Any = None
         try:
             self._container = self._av.open(
-                _av_file(source),
-                options={"format_whitelist": _FORMATS},
-                metadata_errors="replace",
+                _av_file(source), options=options, metadata_errors="replace"
             )
-        except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            self._let_go()
-            raise _not_a_video(name, error) from error
-        except BaseException:
-            self._let_go()
-            raise
-        try:
             self._open_stream(threads, decoders)
-        except BaseException:
+        except BaseException as error:
             self._let_go()
-            self._container.close()
+            if self._container is not None:
+                self._container.close()
+            elif isinstance(error, (self._av.error.FFmpegError, OSError, ValueError)):
+                got = f"something else ({first_line(error)})"
+                raise VideoError(message(name, "a video", got)) from error
             raise
 
     def _open_stream(self, threads: int, decoders: list[Any]) -> None:
@@ -394,8 +372,7 @@ class _AvReader(VideoReader):
         decoders.append(stream.codec_context)
         super().__init__(self._who, VideoInfo(has_video=True))
         self._problems: list[str] = []
-        self._lost = 0
-        self._reason = ""
+        self._lost, self._reason = 0, ""  # frames that could not be decoded, and why the first
         self._is_avi = self._container.format.name == "avi"
         self._first_dts: int | None = None
         self._is_packed: bool | None = None
@@ -431,9 +408,8 @@ class _AvReader(VideoReader):
     def _packs_frames(self, packet: Any) -> bool:
         """Whether packets hold two frames, then none, by a video's first packet."""
         decoder = self._stream.codec_context
-        if decoder.name != "mpeg4":
-            return False
-        return bool(_PACKED.search((decoder.extradata or b"") + bytes(packet)))
+        described = (decoder.extradata or b"") + bytes(packet)
+        return decoder.name == "mpeg4" and bool(_PACKED.search(described))
 
     def _make_timeline(self, first: Any, period: Fraction) -> float | None:
         """Find out what the timestamps mean, and return the duration that the file states."""
@@ -526,10 +502,8 @@ class _AvReader(VideoReader):
     def _shown_width(self, frame: Any) -> int:
         """Pixels of a row where they are as wide as high."""
         aspect = self._stream.sample_aspect_ratio or 1
-        # Encoders round: 1280:1281 is meant to be square.
-        if abs(aspect - 1) <= _NEARLY_SQUARE:
-            aspect = 1
-        return max(1, round(frame.width * aspect))
+        is_square = abs(aspect - 1) <= _NEARLY_SQUARE  # encoders round: 1280:1281 is meant to be
+        return max(1, round(frame.width * (1 if is_square else aspect)))
 
     def _convert(self, frame: Any) -> np.ndarray:
         width = self._shown_width(frame)
@@ -571,17 +545,14 @@ def _check_source(source: object) -> str:
     """Return what messages call a source, or raise when it cannot be read or is empty."""
     if isinstance(source, str | os.PathLike):
         check_no_address("open_video", source)
-        path = Path(source)
+        path, name = Path(source), str(Path(source))
         try:
             if path.exists() and not path.is_file():
-                raise FileError(f"cannot read {path}: it is no file.")
+                raise ValueError("it is no file")
             with path.open("rb") as file:
                 head = file.read(_HEAD)
-        except FileError:
-            raise
         except (OSError, ValueError) as error:
             raise FileError(f"cannot read {path}: {first_line(error)}.") from error
-        name = str(path)
     elif isinstance(source, bytes):
         name, head = "the video", source[:_HEAD]
     elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
@@ -607,10 +578,6 @@ def _check_source(source: object) -> str:
     return name
 
 
-def _not_a_video(who: str, error: Exception) -> VideoError:
-    return VideoError(message(who, "a video", f"something else ({first_line(error)})"))
-
-
 def _check_pixels(who: str, width: int, height: int, most: int) -> None:
     if width * height > most:
         expected = f"pictures of at most {most} pixels"
@@ -618,7 +585,7 @@ def _check_pixels(who: str, width: int, height: int, most: int) -> None:
         raise VideoError(message(who, expected, f"{width} x {height}", hint))
 
 
-def _av_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Any:
+def _av_file(source: _File) -> Any:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     # Or a name with a colon would be taken for an address.

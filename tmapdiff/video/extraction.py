@@ -44,7 +44,7 @@ class VideoFeatures:
     """Features of one video.
 
     Attributes:
-        features: One feature for each piece of the video.
+        features: One per piece of the video.
         seconds_per_feature: Seconds from one feature to the next.
         duration: Seconds the video lasts.
         damage: What was wrong with the video, in a line; None if nothing is known to be.
@@ -78,10 +78,10 @@ def encode_video(
     """Compute the features of one video.
 
     Args:
-        source: As for `open_video`: a file, its content, or pictures.
-        encoder: What makes features of pictures.
-        fps: Features a second.
-        batch_size: Pictures at a time.
+        source: As for `open_video`: a file, its content, or frames.
+        encoder: What makes features of images.
+        fps: Features per second.
+        batch_size: Images at a time.
         **options: As for `open_video`: `frame_rate`, `max_pixels`, ...
 
     Raises:
@@ -114,7 +114,7 @@ def encode_video(
 
 @dataclass(frozen=True)
 class VideoNote:
-    """What is to be said of a video.
+    """What a report says of a video.
 
     Attributes:
         video_id: The video.
@@ -133,10 +133,8 @@ class ExtractionReport:
         path: The store.
         extracted: Ids of the videos whose features were computed.
         kept: Ids of those that were in the store already.
-        damaged: Those of `extracted` with something wrong: their features are of what could be
-            decoded.
-        skipped: Videos without features, and why. (Features that are not finite are none: in half
-            precision a model can overflow.)
+        damaged: Those of `extracted` whose features are only of what could be decoded.
+        skipped: Videos without features, and why; also those whose features are not finite.
         passed_over: How many other files the folder has, by suffix.
     """
 
@@ -155,9 +153,8 @@ class ExtractionReport:
         for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
             lines += [short(f"{what} {note.video_id}: {note.reason}") for note in notes]
         if self.passed_over:
-            lines.append(
-                f"passed over, as no videos by their suffixes: {list_suffixes(self.passed_over)}"
-            )
+            others = list_suffixes(self.passed_over)
+            lines.append(f"passed over, as no videos by their suffixes: {others}")
         return "\n".join(lines)
 
 
@@ -172,33 +169,30 @@ def extract_features(
     skip_damaged: bool = False,
     show_progress: bool = True,
 ) -> ExtractionReport:
-    """Compute the features of many videos, into one HDF5 file.
+    """Compute the features of many videos, into one HDF5 file for `open_feature_store`.
 
-    `open_feature_store` reads it, and knows its `seconds_per_feature`. The file and each dataset
-    have the attributes `model`, `model_sha256`, `fps` and `seconds_per_feature`; the file also has
-    `frame_encoder`, the arguments of `FrameEncoder` as JSON, if they are known; a dataset also has
-    `duration`, `num_frames`, `source`, `source_size`, `source_mtime_ns`, `source_sha256` and, of a
-    damaged video, `damage`.
+    The file and each dataset have the attributes `model`, `model_sha256`, `fps` and
+    `seconds_per_feature`; the file also `frame_encoder`, the arguments of `FrameEncoder` as JSON if
+    known; a dataset also `duration`, `num_frames`, `source`, `source_size`, `source_mtime_ns`,
+    `source_sha256` and, of a damaged video, `damage`.
 
-    Run again, it goes on where it was interrupted, however hard, adds what is new, computes again
-    what has changed, and tries again what was skipped.
+    Run again, it resumes after any interruption, adds what is new, computes again what has changed,
+    and tries again what was skipped.
 
     Args:
-        videos: A folder, of which all files with a suffix of videos count, but no .gif beside a
-            video of its name; or files. Their ids are their names without suffix, unless a mapping
-            from ids to files is given.
-        encoder: What makes features of pictures.
+        videos: A folder, of which all files with a video's suffix count, but no .gif beside a video
+            of its name; files, whose ids are their names without suffix; or a mapping from ids.
+        encoder: What makes features of images.
         out: The HDF5 file, to be made or added to.
-        fps: Features a second.
-        batch_size: Pictures at a time.
+        fps: Features per second.
+        batch_size: Images at a time.
         num_workers: Processes that decode, a video each; 0 decodes in this one.
-        skip_damaged: Whether to leave out a damaged video, instead of keeping what of it could be
-            decoded.
-        show_progress: Whether to show a progress bar, if there is a terminal.
+        skip_damaged: Whether to leave out damaged videos instead of keeping what can be decoded.
+        show_progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        FileError: If the folder cannot be read or is an address, the file cannot be written, or
-            another process writes it.
+        FileError: If the folder cannot be read or is an address, or the file cannot be written or
+            is being written by another process.
         FeatureError: If the file has features of another model or rate.
         ArgumentError: If there are no videos, two have one id, or a number is out of range.
         AnnotationError: If an id cannot be one, such as one with a slash.
@@ -226,11 +220,11 @@ def extract_features(
         "fps": float(fps),
         "seconds_per_feature": _seconds_per_feature(fps),
     }
-    kept: list[str] = []
     todo: dict[str, Path] = {}
-    skipped: list[VideoNote] = []
-    damaged: list[VideoNote] = []
-    extracted: list[str] = []
+    kept: list[str] = []
+    extracted: set[str] = set()
+    damaged: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     remarks = {} if encoder.arguments is None else {"frame_encoder": json.dumps(encoder.arguments)}
     with FeatureStoreWriter(out, shared, remarks) as store:
         for video_id, path in paths.items():
@@ -241,7 +235,7 @@ def extract_features(
                 else:
                     todo[video_id] = path
             except (AnnotationError, FileError) as error:
-                skipped.append(VideoNote(video_id, str(error)))
+                skipped[video_id] = str(error)
         frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size)
         loader = DataLoader(frames, batch_size=None, num_workers=min(num_workers, len(todo)))
         # Garbage of PyAV that a forked worker collects would wait for ever for its decoder's
@@ -254,44 +248,39 @@ def extract_features(
                     features.setdefault(video_id, []).append(encoder(item))
                     bar.frames(len(item))
                     continue
-                parts = features.pop(video_id, [])
-                if isinstance(item, _Ending) and not all(one.isfinite().all() for one in parts):
-                    item = _not_finite("extract_features", encoder)
-                if isinstance(item, _Ending) and not (item.damage and skip_damaged):
-                    array = torch.cat(parts).numpy()
-                    attributes = {**item.attributes, "num_frames": len(array), **shared}
-                    store.write(video_id, array, attributes)
-                    extracted.append(video_id)
-                    if item.damage:
-                        damaged.append(VideoNote(video_id, item.damage))
-                else:
-                    reason = item.damage if isinstance(item, _Ending) else item
-                    skipped.append(VideoNote(video_id, str(reason)))
                 bar.video()
+                parts = features.pop(video_id, [])
+                if isinstance(item, str):
+                    skipped[video_id] = item
+                elif not all(one.isfinite().all() for one in parts):
+                    skipped[video_id] = _not_finite(who, encoder)
+                elif "damage" in item and skip_damaged:
+                    skipped[video_id] = item["damage"]
+                else:
+                    array = torch.cat(parts).numpy()
+                    store.write(video_id, array, {**item, "num_frames": len(array), **shared})
+                    extracted.add(video_id)
+                    if "damage" in item:
+                        damaged[video_id] = item["damage"]
         store.finish()
-    order = {video_id: index for index, video_id in enumerate(paths)}
     return ExtractionReport(
         path=Path(out),
-        extracted=tuple(sorted(extracted, key=order.__getitem__)),
+        extracted=tuple(video_id for video_id in paths if video_id in extracted),
         kept=tuple(kept),
-        damaged=tuple(sorted(damaged, key=lambda note: order[note.video_id])),
-        skipped=tuple(sorted(skipped, key=lambda note: order[note.video_id])),
+        damaged=_notes(paths, damaged),
+        skipped=_notes(paths, skipped),
         passed_over=passed_over,
     )
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """What is known of a video when all its pictures have passed."""
-
-    attributes: dict[str, Any]
-    damage: str | None
+def _notes(order: Iterable[str], reasons: Mapping[str, str]) -> tuple[VideoNote, ...]:
+    return tuple(VideoNote(one, reasons[one]) for one in order if one in reasons)
 
 
 class _FrameBatches(IterableDataset[tuple[str, Any]]):
-    """Preprocessed pictures of videos, in batches of one video, and what became of each video.
+    """Preprocessed frames of videos, in batches of one video.
 
-    Gives (id, frames) any number of times, then (id, `_Ending`) or (id, why it failed).
+    Gives (id, frames) any number of times, then (id, attributes) or (id, why it failed).
     """
 
     def __init__(
@@ -318,7 +307,7 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
             except TmapdiffError as error:
                 yield video_id, str(error)
 
-    def _read(self, path: Path, threads: int) -> Iterator[Tensor | _Ending]:
+    def _read(self, path: Path, threads: int) -> Iterator[Tensor | dict[str, Any]]:
         attributes = _source_attributes(path)
         with closing(open_video(path, num_threads=threads)) as video:
             frames = (self.preprocess(frame.image) for frame in video.sample(self.fps))
@@ -327,7 +316,7 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
             attributes["duration"] = video.duration
             if video.damage:
                 attributes["damage"] = video.damage
-            yield _Ending(attributes, video.damage)
+            yield attributes
 
 
 class _ProgressBar:

@@ -1,11 +1,11 @@
-"""Features of pictures, by any image model of timm."""
+"""Features of images, by any image model of timm."""
 
 import difflib
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,35 +34,32 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class FrameEncoder(nn.Module):
-    """One vector a picture: timm's preprocessing, and a frozen image model without its head.
+    """One vector per image: timm's preprocessing, and a frozen image model without its head.
 
     `vgg16` gives the 4096 numbers before its classifier (fc7), `vit_base_patch16_clip_224.openai`
-    CLIP's 768; with `keep_head` the 512 of the space that it shares with CLIP's text tower.
+    CLIP's 768; with `keep_head` the 512 of the space shared with CLIP's text tower.
 
     Args:
         model_name: Name of the model, with or without the tag of its weights
             (`timm.list_models()`, `timm.list_pretrained()`).
-        pretrained: Whether to load its weights, from timm's cache or the hub; they are random if
-            not.
-        weights: File with the weights, to load in place of the hub's.
-        keep_head: Whether to keep the last layer: class scores or, of CLIP, the projection.
+        pretrained: Whether to load its weights, from timm's cache or the hub, or leave them random.
+        weights: File with the weights, in place of the hub's.
+        keep_head: Whether to keep the last layer: class scores or, for CLIP, the projection.
         mixed_precision: Arithmetic, by autocast; the features are float32 all the same.
         device: Where to compute.
 
     Attributes:
-        arguments: The arguments that it was made with, but for the device; None of one that was
-            read from a folder.
+        arguments: The arguments it was made with, except the device; None if read from a folder.
 
     Shape:
         - frames: (B, 3, height, width), as `preprocess` makes them
         - returns: (B, feature_dim) float32, on the frames' own device
 
     Raises:
-        ConfigError: If there is no such model or precision, or it gives no vector a picture.
-        CheckpointError: If the weights cannot be loaded, for example for want of a network.
+        ConfigError: If there is no such model or precision, or it gives no vector per image.
+        CheckpointError: If the weights cannot be loaded, for example without a network.
         FileError: If there is no file `weights`.
-        ArgumentError: If there are `weights` but not `pretrained`, or a switch is not True or
-            False.
+        ArgumentError: If there are `weights` but not `pretrained`, or a switch is no bool.
         ShapeError: If the frames have another shape, in the call.
 
     Example:
@@ -116,41 +113,26 @@ class FrameEncoder(nn.Module):
             "keep_head": keep_head,
             "mixed_precision": mixed_precision,
         }
-        self._set_up(
-            model.to(device),
-            timm.data.resolve_model_data_config(model),
-            model_name=model_name,
-            mixed_precision=mixed_precision,
-            description=f"timm {model_name}{' with head' if keep_head else ''}{origin}",
-        )
+        self.model_name, self.mixed_precision = model_name, mixed_precision
+        self.description = f"timm {model_name}{' with head' if keep_head else ''}{origin}"
+        self._set_up(model.to(device), timm.data.resolve_model_data_config(model))
 
-    def _set_up(
-        self,
-        model: Any,
-        preprocessing: dict[str, Any],
-        *,
-        model_name: str,
-        mixed_precision: Precision,
-        description: str,
-    ) -> None:
+    def _set_up(self, model: Any, preprocessing: dict[str, Any]) -> None:
         self.model = model.eval().requires_grad_(False)
         self.preprocess = FramePreprocessor(preprocessing)
-        self.model_name = model_name
-        self.mixed_precision = mixed_precision
-        self.description = description
         with torch.no_grad():
             example = model(torch.zeros(1, *self.preprocess.input_size, device=self.device))
         if not isinstance(example, Tensor) or example.dim() != 2:
             got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
             expected = "a model that gives (B, D)"
-            raise ConfigError(message("FrameEncoder", expected, f"{got} of {model_name}"))
+            raise ConfigError(message("FrameEncoder", expected, f"{got} of {self.model_name}"))
         self.feature_dim: int = example.shape[1]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into a folder, for `from_pretrained`.
 
-        A new folder appears whole or not at all; in one that exists, these two files are replaced
-        together, and any other stays.
+        A new folder appears whole or not at all; in an existing one these two files are replaced
+        together.
 
         Args:
             save_directory: Folder, made if need be.
@@ -158,9 +140,8 @@ class FrameEncoder(nn.Module):
         Raises:
             FileError: If the place cannot be written; what was there is as before.
         """
-        # A name on the hub would be looked for there.
         name = self.model_name
-        if ":" in name:
+        if ":" in name:  # on the hub, where it would be looked for
             name = self.model.pretrained_cfg["architecture"]
         config = {
             "format": _FORMAT,
@@ -180,7 +161,7 @@ class FrameEncoder(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
     ) -> Self:
-        """Read an encoder that `save_pretrained` wrote; needs no network.
+        """Read an encoder that `save_pretrained` wrote, without a network.
 
         Args:
             folder: Where it is.
@@ -207,12 +188,7 @@ class FrameEncoder(nn.Module):
             if ":" in architecture:
                 raise CheckpointError(f"{place}: {architecture} is no architecture of timm.")
 
-            def build() -> nn.Module:
-                made: nn.Module = timm.create_model(
-                    architecture, pretrained=False, num_classes=classes
-                )
-                return made
-
+            build = partial(timm.create_model, architecture, pretrained=False, num_classes=classes)
             check_declared_weights(place, Path(folder), build)
             model = build()
             missing, unexpected = load_model(model, str(Path(folder) / _WEIGHTS), strict=False)
@@ -222,18 +198,12 @@ class FrameEncoder(nn.Module):
                 raise CheckpointError(f"{place}: it has {what} weights {names}.")
             encoder = cls.__new__(cls)
             nn.Module.__init__(encoder)
-            encoder._set_up(
-                model.to(device),
-                preprocessing,
-                model_name=str(config["model_name"]),
-                mixed_precision=check_choice(
-                    cls.__name__,
-                    "mixed_precision",
-                    config["mixed_precision"],
-                    get_args(Precision),
-                ),
-                description=str(config["description"]),
+            encoder.model_name = str(config["model_name"])
+            encoder.description = str(config["description"])
+            encoder.mixed_precision = check_choice(
+                cls.__name__, "mixed_precision", config["mixed_precision"], get_args(Precision)
             )
+            encoder._set_up(model.to(device), preprocessing)
         except CheckpointError:
             raise
         # JSON, safetensors, timm and torch each have errors of their own.
@@ -257,10 +227,7 @@ class FrameEncoder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all that decides the features: two encoders with one give the same.
-
-        Of the weights as they are when it is first asked for.
-        """
+        """Digest of all that decides the features; of the weights when it is first asked for."""
         digest = hashlib.sha256(f"{self.preprocess}{self.mixed_precision}".encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -275,7 +242,7 @@ class FrameEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        """Encode preprocessed pictures; see the class."""
+        """Encode preprocessed images; see the class."""
         channels, height, width = self.preprocess.input_size
         check_shape("FrameEncoder", "frames", frames, f"B {channels} {height} {width}")
         if not len(frames):
@@ -286,18 +253,18 @@ class FrameEncoder(nn.Module):
         return features.float().to(frames.device)
 
     def encode(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Tensor:
-        """Preprocess and encode pictures, a batch at a time.
+        """Preprocess and encode images, a batch at a time.
 
         Args:
-            images: RGB pictures of any size; they may come from a generator.
-            batch_size: Pictures at a time.
+            images: RGB images of any size; a generator will do.
+            batch_size: Images at a time.
 
         Shape:
             - images: each (height, width, 3) uint8
             - returns: (T, feature_dim) float32, on the CPU
 
         Raises:
-            ArgumentError: If a picture is of another shape or dtype, or `batch_size` is below 1.
+            ArgumentError: If an image is of another shape or dtype, or `batch_size` is below 1.
         """
         check_int("FrameEncoder.encode", "batch_size", batch_size, at_least=1)
         frames = (self.preprocess(image) for image in images)
@@ -306,7 +273,7 @@ class FrameEncoder(nn.Module):
 
 
 class FramePreprocessor:
-    """Makes of a picture what a model of timm takes: timm's own transform for evaluation.
+    """Turns an image into a model's input: timm's own transform for evaluation.
 
     Args:
         config: What `timm.data.resolve_model_data_config` gives.
@@ -316,7 +283,7 @@ class FramePreprocessor:
         - returns: (3, height, width) float32
 
     Raises:
-        ArgumentError: If a picture has another shape or dtype, in the call.
+        ArgumentError: If an image has another shape or dtype, in the call.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -335,18 +302,14 @@ class FramePreprocessor:
         return f"FramePreprocessor({self.config!r})"
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """Preprocess a picture; see the class."""
+        """Preprocess an image; see the class."""
         from PIL import Image
 
-        if (
-            not isinstance(image, np.ndarray)
-            or image.dtype != np.uint8
-            or image.ndim != 3
-            or image.shape[2] != 3
-        ):
+        shape, dtype = getattr(image, "shape", type(image).__name__), getattr(image, "dtype", "")
+        is_image = isinstance(image, np.ndarray) and dtype == np.uint8
+        if not is_image or len(shape) != 3 or shape[2] != 3:
             expected = "an image of shape (H, W, 3) and dtype uint8"
-            got = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}"
-            raise ArgumentError(message("FramePreprocessor", expected, got.rstrip()))
+            raise ArgumentError(message("FramePreprocessor", expected, f"{shape} {dtype}".rstrip()))
         frame: Tensor = self._transform(Image.fromarray(image))
         return frame
 
@@ -378,19 +341,20 @@ def _check_name(who: str, name: str) -> None:
 
 
 def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
-    """Refuse what timm's own models do not have: pictures that would fill the memory."""
-    size, crop = config.get("input_size"), config.get("crop_pct", 1.0)
+    """Refuse what timm's own models do not have: images that would fill the memory."""
+
+    def within(name: str, count: int, least: float, most: float, kinds: tuple[type, ...]) -> bool:
+        numbers = config.get(name)
+        if not isinstance(numbers, tuple) or len(numbers) != count:
+            return False
+        return all(type(one) in kinds and least <= one <= most for one in numbers)
+
+    crop = config.get("crop_pct", 1.0)
     fine = (
         set(config) <= _PREPROCESSING
-        and isinstance(size, tuple)
-        and len(size) == 3
-        and all(type(one) is int and 1 <= one <= _LARGEST_SIDE for one in size)
-        and all(
-            isinstance(numbers := config.get(name), tuple)
-            and len(numbers) == size[0]
-            and all(type(one) in (int, float) and least <= one <= 1e6 for one in numbers)
-            for name, least in (("mean", -1e6), ("std", 1e-6))
-        )
+        and within("input_size", 3, 1, _LARGEST_SIDE, (int,))
+        and within("mean", config["input_size"][0], -1e6, 1e6, (int, float))
+        and within("std", config["input_size"][0], 1e-6, 1e6, (int, float))
         and type(crop) in (int, float)
         and _SMALLEST_CROP <= crop <= 1 / _SMALLEST_CROP
     )
@@ -400,4 +364,4 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
 
 _PREPROCESSING = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
 _LARGEST_SIDE = 2048  # twice the largest of timm's models
-_SMALLEST_CROP = 0.25  # pictures are enlarged by its inverse, then cropped
+_SMALLEST_CROP = 0.25  # images are enlarged by its inverse, then cropped

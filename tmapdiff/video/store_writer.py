@@ -30,24 +30,23 @@ _PART = ".npz"
 
 
 class FeatureStoreWriter:
-    """Fills an HDF5 file that `HDF5FeatureStore` reads: a dataset a video, with attributes.
+    """Fills an HDF5 file for `HDF5FeatureStore`: a dataset per video, with attributes.
 
-    HDF5 files do not survive that their writer is killed. So each video is first written to a file
-    of its own in the folder `{path}.parts`; `finish` makes the HDF5 file of the old one and these,
-    under another name, and renames it; each is on the disk before what it replaces goes. At any
-    moment each file is whole or not there, and the next writer goes on with what there is. This
-    takes the disk space of the features twice.
+    HDF5 files do not survive a killed writer. So each video first gets a file of its own in the
+    folder `{path}.parts`; `finish` makes a new HDF5 file of the old one and these, and renames it.
+    At any moment each file is whole or not there, and the next writer resumes. This takes the disk
+    space of the features twice.
 
     Used as a context manager, it keeps other writers out.
 
     Args:
         path: The HDF5 file, to be made or added to.
         attributes: What all features of the file share, such as the model that made them.
-        remarks: What else the file is to say; may differ from what it said.
+        remarks: Other attributes of the file, which may change.
 
     Raises:
-        FileError: On entering, if the place cannot be written, another process writes there, or the
-            file at `path` cannot be read; later, if the disk is full or the like.
+        FileError: On entering, if the place cannot be written, another process writes there, or
+            `path` cannot be read; later, if the disk is full or the like.
         FeatureError: If an attribute is a text of more than 64,000 bytes. On entering, if the
             features at `path` or in its parts have other attributes.
         MissingDependencyError: If h5py is not installed.
@@ -97,12 +96,12 @@ class FeatureStoreWriter:
         return self._written[video_id]
 
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
-        """Write the features of a video; those it had are replaced.
+        """Write the features of a video, in place of earlier ones.
 
         Args:
             video_id: The video.
             features: Its features.
-            attributes: What the file is to say of them.
+            attributes: Attributes of its dataset.
 
         Shape:
             - features: (T, D)
@@ -114,9 +113,9 @@ class FeatureStoreWriter:
         """
         check_video_id("FeatureStoreWriter.write", video_id)
         _in_place(attributes)  # or `finish` would be the first to refuse them
-        said = np.array([json.dumps(video_id), json.dumps(dict(attributes))])
+        texts: Any = {"video_id": json.dumps(video_id), "attributes": json.dumps(dict(attributes))}
         with written_beside(self.parts / file_name(video_id, _PART), durable=True) as new:
-            np.savez(new, features=features, video_id=said[0], attributes=said[1])
+            np.savez(new, features=features, **texts)
         self._written[video_id] = dict(attributes)
 
     def finish(self) -> None:
@@ -151,8 +150,7 @@ class FeatureStoreWriter:
     def _enter(self, seconds: float) -> bool:
         """Become the one writer, if that is possible within some seconds.
 
-        Another one that is done removes the folder with the lock in it. Whoever waits for that lock
-        then has one that is no longer there, and is to begin again.
+        A writer that is done removes the folder with the lock: who waited for it must start over.
         """
         try:
             self.parts.mkdir(parents=True, exist_ok=True)

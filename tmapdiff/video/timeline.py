@@ -13,9 +13,8 @@ class Timeline:
     """When the frames that a decoder gives are shown.
 
     A decoder gives frames in the order they are shown. Timestamps need not follow it: they may be
-    those of decoding, start again where files were joined, leap, or be missing. On the time
-    line no frame comes before an earlier one: where timestamps go back or leap, a frame follows the
-    one before it.
+    those of decoding, start again where files were joined, leap, or be missing. Here no frame comes
+    before an earlier one: where timestamps go back or leap, it follows the one before it.
 
     Args:
         first: The first frame, as PyAV gives it.
