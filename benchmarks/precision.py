@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = LocalizationData.make_up()
     if args.data is not None:
         data = LocalizationData.load(None, args.data, features=["timeline"])
-    data = data if args.limit is None else data.limit(args.limit)
+    data = data.limit(args.limit)
     dataset = make_pipeline_test_set(
         MomentLocalizationPipeline.from_pretrained(args.pipeline), data
     )

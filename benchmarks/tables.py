@@ -213,8 +213,7 @@ def load_data(terms: Terms) -> LocalizationData:
         )
     if terms.holdout is not None:
         data = data.hold_out(terms.holdout)
-    data = data.with_features_only()
-    return data if terms.limit is None else data.limit(terms.limit)
+    return data.with_features_only().limit(terms.limit)
 
 
 def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
