@@ -43,7 +43,7 @@ class TestConcatConditioning(MaskArgumentContract):
         ]
 
     def expected_repr(self) -> str:
-        return "(embed): PointwiseConv2d(1, 2, kernel_size=(1, 1)"
+        return "(embed): MaskedEmbed(1, 2, kernel_size=(1, 1)"
 
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"noisy": triangle(5, 3), "features": triangle(5, 3)}

@@ -48,7 +48,7 @@ class TestSharedGate(GatedContract):
         return GatedConv2d(3, 4, kernel_size=3)
 
     def expected_repr(self) -> str:
-        return "gate=shared\n  (conv): Conv2d(3, 5, kernel_size=(3, 3)"
+        return "gate=shared\n  (conv): MapConv2d(3, 5, kernel_size=(3, 3)"
 
 
 class TestChannelGate(GatedContract):
@@ -56,7 +56,7 @@ class TestChannelGate(GatedContract):
         return GatedConv2d(3, 4, kernel_size=5, gate="channel")
 
     def expected_repr(self) -> str:
-        return "gate=channel\n  (conv): Conv2d(3, 8, kernel_size=(5, 5)"
+        return "gate=channel\n  (conv): MapConv2d(3, 8, kernel_size=(5, 5)"
 
 
 class TestGatedConv2dStack(GatedContract):

@@ -65,13 +65,13 @@ class TestMapDiffusionDecoder(MaskedContract):
                 ShapeError,
                 f"{who} timestep of shape (B) with B = 2, got (3,).",
             ),
-            ({"timestep": 5}, ShapeError, f"{who} timestep of shape (B) with B = 2, got int."),
+            ({"timestep": 5.0}, ArgumentError, f"{who} timestep to be an integer >= 0, got 5.0."),
             (
                 {"features": features[:1]},
                 ShapeError,
                 f"{who} features to be a list of 2, got 1.",
             ),
-            ({"features": draw(2, 2)}, ShapeError, f"{who} features to be a list of 2"),
+            ({"features": draw(2, 2)}, ShapeError, f"{who} features to be a list of 2, got Tensor."),
             (
                 {"features": features[::-1]},
                 ShapeError,
@@ -310,13 +310,13 @@ def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) 
     with torch.no_grad():
         prepared = whole.prepare(features, torch.tensor([10]))
         first = prepared.denoise(noisy, 0)
-        spectra = [plan.spectrum for one in prepared.maps for plan in one.plans]
+        spectra = [plan.spectrum for one in prepared.parts for plan in one.plans]
         assert len(spectra) == 4
         again = whole.prepare(features, torch.tensor([10]))
         assert all(
             one is other
             for one, other in zip(
-                spectra, (plan.spectrum for one in again.maps for plan in one.plans), strict=True
+                spectra, (plan.spectrum for one in again.parts for plan in one.plans), strict=True
             )
         )
         # A moving average of the weights is put in place.

@@ -12,7 +12,7 @@ from helpers.contracts import (
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
-from tmapdiff.layers import ConcatConditioning, MultiplyConditioning
+from tmapdiff.layers import ConcatConditioning, MultiplyConditioning, StylizationBlock
 from tmapdiff.models import ConvMapDecoder, TransformerMapDecoder
 
 
@@ -185,8 +185,11 @@ class TestCrossAttentionMapDecoder(TestTransformerMapDecoder):
 def test_transformer_has_style_where_it_is_wanted(stylization: str) -> None:
     one = randomize_(TransformerMapDecoder(2, 4, 3, 2, 2, stylization=stylization)).eval()
     one.requires_grad_(False)
-    assert (one.fusion_style is not None) == (stylization in ("fusion", "both"))
-    assert all(bool(layer.styles) == (stylization in ("conv", "both")) for layer in one.layers)
+    blocks = [name for name, part in one.named_modules() if isinstance(part, StylizationBlock)]
+    assert ("fusion_style" in blocks) == (stylization in ("fusion", "both"))
+    assert len([name for name in blocks if name.startswith("layers.")]) == (
+        4 if stylization in ("conv", "both") else 0
+    )
     inputs = TestTransformerMapDecoder().inputs(3)
     other = {**inputs, "time_embedding": inputs["time_embedding"] + 1}
     difference = float((one(**inputs) - one(**other)).abs().max())

@@ -1,7 +1,6 @@
 """Attention between the cells of maps: the parts of the Transformer decoder."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,8 @@ from tmapdiff._core.checks import check_bool, check_int, check_range, check_shap
 from tmapdiff.errors import ConfigError
 from tmapdiff.kernels._derivatives import is_transformed, with_second_gradient
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
-from tmapdiff.layers.stylization import Norm, StylizationBlock
+from tmapdiff.layers._modules import dtype_of, module_list
+from tmapdiff.layers.stylization import Norm, NoStylization, StylizationBlock
 
 
 class MomentPositionEmbedder(nn.Module):
@@ -53,8 +53,8 @@ class MomentPositionEmbedder(nn.Module):
         check_shape("MomentPositionEmbedder", "moments", moments, "T 2")
         start, end = moments.unbind(-1)
         sinusoids = self.sinusoids(rearrange([start, end - start], "two t -> (t two)"))
-        weight = self.mlp.linear_1.weight
-        return self.mlp(rearrange(sinusoids, "(t two) c -> t (two c)", two=2).to(weight))
+        sinusoids = rearrange(sinusoids, "(t two) c -> t (two c)", two=2)
+        return self.mlp(sinusoids.to(dtype_of(self.mlp.linear_1)))
 
 
 class MapTransformerLayer(nn.Module):
@@ -125,12 +125,12 @@ class MapTransformerLayer(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(expansion * channels, channels),
         )
-        self.styles: Any = nn.ModuleList()  # of StylizationBlock
-        if stylized:
-            for _ in range(2):
-                self.styles.append(
-                    StylizationBlock(channels, time_channels, norm, num_groups, dropout)
-                )
+        self.styles = module_list(
+            StylizationBlock(channels, time_channels, norm, num_groups, dropout)
+            if stylized
+            else NoStylization()
+            for _ in range(2)
+        )
 
     def forward(
         self,
@@ -142,7 +142,7 @@ class MapTransformerLayer(nn.Module):
         """Let cells attend to each other; see the class."""
         self._check(x, context, mask)
         encoded = None if context is None else self.encode_context(context, mask)
-        return self.apply_styles(x, self.make_styles(time_embedding), encoded, mask)
+        return self.residual(x, self.project_time(time_embedding), encoded, mask)
 
     def encode_context(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the keys and values of the context, which depend on nothing else.
@@ -152,25 +152,25 @@ class MapTransformerLayer(nn.Module):
             - mask: (T, 1) or (B, T, 1), bool
             - returns: (B, T, 2 * channels)
         """
-        return self.key_value(_tokens(fill_invalid(context, mask)).to(self.key_value.weight))
+        return self.key_value(_tokens(fill_invalid(context, mask)).to(dtype_of(self.key_value)))
 
-    def make_styles(self, time_embedding: Tensor | None) -> list[Tensor]:
+    def project_time(self, time_embedding: Tensor | None) -> tuple[Tensor, ...]:
         """Compute what depends on the timestep alone, for each stylization block.
 
         Shape:
             - time_embedding: (B, time_channels)
             - returns: tensors (B, 2 * channels)
         """
-        return [block.style(time_embedding) for block in self.styles]
+        return tuple(block.project_time(time_embedding) for block in self.styles)
 
-    def apply_styles(
+    def residual(
         self,
         x: Tensor,
         styles: Sequence[Tensor],
         encoded: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Do the same as the call, with what `encode_context` and `make_styles` gave.
+        """Do the same as the call, with what `encode_context` and `project_time` returned.
 
         Shape:
             - x: (B, channels, T, 1)
@@ -180,9 +180,9 @@ class MapTransformerLayer(nn.Module):
             - returns: (B, channels, T, 1), 0 in invalid cells
         """
         x = fill_invalid(x, mask)
-        x = x + self._styled(0, self._attend(x, encoded, mask), styles, mask)
+        x = x + self.styles[0].branch(self._attend(x, encoded, mask), styles[0], mask)
         forwarded = _maps(self.feed_forward(_tokens(x)))
-        return fill_invalid(x + self._styled(1, forwarded, styles, mask), mask)
+        return fill_invalid(x + self.styles[1].branch(forwarded, styles[1], mask), mask)
 
     def _attend(self, x: Tensor, encoded: Tensor | None, mask: Tensor | None) -> Tensor:
         tokens = self.attention_norm(_tokens(x))
@@ -200,11 +200,6 @@ class MapTransformerLayer(nn.Module):
         attended = _attended(query, key, value, seen, dropout)
         attended = self.attention_out(rearrange(attended, "b h t c -> b t (h c)"))
         return fill_invalid(_maps(attended), mask)
-
-    def _styled(
-        self, place: int, x: Tensor, styles: Sequence[Tensor], mask: Tensor | None
-    ) -> Tensor:
-        return self.styles[place].apply_style(x, styles[place], mask) if self.styles else x
 
     def _check(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
         who = "MapTransformerLayer"

@@ -1,15 +1,18 @@
 """How the map features of video and query meet the noisy map."""
 
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tmapdiff._core.checks import check_choice, check_int, check_shape
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.kernels.memory_order import inverse_order, memory_order
+from tmapdiff.layers._modules import dtype_of, is_plain
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
 Product = Literal["plain", "residual", "gated"]
@@ -40,7 +43,7 @@ class ConcatConditioning(nn.Module):
         who = "ConcatConditioning"
         self.feature_channels = check_int(who, "feature_channels", feature_channels, at_least=1)
         self.channels = check_int(who, "channels", channels, at_least=1)
-        self.embed: Any = PointwiseConv2d(1, channels)
+        self.embed = MaskedEmbed(1, channels)
 
     @property
     def out_channels(self) -> int:
@@ -51,28 +54,42 @@ class ConcatConditioning(nn.Module):
         """Embed and concatenate; see the class."""
         _check_inputs("ConcatConditioning", noisy, features, mask, self.feature_channels)
         # For the gradient: whatever it holds in invalid cells, it does not count.
-        return fill_invalid(self.meet(noisy, self.prepare(features, mask), mask), mask)
+        return fill_invalid(self.combine(noisy, self.encode_features(features, mask), mask), mask)
 
-    def prepare(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute what depends on the map features only."""
         return fill_invalid(features, mask)
 
-    def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, of `noisy` maps and `prepared`, which `prepare` gave."""
-        embedded = self._embed(noisy, mask, memory_order(prepared))
-        return concat_channels(embedded, prepared.to(embedded.dtype))
+    def combine(self, noisy: Tensor, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the rest, from noisy maps and encoded features, which are 0 in invalid cells."""
+        cells = rearrange(noisy, "b n a -> b 1 n a")
+        if is_plain(self.embed, MaskedEmbed):
+            embedded = self.embed(cells, mask, memory_order(encoded))
+        else:
+            embedded = fill_invalid(self.embed(fill_invalid(cells, mask)), mask)
+        return concat_channels(embedded, encoded.to(embedded.dtype))
 
-    def _embed(self, noisy: Tensor, mask: Tensor | None, order: list[int]) -> Tensor:
-        """Embed, with zeros in invalid cells: the mask is a channel, too, and its weight the bias.
 
-        Filling them would be one more pass over the largest maps there are.
-        """
-        valid = torch.ones_like(noisy, dtype=torch.bool) if mask is None else mask.expand_as(noisy)
-        cells = torch.stack([torch.where(valid, noisy, 0), valid.to(noisy.dtype)], dim=1)
+class MaskedEmbed(PointwiseConv2d):
+    """Embeds noisy maps of one channel, with zeros in invalid cells.
+
+    The mask is a channel, too, and its weight the bias: filling invalid cells would be one more
+    pass over the largest maps there are.
+    """
+
+    @override
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, order: Sequence[int] = (0, 2, 3, 1)
+    ) -> Tensor:
+        if self.in_channels > 1 or self.bias is None:  # as LoRA makes them
+            return super().forward(input)
+        valid = torch.ones_like(input, dtype=torch.bool)
+        if mask is not None:
+            valid = mask.unsqueeze(-3).expand_as(input)
+        cells = torch.cat([torch.where(valid, input, 0), valid.to(input.dtype)], dim=1)
         order = [*(dim for dim in order if dim != 1), 1]
-        weight = torch.stack([self.embed.weight.flatten(), self.embed.bias], dim=1)
-        embedded = F.linear(cells.permute(order), weight)
-        return embedded.permute(inverse_order(order))
+        weight = torch.stack([self.weight.flatten(), self.bias], dim=1)
+        return F.linear(cells.permute(order), weight).permute(inverse_order(order))
 
 
 class MultiplyConditioning(nn.Module):
@@ -116,23 +133,23 @@ class MultiplyConditioning(nn.Module):
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed, project and multiply; see the class."""
         _check_inputs("MultiplyConditioning", noisy, features, mask, self.feature_channels)
-        return self.meet(noisy, self.prepare(features, mask), mask)
+        return self.combine(noisy, self.encode_features(features, mask), mask)
 
-    def prepare(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute what depends on the map features only."""
         # Features of unit norm are about 1 / sqrt(channels) each: too small for a factor.
         scaled = fill_invalid(features, mask) * self.feature_channels**0.5
-        projected = self.project(scaled.to(self.project.weight.dtype))
+        projected = self.project(scaled.to(dtype_of(self.project)))
         if self.product == "residual":
             projected = 1 + projected
         elif self.product == "gated":
             projected = projected.sigmoid()
         return projected
 
-    def meet(self, noisy: Tensor, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, of `noisy` maps and `prepared`, which `prepare` gave."""
+    def combine(self, noisy: Tensor, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the rest, from noisy maps and encoded features."""
         embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
-        return fill_invalid(embedded * prepared, mask)
+        return fill_invalid(embedded * encoded, mask)
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

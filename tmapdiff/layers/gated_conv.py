@@ -1,11 +1,11 @@
 """Gated convolutions over maps."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from tmapdiff._core.checks import check_choice, check_int, check_sizes
 from tmapdiff.errors import ConfigError
@@ -16,11 +16,46 @@ from tmapdiff.kernels.masking import check_map_features, fill_invalid
 Gate = Literal["shared", "channel"]
 
 
+class MapConv2d(nn.Conv2d):
+    """`nn.Conv2d` of maps, with an odd kernel and padding that keeps their size.
+
+    Large kernels are convolved through their spectrum where that is faster (`kernels.map_conv`).
+
+    Args:
+        *args: As for `nn.Conv2d`.
+        **kwargs: As for `nn.Conv2d`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.spectra = KernelSpectra()
+
+    @override
+    def forward(self, input: Tensor, plan: MapConvPlan | None = None) -> Tensor:
+        if plan is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            plan = self.plan(input.shape, input.dtype)
+        return map_conv(input, self.weight, self.bias, plan=plan)
+
+    def plan(self, shape: Sequence[int], dtype: torch.dtype) -> MapConvPlan:
+        """Plan the convolution for weights that stay as they are: see `kernels.plan_map_conv`.
+
+        Args:
+            shape: Shape of the input.
+            dtype: Of the input.
+        """
+        return plan_map_conv(self.weight, shape, dtype, spectra=self.spectra)
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.spectra.clear()  # of weights that are to change
+        return super().train(mode)
+
+
 class GatedConv2d(nn.Module):
     """`relu(conv(x)) * sigmoid(gate(x))` on valid cells, with kernels that keep the map's size.
 
-    Convolution and gate are one `nn.Conv2d`: its last channels are the gate. Large kernels are
-    convolved through their spectrum where that is faster (`kernels.map_conv`).
+    Convolution and gate are one `MapConv2d`: its last channels are the gate.
 
     Args:
         in_channels: Channels of the input.
@@ -31,7 +66,8 @@ class GatedConv2d(nn.Module):
     Shape:
         - x: (B, in_channels, N_k, A)
         - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
-        - plan: how to convolve with weights that stay, from `plan`; planned anew if None
+        - plan: how to convolve with weights that stay, from `conv.plan`; planned anew if None
+        - filled: whether `x` is 0 in invalid cells already, which saves a pass over it
         - returns: (B, out_channels, N_k, A), 0 in invalid cells
 
     Raises:
@@ -57,47 +93,22 @@ class GatedConv2d(nn.Module):
             )
         self.gate = check_choice(who, "gate", gate, get_args(Gate))
         self.gate_channels = 1 if gate == "shared" else out_channels
-        self.conv = nn.Conv2d(
+        self.conv = MapConv2d(
             in_channels, out_channels + self.gate_channels, kernel_size, padding=kernel_size // 2
         )
-        self.spectra = KernelSpectra()
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, plan: MapConvPlan | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        plan: MapConvPlan | None = None,
+        filled: bool = False,
     ) -> Tensor:
         """Convolve and gate; see the class."""
         check_map_features("GatedConv2d", x, mask, self.in_channels)
-        return self.gated(self.convolve(fill_invalid(x, mask), plan), mask)
-
-    def plan(self, shape: Sequence[int], dtype: torch.dtype) -> MapConvPlan:
-        """Plan the convolution for weights that stay as they are: see `kernels.plan_map_conv`.
-
-        Args:
-            shape: Shape of the input.
-            dtype: Of the input.
-        """
-        return plan_map_conv(self.conv.weight, shape, dtype, spectra=self.spectra)
-
-    def convolve(self, x: Tensor, plan: MapConvPlan | None = None) -> Tensor:
-        """Compute the convolution only.
-
-        Shape:
-            - x: (B, in_channels, N_k, A), 0 in invalid cells
-            - returns: (B, out_channels + gate channels, N_k, A)
-        """
-        if plan is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            plan = self.plan(x.shape, x.dtype)
-        return map_conv(x, self.conv.weight, self.conv.bias, plan=plan)
-
-    def gated(self, convolved: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Rectify and gate `convolved`, which `convolve` gave."""
+        x = x if filled else fill_invalid(x, mask)
+        convolved = self.conv(x) if plan is None else self.conv(x, plan)
         return gate_features(convolved, mask, channels=self.out_channels)
-
-    def train(self, mode: bool = True) -> Self:
-        """Train if `mode`: then nothing is kept of the weights, which are to change."""
-        if mode:
-            self.spectra.clear()
-        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

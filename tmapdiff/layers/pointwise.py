@@ -5,6 +5,8 @@ with durations outermost (as spectral convolutions make them). These keep what t
 copy into another order costs as much as the work itself.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ class PointwiseConv2d(nn.Conv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
+        kernel_size: 1; it and what follows are `nn.Conv2d`'s, for LoRA makes layers of this class.
+        *args: As for `nn.Conv2d`.
+        **kwargs: As for `nn.Conv2d`.
 
     Shape:
         - input: (B, in_channels, N_k, A)
@@ -28,8 +33,15 @@ class PointwiseConv2d(nn.Conv2d):
         ShapeError: If the shape does not fit, in the call.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the convolution; see the class."""

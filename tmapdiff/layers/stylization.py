@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from tmapdiff.errors import ConfigError
 from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.kernels.styled_residual import add_styled, why_not_eager
 from tmapdiff.kernels.stylization import stylize
+from tmapdiff.layers._modules import dtype_of, is_plain
 from tmapdiff.layers.pointwise import PointwiseConv2d
 
 Norm = Literal["group", "layer"]
@@ -48,7 +50,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timesteps: Tensor) -> Tensor:
         """Embed timesteps; see the class."""
         check_shape("TimestepEmbedder", "timesteps", timesteps, "B")
-        return self.mlp(self.sinusoids(timesteps).to(self.mlp.linear_1.weight.dtype))
+        return self.mlp(self.sinusoids(timesteps).to(dtype_of(self.mlp.linear_1)))
 
 
 class StylizationBlock(nn.Module):
@@ -110,9 +112,9 @@ class StylizationBlock(nn.Module):
         who = "StylizationBlock"
         sizes = check_shape(who, "map features", x, "B C N_k A")
         check_shape(who, "time_embedding", time_embedding, f"B {self.time_channels}", sizes)
-        return self.apply_style(x, self.style(time_embedding), mask)
+        return self.branch(x, self.project_time(time_embedding), mask)
 
-    def style(self, time_embedding: Tensor) -> Tensor:
+    def project_time(self, time_embedding: Tensor | None) -> Tensor:
         """Compute lambda_w - 1 and lambda_b, which depend on the timestep alone.
 
         Shape:
@@ -124,10 +126,10 @@ class StylizationBlock(nn.Module):
         """
         axes = f"B {self.time_channels}"
         check_shape("StylizationBlock", "time_embedding", time_embedding, axes)
-        return self.project(F.silu(time_embedding))
+        return self.project(F.silu(time_embedding))  # type: ignore[arg-type]
 
-    def apply_style(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the residual branch with what `style` gave.
+    def branch(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the residual branch, of what `project_time` returned.
 
         Shape:
             - x: (B, channels, N_k, A)
@@ -141,20 +143,20 @@ class StylizationBlock(nn.Module):
         styled = stylize(x, scale, shift, mask, num_groups=groups)
         return fill_invalid(self.mlp(self.dropout(styled)), mask)
 
-    def add_style(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the whole residual, `x + apply_style(x, style, mask)`, where possible as one.
+    def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `x + branch(x, style, mask)`, where possible in one operation.
 
-        `x`, `style` and `mask` are as for `apply_style`, but `x` is 0 in invalid cells.
+        `x`, `style` and `mask` are as for `branch`, but `x` is 0 in invalid cells.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        scale, shift = self._of_samples(style, len(x))
-        weight, bias = self.mlp.weight.flatten(1), self.mlp.bias
-        drops = self.training and self.dropout.p > 0
-        if self.norm == "group" and bias is not None and not drops:
-            given = (x, scale, shift, weight, bias, mask)
-            if why_not_eager(*given[:-1], mask=mask) is None:
-                return add_styled(*given, num_groups=self.num_groups)
-        return x + self.apply_style(x, style, mask)
+        bias, drops = self.mlp.bias, self.training and self.dropout.p > 0
+        plain = bias is not None and is_plain(self.mlp, PointwiseConv2d)
+        if self.norm == "group" and plain and not drops:
+            scale, shift = self._of_samples(style, len(x))
+            given = (x, scale, shift, self.mlp.weight.flatten(1), bias)
+            if why_not_eager(*given, mask=mask) is None:
+                return add_styled(*given, mask, num_groups=self.num_groups)
+        return x + self.branch(x, style, mask)
 
     def _of_samples(self, style: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         scale, shift = style.expand(batch, -1).chunk(2, dim=1)
@@ -163,3 +165,19 @@ class StylizationBlock(nn.Module):
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
         return f"norm={self.norm}, num_groups={self.num_groups}"
+
+
+class NoStylization(nn.Module):
+    """Takes the place of a `StylizationBlock` where the timestep does not come in."""
+
+    def project_time(self, time_embedding: Tensor | None) -> Tensor:
+        """Return an empty style: nothing depends on the timestep."""
+        return torch.empty(0)
+
+    def branch(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return `x`: the branch is added as it is."""
+        return x
+
+    def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return `x`: there is no branch to add."""
+        return x

@@ -1,10 +1,11 @@
 """The denoiser: condition-injected decoders of the maps of all scales."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._core.checks import (
@@ -17,6 +18,7 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff.errors import ConfigError
 from tmapdiff.layers import TimestepEmbedder
+from tmapdiff.layers._modules import module_list
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.stylization import Norm
 from tmapdiff.maps import MapGrid
@@ -27,7 +29,13 @@ from tmapdiff.models.map_decoders import (
     Stylization,
     TransformerMapDecoder,
 )
-from tmapdiff.models.prepared import PreparedDecoder
+from tmapdiff.models.prepared import (
+    PreparedDecoder,
+    join,
+    prepare_cells,
+    prepare_map,
+    split,
+)
 
 Architecture = Literal["conv", "transformer"]
 
@@ -114,83 +122,93 @@ class MapDiffusionDecoder(MapModel):
             check_int(who, "num_heads", num_heads, at_least=1)
         else:
             check_sizes(who, "kernel_sizes", kernel_sizes)
-        # Without stylization nothing would train it.
-        self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
-        widths = (feature_channels, channels, time_channels)
-        self.decoders: Any = nn.ModuleList()  # of ConvMapDecoder or TransformerMapDecoder
-        self.gradient_checkpointing = False
         if architecture == "conv" and joint_scales:
             raise ConfigError(
                 f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
             )
-        for _ in range(1 if joint_scales else num_scales):
-            decoder: nn.Module
+        # Without stylization nothing would train it.
+        self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
+
+        def decoder() -> ConvMapDecoder | TransformerMapDecoder:
+            shared = {
+                "feature_channels": feature_channels,
+                "channels": channels,
+                "time_channels": time_channels,
+                "conditioning": conditioning,
+                "stylization": stylization,
+                "norm": norm,
+                "num_groups": num_groups,
+                "dropout": dropout,
+            }
             if architecture == "conv":
-                decoder = ConvMapDecoder(
-                    *widths,
-                    kernel_sizes,
-                    conditioning,
-                    gate,
-                    stylization,
-                    norm,
-                    num_groups,
-                    dropout,
-                )
-            else:
-                decoder = TransformerMapDecoder(
-                    *widths,
-                    num_layers,
-                    num_heads,
-                    conditioning,
-                    stylization,
-                    norm,
-                    num_groups,
-                    dropout,
-                )
-            self.decoders.append(decoder)
+                return ConvMapDecoder(**shared, kernel_sizes=kernel_sizes, gate=gate)
+            return TransformerMapDecoder(**shared, num_layers=num_layers, num_heads=num_heads)
+
+        self.decoders = module_list(decoder() for _ in range(1 if joint_scales else num_scales))
+        self.gradient_checkpointing = False
 
     def forward(
         self,
         noisy: Tensor,
-        timestep: Tensor,
-        features: Sequence[Tensor],
+        timestep: Tensor | int,
+        features: Sequence[Tensor] | Tensor,
         num_clips: Tensor | None = None,
     ) -> Tensor:
         """Predict the clean maps.
 
         Args:
             noisy: Noisy maps of all scales, packed.
-            timestep: Diffusion timestep of each sample.
-            features: Map features, one tensor a scale, finest first.
+            timestep: Diffusion timestep of each sample, or one for all.
+            features: Map features, one tensor per scale, finest first; one tensor if there is one
+                scale.
             num_clips: Clips of each video, when they differ. Maps may then be of another number of
                 clips than the configuration's.
 
         Shape:
             - noisy: (B, cells)
-            - timestep: (B,), integer
+            - timestep: (B,) or (), integer
             - features: K tensors (B, feature_channels, N_k, A)
             - num_clips: (B,), integer
             - returns: (B, cells), 0 in invalid cells
 
         Raises:
             ShapeError: If a shape does not fit.
+            ArgumentError: If `timestep` is no tensor and no integer from 0.
             ConfigError: If maps of another size do not divide into the scales.
         """
-        sizes = check_shape("MapDiffusionDecoder", "noisy", noisy, "B cells")
-        check_shape("MapDiffusionDecoder", "timestep", timestep, "B", sizes)
-        prepared = self.prepare(features, timestep, num_clips)
-        return self._denoise(noisy, prepared, prepared.styles)
+        who = "MapDiffusionDecoder"
+        sizes = check_shape(who, "noisy", noisy, "B cells")
+        timestep = _one_per_sample(timestep, noisy)
+        check_shape(who, "timestep", timestep, "B", sizes)
+        features, grid = self._check(features, num_clips)
+        check_shape(who, "noisy", noisy, f"B {grid.num_cells}", {"B": len(features[0])})
+
+        # 1. time
+        time = None if self.embed_timestep is None else self.embed_timestep(timestep)
+        # 2. the map of each scale, or the cells of each sequence
+        cells = self._sequences(grid, noisy.device)
+        inputs = self._inputs(features, time, num_clips, grid, cells)
+        scores = [
+            self._call(decoder, one, *given)
+            for decoder, one, given in zip(
+                self.decoders, split(noisy, grid, cells), inputs, strict=True
+            )
+        ]
+        return join(scores, grid, cells)
 
     def prepare(
-        self, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None = None
+        self,
+        features: Sequence[Tensor] | Tensor,
+        timesteps: Tensor,
+        num_clips: Tensor | None = None,
     ) -> PreparedDecoder:
-        """Compute what does not depend on the noisy maps, once for a whole run of steps.
+        """Compute what depends only on map features and timesteps, once for a run of steps.
 
-        Besides what there is to know of map features and timesteps, these are, without gradients,
-        the spectra of kernels: the weights are taken to stay as they are until the next call.
+        Without gradients, these are also the spectra of kernels: do not change the weights before
+        the next call.
 
         Args:
-            features: Map features, one tensor a scale, finest first.
+            features: Map features, as for the call.
             timesteps: The timesteps of the run, in their order.
             num_clips: Clips of each video, when they differ; as for the call.
 
@@ -203,9 +221,26 @@ class MapDiffusionDecoder(MapModel):
             ShapeError: If a shape does not fit.
             ConfigError: If maps of another size do not divide into the scales.
         """
-        who = "MapDiffusionDecoder"
-        check_length(who, "features", features, self.grid.num_scales)
-        grid = self.grid
+        features, grid = self._check(features, num_clips)
+        steps = check_shape("MapDiffusionDecoder", "timesteps", timesteps, "S")["S"]
+        time = None if self.embed_timestep is None else self.embed_timestep(timesteps)
+        cells = self._sequences(grid, features[0].device)
+        inputs = self._inputs(features, time, num_clips, grid, cells)
+        prepared = [
+            prepare_map(decoder, *given)
+            if isinstance(decoder, ConvMapDecoder)
+            else prepare_cells(decoder, *given)
+            for decoder, given in zip(self.decoders, inputs, strict=True)
+        ]
+        return PreparedDecoder(grid, len(features[0]), steps, tuple(prepared), cells)
+
+    def _check(
+        self, features: Sequence[Tensor] | Tensor, num_clips: Tensor | None
+    ) -> tuple[Sequence[Tensor], MapGrid]:
+        who, grid = "MapDiffusionDecoder", self.grid
+        if isinstance(features, Tensor) and grid.num_scales == 1:
+            features = [features]
+        check_length(who, "features", features, grid.num_scales)
         if num_clips is not None:
             check_shape(who, "features[0]", features[0], "B C N A")
             grid = grid.resized(features[0].shape[2])
@@ -213,65 +248,50 @@ class MapDiffusionDecoder(MapModel):
         for scale, (rows, columns) in enumerate(grid.shapes):
             axes = f"B {self.config.feature_channels} {rows} {columns}"
             sizes = check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
-        steps = check_shape(who, "timesteps", timesteps, "S")["S"]
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
-        embedding = None if self.embed_timestep is None else self.embed_timestep(timesteps)
-        styles = [decoder.styles(embedding) for decoder in self.decoders]
+        return features, grid
+
+    def _sequences(self, grid: MapGrid, device: torch.device) -> tuple[Tensor, ...]:
+        """List the cells of each sequence of a Transformer: valid ones, to save time."""
         if self.config.architecture == "conv":
-            maps = [
-                decoder.prepare(features[scale], grid.mask(scale, features[0].device, num_clips))
-                for scale, decoder in enumerate(self.decoders)
-            ]
-            return PreparedDecoder(self, grid, sizes["B"], steps, maps, styles)
-        return self._prepare_cells(grid, steps, features, num_clips, styles)
+            return ()
+        scales = range(grid.num_scales)
+        sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
+        return tuple(torch.tensor(grid.valid_cells(one), device=device) for one in sequences)
 
-    def _denoise(
-        self, noisy: Tensor, prepared: PreparedDecoder, styles: Sequence[Sequence[Tensor]]
-    ) -> Tensor:
-        grid = prepared.grid
-        sizes = {"B": prepared.batch}
-        check_shape("MapDiffusionDecoder", "noisy", noisy, f"B {grid.num_cells}", sizes)
-        parts = zip(self.decoders, prepared.maps, styles, strict=True)
-        if self.config.architecture == "conv":
-            maps = grid.unpack(noisy)
-            return grid.pack(
-                [
-                    self._run(decoder, maps[scale], one, style)
-                    for scale, (decoder, one, style) in enumerate(parts)
-                ]
-            )
-        scores = noisy.new_zeros(noisy.shape)
-        for (decoder, one, style), cells in zip(parts, prepared.cells, strict=True):
-            found = self._run(decoder, noisy[:, cells], one, style)
-            scores = scores.to(found.dtype).index_copy(1, cells, found)
-        return scores
-
-    def _run(self, decoder: Any, noisy: Tensor, prepared: Any, styles: Sequence[Tensor]) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            run: Any = self._gradient_checkpointing_func
-            return run(decoder.denoise, noisy, prepared, styles)
-        return decoder.denoise(noisy, prepared, styles)
-
-    def _prepare_cells(
+    def _inputs(
         self,
-        grid: MapGrid,
-        steps: int,
         features: Sequence[Tensor],
+        time: Tensor | None,
         num_clips: Tensor | None,
-        styles: list[list[Tensor]],
-    ) -> PreparedDecoder:
-        device, scales = features[0].device, range(grid.num_scales)
-        packed_features = torch.cat([one.flatten(2) for one in features], dim=-1)
+        grid: MapGrid,
+        cells: Sequence[Tensor],
+    ) -> list[tuple[Tensor | None, ...]]:
+        """List what each decoder is given besides the noisy maps, in its order."""
+        device = features[0].device
+        if not cells:
+            masks = [grid.mask(scale, device, num_clips) for scale in range(grid.num_scales)]
+            return [(one, time, mask) for one, mask in zip(features, masks, strict=True)]
+        packed = torch.cat([rearrange(one, "b c n a -> b c (n a)") for one in features], dim=-1)
         moments = grid.packed_moments(device)
         mask = None if num_clips is None else grid.packed_mask(device, num_clips)
-        sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
-        # The sequence holds valid cells only: the others would cost as much.
-        cells = [torch.tensor(grid.valid_cells(sequence), device=device) for sequence in sequences]
-        maps = [
-            decoder.prepare(
-                packed_features[:, :, one], moments[one], None if mask is None else mask[:, one]
-            )
-            for decoder, one in zip(self.decoders, cells, strict=True)
+        return [
+            (packed[:, :, one], moments[one], time, None if mask is None else mask[:, one])
+            for one in cells
         ]
-        return PreparedDecoder(self, grid, len(packed_features), steps, maps, styles, cells)
+
+    def _call(self, decoder: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            scores: Tensor = self._gradient_checkpointing_func(decoder, *inputs)
+        else:
+            scores = decoder(*inputs)
+        return scores
+
+
+def _one_per_sample(timestep: Tensor | int, noisy: Tensor) -> Tensor:
+    if not isinstance(timestep, Tensor):
+        timestep = torch.tensor(check_int("MapDiffusionDecoder", "timestep", timestep, at_least=0))
+    if timestep.dim():
+        return timestep
+    return timestep.to(noisy.device).expand(len(noisy))

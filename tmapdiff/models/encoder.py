@@ -1,13 +1,14 @@
 """From words and clips to map features that the decoder is conditioned on."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tmapdiff._core.checks import (
     check_bool,
@@ -20,6 +21,7 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels.unit_product import unit_product
+from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.lstm import PaddedLSTM
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
@@ -118,7 +120,7 @@ class TextEncoder(nn.Module):
             if self.validate:
                 self._check_words(words)
         else:
-            words = words.to(self.embedding.weight.dtype)
+            words = words.to(dtype_of(self.embedding))
         if self.training and self.word_dropout:
             # Padding too: it is not read.
             dropped = torch.rand(words.shape[:2], device=words.device) < self.word_dropout
@@ -186,18 +188,19 @@ class MapFeatureBuilder(nn.Module):
         # The next duration that is a whole number of their own clips is 1 or 2 of those longer.
         reused = grid.num_anchors // 2
         bridge = (3, 2) if grid.num_anchors % 2 == 0 else (2, 2)
-        self.scales = nn.ModuleList()
+        scales = []
         for scale in range(grid.num_scales):
             columns = grid.num_anchors if scale == 0 else grid.num_anchors - reused
             first = (1, 1) if scale == 0 else bridge
             kernels = [first, *[(2, 1)] * (columns - 1)]
-            self.scales.append(nn.Sequential(*(self._layer(*kernel) for kernel in kernels)))
+            scales.append(nn.Sequential(*(self._layer(*kernel) for kernel in kernels)))
+        self.scales = module_list(scales)
 
     def _layer(self, kernel_size: int, stride: int) -> nn.Module:
         if self.layer == "max-pool":
-            return nn.MaxPool1d(kernel_size, stride)
-        return nn.Sequential(
-            nn.Conv1d(self.channels, self.channels, kernel_size, stride),
+            return NeighbourMax(kernel_size, stride)
+        return NeighbourLayer(
+            NeighbourConv1d(self.channels, self.channels, kernel_size, stride),
             nn.BatchNorm1d(self.channels),
             nn.Tanh(),
         )
@@ -213,23 +216,44 @@ class MapFeatureBuilder(nn.Module):
             reused = list(maps[-1][1::2, : 2 * rows : 2]) if scale else []
             filling = x.new_zeros(rows, *x.shape[1:])
             pieces: list[Tensor] = [*reused]
-            for layer in self.scales[scale].children():
-                x = _apply(layer, x)
+            for layer in self.scales[scale]:
+                x = layer(x)
                 pieces += [x, filling[: rows - len(x)]]
             maps.append(torch.cat(pieces).view(columns, rows, *x.shape[1:]))
         return [rearrange(one, "a n b c -> b c n a") for one in maps]
 
 
-def _apply(layer: Any, x: Tensor) -> Tensor:
-    """Apply a layer of the `MapFeatureBuilder` to rows, (N, B, C)."""
-    if isinstance(layer, nn.MaxPool1d):
-        return rearrange(layer(rearrange(x, "n b c -> b c n")), "b c n -> n b c")
-    conv, norm, activation = layer.children()
-    (size,), (stride,) = conv.kernel_size, conv.stride
-    last = len(x) - size
-    seen = torch.cat([x[first : last + first + 1 : stride] for first in range(size)], dim=-1)
-    convolved = F.linear(seen, rearrange(conv.weight, "d c s -> d (s c)"), conv.bias)
-    return activation(norm(convolved.flatten(0, 1))).view_as(convolved)
+# Layers of the `MapFeatureBuilder` go over rows: (N, B, C).
+
+
+class NeighbourConv1d(nn.Conv1d):
+    """`nn.Conv1d` over rows, as one product of large matrices."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        (size,), (stride,) = self.kernel_size, self.stride
+        last = len(input) - size
+        seen = [input[first : last + first + 1 : stride] for first in range(size)]
+        weight = rearrange(self.weight, "d c s -> d (s c)")
+        return F.linear(torch.cat(seen, dim=-1), weight, self.bias)
+
+
+class NeighbourLayer(nn.Sequential):
+    """Convolution, batch normalisation and activation of rows."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        conv, norm, activation = self
+        convolved = conv(input)
+        return activation(norm(convolved.flatten(0, 1))).view_as(convolved)
+
+
+class NeighbourMax(nn.MaxPool1d):
+    """`nn.MaxPool1d` over rows."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return rearrange(super().forward(rearrange(input, "n b c -> b c n")), "b c n -> n b c")
 
 
 class MultimodalEncoder(MapModel):
@@ -347,7 +371,7 @@ class MultimodalEncoder(MapModel):
                 f"MultimodalEncoder: expected {pooled} features for each clip, "
                 f"got {features.shape[1]} features."
             )
-        features = features.to(self.clip_encoder.weight.dtype)
+        features = features.to(dtype_of(self.clip_encoder))
         clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
         maps = self.map_features(reduce(clips, "b (n p) c -> b c n", "mean", p=pooled))
         return [self.fuse_map(one) for one in maps]

@@ -1,38 +1,45 @@
-"""Runs of denoising steps: what the steps have in common is computed once."""
+"""Runs of denoising steps: the decoders' `forward`, with what all steps share computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
-from tmapdiff._core.checks import message
+from tmapdiff._core.checks import check_shape, message
 from tmapdiff.errors import ArgumentError
+from tmapdiff.kernels.gate import gate_features
+from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
+from tmapdiff.kernels.masking import fill_invalid
+from tmapdiff.layers import ConcatConditioning, GatedConv2d
+from tmapdiff.layers._modules import dtype_of, is_plain
+from tmapdiff.layers.conditioning import MaskedEmbed
+from tmapdiff.layers.gated_conv import MapConv2d
+from tmapdiff.layers.stylization import NoStylization
 from tmapdiff.maps import MapGrid
-from tmapdiff.models.map_decoders import PreparedCells, PreparedMap
+from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 
-if TYPE_CHECKING:
-    from tmapdiff.models.decoder import MapDiffusionDecoder
+Styles = tuple[Tensor, ...]  # of stylization blocks, (S, 2 * channels) each; empty if there is none
 
 
 @dataclass(frozen=True)
 class PreparedDecoder:
-    """A run of denoising steps of a `MapDiffusionDecoder`, which its `prepare` returns.
+    """A run of denoising steps, which `MapDiffusionDecoder.prepare` returns.
 
     Args:
-        decoder: The decoder.
         grid: The candidate moments.
         batch: Samples.
         steps: Timesteps.
+        parts: What each of the decoders prepared.
+        cells: For a Transformer, the cells of each decoder's sequence.
     """
 
-    decoder: "MapDiffusionDecoder"
     grid: MapGrid
     batch: int
     steps: int
-    maps: Sequence[PreparedMap | PreparedCells]
-    styles: Sequence[Sequence[Tensor]]
-    cells: Sequence[Tensor] = ()
+    parts: "tuple[PreparedMap | PreparedCells, ...]"
+    cells: tuple[Tensor, ...] = ()
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Predict the clean maps at one of the prepared timesteps: equal to the call, but faster.
@@ -49,9 +56,196 @@ class PreparedDecoder:
             ShapeError: If a shape does not fit.
             ArgumentError: If there is no such step.
         """
+        who = "MapDiffusionDecoder"
         if not 0 <= step < self.steps:
-            expected = f"step in 0 to {self.steps - 1}"
-            raise ArgumentError(message("MapDiffusionDecoder", expected, step))
-        # One row for all samples.
-        styles = [[one[step : step + 1] for one in decoder] for decoder in self.styles]
-        return self.decoder._denoise(noisy, self, styles)
+            raise ArgumentError(message(who, f"step in 0 to {self.steps - 1}", step))
+        check_shape(who, "noisy", noisy, f"B {self.grid.num_cells}", {"B": self.batch})
+        noisy_parts = split(noisy, self.grid, self.cells)
+        pairs = zip(self.parts, noisy_parts, strict=True)
+        return join([part.denoise(one, step) for part, one in pairs], self.grid, self.cells)
+
+
+def split(packed: Tensor, grid: MapGrid, cells: Sequence[Tensor]) -> list[Tensor]:
+    """Split packed maps into those of each scale, (B, N_k, A), or sequences of cells, (B, T)."""
+    return [packed[:, one] for one in cells] if cells else grid.unpack(packed)
+
+
+def join(parts: list[Tensor], grid: MapGrid, cells: Sequence[Tensor]) -> Tensor:
+    """Pack what `split` took apart; 0 in cells of no sequence."""
+    if not cells:
+        return grid.pack(parts)
+    packed = parts[0].new_zeros(len(parts[0]), grid.num_cells)
+    for one, scores in zip(cells, parts, strict=True):
+        packed = packed.index_copy(1, one, scores)
+    return packed
+
+
+@dataclass(frozen=True)
+class PreparedMap:
+    """A run of a `ConvMapDecoder`.
+
+    Args:
+        decoder: The decoder.
+        mask: Valid cells, (N_k, A) or (B, N_k, A).
+        features: Encoded map features, (B, C, N_k, A); if `folded`, their part of the first
+            convolution.
+        folded: Kernel of the first convolution over the noisy map, (D, 1, S, S), if that is apart.
+        plans: How each convolution is done, with weights that stay; None where that is not known.
+        fusion_style: Style after the fusion.
+        conv_styles: Style after each convolution.
+    """
+
+    decoder: ConvMapDecoder
+    mask: Tensor
+    features: Tensor
+    folded: Tensor | None
+    plans: tuple[MapConvPlan | None, ...]
+    fusion_style: Tensor
+    conv_styles: Styles
+
+    def denoise(self, noisy: Tensor, step: int) -> Tensor:
+        """Predict the clean map, (B, N_k, A)."""
+        decoder, mask = self.decoder, self.mask
+        if self.folded is None:
+            x = decoder.condition.combine(noisy, self.features, mask)
+            x = decoder.fusion_style.residual(x, _row(self.fusion_style, step), mask)
+        parts = zip(decoder.convs, self.plans, decoder.conv_styles, self.conv_styles, strict=True)
+        for place, (conv, plan, style, projected) in enumerate(parts):
+            if place == 0 and self.folded is not None:
+                cells = fill_invalid(noisy[:, None], mask).to(self.folded.dtype)
+                convolved = self.features + map_conv(cells, self.folded)
+                x = gate_features(convolved, mask, channels=conv.out_channels)
+            else:
+                x = conv(x, mask, plan, filled=True)
+            x = style.residual(x, _row(projected, step), mask)
+        return rearrange(decoder.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
+
+
+def prepare_map(
+    decoder: ConvMapDecoder, features: Tensor, time_embedding: Tensor | None, mask: Tensor
+) -> PreparedMap:
+    """Prepare a run of a decoder; arguments are those of its call."""
+    encoded = decoder.condition.encode_features(features, mask)
+    folds, folded = is_foldable(decoder), None
+    plans: list[MapConvPlan | None] = [None] * len(decoder.convs)
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        batch, _, rows, columns = encoded.shape
+        for place, conv in enumerate(decoder.convs):
+            if is_plain(conv.conv, MapConv2d) and not (folds and place == 0):
+                shape = (batch, conv.in_channels, rows, columns)
+                plans[place] = conv.conv.plan(shape, dtype_of(decoder.head))
+    if folds:
+        encoded, folded = _fold(decoder, encoded, mask)
+    elif plans[0] is not None and plans[0].transform is not None:
+        # In the order that the first convolution reads, and all that follows keeps.
+        inner = rearrange(encoded, "b c n a -> a n b c").contiguous()
+        encoded = rearrange(inner, "a n b c -> b c n a")
+    return PreparedMap(
+        decoder,
+        mask,
+        encoded,
+        folded,
+        tuple(plans),
+        decoder.fusion_style.project_time(time_embedding),
+        tuple(style.project_time(time_embedding) for style in decoder.conv_styles),
+    )
+
+
+def is_foldable(decoder: ConvMapDecoder) -> bool:
+    """Tell whether the first convolution takes noisy map and map features apart from each other.
+
+    It is linear in both where nothing lies between: then it goes over the map features once, and
+    over the noisy map as one channel instead of `channels`.
+    """
+    return (
+        isinstance(decoder.condition, ConcatConditioning)
+        and isinstance(decoder.fusion_style, NoStylization)
+        and is_plain(decoder.condition.embed, MaskedEmbed)
+        and is_plain(decoder.convs[0], GatedConv2d)
+        and is_plain(decoder.convs[0].conv, MapConv2d)
+    )
+
+
+def _fold(decoder: ConvMapDecoder, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Convolve the map features, and find the kernel that is left for the noisy map.
+
+    The noisy map is embedded as `e * noisy + b`. Convolving it, by linearity, is convolving the
+    noisy map with `sum_c e_c W_c` and the mask with `sum_c b_c W_c`.
+    """
+    conv, embed = decoder.convs[0].conv, decoder.condition.embed
+    channels = [decoder.condition.channels, decoder.condition.feature_channels]
+    of_noisy, of_features = conv.weight.split(channels, dim=1)
+    folded = einsum(embed.weight[:, :, 0, 0], of_noisy, "c one, d c n a -> d one n a")
+    of_mask = einsum(embed.bias, of_noisy, "c, d c n a -> d n a")[:, None]
+    valid = (mask if mask.dim() == 3 else mask[None]).to(folded.dtype)[:, None]
+    constant = map_conv(valid, of_mask, conv.bias)
+    return map_conv(features.to(folded.dtype), of_features) + constant, folded
+
+
+@dataclass(frozen=True)
+class PreparedCells:
+    """A run of a `TransformerMapDecoder`.
+
+    Args:
+        decoder: The decoder.
+        position: Embedded positions, (C, T, 1).
+        mask: Valid cells, (B, T, 1). All, if None.
+        features: Encoded map features, (B, C, T, 1); None where layers attend to them.
+        contexts: Keys and values of the map features, for each layer that attends to them.
+        fusion_style: Style after the fusion.
+        layer_styles: Styles of each layer.
+    """
+
+    decoder: TransformerMapDecoder
+    position: Tensor
+    mask: Tensor | None
+    features: Tensor | None
+    contexts: tuple[Tensor | None, ...]
+    fusion_style: Tensor
+    layer_styles: tuple[Styles, ...]
+
+    def denoise(self, noisy: Tensor, step: int) -> Tensor:
+        """Predict the clean maps, (B, T)."""
+        decoder, mask, column = self.decoder, self.mask, noisy[..., None]
+        if self.features is None:
+            x = decoder.condition(fill_invalid(column[:, None], mask)) + self.position
+        else:
+            x = decoder.project(decoder.condition.combine(column, self.features, mask))
+            x = x + self.position
+        x = decoder.fusion_style.residual(x, _row(self.fusion_style, step), mask)
+        for layer, context, styles in zip(
+            decoder.layers, self.contexts, self.layer_styles, strict=True
+        ):
+            x = layer.residual(x, [_row(one, step) for one in styles], context, mask)
+        return decoder.score(x, mask)
+
+
+def prepare_cells(
+    decoder: TransformerMapDecoder,
+    features: Tensor,
+    moments: Tensor,
+    time_embedding: Tensor | None,
+    mask: Tensor | None,
+) -> PreparedCells:
+    """Prepare a run of a decoder; arguments are those of its call."""
+    features, mask = features[..., None], None if mask is None else mask[..., None]
+    position = rearrange(decoder.embed_position(moments), "t c -> c t 1")
+    encoded, contexts = None, (None,) * len(decoder.layers)
+    if decoder.attends_to_features:
+        context = decoder.embed_features(features, mask) + position
+        contexts = tuple(layer.encode_context(context, mask) for layer in decoder.layers)
+    else:
+        encoded = decoder.condition.encode_features(features, mask)
+    return PreparedCells(
+        decoder,
+        position,
+        mask,
+        encoded,
+        contexts,
+        decoder.fusion_style.project_time(time_embedding),
+        tuple(layer.project_time(time_embedding) for layer in decoder.layers),
+    )
+
+
+def _row(style: Tensor, step: int) -> Tensor:
+    return style[step : step + 1]  # one row for all samples

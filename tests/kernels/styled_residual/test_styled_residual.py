@@ -40,7 +40,7 @@ def block_and_inputs(**fields: object) -> tuple[StylizationBlock, Tensor, Tensor
         parameter.data = draw(*parameter.shape, seed=seed)
     mask = triangle(ROWS, COLUMNS)
     x = draw(BATCH, CHANNELS, ROWS, COLUMNS, seed=9) * mask
-    return block, x.requires_grad_(), block.style(draw(BATCH, 8, seed=10)), mask
+    return block, x.requires_grad_(), block.project_time(draw(BATCH, 8, seed=10)), mask
 
 
 @pytest.mark.parametrize("fields", [{}, {"norm": "layer"}, {"dropout": 0.5}])
@@ -50,8 +50,8 @@ def test_is_the_block_in_its_residual(fields: dict[str, object], masked: str) ->
     given = {"one": mask, "many": mask.expand(BATCH, -1, -1), "none": None}[masked]
     found, expected = [], []
     for results, call in (
-        (found, lambda: block.add_style(x, style, given)),
-        (expected, lambda: x + block.apply_style(x, style, given)),
+        (found, lambda: block.residual(x, style, given)),
+        (expected, lambda: x + block.branch(x, style, given)),
     ):
         torch.manual_seed(0)
         result = call()
@@ -67,7 +67,7 @@ def test_is_the_block_in_its_residual(fields: dict[str, object], masked: str) ->
 def test_is_one_operation_only_where_it_can_be() -> None:
     def is_one(dtype: torch.dtype = torch.float32, **fields: object) -> bool:
         block, x, style, mask = block_and_inputs(**fields)
-        call = block.to(dtype).add_style
+        call = block.to(dtype).residual
         return "AddStyled" in type(call(x.to(dtype), style.to(dtype), mask).grad_fn).__name__
 
     assert is_one()
@@ -81,10 +81,10 @@ def test_the_compiler_sees_the_parts() -> None:
     torch._dynamo.reset()
     block, x, style, mask = block_and_inputs()
     style = style.detach()  # the compiler wants leaves
-    compiled = torch.compile(block.add_style, backend="eager", fullgraph=True)
+    compiled = torch.compile(block.residual, backend="eager", fullgraph=True)
     result = compiled(x, style, mask)
     assert "AddStyled" not in type(result.grad_fn).__name__
-    assert_close(result, x + block.apply_style(x, style, mask))
+    assert_close(result, x + block.branch(x, style, mask))
 
 
 def test_refuses_what_it_cannot_do() -> None:
