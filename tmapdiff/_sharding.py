@@ -39,6 +39,16 @@ def prepare_sharding(accelerator: Any) -> bool:
     return True
 
 
+def register_forward_methods(model: nn.Module) -> None:
+    """Let FSDP2 gather the weights of its units in what they are asked besides `forward`, too."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    for layer in model.modules():
+        for name in ("prepare", *getattr(layer, "forward_methods", ())):
+            if hasattr(layer, name):
+                register_fsdp_forward_method(layer, name)
+
+
 class GatheredWeights:
     """Gives the weights of a model that is divided among processes; all must ask for them.
 

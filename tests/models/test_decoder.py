@@ -71,7 +71,11 @@ class TestMapDiffusionDecoder(MaskedContract):
                 ShapeError,
                 f"{who} features to be a list of 2, got 1.",
             ),
-            ({"features": draw(2, 2)}, ShapeError, f"{who} features to be a list of 2, got Tensor."),
+            (
+                {"features": draw(2, 2)},
+                ShapeError,
+                f"{who} features to be a list of 2, got Tensor.",
+            ),
             (
                 {"features": features[::-1]},
                 ShapeError,

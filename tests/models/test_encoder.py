@@ -245,7 +245,7 @@ class TestMapFeatureBuilder(MaskedContract):
             maps, x = module(clips), clips
             for scale, (rows, reused) in enumerate(((12, 0), (6, 1))):
                 for column, layer in enumerate(twin.scales[scale], start=reused):
-                    x = layer(x)
+                    x = by_torch(layer)(x)
                     padded = nn.functional.pad(x, (0, rows - x.shape[-1]))
                     assert_close(maps[scale][..., column], padded, what=f"{scale}, {column}")
             assert_same(maps[1][..., 0], maps[0][:, :, ::2, 1])
@@ -253,6 +253,16 @@ class TestMapFeatureBuilder(MaskedContract):
                 module.named_buffers(), twin.named_buffers(), strict=True
             ):
                 assert_close(one.float(), other.float(), torch.float32, name)
+
+
+def by_torch(layer: nn.Module) -> nn.Module:
+    """A layer by torch's own, over (B, C, N)."""
+    if isinstance(layer, nn.MaxPool1d):
+        return nn.MaxPool1d(layer.kernel_size, layer.stride)
+    conv, norm, activation = layer
+    plain = nn.Conv1d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)
+    plain.load_state_dict(conv.state_dict())
+    return nn.Sequential(plain, norm, activation)
 
 
 GRIDS = pytest.mark.parametrize(

@@ -90,6 +90,9 @@ class MapTransformerLayer(nn.Module):
     Source: MotionDiffuse, arXiv 2208.15001, section 3.3; Zhang et al., arXiv 2401.08232, 3.3.
     """
 
+    # For FSDP2: what gathers weights besides `forward`.
+    forward_methods = ("encode_context", "project_time", "residual")
+
     def __init__(
         self,
         channels: int,

@@ -83,6 +83,9 @@ class StylizationBlock(nn.Module):
     Source: Zhang et al., arXiv 2401.08232, Eq. 6; MotionDiffuse, arXiv 2208.15001.
     """
 
+    # For FSDP2: what gathers weights besides `forward`.
+    forward_methods = ("project_time", "branch", "residual")
+
     def __init__(
         self,
         channels: int,

@@ -1,0 +1,308 @@
+"""Every layer with weights is called: hooks fire, and what wraps or replaces layers works."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_same
+from helpers.contracts import draw, randomize_
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from tmapdiff import DECODERS, PRESETS
+from tmapdiff.layers import GatedConv2d, MapTransformerLayer, StylizationBlock
+from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
+from tmapdiff.models.map_localizer import MapLocalizer
+
+SMALL: dict[str, Any] = {"channels": 16, "num_heads": 2, "num_layers": 1, "time_channels": 8}
+FIELDS: dict[str, Any] = {
+    "num_clips": 8,
+    "num_anchors": 3,
+    "num_scales": 2,
+    "feature_channels": 16,
+    "kernel_sizes": (3, 5),
+    **SMALL,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "conv": {},
+    "folded": {"stylization": "none"},
+    "multiply": {"conditioning": "multiply-gated"},
+    "transformer": {"architecture": "transformer"},
+    "cross-attention": {
+        "architecture": "transformer",
+        "conditioning": "cross-attention",
+        "joint_scales": True,
+    },
+}
+variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+
+
+def make(**fields: Any) -> MapDiffusionDecoder:
+    decoder = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).eval()
+    assert isinstance(decoder, MapDiffusionDecoder)
+    return decoder
+
+
+def features_of(model: MapDiffusionDecoder, batch: int = 2) -> list[Tensor]:
+    channels = model.config.feature_channels
+    return [draw(batch, channels, *shape, seed=shape[0]) for shape in model.grid.shapes]
+
+
+def called(model: MapDiffusionDecoder) -> Tensor:
+    return model(draw(2, model.grid.num_cells), torch.tensor([900, 10]), features_of(model))
+
+
+@torch.no_grad()
+def denoised(model: MapDiffusionDecoder) -> Tensor:
+    prepared = model.prepare(features_of(model, 1), torch.tensor([900, 10]))
+    noisy = draw(1, model.grid.num_cells)
+    return torch.cat([prepared.denoise(noisy, step) for step in (0, 1)])
+
+
+def localizer(preset: str = "nano", **decoder: Any) -> MomentLocalizer:
+    encoder = {"channels": 16, "word_channels": 4}
+    model = PRESETS[preset].build(
+        vocabulary_size=9, clip_channels=6, encoder=encoder, decoder={**SMALL, **decoder}
+    )
+    return randomize_(model)  # type: ignore[return-value]
+
+
+def loss_of(model: MapLocalizer) -> Tensor:
+    clips, ends = model.grid.num_clips, torch.tensor([[1.0, 5.0], [2.0, 6.0]])
+    words, num_words = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
+    seed = torch.Generator().manual_seed(0)
+    return model.loss(draw(2, clips, 6), words, num_words, ends, torch.ones(2), generator=seed)
+
+
+def maps_of(model: MapLocalizer) -> Tensor:
+    words, num_words = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
+    seed = {"generator": torch.Generator().manual_seed(0)} if model.is_generative else {}
+    return model.predict_maps(draw(2, model.grid.num_clips, 6), words, num_words, **seed)
+
+
+def assert_all_are_called(model: MapLocalizer, what: str) -> None:
+    seen: set[str] = set()
+    leaves = {n: one for n, one in model.named_modules() if list(one.parameters(recurse=False))}
+    for name, leaf in leaves.items():
+        leaf.register_forward_hook(lambda *_, name=name: seen.add(name))  # type: ignore[misc]
+    for call in (loss_of, maps_of):
+        model.train(call is loss_of)
+        seen.clear()
+        call(model)
+        assert set(leaves) - seen == set(), f"{what}, {call.__name__}"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_hook_fires_on_every_layer_with_weights(preset: str) -> None:
+    assert_all_are_called(localizer(preset), preset)
+    encoder = {"channels": 16, "word_channels": 4}
+    fields: dict[str, Any] = {"vocabulary_size": 9, "clip_channels": 6, "encoder": encoder}
+    assert_all_are_called(PRESETS[preset].build_ms2dtan(**fields), f"{preset}, MS2DTAN")
+
+
+def test_a_hook_fires_in_every_decoder() -> None:
+    for name, fields in {**DECODERS, **VARIANTS}.items():
+        assert_all_are_called(localizer(**fields), name)
+
+
+@variants
+def test_hooks_change_what_a_layer_returns(fields: dict[str, Any]) -> None:
+    decoder = make(**fields)
+    expected, run = called(decoder), denoised(decoder)
+    for name, layer in decoder.named_modules():
+        if list(layer.parameters(recurse=False)):
+            hook = layer.register_forward_hook(lambda *given: given[-1].sin())
+            for found, other in ((called(decoder), expected), (denoised(decoder), run)):
+                assert float((found - other).detach().abs().max()) > 1e-5, name
+            hook.remove()
+    assert_same(called(decoder), expected)
+
+
+@variants
+def test_layers_of_a_kind_that_nobody_knows(fields: dict[str, Any]) -> None:
+    """A wrapper with the layer's weights, and a delta, as fine-tuning writes them."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        @property
+        def weight(self) -> Tensor:
+            return self.base.weight
+
+        bias = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x).sin()
+
+    decoder = make(**fields)
+    before = called(decoder), denoised(decoder)
+    for name, layer in list(decoder.named_modules()):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            parent, _, own = name.rpartition(".")
+            setattr(decoder.get_submodule(parent), own, Wrapped(layer))
+            after = called(decoder), denoised(decoder)
+            for one, other in zip(after, before, strict=True):
+                assert float((one - other).detach().abs().max()) > 1e-5, name
+            before = after
+    assert_close(denoised(decoder)[:1], called_once(decoder, 900))
+
+
+def called_once(decoder: MapDiffusionDecoder, timestep: int) -> Tensor:
+    with torch.no_grad():
+        return decoder(draw(1, decoder.grid.num_cells), timestep, features_of(decoder, 1))
+
+
+# Weights that are computed
+
+
+@pytest.mark.parametrize("backend", ["direct", "spectral"])
+@pytest.mark.parametrize("change", ["weight_norm", "prune"])
+@variants
+def test_weights_that_a_parametrization_computes(
+    fields: dict[str, Any], change: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMAPDIFF_BACKEND", f"map_conv={backend}")
+    decoder, plain = make(**fields), make(**fields)
+    for name, layer in decoder.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            if change == "prune":
+                prune.l1_unstructured(layer, "weight", amount=0.3)
+            else:
+                parametrizations.weight_norm(layer)
+            for factor in (1.0, 0.5):  # the second time, the spectra that are kept are old
+                with torch.no_grad():
+                    for own in layer.parameters():
+                        own *= factor
+            twin = plain.get_submodule(name)
+            with torch.no_grad():
+                called(decoder)  # prune computes weights in a call
+                twin.weight.copy_(layer.weight)
+                twin.bias.copy_(layer.bias)
+            with torch.no_grad():
+                assert_close(called(decoder), called(plain), what=name)
+                assert_close(denoised(decoder), denoised(plain), what=name)
+
+
+# diffusers and peft
+
+
+@variants
+def test_layerwise_casting(fields: dict[str, Any]) -> None:
+    decoder = make(**fields)
+    with torch.no_grad():
+        expected, run = called(decoder), denoised(decoder)
+        decoder.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        kept = [one for one in decoder.parameters() if one.dtype == torch.float8_e4m3fn]
+        assert len(kept) > 10
+        for found, exact in ((called(decoder), expected), (denoised(decoder), run)):
+            assert found.dtype == torch.float32
+            assert float((found - exact).norm() / exact.norm()) < 0.15  # 3 bits a weight
+
+
+def lora(decoder: MapDiffusionDecoder, name: str | None = None) -> Any:
+    peft = pytest.importorskip("peft")
+    kinds = (nn.Conv2d, nn.Linear)
+    names = [one for one, layer in decoder.named_modules() if isinstance(layer, kinds)]
+    config = peft.LoraConfig(r=4, target_modules=names if name is None else [name])
+    return peft.get_peft_model(decoder, config)
+
+
+@pytest.mark.parametrize("fields", [{}, VARIANTS["cross-attention"]], ids=["conv", "transformer"])
+def test_lora_trains_is_sampled_saved_and_merged(fields: dict[str, Any], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = localizer(**fields).requires_grad_(False)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    maps = maps_of(model)
+    tuned = lora(model.decoder)
+    assert_close(maps_of(model), maps)  # a new adapter changes nothing
+
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    assert all("lora_" in name for name in trained)
+    optimizer = torch.optim.Adam(trained.values(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(bool(one.grad.any()) for one in trained.values())
+    after = {name.replace(".base_layer", "").replace("base_model.model.", ""): one
+             for name, one in model.state_dict().items() if "lora_" not in name}  # fmt: skip
+    moving = ("running", "num_batches")  # statistics of the encoder's batch normalisation
+    for name, one in before.items():
+        assert any(part in name for part in moving) or torch.equal(after[name], one), name
+
+    model.eval()
+    found = maps_of(model)
+    assert float((found - maps).abs().max()) > 1e-3
+    tuned.save_pretrained(str(tmp_path))
+    twin = make(**dict(model.decoder.config))
+    twin.load_state_dict({n.removeprefix("decoder."): one for n, one in before.items()
+                          if n.startswith("decoder.")})  # fmt: skip
+    loaded = peft.PeftModel.from_pretrained(twin, str(tmp_path)).eval()
+    adapted = called(model.decoder)
+    assert_close(called(twin), adapted)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is MapDiffusionDecoder
+    assert not any("lora" in name for name in merged.state_dict())
+    assert_close(called(merged), adapted)
+    assert_close(denoised(merged), denoised(model.decoder))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao's, on some releases of torch
+@variants
+def test_quantised_linear_layers(fields: dict[str, Any]) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = localizer(**fields).eval()
+    expected = maps_of(model)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    linear = [one.weight for one in model.modules() if type(one) is nn.Linear]
+    assert len(linear) > 1
+    assert all(type(one) is not nn.Parameter for one in linear)
+    found = maps_of(model)
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.15
+
+
+# Shards
+
+
+@pytest.fixture
+def one_process() -> Any:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
+@pytest.mark.parametrize("kind", ["layers", "leaves"])
+@variants
+def test_every_layer_may_be_a_unit_of_fsdp(
+    fields: dict[str, Any], kind: str, one_process: None
+) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from tmapdiff._sharding import register_forward_methods
+
+    mesh = init_device_mesh("cpu", (1,))
+    whole, shards = make(**fields), make(**fields)
+    layers = (GatedConv2d, StylizationBlock, MapTransformerLayer)
+    leaves = (nn.Conv2d, nn.Linear, nn.LayerNorm)
+    for layer in reversed(list(shards.modules())):
+        if isinstance(layer, layers if kind == "layers" else leaves):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(shards, mesh=mesh)
+    register_forward_methods(shards)
+    assert_close(called(shards), called(whole))
+    called(shards).square().sum().backward()
+    called(whole).square().sum().backward()
+    for (name, one), other in zip(shards.named_parameters(), whole.parameters(), strict=True):
+        assert one.grad is not None
+        assert_close(one.grad.full_tensor(), other.grad, what=name)
+    assert_close(denoised(shards), denoised(whole))
