@@ -148,22 +148,11 @@ class MapTransformerLayer(nn.Module):
         return self.residual(x, self.project_time(time_embedding), encoded, mask)
 
     def encode_context(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the keys and values of the context, which depend on nothing else.
-
-        Shape:
-            - context: (B, channels, T, 1)
-            - mask: (T, 1) or (B, T, 1), bool
-            - returns: (B, T, 2 * channels)
-        """
+        """Compute keys and values, (B, T, 2 * channels), of `context` and `mask` as in the call."""
         return self.key_value(_tokens(fill_invalid(context, mask)).to(dtype_of(self.key_value)))
 
     def project_time(self, time_embedding: Tensor | None) -> tuple[Tensor, ...]:
-        """Compute what depends on the timestep alone, for each stylization block.
-
-        Shape:
-            - time_embedding: (B, time_channels)
-            - returns: tensors (B, 2 * channels)
-        """
+        """Compute the style of each block from the `time_embedding`, (B, 2 * channels)."""
         return tuple(block.project_time(time_embedding) for block in self.styles)
 
     def residual(
@@ -173,14 +162,9 @@ class MapTransformerLayer(nn.Module):
         encoded: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Do the same as the call, with what `encode_context` and `project_time` returned.
+        """Compute the call's result from `styles` and `encoded` keys and values.
 
-        Shape:
-            - x: (B, channels, T, 1)
-            - styles: tensors (B, 2 * channels), or (1, 2 * channels) for all samples
-            - encoded: (B, T, 2 * channels)
-            - mask: (T, 1) or (B, T, 1), bool
-            - returns: (B, channels, T, 1), 0 in invalid cells
+        `x` and `mask` are as for the call; `styles` of one row serve all samples.
         """
         x = fill_invalid(x, mask)
         x = x + self.styles[0].branch(self._attend(x, encoded, mask), styles[0], mask)

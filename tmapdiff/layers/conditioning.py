@@ -61,7 +61,7 @@ class ConcatConditioning(nn.Module):
         return fill_invalid(features, mask)
 
     def combine(self, noisy: Tensor, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, from noisy maps and encoded features, which are 0 in invalid cells."""
+        """Compute the rest, from `noisy` maps and `encoded` features, which are 0 in invalid cells."""
         cells = rearrange(noisy, "b n a -> b 1 n a")
         if is_plain(self.embed, MaskedEmbed):
             embedded = self.embed(cells, mask, memory_order(encoded))
@@ -83,9 +83,8 @@ class MaskedEmbed(PointwiseConv2d):
     ) -> Tensor:
         if self.in_channels > 1 or self.bias is None:  # as LoRA makes them
             return super().forward(input)
-        valid = torch.ones_like(input, dtype=torch.bool)
-        if mask is not None:
-            valid = mask.unsqueeze(-3).expand_as(input)
+        mask = torch.ones_like(input, dtype=torch.bool) if mask is None else mask.unsqueeze(-3)
+        valid = mask.expand_as(input)
         cells = torch.cat([torch.where(valid, input, 0), valid.to(input.dtype)], dim=1)
         order = [*(dim for dim in order if dim != 1), 1]
         weight = torch.stack([self.weight.flatten(), self.bias], dim=1)
@@ -147,7 +146,7 @@ class MultiplyConditioning(nn.Module):
         return projected
 
     def combine(self, noisy: Tensor, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, from noisy maps and encoded features."""
+        """Compute the rest, from `noisy` maps and `encoded` features."""
         embedded = self.embed(fill_invalid(rearrange(noisy, "b n a -> b 1 n a"), mask))
         return fill_invalid(embedded * encoded, mask)
 

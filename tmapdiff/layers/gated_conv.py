@@ -37,12 +37,7 @@ class MapConv2d(nn.Conv2d):
         return map_conv(input, self.weight, self.bias, plan=plan)
 
     def plan(self, shape: Sequence[int], dtype: torch.dtype) -> MapConvPlan:
-        """Plan the convolution for weights that stay as they are: see `kernels.plan_map_conv`.
-
-        Args:
-            shape: Shape of the input.
-            dtype: Of the input.
-        """
+        """Plan convolutions of inputs of this `shape` and `dtype`, with weights that stay."""
         return plan_map_conv(self.weight, shape, dtype, spectra=self.spectra)
 
     @override

@@ -118,11 +118,7 @@ class StylizationBlock(nn.Module):
         return self.branch(x, self.project_time(time_embedding), mask)
 
     def project_time(self, time_embedding: Tensor | None) -> Tensor:
-        """Compute lambda_w - 1 and lambda_b, which depend on the timestep alone.
-
-        Shape:
-            - time_embedding: (B, time_channels)
-            - returns: (B, 2 * channels)
+        """Compute `[lambda_w - 1, lambda_b]`, (B, 2 * channels), from the `time_embedding` alone.
 
         Raises:
             ShapeError: If the shape does not fit.
@@ -132,38 +128,29 @@ class StylizationBlock(nn.Module):
         return self.project(F.silu(time_embedding))  # type: ignore[arg-type]
 
     def branch(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the residual branch, of what `project_time` returned.
+        """Compute the call's result from the `style` that `project_time` returned.
 
-        Shape:
-            - x: (B, channels, N_k, A)
-            - style: (B, 2 * channels), or (1, 2 * channels) for all samples
-            - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
-            - returns: (B, channels, N_k, A), 0 in invalid cells
+        `x` and `mask` are as for the call; a `style` of one row serves all samples.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        scale, shift = self._of_samples(style, len(x))
+        scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
         groups = self.num_groups if self.norm == "group" else None
         styled = stylize(x, scale, shift, mask, num_groups=groups)
         return fill_invalid(self.mlp(self.dropout(styled)), mask)
 
     def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `x + branch(x, style, mask)`, where possible in one operation.
+        """Compute `x + branch`, if possible in one operation; `x` is 0 in invalid cells.
 
-        `x`, `style` and `mask` are as for `branch`, but `x` is 0 in invalid cells.
+        `style` is as for `branch`.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        bias, drops = self.mlp.bias, self.training and self.dropout.p > 0
-        plain = bias is not None and is_plain(self.mlp, PointwiseConv2d)
-        if self.norm == "group" and plain and not drops:
-            scale, shift = self._of_samples(style, len(x))
-            given = (x, scale, shift, self.mlp.weight.flatten(1), bias)
+        drops = self.training and self.dropout.p > 0
+        if self.norm == "group" and not drops and is_plain(self.mlp, PointwiseConv2d):
+            scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
+            given = (x, scale, shift, self.mlp.weight.flatten(1), self.mlp.bias)
             if why_not_eager(*given, mask=mask) is None:
                 return add_styled(*given, mask, num_groups=self.num_groups)
         return x + self.branch(x, style, mask)
-
-    def _of_samples(self, style: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        scale, shift = style.expand(batch, -1).chunk(2, dim=1)
-        return scale, shift
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""

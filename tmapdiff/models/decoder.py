@@ -1,7 +1,7 @@
 """The denoiser: condition-injected decoders of the maps of all scales."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -130,7 +130,7 @@ class MapDiffusionDecoder(MapModel):
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
 
         def decoder() -> ConvMapDecoder | TransformerMapDecoder:
-            shared = {
+            shared: dict[str, Any] = {
                 "feature_channels": feature_channels,
                 "channels": channels,
                 "time_channels": time_channels,
@@ -208,18 +208,12 @@ class MapDiffusionDecoder(MapModel):
         the next call.
 
         Args:
-            features: Map features, as for the call.
-            timesteps: The timesteps of the run, in their order.
-            num_clips: Clips of each video, when they differ; as for the call.
-
-        Shape:
-            - features: K tensors (B, feature_channels, N_k, A)
-            - timesteps: (S,), integer
-            - num_clips: (B,), integer
+            features: As for the call.
+            timesteps: The timesteps of the run, in their order; (S,), integer.
+            num_clips: As for the call.
 
         Raises:
-            ShapeError: If a shape does not fit.
-            ConfigError: If maps of another size do not divide into the scales.
+            ShapeError, ConfigError: As the call.
         """
         features, grid = self._check(features, num_clips)
         steps = check_shape("MapDiffusionDecoder", "timesteps", timesteps, "S")["S"]

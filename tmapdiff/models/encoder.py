@@ -111,15 +111,12 @@ class TextEncoder(nn.Module):
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.in_features))
         lengths = num_words.cpu()
         if int(lengths.min()) < 1 or int(lengths.max()) > sizes["L"]:
-            wrong = int(((lengths < 1) | (lengths > sizes["L"])).nonzero()[0])
-            raise ArgumentError(
-                f"TextEncoder: expected num_words in 1 to {sizes['L']}, "
-                f"got {int(lengths[wrong])} in row {wrong}."
-            )
-        if self.text_channels is None:
-            if self.validate:
-                self._check_words(words)
-        else:
+            row = int(((lengths < 1) | (lengths > sizes["L"])).nonzero()[0])
+            expected, got = f"num_words in 1 to {sizes['L']}", f"{int(lengths[row])} in row {row}"
+            raise ArgumentError(message("TextEncoder", expected, got))
+        if self.validate:
+            self.check_words(words)
+        if self.text_channels is not None:
             words = words.to(dtype_of(self.embedding))
         if self.training and self.word_dropout:
             # Padding too: it is not read.
@@ -135,20 +132,17 @@ class TextEncoder(nn.Module):
 
     def check_words(self, words: Tensor) -> None:
         """Raise ArgumentError unless words are integers of the vocabulary; reads their values."""
-        if self.text_channels is None:
-            self._check_words(words)
-
-    def _check_words(self, words: Tensor) -> None:
-        known = len(self.embedding.weight)
+        if self.text_channels is not None:
+            return
         if words.is_floating_point():
             raise ArgumentError(f"TextEncoder: expected integer words, got {words.dtype}.")
+        known = len(self.embedding.weight)
         low, high = (int(end) for end in words.aminmax())
         if low < 0 or high >= known:
             got = low if low < 0 else high
-            raise ArgumentError(
-                f"TextEncoder: expected words in 0 to {known - 1}, the vocabulary, got {got}. "
-                "Encode sentences with the vocabulary that the model was trained with."
-            )
+            hint = "Encode sentences with the vocabulary that the model was trained with."
+            expected = f"words in 0 to {known - 1}, the vocabulary"
+            raise ArgumentError(message("TextEncoder", expected, got, hint))
 
 
 class MapFeatureBuilder(nn.Module):
@@ -188,13 +182,11 @@ class MapFeatureBuilder(nn.Module):
         # The next duration that is a whole number of their own clips is 1 or 2 of those longer.
         reused = grid.num_anchors // 2
         bridge = (3, 2) if grid.num_anchors % 2 == 0 else (2, 2)
-        scales = []
-        for scale in range(grid.num_scales):
-            columns = grid.num_anchors if scale == 0 else grid.num_anchors - reused
-            first = (1, 1) if scale == 0 else bridge
-            kernels = [first, *[(2, 1)] * (columns - 1)]
-            scales.append(nn.Sequential(*(self._layer(*kernel) for kernel in kernels)))
-        self.scales = module_list(scales)
+        kernels = [[(1, 1), *[(2, 1)] * (grid.num_anchors - 1)]]
+        kernels += [[bridge, *[(2, 1)] * (grid.num_anchors - reused - 1)]] * (grid.num_scales - 1)
+        self.scales = module_list(
+            nn.Sequential(*(self._layer(*kernel) for kernel in scale)) for scale in kernels
+        )
 
     def _layer(self, kernel_size: int, stride: int) -> nn.Module:
         if self.layer == "max-pool":
@@ -213,9 +205,8 @@ class MapFeatureBuilder(nn.Module):
         # the maps lie in memory as spectral convolutions read them.
         x = rearrange(clips, "b c n -> n b c")
         for scale, (rows, columns) in enumerate(self.grid.resized(sizes["N"]).shapes):
-            reused = list(maps[-1][1::2, : 2 * rows : 2]) if scale else []
+            pieces = list(maps[-1][1::2, : 2 * rows : 2]) if scale else []
             filling = x.new_zeros(rows, *x.shape[1:])
-            pieces: list[Tensor] = [*reused]
             for layer in self.scales[scale]:
                 x = layer(x)
                 pieces += [x, filling[: rows - len(x)]]
@@ -349,9 +340,8 @@ class MultimodalEncoder(MapModel):
         """Encode clips; the result serves all queries about the same video.
 
         Args:
-            features: Features of the clips.
-            num_clips: Clips of each video, when they differ. The features may then be of another
-                number of clips than the configuration's.
+            features: As for the call.
+            num_clips: As for the call.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
@@ -367,10 +357,8 @@ class MultimodalEncoder(MapModel):
         axes = f"B {rows} {self.config.clip_channels}"
         check_shape("MultimodalEncoder", "features", features, axes)
         if features.shape[1] % pooled:
-            raise ShapeError(
-                f"MultimodalEncoder: expected {pooled} features for each clip, "
-                f"got {features.shape[1]} features."
-            )
+            expected, got = f"{pooled} features for each clip", f"{features.shape[1]} features"
+            raise ShapeError(message("MultimodalEncoder", expected, got))
         features = features.to(dtype_of(self.clip_encoder))
         clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
         maps = self.map_features(reduce(clips, "b (n p) c -> b c n", "mean", p=pooled))
@@ -384,7 +372,7 @@ class MultimodalEncoder(MapModel):
         Args:
             video_maps: What `encode_video` gave.
             sentence: What `text_encoder` gave.
-            num_clips: Clips of each video, when they differ.
+            num_clips: As for the call.
 
         Shape:
             - video_maps: K tensors (B, channels, N_k, A)

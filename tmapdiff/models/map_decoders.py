@@ -213,7 +213,7 @@ class TransformerMapDecoder(nn.Module):
         return self.project(scaled.to(dtype_of(self.project)))
 
     def score(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the scores off the last layer's cells, (B, channels, T, 1)."""
+        """Read the scores off `x`, the last layer's cells, (B, channels, T, 1)."""
         scores = rearrange(self.head(rearrange(x, "b c t 1 -> b t c")), "b t 1 -> b t")
         return scores if mask is None else scores.masked_fill(~mask[..., 0], 0)
 

@@ -84,22 +84,15 @@ def join(parts: list[Tensor], grid: MapGrid, cells: Sequence[Tensor]) -> Tensor:
 class PreparedMap:
     """A run of a `ConvMapDecoder`.
 
-    Args:
-        decoder: The decoder.
-        mask: Valid cells, (N_k, A) or (B, N_k, A).
-        features: Encoded map features, (B, C, N_k, A); if `folded`, their part of the first
-            convolution.
-        folded: Kernel of the first convolution over the noisy map, (D, 1, S, S), if that is apart.
-        plans: How each convolution is done, with weights that stay; None where that is not known.
-        fusion_style: Style after the fusion.
-        conv_styles: Style after each convolution.
+    With `folded`, the kernel of the first convolution over the noisy map, (D, 1, S, S), `features`
+    are their part of that convolution; else they are encoded.
     """
 
     decoder: ConvMapDecoder
     mask: Tensor
     features: Tensor
     folded: Tensor | None
-    plans: tuple[MapConvPlan | None, ...]
+    plans: tuple[MapConvPlan | None, ...]  # of each convolution, with weights that stay
     fusion_style: Tensor
     conv_styles: Styles
 
@@ -184,17 +177,7 @@ def _fold(decoder: ConvMapDecoder, features: Tensor, mask: Tensor) -> tuple[Tens
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """A run of a `TransformerMapDecoder`.
-
-    Args:
-        decoder: The decoder.
-        position: Embedded positions, (C, T, 1).
-        mask: Valid cells, (B, T, 1). All, if None.
-        features: Encoded map features, (B, C, T, 1); None where layers attend to them.
-        contexts: Keys and values of the map features, for each layer that attends to them.
-        fusion_style: Style after the fusion.
-        layer_styles: Styles of each layer.
-    """
+    """A run of a `TransformerMapDecoder`; `features` are None where layers attend to `contexts`."""
 
     decoder: TransformerMapDecoder
     position: Tensor
