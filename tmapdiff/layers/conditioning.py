@@ -61,7 +61,7 @@ class ConcatConditioning(nn.Module):
         return fill_invalid(features, mask)
 
     def combine(self, noisy: Tensor, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the rest, from `noisy` maps and `encoded` features, which are 0 in invalid cells."""
+        """Compute the rest, from `noisy` maps and `encoded` features, 0 in invalid cells."""
         cells = rearrange(noisy, "b n a -> b 1 n a")
         if is_plain(self.embed, MaskedEmbed):
             embedded = self.embed(cells, mask, memory_order(encoded))
