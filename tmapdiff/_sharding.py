@@ -26,7 +26,6 @@ def prepare_sharding(accelerator: Any) -> bool:
     plugin = accelerator.state.fsdp_plugin
     for name, wanted, got in (
         ("fsdp_version", "2", str(getattr(plugin, "fsdp_version", 1))),
-        ("fsdp_auto_wrap_policy", "NO_WRAP", "another one" if plugin.auto_wrap_policy else ""),
         ("fsdp_state_dict_type", "FULL_STATE_DICT", plugin.state_dict_type.name),
         ("fsdp_cpu_ram_efficient_loading", "false", str(plugin.cpu_ram_efficient_loading).lower()),
     ):
@@ -40,7 +39,7 @@ def prepare_sharding(accelerator: Any) -> bool:
 
 
 def register_forward_methods(model: nn.Module) -> None:
-    """Let FSDP2 gather the weights of its units in what they are asked besides `forward`, too."""
+    """Let FSDP2 gather the weights of its units for what is called besides `forward`, too."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     for layer in model.modules():

@@ -30,7 +30,12 @@ from tmapdiff._core.checks import (
     require,
 )
 from tmapdiff._core.files import naming_file, written_beside
-from tmapdiff._sharding import GatheredWeights, gathered, prepare_sharding
+from tmapdiff._sharding import (
+    GatheredWeights,
+    gathered,
+    prepare_sharding,
+    register_forward_methods,
+)
 from tmapdiff._stopping import (
     SECONDS_OF_ORPHANS,
     StopRequest,
@@ -340,6 +345,8 @@ class Trainer:
             # Before: what is divided among processes cannot be copied. The average is not divided.
             self.ema = ModelEmaV3(model, **ema)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self._is_sharded:
+            register_forward_methods(self.model)
         total_steps = config.epochs * len(self.loader)
         warmup_steps = math.ceil(config.warmup * total_steps)
         self.schedule = CosineLRScheduler(

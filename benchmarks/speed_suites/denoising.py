@@ -144,7 +144,7 @@ def peer_candidates(
     with inference(AUTO):
         auto = [
             [
-                layer.plan((batch, layer.in_channels, *one.shape[2:]), dtype)
+                layer.conv.plan((batch, layer.in_channels, *one.shape[2:]), dtype)
                 for layer in convs.layers
             ]
             for convs, one in zip(model.convs, inputs[0], strict=True)

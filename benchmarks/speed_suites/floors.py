@@ -13,6 +13,8 @@ from timing import Clock
 from speed_suites.setting import Setting, make_localizer
 from tmapdiff.kernels.map_conv.costs import ConvSizes, direct_operations
 from tmapdiff.kernels.map_conv.transforms import MapTransform
+from tmapdiff.layers import StylizationBlock
+from tmapdiff.models.prepared import is_foldable
 
 
 def conv_floor(sizes: ConvSizes, ceilings: Ceilings) -> float:
@@ -82,7 +84,7 @@ def decoder_floor(
         features = cells * one.condition.feature_channels * dtype.itemsize
         seconds += ceilings.seconds(0.0, features, dtype)
         for place, layer in enumerate(one.convs):
-            folded = one.is_foldable and place == 0
+            folded = is_foldable(one) and place == 0
             sizes = ConvSizes(
                 batch,
                 1 if folded else layer.in_channels,
@@ -94,8 +96,9 @@ def decoder_floor(
                 decoder.device.type,
             )
             seconds += conv_floor(sizes, ceilings)
-        blocks = [one.fusion_style, *one.conv_styles]
-        for block in filter(None, blocks):
+        for block in (one.fusion_style, *one.conv_styles):
+            if not isinstance(block, StylizationBlock):
+                continue
             mlp = 2.0 * cells * block.channels**2
             moved = 2 * cells * block.channels * dtype.itemsize
             seconds += ceilings.seconds(mlp, moved, dtype)

@@ -127,7 +127,10 @@ def _gated_stacks(
     for backend, named in map_conv_backends(setting).items():
         with inference(named):
             plans = [
-                [layer.plan((batch, layer.in_channels, *shape), dtype) for layer in stack.layers]
+                [
+                    layer.conv.plan((batch, layer.in_channels, *shape), dtype)
+                    for layer in stack.layers
+                ]
                 for stack, shape in zip(stacks, shapes, strict=True)
             ]
         runs = {backend: partial(_run_stacks, stacks, plans)}

@@ -202,7 +202,7 @@ def test_a_model_in_evaluation_is_its_own_view_and_keeps_its_spectra(monkeypatch
     monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=spectral")
     model = make("conv")
     assert model.evaluation_view() is model
-    conv = model.decoder.decoders[0].convs[0]
+    conv = model.decoder.decoders[0].convs[0].conv
     pipe(model)
     assert conv.spectra._kept is not None
     model.train()

@@ -145,9 +145,10 @@ class StylizationBlock(nn.Module):
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
         drops = self.training and self.dropout.p > 0
-        if self.norm == "group" and not drops and is_plain(self.mlp, PointwiseConv2d):
+        bias = self.mlp.bias if is_plain(self.mlp, PointwiseConv2d) else None
+        if self.norm == "group" and not drops and bias is not None:
             scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
-            given = (x, scale, shift, self.mlp.weight.flatten(1), self.mlp.bias)
+            given = (x, scale, shift, self.mlp.weight.flatten(1), bias)
             if why_not_eager(*given, mask=mask) is None:
                 return add_styled(*given, mask, num_groups=self.num_groups)
         return x + self.branch(x, style, mask)

@@ -230,7 +230,7 @@ class MapDiffusionDecoder(MapModel):
 
     def _check(
         self, features: Sequence[Tensor] | Tensor, num_clips: Tensor | None
-    ) -> tuple[Sequence[Tensor], MapGrid]:
+    ) -> tuple[list[Tensor], MapGrid]:
         who, grid = "MapDiffusionDecoder", self.grid
         if isinstance(features, Tensor) and grid.num_scales == 1:
             features = [features]
@@ -244,7 +244,7 @@ class MapDiffusionDecoder(MapModel):
             sizes = check_shape(who, f"features[{scale}]", features[scale], axes, sizes)
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
-        return features, grid
+        return list(features), grid
 
     def _sequences(self, grid: MapGrid, device: torch.device) -> tuple[Tensor, ...]:
         """List the cells of each sequence of a Transformer: valid ones, to save time."""
@@ -261,7 +261,7 @@ class MapDiffusionDecoder(MapModel):
         num_clips: Tensor | None,
         grid: MapGrid,
         cells: Sequence[Tensor],
-    ) -> list[tuple[Tensor | None, ...]]:
+    ) -> list[tuple[Any, ...]]:
         """List what each decoder is given besides the noisy maps, in its order."""
         device = features[0].device
         if not cells:

@@ -1,7 +1,7 @@
 """What denoises the map of one scale, or of several: convolutions, or attention between cells."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ class TransformerMapDecoder(nn.Module):
         who = "TransformerMapDecoder"
         in_layers = _is_stylized(who, stylization, "conv")
         self.attends_to_features = conditioning == "cross-attention"
-        self.condition: ConcatConditioning | MultiplyConditioning | PointwiseConv2d
+        self.condition: Any  # a conditioning; for cross-attention, the embedding of the noisy map
         if self.attends_to_features:
             self.condition = PointwiseConv2d(1, channels)
             self.project = PointwiseConv2d(feature_channels, channels)

@@ -183,7 +183,7 @@ class PreparedCells:
     position: Tensor
     mask: Tensor | None
     features: Tensor | None
-    contexts: tuple[Tensor | None, ...]
+    contexts: Sequence[Tensor | None]
     fusion_style: Tensor
     layer_styles: tuple[Styles, ...]
 
@@ -213,10 +213,11 @@ def prepare_cells(
     """Prepare a run of a decoder; arguments are those of its call."""
     features, mask = features[..., None], None if mask is None else mask[..., None]
     position = rearrange(decoder.embed_position(moments), "t c -> c t 1")
-    encoded, contexts = None, (None,) * len(decoder.layers)
+    encoded: Tensor | None = None
+    contexts: Sequence[Tensor | None] = [None] * len(decoder.layers)
     if decoder.attends_to_features:
         context = decoder.embed_features(features, mask) + position
-        contexts = tuple(layer.encode_context(context, mask) for layer in decoder.layers)
+        contexts = [layer.encode_context(context, mask) for layer in decoder.layers]
     else:
         encoded = decoder.condition.encode_features(features, mask)
     return PreparedCells(
