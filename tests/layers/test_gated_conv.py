@@ -129,34 +129,28 @@ def test_more_invalid_cells_change_nothing(kernel_size: int) -> None:
     assert_zero(large[:, :, :, 3:], torch.tensor(True))
 
 
-@pytest.mark.parametrize("kernel_size", [2, 16])
-def test_refuses_even_kernels(kernel_size: int) -> None:
-    text = (
-        f"GatedConv2d: expected an odd kernel_size, got {kernel_size}. "
-        "An even kernel cannot keep the map's size."
-    )
-    with refuses(ConfigError, text):
-        GatedConv2d(3, 4, kernel_size)
-    with refuses(ConfigError, text):
-        GatedConv2dStack(3, 4, [3, kernel_size])
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        *(
+            ({name: value}, ArgumentError, f"{name} to be an integer >= 1, got {value!r}.")
+            for name in ("in_channels", "out_channels", "kernel_size")
+            for value in (0, -3, 1.0, None)
+        ),
+        ({"kernel_size": 2}, ConfigError, "an odd kernel_size, got 2. An even kernel cannot keep"),
+        ({"kernel_size": 16}, ConfigError, "an odd kernel_size, got 16."),
+        ({"gate": "both"}, ConfigError, "gate to be one of shared, channel, got 'both'."),
+    ],
+)
+def test_refuses(fields: dict[str, object], kind: type[Exception], text: str) -> None:
+    with refuses(kind, f"GatedConv2d: expected {text}"):
+        GatedConv2d(**{"in_channels": 3, "out_channels": 4, **fields})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["in_channels", "out_channels", "kernel_size"])
-@pytest.mark.parametrize("value", [0, -3, 1.0, None])
-def test_refuses_sizes_below_one(name: str, value: object) -> None:
-    text = f"GatedConv2d: expected {name} to be an integer >= 1, got {value!r}."
-    with refuses(ArgumentError, text):
-        GatedConv2d(**{"in_channels": 3, "out_channels": 4, name: value})
-
-
-def test_refuses_unknown_gates() -> None:
-    text = "GatedConv2d: expected gate to be one of shared, channel, got 'both'."
-    with refuses(ConfigError, text):
-        GatedConv2d(3, 4, gate="both")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kernel_sizes", [[], (), 3, "3"])
-def test_stack_refuses_to_be_empty(kernel_sizes: object) -> None:
-    text = "GatedConv2dStack: expected kernel_sizes to be a list of at least one size, got "
-    with refuses(ConfigError, text):
-        GatedConv2dStack(3, 4, kernel_sizes)  # type: ignore[arg-type]
+def test_stack_refuses_even_kernels_and_to_be_empty() -> None:
+    with refuses(ConfigError, "GatedConv2d: expected an odd kernel_size, got 2."):
+        GatedConv2dStack(3, 4, [3, 2])
+    for sizes in ([], (), 3, "3"):
+        text = "GatedConv2dStack: expected kernel_sizes to be a list of at least one size, got "
+        with refuses(ConfigError, text):
+            GatedConv2dStack(3, 4, sizes)  # type: ignore[arg-type]

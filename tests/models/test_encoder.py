@@ -34,6 +34,7 @@ NUM_WORDS = torch.tensor([3, 5, 1])
 class EagerContract(ModuleContract):
     """For modules with an LSTM over packed sentences, whose lengths the compiler cannot follow."""
 
+    @pytest.mark.compile
     def test_compiled_equals_eager(self) -> None:
         module, inputs = self.ready(), self.inputs(2)
         torch._dynamo.reset()
