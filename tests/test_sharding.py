@@ -16,6 +16,7 @@ from helpers.several_processes import spoil_gradients_in_shards, train_in_shards
 from tmapdiff import MomentLocalizer
 from tmapdiff._sharding import prepare_sharding
 from tmapdiff.errors import ConfigError
+from tmapdiff.layers import GatedConv2dStack
 
 SETTINGS = Path(__file__).parents[1] / "examples" / "accelerate"
 utils = pytest.importorskip("accelerate.utils")
@@ -109,7 +110,7 @@ def test_other_settings_are_refused(monkeypatch, changed, told):
     for name, value in {**variables, **changed}.items():
         monkeypatch.setenv(name, value)
     plugin = utils.FullyShardedDataParallelPlugin()
-    plugin.set_auto_wrap_policy(torch.nn.Linear(1, 1))
+    plugin.set_auto_wrap_policy(GatedConv2dStack(1, 1, [1]))
     state = SimpleNamespace(fsdp_plugin=plugin)
     accelerator = SimpleNamespace(distributed_type=utils.DistributedType.FSDP, state=state)
     with refuses(ConfigError, f"Trainer: expected {told}"):

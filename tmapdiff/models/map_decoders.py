@@ -86,11 +86,12 @@ class ConvMapDecoder(nn.Module):
         self.condition = _make_conditioning(who, conditioning, feature_channels, channels)
         widths = [self.condition.out_channels, *[channels] * len(kernels)]
         self.fusion_style = style("fusion", widths[0])
-        self.convs = module_list(
-            GatedConv2d(width, channels, kernel, gate)
+        layers = [
+            (GatedConv2d(width, channels, kernel, gate), style("conv", channels))
             for width, kernel in zip(widths, kernels, strict=False)
-        )
-        self.conv_styles = module_list(style("conv", channels) for _ in kernels)
+        ]
+        self.convs = module_list(conv for conv, _ in layers)
+        self.conv_styles = module_list(block for _, block in layers)
         self.head = PointwiseConv2d(channels, 1)
 
     def forward(
