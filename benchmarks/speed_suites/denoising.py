@@ -1,6 +1,6 @@
 """One denoising step of prepared features, and ten steps beside one pass of the peer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -28,7 +28,8 @@ from speed_suites.setting import (
 )
 from tmapdiff import MomentLocalizer
 from tmapdiff.kernels.map_conv import MapConvPlan
-from tmapdiff.models import MS2DTAN
+from tmapdiff.models import MS2DTAN, MapDiffusionDecoder
+from tmapdiff.models.prepared import PreparedDecoder
 
 Plans = Sequence[Sequence[MapConvPlan]]
 
@@ -71,12 +72,12 @@ def _step_contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -
         with inference(named):
             prepared = [decoder.prepare(one, timesteps) for one in features]
         inputs, scope = list(zip(noisy, prepared, strict=True)), partial(inference, named)
-        steps = {backend: decoder.denoise}
+        steps = {backend: _step}
         if backend == "reference" and setting.compiled:
-            steps["compiled"] = compiled(decoder.denoise)
+            steps["compiled"] = compiled(_step)
         candidates += [
-            Candidate(one, partial(_step, denoise), inputs, scope, batch, outputs=first_sample)
-            for one, denoise in steps.items()
+            Candidate(one, step, inputs, scope, batch, outputs=first_sample)
+            for one, step in steps.items()
         ]
     candidates += peer_candidates(setting, name, features, dtype)
 
@@ -84,14 +85,25 @@ def _step_contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -
         exact = deepcopy(decoder).double()
         with inference(REFERENCE):
             maps = [one[:1].double() for one in features[0]]
-            return [exact.denoise(noisy[0][:1].double(), 0, exact.prepare(maps, timesteps))]
+            return [exact.prepare(maps, timesteps).denoise(noisy[0][:1].double(), 0)]
 
     return Contest(candidates, expected)
 
 
-def _step(denoise: Callable[..., Tensor], given: tuple[Tensor, Any]) -> Tensor:
+def _step(given: tuple[Tensor, PreparedDecoder]) -> Tensor:
     noisy, prepared = given
-    return denoise(noisy, 0, prepared)
+    return prepared.denoise(noisy, 0)
+
+
+def _compile_steps(decoder: MapDiffusionDecoder) -> None:
+    prepare, step = decoder.prepare, compiled(PreparedDecoder.denoise)
+
+    def prepare_compiled(*given: Any) -> PreparedDecoder:
+        run = prepare(*given)
+        object.__setattr__(run, "denoise", partial(step, run))  # it is frozen
+        return run
+
+    decoder.prepare = prepare_compiled
 
 
 def _sampling_contest(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Contest:
@@ -106,7 +118,7 @@ def _sampling_contest(setting: Setting, name: str, batch: int, dtype: torch.dtyp
     ]
     if setting.compiled:
         models.insert(1, ("compiled", REFERENCE, deepcopy(model)))
-        models[1][2].decoder.denoise = compiled(models[1][2].decoder.denoise)
+        _compile_steps(models[1][2].decoder)
     candidates = peer_candidates(setting, name, features, dtype) + [
         Candidate(
             backend,
