@@ -97,8 +97,7 @@ def test_import_is_as_quick_as_torch_s():
 # A file may import from its own folder, and from the lines above its own.
 ROOMS = """
 errors _version spinning
-_core _stopping
-_sharding _checkpoints
+_core
 kernels maps losses
 metrics calibration data schedulers layers
 plots models video provenance

@@ -143,9 +143,9 @@ def outcome(trainer: Any) -> dict[str, Any]:
 
 def train_and_report(folder: Path, changes: dict[str, Any]) -> None:
     """Train, and write down the error that ends it: `error`. A lock is not waited for long."""
-    import tmapdiff.training
+    import tmapdiff.training.trainer
 
-    tmapdiff.training.SECONDS_OF_ORPHANS = 0.1
+    tmapdiff.training.trainer.SECONDS_OF_ORPHANS = 0.1
     try:
         train(folder, changes)
     except Exception as error:

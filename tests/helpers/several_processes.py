@@ -1,4 +1,4 @@
-"""What each process of tests/test_several_processes.py does."""
+"""What each process of tests/training/test_several_processes.py does."""
 
 import json
 import os

@@ -16,6 +16,9 @@ from tmapdiff.errors import FileError
 FilesOf = Mapping[str, re.Pattern[str]]
 # Without these the other files are not found: they go first and come last.
 _OPENING = ("model_index.json", "config.json")
+# Workers of a process that was killed look every 5 seconds whether it is there. Till then they hold
+# its locks, where filelock does not take them away from forks, as it does in its later releases.
+SECONDS_OF_ORPHANS = 7.0
 _LONGEST_NAMED = 200  # bytes of a name that goes into that of a temporary folder: 255 are allowed
 
 

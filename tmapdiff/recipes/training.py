@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from tmapdiff._checkpoints import CheckpointFolder
 from tmapdiff._core.checks import check_choice, check_int, check_range, message
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.errors import ArgumentError, FileError
@@ -21,6 +20,7 @@ from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import FREE_FIELDS, Trainer, TrainingConfig
+from tmapdiff.training.checkpoints import CheckpointFolder
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
 SYNTHETIC_EPOCHS = 30

@@ -13,8 +13,7 @@ from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from tmapdiff._core.checks import message, require
-from tmapdiff._core.files import is_hidden, sync, written_beside
-from tmapdiff._stopping import SECONDS_OF_ORPHANS
+from tmapdiff._core.files import SECONDS_OF_ORPHANS, is_hidden, sync, written_beside
 from tmapdiff.data._hdf5 import in_place, read_attributes
 from tmapdiff.data._video_ids import (
     check_video_id,

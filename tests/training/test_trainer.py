@@ -29,7 +29,8 @@ from tmapdiff.errors import (
 from tmapdiff.evaluation import Evaluation
 from tmapdiff.kernels._dispatch import choose_fastest
 from tmapdiff.models import MapLocalizer, MomentLocalizer
-from tmapdiff.training import TrainingConfig, _HostCopy
+from tmapdiff.training import TrainingConfig
+from tmapdiff.training._host_copy import HostCopy
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8, seed=1, heat_map_every=10)
 
@@ -491,7 +492,7 @@ def test_the_best_checkpoint_stays_and_can_be_taken(dataset, tmp_path, monkeypat
     def judge(*_: object, **__: object) -> Evaluation:
         return Evaluation({"mIoU": 0.0, "Rank1@0.5": next(scores)}, (), 1.0, None, None)
 
-    monkeypatch.setattr("tmapdiff.training.evaluate", judge)
+    monkeypatch.setattr("tmapdiff.training.trainer.evaluate", judge)
     config = replace(CONFIG, epochs=5, best_metric="Rank1@0.5", keep_checkpoints=1)
     trainer = make_trainer(dataset, tmp_path, config, validation=dataset, validate_every=1)
     assert trainer.best_checkpoint is None
@@ -665,7 +666,7 @@ def test_half_precision_skips_gradients_that_overflow(dataset, tmp_path):
 
 
 def test_gradients_that_go_on_overflowing_end_training(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("tmapdiff.training._MOST_SKIPPED_STEPS", 6)
+    monkeypatch.setattr("tmapdiff.training.trainer._MOST_SKIPPED_STEPS", 6)
     config = replace(CONFIG, mixed_precision="fp16")
     trainer = make_trainer(dataset, tmp_path, config)
     give_scaler(trainer)
@@ -680,13 +681,13 @@ def test_looking_at_loss_and_gradient_waits_for_no_more_than_the_forward_pass(da
     trainer = make_trainer(dataset, tmp_path)
     read = []
 
-    class Watched(_HostCopy):
+    class Watched(HostCopy):
         def read(self) -> list[float]:
             read.append(self)
             return super().read()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tmapdiff.training._HostCopy", Watched)
+        patch.setattr("tmapdiff.training.trainer.HostCopy", Watched)
         loader = iter(trainer.loader)
         trainer._step(next(loader))
         assert len(read) == 1  # the loss: the gradient's norm is not read by its own step

@@ -8,8 +8,8 @@ import time
 import pytest
 from helpers.processes import start_program
 
-from tmapdiff import _stopping
-from tmapdiff._stopping import StopRequest, exit_code
+from tmapdiff.training import _stopping
+from tmapdiff.training._stopping import StopRequest, exit_code
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 
@@ -66,7 +66,7 @@ def test_other_threads_than_the_main_one_get_no_signals():
 
 WORKER = """
 import sys, time
-from tmapdiff import _stopping
+from tmapdiff.training import _stopping
 _stopping._SECONDS_TO_FINISH = float(sys.argv[1])
 _stopping.leave_stopping_to_reader()
 print("ready", flush=True)

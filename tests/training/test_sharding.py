@@ -14,11 +14,11 @@ from helpers.processes import run_processes
 from helpers.several_processes import spoil_gradients_in_shards, train_in_shards
 
 from tmapdiff import MomentLocalizer
-from tmapdiff._sharding import prepare_sharding
 from tmapdiff.errors import ConfigError
 from tmapdiff.layers import GatedConv2dStack
+from tmapdiff.training._sharding import prepare_sharding
 
-SETTINGS = Path(__file__).parents[1] / "examples" / "accelerate"
+SETTINGS = Path(__file__).parents[2] / "examples" / "accelerate"
 utils = pytest.importorskip("accelerate.utils")
 if not hasattr(utils.FullyShardedDataParallelPlugin(), "fsdp_version"):
     pytest.skip("accelerate without FSDP2", allow_module_level=True)

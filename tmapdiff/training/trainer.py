@@ -8,41 +8,25 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
-from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
 from tmapdiff._core.arrays import load_tensors
 from tmapdiff._core.checks import (
-    check_bool,
     check_choice,
     check_int,
-    check_range,
     first_line,
     message,
     require,
 )
-from tmapdiff._core.files import naming_file, written_beside
-from tmapdiff._sharding import (
-    GatheredWeights,
-    gathered,
-    prepare_sharding,
-    register_forward_methods,
-)
-from tmapdiff._stopping import (
-    SECONDS_OF_ORPHANS,
-    StopRequest,
-    end_workers,
-    exit_code,
-    leave_stopping_to_reader,
-)
+from tmapdiff._core.files import SECONDS_OF_ORPHANS, naming_file, written_beside
 from tmapdiff.data import MomentBatch, collate_moments
 from tmapdiff.data.sampling import (
     BatchShares,
@@ -51,164 +35,31 @@ from tmapdiff.data.sampling import (
     torch_generator_for,
 )
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
-from tmapdiff.evaluation import Evaluation, draw_queries, evaluate
-from tmapdiff.layers.batch_norm import share_batch_norm
+from tmapdiff.evaluation import draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
-
-MixedPrecision = Literal["no", "fp16", "bf16"]
-MAX_SEED = 2**32 - 1  # NumPy's limit
-# What may change between the parts of a run without changing its result.
-FREE_FIELDS = (
-    "num_workers",
-    "heat_map_every",
-    "activation_checkpointing",
-    "checkpoint_steps",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "best_metric",
+from tmapdiff.training._host_copy import HostCopy
+from tmapdiff.training._progress_bar import ProgressBar
+from tmapdiff.training._sharding import (
+    GatheredWeights,
+    gathered,
+    prepare_sharding,
+    register_forward_methods,
 )
-_SECONDS_BETWEEN_LOSSES = 1.0  # on the progress bar
+from tmapdiff.training._stopping import (
+    StopRequest,
+    end_workers,
+    exit_code,
+    leave_stopping_to_reader,
+)
+from tmapdiff.training.batch_norm import share_batch_norm
+from tmapdiff.training.checkpoints import CheckpointFolder, checkpoint_name, is_after
+from tmapdiff.training.config import FREE_FIELDS, TrainingConfig
+from tmapdiff.training.progress import Progress
+
 _PROGRESS_INDEX = 1  # second of what is registered for checkpointing
 # The gradient scaler starts at 2**16 and halves it at each step that it skips: a gradient that is
 # not finite at 2**-8 has not overflowed.
 _MOST_SKIPPED_STEPS = 24
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a localizer is trained.
-
-    Args:
-        epochs: Passes over the training set.
-        batch_size: Queries a step, on each process; two at least. Statistics of batch
-            normalisation are those of all processes.
-        learning_rate: Highest learning rate, after warm-up.
-        weight_decay: Of AdamW, on matrices and kernels.
-        warmup: Share of the steps in which the learning rate rises; it then falls as a cosine.
-        gradient_clip: Largest norm of the gradient.
-        ema_decay: Decay of the moving average of the weights, reached after a warm-up.
-        mixed_precision: Arithmetic of the forward pass.
-        seed: Seed of weights drawn by the trainer's caller, data order and noise.
-        num_workers: Processes that read data; 0 reads in the training process.
-        heat_map_every: Epochs between heat maps in TensorBoard.
-        activation_checkpointing: Keep few activations of the decoders, and compute them anew for
-            the gradient: less memory, more time, the same results to the bit.
-        compile: Let torch.compile speed up what holds most of the work (`compile_parts`); results
-            are rounded differently.
-        deterministic: Train with `torch.use_deterministic_algorithms`, and choose no kernel by the
-            clock: two runs are equal to the bit, on a GPU too, and slower.
-        checkpoint_steps: Steps between checkpoints within an epoch. None, if None.
-        checkpoint_minutes: Minutes between checkpoints within an epoch, besides. None, if None.
-        keep_checkpoints: Checkpoints that are kept: so many of the newest, and of those at ends of
-            epochs the best by validation.
-        best_metric: Metric of the validation that decides which is best: `mIoU`, `Rank1@0.5`, ...
-
-    Raises:
-        ArgumentError: If a number is out of range, or a switch is not True or False.
-        ConfigError: If `mixed_precision` is unknown.
-    """
-
-    epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: MixedPrecision = "no"
-    seed: int = 0
-    num_workers: int = 0
-    heat_map_every: int = 2
-    activation_checkpointing: bool = False
-    compile: bool = False
-    deterministic: bool = False
-    checkpoint_steps: int | None = None
-    checkpoint_minutes: float | None = 10.0
-    keep_checkpoints: int = 2
-    best_metric: str = "mIoU"
-
-    def __post_init__(self) -> None:
-        who = "TrainingConfig"
-        check_int(who, "epochs", self.epochs, at_least=1)
-        check_int(who, "batch_size", self.batch_size, at_least=2)
-        check_range(who, "learning_rate", self.learning_rate, 0, open_low=True)
-        check_range(who, "weight_decay", self.weight_decay, 0)
-        check_range(who, "warmup", self.warmup, 0, 1)
-        check_range(who, "gradient_clip", self.gradient_clip, 0, open_low=True)
-        check_range(who, "ema_decay", self.ema_decay, 0, 1)
-        check_choice(who, "mixed_precision", self.mixed_precision, get_args(MixedPrecision))
-        check_range(who, "seed", check_int(who, "seed", self.seed, at_least=0), 0, MAX_SEED)
-        check_int(who, "num_workers", self.num_workers, at_least=0)
-        check_int(who, "heat_map_every", self.heat_map_every, at_least=1)
-        for name in ("activation_checkpointing", "compile", "deterministic"):
-            check_bool(who, name, getattr(self, name))
-        if self.checkpoint_steps is not None:
-            check_int(who, "checkpoint_steps", self.checkpoint_steps, at_least=1)
-        if self.checkpoint_minutes is not None:
-            check_range(who, "checkpoint_minutes", self.checkpoint_minutes, 0, open_low=True)
-        check_int(who, "keep_checkpoints", self.keep_checkpoints, at_least=1)
-
-
-@dataclass
-class Progress:
-    """Where a training run is; part of each checkpoint.
-
-    Attributes:
-        epoch: Epochs finished.
-        step: Optimizer steps taken.
-        config: What decides the run's result, to refuse a checkpoint of another run.
-        batch: Batches done of the epoch that is under way.
-        losses: Of these batches; of the last epoch's, if none is done.
-        skipped: Steps without finite gradients, in a row, that half precision skipped.
-    """
-
-    epoch: int
-    step: int
-    config: dict[str, Any]
-    batch: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    skipped: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """State for accelerate's checkpoints."""
-        return {**vars(self), "losses": self._losses_on_host()}
-
-    def check(self, state: dict[str, Any]) -> None:
-        """Check that `state` was saved by a run with the same configuration, or of fewer epochs.
-
-        Raises:
-            CheckpointError: If it was not.
-        """
-        for name, value in _flat(self.config).items():
-            saved = _flat(state["config"]).get(name)
-            if name == "epochs" and isinstance(saved, int) and saved <= value:
-                continue
-            if saved != value:
-                raise CheckpointError(
-                    f"Trainer: expected a checkpoint of the same run, with {name} = {value!r}, "
-                    f"got {saved!r}. Use another output folder."
-                )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over `state`, which was saved.
-
-        Raises:
-            CheckpointError: If it was saved by a run with another configuration.
-        """
-        self.check(state)
-        self.epoch, self.step, self.batch = state["epoch"], state["step"], state["batch"]
-        self.losses, self.skipped = list(state["losses"].unbind()), state["skipped"]
-
-    def mean_loss(self) -> float:
-        """Mean loss of the last epoch."""
-        return float(self._losses_on_host().mean())
-
-    def _losses_on_host(self) -> Tensor:
-        if not self.losses:
-            return torch.empty(0)
-        # Some may come from a checkpoint, the others are on the device: it is waited for once.
-        device = self.losses[-1].device
-        return torch.stack([loss.to(device) for loss in self.losses]).cpu()
 
 
 class Trainer:
@@ -286,7 +137,7 @@ class Trainer:
         self._unchecked: _GradientNorm | None = None
         self._stop = StopRequest()
         self._saved_at = time.monotonic()
-        self._wishes = _HostCopy(torch.zeros(2))
+        self._wishes = HostCopy(torch.zeros(2))
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
         state = accelerate.state.AcceleratorState
@@ -544,7 +395,7 @@ class Trainer:
             )
             self._saved_at = time.monotonic()
             try:
-                with _ProgressBar(self) as bar:
+                with ProgressBar(self) as bar:
                     if self._extends is not None:
                         bar.begin_extension(self._extends)
                     self._close_epoch(bar)
@@ -636,7 +487,7 @@ class Trainer:
         self._folder.keep(set(self.checkpoints) - later)
         self._write_history()
 
-    def _train_epoch(self, bar: "_ProgressBar") -> None:
+    def _train_epoch(self, bar: ProgressBar) -> None:
         progress, loader = self.progress, self.loader
         self.model.train()
         self._order.set_epoch(progress.epoch)
@@ -670,7 +521,7 @@ class Trainer:
         progress.epoch += 1
         progress.batch = 0
 
-    def _close_epoch(self, bar: "_ProgressBar") -> None:
+    def _close_epoch(self, bar: ProgressBar) -> None:
         """Log, validate and write down the epoch that is done, unless that was done before."""
         progress = self.progress
         is_known = any(entry["epoch"] == progress.epoch for entry in self.history)
@@ -754,7 +605,7 @@ class Trainer:
                 generators,
             )
         weighted, loss = self._share_loss(loss, batch)
-        on_host = _HostCopy(loss)
+        on_host = HostCopy(loss)
         self.accelerator.backward(weighted)
         (value,) = on_host.read()
         self._check_gradient()
@@ -765,7 +616,7 @@ class Trainer:
             )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         norm = gathered(norm)
-        self._unchecked = _GradientNorm(_HostCopy(norm), self.progress.step, batch)
+        self._unchecked = _GradientNorm(HostCopy(norm), self.progress.step, batch)
         if not self._is_sharded:
             with _skipping_unless_finite(self.optimizer, norm):
                 self.optimizer.step()
@@ -794,7 +645,7 @@ class Trainer:
         # Numbers that are filled in, as a copy from the host would wait for the forward pass.
         wishes = [cells.new_full((), int(wish)) for wish in self._wishes_here()]
         total, *wishes = self.accelerator.reduce(torch.stack([cells, *wishes]), "sum").unbind()
-        self._wishes = _HostCopy(torch.stack(wishes))
+        self._wishes = HostCopy(torch.stack(wishes))
         weighted = loss * (processes * cells / total)
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
@@ -820,7 +671,7 @@ class Trainer:
                 f"last {where}. Use mixed_precision bf16 or no, or lower the learning rate."
             )
 
-    def _validate(self, bar: "_ProgressBar") -> dict[str, float]:
+    def _validate(self, bar: ProgressBar) -> dict[str, float]:
         """Evaluate and draw the validation set, if that is due; return the metrics."""
         if self.validation is None:
             return {}
@@ -849,7 +700,7 @@ class Trainer:
 class _GradientNorm:
     """The norm of a step's gradient, to be looked at later, and what it came of."""
 
-    norm: "_HostCopy"
+    norm: HostCopy
     step: int
     batch: MomentBatch
 
@@ -895,25 +746,6 @@ def _refuse_code(models: list[Any], folder: str) -> None:
         load_tensors(path)
 
 
-class _HostCopy:
-    """Numbers on their way from a device to the host, which need not wait until it reads them."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.numbers, self.arrived = numbers.detach().flatten(), None
-        if numbers.is_cuda:
-            here = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
-            self.numbers = here.copy_(self.numbers, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record(torch.cuda.current_stream(numbers.device))
-
-    def read(self) -> list[float]:
-        """Wait for the numbers."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        numbers: list[float] = self.numbers.tolist()
-        return numbers
-
-
 def _check_writable(folder: Path) -> None:
     # Now, rather than after the first epoch.
     with written_beside(folder / ".writable") as new:
@@ -926,86 +758,3 @@ def _plain_config(model: MapLocalizer) -> dict[str, Any]:
     fields = {name: value for name, value in model.config.items() if not name.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(fields))
     return plain
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-class _ProgressBar:
-    """A rich progress bar on a terminal, a line an epoch everywhere."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        progress: Any = require("rich.progress", extra="train", purpose="Trainer")
-        self.trainer = trainer
-        self.shown = trainer.show_progress and trainer.accelerator.is_main_process
-        self.bar = progress.Progress(
-            "{task.description}",
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            "loss {task.fields[loss]:.4f}",
-            "{task.fields[speed]:.0f} pairs/s",
-            progress.TimeRemainingColumn(),
-            transient=True,
-        )
-        # Without a terminal, rich would print the bar's last state into the log.
-        self.bar.disable = not (self.shown and self.bar.console.is_terminal)
-        total = trainer.config.epochs * len(trainer.loader)
-        self.begin_epoch()
-        self.task = self.bar.add_task(
-            "training", total=total, completed=trainer.progress.step, loss=math.nan, speed=0
-        )
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self.bar.disable:  # rich before 14.3 would print an empty line
-            self.bar.stop()
-
-    def begin_epoch(self) -> None:
-        self.began = time.perf_counter()
-        self.pairs = 0
-        self.shown_at = -math.inf
-
-    def advance(self, loss: Tensor, batch: MomentBatch) -> None:
-        self.pairs += len(batch) * self.trainer.accelerator.num_processes
-        if not self.bar.disable:
-            speed = self.pairs / (time.perf_counter() - self.began)
-            self.bar.update(self.task, advance=1, speed=speed)
-            # Now and then: reading it waits for the device.
-            if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_LOSSES:
-                self.bar.update(self.task, loss=float(loss))
-                self.shown_at = time.monotonic()
-
-    def begin_extension(self, epochs_before: int) -> None:
-        epochs, step = self.trainer.config.epochs, self.trainer.progress.step
-        self._print(
-            f"a run of {epochs_before} epochs is extended to {epochs}: from step {step} on, the "
-            f"learning rate is that of a run of {epochs}"
-        )
-
-    def end_epoch(self, mean_loss: float) -> None:
-        seconds = time.perf_counter() - self.began
-        epoch, epochs = self.trainer.progress.epoch, self.trainer.config.epochs
-        self._print(
-            f"epoch {epoch}/{epochs}  loss {mean_loss:.4f}  "
-            f"{self.pairs / seconds:.0f} pairs/s  {seconds:.1f} s"
-        )
-
-    def report(self, result: Evaluation) -> None:
-        self._print("  ".join(f"{name} {value:.1f}" for name, value in result.metrics.items()))
-
-    def _print(self, line: str) -> None:
-        if self.shown:
-            self.bar.console.print(line, highlight=False, soft_wrap=True)
-            # Or a log file would stay empty for hours.
-            self.bar.console.file.flush()

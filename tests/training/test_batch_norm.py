@@ -1,4 +1,4 @@
-"""With several processes it is tested by tests/test_several_processes.py."""
+"""With several processes it is tested by tests/training/test_several_processes.py."""
 
 import copy
 import time
@@ -10,7 +10,7 @@ from helpers.contracts import draw
 from torch import nn
 
 from tmapdiff.errors import ShapeError
-from tmapdiff.layers.batch_norm import SharedBatchNorm1d, share_batch_norm
+from tmapdiff.training.batch_norm import SharedBatchNorm1d, share_batch_norm
 
 
 def make_norm():

@@ -13,9 +13,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_FINISH = 30.0
 # A launcher passes on within that time what a scheduler has sent to all processes.
 SECONDS_OF_ECHO = 5.0
-# Workers of a process that was killed look every 5 seconds whether it is there. Till then they hold
-# its locks, where filelock does not take them away from forks, as it does in its later releases.
-SECONDS_OF_ORPHANS = 7.0
 
 
 class StopRequest:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from helpers.assertions import refuses
 
-from tmapdiff._checkpoints import CheckpointFolder, checkpoint_name, is_after
 from tmapdiff.errors import CheckpointError, FileError
+from tmapdiff.training.checkpoints import CheckpointFolder, checkpoint_name, is_after
 
 
 def write(folder: CheckpointFolder, name: str, content: str = "state") -> Path:

@@ -1,0 +1,117 @@
+"""Evaluation on DiDeMo, with its official metric."""
+
+import time
+from collections import Counter
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+
+from tmapdiff.data import (
+    SEGMENT_SECONDS,
+    AnnotationSet,
+    MomentBatch,
+)
+from tmapdiff.errors import ArgumentError
+from tmapdiff.evaluation._localizing import SamplingOptions, localized
+from tmapdiff.evaluation.results import Collected, Evaluation, joined_over_processes
+from tmapdiff.maps import (
+    MultiScaleMapSampler,
+    rank_candidates,
+)
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
+from tmapdiff.models import MapLocalizer, Ranking
+
+if TYPE_CHECKING:
+    pass
+
+_SEGMENTS = 6
+_ALL_MOMENTS = _SEGMENTS * (_SEGMENTS + 1) // 2
+
+
+def evaluate_didemo(
+    model: MapLocalizer,
+    dataset: Dataset[Any],
+    *,
+    num_inference_steps: int | None = None,
+    num_samples: int | None = None,
+    eta: float = 0.0,
+    ranking: Ranking | None = None,
+    nms_threshold: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    accelerator: Any = None,
+) -> Evaluation:
+    """Localize every query of DiDeMo, with its official metric and with Rank n@m.
+
+    The official metric ranks all moments by their cells, and counts those of all annotators; Rank
+    n@m is of the moments that `localize` answers, and of the annotators' consensus.
+
+    Args:
+        model: A localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's moments.
+        dataset: `MomentDataset` of `load_didemo` with the moments of all annotators, and with
+            `clip_seconds` of 5, so that clips are segments.
+        num_inference_steps: As for `evaluate`.
+        num_samples: As for `evaluate`.
+        eta: As for `evaluate`.
+        ranking: As for `evaluate`; the official metric does not depend on it.
+        nms_threshold: As for `evaluate`.
+        seed: As for `evaluate`.
+        batch_size: As for `evaluate`.
+        accelerator: As for `evaluate`.
+
+    Raises:
+        ArgumentError: As for `evaluate`, or if clips do not last 5 seconds.
+
+    Source: Hendricks et al., arXiv 1708.01641.
+    """
+    official, metrics, judged = DiDeMoMetrics(), LocalizationMetrics(), Collected()
+    began = time.perf_counter()
+    sampling = SamplingOptions(num_inference_steps, num_samples, eta, seed)
+    options = {"ranking": ranking, "nms_threshold": nms_threshold}
+    for batch, found in localized(model, dataset, batch_size, sampling, options, accelerator):
+        _check_segments(batch)
+        candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(
+            found.maps, found.num_clips
+        )
+        everything = rank_candidates(
+            candidates, scores, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
+        )
+        official.update(everything, batch.moments, batch.num_moments)
+        consensus = consensus_moments(batch.moments, batch.num_moments)
+        metrics.update(found.ranked, consensus)
+        judged.add(batch, found, consensus)
+    official, metrics, judged = joined_over_processes(accelerator, official, metrics, judged)
+    results = metrics.compute() | official.compute()  # which has an mIoU of its own
+    return judged.evaluation(results, began)
+
+
+def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
+    """Compute DiDeMo's official metric of ranking moments by how often they were marked.
+
+    Args:
+        train: The annotators' moments that are counted.
+        test: The queries that get the same answer, but for what lies past their video's end.
+
+    Raises:
+        ArgumentError: If `test` is empty.
+
+    Source: the frequency prior of Hendricks et al., arXiv 1708.01641.
+    """
+    marked = Counter(moment for item in train for moment in item.moments)
+    edges = [SEGMENT_SECONDS * segment for segment in range(_SEGMENTS + 1)]
+    ranked = sorted(combinations(edges, 2), key=lambda moment: -marked[moment])
+    metrics = DiDeMoMetrics()
+    for item in test:
+        inside = [moment for moment in ranked if moment[1] <= item.duration]
+        metrics.update(torch.tensor([inside]), torch.tensor([item.moments]))
+    return metrics.compute()
+
+
+def _check_segments(batch: MomentBatch) -> None:
+    if not bool((batch.clip_seconds == SEGMENT_SECONDS).all()):
+        raise ArgumentError(
+            f"evaluate_didemo: expected clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments, "
+            f"got {batch.clip_seconds[0]:g} s. Pass clip_seconds to MomentDataset."
+        )
