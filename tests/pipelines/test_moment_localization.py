@@ -31,6 +31,7 @@ from tmapdiff import (
     MS2DTAN,
     FrameEncoder,
     LocalizedMoment,
+    MapScheduler,
     MomentLocalizationPipeline,
     MomentLocalizer,
     Vocabulary,
@@ -570,6 +571,24 @@ class TestSaving:
             tmp_path / "saved", torch_dtype=torch.bfloat16
         )
         assert read.localizer.dtype == torch.bfloat16
+
+    def test_another_scheduler_is_set_as_in_diffusers_and_saved(self, tmp_path):
+        pipe, video, options = make_pipe(), make_features(30), {"num_inference_steps": 4}
+        pipe.scheduler = MapScheduler.from_config(pipe.scheduler.config, solver="unipc")
+        assert pipe.scheduler is pipe.localizer.scheduler
+        twin = make_pipe(make_localizer(scheduler_config={"solver": "unipc"}))
+        expected = twin(video, QUERIES, generator=seeds(3), **options)
+        pipe.save_pretrained(tmp_path / "saved")
+        read = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+        for one in (pipe, read):
+            assert one.scheduler.config.solver == "unipc"
+            assert_alike(one(video, QUERIES, generator=seeds(3), **options), expected)
+        with refuses(ArgumentError, "expected a MapScheduler, got str."):
+            pipe.scheduler = "unipc"
+        baseline = make_pipe(make_localizer(MS2DTAN))
+        assert baseline.scheduler is None
+        with refuses(ArgumentError, "expected a model that samples, for a scheduler, got MS2DTAN."):
+            baseline.scheduler = MapScheduler()
 
     def test_sentences_by_transformers(self, tmp_path):
         text = tiny_text_encoder(WORDS)

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
-from helpers.pipelines import CHANNELS, FPS, QUERIES, make_features, make_pipe, seeds
+from helpers.pipelines import (
+    CHANNELS,
+    FPS,
+    QUERIES,
+    answer_of,
+    assert_alike,
+    make_features,
+    make_pipe,
+    seeds,
+)
 
+from tmapdiff import MomentLocalizer
 from tmapdiff.errors import (
     ArgumentError,
     ConfigError,
@@ -85,6 +95,32 @@ def test_a_bad_query_is_skipped_too(pipe):
     assert [bool(one) for one in found.moments] == [True, False, True]
     with refuses(ArgumentError, "expected a sentence with a word, got '?!'."):
         pipe(GOOD, ["the door", "?!", "person"])
+
+
+@pytest.mark.parametrize("clip_seconds", [None, 0.5])
+def test_scores_that_are_not_finite_are_skipped_unless_weights_make_them(clip_seconds, monkeypatch):
+    pipe, videos = make_pipe(clip_seconds=clip_seconds), [GOOD, make_features(40), OTHER]
+    alone = [pipe(video, QUERIES[0], generator=seeds(1, row)) for row, video in enumerate(videos)]
+    draw = MomentLocalizer.draw_samples
+
+    def overflow_in_second(self, *arguments, **options):
+        samples = draw(self, *arguments, **options)
+        samples[1, :, 0] = torch.nan
+        return samples
+
+    monkeypatch.setattr(MomentLocalizer, "draw_samples", overflow_in_second)
+    found = pipe(videos, QUERIES[0], on_error="skip", generator=seeds(3))
+    assert [type(one) for one in found.errors] == [type(None), ArgumentError, type(None)]
+    assert "expected finite scores, got nan in row 0. All weights are" in str(found.errors[1])
+    assert found.moments[1] == []
+    for place in (0, 2):
+        assert_alike(answer_of(found, place), alone[place])
+    with refuses(ArgumentError, "expected finite scores, got nan in row 1."):
+        pipe(videos, QUERIES[0])
+    with torch.no_grad():
+        next(pipe.localizer.parameters()).fill_(torch.nan)
+    with refuses(ArgumentError, "Weights are not finite: "):
+        pipe(videos, QUERIES[0], on_error="skip")
 
 
 @pytest.mark.parametrize("output_type", ["pt", "np"])

@@ -475,7 +475,7 @@ def test_the_last_good_checkpoint_is_used_and_the_damaged_one_named(dataset, tmp
         file.seek(100)
         file.write(b"\x00\x01\x02\x03")
     second = make_trainer(dataset, tmp_path / "parts")
-    text = f"a checkpoint is damaged, the one before is taken. {newest}: expected the files that "
+    text = f"checkpoint is damaged; falling back to the previous one. {newest}: expected the files"
     with pytest.warns(UserWarning, match=re.escape(text) + ".*another optimizer.bin"):
         second.resume()
     assert second.progress.step == 2 * len(second.loader)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tmapdiff._core.checks import message
@@ -78,3 +79,12 @@ def _as_json(value: Any) -> Any:
         # Fields that diffusers adds, such as _class_name, are not ours to nest.
         return {k: _as_json(v) for k, v in value.items() if not k.startswith("_")}
     return plain(value) if is_number(value) else value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of nested dictionaries, with names joined by dots."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,6 +1,5 @@
 """Evaluation on DiDeMo, with its official metric."""
 
-import time
 from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -8,23 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from tmapdiff.data import (
-    SEGMENT_SECONDS,
-    AnnotationSet,
-    MomentBatch,
-)
+from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation._localizing import SamplingOptions, localized
-from tmapdiff.evaluation.results import Collected, Evaluation, joined_over_processes
-from tmapdiff.maps import (
-    MultiScaleMapSampler,
-    rank_candidates,
-)
+from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
+from tmapdiff.evaluation.results import Evaluation
+from tmapdiff.maps import MultiScaleMapSampler, rank_candidates
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
 from tmapdiff.models import MapLocalizer, Ranking
 
 if TYPE_CHECKING:
-    pass
+    from accelerate import Accelerator
 
 _SEGMENTS = 6
 _ALL_MOMENTS = _SEGMENTS * (_SEGMENTS + 1) // 2
@@ -41,12 +33,13 @@ def evaluate_didemo(
     nms_threshold: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
-    accelerator: Any = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Evaluation:
     """Localize every query of DiDeMo, with its official metric and with Rank n@m.
 
-    The official metric ranks all moments by their cells, and counts those of all annotators; Rank
-    n@m is of the moments that `localize` answers, and of the annotators' consensus.
+    The official metric ranks all moments by their cells, and counts those of all annotators,
+    whatever the `ranking`. Rank n@m judges the moments that `localize` answers by the annotators'
+    consensus.
 
     Args:
         model: A localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's moments.
@@ -55,7 +48,7 @@ def evaluate_didemo(
         num_inference_steps: As for `evaluate`.
         num_samples: As for `evaluate`.
         eta: As for `evaluate`.
-        ranking: As for `evaluate`; the official metric does not depend on it.
+        ranking: As for `evaluate`.
         nms_threshold: As for `evaluate`.
         seed: As for `evaluate`.
         batch_size: As for `evaluate`.
@@ -66,25 +59,38 @@ def evaluate_didemo(
 
     Source: Hendricks et al., arXiv 1708.01641.
     """
-    official, metrics, judged = DiDeMoMetrics(), LocalizationMetrics(), Collected()
-    began = time.perf_counter()
-    sampling = SamplingOptions(num_inference_steps, num_samples, eta, seed)
-    options = {"ranking": ranking, "nms_threshold": nms_threshold}
-    for batch, found in localized(model, dataset, batch_size, sampling, options, accelerator):
-        _check_segments(batch)
+    official, metrics, answers = DiDeMoMetrics(), LocalizationMetrics(), Answers()
+    for batch, found in localize_all(
+        model,
+        dataset,
+        batch_size=batch_size,
+        seed=seed,
+        accelerator=accelerator,
+        sampling={
+            "num_inference_steps": num_inference_steps,
+            "num_samples": num_samples,
+            "eta": eta,
+        },
+        ranking=ranking,
+        nms_threshold=nms_threshold,
+    ):
+        if not bool((batch.clip_seconds == SEGMENT_SECONDS).all()):
+            raise ArgumentError(
+                f"evaluate_didemo: expected clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments, "
+                f"got {batch.clip_seconds[0]:g} s. Pass clip_seconds to MomentDataset."
+            )
         candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(
             found.maps, found.num_clips
         )
-        everything = rank_candidates(
+        ranked = rank_candidates(
             candidates, scores, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
         )
-        official.update(everything, batch.moments, batch.num_moments)
         consensus = consensus_moments(batch.moments, batch.num_moments)
+        official.update(ranked, batch.moments, batch.num_moments)
         metrics.update(found.ranked, consensus)
-        judged.add(batch, found, consensus)
-    official, metrics, judged = joined_over_processes(accelerator, official, metrics, judged)
-    results = metrics.compute() | official.compute()  # which has an mIoU of its own
-    return judged.evaluation(results, began)
+        answers.update(batch, found, consensus)
+    official, metrics, answers = of_all_processes(accelerator, official, metrics, answers)
+    return answers.compute(metrics.compute() | official.compute())  # which has an mIoU of its own
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
@@ -92,7 +98,7 @@ def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str
 
     Args:
         train: The annotators' moments that are counted.
-        test: The queries that get the same answer, but for what lies past their video's end.
+        test: The queries, which all get the same answer, less what lies past their video's end.
 
     Raises:
         ArgumentError: If `test` is empty.
@@ -107,11 +113,3 @@ def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str
         inside = [moment for moment in ranked if moment[1] <= item.duration]
         metrics.update(torch.tensor([inside]), torch.tensor([item.moments]))
     return metrics.compute()
-
-
-def _check_segments(batch: MomentBatch) -> None:
-    if not bool((batch.clip_seconds == SEGMENT_SECONDS).all()):
-        raise ArgumentError(
-            f"evaluate_didemo: expected clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments, "
-            f"got {batch.clip_seconds[0]:g} s. Pass clip_seconds to MomentDataset."
-        )

@@ -1,4 +1,4 @@
-"""Pictures of what a localizer answers."""
+"""Drawing what a localizer answers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_int
-from tmapdiff.data import (
-    collate_moments,
-)
-from tmapdiff.evaluation._localizing import SamplingOptions, check_whole, localize_batch
-from tmapdiff.maps import (
-    IoUMapBuilder,
-    MultiScaleMapSampler,
-)
+from tmapdiff.data import collate_moments
+from tmapdiff.evaluation._answers import check_whole, localize_batch
+from tmapdiff.maps import IoUMapBuilder, MultiScaleMapSampler
 from tmapdiff.models import MapLocalizer
 from tmapdiff.plots import plot_comparison
 from tmapdiff.plots.maps import comparison_inches
@@ -37,7 +32,7 @@ def draw_queries(
         model: The localizer, in any mode.
         dataset: Data set with the queries.
         positions: Positions of the queries in it.
-        num_inference_steps: Denoising steps; the model's number, if None.
+        num_inference_steps: Denoising steps. Defaults to the model's number.
         seed: Seed of the noise, as for `evaluate`.
 
     Raises:
@@ -47,24 +42,24 @@ def draw_queries(
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     check_whole(batch)
-    sampling = SamplingOptions(num_inference_steps, None, 0.0, seed)
-    found = localize_batch(model, batch, sampling.arguments(model, positions))
-    grid = found.grid
+    sampling = {"num_inference_steps": num_inference_steps}
+    found = localize_batch(model, batch, positions, seed, sampling)
+    grid, ranked = found.grid, found.ranked
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
-    truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(one) for one in iou_maps])
-    ranked = found.ranked
-    heights = [comparison_inches(1 + int(shown)) for shown in ranked.valid.sum(1)]
+    truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(maps) for maps in iou_maps])
+    heights = [comparison_inches(1 + int(count)) for count in ranked.valid.sum(1)]
     figure = new_figure(7.2, sum(heights), "draw_queries")
     parts = figure.subfigures(len(positions), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, part in enumerate(parts):
+        valid = ranked.valid[row]
         plot_comparison(
             found.dense[row],
             truth[row],
             found.mask if found.mask.dim() == 2 else found.mask[row],
             clip_seconds=float(batch.clip_seconds[row]),
             moments=batch.moments[row, : int(batch.num_moments[row])].tolist(),
-            predicted_moments=ranked.moments[row][ranked.valid[row]].tolist(),
-            scores=ranked.scores[row][ranked.valid[row]].tolist(),
+            predicted_moments=ranked.moments[row][valid].tolist(),
+            scores=ranked.scores[row][valid].tolist(),
             title=f"{batch.queries[row]}  ({batch.video_ids[row]})",
             label="rescaled IoU" if model.objective.name.endswith("-rescaled") else "IoU",
             figure=part,

@@ -1,24 +1,16 @@
 """Metrics of predictions, whoever made them."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tmapdiff._core.checks import check_int, message
-from tmapdiff.data import (
-    AnnotationSet,
-    Prediction,
-)
+from tmapdiff.data import AnnotationSet, Prediction
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps import (
-    RankedMoments,
-)
+from tmapdiff.maps import RankedMoments
 from tmapdiff.metrics import LocalizationMetrics
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate_predictions(
@@ -32,13 +24,13 @@ def evaluate_predictions(
     """Compute the metrics of predictions, one's own or another program's, in percent.
 
     Args:
-        predictions: One a query, such as `read_submission` gives; the order does not matter, that
-            of the moments of each does.
+        predictions: One per query, in any order, such as `read_submission` returns; the moments of
+            each, best first.
         annotations: The queries.
         ranks: As for `LocalizationMetrics`.
         thresholds: As for `LocalizationMetrics`.
-        strict: Count IoU above a threshold; at or above it, if False, as moment_detr, lighthouse
-            and VSLNet do.
+        strict: Count an IoU above a threshold; if False, at the threshold too, as moment_detr,
+            lighthouse and VSLNet do.
 
     Raises:
         ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
@@ -48,10 +40,10 @@ def evaluate_predictions(
     metrics = LocalizationMetrics(ranks, thresholds, strict=strict)
     check_int(who, "queries", len(annotations), at_least=1)
     given = list(predictions)
-    windows = {one.qid: one.windows for one in given}
+    windows = {prediction.qid: prediction.windows for prediction in given}
     wanted = [item.qid for item in annotations]
     for name, qids in (
-        ("a prediction of each query", [qid for qid in wanted if qid not in windows]),
+        ("a prediction of each query", set(wanted) - windows.keys()),
         ("predictions of the annotated queries alone", windows.keys() - set(wanted)),
     ):
         if qids:
@@ -60,20 +52,14 @@ def evaluate_predictions(
     if len(windows) != len(given):
         got = f"{len(given)} of {len(windows)} queries"
         raise ArgumentError(message(who, "one prediction a query", got))
-    ranked = [
-        torch.tensor(windows[qid][: max(ranks)], dtype=torch.float64).reshape(-1, 3)
-        for qid in wanted
-    ]
-    counts = torch.tensor([len(one) for one in ranked])
-    padded = pad_sequence(ranked, batch_first=True)
-    truths = [torch.tensor(item.moments, dtype=torch.float64) for item in annotations]
-    metrics.update(
-        RankedMoments(
-            moments=padded[..., :2],
-            scores=padded[..., 2],
-            valid=torch.arange(padded.shape[1]) < counts[:, None],
-        ),
-        pad_sequence(truths, batch_first=True),
-        torch.tensor([len(one) for one in truths]),
-    )
+    rows, counts = _padded([windows[qid][: max(ranks)] for qid in wanted], 3)
+    valid = torch.arange(rows.shape[1]) < counts[:, None]
+    ranked = RankedMoments(moments=rows[..., :2], scores=rows[..., 2], valid=valid)
+    metrics.update(ranked, *_padded([item.moments for item in annotations], 2))
     return metrics.compute()
+
+
+def _padded(tables: Sequence[Sequence[Sequence[float]]], columns: int) -> tuple[Tensor, Tensor]:
+    """Stack tables, padded to the longest, and count the rows of each."""
+    each = [torch.tensor(rows, dtype=torch.float64).reshape(-1, columns) for rows in tables]
+    return pad_sequence(each, batch_first=True), torch.tensor([len(rows) for rows in each])

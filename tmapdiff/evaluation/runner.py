@@ -1,18 +1,17 @@
 """Running a localizer over a data set."""
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from tmapdiff.evaluation._localizing import SamplingOptions, localized
-from tmapdiff.evaluation.results import Collected, Evaluation, joined_over_processes
+from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
+from tmapdiff.evaluation.results import Evaluation
 from tmapdiff.metrics import LocalizationMetrics
 from tmapdiff.models import MapLocalizer, Ranking
 
 if TYPE_CHECKING:
-    pass
+    from accelerate import Accelerator
 
 
 def evaluate(
@@ -28,7 +27,7 @@ def evaluate(
     top_n: int = 5,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
-    accelerator: Any = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Evaluation:
     """Localize every query of a data set.
 
@@ -38,14 +37,14 @@ def evaluate(
     Args:
         model: The localizer, in any mode.
         dataset: Usually a `MomentDataset`.
-        num_inference_steps: Denoising steps; the model's number, if None.
-        num_samples: Samples of each query that are averaged; the model's number, if None.
+        num_inference_steps: Denoising steps. Defaults to the model's number.
+        num_samples: Samples of each query that are averaged. Defaults to the model's number.
         eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
-        ranking: How moments are read off the map, see `MapLocalizer.localize`; the model's way, if
-            None.
-        nms_threshold: Of ranking by `nms`; the model's, if None.
+        ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
+            model's way.
+        nms_threshold: Only for ranking by `nms`. Defaults to the model's.
         seed: Seed of the noise.
-        top_n: Moments a query.
+        top_n: Moments per query.
         batch_size: Queries localized at once.
         on_batch: Called after each batch with the number of its queries, for a progress bar.
         accelerator: The `accelerate.Accelerator` of several processes that all call this: each
@@ -57,14 +56,25 @@ def evaluate(
             scores are not finite, as damaged weights or features make them.
         ConfigError: If there is no such ranking.
     """
-    metrics, judged = LocalizationMetrics(), Collected()
-    began = time.perf_counter()
-    sampling = SamplingOptions(num_inference_steps, num_samples, eta, seed)
-    options = {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold}
-    for batch, found in localized(model, dataset, batch_size, sampling, options, accelerator):
+    metrics, answers = LocalizationMetrics(), Answers()
+    for batch, found in localize_all(
+        model,
+        dataset,
+        batch_size=batch_size,
+        seed=seed,
+        accelerator=accelerator,
+        sampling={
+            "num_inference_steps": num_inference_steps,
+            "num_samples": num_samples,
+            "eta": eta,
+        },
+        top_n=top_n,
+        ranking=ranking,
+        nms_threshold=nms_threshold,
+    ):
         metrics.update(found.ranked, batch.moments, batch.num_moments)
-        judged.add(batch, found, batch.moments, batch.num_moments)
+        answers.update(batch, found, batch.moments, batch.num_moments)
         if on_batch is not None:
             on_batch(len(batch))
-    metrics, judged = joined_over_processes(accelerator, metrics, judged)
-    return judged.evaluation(metrics.compute(), began)
+    metrics, answers = of_all_processes(accelerator, metrics, answers)
+    return answers.compute(metrics.compute())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from tmapdiff.errors import (
 )
 from tmapdiff.models import (
     DenoisingStep,
+    Localization,
     MapLocalizer,
     MultimodalEncoder,
     Ranking,
@@ -57,6 +58,7 @@ from tmapdiff.pipelines._windows import (
     summarize_durations,
 )
 from tmapdiff.pipelines.output import MergedMaps, MomentLocalizationOutput
+from tmapdiff.schedulers import MapScheduler
 from tmapdiff.video import FrameEncoder, VideoFeatures, VideoSource, encode_video
 from tmapdiff.video.decoding import MAX_FPS
 
@@ -76,15 +78,15 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     Args:
         localizer: The trained model.
         vocabulary: The words that the model was trained with; None with a `text_encoder`.
-        frame_encoder: What makes features of pictures. Without it, videos are features.
-        text_encoder: What makes features of sentences, of a model trained on such.
-        fps: Features a second, as in training; needed with a `frame_encoder`.
-        clip_seconds: Seconds a clip lasts, as in training. If None, the model's clips divide every
-            video equally.
-        durations: Seconds that the videos of training lasted; the shortest, the median and the
-            longest are kept, and may be given instead. Without `clip_seconds`, a video longer than
-            all of them is searched in overlapping windows as long as the median. If None, every
-            video is searched as a whole, however long its moments then are.
+        frame_encoder: Makes features of frames. Without it, videos are features.
+        text_encoder: Makes features of sentences, for a model trained on such.
+        fps: Features per second, as in training; needed with a `frame_encoder`.
+        clip_seconds: Seconds a clip lasts, as in training. By default the model's clips divide
+            every video equally.
+        durations: Seconds that the videos of training lasted, or the shortest, the median and the
+            longest of them, which are kept. Without `clip_seconds`, a video longer than all of them
+            is searched in overlapping windows as long as the median. By default every video is
+            searched as a whole, however long its moments then are.
 
     Raises:
         ConfigError: If the parts do not fit each other.
@@ -140,6 +142,26 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         self.register_to_config(fps=fps, clip_seconds=clip_seconds, durations=durations)
         self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
         self._lock = Lock()  # of the videos
+
+    @property
+    def scheduler(self) -> MapScheduler | None:
+        """The model's scheduler, which is saved with it; None if the model does not sample.
+
+        Can be set, as in diffusers: `pipe.scheduler = MapScheduler.from_config(
+        pipe.scheduler.config, solver="unipc")`.
+
+        Raises:
+            ArgumentError: If it is set to no `MapScheduler`, or the model does not sample.
+        """
+        return getattr(self.localizer, "scheduler", None)
+
+    @scheduler.setter
+    def scheduler(self, scheduler: MapScheduler) -> None:
+        if self.scheduler is None:
+            kind = type(self.localizer).__name__
+            expected = "a model that samples, for a scheduler"
+            raise ArgumentError(message(type(self).__name__, expected, kind))
+        self.localizer.scheduler = scheduler
 
     def save_pretrained(
         self,
@@ -343,46 +365,44 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         call after another. Give each a generator of its own; do not change weights, parts or modes
         meanwhile. A model in training mode answers as in evaluation mode, and stays in training.
 
-        An `UnknownWordsWarning` names the words that the model does not know.
-
-        A video that is longer than those of training (`durations`) is searched in windows; they are
-        in the output.
+        An `UnknownWordsWarning` names words that the model does not know. A video that is longer
+        than those of training (`durations`) is searched in windows, which the output names.
 
         Args:
-            video: A file; its content, as bytes or as an open binary file; pictures, with
-                `frame_rate`; features, as `encode_video` gives them or as a tensor at the
-                pipeline's `fps`. Or a list of such: one for each query.
+            video: A file; its content, as bytes or as an open binary file; frames, with
+                `frame_rate`; features, as `encode_video` returns them or as a tensor at the
+                pipeline's `fps`. Or a list of such: one per query.
             query: A sentence, or several; a single one is asked of each video, a single video is
                 searched for each sentence.
-            num_inference_steps: Denoising steps; the model's number, if None.
-            num_samples: Samples of each query that are averaged; the model's number, if None.
-            top_n: Moments a query, at most.
-            ranking: How moments are read off the map, `nms` or `expected-hits`; the model's way, if
-                None.
-            nms_threshold: Of `nms`; the model's, if None.
-            eta: 0 is deterministic DDIM, and the default; 1 adds as much noise as DDPM.
-            generator: Source of noise: one, or one a query, which makes answers independent of how
-                queries are batched.
-            frame_rate: Pictures a second, of videos that are pictures.
+            num_inference_steps: Denoising steps. Defaults to the model's number.
+            num_samples: Samples of each query that are averaged. Defaults to the model's number.
+            top_n: Moments per query, at most.
+            ranking: How moments are read off the map, `nms` or `expected-hits`. Defaults to the
+                model's way.
+            nms_threshold: Only for `nms`. Defaults to the model's.
+            eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
+            generator: Source of noise: one, or one per query, which makes answers independent of
+                how queries are batched.
+            frame_rate: Frames per second of videos that are frames.
             batch_size: Queries, or windows of their videos, at a time; videos may differ in length.
-            output_type: `moments` gives lists of `LocalizedMoment`; `pt` and `np` one tensor or
+            output_type: `moments` for lists of `LocalizedMoment`; `pt` and `np` for one tensor or
                 array of all.
             return_steps: Whether to return the map after every step.
             callback_on_step_end: Called after every step of every sample with the pipeline, the
                 number of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps
                 of a `DenoisingStep`; of windows, where videos are searched in windows.
-            on_error: What to do about a video that cannot be read, or a query that cannot be
-                encoded: `raise` the error, or `skip` the query and answer the others; the output's
-                `errors` then hold the error in its place.
+            on_error: What to do about a video that cannot be read or whose scores are not finite,
+                or a query that cannot be encoded: `raise` the error, or `skip` the query and answer
+                the others; the output's `errors` then hold the error in its place.
             return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
 
         Shape:
-            - video: (T, H, W, 3) uint8, RGB, of pictures; (T, D) of features
+            - video: (T, H, W, 3) uint8, RGB, for frames; (T, D) for features
 
         Raises:
-            ArgumentError: If queries and videos are not as many, a query has no word, or none that
-                the model knows, or an argument is out of range; of a model that does not sample, if
-                it is asked to; if scores are not finite, as damaged weights make them.
+            ArgumentError: If the numbers of queries and videos differ, a query has no word, or none
+                that the model knows, an argument is out of range, a model that does not sample is
+                asked to, or scores are not finite, as damaged weights make them.
             ConfigError: If there is no such output type, ranking or way of `on_error`.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
@@ -395,43 +415,44 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         videos, queries = _paired(who, video, query)
         check_generators(who, generator, len(queries))
         sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
+        reading = {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold}
+        draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
         skip = on_error == "skip"
         words = self._words(queries, skip)
-        answers: list[Answer | None] = [None] * len(queries)
-        errors: list[TmapdiffError | None] = [None] * len(queries)
+        results: dict[int, Answer | TmapdiffError] = {}  # of each query
         clips: dict[Any, Clips | TmapdiffError] = {}  # of each video once
         # One batch is over before a bar would be read.
         several = len(queries) > batch_size
         with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
             for start in range(0, len(queries), batch_size):
-                part = range(start, min(start + batch_size, len(queries)))
-                for row in part:
+                rows = range(start, min(start + batch_size, len(queries)))
+                for row in rows:
                     key = _key(videos[row])
                     if key not in clips and isinstance(words[row], Tensor):
                         clips[key] = _attempt(skip, self._clips, videos[row], frame_rate)
-                    errors[row] = _error_of(words[row], clips.get(key))
-                rows = [row for row in part if errors[row] is None]
-                if rows:
-                    found = self._answer(
-                        Batch(
-                            [clips[_key(videos[row])] for row in rows],  # type: ignore[misc]
-                            [words[row] for row in rows],  # type: ignore[misc]
-                            self.localizer,
-                        ),
-                        {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold},
-                        sampling,
-                        _chosen(generator, rows),
-                        return_steps,
-                        callback_on_step_end,
-                        batch_size,
+                    if error := _error_of(words[row], clips.get(key)):
+                        results[row] = error
+                good = [row for row in rows if row not in results]
+                if good:
+                    batch = Batch(
+                        [clips[_key(videos[row])] for row in good],  # type: ignore[misc]
+                        [words[row] for row in good],  # type: ignore[misc]
+                        self.localizer,
                     )
-                    for row, one in zip(rows, found, strict=True):
-                        answers[row] = one
+                    drawn = self._draw_windows(draw, batch, _chosen(generator, good), batch_size)
+                    answers = self._read(batch, drawn, reading, skip)
+                    results.update(zip(good, answers, strict=True))
                 if bar is not None:
-                    bar.update(len(part))
-        output = _output(answers, top_n, output_type, return_steps)
+                    bar.update(len(rows))
+        found = [results[row] for row in range(len(queries))]
+        output = _output(
+            [None if isinstance(one, TmapdiffError) else one for one in found],
+            top_n,
+            output_type,
+            return_steps,
+        )
         if skip:
-            output.errors = errors
+            output.errors = [_error_of(one) for one in found]
         return output if return_dict else output.to_tuple()
 
     def _words(self, queries: Sequence[str], skip: bool) -> Sequence[Tensor | TmapdiffError]:
@@ -448,21 +469,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         eta: float | None,
         return_steps: bool,
     ) -> dict[str, Any]:
+        """Check how samples are to be drawn; return the arguments of `draw_samples`."""
         who, kind = type(self).__name__, type(self.localizer).__name__
         generative = self.localizer.is_generative
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_samples", num_samples),
-        ):
+        given = {"num_inference_steps": num_inference_steps, "num_samples": num_samples}
+        for name, value in given.items():
             if value is not None and check_int(who, name, value, at_least=1) > 1 and not generative:
                 expected = f"one pass of a {kind} that does not sample"
                 raise ArgumentError(message(who, expected, f"{name} = {value}"))
         if eta is not None:
             check_range(who, "eta", eta, 0, 1)
         if generative:
-            given = {"num_inference_steps": num_inference_steps, "eta": eta}
-            count = self.localizer.config.num_samples if num_samples is None else num_samples
-            return {"num_samples": count, **{k: v for k, v in given.items() if v is not None}}
+            chosen = {k: v for k, v in {**given, "eta": eta}.items() if v is not None}
+            return {"num_samples": self.localizer.config.num_samples, **chosen}
         if eta or return_steps:
             expected = "a model that samples, for eta or return_steps"
             raise ArgumentError(message(who, expected, kind))
@@ -490,11 +509,11 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def _clips(self, source: Video, frame_rate: float | None) -> Clips:
         video = self.encode_video(source, frame_rate=frame_rate)
         encoder, grid = self.localizer.encoder.config, self.localizer.grid
-        seconds, trained = self.config.clip_seconds, self.config.durations
+        seconds = self.config.clip_seconds
         duration = video.duration or len(video.features) * video.seconds_per_feature
         count = grid.num_clips
         if seconds is None:
-            count = count_clips(duration, trained, grid)
+            count = count_clips(duration, self.config.durations, grid)
         features = divide_video(
             video.features.float(),
             duration=duration,
@@ -503,40 +522,18 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             features_per_clip=encoder.features_per_clip,
             seconds_per_feature=video.seconds_per_feature,
         )
+        # 1. clips of one length: as many as the video has
         if seconds is not None:
             count = len(features) // encoder.features_per_clip
             coarsest = grid.stride(grid.num_scales - 1)
             own = grid.resized(max(-(-count // coarsest) * coarsest, grid.num_clips))
             return Clips(features, duration, seconds, own, count)
+        # 2. a video no longer than those of training: the model's clips
         if count == grid.num_clips:
             return Clips(features, duration, duration / count, grid, None)
-        own, windows = grid.resized(count), divide_in_windows(count, grid)
-        return Clips(features, duration, duration / count, own, count, windows)
-
-    def _answer(
-        self,
-        batch: Batch,
-        reading: Mapping[str, Any],
-        sampling: Mapping[str, Any],
-        generator: Generators,
-        return_steps: bool,
-        callback: _Callback | None,
-        batch_size: int,
-    ) -> list[Answer]:
-        draw = partial(self._draw, sampling, return_steps, callback)
-        if any(one.windows for one in batch.clips):
-            drawn = self._draw_windows(draw, batch, generator, batch_size)
-        else:
-            drawn = draw(batch, generator)
-        found = self.localizer.read_moments(
-            drawn.samples.mean(dim=1),
-            batch.clip_seconds,
-            grid=batch.grid,
-            num_clips=batch.num_clips,
-            held=drawn.held,
-            **reading,
-        )
-        return list(answers_of(found, spread_of(found, drawn.samples), batch, drawn))
+        # 3. a longer one: windows
+        windows = divide_in_windows(count, grid)
+        return Clips(features, duration, duration / count, grid.resized(count), count, windows)
 
     def _draw_windows(
         self,
@@ -545,11 +542,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         generator: Generators,
         batch_size: int,
     ) -> Drawn:
-        """Draw the maps of windows, `batch_size` at a time, and join those of each query."""
+        """Draw maps; where there are windows, `batch_size` of them at a time, and join them."""
+        if not any(clips.windows for clips in batch.clips):
+            return draw(batch, generator)
         windows, parts = batch.windows(), []
         generators: list[torch.Generator] | None = None
         if isinstance(generator, Sequence):
-            counts = [len(one.parts) for one in batch.clips]
+            counts = [len(clips.parts) for clips in batch.clips]
             own = [iter(some) for some in generators_of_windows(generator, counts)]
             generators = [next(own[query]) for query, _ in windows]
         for start in range(0, len(windows), batch_size):
@@ -559,8 +558,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 [batch.sentences[query] for query, _ in windows[place]],
                 self.localizer,
             )
-            chosen = generator if generators is None else generators[place]
-            parts.append(draw(part, chosen))
+            parts.append(draw(part, generator if generators is None else generators[place]))
         return Drawn.join(parts, [query for query, _ in windows], batch)
 
     def _draw(
@@ -577,9 +575,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             if return_steps:
                 steps.add(step)
             if callback is not None:
-                callback(
-                    self, step.index, step.timestep, {"clean": step.clean, "noisy": step.noisy}
-                )
+                maps = {"clean": step.clean, "noisy": step.noisy}
+                callback(self, step.index, step.timestep, maps)
 
         if localizer.is_generative:
             encoder = localizer.encoder
@@ -596,6 +593,37 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
             samples = localizer.predict_maps(*inputs)[:, None]
         return Drawn(samples, steps.clean(), steps.noisy())
+
+    def _read(
+        self, batch: Batch, drawn: Drawn, reading: Mapping[str, Any], skip: bool
+    ) -> list[Answer | TmapdiffError]:
+        """Read moments off maps; if errors are skipped, one in place of each that is not finite."""
+        scores = drawn.samples.mean(dim=1)
+
+        def read(rows: Sequence[int]) -> Localization:
+            place = torch.as_tensor(rows, device=scores.device)
+            return self.localizer.read_moments(
+                scores[place],
+                batch.clip_seconds[place],
+                grid=batch.grid,
+                num_clips=None if batch.num_clips is None else batch.num_clips[place],
+                held=None if drawn.held is None else drawn.held[place],
+                **reading,
+            )
+
+        errors: dict[int, TmapdiffError] = {}
+        if skip:
+            mask = batch.grid.packed_mask(scores.device, batch.num_clips)
+            valid = mask if drawn.held is None else mask & drawn.held
+            wrong = (~scores.isfinite() & valid).any(dim=1)
+            # Damaged weights are no fault of a video.
+            if bool(wrong.any()) and not self.localizer.weights_not_finite():
+                rows = wrong.nonzero().flatten().tolist()
+                errors = {row: _attempt(skip, read, [row]) for row in rows}
+                scores = scores.masked_fill(wrong[:, None], 0)
+        found = read(range(len(batch)))
+        answers = answers_of(found, spread_of(found, drawn.samples), batch, drawn)
+        return [errors.get(row, answer) for row, answer in enumerate(answers)]
 
 
 def _output(
@@ -688,26 +716,34 @@ def _identity(video: Any) -> tuple[Any, ...] | None:
     return (os.path.realpath(video), status.st_size, status.st_mtime_ns)
 
 
-def _check_text(who: str, encoder: Any, vocabulary: Any, text_encoder: Any) -> None:
+def _check_text(
+    who: str,
+    encoder: Any,
+    vocabulary: Vocabulary | None,
+    text_encoder: TransformersTextEncoder | None,
+) -> None:
+    def refuse(expected: str, got: str) -> NoReturn:
+        raise ConfigError(message(who, expected, got))
+
+    def kind(part: object) -> str:
+        return "none" if part is None else type(part).__name__
+
     if encoder.text_channels is None:
         if text_encoder is not None:
             expected = "no text_encoder, as the model reads words of a vocabulary"
-            raise ConfigError(message(who, expected, type(text_encoder).__name__))
+            refuse(expected, kind(text_encoder))
         if not isinstance(vocabulary, Vocabulary):
-            got = type(vocabulary).__name__ if vocabulary is not None else "none"
-            raise ConfigError(message(who, "the vocabulary that the model was trained with", got))
+            refuse("the vocabulary that the model was trained with", kind(vocabulary))
         if len(vocabulary) != encoder.vocabulary_size:
             expected = f"a vocabulary of the model's {encoder.vocabulary_size} words"
-            raise ConfigError(message(who, expected, f"{len(vocabulary)} words"))
+            refuse(expected, f"{len(vocabulary)} words")
     else:
         if not isinstance(text_encoder, TransformersTextEncoder):
-            expected = "the text_encoder that the model was trained with"
-            got = type(text_encoder).__name__ if text_encoder is not None else "none"
-            raise ConfigError(message(who, expected, got))
-        channels = (text_encoder.token_channels, text_encoder.sentence_channels)
-        if encoder.text_channels not in channels:
+            refuse("the text_encoder that the model was trained with", kind(text_encoder))
+        tokens, sentences = text_encoder.token_channels, text_encoder.sentence_channels
+        if encoder.text_channels not in (tokens, sentences):
             expected = f"a text_encoder that gives {encoder.text_channels} channels"
-            raise ConfigError(message(who, expected, f"{channels[0]} and {channels[1]}"))
+            refuse(expected, f"{tokens} and {sentences}")
         if vocabulary is not None:
             expected = "no vocabulary, as the model reads features of a text_encoder"
-            raise ConfigError(message(who, expected, repr(vocabulary)))
+            refuse(expected, repr(vocabulary))

@@ -19,7 +19,7 @@ from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
 from tmapdiff.recipes.frame_encoder import EncoderMatch
-from tmapdiff.training import FREE_FIELDS, Trainer, TrainingConfig
+from tmapdiff.training import RESUME_MAY_CHANGE, Trainer, TrainingConfig
 from tmapdiff.training.checkpoints import CheckpointFolder
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
@@ -91,7 +91,7 @@ class Recipe:
         """
         named = ("decoder", "objective", "glove", "clip_seconds")
         given = {**sources, **{name: getattr(self, name) for name in named}}
-        given |= {name: one for name, one in self.training.items() if name not in FREE_FIELDS}
+        given |= {name: one for name, one in self.training.items() if name not in RESUME_MAY_CHANGE}
         given = {name: one for name, one in given.items() if one is not None and one is not False}
         kind = control or self.model
         words = [data, self.preset, "" if kind == "diffusion" else kind]

@@ -1,11 +1,11 @@
-"""Numbers of a device, without waiting for it."""
+"""Reading numbers of a device without waiting for it."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """Numbers on their way from a device to the host, which need not wait until it reads them."""
+    """Numbers on their way from a device to the host, which waits only when it reads them."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.numbers, self.arrived = numbers.detach().flatten(), None
@@ -16,7 +16,6 @@ class HostCopy:
             self.arrived.record(torch.cuda.current_stream(numbers.device))
 
     def read(self) -> list[float]:
-        """Wait for the numbers."""
         if self.arrived is not None:
             self.arrived.synchronize()
         numbers: list[float] = self.numbers.tolist()

@@ -1,29 +1,23 @@
-"""What a training shows on the way."""
+"""What a training run shows."""
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import Self
 
 from tmapdiff._core.checks import require
-from tmapdiff.data import MomentBatch
-from tmapdiff.evaluation import Evaluation
 
-if TYPE_CHECKING:
-    from tmapdiff.training.trainer import Trainer
-
-_SECONDS_BETWEEN_LOSSES = 1.0  # on the progress bar
+_SECONDS_BETWEEN_LOSSES = 1.0
 
 
 class ProgressBar:
-    """A rich progress bar on a terminal, a line an epoch everywhere."""
+    """A rich progress bar on a terminal; one line per epoch otherwise."""
 
-    def __init__(self, trainer: "Trainer") -> None:
+    def __init__(self, steps: int, done: int, shown: bool) -> None:
         progress: Any = require("rich.progress", extra="train", purpose="Trainer")
-        self.trainer = trainer
-        self.shown = trainer.show_progress and trainer.accelerator.is_main_process
+        self.shown = shown
         self.bar = progress.Progress(
             "{task.description}",
             progress.BarColumn(),
@@ -34,12 +28,10 @@ class ProgressBar:
             transient=True,
         )
         # Without a terminal, rich would print the bar's last state into the log.
-        self.bar.disable = not (self.shown and self.bar.console.is_terminal)
-        total = trainer.config.epochs * len(trainer.loader)
+        self.bar.disable = not (shown and self.bar.console.is_terminal)
+        fields = {"loss": math.nan, "speed": 0}
+        self.task = self.bar.add_task("training", total=steps, completed=done, **fields)
         self.begin_epoch()
-        self.task = self.bar.add_task(
-            "training", total=total, completed=trainer.progress.step, loss=math.nan, speed=0
-        )
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -54,36 +46,28 @@ class ProgressBar:
         self.pairs = 0
         self.shown_at = -math.inf
 
-    def advance(self, loss: Tensor, batch: MomentBatch) -> None:
-        self.pairs += len(batch) * self.trainer.accelerator.num_processes
-        if not self.bar.disable:
-            speed = self.pairs / (time.perf_counter() - self.began)
-            self.bar.update(self.task, advance=1, speed=speed)
-            # Now and then: reading it waits for the device.
-            if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_LOSSES:
-                self.bar.update(self.task, loss=float(loss))
-                self.shown_at = time.monotonic()
+    def advance(self, loss: Tensor, pairs: int) -> None:
+        self.pairs += pairs
+        if self.bar.disable:
+            return
+        self.bar.update(self.task, advance=1, speed=self.pairs / self._seconds())
+        # Rarely: reading the loss waits for the device.
+        if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_LOSSES:
+            self.bar.update(self.task, loss=float(loss))
+            self.shown_at = time.monotonic()
 
-    def begin_extension(self, epochs_before: int) -> None:
-        epochs, step = self.trainer.config.epochs, self.trainer.progress.step
-        self._print(
-            f"a run of {epochs_before} epochs is extended to {epochs}: from step {step} on, the "
-            f"learning rate is that of a run of {epochs}"
-        )
-
-    def end_epoch(self, mean_loss: float) -> None:
-        seconds = time.perf_counter() - self.began
-        epoch, epochs = self.trainer.progress.epoch, self.trainer.config.epochs
-        self._print(
+    def end_epoch(self, epoch: int, epochs: int, mean_loss: float) -> None:
+        seconds = self._seconds()
+        self.print(
             f"epoch {epoch}/{epochs}  loss {mean_loss:.4f}  "
             f"{self.pairs / seconds:.0f} pairs/s  {seconds:.1f} s"
         )
 
-    def report(self, result: Evaluation) -> None:
-        self._print("  ".join(f"{name} {value:.1f}" for name, value in result.metrics.items()))
-
-    def _print(self, line: str) -> None:
+    def print(self, line: str) -> None:
         if self.shown:
             self.bar.console.print(line, highlight=False, soft_wrap=True)
             # Or a log file would stay empty for hours.
             self.bar.console.file.flush()
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.began

@@ -1,6 +1,6 @@
-"""Training whose weights are divided among processes: FSDP2, by accelerate."""
+"""Training with weights sharded over processes: FSDP2, by accelerate."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from tmapdiff._core.checks import message
 from tmapdiff.errors import ConfigError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def prepare_sharding(accelerator: Any) -> bool:
-    """Tell whether accelerate is to divide weights, after a look at how.
 
-    Arithmetic is autocast's, as without shards. FSDP's own would round whatever comes into the
-    model, times in seconds too.
+def prepare_sharding(accelerator: "Accelerator") -> bool:
+    """Check how accelerate is to shard weights, and tell whether it is.
+
+    Arithmetic is autocast's, as without shards. FSDP's own would round all inputs of the model,
+    times in seconds too.
 
     Raises:
         ConfigError: If it is another way than FSDP2 with whole checkpoints.
@@ -49,22 +52,17 @@ def register_forward_methods(model: nn.Module) -> None:
 
 
 class GatheredWeights:
-    """Gives the weights of a model that is divided among processes; all must ask for them.
-
-    Args:
-        model: The model.
-    """
+    """The whole weights of a sharded model; all processes must ask for them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return whole tensors, as the model's own `state_dict` would without division."""
         return {name: gathered(value) for name, value in self.model.state_dict().items()}
 
 
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
-    """Give a whole tensor, of one that may be divided among processes; all must ask for it."""
+    """Return the whole of a tensor that may be sharded; all processes must ask for it."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole

@@ -1,4 +1,4 @@
-"""Being asked to stop by a signal, and doing so at a good moment."""
+"""Graceful shutdown on SIGTERM and SIGINT."""
 
 import os
 import signal
@@ -11,19 +11,19 @@ from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_FINISH = 30.0
-# A launcher passes on within that time what a scheduler has sent to all processes.
+# A launcher passes on, within this time, what a scheduler has sent to all processes.
 SECONDS_OF_ECHO = 5.0
 
 
-class StopRequest:
-    """Notes SIGTERM and SIGINT (Ctrl-C) instead of letting them end the process at once.
+class SignalGuard:
+    """Context manager that notes SIGTERM and SIGINT (Ctrl-C) instead of ending the process.
 
-    Used as a context manager, it asks nothing more of a second signal: that has its usual effect.
-    Only a program's main thread can receive signals; elsewhere it does nothing.
+    A second signal has its default effect. Does nothing outside a program's main thread, which
+    alone receives signals.
 
     Args:
-        under_launcher: Whether a launcher started the process. It passes on signals that a job
-            scheduler has sent to all processes: for a while, a second one is no second request.
+        under_launcher: Whether a launcher started the process. It repeats the signals of a job
+            scheduler: for a while, a second one is an echo.
 
     Attributes:
         signal: The signal that came; None so far.
@@ -33,40 +33,32 @@ class StopRequest:
         self.signal: int | None = None
         self._seconds_of_echo = SECONDS_OF_ECHO if under_launcher else 0.0
         self._came_at = 0.0
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}  # those before
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {one: signal.signal(one, self._note) for one in _SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._put_back()
+        for number, handler in self._handlers.items():
+            # None: set by code that is not Python's, which cannot be restored.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._handlers = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._came_at = number, time.monotonic()
         elif time.monotonic() - self._came_at >= self._seconds_of_echo:
-            self._put_back()
+            self.__exit__()
             signal.raise_signal(number)
 
-    def _put_back(self) -> None:
-        for one, handler in self._before.items():
-            # None: set by code that is not Python's, which cannot be put back.
-            signal.signal(one, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
 
+def ignore_signals_in_worker(_worker: int = 0) -> None:
+    """Keep a data worker alive after a stop signal until the current step is done.
 
-def exit_code(number: int) -> int:
-    """Give what a shell would report of a process that a signal ended: 128 and its number."""
-    return 128 + number
-
-
-def leave_stopping_to_reader(_worker: int = 0) -> None:
-    """Let a process that reads data outlive a stop signal, until its reader is done with a step.
-
-    Signals of terminals and schedulers come to all processes at once, and a training whose workers
-    die has no step to finish.
+    Terminals and schedulers signal all processes at once, and a training run whose workers die has
+    no step to finish.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_soon)
@@ -79,9 +71,9 @@ def _end_soon(number: int, frame: FrameType | None) -> None:
 
 
 def end_workers(loader: Any) -> None:
-    """End the worker processes of a data loader of accelerate, if it has any."""
+    """End the worker processes of a data loader, or of accelerate's wrapper of one."""
     plain = getattr(loader, "base_dataloader", loader)
-    shut_down = getattr(getattr(plain, "_iterator", None), "_shutdown_workers", None)
-    if shut_down is not None:
-        shut_down()
+    iterator = getattr(plain, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
         plain._iterator = None

@@ -12,10 +12,10 @@ from tmapdiff._core.checks import check_shape
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation of rows, with the statistics of all processes in training.
+    """Batch normalisation of rows over the batches of all processes, in training.
 
-    Equal to `BatchNorm1d` on the batches of all processes together, forward and backward, however
-    many rows each process has. Does what `torch.nn.SyncBatchNorm` does, which needs a GPU.
+    Forward and backward equal `BatchNorm1d` on all batches together, whatever number of rows each
+    process has: `torch.nn.SyncBatchNorm` for processes without a GPU.
 
     Shape:
         - x: (N, C)
@@ -27,14 +27,14 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> Self:
-        """Make one of the parameters and statistics of a `BatchNorm1d`: the same tensors."""
+        """Make one that shares the parameters and statistics of a `BatchNorm1d`."""
         shared = cls(norm.num_features, norm.eps, norm.momentum)
         shared.train(norm.training)
         shared._parameters, shared._buffers = norm._parameters, norm._buffers
         return shared
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; see the class."""
+        """Normalise."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         check_shape("SharedBatchNorm1d", "x", x, f"N {self.num_features}")
@@ -43,14 +43,14 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         sums = _sum_over_processes(torch.cat([reduce(values, "n c -> c", "sum"), count]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        # Of differences from the mean: the mean of squares less the square of the mean rounds more.
+        # In two passes: E[x^2] - E[x]^2 loses precision.
         squares = reduce((values - mean).square(), "n c -> c", "sum")
         variance = _sum_over_processes(squares) / count
-        with torch.no_grad():
-            self._remember(mean, variance * count / (count - 1))
+        self._remember(mean, variance * count / (count - 1))
         normalized = (values - mean) * (variance + self.eps).rsqrt()
         return (normalized * self.weight + self.bias).to(x.dtype)
 
+    @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             return
@@ -61,11 +61,11 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let the batch normalisations of a model use the statistics of all processes, in place.
+    """Let a model's batch normalisations use the statistics of all processes, in place.
 
-    Parameters stay the tensors that they are, and keep their names.
+    Parameters stay the same tensors, and keep their names.
     """
-    if any(one.is_cuda for one in model.parameters()):
+    if any(parameter.is_cuda for parameter in model.parameters()):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return
     for parent in list(model.modules()):

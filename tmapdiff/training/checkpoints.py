@@ -15,19 +15,20 @@ from tmapdiff.errors import CheckpointError
 DIGESTS = "digests.json"
 _NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
 _BYTES_AT_ONCE = 2**22
+_WHOLE = "the files that were written"
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Name a checkpoint by the epochs done; within an epoch, by the steps too."""
+    """Name a checkpoint by the epochs done and, within an epoch, the steps done."""
     return f"epoch-{epoch:04d}" + ("" if step is None else f"-step-{step:08d}")
 
 
 class CheckpointFolder:
     """The checkpoints of one run: folders in a folder.
 
-    A checkpoint is written beside its place, with a digest of each of its files, and renamed once
-    the disk has it; it is renamed again before it is removed. So whatever has the name of a
-    checkpoint was whole once, and the digests tell whether it still is.
+    A checkpoint is written beside its place, with a digest of each file, and renamed once the disk
+    has it; it is renamed again before it is removed. So whatever has the name of a checkpoint was
+    whole once, and the digests tell whether it still is.
 
     Args:
         path: The folder; it need not exist.
@@ -38,12 +39,12 @@ class CheckpointFolder:
 
     def list(self) -> list[Path]:
         """Return the checkpoints, oldest first."""
-        found = [path for path in self.path.glob("epoch-*") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=_place_in_run)
+        paths = (path for path in self.path.glob("epoch-*") if _NAME.fullmatch(path.name))
+        return sorted(paths, key=_place_in_run)
 
     @contextmanager
     def write(self, name: str) -> Iterator[Path]:
-        """Give a folder to write a checkpoint into, and let it appear when the block succeeds.
+        """Give a folder to write a checkpoint into, which appears when the block succeeds.
 
         Raises:
             FileError: If it cannot be written; the other checkpoints are as before.
@@ -53,7 +54,7 @@ class CheckpointFolder:
             files = sorted(file for file in new.rglob("*") if file.is_file())
             digests = {file.relative_to(new).as_posix(): _digest(file) for file in files}
             (new / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
-            self.remove(self.path / name)  # files of two checkpoints must not mix
+            remove_folder(self.path / name)  # files of two checkpoints must not mix
 
     def check(self, checkpoint: Path) -> None:
         """Check that a checkpoint is as it was written.
@@ -63,32 +64,28 @@ class CheckpointFolder:
         """
         try:
             digests = json.loads((checkpoint / DIGESTS).read_text())
-            wrong = [name for name, one in digests.items() if _digest(checkpoint / name) != one]
+            wrong = [name for name, sha in digests.items() if _digest(checkpoint / name) != sha]
         except (OSError, ValueError, AttributeError) as error:
             name = Path(getattr(error, "filename", None) or DIGESTS).name
             got = f"unreadable ones: {name}: {first_line(error)}"
-            raise CheckpointError(_damage(checkpoint, got)) from error
+            raise CheckpointError(message(str(checkpoint), _WHOLE, got)) from error
         if wrong:
-            raise CheckpointError(_damage(checkpoint, f"another {', '.join(wrong)}"))
+            raise CheckpointError(message(str(checkpoint), _WHOLE, f"another {', '.join(wrong)}"))
 
     def keep(self, checkpoints: Collection[Path]) -> None:
         """Remove all other checkpoints."""
         for path in self.list():
             if path not in checkpoints:
-                self.remove(path)
-
-    def remove(self, checkpoint: Path) -> None:
-        """Remove a checkpoint, if it is there."""
-        remove_folder(checkpoint)
+                remove_folder(path)
 
     def clear_up(self) -> None:
-        """Remove what a process that was killed left behind: for the only one that writes here."""
+        """Remove what killed processes left behind; nobody else may be writing here."""
         for left in self.path.glob(".epoch-*"):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def is_after(checkpoint: Path, epoch: int, step: int) -> bool:
-    """Tell whether a checkpoint is of a later moment than that after some epochs and steps."""
+    """Tell whether a checkpoint is later than a number of epochs and steps."""
     epochs, steps = _place_in_run(checkpoint)
     return epochs > epoch or (epochs == epoch and steps > step)
 
@@ -104,7 +101,3 @@ def _digest(file: Path) -> str:
         while piece := content.read(_BYTES_AT_ONCE):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _damage(checkpoint: Path, got: str) -> str:
-    return message(str(checkpoint), "the files that were written", got)

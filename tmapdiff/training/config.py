@@ -7,8 +7,8 @@ from tmapdiff._core.checks import check_bool, check_choice, check_int, check_ran
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
-# What may change between the parts of a run without changing its result.
-FREE_FIELDS = (
+# Fields that a resumed run may change: they do not change its result.
+RESUME_MAY_CHANGE = (
     "num_workers",
     "heat_map_every",
     "activation_checkpointing",
@@ -25,10 +25,10 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training set.
-        batch_size: Queries a step, on each process; two at least. Statistics of batch
-            normalisation are those of all processes.
+        batch_size: Queries per step on each process, at least two. Batch normalisation uses the
+            statistics of all processes.
         learning_rate: Highest learning rate, after warm-up.
-        weight_decay: Of AdamW, on matrices and kernels.
+        weight_decay: AdamW's, on matrices and kernels.
         warmup: Share of the steps in which the learning rate rises; it then falls as a cosine.
         gradient_clip: Largest norm of the gradient.
         ema_decay: Decay of the moving average of the weights, reached after a warm-up.
@@ -36,17 +36,17 @@ class TrainingConfig:
         seed: Seed of weights drawn by the trainer's caller, data order and noise.
         num_workers: Processes that read data; 0 reads in the training process.
         heat_map_every: Epochs between heat maps in TensorBoard.
-        activation_checkpointing: Keep few activations of the decoders, and compute them anew for
-            the gradient: less memory, more time, the same results to the bit.
+        activation_checkpointing: Recompute most activations of the decoders for the gradient: less
+            memory, more time, the same results to the bit.
         compile: Let torch.compile speed up what holds most of the work (`compile_parts`); results
             are rounded differently.
         deterministic: Train with `torch.use_deterministic_algorithms`, and choose no kernel by the
             clock: two runs are equal to the bit, on a GPU too, and slower.
-        checkpoint_steps: Steps between checkpoints within an epoch. None, if None.
-        checkpoint_minutes: Minutes between checkpoints within an epoch, besides. None, if None.
-        keep_checkpoints: Checkpoints that are kept: so many of the newest, and of those at ends of
-            epochs the best by validation.
-        best_metric: Metric of the validation that decides which is best: `mIoU`, `Rank1@0.5`, ...
+        checkpoint_steps: Steps between checkpoints within an epoch. Defaults to none.
+        checkpoint_minutes: Minutes between further checkpoints within an epoch; None for none.
+        keep_checkpoints: Number of newest checkpoints that are kept; so is the one that was best
+            in validation.
+        best_metric: Validation metric that decides which is best: `mIoU`, `Rank1@0.5`, ...
 
     Raises:
         ArgumentError: If a number is out of range, or a switch is not True or False.
@@ -73,22 +73,26 @@ class TrainingConfig:
     best_metric: str = "mIoU"
 
     def __post_init__(self) -> None:
-        who = "TrainingConfig"
-        check_int(who, "epochs", self.epochs, at_least=1)
-        check_int(who, "batch_size", self.batch_size, at_least=2)
-        check_range(who, "learning_rate", self.learning_rate, 0, open_low=True)
+        who, optional = "TrainingConfig", ("checkpoint_steps", "checkpoint_minutes")
+        given = {k: v for k, v in vars(self).items() if v is not None or k not in optional}
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("seed", 0),
+            ("num_workers", 0),
+            ("heat_map_every", 1),
+            ("checkpoint_steps", 1),
+            ("keep_checkpoints", 1),
+        ):
+            if name in given:
+                check_int(who, name, given[name], at_least=least)
+        for name in ("learning_rate", "gradient_clip", "checkpoint_minutes"):
+            if name in given:
+                check_range(who, name, given[name], 0, open_low=True)
         check_range(who, "weight_decay", self.weight_decay, 0)
         check_range(who, "warmup", self.warmup, 0, 1)
-        check_range(who, "gradient_clip", self.gradient_clip, 0, open_low=True)
         check_range(who, "ema_decay", self.ema_decay, 0, 1)
+        check_range(who, "seed", self.seed, 0, MAX_SEED)
         check_choice(who, "mixed_precision", self.mixed_precision, get_args(MixedPrecision))
-        check_range(who, "seed", check_int(who, "seed", self.seed, at_least=0), 0, MAX_SEED)
-        check_int(who, "num_workers", self.num_workers, at_least=0)
-        check_int(who, "heat_map_every", self.heat_map_every, at_least=1)
         for name in ("activation_checkpointing", "compile", "deterministic"):
-            check_bool(who, name, getattr(self, name))
-        if self.checkpoint_steps is not None:
-            check_int(who, "checkpoint_steps", self.checkpoint_steps, at_least=1)
-        if self.checkpoint_minutes is not None:
-            check_range(who, "checkpoint_minutes", self.checkpoint_minutes, 0, open_low=True)
-        check_int(who, "keep_checkpoints", self.keep_checkpoints, at_least=1)
+            check_bool(who, name, given[name])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tmapdiff._core.configs import flatten
 from tmapdiff.errors import CheckpointError
 
 
@@ -14,17 +15,17 @@ class Progress:
     """Where a training run is; part of each checkpoint.
 
     Attributes:
+        config: What decides the run's result, to refuse a checkpoint of another run.
         epoch: Epochs finished.
         step: Optimizer steps taken.
-        config: What decides the run's result, to refuse a checkpoint of another run.
         batch: Batches done of the epoch that is under way.
-        losses: Of these batches; of the last epoch's, if none is done.
-        skipped: Steps without finite gradients, in a row, that half precision skipped.
+        losses: Losses of these batches; those of the last epoch if there are none.
+        skipped: Steps in a row that half precision skipped for want of finite gradients.
     """
 
-    epoch: int
-    step: int
     config: dict[str, Any]
+    epoch: int = 0
+    step: int = 0
     batch: int = 0
     losses: list[Tensor] = field(default_factory=list)
     skipped: int = 0
@@ -34,26 +35,26 @@ class Progress:
         return {**vars(self), "losses": self._losses_on_host()}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Check that `state` was saved by a run with the same configuration, or of fewer epochs.
+        """Check that `state` is of a run with this configuration, of as many epochs or fewer.
 
         Raises:
-            CheckpointError: If it was not.
+            CheckpointError: If it is not.
         """
-        for name, value in _flat(self.config).items():
-            saved = _flat(state["config"]).get(name)
-            if name == "epochs" and isinstance(saved, int) and saved <= value:
-                continue
-            if saved != value:
+        other = dict(flatten(state["config"]))
+        for name, value in flatten(self.config):
+            saved = other.get(name)
+            extended = name == "epochs" and isinstance(saved, int) and saved <= value
+            if saved != value and not extended:
                 raise CheckpointError(
                     f"Trainer: expected a checkpoint of the same run, with {name} = {value!r}, "
                     f"got {saved!r}. Use another output folder."
                 )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over `state`, which was saved.
+        """Continue from a state.
 
         Raises:
-            CheckpointError: If it was saved by a run with another configuration.
+            CheckpointError: If it is of a run with another configuration.
         """
         self.check(state)
         self.epoch, self.step, self.batch = state["epoch"], state["step"], state["batch"]
@@ -66,17 +67,6 @@ class Progress:
     def _losses_on_host(self) -> Tensor:
         if not self.losses:
             return torch.empty(0)
-        # Some may come from a checkpoint, the others are on the device: it is waited for once.
+        # Those of a checkpoint are on the host, the others on the device: one wait for all.
         device = self.losses[-1].device
         return torch.stack([loss.to(device) for loss in self.losses]).cpu()
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from tmapdiff._core.arrays import load_tensors
-from tmapdiff._core.checks import (
-    check_choice,
-    check_int,
-    first_line,
-    message,
-    require,
-)
+from tmapdiff._core.checks import check_choice, check_int, first_line, message, require
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, naming_file, written_beside
 from tmapdiff.data import MomentBatch, collate_moments
 from tmapdiff.data.sampling import (
@@ -45,16 +39,15 @@ from tmapdiff.training._sharding import (
     prepare_sharding,
     register_forward_methods,
 )
-from tmapdiff.training._stopping import (
-    StopRequest,
-    end_workers,
-    exit_code,
-    leave_stopping_to_reader,
-)
+from tmapdiff.training._stopping import SignalGuard, end_workers, ignore_signals_in_worker
 from tmapdiff.training.batch_norm import share_batch_norm
 from tmapdiff.training.checkpoints import CheckpointFolder, checkpoint_name, is_after
-from tmapdiff.training.config import FREE_FIELDS, TrainingConfig
+from tmapdiff.training.config import RESUME_MAY_CHANGE, TrainingConfig
 from tmapdiff.training.progress import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
 _PROGRESS_INDEX = 1  # second of what is registered for checkpointing
 # The gradient scaler starts at 2**16 and halves it at each step that it skips: a gradient that is
@@ -65,28 +58,27 @@ _MOST_SKIPPED_STEPS = 24
 class Trainer:
     """Trains a `MomentLocalizer`, or any other `MapLocalizer`.
 
-    Keeps in `output_dir`: `checkpoints/`, with all that a run needs to continue as if it had not
-    stopped, to the bit, whenever and however it did; `history.json`, with the loss and the metrics
-    of each epoch; `tensorboard/`; and `training.json`, the configuration.
+    Keeps in `output_dir`: `checkpoints/`, which resume a run to the bit whenever and however it
+    stopped; `history.json`, with the loss and the metrics of each epoch; `tensorboard/`; and
+    `training.json`, the configuration.
 
     Args:
         model: The localizer, with its initial weights.
         dataset: What to train on, usually a `MomentDataset`.
         config: How to train.
         output_dir: Folder of the run.
-        validation: Data set to evaluate and draw after epochs. None, if None.
-        validate_every: Epochs between evaluations; the heat map has its own rhythm. If None, the
-            heat map is all.
+        validation: Data set to evaluate and draw after epochs. Defaults to none.
+        validate_every: Epochs between evaluations; None draws heat maps only, at their own rhythm.
         overwrite: Whether a new run removes the checkpoints and the history of an earlier one in
-            `output_dir`; it is refused, if not.
-        device: `cpu`, or whatever accelerate chooses, if None.
-        show_progress: Whether to show a progress bar and a line an epoch.
+            `output_dir`; otherwise it is refused.
+        device: `cpu`, or None for accelerate's choice.
+        show_progress: Whether to show a progress bar and a line per epoch.
 
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
         ArgumentError: If the data set has fewer than two queries, or `validate_every` is below 1.
         ConfigError: If another training of this process has another `mixed_precision`, or
-            accelerate is to divide the model in a way that it cannot be divided in.
+            accelerate is to shard the model in a way that is not supported.
         FileError: If `output_dir` cannot be written.
 
     Attributes:
@@ -114,70 +106,78 @@ class Trainer:
         device: str | None = None,
         show_progress: bool = True,
     ) -> None:
-        accelerate: Any = require("accelerate", extra="train", purpose="Trainer")
+        for package in ("accelerate", "tensorboard"):
+            require(package, extra="train", purpose="Trainer")
         filelock: Any = require("filelock", extra="train", purpose="Trainer")
-        utils: Any = require("accelerate.utils", extra="train", purpose="Trainer")
-        require("tensorboard", extra="train", purpose="Trainer")
         queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
-        from timm.optim import param_groups_weight_decay
-        from timm.scheduler import CosineLRScheduler
-        from timm.utils import ModelEmaV3
-
+        if validate_every is not None:
+            check_int("Trainer", "validate_every", validate_every, at_least=1)
         self.config = config
         self.output_dir = Path(output_dir)
         self.validation = validation
         self.validate_every = validate_every
         self.show_progress = show_progress
         self.history: list[dict[str, float]] = []
-        self._replaces = overwrite
-        self._extends: int | None = None  # epochs of the run that is extended
-        self._loader_in_use: Any = None
+        self._history_file = self.output_dir / "history.json"
         self._folder = CheckpointFolder(self.output_dir / "checkpoints")
         self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=SECONDS_OF_ORPHANS)
-        self._unchecked: _GradientNorm | None = None
-        self._stop = StopRequest()
+        self._replaces = overwrite
+        self._extends: int | None = None  # epochs of the run that is extended
         self._saved_at = time.monotonic()
-        self._wishes = HostCopy(torch.zeros(2))
-        if validate_every is not None:
-            check_int("Trainer", "validate_every", validate_every, at_least=1)
-        state = accelerate.state.AcceleratorState
-        if state._shared_state and state().mixed_precision != config.mixed_precision:
+        self._guard = SignalGuard()
+        self._requests = HostCopy(torch.zeros(2))  # to stop and to save, by how many processes
+        self._unchecked: _GradientNorm | None = None
+
+        self.accelerator = self._make_accelerator(device)
+        self._is_sharded = prepare_sharding(self.accelerator)
+        self._set_up_process()
+        self.loader = self._loader_in_use = self._make_loader(dataset, queries)
+        self._prepare_model(model)
+        self._make_schedule()
+        self.progress = Progress(self._identify(dataset, model))
+        self.accelerator.register_for_checkpointing(self.ema, self.progress)
+        self.accelerator.register_load_state_pre_hook(_refuse_code)
+
+    def _make_accelerator(self, device: str | None) -> "Accelerator":
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        wanted = self.config.mixed_precision
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
             raise ConfigError(
-                f"Trainer: expected mixed_precision {state().mixed_precision!r}, as in this "
-                f"process's first training, got {config.mixed_precision!r}. "
+                f"Trainer: expected mixed_precision {AcceleratorState().mixed_precision!r}, as in "
+                f"this process's first training, got {wanted!r}. "
                 "accelerate allows one a process: use another process."
             )
-        self.accelerator = accelerate.Accelerator(
+        return Accelerator(
             cpu=device == "cpu",
-            mixed_precision=config.mixed_precision,
+            mixed_precision=wanted,
             log_with="tensorboard",
             project_dir=str(self.output_dir),
         )
-        self._is_sharded = prepare_sharding(self.accelerator)
-        if config.deterministic:
+
+    def _set_up_process(self) -> None:
+        from accelerate.utils import set_seed
+
+        if self.config.deterministic:
             # Read when cuBLAS starts, and without it torch would refuse its products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.accelerator.is_main_process:
-            _check_writable(self.output_dir)
-        # Of what is drawn in the model, such as dropout: processes must not draw the same.
-        utils.set_seed(config.seed, device_specific=True)
-        self.on_gpu = self.accelerator.device.type == "cuda"
-        if self.accelerator.num_processes > 1:
-            share_batch_norm(model.to(self.accelerator.device))
-        optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(model, config.weight_decay),
-            lr=config.learning_rate,
-            fused=self.on_gpu or self.accelerator.device.type == "cpu",
-        )
+            # Now, rather than after the first epoch.
+            with written_beside(self.output_dir / ".writable") as new:
+                new.touch()
+            (self.output_dir / ".writable").unlink()
+        # For dropout and the like: processes must not draw the same.
+        set_seed(self.config.seed, device_specific=True)
+
+    def _make_loader(self, dataset: Dataset[Any], queries: int) -> DataLoader[Any]:
+        config, accelerator = self.config, self.accelerator
         self._order = EpochOrder(queries, config.seed)
         self._batches = BatchShares(
-            self._order,
-            config.batch_size,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
+            self._order, config.batch_size, accelerator.num_processes, accelerator.process_index
         )
-        # Not for accelerate to prepare: it would repeat samples where shares are not equal.
-        self.loader = DataLoader(
+        # Not prepared by accelerate, which would repeat samples where shares are not equal.
+        return DataLoader(
             SeededSamples(dataset),
             batch_sampler=self._batches,
             collate_fn=collate_moments,
@@ -186,53 +186,66 @@ class Trainer:
             # process, and the noise after it would depend on that.
             generator=torch.Generator(),
             persistent_workers=config.num_workers > 0,
-            worker_init_fn=leave_stopping_to_reader,
-            pin_memory=self.on_gpu,
+            worker_init_fn=ignore_signals_in_worker,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    def _prepare_model(self, model: MapLocalizer) -> None:
+        """Make what trains: the model on its device, its optimizer, and its moving average."""
+        from timm.optim import param_groups_weight_decay
+        from timm.utils import ModelEmaV3
+
+        config, device = self.config, self.accelerator.device
+        ema = {"decay": config.ema_decay, "use_warmup": True}
+        if self.accelerator.num_processes > 1:
+            share_batch_norm(model.to(device))
+        optimizer = torch.optim.AdamW(
+            param_groups_weight_decay(model, config.weight_decay),
+            lr=config.learning_rate,
+            fused=device.type in ("cuda", "cpu"),
         )
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
-        ema = {"decay": config.ema_decay, "use_warmup": True}
-        if self._is_sharded:
-            # Before: what is divided among processes cannot be copied. The average is not divided.
+        if self._is_sharded:  # before: shards cannot be copied, and the average has none
             self.ema = ModelEmaV3(model, **ema)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if self._is_sharded:
             register_forward_methods(self.model)
-        total_steps = config.epochs * len(self.loader)
-        warmup_steps = math.ceil(config.warmup * total_steps)
+        else:
+            self.ema = ModelEmaV3(self._unwrapped, **ema)
+        if config.compile:  # after the copy, which is only evaluated
+            self._unwrapped.compile_parts()
+
+    def _make_schedule(self) -> None:
+        from timm.scheduler import CosineLRScheduler
+
+        steps = self.config.epochs * len(self.loader)
+        warmup_steps = math.ceil(self.config.warmup * steps)
         self.schedule = CosineLRScheduler(
             self.optimizer,
-            t_initial=max(total_steps - warmup_steps, 1),
+            t_initial=max(steps - warmup_steps, 1),
             warmup_t=warmup_steps,
             warmup_prefix=True,
-            warmup_lr_init=config.learning_rate / max(warmup_steps, 1),
+            warmup_lr_init=self.config.learning_rate / max(warmup_steps, 1),
             t_in_epochs=False,
         )
-        if not self._is_sharded:
-            self.ema = ModelEmaV3(self._unwrapped, **ema)
-        if config.compile:
-            # After the copy, which is only evaluated.
-            self._unwrapped.compile_parts()
-        fields = {k: v for k, v in asdict(config).items() if k not in FREE_FIELDS}
-        self.progress = Progress(
-            0,
-            0,
-            {
-                **fields,
-                "steps_an_epoch": len(self.loader),
-                "features": getattr(getattr(dataset, "store", None), "description", None),
-                "model": _plain_config(model),
-            },
-        )
-        self.accelerator.register_for_checkpointing(self.ema, self.progress)
-        self.accelerator.register_load_state_pre_hook(_refuse_code)
+
+    def _identify(self, dataset: Dataset[Any], model: MapLocalizer) -> dict[str, Any]:
+        """Collect what decides the run's result, as JSON holds it."""
+        fields = {k: v for k, v in asdict(self.config).items() if k not in RESUME_MAY_CHANGE}
+        of_model = {k: v for k, v in model.config.items() if not k.startswith("_")}
+        return {
+            **fields,
+            "steps_an_epoch": len(self.loader),
+            "features": getattr(getattr(dataset, "store", None), "description", None),
+            "model": json.loads(json.dumps(of_model)),
+        }
 
     @property
     def raw_model(self) -> MapLocalizer:
         """The model with the weights of the last step.
 
-        Where weights are divided among processes (FSDP2), a copy with whole ones, for which all
-        processes must ask.
+        Where weights are sharded (FSDP2), a copy with whole ones, for which all processes must ask.
         """
         if not self._is_sharded:
             return self._unwrapped
@@ -242,7 +255,7 @@ class Trainer:
 
     @cached_property
     def _unwrapped(self) -> MapLocalizer:
-        # Kept: it is asked for several times a step, and looking for it goes through all modules.
+        # Kept: unwrapping goes through all modules, and each step asks for it several times.
         unwrapped: MapLocalizer = self.accelerator.unwrap_model(self.model)
         return unwrapped
 
@@ -259,31 +272,30 @@ class Trainer:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint that was best in validation; None, if there is none that was validated."""
-        name = self.config.best_metric
-        validated = {
-            checkpoint_name(int(entry["epoch"])): entry[name]
+        """The checkpoint that was best in validation; None if none was validated."""
+        metric = self.config.best_metric
+        scores = {
+            checkpoint_name(int(entry["epoch"])): entry[metric]
             for entry in self.history
-            if name in entry
+            if metric in entry
         }
-        there = [path for path in self.checkpoints if path.name in validated]
-        return max(there, key=lambda path: validated[path.name], default=None)
+        validated = [path for path in self.checkpoints if path.name in scores]
+        return max(validated, key=lambda path: scores[path.name], default=None)
 
     def resume(self, checkpoint: str | os.PathLike[str] | None = None) -> Self:
-        """Continue from the last checkpoint in `output_dir`; from the start, if there is none.
+        """Continue from the last checkpoint in `output_dir`; from the start if there is none.
 
-        A checkpoint that is not as it was written is left out with a warning, which names it, and
-        the one before it is taken.
+        A damaged checkpoint is passed over, with a warning that names it, for the one before.
 
-        A run may get more epochs than it had, be it finished or interrupted. The learning rate is a
-        function of the step and of the number of epochs: the steps that are done had that of the
-        old number, those that follow have that of the new one. So where a finished run is extended
-        from 10 epochs to 20, the learning rate, which had fallen to zero, starts again from what
-        it is in the middle of a run of 20.
+        A run, interrupted or finished, may get more epochs than it had. The learning rate is a
+        function of the step and of the number of epochs: steps that are done had that of the old
+        number, those that follow have that of the new one. Where a finished run of 10 epochs is
+        extended to 20, the learning rate, which had fallen to zero, starts again from what it is in
+        the middle of a run of 20.
 
         Args:
-            checkpoint: Continue from this one of `checkpoints`, such as the `best_checkpoint`. The
-                later ones are removed when training goes on.
+            checkpoint: Continue from this one of `checkpoints`, such as the `best_checkpoint`.
+                Later ones are removed when training goes on.
 
         Raises:
             CheckpointError: If the checkpoint is of another configuration or of more epochs, or
@@ -291,30 +303,29 @@ class Trainer:
             FileError: If another process trains in `output_dir`.
         """
         with self._alone():
-            wanted = self.checkpoints if checkpoint is None else [Path(checkpoint)]
             damage: CheckpointError | None = None
-            for path in reversed(wanted):
+            candidates = self.checkpoints if checkpoint is None else [Path(checkpoint)]
+            for path in reversed(candidates):
                 try:
                     self._folder.check(path)
                 except CheckpointError as error:
                     damage = damage or error
-                    if path != wanted[0]:
-                        text = f"Trainer: a checkpoint is damaged, the one before is taken. {error}"
-                        warnings.warn(text, stacklevel=2)
+                    if path != candidates[0]:
+                        text = "checkpoint is damaged; falling back to the previous one"
+                        warnings.warn(f"Trainer: {text}. {error}", stacklevel=2)
                     continue
                 self._load(path)
                 break
             else:
                 if damage is not None:
                     raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
-        self._replaces = True  # later checkpoints than the one that was taken
+        self._replaces = True  # checkpoints later than the one that was taken
         return self
 
     def _load(self, checkpoint: Path) -> None:
         try:
             # First: weights of another model would end in a less helpful error.
-            progress = checkpoint / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl"
-            state = load_tensors(progress)
+            state = load_tensors(checkpoint / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl")
             self.progress.check(state)
             self.accelerator.load_state(str(checkpoint))
             epochs = state["config"]["epochs"]
@@ -324,14 +335,11 @@ class Trainer:
         except Exception as error:
             text = f"Trainer: cannot resume from {checkpoint}: {first_line(error)}."
             raise CheckpointError(text) from error
-        self.history = [
-            entry
-            for entry in _read_history(self._history_file)
-            if entry["epoch"] <= self.progress.epoch
-        ]
+        written = _read_history(self._history_file)
+        self.history = [entry for entry in written if entry["epoch"] <= self.progress.epoch]
 
     def save_checkpoint(self) -> None:
-        """Write the state of the run, then remove those that need not be kept.
+        """Write the state of the run, then remove checkpoints that need not be kept.
 
         Raises:
             FileError: If the place cannot be written; the checkpoints before are as they were.
@@ -339,13 +347,13 @@ class Trainer:
         """
         self._check_gradient()
         progress = self.progress
-        name = checkpoint_name(progress.epoch, progress.step if progress.batch else None)
         if self.accelerator.is_main_process:
+            name = checkpoint_name(progress.epoch, progress.step if progress.batch else None)
             with self._folder.write(name) as new:
                 self._save_state(new)
+            best = self.best_checkpoint
             newest = self.checkpoints[-self.config.keep_checkpoints :]
-            best = [] if self.best_checkpoint is None else [self.best_checkpoint]
-            self._folder.keep({*newest, *best})
+            self._folder.keep(newest if best is None else [*newest, best])
         else:
             self._save_state(None)
         self.accelerator.wait_for_everyone()
@@ -366,8 +374,8 @@ class Trainer:
 
         The model is then in evaluation mode, however training ended.
 
-        On SIGTERM or SIGINT (Ctrl-C), it finishes the step, writes a checkpoint and exits; a second
-        signal ends it at once. Of several processes, it is enough that one gets the signal.
+        On SIGTERM or SIGINT (Ctrl-C) to any of its processes, it finishes the step, writes a
+        checkpoint and exits; a second signal ends it at once.
 
         Raises:
             FileError: If a file cannot be written, another process trains in `output_dir`, or that
@@ -376,35 +384,29 @@ class Trainer:
                 and videos of the batch, and the checkpoints before stay.
             ConfigError: If the validation gives no `best_metric`.
             CheckpointError: If processes of the run have resumed from different checkpoints.
-            SystemExit: If asked to stop, with 128 and the number of the signal: 143 of SIGTERM, 130
-                of SIGINT.
+            SystemExit: If asked to stop, with 128 plus the signal's number: 143 for SIGTERM, 130
+                for SIGINT.
         """
         launched = self.accelerator.num_processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
-        self._stop = StopRequest(under_launcher=launched)
-        with self._alone(), self._stop, self._arithmetic():
-            self._check_same_place()
-            self._check_unused()
-            if self.accelerator.is_main_process:
-                with written_beside(self.output_dir / "training.json") as new:
-                    new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-                self._begin_where_resumed()
-            self.accelerator.init_trackers(
-                "tensorboard",
-                # What was logged of steps that were lost is not to be drawn twice.
-                init_kwargs={"tensorboard": {"purge_step": self.progress.step + 1}},
-            )
-            self._saved_at = time.monotonic()
+        self._guard = SignalGuard(under_launcher=launched)
+        with self._alone(), self._guard, _algorithms(self.config.deterministic):
+            self._begin()
+            steps, done = self.config.epochs * len(self.loader), self.progress.step
+            shown = self.show_progress and self.accelerator.is_main_process
             try:
-                with ProgressBar(self) as bar:
+                with ProgressBar(steps, done, shown) as bar:
                     if self._extends is not None:
-                        bar.begin_extension(self._extends)
+                        bar.print(
+                            f"a run of {self._extends} epochs is extended to {self.config.epochs}: "
+                            f"from step {done} on, the learning rate is that of a run of "
+                            f"{self.config.epochs}"
+                        )
                     self._close_epoch(bar)
                     while self.progress.epoch < self.config.epochs:
                         self._train_epoch(bar)
                         self.save_checkpoint()
                         self._close_epoch(bar)
-                        if self._signals_of_all():
-                            self._exit()
+                        self._exit_if_signalled()
             finally:
                 self.model.eval()
                 end_workers(self._loader_in_use)
@@ -419,12 +421,12 @@ class Trainer:
         if not self.accelerator.is_main_process:
             yield
             return
-        import filelock
+        from filelock import Timeout
 
         with naming_file(self._lock.lock_file):
             try:
                 self._lock.acquire()
-            except filelock.Timeout:
+            except Timeout:
                 expected = f"to be the only process that trains in {self.output_dir}"
                 raise FileError(message("Trainer", expected, "another one")) from None
         try:
@@ -432,31 +434,27 @@ class Trainer:
         finally:
             self._lock.release()
 
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """Let torch compute as the configuration says."""
-        if not self.config.deterministic:
-            yield
-            return
-        cudnn = torch.backends.cudnn
-        before = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            cudnn.benchmark,
+    def _begin(self) -> None:
+        """Check that the run may begin where it is, and clear the way."""
+        self._check_same_place()
+        self._check_unused()
+        if self.accelerator.is_main_process:
+            with written_beside(self.output_dir / "training.json") as new:
+                new.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+            self._remove_later_checkpoints()
+            self._write_history()
+        self.accelerator.init_trackers(
+            "tensorboard",
+            # What was logged of steps that were lost is not to be drawn twice.
+            init_kwargs={"tensorboard": {"purge_step": self.progress.step + 1}},
         )
-        torch.use_deterministic_algorithms(True)
-        cudnn.benchmark = False  # would choose algorithms by the clock
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            cudnn.benchmark = before[2]
+        self._saved_at = time.monotonic()
 
     def _check_same_place(self) -> None:
-        """Refuse to train when processes have resumed from different checkpoints, or from none."""
-        place = torch.tensor([self.progress.epoch, self.progress.step])
-        places = self.accelerator.gather(place[None].to(self.accelerator.device)).tolist()
-        if any(one != places[0] for one in places):
+        """Refuse to train when processes have resumed from different checkpoints."""
+        place = torch.tensor([[self.progress.epoch, self.progress.step]])
+        places = self.accelerator.gather(place.to(self.accelerator.device)).tolist()
+        if any(other != places[0] for other in places):
             raise CheckpointError(
                 "Trainer: expected all processes to resume from one checkpoint, got "
                 + ", ".join(f"epoch {epoch} step {step}" for epoch, step in places)
@@ -467,25 +465,20 @@ class Trainer:
         """Refuse to begin a run where an earlier one would be lost: on all processes alike."""
         if self._replaces or self.progress.step:
             return
-        found = [self._folder.path.name] if self.checkpoints else []
+        earlier = [self._folder.path.name] if self.checkpoints else []
         if _read_history(self._history_file):
-            found.append(self._history_file.name)
-        if found:
+            earlier.append(self._history_file.name)
+        if earlier:
             expected = f"no earlier run in {self.output_dir}"
             hint = "Continue it with resume, replace it with overwrite=True, or use another folder."
-            raise FileError(message("Trainer", expected, ", ".join(found), hint))
+            raise FileError(message("Trainer", expected, ", ".join(earlier), hint))
 
-    def _begin_where_resumed(self) -> None:
-        """Remove what an earlier run, or a later part of this one, left: it would be resumed."""
-        progress = self.progress
+    def _remove_later_checkpoints(self) -> None:
+        """Remove those of an earlier run, or of a later part of this one: they would be resumed."""
         self._folder.clear_up()
-        later = {
-            path
-            for path in self.checkpoints
-            if progress.step == 0 or is_after(path, progress.epoch, _step_within(progress))
-        }
-        self._folder.keep(set(self.checkpoints) - later)
-        self._write_history()
+        epoch, step = self.progress.epoch, self.progress.step if self.progress.batch else 0
+        keep = [path for path in self.checkpoints if not is_after(path, epoch, step)]
+        self._folder.keep(keep if self.progress.step else [])
 
     def _train_epoch(self, bar: ProgressBar) -> None:
         progress, loader = self.progress, self.loader
@@ -506,14 +499,13 @@ class Trainer:
             progress.batch += 1
             weights = GatheredWeights(self._unwrapped) if self._is_sharded else self._unwrapped
             self.ema.update(weights, step=progress.step)
-            bar.advance(progress.losses[-1], batch)
+            bar.advance(progress.losses[-1], len(batch) * self.accelerator.num_processes)
             if progress.batch < len(self.loader):
-                stops, _ = self._agreed_wishes()
-                if stops:
+                if self._agreed_requests()[0]:
                     # Before saving: a worker that ends by itself would be an error.
                     end_workers(loader)
                     self.save_checkpoint()
-                    self._exit()
+                    self._exit_if_signalled()
                 if self._is_checkpoint_due():
                     self.save_checkpoint()
         if loader is not self.loader:
@@ -527,85 +519,69 @@ class Trainer:
         is_known = any(entry["epoch"] == progress.epoch for entry in self.history)
         if progress.batch or not progress.epoch or is_known:
             return
-        loss, learning_rate = progress.mean_loss(), self.optimizer.param_groups[0]["lr"]
-        entry: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
-        entry |= {"loss": loss, "learning_rate": learning_rate}
-        self._log({"loss": loss, "learning_rate": learning_rate})
-        bar.end_epoch(loss)
-        entry |= self._validate(bar)
-        self.history.append(entry)
+        logged = {
+            "loss": progress.mean_loss(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        self._log(logged)
+        bar.end_epoch(progress.epoch, self.config.epochs, logged["loss"])
+        metrics = self._validate(bar)
+        self.history.append(
+            {"epoch": progress.epoch, "step": progress.step, **logged, **metrics},
+        )
         self._write_history()
 
     def _log(self, values: dict[str, float]) -> None:
         with naming_file(self.output_dir / "tensorboard"):
             self.accelerator.log(values, step=self.progress.step)
 
-    @property
-    def _history_file(self) -> Path:
-        return self.output_dir / "history.json"
-
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
             with written_beside(self._history_file, durable=True) as new:
                 new.write_text(json.dumps(self.history, indent=1) + "\n")
 
-    def _wishes_here(self) -> tuple[bool, bool]:
+    def _own_requests(self) -> tuple[bool, bool]:
         """Tell whether this process was asked to stop, and whether its last checkpoint is old."""
         minutes = self.config.checkpoint_minutes
         is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        return self._stop.signal is not None, is_late
+        return self._guard.signal is not None, is_late
 
-    def _agreed_wishes(self) -> tuple[bool, bool]:
-        """Give the wishes of any process, which came with the last step: the same for all."""
+    def _agreed_requests(self) -> tuple[bool, bool]:
+        """Return requests raised by any process, as reduced in the last step."""
         if self.accelerator.num_processes == 1:
-            return self._wishes_here()
-        stops, is_late = self._wishes.read()
-        return stops > 0, is_late > 0
+            return self._own_requests()
+        stop, save = self._requests.read()
+        return stop > 0, save > 0
 
     def _is_checkpoint_due(self) -> bool:
-        _, is_late = self._agreed_wishes()
         steps = self.config.checkpoint_steps
-        return is_late or (steps is not None and self.progress.step % steps == 0)
+        is_due = steps is not None and self.progress.step % steps == 0
+        return is_due or self._agreed_requests()[1]
 
-    def _signals_of_all(self) -> list[int]:
-        """Give the signals that processes got, one of each at most; they wait for each other."""
-        here = torch.tensor([self._stop.signal or 0], device=self.accelerator.device)
-        return [number for number in self.accelerator.gather(here).tolist() if number]
-
-    def _exit(self) -> None:
-        raise SystemExit(exit_code(max(self._signals_of_all())))
+    def _exit_if_signalled(self) -> None:
+        """Exit if any process got a signal; all wait for each other, and exit alike."""
+        here = torch.tensor([self._guard.signal or 0], device=self.accelerator.device)
+        if number := int(self.accelerator.gather(here).max()):
+            raise SystemExit(128 + number)  # as shells report a process that a signal ended
 
     def _step(self, batch: MomentBatch) -> Tensor:
         """Take one step of the optimizer.
 
-        On a GPU the host is ahead of it, but for one wait: before the weights change, it waits
-        until the forward pass is done, to see its loss. The backward pass is under way by then. So
-        the gradient's norm is looked at a step later; till then, the optimizer itself leaves the
-        weights alone if it is not finite.
+        On a GPU the host runs ahead, but for one wait: before the weights change, it waits for the
+        forward pass, to see its loss. The backward pass is under way by then. So the gradient's
+        norm is looked at a step later; till then, the optimizer itself leaves the weights alone if
+        it is not finite.
         """
-        self._unwrapped.check_values(
-            batch.features,
-            batch.words,
-            batch.moments,
-            batch.clip_seconds,
-            batch.num_moments,
-            batch.num_clips,
-        )
+        features, words, _, *annotated = _inputs(batch)
+        self._unwrapped.check_values(features, words, *annotated)
         generators = self._generators(len(batch))
         batch = batch.to(self.accelerator.device, non_blocking=True)
+        # 1. forward
         with self._unwrapped.without_checks(), self.accelerator.autocast():
-            loss = self.model(
-                batch.features,
-                batch.words,
-                batch.num_words,
-                batch.moments,
-                batch.clip_seconds,
-                batch.num_moments,
-                batch.num_clips,
-                generators,
-            )
+            loss = self.model(*_inputs(batch), generators)
         weighted, loss = self._share_loss(loss, batch)
         on_host = HostCopy(loss)
+        # 2. backward
         self.accelerator.backward(weighted)
         (value,) = on_host.read()
         self._check_gradient()
@@ -617,6 +593,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         norm = gathered(norm)
         self._unchecked = _GradientNorm(HostCopy(norm), self.progress.step, batch)
+        # 3. update
         if not self._is_sharded:
             with _skipping_unless_finite(self.optimizer, norm):
                 self.optimizer.step()
@@ -626,27 +603,30 @@ class Trainer:
         return loss.detach()
 
     def _generators(self, queries: int) -> list[torch.Generator]:
-        """Make a source of timestep and noise a query: the same on any number of processes."""
+        """Make each query's source of timestep and noise: the same on any number of processes."""
         first = self._batches.rows(self.progress.batch).start
         first += self.progress.step * self._batches.size
         seed, device = self.config.seed, self.accelerator.device
         return [torch_generator_for(seed, first + row, device) for row in range(queries)]
 
     def _share_loss(self, loss: Tensor, batch: MomentBatch) -> tuple[Tensor, Tensor]:
-        """Weigh the loss so that gradients average to those of all processes' cells; give its mean.
+        """Weigh the loss so that gradients average to those of all processes' cells.
 
-        The loss is a mean over the process's own cells, and processes may differ in their number.
-        With these numbers goes what a process wishes to do after the step, for all to do it.
+        Each loss is a mean over its process's own cells, whose numbers differ. The requests of the
+        processes are reduced with these numbers.
+
+        Returns:
+            The weighted loss, and the mean over all processes' cells.
         """
         processes = self.accelerator.num_processes
         if processes == 1:
             return loss, loss
         cells = self._unwrapped.count_cells(batch.features, batch.num_clips)
-        # Numbers that are filled in, as a copy from the host would wait for the forward pass.
-        wishes = [cells.new_full((), int(wish)) for wish in self._wishes_here()]
-        total, *wishes = self.accelerator.reduce(torch.stack([cells, *wishes]), "sum").unbind()
-        self._wishes = HostCopy(torch.stack(wishes))
-        weighted = loss * (processes * cells / total)
+        # Filled in on the device: a copy from the host would wait for the forward pass.
+        requests = [cells.new_full((), int(request)) for request in self._own_requests()]
+        sums = self.accelerator.reduce(torch.stack([cells, *requests]), "sum")
+        self._requests = HostCopy(sums[1:])
+        weighted = loss * (processes * cells / sums[0])
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
     def _check_gradient(self) -> None:
@@ -672,24 +652,22 @@ class Trainer:
             )
 
     def _validate(self, bar: ProgressBar) -> dict[str, float]:
-        """Evaluate and draw the validation set, if that is due; return the metrics."""
+        """Evaluate and draw the validation set where that is due; return the metrics."""
         if self.validation is None:
             return {}
-        epoch, metrics = self.progress.epoch, {}
+        epoch, seed = self.progress.epoch, self.config.seed
+        metrics: dict[str, float] = {}
         if self.validate_every and epoch % self.validate_every == 0:
             result = evaluate(
-                self.ema_model,
-                self.validation,
-                seed=self.config.seed,
-                accelerator=self.accelerator,
+                self.ema_model, self.validation, seed=seed, accelerator=self.accelerator
             )
             metrics = result.metrics
             check_choice("Trainer", "best_metric", self.config.best_metric, metrics)
             self._log(metrics)
-            bar.report(result)
-        drawn = epoch % self.config.heat_map_every == 0 or epoch == self.config.epochs
-        if drawn and self.accelerator.is_main_process:
-            figure = draw_queries(self.ema_model, self.validation, [0], seed=self.config.seed)
+            bar.print("  ".join(f"{name} {value:.1f}" for name, value in metrics.items()))
+        is_drawn = epoch % self.config.heat_map_every == 0 or epoch == self.config.epochs
+        if is_drawn and self.accelerator.is_main_process:
+            figure = draw_queries(self.ema_model, self.validation, [0], seed=seed)
             tracker = self.accelerator.get_tracker("tensorboard")
             with naming_file(self.output_dir / "tensorboard"):
                 tracker.writer.add_figure("validation query", figure, self.progress.step)
@@ -698,7 +676,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _GradientNorm:
-    """The norm of a step's gradient, to be looked at later, and what it came of."""
+    """The norm of a step's gradient, to be looked at later, and the step's batch."""
 
     norm: HostCopy
     step: int
@@ -706,7 +684,26 @@ class _GradientNorm:
 
 
 @contextmanager
-def _skipping_unless_finite(optimizer: Any, norm: Tensor) -> Iterator[None]:
+def _algorithms(deterministic: bool) -> Iterator[None]:
+    """Let torch use deterministic algorithms only."""
+    if not deterministic:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = False  # would choose algorithms by the clock
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        cudnn.benchmark = benchmark
+
+
+@contextmanager
+def _skipping_unless_finite(optimizer: "AcceleratedOptimizer", norm: Tensor) -> Iterator[None]:
     """Let a step of the optimizer do nothing if a norm is not finite, without waiting for it.
 
     Fused optimizers can do that for gradient scalers, which use it themselves if there is one.
@@ -722,14 +719,15 @@ def _skipping_unless_finite(optimizer: Any, norm: Tensor) -> Iterator[None]:
         del plain.found_inf
 
 
+def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
+    """Arguments of `MapLocalizer.loss`."""
+    annotated = batch.moments, batch.clip_seconds, batch.num_moments, batch.num_clips
+    return batch.features, batch.words, batch.num_words, *annotated
+
+
 def _named(batch: MomentBatch) -> str:
-    """Name the queries and videos of a batch."""
     pairs = zip(batch.qids, batch.video_ids, strict=True)
     return "queries " + ", ".join(f"{qid} (video {video_id})" for qid, video_id in pairs)
-
-
-def _step_within(progress: Progress) -> int:
-    return progress.step if progress.batch else 0
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
@@ -737,24 +735,10 @@ def _read_history(path: Path) -> list[dict[str, float]]:
         entries = json.loads(path.read_text())
         return [entry for entry in entries if {"epoch", "step", "loss"} <= entry.keys()]
     except (OSError, ValueError, TypeError, AttributeError):
-        return []  # made anew where the checkpoint tells
+        return []  # written anew from the checkpoint
 
 
 def _refuse_code(models: list[Any], folder: str) -> None:
-    """Refuse a checkpoint that would run code: what is registered, accelerate just unpickles."""
+    """Refuse a checkpoint that would run code: accelerate unpickles what is registered."""
     for path in sorted(Path(folder).glob("custom_checkpoint_*.pkl")):
         load_tensors(path)
-
-
-def _check_writable(folder: Path) -> None:
-    # Now, rather than after the first epoch.
-    with written_beside(folder / ".writable") as new:
-        new.touch()
-    (folder / ".writable").unlink()
-
-
-def _plain_config(model: MapLocalizer) -> dict[str, Any]:
-    """Return the configuration of a model as JSON would hold it, without what diffusers adds."""
-    fields = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(fields))
-    return plain

@@ -1,0 +1,183 @@
+"""What a localizer answers to the queries of a data set, batch by batch."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from typing_extensions import Self
+
+from tmapdiff._core.checks import check_int
+from tmapdiff.data import MomentBatch, Prediction, collate_moments
+from tmapdiff.data._seeding import torch_generator_for
+from tmapdiff.data._sharing import share_of
+from tmapdiff.errors import ArgumentError
+from tmapdiff.evaluation.results import Evaluation
+from tmapdiff.maps import RankedMoments
+from tmapdiff.metrics import best_ious
+from tmapdiff.models import Localization, MapLocalizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def localize_all(
+    model: MapLocalizer,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    seed: int,
+    accelerator: "Accelerator | None",
+    sampling: Mapping[str, Any],
+    **reading: Any,
+) -> Iterator[tuple[MomentBatch, Localization]]:
+    """Localize this process's share of a data set; see `evaluate`."""
+    check_int("evaluate", "batch_size", batch_size, at_least=1)
+    check_int("evaluate", "seed", seed, at_least=0)
+    count = check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
+    model = model.evaluation_view()  # once for all batches
+    first = 0
+    if accelerator is not None:
+        share = share_of(count, accelerator.num_processes, accelerator.process_index)
+        dataset, first = Subset(dataset, share), share.start
+    for batch in whole_batches(dataset, batch_size):
+        positions = range(first, first + len(batch))
+        first += len(batch)
+        batch = batch.to(model.device)
+        yield batch, localize_batch(model, batch, positions, seed, sampling, **reading)
+
+
+def localize_batch(
+    model: MapLocalizer,
+    batch: MomentBatch,
+    positions: Iterable[int],
+    seed: int,
+    sampling: Mapping[str, Any],
+    **reading: Any,
+) -> Localization:
+    """Localize the queries at some positions of a data set, each with noise of its own."""
+    if model.is_generative:
+        generators = [torch_generator_for(seed, position) for position in positions]
+        reading |= {**sampling, "generator": generators}
+    else:
+        for name in ("num_inference_steps", "num_samples"):
+            if sampling.get(name) not in (None, 1):
+                raise ArgumentError(
+                    f"evaluate: expected one pass for a {type(model).__name__} that does not "
+                    f"sample, got {name} = {sampling[name]}."
+                )
+    return model.localize(
+        batch.features,
+        batch.words,
+        batch.num_words,
+        batch.clip_seconds,
+        num_clips=batch.num_clips,
+        durations=batch.durations,
+        **reading,
+    )
+
+
+def whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatch]:
+    for batch in batches(dataset, batch_size):
+        check_whole(batch)
+        yield batch
+
+
+def check_whole(batch: MomentBatch) -> None:
+    # A window is drawn around the annotated moment: it would give the answer away.
+    if batch.has_windows:
+        raise ArgumentError(
+            "evaluate: expected whole videos, got windows of them. "
+            "Pass whole_videos=True to MomentDataset."
+        )
+
+
+def batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+    # With a generator of its own: the loader would draw from torch's, and an evaluation between two
+    # epochs would change the noise of the second.
+    return DataLoader(
+        dataset, batch_size=batch_size, collate_fn=collate_moments, generator=torch.Generator()
+    )
+
+
+class Answers:
+    """Collects answers, and how sure and how right the best moment of each query is.
+
+    Like metrics, it is updated batch by batch, and nothing waits for the device until the end.
+    """
+
+    def __init__(self) -> None:
+        self.queries: list[tuple[int | str, str, str]] = []  # id, query and video
+        self.ranked: list[RankedMoments] = []
+        self.confidence: list[Tensor] = []
+        self.iou: list[Tensor] = []
+        self._began = time.perf_counter()
+
+    def update(
+        self,
+        batch: MomentBatch,
+        found: Localization,
+        truth: Tensor,
+        num_moments: Tensor | None = None,
+    ) -> None:
+        self.queries += zip(batch.qids, batch.queries, batch.video_ids, strict=True)
+        self.ranked.append(found.ranked)
+        self.confidence.append(found.confidence)
+        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0])
+
+    def on_cpu(self) -> Self:
+        copy = type(self)()
+        copy.queries = self.queries
+        copy.ranked = [
+            RankedMoments(ranked.moments.cpu(), ranked.scores.cpu(), ranked.valid.cpu())
+            for ranked in self.ranked
+        ]
+        copy.confidence = [scores.cpu() for scores in self.confidence]
+        copy.iou = [ious.cpu() for ious in self.iou]
+        return copy
+
+    @classmethod
+    def joined(cls, parts: Iterable["Answers"]) -> Self:
+        """Join those of several processes, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.queries += part.queries
+            whole.ranked += part.ranked
+            whole.confidence += part.confidence
+            whole.iou += part.iou
+            whole._began = min(whole._began, part._began)
+        return whole
+
+    def compute(self, metrics: dict[str, float]) -> Evaluation:
+        predictions = tuple(
+            Prediction(qid, query, video_id, windows)
+            for (qid, query, video_id), windows in zip(self.queries, self._windows(), strict=True)
+        )
+        seconds = time.perf_counter() - self._began
+        confidence, iou = torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
+        return Evaluation(metrics, predictions, seconds, confidence, iou)
+
+    def _windows(self) -> Iterator[tuple[tuple[float, float, float], ...]]:
+        for ranked in self.ranked:
+            rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1)
+            for row, valid in zip(rows.tolist(), ranked.valid.tolist(), strict=True):
+                yield tuple(
+                    (start, end, score)
+                    for (start, end, score), is_valid in zip(row, valid, strict=True)
+                    if is_valid
+                )
+
+
+def of_all_processes(accelerator: "Accelerator | None", *parts: Any) -> tuple[Any, ...]:
+    """Join what each process collected of its share; shares lie one after another."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return parts
+    from accelerate.utils import gather_object
+
+    gathered = gather_object([tuple(part.on_cpu() for part in parts)])
+    return tuple(
+        type(part).joined(of_processes)
+        for part, of_processes in zip(parts, zip(*gathered, strict=True), strict=True)
+    )
