@@ -77,6 +77,7 @@ def can_unshare() -> bool:
     return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
 
 
+@pytest.mark.process
 def test_imports_and_localization_need_no_network_and_tell_nobody(tmp_path):
     # In a network of its own, with nothing in it, where the machine allows that.
     before = ("unshare", "-rn") if can_unshare() else ()
@@ -86,6 +87,7 @@ def test_imports_and_localization_need_no_network_and_tell_nobody(tmp_path):
     assert done.stdout.splitlines()[-2:] == ["5 moments", "None 0"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     not can_unshare(), reason="this machine does not let processes leave its network"
 )

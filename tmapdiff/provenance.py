@@ -15,7 +15,7 @@ def describe_run(folder: str | None = None) -> dict[str, Any]:
     """Describe the software and machine of this process, in a form that JSON can hold.
 
     Args:
-        folder: A folder of the git checkout whose commit counts. The working folder, if None.
+        folder: A folder of the git checkout whose commit counts. Defaults to the working folder.
 
     Returns:
         `versions` of Python and packages (None where one is not installed); `git_commit`, with
@@ -41,9 +41,9 @@ def _version(package: str) -> str | None:
 def _git_commit(folder: str | None) -> str | None:
     try:
         git = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        found = subprocess.run(
-            git, cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        commit = subprocess.check_output(
+            git, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return commit.strip() or None

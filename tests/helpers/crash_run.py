@@ -5,7 +5,6 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -78,36 +77,19 @@ def settle() -> None:
 
 def make_trainer(folder: Path, **changes: Any) -> Any:
     """Make a trainer of windows, with dropout, moving averages and validation."""
-    import torch
+    from helpers.training import make_dataset, make_model
 
-    from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
-    from tmapdiff.data import SyntheticActivities
-    from tmapdiff.training import TrainingConfig
+    from tmapdiff.training import Trainer, TrainingConfig
 
-    data = SyntheticActivities(num_videos=8)
-    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes, feature_dim=16)
-    vocabulary = Vocabulary.from_sentences(item.query for item in data.annotations)
     # The videos are longer than 8 clips of 2 seconds: windows are drawn.
-    windows = MomentDataset(data.annotations, store, vocabulary, 8, clip_seconds=2.0)
-    whole = MomentDataset(
-        data.annotations, store, vocabulary, 8, clip_seconds=2.0, whole_videos=True, clip_multiple=2
-    )
-    torch.manual_seed(0)
-    preset = replace(
-        PRESETS["tiny"],
-        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
-        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1, "dropout": 0.1},
-        decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3], "dropout": 0.1},
-    )
-    model = preset.build(vocabulary_size=len(vocabulary), clip_channels=16)
+    windows = make_dataset(8, clip_seconds=2.0)
     fields = {"epochs": 3, "batch_size": 8, "seed": 1, "heat_map_every": 100, **changes}
     return Trainer(
-        model,
+        make_model(windows),
         windows,
         TrainingConfig(**fields),
         folder,
-        validation=whole,
-        validate_every=1,
+        validation=make_dataset(8, clip_seconds=2.0, whole_videos=True, clip_multiple=2),
         device="cpu",
         show_progress=False,
     )

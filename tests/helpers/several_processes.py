@@ -3,45 +3,20 @@
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from helpers import crash_run
+from helpers.training import make_dataset, make_model
 from torch.utils.data import Subset
 
-from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Trainer, Vocabulary
+from tmapdiff import Trainer
 from tmapdiff._core.files import written_beside
-from tmapdiff.data import SyntheticActivities
 from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.evaluation import evaluate
-from tmapdiff.models import MS2DTAN, MapLocalizer
 from tmapdiff.training import TrainingConfig
-
-
-def make_dataset(videos: int = 8, clip_seconds: float | None = None) -> MomentDataset:
-    data = SyntheticActivities(num_videos=videos)
-    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes, feature_dim=16)
-    vocabulary = Vocabulary.from_sentences(item.query for item in data.annotations)
-    return MomentDataset(
-        data.annotations, store, vocabulary, num_clips=8, clip_seconds=clip_seconds, clip_multiple=2
-    )
-
-
-def make_model(dataset: MomentDataset, kind: str = "diffusion") -> MapLocalizer:
-    torch.manual_seed(0)
-    preset = replace(
-        PRESETS["tiny"],
-        grid={"num_clips": 8, "num_anchors": 4, "num_scales": 2},
-        # Of 64 bits, in which rounding is no excuse.
-        encoder={"channels": 8, "word_channels": 8, "num_text_layers": 1},
-        decoder={"channels": 8, "time_channels": 8, "kernel_sizes": [3]},
-    )
-    fields = {"vocabulary_size": len(dataset.vocabulary), "clip_channels": 16}
-    model = preset.build_ms2dtan(**fields) if kind == MS2DTAN.__name__ else preset.build(**fields)
-    return model.double()
 
 
 def train(
@@ -49,26 +24,19 @@ def train(
     batch_size: int,
     queries: int = 20,
     clip_seconds: float | None = None,
-    kind: str = "diffusion",
     resume: bool = False,
     **changes: Any,
 ) -> Trainer:
-    dataset = make_dataset(clip_seconds=clip_seconds)
+    dataset = make_dataset(8, clip_seconds=clip_seconds, clip_multiple=2)
     fields = {"epochs": 2, "seed": 1, "learning_rate": 1e-2, "heat_map_every": 9, **changes}
     config = TrainingConfig(batch_size=batch_size, **fields)
-    model = make_model(dataset, kind)
-    if config.mixed_precision != "no":
-        model.float()
+    model = make_model(dataset, dropout=0.0)
+    if config.mixed_precision == "no":
+        model.double()  # in which rounding is no excuse
     some = Subset(dataset, range(queries))
     some.store = dataset.store  # type: ignore[attr-defined]
     trainer = Trainer(
-        model,
-        some,
-        config,
-        folder,
-        validation=dataset,
-        validate_every=2,
-        device="cpu",
+        model, some, config, folder, validation=dataset, validate_every=2, device="cpu"
     )
     if resume:
         trainer.resume()
@@ -84,10 +52,10 @@ def train(
 
 
 def evaluate_queries(folder: Path, queries: int) -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(8)
     repeated = Subset(dataset, [index % len(dataset) for index in range(queries)])
     accelerator = Accelerator(cpu=True)
-    model = make_model(dataset).eval()
+    model = make_model(dataset, dropout=0.0).double().eval()
     found = evaluate(model, repeated, batch_size=4, accelerator=accelerator)
     result = {
         "qids": [one.qid for one in found.predictions],

@@ -1,12 +1,15 @@
 """Training and evaluation on several processes give what one process gives."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
 import torch
 from helpers.processes import run_processes
 from helpers.several_processes import evaluate_queries, train
+
+pytestmark = pytest.mark.process
 
 
 def run_training(folder, count, batch_size, **options):
@@ -20,18 +23,15 @@ def run_evaluation(folder, count, queries):
     return [json.loads(path.read_text()) for path in paths]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        # The last batch of 8 has 5 queries: shares of 2 and 3.
-        pytest.param({"queries": 21}, id="diffusion, batch normalisation, unequal shares"),
-        # Videos of unequal length have unequal numbers of valid cells.
-        pytest.param({"queries": 16, "clip_seconds": 6}, id="videos of unequal length"),
-    ],
-)
-def test_two_processes_train_as_one(tmp_path, options):
-    one, _ = run_training(tmp_path / "one", 1, 8, **options)
-    two, printed = run_training(tmp_path / "two", 2, 4, **options)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes make of 21 queries, and where."""
+    # The last batch of 8 has 5 queries: shares of 2 and 3.
+    folder = tmp_path_factory.mktemp("two")
+    return *run_training(folder, 2, 4, queries=21), folder
+
+
+def assert_trained_alike(two, one):
     assert len(two["losses"]) == len(one["losses"]) >= 4
     torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-6, atol=0)
     for which in ("raw", "ema"):
@@ -40,21 +40,33 @@ def test_two_processes_train_as_one(tmp_path, options):
             # Adam divides by gradients: where one is rounding alone, it moves weights all the same.
             torch.testing.assert_close(two[which][name], value, rtol=1e-5, atol=1e-7, msg=name)
     assert two["history"][-1]["mIoU"] == pytest.approx(one["history"][-1]["mIoU"], rel=1e-4)
+
+
+def test_two_processes_train_as_one(two, tmp_path):
+    found, printed, folder = two
+    assert_trained_alike(found, run_training(tmp_path, 1, 8, queries=21)[0])
     # Logged once, and saved once.
     assert printed.count("epoch 1/2") == 1
-    assert len(list((tmp_path / "two" / "tensorboard").rglob("events.*"))) == 1
-    assert not list((tmp_path / "two" / "checkpoints").glob(".*"))
-    saved = [path.name for path in (tmp_path / "two" / "checkpoints").glob("*/model*")]
-    assert len(saved) == 2
+    assert len(list((folder / "tensorboard").rglob("events.*"))) == 1
+    assert not list((folder / "checkpoints").glob(".*"))
+    assert len(list((folder / "checkpoints").glob("*/model*"))) == 2
 
 
-def test_what_several_processes_saved_is_resumed(tmp_path):
-    whole, _ = run_training(tmp_path / "run", 2, 4, queries=21)
-    newest = max((tmp_path / "run" / "checkpoints").glob("*"))
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()
-    resumed, _ = run_training(tmp_path / "run", 2, 4, queries=21, resume=True)
+def test_two_processes_train_on_videos_of_unequal_length_as_one(tmp_path):
+    # Which have unequal numbers of valid cells.
+    one, other = (
+        run_training(tmp_path / str(count), count, 8 // count, queries=16, clip_seconds=6)[0]
+        for count in (1, 2)
+    )
+    assert_trained_alike(other, one)
+
+
+def test_what_several_processes_saved_is_resumed(two, tmp_path):
+    whole, _, folder = two
+    parts = tmp_path / "parts"
+    shutil.copytree(folder, parts)
+    shutil.rmtree(max((parts / "checkpoints").glob("*")))
+    resumed, _ = run_training(parts, 2, 4, queries=21, resume=True)
     assert len(resumed["losses"]) == len(whole["losses"]) / 2
     for name, value in whole["raw"].items():
         assert torch.equal(resumed["raw"][name], value), name

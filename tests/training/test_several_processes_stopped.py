@@ -11,7 +11,10 @@ import pytest
 from helpers.processes import end_processes, run_processes, start_processes
 from helpers.several_processes import train_apart, train_slowly, train_to_the_end
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(sys.platform == "win32", reason="no such signals"),
+]
 RUN = {"batch_size": 8, "epochs": 2}
 SECONDS = 60  # much more than what ends takes, much less than what waits for ever
 

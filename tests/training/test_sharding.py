@@ -61,6 +61,7 @@ def train(folder, variables, **options):
     return torch.load(folder / "found.pt", weights_only=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_training_in_shards_is_as_without(tmp_path, precision):
     _, variables = launch("fsdp2.yaml")
@@ -87,6 +88,7 @@ def test_training_in_shards_is_as_without(tmp_path, precision):
         assert resumed["history"] == shards["history"]
 
 
+@pytest.mark.process
 def test_gradients_that_are_not_finite_end_training(tmp_path):
     _, variables = launch("fsdp2.yaml")
     run_processes(spoil_gradients_in_shards, 2, tmp_path / "logs", tmp_path, variables)

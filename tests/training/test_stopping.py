@@ -73,6 +73,7 @@ time.sleep(20)
 """
 
 
+@pytest.mark.process
 def test_workers_outlive_signals_for_a_while():
     command = [sys.executable, "-c", WORKER, "0.3"]
     worker = start_program(command, stdout=subprocess.PIPE)

@@ -1,11 +1,14 @@
 """Running a localizer over a data set: metrics, predictions, and the best constant answer."""
 
-from tmapdiff.evaluation.controls import evaluate_oracle, evaluate_prior, fit_moment_prior
+from tmapdiff.evaluation.controls import (
+    evaluate_oracle,
+    evaluate_predictions,
+    evaluate_prior,
+    fit_moment_prior,
+)
 from tmapdiff.evaluation.didemo import evaluate_didemo, evaluate_didemo_prior
 from tmapdiff.evaluation.drawing import draw_queries
-from tmapdiff.evaluation.predictions import evaluate_predictions
-from tmapdiff.evaluation.results import Evaluation
-from tmapdiff.evaluation.runner import evaluate
+from tmapdiff.evaluation.runner import Evaluation, evaluate
 
 __all__ = [  # noqa: RUF022  in the order the data flows
     "evaluate",

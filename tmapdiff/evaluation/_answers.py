@@ -14,7 +14,6 @@ from tmapdiff.data import MomentBatch, Prediction, collate_moments
 from tmapdiff.data._seeding import torch_generator_for
 from tmapdiff.data._sharing import share_of
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation.results import Evaluation
 from tmapdiff.maps import RankedMoments
 from tmapdiff.metrics import best_ious
 from tmapdiff.models import Localization, MapLocalizer
@@ -30,8 +29,7 @@ def localize_all(
     batch_size: int,
     seed: int,
     accelerator: "Accelerator | None",
-    sampling: Mapping[str, Any],
-    **reading: Any,
+    **options: Any,
 ) -> Iterator[tuple[MomentBatch, Localization]]:
     """Localize this process's share of a data set; see `evaluate`."""
     check_int("evaluate", "batch_size", batch_size, at_least=1)
@@ -46,7 +44,7 @@ def localize_all(
         positions = range(first, first + len(batch))
         first += len(batch)
         batch = batch.to(model.device)
-        yield batch, localize_batch(model, batch, positions, seed, sampling, **reading)
+        yield batch, localize_batch(model, batch, positions, seed, options)
 
 
 def localize_batch(
@@ -54,19 +52,19 @@ def localize_batch(
     batch: MomentBatch,
     positions: Iterable[int],
     seed: int,
-    sampling: Mapping[str, Any],
-    **reading: Any,
+    options: Mapping[str, Any],
 ) -> Localization:
     """Localize the queries at some positions of a data set, each with noise of its own."""
+    options = dict(options)
     if model.is_generative:
-        generators = [torch_generator_for(seed, position) for position in positions]
-        reading |= {**sampling, "generator": generators}
+        options["generator"] = [torch_generator_for(seed, position) for position in positions]
     else:
+        options.pop("eta", None)
         for name in ("num_inference_steps", "num_samples"):
-            if sampling.get(name) not in (None, 1):
+            if (value := options.pop(name, None)) not in (None, 1):
                 raise ArgumentError(
                     f"evaluate: expected one pass for a {type(model).__name__} that does not "
-                    f"sample, got {name} = {sampling[name]}."
+                    f"sample, got {name} = {value}."
                 )
     return model.localize(
         batch.features,
@@ -75,7 +73,7 @@ def localize_batch(
         batch.clip_seconds,
         num_clips=batch.num_clips,
         durations=batch.durations,
-        **reading,
+        **options,
     )
 
 
@@ -86,7 +84,7 @@ def whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatc
 
 
 def check_whole(batch: MomentBatch) -> None:
-    # A window is drawn around the annotated moment: it would give the answer away.
+    # A window is drawn around the annotated moment, and would give the answer away.
     if batch.has_windows:
         raise ArgumentError(
             "evaluate: expected whole videos, got windows of them. "
@@ -150,14 +148,14 @@ class Answers:
             whole._began = min(whole._began, part._began)
         return whole
 
-    def compute(self, metrics: dict[str, float]) -> Evaluation:
+    def compute(self) -> tuple[tuple[Prediction, ...], float, Tensor, Tensor]:
+        """Return predictions, the seconds they took, confidence and IoU, as in `Evaluation`."""
         predictions = tuple(
             Prediction(qid, query, video_id, windows)
             for (qid, query, video_id), windows in zip(self.queries, self._windows(), strict=True)
         )
         seconds = time.perf_counter() - self._began
-        confidence, iou = torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
-        return Evaluation(metrics, predictions, seconds, confidence, iou)
+        return predictions, seconds, torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
 
     def _windows(self) -> Iterator[tuple[tuple[float, float, float], ...]]:
         for ranked in self.ranked:

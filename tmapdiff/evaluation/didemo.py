@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
-from tmapdiff.evaluation.results import Evaluation
+from tmapdiff.evaluation.runner import Evaluation
 from tmapdiff.maps import MultiScaleMapSampler, rank_candidates
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
 from tmapdiff.models import MapLocalizer, Ranking
@@ -66,11 +66,9 @@ def evaluate_didemo(
         batch_size=batch_size,
         seed=seed,
         accelerator=accelerator,
-        sampling={
-            "num_inference_steps": num_inference_steps,
-            "num_samples": num_samples,
-            "eta": eta,
-        },
+        num_inference_steps=num_inference_steps,
+        num_samples=num_samples,
+        eta=eta,
         ranking=ranking,
         nms_threshold=nms_threshold,
     ):
@@ -90,7 +88,8 @@ def evaluate_didemo(
         metrics.update(found.ranked, consensus)
         answers.update(batch, found, consensus)
     official, metrics, answers = of_all_processes(accelerator, official, metrics, answers)
-    return answers.compute(metrics.compute() | official.compute())  # which has an mIoU of its own
+    # The official mIoU takes the place of the other.
+    return Evaluation(metrics.compute() | official.compute(), *answers.compute())
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:

@@ -42,8 +42,8 @@ def draw_queries(
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     check_whole(batch)
-    sampling = {"num_inference_steps": num_inference_steps}
-    found = localize_batch(model, batch, positions, seed, sampling)
+    options = {"num_inference_steps": num_inference_steps}
+    found = localize_batch(model, batch, positions, seed, options)
     grid, ranked = found.grid, found.ranked
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(maps) for maps in iou_maps])

@@ -1,17 +1,45 @@
 """Running a localizer over a data set."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from tmapdiff.data import Prediction
 from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
-from tmapdiff.evaluation.results import Evaluation
 from tmapdiff.metrics import LocalizationMetrics
 from tmapdiff.models import MapLocalizer, Ranking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics in percent, the predictions behind them, and how long they took.
+
+    Attributes:
+        metrics: `Rank1@0.5` and the like, and `mIoU`, in percent.
+        predictions: One per query, in the data set's order.
+        seconds: Wall time, including the reading of features.
+        confidence: Score of each query's best moment, (Q,).
+        iou: IoU of each query's best moment with the annotated one, for DiDeMo with the annotators'
+            consensus, (Q,): with `confidence`, the input of `CalibrationMetrics` and
+            `plot_calibration`.
+    """
+
+    metrics: dict[str, float]
+    predictions: tuple[Prediction, ...]
+    seconds: float
+    confidence: Tensor = field(compare=False)
+    iou: Tensor = field(compare=False)
+
+    @property
+    def queries_per_second(self) -> float:
+        """Queries localized per second."""
+        return len(self.predictions) / self.seconds
 
 
 def evaluate(
@@ -63,11 +91,9 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         accelerator=accelerator,
-        sampling={
-            "num_inference_steps": num_inference_steps,
-            "num_samples": num_samples,
-            "eta": eta,
-        },
+        num_inference_steps=num_inference_steps,
+        num_samples=num_samples,
+        eta=eta,
         top_n=top_n,
         ranking=ranking,
         nms_threshold=nms_threshold,
@@ -77,4 +103,4 @@ def evaluate(
         if on_batch is not None:
             on_batch(len(batch))
     metrics, answers = of_all_processes(accelerator, metrics, answers)
-    return answers.compute(metrics.compute())
+    return Evaluation(metrics.compute(), *answers.compute())

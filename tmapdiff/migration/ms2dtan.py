@@ -1,7 +1,7 @@
 """MS-2D-TAN: its experiment files become configurations, its checkpoints models."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tmapdiff._core.checks import (
     message,
     require,
 )
+from tmapdiff._core.configs import flatten
 from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff._core.numbers import parse_number
 from tmapdiff.data import (
@@ -48,8 +49,8 @@ class NotCarried:
         field: Its dotted name.
         value: Its value.
         reason: Why, or what takes its place.
-        of_model: Whether it makes the file's model another function than ours, so that the file's
-            weights cannot be used.
+        of_model: Whether it makes the file's model another function than ours, which cannot use its
+            weights.
     """
 
     field: str
@@ -101,8 +102,8 @@ class MS2DTANExperiment:
 
     @property
     def report(self) -> str:
-        """What was not carried over, a line a field."""
-        return "\n".join(str(one) for one in self.not_carried)
+        """What was not carried over, one line per field."""
+        return "\n".join(map(str, self.not_carried))
 
     def build_ms2dtan(self, vocabulary_size: int) -> MS2DTAN:
         """Make the file's model with random weights.
@@ -209,11 +210,9 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     Source: Zhang et al., arXiv 2012.02646; MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
     """
     if isinstance(source, Mapping):
-        fields = _Fields("ms2dtan_config", source)
-        name = "in memory"
+        fields, name = _Fields("ms2dtan_config", source), "in memory"
     else:
-        fields = _Fields(str(source), _read_yaml(Path(source)))
-        name = Path(source).name
+        fields, name = _Fields(str(source), _read_yaml(Path(source))), Path(source).name
 
     grid, features_per_clip = _read_grid(fields)
     encoder, kernel_sizes, clip_channels = _read_model(fields)
@@ -221,8 +220,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     channels = encoder["channels"]
     clip_seconds = seconds_per_feature = None
     if fields.take("DATASET.SLIDING_WINDOW", False):
-        unit = _number(fields.take("DATASET.TIME_UNIT"))
-        seconds_per_feature = check_range(fields.who, "DATASET.TIME_UNIT", unit, 0, open_low=True)
+        seconds_per_feature = fields.positive("DATASET.TIME_UNIT")
         clip_seconds = seconds_per_feature * features_per_clip
     else:
         fields.expect("DATASET.TIME_UNIT", None, "clips divide each video equally")
@@ -236,9 +234,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     training = TrainingConfig(
         epochs=fields.take("TRAIN.MAX_EPOCH", 20),
         batch_size=fields.take("TRAIN.BATCH_SIZE", 4),
-        learning_rate=check_range(
-            fields.who, "OPTIM.PARAMS.LR", _number(fields.take("OPTIM.PARAMS.LR")), 0, open_low=True
-        ),
+        learning_rate=fields.positive("OPTIM.PARAMS.LR"),
         weight_decay=0.0,  # AdamW without it is Adam
     )
     fields.expect("TRAIN.SHUFFLE", True, "Trainer always shuffles")
@@ -264,9 +260,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         seconds_per_feature=seconds_per_feature,
         ranks=tuple(check_sizes(fields.who, "TEST.RECALL", fields.take("TEST.RECALL", [1, 5]))),
         thresholds=_read_thresholds(fields),
-        test_batch_size=check_int(
-            fields.who, "TEST.BATCH_SIZE", fields.take("TEST.BATCH_SIZE", 1), at_least=1
-        ),
+        test_batch_size=fields.size("TEST.BATCH_SIZE", 1),
         checkpoint=Path(str(checkpoint)) if checkpoint else None,
         not_carried=fields.not_carried(),
     )
@@ -286,14 +280,14 @@ def load_ms2dtan(
         config: The experiment file that the checkpoint was trained with.
         checkpoint: The weights, `epoch....pkl`. They are read as weights: no code in them runs.
         glove: Vectors of `glove.6B.300d.txt`, or that file.
-        vocabulary: The words to know. All of GloVe's, if None: 400,000 take 480 MB.
+        vocabulary: The words to know. Defaults to all of GloVe's: 400,000, which take 480 MB.
 
     Returns:
         The model, in evaluation mode, and the vocabulary to encode queries with.
 
     Raises:
         FileError: If a file is missing or cannot be read.
-        ConfigError: If the experiment's model has what ours has not, or its words are of another
+        ConfigError: If the experiment's model has what ours lacks, or its words are of another
             width than GloVe's vectors; or as `ms2dtan_config`.
         ArgumentError: As `ms2dtan_config`.
         CheckpointError: If the file holds no weights, or those of another model.
@@ -313,7 +307,7 @@ def load_ms2dtan(
     if glove.vectors.shape[1] != word_channels:
         expected = f"word vectors of {word_channels} numbers"
         raise ConfigError(message(who, expected, glove.vectors.shape[1]))
-    held = sum(one.numel() * one.element_size() for one in [*weights.values(), glove.vectors])
+    held = sum(tensor.nbytes for tensor in [*weights.values(), glove.vectors])
     check_declared_bytes(who, held, lambda: experiment.build_ms2dtan(len(vocabulary)))
     model = experiment.build_ms2dtan(len(vocabulary))
     model.load_public_state_dict(weights)
@@ -372,7 +366,7 @@ class _Fields:
 
     def __init__(self, who: str, content: Mapping[str, Any]) -> None:
         self.who = who
-        self._values = dict(_flat(content))
+        self._values = dict(flatten(content))
         self._left: list[NotCarried] = []
 
     def take(self, name: str, default: Any = _MISSING) -> Any:
@@ -381,6 +375,12 @@ class _Fields:
         if value is _MISSING:
             raise ConfigError(message(self.who, f"the field {name}", "none"))
         return value
+
+    def size(self, name: str, default: Any = _MISSING) -> int:
+        return check_int(self.who, name, self.take(name, default), at_least=1)
+
+    def positive(self, name: str) -> float:
+        return check_range(self.who, name, _number(self.take(name)), 0, open_low=True)
 
     def leave(self, name: str, value: Any, reason: str, of_model: bool = False) -> None:
         """Report a field as not carried over."""
@@ -393,22 +393,13 @@ class _Fields:
             self.leave(name, value, reason, of_model)
 
     def not_carried(self) -> tuple[NotCarried, ...]:
-        """All that was left, what nobody asked for included."""
+        """All that was left, including what nobody asked for."""
         for name, value in self._values.items():
             # What a layer of the model is told is never without effect.
-            unknown = "there is no such thing here"
-            of_model = name.startswith("MODEL.")
-            self.leave(name, value, _LEFT.get(name, unknown), of_model)
+            reason = _LEFT.get(name, "there is no such thing here")
+            self.leave(name, value, reason, of_model=name.startswith("MODEL."))
         self._values = {}
         return tuple(self._left)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -427,9 +418,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise FileError(message("ms2dtan_config", f"a file {path}", "no such file")) from None
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
-    # Deep nesting ends in a RecursionError, and bytes that are no text in a ValueError.
     except ConfigError:
         raise
+    # Deep nesting ends in a RecursionError, and bytes that are no text in a ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(message(str(path), "yaml", first_line(error))) from error
     if not isinstance(content, Mapping):
@@ -438,16 +429,14 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
-    """Fields of `MapGrid`, and features a clip."""
+    """Fields of `MapGrid`, and features per clip."""
     who = fields.who
     sizes = {}
     for name in ("DATASET.OUTPUT_NUM_CLIPS", "DATASET.NUM_ANCHORS", _LAYERS):
         value = fields.take(name)
         sizes[name] = check_sizes(who, name, [value] if isinstance(value, int) else value)
-    scales = check_int(
-        who, "MODEL.PARAMS.NUM_SCALES", fields.take("MODEL.PARAMS.NUM_SCALES"), at_least=1
-    )
-    num_clips, num_anchors = (value[0] for value in list(sizes.values())[:2])
+    scales = fields.size("MODEL.PARAMS.NUM_SCALES")
+    num_clips, num_anchors, _ = (value[0] for value in sizes.values())
     # Coarse scales take half of their durations from the scale before.
     halves = [num_clips // 2**scale for scale in range(scales)]
     layers = [num_anchors] + [num_anchors // 2] * (scales - 1)
@@ -456,7 +445,7 @@ def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
         if found != wanted:
             raise ConfigError(message(who, f"{name} to be {wanted}", found))
     inputs = fields.take("DATASET.INPUT_NUM_CLIPS")
-    stride = check_int(who, f"{_CLIP}.STRIDE", fields.take(f"{_CLIP}.STRIDE", 1), at_least=1)
+    stride = fields.size(f"{_CLIP}.STRIDE", 1)
     if inputs != num_clips * stride:
         expected = f"DATASET.INPUT_NUM_CLIPS to be {num_clips} clips of {stride} features"
         raise ConfigError(message(who, expected, inputs))
@@ -469,14 +458,11 @@ def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
 def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
     """Fields of `MultimodalEncoder`, kernels of the map convolutions, and channels of a clip."""
     who = fields.who
-
-    def size(name: str) -> int:
-        return check_int(who, name, fields.take(name), at_least=1)
-
-    channels = size(f"{_CLIP}.HIDDEN_SIZE")
+    channels = fields.size(f"{_CLIP}.HIDDEN_SIZE")
     kernel_sizes = check_sizes(who, f"{_MAP}.KERNEL_SIZES", fields.take(f"{_MAP}.KERNEL_SIZES"))
     layers = len(kernel_sizes)
     same = "all layers have the same channels here"
+    keeps_size = "convolutions over the map keep its size here"
     for name in (
         "MODEL.PROP_MODULE.PARAMS.HIDDEN_SIZE",
         f"{_FUSION}.HIDDEN_SIZE",
@@ -495,12 +481,8 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
         (f"{_FUSION}.TXT_ENCODER.BIDIRECTIONAL", True, "the LSTM reads both ways here"),
         ("MODEL.MAP_MODULE.NAME", "MapGatedConv", "convolutions over the map are gated here"),
         (f"{_MAP}.HIDDEN_SIZES", [channels] * layers, same),
-        (f"{_MAP}.STRIDES", [1] * layers, "convolutions over the map keep its size here"),
-        (
-            f"{_MAP}.PADDINGS",
-            [kernel // 2 for kernel in kernel_sizes],
-            "convolutions over the map keep its size here",
-        ),
+        (f"{_MAP}.STRIDES", [1] * layers, keeps_size),
+        (f"{_MAP}.PADDINGS", [kernel // 2 for kernel in kernel_sizes], keeps_size),
         (f"{_MAP}.DILATIONS", [1] * layers, "convolutions over the map are not dilated here"),
     ):
         fields.expect(name, expected, reason, of_model=True)
@@ -512,12 +494,12 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
         fields.leave(name, value, f"map layers are {', '.join(_MAP_LAYERS)} here", of_model=True)
     encoder = {
         "channels": channels,
-        "word_channels": size(f"{_FUSION}.TXT_INPUT_SIZE"),
-        "num_text_layers": size(f"{_FUSION}.TXT_ENCODER.NUM_LAYERS"),
+        "word_channels": fields.size(f"{_FUSION}.TXT_INPUT_SIZE"),
+        "num_text_layers": fields.size(f"{_FUSION}.TXT_ENCODER.NUM_LAYERS"),
         "train_words": False,
         "map_layer": _MAP_LAYERS.get(value, "conv"),
     }
-    return encoder, kernel_sizes, size(f"{_CLIP}.INPUT_SIZE")
+    return encoder, kernel_sizes, fields.size(f"{_CLIP}.INPUT_SIZE")
 
 
 def _read_objective(fields: _Fields) -> str:
@@ -552,7 +534,7 @@ def _read_weights(who: str, path: Path) -> dict[str, Tensor]:
         raise FileError(message(who, f"a file {path}", "no such file"))
     weights = load_tensors(path)
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(one, Tensor) for name, one in weights.items()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
         raise CheckpointError(message(who, f"weights by name in {path}", type(weights).__name__))
     return weights
