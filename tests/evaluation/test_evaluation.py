@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.assertions import refuses
 from helpers.pictures import drawn_bars
+from helpers.training import make_dataset, make_model
 
 from tmapdiff import (
     PRESETS,
@@ -21,7 +22,6 @@ from tmapdiff.data import (
     Annotation,
     AnnotationSet,
     Prediction,
-    SyntheticActivities,
     SyntheticDiDeMo,
     collate_moments,
     keep_consensus,
@@ -46,32 +46,12 @@ GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 
 @pytest.fixture(scope="module")
 def dataset() -> MomentDataset:
-    data = SyntheticActivities(num_videos=4, split="test")
-    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes, feature_dim=16)
-    vocabulary = Vocabulary.from_sentences(item.query for item in data.annotations)
-    return MomentDataset(data.annotations, store, vocabulary, num_clips=8)
+    return make_dataset(4, "test")
 
 
 @pytest.fixture(scope="module")
 def model(dataset) -> MomentLocalizer:
-    torch.manual_seed(0)
-    model = MomentLocalizer(
-        encoder_config={
-            **GRID,
-            "vocabulary_size": len(dataset.vocabulary),
-            "clip_channels": 16,
-            "channels": 8,
-            "word_channels": 8,
-            "num_text_layers": 1,
-        },
-        decoder_config={
-            **GRID,
-            "feature_channels": 8,
-            "channels": 8,
-            "time_channels": 8,
-            "kernel_sizes": [3],
-        },
-    )
+    model = make_model(dataset, dropout=0.0)
     with torch.no_grad():
         for decoder in model.decoder.decoders:
             decoder.head.bias.fill_(0.5)  # far from where scores are clipped
@@ -110,6 +90,12 @@ def test_batch_size_does_not_matter_and_the_seed_does(model, dataset):
     assert len(scores.unique()) == len(scores)
 
 
+def twin(kind, model: MomentLocalizer, **changes):
+    """A model of another kind with the configuration of a model."""
+    fields = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    return kind(**{**fields, **changes})
+
+
 def test_model_keeps_its_mode_and_progress_is_reported(model, dataset):
     seen = []
     model.train()
@@ -119,10 +105,12 @@ def test_model_keeps_its_mode_and_progress_is_reported(model, dataset):
     model.eval()
 
 
-@pytest.mark.parametrize("name", ["batch_size", "seed"])
-def test_arguments_out_of_range_are_refused(model, dataset, name):
-    with pytest.raises(ArgumentError, match=f"evaluate: expected {name} to be an integer >= "):
-        evaluate(model, dataset, **{name: -1})
+def test_arguments_out_of_range_are_refused(model, dataset):
+    for name in ("batch_size", "seed"):
+        with refuses(ArgumentError, f"evaluate: expected {name} to be an integer >= "):
+            evaluate(model, dataset, **{name: -1})
+    with refuses(ArgumentError, "expected the number of positions to be an integer"):
+        draw_queries(model, dataset, [])
 
 
 def test_a_submission_that_is_read_has_the_metrics_that_were_printed(model, dataset, tmp_path):
@@ -161,20 +149,17 @@ def test_metrics_of_predictions_by_hand():
     assert (found["Rank1@0.5"], found["Rank2@0.5"]) == (50, 100)
 
 
-@pytest.mark.parametrize(
-    ("qids", "text"),
-    [
+def test_predictions_of_other_queries():
+    item = Annotation(0, "v", "a query", 10.0, ((0.0, 10.0),))
+    annotations = AnnotationSet([item, replace(item, qid=1)])
+    for qids, text in (
         ([0], "expected a prediction of each query, by qid, got 1 queries otherwise, such as 1."),
         ([0, 1, 2], "predictions of the annotated queries alone, by qid, got 1 queries otherwise"),
         ([0, 1, "1"], "such as '1'."),
         ([0, 1, 1], "evaluate_predictions: expected one prediction a query, got 3 of 2 queries."),
-    ],
-)
-def test_predictions_of_other_queries(qids, text):
-    item = Annotation(0, "v", "a query", 10.0, ((0.0, 10.0),))
-    annotations = AnnotationSet([item, replace(item, qid=1)])
-    with refuses(ArgumentError, text):
-        evaluate_predictions([answers((0.0, 1.0), qid=qid) for qid in qids], annotations)
+    ):
+        with refuses(ArgumentError, text):
+            evaluate_predictions([answers((0.0, 1.0), qid=qid) for qid in qids], annotations)
     with refuses(ArgumentError, "expected queries to be an integer >= 1, got 0."):
         evaluate_predictions([], annotations[:0])
 
@@ -220,20 +205,14 @@ def test_drawing_shows_each_query_beside_its_truth(model, dataset):
         assert labels == [f"{rank}  ({score:.2f})" for rank, score in enumerate(scores, start=1)]
 
 
-def test_drawing_nothing_is_refused(model, dataset):
-    with pytest.raises(ArgumentError, match="expected the number of positions to be an integer"):
-        draw_queries(model, dataset, [])
-
-
 # Other models, long videos, DiDeMo
 
 
 class Truth(MomentLocalizer):
-    """Answers every query with the true maps of a dataset, in its order."""
+    """Answers every query with the true maps of `dataset`, in its order."""
 
-    def __init__(self, model: MomentLocalizer, dataset: MomentDataset) -> None:
-        super().__init__(**{k: v for k, v in model.config.items() if not k.startswith("_")})
-        self.dataset, self.position = dataset, 0
+    dataset: MomentDataset
+    position = 0
 
     def predict_maps(self, features, words, num_words, num_clips=None, **_):
         grid = self.grid_of(features, num_clips)
@@ -248,22 +227,17 @@ class Truth(MomentLocalizer):
 
 
 def long_videos(dataset, whole_videos: bool = True) -> MomentDataset:
-    return MomentDataset(
-        dataset.annotations,
-        dataset.store,
-        dataset.vocabulary,
-        8,
-        clip_seconds=1.0,
-        whole_videos=whole_videos,
-        clip_multiple=2,
-    )
+    parts = dataset.annotations, dataset.store, dataset.vocabulary
+    return MomentDataset(*parts, 8, clip_seconds=1.0, whole_videos=whole_videos, clip_multiple=2)
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_whole_videos_are_searched_to_their_end(model, dataset, batch_size):
     videos = long_videos(dataset)
     assert {sample.num_clips > 16 for sample in videos} == {True}
-    found = evaluate(Truth(model, videos), videos, batch_size=batch_size)
+    truth = twin(Truth, model)
+    truth.dataset = videos
+    found = evaluate(truth, videos, batch_size=batch_size)
     # Moments longer than the grid's longest, 8 clips, cannot be hit.
     short = [item for item in dataset.annotations if item.moments[0][1] - item.moments[0][0] < 8]
     assert 100 >= found.metrics["Rank1@0.5"] >= 100 * len(short) / len(dataset) > 60
@@ -277,8 +251,7 @@ def test_scores_of_whole_videos_do_not_depend_on_the_batch(model, dataset, kind)
     if kind == "ms2dtan":
         model = MS2DTAN(encoder_config=model.config.encoder_config, kernel_sizes=[3, 3]).eval()
     elif kind == "deterministic":
-        fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
-        model = MomentLocalizer(**{**fields, "deterministic": True}).eval()
+        model = twin(MomentLocalizer, model, deterministic=True).eval()
     for eta in (0.0, 1.0):
         together, alone = (evaluate(model, videos, batch_size=size, eta=eta) for size in (64, 1))
         for one, other in zip(together.predictions, alone.predictions, strict=True):
@@ -289,30 +262,21 @@ def test_scores_of_whole_videos_do_not_depend_on_the_batch(model, dataset, kind)
 def test_windows_train_and_draw(model, dataset):
     batch = collate_moments([long_videos(dataset, False)[index] for index in range(4)])
     assert batch.features.shape == (4, 8, 16)
-    loss = model.loss(
-        batch.features,
-        batch.words,
-        batch.num_words,
-        batch.moments,
-        batch.clip_seconds,
-        batch.num_moments,
-        batch.num_clips,
-    )
+    annotated = batch.moments, batch.clip_seconds, batch.num_moments, batch.num_clips
+    loss = model.loss(batch.features, batch.words, batch.num_words, *annotated)
     assert bool(loss.isfinite())
     assert draw_queries(model, long_videos(dataset), [0, 1]).subfigs
 
 
 def test_regressors_take_one_step(model, dataset):
-    fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
-    twin = MomentLocalizer(**{**fields, "deterministic": True})
-    assert evaluate(twin, dataset).predictions == evaluate(twin, dataset, seed=5).predictions
-    for steps in (None, 1):
-        assert evaluate(twin, dataset, num_inference_steps=steps).metrics
+    plain = twin(MomentLocalizer, model, deterministic=True)
+    first = evaluate(plain, dataset, num_inference_steps=1)
+    assert evaluate(plain, dataset, seed=5).predictions == first.predictions
     text = "evaluate: expected one pass for a MomentLocalizer that does not sample, got num_inf"
     with refuses(ArgumentError, text):
-        evaluate(twin, dataset, num_inference_steps=2)
+        evaluate(plain, dataset, num_inference_steps=2)
     with refuses(ArgumentError, "that does not sample, got num_samples = 3."):
-        evaluate(twin, dataset, num_samples=3)
+        evaluate(plain, dataset, num_samples=3)
 
 
 def test_samples_and_ranking_are_passed_on(model, dataset):
@@ -407,9 +371,7 @@ def test_didemo_with_the_consensus_as_answer(didemo):
             # Of one scale and all durations, packed maps are dense ones.
             return Localization(ranked, self.grid, dense.flatten(1), num_clips)
 
-    model = didemo_model(didemo)
-    fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
-    found = evaluate_didemo(Consensus(**fields), didemo, batch_size=5)
+    found = evaluate_didemo(twin(Consensus, didemo_model(didemo)), didemo, batch_size=5)
     assert found.metrics["Rank1@0.7"] == 100
     agreed = [max(Counter(item.moments).values()) >= 3 for item in didemo.annotations]
     assert found.metrics["Rank@1"] == pytest.approx(100 * sum(agreed) / len(agreed))
@@ -472,6 +434,5 @@ def test_rank_of_didemo_is_of_the_consensus(didemo):
             maps[0, 5 * 6] = 1.0  # the last segment
             return maps
 
-    model = didemo_model(didemo)
-    fields = {k: v for k, v in model.config.items() if not k.startswith("_")}
-    assert evaluate_didemo(Lone(**fields), data).metrics["Rank1@0.5"] == 0
+    lone = twin(Lone, didemo_model(didemo))
+    assert evaluate_didemo(lone, data).metrics["Rank1@0.5"] == 0

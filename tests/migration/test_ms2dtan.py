@@ -1,5 +1,6 @@
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -10,25 +11,10 @@ from helpers.migration import EXPERIMENT, changed, recording, write_checkpoint
 from torch import Tensor
 
 from tmapdiff import MS2DTAN, MomentLocalizer, load_ms2dtan, ms2dtan_config
-from tmapdiff.data import (
-    Annotation,
-    AnnotationSet,
-    GloveVectors,
-    Vocabulary,
-    collate_moments,
-)
+from tmapdiff._core.configs import flatten
+from tmapdiff.data import Annotation, AnnotationSet, GloveVectors, Vocabulary, collate_moments
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.evaluation import evaluate
-
-
-def leaves(content: dict, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            found |= leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def test_fields_have_their_places():
@@ -91,16 +77,12 @@ def another(value: object) -> object:
     return f"{value}x" if isinstance(value, str) else value / 2 + 0.1
 
 
-@pytest.mark.parametrize("name", leaves(EXPERIMENT))
-def test_no_field_is_without_effect(name):
+def test_no_field_is_without_effect():
     """Another value is refused, or changes the result, be it in what is reported."""
-    value = another(leaves(EXPERIMENT)[name])
     original = ms2dtan_config(EXPERIMENT)
-    try:
-        found = ms2dtan_config(changed({name: value}))
-    except TmapdiffError:
-        return
-    assert found != original, name
+    for name, value in flatten(EXPERIMENT):
+        with suppress(TmapdiffError):
+            assert ms2dtan_config(changed({name: another(value)})) != original, name
 
 
 @pytest.mark.parametrize(

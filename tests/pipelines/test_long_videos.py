@@ -85,19 +85,18 @@ def see_events(pipe, monkeypatch):
     return rows
 
 
-@pytest.mark.parametrize("first", range(0, 232, 9))
 @pytest.mark.parametrize("ranking", RANKINGS)
-def test_an_event_is_found_wherever_it_lies(monkeypatch, first, ranking):
+def test_an_event_is_found_wherever_it_lies(monkeypatch, ranking):
     # 240 s in 64 clips of 3.75 s, and an event of two clips: also across the ends of windows.
     pipe = make_pipe(make_localizer(MS2DTAN), durations=[30.0])
     see_events(pipe, monkeypatch)
-    features = torch.zeros(960, CHANNELS)
-    clip = round(first / 3.75)
-    features[clip * 15 : (clip + 2) * 15, 0] = 1
-    found = pipe(VideoFeatures(features, 0.25, 240.0), "the door", ranking=ranking)
-    assert found.clip_seconds == [3.75]
-    best = found.moments[0][0]
-    assert (best.start, best.end) == (clip * 3.75, min(clip + 2, 64) * 3.75)
+    for clip in range(63):
+        features = torch.zeros(960, CHANNELS)
+        features[clip * 15 : (clip + 2) * 15, 0] = 1
+        found = pipe(VideoFeatures(features, 0.25, 240.0), "the door", ranking=ranking)
+        assert found.clip_seconds == [3.75]
+        best = found.moments[0][0]
+        assert (best.start, best.end) == (clip * 3.75, (clip + 2) * 3.75), clip
 
 
 def test_windows_go_through_the_model_in_batches(monkeypatch):
@@ -223,10 +222,10 @@ def test_pipelines_saved_without_durations_load_without_a_warning(tmp_path):
             Pipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [[], [0], [-1.0], ["30"], [None], [float("nan")], "30", 30.0])
-def test_durations_that_are_none(wrong):
-    with refuses(ArgumentError, "expected"):
-        make_pipe(durations=wrong)
+def test_durations_that_are_none():
+    for wrong in ([], [0], [-1.0], ["30"], [None], [float("nan")], "30", 30.0):
+        with refuses(ArgumentError, "expected"):
+            make_pipe(durations=wrong)
 
 
 def test_damaged_weights_are_refused_in_windows_too():

@@ -364,52 +364,41 @@ class TestVideos:
 
 
 class TestArguments:
-    @pytest.mark.parametrize(
-        ("video", "query", "text"),
-        [
+    def test_videos_and_queries(self):
+        for videos, query, text in (
             (2, ["a"] * 3, "one video, or one for each of the 3 queries, got 2 videos."),
             (0, "a", "expected the number of video to be an integer >= 1, got 0."),
             (1, [], "expected the number of query to be an integer >= 1, got 0."),
             (1, ["a", 3], "query to be a sentence or a list of them, got int at 1."),
             (1, ["a", ""], "expected a sentence with a word, got ''."),
             (1, "?!", "expected a sentence with a word, got '?!'."),
-        ],
-    )
-    def test_videos_and_queries(self, video, query, text):
-        with refuses(ArgumentError, text):
-            make_pipe()([make_features(30)] * video, query)
+        ):
+            with refuses(ArgumentError, text):
+                make_pipe()([make_features(30)] * videos, query)
 
-    @pytest.mark.parametrize(
-        ("kind", "options", "text"),
-        [
+    def test_bad_options(self):
+        for kind, options, text in (
             (ConfigError, {"output_type": "pil"}, "output_type to be one of moments, pt, np"),
             (ArgumentError, {"batch_size": 0}, "batch_size to be an integer >= 1, got 0."),
             (ArgumentError, {"top_n": 0}, "top_n to be an integer >= 1, got 0."),
             (ArgumentError, {"num_samples": 0}, "num_samples to be an integer >= 1, got 0."),
-            (ArgumentError, {"num_inference_steps": 0}, "expected"),
+            (ArgumentError, {"num_inference_steps": 0}, "num_inference_steps to be an integer"),
             (ConfigError, {"ranking": "best"}, "ranking to be one of nms, expected-hits"),
             (ShapeError, {"generator": seeds(2)}, "generator to be a list of 1, got 2."),
-        ],
-    )
-    def test_bad_options(self, kind, options, text):
-        with refuses(kind, text):
-            make_pipe()(make_features(30), "the door", **options)
+        ):
+            with refuses(kind, text):
+                make_pipe()(make_features(30), "the door", **options)
 
-    @pytest.mark.parametrize(
-        ("parts", "text"),
-        [
+    def test_parts_that_do_not_fit(self):
+        few = Vocabulary(WORDS[:3])
+        for parts, text in (
             ({"vocabulary": None}, "expected the vocabulary that the model was trained with"),
-            (
-                {"vocabulary": Vocabulary(WORDS[:3])},
-                "expected a vocabulary of the model's 7 words, got 5 words.",
-            ),
+            ({"vocabulary": few}, "expected a vocabulary of the model's 7 words, got 5 words."),
             ({"fps": 0}, "expected fps in (0, 1000], got 0."),
             ({"clip_seconds": -1}, "expected clip_seconds in (0, inf), got -1."),
-        ],
-    )
-    def test_parts_that_do_not_fit(self, parts, text):
-        with refuses(TmapdiffError, text):
-            make_pipe(**parts)
+        ):
+            with refuses(TmapdiffError, text):
+                make_pipe(**parts)
 
     def test_frame_encoders_that_do_not_fit(self, frame_encoder):
         with refuses(ConfigError, "expected fps with a frame_encoder, got none."):
@@ -543,13 +532,11 @@ class TestSaving:
         assert {name: (folder / name).read_bytes() for name in names(folder)} == before
         assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
-    @pytest.mark.parametrize(
-        "option", [{"safe_serialization": False}, {"use_flashpack": True}, {"variant": "fp16"}]
-    )
-    def test_weights_that_would_not_be_loaded_are_not_saved(self, tmp_path, option):
-        with refuses(ArgumentError, "MomentLocalizationPipeline: expected "):
-            make_pipe().save_pretrained(tmp_path / "saved", **option)
-        assert not (tmp_path / "saved").exists()
+    def test_weights_that_would_not_be_loaded_are_not_saved(self, tmp_path):
+        for option in ({"safe_serialization": False}, {"use_flashpack": True}, {"variant": "fp16"}):
+            with refuses(ArgumentError, "MomentLocalizationPipeline: expected "):
+                make_pipe().save_pretrained(tmp_path / "saved", **option)
+            assert not (tmp_path / "saved").exists()
 
     def test_the_baseline_and_clip_seconds(self, tmp_path):
         pipe = make_pipe(make_localizer(MS2DTAN), clip_seconds=0.5, fps=None)
@@ -621,25 +608,24 @@ class TestSaving:
         assert pipe(make_features(30), "el perro ladra").moments[0]
 
     @pytest.mark.parametrize("field", ["localizer", "vocabulary", "frame_encoder", "text_encoder"])
-    @pytest.mark.parametrize(
-        "entry",
-        [
+    def test_an_index_of_wrong_kinds_cannot_be_loaded(self, saved, field):
+        for entry in (
             *("x", 1, True, {}, {"tmapdiff": "MomentLocalizer"}, []),
             *(["tmapdiff"], ["tmapdiff", None], [None, "Vocabulary"], ["tmapdiff", ["x"]]),
             *(["tmapdiff", {}], [["tmapdiff"], "Vocabulary"], ["tmapdiff", "Vocabulary", "x"]),
-        ],
-    )
-    def test_an_index_of_wrong_kinds_cannot_be_loaded(self, saved, field, entry):
-        with index_with(saved, field, entry):
+        ):
             text = f"expected its {field} to be a library and a class, got {entry!r}."
-            with refuses(CheckpointError, text):
+            with index_with(saved, field, entry), refuses(CheckpointError, text):
                 MomentLocalizationPipeline.from_pretrained(saved)
 
     @pytest.mark.parametrize("field", ["fps", "clip_seconds", "_class_name"])
-    @pytest.mark.parametrize("value", ["x", "", [], [1], {}, float("nan"), 0, -1])
-    def test_values_of_wrong_kinds_cannot_be_loaded(self, saved, field, value):
-        with index_with(saved, field, value), refuses(CheckpointError, f"cannot load {saved}: "):
-            MomentLocalizationPipeline.from_pretrained(saved)
+    def test_values_of_wrong_kinds_cannot_be_loaded(self, saved, field):
+        for value in ("x", "", [], [1], {}, float("nan"), 0, -1):
+            with (
+                index_with(saved, field, value),
+                refuses(CheckpointError, f"cannot load {saved}: "),
+            ):
+                MomentLocalizationPipeline.from_pretrained(saved)
 
     def test_what_cannot_be_loaded(self, pipe, tmp_path):
         folder = tmp_path / "saved"
@@ -647,23 +633,18 @@ class TestSaving:
         pipe.save_pretrained(folder)
         index = (folder / "model_index.json").read_text()
 
-        def breaks(text, **changes):
-            content = json.loads(index)
-            (folder / "model_index.json").write_text(json.dumps(content | changes))
+        for text, changes in (
+            ("it is a StableDiffusionPipeline.", {"_class_name": "StableDiffusionPipeline"}),
+            ("its localizer is a system of os.", {"localizer": ["os", "system"]}),
+            ("is a FrameEncoder of tmapdiff.", {"localizer": ["tmapdiff", "FrameEncoder"]}),
+            ("expected fps in (0, 1000], got -1", {"fps": -1}),
+            ("cannot load", {"vocabulary": [None, None]}),
+            (f"cannot load {folder}: it has no localizer.", {"localizer": None}),
+        ):
+            content = {k: v for k, v in (json.loads(index) | changes).items() if v is not None}
+            (folder / "model_index.json").write_text(json.dumps(content))
             with refuses(CheckpointError, text):
                 load(folder)
-
-        breaks("it is a StableDiffusionPipeline.", _class_name="StableDiffusionPipeline")
-        breaks("its localizer is a system of os.", localizer=["os", "system"])
-        breaks(
-            "its localizer is a FrameEncoder of tmapdiff.", localizer=["tmapdiff", "FrameEncoder"]
-        )
-        breaks("expected fps in (0, 1000], got -1", fps=-1)
-        breaks("cannot load", vocabulary=[None, None])
-        without = {k: v for k, v in json.loads(index).items() if k != "localizer"}
-        (folder / "model_index.json").write_text(json.dumps(without))
-        with refuses(CheckpointError, f"cannot load {folder}: it has no localizer."):
-            MomentLocalizationPipeline.from_pretrained(folder)
         (folder / "model_index.json").write_text("[]")
         with refuses(CheckpointError, "model_index.json is no JSON object."):
             load(folder)

@@ -8,50 +8,20 @@ from functools import partial
 import pytest
 import torch
 from helpers.assertions import assert_close, assert_same
-from helpers.contracts import randomize_
+from helpers.pipelines import QUERIES, WORDS, make_features, make_localizer, make_pipe, seeds
 from helpers.text_encoders import tiny_text_encoder
 from helpers.threads import at_once
 
-from tmapdiff import MS2DTAN, MapScheduler, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff import MS2DTAN, MapScheduler
 from tmapdiff._core.threads import Lock
-from tmapdiff.video import VideoFeatures
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
-WORDS = ["a", "person", "opens", "the", "door"]
-QUERIES = ["a person opens the door", "the door", "person"]
 STEPS = [1, 2, 3, 4, 5, 7, 9, 12]  # one a thread
 ROUNDS = 3
 
 
-def make_pipe(kind=MomentLocalizer, encoder=None, parts=None, **fields):
-    encoder = {
-        **GRID,
-        "vocabulary_size": len(WORDS) + 2,
-        "clip_channels": 6,
-        "word_channels": 8,
-        "channels": 8,
-        "num_text_layers": 1,
-        **(encoder or {}),
-    }
-    if kind is MomentLocalizer:
-        decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
-        fields["decoder_config"] = {**decoder, "kernel_sizes": [3]}
-    else:
-        fields["kernel_sizes"] = [3]
-    torch.manual_seed(0)
-    localizer = randomize_(kind(encoder_config=encoder, **fields)).eval()
-    parts = {"vocabulary": Vocabulary(WORDS)} if parts is None else parts
-    return MomentLocalizationPipeline(localizer, fps=4.0, **parts)
-
-
-def make_video(length, seed):
-    features = torch.randn(length, 6, generator=torch.Generator().manual_seed(seed))
-    return VideoFeatures(features, 0.25, length / 4)
-
-
 def ask(pipe, thread, **options):
-    seeds = [torch.Generator().manual_seed(10 * thread + one) for one in range(len(QUERIES))]
-    found = pipe(make_video(20 + thread, thread), QUERIES, generator=seeds, **options)
+    generator = seeds(len(QUERIES), 10 * thread)
+    found = pipe(make_features(20 + thread, thread), QUERIES, generator=generator, **options)
     return torch.stack([one.nan_to_num(0) for one in found.maps])
 
 
@@ -70,31 +40,31 @@ def assert_answers_as_alone(pipe, options):
     ("solver", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0), ("unipc", 0.0)]
 )
 def test_threads_with_numbers_of_steps_of_their_own(solver, eta, spacing):
-    pipe = make_pipe(scheduler_config={"solver": solver, "timestep_spacing": spacing})
+    pipe = make_pipe(
+        make_localizer(scheduler_config={"solver": solver, "timestep_spacing": spacing})
+    )
     assert_answers_as_alone(pipe, [{"num_inference_steps": count, "eta": eta} for count in STEPS])
 
 
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
 def test_threads_with_numbers_of_samples_of_their_own(solver):
-    pipe = make_pipe(scheduler_config={"solver": solver}, num_inference_steps=4)
+    pipe = make_pipe(make_localizer(scheduler_config={"solver": solver}, num_inference_steps=4))
     assert_answers_as_alone(pipe, [{"num_samples": 1 + count % 3} for count in range(8)])
 
 
 @pytest.mark.parametrize("fields", [{"kind": MS2DTAN}, {"deterministic": True}])
 def test_threads_of_a_model_that_does_not_sample(fields):
-    pipe = make_pipe(**fields)
+    pipe = make_pipe(make_localizer(**fields))
     assert_answers_as_alone(pipe, [{"top_n": 1 + thread} for thread in range(8)])
 
 
 def test_threads_with_videos_of_other_lengths(monkeypatch):
     # Each length has spectra of its own, of which a layer keeps one.
     monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=spectral")
-    pipe = make_pipe()
-    pipe.register_to_config(clip_seconds=0.5)
+    pipe = make_pipe(clip_seconds=0.5)
 
     def ask_of(length):
-        generator = torch.Generator().manual_seed(length)
-        found = pipe(make_video(length, length), QUERIES[0], generator=generator)
+        found = pipe(make_features(length, length), QUERIES[0], generator=seeds(1, length))
         return found.maps[0].nan_to_num(0)
 
     lengths = [16, 32, 48, 64, 96, 128, 160, 192]
@@ -117,10 +87,8 @@ class _GivingWay(dict):
 def test_threads_whose_sentences_are_encoded_by_transformers():
     text_encoder = tiny_text_encoder(WORDS)
     text_encoder.cache_size = 3  # so that threads drop what others look for
-    pipe = make_pipe(
-        encoder={"vocabulary_size": None, "text_channels": text_encoder.token_channels},
-        parts={"text_encoder": text_encoder},
-    )
+    channels = {"vocabulary_size": None, "text_channels": text_encoder.token_channels}
+    pipe = make_pipe(make_localizer(encoder=channels), vocabulary=None, text_encoder=text_encoder)
     sentences = [" ".join(WORDS[:count]) for count in range(1, 6)]
     alone = [pipe.encode_queries([one])[0] for one in sentences]
     text_encoder._cache = _GivingWay()
@@ -164,7 +132,7 @@ def test_runs_of_one_scheduler_do_not_see_each_other(solver):
 
 
 def test_localizing_leaves_the_run_of_set_timesteps_alone():
-    pipe = make_pipe(scheduler_config={"solver": "unipc"})
+    pipe = make_pipe(make_localizer(scheduler_config={"solver": "unipc"}))
     scheduler = pipe.localizer.scheduler
     scheduler.set_timesteps(6)
     sample = scheduler.step(torch.zeros(1, 5), int(scheduler.timesteps[0]), torch.ones(1, 5))

@@ -21,9 +21,6 @@ class Clips:
     """A video as the model reads it.
 
     Attributes:
-        features: Features of its clips.
-        duration: Seconds it lasts.
-        clip_seconds: Seconds a clip lasts.
         grid: The grid that it would have alone.
         num_clips: Its clips; None if they are as many as the model's grid has.
         windows: The windows that it is searched in; none if it is searched as a whole.
@@ -56,22 +53,20 @@ class Batch:
     def __init__(
         self, clips: Sequence[Clips], words: Sequence[Tensor], localizer: MapLocalizer
     ) -> None:
+        self.localizer, self.clips, self.sentences = localizer, clips, words
         self.device = device = localizer.device
         self.counts: list[int | None] = [None] * len(clips)
         self.num_clips: Tensor | None = None
-        if any(one.num_clips is not None for one in clips):
-            counts = [one.num_clips or one.grid.num_clips for one in clips]
+        if any(video.num_clips is not None for video in clips):
+            counts = [video.num_clips or video.grid.num_clips for video in clips]
             self.counts, self.num_clips = [*counts], torch.tensor(counts, device=device)
-        self.localizer = localizer
-        self.grid = max((one.grid for one in clips), key=lambda grid: grid.num_clips)
-        self.different = {id(one): one for one in clips}
+        self.grid = max((video.grid for video in clips), key=lambda grid: grid.num_clips)
+        self.different = {id(video): video for video in clips}
         places = {key: place for place, key in enumerate(self.different)}
-        self.video_of = torch.tensor([places[id(one)] for one in clips], device=device)
-        self.sentences = words
+        self.video_of = torch.tensor([places[id(video)] for video in clips], device=device)
         self.words = pad_sequence(list(words), batch_first=True).to(device)
         self.num_words = torch.tensor([len(one) for one in words])  # the CPU is where it is read
-        self.clip_seconds = torch.tensor([one.clip_seconds for one in clips], device=device)
-        self.clips = clips
+        self.clip_seconds = torch.tensor([video.clip_seconds for video in clips], device=device)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -80,10 +75,8 @@ class Batch:
     def videos(self) -> Tensor:
         """Features of the videos, each once, filled up to the clips of `grid`."""
         each = self.localizer.encoder.config.features_per_clip
-        filled = [
-            fill_clips(one.features, self.grid.num_clips, 1, each)
-            for one in self.different.values()
-        ]
+        features = (video.features for video in self.different.values())
+        filled = [fill_clips(one, self.grid.num_clips, 1, each) for one in features]
         return torch.stack(filled).to(self.device, self.localizer.dtype)
 
     def windows(self) -> list[tuple[int, Clips]]:
@@ -92,16 +85,15 @@ class Batch:
         Queries of one video stand side by side: they share the features of its windows.
         """
         each = self.localizer.encoder.config.features_per_clip
-        grid = self.localizer.grid
-        found = []
+        grid, windows = self.localizer.grid, []
         for key, video in self.different.items():
-            rows = [row for row, one in enumerate(self.clips) if id(one) == key]
+            seconds = video.clip_seconds
+            rows = [row for row, other in enumerate(self.clips) if id(other) == key]
             for start, end in video.parts:
                 part = video.features[start * each : end * each]
-                seconds = video.clip_seconds
                 window = Clips(part, grid.num_clips * seconds, seconds, grid, None)
-                found += [(row, window) for row in rows]
-        return found
+                windows += [(row, window) for row in rows]
+        return windows
 
     @property
     def features(self) -> Tensor:
@@ -117,46 +109,29 @@ class Batch:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a model gave for the queries of a batch.
+    """What a model predicted for the queries of a batch."""
 
-    Attributes:
-        samples: Maps of each sample.
-        clean: Maps that it believed in after every step, the mean over the samples; None unless
-            asked for.
-        noisy: Likewise, the noisy maps of the first sample.
-        held: Which cells some window holds; None if videos are not searched in windows.
-
-    Shape:
-        - samples: (B, S, cells)
-        - clean, noisy: (B, steps, cells)
-        - held: (B, cells)
-    """
-
-    samples: Tensor
-    clean: Tensor | None
-    noisy: Tensor | None
-    held: Tensor | None = None
+    samples: Tensor  # (B, S, cells)
+    clean: Tensor | None  # after every step, the mean over the samples: (B, steps, cells)
+    noisy: Tensor | None  # likewise, of the first sample
+    held: Tensor | None = None  # which cells some window holds: (B, cells)
 
     @classmethod
     def join(cls, parts: Sequence["Drawn"], queries: Sequence[int], batch: Batch) -> "Drawn":
-        """Join what was drawn, in parts, of the windows of a batch; `queries` has that of each."""
-        own = batch.localizer.grid
+        """Join what was drawn, in parts, of the windows of a batch, each of one of `queries`."""
+        own, query_of = batch.localizer.grid, torch.tensor(queries)
 
         def joined(name: str) -> Any:
-            maps = [getattr(one, name) for one in parts]
+            maps = [getattr(part, name) for part in parts]
             if maps[0] is None:
                 return None, None
-            windows, of = torch.cat(maps), torch.tensor(queries)
-            found = [
-                join_windows(
-                    windows[(of == row).to(windows.device)],
-                    clips.parts,
-                    own,
-                    batch.grid,
-                )
-                for row, clips in enumerate(batch.clips)
+            windows = torch.cat(maps)
+            rows = [(query_of == row).to(windows.device) for row in range(len(batch))]
+            each = [
+                join_windows(windows[row], clips.parts, own, batch.grid)
+                for row, clips in zip(rows, batch.clips, strict=True)
             ]
-            return tuple(torch.stack(each) for each in zip(*found, strict=True))
+            return tuple(torch.stack(stacked) for stacked in zip(*each, strict=True))
 
         samples, held = joined("samples")
         return cls(samples, joined("clean")[0], joined("noisy")[0], held)
@@ -180,7 +155,7 @@ class Steps:
             self._count[step.index] += 1
 
     def clean(self) -> Tensor | None:
-        means = [one / count for one, count in zip(self._clean, self._count, strict=True)]
+        means = [total / count for total, count in zip(self._clean, self._count, strict=True)]
         return torch.stack(means, dim=1).float().cpu() if means else None
 
     def noisy(self) -> Tensor | None:
@@ -193,28 +168,27 @@ class Answer:
 
     moments: list[LocalizedMoment]
     clips: Clips
-    maps: "PackedMaps"
-    clean: "PackedMaps | None"
-    noisy: "PackedMaps | None"
+    maps: PackedMaps
+    clean: PackedMaps | None
+    noisy: PackedMaps | None
 
 
 def answers_of(
     found: Localization, spread: Tensor | None, batch: Batch, drawn: Drawn
 ) -> Iterator[Answer]:
-    maps = found.maps.float().cpu()
     listed = list_moments(
         found.ranked,
-        [one.clip_seconds for one in batch.clips],
-        [one.duration for one in batch.clips],
+        [video.clip_seconds for video in batch.clips],
+        [video.duration for video in batch.clips],
         spread,
     )
+    maps = found.maps.float().cpu()
     for row, clips in enumerate(batch.clips):
-        packed = PackedMaps(found.grid, maps[row], batch.counts[row])
-        steps = [
+        packed: Any = [
             None if one is None else PackedMaps(found.grid, one[row], batch.counts[row])
-            for one in (drawn.clean, drawn.noisy)
+            for one in (maps, drawn.clean, drawn.noisy)
         ]
-        yield Answer(listed[row], clips, packed, *steps)
+        yield Answer(listed[row], clips, *packed)
 
 
 def list_moments(
@@ -223,12 +197,9 @@ def list_moments(
     durations: Sequence[float],
     spread: Tensor | None = None,
 ) -> list[list[LocalizedMoment]]:
-    """Give the moments of each query, in seconds that are computed as Python's numbers.
+    """Return the moments of each query; `spread` is (B, n).
 
-    In float32 an end might lie after the video's.
-
-    Shape:
-        - spread: (B, n)
+    Seconds are computed as Python's numbers: in float32 an end might lie after the video's.
     """
     # There are clips, as all was read off a map.
     clips, valid = ranked.clips.tolist(), ranked.valid.tolist()  # type: ignore[union-attr]
@@ -250,12 +221,7 @@ def list_moments(
 
 
 def spread_of(found: Localization, samples: Tensor) -> Tensor | None:
-    """Compute the standard deviation, over samples, of the merged map at the moments found.
-
-    Shape:
-        - samples: (B, S, cells)
-        - returns: (B, n); None of one sample
-    """
+    """Return the spread over (B, S, cells) samples of the merged map at the moments found, (B, n)."""
     batch, count, _ = samples.shape
     clips, num_clips = found.ranked.clips, found.num_clips
     if count == 1 or clips is None:

@@ -16,7 +16,7 @@ Window = tuple[int, int]  # its first clip, and the clip after its last
 
 
 def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
-    """Return the shortest, the median and the longest; given these three, the same three.
+    """Return the shortest, the median and the longest.
 
     Raises:
         ArgumentError: If there is none, or one is not positive.
@@ -31,8 +31,8 @@ def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
 def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> int:
     """Count the clips of a video: the grid's or, if it is longer than any of training, more.
 
-    Of the longer one, as many clips as the grid has last about the median duration of training, and
-    the count is rounded to whole clips of the coarsest scale.
+    In a longer one, as many clips as the grid has last about the median duration of training. The
+    count is rounded to whole clips of the coarsest scale.
     """
     if trained is None or duration <= trained[2]:
         return grid.num_clips

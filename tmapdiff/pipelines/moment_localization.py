@@ -72,8 +72,8 @@ _KEPT_VIDEOS = 8
 class MomentLocalizationPipeline(DiffusionPipeline):
     """Finds the moments of videos that sentences describe: diffusers' way to use a trained model.
 
-    It saves, loads and moves as diffusers' pipelines do, with all that it needs to answer: the
-    model, the words that it knows, and what makes features of videos.
+    Saves, loads and moves as diffusers' pipelines do, with all that it needs: the model, the words
+    that it knows, and what makes features of videos.
 
     Args:
         localizer: The trained model.
@@ -173,8 +173,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         """Write model_index.json and a folder for each part, in place of an earlier save.
 
         A new folder appears whole or not at all. In one that exists, model_index.json and the files
-        of all parts (as their own `save_pretrained`) are replaced together, those of parts that
-        this pipeline lacks included; any other file stays.
+        of all parts are replaced together, even those of parts that this pipeline lacks; any other
+        file stays.
 
         Args:
             save_directory: Folder, made if need be.
@@ -184,8 +184,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Raises:
             FileError: If the place cannot be written; what was there is as before.
-            ArgumentError: If weights are to be written so that `from_pretrained` would not find
-                them: as a `variant`, or in another form than safetensors.
+            ArgumentError: If weights are to be written where `from_pretrained` would not find them:
+                as a `variant`, or in another form than safetensors.
         """
         who = type(self).__name__
         check_safe(who, kwargs)
@@ -264,12 +264,12 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Args:
             video: As in the call.
-            frame_rate: Pictures a second of `video`, if it is pictures.
-            batch_size: Pictures at a time.
+            frame_rate: Frames per second, of a `video` that is frames.
+            batch_size: Frames at a time.
 
         Raises:
-            ConfigError: If there is no `frame_encoder`, and `video` is no features.
-            FeatureError: If features are not as many numbers as the model wants, or not finite.
+            ConfigError: If `video` is no features, and there is no `frame_encoder`.
+            FeatureError: If features are not of the model's size, or not finite.
             ArgumentError, FileError, VideoError: As `open_video`.
             MissingDependencyError: If nothing that decodes videos is installed.
         """
@@ -302,8 +302,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
         """Encode sentences as the model reads them: with the vocabulary or the text encoder.
 
-        An `UnknownWordsWarning` names the words that the vocabulary lacks: to the model they are
-        all the same.
+        An `UnknownWordsWarning` names words that the vocabulary lacks, which the model cannot tell
+        apart.
 
         Shape:
             - returns: (L,) int64 each, of a vocabulary; (L, channels) float32, of a text encoder

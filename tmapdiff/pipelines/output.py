@@ -1,4 +1,4 @@
-"""What a pipeline answers."""
+"""What a pipeline returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class LocalizedMoment:
         start: Seconds at which it begins.
         end: Seconds at which it ends.
         score: How well it answers the query; more is better.
-        spread: Standard deviation of its cell of the merged map over the samples; None of one
+        spread: Standard deviation over the samples of its cell of the merged map; None for one
             sample.
     """
 
@@ -59,12 +59,12 @@ class MergedMaps(Sequence[Any]):
     """Merged maps of queries, each made when it is asked for: they grow with N squared.
 
     Attributes:
-        packed: What they are made of; None of what could not be answered.
-        as_numpy: Whether each is a NumPy array; a tensor, if not.
+        packed: What they are made of; None for what could not be answered.
+        as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
-          (steps, N, N) of several maps a query; (0, 0) of what could not be answered
+          (steps, N, N) for several maps per query; (0, 0) for what could not be answered
     """
 
     def __init__(self, packed: Sequence["PackedMaps | None"], as_numpy: bool) -> None:
@@ -90,17 +90,17 @@ class MomentLocalizationOutput(BaseOutput):
     """What a `MomentLocalizationPipeline` found.
 
     Attributes:
-        moments: Of each query, its best moments, best first.
-        maps: Of each query, the merged map, on the CPU.
-        clip_seconds: Of each query, the seconds that a clip of its map lasts.
-        durations: Of each query, the seconds that its video lasts.
-        steps: Of each query, the merged maps that the model believed in after every step, averaged
-            over samples; None unless asked for.
+        moments: The best moments of each query, best first.
+        maps: The merged map of each query, on the CPU.
+        clip_seconds: Seconds that a clip of each query's map lasts.
+        durations: Seconds that each query's video lasts.
+        steps: Merged clean maps of each query as predicted at each step, averaged over samples;
+            None unless asked for.
         noisy_steps: Likewise, the noisy maps that the next step starts from, of the first sample.
-        windows: Of each query, the windows that its video was searched in, as start and end in
-            seconds: no moment is longer. None if every video was searched as a whole.
-        errors: Of each query, why it could not be answered, or None if it was. What was not has an
-            empty list of moments (or NaN), empty maps and NaN for its seconds. None without
+        windows: Start and end in seconds of the windows that each query's video was searched in: no
+            moment is longer. None if every video was searched as a whole.
+        errors: Why each query could not be answered, or None if it was. Those that were not have an
+            empty list of moments (or NaN), empty maps and NaN for seconds. None without
             `on_error="skip"`.
 
     Shape:
