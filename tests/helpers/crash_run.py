@@ -2,36 +2,22 @@
 
 import hashlib
 import json
+import os
 import signal
 import time
-from collections.abc import Callable
-from multiprocessing import get_context, set_start_method
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing import set_start_method
 from pathlib import Path
 from typing import Any
 
-CONTEXT: ForkServerContext = get_context("forkserver")
-# Imported once, by the server that all runs are forked from.
-CONTEXT.set_forkserver_preload(
-    [
-        "tmapdiff.training",
-        "tmapdiff.presets",
-        "accelerate",
-        "matplotlib.figure",
-        "rich.progress",
-        "timm.optim",
-        "timm.scheduler",
-        "timm.utils",
-        "torch.utils.tensorboard",
-    ]
-)
+import torch
+from helpers.processes import start_process as start
+from helpers.training import before_steps, make_dataset, make_model
 
+from tmapdiff import Trainer
+from tmapdiff._core.files import written_beside
+from tmapdiff.training import TrainingConfig
 
-def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """Start a function of this module in a process of its own."""
-    process = CONTEXT.Process(target=function, args=arguments)
-    process.start()
-    return process
+__all__ = ["start"]
 
 
 def do_nothing() -> None:
@@ -39,35 +25,33 @@ def do_nothing() -> None:
 
 
 def train(folder: Path, changes: dict[str, Any], resume: bool = True) -> None:
-    """Train to the end and write down what came of it: `result.json`."""
+    """Train to the end; each process writes down what came of it: `result-<rank>.json`."""
     settle()
     trainer = make_trainer(folder, **changes)
     if resume:
         trainer.resume()
     trainer.train()
-    (folder / "result.json").write_text(json.dumps(outcome(trainer)))
+    result = json.dumps(outcome(trainer))
+    (folder / f"result-{trainer.accelerator.process_index}.json").write_text(result)
 
 
-def train_slowly(folder: Path, changes: dict[str, Any], seconds: float) -> None:
-    """Train with steps that take so long; `started` appears with the second."""
+def train_slowly(folder: Path, changes: dict[str, Any], seconds: float = 0.1) -> None:
+    """Train with steps that take so long; `started-<rank>` appears with the second."""
     settle()
     trainer = make_trainer(folder, **changes)
-    step = trainer._step
 
-    def slow_step(batch: Any) -> Any:
+    def wait(_: Any) -> None:
         if trainer.progress.step:
-            (folder / "started").touch()
+            with written_beside(folder / f"started-{trainer.accelerator.process_index}") as new:
+                new.write_text(str(os.getpid()))
         time.sleep(seconds)
-        return step(batch)
 
-    trainer._step = slow_step
+    before_steps(trainer, wait)
     trainer.resume().train()
 
 
 def settle() -> None:
     """Make a process of the server like one that was started from a shell."""
-    import torch
-
     torch.set_num_threads(1)
     # Workers are this process's children, not the server's: they notice its end.
     set_start_method("fork", force=True)
@@ -75,12 +59,8 @@ def settle() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def make_trainer(folder: Path, **changes: Any) -> Any:
+def make_trainer(folder: Path, **changes: Any) -> Trainer:
     """Make a trainer of windows, with dropout, moving averages and validation."""
-    from helpers.training import make_dataset, make_model
-
-    from tmapdiff.training import Trainer, TrainingConfig
-
     # The videos are longer than 8 clips of 2 seconds: windows are drawn.
     windows = make_dataset(8, clip_seconds=2.0)
     fields = {"epochs": 3, "batch_size": 8, "seed": 1, "heat_map_every": 100, **changes}
@@ -95,9 +75,8 @@ def make_trainer(folder: Path, **changes: Any) -> Any:
     )
 
 
-def outcome(trainer: Any) -> dict[str, Any]:
+def outcome(trainer: Trainer) -> dict[str, Any]:
     """Digests of everything that training changes, and the metrics of each epoch."""
-    import torch
 
     def digest(state: dict[str, Any]) -> str:
         sha = hashlib.sha256()

@@ -20,7 +20,17 @@ import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Once for all processes: to import torch takes longer than what they do.
-_CONTEXT.set_forkserver_preload(["helpers.several_processes"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "helpers.several_processes",
+        "matplotlib.figure",
+        "rich.progress",
+        "timm.optim",
+        "timm.scheduler",
+        "timm.utils",
+        "torch.utils.tensorboard",
+    ]
+)
 _STARTED: list[Any] = []
 _FOLDERS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from helpers.training import make_dataset, make_model
 from torch.utils.data import Subset
 
 from tmapdiff import Trainer
-from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.evaluation import evaluate
 from tmapdiff.training import TrainingConfig
@@ -65,31 +63,6 @@ def evaluate_queries(folder: Path, queries: int) -> None:
     }
     path = folder / f"process-{accelerator.process_index}.json"
     path.write_text(json.dumps(result))
-
-
-def train_to_the_end(folder: Path, changes: dict[str, Any]) -> None:
-    """Train, or go on, and write down what each process ends with."""
-    trainer = crash_run.make_trainer(folder, **changes)
-    trainer.resume().train()
-    result = json.dumps(crash_run.outcome(trainer))
-    (folder / f"result-{trainer.accelerator.process_index}.json").write_text(result)
-
-
-def train_slowly(folder: Path, changes: dict[str, Any]) -> None:
-    """Train with steps that take a while; `started-<rank>` appears with the second, with its id."""
-    crash_run.settle()
-    trainer = crash_run.make_trainer(folder, **changes)
-    step = trainer._step
-
-    def slow_step(batch: Any) -> Any:
-        if trainer.progress.step:
-            with written_beside(folder / f"started-{trainer.accelerator.process_index}") as new:
-                new.write_text(str(os.getpid()))
-        time.sleep(0.1)
-        return step(batch)
-
-    trainer._step = slow_step
-    trainer.resume().train()
 
 
 def train_apart(folder: Path, changes: dict[str, Any]) -> None:

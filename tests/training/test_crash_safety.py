@@ -27,7 +27,7 @@ def wait(process, seconds: float = 120) -> int:
 
 
 def finished(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result-0.json").read_text())
 
 
 def wait_for(file: Path, process, seconds: float = 60) -> None:
@@ -54,8 +54,8 @@ def test_runs_that_are_killed_end_as_if_they_were_not(whole, tmp_path):
     moments = random.Random(os.environ.get("TMAPDIFF_KILL_SEED"))
     kills = while_writing = runs = 0
     folder = tmp_path / "run0"
-    while kills < KILLS or not (folder / "result.json").exists():
-        if (folder / "result.json").exists():
+    while kills < KILLS or not (folder / "result-0.json").exists():
+        if (folder / "result-0.json").exists():
             assert finished(folder) == expected
             runs += 1
             folder = tmp_path / f"run{runs}"
@@ -84,7 +84,7 @@ def wait_for_write(folder: Path, process) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends(whole, tmp_path, number, code):
     process = crash_run.start(crash_run.train_slowly, tmp_path, {"num_workers": 1}, 0.2)
-    wait_for(tmp_path / "started", process)
+    wait_for(tmp_path / "started-0", process)
     # A terminal signals the workers, too.
     os.kill(process.pid, number)
     for worker in children(process.pid):
@@ -116,8 +116,8 @@ def test_a_second_signal_does_not_wait(tmp_path):
 
 
 def test_two_processes_in_one_folder_are_refused(tmp_path):
-    first = crash_run.start(crash_run.train_slowly, tmp_path, {}, 0.5)
-    wait_for(tmp_path / "started", first)
+    first = crash_run.start(crash_run.train_slowly, tmp_path, {}, 600.0)
+    wait_for(tmp_path / "training.json", first)  # written with the lock in hand
     second = crash_run.start(crash_run.train_and_report, tmp_path, {})
     assert wait(second) == 0
     first.kill()

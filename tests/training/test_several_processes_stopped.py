@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.crash_run import train, train_slowly
 from helpers.processes import end_processes, run_processes, start_processes
-from helpers.several_processes import train_apart, train_slowly, train_to_the_end
+from helpers.several_processes import train_apart
 
 pytestmark = [
     pytest.mark.process,
@@ -20,7 +21,7 @@ SECONDS = 60  # much more than what ends takes, much less than what waits for ev
 
 
 def finish(folder: Path) -> list[dict]:
-    run_processes(train_to_the_end, 2, folder / "logs", folder, RUN)
+    run_processes(train, 2, folder / "logs", folder, RUN)
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -81,7 +82,7 @@ def test_the_others_do_not_wait_for_one_that_is_killed(whole, tmp_path, killed):
 
 def test_processes_that_resume_from_different_places_are_refused(tmp_path):
     changes = {**RUN, "epochs": 1}
-    run_processes(train_to_the_end, 2, tmp_path / "logs", tmp_path, changes)
+    run_processes(train, 2, tmp_path / "logs", tmp_path, changes)
     run_processes(train_apart, 2, tmp_path / "logs", tmp_path, changes)
     steps = json.loads((tmp_path / "result-0.json").read_text())["step"]
     for rank in range(2):

@@ -221,7 +221,7 @@ def list_moments(
 
 
 def spread_of(found: Localization, samples: Tensor) -> Tensor | None:
-    """Return the spread over (B, S, cells) samples of the merged map at the moments found, (B, n)."""
+    """Return the spread, over (B, S, cells) samples, of the merged map at each moment, (B, n)."""
     batch, count, _ = samples.shape
     clips, num_clips = found.ranked.clips, found.num_clips
     if count == 1 or clips is None:

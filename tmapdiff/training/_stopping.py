@@ -73,7 +73,7 @@ def _end_soon(number: int, frame: FrameType | None) -> None:
 def end_workers(loader: Any) -> None:
     """End the worker processes of a data loader, or of accelerate's wrapper of one."""
     plain = getattr(loader, "base_dataloader", loader)
-    iterator = getattr(plain, "_iterator", None)
-    if hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
+    shut_down = getattr(getattr(plain, "_iterator", None), "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
         plain._iterator = None
