@@ -22,7 +22,8 @@ def small_disk(tmp_path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a small disk needs root")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    # Lazily: torch may still hold a file that it could not write.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_saving_a_model_leaves_nothing_half_written(small_disk):
@@ -46,9 +47,9 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, small_disk)
             fill(small_disk / "of somebody else", leave=2**16)  # for half of a checkpoint
 
     before_steps(stuck, fill_at_third_step)
-    with pytest.raises(
-        FileError, match=r"^cannot write .*epoch-0000-step-00000004: [^\n]*No space"
-    ):
+    # In words of torch's: it notices in the middle of a file.
+    text = r"^cannot write .*epoch-0000-step-00000004: [^\n]*(No space|inline_container)[^\n]*$"
+    with pytest.raises(FileError, match=text):
         stuck.train()
     assert [path.name for path in stuck.checkpoints] == ["epoch-0000-step-00000002"]
     assert len(list((small_disk / "checkpoints").iterdir())) == 1

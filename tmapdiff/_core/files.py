@@ -175,8 +175,9 @@ def _scratch_prefix(target: Path) -> str:
 
 def _is_write_error(error: Exception) -> bool:
     # safetensors and torch.save word a full disk in errors of their own.
+    of_torch = "PytorchStreamWriter", "inline_container.cc", "iostream error"
     return (
         isinstance(error, OSError)
         or type(error).__name__ == "SafetensorError"
-        or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in of_torch))
     )

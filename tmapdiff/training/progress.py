@@ -51,7 +51,7 @@ class Progress:
                 )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state.
+        """Continue from a saved `state`.
 
         Raises:
             CheckpointError: If it is of a run with another configuration.
