@@ -11,8 +11,7 @@ from typing_extensions import Self
 
 from tmapdiff._core.checks import check_int
 from tmapdiff.data import MomentBatch, Prediction, collate_moments
-from tmapdiff.data._seeding import torch_generator_for
-from tmapdiff.data._sharing import share_of
+from tmapdiff.data.sampling import share_of, torch_generator_for
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import RankedMoments
 from tmapdiff.metrics import best_ious
