@@ -33,6 +33,7 @@ def test_saving_a_model_leaves_nothing_half_written(small_disk):
     assert not any(small_disk.iterdir())
 
 
+@pytest.mark.train
 def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, small_disk):
     def trainer(folder):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -68,6 +69,7 @@ def fill(path: Path, leave: int = 0) -> None:
 
 
 # TensorBoard's writer has a thread of its own.
+@pytest.mark.train
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_fills_after_a_checkpoint_loses_no_metrics(small_disk):
     def trainer():
