@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -125,7 +125,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             got, hint = type(localizer.encoder).__name__, "Call localizer.localize itself."
             raise ConfigError(message(who, "a localizer with a MultimodalEncoder", got, hint))
         encoder = localizer.encoder.config
-        _check_text(who, encoder, vocabulary, text_encoder)
+        if misfit := _misfit_of_text(encoder, vocabulary, text_encoder):
+            raise ConfigError(message(who, *misfit))
         if frame_encoder is not None:
             if fps is None:
                 raise ConfigError(message(who, "fps with a frame_encoder", "none"))
@@ -716,34 +717,31 @@ def _identity(video: Any) -> tuple[Any, ...] | None:
     return (os.path.realpath(video), status.st_size, status.st_mtime_ns)
 
 
-def _check_text(
-    who: str,
+def _misfit_of_text(
     encoder: Any,
     vocabulary: Vocabulary | None,
     text_encoder: TransformersTextEncoder | None,
-) -> None:
-    def refuse(expected: str, got: str) -> NoReturn:
-        raise ConfigError(message(who, expected, got))
-
-    def kind(part: object) -> str:
-        return "none" if part is None else type(part).__name__
-
-    if encoder.text_channels is None:
+) -> tuple[str, str] | None:
+    """Return what the model needs to read sentences, and what came, where that does not fit."""
+    channels, words = encoder.text_channels, encoder.vocabulary_size
+    if channels is None:
         if text_encoder is not None:
             expected = "no text_encoder, as the model reads words of a vocabulary"
-            refuse(expected, kind(text_encoder))
+            return expected, type(text_encoder).__name__
         if not isinstance(vocabulary, Vocabulary):
-            refuse("the vocabulary that the model was trained with", kind(vocabulary))
-        if len(vocabulary) != encoder.vocabulary_size:
-            expected = f"a vocabulary of the model's {encoder.vocabulary_size} words"
-            refuse(expected, f"{len(vocabulary)} words")
-    else:
-        if not isinstance(text_encoder, TransformersTextEncoder):
-            refuse("the text_encoder that the model was trained with", kind(text_encoder))
-        tokens, sentences = text_encoder.token_channels, text_encoder.sentence_channels
-        if encoder.text_channels not in (tokens, sentences):
-            expected = f"a text_encoder that gives {encoder.text_channels} channels"
-            refuse(expected, f"{tokens} and {sentences}")
-        if vocabulary is not None:
-            expected = "no vocabulary, as the model reads features of a text_encoder"
-            refuse(expected, repr(vocabulary))
+            return "the vocabulary that the model was trained with", _kind(vocabulary)
+        if len(vocabulary) != words:
+            return f"a vocabulary of the model's {words} words", f"{len(vocabulary)} words"
+        return None
+    if not isinstance(text_encoder, TransformersTextEncoder):
+        return "the text_encoder that the model was trained with", _kind(text_encoder)
+    given = text_encoder.token_channels, text_encoder.sentence_channels
+    if channels not in given:
+        return f"a text_encoder that gives {channels} channels", f"{given[0]} and {given[1]}"
+    if vocabulary is not None:
+        return "no vocabulary, as the model reads features of a text_encoder", repr(vocabulary)
+    return None
+
+
+def _kind(part: object) -> str:
+    return "none" if part is None else type(part).__name__
