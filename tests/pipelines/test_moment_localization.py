@@ -419,9 +419,9 @@ def index_with(folder, field, value):
 
 
 @pytest.fixture(scope="module")
-def saved(pipe, tmp_path_factory):
+def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "pipeline"
-    pipe.save_pretrained(folder)
+    make_pipe().save_pretrained(folder)
     return folder
 
 
