@@ -288,7 +288,7 @@ def test_every_layer_may_be_a_unit_of_fsdp(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from tmapdiff._sharding import register_forward_methods
+    from tmapdiff.training._sharding import register_forward_methods
 
     mesh = init_device_mesh("cpu", (1,))
     whole, shards = make(**fields), make(**fields)
