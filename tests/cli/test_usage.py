@@ -20,6 +20,7 @@ CASES = {
     "train --steps 2 --model ms2dtan": f"'--steps': {NO_EFFECT} --model diffusion.",
     "train --samples 2 --model deterministic": f"'--samples': {NO_EFFECT} --model diffusion.",
     "train --frame-encoder x": f"'--frame-encoder': {NO_EFFECT} features of videos.",
+    "train --root x --features timeline --frame-encoder x": f"{NO_EFFECT} features of videos.",
     "train --root x": "'--features': name the features of the videos.",
     "train --train x --features y": "'--train': name --test, --root or --holdout, too.",
     "train --root x --train y --test z --features f.h5":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,14 @@ def evaluate_queries(folder: Path, queries: int) -> None:
     repeated = Subset(dataset, [index % len(dataset) for index in range(queries)])
     accelerator = Accelerator(cpu=True)
     model = make_model(dataset, dropout=0.0).double().eval()
-    found = evaluate(model, repeated, batch_size=4, accelerator=accelerator)
+    waits: list[int] = []
+
+    def wait(count: int) -> None:
+        waits.append(count)
+        time.sleep(0.1)
+
+    found = evaluate(model, repeated, batch_size=4, on_batch=wait, accelerator=accelerator)
+    assert found.seconds > 0.1 * len(waits)  # not of the gathering alone
     result = {
         "qids": [one.qid for one in found.predictions],
         "windows": [one.windows for one in found.predictions],

@@ -88,9 +88,10 @@ def test_a_bad_query_is_skipped_too(pipe):
         pipe(GOOD, ["the door", "?!", "person"])
 
 
-@pytest.mark.parametrize("clip_seconds", [None, 0.5])
-def test_scores_that_are_not_finite_are_skipped_unless_weights_make_them(clip_seconds, monkeypatch):
-    pipe, videos = make_pipe(clip_seconds=clip_seconds), [GOOD, make_features(40), OTHER]
+# As a whole, in clips of one length, and, if longer than the first, in windows.
+@pytest.mark.parametrize("parts", [{}, {"clip_seconds": 0.5}, {"durations": [8.0]}], ids=str)
+def test_scores_that_are_not_finite_are_skipped_unless_weights_make_them(parts, monkeypatch):
+    pipe, videos = make_pipe(**parts), [GOOD, make_features(40), OTHER]
     alone = [pipe(video, QUERIES[0], generator=seeds(1, row)) for row, video in enumerate(videos)]
     draw = MomentLocalizer.draw_samples
 

@@ -154,6 +154,7 @@ def train(
     """
     untrained = model in ("prior", "oracle")
     made_up = data_options.root is None and train is None
+    simulated = made_up or data_options.features == ["timeline"]
     of_training = {
         "--resume": resume,
         "--ranking": ranking,
@@ -165,7 +166,7 @@ def train(
     options.refuse_idle(
         *((name, value and untrained, "a model to train") for name, value in of_training.items()),
         ("--test", test is not None and made_up, "--train or --root"),
-        ("--frame-encoder", frame_encoder and (made_up or untrained), "features of videos"),
+        ("--frame-encoder", frame_encoder and (simulated or untrained), "features of videos"),
         (
             "--decoder",
             recipe_options.decoder and (untrained or model == "ms2dtan"),
@@ -235,7 +236,7 @@ def train(
         if model == "prior" or model == "oracle":
             results = evaluate_control(model, recipe, data)
         else:
-            if not made_up and data_options.features != ["timeline"]:
+            if not simulated:
                 match = find_frame_encoder(data.store, frame_encoder)
             trained = recipe.train(
                 data,

@@ -110,7 +110,6 @@ class Answers:
         self.ranked: list[RankedMoments] = []
         self.confidence: list[Tensor] = []
         self.iou: list[Tensor] = []
-        self._began = time.perf_counter()
 
     def update(
         self,
@@ -144,16 +143,15 @@ class Answers:
             whole.ranked += part.ranked
             whole.confidence += part.confidence
             whole.iou += part.iou
-            whole._began = min(whole._began, part._began)
         return whole
 
-    def compute(self) -> tuple[tuple[Prediction, ...], float, Tensor, Tensor]:
-        """Return predictions, the seconds they took, confidence and IoU, as in `Evaluation`."""
+    def compute(self, began: float) -> tuple[tuple[Prediction, ...], float, Tensor, Tensor]:
+        """Return predictions, seconds since `began`, confidence and IoU, as in `Evaluation`."""
         predictions = tuple(
             Prediction(qid, query, video_id, windows)
             for (qid, query, video_id), windows in zip(self.queries, self._windows(), strict=True)
         )
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - began
         return predictions, seconds, torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
 
     def _windows(self) -> Iterator[tuple[tuple[float, float, float], ...]]:

@@ -1,5 +1,6 @@
 """Evaluation on DiDeMo, with its official metric."""
 
+import time
 from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def evaluate_didemo(
 
     Source: Hendricks et al., arXiv 1708.01641.
     """
-    official, metrics, answers = DiDeMoMetrics(), LocalizationMetrics(), Answers()
+    began, answers = time.perf_counter(), Answers()
+    official, metrics = DiDeMoMetrics(), LocalizationMetrics()
     for batch, found in localize_all(
         model,
         dataset,
@@ -89,7 +91,7 @@ def evaluate_didemo(
         answers.update(batch, found, consensus)
     official, metrics, answers = of_all_processes(accelerator, official, metrics, answers)
     # The official mIoU takes the place of the other.
-    return Evaluation(metrics.compute() | official.compute(), *answers.compute())
+    return Evaluation(metrics.compute() | official.compute(), *answers.compute(began))
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Running a localizer over a data set."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def evaluate(
             scores are not finite, as damaged weights or features make them.
         ConfigError: If there is no such ranking.
     """
-    metrics, answers = LocalizationMetrics(), Answers()
+    began, metrics, answers = time.perf_counter(), LocalizationMetrics(), Answers()
     for batch, found in localize_all(
         model,
         dataset,
@@ -103,4 +104,4 @@ def evaluate(
         if on_batch is not None:
             on_batch(len(batch))
     metrics, answers = of_all_processes(accelerator, metrics, answers)
-    return Evaluation(metrics.compute(), *answers.compute())
+    return Evaluation(metrics.compute(), *answers.compute(began))
