@@ -201,9 +201,8 @@ def localize_corpus(
     before = set(_videos_done(folder))
     todo = [(one, source) for one, source in listed.items() if one not in before and asked[one]]
     # 3. the rest, one share of the videos after the other
-    shares = [
-        todo[first : first + videos_per_file] for first in range(0, len(todo), videos_per_file)
-    ]
+    starts = range(0, len(todo), videos_per_file)
+    shares = [todo[first : first + videos_per_file] for first in starts]
     job = _Job(
         pipeline=os.fspath(pipeline),
         features=stores,
@@ -307,9 +306,8 @@ class _ShareLocalizer:
                 continue
             done.append(video_id)
             in_windows += answer.windows is not None
-            for (query_id, sentence), moments in zip(queries, answer.moments, strict=True):
-                listed = [vars(moment) for moment in moments]
-                values = (video_id, query_id, sentence, listed)
+            for query, moments in zip(queries, answer.moments, strict=True):
+                values = (video_id, *query, [vars(moment) for moment in moments])
                 rows.append(dict(zip(_COLUMNS, values, strict=True)))
         if done:
             # Of all videos of the share: done again after a kill, it replaces what there is.
@@ -325,18 +323,16 @@ class _ShareLocalizer:
     def _localize(self, video_id: str, source: Any, queries: Sequence[tuple[str, str]]) -> Any:
         """Ask all queries of a video; `source` is its file, or its duration."""
         check_video_id("localize_corpus", video_id)
-        options = self.job.options
+        options = dict(vars(self.job.options))
+        seed = options.pop("seed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` has warned
             return self.pipeline(
                 self._features(video_id, source),
                 [sentence for _, sentence in queries],
-                num_inference_steps=options.num_inference_steps,
-                num_samples=options.num_samples,
-                ranking=options.ranking,
-                top_n=options.top_n,
-                generator=[_generator(options.seed, video_id, one) for one, _ in queries],
+                generator=[_generator(seed, video_id, one) for one, _ in queries],
                 batch_size=self.job.batch_size,
+                **options,
             )
 
     def _features(self, video_id: str, source: Any) -> VideoFeatures:
@@ -349,9 +345,7 @@ class _ShareLocalizer:
 
 def _open_stores(places: Sequence[str]) -> FeatureStore | None:
     stores = [open_feature_store(place) for place in places]
-    if not stores:
-        return None
-    return stores[0] if len(stores) == 1 else ConcatFeatureStore(stores)
+    return ConcatFeatureStore(stores) if len(stores) > 1 else next(iter(stores), None)
 
 
 def _generator(seed: int, *ids: str) -> torch.Generator:
@@ -393,11 +387,7 @@ def _digest_of_body(file: BinaryIO) -> bytes:
 
 
 def _videos_done(output: Path) -> Iterator[str]:
-    """Give the videos of the files in a folder, by what the files say of themselves.
-
-    Raises:
-        FileError: If a file says nothing of the kind, or is not as it was written.
-    """
+    """Give the videos of the files in a folder, by what the files say of themselves."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -411,18 +401,16 @@ def _videos_done(output: Path) -> Iterator[str]:
                 if metadata.get(_DIGEST_OF_BODY) not in (None, _digest_of_body(file)):
                     raise ValueError("one whose moments are not those that were written")
         except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
-            reason = first_line(error)
-            hint = "Remove it, and its videos are localized again."
-            expected = "a file of a corpus run"
-            raise FileError(message(str(path), expected, reason, hint)) from error
+            expected, hint = (
+                "a file of a corpus run",
+                "Remove it, and its videos are localized again.",
+            )
+            raise FileError(message(str(path), expected, first_line(error), hint)) from error
         yield from videos
 
 
 def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Read columns of a table, and `video_id` if there is one.
-
-    A few bytes of a Parquet file may stand for a billion rows: it is read piece by piece.
-    """
+    """Read columns of a table, and `video_id` if there is one."""
     import pyarrow as pa
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
@@ -433,13 +421,13 @@ def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[s
     try:
         if not path.exists():
             raise FileError(f"cannot read {path}: no such file or folder.")
-        files = ds.dataset(path, format="parquet").files
-        if not files:
+        if not (files := ds.dataset(path, format="parquet").files):
             raise ArgumentError(message(str(path), f"columns {', '.join(columns)}", "none"))
         for file in files:
             with pq.ParquetFile(file) as table:
                 names = _columns_to_read(path, columns, table.schema_arrow)
                 _check_declared(path, names, table.metadata)
+                # A few bytes may stand for a billion rows.
                 for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
                     taken += batch.nbytes * TEXT_GROWTH
                     taken += batch.num_rows * len(names) * _BYTES_OF_VALUE
@@ -481,8 +469,7 @@ def _columns_to_read(path: Path, columns: Sequence[str], schema: Any) -> list[st
         if schema.names.count(name) > 1:
             raise ArgumentError(message(str(path), f"one column {name}", "several"))
         kind = schema.field(name).type
-        kinds = _kinds_of(kind)
-        if not kinds & _COLUMN_KINDS[name]:
+        if not _kinds_of(kind) & _COLUMN_KINDS[name]:
             expected = f"{name} as {' or '.join(sorted(_COLUMN_KINDS[name]))}"
             raise ArgumentError(message(str(path), expected, kind))
     return names

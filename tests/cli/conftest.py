@@ -70,6 +70,18 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 
 @pytest.fixture
+def passes(run: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Run what ends well: exit code 0."""
+
+    def passes(*arguments: object) -> Answer:
+        found = run(*arguments)
+        assert found.code == 0, found.err
+        return found
+
+    return passes
+
+
+@pytest.fixture
 def refused(run: Callable[..., Answer]) -> Callable[..., str]:
     """Run what is an error: exit code 1, and nothing but one line, which is given."""
 

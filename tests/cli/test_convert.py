@@ -9,9 +9,8 @@ from tmapdiff.data import ActionTimelineFeatures, open_feature_store
 from .conftest import QUICK
 
 
-def test_converts_and_says_so(run, corpus, tmp_path):
-    found = run("convert", corpus.features, tmp_path / "npz", "--format", "npz", "--json")
-    assert found.code == 0
+def test_converts_and_says_so(run, passes, corpus, tmp_path):
+    found = passes("convert", corpus.features, tmp_path / "npz", "--format", "npz", "--json")
     assert found.document["format"] == "npz"
     assert sorted(found.document["converted"]) == ["one", "three", "two"]
     before, after = open_feature_store(corpus.features), open_feature_store(tmp_path / "npz")
@@ -33,11 +32,13 @@ def test_features_that_cannot_be_used_are_code_1(run, tmp_path):
     assert "skipped nan: HDF5 features a.h5, video 'nan': expected finite" in found.out
 
 
-def test_timelines_are_written_with_a_seed_and_stay_simulated(run, charades, queries, tmp_path):
+def test_timelines_are_written_with_a_seed_and_stay_simulated(
+    run, passes, charades, queries, tmp_path
+):
     files = {}
     for name, seed in (("zero.h5", []), ("one.h5", ["--seed", 1])):
         files[name] = tmp_path / name
-        assert run("convert", "timeline", files[name], "--root", charades, *seed).code == 0
+        passes("convert", "timeline", files[name], "--root", charades, *seed)
     found = ActionTimelineFeatures.from_charades(charades, seed=1)
     assert torch.equal(open_feature_store(files["one.h5"])["BBBBB"], found["BBBBB"])
     train, test = queries("train.jsonl", "AAAAA"), queries("test.jsonl", "BBBBB")

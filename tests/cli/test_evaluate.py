@@ -12,10 +12,9 @@ from tmapdiff.cli import main
 KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
 
 
-def test_a_pipeline_evaluates_to_what_training_said(run, finished):
+def test_a_pipeline_evaluates_to_what_training_said(passes, finished):
     times = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
-    found = run("evaluate", finished / "pipeline", "--limit", 16, "--device", "cpu", "--json")
-    assert found.code == 0
+    found = passes("evaluate", finished / "pipeline", "--limit", 16, "--device", "cpu", "--json")
     assert {path: path.stat().st_mtime_ns for path in times} == times, "training's results stay"
     before = json.loads((finished / "metrics.json").read_text())
     assert {key: found.document[key] for key in KEYS} == {key: before[key] for key in KEYS}
@@ -39,17 +38,16 @@ def test_several_processes_evaluate_as_one(finished, tmp_path):
     assert answers == [16, 16]
 
 
-def test_each_number_of_steps_is_a_row(run, corpus, tmp_path):
+def test_each_number_of_steps_is_a_row(passes, corpus, tmp_path):
     data = ["--test", corpus.test, "--features", corpus.features, "--output", tmp_path]
-    found = run("evaluate", corpus.pipeline, *data, "--steps", 1, "--steps", 3, "--samples", 2)
-    assert found.code == 0
+    found = passes("evaluate", corpus.pipeline, *data, "--steps", 1, "--steps", 3, "--samples", 2)
     rows = [line.split()[:2] for line in found.out.splitlines()]
     assert [row for row in rows if row[:1] == ["steps"]] == [["steps", "1"], ["steps", "3"]]
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
 
 
-def test_runs_that_differ_in_any_option_can_be_told_apart(run, corpus, tmp_path):
+def test_runs_that_differ_in_any_option_can_be_told_apart(passes, corpus, tmp_path):
     data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu", "--output"]
     options = {"ranking": ["expected-hits"], "samples": 2, "steps": [1], "seed": 1, "limit": 2,
                "seconds_per_feature": 0.5}  # fmt: skip
@@ -59,8 +57,7 @@ def test_runs_that_differ_in_any_option_can_be_told_apart(run, corpus, tmp_path)
         more += [f"--{name.replace('_', '-')}", given]
     told = []
     for folder, options_of_run in (("one", []), ("other", more)):
-        found = run("evaluate", corpus.pipeline, *data, tmp_path / folder, *options_of_run)
-        assert found.code == 0, found.err
+        passes("evaluate", corpus.pipeline, *data, tmp_path / folder, *options_of_run)
         told.append(json.loads((tmp_path / folder / "metrics.json").read_text()))
     one, other = told
     assert one["command"] == other["command"] == "evaluate"
@@ -78,7 +75,7 @@ def test_runs_that_differ_in_any_option_can_be_told_apart(run, corpus, tmp_path)
 
 
 def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
-    run, corpus, tmp_path, monkeypatch
+    run, passes, corpus, tmp_path, monkeypatch
 ):
     loads = []
     load = MomentLocalizationPipeline.from_pretrained.__func__
@@ -97,8 +94,7 @@ def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
     monkeypatch.setattr(MomentLocalizationPipeline, "from_pretrained", classmethod(counted))
     several = [option for test in tests for option in ("--test", test)]
     several += [option for ranking in rankings for option in ("--ranking", ranking)]
-    found = run("evaluate", corpus.pipeline, *several, *common, tmp_path / "all")
-    assert found.code == 0, found.err
+    found = passes("evaluate", corpus.pipeline, *several, *common, tmp_path / "all")
     assert len(loads) == 1
     assert set(found.document["tests"]) == {"test", "train"}
     for test, ranking in zip(tests, rankings, strict=True):
@@ -113,19 +109,20 @@ def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
     assert answers[0] == answers[1]
 
 
-def test_root_is_where_timelines_come_from_whatever_the_queries(run, charades, queries, tmp_path):
+def test_root_is_where_timelines_come_from_whatever_the_queries(
+    passes, charades, queries, tmp_path
+):
     pipeline = tmp_path / "pipeline"
     localizer = PRESETS["nano"].build(vocabulary_size=4, clip_channels=256)
     MomentLocalizationPipeline(localizer, Vocabulary(["a", "person"])).save_pretrained(pipeline)
     test = queries("own/mine.jsonl", "AAAAA", "BBBBB")
-    found = run("evaluate", pipeline, "--root", charades, "--test", test, "--features", "timeline",
-                "--json")  # fmt: skip
-    assert found.code == 0, found.err
+    data = ["--root", charades, "--test", test, "--features", "timeline"]
+    found = passes("evaluate", pipeline, *data, "--json")
     assert found.document["annotations"] == {"test": str(test)}
     assert found.document["features"].startswith("SIMULATED")
 
 
-def test_a_pipeline_with_a_text_encoder(run, corpus, tmp_path):
+def test_a_pipeline_with_a_text_encoder(passes, corpus, tmp_path):
     text = tiny_text_encoder(["the", "number", "is", "shown", "0", "1", "2", "3"])
     channels = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).frame_encoder.feature_dim
     localizer = PRESETS["nano"].build(
@@ -135,8 +132,7 @@ def test_a_pipeline_with_a_text_encoder(run, corpus, tmp_path):
     )
     MomentLocalizationPipeline(localizer, text_encoder=text).save_pretrained(tmp_path / "pipeline")
     data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu"]
-    found = run("evaluate", tmp_path / "pipeline", *data, "--json")
-    assert found.code == 0, found.err
+    found = passes("evaluate", tmp_path / "pipeline", *data, "--json")
     lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
     asked = [json.loads(line)["query"] for line in lines]
     assert asked == [f"the number {number} is shown" for number in range(4)]

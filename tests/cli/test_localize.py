@@ -9,11 +9,10 @@ from tmapdiff.video import VideoFeatures
 SENTENCES = ["the number 2 is shown", "the number 3"]
 
 
-def test_a_video_is_answered_as_by_the_pipeline(run, corpus):
+def test_a_video_is_answered_as_by_the_pipeline(passes, corpus):
     video = corpus.videos / "three.mp4"
     options = ["--model", corpus.pipeline, "--device", "cpu", "--samples", 3, "--seed", 5]
-    found = run("localize", video, *SENTENCES, *options, "--top", 2, "--json")
-    assert found.code == 0
+    found = passes("localize", video, *SENTENCES, *options, "--top", 2, "--json")
     pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
     document = found.document
     assert document["duration"] == pytest.approx(8.0)
@@ -73,9 +72,8 @@ def test_an_address_is_not_opened(refused, tmp_path):
         assert refused(*command).endswith(end)
 
 
-def test_the_table_has_a_row_a_moment(run, corpus):
-    found = run("localize", corpus.videos / "three.mp4", *SENTENCES, "--model", corpus.pipeline)
-    assert found.code == 0
+def test_the_table_has_a_row_a_moment(passes, corpus):
+    found = passes("localize", corpus.videos / "three.mp4", *SENTENCES, "--model", corpus.pipeline)
     lines = found.out.splitlines()
     assert [line.strip() for line in lines if "number" in line] == SENTENCES
     features = open_feature_store(corpus.features)["three"]
@@ -87,10 +85,9 @@ def test_the_table_has_a_row_a_moment(run, corpus):
 
 
 @pytest.mark.filterwarnings("default::tmapdiff.errors.UnknownWordsWarning")
-def test_unknown_words_are_told(run, refused, corpus):
+def test_unknown_words_are_told(passes, refused, corpus):
     video, model = corpus.videos / "three.mp4", ["--model", corpus.pipeline, "--json"]
-    found = run("localize", video, "the number 2 ladra", "the number 3", *model)
-    assert found.code == 0
+    found = passes("localize", video, "the number 2 ladra", "the number 3", *model)
     assert [one["unknown_words"] for one in found.document["answers"]] == [["ladra"], []]
     (line,) = [line for line in found.err.splitlines() if line.startswith("warning: ")]
     assert line.endswith("does not know these words of the queries: ladra.")
@@ -98,12 +95,12 @@ def test_unknown_words_are_told(run, refused, corpus):
     assert "expected queries with a word that the model knows, got 'el perro ladra'." in error
 
 
-def test_pictures(run, corpus, tmp_path):
+def test_pictures(run, passes, corpus, tmp_path):
     video, model = corpus.videos / "three.mp4", ["--model", corpus.pipeline]
     places = ["--map", tmp_path / "map.png", "--strip", tmp_path / "strip.png"]
     found = run("localize", video, SENTENCES[0], *model, *places, "--json")
     assert found.document["files"] == [str(tmp_path / "map.png"), str(tmp_path / "strip.png")]
-    assert run("localize", video, *SENTENCES, *model, *places[:2]).code == 0
+    passes("localize", video, *SENTENCES, *model, *places[:2])
     for name in ("map", "strip", "map-1", "map-2"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -123,11 +120,10 @@ def test_errors_are_one_line(refused, corpus, finished, tmp_path):
         assert text in refused("localize", *arguments)
 
 
-def test_an_id_that_the_features_spell_otherwise_is_found_and_told(run, corpus):
+def test_an_id_that_the_features_spell_otherwise_is_found_and_told(run, passes, corpus):
     options = ["--model", corpus.pipeline, "--features", corpus.features, "--json"]
     wanted = run("localize", "three", SENTENCES[0], *options)
-    found = run("localize", "v_three.avi", SENTENCES[0], *options)
-    assert found.code == 0
+    found = passes("localize", "v_three.avi", SENTENCES[0], *options)
     assert found.document["answers"] == wanted.document["answers"]
     assert "v_three.avi is named without 'v_' and without suffix in the features" in found.err
     assert "is named" not in wanted.err

@@ -33,9 +33,9 @@ def test_a_run_writes_all_it_promises(finished):
 
 
 @pytest.mark.train
-def test_two_runs_with_one_seed_are_equal_and_steps_are_rows(run, finished, tmp_path):
+def test_two_runs_with_one_seed_are_equal_and_steps_are_rows(passes, finished, tmp_path):
     options = ["--limit", 16, "--output", tmp_path, "--steps", 2, "--steps", 1]
-    assert run("train", *QUICK, *options).code == 0
+    passes("train", *QUICK, *options)
     first, second = (
         json.loads((folder / "metrics.json").read_text()) for folder in (finished, tmp_path)
     )
@@ -46,7 +46,7 @@ def test_two_runs_with_one_seed_are_equal_and_steps_are_rows(run, finished, tmp_
 
 
 @pytest.mark.train
-def test_json_of_a_run_with_glove_vectors(run, tmp_path):
+def test_json_of_a_run_with_glove_vectors(run, passes, tmp_path):
     (tmp_path / "glove.txt").write_text("the 1 2 3\na 4 5 6\n")
     options = ["--limit", 8, "--model", "ms2dtan", "--output", tmp_path / "run", "--json"]
     options += ["--glove", tmp_path / "glove.txt"]
@@ -54,8 +54,7 @@ def test_json_of_a_run_with_glove_vectors(run, tmp_path):
     (tmp_path / "run" / "checkpoints" / "epoch-0009").mkdir(parents=True)
     (tmp_path / "run" / "mine.txt").touch()
     assert run("train", *QUICK, *options).code == 1
-    found = run("train", *QUICK, *options, "--overwrite")
-    assert found.code == 0
+    found = passes("train", *QUICK, *options, "--overwrite")
     assert [one.name for one in (tmp_path / "run/checkpoints").iterdir()] == ["epoch-0001"]
     assert (tmp_path / "run" / "mine.txt").exists()
     assert found.document["files"] == ["metrics.json", "predictions.jsonl", "maps.png", "pipeline"]
@@ -90,10 +89,9 @@ def test_features_of_videos_make_a_pipeline_that_takes_videos(corpus):
 
 
 @pytest.mark.train
-def test_without_the_encoder_it_says_so(run, corpus, tmp_path):
+def test_without_the_encoder_it_says_so(passes, corpus, tmp_path):
     data = ["--train", corpus.train, "--test", corpus.test, "--features", corpus.features]
-    found = run("train", *QUICK, *data, "--output", tmp_path)
-    assert found.code == 0
+    found = passes("train", *QUICK, *data, "--output", tmp_path)
     line = (
         "the pipeline takes features, not videos: its frame encoder has random weights, "
         "which cannot be made anew"
@@ -103,11 +101,12 @@ def test_without_the_encoder_it_says_so(run, corpus, tmp_path):
     assert (pipeline.frame_encoder, pipeline.config.fps) == (None, 2.0)
 
 
-def test_queries_that_are_held_out_are_counted_and_need_no_others(run, charades, queries, tmp_path):
+def test_queries_that_are_held_out_are_counted_and_need_no_others(
+    passes, charades, queries, tmp_path
+):
     train = queries("own/a.jsonl", "AAAAA", "BBBBB", times=3)
     data = ["--root", charades, "--features", "timeline", "--train", train, "--holdout", 0.5]
-    found = run("train", *QUICK, "--model", "oracle", *data, "--output", tmp_path)
-    assert found.code == 0, found.err
+    found = passes("train", *QUICK, "--model", "oracle", *data, "--output", tmp_path)
     shown = found.out.splitlines()
     assert shown[0] == "train: 3 queries of 1 videos; a.jsonl: 6 lines, 6 kept"
     held_out = "3 queries of 1 videos, held out of training; a.jsonl: 6 lines, 6 kept"
@@ -157,11 +156,10 @@ def test_a_used_folder_is_refused(run, finished):
 
 
 @pytest.mark.parametrize("control", ["prior", "oracle"])
-def test_controls_write_metrics_alone_and_options_reach_them(run, tmp_path, control):
+def test_controls_write_metrics_alone_and_options_reach_them(passes, tmp_path, control):
     options = ["--model", control, "--holdout", 0.25, "--limit", 9, "--output", tmp_path]
     options += ["--clip-seconds", 1.5] if control == "oracle" else []
-    found = run("train", "--preset", "nano", *options, "--json")
-    assert found.code == 0
+    found = passes("train", "--preset", "nano", *options, "--json")
     assert found.document["files"] == ["metrics.json"]
     recipe = Recipe("nano", clip_seconds=1.5 if control == "oracle" else None)
     data = LocalizationData.make_up().hold_out(0.25).limit(9)
@@ -169,11 +167,10 @@ def test_controls_write_metrics_alone_and_options_reach_them(run, tmp_path, cont
 
 
 @pytest.mark.train
-def test_settings_reach_the_training_of_a_regressor(run, tmp_path):
+def test_settings_reach_the_training_of_a_regressor(passes, tmp_path):
     options = ["--deterministic", "--checkpoint-minutes", 7, "--resume", "--output", tmp_path]
     options += ["--model", "deterministic", "--decoder", "transformer-concat", "--limit", 12]
-    found = run("train", *QUICK, *options)
-    assert found.code == 0
+    found = passes("train", *QUICK, *options)
     assert f"there is no checkpoint in {tmp_path}: from the start" in found.out
     config = json.loads((tmp_path / "training.json").read_text())
     assert config["deterministic"] is True
@@ -187,10 +184,9 @@ def test_settings_reach_the_training_of_a_regressor(run, tmp_path):
 
 
 @pytest.mark.train
-def test_didemo_has_its_own_grid_and_metric(run, tmp_path):
+def test_didemo_has_its_own_grid_and_metric(run, passes, tmp_path):
     options = ["--dataset", "didemo", "--limit", 12, "--output", tmp_path, "--json"]
-    found = run("train", *QUICK, *options)
-    assert found.code == 0
+    found = passes("train", *QUICK, *options)
     assert {"Rank@1", "Rank@5", "Rank1@0.5"} <= found.document.keys()
     pipeline = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
     assert int(pipeline.localizer.grid.packed_mask().sum()) == 21

@@ -39,13 +39,16 @@ def bad_features():
 
 
 BAD = {
-    "no file": ("none.mp4", FileError),
-    "no video": (b"no video at all", VideoError),
-    "no kind of video": (None, ArgumentError),
-    "not finite": (bad_features(), FeatureError),
-    "another model's": (make_features(30, channels=3), FeatureError),
-    "another rate": (VideoFeatures(torch.randn(30, CHANNELS), 1 / FPS, 60.0), FeatureError),
-}
+    "no file": ("none.mp4", FileError, "none.mp4"),
+    "no video": (b"no video at all", VideoError, ""),
+    "empty": (b"", VideoError, ""),
+    "no kind of video": (None, ArgumentError, ""),
+    "not finite": (bad_features(), FeatureError, "finite features, got NaN or inf in row 7."),
+    "another model's": (make_features(30, channels=3), FeatureError,
+                        f"expected features of shape (T, {CHANNELS}), T >= 1, got (30, 3)."),
+    "another rate": (VideoFeatures(torch.randn(30, CHANNELS), 1 / FPS, 60.0), FeatureError,
+                     "expected features that cover the 60 s of the video"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +61,15 @@ def pipe():
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_bad_video_is_skipped_and_the_reason_stands_in_its_place(pipe, name, batch_size):
-    if name == "no video":
+    if name in ("no video", "empty"):
         pytest.importorskip("av")
     pipe.set_progress_bar_config(disable=True)
-    bad, kind = BAD[name]
+    bad, kind, text = BAD[name]
     videos, options = [GOOD, bad, OTHER, bad], {"batch_size": batch_size, "num_samples": 2}
     found = pipe(videos, QUERIES[0], on_error="skip", generator=seeds(4), **options)
     assert [type(one) for one in found.errors] == [type(None), kind, type(None), kind]
     assert "\n" not in str(found.errors[1])
+    assert text in str(found.errors[1])
     for place in (0, 2):
         alone = pipe(videos[place], QUERIES[0], generator=seeds(1, place), num_samples=2)
         assert_alike(answer_of(found, place), alone)
@@ -159,7 +163,7 @@ def test_there_are_no_errors_unless_they_are_skipped(pipe):
 
 def test_queries_and_generators_that_are_none(pipe):
     for query in (None, 3, [None], ["a", 3]):
-        with refuses(ArgumentError, "query to be a sentence or a list of them"):
+        with refuses(ArgumentError, "query to be a sentence or a list of them, got "):
             pipe(GOOD, query)
     for generator in (0, "cpu", [0], [None], 1.5, seeds):
         with refuses(ArgumentError, "expected generator to be a torch.Generator or a list of such"):

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmapdiff._core.checks import message
-from tmapdiff.cli.options import (
-    DatasetOption,
-    SecondsPerFeatureOption,
-    SplitName,
-    refuse_idle,
-)
+from tmapdiff.cli.options import DatasetOption, SecondsPerFeatureOption, SplitName, refuse_idle
 from tmapdiff.errors import FileError
 
 if TYPE_CHECKING:
@@ -59,13 +54,10 @@ class DataOptions:
         parts: list[tuple[Path, SplitName]] = [] if train is None else [(train, "train")]
         parts += [(test, self.test_split) for test in tests]
         of_root = any(place == self.root for place, _ in parts) or TIMELINE in stores
+        use_of_root = "queries to take from it, or --features timeline"
         refuse_idle(
             ("--features", stores and not parts, f"{queries_option} or --root"),
-            (
-                "--root",
-                self.root and not of_root,
-                "queries to take from it, or --features timeline",
-            ),
+            ("--root", self.root and not of_root, use_of_root),
             ("--seconds-per-feature", self.seconds_per_feature and not stores, "--features"),
         )
         if parts and not stores:

@@ -64,10 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def printable(text: str) -> str:
     """Spell out what would command a terminal, such as the escape codes in an untrusted file."""
     return "".join(
-        letter
-        if letter.isprintable() or letter == "\n"
-        else letter.encode("unicode_escape").decode()
-        for letter in text
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode()
+        for one in text
     )
 
 

@@ -121,12 +121,9 @@ def evaluate(
             if not is_main_process():
                 continue
             rows = {row: metrics for results in each for row, metrics in results.rows.items()}
-            details = {
-                "pipeline": pipeline,
-                "seed": seed,
-                "seconds": time.perf_counter() - began,
-                **options.given(context),
-            }
+            seconds = time.perf_counter() - began
+            details = {"pipeline": pipeline, "seed": seed, "seconds": seconds}
+            details |= options.given(context)
             results = replace(each[0], rows=rows)
             documents[name] = report_results(out, results, data, folder / name, details)
         several = {"tests": documents, "output": folder}

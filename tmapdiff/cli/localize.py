@@ -63,10 +63,7 @@ def localize(
     ] = None,
     strip: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PNG",
-            help="Draw the moments below a strip of the video; likewise.",
-        ),
+        typer.Option(metavar="PNG", help="Draw the moments below a strip of the video; likewise."),
     ] = None,
     device: options.DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -179,10 +176,9 @@ def _features_of(
 
 def _print_moments(out: Output, sentence: str, moments: "Sequence[LocalizedMoment]") -> None:
     rows = []
-    for rank, moment in enumerate(moments, start=1):
-        spread = "-" if moment.spread is None else f"{moment.spread:.3f}"
-        times = [f"{moment.start:.2f}", f"{moment.end:.2f}"]
-        rows.append([str(rank), *times, f"{moment.score:.3f}", spread])
+    for rank, one in enumerate(moments, start=1):
+        spread = "-" if one.spread is None else f"{one.spread:.3f}"
+        rows.append([f"{rank}", f"{one.start:.2f}", f"{one.end:.2f}", f"{one.score:.3f}", spread])
     out.table(["", "start (s)", "end (s)", "score", "spread"], rows, sentence)
 
 

@@ -71,10 +71,11 @@ def localize_corpus(
         from tmapdiff.corpus import CorpusOptions
         from tmapdiff.corpus import localize_corpus as run
 
-        # What workers see may not be what this machine has.
-        place = (
-            options.find_device(device) if workers == 0 else None if device == "auto" else device
-        )
+        place: str | None = device
+        if workers == 0:
+            place = options.find_device(device)
+        elif device == "auto":  # what workers see may not be what this machine has
+            place = None
         report = run(
             pipeline,
             videos,

@@ -163,15 +163,12 @@ def train(
         "--deterministic": training_options.deterministic,
         "--checkpoint-minutes": training_options.checkpoint_minutes,
     }
+    no_decoder = untrained or model == "ms2dtan"
     options.refuse_idle(
         *((name, value and untrained, "a model to train") for name, value in of_training.items()),
         ("--test", test is not None and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (simulated or untrained), "features of videos"),
-        (
-            "--decoder",
-            recipe_options.decoder and (untrained or model == "ms2dtan"),
-            "a model with such a decoder",
-        ),
+        ("--decoder", recipe_options.decoder and no_decoder, "a model with such a decoder"),
         ("--steps", steps and model != "diffusion", "--model diffusion"),
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
     )
@@ -184,10 +181,8 @@ def train(
     test_place = test or (data_options.root if holdout is None else None) or train_place
     with Output(as_json) as out:
         data_options.check(train_place, [] if test_place is None else [test_place], "--train")
-        for option, place in (
-            ("--glove", recipe_options.glove),
-            ("--frame-encoder", frame_encoder),
-        ):
+        places = {"--glove": recipe_options.glove, "--frame-encoder": frame_encoder}
+        for option, place in places.items():
             if place is not None and not place.exists():
                 raise FileError(message(option, "a place to read from", f"nothing at {place}"))
         from tmapdiff._core.files import written_beside
@@ -214,16 +209,10 @@ def train(
         data = data_options.load(train_place, test_place, holdout)
         out.line(str(data))
         if output is None:
-            sources = {
-                **vars(data_options),
-                "train": train_place,
-                "test": test_place,
-                "holdout": holdout,
-                "features": data_options.features or None,
-                "test_split": None
-                if data_options.test_split == "test"
-                else data_options.test_split,
-            }
+            sources = {**vars(data_options), "train": train_place, "test": test_place}
+            sources |= {"holdout": holdout, "features": data_options.features or None}
+            if data_options.test_split == "test":
+                del sources["test_split"]
             output = recipe.default_folder(data.name, sources, model if untrained else None)
         writes = ("metrics.json",) if untrained else RUN_FILES
         check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)

@@ -77,11 +77,9 @@ def find_answer(
 def _best_of_each(
     pipeline: MomentLocalizationPipeline, drawn: Sequence[Tensor], samples: int, found: Any
 ) -> list[dict[str, float | None]]:
-    """Read the best moment off each sample.
-
-    Drawn are packed maps, sample by sample: (1, cells) each; or, of a video in windows,
-    (windows, cells), for so many windows at a time.
-    """
+    """Read the best moment off each sample."""
+    # Drawn are packed maps, sample by sample: (1, cells) each; or, of a video in windows,
+    # (windows, cells), for so many windows at a time.
     packed, seconds = found.maps.packed[0], found.clip_seconds[0]
     maps = torch.stack([torch.cat(list(drawn[index::samples])) for index in range(samples)], dim=1)
     held = None

@@ -53,7 +53,7 @@ class DemoLimits:
     def max_total_bytes(self) -> int:
         """Bytes of all files together."""
         total = self.max_total_megabytes
-        return int((10 * self.max_megabytes if total is None else total) * 1_000_000)
+        return 10 * self.max_bytes if total is None else int(total * 1_000_000)
 
     def check(self, path: str | os.PathLike[str]) -> VideoInfo:
         """Tell what a video is, if it is within the limits.

@@ -42,18 +42,10 @@ def evaluate_didemo(
     whatever the `ranking`. Rank n@m judges the moments that `localize` answers by the annotators'
     consensus.
 
-    Args:
-        model: A localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's moments.
-        dataset: `MomentDataset` of `load_didemo` with the moments of all annotators, and with
-            `clip_seconds` of 5, so that clips are segments.
-        num_inference_steps: As for `evaluate`.
-        num_samples: As for `evaluate`.
-        eta: As for `evaluate`.
-        ranking: As for `evaluate`.
-        nms_threshold: As for `evaluate`.
-        seed: As for `evaluate`.
-        batch_size: As for `evaluate`.
-        accelerator: As for `evaluate`.
+    `model` is a localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's moments;
+    `dataset` a `MomentDataset` of `load_didemo` with the moments of all annotators, and with
+    `clip_seconds` of 5, so that clips are segments. `num_inference_steps`, `num_samples`, `eta`,
+    `ranking`, `nms_threshold`, `seed`, `batch_size` and `accelerator` are as for `evaluate`.
 
     Raises:
         ArgumentError: As for `evaluate`, or if clips do not last 5 seconds.

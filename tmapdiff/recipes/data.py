@@ -61,9 +61,8 @@ class LocalizationData:
 
     def __str__(self) -> str:
         lines = [f"train: {_described(self.train)}"] if self.train.report.lines else []
-        return "\n".join(
-            [*lines, f"test: {self.evaluated_on}", f"features: {self.store.description}"]
-        )
+        lines += [f"test: {self.evaluated_on}", f"features: {self.store.description}"]
+        return "\n".join(lines)
 
     @property
     def evaluated_on(self) -> str:

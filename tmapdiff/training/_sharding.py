@@ -13,14 +13,7 @@ if TYPE_CHECKING:
 
 
 def prepare_sharding(accelerator: "Accelerator") -> bool:
-    """Check how accelerate is to shard weights, and tell whether it is.
-
-    Arithmetic is autocast's, as without shards. FSDP's own would round all inputs of the model,
-    times in seconds too.
-
-    Raises:
-        ConfigError: If it is another way than FSDP2 with whole checkpoints.
-    """
+    """Tell whether accelerate is to shard weights; ConfigError if in a way that is not FSDP2's."""
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if kind in ("DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError(message("Trainer", "accelerate with DDP or FSDP2", kind))
@@ -37,6 +30,8 @@ def prepare_sharding(accelerator: "Accelerator") -> bool:
             raise ConfigError(message("Trainer", f"{name} {wanted}", got, hint))
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    # Arithmetic is autocast's, as without shards. FSDP's own would round all inputs of the model,
+    # times in seconds too.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     return True
 

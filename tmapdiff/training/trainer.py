@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,7 @@ from tmapdiff._core.arrays import load_tensors
 from tmapdiff._core.checks import check_choice, check_int, first_line, message, require
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, naming_file, written_beside
 from tmapdiff.data import MomentBatch, collate_moments
-from tmapdiff.data.sampling import (
-    BatchShares,
-    EpochOrder,
-    SeededSamples,
-    torch_generator_for,
-)
+from tmapdiff.data.sampling import BatchShares, EpochOrder, SeededSamples, torch_generator_for
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
@@ -126,7 +121,8 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._guard = SignalGuard()
         self._requests = HostCopy(torch.zeros(2))  # to stop and to save, by how many processes
-        self._unchecked: _GradientNorm | None = None
+        # The norm of the last step's gradient, with the step and its batch.
+        self._unchecked: tuple[HostCopy, int, MomentBatch] | None = None
 
         self.accelerator = self._make_accelerator(device)
         self._is_sharded = prepare_sharding(self.accelerator)
@@ -425,14 +421,12 @@ class Trainer:
 
         with naming_file(self._lock.lock_file):
             try:
-                self._lock.acquire()
+                acquired = self._lock.acquire()
             except Timeout:
                 expected = f"to be the only process that trains in {self.output_dir}"
                 raise FileError(message("Trainer", expected, "another one")) from None
-        try:
+        with acquired:
             yield
-        finally:
-            self._lock.release()
 
     def _begin(self) -> None:
         """Check that the run may begin where it is, and clear the way."""
@@ -526,9 +520,8 @@ class Trainer:
         self._log(logged)
         bar.end_epoch(progress.epoch, self.config.epochs, logged["loss"])
         metrics = self._validate(bar)
-        self.history.append(
-            {"epoch": progress.epoch, "step": progress.step, **logged, **metrics},
-        )
+        place = {"epoch": progress.epoch, "step": progress.step}
+        self.history.append({**place, **logged, **metrics})
         self._write_history()
 
     def _log(self, values: dict[str, float]) -> None:
@@ -565,13 +558,10 @@ class Trainer:
             raise SystemExit(128 + number)  # as shells report a process that a signal ended
 
     def _step(self, batch: MomentBatch) -> Tensor:
-        """Take one step of the optimizer.
-
-        On a GPU the host runs ahead, but for one wait: before the weights change, it waits for the
-        forward pass, to see its loss. The backward pass is under way by then. So the gradient's
-        norm is looked at a step later; till then, the optimizer itself leaves the weights alone if
-        it is not finite.
-        """
+        """Take one step of the optimizer."""
+        # On a GPU the host waits once: for the loss, while the backward pass is under way. The
+        # gradient's norm is looked at a step later; till then, the optimizer itself leaves the
+        # weights alone if it is not finite.
         features, words, _, *annotated = _inputs(batch)
         self._unwrapped.check_values(features, words, *annotated)
         generators = self._generators(len(batch))
@@ -592,7 +582,7 @@ class Trainer:
             )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         norm = gathered(norm)
-        self._unchecked = _GradientNorm(HostCopy(norm), self.progress.step, batch)
+        self._unchecked = HostCopy(norm), self.progress.step, batch
         # 3. update
         if not self._is_sharded:
             with _skipping_unless_finite(self.optimizer, norm):
@@ -610,19 +600,13 @@ class Trainer:
         return [torch_generator_for(seed, first + row, device) for row in range(queries)]
 
     def _share_loss(self, loss: Tensor, batch: MomentBatch) -> tuple[Tensor, Tensor]:
-        """Weigh the loss so that gradients average to those of all processes' cells.
-
-        Each loss is a mean over its process's own cells, whose numbers differ. The requests of the
-        processes are reduced with these numbers.
-
-        Returns:
-            The weighted loss, and the mean over all processes' cells.
-        """
+        """Weigh the loss by this process's share of all cells; return the mean over all, too."""
         processes = self.accelerator.num_processes
         if processes == 1:
             return loss, loss
         cells = self._unwrapped.count_cells(batch.features, batch.num_clips)
-        # Filled in on the device: a copy from the host would wait for the forward pass.
+        # Reduced with the cells, and filled in on the device: a copy would wait for the forward
+        # pass.
         requests = [cells.new_full((), int(request)) for request in self._own_requests()]
         sums = self.accelerator.reduce(torch.stack([cells, *requests]), "sum")
         self._requests = HostCopy(sums[1:])
@@ -631,15 +615,15 @@ class Trainer:
 
     def _check_gradient(self) -> None:
         """Look at the norm of the last step's gradient, which has been computed meanwhile."""
-        last, self._unchecked = self._unchecked, None
-        if last is None:
+        if self._unchecked is None:
             return
-        (norm,) = last.norm.read()
+        (on_host, step, batch), self._unchecked = self._unchecked, None
+        (norm,) = on_host.read()
         if math.isfinite(norm):
             self.progress.skipped = 0
             return
         self.progress.skipped += 1
-        where = f"at step {last.step}, {_named(last.batch)}"
+        where = f"at step {step}, {_named(batch)}"
         if self.accelerator.scaler is None:
             raise ArgumentError(
                 f"Trainer: expected a finite gradient, got one of norm {norm} {where}. "
@@ -658,10 +642,8 @@ class Trainer:
         epoch, seed = self.progress.epoch, self.config.seed
         metrics: dict[str, float] = {}
         if self.validate_every and epoch % self.validate_every == 0:
-            result = evaluate(
-                self.ema_model, self.validation, seed=seed, accelerator=self.accelerator
-            )
-            metrics = result.metrics
+            options: Any = {"seed": seed, "accelerator": self.accelerator}
+            metrics = evaluate(self.ema_model, self.validation, **options).metrics
             check_choice("Trainer", "best_metric", self.config.best_metric, metrics)
             self._log(metrics)
             bar.print("  ".join(f"{name} {value:.1f}" for name, value in metrics.items()))
@@ -674,27 +656,15 @@ class Trainer:
         return metrics
 
 
-@dataclass(frozen=True)
-class _GradientNorm:
-    """The norm of a step's gradient, to be looked at later, and the step's batch."""
-
-    norm: HostCopy
-    step: int
-    batch: MomentBatch
-
-
 @contextmanager
 def _algorithms(deterministic: bool) -> Iterator[None]:
-    """Let torch use deterministic algorithms only."""
-    if not deterministic:
-        yield
-        return
+    """Let torch use deterministic algorithms only, if that is asked for."""
     cudnn = torch.backends.cudnn
-    before = torch.are_deterministic_algorithms_enabled()
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    cudnn.benchmark = False  # would choose algorithms by the clock
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        cudnn.benchmark = False  # would choose algorithms by the clock
     try:
         yield
     finally:
@@ -704,11 +674,9 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
 
 @contextmanager
 def _skipping_unless_finite(optimizer: "AcceleratedOptimizer", norm: Tensor) -> Iterator[None]:
-    """Let a step of the optimizer do nothing if a norm is not finite, without waiting for it.
-
-    Fused optimizers can do that for gradient scalers, which use it themselves if there is one.
-    """
+    """Let a step of the optimizer do nothing if a norm is not finite, without waiting for it."""
     plain = optimizer.optimizer
+    # Fused optimizers can do that for gradient scalers, which use it themselves if there is one.
     if optimizer.scaler is not None or not plain.defaults.get("fused"):
         yield
         return
