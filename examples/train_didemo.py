@@ -18,7 +18,13 @@ from tmapdiff import spin_briefly
 spin_briefly()  # before torch is imported
 
 from tmapdiff import PRESETS
-from tmapdiff.recipes import LocalizationData, Recipe, SamplingOptions, evaluate_trained
+from tmapdiff.recipes import (
+    LocalizationData,
+    Recipe,
+    SamplingOptions,
+    evaluate_trained,
+    is_main_process,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = Recipe(preset=args.preset, training={"epochs": args.epochs})
     trained = recipe.train(data, args.output, say=print)
     results = evaluate_trained(trained, SamplingOptions(), data)
+    if not is_main_process():  # of those that `accelerate launch` started
+        return
     for row, metrics in results.rows.items():
         print(f"{row:<24}", *(f"{name} {value:.2f}" for name, value in metrics.items()))
     trained.make_pipeline().save_pretrained(args.output / "pipeline")

@@ -64,6 +64,12 @@ def films(tmp_path_factory):
     }
 
 
+@pytest.fixture
+def film(tmp_path):
+    """A video of three seconds."""
+    return write_video(tmp_path / "film.mp4", range(4), rate=1)
+
+
 @dataclass
 class Server:
     """The demo in a process of its own."""

@@ -9,11 +9,6 @@ from tmapdiff.errors import ArgumentError, FileError, VideoError
 from tmapdiff.video import probe_video
 
 
-@pytest.fixture
-def film(tmp_path):
-    return write_video(tmp_path / "film.mp4", range(4), rate=1)
-
-
 def test_what_is_within(film):
     info = DemoLimits(max_seconds=3, max_pixels=32 * 64).check(film)
     assert (info.width, info.height) == (64, 32)

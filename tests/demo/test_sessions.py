@@ -11,11 +11,6 @@ def videos(tmp_path):
     return SessionVideos(tmp_path / "kept", DemoLimits(max_seconds=10))
 
 
-@pytest.fixture
-def film(tmp_path):
-    return write_video(tmp_path / "film.mp4", range(4), rate=1)
-
-
 def files(videos):
     return [path for path in videos.folder.rglob("*") if path.is_file()]
 

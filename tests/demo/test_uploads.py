@@ -34,11 +34,6 @@ def videos(tmp_path):
     return SessionVideos(tmp_path / "kept", LIMITS)
 
 
-@pytest.fixture
-def film(tmp_path):
-    return write_video(tmp_path / "film.mp4", range(4), rate=1)
-
-
 async def elsewhere(scope, receive, send):
     await send({"type": "http.response.start", "status": 418, "headers": []})
     await send({"type": "http.response.body", "body": b""})

@@ -4,25 +4,20 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-from helpers.videos import write_video
 
 from tmapdiff.demo import DemoLimits
 from tmapdiff.demo.sessions import SessionVideos
 
 
 @pytest.fixture
-def visits(tmp_path):
+def visits(tmp_path, film):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("gradio")
     from tmapdiff.demo.visits import Visits
 
-    def make(pipeline):
-        film = write_video(tmp_path / "film.mp4", range(4), rate=1)
-        videos = SessionVideos(tmp_path / "kept", DemoLimits())
-        return Visits(pipeline, videos, {"film.mp4": film})
-
-    return make
+    videos = SessionVideos(tmp_path / "kept", DemoLimits())
+    return lambda pipeline: Visits(pipeline, videos, {"film.mp4": film})
 
 
 ANN = SimpleNamespace(session_hash="ann")

@@ -14,39 +14,39 @@ from tmapdiff.training._stopping import SignalGuard
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 
 
+@pytest.fixture
+def came():
+    """The signals that come through."""
+    numbers, found = (signal.SIGTERM, signal.SIGINT), []
+    before = [signal.signal(one, lambda number, frame: found.append(number)) for one in numbers]
+    yield found
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_a_second_has_its_effect(number):
-    came = []
-    before = signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        with SignalGuard() as stop:
-            assert stop.signal is None
-            os.kill(os.getpid(), number)
-            assert stop.signal == number
-            assert came == []
-            os.kill(os.getpid(), number)
-            assert came == [number]
+def test_a_signal_is_noted_and_a_second_has_its_effect(number, came):
+    with SignalGuard() as stop:
+        assert stop.signal is None
         os.kill(os.getpid(), number)
-        assert came == [number, number]
-    finally:
-        signal.signal(number, before)
+        assert stop.signal == number
+        assert came == []
+        os.kill(os.getpid(), number)
+        assert came == [number]
+    os.kill(os.getpid(), number)
+    assert came == [number, number]
 
 
-def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch):
+def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch, came):
     monkeypatch.setattr(_stopping, "SECONDS_OF_ECHO", 0.2)
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        with SignalGuard(under_launcher=True) as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.signal == signal.SIGTERM
-            assert came == []
-            time.sleep(0.25)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert came == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with SignalGuard(under_launcher=True) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        assert came == []
+        time.sleep(0.25)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM]
 
 
 def test_other_threads_than_the_main_one_get_no_signals():

@@ -88,12 +88,12 @@ def evaluate(
         )
 
         out.is_muted = not is_main_process()
-        accelerator = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        accelerator, place_of_model = None, options.find_device(device)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each has the device of its rank
             from accelerate import Accelerator
 
             accelerator = Accelerator(cpu=device == "cpu")
-        place_of_model = options.find_device(device) if accelerator is None else accelerator.device
+            place_of_model = accelerator.device
         loaded = MomentLocalizationPipeline.from_pretrained(pipeline).to(place_of_model)
         rankings: list[Any] = list(dict.fromkeys(choice.value for choice in ranking or ()))
         ways = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from typing_extensions import Self
 
-from tmapdiff._core.checks import check_int
+from tmapdiff._core.checks import check_int, message
 from tmapdiff.data import MomentBatch, Prediction, collate_moments
 from tmapdiff.data.sampling import share_of, torch_generator_for
 from tmapdiff.errors import ArgumentError
@@ -61,10 +61,8 @@ def localize_batch(
         options.pop("eta", None)
         for name in ("num_inference_steps", "num_samples"):
             if (value := options.pop(name, None)) not in (None, 1):
-                raise ArgumentError(
-                    f"evaluate: expected one pass for a {type(model).__name__} that does not "
-                    f"sample, got {name} = {value}."
-                )
+                expected = f"one pass for a {type(model).__name__} that does not sample"
+                raise ArgumentError(message("evaluate", expected, f"{name} = {value}"))
     return model.localize(
         batch.features,
         batch.words,
@@ -85,10 +83,8 @@ def whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatc
 def check_whole(batch: MomentBatch) -> None:
     # A window is drawn around the annotated moment, and would give the answer away.
     if batch.has_windows:
-        raise ArgumentError(
-            "evaluate: expected whole videos, got windows of them. "
-            "Pass whole_videos=True to MomentDataset."
-        )
+        hint = "Pass whole_videos=True to MomentDataset."
+        raise ArgumentError(message("evaluate", "whole videos", "windows of them", hint))
 
 
 def batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
+from tmapdiff._core.checks import message
 from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
@@ -67,16 +68,12 @@ def evaluate_didemo(
         nms_threshold=nms_threshold,
     ):
         if not bool((batch.clip_seconds == SEGMENT_SECONDS).all()):
-            raise ArgumentError(
-                f"evaluate_didemo: expected clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments, "
-                f"got {batch.clip_seconds[0]:g} s. Pass clip_seconds to MomentDataset."
-            )
-        candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(
-            found.maps, found.num_clips
-        )
-        ranked = rank_candidates(
-            candidates, scores, batch.clip_seconds, top_n=_ALL_MOMENTS, nms_threshold=1.0
-        )
+            expected = f"clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments"
+            got, hint = f"{batch.clip_seconds[0]:g} s", "Pass clip_seconds to MomentDataset."
+            raise ArgumentError(message("evaluate_didemo", expected, got, hint))
+        merged = MultiScaleMapSampler(found.grid).merge_packed(found.maps, found.num_clips)
+        all_moments: Any = {"top_n": _ALL_MOMENTS, "nms_threshold": 1.0}
+        ranked = rank_candidates(*merged, batch.clip_seconds, **all_moments)
         consensus = consensus_moments(batch.moments, batch.num_moments)
         official.update(ranked, batch.moments, batch.num_moments)
         metrics.update(found.ranked, consensus)

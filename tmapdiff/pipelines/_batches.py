@@ -176,12 +176,9 @@ class Answer:
 def answers_of(
     found: Localization, spread: Tensor | None, batch: Batch, drawn: Drawn
 ) -> Iterator[Answer]:
-    listed = list_moments(
-        found.ranked,
-        [video.clip_seconds for video in batch.clips],
-        [video.duration for video in batch.clips],
-        spread,
-    )
+    seconds = [video.clip_seconds for video in batch.clips]
+    durations = [video.duration for video in batch.clips]
+    listed = list_moments(found.ranked, seconds, durations, spread)
     maps = found.maps.float().cpu()
     for row, clips in enumerate(batch.clips):
         packed: Any = [

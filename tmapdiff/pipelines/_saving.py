@@ -77,20 +77,19 @@ def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
     """Read a part; the folder may choose among our classes only."""
     if entry is None or entry == [None, None]:
         return None
-    if not (
-        isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) for one in entry)
-    ):
+    is_pair = isinstance(entry, list) and [type(one) for one in entry] == [str, str]
+    if not is_pair:
         expected = f"its {name} to be a library and a class"
         raise CheckpointError(message(place, expected, repr(entry)))
-    kind = entry[1]
+    library, kind = entry
     classes: Mapping[str, Any] = {
         "localizer": _LOCALIZERS,
         "vocabulary": {"Vocabulary": Vocabulary},
         "frame_encoder": {"FrameEncoder": FrameEncoder},
         "text_encoder": {"TransformersTextEncoder": TransformersTextEncoder},
     }[name]
-    if entry[0] != "tmapdiff" or kind not in classes:
-        what = short(f"{kind} of {entry[0]}")
+    if library != "tmapdiff" or kind not in classes:
+        what = short(f"{kind} of {library}")
         raise CheckpointError(f"{place}: its {name} is a {what}.")
     if name == "vocabulary":
         return Vocabulary.load(folder / name / VOCABULARY)

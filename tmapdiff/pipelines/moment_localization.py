@@ -274,7 +274,6 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             ArgumentError, FileError, VideoError: As `open_video`.
             MissingDependencyError: If nothing that decodes videos is installed.
         """
-        who = type(self).__name__
         if isinstance(video, VideoFeatures):
             return self._checked(video)
         if isinstance(video, np.ndarray | Tensor) and video.ndim == 2:
@@ -282,7 +281,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if self.frame_encoder is None:
             expected = "features of the video, as there is no frame_encoder"
             hint = "Pass a VideoFeatures, or make the pipeline with frame_encoder and fps."
-            raise ConfigError(message(who, expected, type(video).__name__, hint))
+            raise ConfigError(message(type(self).__name__, expected, type(video).__name__, hint))
         key = _identity(video)
         with self._lock:
             if key is not None and key in self._videos:
@@ -441,17 +440,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                         self.localizer,
                     )
                     drawn = self._draw_windows(draw, batch, _chosen(generator, good), batch_size)
-                    answers = self._read(batch, drawn, reading, skip)
-                    results.update(zip(good, answers, strict=True))
+                    read = self._read(batch, drawn, reading, skip)
+                    results.update(zip(good, read, strict=True))
                 if bar is not None:
                     bar.update(len(rows))
         found = [results[row] for row in range(len(queries))]
-        output = _output(
-            [None if isinstance(one, TmapdiffError) else one for one in found],
-            top_n,
-            output_type,
-            return_steps,
-        )
+        answers = [None if isinstance(one, TmapdiffError) else one for one in found]
+        output = _output(answers, top_n, output_type, return_steps)
         if skip:
             output.errors = [_error_of(one) for one in found]
         return output if return_dict else output.to_tuple()
@@ -546,21 +541,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         """Draw maps; where there are windows, `batch_size` of them at a time, and join them."""
         if not any(clips.windows for clips in batch.clips):
             return draw(batch, generator)
-        windows, parts = batch.windows(), []
+        queries, windows = zip(*batch.windows(), strict=True)
         generators: list[torch.Generator] | None = None
         if isinstance(generator, Sequence):
             counts = [len(clips.parts) for clips in batch.clips]
             own = [iter(some) for some in generators_of_windows(generator, counts)]
-            generators = [next(own[query]) for query, _ in windows]
+            generators = [next(own[query]) for query in queries]
+        parts = []
         for start in range(0, len(windows), batch_size):
             place = slice(start, start + batch_size)
-            part = Batch(
-                [window for _, window in windows[place]],
-                [batch.sentences[query] for query, _ in windows[place]],
-                self.localizer,
-            )
+            sentences = [batch.sentences[query] for query in queries[place]]
+            part = Batch(windows[place], sentences, self.localizer)
             parts.append(draw(part, generator if generators is None else generators[place]))
-        return Drawn.join(parts, [query for query, _ in windows], batch)
+        return Drawn.join(parts, queries, batch)
 
     def _draw(
         self,
@@ -601,14 +594,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         """Read moments off maps; if errors are skipped, one in place of each that is not finite."""
         scores = drawn.samples.mean(dim=1)
 
-        def read(rows: Sequence[int]) -> Localization:
-            place = torch.as_tensor(rows, device=scores.device)
+        def read(rows: slice) -> Localization:
             return self.localizer.read_moments(
-                scores[place],
-                batch.clip_seconds[place],
+                scores[rows],
+                batch.clip_seconds[rows],
                 grid=batch.grid,
-                num_clips=None if batch.num_clips is None else batch.num_clips[place],
-                held=None if drawn.held is None else drawn.held[place],
+                num_clips=None if batch.num_clips is None else batch.num_clips[rows],
+                held=None if drawn.held is None else drawn.held[rows],
                 **reading,
             )
 
@@ -620,9 +612,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             # Damaged weights are no fault of a video.
             if bool(wrong.any()) and not self.localizer.weights_not_finite():
                 rows = wrong.nonzero().flatten().tolist()
-                errors = {row: _attempt(skip, read, [row]) for row in rows}
+                errors = {row: _attempt(skip, read, slice(row, row + 1)) for row in rows}
                 scores = scores.masked_fill(wrong[:, None], 0)
-        found = read(range(len(batch)))
+        found = read(slice(None))
         answers = answers_of(found, spread_of(found, drawn.samples), batch, drawn)
         return [errors.get(row, answer) for row, answer in enumerate(answers)]
 
@@ -636,9 +628,9 @@ def _output(
         # Seconds in float32 might lie after the video's end.
         table = torch.full((len(answers), top_n, 4), torch.nan, dtype=torch.float64)
         for row, listed in enumerate(moments):
-            for rank, moment in enumerate(listed):
-                spread = torch.nan if moment.spread is None else moment.spread
-                numbers = [moment.start, moment.end, moment.score, spread]
+            for rank, one in enumerate(listed):
+                spread = torch.nan if one.spread is None else one.spread
+                numbers = [one.start, one.end, one.score, spread]
                 table[row, rank] = torch.tensor(numbers, dtype=torch.float64)
         moments = table.numpy() if as_numpy else table
     videos = [None if one is None else one.clips for one in answers]

@@ -173,9 +173,8 @@ def evaluate_localizer(
         )
         for steps in completed.steps
     ]
-    labels = [f"{label}steps {steps}" for steps in completed.steps]
-    metrics = [evaluation.metrics for evaluation in evaluations]
-    rows = dict(zip(labels, metrics, strict=True))
+    named = zip(completed.steps, evaluations, strict=True)
+    rows = {f"{label}steps {steps}": evaluation.metrics for steps, evaluation in named}
     return Results(rows, evaluations[0], completed, model, dataset)
 
 
@@ -238,12 +237,9 @@ def make_pipeline_test_set(
     if clip_seconds is None and durations is not None:
         longer = {item.video_id for item in data.test if item.duration > 2 * durations[-1]}
         if longer:
-            text = (
-                f"{len(longer)} videos are more than twice as long as any of training "
-                f"({durations[-1]:g} s at most): here each is searched as a whole, by the pipeline "
-                f"in windows."
-            )
-            warnings.warn(text, stacklevel=2)
+            text = f"more than twice as long as any of training ({durations[-1]:g} s at most): here"
+            text += " each is searched as a whole, by the pipeline in windows."
+            warnings.warn(f"{len(longer)} videos are {text}", stacklevel=2)
     word_features: dict[str, Tensor] | None = None
     if pipeline.text_encoder is not None:
         # Each sentence once; a few at a time, as together each takes as much as the longest.

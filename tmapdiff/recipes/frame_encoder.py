@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from tmapdiff._core.checks import message
 from tmapdiff.data import FeatureStore
 from tmapdiff.errors import FeatureError, TmapdiffError
 from tmapdiff.video import FrameEncoder
@@ -46,16 +47,14 @@ def find_frame_encoder(
     rate = store.seconds_per_feature
     if folder is not None:
         encoder = FrameEncoder.from_pretrained(folder)
+        who = "find_frame_encoder"
         if attributes.get("model_sha256") not in (None, encoder.fingerprint):
-            raise FeatureError(
-                f"find_frame_encoder: expected the encoder that made {store.description}, "
-                f"{attributes.get('model')}, got another one in {folder}, {encoder.description}."
-            )
+            expected = f"the encoder that made {store.description}, {attributes.get('model')}"
+            got = f"another one in {folder}, {encoder.description}"
+            raise FeatureError(message(who, expected, got))
         if rate is None:
-            raise FeatureError(
-                f"find_frame_encoder: expected the rate of {store.description}, for a pipeline "
-                "that takes videos, got none. Give its seconds_per_feature."
-            )
+            expected = f"the rate of {store.description}, for a pipeline that takes videos"
+            raise FeatureError(message(who, expected, "none", "Give its seconds_per_feature."))
         return EncoderMatch(encoder, 1 / rate, f"frame encoder: {encoder.description}")
     try:
         if "frame_encoder" not in attributes or rate is None:

@@ -48,6 +48,7 @@ _PROGRESS_INDEX = 1  # second of what is registered for checkpointing
 # The gradient scaler starts at 2**16 and halves it at each step that it skips: a gradient that is
 # not finite at 2**-8 has not overflowed.
 _MOST_SKIPPED_STEPS = 24
+_CHECK = "Lower the learning rate, or check the features of these videos."
 
 
 class Trainer:
@@ -140,11 +141,10 @@ class Trainer:
 
         wanted = self.config.mixed_precision
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
-            raise ConfigError(
-                f"Trainer: expected mixed_precision {AcceleratorState().mixed_precision!r}, as in "
-                f"this process's first training, got {wanted!r}. "
-                "accelerate allows one a process: use another process."
-            )
+            first = f"mixed_precision {AcceleratorState().mixed_precision!r}"
+            expected = f"{first}, as in this process's first training"
+            hint = "accelerate allows one a process: use another process."
+            raise ConfigError(message("Trainer", expected, repr(wanted), hint))
         return Accelerator(
             cpu=device == "cpu",
             mixed_precision=wanted,
@@ -578,7 +578,7 @@ class Trainer:
         if not math.isfinite(value):
             raise ArgumentError(
                 f"Trainer: expected a finite loss, got {value} at step {self.progress.step}, "
-                f"{_named(batch)}. Lower the learning rate, or check the features of these videos."
+                f"{_named(batch)}. {_CHECK}"
             )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         norm = gathered(norm)
@@ -626,8 +626,7 @@ class Trainer:
         where = f"at step {step}, {_named(batch)}"
         if self.accelerator.scaler is None:
             raise ArgumentError(
-                f"Trainer: expected a finite gradient, got one of norm {norm} {where}. "
-                "Lower the learning rate, or check the features of these videos."
+                f"Trainer: expected a finite gradient, got one of norm {norm} {where}. {_CHECK}"
             )
         if self.progress.skipped > _MOST_SKIPPED_STEPS:
             raise ArgumentError(
