@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmapdiff._core.checks import message
 from tmapdiff.cli import options
 from tmapdiff.cli.output import JsonOption, Output
 from tmapdiff.errors import ArgumentError
@@ -123,18 +124,9 @@ def localize(
             {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
             for one, moments in zip(sentences, found.moments, strict=True)
         ]
-        out.document(
-            {
-                "video": video,
-                "duration": found.durations[0],
-                "windows": windows,
-                "model": model,
-                "seed": seed,
-                **options.given(context),
-                "answers": answers,
-                "files": files,
-            }
-        )
+        about = {"video": video, "duration": found.durations[0], "windows": windows}
+        about |= {"model": model, "seed": seed, **options.given(context)}
+        out.document({**about, "answers": answers, "files": files})
 
 
 def _features_of(
@@ -166,10 +158,8 @@ def _features_of(
     array = opened[video_id]
     rate = opened.seconds_per_feature or (1 / fps if fps else None)
     if rate is None:
-        raise ArgumentError(
-            "localize: expected --seconds-per-feature, as neither the features nor the pipeline "
-            "say it, got none."
-        )
+        expected = "--seconds-per-feature, as neither the features nor the pipeline say it"
+        raise ArgumentError(message("localize", expected, "none"))
     duration = stated_duration(opened.description, opened.attributes_of(video_id))
     return VideoFeatures(array, rate, len(array) * rate if duration is None else duration)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
-from tmapdiff._core.checks import first_line
+from tmapdiff._core.checks import first_line, message
 from tmapdiff._core.numbers import parse_integer, parse_number
 from tmapdiff.cli.output import to_json
 from tmapdiff.errors import ConfigError
@@ -64,10 +64,9 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     # torch words the lack of a device in errors of several kinds.
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        reason = first_line(error).rstrip(".")
-        raise ConfigError(
-            f"--device: expected a device of this machine, got {name!r}. {reason}."
-        ) from None
+        reason = f"{first_line(error).rstrip('.')}."
+        text = message("--device", "a device of this machine", repr(name), reason)
+        raise ConfigError(text) from None
     return name
 
 
