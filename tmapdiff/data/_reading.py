@@ -49,6 +49,7 @@ class AnnotationCollector:
         duration: float,
         moments: list[tuple[float, float]],
         qid: int | str | None = None,
+        saliency: tuple[tuple[float, ...], ...] | None = None,
     ) -> None:
         """Add a record, of `line` in the report; it is dropped when no moment of it is left.
 
@@ -76,9 +77,10 @@ class AnnotationCollector:
             raise AnnotationError(message(who, "a qid of its own", got))
         self._places[name] = who.removeprefix(f"{self.path} ")
         try:
-            self.annotations.append(Annotation(name, video_id, query, duration, tuple(kept)))
+            annotation = Annotation(name, video_id, query, duration, tuple(kept), saliency)
         except AnnotationError as error:
             raise AnnotationError(f"{who}: {error}") from None
+        self.annotations.append(annotation)
 
     def collected(self) -> AnnotationSet:
         """Return all annotations with their report."""

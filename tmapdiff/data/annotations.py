@@ -25,10 +25,13 @@ class Annotation:
         query: The sentence.
         duration: Seconds the video lasts.
         moments: Start and end in seconds, at least one, inside the video.
+        saliency: How well each clip of 2 s fits the query, from 0 to 4, by annotator: the
+            highlights of QVHighlights.
 
     Raises:
         AnnotationError: If the id could leave a folder of features, the query is blank, the
-            duration is not positive, there is no moment, or one is empty or outside the video.
+            duration is not positive, there is no moment, one is empty or outside the video, or
+            `saliency` is not the same count of numbers for each clip.
     """
 
     qid: int | str
@@ -36,6 +39,7 @@ class Annotation:
     query: str
     duration: float
     moments: tuple[tuple[float, float], ...]
+    saliency: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         who = f"annotation {shown(self.qid)}"
@@ -56,6 +60,9 @@ class Annotation:
             if not 0 <= start < end <= self.duration:
                 expected = f"moments with 0 <= start < end <= {self.duration:g} (the duration)"
                 raise AnnotationError(message(who, expected, f"({start:g}, {end:g})"))
+        saliency = self.saliency or ()
+        for ratings in saliency:
+            check_numbers(who, "ratings of a clip", ratings, len(saliency[0]))
 
 
 @dataclass(frozen=True)

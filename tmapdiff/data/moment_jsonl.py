@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from tmapdiff._core.checks import message
+from tmapdiff._core.checks import message, shown
 from tmapdiff.data._reading import (
     AnnotationCollector,
     field,
@@ -13,8 +14,10 @@ from tmapdiff.data._reading import (
     query_id,
     sentence,
 )
-from tmapdiff.data.annotations import AnnotationSet
+from tmapdiff.data.annotations import AnnotationSet, check_numbers
 from tmapdiff.errors import AnnotationError
+
+CLIP_SECONDS = 2  # of saliency
 
 
 def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
@@ -25,8 +28,9 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
     or lie outside of it, are dropped, and queries without one left.
 
     Args:
-        path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); other
-            fields are not read.
+        path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); where
+            there are highlights, `relevant_clip_ids` and `saliency_scores`. Other fields are not
+            read.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -38,6 +42,7 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
     collector = AnnotationCollector(Path(path))
     for line, who, record in json_lines(collector.path):
         qid = query_id(who, record)
+        duration = number(who, record, "duration", above=0)
         # Sets that have highlights and no moments write null.
         if record.get("relevant_windows") is None:
             hint = "A set without moments, such as a test set, cannot be evaluated here."
@@ -47,8 +52,30 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
             line,
             field(who, record, "vid"),
             sentence(who, field(who, record, "query")),
-            number(who, record, "duration", above=0),
+            duration,
             pairs(who, record, "relevant_windows"),
             qid,
+            _saliency(who, record, duration),
         )
     return collector.collected()
+
+
+def _saliency(who: str, record: Any, duration: float) -> tuple[tuple[float, ...], ...] | None:
+    """Return the ratings of all clips; those that are not listed are rated 0."""
+    ratings = record.get("saliency_scores")
+    if ratings is None:
+        return None
+    places = field(who, record, "relevant_clip_ids")
+    lists = isinstance(places, list) and isinstance(ratings, list)
+    if not lists or len(places) != len(ratings) or not all(isinstance(r, list) for r in ratings):
+        expected = "a list in saliency_scores for each of relevant_clip_ids"
+        raise AnnotationError(message(who, expected, shown(ratings)))
+    annotators = len(ratings[0]) if ratings else 1
+    clips = [(0.0,) * annotators] * int(duration / CLIP_SECONDS)
+    for place, rating in zip(places, ratings, strict=True):
+        check_numbers(who, "saliency_scores of a clip", rating, annotators)
+        if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(clips):
+            expected = f"relevant_clip_ids from 0 to {len(clips) - 1}"
+            raise AnnotationError(message(who, expected, shown(place)))
+        clips[place] = tuple(map(float, rating))
+    return tuple(clips)

@@ -15,7 +15,7 @@ from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import check_numbers
 from tmapdiff.errors import AnnotationError
 
-_WINDOWS = "pred_relevant_windows"
+_WINDOWS, _SALIENCY = "pred_relevant_windows", "pred_saliency_scores"
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,17 @@ class Prediction:
         query: The sentence.
         video_id: The video.
         windows: `(start, end, score)`, best first, in seconds.
+        saliency: Score of each clip of 2 s; more fits the query better. None without highlights.
 
     Raises:
-        AnnotationError: If a window is not three numbers.
+        AnnotationError: If a window is not three numbers, or a score of `saliency` not one.
     """
 
     qid: int | str
     query: str
     video_id: str
     windows: tuple[tuple[float, float, float], ...]
+    saliency: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         who = f"prediction {self.qid!r}"
@@ -43,6 +45,8 @@ class Prediction:
             raise AnnotationError(message(who, "a list of windows", shown(self.windows)))
         for window in self.windows:
             check_numbers(who, "(start, end, score)", window, 3)
+        if self.saliency is not None:
+            check_numbers(who, "saliency", self.saliency, len(self.saliency))
 
     def as_submission(self) -> dict[str, Any]:
         """Fields of one line of a moment_detr submission file."""
@@ -56,13 +60,12 @@ class Prediction:
                 [_round_down(start), _round_down(end), float(f"{score:.6g}")]
                 for start, end, score in self.windows
             ],
+            **({} if self.saliency is None else {_SALIENCY: list(self.saliency)}),
         }
 
 
 def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
     """Write predictions as moment_detr does: one JSON object per line.
-
-    There are no `pred_saliency_scores`: moments are localized here, highlights are not.
 
     Args:
         predictions: Moments of each query, in seconds.
@@ -86,7 +89,8 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
 
     Args:
         path: Lines with `qid`, `query`, `vid` and `pred_relevant_windows` (start and end in
-            seconds, score), best first; other fields, such as `pred_saliency_scores`, are not read.
+            seconds, score), best first; `pred_saliency_scores` where there are some. Other fields
+            are not read.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -102,7 +106,14 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
         windows = field(who, record, _WINDOWS)
         if not isinstance(windows, list) or not windows:
             raise AnnotationError(message(who, f"{_WINDOWS} to be a list", shown(windows)))
-        found[qid] = Prediction(qid, query, video_id, tuple(_window(who, one) for one in windows))
+        saliency = record.get(_SALIENCY)
+        if saliency is not None:
+            if not isinstance(saliency, list):
+                raise AnnotationError(message(who, f"{_SALIENCY} to be a list", shown(saliency)))
+            check_numbers(who, _SALIENCY, saliency, len(saliency))
+            saliency = tuple(map(float, saliency))
+        moments = tuple(_window(who, one) for one in windows)
+        found[qid] = Prediction(qid, query, video_id, moments, saliency)
     return tuple(found.values())
 
 

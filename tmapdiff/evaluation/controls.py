@@ -1,17 +1,18 @@
 """Metrics without a model: of predictions, a prior, and the upper bound of a grid."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from tmapdiff._core.checks import check_int, check_shape, message
+from tmapdiff._core.checks import check_choice, check_int, check_shape, message
 from tmapdiff.data import AnnotationSet, MomentBatch, Prediction
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation._answers import batches, whole_batches
+from tmapdiff.evaluation._qvhighlights import qvhighlights_metrics
 from tmapdiff.maps import (
     IoUMapBuilder,
     MapGrid,
@@ -23,6 +24,8 @@ from tmapdiff.metrics import LocalizationMetrics
 
 _BATCH_SIZE = 256
 
+PredictionProtocol = Literal["rank", "qvhighlights"]
+
 
 def evaluate_predictions(
     predictions: Iterable[Prediction],
@@ -31,8 +34,17 @@ def evaluate_predictions(
     ranks: Sequence[int] = (1, 5),
     thresholds: Sequence[float] = (0.5, 0.7),
     strict: bool = True,
+    protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
     """Compute the metrics of predictions, one's own or another program's, in percent.
+
+    The protocol `qvhighlights` is that of moment_detr's `standalone_eval`, and so are the names of
+    its metrics. `MR-full-R1@0.5` to `@0.95`: the best moment has at least this IoU with an
+    annotated one. `MR-full-mAP@0.5` to `@0.95`: average precision of the first ten moments, and
+    `MR-full-mAP` the mean over these thresholds. The same of annotated moments up to 10 s
+    (`MR-short`), 30 s (`MR-middle`) and 150 s (`MR-long`). With saliency in predictions and
+    annotations, `HL-min-Fair-mAP`, `-Good-` and `-VeryGood-`: average precision of the clips that
+    annotators gave at least 2, 3 or 4 of 4; `-Hit1`: the best clip is one of them.
 
     Args:
         predictions: One per query, in any order, such as `read_submission` returns; the moments of
@@ -42,28 +54,41 @@ def evaluate_predictions(
         thresholds: As for `LocalizationMetrics`.
         strict: Count an IoU above a threshold; if False, at the threshold too, as moment_detr,
             lighthouse and VSLNet do.
+        protocol: `rank` for Rank n@m and mean IoU; `qvhighlights` takes none of `ranks`,
+            `thresholds` and `strict`.
 
     Raises:
         ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
-            there are no queries, or a rank or threshold is out of range.
+            there are no queries, a rank or threshold is out of range or given with `qvhighlights`,
+            or only some of the predictions, or of the queries, have saliency.
+        ConfigError: If there is no such protocol.
+
+    Source: for `qvhighlights`, Lei et al., arXiv 2107.09609.
     """
     who = "evaluate_predictions"
+    check_choice(who, "protocol", protocol, get_args(PredictionProtocol))
     metrics = LocalizationMetrics(ranks, thresholds, strict=strict)
+    ways = (metrics.ranks, metrics.thresholds, strict)
+    if protocol != "rank" and ways != ([1, 5], [0.5, 0.7], True):
+        expected = f"no ranks, thresholds or strict with protocol {protocol!r}"
+        raise ArgumentError(message(who, expected, "some"))
     check_int(who, "queries", len(annotations), at_least=1)
     given = list(predictions)
-    windows = {prediction.qid: prediction.windows for prediction in given}
+    by_qid = {prediction.qid: prediction for prediction in given}
     wanted = [item.qid for item in annotations]
     for name, qids in (
-        ("a prediction of each query", set(wanted) - windows.keys()),
-        ("predictions of the annotated queries alone", windows.keys() - set(wanted)),
+        ("a prediction of each query", set(wanted) - by_qid.keys()),
+        ("predictions of the annotated queries alone", by_qid.keys() - set(wanted)),
     ):
         if qids:
             got = f"{len(qids)} queries otherwise, such as {min(map(repr, qids))}"
             raise ArgumentError(message(who, f"{name}, by qid", got))
-    if len(windows) != len(given):
-        got = f"{len(given)} of {len(windows)} queries"
+    if len(by_qid) != len(given):
+        got = f"{len(given)} of {len(by_qid)} queries"
         raise ArgumentError(message(who, "one prediction a query", got))
-    rows, counts = _padded([windows[qid][: max(ranks)] for qid in wanted], 3)
+    if protocol == "qvhighlights":
+        return qvhighlights_metrics([by_qid[qid] for qid in wanted], annotations)
+    rows, counts = _padded([by_qid[qid].windows[: max(ranks)] for qid in wanted], 3)
     valid = torch.arange(rows.shape[1]) < counts[:, None]
     ranked = RankedMoments(moments=rows[..., :2], scores=rows[..., 2], valid=valid)
     metrics.update(ranked, *_padded([item.moments for item in annotations], 2))

@@ -1,0 +1,194 @@
+"""The protocol of QVHighlights: loops, and what the official evaluation printed of a submission."""
+
+import json
+import os
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.assertions import refuses
+
+from tmapdiff.data import (
+    Annotation,
+    AnnotationSet,
+    Prediction,
+    load_moment_jsonl,
+    read_submission,
+    write_submission,
+)
+from tmapdiff.errors import AnnotationError, ArgumentError, ConfigError
+from tmapdiff.evaluation import evaluate_predictions
+
+RNG = np.random.default_rng(0)
+
+
+def moments(count: int, duration: int) -> tuple[tuple[float, float], ...]:
+    """Draw moments of whole clips, many of which are equal."""
+    ends = [sorted(RNG.choice(duration // 2 + 1, 2, replace=False) * 2.0) for _ in range(count)]
+    return tuple((float(start), float(end)) for start, end in ends)
+
+
+def draw_set(queries: int) -> tuple[list[Prediction], AnnotationSet]:
+    predictions, annotations = [], []
+    for qid in range(queries):
+        duration = int(RNG.integers(6, 76)) * 2
+        found = moments(int(RNG.integers(1, 13)), duration)
+        scores = RNG.integers(0, 4, len(found)) / 4  # with ties
+        windows = tuple((*one, float(score)) for one, score in zip(found, scores, strict=True))
+        saliency = tuple(float(one) for one in RNG.integers(-3, 3, RNG.integers(1, 80)))
+        predictions.append(Prediction(qid, "a query", "v", windows, saliency))
+        truths = tuple(dict.fromkeys(moments(int(RNG.integers(1, 5)), duration)))
+        ratings = tuple(tuple(map(float, row)) for row in RNG.integers(0, 5, (duration // 2, 3)))
+        annotations.append(Annotation(qid, "v", "a query", float(duration), truths, ratings))
+    return predictions, AnnotationSet(annotations)
+
+
+def iou(first: tuple[float, ...], second: tuple[float, ...]) -> Fraction:
+    shared = max(min(first[1], second[1]) - max(first[0], second[0]), 0)
+    return Fraction(shared) / Fraction(first[1] - first[0] + second[1] - second[0] - shared)
+
+
+def precision_of(found: list[bool], positives: int) -> Fraction:
+    """Area under the curve of precision over recall, each precision raised to the best after it."""
+    precisions = [Fraction(sum(found[: n + 1]), n + 1) for n in range(len(found))]
+    hits = (max(precisions[n:]) for n, is_hit in enumerate(found) if is_hit)
+    return sum(hits, Fraction(0)) / positives
+
+
+def moment_precision(windows, truths, threshold: Fraction) -> Fraction:
+    free, found = list(truths), []
+    for window in sorted(windows[:10], key=lambda one: -one[2]):
+        fits = [one for one in free if iou(window, one) >= threshold]
+        best = max(fits, key=lambda one: (iou(window, one), truths.index(one)), default=None)
+        found.append(best is not None)
+        if best is not None:
+            free.remove(best)
+    return precision_of(found, len(truths))
+
+
+def clip_precision(scores, positive) -> Fraction:
+    if len(set(positive)) == 1:
+        return Fraction(int(positive[0]))
+    points = []  # (found, precision) with all clips from a score on
+    for score in sorted(set(scores), reverse=True):
+        chosen = [is_it for one, is_it in zip(scores, positive, strict=True) if one >= score]
+        points.append((sum(chosen), Fraction(sum(chosen), len(chosen))))
+    steps = [n for n, (found, _) in enumerate(points) if found > (points[n - 1][0] if n else 0)]
+    return sum(max(one for _, one in points[n:]) for n in steps) / Fraction(len(steps))
+
+
+def test_equals_loops():
+    predictions, annotations = draw_set(60)
+    found = evaluate_predictions(reversed(predictions), annotations, protocol="qvhighlights")
+    pairs = list(zip(predictions, annotations, strict=True))
+    lengths = {"full": (0, 1000), "short": (0, 10), "middle": (10, 30), "long": (30, 150)}
+    expected = {}
+    for name, (above, most) in lengths.items():
+        kept = [
+            (one.windows, [(a, b) for a, b in item.moments if above < b - a <= most])
+            for one, item in pairs
+        ]
+        kept = [(windows, truths) for windows, truths in kept if truths]
+        means = []
+        for percent in range(50, 100, 5):
+            m = Fraction(percent, 100)
+            hits = [max(iou(windows[0], one) for one in truths) >= m for windows, truths in kept]
+            precisions = [moment_precision(*pair, m) for pair in kept]
+            means.append(sum(precisions) / len(kept))
+            expected[f"MR-{name}-R1@{float(m):g}"] = Fraction(sum(hits), len(kept))
+            expected[f"MR-{name}-mAP@{float(m):g}"] = means[-1]
+        expected[f"MR-{name}-mAP"] = sum(means) / len(means)
+    for name, least in (("Fair", 2), ("Good", 3), ("VeryGood", 4)):
+        hits, precisions = [], []
+        for one, item in pairs:
+            clips = len(item.saliency)
+            best = one.saliency.index(max(one.saliency))
+            hits.append(best < clips and max(item.saliency[best]) >= least)
+            scores = [*one.saliency, *[0.0] * clips][:clips]
+            of_each = zip(*item.saliency, strict=True)
+            precisions += [clip_precision(scores, [n >= least for n in row]) for row in of_each]
+        expected[f"HL-min-{name}-mAP"] = sum(precisions) / len(precisions)
+        expected[f"HL-min-{name}-Hit1"] = Fraction(sum(hits), len(hits))
+    assert found == pytest.approx({key: 100 * float(one) for key, one in expected.items()})
+
+
+@pytest.fixture(scope="module")
+def captions_root() -> Path:
+    root = Path(os.environ.get("TMAPDIFF_DATA_ROOT", ""), "qvhighlights_captions")
+    if not root.is_dir():
+        pytest.skip("TMAPDIFF_DATA_ROOT names no folder with qvhighlights_captions")
+    return root
+
+
+def test_equals_what_the_official_evaluation_printed(captions_root):
+    predictions = read_submission(captions_root / "peer_predictions" / "sample_val_preds.jsonl")
+    annotations = load_moment_jsonl(captions_root / "highlight_val_release.jsonl")
+    found = evaluate_predictions(predictions, annotations, protocol="qvhighlights")
+    path = captions_root / "peer_predictions" / "sample_val_preds_metrics_raw.json"
+    printed = json.loads(path.read_text())
+    expected = printed.pop("brief")
+    for name, metrics in printed.items():
+        if name.startswith("HL"):
+            continue  # all of them are in brief
+        for kind in ("R1", "mAP"):
+            for threshold, value in metrics[f"MR-{kind}"].items():
+                at = "" if threshold == "average" else f"@{threshold}"
+                expected[f"MR-{name}-{kind}{at}"] = value
+    assert {name: float(f"{value:.2f}") for name, value in found.items()} == expected
+    assert len(expected) == 4 * 21 + 6
+
+
+def test_without_saliency_there_are_no_highlights_and_with_some_of_it_no_answer():
+    predictions, annotations = draw_set(3)
+    bare = [replace(one, saliency=None) for one in predictions]
+    found = evaluate_predictions(bare, annotations, protocol="qvhighlights")
+    assert found
+    assert not any(name.startswith("HL") for name in found)
+    with refuses(ArgumentError, "saliency in all predictions or in none, got 1 of 3 without"):
+        evaluate_predictions([*predictions[:2], bare[2]], annotations, protocol="qvhighlights")
+
+
+def test_lengths_that_no_moment_has_are_left_out():
+    annotations = AnnotationSet([Annotation(0, "v", "a query", 20.0, ((0.0, 8.0),))])
+    prediction = Prediction(0, "a query", "v", ((0.0, 8.0, 1.0),))
+    found = evaluate_predictions([prediction], annotations, protocol="qvhighlights")
+    assert {name.split("-")[1] for name in found} == {"full", "short"}
+    assert set(found.values()) == {100}
+
+
+def test_other_protocols_and_their_options_are_refused():
+    predictions, annotations = draw_set(1)
+    with refuses(ConfigError, "protocol"):
+        evaluate_predictions(predictions, annotations, protocol="ranks")
+    with refuses(ArgumentError, "no ranks, thresholds or strict with protocol 'qvhighlights'"):
+        evaluate_predictions(predictions, annotations, ranks=(1,), protocol="qvhighlights")
+
+
+def test_saliency_is_read_and_written(tmp_path):
+    line = {
+        "qid": 1, "query": "A girl cooks.", "vid": "v", "duration": 9, "relevant_windows": [[2, 6]],
+        "relevant_clip_ids": [1, 2], "saliency_scores": [[4, 2, 0], [1, 1, 3]],
+    }  # fmt: skip
+    path = tmp_path / "queries.jsonl"
+    path.write_text(json.dumps(line))
+    (item,) = load_moment_jsonl(path)
+    assert item.saliency == ((0, 0, 0), (4, 2, 0), (1, 1, 3), (0, 0, 0))
+    for field, value in (
+        ("relevant_clip_ids", [1]),
+        ("relevant_clip_ids", [1, 4]),
+        ("relevant_clip_ids", [1, True]),
+        ("saliency_scores", [[4, 2, 0], [1, 1]]),
+        ("saliency_scores", [4, 2]),
+        ("saliency_scores", [[4, 2, 0], [1, 1, "3"]]),
+    ):
+        path.write_text(json.dumps({**line, field: value}))
+        with refuses(AnnotationError, "line 1"):
+            load_moment_jsonl(path)
+    predictions = (Prediction(1, "A girl cooks.", "v", ((2.0, 6.0, 1.0),), (0.5, -1.0)),)
+    write_submission(predictions, path)
+    assert read_submission(path) == predictions
+    assert json.loads(path.read_text())["pred_saliency_scores"] == [0.5, -1.0]
+    with refuses(AnnotationError, "saliency"):
+        replace(predictions[0], saliency=(float("nan"),))
