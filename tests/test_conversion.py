@@ -255,7 +255,8 @@ def test_attributes_that_stores_leave_out_are_mended(tmp_path, arrays, format):
             file.create_group(name)["x"] = array
             file[name]["x"].attrs.update({"source": f"{name}.mp4", "duration": 2.0})
     with pytest.warns(UserWarning, match="'description', 'frame_encoder' of variable length"):
-        assert "SIMULATED" not in open_feature_store(tmp_path / "old.h5").description
+        old = open_feature_store(tmp_path / "old.h5")
+    assert old.description == "HDF5 features old.h5 (which leaves its description out)"
     for _ in range(2):  # without a word, and again where all is there
         report = convert_features(tmp_path / "old.h5", place(tmp_path, format), format=format)
     assert (len(report.kept), report.skipped) == (3, ())

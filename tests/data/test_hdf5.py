@@ -1,5 +1,6 @@
 """HDF5 files that were made to do harm. Ordinary damage is the fuzzer's, tests/fuzz."""
 
+import os
 import signal
 import struct
 import subprocess
@@ -14,7 +15,7 @@ from helpers.processes import start_program
 
 from tmapdiff.conversion import convert_features
 from tmapdiff.data import HDF5FeatureStore, _hdf5
-from tmapdiff.errors import FeatureError, FileError, SizeLimitError
+from tmapdiff.errors import FeatureError, FileError, MissingFeatureError, SizeLimitError
 from tmapdiff.video import FeatureStoreWriter
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -29,43 +30,77 @@ def path(tmp_path):
     return tmp_path / "rgb.h5"
 
 
-@pytest.mark.parametrize("kind", ["dataset", "group", "through a link"])
-def test_links_to_other_files_are_not_followed(path, kind):
+def point_elsewhere(file, kind, other):
+    """Let the features of A be those of another file, in a way that HDF5 has."""
+    link = h5py.ExternalLink(other, "A")
+    if kind == "dataset":
+        file["A"] = link
+    elif kind == "group":
+        file.create_group("A")["features"] = link
+    elif kind == "soft link":
+        file["link"], file["A"] = link, h5py.SoftLink("/./link")
+    elif kind == "path":
+        file["link"], file["A"] = h5py.ExternalLink(other, "/"), h5py.SoftLink("/link/A")
+    elif kind == "bytes":
+        file.create_dataset("A", (3, 4), "f4", external=[(other, 0, 48)])
+    else:
+        layout = h5py.VirtualLayout((1, 4), "f4", maxshape=(None, 4))
+        source = h5py.VirtualSource(other, "A", shape=(1, 4), maxshape=(None, 4))
+        layout[0 : h5py.h5s.UNLIMITED] = source[0 : h5py.h5s.UNLIMITED]
+        file.create_virtual_dataset("A", layout)
+
+
+ELSEWHERE = ["dataset", "group", "soft link", "path", "bytes", "virtual"]
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_features_in_other_files_are_refused(path, kind):
     with h5py.File(path, "a") as file:
-        link = h5py.ExternalLink("secret.h5", "A")
-        if kind == "dataset":
-            file["A"] = link
-        elif kind == "group":
-            file.create_group("A")["features"] = link
-        else:
-            file["link"], file["A"] = link, h5py.SoftLink("/link")
+        point_elsewhere(file, kind, "secret.h5")
         assert file["A"] is not None  # h5py follows it
-    with refuses(FeatureError, "expected features in the file itself, got a link to another file."):
+    told = "expected features in the file itself, got "
+    with refuses(FeatureError, told):
         HDF5FeatureStore(path)["A"]
+    if kind in ("dataset", "soft link", "path"):
+        with refuses(FeatureError, told):
+            "A" in HDF5FeatureStore(path)  # noqa: B015
+        with refuses(FeatureError, told), FeatureStoreWriter(path, {}):
+            pass
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_other_files_are_not_even_opened(path):
+    os.mkfifo(path.with_name("pipe"))  # whoever opens it waits for ever
+    for kind in ELSEWHERE:
+        with h5py.File(path.with_name(f"{kind}.h5"), "w") as file:
+            point_elsewhere(file, kind, "pipe")
+    code = (
+        "import sys\nfrom tmapdiff.data import HDF5FeatureStore\n"
+        "from tmapdiff.errors import FeatureError\n"
+        "for path in sys.argv[1:]:\n    try:\n        HDF5FeatureStore(path)\n"
+        "    except FeatureError:\n        print(path)"
+    )
+    files = [str(path.with_name(f"{kind}.h5")) for kind in ELSEWHERE]
+    command = [sys.executable, "-c", code, *files]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert told.splitlines() == files
 
 
 def test_links_inside_of_the_file_are_followed(path):
     with h5py.File(path, "a") as file:
-        file["A"] = h5py.SoftLink("/0")
-    assert HDF5FeatureStore(path)["A"].tolist() == ARRAY.tolist()
-
-
-def test_bytes_of_any_file_are_not_features(path, tmp_path):
-    (tmp_path / "passwords").write_bytes(bytes(48))
-    with h5py.File(path, "a") as file:
-        place = [(str(tmp_path / "passwords"), 0, 48)]
-        file.create_dataset("A", (3, 4), "f4", external=place)
-    with refuses(FeatureError, "expected features in the file itself, got some in other files."):
-        HDF5FeatureStore(path)["A"]
-
-
-def test_virtual_datasets_are_not_features(path):
-    with h5py.File(path, "a") as file:
-        layout = h5py.VirtualLayout((3, 4), "f4")
-        layout[:] = h5py.VirtualSource("secret.h5", "A", shape=(3, 4))
-        file.create_virtual_dataset("A", layout)
-    with refuses(FeatureError, "expected features in the file itself, got some in other files."):
-        HDF5FeatureStore(path)["A"]
+        file.create_group("B")
+        file["A"], file["C"] = h5py.SoftLink("/0"), h5py.SoftLink("B/y")
+        file["B/y"] = h5py.SoftLink("/A")
+        file["loop"], file["none"] = h5py.SoftLink("loop"), h5py.SoftLink("no/where")
+    store = HDF5FeatureStore(path)
+    assert store["A"].tolist() == store["C"].tolist() == ARRAY.tolist()
+    assert "A" in store
+    assert "none" not in store
+    with refuses(MissingFeatureError, "expected features of 'none', got none."):
+        store["none"]
+    with refuses(FeatureError, "expected at most 16 links in a row, got more."):
+        store["loop"]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +254,7 @@ def test_attributes_in_heaps_are_left_out_with_a_remark(stated):
         store = HDF5FeatureStore(stated)
     assert store["B"].tolist() == ARRAY.tolist()
     assert (store.attributes, store.seconds_per_feature) == (as_read(IN_PLACE), 0.5)
+    assert store.left_out == ["model", "names", "rows"]
     with pytest.warns(UserWarning, match=f"expected attributes of its videos of .*{LEFT_OUT}"):
         assert store.attributes_of("B") == as_read(IN_PLACE)
     assert store.attributes_of("A") == {}
@@ -309,5 +345,6 @@ class TestWriting:
     def test_files_whose_attributes_are_left_out_are_not_added_to(self, stated):
         add_heaps(stated)
         told = "Convert it to a new file first: tmapdiff convert OLD NEW."
-        with refuses(FeatureError, told), FeatureStoreWriter(stated, {"model": "r\u00e9s"}):
-            pass
+        for said in (({"model": "r\u00e9s"},), ({}, {"model": "r\u00e9s"})):
+            with refuses(FeatureError, told), FeatureStoreWriter(stated, *said):
+                pass

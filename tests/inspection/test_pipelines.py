@@ -67,6 +67,8 @@ def test_against_features(saved, tmp_path):
     assert set(kinds(inspect(folder, store(seconds_per_feature=1.0)))) == {"wrong rate"}
     other = store(model_sha256=np.bytes_(b"0"))
     assert set(kinds(inspect(other, folder))) == {"another frame encoder"}
+    with pytest.warns(UserWarning, match="'model_sha256' of variable length"):
+        assert set(kinds(inspect(store(model_sha256="0"), folder))) == {"unknown frame encoder"}
 
 
 def test_against_annotations(saved, tmp_path):

@@ -102,6 +102,13 @@ def test_a_saved_encoder_must_be_the_one_that_made_the_features(extracted, tmp_p
         find_frame_encoder(store, tmp_path / "other")
     # A store that does not say takes the user's word.
     assert find_frame_encoder(change(store, model_sha256=None), tmp_path / "other").encoder
+    with pytest.warns(UserWarning, match="of variable length"):
+        # As earlier releases wrote them, and stores leave them out.
+        old = change(store, model_sha256=np.array(made.fingerprint, object))
+    told = "leaves out which frame encoder made its features: tmapdiff convert makes one that says"
+    with refuses(FeatureError, "find_frame_encoder: HDF5 features f.h5 ", told):
+        find_frame_encoder(old, tmp_path / "other")
+    assert told in find_frame_encoder(old).remark
     with refuses(CheckpointError, "cannot load"):
         find_frame_encoder(store, tmp_path / "none")
     without_rate = change(store, seconds_per_feature=None)

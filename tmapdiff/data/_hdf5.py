@@ -31,6 +31,7 @@ _MOST_UNPACKED = {_DEFLATE: 1032, _LZF: 132}
 # damage can hold HDF5 in a loop for ever, or crash it.
 _IN_PLACE = "fiubS"
 _LONGEST_TEXT = 64_000  # bytes of an attribute in place; HDF5 allows 65,500 or so
+_MOST_LINKS = 16  # as HDF5
 _SECONDS = 10  # for what takes less than one
 _HEAP_PROGRAM = Path(__file__).with_name("_hdf5_heaps.py")
 
@@ -42,31 +43,48 @@ def is_hdf5(path: Path) -> bool:
 
 
 def dataset_of(who: str, file: Any, name: str) -> Any:
-    """Return a dataset, or the only one in a group."""
+    """Return a dataset, or the only one in a group; None if there is nothing of that name."""
     h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
-    item = _member(who, h5py, file, name)
+    item = find_member(who, file, name)
     if isinstance(item, h5py.Group):
         members = list(islice(item, 6))
-        only = _member(who, h5py, item, members[0]) if len(members) == 1 else None
+        only = find_member(who, item, members[0]) if len(members) == 1 else None
         if not isinstance(only, h5py.Dataset):
             expected = "a dataset, or a group with exactly one"
             raise FeatureError(message(who, expected, f"a group with {members[:5]}"))
         item = only
+    if item is None:
+        return None
     if not isinstance(item, h5py.Dataset):
         raise FeatureError(message(who, "a dataset", f"a {type(item).__name__.lower()}"))
+    if item.external or item.is_virtual:  # their shape alone may be what other files say
+        raise FeatureError(message(who, "features in the file itself", "some in other files"))
     return item
 
 
-def _member(who: str, h5py: Any, group: Any, name: str) -> Any:
-    is_elsewhere = isinstance(group.get(name, getlink=True), h5py.ExternalLink)
-    if not is_elsewhere:
-        member = group[name]
-        # A link inside of the file may lead to one that leaves it.
-        numbers = [h5py.h5o.get_info(one.id).fileno for one in (group, member)]
-        is_elsewhere = numbers[0] != numbers[1]
-    if is_elsewhere:
-        raise FeatureError(message(who, "features in the file itself", "a link to another file"))
-    return member
+def find_member(who: str, group: Any, name: str) -> Any:
+    """Return what a name leads to inside of the file; None if there is nothing.
+
+    Links are followed here: HDF5 would open other files, which may be pipes, before it tells.
+    """
+    h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
+    item, path, links = group, [name], 0
+    while path:
+        link = item.get(path[0], getlink=True) if isinstance(item, h5py.Group) else None
+        if link is None:
+            return None
+        if isinstance(link, h5py.HardLink):
+            item = item[path.pop(0)]
+            continue
+        if isinstance(link, h5py.ExternalLink):
+            expected = "features in the file itself"
+            raise FeatureError(message(who, expected, "a link to another file"))
+        links += 1
+        if links > _MOST_LINKS:
+            raise FeatureError(message(who, f"at most {_MOST_LINKS} links in a row", "more"))
+        item = item.file if link.path.startswith("/") else item
+        path[:1] = [one for one in link.path.split("/") if one not in ("", ".")]
+    return item
 
 
 def check_dataset(who: str, dataset: Any) -> None:
@@ -75,8 +93,6 @@ def check_dataset(who: str, dataset: Any) -> None:
         raise FeatureError(message(who, "features that are real numbers", f"dtype {dataset.dtype}"))
     if dataset.shape is None:
         raise FeatureError(message(who, "features of shape (T, D)", "none"))
-    if dataset.external or dataset.is_virtual:
-        raise FeatureError(message(who, "features in the file itself", "some in other files"))
     itemsize = dataset.dtype.itemsize
     check_item_bytes(who, "features", math.prod(dataset.shape) * max(itemsize, 4))  # as float32
     if dataset.chunks and math.prod(dataset.shape):

@@ -30,6 +30,7 @@ from tmapdiff._core.numbers import is_number
 from tmapdiff.data._hdf5 import (
     check_dataset,
     dataset_of,
+    find_member,
     is_hdf5,
     read_attributes,
     read_heaps,
@@ -96,6 +97,7 @@ class _StoredFeatures:
     seconds_per_feature: float | None
     description: str
     attributes: dict[str, Any]
+    left_out: Sequence[str] = ()
 
     def __getitem__(self, video_id: str) -> Tensor:
         """Return the features of a video.
@@ -149,6 +151,8 @@ class _StoredFeatures:
         text = self.attributes.get(_DESCRIPTION)
         if text and isinstance(text, str):
             self.description += f": {short(text)}"
+        elif _DESCRIPTION in self.left_out:  # it may say that they are simulated
+            self.description += " (which leaves its description out)"
         if stated is not None and asked not in (None, stated):
             expected = f"seconds_per_feature = {stated}, as the store says"
             raise FeatureError(message(self.description, expected, asked))
@@ -206,6 +210,7 @@ class HDF5FeatureStore(_StoredFeatures):
 
     Attributes:
         attributes: What the file says of all its features, such as the model that made them.
+        left_out: Names of the attributes that it leaves out.
 
     Raises:
         FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
@@ -230,15 +235,15 @@ class HDF5FeatureStore(_StoredFeatures):
         try:
             with self._reading() as file:
                 self.feature_dim = self._width_of_first(file)
-                self.attributes, self._left_out = read_attributes(str(self.path), file)
+                self.attributes, self.left_out = read_attributes(str(self.path), file)
         finally:
             self._close()
         stride = self.attributes.get(_STRIDE)
-        if _STRIDE in self._left_out or not (stride is None or is_number(stride)):
+        if _STRIDE in self.left_out or not (stride is None or is_number(stride)):
             got = "another kind of value" if stride is None else shown(stride)
             raise FeatureError(message(str(self.path), f"{_STRIDE} to be a number", got))
         self._describe(seconds_per_feature)
-        self._warn_of("attributes", self._left_out)
+        self._warn_of("attributes", self.left_out)
 
     def __repr__(self) -> str:
         return f"HDF5FeatureStore({str(self.path)!r}, {self.seconds_per_feature})"
@@ -250,7 +255,7 @@ class HDF5FeatureStore(_StoredFeatures):
         if not is_video_id(video_id):
             return False
         with self._reading() as file:
-            return hdf5_key(video_id) in file
+            return find_member(self._named(video_id), file, hdf5_key(video_id)) is not None
 
     @property
     @override
@@ -282,7 +287,7 @@ class HDF5FeatureStore(_StoredFeatures):
             FeatureError: If the file has something else than features.
         """
         found, names = {"/": dict(self.attributes)}, {}
-        hidden = ["/"] if self._left_out else []
+        hidden = ["/"] if self.left_out else []
         with self._reading() as file:
             for video_id in filter(is_video_id, map(video_id_of_key, file)):
                 dataset = self._dataset(file, video_id)
@@ -314,7 +319,7 @@ class HDF5FeatureStore(_StoredFeatures):
             expected = "a dataset for each video"
             raise FileError(message(str(self.path), expected, "an empty file"))
         who = self._named(video_id_of_key(first))
-        shape = dataset_of(who, file, first).shape
+        shape = getattr(dataset_of(who, file, first), "shape", None)
         if shape is None or len(shape) < 2:
             raise FeatureError(message(who, "features of shape (T, D)", shape))
         return int(shape[-1])
@@ -351,9 +356,9 @@ class HDF5FeatureStore(_StoredFeatures):
 
     def _dataset(self, file: Any, video_id: str) -> Any:
         key = hdf5_key(check_video_id(self.description, video_id))
-        if key not in file:
+        if (dataset := dataset_of(self._named(video_id), file, key)) is None:
             raise self._missing(video_id)
-        return dataset_of(self._named(video_id), file, key)
+        return dataset
 
 
 class _FolderFeatureStore(_StoredFeatures):

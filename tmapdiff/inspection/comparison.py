@@ -121,3 +121,6 @@ def _features_and_pipeline(
             f"{store.attributes.get('model')} with other weights or settings"
         )
         yield Finding("another frame encoder", text)
+    if encoder is not None and "model_sha256" in store.left_out:
+        text = "the store leaves out which frame encoder made its features: convert it"
+        yield Finding("unknown frame encoder", text)

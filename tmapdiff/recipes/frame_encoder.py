@@ -41,13 +41,18 @@ def find_frame_encoder(
 
     Raises:
         CheckpointError: If there is no encoder in `folder`.
-        FeatureError: If that in `folder` is another one, or the store's rate is not known.
+        FeatureError: If that in `folder` is another one, or the store's rate is not known, or it
+            leaves out what it says of the encoder.
     """
     attributes: dict[str, Any] = getattr(store, "attributes", {})
     rate = store.seconds_per_feature
+    lost = {"frame_encoder", "model_sha256"} & {*getattr(store, "left_out", ())}
+    mend = "leaves out which frame encoder made its features: tmapdiff convert makes one that says"
     if folder is not None:
         encoder = FrameEncoder.from_pretrained(folder)
         who = "find_frame_encoder"
+        if lost:
+            raise FeatureError(f"{who}: {store.description} {mend}.")
         if attributes.get("model_sha256") not in (None, encoder.fingerprint):
             expected = f"the encoder that made {store.description}, {attributes.get('model')}"
             got = f"another one in {folder}, {encoder.description}"
@@ -57,6 +62,8 @@ def find_frame_encoder(
             raise FeatureError(message(who, expected, "none", "Give its seconds_per_feature."))
         return EncoderMatch(encoder, 1 / rate, f"frame encoder: {encoder.description}")
     try:
+        if lost:
+            raise FeatureError(f"the store {mend}")
         if "frame_encoder" not in attributes or rate is None:
             raise FeatureError("the store does not say which frame encoder made its features")
         encoder = _make_anew(json.loads(attributes["frame_encoder"]))

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from tmapdiff._core.checks import message, require
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, is_hidden, sync, written_beside
-from tmapdiff.data._hdf5 import in_place, read_attributes
+from tmapdiff.data._hdf5 import find_member, in_place, read_attributes
 from tmapdiff.data._video_ids import (
     check_video_id,
     file_name,
@@ -135,7 +135,7 @@ class FeatureStoreWriter:
                 for part in parts:
                     video_id, features, attributes = _read_part(part)
                     key = hdf5_key(video_id)
-                    if key in file:
+                    if file.get(key, getlink=True):
                         del file[key]
                     file.create_dataset(key, data=features).attrs.update(_in_place(attributes))
         try:
@@ -202,14 +202,16 @@ class FeatureStoreWriter:
         try:
             with self._h5py.File(self.path, "r") as file:
                 shared, left_out = read_attributes(str(self.path), file)
-                if lost := sorted(self.attributes.keys() & set(left_out)):
+                ours = self.attributes.keys() | self.remarks.keys()
+                if lost := sorted(ours & set(left_out)):
                     expected = f"attributes in {self.path} as this release writes them"
                     hint = "Convert it to a new file first: tmapdiff convert OLD NEW."
                     raise FeatureError(message("FeatureStoreWriter", expected, lost, hint))
                 self._check_same(shared)
                 for key in file:
                     video_id = video_id_of_key(key)
-                    self._written[video_id], _ = read_attributes(key, file[key])
+                    if (member := find_member(f"{self.path}, {key}", file, key)) is not None:
+                        self._written[video_id], _ = read_attributes(key, member)
         except TmapdiffError:
             raise
         # h5py has no error of its own: damage shows as any.
