@@ -18,13 +18,7 @@ from tmapdiff._core.checks import check_choice, message, short
 from tmapdiff._core.files import list_visible, written_beside
 from tmapdiff.data import ActionTimelineFeatures, HDF5FeatureStore, open_feature_store
 from tmapdiff.data._hdf5 import HDF5_SUFFIXES
-from tmapdiff.data._video_ids import (
-    check_video_id,
-    file_name,
-    find_file,
-    is_shortened,
-    is_video_id,
-)
+from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_shortened, is_video_id
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote

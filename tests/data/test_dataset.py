@@ -284,10 +284,7 @@ def timed(duration, moments, rate=0.25, **kwargs):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.floats(5.1, 30),
-    st.floats(0, 0.8),
-    st.sampled_from([0.2, 0.25, None]),
-    st.integers(0, 99),
+    st.floats(5.1, 30), st.floats(0, 0.8), st.sampled_from([0.2, 0.25, None]), st.integers(0, 99)
 )
 def test_a_window_has_the_features_of_its_seconds(duration, place, rate, seed):
     start = place * duration

@@ -82,10 +82,7 @@ def test_other_attributes_are_refused(tmp_path):
         store.finish()
     for name, value in (("model", "timm y"), ("fps", 3.0), ("new", 1)):
         expected = f"expected the features in {path} to have {name} = {value!r}, as new ones, got "
-        with (
-            refuses(FeatureError, expected),
-            FeatureStoreWriter(path, {**SHARED, name: value}),
-        ):
+        with refuses(FeatureError, expected), FeatureStoreWriter(path, {**SHARED, name: value}):
             pass
     assert os.listdir(tmp_path) == ["a.h5"]
     # Of parts, too.

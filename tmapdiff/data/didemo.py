@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmapdiff._core.checks import check_choice, message, shown
-from tmapdiff.data._reading import (
-    AnnotationCollector,
-    field,
-    number,
-    pairs,
-    read_json,
-    sentence,
-)
+from tmapdiff.data._reading import AnnotationCollector, field, number, pairs, read_json, sentence
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError
 

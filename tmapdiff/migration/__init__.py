@@ -1,10 +1,5 @@
 """For people who come from another implementation: its experiment files and its weights."""
 
-from tmapdiff.migration.ms2dtan import (
-    MS2DTANExperiment,
-    NotCarried,
-    load_ms2dtan,
-    ms2dtan_config,
-)
+from tmapdiff.migration.ms2dtan import MS2DTANExperiment, NotCarried, load_ms2dtan, ms2dtan_config
 
 __all__ = ["MS2DTANExperiment", "NotCarried", "load_ms2dtan", "ms2dtan_config"]
