@@ -68,7 +68,7 @@ def test_the_same_words_about_another_moment_are_no_duplicate(tmp_path):
 
 
 def test_a_file_without_any_query_left_is_told(tmp_path):
-    path = write(tmp_path / "a.jsonl", line(1, windows=[(5, 5)]))
+    path = write(tmp_path / "{a} {0}.jsonl", line(1, windows=[(5, 5)]))
     assert set(kinds(inspect(path))) == {"moments left out", "no annotations"}
 
 

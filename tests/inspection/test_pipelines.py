@@ -74,8 +74,10 @@ def test_against_features(saved, tmp_path):
 def test_against_annotations(saved, tmp_path):
     lines = [
         {"qid": qid, "query": query, "vid": "v", "duration": 9.0, "relevant_windows": [[0, 3]]}
-        for qid, query in (("x", "the dog sleeps"), ("y", "cats sleep"))
+        for qid, query in (("x", "the dog sleeps"), ("y", "cats sleep"), ("z", "..."))
     ]
     path = tmp_path / "queries.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert kinds(inspect(saved[0], path)) == {"unknown words": ("y",)}
+    found = inspect(path, saved[0])
+    assert kinds(found) == {"queries without a word": ("z",), "unknown words": ("y",)}

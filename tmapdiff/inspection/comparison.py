@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tmapdiff._core.checks import message
-from tmapdiff.data import Annotation, AnnotationSet
+from tmapdiff.data import Annotation, AnnotationSet, Vocabulary
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection.features import Features, coverage
@@ -89,10 +89,16 @@ def _annotations_and_pipeline(
     sets: Mapping[str, AnnotationSet], pipeline: "MomentLocalizationPipeline"
 ) -> Iterator[Finding]:
     if (vocabulary := pipeline.vocabulary) is not None:
-        items = _all(sets)
-        unknown = [item.qid for item in items if (vocabulary.encode(item.query) == 1).all()]
+        unknown = [item.qid for item in _all(sets) if _knows_none(vocabulary, item.query)]
         what = "{n} queries have no word that the pipeline knows, qids"
         yield from about("unknown words", what, unknown)
+
+
+def _knows_none(vocabulary: Vocabulary, query: str) -> bool:
+    try:
+        return bool((vocabulary.encode(query) == 1).all())
+    except ArgumentError:  # it has no word, which is told of where the annotations are
+        return False
 
 
 def _features_and_videos(features: Features, durations: Mapping[str, float]) -> Iterator[Finding]:

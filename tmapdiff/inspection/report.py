@@ -52,7 +52,8 @@ def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> list[
     """Word a finding about several items, how many and the first few of them; none about none."""
     names = tuple(map(str, items))
     shown = short(", ".join(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
-    text = f"{what.format(n=f'{len(names):,}')}: {shown}{detail}"
+    # Not `format`: names of files may have braces.
+    text = f"{what.replace('{n}', f'{len(names):,}')}: {shown}{detail}"
     return [Finding(kind, text, names)] if names else []
 
 
