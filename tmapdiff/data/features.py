@@ -18,7 +18,7 @@ from tmapdiff._core.checks import (
     check_int,
     check_no_address,
     check_range,
-    first_line,
+    foreign_errors,
     message,
     require,
     short,
@@ -27,14 +27,7 @@ from tmapdiff._core.checks import (
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff._core.numbers import is_number
-from tmapdiff.data._hdf5 import (
-    check_dataset,
-    dataset_of,
-    find_member,
-    is_hdf5,
-    read_attributes,
-    read_heaps,
-)
+from tmapdiff.data import _hdf5
 from tmapdiff.data._reading import json_or_none
 from tmapdiff.data._spelling import some_ids
 from tmapdiff.data._video_ids import (
@@ -47,13 +40,7 @@ from tmapdiff.data._video_ids import (
     video_id_of,
     video_id_of_key,
 )
-from tmapdiff.errors import (
-    ArgumentError,
-    FeatureError,
-    FileError,
-    MissingFeatureError,
-    TmapdiffError,
-)
+from tmapdiff.errors import ArgumentError, FeatureError, FileError, MissingFeatureError
 
 ATTRIBUTES = "attributes.json"  # in a folder, what HDF5 files have as attributes
 _STRIDE = "seconds_per_feature"
@@ -235,7 +222,7 @@ class HDF5FeatureStore(_StoredFeatures):
         try:
             with self._reading() as file:
                 self.feature_dim = self._width_of_first(file)
-                self.attributes, self.left_out = read_attributes(str(self.path), file)
+                self.attributes, self.left_out = _hdf5.read_attributes(str(self.path), file)
         finally:
             self._close()
         stride = self.attributes.get(_STRIDE)
@@ -255,7 +242,7 @@ class HDF5FeatureStore(_StoredFeatures):
         if not is_video_id(video_id):
             return False
         with self._reading() as file:
-            return find_member(self._named(video_id), file, hdf5_key(video_id)) is not None
+            return _hdf5.find_member(self._named(video_id), file, hdf5_key(video_id)) is not None
 
     @property
     @override
@@ -267,7 +254,7 @@ class HDF5FeatureStore(_StoredFeatures):
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         with self._reading() as file:
             dataset = self._dataset(file, video_id)
-            attributes, left_out = read_attributes(self._named(video_id), dataset)
+            attributes, left_out = _hdf5.read_attributes(self._named(video_id), dataset)
         self._warn_of("attributes of its videos", left_out)
         return attributes
 
@@ -292,9 +279,11 @@ class HDF5FeatureStore(_StoredFeatures):
             for video_id in filter(is_video_id, map(video_id_of_key, file)):
                 dataset = self._dataset(file, video_id)
                 names[video_id] = dataset.name
-                found[dataset.name], left_out = read_attributes(self._named(video_id), dataset)
+                found[dataset.name], left_out = _hdf5.read_attributes(
+                    self._named(video_id), dataset
+                )
                 hidden += [dataset.name] if left_out else []
-        for name, attributes in zip(hidden, read_heaps(self.path, hidden), strict=True):
+        for name, attributes in zip(hidden, _hdf5.read_heaps(self.path, hidden), strict=True):
             found[name] = attributes | found[name]
         return found["/"], {video_id: found[name] for video_id, name in names.items()}
 
@@ -302,7 +291,7 @@ class HDF5FeatureStore(_StoredFeatures):
     def _read(self, video_id: str) -> np.ndarray:
         with self._reading() as file:
             dataset = self._dataset(file, video_id)
-            check_dataset(self._named(video_id), dataset)
+            _hdf5.check_dataset(self._named(video_id), dataset)
             array: np.ndarray = dataset[()]
             return array
 
@@ -319,7 +308,7 @@ class HDF5FeatureStore(_StoredFeatures):
             expected = "a dataset for each video"
             raise FileError(message(str(self.path), expected, "an empty file"))
         who = self._named(video_id_of_key(first))
-        shape = getattr(dataset_of(who, file, first), "shape", None)
+        shape = getattr(_hdf5.dataset_of(who, file, first), "shape", None)
         if shape is None or len(shape) < 2:
             raise FeatureError(message(who, "features of shape (T, D)", shape))
         return int(shape[-1])
@@ -327,13 +316,9 @@ class HDF5FeatureStore(_StoredFeatures):
     @contextmanager
     def _reading(self) -> Iterator[Any]:
         """Give the file as this process opened it; what goes wrong with it is a FileError."""
-        try:
-            yield self._opened()
-        except TmapdiffError:
-            raise
         # h5py has no error of its own: damage shows as any.
-        except Exception as error:
-            raise FileError(f"cannot read {self.path} as HDF5: {first_line(error)}.") from error
+        with foreign_errors(FileError, f"cannot read {self.path} as HDF5"):
+            yield self._opened()
 
     def _opened(self) -> Any:
         h5py = require("h5py", extra="train", purpose="reading HDF5 features")
@@ -356,7 +341,7 @@ class HDF5FeatureStore(_StoredFeatures):
 
     def _dataset(self, file: Any, video_id: str) -> Any:
         key = hdf5_key(check_video_id(self.description, video_id))
-        if (dataset := dataset_of(self._named(video_id), file, key)) is None:
+        if (dataset := _hdf5.dataset_of(self._named(video_id), file, key)) is None:
             raise self._missing(video_id)
         return dataset
 
@@ -583,7 +568,7 @@ def open_feature_store(
     """
     place = Path(path)
     if place.is_file():
-        if is_hdf5(place):
+        if _hdf5.is_hdf5(place):
             return HDF5FeatureStore(place, seconds_per_feature)
         got = f"the file {place}"
     else:

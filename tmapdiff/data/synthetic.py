@@ -35,7 +35,6 @@ _ACTIVITIES = (
 )
 _DOES = ("a person {}.", "the person {}.", "someone {}.", "person {}.")
 _IS_DOING = ("a person is {}.", "the person is {}.", "someone is {}.", "the person starts {}.")
-_DEFAULT_VIDEOS = {"train": 135, "test": 45}
 
 
 class SyntheticActivities:
@@ -73,16 +72,12 @@ class SyntheticActivities:
         seed: int = 0,
         split: Literal["train", "test"] = "train",
     ) -> None:
-        who = "SyntheticActivities"
-        check_choice(who, "split", split, ("train", "test"))
-        if num_videos is None:
-            num_videos = _DEFAULT_VIDEOS[split]
-        num_videos = check_int(who, "num_videos", num_videos, at_least=1)
-        self.seed = check_int(who, "seed", seed, at_least=0)
         self.split = split
+        who = "SyntheticActivities"
+        self.seed, numbers = check_made_up(who, num_videos, seed, split, default=135)
         self.videos: dict[str, CharadesVideo] = {}
         items: list[Annotation] = []
-        for number in range(num_videos):
+        for number in numbers:
             video_id = f"synthetic-{split}-{self.seed}-{number}"
             random = generator_for(video_id)
             video = self.videos[video_id] = _make_video(random)
@@ -172,6 +167,17 @@ def _make_video(random: np.random.Generator) -> CharadesVideo:
         start = round((duration - length) * float(random.beta(0.7, 0.7)), 2)
         actions.append((activity, start, min(round(start + length, 2), duration)))
     return CharadesVideo(duration, tuple(sorted(actions, key=lambda action: action[1])))
+
+
+def check_made_up(
+    who: str, num_videos: int | None, seed: int, split: str, *, default: int
+) -> tuple[int, range]:
+    """Return seed and numbers of the videos to make: `default` to train, or 45 to test."""
+    check_choice(who, "split", split, ("train", "test"))
+    if num_videos is None:
+        num_videos = default if split == "train" else 45
+    num_videos = check_int(who, "num_videos", num_videos, at_least=1)
+    return check_int(who, "seed", seed, at_least=0), range(num_videos)
 
 
 def make_sentence(

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tmapdiff._core.checks import check_choice, check_int, message, require
+from tmapdiff._core.checks import check_int, message, require
 from tmapdiff._core.files import written_beside
 from tmapdiff.data.annotations import Annotation
 from tmapdiff.data.sampling import generator_for
-from tmapdiff.data.synthetic import made_up, make_sentence
+from tmapdiff.data.synthetic import check_made_up, made_up, make_sentence
 from tmapdiff.errors import ArgumentError
 
 _COLORS = {
@@ -53,7 +53,6 @@ _ACTIONS = {
 _MOVES = {"left": ("x", -1), "right": ("x", 1), "up": ("y", -1), "down": ("y", 1)}
 _DOES = ("{} {}.", "the {} {}.", "a {} {}.")
 _IS_DOING = ("the {} is {}.", "a {} is {}.", "the {} starts {}.")
-_DEFAULT_VIDEOS = {"train": 270, "test": 45}
 _SMALL, _LARGE = 0.09, 0.20  # radii of shapes, of the picture
 _MARGIN = 0.21  # of the picture: centres of shapes keep away from its edges
 _FINER = 4  # shapes are drawn so many times as large, for smooth edges
@@ -130,19 +129,15 @@ class SyntheticVideos:
         size: int = 96,
     ) -> None:
         who = "SyntheticVideos"
-        check_choice(who, "split", split, ("train", "test"))
-        if num_videos is None:
-            num_videos = _DEFAULT_VIDEOS[split]
-        num_videos = check_int(who, "num_videos", num_videos, at_least=1)
+        self.seed, numbers = check_made_up(who, num_videos, seed, split, default=270)
         self.size = check_int(who, "size", size, at_least=16)
         if self.size % 2:
             raise ArgumentError(message(who, "size to be even", self.size))
-        self.seed = check_int(who, "seed", seed, at_least=0)
         self.split = split
         self.videos: dict[str, ShapeVideo] = {}
         self._stages: dict[str, _Stage] = {}
         items: list[Annotation] = []
-        for number in range(num_videos):
+        for number in numbers:
             video_id = f"shapes-{split}-{self.seed}-{number}"
             random = generator_for(video_id)
             stage = self._stages[video_id] = _Stage(random, self.frame_rate)

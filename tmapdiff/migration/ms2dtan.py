@@ -34,8 +34,9 @@ from tmapdiff.data import (
     load_glove,
     load_tacos,
 )
+from tmapdiff.data._reading import reading
 from tmapdiff.data.words import PADDING, UNKNOWN
-from tmapdiff.errors import CheckpointError, ConfigError, FileError
+from tmapdiff.errors import CheckpointError, ConfigError, FileError, TmapdiffError
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.presets import Preset
 from tmapdiff.training import TrainingConfig
@@ -404,8 +405,10 @@ class _Fields:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     yaml: Any = require("yaml", extra="migration", purpose="ms2dtan_config")
+    if not path.exists():
+        raise FileError(message("ms2dtan_config", f"a file {path}", "no such file"))
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             text = file.read(_LONGEST_FILE + 1)
         if len(text) > _LONGEST_FILE:
             expected = f"an experiment file of at most {_LONGEST_FILE:,} bytes"
@@ -414,11 +417,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ConfigError(message(str(path), "yaml without aliases", "an alias"))
         content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise FileError(message("ms2dtan_config", f"a file {path}", "no such file")) from None
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
-    except ConfigError:
+    except TmapdiffError:
         raise
     # Deep nesting ends in a RecursionError, and bytes that are no text in a ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:

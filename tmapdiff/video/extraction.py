@@ -21,6 +21,7 @@ from tmapdiff._core.arrays import features_bytes
 from tmapdiff._core.checks import check_int, check_no_address, check_range, message, require, short
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
+from tmapdiff.data._reading import reading
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
@@ -427,19 +428,14 @@ def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
 
 def _size_and_time(path: Path) -> tuple[int, int]:
     check_no_address("extract_features", path)
-    try:
+    with reading(path):
         status = path.stat()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}.") from error
     return status.st_size, status.st_mtime_ns
 
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}.") from error
+    with reading(path), path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

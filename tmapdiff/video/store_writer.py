@@ -12,9 +12,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from typing_extensions import Self
 
-from tmapdiff._core.checks import message, require
+from tmapdiff._core.checks import foreign_errors, message, require
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, is_hidden, sync, written_beside
 from tmapdiff.data._hdf5 import find_member, in_place, read_attributes
+from tmapdiff.data._reading import reading
 from tmapdiff.data._video_ids import (
     check_video_id,
     file_name,
@@ -22,7 +23,7 @@ from tmapdiff.data._video_ids import (
     video_id_of,
     video_id_of_key,
 )
-from tmapdiff.errors import FeatureError, FileError, TmapdiffError
+from tmapdiff.errors import FeatureError, FileError
 
 Attributes = Mapping[str, str | int | float]
 _PART = ".npz"
@@ -199,25 +200,19 @@ class FeatureStoreWriter:
                 part.unlink()
 
     def _read_store(self) -> None:
-        try:
-            with self._h5py.File(self.path, "r") as file:
-                shared, left_out = read_attributes(str(self.path), file)
-                ours = self.attributes.keys() | self.remarks.keys()
-                if lost := sorted(ours & set(left_out)):
-                    expected = f"attributes in {self.path} as this release writes them"
-                    hint = "Convert it to a new file first: tmapdiff convert OLD NEW."
-                    raise FeatureError(message("FeatureStoreWriter", expected, lost, hint))
-                self._check_same(shared)
-                for key in file:
-                    video_id = video_id_of_key(key)
-                    if (member := find_member(f"{self.path}, {key}", file, key)) is not None:
-                        self._written[video_id], _ = read_attributes(key, member)
-        except TmapdiffError:
-            raise
         # h5py has no error of its own: damage shows as any.
-        except Exception as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise FileError(f"cannot read {self.path} as HDF5: {reason}.") from error
+        unreadable = foreign_errors(FileError, f"cannot read {self.path} as HDF5")
+        with unreadable, self._h5py.File(self.path, "r") as file:
+            shared, left_out = read_attributes(str(self.path), file)
+            ours = self.attributes.keys() | self.remarks.keys()
+            if lost := sorted(ours & set(left_out)):
+                expected = f"attributes in {self.path} as this release writes them"
+                hint = "Convert it to a new file first: tmapdiff convert OLD NEW."
+                raise FeatureError(message("FeatureStoreWriter", expected, lost, hint))
+            self._check_same(shared)
+            for key in file:
+                if (member := find_member(f"{self.path}, {key}", file, key)) is not None:
+                    self._written[video_id_of_key(key)], _ = read_attributes(key, member)
 
     def _check_same(self, found: dict[str, Any]) -> None:
         for name, value in self.attributes.items():
@@ -253,9 +248,8 @@ def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
 
 def _read_attributes(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}.") from error
+        with reading(path):
+            return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         hint = f"Remove the folder {path.parent}, and the features in it."
         raise FileError(
