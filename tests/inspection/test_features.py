@@ -42,49 +42,30 @@ def test_facts(store):
     }
 
 
-def plant_nan(file):
-    file["b"][3, 1] = np.nan
+DAMAGE = np.bytes_(b"it ends at 3 s of 20 s")
+# Of which video what is changed: features, or an attribute; or None, where it is a new one.
+PLANTED = [
+    ("b", (3, 1), np.nan, "features that cannot be used", ("b",)),
+    ("d", None, np.zeros((0, 4)), "features that cannot be used", ("d",)),
+    ("d", None, np.ones((5, 3)), "features that cannot be used", ("d",)),
+    ("b", ..., 0, "features of zeros", ("b",)),
+    ("b", "damage", DAMAGE, "damaged videos", ("b (it ends at 3 s of 20 s)",)),
+    ("b", "duration", 40.0, "wrong rate", ("b (20 s of 40 s)",)),
+    ("b", ..., RANDOM[:40], "duplicates", ("b", "d")),
+]
 
 
-def plant_zeros(file):
-    file["b"][:] = 0
-
-
-def plant_empty(file):
-    file["d"] = np.zeros((0, 4))
-
-
-def plant_width(file):
-    file["d"] = np.ones((5, 3))
-
-
-def plant_damage(file):
-    file["b"].attrs["damage"] = np.bytes_(b"it ends at 3 s of 20 s")
-
-
-def plant_rate(file):
-    file["b"].attrs["duration"] = 40.0
-
-
-def plant_copy(file):
-    file["d"] = file["b"][()]
-
-
-@pytest.mark.parametrize(
-    ("plant", "kind", "items"),
-    [
-        (plant_nan, "features that cannot be used", ("b",)),
-        (plant_empty, "features that cannot be used", ("d",)),
-        (plant_width, "features that cannot be used", ("d",)),
-        (plant_zeros, "features of zeros", ("b",)),
-        (plant_damage, "damaged videos", ("b (it ends at 3 s of 20 s)",)),
-        (plant_rate, "wrong rate", ("b (20 s of 40 s)",)),
-        (plant_copy, "duplicates", ("b", "d")),
-    ],
-)
-def test_each_planted_fault_is_found_and_nothing_else(store, plant, kind, items):
+@pytest.mark.parametrize(("video", "place", "value", "kind", "items"), PLANTED)
+def test_each_planted_fault_is_found_and_nothing_else(store, video, place, value, kind, items):
     with h5py.File(store, "a") as file:
-        plant(file)
+        if place is None:
+            file[video] = value
+        elif isinstance(place, str):
+            file[video].attrs[place] = value
+        else:
+            file[video][place] = value
+        if kind == "duplicates":
+            file["d"] = file["b"][()]
     assert kinds(inspect(store)) == {kind: items}
 
 
