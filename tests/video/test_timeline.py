@@ -35,24 +35,33 @@ def evenly(count, start=0, period=PERIOD):
     return [start + index * period for index in range(count + 1)]
 
 
-def write(path, times, first=0, *, format=None, codec="libx264", b_frames=2, time_base=TICKS, **kw):
+def write(path, times, first=0, **options):
     images = [number_image(first + index) for index in range(len(times) - 1)]
-    return write_video(
-        path,
-        times,
-        images=images,
-        format=format,
-        codec=codec,
-        b_frames=b_frames,
-        time_base=time_base,
-        **kw,
+    return write_video(path, times, images=images, **{"b_frames": 2, "time_base": TICKS, **options})
+
+
+def write_joined(folder, kind, *parts):
+    """Write parts of a kind of file, each with its first number, and join them as `cat` does."""
+    suffix, *values = kind
+    options = dict(zip(("format", "codec", "b_frames", "time_base"), values, strict=True))
+    files = [write(folder / f"{first}.{suffix}", times, first, **options) for first, times in parts]
+    whole = folder / f"joined.{suffix}"
+    whole.write_bytes(b"".join(file.read_bytes() for file in files))
+    return whole
+
+
+def place_all(clock, start=Fraction(0), may_restart=True):
+    """Place the frames of a clock that shows the first at 0; with their places, the time line."""
+    timeline = Timeline(
+        clock.frames[0],
+        start,
+        start,
+        "shown",
+        period=PERIOD,
+        longest_gap=Fraction(10),
+        may_restart=may_restart,
     )
-
-
-def join(path, *parts):
-    """Write files one after the other, as `cat` does."""
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    return path
+    return [timeline.place(frame) for frame in clock.frames], timeline
 
 
 def sampled(path, fps, **options):
@@ -67,17 +76,10 @@ def shown(path, fps=10, **options):
     return [read_number(frame.image) for frame in frames], video
 
 
-@pytest.mark.parametrize(("suffix", "format", "codec", "b_frames", "base"), JOINED)
+@pytest.mark.parametrize("kind", JOINED, ids=str)
 @pytest.mark.parametrize(("one", "two"), [(20, 60), (40, 40), (40, 15)])
-def test_joined_files_are_shown_one_after_the_other(
-    tmp_path, suffix, format, codec, b_frames, base, one, two
-):
-    options = {"format": format, "codec": codec, "b_frames": b_frames, "time_base": base}
-    path = join(
-        tmp_path / f"joined.{suffix}",
-        write(tmp_path / f"a.{suffix}", evenly(one), 1, **options),
-        write(tmp_path / f"b.{suffix}", evenly(two), 101, **options),
-    )
+def test_joined_files_are_shown_one_after_the_other(tmp_path, kind, one, two):
+    path = write_joined(tmp_path, kind, (1, evenly(one)), (101, evenly(two)))
     frames, video = sampled(path, 10)
     expected = [*range(1, one + 1), *range(101, two + 101)]
     assert [read_number(frame.image) for frame in frames] == expected
@@ -85,22 +87,15 @@ def test_joined_files_are_shown_one_after_the_other(
     assert starts == pytest.approx([index / 10 for index in range(one + two)])
     assert video.duration == pytest.approx((one + two) / 10)
     assert len(sampled(path, 2)[0]) == (one + two) // 5
-    if suffix in MAY_RESTART:
+    if kind[0] in MAY_RESTART:
         assert video.damage is None
-    elif suffix != "avi":  # which counts frames, so that nothing goes back
+    elif kind[0] != "avi":  # which counts frames, so that nothing goes back
         assert "its timestamps go back from" in video.damage
 
 
-@pytest.mark.parametrize(("suffix", "format", "codec", "b_frames", "base"), JOINED[:-1])
-def test_a_clock_that_leaps_does_not_show_one_frame_for_an_hour(
-    tmp_path, suffix, format, codec, b_frames, base
-):
-    options = {"format": format, "codec": codec, "b_frames": b_frames, "time_base": base}
-    path = join(
-        tmp_path / f"joined.{suffix}",
-        write(tmp_path / f"a.{suffix}", evenly(40), 1, **options),
-        write(tmp_path / f"b.{suffix}", evenly(40, start=3000), 101, **options),
-    )
+@pytest.mark.parametrize("kind", JOINED[:-1], ids=str)
+def test_a_clock_that_leaps_does_not_show_one_frame_for_an_hour(tmp_path, kind):
+    path = write_joined(tmp_path, kind, (1, evenly(40)), (101, evenly(40, start=3000)))
     numbers, video = shown(path)
     assert numbers == [*range(1, 41), *range(101, 141)]
     assert video.duration == pytest.approx(8.0)
@@ -130,15 +125,8 @@ def test_a_frame_every_ten_seconds_stays_so(tmp_path, suffix, codec, base):
 @pytest.mark.parametrize("b_frames", [0, 1, 2])
 def test_small_frames_of_program_streams_are_all_shown(tmp_path, format, b_frames):
     """Several are in a packet, which tells the time of one."""
-    path = write(
-        tmp_path / "a.mpg",
-        evenly(100),
-        1,
-        format=format,
-        codec="mpeg2video",
-        b_frames=b_frames,
-        time_base=PERIOD,
-    )
+    options = {"format": format, "codec": "mpeg2video", "b_frames": b_frames, "time_base": PERIOD}
+    path = write(tmp_path / "a.mpg", evenly(100), 1, **options)
     numbers, video = shown(path)
     assert list(dict.fromkeys(numbers)) == list(range(1, 101))
     assert numbers == sorted(numbers)
@@ -166,18 +154,10 @@ def test_frames_of_formats_that_do_not_tell_when_they_are_shown(
     tmp_path, suffix, format, codec, b_frames, num_threads
 ):
     period = Fraction(1, 25)
-    path = write(
-        tmp_path / f"a.{suffix}",
-        evenly(48, period=period),
-        1,
-        format=format,
-        codec=codec,
-        b_frames=b_frames,
-        time_base=period,
-        rate=25,
-        gop=12,
-        pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p",
-    )
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    options = {"format": format, "codec": codec, "b_frames": b_frames, "pix_fmt": pixels}
+    times = {"time_base": period, "rate": 25, "gop": 12}
+    path = write(tmp_path / f"a.{suffix}", evenly(48, period=period), 1, **options, **times)
     frames, video = sampled(path, 25, num_threads=num_threads)
     assert [read_number(frame.image) for frame in frames] == list(range(1, 49))
     assert [frame.shown_from for frame in frames] == pytest.approx([i / 25 for i in range(48)])
@@ -189,15 +169,8 @@ def test_frames_of_formats_that_do_not_tell_when_they_are_shown(
 
 @pytest.mark.parametrize("b_frames", [0, 1, 2])
 def test_avi_with_sound_shows_frames_when_they_are_heard(tmp_path, b_frames):
-    path = write(
-        tmp_path / "a.avi",
-        evenly(30),
-        1,
-        codec="mpeg4",
-        b_frames=b_frames,
-        time_base=PERIOD,
-        sound=(0, 3),
-    )
+    options = {"codec": "mpeg4", "b_frames": b_frames, "time_base": PERIOD, "sound": (0, 3)}
+    path = write(tmp_path / "a.avi", evenly(30), 1, **options)
     numbers, video = shown(path)
     assert numbers == list(range(1, 31))
     assert (video.info.start, video.damage) == (0, None)
@@ -326,16 +299,8 @@ def test_one_frame_out_of_order_moves_no_other():
     clock = Clock(0)
     clock.run(0, 40)
     clock.frames[20].pts, clock.frames[21].pts, clock.frames[22].pts = 22, 20, 21
-    timeline = Timeline(
-        clock.frames[0],
-        Fraction(0),
-        Fraction(0),
-        "shown",
-        period=PERIOD,
-        longest_gap=Fraction(10),
-        may_restart=True,
-    )
-    starts = [timeline.place(frame)[0] * 10 for frame in clock.frames]
+    places, timeline = place_all(clock)
+    starts = [start * 10 for start, _ in places]
     assert starts[:21] == [*range(20), 22]
     assert starts[21:23] == [22, 22]
     assert starts[23:] == list(range(23, 40))
@@ -361,16 +326,6 @@ def test_whatever_clocks_do_every_frame_is_shown_once(delay, parts, may_restart)
         begin = expected[-1] + 1 + gap if expected else 0
         expected += [begin + index for index in range(count)]
         end = start + count
-    first = Fraction(parts[0][0], 10)
-    timeline = Timeline(
-        clock.frames[0],
-        first,
-        first,
-        "shown",
-        period=PERIOD,
-        longest_gap=Fraction(10),
-        may_restart=may_restart,
-    )
-    places = [timeline.place(frame) for frame in clock.frames]
+    places, _ = place_all(clock, Fraction(parts[0][0], 10), may_restart)
     assert [start * 10 for start, _ in places] == expected
     assert all(end - start == PERIOD for start, end in places)
