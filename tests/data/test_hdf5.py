@@ -92,11 +92,14 @@ def test_links_inside_of_the_file_are_followed(path):
         file.create_group("B")
         file["A"], file["C"] = h5py.SoftLink("/0"), h5py.SoftLink("B/y")
         file["B/y"] = h5py.SoftLink("/A")
+        file["root"] = h5py.SoftLink("/")
         file["loop"], file["none"] = h5py.SoftLink("loop"), h5py.SoftLink("no/where")
     store = HDF5FeatureStore(path)
     assert store["A"].tolist() == store["C"].tolist() == ARRAY.tolist()
     assert "A" in store
     assert "none" not in store
+    with refuses(FeatureError, "expected a dataset, or a group with exactly one, got a group with"):
+        store["root"]
     with refuses(MissingFeatureError, "expected features of 'none', got none."):
         store["none"]
     with refuses(FeatureError, "expected at most 16 links in a row, got more."):

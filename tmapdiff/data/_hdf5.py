@@ -63,18 +63,26 @@ def dataset_of(who: str, file: Any, name: str) -> Any:
 
 
 def find_member(who: str, group: Any, name: str) -> Any:
-    """Return what a name leads to inside of the file; None if there is nothing.
+    """Return what a name leads to inside of the file; None if there is nothing."""
+    found = find_place(who, group, name)
+    return None if found is None else found[0][found[1]]
+
+
+def find_place(who: str, group: Any, name: str) -> tuple[Any, str] | None:
+    """Find in which group, and under which name, that is which a name leads to.
 
     Links are followed here: HDF5 would open other files, which may be pipes, before it tells.
     """
     h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
-    item, path, links = group, [name], 0
+    path, links = [name], 0
     while path:
-        link = item.get(path[0], getlink=True) if isinstance(item, h5py.Group) else None
+        link = group.get(path[0], getlink=True) if isinstance(group, h5py.Group) else None
         if link is None:
             return None
         if isinstance(link, h5py.HardLink):
-            item = item[path.pop(0)]
+            if len(path) == 1:
+                return group, path[0]
+            group = group[path.pop(0)]
             continue
         if isinstance(link, h5py.ExternalLink):
             expected = "features in the file itself"
@@ -82,9 +90,9 @@ def find_member(who: str, group: Any, name: str) -> Any:
         links += 1
         if links > _MOST_LINKS:
             raise FeatureError(message(who, f"at most {_MOST_LINKS} links in a row", "more"))
-        item = item.file if link.path.startswith("/") else item
+        group = group.file if link.path.startswith("/") else group
         path[:1] = [one for one in link.path.split("/") if one not in ("", ".")]
-    return item
+    return group, "."
 
 
 def check_dataset(who: str, dataset: Any) -> None:

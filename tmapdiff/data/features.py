@@ -242,7 +242,7 @@ class HDF5FeatureStore(_StoredFeatures):
         if not is_video_id(video_id):
             return False
         with self._reading() as file:
-            return _hdf5.find_member(self._named(video_id), file, hdf5_key(video_id)) is not None
+            return _hdf5.find_place(self._named(video_id), file, hdf5_key(video_id)) is not None
 
     @property
     @override
