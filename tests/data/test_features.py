@@ -607,20 +607,20 @@ def test_a_wrong_stride_is_an_error_that_names_both():
             pool_features(features[:count], 8, duration=duration, seconds_per_feature=1.0)
 
 
-def test_pooling_errors():
-    features = torch.randn(4, 3)
-    with refuses(ShapeError, "expected features of shape (T, D), got (3,)"):
-        pool_features(features[0], 4, duration=1.0)
-    with refuses(ArgumentError, "expected features of a floating dtype"):
-        pool_features(features.long(), 4, duration=1.0)
-    with refuses(ArgumentError, "expected at least one feature, got none"):
-        pool_features(features[:0], 4, duration=1.0)
-    with refuses(ArgumentError, "expected num_clips to be an integer >= 1, got 0"):
-        pool_features(features, 0, duration=1.0)
-    with refuses(ArgumentError, "expected duration in (0, inf), got 0"):
-        pool_features(features, 4, duration=0)
-    with refuses(ArgumentError, "expected seconds_per_feature in (0, inf), got 0"):
-        pool_features(features, 4, duration=1.0, seconds_per_feature=0)
+@pytest.mark.parametrize(
+    ("kind", "change", "text"),
+    [
+        (ShapeError, {"features": torch.ones(3)}, "features of shape (T, D), got (3,)"),
+        (ArgumentError, {"features": torch.ones(4, 3).long()}, "features of a floating dtype"),
+        (ArgumentError, {"features": torch.ones(0, 3)}, "at least one feature, got none"),
+        (ArgumentError, {"num_clips": 0}, "num_clips to be an integer >= 1, got 0"),
+        (ArgumentError, {"duration": 0}, "duration in (0, inf), got 0"),
+        (ArgumentError, {"seconds_per_feature": 0}, "seconds_per_feature in (0, inf), got 0"),
+    ],
+)
+def test_pooling_errors(kind, change, text):
+    with refuses(kind, f"pool_features: expected {text}"):
+        pool_features(**{"features": torch.ones(4, 3), "num_clips": 4, "duration": 1.0, **change})
 
 
 class TestLinks:

@@ -66,21 +66,28 @@ def test_arrays_lists_and_few_frames_do(tmp_path):
     assert (tmp_path / "strip.png").stat().st_size > 1000
 
 
-def test_bad_arguments_are_refused():
-    who = "plot_video_strip"
-    with refuses(ShapeError, f"{who}: expected frames of shape (T, H, W, 3), got (20, 3, 9, 16)."):
-        plot_video_strip(video().movedim(-1, 1), TIMES)
-    with refuses(ArgumentError, f"{who}: expected frames of uint8, got float32."):
-        plot_video_strip(video().float(), TIMES)
-    with refuses(ArgumentError, f"{who}: expected at least one frame, got (0, 9, 16, 3)."):
-        plot_video_strip(video()[:0], TIMES[:0])
-    with refuses(ShapeError, f"{who}: expected timestamps of shape (T) with T = 20, got (3,)."):
-        plot_video_strip(video(), TIMES[:3])
-    with refuses(ShapeError, f"{who}: expected scores to be a list of 1, got 2."):
-        plot_video_strip(video(), TIMES, [(0, 1)], scores=[1, 2])
-    with refuses(ArgumentError, f"{who}: expected duration in (0, inf), got 0."):
-        plot_video_strip(video(), TIMES, duration=0)
-    with refuses(ArgumentError, f"{who}: expected num_thumbnails to be an integer >= 1, got 0."):
-        plot_video_strip(video(), TIMES, num_thumbnails=0)
-    with refuses(ArgumentError, f"{who}: expected duration in (0, inf), got 0.0."):
-        plot_video_strip(video(1), np.zeros(1))
+@pytest.mark.parametrize(
+    ("kind", "change", "text"),
+    [
+        (
+            ShapeError,
+            {"frames": video().movedim(-1, 1)},
+            "frames of shape (T, H, W, 3), got (20, 3",
+        ),
+        (ArgumentError, {"frames": video().float()}, "frames of uint8, got float32."),
+        (ArgumentError, {"frames": video()[:0]}, "at least one frame, got (0, 9, 16, 3)."),
+        (ShapeError, {"timestamps": TIMES[:3]}, "timestamps of shape (T) with T = 20, got (3,)."),
+        (ShapeError, {"scores": [1, 2]}, "scores to be a list of 1, got 2."),
+        (ArgumentError, {"duration": 0}, "duration in (0, inf), got 0."),
+        (ArgumentError, {"num_thumbnails": 0}, "num_thumbnails to be an integer >= 1, got 0."),
+        (
+            ArgumentError,
+            {"frames": video(1), "timestamps": np.zeros(1), "predictions": ()},
+            "duration in (0, inf), got 0.0.",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(kind, change, text):
+    arguments = {"frames": video(), "timestamps": TIMES, "predictions": [(0, 1)], **change}
+    with refuses(kind, f"plot_video_strip: expected {text}"):
+        plot_video_strip(**arguments)

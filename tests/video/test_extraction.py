@@ -329,18 +329,20 @@ def test_refusals(tmp_path, encoder, monkeypatch):
     for none in ([], {}):
         with refuses(ArgumentError, "expected videos to be an integer >= 1, got 0."):
             extract_features(none, encoder, out, fps=1)
-    with refuses(ArgumentError, "extract_features: expected fps in (0, 1000], got 0."):
-        extract_features(videos, encoder, out, fps=0)
-    with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
-        extract_features(videos, encoder, out, fps=1, batch_size=0)
-    with refuses(ArgumentError, "expected num_workers to be an integer >= 0, got -1."):
-        extract_features(videos, encoder, out, fps=1, num_workers=-1)
+    for options, text in (
+        ({"fps": 0}, "fps in (0, 1000], got 0."),
+        ({"batch_size": 0}, "batch_size to be an integer >= 1, got 0."),
+        ({"num_workers": -1}, "num_workers to be an integer >= 0, got -1."),
+    ):
+        with refuses(ArgumentError, f"extract_features: expected {text}"):
+            extract_features(videos, encoder, out, **{"fps": 1, **options})
     monkeypatch.setitem(sys.modules, "av", None)
     with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
         extract_features(videos, encoder, out, fps=1)
     assert not out.exists()
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
 EXTRACT = """
 import sys, time, torch
 from tmapdiff import FrameEncoder, extract_features
@@ -359,9 +361,8 @@ def test_a_killed_run_goes_on(tmp_path, encoder):
     folder.mkdir()
     for index in range(6):
         make_video(folder / f"{index}.mp4", 1 + index % 3, start=10 * index)
-    environment = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
     command = [sys.executable, "-c", EXTRACT, str(folder), str(out)]
-    run = start_program(command, env=environment, stdout=subprocess.PIPE)
+    run = start_program(command, env=ENVIRONMENT, stdout=subprocess.PIPE)
     run.stdout.readline()
     parts, until = tmp_path / "features.h5.parts", time.monotonic() + 60
     while len(list(parts.glob("*.npz"))) < 2 and time.monotonic() < until:
@@ -426,9 +427,8 @@ extract_features([sys.argv[1]], encoder, sys.argv[2], fps=1, num_workers=1)
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_worker_does_not_wait_for_threads_that_were_not_forked(tmp_path):
     path = make_video(tmp_path / "a.mp4")
-    environment = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
     command = [sys.executable, "-c", FORK, str(path), str(tmp_path / "a.h5")]
-    subprocess.run(command, env=environment, check=True, timeout=60)
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=60)
     assert len(open_feature_store(tmp_path / "a.h5")["a"]) == 3
 
 

@@ -152,15 +152,15 @@ def test_without_a_network(tmp_path, monkeypatch):
 
 
 def test_refusals(encoder):
-    expected = "FrameEncoder: expected the name of a model of timm, got"
-    with refuses(ConfigError, f"{expected} 'resnet_18'. Did you mean resnet18"):
-        FrameEncoder("resnet_18")
-    with refuses(ConfigError, f"{expected} 'qqqq'. timm.list_models() lists them."):
-        FrameEncoder("qqqq")
-    with refuses(ConfigError, f"{expected} 3."):
-        FrameEncoder(3)
-    with refuses(ConfigError, "expected a tag of timm's weights, got 'resnet18.x'. There is resn"):
-        FrameEncoder("resnet18.x", pretrained=False)
+    expected = "the name of a model of timm, got"
+    for name, text in (
+        ("resnet_18", f"{expected} 'resnet_18'. Did you mean resnet18"),
+        ("qqqq", f"{expected} 'qqqq'. timm.list_models() lists them."),
+        (3, f"{expected} 3."),
+        ("resnet18.x", "a tag of timm's weights, got 'resnet18.x'. There is resn"),
+    ):
+        with refuses(ConfigError, f"FrameEncoder: expected {text}"):
+            FrameEncoder(name, pretrained=False)
     with refuses(ConfigError, "expected mixed_precision to be one of no, fp16, bf16, got 'int8'."):
         FrameEncoder("resnet18", pretrained=False, mixed_precision="int8")
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)):

@@ -328,21 +328,11 @@ _MAP_LAYERS = {"MultiScalePropConvTanhBN": "conv", "MultiScalePropMaxPool": "max
 _CUDNN = "it is of the machine: torch.backends.cudnn"
 _VALIDATION = "what to evaluate on is an argument: Trainer(validation=...)"
 _UNREAD = (
-    "DATASET.ALIGNMENT",
-    "DATASET.FPS",
-    "DATASET.INPUT_CLIP_SIZE",
-    "DATASET.NUM_FRAMES",
-    "DATASET.OUTPUT_CLIP_SIZE",
-    "DATASET.OUTPUT_TYPE",
-    "DATASET.QUERY_NUM_CLIPS",
-    "DATASET.SPLIT",
-    "DATASET.VIDEO_WINDOW_SIZE",
-    "LOSS.PARAMS.TEMPERATURE",
-    "OPTIM.SCHEDULER.FACTOR",
-    "OPTIM.SCHEDULER.PATIENCE",
-    "TEST.EVAL_TRAIN",
-    "TEST.TOP_K",
-)
+    "DATASET.ALIGNMENT", "DATASET.FPS", "DATASET.INPUT_CLIP_SIZE", "DATASET.NUM_FRAMES",
+    "DATASET.OUTPUT_CLIP_SIZE", "DATASET.OUTPUT_TYPE", "DATASET.QUERY_NUM_CLIPS", "DATASET.SPLIT",
+    "DATASET.VIDEO_WINDOW_SIZE", "LOSS.PARAMS.TEMPERATURE", "OPTIM.SCHEDULER.FACTOR",
+    "OPTIM.SCHEDULER.PATIENCE", "TEST.EVAL_TRAIN", "TEST.TOP_K",
+)  # fmt: skip
 # Why fields that say nothing about model or data stay behind.
 _LEFT = {
     "WORKERS": "it is of the machine: TrainingConfig.num_workers",
