@@ -46,12 +46,12 @@ def find_frame_encoder(
     """
     attributes: dict[str, Any] = getattr(store, "attributes", {})
     rate = store.seconds_per_feature
-    lost = {"frame_encoder", "model_sha256"} & {*getattr(store, "left_out", ())}
+    left_out = getattr(store, "left_out", ())
     mend = "leaves out which frame encoder made its features: tmapdiff convert makes one that says"
     if folder is not None:
         encoder = FrameEncoder.from_pretrained(folder)
         who = "find_frame_encoder"
-        if lost:
+        if "model_sha256" in left_out:
             raise FeatureError(f"{who}: {store.description} {mend}.")
         if attributes.get("model_sha256") not in (None, encoder.fingerprint):
             expected = f"the encoder that made {store.description}, {attributes.get('model')}"
@@ -62,7 +62,7 @@ def find_frame_encoder(
             raise FeatureError(message(who, expected, "none", "Give its seconds_per_feature."))
         return EncoderMatch(encoder, 1 / rate, f"frame encoder: {encoder.description}")
     try:
-        if lost:
+        if {"frame_encoder", "model_sha256"} & {*left_out}:
             raise FeatureError(f"the store {mend}")
         if "frame_encoder" not in attributes or rate is None:
             raise FeatureError("the store does not say which frame encoder made its features")
