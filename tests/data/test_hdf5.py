@@ -333,6 +333,8 @@ class TestWriting:
         expected = {**texts, "name": "a\\udcff"}
         assert store.attributes == {**expected, "remark": "x\ny"}
         assert store.attributes_of("A") == expected
+        with FeatureStoreWriter(tmp_path / "a.h5", texts) as writer:  # they are the same
+            assert writer["A"] == expected
 
     def test_texts_that_are_too_long_are_refused_before_anything_is_written(self, tmp_path):
         long = {"model": "\u00e9" * 32_001}

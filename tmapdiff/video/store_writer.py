@@ -216,7 +216,10 @@ class FeatureStoreWriter:
 
     def _check_same(self, found: dict[str, Any]) -> None:
         for name, value in self.attributes.items():
-            if found.get(name) != value:
+            kept = value  # as HDF5 has it
+            if isinstance(value, str):
+                kept = value.encode(errors="backslashreplace").decode()
+            if found.get(name) not in (value, kept):
                 expected = f"the features in {self.path} to have {name} = {value!r}, as new ones"
                 got = repr(found[name]) if name in found else "none"
                 hint = "Use another file for these."
