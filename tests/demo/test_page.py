@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.process]
 CLIPS = 16  # of the pipeline
 QUERY = "the red circle moves to the left"
 

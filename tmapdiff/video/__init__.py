@@ -20,11 +20,20 @@ from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor
 from tmapdiff.video.store_writer import FeatureStoreWriter
 
 # In the order the data flows.
-# fmt: off
 __all__ = [  # noqa: RUF022
-    "VideoSource", "MAX_PIXELS", "probe_video", "VideoInfo",
-    "open_video", "VideoReader", "SampledFrame",
-    "FramePreprocessor", "FrameEncoder", "encode_video", "VideoFeatures",
-    "extract_features", "ExtractionReport", "VideoNote", "FeatureStoreWriter",
+    "VideoSource",
+    "MAX_PIXELS",
+    "probe_video",
+    "VideoInfo",
+    "open_video",
+    "VideoReader",
+    "SampledFrame",
+    "FramePreprocessor",
+    "FrameEncoder",
+    "encode_video",
+    "VideoFeatures",
+    "extract_features",
+    "ExtractionReport",
+    "VideoNote",
+    "FeatureStoreWriter",
 ]
-# fmt: on
