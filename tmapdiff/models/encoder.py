@@ -22,10 +22,10 @@ from tmapdiff._core.checks import (
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels.unit_product import unit_product
 from tmapdiff.layers._modules import dtype_of, module_list
-from tmapdiff.layers.lstm import PaddedLSTM
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
+from tmapdiff.models.lstm import PaddedLSTM
 
 PADDING, UNKNOWN = 0, 1  # indices of the padding word and of words not in the vocabulary
 MapLayer = Literal["conv", "max-pool"]

@@ -6,7 +6,7 @@ from helpers.assertions import assert_close, assert_same
 from helpers.contracts import draw
 from torch import Tensor, nn
 
-from tmapdiff.layers.lstm import PaddedLSTM
+from tmapdiff.models.lstm import PaddedLSTM
 
 LENGTHS = torch.tensor([3, 7, 1, 5])
 WAYS: dict[str, Callable[[PaddedLSTM, Tensor, Tensor], Tensor]] = {
