@@ -223,6 +223,38 @@ def test_registered_parts_are_saved(decoder, objective, tmp_path):
     assert_same(loaded.sample_maps(MAPS, noise=noise), model.sample_maps(MAPS, noise=noise))
 
 
+class Margin(nn.Module):
+    name, target, activation = "margin", Hinge.target, Hinge.activation
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.margin = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return ((scores - target).abs() - self.margin).square()[..., mask].mean()
+
+
+def test_objectives_that_learn_belong_to_one_model(tmp_path):
+    registered = register_part("margin")(Margin())
+    parts = MultimodalEncoder(**ENCODER), MapDiffusionDecoder(**DECODER)
+    model = MomentLocalizer.from_parts(*parts, objective=registered)
+    assert model.objective is registered
+    registered.margin.data += 1
+    model.save_pretrained(tmp_path)
+    fresh = MomentLocalizer(ENCODER, DECODER, objective="margin")
+    one, other = (MomentLocalizer.from_pretrained(tmp_path) for _ in range(2))
+    one.train()
+    one.objective.margin.data += 1
+    found = [float(each.objective.margin.detach()) for each in (fresh, one, other, model)]
+    assert found == pytest.approx([0.1, 2.1, 1.1, 1.1])
+    assert not other.objective.training
+    features, words = draw(2, 8, 8), torch.tensor([[1, 2], [3, 0]])
+    given = features, words, torch.tensor([2, 1]), torch.tensor([[0.0, 4.0]] * 2), torch.ones(2)
+    one.loss(*given).backward()
+    assert one.objective.margin.grad is not None
+    assert one.localize(features, words, given[2], torch.ones(2)).ranked.moments.shape[2] == 2
+
+
 def test_parts_that_are_exchanged_later_are_saved(tmp_path):
     model = make("encoder")
     model.encoder = randomize_(MultimodalEncoder(**ENCODER)).eval()

@@ -1,6 +1,7 @@
 """Every layer with weights is called: hooks fire, and what wraps or replaces layers works."""
 
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 from tmapdiff import DECODERS, PRESETS
 from tmapdiff.layers import GatedConv2d, MapTransformerLayer, StylizationBlock
+from tmapdiff.layers.stylization import NoStylization
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
 from tmapdiff.models.map_localizer import MapLocalizer
 
@@ -110,13 +112,69 @@ def test_a_hook_fires_in_every_decoder() -> None:
 def test_hooks_change_what_a_layer_returns(fields: dict[str, Any]) -> None:
     decoder = make(**fields)
     expected, run = called(decoder), denoised(decoder)
-    for name, layer in decoder.named_modules():
-        if list(layer.parameters(recurse=False)):
-            hook = layer.register_forward_hook(lambda *given: given[-1].sin())
+    for name, layer in list(decoder.named_modules())[1:]:
+        if not isinstance(layer, nn.ModuleList | NoStylization):
+            hook = layer.register_forward_hook(lambda *given: given[-1].sin())  # type: ignore[misc]
             for found, other in ((called(decoder), expected), (denoised(decoder), run)):
                 assert float((found - other).detach().abs().max()) > 1e-5, name
             hook.remove()
     assert_same(called(decoder), expected)
+    everywhere = nn.modules.module.register_module_forward_hook(
+        lambda layer, _, result: result.sin() if isinstance(layer, nn.Conv2d) else None
+    )
+    changed = denoised(decoder)
+    everywhere.remove()
+    for layer in decoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda *given: given[-1].sin())
+    assert_close(changed, denoised(decoder))
+
+
+@pytest.mark.parametrize("place", ["", ".condition", ".fusion_style", ".convs.0", ".layers.0"])
+@pytest.mark.parametrize("kind", ["subclass", "forward", "wrapper"])
+def test_a_part_with_a_forward_of_its_own_is_called_at_each_step(place: str, kind: str) -> None:
+    decoder = make(**VARIANTS["transformer" if "layers" in place else "conv"])
+    expected, name = called_once(decoder, 900), f"decoders.0{place}"
+    part = decoder.get_submodule(name)
+    parent = type(part)
+
+    def forward(self: Any, *given: Any, **named: Any) -> Tensor:
+        return parent.forward(self, *given, **named).sin()
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, *given: Any, **named: Any) -> Tensor:
+            return self.part(*given, **named).sin()
+
+    if kind == "subclass":
+        part.__class__ = type("Own", (parent,), {"forward": forward})
+    elif kind == "forward":
+        part.forward = MethodType(forward, part)
+    else:
+        holder, _, own = name.rpartition(".")
+        setattr(decoder.get_submodule(holder), own, Wrapper())
+    found = called_once(decoder, 900)
+    assert float((found - expected).abs().max()) > 1e-3
+    assert_close(denoised(decoder)[:1], found)
+
+
+def test_dropout_that_alone_is_in_training_mode_drops() -> None:
+    block, x = randomize_(StylizationBlock(8, 4, dropout=0.5)).eval(), draw(2, 8, 4, 3)
+    block.dropout.train()
+    style = block.project_time(draw(2, 4))
+    assert not torch.equal(block.residual(x, style), block.residual(x, style))
+
+
+@pytest.mark.compile
+def test_a_compiled_part_is_called() -> None:
+    decoder, compiled = make(num_scales=1, stylization="none", kernel_sizes=(3,)), []
+    expected = denoised(decoder)
+    decoder.decoders[0].compile(backend=lambda graph, _: compiled.append(graph) or graph.forward)
+    assert_close(denoised(decoder), expected)
+    assert compiled
 
 
 @variants

@@ -1,7 +1,7 @@
 """What may be asked of modules: whether their weights may be read, and in which dtype they work."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar, cast
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 from diffusers.models.modeling_utils import get_parameter_dtype
@@ -11,19 +11,22 @@ Module = TypeVar("Module", bound=nn.Module)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(layer: nn.Module, *kinds: type[Module]) -> TypeGuard[Module]:
     """Tell whether a call of a layer does nothing but what its class does with its own weights.
 
     Only then may an operation that does the work of several layers read the weights instead. A
-    layer with hooks, a parametrization, another `forward` (layerwise casting), a wrapper (LoRA) or
-    weights of their own kind (quantised, in shards) has to be called.
+    layer with hooks, a parametrization, another `forward` (layerwise casting), a wrapper (LoRA),
+    compiled, or with weights of their own kind (quantised, in shards) has to be called.
     """
-    weights = [one for one in layer._parameters.values() if one is not None]
+    own = vars(layer)
+    weights = (*layer._parameters.values(), *layer._buffers.values(), *own.values())
     return (
-        type(layer) is kind
-        and "forward" not in vars(layer)
-        and not any(getattr(layer, hooks) for hooks in _HOOKS)
-        and all(type(one) in (nn.Parameter, Tensor) for one in weights)
+        type(layer) in kinds
+        and "forward" not in own
+        and layer._compiled_call_impl is None
+        and not any(own[hooks] for hooks in _HOOKS)
+        and not any(getattr(nn.modules.module, f"_global{hooks}") for hooks in _HOOKS)
+        and all(type(one) in (nn.Parameter, Tensor) for one in weights if isinstance(one, Tensor))
     )
 
 

@@ -1,7 +1,5 @@
 """Attention between the cells of maps: the parts of the Transformer decoder."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -90,9 +88,6 @@ class MapTransformerLayer(nn.Module):
     Source: MotionDiffuse, arXiv 2208.15001, section 3.3; Zhang et al., arXiv 2401.08232, 3.3.
     """
 
-    # For FSDP2: what gathers weights besides `forward`.
-    forward_methods = ("encode_context", "project_time", "residual")
-
     def __init__(
         self,
         channels: int,
@@ -144,34 +139,23 @@ class MapTransformerLayer(nn.Module):
     ) -> Tensor:
         """Let cells attend to each other; see the class."""
         self._check(x, context, mask)
+        x = fill_invalid(x, mask)
         encoded = None if context is None else self.encode_context(context, mask)
-        return self.residual(x, self.project_time(time_embedding), encoded, mask)
+        attending, feeding = self.styles
+        x = x + attending(self.attend(x, encoded, mask), time_embedding, mask)
+        x = x + feeding(self.feed(x), time_embedding, mask)
+        return fill_invalid(x, mask)
 
     def encode_context(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute keys and values, (B, T, 2 * channels), of `context` and `mask` as in the call."""
         return self.key_value(_tokens(fill_invalid(context, mask)).to(dtype_of(self.key_value)))
 
-    def project_time(self, time_embedding: Tensor | None) -> tuple[Tensor, ...]:
-        """Compute the style of each block from the `time_embedding`, (B, 2 * channels)."""
-        return tuple(block.project_time(time_embedding) for block in self.styles)
+    def feed(self, x: Tensor) -> Tensor:
+        """Apply the feed-forward net to each cell."""
+        return _maps(self.feed_forward(_tokens(x)))
 
-    def residual(
-        self,
-        x: Tensor,
-        styles: Sequence[Tensor],
-        encoded: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Compute the call's result from `styles` and `encoded` keys and values.
-
-        `x` and `mask` are as for the call; `styles` of one row serve all samples.
-        """
-        x = fill_invalid(x, mask)
-        x = x + self.styles[0].branch(self._attend(x, encoded, mask), styles[0], mask)
-        forwarded = _maps(self.feed_forward(_tokens(x)))
-        return fill_invalid(x + self.styles[1].branch(forwarded, styles[1], mask), mask)
-
-    def _attend(self, x: Tensor, encoded: Tensor | None, mask: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, encoded: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Let cells attend to each other, and to the `encoded` keys and values of a context."""
         tokens = self.attention_norm(_tokens(x))
         key_value = self.key_value(tokens)
         seen = None if mask is None else mask[..., 0].expand(tokens.shape[:2])

@@ -83,9 +83,6 @@ class StylizationBlock(nn.Module):
     Source: Zhang et al., arXiv 2401.08232, Eq. 6; MotionDiffuse, arXiv 2208.15001.
     """
 
-    # For FSDP2: what gathers weights besides `forward`.
-    forward_methods = ("project_time", "branch", "residual")
-
     def __init__(
         self,
         channels: int,
@@ -144,9 +141,10 @@ class StylizationBlock(nn.Module):
         `style` is as for `branch`.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        drops = self.training and self.dropout.p > 0
-        bias = self.mlp.bias if is_plain(self.mlp, PointwiseConv2d) else None
-        if self.norm == "group" and not drops and bias is not None:
+        drops = self.dropout.training and self.dropout.p > 0
+        plain = is_plain(self.mlp, PointwiseConv2d) and is_plain(self.dropout, nn.Dropout)
+        bias = self.mlp.bias if plain and not drops else None
+        if self.norm == "group" and bias is not None:
             scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
             given = (x, scale, shift, self.mlp.weight.flatten(1), bias)
             if why_not_eager(*given, mask=mask) is None:
@@ -161,6 +159,10 @@ class StylizationBlock(nn.Module):
 class NoStylization(nn.Module):
     """Takes the place of a `StylizationBlock` where the timestep does not come in."""
 
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """Return `x`: the branch is added as it is."""
+        return x
+
     def project_time(self, time_embedding: Tensor | None) -> Tensor:
         """Return an empty style: nothing depends on the timestep."""
         return torch.empty(0)
@@ -172,3 +174,17 @@ class NoStylization(nn.Module):
     def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return `x`: there is no branch to add."""
         return x
+
+
+def add_style(
+    block: nn.Module, x: Tensor, time_embedding: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
+    """Compute `x + block(x, time_embedding, mask)`, or `x` without stylization.
+
+    Arguments are those of a `StylizationBlock`'s call, with `x` 0 in invalid cells.
+    """
+    if isinstance(block, NoStylization):
+        return x
+    if is_plain(block, StylizationBlock):
+        return block.residual(x, block.project_time(time_embedding), mask)
+    return x + block(x, time_embedding, mask)

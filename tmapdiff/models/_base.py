@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import nn
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from tmapdiff._core.checks import foreign_errors, message, short
 from tmapdiff._core.configs import StrictConfigMixin
@@ -34,6 +34,12 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
     """Base of all models: diffusers' `ModelMixin` and `ConfigMixin`, made strict."""
 
     config_name = "config.json"
+
+    @override
+    def __getattr__(self, name: str) -> Any:
+        # A part goes before the field of that name, which diffusers would return.
+        parts = vars(self).get("_modules", {})
+        return parts[name] if name in parts else super().__getattr__(name)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the model, as `torch.nn.Module.to`.

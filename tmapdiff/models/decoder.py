@@ -30,11 +30,13 @@ from tmapdiff.models.map_decoders import (
     TransformerMapDecoder,
 )
 from tmapdiff.models.prepared import (
+    CalledDecoder,
     PreparedDecoder,
-    join,
+    is_preparable,
+    join_maps,
     prepare_cells,
     prepare_map,
-    split,
+    split_maps,
 )
 
 Architecture = Literal["conv", "transformer"]
@@ -183,29 +185,34 @@ class MapDiffusionDecoder(MapModel):
         features, grid = self._check(features, num_clips)
         check_shape(who, "noisy", noisy, f"B {grid.num_cells}", {"B": len(features[0])})
 
-        # 1. time
+        # 1. Embed the timestep; there is none without stylization.
         time = None if self.embed_timestep is None else self.embed_timestep(timestep)
-        # 2. the map of each scale, or the cells of each sequence
-        cells = self._sequences(grid, noisy.device)
-        inputs = self._inputs(features, time, num_clips, grid, cells)
+
+        # 2. Take the maps apart: of convolutions by scale, of Transformers into sequences of cells.
+        sequences = self._sequences(grid, noisy.device)
+        noisy_maps = split_maps(noisy, grid, sequences)
+        conditions = self._conditions(features, time, num_clips, grid, sequences)
+
+        # 3. Score each by its own decoder, given its map features, the time, and its valid cells.
         scores = [
-            self._call(decoder, one, *given)
-            for decoder, one, given in zip(
-                self.decoders, split(noisy, grid, cells), inputs, strict=True
+            self._score(decoder, noisy_map, *condition)
+            for decoder, noisy_map, condition in zip(
+                self.decoders, noisy_maps, conditions, strict=True
             )
         ]
-        return join(scores, grid, cells)
+        return join_maps(scores, grid, sequences)
 
     def prepare(
         self,
         features: Sequence[Tensor] | Tensor,
         timesteps: Tensor,
         num_clips: Tensor | None = None,
-    ) -> PreparedDecoder:
+    ) -> PreparedDecoder | CalledDecoder:
         """Compute what depends only on map features and timesteps, once for a run of steps.
 
         Without gradients, these are also the spectra of kernels: do not change the weights before
-        the next call.
+        the next call. Where decoders or their parts were subclassed, replaced, hooked or compiled,
+        nothing is: each step of the run is a call.
 
         Args:
             features: As for the call.
@@ -217,16 +224,18 @@ class MapDiffusionDecoder(MapModel):
         """
         features, grid = self._check(features, num_clips)
         steps = check_shape("MapDiffusionDecoder", "timesteps", timesteps, "S")["S"]
+        if not all(is_preparable(decoder) for decoder in self.decoders):
+            return CalledDecoder(self, features, timesteps, num_clips)
         time = None if self.embed_timestep is None else self.embed_timestep(timesteps)
-        cells = self._sequences(grid, features[0].device)
-        inputs = self._inputs(features, time, num_clips, grid, cells)
+        sequences = self._sequences(grid, features[0].device)
+        conditions = self._conditions(features, time, num_clips, grid, sequences)
         prepared = [
-            prepare_map(decoder, *given)
+            prepare_map(decoder, *condition)
             if isinstance(decoder, ConvMapDecoder)
-            else prepare_cells(decoder, *given)
-            for decoder, given in zip(self.decoders, inputs, strict=True)
+            else prepare_cells(decoder, *condition)
+            for decoder, condition in zip(self.decoders, conditions, strict=True)
         ]
-        return PreparedDecoder(grid, len(features[0]), steps, tuple(prepared), cells)
+        return PreparedDecoder(grid, len(features[0]), steps, tuple(prepared), sequences)
 
     def _check(
         self, features: Sequence[Tensor] | Tensor, num_clips: Tensor | None
@@ -247,35 +256,35 @@ class MapDiffusionDecoder(MapModel):
         return list(features), grid
 
     def _sequences(self, grid: MapGrid, device: torch.device) -> tuple[Tensor, ...]:
-        """List the cells of each sequence of a Transformer: valid ones, to save time."""
+        """List the cells of each Transformer's sequence (valid ones, to save time); () of maps."""
         if self.config.architecture == "conv":
             return ()
         scales = range(grid.num_scales)
         sequences = [scales] if self.config.joint_scales else [[scale] for scale in scales]
         return tuple(torch.tensor(grid.valid_cells(one), device=device) for one in sequences)
 
-    def _inputs(
+    def _conditions(
         self,
         features: Sequence[Tensor],
         time: Tensor | None,
         num_clips: Tensor | None,
         grid: MapGrid,
-        cells: Sequence[Tensor],
+        sequences: Sequence[Tensor],
     ) -> list[tuple[Any, ...]]:
-        """List what each decoder is given besides the noisy maps, in its order."""
+        """List what each decoder is given besides its noisy map, in its order."""
         device = features[0].device
-        if not cells:
+        if not sequences:
             masks = [grid.mask(scale, device, num_clips) for scale in range(grid.num_scales)]
             return [(one, time, mask) for one, mask in zip(features, masks, strict=True)]
         packed = torch.cat([rearrange(one, "b c n a -> b c (n a)") for one in features], dim=-1)
         moments = grid.packed_moments(device)
         mask = None if num_clips is None else grid.packed_mask(device, num_clips)
         return [
-            (packed[:, :, one], moments[one], time, None if mask is None else mask[:, one])
-            for one in cells
+            (packed[:, :, cells], moments[cells], time, None if mask is None else mask[:, cells])
+            for cells in sequences
         ]
 
-    def _call(self, decoder: nn.Module, *inputs: Tensor | None) -> Tensor:
+    def _score(self, decoder: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             scores: Tensor = self._gradient_checkpointing_func(decoder, *inputs)
         else:

@@ -20,7 +20,7 @@ from tmapdiff.layers import (
 from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.gated_conv import Gate
 from tmapdiff.layers.pointwise import PointwiseConv2d
-from tmapdiff.layers.stylization import Norm, NoStylization
+from tmapdiff.layers.stylization import Norm, NoStylization, add_style
 
 Stylization = Literal["none", "fusion", "conv", "both"]
 Conditioning = Literal[
@@ -99,10 +99,10 @@ class ConvMapDecoder(nn.Module):
     ) -> Tensor:
         """Predict the clean map; see the class."""
         x = self.condition(noisy, features, mask)
-        x = self.fusion_style.residual(x, self.fusion_style.project_time(time_embedding), mask)
+        x = add_style(self.fusion_style, x, time_embedding, mask)
         for conv, style in zip(self.convs, self.conv_styles, strict=True):
             x = conv(x, mask, filled=True)
-            x = style.residual(x, style.project_time(time_embedding), mask)
+            x = add_style(style, x, time_embedding, mask)
         return rearrange(self.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
 
 
@@ -202,7 +202,7 @@ class TransformerMapDecoder(nn.Module):
             context = self.embed_features(features, mask) + position
         else:
             x = self.project(self.condition(noisy, features, mask)) + position
-        x = self.fusion_style.residual(x, self.fusion_style.project_time(time_embedding), mask)
+        x = add_style(self.fusion_style, x, time_embedding, mask)
         for layer in self.layers:
             x = layer(x, time_embedding, context, mask)
         return self.score(x, mask)

@@ -5,14 +5,20 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum, rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from tmapdiff._core.checks import check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
 from tmapdiff.kernels.masking import fill_invalid
-from tmapdiff.layers import ConcatConditioning, GatedConv2d
+from tmapdiff.layers import (
+    ConcatConditioning,
+    GatedConv2d,
+    MapTransformerLayer,
+    MultiplyConditioning,
+    StylizationBlock,
+)
 from tmapdiff.layers._modules import dtype_of, is_plain
 from tmapdiff.layers.conditioning import MaskedEmbed
 from tmapdiff.layers.gated_conv import MapConv2d
@@ -32,14 +38,14 @@ class PreparedDecoder:
         batch: Samples.
         steps: Timesteps.
         parts: What each of the decoders prepared.
-        cells: For a Transformer, the cells of each decoder's sequence.
+        sequences: For Transformers, the cells of each one's sequence.
     """
 
     grid: MapGrid
     batch: int
     steps: int
     parts: "tuple[PreparedMap | PreparedCells, ...]"
-    cells: tuple[Tensor, ...] = ()
+    sequences: tuple[Tensor, ...] = ()
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Predict the clean maps at one of the prepared timesteps: equal to the call, but faster.
@@ -57,27 +63,78 @@ class PreparedDecoder:
             ArgumentError: If there is no such step.
         """
         who = "MapDiffusionDecoder"
-        if not 0 <= step < self.steps:
-            raise ArgumentError(message(who, f"step in 0 to {self.steps - 1}", step))
+        _check_step(who, step, self.steps)
         check_shape(who, "noisy", noisy, f"B {self.grid.num_cells}", {"B": self.batch})
-        noisy_parts = split(noisy, self.grid, self.cells)
-        pairs = zip(self.parts, noisy_parts, strict=True)
-        return join([part.denoise(one, step) for part, one in pairs], self.grid, self.cells)
+        noisy_maps = split_maps(noisy, self.grid, self.sequences)
+        pairs = zip(self.parts, noisy_maps, strict=True)
+        scores = [part.denoise(noisy_map, step) for part, noisy_map in pairs]
+        return join_maps(scores, self.grid, self.sequences)
 
 
-def split(packed: Tensor, grid: MapGrid, cells: Sequence[Tensor]) -> list[Tensor]:
+def split_maps(packed: Tensor, grid: MapGrid, sequences: Sequence[Tensor]) -> list[Tensor]:
     """Split packed maps into those of each scale, (B, N_k, A), or sequences of cells, (B, T)."""
-    return [packed[:, one] for one in cells] if cells else grid.unpack(packed)
+    return [packed[:, cells] for cells in sequences] if sequences else grid.unpack(packed)
 
 
-def join(parts: list[Tensor], grid: MapGrid, cells: Sequence[Tensor]) -> Tensor:
-    """Pack what `split` took apart; 0 in cells of no sequence."""
-    if not cells:
-        return grid.pack(parts)
-    packed = parts[0].new_zeros(len(parts[0]), grid.num_cells)
-    for one, scores in zip(cells, parts, strict=True):
-        packed = packed.index_copy(1, one, scores)
+def join_maps(maps: list[Tensor], grid: MapGrid, sequences: Sequence[Tensor]) -> Tensor:
+    """Pack what `split_maps` took apart; 0 in cells of no sequence."""
+    if not sequences:
+        return grid.pack(maps)
+    packed = maps[0].new_zeros(len(maps[0]), grid.num_cells)
+    for cells, scores in zip(sequences, maps, strict=True):
+        packed = packed.index_copy(1, cells, scores)
     return packed
+
+
+@dataclass(frozen=True)
+class CalledDecoder:
+    """A run of a decoder that computes nothing before, and calls it at each step."""
+
+    decoder: nn.Module
+    features: Sequence[Tensor]
+    timesteps: Tensor
+    num_clips: Tensor | None
+
+    def denoise(self, noisy: Tensor, step: int) -> Tensor:
+        """Predict the clean maps, as `PreparedDecoder.denoise`."""
+        _check_step(type(self.decoder).__name__, step, len(self.timesteps))
+        timestep = self.timesteps[step].expand(len(noisy))
+        scores: Tensor = self.decoder(noisy, timestep, self.features, self.num_clips)
+        return scores
+
+
+def _check_step(who: str, step: int, steps: int) -> None:
+    if not 0 <= step < steps:
+        raise ArgumentError(message(who, f"step in 0 to {steps - 1}", step))
+
+
+def is_preparable(decoder: nn.Module) -> bool:
+    """Tell whether a prepared run does all that a call of one of the decoders does.
+
+    It calls some of their parts by other methods than `forward`: those must be plain.
+    """
+    parts: list[nn.Module]
+    if is_plain(decoder, ConvMapDecoder):
+        parts = [decoder.condition, decoder.fusion_style, *decoder.convs, *decoder.conv_styles]
+    elif is_plain(decoder, TransformerMapDecoder):
+        parts = [decoder.fusion_style, *decoder.layers]
+        layers = [layer for layer in decoder.layers if isinstance(layer, MapTransformerLayer)]
+        parts += [style for layer in layers for style in layer.styles]
+        if not decoder.attends_to_features:
+            parts.append(decoder.condition)
+    else:
+        return False
+    return all(is_plain(part, *_KINDS) for part in parts)
+
+
+_KINDS: tuple[type[nn.Module], ...] = (
+    ConcatConditioning,
+    MultiplyConditioning,
+    GatedConv2d,
+    MapTransformerLayer,
+    StylizationBlock,
+    NoStylization,
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +211,6 @@ def is_foldable(decoder: ConvMapDecoder) -> bool:
         isinstance(decoder.condition, ConcatConditioning)
         and isinstance(decoder.fusion_style, NoStylization)
         and is_plain(decoder.condition.embed, MaskedEmbed)
-        and is_plain(decoder.convs[0], GatedConv2d)
         and is_plain(decoder.convs[0].conv, MapConv2d)
     )
 
@@ -199,7 +255,10 @@ class PreparedCells:
         for layer, context, styles in zip(
             decoder.layers, self.contexts, self.layer_styles, strict=True
         ):
-            x = layer.residual(x, [_row(one, step) for one in styles], context, mask)
+            x = fill_invalid(x, mask)
+            (attending, feeding), (first, second) = layer.styles, styles
+            x = x + attending.branch(layer.attend(x, context, mask), _row(first, step), mask)
+            x = x + feeding.branch(layer.feed(x), _row(second, step), mask)
         return decoder.score(x, mask)
 
 
@@ -227,7 +286,10 @@ def prepare_cells(
         encoded,
         contexts,
         decoder.fusion_style.project_time(time_embedding),
-        tuple(layer.project_time(time_embedding) for layer in decoder.layers),
+        tuple(
+            tuple(style.project_time(time_embedding) for style in layer.styles)
+            for layer in decoder.layers
+        ),
     )
 
 

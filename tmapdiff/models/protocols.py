@@ -1,7 +1,7 @@
 """What a `MomentLocalizer` needs of its parts, and names for parts of one's own in saved models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
 from typing import Any, Protocol, TypeVar
 
 from diffusers import ConfigMixin
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from tmapdiff._core.checks import check_choice, message
 from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.layers._modules import is_plain
 from tmapdiff.losses import OBJECTIVES, MapObjective, get_objective
 from tmapdiff.maps import MapGrid
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MultimodalEncoder
+from tmapdiff.models.prepared import CalledDecoder
 
 Part = TypeVar("Part")
 
@@ -112,21 +114,6 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _CallPerStep:
-    """A run of a decoder that prepares nothing."""
-
-    decoder: nn.Module
-    features: Sequence[Tensor]
-    timesteps: Tensor
-    num_clips: Tensor | None
-
-    def denoise(self, noisy: Tensor, step: int) -> Tensor:
-        timestep = self.timesteps[step].expand(len(noisy))
-        scores: Tensor = self.decoder(noisy, timestep, self.features, self.num_clips)
-        return scores
-
-
 def begin_run(
     decoder: Any, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None
 ) -> DenoisingRun:
@@ -134,13 +121,11 @@ def begin_run(
     if _prepares_its_calls(decoder):
         run: DenoisingRun = decoder.prepare(features, timesteps, num_clips)
         return run
-    return _CallPerStep(decoder, features, timesteps, num_clips)
+    return CalledDecoder(decoder, features, timesteps, num_clips)
 
 
 def _prepares_its_calls(decoder: nn.Module) -> bool:
-    # Offloading, torch.compile and hooks add something to the call.
-    hooks = decoder._forward_hooks or decoder._forward_pre_hooks
-    if hooks or "forward" in vars(decoder) or decoder._compiled_call_impl is not None:
+    if not is_plain(decoder, type(decoder)):
         return False
     for owner in type(decoder).__mro__:
         if "prepare" in vars(owner):
@@ -182,7 +167,8 @@ def register_part(name: str) -> Callable[[Part], Part]:
         if not is_class and (getattr(part, "name", None) != name or name in OBJECTIVES):
             expected = "a class of encoders or decoders, or an objective of that name"
             raise ArgumentError(message(who, expected, part))
-        _REGISTERED[name] = part
+        # A module of its own weights: what uses `part` later may train it.
+        _REGISTERED[name] = deepcopy(part) if isinstance(part, nn.Module) else part
         return part
 
     return register
@@ -236,6 +222,8 @@ def find_objective(who: str, objective: str | Objective) -> Objective:
     """
     if isinstance(objective, str) and objective in _REGISTERED:
         objective = _REGISTERED[objective]
+        if isinstance(objective, nn.Module):
+            objective = deepcopy(objective)  # no two models share weights and modes
     elif not callable(objective):
         return get_objective(check_choice(who, "objective", objective, OBJECTIVES))
     _check_needs(who, objective, ("name", "target", "activation"))

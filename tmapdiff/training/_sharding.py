@@ -37,13 +37,12 @@ def prepare_sharding(accelerator: "Accelerator") -> bool:
 
 
 def register_forward_methods(model: nn.Module) -> None:
-    """Let FSDP2 gather the weights of its units for what is called besides `forward`, too."""
+    """Let FSDP2 gather the weights of its units for `prepare`, too."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     for layer in model.modules():
-        for name in ("prepare", *getattr(layer, "forward_methods", ())):
-            if hasattr(layer, name):
-                register_fsdp_forward_method(layer, name)
+        if hasattr(layer, "prepare"):
+            register_fsdp_forward_method(layer, "prepare")
 
 
 class GatheredWeights:
