@@ -10,9 +10,12 @@ from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers import ConcatConditioning, MultiplyConditioning
 
 
-class TestConcatConditioning(MaskArgumentContract):
+class ConditioningContract(MaskArgumentContract):
+    kind: type[ConcatConditioning | MultiplyConditioning]
+    out_channels: int
+
     def make(self) -> nn.Module:
-        return ConcatConditioning(feature_channels=3, channels=2)
+        return self.kind(feature_channels=3, channels=2)
 
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         return {
@@ -22,34 +25,38 @@ class TestConcatConditioning(MaskArgumentContract):
         }
 
     def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 5, 5, 3)]
+        return [(batch, self.out_channels, 5, 3)]
 
     def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        who = "ConcatConditioning: expected"
+        noisy = "noisy of shape (B, 5, 3) with B = 2, got"
+        features = "map features of shape (B, 3, N_k, A), got (2, 2, 5, 3)."
         return [
-            (
-                {"noisy": draw(2, 4, 3)},
-                ShapeError,
-                f"{who} noisy of shape (B, 5, 3) with B = 2, got (2, 4, 3).",
-            ),
-            ({"noisy": draw(3, 5, 3)}, ShapeError, f"{who} noisy of shape (B, 5, 3) with B = 2"),
-            (
-                {"features": draw(2, 2, 5, 3)},
-                ShapeError,
-                f"{who} map features of shape (B, 3, N_k, A), got (2, 2, 5, 3).",
-            ),
-            ({"mask": triangle(5, 4)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
-            ({"mask": triangle(5, 3).int()}, ShapeError, f"{who} a mask of dtype bool"),
+            (inputs, ShapeError, f"{self.kind.__name__}: expected {text}")
+            for inputs, text in (
+                ({"noisy": draw(2, 4, 3)}, f"{noisy} (2, 4, 3)."),
+                ({"noisy": draw(3, 5, 3)}, f"{noisy} (3, 5, 3)."),
+                ({"features": draw(2, 2, 5, 3)}, features),
+                ({"mask": triangle(5, 4)}, "mask of shape (N_k, A) with N_k = 5"),
+                ({"mask": triangle(5, 3).int()}, "a mask of dtype bool"),
+            )
         ]
-
-    def expected_repr(self) -> str:
-        return "(embed): MaskedEmbed(1, 2, kernel_size=(1, 1)"
 
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"noisy": triangle(5, 3), "features": triangle(5, 3)}
 
     def valid_outputs(self) -> list[Tensor]:
         return [triangle(5, 3)]
+
+    def test_out_channels_are_those_of_the_result(self) -> None:
+        layer = self.make()
+        assert layer.out_channels == layer(**self.inputs(1)).shape[1] == self.out_channels
+
+
+class TestConcatConditioning(ConditioningContract):
+    kind, out_channels = ConcatConditioning, 5
+
+    def expected_repr(self) -> str:
+        return "(embed): MaskedEmbed(1, 2, kernel_size=(1, 1)"
 
     def test_concatenates_a_linear_map_of_the_noisy_map_and_the_features(self) -> None:
         layer, inputs = self.ready(), self.inputs(2)
@@ -60,10 +67,6 @@ class TestConcatConditioning(MaskArgumentContract):
         assert_close(result[:, :2], embedded * mask)
         assert_same(result[:, 2:], inputs["features"] * mask)
 
-    def test_out_channels_are_those_of_the_result(self) -> None:
-        layer = self.make()
-        assert layer.out_channels == layer(**self.inputs(1)).shape[1] == 5
-
 
 def test_features_follow_the_embedding_under_autocast() -> None:
     layer = randomize_(ConcatConditioning(3, 2))
@@ -72,34 +75,14 @@ def test_features_follow_the_embedding_under_autocast() -> None:
     assert result.dtype == torch.bfloat16
 
 
-class TestMultiplyConditioning(MaskArgumentContract):
-    product = "plain"
+class TestMultiplyConditioning(ConditioningContract):
+    kind, out_channels, product = MultiplyConditioning, 2, "plain"
 
     def make(self) -> nn.Module:
         return MultiplyConditioning(feature_channels=3, channels=2, product=self.product)
 
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        return TestConcatConditioning().inputs(batch, dtype)
-
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 2, 5, 3)]
-
-    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        who = "MultiplyConditioning: expected"
-        return [
-            ({"noisy": draw(2, 4, 3)}, ShapeError, f"{who} noisy of shape (B, 5, 3) with B = 2"),
-            ({"features": draw(2, 2, 5, 3)}, ShapeError, f"{who} map features of shape (B, 3,"),
-            ({"mask": triangle(5, 4)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
-        ]
-
     def expected_repr(self) -> str:
         return f"product={self.product}"
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {"noisy": triangle(5, 3), "features": triangle(5, 3)}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [triangle(5, 3)]
 
     def factor(self, features: float) -> float:
         """What the embedded noisy map is multiplied with."""
@@ -115,10 +98,6 @@ class TestMultiplyConditioning(MaskArgumentContract):
             projected = layer.project.weight[channel, :, 0, 0] @ cell + layer.project.bias[channel]
             expected = (noisy + layer.embed.bias[channel]) * self.factor(float(projected))
             assert float(result[row, channel, i, j]) == pytest.approx(float(expected), rel=1e-9)
-
-    def test_out_channels_are_those_of_the_result(self) -> None:
-        layer = self.make()
-        assert layer.out_channels == layer(**self.inputs(1)).shape[1] == 2
 
 
 class TestResidualProduct(TestMultiplyConditioning):

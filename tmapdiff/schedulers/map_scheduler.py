@@ -19,12 +19,12 @@ from tmapdiff._core.checks import (
     check_int,
     check_range,
     check_shape,
-    first_line,
+    foreign_errors,
     message,
 )
 from tmapdiff._core.configs import NotAConfigError, StrictConfigMixin
 from tmapdiff._core.files import folder_to_save_in, written_beside
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, TmapdiffError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.kernels.ddim_step import ddim_coefficients
 from tmapdiff.schedulers.multistep import Past, extrapolated, interpolated
 
@@ -188,15 +188,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             ConfigError, ArgumentError: As the class.
         """
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
-        try:
-            scheduler: Self = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except NotAConfigError as error:
-            raise CheckpointError(f"{place}: {error}") from error
-        except TmapdiffError:
-            raise
-        # diffusers, json and the hub each have errors of their own.
-        except Exception as error:
-            raise CheckpointError(f"{place}: {first_line(error)}.") from error
+        with foreign_errors(CheckpointError, place):
+            try:
+                scheduler: Self = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            except NotAConfigError as error:
+                raise CheckpointError(f"{place}: {error}") from error
         return scheduler
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
