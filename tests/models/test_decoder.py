@@ -1,5 +1,3 @@
-import doctest
-
 import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers import StylizationBlock
 from tmapdiff.models import MapDiffusionDecoder
-from tmapdiff.models import decoder as decoder_module
 
 FIELDS = {
     "num_clips": 8,
@@ -384,15 +381,3 @@ def test_dropout_reaches_the_layers() -> None:
 def test_refuses(fields: dict[str, object], kind: type[Exception], text: str) -> None:
     with refuses(kind, text):
         MapDiffusionDecoder(**{**FIELDS, **fields})
-
-
-def test_example_of_the_docstring_runs() -> None:
-    (test,) = (
-        test
-        for test in doctest.DocTestFinder(recurse=False).find(
-            MapDiffusionDecoder, globs={**vars(decoder_module), "torch": torch}
-        )
-    )
-    assert test.examples
-    report: list[str] = []
-    assert doctest.DocTestRunner().run(test, out=report.append).failed == 0, "".join(report)

@@ -24,7 +24,7 @@ def is_plain(layer: nn.Module, *kinds: type[Module]) -> TypeGuard[Module]:
         type(layer) in kinds
         and "forward" not in own
         and layer._compiled_call_impl is None
-        and not any(own[hooks] for hooks in _HOOKS)
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
         and not any(getattr(nn.modules.module, f"_global{hooks}") for hooks in _HOOKS)
         and all(type(one) in (nn.Parameter, Tensor) for one in weights if isinstance(one, Tensor))
     )
