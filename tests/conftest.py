@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Iterator
 
@@ -30,6 +31,10 @@ def _no_network() -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
     unguard_network()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # or each collection of garbage looks at all that was imported
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -71,7 +71,6 @@ class TestMomentPositionEmbedder(ModuleContract):
 
 
 class TestMapTransformerLayer(MaskArgumentContract):
-    fast_gradcheck = True
     compile_backend = "eager"
     with_context = False
 

@@ -32,7 +32,6 @@ PACKED = torch.cat([mask.flatten() for mask in MASKS])
 
 class TestMapDiffusionDecoder(MaskedContract):
     num_decoders = 2
-    fast_gradcheck = True
     compile_backend = "eager"  # quick to compile
 
     def make(self) -> nn.Module:

@@ -46,8 +46,6 @@ class EagerContract(ModuleContract):
 
 
 class TestTextEncoder(EagerContract):
-    fast_gradcheck = True
-
     def make(self) -> nn.Module:
         return TextEncoder(8, word_channels=3, channels=4, num_layers=2)
 
@@ -171,8 +169,6 @@ def test_text_encoder_refuses(arguments: dict[str, int], kind: type[Exception], 
 
 
 class TestTextEncoderOfFeatures(EagerContract):
-    fast_gradcheck = True
-
     def make(self) -> nn.Module:
         return TextEncoder(None, word_channels=3, channels=4, num_layers=2, text_channels=6)
 
@@ -211,8 +207,6 @@ class TestTextEncoderOfFeatures(EagerContract):
 
 
 class TestMapFeatureBuilder(MaskedContract):
-    fast_gradcheck = True
-
     def make(self) -> nn.Module:
         return MapFeatureBuilder(MapGrid(12, 3, 2), channels=3)
 
@@ -357,8 +351,6 @@ FIELDS = {
 
 
 class TestMultimodalEncoder(MaskedContract, EagerContract):
-    fast_gradcheck = True
-
     def make(self) -> nn.Module:
         return MultimodalEncoder(**FIELDS)
 

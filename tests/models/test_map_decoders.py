@@ -19,7 +19,6 @@ from tmapdiff.models import ConvMapDecoder, TransformerMapDecoder
 class TestConvMapDecoder(MaskArgumentContract):
     # In bfloat16 the error is 0.8 % of the values in the median of 40 seeds, and 2.2 % of seed 0.
     seed = 1
-    fast_gradcheck = True
     compile_backend = "eager"  # quick to compile
 
     def make(self) -> nn.Module:
@@ -87,7 +86,6 @@ SEEN = torch.tensor([[True, True, False, True], [True] * 4, [False, False, True,
 class TestTransformerMapDecoder(MaskedContract):
     # In bfloat16 the error is 0.5 % of the values in the median of 40 seeds, and 4 % of seed 0.
     seed = 1
-    fast_gradcheck = True
     compile_backend = "eager"  # quick to compile
     shared_inputs = {"moments"}  # noqa: RUF012
     conditioning = "concat"

@@ -30,11 +30,16 @@ PRODUCTS = ("multiply", "multiply-residual", "multiply-gated")
 
 
 def all_fields() -> Iterator[dict[str, Any]]:
-    for stylization, norm in product(STYLIZATIONS, ("group", "layer")):
-        style = {"stylization": stylization, "norm": norm}
-        for conditioning, gate in product(("concat", *PRODUCTS), ("shared", "channel")):
+    norms = cycle(("group", "layer", "layer", "group"))  # each with each other field
+    for stylization, conditioning in product(STYLIZATIONS, ("concat", *PRODUCTS)):
+        for gate in ("shared", "channel"):
+            style = {"stylization": stylization, "norm": next(norms)}
             yield {**style, "conditioning": conditioning, "gate": gate}
-        for conditioning, joint in product(("concat", *PRODUCTS, "cross-attention"), (False, True)):
+    for stylization, conditioning in product(
+        STYLIZATIONS, ("concat", *PRODUCTS, "cross-attention")
+    ):
+        for joint in (False, True):
+            style = {"stylization": stylization, "norm": next(norms)}
             given = {"conditioning": conditioning, "joint_scales": joint}
             yield {**style, **given, "architecture": "transformer"}
 

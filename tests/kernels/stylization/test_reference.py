@@ -27,7 +27,6 @@ class Stylize(nn.Module):
 
 class StylizeContract(MaskArgumentContract):
     num_groups: int | None
-    fast_gradcheck = True
 
     def make(self) -> nn.Module:
         return Stylize(self.num_groups)
