@@ -21,6 +21,7 @@ RANGE = [(HALF, 6e4), (HALF, 1e-3), (HALF, 1e-7), (BFLOAT, 1e18), (BFLOAT, 6e4),
 by_range = pytest.mark.parametrize(
     ("dtype", "size"), RANGE, ids=lambda value: str(value).removeprefix("torch.")
 )
+TRITON, FUSED = (pytest.param(one, marks=pytest.mark.interpreter) for one in ("triton", "fused"))
 MASK = torch.ones(16, 8, dtype=torch.bool).tril(4)
 
 
@@ -46,7 +47,7 @@ def test_group_norm(dtype, size):
 
 @by_range
 @pytest.mark.parametrize("num_groups", [8, None])
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ["reference", TRITON])
 def test_stylization(dtype, size, num_groups, backend):
     if backend == "triton" and 1e-7 < size < 6e4:
         pytest.skip("slow in the interpreter")
@@ -59,7 +60,7 @@ def test_stylization(dtype, size, num_groups, backend):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy in the interpreter
-@pytest.mark.parametrize("backend", ["reference", "eager", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "eager", TRITON])
 @pytest.mark.parametrize("num_groups", [4, None])
 def test_a_variance_beyond_float32_is_seen(backend, num_groups):
     dtype = torch.float32 if backend == "eager" else BFLOAT
@@ -168,7 +169,7 @@ def convolution(size: float, dtype: torch.dtype, weight_size: float) -> tuple[Te
     ],
     ids=str,
 )
-@pytest.mark.parametrize("backend", ["direct", "spectral", "plan", "fused"])
+@pytest.mark.parametrize("backend", ["direct", "spectral", "plan", FUSED])
 def test_map_convolution(dtype, size, weight_size, backend):
     x, weight, bias, _ = convolution(size, dtype, weight_size)
     exact = map_conv(x.double(), weight.double(), bias.double(), backend="direct")

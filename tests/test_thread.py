@@ -1,5 +1,7 @@
 """Annotation to metric in one thread, with an oracle for a model: every convention must hold."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -16,13 +18,15 @@ from tmapdiff.losses import rescale_iou
 
 GRIDS = [MapGrid(64, 16, 3), MapGrid(32, 8, 3), MapGrid(12, 5, 2), MapGrid(16, 16, 1)]
 QUERIES = 24
+CLIP_SECONDS = torch.linspace(0.3, 2.0, QUERIES)
 
 
-def reachable_moments(grid: MapGrid, clip_seconds: torch.Tensor) -> torch.Tensor:
+@cache
+def reachable_moments(grid: MapGrid) -> torch.Tensor:
     """Moments that lie on no grid line, and that some cell hits with IoU above 0.7."""
     generator, moments = torch.Generator().manual_seed(0), []
-    while len(moments) < len(clip_seconds):
-        seconds = float(clip_seconds[len(moments)])
+    while len(moments) < QUERIES:
+        seconds = float(CLIP_SECONDS[len(moments)])
         start, end = torch.rand(2, generator=generator).sort().values.tolist()
         moment = (start * grid.num_clips * seconds, end * grid.num_clips * seconds)
         if moment[1] > moment[0] and grid.best_iou(moment, seconds) > 0.75:
@@ -31,9 +35,8 @@ def reachable_moments(grid: MapGrid, clip_seconds: torch.Tensor) -> torch.Tensor
 
 
 def localize(grid, scheduler, steps, eta, oracle) -> dict[str, float]:
-    clip_seconds = torch.linspace(0.3, 2.0, QUERIES)
-    moments = reachable_moments(grid, clip_seconds)
-    truth = scheduler.to_signal(IoUMapBuilder(grid).packed(moments, clip_seconds))
+    moments = reachable_moments(grid)
+    truth = scheduler.to_signal(IoUMapBuilder(grid).packed(moments, CLIP_SECONDS))
     scheduler.set_timesteps(steps)
     first = scheduler.timesteps[:1].expand(QUERIES)
     maps = scheduler.add_noise(truth, torch.randn_like(truth), first)
@@ -41,7 +44,7 @@ def localize(grid, scheduler, steps, eta, oracle) -> dict[str, float]:
         maps = scheduler.step(oracle(truth), timestep, maps, eta=eta).prev_sample
     dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(scheduler.to_iou(maps)))
     metrics = LocalizationMetrics()
-    metrics.update(rank_moments(dense, mask, clip_seconds), moments)
+    metrics.update(rank_moments(dense, mask, CLIP_SECONDS), moments)
     return metrics.compute()
 
 
@@ -58,12 +61,11 @@ def test_perfect_denoiser_finds_every_moment(grid, spacing, steps, eta):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_expected_hits_find_every_moment_of_a_true_map(grid):
-    clip_seconds = torch.linspace(0.3, 2.0, QUERIES)
-    moments = reachable_moments(grid, clip_seconds)
-    maps = [rescale_iou(one) for one in IoUMapBuilder(grid)(moments, clip_seconds)]
+    moments = reachable_moments(grid)
+    maps = [rescale_iou(one) for one in IoUMapBuilder(grid)(moments, CLIP_SECONDS)]
     dense, mask = MultiScaleMapSampler(grid).merge(maps)
     metrics = LocalizationMetrics()
-    metrics.update(rank_by_expected_hits(dense, mask, clip_seconds, target=rescale_iou), moments)
+    metrics.update(rank_by_expected_hits(dense, mask, CLIP_SECONDS, target=rescale_iou), moments)
     found = metrics.compute()
     assert found["Rank1@0.5"] == found["Rank5@0.7"] == 100
     assert found["mIoU"] > 75

@@ -349,7 +349,6 @@ class TestCheckpoints:
     def test_refuses_damaged_checkpoints(self, saved, tmp_path, damage):
         folder = tmp_path / "model"
         shutil.copytree(saved, folder)
-        MomentLocalizer.from_pretrained(folder)
         if damage in DAMAGES:
             edit, text = DAMAGES[damage]
             kind, texts = CheckpointError, [text, f"MomentLocalizer: cannot load {folder}: "]
