@@ -234,7 +234,7 @@ def test_weights_that_a_parametrization_computes(
             parametrizations.weight_norm(layer)
     with torch.no_grad():
         for factor in (1.0, 0.5):
-            for name, layer in layers.items():
+            for layer in layers.values():
                 for own in layer.parameters():
                     own *= factor
             called(decoder)  # prune computes weights in a call
