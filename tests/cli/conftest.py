@@ -135,15 +135,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     assert _quiet_main([*extract, "--save-encoder", made.encoder]) == 0
     train = ["train", *QUICK, "--train", made.train, "--test", made.test, "--output", root / "run"]
     more = ["--features", made.features, "--frame-encoder", made.encoder]
-    assert _quiet_main([*train, *more]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        _draw_empty_figures(patch)
+        assert _quiet_main([*train, *more]) == 0
     return made
+
+
+def _draw_empty_figures(patch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    empty = Figure(figsize=(1, 1))
+    patch.setattr("tmapdiff.recipes.evaluation.draw_queries", lambda *_, **__: empty)
 
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Draw maps.png of evaluations as an empty figure: those of `finished` are real ones."""
     if "run" in request.fixturenames:
-        from matplotlib.figure import Figure
-
-        empty = Figure(figsize=(1, 1))
-        monkeypatch.setattr("tmapdiff.recipes.evaluation.draw_queries", lambda *_, **__: empty)
+        _draw_empty_figures(monkeypatch)
