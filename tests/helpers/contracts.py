@@ -325,16 +325,7 @@ class ModuleContract:
 
     def test_gradients_are_those_of_finite_differences(self) -> None:
         call, values = self.function()
-        weighted, step = weighted_sum(call), 1e-7  # so short that no rectifier changes sides
-        gradients = torch.autograd.grad(weighted(*values), values, materialize_grads=True)
-        for seed in range(3):
-            ways = [draw(*one.shape, seed=seed, dtype=one.dtype) for one in values]
-            slopes = [(one * way).sum() for one, way in zip(gradients, ways, strict=True)]
-            with torch.no_grad():
-                pairs = list(zip(values, ways, strict=True))
-                ends = [weighted(*(one + by * way for one, way in pairs)) for by in (step, -step)]
-            expected = (ends[0] - ends[1]) / (2 * step)
-            torch.testing.assert_close(sum(slopes), expected, rtol=1e-5, atol=1e-5)
+        torch.autograd.gradcheck(call, values, fast_mode=True)
 
     def test_second_gradients_are_those_of_finite_differences(self) -> None:
         call, values = self.function()
