@@ -30,16 +30,11 @@ PRODUCTS = ("multiply", "multiply-residual", "multiply-gated")
 
 
 def all_fields() -> Iterator[dict[str, Any]]:
-    norms = cycle(("group", "layer", "layer", "group"))  # each with each other field
-    for stylization, conditioning in product(STYLIZATIONS, ("concat", *PRODUCTS)):
-        for gate in ("shared", "channel"):
-            style = {"stylization": stylization, "norm": next(norms)}
+    for stylization, norm in product(STYLIZATIONS, ("group", "layer")):
+        style = {"stylization": stylization, "norm": norm}
+        for conditioning, gate in product(("concat", *PRODUCTS), ("shared", "channel")):
             yield {**style, "conditioning": conditioning, "gate": gate}
-    for stylization, conditioning in product(
-        STYLIZATIONS, ("concat", *PRODUCTS, "cross-attention")
-    ):
-        for joint in (False, True):
-            style = {"stylization": stylization, "norm": next(norms)}
+        for conditioning, joint in product(("concat", *PRODUCTS, "cross-attention"), (False, True)):
             given = {"conditioning": conditioning, "joint_scales": joint}
             yield {**style, **given, "architecture": "transformer"}
 
