@@ -18,12 +18,28 @@ _DOI = re.compile(r"doi (10\.\d+/[^\s,;)]*[^\s,;).])")
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites each docstring once it is read."""
+    """Rewrites each docstring; an override without one gets that of what it overrides."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring:
             obj.docstring.value = rewritten(obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Let overrides inherit docstrings, as `inspect.getdoc` does."""
+        modules = [pkg]
+        for module in modules:  # which grows
+            modules += [one for one in module.modules.values() if not one.is_alias]
+            for owner in module.classes.values():
+                if not owner.is_alias:
+                    _inherit(owner)
+
+
+def _inherit(owner: griffe.Class) -> None:
+    for name, method in owner.functions.items():
+        if not method.is_alias and not method.docstring:
+            given = (base.members.get(name) for base in owner.mro())
+            method.docstring = next((one.docstring for one in given if one and one.docstring), None)
 
 
 def rewritten(text: str) -> str:
