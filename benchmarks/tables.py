@@ -7,14 +7,13 @@
     python benchmarks/tables.py --table target steps --data path/to/charades --preset best
 
 Table 1 compares methods on Charades-STA and 2 on DiDeMo, 3 compares decoders, 4 objectives, 5 the
-places of stylization (arXiv 2401.08232); they read maps by NMS and take a preset's
-sizes only. Table "target" asks what diffusion is worth, beside the
-baseline and the same network as a regressor, each read in the same ways; "steps" asks what further
-passes of the decoder are worth, and shows two controls. All rows share features, grid, encoder,
-epochs, optimizer and seeds. Every run leaves a JSON file; runs that have one are not repeated, and
-one that was stopped, however hard, goes on from its last checkpoint, of each epoch and minute.
-Without features, Charades' are simulated from its action annotations, and DiDeMo's videos are made
-up.
+places of stylization (arXiv 2401.08232); they read maps by NMS and take a preset's sizes only.
+Table "target" asks what diffusion is worth, beside the baseline and the same network as a
+regressor, each read in the same ways; "steps" what further passes of the decoder are worth, and
+shows two controls. All rows share features, grid, encoder, epochs, optimizer and seeds. Every run
+leaves a JSON file; runs that have one are not repeated, and one that was stopped, however hard,
+goes on from its last checkpoint, of each epoch and minute. Without features, Charades' are
+simulated from its action annotations, and DiDeMo's videos are made up.
 """
 
 import argparse
