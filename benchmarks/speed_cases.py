@@ -50,8 +50,7 @@ class Candidate:
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
     items: int = 1  # What one call does so many of: queries, pairs. Ratios are of the time an item.
     work: Work | None = None  # what it does in a call, if known
-    # Tensors of the first sample in what `run` gives, to hold against the expected ones. None if it
-    # computes something else.
+    # The first sample's outputs, to compare with the expected; None if it computes something else.
     outputs: Callable[[Any], Sequence[Tensor]] | None = None
     times_itself: bool = False  # whether `run` gives seconds, for what is done in another process
 

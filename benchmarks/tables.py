@@ -55,6 +55,7 @@ from tmapdiff.recipes import (
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 DIDEMO = "2"  # the table of another data set
 TARGET, STEPS = "target", "steps"
+OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
 DIDEMO_METRICS = ("Rank@1", "Rank@5", "mIoU", *METRICS[:4])
 
 
@@ -108,17 +109,7 @@ TABLES = {
         Row("cnn-mul, H * sigmoid(F)", decoder={"conditioning": "multiply-gated"}),
         Row("cnn-concat"),
     ],
-    "4": [
-        Row(name, objective=name)
-        for name in (
-            "bce-rescaled",
-            "bce-full",
-            "mse-full",
-            "mse-rescaled",
-            "l1-full",
-            "huber-full",
-        )
-    ],
+    "4": [Row(name, objective=name) for name in OBJECTIVES],
     "5": [
         Row("none", decoder={"stylization": "none"}),
         Row("fusion", decoder={"stylization": "fusion"}),
