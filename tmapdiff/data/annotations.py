@@ -60,9 +60,12 @@ class Annotation:
             if not 0 <= start < end <= self.duration:
                 expected = f"moments with 0 <= start < end <= {self.duration:g} (the duration)"
                 raise AnnotationError(message(who, expected, f"({start:g}, {end:g})"))
-        saliency = self.saliency or ()
-        for ratings in saliency:
-            check_numbers(who, "ratings of a clip", ratings, len(saliency[0]))
+        if self.saliency is not None:
+            if not isinstance(self.saliency, list | tuple):
+                raise AnnotationError(message(who, "a list as saliency", shown(self.saliency)))
+            annotators = None
+            for ratings in self.saliency:
+                annotators = len(check_numbers(who, "saliency of a clip", ratings, annotators))
 
 
 @dataclass(frozen=True)
@@ -251,11 +254,12 @@ def check_duration(who: str, duration: object) -> None:
         raise AnnotationError(message(who, "a duration > 0 seconds", shown(duration)))
 
 
-def check_numbers(who: str, name: str, value: Any, count: int) -> Sequence[Any]:
+def check_numbers(who: str, name: str, value: Any, count: int | None = None) -> Sequence[Any]:
     """Return `value`, or raise AnnotationError unless it is a list of `count` finite numbers."""
-    listed = isinstance(value, list | tuple) and len(value) == count
+    listed = isinstance(value, list | tuple) and count in (None, len(value))
     if not listed or any(finite_number(one) is None for one in value):
-        raise AnnotationError(message(who, f"{name} to be {count} numbers", shown(value)))
+        several = "numbers" if count is None else f"{count} numbers"
+        raise AnnotationError(message(who, f"{name} to be {several}", shown(value)))
     return value
 
 

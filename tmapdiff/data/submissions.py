@@ -46,7 +46,7 @@ class Prediction:
         for window in self.windows:
             check_numbers(who, "(start, end, score)", window, 3)
         if self.saliency is not None:
-            check_numbers(who, "saliency", self.saliency, len(self.saliency))
+            check_numbers(who, "saliency", self.saliency)
 
     def as_submission(self) -> dict[str, Any]:
         """Fields of one line of a moment_detr submission file."""
@@ -108,10 +108,7 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
             raise AnnotationError(message(who, f"{_WINDOWS} to be a list", shown(windows)))
         saliency = record.get(_SALIENCY)
         if saliency is not None:
-            if not isinstance(saliency, list):
-                raise AnnotationError(message(who, f"{_SALIENCY} to be a list", shown(saliency)))
-            check_numbers(who, _SALIENCY, saliency, len(saliency))
-            saliency = tuple(map(float, saliency))
+            saliency = tuple(map(float, check_numbers(who, _SALIENCY, saliency)))
         moments = tuple(_window(who, one) for one in windows)
         found[qid] = Prediction(qid, query, video_id, moments, saliency)
     return tuple(found.values())
