@@ -14,11 +14,19 @@ shows two controls. All rows share features, grid, encoder, epochs, optimizer an
 leaves a JSON file; runs that have one are not repeated, and one that was stopped, however hard,
 goes on from its last checkpoint, of each epoch and minute. Without features, Charades' are
 simulated from its action annotations, and DiDeMo's videos are made up.
+
+    python benchmarks/tables.py --table target --data path/to/charades --preset best --tune 6
+    python benchmarks/tables.py --table target --data path/to/charades --preset best --tuned FILE
+
+`--tune` gives each trained row the same number of trials on held-out training videos: the preset's
+settings, then draws from SPACE, the same for all rows. The best of each, by the mean of Rank1@0.5
+and Rank1@0.7 in one pass, go to FILE, `tuned.json` in the results, and `--tuned` trains with them.
 """
 
 import argparse
 import json
 import os
+import random
 import re
 import sys
 import time
@@ -30,7 +38,7 @@ from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from budgets import format_mean, measure_budgets, print_head, print_steps, print_target
@@ -52,6 +60,14 @@ from tmapdiff.recipes import (
     make_test_set,
 )
 
+# What `--tune` draws from.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "learning_rate": (1e-3, 2e-3, 4e-3),
+    "epochs": (6, 9, 12),
+    "dropout": (0.1, 0.3, 0.5),
+    "channels": (64, 128, 192),
+}
+ENCODER_SETTINGS = ("dropout", "channels")  # the others are fields of `TrainingConfig`
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 DIDEMO = "2"  # the table of another data set
 TARGET, STEPS = "target", "steps"
@@ -74,13 +90,21 @@ class Row:
     budgets: bool = False
     # The paper's Rank1@0.5, Rank1@0.7, Rank5@0.5 and Rank5@0.7, where known.
     paper: tuple[float, ...] = ()
+    # Of `SPACE`, what differs from the preset.
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a model, and no control."""
+        return self.model in get_args(ModelKind)
 
     @property
     def name(self) -> str:
         """Names the row's runs; rows of two tables that are the same run share it."""
-        if self.model in ("prior", "oracle"):
+        if not self.is_trained:
             return self.model
-        changed = [f"{key}={value}" for key, value in sorted(self.decoder.items())]
+        changes = sorted((self.decoder | self.settings).items())
+        changed = [f"{key}={value}" for key, value in changes]
         measured = ["budgets"] if self.budgets else []
         return "_".join([self.model, self.objective, *changed, *measured])
 
@@ -142,6 +166,7 @@ class Terms:
     limit: int | None = None  # Pairs to train on and to test on. Defaults to all.
     device: str | None = None  # `cpu`. Defaults to whatever accelerate chooses.
     threads: int = 1  # threads of torch in each process
+    tuning: bool = False  # whether one pass is measured of rows that measure budgets
 
     @property
     def protocol(self) -> Protocol:
@@ -163,10 +188,12 @@ class Terms:
 
     def recipe(self, row: Row, seed: int) -> "RowRecipe":
         """How a row is made and trained; controls have a recipe for the sake of their grid."""
-        training = {"epochs": self.epochs or PRESETS[self.preset].training.epochs}
+        epochs = self.epochs or PRESETS[self.preset].training.epochs
+        tuned = {name: one for name, one in row.settings.items() if name not in ENCODER_SETTINGS}
+        training = {"epochs": epochs, **tuned}
         return RowRecipe(
             self.preset,
-            "diffusion" if row.model in ("prior", "oracle") else row.model,
+            row.model if row.is_trained else "diffusion",
             objective=row.objective,
             seed=seed,
             training={**training, "checkpoint_minutes": 1.0, "keep_checkpoints": 2},
@@ -184,7 +211,13 @@ class RowRecipe(Recipe):
     def preset_for(self, protocol: Protocol) -> Preset:
         preset = super().preset_for(protocol)
         preset = preset if self.row.budgets else preset.as_published()
-        return replace(preset, decoder={**preset.decoder, **self.row.decoder})
+        settings = self.row.settings
+        encoder = {name: settings[name] for name in ENCODER_SETTINGS if name in settings}
+        return replace(
+            preset,
+            encoder={**preset.encoder, **encoder},
+            decoder={**preset.decoder, **self.row.decoder},
+        )
 
 
 @lru_cache(maxsize=1)
@@ -212,7 +245,7 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     began = time.perf_counter()
     data, recipe = load_data(terms), terms.recipe(row, seed)
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, "preset": terms.preset}
-    if row.model in ("prior", "oracle"):
+    if not row.is_trained:
         result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
     else:
         result |= _train(recipe, terms, data)
@@ -261,7 +294,7 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
         "training": asdict(config),
         "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
     }
-    if row.budgets:
+    if row.budgets and not terms.tuning:
         return result | measure_budgets(averaged, test_set, recipe.seed)
     judge = evaluate_didemo if terms.didemo else evaluate
     found = {
@@ -274,9 +307,31 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
     }
 
 
-def print_table(table: str, terms: Terms, seeds: range) -> None:
+def trials_of(row: Row, count: int) -> list[Row]:
+    """Give a row the preset's settings, then `count - 1` draws from `SPACE`."""
+    draws = (random.Random(trial) for trial in range(1, count))
+    drawn = [{name: draw.choice(values) for name, values in SPACE.items()} for draw in draws]
+    return [replace(row, settings=settings) for settings in ({}, *drawn)]
+
+
+def choose(rows: Sequence[Row], count: int, terms: Terms) -> None:
+    """Print what the trials of each row gave, and write the best settings to `tuned.json`."""
+    best = {}
+    print_head(["", *SPACE, *terms.metrics])
+    for row in rows:
+        scores = {}
+        for trial in trials_of(row, count):
+            metrics = json.loads(terms.result(trial, 0).read_text())["metrics"]["1"]
+            scores[trial.name] = sum(metrics[name] for name in terms.metrics[:2]), trial.settings
+            settings = [f"{trial.settings.get(name, '-')}" for name in SPACE]
+            print("|", *(f"{cell} |" for cell in [row.label, *settings]), end=" ")
+            print(*(f"{metrics[name]:.1f} |" for name in terms.metrics))
+        best[row.label] = max(scores.values(), key=lambda one: one[0])[1]
+    (terms.results / "tuned.json").write_text(json.dumps(best, indent=1) + "\n")
+
+
+def print_table(table: str, rows: Sequence[Row], terms: Terms, seeds: range) -> None:
     """Print a table as Markdown from the JSON files that are there."""
-    rows = TABLES[table]
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         paths = (terms.result(row, seed) for seed in seeds)
@@ -342,6 +397,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", choices=["auto", "cpu"], default="auto", help="(default: auto)")
     add("--results", type=Path, help="folder of JSON files (default: runs/tables-<preset>)")
     add("--scratch", type=Path, default=Path("runs/tables-unfinished"), help="unfinished runs")
+    add("--tune", type=int, metavar="N", help="N trials of each row on held-out videos instead")
+    add("--tuned", type=Path, help="settings of the rows, as --tune writes them")
     add("--print-only", action="store_true", help="train nothing; print what there is")
     args = parser.parse_args(arguments)
 
@@ -351,24 +408,40 @@ def main(arguments: list[str] | None = None) -> int:
     name = f"tables-{'didemo-' if didemo else ''}{args.preset}"
     alike = ("scratch", "data", "features", "preset", "epochs", "holdout", "limit")
     terms = Terms(
-        results=args.results or Path("runs") / name,
+        results=args.results or Path("runs") / (f"{name}-tuning" if args.tune else name),
         didemo=didemo,
-        steps=tuple(args.steps),
+        steps=(1,) if args.tune else tuple(args.steps),
         device=None if args.device == "auto" else args.device,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),
+        tuning=args.tune is not None,
         **{name: getattr(args, name) for name in alike},
     )
-    seeds = range(args.seeds)
+    if args.tune and terms.holdout is None:
+        terms = replace(terms, holdout=0.1)
+    tables = {table: TABLES[table] for table in args.table}
+    if args.tuned:
+        settings = json.loads(args.tuned.read_text())
+        tables = {
+            table: [replace(row, settings=settings.get(row.label, {})) for row in rows]
+            for table, rows in tables.items()
+        }
+    seeds = range(1 if args.tune else args.seeds)
+    rows = [row for table in tables.values() for row in table]
+    if args.tune:
+        tuned = [row for row in rows if row.is_trained]
+        rows = [trial for row in tuned for trial in trials_of(row, args.tune)]
     wanted = {
         (row.name, seed): (row, seed)
         for seed in seeds  # all rows of a seed first: an unfinished table has all its rows
-        for table in args.table
-        for row in TABLES[table]
+        for row in rows
         if not terms.result(row, seed).exists()
     }
     failed = 0 if args.print_only else run_all(list(wanted.values()), terms, args.jobs)
-    for table in args.table:
-        print_table(table, terms, seeds)
+    if args.tune and not failed:
+        choose(tuned, args.tune, terms)
+    elif not args.tune:
+        for table, rows in tables.items():
+            print_table(table, rows, terms, seeds)
     return 1 if failed else 0
 
 
