@@ -218,3 +218,32 @@ def test_every_row_of_tables_3_to_5_is_a_model():
                 assert model.decoder.config[field] == value
     assert names["diffusion_mse-full"] == ["cnn-concat", "mse-full", "both"]
     assert [len(labels) for labels in names.values()].count(1) == len(names) - 1
+
+
+@pytest.mark.train
+def test_every_row_gets_the_same_trials_and_its_best_settings(charades, tmp_path, capsys):
+    with open(charades / "charades_sta_train.txt", "a") as file:
+        file.writelines(f"{video} 5.0 20.0##a person sits down.\n" for video in ("AAAAA", "BBBBB"))
+    data = ("--data", f"{charades}", "--table", "1")
+    assert tables.main(options(tmp_path, *data, "--tune", "2", "--holdout", "0.5")) == 0
+    printed = capsys.readouterr().out
+    trained = [row for row in tables.TABLES["1"] if row.is_trained]
+    for row in trained:
+        default, drawn = tables.trials_of(row, 2)
+        assert default == row
+        assert all(drawn.settings[name] in values for name, values in tables.SPACE.items())
+        assert drawn.settings == tables.trials_of(trained[0], 2)[1].settings
+        assert printed.count(f"| {row.label} |") == 2
+    chosen = json.loads((tmp_path / "results/tuned.json").read_text())
+    assert list(chosen) == [row.label for row in trained]
+
+    tuned = {trained[0].label: {"channels": 64, "dropout": 0.3, "learning_rate": 1e-3}}
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned))
+    few = ("--tuned", f"{tmp_path / 'tuned.json'}", "--seeds", "1")
+    assert tables.main(options(tmp_path, *data, *few)) == 0
+    row = replace(trained[0], settings=tuned[trained[0].label])
+    found = json.loads((tmp_path / f"results/{row.name}-seed0.json").read_text())
+    assert found["training"]["learning_rate"] == 1e-3
+    terms = tables.Terms(tmp_path, tmp_path, data=charades)
+    encoder = terms.recipe(row, 0).preset_for("rank").encoder
+    assert (encoder["channels"], encoder["dropout"]) == (64, 0.3)
