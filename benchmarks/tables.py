@@ -47,7 +47,7 @@ from typing_extensions import override
 from tmapdiff import PRESETS, TmapdiffError, Trainer, Vocabulary
 from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation import evaluate, evaluate_didemo
+from tmapdiff.evaluation import evaluate
 from tmapdiff.presets import DECODERS, Preset
 from tmapdiff.provenance import describe_run
 from tmapdiff.recipes import (
@@ -296,9 +296,9 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
     }
     if row.budgets and not terms.tuning:
         return result | measure_budgets(averaged, test_set, recipe.seed)
-    judge = evaluate_didemo if terms.didemo else evaluate
+    judged: Any = {"seed": recipe.seed, "protocol": protocol}
     found = {
-        str(steps): judge(averaged, test_set, seed=recipe.seed, num_inference_steps=steps)
+        str(steps): evaluate(averaged, test_set, num_inference_steps=steps, **judged)
         for steps in (terms.steps if averaged.is_generative else (1,))
     }
     return result | {

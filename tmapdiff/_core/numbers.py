@@ -40,7 +40,9 @@ def is_number(value: Any) -> bool:
 def finite_number(value: Any) -> float | None:
     """Return a real number as a float, or None if `value` is none or not finite."""
     try:
-        number = float(value) if is_number(value) else math.nan
+        # First for most: asking whether these are real is what large files would be waited for.
+        known = type(value) in (float, int)
+        number = float(value) if known or is_number(value) else math.nan
     except OverflowError:  # an integer of more digits than a float has
         return None
     return number if math.isfinite(number) else None

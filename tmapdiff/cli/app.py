@@ -12,6 +12,7 @@ from tmapdiff.cli.options import as_command
 COMMANDS = (
     "train",
     "evaluate",
+    "score",
     "localize",
     "localize_corpus",
     "extract",

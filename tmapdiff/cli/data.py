@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmapdiff._core.checks import message
-from tmapdiff.cli.options import DatasetOption, SecondsPerFeatureOption, SplitName, refuse_idle
+from tmapdiff.cli.options import (
+    DatasetOption,
+    ProtocolName,
+    ProtocolOption,
+    SecondsPerFeatureOption,
+    SplitName,
+    refuse_idle,
+)
 from tmapdiff.errors import FileError
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ class DataOptions:
         ),
     ] = None
     seconds_per_feature: SecondsPerFeatureOption = None
+    protocol: ProtocolOption = None
     limit: Annotated[
         int | None, typer.Option(help="Use the first queries only, so many of each part.")
     ] = None
@@ -60,6 +68,10 @@ class DataOptions:
             ("--root", self.root and not of_root, use_of_root),
             ("--seconds-per-feature", self.seconds_per_feature and not stores, "--features"),
         )
+        named = {self.dataset, self.protocol}
+        if "didemo" in named and len(named - {None}) > 1:
+            text = "DiDeMo has the protocol didemo, and no other data set has."
+            raise typer.BadParameter(text, param_hint="'--protocol'")
         if parts and not stores:
             raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
         files = [
@@ -80,7 +92,8 @@ class DataOptions:
         from tmapdiff.recipes import LocalizationData
 
         if train is None and test is None:
-            data = LocalizationData.make_up("didemo" if self.dataset == "didemo" else "rank")
+            by_default: ProtocolName = "didemo" if self.dataset == "didemo" else "rank"
+            data = LocalizationData.make_up(self.protocol or by_default)
         else:
             data = LocalizationData.load(
                 train,
@@ -90,6 +103,7 @@ class DataOptions:
                 test_split=self.test_split,
                 seconds_per_feature=self.seconds_per_feature,
                 charades_root=self.root,
+                protocol=self.protocol,
             )
         if holdout is not None:
             data = data.hold_out(holdout)

@@ -15,10 +15,19 @@ from tmapdiff.errors import ConfigError
 
 FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
 SplitName = Literal["train", "val", "test"]
+ProtocolName = Literal["rank", "didemo", "qvhighlights"]
 
 DatasetOption = Annotated[
     FormatName | None,
     typer.Option(help="Format of the annotations. [default: found by names and contents]"),
+]
+ProtocolOption = Annotated[
+    ProtocolName | None,
+    typer.Option(
+        help="How answers are judged: rank counts an IoU above a threshold (2D-TAN), qvhighlights "
+        "from the threshold on, and has mAP, for queries with several moments (moment_detr). "
+        "[default: didemo for DiDeMo, else rank]"
+    ),
 ]
 SecondsPerFeatureOption = Annotated[
     float | None,

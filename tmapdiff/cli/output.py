@@ -24,6 +24,19 @@ JsonOption = Annotated[
         "--json", help="Print one JSON document on standard output; messages go to standard error."
     ),
 ]
+# Of a protocol with many metrics, those that are printed, and as what.
+_BRIEF = {
+    "MR-full-R1@0.5": "R1@0.5",
+    "MR-full-R1@0.7": "R1@0.7",
+    "MR-full-mAP@0.5": "mAP@0.5",
+    "MR-full-mAP@0.75": "mAP@0.75",
+    "MR-full-mAP": "mAP",
+    "MR-short-mAP": "short mAP",
+    "MR-middle-mAP": "middle mAP",
+    "MR-long-mAP": "long mAP",
+    "HL-min-VeryGood-mAP": "HL-mAP",
+    "HL-min-VeryGood-Hit1": "HIT@1 (Very Good)",
+}
 _WIDTH = 160  # columns of a table where there is no terminal
 
 
@@ -134,11 +147,12 @@ def report_results(
 def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
     """Print metrics in percent, a row for each of what gave them."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
+    names = [name for name in _BRIEF if name in names] or names
     shown = [
         [row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in names)]
         for row, metrics in rows.items()
     ]
-    output.table(["", *names], shown, title)
+    output.table(["", *(_BRIEF.get(name, name) for name in names)], shown, title)
 
 
 def to_json(value: Any) -> Any:

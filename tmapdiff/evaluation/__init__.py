@@ -1,6 +1,7 @@
 """Running a localizer over a data set: metrics, predictions, and the best constant answer."""
 
 from tmapdiff.evaluation.controls import (
+    Protocol,
     evaluate_oracle,
     evaluate_predictions,
     evaluate_prior,
@@ -13,6 +14,7 @@ from tmapdiff.evaluation.runner import Evaluation, evaluate
 __all__ = [  # noqa: RUF022  in the order the data flows
     "evaluate",
     "Evaluation",
+    "Protocol",
     "evaluate_didemo",
     "evaluate_didemo_prior",
     "evaluate_predictions",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,22 +144,20 @@ class Answers:
 
     def compute(self, began: float) -> tuple[tuple[Prediction, ...], float, Tensor, Tensor]:
         """Return predictions, seconds since `began`, confidence and IoU, as in `Evaluation`."""
+        windows = chain.from_iterable(map(windows_of, self.ranked))
         predictions = tuple(
-            Prediction(qid, query, video_id, windows)
-            for (qid, query, video_id), windows in zip(self.queries, self._windows(), strict=True)
+            Prediction(*query, of_query)
+            for query, of_query in zip(self.queries, windows, strict=True)
         )
         seconds = time.perf_counter() - began
         return predictions, seconds, torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
 
-    def _windows(self) -> Iterator[tuple[tuple[float, float, float], ...]]:
-        for ranked in self.ranked:
-            rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1)
-            for row, valid in zip(rows.tolist(), ranked.valid.tolist(), strict=True):
-                yield tuple(
-                    (start, end, score)
-                    for (start, end, score), is_valid in zip(row, valid, strict=True)
-                    if is_valid
-                )
+
+def windows_of(ranked: RankedMoments) -> Iterator[tuple[tuple[float, float, float], ...]]:
+    """Give the moments of each query, as a `Prediction` has them."""
+    rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1)
+    for row, valid in zip(rows.tolist(), ranked.valid.tolist(), strict=True):
+        yield tuple((start, end, score) for start, end, score in compress(row, valid))
 
 
 def of_all_processes(accelerator: "Accelerator | None", *parts: Any) -> tuple[Any, ...]:

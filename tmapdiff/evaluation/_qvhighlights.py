@@ -1,38 +1,53 @@
 """The official evaluation of QVHighlights: several moments per query, and highlights."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import message
-from tmapdiff.data import Annotation, Prediction
+from tmapdiff.data import Annotation, AnnotationSet, Prediction
 from tmapdiff.errors import ArgumentError
+from tmapdiff.maps import temporal_iou
 
-Array = NDArray[np.float64]
-
+MOST_WINDOWS = 10
 _THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-_LENGTHS = {"full": (0, np.inf), "short": (0, 10), "middle": (10, 30), "long": (30, 150)}  # seconds
+# In seconds. As in the official evaluation, "full" has moments longer than those of "long".
+_LENGTHS = {"full": (0, math.inf), "short": (0, 10), "middle": (10, 30), "long": (30, 150)}
 _RATINGS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # from 0 to 4
-_MOST_WINDOWS = 10
+
+
+def annotations_of(who: str, dataset: Dataset[Any], protocol: str) -> AnnotationSet:
+    """Return the annotations of a data set if its batches do not say all that a protocol needs."""
+    if protocol != "qvhighlights":
+        return AnnotationSet(())
+    annotations = getattr(dataset, "annotations", None)
+    if not isinstance(annotations, AnnotationSet):
+        expected = f"a MomentDataset, for its annotations, with protocol {protocol!r}"
+        raise ArgumentError(message(who, expected, type(dataset).__name__))
+    return annotations
 
 
 def qvhighlights_metrics(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> dict[str, float]:
-    """Compute what `evaluate_predictions` does with this protocol; one prediction per query."""
-    pairs = list(zip(predictions, annotations, strict=True))
-    results: dict[str, float] = {}
-    for name, bounds in _LENGTHS.items():
-        results |= _moment_metrics(f"MR-{name}", pairs, bounds)
+    """Compute what `evaluate_predictions` does with this protocol; one prediction per query.
+
+    Of highlights only if the predictions have saliency, and the queries.
+    """
+    results = _moment_metrics(predictions, annotations)
     if _have_saliency("predictions", predictions) and _have_saliency("queries", annotations):
-        for name, rating in _RATINGS.items():
-            results |= _highlight_metrics(f"HL-min-{name}", pairs, rating)
+        results |= _highlight_metrics(predictions, annotations)
     return results
 
 
 def _have_saliency(what: str, items: Sequence[Prediction] | Sequence[Annotation]) -> bool:
-    lacking = [item.qid for item in items if item.saliency is None]
+    lacking = [item.qid for item in items if not item.saliency]
     if lacking and len(lacking) < len(items):
         got = f"{len(lacking)} of {len(items)} without, such as {lacking[0]!r}"
         expected = f"saliency in all {what} or in none"
@@ -41,82 +56,110 @@ def _have_saliency(what: str, items: Sequence[Prediction] | Sequence[Annotation]
 
 
 def _moment_metrics(
-    name: str, pairs: list[tuple[Prediction, Annotation]], bounds: tuple[float, float]
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> dict[str, float]:
-    recalls, precisions = [], []
-    for prediction, annotation in pairs:
-        truths = [(a, b) for a, b in annotation.moments if bounds[0] < b - a <= bounds[1]]
-        if truths:
-            windows = np.asarray(prediction.windows, dtype=float).reshape(-1, 3)[:_MOST_WINDOWS]
-            ious = _ious(windows, np.asarray(truths))
-            recalls.append([ious[:1].max(initial=0) >= m for m in _THRESHOLDS])
-            ranked = ious[np.argsort(-windows[:, 2], kind="stable")]
-            precisions.append([moment_precision(ranked, m) for m in _THRESHOLDS])
-    results = {f"{name}-mAP": 100 * float(np.mean(precisions))} if precisions else {}
-    for metric, values in (("R1", recalls), ("mAP", precisions)):
-        if values:
-            at_thresholds = zip(_THRESHOLDS, np.mean(values, axis=0), strict=True)
-            results |= {f"{name}-{metric}@{m:g}": 100 * float(mean) for m, mean in at_thresholds}
+    windows, counts = padded([item.windows[:MOST_WINDOWS] for item in predictions], 3)
+    windows = pad(windows, (0, 0, 0, MOST_WINDOWS - windows.shape[1]))
+    lacking = torch.arange(MOST_WINDOWS) >= counts[:, None]
+    truths, _ = padded([item.moments for item in annotations], 2)
+    lengths = truths[..., 1] - truths[..., 0]  # 0 after the last
+    ious = temporal_iou(windows[:, :, None, :2], truths[:, None])
+    order = windows[..., 2].masked_fill(lacking, -torch.inf).sort(descending=True, stable=True)[1]
+    ranked = ious.take_along_dim(order[..., None], dim=1)
+    thresholds = torch.tensor(_THRESHOLDS, dtype=torch.float64)
+    results: dict[str, float] = {}
+    for name, (above, most) in _LENGTHS.items():
+        counted = (above < lengths) & (lengths <= most)
+        rows = counted.any(dim=1)
+        if not rows.any():
+            continue
+        counted = counted[rows]
+        first = ious[rows, 0].where(counted, 0).amax(dim=1)
+        precisions = moment_precision(ranked[rows], counted, thresholds)
+        results[f"MR-{name}-mAP"] = 100 * precisions.mean().item()
+        hits = first[:, None] >= thresholds
+        for metric, values in (("R1", hits.double()), ("mAP", precisions)):
+            at_thresholds = zip(_THRESHOLDS, (100 * values.mean(dim=0)).tolist(), strict=True)
+            results |= {f"MR-{name}-{metric}@{m:g}": value for m, value in at_thresholds}
     return results
 
 
 def _highlight_metrics(
-    name: str, pairs: list[tuple[Prediction, Annotation]], rating: int
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> dict[str, float]:
-    hits, precisions = [], []
-    for prediction, annotation in pairs:
-        positive = np.asarray(annotation.saliency) >= rating  # (clips, annotators)
-        scores = np.asarray(prediction.saliency, dtype=float)
-        best = scores.argmax()
-        hits.append(best < len(positive) and positive[best].any())
+    best: list[float] = []  # rating of the clip with the highest score
+    tables: list[list[tuple[float, float]]] = []  # score and rating of clips, by each annotator
+    shares: list[float] = []  # of each annotator in the query
+    for prediction, annotation in zip(predictions, annotations, strict=True):
+        scores, clips = prediction.saliency or (), annotation.saliency or ()
+        first = scores.index(max(scores))
+        best.append(max(clips[first], default=0) if first < len(clips) else 0)
         # Clips that have no score count as scored 0.
-        scores = np.pad(scores, (0, max(len(positive) - len(scores), 0)))[: len(positive)]
-        precisions.append([clip_precision(scores, one) for one in positive.T])
-    return {
-        f"{name}-mAP": 100 * float(np.mean(precisions)),
-        f"{name}-Hit1": 100 * float(np.mean(hits)),
-    }
+        scores = (*scores[: len(clips)], *[0.0] * (len(clips) - len(scores)))
+        of_each = [list(zip(scores, ratings, strict=True)) for ratings in zip(*clips, strict=True)]
+        tables += of_each
+        shares += [1 / len(of_each)] * len(of_each)
+    rows, counts = padded(tables, 2)
+    counted = torch.arange(rows.shape[1]) < counts[:, None]
+    results = {}
+    for name, rating in _RATINGS.items():
+        precisions = clip_precision(rows[..., 0], rows[..., 1] >= rating, counted)
+        mean = (precisions * torch.tensor(shares, dtype=torch.float64)).sum() / len(best)
+        results[f"HL-min-{name}-mAP"] = 100 * mean.item()
+        results[f"HL-min-{name}-Hit1"] = 100 * sum(one >= rating for one in best) / len(best)
+    return results
 
 
-def moment_precision(ious: Array, threshold: float) -> float:
+def moment_precision(ious: Tensor, counted: Tensor, thresholds: Tensor) -> Tensor:
     """Average precision of ranked moments, where each annotated one can be found once.
 
     Shape:
-        - ious: (predicted, annotated), best prediction first
+        - ious: (B, predicted, annotated), best prediction first
+        - counted: (B, annotated), bool, annotated moments to be found
+        - thresholds: (T,)
+        - returns: (B, T)
     """
-    found = np.zeros(len(ious))
-    free = np.ones(ious.shape[1], dtype=bool)
-    for rank, row in enumerate(ious):
+    free = counted[:, None].expand(-1, len(thresholds), -1).clone()
+    found = []
+    for row in ious.unbind(dim=1):
+        fits = row[:, None].where(free, -1)
         # The best that is free; the last of equal ones, as in the official evaluation.
-        best = ious.shape[1] - 1 - np.where(free, row, -1)[::-1].argmax()
-        if free[best] and row[best] >= threshold:
-            found[rank], free[best] = 1, False
-    precision = found.cumsum() / np.arange(1, len(found) + 1)
-    return float((_best_from_here(precision) * found).sum() / ious.shape[1])
+        best = free.shape[2] - 1 - fits.flip(2).argmax(dim=2, keepdim=True)
+        found.append(fits.take_along_dim(best, dim=2) >= thresholds[:, None])
+        free &= ~(found[-1] & (torch.arange(free.shape[2]) == best))
+    hits = torch.cat(found, dim=2).double()
+    precision = hits.cumsum(dim=2) / torch.arange(1, hits.shape[2] + 1)
+    return (_best_from_here(precision) * hits).sum(dim=2) / counted.sum(dim=1, keepdim=True)
 
 
-def clip_precision(scores: Array, positive: NDArray[np.bool_]) -> float:
+def clip_precision(scores: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
     """Average precision of clips ranked by score: the mean over the recalls that it reaches.
 
+    1 of clips that are all positive, and 0 where none is.
+
     Shape:
-        - scores, positive: (clips,)
+        - scores: (B, clips)
+        - positive, counted: (B, clips), bool
+        - returns: (B,)
     """
-    if positive.all() or not positive.any():
-        return float(positive.all())
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of those with equal scores
-    found = positive[order].cumsum()[last]
-    precision = found / (np.flatnonzero(last) + 1)
-    return float(_best_from_here(precision)[np.diff(found, prepend=0) > 0].mean())
+    positive = positive & counted
+    scores, order = scores.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True)
+    found = positive.take_along_dim(order, dim=1).cumsum(dim=1)
+    # The last of clips with equal scores: they are found at once.
+    last = pad(scores[:, 1:] != scores[:, :-1], (0, 1), value=True) & scores.isfinite()
+    precision = found.double() / torch.arange(1, found.shape[1] + 1)
+    before = pad(found.masked_fill(~last, 0).cummax(dim=1)[0][:, :-1], (1, 0))
+    reached = last & (found > before)
+    best = _best_from_here(precision.masked_fill(~last, 0))
+    mean = (best * reached).sum(dim=1) / reached.sum(dim=1).clamp(min=1)
+    return mean.masked_fill((positive == counted).all(dim=1), 1)
 
 
-def _best_from_here(precision: Array) -> Array:
-    return np.maximum.accumulate(precision[::-1])[::-1]
+def _best_from_here(precision: Tensor) -> Tensor:
+    return precision.flip(-1).cummax(dim=-1)[0].flip(-1)
 
 
-def _ious(predicted: Array, truths: Array) -> Array:
-    starts = np.maximum(predicted[:, None, 0], truths[:, 0])
-    ends = np.minimum(predicted[:, None, 1], truths[:, 1])
-    shared = (ends - starts).clip(min=0)
-    lengths = (predicted[:, 1] - predicted[:, 0])[:, None] + truths[:, 1] - truths[:, 0]
-    return shared / (lengths - shared)
+def padded(tables: Sequence[Sequence[Sequence[float]]], columns: int) -> tuple[Tensor, Tensor]:
+    """Stack tables, padded with 0 to the longest, and count the rows of each."""
+    each = [torch.tensor(rows, dtype=torch.float64).reshape(-1, columns) for rows in tables]
+    return pad_sequence(each, batch_first=True), torch.tensor([len(rows) for rows in each])

@@ -1,18 +1,22 @@
 """Metrics without a model: of predictions, a prior, and the upper bound of a grid."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_choice, check_int, check_shape, message
 from tmapdiff.data import AnnotationSet, MomentBatch, Prediction
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation._answers import batches, whole_batches
-from tmapdiff.evaluation._qvhighlights import qvhighlights_metrics
+from tmapdiff.evaluation._answers import batches, whole_batches, windows_of
+from tmapdiff.evaluation._qvhighlights import (
+    MOST_WINDOWS,
+    annotations_of,
+    padded,
+    qvhighlights_metrics,
+)
 from tmapdiff.maps import (
     IoUMapBuilder,
     MapGrid,
@@ -24,6 +28,7 @@ from tmapdiff.metrics import LocalizationMetrics
 
 _BATCH_SIZE = 256
 
+Protocol = Literal["rank", "didemo", "qvhighlights"]
 PredictionProtocol = Literal["rank", "qvhighlights"]
 
 
@@ -88,10 +93,10 @@ def evaluate_predictions(
         raise ArgumentError(message(who, "one prediction a query", got))
     if protocol == "qvhighlights":
         return qvhighlights_metrics([by_qid[qid] for qid in wanted], annotations)
-    rows, counts = _padded([by_qid[qid].windows[: max(ranks)] for qid in wanted], 3)
+    rows, counts = padded([by_qid[qid].windows[: max(ranks)] for qid in wanted], 3)
     valid = torch.arange(rows.shape[1]) < counts[:, None]
     ranked = RankedMoments(moments=rows[..., :2], scores=rows[..., 2], valid=valid)
-    metrics.update(ranked, *_padded([item.moments for item in annotations], 2))
+    metrics.update(ranked, *padded([item.moments for item in annotations], 2))
     return metrics.compute()
 
 
@@ -123,7 +128,12 @@ def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float =
 
 
 def evaluate_prior(
-    grid: MapGrid, prior: Tensor, dataset: Dataset[Any], *, nms_threshold: float = 0.49
+    grid: MapGrid,
+    prior: Tensor,
+    dataset: Dataset[Any],
+    *,
+    nms_threshold: float = 0.49,
+    protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
     """Metrics of answering every query with the best moments of a prior, in percent.
 
@@ -132,28 +142,34 @@ def evaluate_prior(
         prior: How good each is, whatever video and query, such as `fit_moment_prior` returns.
         dataset: Queries with their moments.
         nms_threshold: Moments with a higher IoU than this with a better one are dropped.
+        protocol: As for `evaluate`.
 
     Shape:
         - prior: (cells,)
 
     Raises:
         ShapeError: If the prior is not of the grid, or videos are longer than it.
-        ArgumentError: If the data set is empty.
+        ArgumentError: If the data set is empty, or not what the protocol needs.
+        ConfigError: If there is no such protocol.
     """
-    metrics = LocalizationMetrics()
     grid.unpack(prior[None])  # which checks its shape
-    for batch in whole_batches(dataset, _BATCH_SIZE):
+
+    def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
         if batch.num_clips is not None:
             hint = "The prior is only defined for videos of the grid's length."
             axes = f"B {grid.num_clips} D"
             check_shape("evaluate_prior", "features", batch.features, axes, hint=hint)
-        ranked = _ranked(grid, prior.expand(len(batch), -1), batch, nms_threshold)
-        metrics.update(ranked, batch.moments, batch.num_moments)
-    return metrics.compute()
+        return grid, prior.expand(len(batch), -1)
+
+    return _evaluate(answer, dataset, nms_threshold, protocol)
 
 
 def evaluate_oracle(
-    grid: MapGrid, dataset: Dataset[Any], *, nms_threshold: float = 0.49
+    grid: MapGrid,
+    dataset: Dataset[Any],
+    *,
+    nms_threshold: float = 0.49,
+    protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
     """Metrics of ranking the true IoU maps, in percent: the upper bound of the grid.
 
@@ -161,31 +177,44 @@ def evaluate_oracle(
         grid: The candidate moments.
         dataset: Queries with their moments.
         nms_threshold: Moments with a higher IoU than this with a better one are dropped.
+        protocol: As for `evaluate`.
 
     Raises:
-        ArgumentError: If the data set is empty.
+        ArgumentError: If the data set is empty, or not what the protocol needs.
+        ConfigError: If there is no such protocol.
     """
-    metrics = LocalizationMetrics()
-    for batch in whole_batches(dataset, _BATCH_SIZE):
+
+    def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
         size = grid if batch.num_clips is None else grid.resized(batch.features.shape[1])
-        maps = IoUMapBuilder(size).packed(batch.moments, batch.clip_seconds, batch.num_moments)
-        ranked = _ranked(size, maps, batch, nms_threshold)
+        build = IoUMapBuilder(size)
+        return size, build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
+
+    return _evaluate(answer, dataset, nms_threshold, protocol)
+
+
+def _evaluate(
+    answer: Callable[[MomentBatch], tuple[MapGrid, Tensor]],
+    dataset: Dataset[Any],
+    nms_threshold: float,
+    protocol: PredictionProtocol,
+) -> dict[str, float]:
+    """Evaluate what `answer` says of a batch: packed maps and their grid."""
+    check_choice("evaluate", "protocol", protocol, get_args(PredictionProtocol))
+    annotations = annotations_of("evaluate", dataset, protocol)
+    metrics, predictions = LocalizationMetrics(), []
+    for batch in whole_batches(dataset, _BATCH_SIZE):
+        grid, maps = answer(batch)
+        ranked = rank_candidates(
+            *MultiScaleMapSampler(grid).merge_packed(maps, batch.num_clips),
+            batch.clip_seconds,
+            durations=batch.durations,
+            top_n=MOST_WINDOWS,
+            nms_threshold=nms_threshold,
+        )
         metrics.update(ranked, batch.moments, batch.num_moments)
-    return metrics.compute()
-
-
-def _ranked(grid: MapGrid, maps: Tensor, batch: MomentBatch, nms_threshold: float) -> RankedMoments:
-    candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, batch.num_clips)
-    return rank_candidates(
-        candidates,
-        scores,
-        batch.clip_seconds,
-        durations=batch.durations,
-        nms_threshold=nms_threshold,
-    )
-
-
-def _padded(tables: Sequence[Sequence[Sequence[float]]], columns: int) -> tuple[Tensor, Tensor]:
-    """Stack tables, padded to the longest, and count the rows of each."""
-    each = [torch.tensor(rows, dtype=torch.float64).reshape(-1, columns) for rows in tables]
-    return pad_sequence(each, batch_first=True), torch.tensor([len(rows) for rows in each])
+        queries = zip(batch.qids, batch.queries, batch.video_ids, windows_of(ranked), strict=True)
+        predictions += [Prediction(*query) for query in queries]
+    results = metrics.compute()
+    if annotations:
+        results |= evaluate_predictions(predictions, annotations, protocol=protocol)
+    return results

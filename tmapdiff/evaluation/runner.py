@@ -3,15 +3,20 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tmapdiff.data import Prediction
+from tmapdiff._core.checks import check_choice, check_int, message
+from tmapdiff.data import SEGMENT_SECONDS, MomentBatch, Prediction
+from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
-from tmapdiff.metrics import LocalizationMetrics
-from tmapdiff.models import MapLocalizer, Ranking
+from tmapdiff.evaluation._qvhighlights import MOST_WINDOWS, annotations_of
+from tmapdiff.evaluation.controls import Protocol, evaluate_predictions
+from tmapdiff.maps import MultiScaleMapSampler, RankedMoments, rank_candidates
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
+from tmapdiff.models import Localization, MapLocalizer, Ranking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,7 +27,7 @@ class Evaluation:
     """Metrics in percent, the predictions behind them, and how long they took.
 
     Attributes:
-        metrics: `Rank1@0.5` and the like, and `mIoU`, in percent.
+        metrics: `Rank1@0.5` and the like, and `mIoU`; then those of another protocol.
         predictions: One per query, in the data set's order.
         seconds: Wall time, including the reading of features.
         confidence: Score of each query's best moment, (Q,).
@@ -53,8 +58,9 @@ def evaluate(
     ranking: Ranking | None = None,
     nms_threshold: float | None = None,
     seed: int = 0,
-    top_n: int = 5,
+    top_n: int | None = None,
     batch_size: int = 64,
+    protocol: Protocol = "rank",
     on_batch: Callable[[int], None] | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> Evaluation:
@@ -62,6 +68,16 @@ def evaluate(
 
     The noise of a query depends on `seed` and its position only, not on the batch size, device or
     number of processes.
+
+    Whatever the `protocol`, there are Rank n@m and mIoU, where a hit is an IoU above m (2D-TAN):
+
+    - `rank` has no others.
+    - `qvhighlights` adds those of `evaluate_predictions`, where a hit is an IoU of at least m
+      (moment_detr): mean average precision of the first ten moments, for queries with several.
+    - `didemo` adds DiDeMo's own, of all moments ranked by their cells whatever the `ranking`, and
+      of all annotators; its mIoU takes the place of the other. Rank n@m is of the annotators'
+      consensus. It needs a localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's
+      moments, and a `MomentDataset` of `load_didemo` with `clip_seconds` of 5.
 
     Args:
         model: The localizer, in any mode.
@@ -73,19 +89,33 @@ def evaluate(
             model's way.
         nms_threshold: Only for ranking by `nms`. Defaults to the model's.
         seed: Seed of the noise.
-        top_n: Moments per query.
+        top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10.
         batch_size: Queries localized at once.
+        protocol: What is computed; `qvhighlights` reads the annotations of a `MomentDataset`.
         on_batch: Called after each batch with the number of its queries, for a progress bar.
         accelerator: The `accelerate.Accelerator` of several processes that all call this: each
             localizes a share of the queries, none twice, and all return the whole evaluation.
 
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
-            asked of a model that is not generative, there is an `nms_threshold` without `nms`, or
-            scores are not finite, as damaged weights or features make them.
-        ConfigError: If there is no such ranking.
+            asked of a model that is not generative, there is an `nms_threshold` without `nms`,
+            scores are not finite, as damaged weights or features make them, or the data set is not
+            what the protocol needs.
+        ConfigError: If there is no such ranking or protocol.
+
+    Source: Hendricks et al., arXiv 1708.01641 (`didemo`); Lei et al., arXiv 2107.09609
+    (`qvhighlights`).
     """
-    began, metrics, answers = time.perf_counter(), LocalizationMetrics(), Answers()
+    who = "evaluate"
+    check_choice(who, "protocol", protocol, get_args(Protocol))
+    annotations = annotations_of(who, dataset, protocol)
+    if top_n is None:
+        top_n = MOST_WINDOWS if annotations else 5
+    elif annotations:
+        hint = "It is the number of moments that protocol 'qvhighlights' judges."
+        check_int(who, "top_n", top_n, at_least=MOST_WINDOWS, hint=hint)
+    began, answers = time.perf_counter(), Answers()
+    metrics, of_didemo = LocalizationMetrics(), DiDeMoMetrics()
     for batch, found in localize_all(
         model,
         dataset,
@@ -99,9 +129,31 @@ def evaluate(
         ranking=ranking,
         nms_threshold=nms_threshold,
     ):
-        metrics.update(found.ranked, batch.moments, batch.num_moments)
-        answers.update(batch, found, batch.moments, batch.num_moments)
+        truth: tuple[Tensor, Tensor | None] = (batch.moments, batch.num_moments)
+        if protocol == "didemo":
+            of_didemo.update(_all_ranked(batch, found), *truth)
+            truth = (consensus_moments(batch.moments, batch.num_moments), None)
+        metrics.update(found.ranked, *truth)
+        answers.update(batch, found, *truth)
         if on_batch is not None:
             on_batch(len(batch))
-    metrics, answers = of_all_processes(accelerator, metrics, answers)
-    return Evaluation(metrics.compute(), *answers.compute(began))
+    metrics, of_didemo, answers = of_all_processes(accelerator, metrics, of_didemo, answers)
+    predictions, *rest = answers.compute(began)
+    results = metrics.compute()
+    if protocol == "didemo":
+        results |= of_didemo.compute()
+    elif protocol == "qvhighlights":
+        results |= evaluate_predictions(predictions, annotations, protocol=protocol)
+    return Evaluation(results, predictions, *rest)
+
+
+def _all_ranked(batch: MomentBatch, found: Localization) -> RankedMoments:
+    """Rank all moments of DiDeMo's videos by their cells."""
+    if not bool((batch.clip_seconds == SEGMENT_SECONDS).all()):
+        expected = f"clips of {SEGMENT_SECONDS:g} s, DiDeMo's segments"
+        got, hint = f"{batch.clip_seconds[0]:g} s", "Pass clip_seconds to MomentDataset."
+        raise ArgumentError(message("evaluate", expected, got, hint))
+    candidates, scores = MultiScaleMapSampler(found.grid).merge_packed(found.maps, found.num_clips)
+    return rank_candidates(
+        candidates, scores, batch.clip_seconds, top_n=len(candidates), nms_threshold=1.0
+    )

@@ -1,9 +1,9 @@
 """From files to a trained and evaluated localizer: what the examples and the command line share."""
 
+from tmapdiff.evaluation import Protocol
 from tmapdiff.recipes.data import (
     HOLDOUT_SEED,
     LocalizationData,
-    Protocol,
     make_test_set,
     open_features,
 )

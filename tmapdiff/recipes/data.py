@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import Self
@@ -28,9 +28,9 @@ from tmapdiff.data import (
 )
 from tmapdiff.data.charades import TIMELINE, check_charades_actions
 from tmapdiff.errors import ArgumentError
+from tmapdiff.evaluation import Protocol
 from tmapdiff.maps import MapGrid
 
-Protocol = Literal["rank", "didemo"]
 HOLDOUT_SEED = 0  # The same videos are held out whatever the seed of a training.
 
 
@@ -43,8 +43,8 @@ class LocalizationData:
         train: Queries to train on.
         test: Queries to evaluate on.
         store: Features of the videos.
-        protocol: How answers are judged: `rank` by Rank n@m, `didemo` also by DiDeMo's own metric,
-            on a grid of its 21 moments; its queries have the moments of all annotators.
+        protocol: How answers are judged, see `evaluate`. Of `didemo`, the grid has DiDeMo's 21
+            moments, and queries have those of all annotators.
         is_synthetic: Whether it is made up.
         files: The annotation file of each part, `train` and `test`; none of made-up data.
         is_held_out: Whether `test` are videos of the training part.
@@ -95,6 +95,7 @@ class LocalizationData:
         test_split: Split = "test",
         seconds_per_feature: float | None = None,
         charades_root: str | os.PathLike[str] | None = None,
+        protocol: Protocol | None = None,
     ) -> Self:
         """Load a data set.
 
@@ -106,12 +107,15 @@ class LocalizationData:
             test_split: The part of a folder to evaluate on.
             seconds_per_feature: As for `open_features`.
             charades_root: As for `open_features`. Defaults to the folder of the queries.
+            protocol: How answers are judged: of DiDeMo by `didemo` alone, else by `rank`, which is
+                the default, or `qvhighlights`.
 
         Raises:
             FileError: If a file is missing or cannot be read, or several could be meant.
             AnnotationError, ConfigError: As the loader of the format.
             FeatureError, ArgumentError: As `open_features`.
-            ArgumentError: If the two parts are of different formats.
+            ArgumentError: If the two parts are of different formats, or the protocol is not one for
+                them.
         """
         parts: dict[str, tuple[Any, Split]] = {
             "train": (train, "train"),
@@ -126,7 +130,12 @@ class LocalizationData:
         if len(set(formats)) > 1:
             expected = "training and test queries in one format"
             raise ArgumentError(message("LocalizationData", expected, " and ".join(formats)))
-        protocol: Protocol = "didemo" if formats[0] == "didemo" else "rank"
+        protocol = protocol or ("didemo" if formats[0] == "didemo" else "rank")
+        if (protocol == "didemo") != (formats[0] == "didemo"):
+            expected = "protocol 'didemo' for DiDeMo, and for DiDeMo alone"
+            raise ArgumentError(
+                message("LocalizationData", expected, f"{protocol!r} for {formats[0]}")
+            )
         folder = charades_root or sources[next(iter(sources))].path.parent
         store = open_features(features, seconds_per_feature, charades_root=folder)
         if protocol == "didemo" and store.seconds_per_feature is None:

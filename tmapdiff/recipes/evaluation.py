@@ -16,9 +16,9 @@ from tmapdiff.data import MomentDataset, Vocabulary, write_submission
 from tmapdiff.errors import ConfigError
 from tmapdiff.evaluation import (
     Evaluation,
+    Protocol,
     draw_queries,
     evaluate,
-    evaluate_didemo,
     evaluate_didemo_prior,
     evaluate_oracle,
     evaluate_prior,
@@ -28,7 +28,7 @@ from tmapdiff.maps import MapGrid
 from tmapdiff.models import MapLocalizer, Ranking
 from tmapdiff.models._sampling import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
-from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
+from tmapdiff.recipes.data import LocalizationData, make_test_set
 from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
 
 Control = Literal["prior", "oracle"]
@@ -160,15 +160,15 @@ def evaluate_localizer(
         ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
     """
     completed = sampling.completed(model)
-    judge = evaluate_didemo if protocol == "didemo" else evaluate
     evaluations = [
-        judge(
+        evaluate(
             model,
             dataset,
             num_inference_steps=steps,
             num_samples=sampling.num_samples,
             ranking=sampling.ranking,
             seed=sampling.seed,
+            protocol=protocol,
             accelerator=accelerator,
         )
         for steps in completed.steps
@@ -197,7 +197,7 @@ def evaluate_trained(
         rows["best constant"] = evaluate_didemo_prior(data.train, data.test)
     elif test_set.clip_seconds is None:  # the prior is only defined for videos of the grid's length
         prior = fit_moment_prior(model.grid, trained.train_set)
-        rows["best constant"] = evaluate_prior(model.grid, prior, test_set)
+        rows["best constant"] = evaluate_prior(model.grid, prior, test_set, protocol=data.protocol)
     both: Any = {"protocol": data.protocol, "accelerator": trained.accelerator}
     first = replace(sampling, steps=sampling.completed(model).steps[:1])
     raw = evaluate_localizer(trained.raw_model, test_set, first, label="raw weights, ", **both)
@@ -277,7 +277,8 @@ def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -
     vocabulary = Vocabulary.from_sentences(pair.query for pair in (*data.train, *data.test))
     clip_seconds = recipe.clip_seconds_for(data.protocol)
     test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
+    protocol = "rank" if data.protocol == "didemo" else data.protocol
     if control == "oracle":
-        return Results({control: evaluate_oracle(grid, test_set)})
+        return Results({control: evaluate_oracle(grid, test_set, protocol=protocol)})
     prior = fit_moment_prior(grid, data.make_train_set(grid, vocabulary, clip_seconds))
-    return Results({control: evaluate_prior(grid, prior, test_set)})
+    return Results({control: evaluate_prior(grid, prior, test_set, protocol=protocol)})

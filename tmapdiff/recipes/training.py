@@ -14,10 +14,11 @@ import torch
 from tmapdiff._core.checks import check_choice, check_int, check_range, message
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
 from tmapdiff.errors import ArgumentError, FileError
+from tmapdiff.evaluation import Protocol
 from tmapdiff.models import MapLocalizer, MomentLocalizer
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
-from tmapdiff.recipes.data import LocalizationData, Protocol, make_test_set
+from tmapdiff.recipes.data import LocalizationData, make_test_set
 from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import RESUME_MAY_CHANGE, Trainer, TrainingConfig
 from tmapdiff.training.checkpoints import CheckpointFolder

@@ -1,0 +1,53 @@
+"""`tmapdiff score`: how good the answers in a submission file are, whoever made it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tmapdiff.cli.options import DatasetOption
+from tmapdiff.cli.output import JsonOption, Output, metrics_table
+
+EXAMPLES = """
+tmapdiff score predictions.jsonl --test highlight_val_release.jsonl --protocol qvhighlights
+tmapdiff score predictions.jsonl --test charades_sta_test.txt --json
+"""
+
+
+def score(
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="Submission file of moment_detr, or predictions.jsonl of train or evaluate.",
+        ),
+    ],
+    test: Annotated[Path, typer.Option(metavar="FILE", help="The queries that it answers.")],
+    dataset: DatasetOption = None,
+    protocol: Annotated[
+        Literal["rank", "qvhighlights"],
+        typer.Option(
+            help="How answers are judged: rank counts an IoU above a threshold (2D-TAN), "
+            "qvhighlights from the threshold on, and has mAP and highlights (moment_detr)."
+        ),
+    ] = "rank",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a file of answers to annotated queries, of this library or another program.
+
+    There must be one answer to each query. Rank n@m of DiDeMo is of the annotators' consensus.
+    """
+    with Output(as_json) as out:
+        from tmapdiff.data import find_split, keep_consensus, read_submission
+        from tmapdiff.evaluation import evaluate_predictions
+
+        file = find_split(test, None, dataset)
+        annotations = file.load()
+        out.line(f"test: {len(annotations):,} queries; {annotations.report}")
+        if file.format == "didemo":
+            annotations = keep_consensus(annotations)
+        metrics = evaluate_predictions(read_submission(predictions), annotations, protocol=protocol)
+        metrics_table(out, {predictions.name: metrics}, f"protocol {protocol}; percent")
+        out.document(
+            {"predictions": predictions, "test": file.path, "protocol": protocol, **metrics}
+        )
