@@ -27,10 +27,10 @@ MEASURED = ("metrics", "parameters", "training", "trained_on")
 
 def test_a_run_of_a_table_goes_on_after_kills(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    crash_run.start(crash_run.do_nothing).join(60)
+    crash_run.start(crash_run.do_nothing).join(SECONDS)
     began = time.monotonic()
     process = crash_run.start(crash_run.make_table_row, whole)
-    process.join(60)
+    process.join(SECONDS)
     assert process.exitcode == 0
     seconds = time.monotonic() - began
     kills = 0
@@ -38,12 +38,12 @@ def test_a_run_of_a_table_goes_on_after_kills(tmp_path):
         process = crash_run.start(crash_run.make_table_row, parts)
         process.join(seconds * random.random())
         process.kill()
-        process.join(60)
+        process.join(SECONDS)
         kills += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
             shutil.rmtree(parts)
     process = crash_run.start(crash_run.make_table_row, parts)
-    process.join(60)
+    process.join(SECONDS)
     assert process.exitcode == 0
     (first,), (second,) = ([*one.glob("results/*.json")] for one in (whole, parts))
     found, expected = json.loads(second.read_text()), json.loads(first.read_text())

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers.processes import start_program
+from helpers.processes import SECONDS, start_program
 from helpers.videos import write_video
 
 import tmapdiff
@@ -117,7 +117,7 @@ def test_ctrl_c_is_code_130(tmp_path):
     while not (tmp_path / "x.h5.parts").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in out + err
@@ -127,7 +127,7 @@ def test_ctrl_c_is_code_130(tmp_path):
 def test_a_reader_that_leaves_ends_it_quietly():
     process = start_program([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=SECONDS) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -145,7 +145,7 @@ def test_on_a_terminal_progress_is_shown_and_json_stays_json(tmp_path):
     os.close(terminal)
     out = process.stdout.read()
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=SECONDS) == 0
     assert json.loads(out)["converted"] == ["a"]
     shown = b""
     with contextlib.suppress(OSError):  # how a terminal ends

@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.processes import forks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -133,8 +134,7 @@ def test_cache_does_not_travel_to_workers():
     assert torch.equal(twin[0].features, data[0].features)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0])
 def test_data_loader(workers):
     made = SyntheticActivities(num_videos=6)
     store = ActionTimelineFeatures(made.videos, num_classes=made.num_classes)
@@ -146,6 +146,11 @@ def test_data_loader(workers):
     assert [qid for batch in batches for qid in batch.qids] == list(range(len(made.annotations)))
     assert all(isinstance(batch, MomentBatch) for batch in batches)
     assert torch.equal(batches[0].features[0], data[0].features)
+
+
+@forks
+def test_data_loader_with_workers():
+    test_data_loader(workers=2)
 
 
 def test_to_moves_every_tensor_but_the_lengths_that_the_lstm_reads():

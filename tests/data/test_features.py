@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.processes import SECONDS, forks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,22 +206,21 @@ def _sums(store, results, start):
     results.put([store["A"].sum().item(), os.getpid()])
 
 
-@pytest.mark.process
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@forks
 def test_forked_processes_read_at_once(tmp_path):
     arrays = {"A": np.random.default_rng(0).standard_normal((500, 64))}
     store = HDF5FeatureStore(write(tmp_path, "hdf5", arrays))
     expected = store["A"].sum().item()  # opens the file before the fork
-    context = multiprocessing.get_context("fork")
-    results, start = context.Queue(), context.Event()
-    workers = [context.Process(target=_sums, args=(store, results, start)) for _ in range(3)]
+    results, start = multiprocessing.Queue(), multiprocessing.Event()
+    workers = [
+        multiprocessing.Process(target=_sums, args=(store, results, start)) for _ in range(3)
+    ]
     for worker in workers:
         worker.start()
     start.set()
-    assert [results.get(timeout=30)[0] for _ in workers] == [expected] * 3
+    assert [results.get(timeout=SECONDS)[0] for _ in workers] == [expected] * 3
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(SECONDS)
         assert worker.exitcode == 0
     assert store["A"].sum().item() == expected
 
@@ -676,7 +676,7 @@ class TestThreads:
     """Eight that are the first to read a store, at once."""
 
     def read(self, store, number, start):
-        start.wait(30)
+        start.wait(SECONDS)
         for name in (f"v{number}", "shared", f"v{number}"):
             assert name in store
             assert (store[name] == len(name) + number * (name != "shared")).all()
@@ -708,7 +708,7 @@ class TestThreads:
         start = threading.Barrier(8)
         with ThreadPoolExecutor(8) as pool:
             found = [pool.submit(self.read, store, number, start) for number in range(8)]
-            assert {one.result(timeout=60) for one in found} == {"vgg"}
+            assert {one.result(SECONDS) for one in found} == {"vgg"}
         assert len(opened) == 1
 
     @pytest.mark.parametrize("wrap", [lambda one: one, NormalizedFeatureStore])
@@ -716,15 +716,13 @@ class TestThreads:
         path, start = self.write(tmp_path), threading.Barrier(8)
 
         def read(number):
-            start.wait(30)
+            start.wait(SECONDS)
             return wrap(open_feature_store(path))[f"v{number}"].shape
 
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(read, range(8))) == {(3, 2)}
 
-    @pytest.mark.process
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    @forks
     def test_a_fork_while_others_open_reads_too(self, tmp_path):
         path = self.write(tmp_path)
         store, stop = open_feature_store(path), threading.Event()
@@ -736,16 +734,15 @@ class TestThreads:
         with ThreadPoolExecutor(2) as pool:
             others = [pool.submit(open_for_ever) for _ in range(2)]
             try:
-                context = multiprocessing.get_context("fork")
                 for _ in range(5):
-                    child = context.Process(target=store.__getitem__, args=("v1",))
+                    child = multiprocessing.Process(target=store.__getitem__, args=("v1",))
                     child.start()
-                    child.join(30)
+                    child.join(SECONDS)
                     assert child.exitcode == 0
             finally:
                 stop.set()
             for one in others:
-                one.result(timeout=30)
+                one.result(SECONDS)
 
 
 def test_transposed_features_are_told_where_the_other_axis_fits():

@@ -6,13 +6,14 @@ import time
 from urllib.parse import urlparse
 
 import pytest
+from helpers.processes import SECONDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 CLIPS = 16  # of the pipeline
 QUERY = "the red circle moves to the left"
 
 
-def eventually(condition, seconds=10, show=lambda: None):
+def eventually(condition, seconds=SECONDS, show=lambda: None):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, show()
@@ -292,6 +293,6 @@ def test_it_ends_without_a_trace(visit, new_visit, films, server):
     other.upload(films["good"])
     other.page.wait_for_function("document.body.innerText.includes('Please try again later')")
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(20) == 130
+    assert server.process.wait(SECONDS) == 130
     assert list(server.scratch.iterdir()) == []
     assert json.loads(server.log.read_text())["public_address"] is None

@@ -4,6 +4,7 @@ Also functions in several processes that find each other, as `torchrun` lets the
 """
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -31,6 +32,8 @@ _CONTEXT.set_forkserver_preload(
         "torch.utils.tensorboard",
     ]
 )
+# What waits for a process waits so long: other programs may keep the machine busy.
+SECONDS = 120
 _STARTED: list[Any] = []
 _FOLDERS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
@@ -45,6 +48,46 @@ def start_process(function: Callable[..., None], *arguments: Any) -> Any:
     process.start()
     _STARTED.append(process)
     return process
+
+
+def forks(test: Callable[..., None]) -> Callable[..., None]:
+    """Let a test fork: in a process of its own, where no threads hold locks. Fixtures are pickled.
+
+    The process of the tests has threads, of torch and others: forks of it may wait for ever.
+    """
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        end, told = _CONTEXT.Pipe(duplex=False)
+        process = start_process(_run_in_group, told, run, arguments, fixtures)
+        told.close()
+        try:
+            error = end.recv() if end.poll(4 * SECONDS) else "it hangs"
+        except EOFError:
+            process.join()
+            error = f"it ended with {process.exitcode}"
+        finally:
+            end.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also what the test forked
+        if error:
+            pytest.fail(error, pytrace=False)
+
+    needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+    return pytest.mark.process(needs_fork(run))
+
+
+def _run_in_group(told: Any, test: Any, arguments: Any, fixtures: dict[str, Any]) -> None:
+    import torch
+
+    os.setpgrp()
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
+    try:
+        test.__wrapped__(*arguments, **fixtures)
+        told.send("")
+    except BaseException:
+        told.send(traceback.format_exc())
 
 
 def start_program(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[Any]":
@@ -99,7 +142,7 @@ def start_processes(
     return running
 
 
-def end_processes(running: list[Any], seconds: float = 120) -> list[int]:
+def end_processes(running: list[Any], seconds: float = SECONDS) -> list[int]:
     """Wait for processes, some seconds each, kill those that still run, and give exit codes."""
     try:
         for process in running:
@@ -112,7 +155,7 @@ def end_processes(running: list[Any], seconds: float = 120) -> list[int]:
 
 
 def run_processes(
-    function: Callable[..., None], count: int, logs: Path, *arguments: Any, seconds: float = 120
+    function: Callable[..., None], count: int, logs: Path, *arguments: Any, seconds: float = SECONDS
 ) -> str:
     """Run a function `count` times at once; returns what the first process printed.
 

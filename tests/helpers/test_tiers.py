@@ -1,6 +1,7 @@
 """Tests that use slow means without saying so fail."""
 
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
@@ -21,11 +22,10 @@ def test_what_is_slow_is_noted() -> None:
     assert slow_means() == {"compile"}
     subprocess.run([sys.executable, "-c", ""], check=True)
     assert slow_means() == {"process"}
-    for method, means in {"fork": set(), "spawn": {"process"}}.items():
-        process = multiprocessing.get_context(method).Process()
-        process.start()
-        process.join()
-        assert slow_means() == means
+    process = multiprocessing.get_context("spawn").Process()
+    process.start()
+    process.join()
+    assert slow_means() == {"process"}
 
 
 def test_programs_that_are_quick_are_not() -> None:
@@ -44,6 +44,15 @@ def test_a_test_without_its_marker_fails(request: pytest.FixtureRequest) -> None
     request.node.add_marker("process")
     subprocess.run(start, check=True)
     fail_if_unmarked(request.node)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_test_that_forks_the_tests_fails(request: pytest.FixtureRequest) -> None:
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(pytest.fail.Exception, match=r"forks: mark it with @helpers\.processes"):
+        fail_if_unmarked(request.node)
 
 
 def test_each_marked_test_runs_once_in_ci() -> None:

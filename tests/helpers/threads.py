@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from helpers.processes import SECONDS
+
 
 def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     """Run each call in a thread of its own, begun together, and give what they return.
@@ -17,7 +19,7 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
     def run(index: int) -> None:
         try:
-            barrier.wait(timeout=60)
+            barrier.wait(SECONDS)
             results[index] = calls[index]()
         except BaseException as error:
             errors.append(error)

@@ -1,12 +1,13 @@
 """Slow means that tests use, each with a marker: plain `python -m pytest` leaves such tests out.
 
-A test that starts an interpreter, compiles or opens a browser says so by its marker, or fails.
+A test that starts an interpreter, compiles or opens a browser says so by its marker, or fails. One
+that forks the process of the tests fails.
 """
 
 import functools
-import multiprocessing
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,12 @@ def watch_slow_means() -> None:
     sys.addaudithook(_note_program)
     _note_calls(torch, "compile", lambda *_: "compile")
     _note_calls(torch.export, "export", lambda *_: "compile")
-    _note_calls(
-        multiprocessing.process.BaseProcess,
-        "start",
-        # A fork has everything imported.
-        lambda process: "" if _start_method(process) == "fork" else "process",
-    )
+    _note_calls(BaseProcess, "start", lambda *_: "process")
 
 
 def slow_means() -> set[str]:
     """Markers of what was used since the last call."""
-    used = _used - {""}
+    used = _used.copy()
     _used.clear()
     return used
 
@@ -40,7 +36,10 @@ def slow_means() -> set[str]:
 def fail_if_unmarked(test: pytest.Item) -> None:
     """Fail unless a test is marked by what it, or a fixture made for it, used."""
     markers = {mark.name for mark in test.iter_markers()}
-    if (missing := slow_means() - markers) and "first_page" not in markers:
+    missing = slow_means() - markers
+    if "fork" in missing:
+        pytest.fail(f"{test.nodeid} forks: mark it with @helpers.processes.forks", pytrace=False)
+    if missing and "first_page" not in markers:
         wanted = ", ".join(f"@pytest.mark.{name}" for name in sorted(missing))
         pytest.fail(f"{test.nodeid} is slow by its nature: mark it with {wanted}", pytrace=False)
 
@@ -52,10 +51,8 @@ def _note_program(event: str, arguments: tuple[Any, ...]) -> None:
             _used.add("browser")
         elif program.parent == _PROGRAMS and "-I" not in options:  # a small one that reads HDF5
             _used.add("process")
-
-
-def _start_method(process: Any) -> str:
-    return process._start_method or multiprocessing.get_start_method()
+    elif event == "os.fork":
+        _used.add("fork")
 
 
 def _note_calls(owner: Any, name: str, marker: Callable[..., str]) -> None:

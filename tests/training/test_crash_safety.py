@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import crash_run
+from helpers.processes import SECONDS
 
 pytestmark = [
     pytest.mark.process,
@@ -20,7 +21,7 @@ KILLS = int(os.environ.get("TMAPDIFF_KILLS", "3"))
 OFTEN = {"checkpoint_steps": 1, "num_workers": 1}
 
 
-def wait(process, seconds: float = 120) -> int:
+def wait(process, seconds: float = SECONDS) -> int:
     process.join(seconds)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
@@ -30,7 +31,7 @@ def finished(folder: Path) -> dict:
     return json.loads((folder / "result-0.json").read_text())
 
 
-def wait_for(file: Path, process, seconds: float = 60) -> None:
+def wait_for(file: Path, process, seconds: float = SECONDS) -> None:
     until = time.monotonic() + seconds
     while not file.exists():
         assert process.is_alive(), f"ended with {process.exitcode}"

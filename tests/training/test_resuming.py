@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.processes import forks
 from helpers.training import (
     CONFIG,
     Interrupted,
@@ -74,10 +75,7 @@ def parts(epoch, tmp_path) -> Path:
     return Path(shutil.copytree(epoch, tmp_path / "parts"))
 
 
-WORKER = pytest.param({"num_workers": 1}, marks=pytest.mark.process)
-
-
-@pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}, WORKER])
+@pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}])
 def test_resumed_run_equals_uninterrupted_run(dataset, whole, parts, changes):
     torch.manual_seed(12345)  # another process, with another random state
     resumed = make_trainer(dataset, parts, replace(CONFIG, **changes)).resume()
@@ -102,8 +100,9 @@ def test_validation_does_not_change_a_resumed_run(dataset, whole, tmp_path, epoc
     assert_equal_weights(whole.weights, weights(resumed))
 
 
-@pytest.mark.process
-def test_worker_processes_change_nothing(dataset, whole, tmp_path):
+@forks
+def test_worker_processes_change_nothing(dataset, whole, parts, tmp_path):
+    test_resumed_run_equals_uninterrupted_run(dataset, whole, parts, {"num_workers": 1})
     trainer = make_trainer(dataset, tmp_path, replace(CONFIG, num_workers=1))
     trainer.train()
     assert_equal_weights(whole.weights, weights(trainer))
@@ -247,6 +246,7 @@ class Scribbled:
         return replace(sample, features=sample.features + 0.1 * torch.randn(8, 16))
 
 
+@forks
 @pytest.mark.train
 @pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_a_run_goes_on_within_an_epoch(dataset, tmp_path, precision):

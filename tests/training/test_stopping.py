@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from helpers.processes import start_program
+from helpers.processes import SECONDS, start_program
 
 from tmapdiff.training import _stopping
 from tmapdiff.training._stopping import SignalGuard
@@ -81,5 +81,5 @@ def test_workers_outlive_signals_for_a_while():
     worker.send_signal(signal.SIGINT)
     began = time.monotonic()
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(15) == 143
+    assert worker.wait(SECONDS) == 143
     assert time.monotonic() - began >= 0.3

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.processes import start_program
+from helpers.processes import SECONDS, forks, start_program
 from helpers.videos import number_image, write_video
 
 import tmapdiff
@@ -74,8 +74,7 @@ def folder(tmp_path):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.process)])
+@pytest.mark.parametrize("num_workers", [0])
 def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
     out = tmp_path / "features.h5"
     report = extract_features(folder, encoder, out, fps=2, batch_size=4, num_workers=num_workers)
@@ -113,6 +112,11 @@ def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
         assert about["source_size"] == (folder / "first.mp4").stat().st_size
         assert "damage" not in about
         assert file["cut"].attrs["damage"] == report.damaged[0].reason.encode()
+
+
+@forks
+def test_a_folder_of_videos_with_workers(tmp_path, folder):
+    test_a_folder_of_videos(tmp_path, folder, make_encoder(), num_workers=2)
 
 
 # Suffix, FFmpeg's format, codec, pixel format, time base.
@@ -364,7 +368,7 @@ def test_a_killed_run_goes_on(tmp_path, encoder):
     command = [sys.executable, "-c", EXTRACT, str(folder), str(out)]
     run = start_program(command, env=ENVIRONMENT, stdout=subprocess.PIPE)
     run.stdout.readline()
-    parts, until = tmp_path / "features.h5.parts", time.monotonic() + 60
+    parts, until = tmp_path / "features.h5.parts", time.monotonic() + SECONDS
     while len(list(parts.glob("*.npz"))) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     run.kill()

@@ -1,17 +1,19 @@
 import json
-import multiprocessing
 import os
 import sys
 import time
+from multiprocessing import Barrier, Event, Process, Queue
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.processes import SECONDS, forks
 
 from tmapdiff import open_feature_store
 from tmapdiff.errors import FeatureError, FileError, MissingDependencyError
-from tmapdiff.video import FeatureStoreWriter
+from tmapdiff.video import FeatureStoreWriter, store_writer
 
 h5py = pytest.importorskip("h5py")
 
@@ -111,34 +113,61 @@ def test_foreign_and_broken_files_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "a.h5"
     refused(FileError, f"cannot write {inside}.parts: ", inside)
+    for number, (make, target) in enumerate(((Path.write_text, ""), (Path.symlink_to, "nowhere"))):
+        path = tmp_path / f"in the way {number}.h5"
+        make(path.with_name(f"{path.name}.parts"), target)
+        began = time.process_time()
+        refused(FileError, f"cannot write {path}.parts: ", path)
+        assert time.process_time() - began < 0.5  # at once
 
 
 def _hold(path, entered, leave):
     with FeatureStoreWriter(path, SHARED):
         entered.set()
-        leave.wait(30)
+        leave.wait(SECONDS)
 
 
-FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-
-
-@FORKS
-@POSIX
 def test_two_writers_are_kept_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("tmapdiff.video.store_writer.SECONDS_OF_ORPHANS", 0.1)
+    monkeypatch.setattr(store_writer, "SECONDS_OF_ORPHANS", 0.1)
     path = tmp_path / "a.h5"
-    context = multiprocessing.get_context("fork")
-    entered, leave = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(path, entered, leave))
+    with FeatureStoreWriter(path, SHARED):
+        expected = f"expected to be the only process that writes {path}, got another"
+        refused(FileError, expected, path)
+    with FeatureStoreWriter(path, SHARED):
+        pass
+
+
+@forks
+def test_writers_of_two_processes_are_kept_apart(tmp_path):
+    store_writer.SECONDS_OF_ORPHANS = 0.1
+    path = tmp_path / "a.h5"
+    entered, leave = Event(), Event()
+    other = Process(target=_hold, args=(path, entered, leave))
     other.start()
-    assert entered.wait(30)
+    assert entered.wait(SECONDS)
     refused(FileError, f"expected to be the only process that writes {path}, got another", path)
     # One that is killed does not keep others out.
     other.kill()
-    other.join(30)
+    other.join(SECONDS)
     with FeatureStoreWriter(path, SHARED):
         pass
+
+
+def test_who_comes_while_another_leaves_keeps_its_files(tmp_path, monkeypatch):
+    one, other = (FeatureStoreWriter(tmp_path / "a.h5", SHARED) for _ in range(2))
+    unlink = os.unlink
+
+    def enter_then(path, **options):
+        unlink(path, **options)
+        if Path(path).name == "lock":
+            monkeypatch.undo()
+            other.__enter__()
+
+    with one:
+        monkeypatch.setattr(os, "unlink", enter_then)
+    assert (other.parts / "attributes.json").exists()
+    other.__exit__()
+    assert not other.parts.exists()
 
 
 def _hold_with_a_worker(path, entered):
@@ -150,14 +179,12 @@ def _hold_with_a_worker(path, entered):
         time.sleep(30)
 
 
-@FORKS
-@POSIX
+@forks
 def test_workers_of_a_killed_writer_keep_nobody_out(tmp_path):
-    context = multiprocessing.get_context("fork")
-    entered = context.Event()
-    writer = context.Process(target=_hold_with_a_worker, args=(tmp_path / "a.h5", entered))
+    entered = Event()
+    writer = Process(target=_hold_with_a_worker, args=(tmp_path / "a.h5", entered))
     writer.start()
-    assert entered.wait(30)
+    assert entered.wait(SECONDS)
     writer.kill()
     while writer.exitcode is None:  # join would wait for the worker
         time.sleep(0.01)
@@ -177,25 +204,23 @@ def _write_for_ever(path, first, entered):
             store.finish()
 
 
-@FORKS
-@POSIX
+@forks
 def test_killed_at_any_moment(tmp_path):
     path = tmp_path / "a.h5"
-    context = multiprocessing.get_context("fork")
     random = np.random.default_rng()
     parts = finished = 0
     for round_ in range(25):
-        entered = context.Event()
-        writer = context.Process(target=_write_for_ever, args=(path, 1000 * round_, entered))
+        entered = Event()
+        writer = Process(target=_write_for_ever, args=(path, 1000 * round_, entered))
         writer.start()
         if round_ % 5:  # the others may be killed while they read what is there
-            assert entered.wait(30)
-        until = time.monotonic() + 30
+            assert entered.wait(SECONDS)
+        until = time.monotonic() + SECONDS
         while not path.exists() and time.monotonic() < until:
             time.sleep(0.005)  # the first round, till one file is finished
         time.sleep(0.15 * random.random())
         writer.kill()
-        writer.join(30)
+        writer.join(SECONDS)
         assert writer.exitcode == -9
         if path.exists():
             finished += 1
@@ -245,7 +270,7 @@ def test_spoilt_parts_are_made_anew(tmp_path):
 
 
 def _write_in_turn(path, number, start, tell):
-    start.wait(30)
+    start.wait(SECONDS)
     done, told = 0, []
     while done < 15:
         try:
@@ -265,23 +290,18 @@ def _write_in_turn(path, number, start, tell):
     tell.put(told)
 
 
-@FORKS
-@POSIX
-def test_four_writers_are_one_after_the_other_or_told_of_another(tmp_path, monkeypatch):
+@forks
+def test_four_writers_are_one_after_the_other_or_told_of_another(tmp_path):
     """Each leaves, and takes the folder with the lock away, while the others wait for it."""
-    monkeypatch.setattr("tmapdiff.video.store_writer.SECONDS_OF_ORPHANS", 0.1)
+    store_writer.SECONDS_OF_ORPHANS = 0.1
     path = tmp_path / "a.h5"
-    context = multiprocessing.get_context("fork")
-    start, tell = context.Barrier(4), context.Queue()
-    writers = [
-        context.Process(target=_write_in_turn, args=(path, number, start, tell))
-        for number in range(4)
-    ]
+    start, tell = Barrier(4), Queue()
+    writers = [Process(target=_write_in_turn, args=(path, i, start, tell)) for i in range(4)]
     for writer in writers:
         writer.start()
-    told = {text for _ in writers for text in tell.get(timeout=30)}
+    told = {text for _ in writers for text in tell.get(timeout=SECONDS)}
     for writer in writers:
-        writer.join(30)
+        writer.join(SECONDS)
     expected = f"to be the only process that writes {path}, got another one."
     assert told <= {f"FeatureStoreWriter: expected {expected}"}
     with FeatureStoreWriter(path, SHARED) as store:

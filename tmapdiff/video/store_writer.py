@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class FeatureStoreWriter:
             if time.monotonic() > until:
                 expected = f"to be the only process that writes {self.path}"
                 raise FileError(message("FeatureStoreWriter", expected, "another one"))
+            time.sleep(0.01)
         try:
             self._take_over()
         except BaseException:
@@ -159,7 +161,8 @@ class FeatureStoreWriter:
             return False
         except OSError as error:
             came_and_went = isinstance(error, FileNotFoundError | FileExistsError)
-            if came_and_went and self.parts.parent.is_dir() and not self.parts.is_file():
+            in_the_way = self.parts.is_file() or self.parts.is_symlink()
+            if came_and_went and self.parts.parent.is_dir() and not in_the_way:
                 return False
             raise FileError(f"cannot write {self.parts}: {error.strerror}.") from error
         if self._has_lock():
@@ -231,6 +234,11 @@ class FeatureStoreWriter:
 
     def _leave(self) -> None:
         if not self._parts():
+            # The lock last: without it, what is here may be the next writer's.
+            for left in self.parts.glob("*"):
+                if left != Path(self._lock.lock_file):
+                    with suppress(OSError):
+                        left.unlink()
             shutil.rmtree(self.parts, ignore_errors=True)
         self._lock.release()
 
