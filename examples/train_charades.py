@@ -21,7 +21,7 @@ import torch
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Trainer, Vocabulary
 from tmapdiff.data import write_submission
 from tmapdiff.evaluation import draw_queries, evaluate, evaluate_prior, fit_moment_prior
-from tmapdiff.recipes import SYNTHETIC_EPOCHS, LocalizationData, is_main_process, make_test_set
+from tmapdiff.recipes import SYNTHETIC_EPOCHS, LocalizationData, is_main_process
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     model = preset.build(vocabulary_size=len(vocabulary), clip_channels=data.store.feature_dim)
     train_set = data.make_train_set(model.grid, vocabulary)
-    test_set = make_test_set(data.test, data.store, model.grid, vocabulary)
+    test_set = data.make_test_set(model.grid, vocabulary)
 
     # 3. training
     epochs = args.epochs or (preset.training.epochs if args.root else SYNTHETIC_EPOCHS)

@@ -48,6 +48,8 @@ class LocalizationData:
         is_synthetic: Whether it is made up.
         files: The annotation file of each part, `train` and `test`; none of made-up data.
         is_held_out: Whether `test` are videos of the training part.
+        word_features: Features of the words of all queries, as for `MomentDataset`. By default,
+            words are looked up in a vocabulary.
     """
 
     name: str
@@ -58,6 +60,7 @@ class LocalizationData:
     is_synthetic: bool = False
     files: Mapping[str, Path] = field(default_factory=dict)
     is_held_out: bool = False
+    word_features: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         lines = [f"train: {_described(self.train)}"] if self.train.report.lines else []
@@ -68,6 +71,19 @@ class LocalizationData:
     def evaluated_on(self) -> str:
         """How many queries there are to evaluate on, and where they come from."""
         return _described(self.test, ", held out of training" if self.is_held_out else "")
+
+    @property
+    def text_channels(self) -> int | None:
+        """Channels of the features of words, where there are such."""
+        if self.word_features is None:
+            return None
+        return next(iter(self.word_features.values())).shape[-1]
+
+    def make_vocabulary(self) -> Vocabulary | None:
+        """Make the vocabulary of the training queries; None where words are features."""
+        if self.word_features is not None:
+            return None
+        return Vocabulary.from_sentences(pair.query for pair in self.train)
 
     @classmethod
     def make_up(cls, protocol: Protocol = "rank") -> Self:
@@ -176,15 +192,20 @@ class LocalizationData:
         return replace(self, train=self.train.limit(n), test=self.test.limit(n))
 
     def make_train_set(
-        self, grid: MapGrid, vocabulary: Vocabulary, clip_seconds: float | None = None
+        self,
+        grid: MapGrid,
+        vocabulary: Vocabulary | None,
+        clip_seconds: float | None = None,
+        features_per_clip: int = 1,
     ) -> MomentDataset:
         """Make the data set to train on; of DiDeMo, with the moment that annotators agree on.
 
         Args:
             grid: The model's grid.
-            vocabulary: Words to encode the queries with.
+            vocabulary: Words to encode the queries with; None with `word_features`.
             clip_seconds: Seconds per clip, to train on windows of long videos. By default, clips
                 divide each video equally.
+            features_per_clip: As for `MomentDataset`.
 
         Raises:
             ArgumentError: As `MomentDataset`.
@@ -196,6 +217,26 @@ class LocalizationData:
             grid.num_clips,
             clip_seconds=clip_seconds,
             clip_multiple=grid.stride(grid.num_scales - 1),
+            features_per_clip=features_per_clip,
+            word_features=self.word_features,
+        )
+
+    def make_test_set(
+        self,
+        grid: MapGrid,
+        vocabulary: Vocabulary | None,
+        clip_seconds: float | None = None,
+        features_per_clip: int = 1,
+    ) -> MomentDataset:
+        """Make the data set to evaluate on, whole videos; with arguments as `make_train_set`."""
+        return make_test_set(
+            self.test,
+            self.store,
+            grid,
+            vocabulary,
+            clip_seconds,
+            features_per_clip=features_per_clip,
+            word_features=self.word_features,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_choice, check_int, check_list, message
 from tmapdiff._core.files import written_beside
-from tmapdiff.data import MomentDataset, Vocabulary, write_submission
+from tmapdiff.data import MomentDataset, write_submission
 from tmapdiff.errors import ConfigError
 from tmapdiff.evaluation import (
     Evaluation,
@@ -273,12 +273,10 @@ def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -
     check_choice("evaluate_control", "control", control, get_args(Control))
     if data.protocol == "didemo" and control == "prior":
         return Results({control: evaluate_didemo_prior(data.train, data.test)})
-    grid = recipe.preset_for(data.protocol).make_grid()
-    vocabulary = Vocabulary.from_sentences(pair.query for pair in (*data.train, *data.test))
-    clip_seconds = recipe.clip_seconds_for(data.protocol)
-    test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
+    options = recipe.set_options(data)
+    grid, test_set = options["grid"], data.make_test_set(**options)
     protocol = "rank" if data.protocol == "didemo" else data.protocol
     if control == "oracle":
         return Results({control: evaluate_oracle(grid, test_set, protocol=protocol)})
-    prior = fit_moment_prior(grid, data.make_train_set(grid, vocabulary, clip_seconds))
+    prior = fit_moment_prior(grid, data.make_train_set(**options))
     return Results({control: evaluate_prior(grid, prior, test_set, protocol=protocol)})

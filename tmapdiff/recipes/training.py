@@ -13,12 +13,12 @@ import torch
 
 from tmapdiff._core.checks import check_choice, check_int, check_range, message
 from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
-from tmapdiff.errors import ArgumentError, FileError
+from tmapdiff.errors import ArgumentError, ConfigError, FileError
 from tmapdiff.evaluation import Protocol
 from tmapdiff.models import MapLocalizer, MomentLocalizer
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
-from tmapdiff.recipes.data import LocalizationData, make_test_set
+from tmapdiff.recipes.data import LocalizationData
 from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import RESUME_MAY_CHANGE, Trainer, TrainingConfig
 from tmapdiff.training.checkpoints import CheckpointFolder
@@ -126,18 +126,20 @@ class Recipe:
 
     def build(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | None,
         feature_dim: int,
         protocol: Protocol = "rank",
         say: Callable[[str], None] = lambda line: None,
+        text_channels: int | None = None,
     ) -> MapLocalizer:
         """Make the model with its initial weights.
 
         Args:
-            vocabulary: The words that it will know.
+            vocabulary: The words that it will know; None with `text_channels`.
             feature_dim: Channels of the video features.
             protocol: How it will be judged, which may decide its grid.
             say: Called with each line on what was made.
+            text_channels: Channels of words that are features.
 
         Raises:
             FileError: If the GloVe vectors cannot be read.
@@ -145,10 +147,15 @@ class Recipe:
         """
         preset = self.preset_for(protocol)
         torch.manual_seed(self.seed)
-        fields: dict[str, Any] = {"vocabulary_size": len(vocabulary), "clip_channels": feature_dim}
+        size = None if vocabulary is None else len(vocabulary)
+        fields: dict[str, Any] = {"vocabulary_size": size, "clip_channels": feature_dim}
+        if text_channels is not None:
+            fields["encoder"] = {"text_channels": text_channels}
         if self.objective:
             fields["objective"] = self.objective
         if self.glove is not None:
+            if vocabulary is None:
+                raise ConfigError(message("Recipe", "glove with a vocabulary", "words as features"))
             vectors, found = load_glove(self.glove).rows_for(vocabulary)
             say(f"GloVe: {found} of {len(vocabulary)} words found")
             fields["encoder"] = {"word_channels": vectors.shape[1], "train_words": False}
@@ -163,6 +170,16 @@ class Recipe:
             model.encoder.load_word_vectors(vectors)
         say(f"model: preset {self.preset}, {model.num_parameters() / 1e6:.2f} million parameters")
         return model
+
+    def set_options(self, data: LocalizationData) -> dict[str, Any]:
+        """Return the arguments of `data.make_train_set` and `make_test_set` that fit the preset."""
+        preset = self.preset_for(data.protocol)
+        return {
+            "grid": preset.make_grid(),
+            "vocabulary": data.make_vocabulary(),
+            "clip_seconds": self.clip_seconds_for(data.protocol),
+            "features_per_clip": preset.encoder.get("features_per_clip", 1),
+        }
 
     def train(
         self,
@@ -193,12 +210,10 @@ class Recipe:
             FeatureError: If the features of a video cannot be used.
         """
         config = self.training_config(data)
-        vocabulary = Vocabulary.from_sentences(pair.query for pair in data.train)
-        grid = self.preset_for(data.protocol).make_grid()
-        clip_seconds = self.clip_seconds_for(data.protocol)
-        train_set = data.make_train_set(grid, vocabulary, clip_seconds)
-        test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
-        model = self.build(vocabulary, data.store.feature_dim, data.protocol, say)
+        options = self.set_options(data)
+        train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
+        width = data.store.feature_dim
+        model = self.build(options["vocabulary"], width, data.protocol, say, data.text_channels)
         if isinstance(model, MomentLocalizer):
             for count in steps:
                 model.scheduler.set_timesteps(count)
