@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from tmapdiff.models import MapLocalizer as MapLocalizer
     from tmapdiff.models import MomentLocalizer as MomentLocalizer
     from tmapdiff.models import MultimodalEncoder as MultimodalEncoder
+    from tmapdiff.models import SimilarityLocalizer as SimilarityLocalizer
     from tmapdiff.models import TransformersTextEncoder as TransformersTextEncoder
     from tmapdiff.pipelines import LocalizedMoment as LocalizedMoment
     from tmapdiff.pipelines import MomentLocalizationOutput as MomentLocalizationOutput
@@ -118,7 +119,7 @@ _NAMES = {
     """,
     "models": """
         MapFeatureBuilder TransformersTextEncoder MultimodalEncoder MapDiffusionDecoder
-        MomentLocalizer MS2DTAN MapLocalizer Localization
+        MomentLocalizer SimilarityLocalizer MS2DTAN MapLocalizer Localization
     """,
     "losses": "get_objective",
     "metrics": "LocalizationMetrics DiDeMoMetrics",

@@ -274,3 +274,38 @@ def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:
     """Raise the highest cell of maps that have none above 0 to hardly more than that."""
     best, index = scores.where(valid, -torch.inf).max(dim=1, keepdim=True)
     return scores.scatter(1, index, best.clamp(min=_FLOOR))
+
+
+@torch.no_grad()
+def expect_map(
+    candidates: Tensor, likelihood: Tensor, target: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Compute the map that is expected where moments are known to be likely: cells hold a mean.
+
+    It is what `deconvolve_map` undoes, and what all rankings read. The tables are those of
+    `rank_by_expected_hits`.
+
+    Args:
+        candidates: Start and end of each candidate, in clips.
+        likelihood: How likely the moment of each query is each candidate.
+        target: What cells hold, as an elementwise function of their IoU with the moment.
+
+    Shape:
+        - candidates: (M, 2)
+        - likelihood: (B, M)
+        - returns: (B, M)
+
+    Raises:
+        ShapeError: If a shape does not fit.
+    """
+    who = "expect_map"
+    sizes = check_shape(who, "candidates", candidates, "M 2")
+    check_shape(who, "likelihood", likelihood, "B M", sizes)
+    wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
+    with torch.autocast(wide.device.type, enabled=False):
+        tables = tables_of(who, candidates, target, soft_hits, 4, wide.dtype)
+        if tables.blocks is None:
+            return (tables.response @ wide.T.contiguous()).T.contiguous()
+        places = tables.blocks.places
+        spread = tables.blocks.spread(wide).clamp(min=0)
+        return (tables.response @ spread.T.contiguous()).T[:, places]

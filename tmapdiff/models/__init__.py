@@ -13,6 +13,7 @@ from tmapdiff.models.protocols import (
     Objective,
     register_part,
 )
+from tmapdiff.models.similarity import SimilarityEncoder, SimilarityLocalizer
 from tmapdiff.models.transformers_text import SentenceFeatures, TransformersTextEncoder
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Objective",
     "Ranking",
     "SentenceFeatures",
+    "SimilarityEncoder",
+    "SimilarityLocalizer",
     "TextEncoder",
     "TransformerMapDecoder",
     "TransformersTextEncoder",

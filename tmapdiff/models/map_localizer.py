@@ -432,12 +432,24 @@ class MapLocalizer(MapModel):
         num_clips: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Map to learn, (B, cells), and which of its cells are valid."""
+        iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
+        grid = self.grid_of(features, num_clips)
+        return self.objective.target(iou), grid.packed_mask(iou.device, num_clips)
+
+    def _ious(
+        self,
+        features: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None,
+        num_clips: Tensor | None,
+    ) -> Tensor:
+        """IoU of each cell with the annotated moments, (B, cells)."""
         grid, build = self.grid_of(features, num_clips), self.build_iou_maps
         grid.check_num_clips(num_clips, wait=build.validate)
         if grid != self.grid:
             build = IoUMapBuilder(grid, validate=build.validate)
-        target = self.objective.target(build.packed(moments, clip_seconds, num_moments))
-        return target, grid.packed_mask(target.device, num_clips)
+        return build.packed(moments, clip_seconds, num_moments)
 
     def grid_of(self, features: Tensor, num_clips: Tensor | None) -> MapGrid:
         """Return the candidate moments of a batch: the configuration's, unless clips are counted.

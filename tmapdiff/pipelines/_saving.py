@@ -13,7 +13,13 @@ from tmapdiff._core.checks import first_line, message, short
 from tmapdiff._core.limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError, FileError
-from tmapdiff.models import MS2DTAN, MapLocalizer, MomentLocalizer, TransformersTextEncoder
+from tmapdiff.models import (
+    MS2DTAN,
+    MapLocalizer,
+    MomentLocalizer,
+    SimilarityLocalizer,
+    TransformersTextEncoder,
+)
 from tmapdiff.models._base import MODEL_FILES
 from tmapdiff.models.transformers_text import TEXT_ENCODER_FILES
 from tmapdiff.video import FrameEncoder
@@ -30,7 +36,7 @@ PIPELINE_FILES = {
     "text_encoder": TEXT_ENCODER_FILES,
 }
 _LOCALIZERS: Mapping[str, type[MapLocalizer]] = {
-    one.__name__: one for one in (MomentLocalizer, MS2DTAN)
+    one.__name__: one for one in (MomentLocalizer, MS2DTAN, SimilarityLocalizer)
 }
 
 

@@ -36,6 +36,7 @@ from tmapdiff.models import (
     Localization,
     MapLocalizer,
     MultimodalEncoder,
+    SimilarityEncoder,
     Ranking,
     TransformersTextEncoder,
 )
@@ -121,7 +122,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             clip_seconds = check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
         if durations is not None:
             durations = summarize_durations(who, durations)
-        if not isinstance(localizer.encoder, MultimodalEncoder):
+        if not isinstance(localizer.encoder, MultimodalEncoder | SimilarityEncoder):
             got, hint = type(localizer.encoder).__name__, "Call localizer.localize itself."
             raise ConfigError(message(who, "a localizer with a MultimodalEncoder", got, hint))
         encoder = localizer.encoder.config

@@ -1,0 +1,250 @@
+"""How a candidate moment stands out from what is around it, as prefix sums over a video's rows."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from tmapdiff._core.checks import check_floating, check_length, check_shape, check_sizes, message
+from tmapdiff.errors import ConfigError, ShapeError
+from tmapdiff.maps.grid import MapGrid
+
+_THRESHOLDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_LENGTH_POWER = 0.3
+_EDGE_ROWS = 2
+_LARGEST_CONTRAST = 3.0
+_OUTSIDE = -0.8  # what the similarity before and after the video counts as
+_SMALLEST_DEVIATION = 1e-6
+
+_SIDES = ("over half before", "over half after", "over full before", "over full after")
+CONTRASTS = (
+    *(f"fine {name}" for name in ("mean", *_SIDES, "before", "after", "first", "last")),
+    *(f"middle {name}" for name in ("mean", *_SIDES)),
+    *(f"middle above {threshold:g}" for threshold in _THRESHOLDS),
+    "coarse mean",
+)
+GEOMETRY = ("log length", "log length squared", "share of the video", "at start", "at end")
+
+
+def contrast_features(
+    similarity: Tensor,
+    grid: MapGrid,
+    num_clips: Tensor | None = None,
+    *,
+    smoothings: Sequence[int] = (1, 5, 9),
+) -> Tensor:
+    """Compute how each candidate moment contrasts with its video, for every similarity.
+
+    A similarity says how well each row of a video, one of the features that come in for a clip,
+    fits a sentence. It is smoothed (means over 1, 5 and 9 rows: fine, middle, coarse; the first and
+    the last row are repeated beyond the ends) and then standardised over the rows of its video.
+    Of each candidate, `CONTRASTS` are
+
+    - `mean`: the mean inside (fine, middle, coarse)
+    - `over half before`, `over full after`, ...: that less the mean of the rows before or after it,
+      as many as half the candidate or all of it has; at most 3 (fine, middle)
+    - `before`, `after`, `first`, `last`: means of the 2 rows before and after it, and of its first
+      and last 2 (fine)
+    - `above 0.5`, ...: the sum of what is above a threshold, below it negative, over the length to
+      the power 0.3: it is highest of a moment that is long and similar (middle)
+
+    and `GEOMETRY` are the logarithm of its rows, the square of that, its share of the video, and
+    whether it starts or ends with it. What would lie outside of the video counts as -0.8.
+
+    Computed in float32 at least, in time linear in candidates. Differentiable in `similarity`.
+
+    Args:
+        similarity: Similarities of each row. What is after a video's clips is not read.
+        grid: The candidate moments.
+        num_clips: Clips of each video. Defaults to the grid's.
+        smoothings: Rows that the three smoothings go over; odd.
+
+    Shape:
+        - similarity: (B, S, num_clips * rows of a clip), S similarities
+        - num_clips: (B,), integer
+        - returns: (B, 20 * S + 5, cells): each of `CONTRASTS` for all similarities, then
+          `GEOMETRY`; 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit, or there are not three smoothings.
+        ArgumentError: If `similarity` is not floating, a smoothing below 1, or as
+            `MapGrid.check_num_clips`.
+        ConfigError: If a smoothing is even.
+    """
+    who = "contrast_features"
+    sizes = check_shape(who, "similarity", similarity, "B S T")
+    check_floating(who, "similarity", similarity)
+    check_smoothings(who, smoothings)
+    cells = _Cells(who, grid, sizes, num_clips, similarity.device)
+    wide = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
+    fine, middle, coarse = (cells.prefix_sums(cells.smoothed(wide, k)) for k in smoothings)
+
+    # 1. In the finest: means, sides and edges.
+    features = [mean := cells.means(fine)]
+    features += [(mean - side).clamp(max=_LARGEST_CONTRAST) for side in cells.sides(fine)]
+    features += [*cells.around(fine, cells.edge), *cells.edges(fine)]
+
+    # 2. In the middle one: means and sides, and sums over thresholds.
+    features.append(mean := cells.means(middle))
+    features += [(mean - side).clamp(max=_LARGEST_CONTRAST) for side in cells.sides(middle)]
+    weight = cells.column(cells.length.to(wide.dtype) ** (1 - _LENGTH_POWER))
+    features += [(mean - threshold) * weight for threshold in _THRESHOLDS]
+
+    # 3. In the coarsest: means.
+    features.append(cells.means(coarse))
+    features.append(cells.geometry(wide.dtype).expand(-1, -1, sizes["B"]))
+    return cells.finish(torch.cat(features, dim=1)).to(similarity.dtype)
+
+
+def check_smoothings(who: str, smoothings: Sequence[int]) -> None:
+    """Raise ShapeError, ArgumentError or ConfigError unless they are three odd numbers of rows."""
+    check_length(who, "smoothings", smoothings, 3)
+    for size in check_sizes(who, "smoothings", smoothings):
+        if size % 2 == 0:
+            raise ConfigError(message(who, "odd smoothings", size))
+
+
+def cell_means(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
+    """Compute the mean of a video's rows over each candidate moment.
+
+    Computed in float32 at least.
+
+    Args:
+        rows: Features. What is after a video's clips is not read.
+        grid: The candidate moments.
+        num_clips: Clips of each video. Defaults to the grid's.
+
+    Shape:
+        - rows: (B, num_clips * rows of a clip, D)
+        - num_clips: (B,), integer
+        - returns: (B, D, cells), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
+    """
+    who = "cell_means"
+    sizes = check_shape(who, "rows", rows, "B T D")
+    check_floating(who, "rows", rows)
+    cells = _Cells(who, grid, sizes, num_clips, rows.device)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    sums = cells.prefix_sums(cells.inside_only(wide.mT))
+    return cells.finish(cells.means(sums)).to(rows.dtype)
+
+
+class _Cells:
+    """The candidate moments of a grid over rows, and sums over them: (cells, B, S)."""
+
+    def __init__(
+        self,
+        who: str,
+        grid: MapGrid,
+        sizes: dict[str, int],
+        num_clips: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        each, rest = divmod(sizes["T"], grid.num_clips)
+        if rest or not each:
+            expected = f"rows to be a multiple of the grid's {grid.num_clips} clips"
+            raise ShapeError(message(who, expected, sizes["T"]))
+        grid.check_num_clips(num_clips)
+        self.rows, self.counts = sizes["T"], None
+        if num_clips is not None:
+            check_shape(who, "num_clips", num_clips, "B", sizes)
+            self.counts = num_clips.to(device) * each  # rows of each video
+        self.valid = grid.packed_mask(device, None if num_clips is None else num_clips.to(device))
+        # Invalid cells may end after the rows.
+        moments = (grid.packed_moments(device) * each).clamp(max=self.rows)
+        self.start, self.end = moments.unbind(-1)
+        self.length = (self.end - self.start).clamp(min=1)
+        self.half = (self.length / 2).round().long().clamp(min=1)
+        self.edge = torch.full_like(self.length, _EDGE_ROWS)
+
+    # Rows, (B, S, T)
+
+    def inside_only(self, rows: Tensor) -> Tensor:
+        """Set to 0 what is after the video."""
+        if self.counts is None:
+            return rows
+        inside = torch.arange(self.rows, device=rows.device) < self.counts[:, None]
+        return rows.where(inside[:, None], 0)
+
+    def smoothed(self, similarity: Tensor, size: int) -> Tensor:
+        """Smooth and standardise; 0 after the video."""
+        reach = size // 2
+        places = torch.arange(-reach, self.rows + reach, device=similarity.device).clamp(min=0)
+        if self.counts is None:
+            near = similarity.index_select(2, places.clamp(max=self.rows - 1))
+        else:
+            places = places.minimum(self.counts[:, None] - 1)
+            near = similarity.gather(2, places[:, None].expand(-1, similarity.shape[1], -1))
+        smooth = near.unfold(2, size, 1).mean(-1)
+        count = self.rows if self.counts is None else self.counts[:, None, None]
+        mean = self.inside_only(smooth).sum(2, keepdim=True) / count
+        centred = self.inside_only(smooth - mean)
+        variance = centred.square().sum(2, keepdim=True) / count
+        return centred / (variance + _SMALLEST_DEVIATION**2).sqrt()
+
+    @staticmethod
+    def prefix_sums(rows: Tensor) -> Tensor:
+        """Sums up to each row, outermost in memory, as cells gather them: (T + 1, S, B)."""
+        return rearrange(F.pad(rows.cumsum(2), (1, 0)), "b s t -> t s b").contiguous()
+
+    # Cells, (cells, S, B)
+
+    @staticmethod
+    def column(values: Tensor) -> Tensor:
+        """Make numbers of cells ready to meet those of similarities and samples."""
+        return values[:, None, None]
+
+    def means(self, sums: Tensor) -> Tensor:
+        """Means inside of each cell."""
+        inside = sums.index_select(0, self.end) - sums.index_select(0, self.start)
+        return inside / self.column(self.length)
+
+    def around(self, sums: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of as many rows before and after each cell, (cells,), as `reach` says."""
+        first = (self.start - reach).clamp(min=0)
+        before = sums.index_select(0, self.start) - sums.index_select(0, first)
+        last = (self.end + reach).clamp(max=self.rows)
+        # After the video sums stay as they are.
+        after = sums.index_select(0, last) - sums.index_select(0, self.end)
+        num_after = self.column(last - self.end)
+        if self.counts is not None:
+            num_after = self.column(last).minimum(self.counts) - self.column(self.end)
+        return (
+            _mean_or_outside(before, self.column(self.start - first)),
+            _mean_or_outside(after, num_after),
+        )
+
+    def sides(self, sums: Tensor) -> list[Tensor]:
+        """Means before and after, over half the length of a cell and over all of it."""
+        return [*self.around(sums, self.half), *self.around(sums, self.length)]
+
+    def edges(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of the first and of the last rows inside."""
+        own = self.length.clamp(max=_EDGE_ROWS)
+        at_start, at_end = (sums.index_select(0, one) for one in (self.start, self.end))
+        first = sums.index_select(0, (self.start + own).clamp(max=self.rows)) - at_start
+        last = at_end - sums.index_select(0, (self.end - own).clamp(min=0))
+        return first / self.column(own), last / self.column(own)
+
+    def geometry(self, dtype: torch.dtype) -> Tensor:
+        """What does not depend on the similarity: (cells, 5, B or 1)."""
+        counts = self.start.new_tensor([self.rows]) if self.counts is None else self.counts
+        length = self.length[:, None].to(dtype).expand(-1, len(counts))
+        log, end = length.log(), self.end[:, None] == counts
+        start = (self.start == 0)[:, None].expand_as(end)
+        parts = (log, log.square(), length / counts, start.to(dtype), end.to(dtype))
+        return torch.stack(parts, dim=1)
+
+    def finish(self, cells: Tensor) -> Tensor:
+        """Set invalid cells to 0, in place, and put the samples first."""
+        invalid = rearrange(~self.valid, "... cells -> cells ...").view(len(cells), 1, -1)
+        return rearrange(cells.masked_fill_(invalid, 0), "cells c b -> b c cells")
+
+
+def _mean_or_outside(sums: Tensor, count: Tensor) -> Tensor:
+    return (sums / count.clamp(min=1)).where(count > 0, _OUTSIDE)

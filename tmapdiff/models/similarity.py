@@ -1,0 +1,294 @@
+"""Answers without training: from the similarity of clips and sentence straight to the map."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from torch import Tensor, nn
+from typing_extensions import override
+
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff.errors import ShapeError
+from tmapdiff.maps import MapGrid, MultiScaleMapSampler
+from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, check_smoothings, contrast_features
+from tmapdiff.maps.expected_hits import expect_map
+from tmapdiff.models._base import MapModel, answering
+from tmapdiff.models.aligned import Similarities, check_aligned
+from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
+
+_DEFAULT_CONTRAST = "middle above 0.5"
+_DEFAULT_TEMPERATURE = 1.0
+
+
+class SimilarityEncoder(MapModel):
+    """Map features without weights: how each candidate's similarity to the query contrasts.
+
+    Features of clips and words must share a space, as those of CLIP, of SigLIP, or of one sentence
+    encoder for captions and queries do.
+
+    Args:
+        num_clips: Clips of the finest scale.
+        num_anchors: Durations a scale.
+        num_scales: Scales.
+        clip_channels: Channels of the clip features that come in.
+        text_channels: Channels of the word features. Defaults to `clip_channels`, as must be.
+        vocabulary_size: None, as words are features.
+        features_per_clip: Features that come in for each clip.
+        spaces: Channels of each space, if features of several stand side by side.
+        words: Whether to compare each word, too, and not only their mean.
+        smoothings: As for `contrast_features`.
+
+    Raises:
+        ArgumentError, ConfigError: If a size is too small or does not divide, or clips and words
+            share no space.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_clips: int,
+        num_anchors: int,
+        num_scales: int,
+        clip_channels: int,
+        text_channels: int | None = None,
+        vocabulary_size: int | None = None,
+        features_per_clip: int = 1,
+        spaces: Sequence[int] | None = None,
+        words: bool = False,
+        smoothings: Sequence[int] = (1, 5, 9),
+    ) -> None:
+        super().__init__()
+        who = "SimilarityEncoder"
+        check_int(who, "features_per_clip", features_per_clip, at_least=1)
+        self.grid = MapGrid(num_clips, num_anchors, num_scales)
+        self.similarities = Similarities(clip_channels, spaces, words)
+        text_channels = clip_channels if text_channels is None else text_channels
+        check_aligned(who, clip_channels, text_channels, vocabulary_size)
+        check_smoothings(who, smoothings)
+        self.register_to_config(text_channels=text_channels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map features."""
+        return len(CONTRASTS) * self.similarities.num_similarities + len(GEOMETRY)
+
+    def similarity(self, features: Tensor, words: Tensor, num_words: Tensor) -> Tensor:
+        """Compare clips and queries.
+
+        Shape:
+            - features: (B, N * features_per_clip, clip_channels)
+            - words: (B, L, clip_channels)
+            - num_words: (B,), integer
+            - returns: (B, similarities, N * features_per_clip), float32 at least
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a query is empty or longer than L.
+        """
+        axes = f"B T {self.config.clip_channels}"
+        check_shape("SimilarityEncoder", "features", features, axes, {"B": len(words)})
+        wide = torch.promote_types(features.dtype, torch.float32)
+        query = self.similarities.embed_query(words.to(wide), num_words)
+        return self.similarities(self.similarities.embed(features.to(wide)), query)
+
+    def packed(
+        self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
+    ) -> Tensor:
+        """Do as the call, with the cells of all scales packed: (B, channels, cells)."""
+        similarity = self.similarity(features, words, num_words)
+        clips, rest = divmod(similarity.shape[2], self.config.features_per_clip)
+        expected = f"{self.grid.num_clips} clips" if num_clips is None else "whole clips"
+        if rest or (num_clips is None and clips != self.grid.num_clips):
+            each = self.config.features_per_clip
+            expected = f"{expected} of {each} features"
+            got = f"{similarity.shape[2]} features"
+            raise ShapeError(message("SimilarityEncoder", expected, got))
+        grid = self.grid.resized(clips)
+        return contrast_features(similarity, grid, num_clips, smoothings=self.config.smoothings)
+
+    def forward(
+        self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
+    ) -> list[Tensor]:
+        """Make map features of videos and queries; arguments are as for `MultimodalEncoder`.
+
+        Shape:
+            - features: (B, N * features_per_clip, clip_channels)
+            - words: (B, L, clip_channels)
+            - num_words, num_clips: (B,), integer
+            - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a query is empty or longer than L.
+            ConfigError: If another number of clips does not divide into the scales.
+        """
+        packed = self.packed(features, words, num_words, num_clips)
+        grid = self.grid.resized(features.shape[1] // self.config.features_per_clip)
+        parts = packed.split(grid.cells_per_scale, dim=2)
+        return [one.unflatten(2, shape) for one, shape in zip(parts, grid.shapes, strict=True)]
+
+
+class SimilarityLocalizer(MapLocalizer):
+    """Finds moments by the similarity of clips and sentence alone: usable without training.
+
+    Of features that share a space, a weighted sum of the contrasts of each candidate
+    (`contrast_features`) is its score, softmax over the candidates makes probabilities of moments,
+    and the map holds the expectation that these give. The weights are a handful of numbers. The
+    default ones do without fitting: how much the similarity, smoothed over 5 rows and standardised
+    in its video, is above 0.5, summed over the candidate, over its length to the power 0.3. `fit`
+    finds better ones, and a temperature for the confidence, on a few hundred queries.
+
+    Args:
+        clip_channels: Channels of the features, of clips and of words.
+        num_clips: Clips of the finest scale.
+        num_anchors: Durations a scale.
+        num_scales: Scales.
+        spaces: Channels of each space, if features of several stand side by side; the default
+            weights take the mean of their scores.
+        words: Whether to compare each word, too, and not only their mean.
+        features_per_clip: Features that come in for each clip.
+        smoothings: Rows (features) that similarities are averaged over, as `contrast_features` has
+            them.
+        target_power: Training takes the IoU to this power for how likely a candidate should be.
+        objective: What the map expects (`tmapdiff.losses.get_objective`); its target alone counts.
+        nms_threshold: Highest IoU that two returned moments may have, with `nms`.
+        ranking: How moments are read off the map, `nms` or `expected-hits` (`localize`).
+
+    Raises:
+        ArgumentError, ConfigError: If a number is out of range or a choice unknown.
+
+    Example:
+        >>> model = SimilarityLocalizer(clip_channels=4, num_clips=8, num_anchors=8, num_scales=1)
+        >>> clips = torch.eye(4)[[0, 0, 0, 1, 1, 1, 2, 3]][None]
+        >>> sentence = torch.eye(4)[1][None, None]  # one word
+        >>> found = model.localize(clips, sentence, torch.tensor([1]), torch.tensor([2.0]))
+        >>> found.ranked.moments[0, 0]
+        tensor([ 6., 12.])
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        clip_channels: int,
+        num_clips: int = 64,
+        num_anchors: int = 32,
+        num_scales: int = 2,
+        spaces: Sequence[int] | None = None,
+        words: bool = False,
+        features_per_clip: int = 1,
+        smoothings: Sequence[int] = (1, 5, 9),
+        target_power: float = 4.0,
+        objective: str = "mse-rescaled",
+        nms_threshold: float = 0.49,
+        ranking: Ranking = "nms",
+    ) -> None:
+        super().__init__()
+        self.encoder: Any = SimilarityEncoder(
+            num_clips,
+            num_anchors,
+            num_scales,
+            clip_channels,
+            features_per_clip=features_per_clip,
+            spaces=spaces,
+            words=words,
+            smoothings=smoothings,
+        )
+        check_range("SimilarityLocalizer", "target_power", target_power, 0, open_low=True)
+        self._set_up(self.encoder.grid, objective, nms_threshold, ranking)
+        weight = torch.zeros(self.encoder.channels)
+        # Contrasts go over all similarities: those of the sentence are the first, one a space.
+        count, similarities = len(self.encoder.similarities.spaces), self.encoder.similarities
+        first = CONTRASTS.index(_DEFAULT_CONTRAST) * similarities.num_similarities
+        weight[first : first + count] = 1 / count
+        self.weight = nn.Parameter(weight)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.tensor(_DEFAULT_TEMPERATURE))
+
+    def score(
+        self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
+    ) -> Tensor:
+        """Score every candidate moment: the weighted sum of its contrasts.
+
+        Shape:
+            - features: (B, N, clip_channels)
+            - words: (B, L, clip_channels)
+            - num_words, num_clips: (B,)
+            - returns: (B, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a query is empty or longer than L.
+        """
+        contrasts = self.encoder.packed(features, words, num_words, num_clips)
+        # As they lie in memory.
+        cells = rearrange(contrasts, "b c cells -> cells c b")
+        return (self.weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
+
+    @override
+    def loss(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        moments: Tensor,
+        clip_seconds: Tensor,
+        num_moments: Tensor | None = None,
+        num_clips: Tensor | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        # Cross-entropy of the probabilities to those that are proportional to a power of the IoU.
+        iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
+        scores = self.score(features, words, num_words, num_clips)
+        sampler = MultiScaleMapSampler(self.grid_of(features, num_clips))
+        _, logits = sampler.merge_packed(scores / self.temperature, num_clips)
+        _, wanted = sampler.merge_packed(iou, num_clips)
+        return cross_entropy_to_iou(logits, wanted, self.config.target_power).mean()
+
+    @answering
+    @override
+    def predict_maps(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        num_clips: Tensor | None = None,
+    ) -> Tensor:
+        grid = self.grid_of(features, num_clips)
+        grid.check_num_clips(num_clips, wait=True)
+        scores = self.score(features, words, num_words, num_clips)
+        return self._expect(scores, grid, num_clips)
+
+    def _expect(self, scores: Tensor, grid: MapGrid, num_clips: Tensor | None) -> Tensor:
+        """Make the map of scores, (B, cells)."""
+        logits = scores / self.temperature
+        candidates, merged = MultiScaleMapSampler(grid).merge_packed(logits, num_clips)
+        expected = expect_map(candidates, merged.softmax(1), self.objective.target)
+        # Candidates are sorted by start, then by end; cells of several scales may be one.
+        keys, wanted = (
+            one[:, 0] * (grid.num_clips + 1) + one[:, 1]
+            for one in (candidates, grid.packed_moments(scores.device))
+        )
+        places = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        valid = grid.packed_mask(scores.device, num_clips)
+        return expected.index_select(1, places).masked_fill(~valid, 0)
+
+
+def cross_entropy_to_iou(logits: Tensor, iou: Tensor, power: float) -> Tensor:
+    """Cross-entropy of softmax over candidates to a power of their IoU, of each query: (B,).
+
+    A query of which no candidate overlaps a moment counts 0.
+
+    Args:
+        logits: Scores of candidates; -inf where there is none.
+        iou: IoU of each with the annotated moment; -inf where there is none.
+        power: Its power.
+
+    Shape:
+        - logits, iou: (B, M)
+    """
+    wanted = iou.clamp(min=0).to(logits.dtype) ** power
+    wanted = wanted / wanted.sum(1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
+    logs = logits.log_softmax(1)
+    return -(wanted * logs.masked_fill(logs == -torch.inf, 0)).sum(1)
