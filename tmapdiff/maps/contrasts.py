@@ -189,7 +189,7 @@ class _Cells:
 
     @staticmethod
     def prefix_sums(rows: Tensor) -> Tensor:
-        """Sums up to each row, outermost in memory, as cells gather them: (T + 1, S, B)."""
+        """Sum up to each row, outermost in memory, as cells gather them: (T + 1, S, B)."""
         return rearrange(F.pad(rows.cumsum(2), (1, 0)), "b s t -> t s b").contiguous()
 
     # Cells, (cells, S, B)
@@ -200,12 +200,12 @@ class _Cells:
         return values[:, None, None]
 
     def means(self, sums: Tensor) -> Tensor:
-        """Means inside of each cell."""
+        """Average inside of each cell."""
         inside = sums.index_select(0, self.end) - sums.index_select(0, self.start)
         return inside / self.column(self.length)
 
     def around(self, sums: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of as many rows before and after each cell, (cells,), as `reach` says."""
+        """Average as many rows before and after each cell, (cells,), as `reach` says."""
         first = (self.start - reach).clamp(min=0)
         before = sums.index_select(0, self.start) - sums.index_select(0, first)
         last = (self.end + reach).clamp(max=self.rows)
@@ -220,11 +220,11 @@ class _Cells:
         )
 
     def sides(self, sums: Tensor) -> list[Tensor]:
-        """Means before and after, over half the length of a cell and over all of it."""
+        """Average before and after, over half the length of a cell and over all of it."""
         return [*self.around(sums, self.half), *self.around(sums, self.length)]
 
     def edges(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of the first and of the last rows inside."""
+        """Average the first and the last rows inside."""
         own = self.length.clamp(max=_EDGE_ROWS)
         at_start, at_end = (sums.index_select(0, one) for one in (self.start, self.end))
         first = sums.index_select(0, (self.start + own).clamp(max=self.rows)) - at_start
@@ -232,7 +232,7 @@ class _Cells:
         return first / self.column(own), last / self.column(own)
 
     def geometry(self, dtype: torch.dtype) -> Tensor:
-        """What does not depend on the similarity: (cells, 5, B or 1)."""
+        """Describe cells without the similarity: (cells, 5, B or 1)."""
         counts = self.start.new_tensor([self.rows]) if self.counts is None else self.counts
         length = self.length[:, None].to(dtype).expand(-1, len(counts))
         log, end = length.log(), self.end[:, None] == counts

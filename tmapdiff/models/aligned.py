@@ -1,18 +1,31 @@
-"""Features of clips and words that share a space: how alike they are, before anything is learned."""
+"""Features of clips and words that share a space: how alike they are before any training."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._core.checks import check_bool, check_int, check_shape, check_sizes, message
+from tmapdiff._core.checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_shape,
+    check_sizes,
+    message,
+)
 from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.kernels.masking import fill_invalid
+from tmapdiff.layers._modules import dtype_of
+from tmapdiff.maps import MapGrid
+from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, cell_means, contrast_features
 
-AlignedPart = Literal["sentence", "words", "metric", "product"]
+AlignedPart = Literal["sentence", "words", "metric", "product", "learned"]
 _METRIC_RANK = 32  # of what the learned metric adds to the identity
+_SMALLEST_NORM = 1e-12  # shorter features are divided by it
+# What brings contrasts to about unit size, where they are not.
+_SCALES = {"middle above": 0.25, "log length": 0.5, "log length squared": 0.125}
 
 
 class AlignedQuery(NamedTuple):
@@ -39,7 +52,9 @@ class Similarities(nn.Module):
         channels: Channels of the features, of clips and of words.
         spaces: Channels of each space. Defaults to one space of all.
         words: Whether to add the highest and the mean similarity over the words.
-        metric: Whether to add a similarity that is learned: it begins as the mean over the spaces.
+        metric: Whether to add a similarity that is learned, `<f + A f, e + B e>` with A and B of
+            low rank: it begins as the mean over the spaces.
+        sentence: Whether the similarity to the sentence, the mean of the words, is one.
 
     Shape:
         - rows: (B, T, channels), as `embed` gives them
@@ -59,6 +74,7 @@ class Similarities(nn.Module):
         spaces: Sequence[int] | None = None,
         words: bool = False,
         metric: bool = False,
+        sentence: bool = True,
     ) -> None:
         super().__init__()
         who = "Similarities"
@@ -67,9 +83,9 @@ class Similarities(nn.Module):
         if sum(self.spaces) != channels:
             expected = f"spaces of {channels} channels together"
             raise ConfigError(message(who, expected, f"{self.spaces}: {sum(self.spaces)}"))
-        check_bool(who, "words", words)
-        check_bool(who, "metric", metric)
-        self.words = words
+        for name, switch in (("words", words), ("metric", metric), ("sentence", sentence)):
+            check_bool(who, name, switch)
+        self.words, self.sentence = words, sentence
         self.of_rows = self.of_query = None
         if metric:
             self.of_rows, self.of_query = _from_zero(channels), _from_zero(channels)
@@ -77,12 +93,16 @@ class Similarities(nn.Module):
     @property
     def num_similarities(self) -> int:
         """Similarities of each row."""
-        return len(self.spaces) * (3 if self.words else 1) + (self.of_rows is not None)
+        return len(self.spaces) * (self.sentence + 2 * self.words) + (self.of_rows is not None)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Give features, (..., channels), unit norm in each space."""
-        parts = features.split(self.spaces, dim=-1)
-        return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
+        """Give features, (..., channels), unit norm in each space, in float32 at least."""
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        parts = wide.split(self.spaces, dim=-1)
+        squares = (part.square().sum(-1, keepdim=True) for part in parts)
+        # Not torch's norm, whose second derivative is NaN where it is 0.
+        norms = (one.clamp(min=_SMALLEST_NORM**2).sqrt() for one in squares)
+        return torch.cat([part / norm for part, norm in zip(parts, norms, strict=True)], dim=-1)
 
     def embed_query(self, words: Tensor, num_words: Tensor) -> AlignedQuery:
         """Embed words and their mean: the sentence.
@@ -102,25 +122,122 @@ class Similarities(nn.Module):
 
     def forward(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         """Compare; see the class."""
-        found = self._cosines(rows, query.sentence[:, None])
+        found = []
+        if self.sentence:
+            found.append(self._cosines(rows, query.sentence[:, None]))
         if self.words:
-            each = self._cosines(rows, query.words)  # (B, spaces, L, T)
-            inside = torch.arange(each.shape[2], device=each.device) < query.num_words[:, None]
-            inside = inside[:, None, :, None]
-            best = each.masked_fill(~inside, -torch.inf).amax(2, keepdim=True)
-            mean = each.sum(2, keepdim=True) / query.num_words[:, None, None, None]
-            found = torch.cat([found, best, mean], dim=2)
-        found = rearrange(found, "b s l t -> b (l s) t")
+            each = self._cosines(rows, query.words)  # (B, L, spaces, T)
+            num_words = query.num_words[:, None, None, None]
+            inside = torch.arange(each.shape[1], device=each.device)[:, None, None] < num_words
+            found.append(each.masked_fill(~inside, -torch.inf).amax(1, keepdim=True))
+            found.append(each.sum(1, keepdim=True) / num_words)
+        found = [one.flatten(1, 2) for one in found]
         if self.of_rows is not None and self.of_query is not None:
-            moved = query.sentence + self.of_query(query.sentence)
-            learned = torch.einsum("btc,bc->bt", rows + self.of_rows(rows), moved)
-            found = torch.cat([found, learned[:, None] / len(self.spaces)], dim=1)
-        return found
+            moved = query.sentence + self._added(self.of_query, query.sentence)
+            learned = (rows + self._added(self.of_rows, rows)) @ moved[..., None]
+            found.append(learned.mT / len(self.spaces))
+        return torch.cat(found, dim=1)
+
+    @staticmethod
+    def _added(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x.to(dtype_of(layer))).to(x.dtype)
 
     def _cosines(self, rows: Tensor, words: Tensor) -> Tensor:
-        """Cosines of words, (B, L, C), and rows, (B, T, C), in each space: (B, spaces, L, T)."""
+        """Cosines of words, (B, L, C), and rows, (B, T, C), in each space: (B, L, spaces, T)."""
         parts = zip(rows.split(self.spaces, -1), words.split(self.spaces, -1), strict=True)
-        return torch.stack([word @ row.mT for row, word in parts], dim=1)
+        return torch.stack([word @ row.mT for row, word in parts], dim=2)
+
+
+class AlignedFusion(nn.Module):
+    """Map features of videos and queries whose features share a space.
+
+    Contrasts of similarities (`contrast_features`), and the product of the sentence with the mean
+    of each candidate's rows, less that of the video, go through two linear layers. Both are brought
+    to about unit size by fixed factors; results are about 1 / sqrt(out_channels) each, as a cell of
+    unit norm has them, but keep their scale.
+
+    Args:
+        channels: Channels of the features, of clips and of words.
+        out_channels: Channels of the map features.
+        spaces: As for `Similarities`.
+        parts: What is used: the similarity to the `sentence` and to the `words`, the learned
+            `metric`, the `product`.
+        dropout: Share of the products dropped in training.
+
+    Shape:
+        - rows: (B, T, channels), as `embed` of `similarities` gives them
+        - query: as its `embed_query` gives it
+        - num_clips: (B,), integer
+        - returns: K tensors (B, out_channels, N_k, A), 0 in invalid cells
+
+    Raises:
+        ArgumentError, ConfigError: As `Similarities`, at construction.
+        ShapeError: If a shape does not fit, in the call.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        spaces: Sequence[int] | None = None,
+        parts: Sequence[AlignedPart] = ("sentence", "words", "metric", "product"),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        has_words, has_metric = "words" in parts, "metric" in parts
+        self.similarities = Similarities(
+            channels, spaces, has_words, has_metric, "sentence" in parts
+        )
+        count, width = self.similarities.num_similarities, 0
+        if count:
+            names = [name for name in CONTRASTS for _ in range(count)] + [*GEOMETRY]
+            scales = [_SCALES.get(name.rstrip(" 0123456789."), 1.0) for name in names]
+            self.contrast_scales: Tensor
+            self.register_buffer("contrast_scales", torch.tensor(scales), persistent=False)
+            width += len(scales)
+        if "product" in parts:
+            # Of unit norm, entries of width w are about 1 / sqrt(w), and products 1 / w.
+            widths = [width for width in self.similarities.spaces for _ in range(width)]
+            self.product_scales: Tensor
+            self.register_buffer("product_scales", torch.tensor(widths).float(), persistent=False)
+            width += channels
+        self.has_product = "product" in parts
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.Sequential(
+            nn.Linear(width, out_channels), nn.ReLU(), nn.Linear(out_channels, out_channels)
+        )
+        for layer in (self.layers[0], self.layers[2]):  # else they would shrink what comes in
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    def forward(
+        self, rows: Tensor, query: AlignedQuery, grid: MapGrid, num_clips: Tensor | None = None
+    ) -> list[Tensor]:
+        """Make the map features; see the class."""
+        if num_clips is not None:
+            each = rows.shape[1] // grid.num_clips
+            places = torch.arange(rows.shape[1], device=rows.device)
+            inside = places < num_clips.to(rows.device)[:, None] * each
+            rows = rows.where(inside[..., None], 0)
+        parts = []
+        if self.similarities.num_similarities:
+            contrasts = contrast_features(self.similarities(rows, query), grid, num_clips)
+            parts.append(contrasts * self.contrast_scales[:, None])
+        if self.has_product:
+            count = rows.shape[1] if num_clips is None else inside.sum(1)[:, None, None]
+            centred = rows - rows.sum(1, keepdim=True) / count
+            means = cell_means(centred, grid, num_clips)
+            product = means * (query.sentence * self.product_scales)[..., None]
+            parts.append(self.dropout(product))
+        # Channels innermost, as linear layers read them.
+        packed = torch.cat([rearrange(one, "b c cells -> cells b c") for one in parts], dim=-1)
+        made = self.layers(packed.to(dtype_of(self.layers)))
+        made = made * made.shape[-1] ** -0.5
+        maps = []
+        pieces = made.split(grid.cells_per_scale)
+        for scale, (piece, shape) in enumerate(zip(pieces, grid.shapes, strict=True)):
+            one = rearrange(piece.unflatten(0, shape), "n a b c -> b c n a")
+            maps.append(fill_invalid(one, grid.mask(scale, one.device, num_clips)))
+        return maps
 
 
 def _from_zero(channels: int) -> nn.Sequential:
@@ -130,14 +247,14 @@ def _from_zero(channels: int) -> nn.Sequential:
     return nn.Sequential(down, up)
 
 
-def check_num_words(who: str, num_words: Tensor, most: int) -> Tensor:
-    """Return the words of each query on the CPU, or raise ArgumentError if they are not 1 to L."""
-    lengths = num_words.cpu()
-    if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > most):
-        row = int(((lengths < 1) | (lengths > most)).nonzero()[0])
-        expected, got = f"num_words in 1 to {most}", f"{int(lengths[row])} in row {row}"
+def check_num_words(who: str, num_words: Tensor, most: int) -> None:
+    """Raise ArgumentError unless each query has 1 to `most` words; waits for their device."""
+    if not len(num_words) or torch.compiler.is_compiling() or num_words.is_meta:
+        return
+    if int(num_words.min()) < 1 or int(num_words.max()) > most:
+        row = int(((num_words < 1) | (num_words > most)).nonzero()[0])
+        expected, got = f"num_words in 1 to {most}", f"{int(num_words[row])} in row {row}"
         raise ArgumentError(message(who, expected, got))
-    return lengths
 
 
 def check_aligned(
@@ -150,3 +267,14 @@ def check_aligned(
         if vocabulary_size is not None:
             got += f" and a vocabulary of {vocabulary_size} words"
         raise ConfigError(message(who, expected, got))
+
+
+def check_parts(who: str, parts: Sequence[AlignedPart]) -> Sequence[AlignedPart]:
+    """Return the parts of a fusion, or raise ConfigError if there is none or one is unknown."""
+    known = get_args(AlignedPart)
+    if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
+        expected = f"aligned_parts to be a list of {', '.join(known)}"
+        raise ConfigError(message(who, expected, repr(parts)))
+    for part in parts:
+        check_choice(who, "aligned_parts", part, known)
+    return parts

@@ -1,7 +1,7 @@
 """From words and clips to map features that the decoder is conditioned on."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,14 @@ from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
+from tmapdiff.models.aligned import (
+    AlignedFusion,
+    AlignedPart,
+    AlignedQuery,
+    check_aligned,
+    check_num_words,
+    check_parts,
+)
 from tmapdiff.models.lstm import PaddedLSTM
 
 PADDING, UNKNOWN = 0, 1  # indices of the padding word and of words not in the vocabulary
@@ -110,10 +118,7 @@ class TextEncoder(nn.Module):
         if not sizes["B"]:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.in_features))
         lengths = num_words.cpu()
-        if int(lengths.min()) < 1 or int(lengths.max()) > sizes["L"]:
-            row = int(((lengths < 1) | (lengths > sizes["L"])).nonzero()[0])
-            expected, got = f"num_words in 1 to {sizes['L']}", f"{int(lengths[row])} in row {row}"
-            raise ArgumentError(message("TextEncoder", expected, got))
+        check_num_words("TextEncoder", lengths, sizes["L"])
         if self.validate:
             self.check_words(words)
         if self.text_channels is not None:
@@ -247,11 +252,26 @@ class NeighbourMax(nn.MaxPool1d):
         return rearrange(super().forward(rearrange(input, "n b c -> b c n")), "b c n -> n b c")
 
 
+class EncodedQuery(NamedTuple):
+    """Queries of an encoder with `aligned`.
+
+    Shape:
+        - sentence: (B, channels); None without the part `learned`
+    """
+
+    sentence: Tensor | None
+    aligned: AlignedQuery
+
+
 class MultimodalEncoder(MapModel):
     """Encodes a query and the clips of a video into map features: what the decoder is told.
 
     Words -> embeddings -> LSTM -> mean -> linear; clips -> linear, ReLU -> stacked convolutions ->
     linear; both are multiplied, and L2-normalised over the channels of each cell.
+
+    With `aligned`, for features of clips and words that share a space (CLIP, SigLIP, one sentence
+    encoder for captions and queries), what the features know already is added after that: how each
+    candidate's similarity to the query contrasts with its video (`AlignedFusion`).
 
     Args:
         num_clips: Clips of the finest scale.
@@ -271,10 +291,16 @@ class MultimodalEncoder(MapModel):
         word_dropout: Share of the words that training makes unknown; features become 0.
         text_channels: Channels of words that are not indices but features that another model made,
             such as `TransformersTextEncoder`: its tokens; or its sentences, as one word each.
+        aligned: Whether `text_channels` are of the space that `clip_channels` are of; or, if
+            features of several spaces stand side by side, the channels of each.
+        aligned_parts: What is used with `aligned`: the similarity to the `sentence` (the mean of
+            its words) and to the `words` (the highest and the mean), a `metric` that is learned and
+            begins as the first, the `product` of the features; and what is `learned` without it.
 
     Raises:
         ArgumentError, ConfigError: If a size is too small or does not divide, there is no such
-            layer, or there are not either words or features.
+            layer or part, there are not either words or features, or, with `aligned`, not features
+            of as many channels as the clips'.
 
     Source: MS-2D-TAN, arXiv 2012.02646, sections 3.1 to 3.3; Zhang et al., arXiv 2401.08232, 3.1.
     """
@@ -296,25 +322,36 @@ class MultimodalEncoder(MapModel):
         features_per_clip: int = 1,
         word_dropout: float = 0.0,
         text_channels: int | None = None,
+        aligned: bool | Sequence[int] = False,
+        aligned_parts: Sequence[AlignedPart] = get_args(AlignedPart),
     ) -> None:
         super().__init__()
         check_int("MultimodalEncoder", "clip_channels", clip_channels, at_least=1)
         check_int("MultimodalEncoder", "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
-        self.text_encoder = TextEncoder(
-            vocabulary_size,
-            word_channels,
-            channels,
-            num_text_layers,
-            train_words,
-            word_dropout,
-            text_channels,
-        )
         # Not `dropout`: diffusers answers an attribute named as a field with the field.
         self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
-        self.clip_encoder = nn.Linear(clip_channels, channels)
-        self.map_features = MapFeatureBuilder(self.grid, channels, map_layer)
-        self.fuse_map = PointwiseConv2d(channels, channels)
+        is_learned, parts = True, aligned_parts
+        if aligned is not False:
+            check_aligned("MultimodalEncoder", clip_channels, text_channels, vocabulary_size)
+            is_learned = "learned" in check_parts("MultimodalEncoder", parts)
+        if is_learned:
+            self.text_encoder = TextEncoder(
+                vocabulary_size,
+                word_channels,
+                channels,
+                num_text_layers,
+                train_words,
+                word_dropout,
+                text_channels,
+            )
+            self.clip_encoder = nn.Linear(clip_channels, channels)
+            self.map_features = MapFeatureBuilder(self.grid, channels, map_layer)
+            self.fuse_map = PointwiseConv2d(channels, channels)
+        self.is_learned, self.aligned_fusion = is_learned, None
+        if aligned is not False and set(parts) != {"learned"}:
+            spaces = None if aligned is True else aligned
+            self.aligned_fusion = AlignedFusion(clip_channels, channels, spaces, parts, dropout)
 
     def load_word_vectors(self, vectors: Tensor) -> None:
         """Set the word embeddings, for example to GloVe's.
@@ -346,7 +383,8 @@ class MultimodalEncoder(MapModel):
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
             - num_clips: (B,), integer
-            - returns: K tensors (B, channels, N_k, A)
+            - returns: K tensors (B, channels, N_k, A); with `aligned`, then the features of unit
+              norm, and without the part `learned`, these only
 
         Raises:
             ShapeError: If the shape does not fit.
@@ -359,30 +397,81 @@ class MultimodalEncoder(MapModel):
         if features.shape[1] % pooled:
             expected, got = f"{pooled} features for each clip", f"{features.shape[1]} features"
             raise ShapeError(message("MultimodalEncoder", expected, got))
-        features = features.to(dtype_of(self.clip_encoder))
-        clips = F.relu(self.clip_encoder(self.clip_dropout(features)))
-        maps = self.map_features(reduce(clips, "b (n p) c -> b c n", "mean", p=pooled))
-        return [self.fuse_map(one) for one in maps]
+        encoded = []
+        if self.is_learned:
+            learned = features.to(dtype_of(self.clip_encoder))
+            clips = F.relu(self.clip_encoder(self.clip_dropout(learned)))
+            maps = self.map_features(reduce(clips, "b (n p) c -> b c n", "mean", p=pooled))
+            encoded = [self.fuse_map(one) for one in maps]
+        if self.aligned_fusion is not None:
+            encoded.append(self.aligned_fusion.similarities.embed(features))
+        return encoded
+
+    def encode_query(self, words: Tensor, num_words: Tensor) -> Tensor | EncodedQuery:
+        """Encode queries, for `fuse`.
+
+        Args:
+            words: As for the call.
+            num_words: As for the call.
+
+        Shape:
+            - words: (B, L), integer; or (B, L, text_channels)
+            - num_words: (B,), integer
+            - returns: (B, channels); with `aligned`, that and what it reads
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty or longer than L.
+        """
+        sentence = self.text_encoder(words, num_words) if self.is_learned else None
+        if self.aligned_fusion is not None:
+            query = self.aligned_fusion.similarities.embed_query(words, num_words)
+            return EncodedQuery(sentence, query)
+        encoded: Any = sentence
+        return encoded
 
     def fuse(
-        self, video_maps: Sequence[Tensor], sentence: Tensor, num_clips: Tensor | None = None
+        self,
+        video_maps: Sequence[Tensor],
+        sentence: Tensor | EncodedQuery,
+        num_clips: Tensor | None = None,
     ) -> list[Tensor]:
-        """Multiply encoded videos and sentences, and normalise.
+        """Multiply encoded videos and sentences, and normalise; add what `aligned` makes of them.
 
         Args:
             video_maps: What `encode_video` gave.
-            sentence: What `text_encoder` gave.
+            sentence: What `encode_query` gave.
             num_clips: As for the call.
 
         Shape:
-            - video_maps: K tensors (B, channels, N_k, A)
-            - sentence: (B, channels)
+            - video_maps: K tensors (B, channels, N_k, A), and what else `encode_video` gave
+            - sentence: (B, channels), and what else `encode_query` gave
             - num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 
         Raises:
             ShapeError: If a shape does not fit.
         """
+        if self.aligned_fusion is None:
+            return self._multiply(video_maps, sentence, num_clips)
+        who = "MultimodalEncoder.fuse"
+        if not isinstance(sentence, EncodedQuery):
+            expected = "what encode_query gives, as the encoder is aligned"
+            raise ArgumentError(message(who, expected, type(sentence).__name__))
+        check_length(who, "video_maps", video_maps, self.grid.num_scales * self.is_learned + 1)
+        *maps, rows = video_maps
+        grid = self.grid
+        if num_clips is not None:
+            grid = grid.resized(rows.shape[1] // self.config.features_per_clip)
+        fused = self.aligned_fusion(rows, sentence.aligned, grid, num_clips)
+        if self.is_learned:
+            learned = self._multiply(maps, sentence.sentence, num_clips)
+            fused = [one + other for one, other in zip(learned, fused, strict=True)]
+        return fused
+
+    def _multiply(
+        self, video_maps: Sequence[Tensor], sentence: Any, num_clips: Tensor | None
+    ) -> list[Tensor]:
         who, channels = "MultimodalEncoder.fuse", self.config.channels
         sizes = check_shape(who, "sentence", sentence, f"B {channels}")
         check_length(who, "video_maps", video_maps, self.grid.num_scales)
@@ -426,5 +515,5 @@ class MultimodalEncoder(MapModel):
             ArgumentError: If a sentence is empty or longer than L.
             ConfigError: If another number of clips does not divide into the scales.
         """
-        sentence = self.text_encoder(words, num_words)
-        return self.fuse(self.encode_video(features, num_clips), sentence, num_clips)
+        query = self.encode_query(words, num_words)
+        return self.fuse(self.encode_video(features, num_clips), query, num_clips)

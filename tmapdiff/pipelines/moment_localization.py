@@ -36,8 +36,8 @@ from tmapdiff.models import (
     Localization,
     MapLocalizer,
     MultimodalEncoder,
-    SimilarityEncoder,
     Ranking,
+    SimilarityEncoder,
     TransformersTextEncoder,
 )
 from tmapdiff.models._base import check_safe
@@ -576,7 +576,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if localizer.is_generative:
             encoder = localizer.encoder
             maps = encoder.encode_video(batch.videos, batch.num_clips)
-            sentences = encoder.text_encoder(batch.words, batch.num_words)
+            sentences = encoder.encode_query(batch.words, batch.num_words)
             samples = localizer.draw_samples(
                 encoder.fuse([batch.spread(one) for one in maps], sentences, batch.num_clips),
                 num_clips=batch.num_clips,
