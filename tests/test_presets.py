@@ -9,10 +9,15 @@ from tmapdiff.models import MomentLocalizer
 from tmapdiff.presets import DECODERS, PRESETS, create_model, list_models
 
 
+def sizes(name, words=10, clip_channels=4):
+    is_aligned = "aligned" in PRESETS[name].encoder  # which reads features of words
+    return {"vocabulary_size": None if is_aligned else words, "clip_channels": clip_channels}
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_builds(name):
     with torch.device("meta"):
-        model = PRESETS[name].build(vocabulary_size=100, clip_channels=32)
+        model = PRESETS[name].build(**sizes(name, 100, 32))
     assert model.grid.num_clips == PRESETS[name].grid["num_clips"]
     assert model.config.encoder_config["clip_channels"] == 32
 
@@ -30,7 +35,7 @@ def test_paper_preset_has_the_paper_s_sizes():
 
 def test_models_are_made_and_listed_in_timm_s_manner():
     assert list_models() == sorted(PRESETS)
-    assert list_models("*n*") == ["nano", "tiny"]
+    assert list_models("*n*") == ["aligned", "nano", "tiny"]
     with pytest.raises(UnknownNameError):
         create_model("huge", vocabulary_size=10, clip_channels=4)
     model = create_model(
@@ -54,11 +59,10 @@ def test_models_are_made_and_listed_in_timm_s_manner():
     ],
 )
 def test_what_follows_from_a_changed_field_follows_its_change(name, encoder, decoder):
-    size = {"vocabulary_size": 10, "clip_channels": 4}
     preset = PRESETS[name]
     with torch.device("meta"):
-        model = preset.build(**size, encoder=encoder, decoder=decoder)
-        baseline = preset.build_ms2dtan(**size, encoder=encoder)
+        model = preset.build(**sizes(name), encoder=encoder, decoder=decoder)
+        baseline = preset.build_ms2dtan(**sizes(name), encoder=encoder)
     changed = {**preset.grid, **encoder, **decoder}
     for field in preset.grid:
         assert getattr(model.grid, field) == model.encoder.config[field] == changed[field]
@@ -79,7 +83,7 @@ def test_changes_that_contradict_each_other_are_refused():
 
 
 def test_unknown_names_are_refused():
-    expected = "PRESETS: expected one of nano, best, tiny, base, paper, got 'huge'."
+    expected = "PRESETS: expected one of nano, best, aligned, tiny, base, paper, got 'huge'."
     with pytest.raises(UnknownNameError) as raised:
         PRESETS["huge"]
     assert str(raised.value) == expected
@@ -110,11 +114,12 @@ def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
             encoder={**preset.encoder, "channels": 64},
             decoder={**preset.decoder, **narrow},
         )
-    model = preset.build(vocabulary_size=10, clip_channels=16)
+    model = preset.build(**sizes(name, clip_channels=16))
     clips = preset.grid["num_clips"]
+    words = torch.tensor([[1, 2, 3], [4, 5, 0]])
     batch = {
         "features": torch.randn(2, clips, 16),
-        "words": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+        "words": torch.randn(2, 3, 16) if "aligned" in preset.encoder else words,
         "num_words": torch.tensor([3, 2]),
         "clip_seconds": torch.tensor([0.5, 1.0]),
     }
@@ -162,8 +167,8 @@ def test_every_decoder_trains_and_localizes(name, tmp_path):
 def test_every_preset_has_a_baseline_with_its_encoder_and_kernels(name):
     preset = PRESETS[name]
     with torch.device("meta"):
-        ours = preset.build(vocabulary_size=10, clip_channels=16)
-        baseline = preset.build_ms2dtan(vocabulary_size=10, clip_channels=16)
+        ours = preset.build(**sizes(name, clip_channels=16))
+        baseline = preset.build_ms2dtan(**sizes(name, clip_channels=16))
     assert baseline.config.encoder_config == ours.config.encoder_config
     assert baseline.config.kernel_sizes == ours.decoder.config.kernel_sizes
     assert baseline.objective.name == "bce-rescaled"

@@ -39,7 +39,7 @@ class Preset:
         """Make a preset of the same sizes and training, with the paper's settings only."""
         return replace(
             self,
-            encoder={k: v for k, v in self.encoder.items() if k not in _BEST_ENCODER},
+            encoder={k: v for k, v in self.encoder.items() if k not in {**_BEST_ENCODER, **_ALIGNED}},
             decoder={k: v for k, v in self.decoder.items() if k not in _BEST_DECODER},
             localizer={},
         )
@@ -64,7 +64,7 @@ class Preset:
 
         Args:
             vocabulary_size: Words, padding and unknown word included; None for words that are
-                features (`encoder={"text_channels": ...}`).
+                features (`encoder={"text_channels": ...}`; with `aligned`, the clips' channels).
             clip_channels: Channels of the video features.
             encoder: Fields of the encoder to change, for example `word_channels`.
             decoder: Fields of the decoder to change, for example one of `DECODERS`.
@@ -110,13 +110,17 @@ class Preset:
         self, vocabulary_size: int | None, clip_channels: int, changes: dict[str, Any] | None
     ) -> dict[str, Any]:
         data = {"vocabulary_size": vocabulary_size, "clip_channels": clip_channels}
-        return {**self.grid, **data, **self.encoder, **(changes or {})}
+        fields = {**self.grid, **data, **self.encoder, **(changes or {})}
+        if fields.get("aligned") and vocabulary_size is None:
+            fields.setdefault("text_channels", clip_channels)
+        return fields
 
 
 _READING = ("ranking", "nms_threshold")  # alike for every model of a preset
 
 # What won on held-out training videos and is not the paper's (docs/research-log.md).
 _BEST_ENCODER = {"map_layer": "max-pool", "dropout": 0.3, "word_dropout": 0.15}
+_ALIGNED = {"aligned": True}
 _BEST_DECODER = {"conditioning": "multiply"}
 _BEST_LOCALIZER = {
     "objective": "mse-rescaled",
@@ -170,6 +174,14 @@ PRESETS = MappingProxyType(
             decoder={**_SMALL_DECODER, **_BEST_DECODER},
             localizer={**_BEST_LOCALIZER},
             training=TrainingConfig(epochs=6, learning_rate=2e-3),
+        ),
+        aligned=Preset(
+            description="for features that share a space with the sentence (CLIP, SigLIP, ...)",
+            grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
+            encoder={"channels": 128, **_SMALL_TEXT, **_BEST_ENCODER, **_ALIGNED},
+            decoder={**_SMALL_DECODER, **_BEST_DECODER},
+            localizer={**_BEST_LOCALIZER},
+            training=TrainingConfig(epochs=12, learning_rate=2e-3),
         ),
         tiny=Preset(
             description="minutes on two CPU cores",

@@ -63,22 +63,32 @@ def denoised(model: MapDiffusionDecoder) -> Tensor:
 
 
 def localizer(preset: str = "nano", **decoder: Any) -> MomentLocalizer:
-    encoder = {"channels": 16, "word_channels": 4}
-    model = PRESETS[preset].build(
-        vocabulary_size=9, clip_channels=6, encoder=encoder, decoder={**SMALL, **decoder}
-    )
+    model = PRESETS[preset].build(**sizes_of(preset), decoder={**SMALL, **decoder})
     return randomize_(model)  # type: ignore[return-value]
+
+
+def sizes_of(preset: str) -> dict[str, Any]:
+    encoder = {"channels": 16, "word_channels": 4}
+    words = None if "aligned" in PRESETS[preset].encoder else 9
+    return {"vocabulary_size": words, "clip_channels": 6, "encoder": encoder}
+
+
+def words_of(model: MapLocalizer) -> tuple[Tensor, Tensor]:
+    words = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    features = draw(2, 3, 6, seed=1)
+    is_aligned = model.encoder.config.vocabulary_size is None
+    return features if is_aligned else words, torch.tensor([3, 2])
 
 
 def loss_of(model: MapLocalizer) -> Tensor:
     clips, ends = model.grid.num_clips, torch.tensor([[1.0, 5.0], [2.0, 6.0]])
-    words, num_words = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
+    words, num_words = words_of(model)
     seed = torch.Generator().manual_seed(0)
     return model.loss(draw(2, clips, 6), words, num_words, ends, torch.ones(2), generator=seed)
 
 
 def maps_of(model: MapLocalizer) -> Tensor:
-    words, num_words = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
+    words, num_words = words_of(model)
     seed = {"generator": torch.Generator().manual_seed(0)} if model.is_generative else {}
     return model.predict_maps(draw(2, model.grid.num_clips, 6), words, num_words, **seed)
 
@@ -98,9 +108,8 @@ def assert_all_are_called(model: MapLocalizer, what: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_hook_fires_on_every_layer_with_weights(preset: str) -> None:
     assert_all_are_called(localizer(preset), preset)
-    encoder = {"channels": 16, "word_channels": 4}
-    fields: dict[str, Any] = {"vocabulary_size": 9, "clip_channels": 6, "encoder": encoder}
-    assert_all_are_called(PRESETS[preset].build_ms2dtan(**fields), f"{preset}, MS2DTAN")
+    baseline = PRESETS[preset].build_ms2dtan(**sizes_of(preset))
+    assert_all_are_called(baseline, f"{preset}, MS2DTAN")
 
 
 def test_a_hook_fires_in_every_decoder() -> None:

@@ -23,7 +23,7 @@ tmapdiff train --train train.jsonl --test val.jsonl --features clip/ --features 
     --seconds-per-feature 2 --clip-seconds 4
 """
 
-PresetName = Literal["nano", "best", "tiny", "base", "paper"]
+PresetName = Literal["nano", "best", "aligned", "tiny", "base", "paper"]
 DecoderName = Literal[
     "transformer-xattn-ss", "transformer-xattn", "transformer-concat", "cnn-mul", "cnn-concat"
 ]
