@@ -4,6 +4,7 @@
     python benchmarks/tables.py --table 1 3 4 5 --data path/to/charades --preset base
 
     python benchmarks/tables.py --table 2 --data path/to/didemo --features average_fc7.h5
+    python benchmarks/tables.py --table qvhighlights --data path/to/folder --preset aligned
     python benchmarks/tables.py --table target steps --data path/to/charades --preset best
 
 Table 1 compares methods on Charades-STA and 2 on DiDeMo, 3 compares decoders, 4 objectives, 5 the
@@ -14,6 +15,10 @@ shows two controls. All rows share features, grid, encoder, epochs, optimizer an
 leaves a JSON file; runs that have one are not repeated, and one that was stopped, however hard,
 goes on from its last checkpoint, of each epoch and minute. Without features, Charades' are
 simulated from its action annotations, and DiDeMo's videos are made up.
+
+Table "qvhighlights" is of real videos, described by captions that a model wrote of their frames.
+Its folder holds the annotations of val, to train on, and of test; `captions.h5`, a sentence
+embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`.
 
     python benchmarks/tables.py --table target --data path/to/charades --preset best --tune 6
     python benchmarks/tables.py --table target --data path/to/charades --preset best --tuned FILE
@@ -40,11 +45,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from budgets import format_mean, measure_budgets, print_head, print_steps, print_target
 from typing_extensions import override
 
-from tmapdiff import PRESETS, TmapdiffError, Trainer, Vocabulary
+from tmapdiff import PRESETS, TmapdiffError, Trainer
 from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation import evaluate
@@ -57,7 +63,6 @@ from tmapdiff.recipes import (
     Protocol,
     Recipe,
     evaluate_control,
-    make_test_set,
 )
 
 # What `--tune` draws from.
@@ -69,9 +74,14 @@ SPACE: dict[str, tuple[Any, ...]] = {
 }
 ENCODER_SETTINGS = ("dropout", "channels")  # the others are fields of `TrainingConfig`
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
-DIDEMO = "2"  # the table of another data set
+QVHIGHLIGHTS = "qvhighlights"
+DATA_SETS = {"2": "didemo", QVHIGHLIGHTS: QVHIGHLIGHTS}  # of tables that are not of Charades-STA
 TARGET, STEPS = "target", "steps"
 OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
+QVHIGHLIGHTS_METRICS = (
+    *("MR-full-R1@0.5", "MR-full-R1@0.7", "Rank5@0.5", "Rank5@0.7", "MR-full-mAP"),
+    "HL-min-VeryGood-Hit1",
+)
 DIDEMO_METRICS = ("Rank@1", "Rank@5", "mIoU", *METRICS[:4])
 
 
@@ -80,7 +90,6 @@ class Row:
     """A row of a table: which model, changed how, and what the paper says of it."""
 
     label: str  # its name in the table
-    # `diffusion`, `deterministic`, `ms2dtan`, `prior` or `oracle`.
     model: ModelKind | Control = "diffusion"
     # Fields of the decoder that differ from the preset's.
     decoder: dict[str, Any] = field(default_factory=dict)
@@ -92,18 +101,22 @@ class Row:
     paper: tuple[float, ...] = ()
     # Of `SPACE`, what differs from the preset.
     settings: dict[str, Any] = field(default_factory=dict)
+    # Fields of the encoder that differ from the preset's.
+    encoder: dict[str, Any] = field(default_factory=dict)
+    # Whether the weights stay as they are made.
+    untrained: bool = False
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is a model, and no control."""
-        return self.model in get_args(ModelKind)
+        """Whether it is a model that is trained."""
+        return self.model in get_args(ModelKind) and not self.untrained
 
     @property
     def name(self) -> str:
         """Names the row's runs; rows of two tables that are the same run share it."""
         if not self.is_trained:
-            return self.model
-        changes = sorted((self.decoder | self.settings).items())
+            return f"{self.model}{'-untrained' * self.untrained}"
+        changes = sorted((self.decoder | self.encoder | self.settings).items())
         changed = [f"{key}={value}" for key, value in changes]
         measured = ["budgets"] if self.budgets else []
         return "_".join([self.model, self.objective, *changed, *measured])
@@ -120,7 +133,7 @@ TABLES = {
         Row("diffusion", paper=(60.3, 40.8, 79.7, 63.0)),
         Row("oracle (the grid's bound)", model="oracle"),
     ],
-    DIDEMO: [
+    "2": [
         Row("frequency prior", model="prior"),
         Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled"),
         Row("deterministic twin", model="deterministic"),
@@ -146,6 +159,15 @@ TABLES = {
         Row("diffusion", objective="mse-rescaled", budgets=True),
     ],
     STEPS: [Row("diffusion", objective="mse-rescaled", budgets=True)],
+    QVHIGHLIGHTS: [
+        Row("best constant answer", model="prior"),
+        Row("similarity, untrained", model="similarity", untrained=True),
+        Row("similarity, numbers fitted", model="similarity"),
+        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled"),
+        Row("deterministic twin", model="deterministic", objective="mse-rescaled"),
+        Row("diffusion", objective="mse-rescaled"),
+        Row("oracle (the grid's bound)", model="oracle"),
+    ],
 }
 
 
@@ -155,7 +177,7 @@ class Terms:
 
     results: Path  # folder of the JSON files
     scratch: Path  # folder of unfinished runs
-    didemo: bool = False  # whether the data set is DiDeMo; Charades-STA, if not
+    dataset: str = "charades-sta"  # or `didemo` or `qvhighlights`
     data: Path | None = None  # folder of the annotation files
     features: str = "timeline"  # `timeline`, an HDF5 file, or a folder.
     preset: str = "nano"  # the models' size and their training
@@ -171,12 +193,13 @@ class Terms:
     @property
     def protocol(self) -> Protocol:
         """How answers are judged."""
-        return "didemo" if self.didemo else "rank"
+        return "rank" if self.dataset == "charades-sta" else self.dataset
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the table's columns."""
-        return DIDEMO_METRICS if self.didemo else METRICS
+        others = {"didemo": DIDEMO_METRICS, QVHIGHLIGHTS: QVHIGHLIGHTS_METRICS}
+        return others.get(self.dataset, METRICS)
 
     def result(self, row: Row, seed: int) -> Path:
         """Where a run's JSON file is."""
@@ -193,7 +216,7 @@ class Terms:
         training = {"epochs": epochs, **tuned}
         return RowRecipe(
             self.preset,
-            row.model if row.is_trained else "diffusion",
+            "diffusion" if row.model in get_args(Control) else row.model,
             objective=row.objective,
             seed=seed,
             training={**training, "checkpoint_minutes": 1.0, "keep_checkpoints": 2},
@@ -210,9 +233,11 @@ class RowRecipe(Recipe):
     @override
     def preset_for(self, protocol: Protocol) -> Preset:
         preset = super().preset_for(protocol)
-        preset = preset if self.row.budgets else preset.as_published()
+        if not self.row.budgets and protocol != QVHIGHLIGHTS:
+            preset = preset.as_published()
         settings = self.row.settings
         encoder = {name: settings[name] for name in ENCODER_SETTINGS if name in settings}
+        encoder |= self.row.encoder
         return replace(
             preset,
             encoder={**preset.encoder, **encoder},
@@ -223,20 +248,34 @@ class RowRecipe(Recipe):
 @lru_cache(maxsize=1)
 def load_data(terms: Terms) -> LocalizationData:
     """Load queries and features; training queries of DiDeMo are of all annotators."""
-    if terms.didemo and terms.features == "timeline":
+    if terms.dataset == "didemo" and terms.features == "timeline":
         data = LocalizationData.make_up("didemo")
     elif terms.data is None:
-        name = "DiDeMo" if terms.didemo else "Charades-STA"
-        raise ArgumentError(f"tables: expected --data, the folder of {name}, got none.")
+        raise ArgumentError(f"tables: expected --data, the folder of {terms.dataset}, got none.")
+    elif terms.dataset == QVHIGHLIGHTS:
+        data = load_qvhighlights(terms.data)
     else:
-        data = LocalizationData.load(
-            terms.data,
-            features=[terms.features],
-            format="didemo" if terms.didemo else "charades-sta",
-        )
+        data = LocalizationData.load(terms.data, features=[terms.features], format=terms.dataset)
     if terms.holdout is not None:
         data = data.hold_out(terms.holdout)
     return data.with_features_only().limit(terms.limit)
+
+
+def load_qvhighlights(folder: Path) -> LocalizationData:
+    """Load queries of val and test, embeddings of captions, and those of the sentences."""
+    data = LocalizationData.load(
+        folder / "highlight_val_release.jsonl",
+        folder / "highlight_test_with_gt.jsonl",
+        features=[folder / "captions.h5"],
+        seconds_per_feature=2.0,
+        protocol="qvhighlights",
+    )
+    with np.load(folder / "queries.npz") as file:
+        vectors = torch.from_numpy(file["embeddings"]).float()[:, None]
+        # Spaces as the loader of annotations leaves them.
+        sentences = (" ".join(text.split()) for text in file["texts"])
+        words = dict(zip(sentences, vectors, strict=True))
+    return replace(data, word_features=words)
 
 
 def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
@@ -245,7 +284,7 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     began = time.perf_counter()
     data, recipe = load_data(terms), terms.recipe(row, seed)
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, "preset": terms.preset}
-    if not row.is_trained:
+    if row.model in get_args(Control):
         result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
     else:
         result |= _train(recipe, terms, data)
@@ -271,28 +310,31 @@ def to_json(result: dict[str, Any]) -> str:
 
 def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str, Any]:
     row, protocol = recipe.row, data.protocol
-    grid, clip_seconds = recipe.preset_for(protocol).make_grid(), recipe.clip_seconds_for(protocol)
-    vocabulary = Vocabulary.from_sentences(pair.query for pair in data.train)
-    train_set = data.make_train_set(grid, vocabulary, clip_seconds)
-    test_set = make_test_set(data.test, data.store, grid, vocabulary, clip_seconds)
-    model = recipe.build(vocabulary, data.store.feature_dim, protocol)
+    options = recipe.set_options(data)
+    train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
+    width, text_channels = data.store.feature_dim, data.text_channels
+    model = recipe.build(options["vocabulary"], width, protocol, text_channels=text_channels)
     config = recipe.training_config(data)
-    trainer = Trainer(
-        model,
-        train_set,
-        config,
-        terms.unfinished(row, recipe.seed),
-        device=terms.device,
-        show_progress=False,
-    )
-    began, done = time.perf_counter(), trainer.resume().progress.epoch
-    trainer.train()
+    began = time.perf_counter()
+    if row.untrained:
+        averaged, epochs = model.eval(), 0
+    else:
+        trainer = Trainer(
+            model,
+            train_set,
+            config,
+            terms.unfinished(row, recipe.seed),
+            device=terms.device,
+            show_progress=False,
+        )
+        epochs = config.epochs - trainer.resume().progress.epoch
+        trainer.train()
+        averaged = trainer.ema_model.eval()
     training_seconds = time.perf_counter() - began
-    averaged = trainer.ema_model.eval()
     result: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "training": asdict(config),
-        "seconds_an_epoch": training_seconds / max(config.epochs - done, 1),
+        "seconds_an_epoch": training_seconds / max(epochs, 1),
     }
     if row.budgets and not terms.tuning:
         return result | measure_budgets(averaged, test_set, recipe.seed)
@@ -402,14 +444,15 @@ def main(arguments: list[str] | None = None) -> int:
     add("--print-only", action="store_true", help="train nothing; print what there is")
     args = parser.parse_args(arguments)
 
-    if DIDEMO in args.table and len(args.table) > 1:
-        raise ArgumentError("tables: expected table 2 alone, as it has another data set.")
-    didemo = args.table == [DIDEMO]
-    name = f"tables-{'didemo-' if didemo else ''}{args.preset}"
+    datasets = {DATA_SETS.get(table, "charades-sta") for table in args.table}
+    if len(datasets) > 1:
+        raise ArgumentError("tables: expected tables of one data set, got those of several.")
+    (dataset,) = datasets
+    name = "-".join(["tables", *(one for one in datasets if one != "charades-sta"), args.preset])
     alike = ("scratch", "data", "features", "preset", "epochs", "holdout", "limit")
     terms = Terms(
         results=args.results or Path("runs") / (f"{name}-tuning" if args.tune else name),
-        didemo=didemo,
+        dataset=dataset,
         steps=(1,) if args.tune else tuple(args.steps),
         device=None if args.device == "auto" else args.device,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),

@@ -9,7 +9,7 @@ from typing import Any
 from tmapdiff._core.checks import message
 from tmapdiff.errors import UnknownNameError
 from tmapdiff.maps import MapGrid
-from tmapdiff.models import MS2DTAN, MomentLocalizer
+from tmapdiff.models import MS2DTAN, MomentLocalizer, SimilarityLocalizer
 from tmapdiff.training import TrainingConfig
 
 
@@ -39,7 +39,9 @@ class Preset:
         """Make a preset of the same sizes and training, with the paper's settings only."""
         return replace(
             self,
-            encoder={k: v for k, v in self.encoder.items() if k not in {**_BEST_ENCODER, **_ALIGNED}},
+            encoder={
+                k: v for k, v in self.encoder.items() if k not in {**_BEST_ENCODER, **_ALIGNED}
+            },
             decoder={k: v for k, v in self.decoder.items() if k not in _BEST_DECODER},
             localizer={},
         )
@@ -105,6 +107,18 @@ class Preset:
         fields = {"kernel_sizes": self.decoder["kernel_sizes"], **read, **model}
         config = self._encoder_config(vocabulary_size, clip_channels, encoder)
         return MS2DTAN(encoder_config=config, **fields)
+
+    def build_similarity(self, *, clip_channels: int, **model: Any) -> SimilarityLocalizer:
+        """Make the localizer without a decoder, on this grid.
+
+        `**model` are fields of `SimilarityLocalizer` to change, for example `spaces`.
+
+        Raises:
+            ArgumentError, ConfigError: If a size is out of range or a field unknown.
+        """
+        read = {name: self.localizer[name] for name in _READING if name in self.localizer}
+        pooled = {"features_per_clip": self.encoder.get("features_per_clip", 1)}
+        return SimilarityLocalizer(clip_channels, **{**self.grid, **pooled, **read, **model})
 
     def _encoder_config(
         self, vocabulary_size: int | None, clip_channels: int, changes: dict[str, Any] | None

@@ -120,6 +120,17 @@ def test_seed_changes_the_split():
     assert len({items.split_videos(0.2, seed)[1].video_ids for seed in range(5)}) == 5
 
 
+def test_pieces_of_a_video_are_held_out_together():
+    names = [f"{video}_{60 * piece}.0_{60 * piece + 150}.0" for video in "ABCD" for piece in (0, 1)]
+    items = AnnotationSet(annotation(qid, name) for qid, name in enumerate(names))
+    for seed in range(5):
+        stays, held_out = (part.video_ids for part in items.split_videos(0.5, seed))
+        assert len(stays) == len(held_out) == 4
+        assert not {name[0] for name in stays} & {name[0] for name in held_out}
+    with refuses(ArgumentError, "got 0.5 and 1 videos"):
+        items.limit(2).split_videos(0.5)
+
+
 def test_split_errors():
     items = annotations_of("AB")
     for fraction in (0, -1, 1.5, float("nan")):

@@ -1,6 +1,7 @@
 """Annotations: which moments of which video a sentence describes."""
 
 import hashlib
+import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -13,6 +14,9 @@ from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError
 
 _LISTED = 5  # lines or videos that a report lists by name; the rest are counted
+
+# Of a video: where it starts and ends.
+_PIECE = re.compile(r"_\d+(\.\d+)?_\d+(\.\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,9 @@ class AnnotationSet(Sequence[Annotation]):
     def split_videos(self, fraction: float, seed: int = 0) -> "tuple[AnnotationSet, AnnotationSet]":
         """Hold out some of the videos, with all their annotations, for validation.
 
-        A video's fate depends on `seed` and its id, not on the order of the annotations.
+        A video's fate depends on `seed` and its id, not on the order of the annotations. Pieces of
+        one video, whose ids end with their times, as QVHighlights' `b9aeZfR0_Xc_60.0_210.0`, are
+        held out together.
 
         Args:
             fraction: Share of the videos to hold out; at least one is, and at least one is not.
@@ -230,21 +236,21 @@ class AnnotationSet(Sequence[Annotation]):
 
         Raises:
             ArgumentError: If `fraction` is not inside (0, 1), `seed` is not an integer >= 0, or
-                there are fewer than two videos.
+                there are fewer than two videos, pieces of one counted once.
         """
         who = "AnnotationSet.split_videos"
         fraction = check_range(who, "fraction", fraction, 0, 1, open_low=True)
         seed = check_int(who, "seed", seed, at_least=0)
-        videos = self.video_ids
+        videos = {_PIECE.sub("", id_) for id_ in self.video_ids}
         if fraction == 1 or len(videos) < 2:
             expected = "fraction < 1 and at least two videos"
             raise ArgumentError(message(who, expected, f"{fraction:g} and {len(videos)} videos"))
         ranked = sorted(videos, key=lambda id_: _digest(f"{seed}/{id_}"))
         held_out = frozenset(ranked[: min(max(round(fraction * len(videos)), 1), len(videos) - 1)])
-        return (
-            AnnotationSet((i for i in self if i.video_id not in held_out), self.report),
-            AnnotationSet((i for i in self if i.video_id in held_out), self.report),
-        )
+        parts: tuple[list[Annotation], list[Annotation]] = [], []
+        for item in self:
+            parts[_PIECE.sub("", item.video_id) in held_out].append(item)
+        return AnnotationSet(parts[0], self.report), AnnotationSet(parts[1], self.report)
 
 
 def check_duration(who: str, duration: object) -> None:

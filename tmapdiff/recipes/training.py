@@ -23,7 +23,7 @@ from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import RESUME_MAY_CHANGE, Trainer, TrainingConfig
 from tmapdiff.training.checkpoints import CheckpointFolder
 
-ModelKind = Literal["diffusion", "deterministic", "ms2dtan"]
+ModelKind = Literal["diffusion", "deterministic", "ms2dtan", "similarity"]
 SYNTHETIC_EPOCHS = 30
 # What is left of a run beside its logs: what another would replace.
 RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
@@ -162,6 +162,12 @@ class Recipe:
         model: MapLocalizer
         if self.model == "ms2dtan":
             model = preset.build_ms2dtan(**fields)
+        elif self.model == "similarity":
+            if text_channels != feature_dim:
+                expected = f"words that are features of the clips' {feature_dim} channels"
+                got = "a vocabulary" if text_channels is None else f"{text_channels} channels"
+                raise ConfigError(message("Recipe, model similarity", expected, got))
+            model = preset.build_similarity(clip_channels=feature_dim)
         else:
             decoder = DECODERS[self.decoder] if self.decoder else {}
             fields["deterministic"] = self.model == "deterministic"
