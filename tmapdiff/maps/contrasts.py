@@ -134,6 +134,37 @@ def cell_means(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> 
     return cells.finish(cells.means(sums)).to(rows.dtype)
 
 
+def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
+    """Compute means of a video's rows at each candidate moment and around it.
+
+    They are of the rows inside, of the first 2 and the last 2, and of those before and after, as
+    many as are inside; 0 where there are none. Computed in float32 at least.
+
+    Args:
+        rows: Features. What is after a video's clips is not read.
+        grid: The candidate moments.
+        num_clips: Clips of each video. Defaults to the grid's.
+
+    Shape:
+        - rows: (B, num_clips * rows of a clip, D)
+        - num_clips: (B,), integer
+        - returns: (B, 5 * D, cells), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
+    """
+    who = "cell_context"
+    sizes = check_shape(who, "rows", rows, "B T D")
+    check_floating(who, "rows", rows)
+    cells = _Cells(who, grid, sizes, num_clips, rows.device)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    sums = cells.prefix_sums(cells.inside_only(wide.mT))
+    around = cells.around(sums, cells.length, outside=0.0)
+    parts = [cells.means(sums), *cells.edges(sums), *around]
+    return cells.finish(torch.cat(parts, dim=1)).to(rows.dtype)
+
+
 class _Cells:
     """The candidate moments of a grid over rows, and sums over them: (cells, B, S)."""
 
@@ -204,7 +235,9 @@ class _Cells:
         inside = sums.index_select(0, self.end) - sums.index_select(0, self.start)
         return inside / self.column(self.length)
 
-    def around(self, sums: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    def around(
+        self, sums: Tensor, reach: Tensor, outside: float = _OUTSIDE
+    ) -> tuple[Tensor, Tensor]:
         """Average as many rows before and after each cell, (cells,), as `reach` says."""
         first = (self.start - reach).clamp(min=0)
         before = sums.index_select(0, self.start) - sums.index_select(0, first)
@@ -215,8 +248,8 @@ class _Cells:
         if self.counts is not None:
             num_after = self.column(last).minimum(self.counts) - self.column(self.end)
         return (
-            _mean_or_outside(before, self.column(self.start - first)),
-            _mean_or_outside(after, num_after),
+            _mean_or(outside, before, self.column(self.start - first)),
+            _mean_or(outside, after, num_after),
         )
 
     def sides(self, sums: Tensor) -> list[Tensor]:
@@ -246,5 +279,5 @@ class _Cells:
         return rearrange(cells.masked_fill_(invalid, 0), "cells c b -> b c cells")
 
 
-def _mean_or_outside(sums: Tensor, count: Tensor) -> Tensor:
-    return (sums / count.clamp(min=1)).where(count > 0, _OUTSIDE)
+def _mean_or(outside: float, sums: Tensor, count: Tensor) -> Tensor:
+    return (sums / count.clamp(min=1)).where(count > 0, outside)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -17,12 +18,21 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.kernels.masking import fill_invalid
-from tmapdiff.layers._modules import dtype_of
+from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.maps import MapGrid
-from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, cell_means, contrast_features
+from tmapdiff.maps.contrasts import (
+    CONTRASTS,
+    GEOMETRY,
+    cell_context,
+    cell_means,
+    contrast_features,
+)
 
-AlignedPart = Literal["sentence", "words", "metric", "product", "learned"]
+AlignedPart = Literal["sentence", "words", "metric", "sequence", "product", "learned"]
 _METRIC_RANK = 32  # of what the learned metric adds to the identity
+_SEQUENCE_CHANNELS = 32
+_DILATIONS = (1, 2, 4)
+_SMALLEST_DEVIATION = 1e-3
 _SMALLEST_NORM = 1e-12  # shorter features are divided by it
 # What brings contrasts to about unit size, where they are not.
 _SCALES = {"middle above": 0.25, "log length": 0.5, "log length squared": 0.125}
@@ -148,6 +158,51 @@ class Similarities(nn.Module):
         return torch.stack([word @ row.mT for row, word in parts], dim=2)
 
 
+class SequenceEncoder(nn.Module):
+    """Residual convolutions along a video: what a row is in the course of its similarities.
+
+    It reads similarities as they are, and standardised in their video.
+
+    Args:
+        num_similarities: Similarities of each row.
+        channels: Channels of the result.
+        dropout: Share of the channels dropped in training.
+
+    Shape:
+        - similarities: (B, num_similarities, T)
+        - inside: (B, T), bool: which rows are of the video; all without it
+        - returns: (B, T, channels), 0 after the video
+    """
+
+    def __init__(self, num_similarities: int, channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.project = nn.Conv1d(2 * num_similarities, channels, 3, padding=1)
+        self.norms = module_list(nn.LayerNorm(channels) for _ in _DILATIONS)
+        self.convs = module_list(
+            nn.Conv1d(channels, channels, 3, padding=size, dilation=size) for size in _DILATIONS
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, similarities: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Encode; see the class."""
+        if inside is None:
+            inside = similarities.new_ones(len(similarities), similarities.shape[2]).bool()
+        inside = inside[:, None]
+        x = torch.cat([similarities, standardise(similarities, inside)], dim=1)
+        x = self.project(x.where(inside, 0).to(dtype_of(self.project)))
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = x + self.dropout(F.gelu(conv(norm(x.mT).mT.where(inside, 0))))
+        return self.dropout(x).where(inside, 0).mT
+
+
+def standardise(rows: Tensor, inside: Tensor) -> Tensor:
+    """Shift and scale rows, (B, S, T), to mean 0 and variance 1 over those inside."""
+    count = inside.sum(2, keepdim=True)
+    centred = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
+    variance = centred.square().sum(2, keepdim=True) / count
+    return centred / (variance + _SMALLEST_DEVIATION**2).sqrt()
+
+
 class AlignedFusion(nn.Module):
     """Map features of videos and queries whose features share a space.
 
@@ -180,7 +235,7 @@ class AlignedFusion(nn.Module):
         channels: int,
         out_channels: int,
         spaces: Sequence[int] | None = None,
-        parts: Sequence[AlignedPart] = ("sentence", "words", "metric", "product"),
+        parts: Sequence[AlignedPart] = ("sentence", "words", "metric", "sequence", "product"),
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -195,6 +250,10 @@ class AlignedFusion(nn.Module):
             self.contrast_scales: Tensor
             self.register_buffer("contrast_scales", torch.tensor(scales), persistent=False)
             width += len(scales)
+        self.sequence: SequenceEncoder | None = None
+        if "sequence" in parts and count:
+            self.sequence = SequenceEncoder(count, _SEQUENCE_CHANNELS, dropout)
+            width += 5 * _SEQUENCE_CHANNELS
         if "product" in parts:
             # Of unit norm, entries of width w are about 1 / sqrt(w), and products 1 / w.
             widths = [width for width in self.similarities.spaces for _ in range(width)]
@@ -206,13 +265,15 @@ class AlignedFusion(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(width, out_channels), nn.ReLU(), nn.Linear(out_channels, out_channels)
         )
-        for layer in (self.layers[0], self.layers[2]):  # else they would shrink what comes in
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        for layer in self.layers:  # else they would shrink what comes in
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(
         self, rows: Tensor, query: AlignedQuery, grid: MapGrid, num_clips: Tensor | None = None
     ) -> list[Tensor]:
         """Make the map features; see the class."""
+        inside = None
         if num_clips is not None:
             each = rows.shape[1] // grid.num_clips
             places = torch.arange(rows.shape[1], device=rows.device)
@@ -220,10 +281,14 @@ class AlignedFusion(nn.Module):
             rows = rows.where(inside[..., None], 0)
         parts = []
         if self.similarities.num_similarities:
-            contrasts = contrast_features(self.similarities(rows, query), grid, num_clips)
+            similarities = self.similarities(rows, query)
+            contrasts = contrast_features(similarities, grid, num_clips)
             parts.append(contrasts * self.contrast_scales[:, None])
+            if self.sequence is not None:
+                encoded = self.sequence(similarities, inside)
+                parts.append(cell_context(encoded, grid, num_clips).to(rows.dtype))
         if self.has_product:
-            count = rows.shape[1] if num_clips is None else inside.sum(1)[:, None, None]
+            count = rows.shape[1] if inside is None else inside.sum(1)[:, None, None]
             centred = rows - rows.sum(1, keepdim=True) / count
             means = cell_means(centred, grid, num_clips)
             product = means * (query.sentence * self.product_scales)[..., None]
