@@ -32,6 +32,8 @@ AlignedPart = Literal["sentence", "words", "metric", "sequence", "product", "lea
 _METRIC_RANK = 32  # of what the learned metric adds to the identity
 _SEQUENCE_CHANNELS = 32
 _DILATIONS = (1, 2, 4)
+_REACHES = (1, 3, 6)  # rows over which a video is looked at for changes
+_NEAR_ROWS, _ALIKE = 6.0, 0.1
 _SMALLEST_DEVIATION = 1e-3
 _SMALLEST_NORM = 1e-12  # shorter features are divided by it
 # What brings contrasts to about unit size, where they are not.
@@ -159,9 +161,11 @@ class Similarities(nn.Module):
 
 
 class SequenceEncoder(nn.Module):
-    """Residual convolutions along a video: what a row is in the course of its similarities.
+    """Residual convolutions along a video: what a row is in the course of the video.
 
-    It reads similarities as they are, and standardised in their video.
+    It reads the similarities as they are, standardised in their video, and averaged over rows that
+    are alike and near; and, whatever the query, where the video changes (1 less the cosine of the
+    rows before and after) and how like its mean a row is.
 
     Args:
         num_similarities: Similarities of each row.
@@ -169,6 +173,7 @@ class SequenceEncoder(nn.Module):
         dropout: Share of the channels dropped in training.
 
     Shape:
+        - rows: (B, T, C), of unit norm in each space; 0 after the video
         - similarities: (B, num_similarities, T)
         - inside: (B, T), bool: which rows are of the video; all without it
         - returns: (B, T, channels), 0 after the video
@@ -176,23 +181,48 @@ class SequenceEncoder(nn.Module):
 
     def __init__(self, num_similarities: int, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.project = nn.Conv1d(2 * num_similarities, channels, 3, padding=1)
+        inputs = 3 * num_similarities + len(_REACHES) + 1
+        self.project = nn.Conv1d(inputs, channels, 3, padding=1)
         self.norms = module_list(nn.LayerNorm(channels) for _ in _DILATIONS)
         self.convs = module_list(
             nn.Conv1d(channels, channels, 3, padding=size, dilation=size) for size in _DILATIONS
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, similarities: Tensor, inside: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Tensor, similarities: Tensor, inside: Tensor | None = None) -> Tensor:
         """Encode; see the class."""
         if inside is None:
-            inside = similarities.new_ones(len(similarities), similarities.shape[2]).bool()
+            inside = rows.new_ones(rows.shape[:2], dtype=torch.bool)
+        alike = average_alike(rows, similarities, inside)
         inside = inside[:, None]
-        x = torch.cat([similarities, standardise(similarities, inside)], dim=1)
+        changes = [change_of(rows, reach, inside) for reach in _REACHES]
+        typical = rows @ F.normalize(rows.sum(1), dim=-1)[..., None]
+        varying = torch.cat([similarities, alike, *changes, typical.mT], dim=1)
+        x = torch.cat([similarities, standardise(varying, inside)], dim=1)
         x = self.project(x.where(inside, 0).to(dtype_of(self.project)))
         for norm, conv in zip(self.norms, self.convs, strict=True):
             x = x + self.dropout(F.gelu(conv(norm(x.mT).mT.where(inside, 0))))
         return self.dropout(x).where(inside, 0).mT
+
+
+def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
+    """Average similarities over rows that are alike and near: a bilateral filter."""
+    places = torch.arange(rows.shape[1], device=rows.device)
+    apart = (places[:, None] - places).abs() / _NEAR_ROWS
+    norm = rows.square().sum(-1).amax(1)[:, None, None].clamp(min=_SMALLEST_NORM)
+    alike = (rows @ rows.mT / norm - 1) / _ALIKE - apart
+    weight = alike.masked_fill(~inside[:, None], -torch.inf).softmax(-1)
+    return similarities @ weight.mT
+
+
+def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
+    """Compute 1 less the cosine of the mean rows before and from each row on: (B, 1, T)."""
+    sums = F.pad(rows.cumsum(1), (0, 0, 1, 0))
+    places = torch.arange(rows.shape[1], device=rows.device)
+    before = sums[:, :-1] - sums[:, (places - reach).clamp(min=0)]
+    after = sums[:, (places + reach).clamp(max=len(places))] - sums[:, :-1]
+    change = 1 - F.cosine_similarity(before, after, dim=-1, eps=_SMALLEST_NORM)
+    return (change * (places > 0))[:, None].where(inside, 0)
 
 
 def standardise(rows: Tensor, inside: Tensor) -> Tensor:
@@ -285,7 +315,7 @@ class AlignedFusion(nn.Module):
             contrasts = contrast_features(similarities, grid, num_clips)
             parts.append(contrasts * self.contrast_scales[:, None])
             if self.sequence is not None:
-                encoded = self.sequence(similarities, inside)
+                encoded = self.sequence(rows, similarities, inside)
                 parts.append(cell_context(encoded, grid, num_clips).to(rows.dtype))
         if self.has_product:
             count = rows.shape[1] if inside is None else inside.sum(1)[:, None, None]
