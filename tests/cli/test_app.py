@@ -8,8 +8,9 @@ import typer
 import tmapdiff.presets
 from tmapdiff.cli import train
 from tmapdiff.cli.app import COMMANDS, app
-from tmapdiff.cli.options import FormatName, SplitName
+from tmapdiff.cli.options import FormatName, ProtocolName, SplitName
 from tmapdiff.data import AnnotationFormat, Split
+from tmapdiff.evaluation import Protocol
 
 
 def parse(line):
@@ -50,3 +51,4 @@ def test_choices_are_those_of_the_library():
     assert list(train.DecoderName.__args__) == list(tmapdiff.presets.DECODERS)
     assert FormatName.__args__ == AnnotationFormat.__args__
     assert SplitName.__args__ == Split.__args__
+    assert ProtocolName.__args__ == Protocol.__args__

@@ -139,6 +139,58 @@ def test_a_pipeline_with_a_text_encoder(passes, corpus, tmp_path):
     assert 0 <= found.document["mIoU"] <= 100
 
 
+def test_the_protocol_of_qvhighlights_and_a_score_of_what_it_wrote(run, passes, corpus, tmp_path):
+    data = ["--test", corpus.test, "--features", corpus.features, "--output", tmp_path]
+    found = passes("evaluate", corpus.pipeline, *data, "--protocol", "qvhighlights")
+    (head,) = (line for line in found.out.splitlines() if "mAP@0.75" in line)
+    # No moment is longer than 10 s, and there is no saliency.
+    assert head.split() == ["R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP", "short", "mAP"]
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert told["options"]["protocol"] == "qvhighlights"
+    assert {*KEYS, "MR-full-R1@0.95", "MR-full-mAP", "MR-short-mAP@0.6"} <= told.keys()
+    rows = [line.split()[2:] for line in found.out.splitlines() if line.split()[:1] == ["steps"]]
+    names = ("R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP")
+    shown = [f"{told[f'MR-full-{name}']:.2f}" for name in names]
+    assert rows == [[*shown, f"{told['MR-short-mAP']:.2f}"]]
+
+    answers = ["score", tmp_path / "predictions.jsonl", "--test", corpus.test]
+    scored = passes(*answers, "--protocol", "qvhighlights", "--json").document
+    assert {name for name in told if name.startswith("MR-")} < scored.keys()
+    by_rank = passes(*answers, "--json").document
+    for name, value in {**scored, **by_rank}.items():
+        if isinstance(value, float):
+            assert value == pytest.approx(told[name], abs=1e-3)
+    assert set(KEYS) < by_rank.keys()
+    wrong = run("score", tmp_path / "predictions.jsonl", "--test", corpus.train)
+    assert (wrong.code, wrong.err.count("\n")) == (1, 1)
+    assert "a prediction of each query, by qid" in wrong.err
+
+
+def test_highlights_and_the_consensus_of_didemo_are_scored(passes, tmp_path):
+    query = {"qid": 0, "query": "a dog", "vid": "v", "duration": 6, "relevant_windows": [[0, 4]],
+             "relevant_clip_ids": [0, 1], "saliency_scores": [[4, 4, 1], [2, 1, 3]]}  # fmt: skip
+    answer = {"qid": 0, "query": "a dog", "vid": "v", "pred_relevant_windows": [[0, 2, 0.9]],
+              "pred_saliency_scores": [0.1, 0.9, 0.2]}  # fmt: skip
+    (tmp_path / "test.jsonl").write_text(json.dumps(query))
+    (tmp_path / "answers.jsonl").write_text(json.dumps(answer))
+    options = ["--test", tmp_path / "test.jsonl", "--protocol", "qvhighlights"]
+    found = passes("score", tmp_path / "answers.jsonl", *options)
+    # IoU 1/2 counts. Two of three annotators find the last clip very good, the third none.
+    assert found.out.splitlines()[-2].split()[1:] == [
+        "100.00", "0.00", "100.00", "0.00", "10.00", "10.00", "22.22", "0.00",
+    ]  # fmt: skip
+    record = {"annotation_id": 0, "video": "v", "description": "a dog", "num_segments": 6,
+              "times": [[0, 0], [1, 1], [1, 1], [1, 1]]}  # fmt: skip
+    (tmp_path / "test_data.json").write_text(json.dumps([record]))
+    (tmp_path / "answers.jsonl").write_text(
+        json.dumps({**answer, "pred_relevant_windows": [[0, 5, 1]]})
+    )
+    found = passes(
+        "score", tmp_path / "answers.jsonl", "--test", tmp_path / "test_data.json", "--json"
+    )
+    assert found.document["Rank1@0.5"] == 0
+
+
 def test_errors_are_one_line(run, corpus, finished, tmp_path):
     np.save(tmp_path / "three.npy", np.ones((16, 5), np.float32))
     data = ["--test", corpus.test, "--features"]

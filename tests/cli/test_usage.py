@@ -28,6 +28,9 @@ CASES = {
     "train --root x --train y --holdout 0.5 --features f.h5": f"'--root': {NO_EFFECT} queries to",
     "train --resume --overwrite": "'--overwrite': it does not go with --resume.",
     "train --preset huge": "Invalid value for '--preset'",
+    "train --dataset didemo --protocol rank": "'--protocol': DiDeMo has the protocol didemo",
+    "evaluate x --dataset tacos --protocol didemo": "'--protocol': DiDeMo has the protocol didemo",
+    "score x": "Missing option '--test'.",
     "evaluate x --features x.h5": f"'--features': {NO_EFFECT} --test or --root.",
     "evaluate x --root x": "'--features': name the features of the videos.",
     "evaluate x --test x.json --test x.json --features f.h5":

@@ -41,6 +41,7 @@ from tmapdiff.evaluation import (
 )
 from tmapdiff.models import MS2DTAN, Localization, MomentLocalizer
 
+KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
 GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 
 
@@ -371,7 +372,8 @@ def test_didemo_with_the_consensus_as_answer(didemo):
             # Of one scale and all durations, packed maps are dense ones.
             return Localization(ranked, self.grid, dense.flatten(1), num_clips)
 
-    found = evaluate_didemo(twin(Consensus, didemo_model(didemo)), didemo, batch_size=5)
+    model = twin(Consensus, didemo_model(didemo))
+    found = evaluate(model, didemo, batch_size=5, protocol="didemo")
     assert found.metrics["Rank1@0.7"] == 100
     agreed = [max(Counter(item.moments).values()) >= 3 for item in didemo.annotations]
     assert found.metrics["Rank@1"] == pytest.approx(100 * sum(agreed) / len(agreed))
@@ -381,10 +383,12 @@ def test_didemo_with_the_consensus_as_answer(didemo):
 
 def test_didemo_needs_clips_of_a_segment(didemo, dataset):
     model = didemo_model(didemo)
-    assert evaluate_didemo(model, didemo).metrics["Rank@5"] >= 0
+    found = evaluate(model, didemo, protocol="didemo").metrics
+    assert found == evaluate_didemo(model, didemo).metrics
+    assert list(found) == [*KEYS, "Rank@1", "Rank@5"]
     other = MomentDataset(dataset.annotations, dataset.store, didemo.vocabulary, 6)
-    with refuses(ArgumentError, "evaluate_didemo: expected clips of 5 s, DiDeMo's segments, got"):
-        evaluate_didemo(model, other)
+    with refuses(ArgumentError, "evaluate: expected clips of 5 s, DiDeMo's segments, got"):
+        evaluate(model, other, protocol="didemo")
 
 
 def test_the_didemo_prior_is_the_most_frequent_answer(didemo):
@@ -435,4 +439,4 @@ def test_rank_of_didemo_is_of_the_consensus(didemo):
             return maps
 
     lone = twin(Lone, didemo_model(didemo))
-    assert evaluate_didemo(lone, data).metrics["Rank1@0.5"] == 0
+    assert evaluate(lone, data, protocol="didemo").metrics["Rank1@0.5"] == 0

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.assertions import refuses
+from helpers.training import make_dataset, make_model
+from torch.utils.data import Subset
 
+from tmapdiff import MapGrid, MomentDataset
 from tmapdiff.data import (
     Annotation,
     AnnotationSet,
@@ -19,7 +22,13 @@ from tmapdiff.data import (
     write_submission,
 )
 from tmapdiff.errors import AnnotationError, ArgumentError, ConfigError
-from tmapdiff.evaluation import evaluate_predictions
+from tmapdiff.evaluation import (
+    evaluate,
+    evaluate_oracle,
+    evaluate_predictions,
+    evaluate_prior,
+    fit_moment_prior,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -40,7 +49,8 @@ def draw_set(queries: int) -> tuple[list[Prediction], AnnotationSet]:
         saliency = tuple(float(one) for one in RNG.integers(-3, 3, RNG.integers(1, 80)))
         predictions.append(Prediction(qid, "a query", "v", windows, saliency))
         truths = tuple(dict.fromkeys(moments(int(RNG.integers(1, 5)), duration)))
-        ratings = tuple(tuple(map(float, row)) for row in RNG.integers(0, 5, (duration // 2, 3)))
+        rated = RNG.integers(0, 5, (duration // 2, RNG.integers(1, 4)))
+        ratings = tuple(tuple(map(float, row)) for row in rated)
         annotations.append(Annotation(qid, "v", "a query", float(duration), truths, ratings))
     return predictions, AnnotationSet(annotations)
 
@@ -108,7 +118,8 @@ def test_equals_loops():
             hits.append(best < clips and max(item.saliency[best]) >= least)
             scores = [*one.saliency, *[0.0] * clips][:clips]
             of_each = zip(*item.saliency, strict=True)
-            precisions += [clip_precision(scores, [n >= least for n in row]) for row in of_each]
+            each = [clip_precision(scores, [n >= least for n in row]) for row in of_each]
+            precisions.append(sum(each) / len(each))
         expected[f"HL-min-{name}-mAP"] = sum(precisions) / len(precisions)
         expected[f"HL-min-{name}-Hit1"] = Fraction(sum(hits), len(hits))
     assert found == pytest.approx({key: 100 * float(one) for key, one in expected.items()})
@@ -150,12 +161,83 @@ def test_without_saliency_there_are_no_highlights_and_with_some_of_it_no_answer(
         evaluate_predictions([*predictions[:2], bare[2]], annotations, protocol="qvhighlights")
 
 
-def test_lengths_that_no_moment_has_are_left_out():
-    annotations = AnnotationSet([Annotation(0, "v", "a query", 20.0, ((0.0, 8.0),))])
-    prediction = Prediction(0, "a query", "v", ((0.0, 8.0, 1.0),))
-    found = evaluate_predictions([prediction], annotations, protocol="qvhighlights")
-    assert {name.split("-")[1] for name in found} == {"full", "short"}
-    assert set(found.values()) == {100}
+def test_lengths_that_no_moment_has_are_left_out_and_the_longest_have_none():
+    for moment, lengths in (
+        ((0.0, 10.0), {"full", "short"}),
+        ((0.0, 30.0), {"full", "middle"}),
+        ((50.0, 200.0), {"full", "long"}),
+        ((0.0, 150.1), {"full"}),  # as in the official evaluation: it knows none longer
+    ):
+        annotations = AnnotationSet([Annotation(0, "v", "a query", 200.0, (moment,))])
+        prediction = Prediction(0, "a query", "v", ((*moment, 1.0),))
+        found = evaluate_predictions([prediction], annotations, protocol="qvhighlights")
+        assert {name.split("-")[1] for name in found} == lengths
+        assert set(found.values()) == {100}
+        found = evaluate_predictions(
+            [replace(prediction, windows=())], annotations, protocol="qvhighlights"
+        )
+        assert set(found.values()) == {0}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> MomentDataset:
+    """Queries with one to three moments, none of which ends with a clip."""
+    made = make_dataset(4, "test")
+    more = [(0.3, 4.1), (6.3, 14.9)]
+    items = [
+        replace(item, moments=(*item.moments, *more[: place % 3]))
+        for place, item in enumerate(made.annotations)
+    ]
+    return MomentDataset(AnnotationSet(items), made.store, made.vocabulary, 8)
+
+
+@pytest.mark.parametrize("ranking", ["nms", "expected-hits"])
+def test_a_model_is_judged_as_its_submission(dataset, ranking, tmp_path):
+    model = make_model(dataset, dropout=0.0)
+    options = {"num_inference_steps": 1, "ranking": ranking, "batch_size": 5}
+    found = evaluate(model, dataset, protocol="qvhighlights", **options)
+    assert 5 < max(len(one.windows) for one in found.predictions) <= 10
+    write_submission(found.predictions, tmp_path / "predictions.jsonl")
+    for predictions in (found.predictions, read_submission(tmp_path / "predictions.jsonl")):
+        official = evaluate_predictions(predictions, dataset.annotations, protocol="qvhighlights")
+        expected = evaluate_predictions(predictions, dataset.annotations) | official
+        assert found.metrics == pytest.approx(expected, abs=1e-3)
+    assert list(found.metrics) == list(expected)
+    assert 0 < official["MR-full-mAP"] < 100
+    # The first five are those of the other protocol.
+    assert evaluate(model, dataset, **options).metrics.items() <= found.metrics.items()
+
+
+def test_controls_are_judged_by_the_protocol(dataset):
+    grid = MapGrid(num_clips=8, num_anchors=8, num_scales=1)
+    cells = AnnotationSet(
+        [replace(one, moments=((0.0, one.duration),)) for one in dataset.annotations]
+    )
+    whole = MomentDataset(cells, dataset.store, dataset.vocabulary, 8)
+    prior = fit_moment_prior(grid, whole, threshold=0.9)
+    for found in (
+        evaluate_oracle(grid, whole, protocol="qvhighlights"),
+        evaluate_prior(grid, prior, whole, protocol="qvhighlights"),
+    ):
+        assert list(found.values()) == pytest.approx([100] * len(found))
+        assert {"Rank1@0.5", "MR-full-mAP"} < found.keys()
+    best = evaluate_oracle(grid, dataset, protocol="qvhighlights")
+    constant = evaluate_prior(
+        grid, fit_moment_prior(grid, dataset), dataset, protocol="qvhighlights"
+    )
+    assert 0 < constant["MR-full-mAP"] < best["MR-full-mAP"] <= 100
+    with refuses(ConfigError, "protocol"):
+        evaluate_oracle(grid, dataset, protocol="didemo")
+
+
+def test_what_the_protocol_needs_of_evaluate(dataset):
+    model = make_model(dataset)
+    with refuses(ArgumentError, "expected top_n to be an integer >= 10, got 5. It is the number"):
+        evaluate(model, dataset, top_n=5, protocol="qvhighlights")
+    with refuses(ArgumentError, "expected a MomentDataset, for its annotations, with protocol"):
+        evaluate(model, Subset(dataset, [0]), protocol="qvhighlights")
+    with refuses(ConfigError, "evaluate: expected protocol to be one of rank, didemo, qvhighl"):
+        evaluate(model, dataset, protocol="map")
 
 
 def test_other_protocols_and_their_options_are_refused():

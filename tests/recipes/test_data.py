@@ -91,6 +91,17 @@ def test_didemo_is_judged_by_its_own_protocol(tmp_path):
     # A store that states its rate keeps it.
     finer = [store(tmp_path / "g.h5", "0.mov", length=60, seconds_per_feature=0.5)]
     assert LocalizationData.load(tmp_path, features=finer).store.seconds_per_feature == 0.5
+    with refuses(ArgumentError, "protocol 'didemo' for DiDeMo, and for DiDeMo alone, got 'rank' f"):
+        LocalizationData.load(tmp_path, features=features, protocol="rank")
+
+
+def test_the_protocol_is_that_which_is_named(tmp_path):
+    features, path = [store(tmp_path / "f.h5", "a")], jsonl(tmp_path / "q.jsonl", "a")
+    assert LocalizationData.load(path, features=features).protocol == "rank"
+    data = LocalizationData.load(path, features=features, protocol="qvhighlights")
+    assert data.protocol == "qvhighlights"
+    with refuses(ArgumentError, "got 'didemo' for moment-jsonl."):
+        LocalizationData.load(path, features=features, protocol="didemo")
 
 
 def test_training_and_test_must_be_of_one_format(tmp_path):

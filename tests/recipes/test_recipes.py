@@ -131,6 +131,11 @@ def test_controls_bracket_every_model(data):
     assert oracle.rows["oracle"]["Rank1@0.5"] == 100
     assert prior.rows["prior"]["mIoU"] < oracle.rows["oracle"]["mIoU"]
     assert prior.summary() == {**prior.rows["prior"], "rows": prior.rows}
+    data = replace(data, protocol="qvhighlights")
+    prior, oracle = (
+        evaluate_control(name, recipe, data).rows[name] for name in ("prior", "oracle")
+    )
+    assert prior["MR-full-mAP"] < oracle["MR-full-mAP"]
     with refuses(ConfigError, "expected control to be one of prior, oracle, got 'best'."):
         evaluate_control("best", recipe, data)
 

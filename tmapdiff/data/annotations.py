@@ -263,7 +263,7 @@ def check_duration(who: str, duration: object) -> None:
 def check_numbers(who: str, name: str, value: Any, count: int | None = None) -> Sequence[Any]:
     """Return `value`, or raise AnnotationError unless it is a list of `count` finite numbers."""
     listed = isinstance(value, list | tuple) and count in (None, len(value))
-    if not listed or any(finite_number(one) is None for one in value):
+    if not listed or None in map(finite_number, value):
         several = "numbers" if count is None else f"{count} numbers"
         raise AnnotationError(message(who, f"{name} to be {several}", shown(value)))
     return value
