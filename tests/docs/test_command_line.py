@@ -57,7 +57,7 @@ def test_commands_print_what_the_page_says(folder_of_a_reader, capsys, monkeypat
         write_video(path, range(seconds + 1), images=images)
     found = list(commands_of(PAGE.read_text()))
     assert {shlex.split(command)[1] for command, _, _ in found} == {
-        "train", "evaluate", "localize", "extract", "inspect", "convert",
+        "train", "evaluate", "score", "localize", "extract", "inspect", "convert",
     }  # fmt: skip
     for command, code, lines in found:
         AcceleratorState._reset_state(reset_partial_state=True)

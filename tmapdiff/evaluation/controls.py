@@ -45,9 +45,10 @@ def evaluate_predictions(
 
     The protocol `qvhighlights` is that of moment_detr's `standalone_eval`, and so are the names of
     its metrics. `MR-full-R1@0.5` to `@0.95`: the best moment has at least this IoU with an
-    annotated one. `MR-full-mAP@0.5` to `@0.95`: average precision of the first ten moments, and
-    `MR-full-mAP` the mean over these thresholds. The same of annotated moments up to 10 s
-    (`MR-short`), 30 s (`MR-middle`) and 150 s (`MR-long`). With saliency in predictions and
+    annotated one. `MR-full-mAP@0.5` to `@0.95`: average precision of the first ten moments, by
+    their scores, and `MR-full-mAP` the mean over these thresholds. The same of annotated moments up
+    to 10 s (`MR-short`), 30 s (`MR-middle`) and 150 s (`MR-long`); longer ones count in `MR-full`
+    alone, and a length that no moment has is left out. With saliency in predictions and
     annotations, `HL-min-Fair-mAP`, `-Good-` and `-VeryGood-`: average precision of the clips that
     annotators gave at least 2, 3 or 4 of 4; `-Hit1`: the best clip is one of them.
 
