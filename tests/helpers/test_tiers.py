@@ -58,7 +58,7 @@ def test_a_test_that_forks_the_tests_fails(request: pytest.FixtureRequest) -> No
 def test_each_marked_test_runs_once_in_ci() -> None:
     pyproject, ci = (ROOT / "pyproject.toml").read_text(), (ROOT / ".ci" / "run").read_text()
     markers = re.findall(r'^    "(\w+): ', pyproject.split("markers = [")[1], re.MULTILINE)
-    assert len(markers) == 6
+    assert len(markers) == 7
     assert f"-m 'not ({' or '.join(markers)})'" in pyproject
     markers.remove("first_page")
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()

@@ -6,7 +6,7 @@ that forks the process of the tests fails.
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,16 @@ def watch_slow_means() -> None:
     _note_calls(torch, "compile", lambda *_: "compile")
     _note_calls(torch.export, "export", lambda *_: "compile")
     _note_calls(BaseProcess, "start", lambda *_: "process")
+
+
+def mostly_exhaustive(argument: str, values: Iterable[Any], *quick: str) -> pytest.MarkDecorator:
+    """Parametrize with values, or those of a mapping; all but those of some names are slow."""
+    named = values.items() if isinstance(values, Mapping) else ((str(one), one) for one in values)
+    cases = [
+        pytest.param(value, id=name, marks=() if name in quick else pytest.mark.exhaustive)
+        for name, value in named
+    ]
+    return pytest.mark.parametrize(argument, cases)
 
 
 def slow_means() -> set[str]:

@@ -10,6 +10,7 @@ from helpers.assertions import assert_close
 from helpers.contracts import draw
 from helpers.host_sync import on_a_device
 from helpers.kernels import DEVICE
+from helpers.tiers import mostly_exhaustive
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -176,7 +177,7 @@ def test_unaligned_products_are_found(products: _Products) -> None:
     assert "(24, 9) by (9, 1)" in products.slow[0]
 
 
-@pytest.mark.parametrize("batch", [1, 32])
+@mostly_exhaustive("batch", (1, 32), "32")
 def test_denoising_in_half_precision(
     batch: int, products: _Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close
 from helpers.contracts import draw, randomize_
+from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
@@ -40,6 +41,7 @@ DECODERS = {
     },
 }
 Weights = dict[str, Tensor]
+decoders = mostly_exhaustive("fields", DECODERS, "conv, multiply", "cross-attention")
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +52,9 @@ def fast_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_conv_package, "_candidates", lambda *_: ["spectral"])
 
 
-@pytest.fixture(params=DECODERS)
-def decoder(request: pytest.FixtureRequest) -> MapDiffusionDecoder:
-    decoder = MapDiffusionDecoder(**{**FIELDS, **DECODERS[request.param]})
+@pytest.fixture
+def decoder(fields: dict[str, Any]) -> MapDiffusionDecoder:
+    decoder = MapDiffusionDecoder(**{**FIELDS, **fields})
     return randomize_(decoder, seed=2).double().eval()
 
 
@@ -96,11 +98,13 @@ def directions(weights: Weights) -> Weights:
     }
 
 
+@decoders
 def test_grad(decoder: MapDiffusionDecoder) -> None:
     found = grad(loss_of(decoder))(parameters(decoder), inputs())
     assert_all_close(found, gradients_by_autograd(decoder, inputs()))
 
 
+@decoders
 def test_gradients_of_each_sample(decoder: MapDiffusionDecoder) -> None:
     weights = parameters(decoder)
 
@@ -126,6 +130,7 @@ def test_gradients_of_each_sample(decoder: MapDiffusionDecoder) -> None:
         )
 
 
+@decoders
 def test_an_ensemble_is_a_loop_over_its_members(decoder: MapDiffusionDecoder) -> None:
     fields = dict(decoder.config)
     members = [
@@ -140,6 +145,7 @@ def test_an_ensemble_is_a_loop_over_its_members(decoder: MapDiffusionDecoder) ->
             assert_close(found[row], member(**given))
 
 
+@decoders
 def test_forward_derivatives(decoder: MapDiffusionDecoder) -> None:
     weights, given = parameters(decoder), inputs()
     along = directions(weights)
@@ -153,6 +159,7 @@ def test_forward_derivatives(decoder: MapDiffusionDecoder) -> None:
         assert_close(forward_ad.unpack_dual(total).tangent, expected)
 
 
+@decoders
 def test_forward_derivatives_of_a_prepared_run(decoder: MapDiffusionDecoder) -> None:
     given, along = inputs(), draw(3, 36, seed=5, dtype=torch.float64)
     noisy = given["noisy"]
@@ -165,6 +172,7 @@ def test_forward_derivatives_of_a_prepared_run(decoder: MapDiffusionDecoder) -> 
     torch.testing.assert_close(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
+@decoders
 def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusionDecoder) -> None:
     given = inputs(1)
     with torch.no_grad():
@@ -179,6 +187,7 @@ def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusion
     assert_close(found, expected)
 
 
+@decoders
 def test_jacobians(decoder: MapDiffusionDecoder) -> None:
     given = inputs(1)
 
@@ -197,6 +206,7 @@ def test_jacobians(decoder: MapDiffusionDecoder) -> None:
     assert_close(jacfwd(scores)(noisy), found)
 
 
+@decoders
 def test_second_derivatives(decoder: MapDiffusionDecoder) -> None:
     """Forward over reverse, reverse over reverse, and autograd, against finite differences."""
     weights, given = parameters(decoder), inputs(2)
@@ -232,6 +242,7 @@ def gradients_by_autograd_at(module: nn.Module, weights: Weights, given: dict[st
     return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
 
+@decoders
 def test_hessians_of_inputs(decoder: MapDiffusionDecoder) -> None:
     given = inputs(1)
 
@@ -281,7 +292,7 @@ class _Loss(nn.Module):
         return losses(self.model)
 
 
-@pytest.mark.parametrize("fields", DECODERS.values(), ids=DECODERS)
+@decoders
 def test_grad_of_the_training_loss(fields: dict[str, Any]) -> None:
     module = _Loss(localizer(**fields))
     # Training changes running statistics: torch wants what changes as an argument.
@@ -307,7 +318,7 @@ def penalty_gradients(model: MomentLocalizer, of: Sequence[str] | None) -> list[
     return list(torch.autograd.grad(total, list(named.values()), allow_unused=True))
 
 
-@pytest.mark.parametrize("fields", DECODERS.values(), ids=DECODERS)
+@decoders
 @pytest.mark.parametrize("of", [None, ["encoder.clip_encoder.weight"]], ids=["all", "one"])
 def test_a_penalty_on_gradients_reaches_all_weights(
     fields: dict[str, Any], of: list[str] | None, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same
 from helpers.contracts import draw, randomize_
+from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -37,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "joint_scales": True,
     },
 }
-variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+variants = mostly_exhaustive("fields", VARIANTS, "conv", "cross-attention")
 
 
 def make(**fields: Any) -> MapDiffusionDecoder:
