@@ -33,6 +33,12 @@ def _no_network() -> Iterator[None]:
     unguard_network()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # What whole files of real datasets show.
+    if {"charades_root", "data_root", "real_video"} & set(getattr(item, "fixturenames", ())):
+        item.add_marker("exhaustive")
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # or each collection of garbage looks at all that was imported
 
