@@ -9,12 +9,7 @@ from helpers.assertions import assert_close, assert_same, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import (
-    CalibrationMetrics,
-    PlattCalibrator,
-    reliability_bins,
-    risk_coverage_curve,
-)
+from tmapdiff import CalibrationMetrics, PlattCalibrator, reliability_bins, risk_coverage_curve
 from tmapdiff.errors import ArgumentError, ShapeError
 
 quick = settings(max_examples=60, deadline=None)

@@ -110,9 +110,7 @@ def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
     if name == "paper":  # whole, it takes minutes and 9 GB
         narrow = {"channels": 64, "time_channels": 64}
         preset = replace(
-            preset,
-            encoder={**preset.encoder, "channels": 64},
-            decoder={**preset.decoder, **narrow},
+            preset, encoder={**preset.encoder, "channels": 64}, decoder={**preset.decoder, **narrow}
         )
     model = preset.build(**sizes(name, clip_channels=16))
     clips = preset.grid["num_clips"]

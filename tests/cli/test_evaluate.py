@@ -126,9 +126,7 @@ def test_a_pipeline_with_a_text_encoder(passes, corpus, tmp_path):
     text = tiny_text_encoder(["the", "number", "is", "shown", "0", "1", "2", "3"])
     channels = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).frame_encoder.feature_dim
     localizer = PRESETS["nano"].build(
-        vocabulary_size=None,
-        clip_channels=channels,
-        encoder={"text_channels": text.token_channels},
+        vocabulary_size=None, clip_channels=channels, encoder={"text_channels": text.token_channels}
     )
     MomentLocalizationPipeline(localizer, text_encoder=text).save_pretrained(tmp_path / "pipeline")
     data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu"]

@@ -26,10 +26,7 @@ def test_findings_are_code_1_and_in_the_document(run, corpus, tmp_path):
     assert document["kind"] == "features"
     assert document["facts"][tmp_path.name]["videos"] == 1
     kinds = {finding["kind"]: finding["items"] for finding in document["findings"]}
-    assert kinds == {
-        "missing features": ["two"],
-        "wrong rate": ["one (1.5 s of 8 s)"],
-    }
+    assert kinds == {"missing features": ["two"], "wrong rate": ["one (1.5 s of 8 s)"]}
     lines = run("inspect", tmp_path, *options[:-1]).out.splitlines()
     assert "missing features: 1 annotated videos have no features: two" in lines
     assert lines[-1] == "2 findings"

@@ -13,13 +13,7 @@ from helpers.assertions import (
     assert_zero,
     refuses,
 )
-from helpers.contracts import (
-    MaskArgumentContract,
-    draw,
-    evaluate,
-    randomize_,
-    triangle,
-)
+from helpers.contracts import MaskArgumentContract, draw, evaluate, randomize_, triangle
 from helpers.tolerances import TOLERANCES
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable

@@ -3,13 +3,7 @@ import math
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.contracts import (
-    Inputs,
-    MaskArgumentContract,
-    ModuleContract,
-    draw,
-    randomize_,
-)
+from helpers.contracts import Inputs, MaskArgumentContract, ModuleContract, draw, randomize_
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError

@@ -7,13 +7,7 @@ from helpers.strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import (
-    MapGrid,
-    MultiScaleMapSampler,
-    rank_candidates,
-    rank_moments,
-    temporal_nms,
-)
+from tmapdiff import MapGrid, MultiScaleMapSampler, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.errors import ArgumentError, ShapeError
 
 quick = settings(max_examples=60, deadline=None)
@@ -204,9 +198,7 @@ def test_candidates_are_ranked_as_dense_maps(grid, top_n, threshold, seed, batch
 def test_of_equal_candidates_the_first_is_picked():
     grid = MapGrid(6, 3, 1)
     ranked = rank_candidates(
-        *MultiScaleMapSampler(grid).merge_packed(torch.zeros(1, 18)),
-        torch.ones(1),
-        nms_threshold=0,
+        *MultiScaleMapSampler(grid).merge_packed(torch.zeros(1, 18)), torch.ones(1), nms_threshold=0
     )
     assert ranked.moments[0].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
 

@@ -12,13 +12,7 @@ from helpers.threads import at_once
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tmapdiff import (
-    MS2DTAN,
-    MomentDataset,
-    MomentLocalizationPipeline,
-    MomentLocalizer,
-    Vocabulary,
-)
+from tmapdiff import MS2DTAN, MomentDataset, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
 from tmapdiff.data import Annotation, AnnotationSet
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation import draw_queries, evaluate

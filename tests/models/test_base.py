@@ -341,9 +341,6 @@ class TestDeclaredWeights:
             check_declared_weights("place", tmp_path, lambda: torch.nn.Linear(5000, 5000))
 
     def test_more_weights_than_can_be_counted(self, tmp_path):
-        for build in (
-            lambda: torch.nn.LSTM(8, 10**12),
-            lambda: torch.nn.Linear(10**20, 3),
-        ):
+        for build in (lambda: torch.nn.LSTM(8, 10**12), lambda: torch.nn.Linear(10**20, 3)):
             with refuses(CheckpointError, "place: its configuration declares more weights than ca"):
                 check_declared_weights("place", tmp_path, build)

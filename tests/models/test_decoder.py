@@ -63,11 +63,7 @@ class TestMapDiffusionDecoder(MaskedContract):
                 f"{who} timestep of shape (B) with B = 2, got (3,).",
             ),
             ({"timestep": 5.0}, ArgumentError, f"{who} timestep to be an integer >= 0, got 5.0."),
-            (
-                {"features": features[:1]},
-                ShapeError,
-                f"{who} features to be a list of 2, got 1.",
-            ),
+            ({"features": features[:1]}, ShapeError, f"{who} features to be a list of 2, got 1."),
             (
                 {"features": draw(2, 2)},
                 ShapeError,

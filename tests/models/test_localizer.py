@@ -26,12 +26,7 @@ from tmapdiff.maps import (
     rank_moments,
     temporal_iou,
 )
-from tmapdiff.models import (
-    DenoisingStep,
-    MapDiffusionDecoder,
-    MomentLocalizer,
-    MultimodalEncoder,
-)
+from tmapdiff.models import DenoisingStep, MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
 from tmapdiff.schedulers import MapScheduler
 
 GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}

@@ -12,10 +12,7 @@ import pytest
 from helpers import crash_run
 from helpers.processes import SECONDS
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL"),
-]
+pytestmark = [pytest.mark.process, pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")]
 KILLS = int(os.environ.get("TMAPDIFF_KILLS", "3"))
 # One a step: about half of the kills come while one is written.
 OFTEN = {"checkpoint_steps": 1, "num_workers": 1}
