@@ -1,6 +1,7 @@
 """Geometry and targets of multi-scale 2D temporal maps: nothing here learns."""
 
 from tmapdiff.maps.expected_hits import (
+    candidate_likelihoods,
     deconvolve_map,
     rank_by_expected_hits,
     rank_candidates_by_expected_hits,
@@ -11,17 +12,21 @@ from tmapdiff.maps.iou import IoUMapBuilder
 from tmapdiff.maps.moments import RankedMoments, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
 from tmapdiff.maps.overlap import temporal_iou
+from tmapdiff.maps.saliency import clip_saliency, resample_saliency
 
 __all__ = [  # in the order the data flows
     "IoUMapBuilder",
     "MapGrid",
     "MultiScaleMapSampler",
     "RankedMoments",
+    "candidate_likelihoods",
+    "clip_saliency",
     "deconvolve_map",
     "rank_by_expected_hits",
     "rank_candidates",
     "rank_candidates_by_expected_hits",
     "rank_moments",
+    "resample_saliency",
     "soft_hits",
     "temporal_iou",
     "temporal_nms",

@@ -3,7 +3,7 @@
 The definitions come first: `deconvolve` and `cover`. `expected_hits_fast.py` covers quicker.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits_fast import tables_of
+from tmapdiff.maps.expected_hits_fast import Tables, tables_of
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
+_LAYERS = 4  # two to each of the thresholds that `soft_hits` has by default
 
 
 class Table(Protocol):
@@ -226,6 +227,45 @@ def rank_candidates_by_expected_hits(
 
 
 @torch.no_grad()
+def candidate_likelihoods(
+    candidates: Tensor,
+    scores: Tensor,
+    *,
+    target: Callable[[Tensor], Tensor],
+    num_iterations: int = 20,
+) -> Tensor:
+    """Find how likely each candidate is the answer: `deconvolve_map` of maps that list them.
+
+    It is what `rank_candidates_by_expected_hits` reads moments off, with the same tables. Takes
+    candidates and scores as `rank_candidates` does; `target` and `num_iterations` are as for
+    `rank_by_expected_hits`.
+
+    Shape:
+        - candidates: (M, 2)
+        - scores: (B, M)
+        - returns: (B, M), sums to 1 at most; 0 where a candidate is missing
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `target` is no function, or `num_iterations` is below 1.
+    """
+    who = "candidate_likelihoods"
+    check_scored(who, candidates, scores, None, None)
+    _check_deconvolution(who, target, num_iterations)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if not len(candidates):
+        return scores
+    found = torch.empty_like(scores)
+    # In full precision also where the model's forward pass is not: the answers depend on it.
+    with torch.autocast(scores.device.type, enabled=False):
+        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
+        for part, likelihood, _ in _likelihoods(tables, scores, num_iterations):
+            blocks = tables.blocks
+            found[part] = likelihood if blocks is None else likelihood[:, blocks.places]
+    return found
+
+
+@torch.no_grad()
 def _rank(
     who: str,
     candidates: Tensor,
@@ -239,11 +279,8 @@ def _rank(
 ) -> RankedMoments:
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
-    check_int(who, "num_iterations", num_iterations, at_least=1)
     soft_hits(scores.new_zeros(0), thresholds)  # checks them
-    if not callable(target):
-        hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
-        raise ArgumentError(message(who, "target to be a function", repr(target), hint))
+    _check_deconvolution(who, target, num_iterations)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
     gains = scores.new_full((len(scores), top_n), -torch.inf)
@@ -253,21 +290,34 @@ def _rank(
     def hits(iou: Tensor) -> Tensor:
         return soft_hits(iou, thresholds)
 
-    # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
-        blocks, response = tables.blocks, tables.response
-        rows = max(1, tables.numbers_at_once // len(candidates))
-        for first in range(0, len(scores), rows):
-            part = slice(first, first + rows)
-            own = scores[part] if blocks is None else blocks.spread(scores[part])
-            valid = own > -torch.inf  # nor NaN
-            # An IoU is symmetric, and so is the response.
-            own = _with_a_positive_cell(own, valid)
-            likelihood = deconvolve(own, valid, response, response, num_iterations)
+        for part, likelihood, valid in _likelihoods(tables, scores, num_iterations):
             found, gains[part] = tables.cover(likelihood, valid, top_n)
-            picks[part] = found if blocks is None else blocks.gather(found)
+            picks[part] = found if tables.blocks is None else tables.blocks.gather(found)
     return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
+
+
+def _check_deconvolution(who: str, target: object, num_iterations: int) -> None:
+    check_int(who, "num_iterations", num_iterations, at_least=1)
+    if not callable(target):
+        hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
+        raise ArgumentError(message(who, "target to be a function", repr(target), hint))
+
+
+def _likelihoods(
+    tables: Tables, scores: Tensor, num_iterations: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Give, for some rows at a time, likelihoods and candidates, in the places of `tables`."""
+    blocks, response = tables.blocks, tables.response
+    rows = max(1, tables.numbers_at_once // scores.shape[1])
+    for first in range(0, len(scores), rows):
+        part = slice(first, first + rows)
+        own = scores[part] if blocks is None else blocks.spread(scores[part])
+        valid = own > -torch.inf  # nor NaN
+        own = _with_a_positive_cell(own, valid)
+        # An IoU is symmetric, and so is the response.
+        yield part, deconvolve(own, valid, response, response, num_iterations), valid
 
 
 def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:

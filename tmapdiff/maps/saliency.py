@@ -1,0 +1,75 @@
+"""From likelihoods of moments to highlights: how likely each clip lies in the answer."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmapdiff._core.checks import check_int, check_range, check_shape
+
+
+def clip_saliency(likelihood: Tensor, candidates: Tensor, num_clips: int) -> Tensor:
+    """Compute how likely each clip lies in the answer: highlights without any weights.
+
+    It is the sum of the likelihoods of all candidates that hold the clip. Takes time and memory
+    linear in the candidates, and never waits for the device.
+
+    Args:
+        likelihood: How likely each candidate is the answer, as `candidate_likelihoods` finds it.
+        candidates: Start and end of each in whole clips; past `num_clips` nothing counts.
+        num_clips: Clips.
+
+    Shape:
+        - likelihood: (B, M)
+        - candidates: (M, 2), integer
+        - returns: (B, num_clips), in [0, 1] if the likelihoods sum to 1 at most
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `num_clips` is below 1.
+    """
+    who = "clip_saliency"
+    sizes = check_shape(who, "likelihood", likelihood, "B M")
+    check_shape(who, "candidates", candidates, "M 2", sizes)
+    check_int(who, "num_clips", num_clips, at_least=1)
+    start, end = candidates.long().clamp(0, num_clips).unbind(-1)
+    # What begins is added and what ends taken away again: in double, nothing is left of it.
+    steps = likelihood.new_zeros(sizes["B"], num_clips + 1, dtype=torch.float64)
+    added = likelihood.double()
+    steps.index_add_(1, start, added).index_add_(1, end, added, alpha=-1)
+    return steps[:, :-1].cumsum(dim=1).clamp(min=0).to(likelihood)
+
+
+def resample_saliency(
+    saliency: Tensor, clip_seconds: float, duration: float, seconds: float = 2.0
+) -> Tensor:
+    """Bring the saliency of a video's clips to pieces of another length.
+
+    Each gets the mean over the time that it covers. There are as many as end inside the video, as
+    QVHighlights counts its clips of 2 s; of a video shorter than one, a single shorter one.
+
+    Args:
+        saliency: One number for each clip.
+        clip_seconds: Seconds a clip lasts.
+        duration: Seconds the video lasts.
+        seconds: Seconds a piece lasts.
+
+    Shape:
+        - saliency: (N,)
+        - returns: (pieces,), float64, on the CPU
+
+    Raises:
+        ShapeError: If `saliency` is not (N,).
+        ArgumentError: If a number of seconds is not positive.
+    """
+    who = "resample_saliency"
+    check_shape(who, "saliency", saliency, "N")
+    named = {"clip_seconds": clip_seconds, "duration": duration, "seconds": seconds}
+    for name, value in named.items():
+        check_range(who, name, value, 0, open_low=True)
+    own = saliency.detach().cpu().double().numpy()
+    ends = np.arange(max(int(duration / seconds), 1) + 1) * seconds
+    ends = ends.clip(max=duration)
+    # The integral up to a time is linear between the ends of clips.
+    integral = np.concatenate([[0.0], own.cumsum()]) * clip_seconds
+    until = np.interp(ends, np.arange(len(integral)) * clip_seconds, integral)
+    return torch.from_numpy(np.diff(until) / np.diff(ends))
