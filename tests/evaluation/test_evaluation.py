@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.oracles import dense_saliency, looped_pieces
 from helpers.pictures import drawn_bars
 from helpers.training import make_dataset, make_model
 
@@ -287,6 +288,42 @@ def test_samples_and_ranking_are_passed_on(model, dataset):
     for options in ({"ranking": "expected-hits"}, {"nms_threshold": 0.2}):
         other = evaluate(model, dataset, num_inference_steps=1, **options)
         assert other.predictions != one.predictions
+
+
+@pytest.mark.parametrize("whole_videos", [False, True])
+@pytest.mark.parametrize("ranking", ["nms", "expected-hits"])
+def test_saliency_is_read_off_the_maps(model, dataset, whole_videos, ranking):
+    data = long_videos(dataset) if whole_videos else dataset
+    plain = twin(MomentLocalizer, model, deterministic=True).eval()
+    found = evaluate(plain, data, ranking=ranking, batch_size=3, protocol="qvhighlights")
+    assert evaluate(plain, data, ranking=ranking).predictions[0].saliency is None
+    for prediction, sample in zip(found.predictions, data, strict=True):
+        batch = collate_moments([sample])
+        inputs = batch.features, batch.words, batch.num_words, batch.clip_seconds
+        one = plain.localize(*inputs, num_clips=batch.num_clips)
+        count = sample.num_clips or len(one.dense[0])
+        dense = one.dense.where(one.mask, torch.nan)[0, :count, :count]
+        clips, seconds = dense_saliency(dense, plain.objective.target), float(batch.clip_seconds)
+        expected = looped_pieces(clips, seconds, float(batch.durations), 2)
+        assert prediction.saliency == pytest.approx(expected, abs=1e-5)
+        assert len(prediction.saliency) == int(sample.annotation.duration / 2)
+
+
+def test_highlights_of_true_maps_are_in_the_true_moments(model, dataset):
+    truth = twin(Truth, model)
+    truth.dataset = dataset
+    found = evaluate(truth, dataset, protocol="qvhighlights")
+    rated = []
+    for item in dataset.annotations:
+        middles = [2 * clip + 1 for clip in range(int(item.duration / 2))]
+        inside = [any(start <= one < end for start, end in item.moments) for one in middles]
+        assert any(inside)
+        rated.append(replace(item, saliency=tuple((4.0 * one,) for one in inside)))
+    annotations = AnnotationSet(rated)
+    metrics = evaluate_predictions(found.predictions, annotations, protocol="qvhighlights")
+    # The grid's clips are longer than 2 s, and their ends others.
+    assert metrics["HL-min-VeryGood-Hit1"] > 75
+    assert metrics["HL-min-VeryGood-mAP"] > 75
 
 
 def test_confidence_and_iou_are_those_of_the_best_moment(model, dataset):

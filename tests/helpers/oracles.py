@@ -1,11 +1,13 @@
 """Brute-force references, written as the definitions read: loops, no tensors where possible."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor, nn
 
-from tmapdiff.maps import MapGrid
+from tmapdiff.maps import MapGrid, deconvolve_map
 
 
 def interval_iou(first: Sequence[float], second: Sequence[float]) -> float:
@@ -28,6 +30,42 @@ def cells(num_clips: int, num_anchors: int, num_scales: int) -> list[tuple[int, 
 def cell_moment(scale: int, row: int, column: int) -> tuple[int, int]:
     """Start and end in clips."""
     return row * 2**scale, (row + column + 1) * 2**scale
+
+
+def looped_saliency(
+    likelihood: Sequence[float], candidates: Sequence[Sequence[int]], num_clips: int
+) -> list[float]:
+    """Sum over the candidates that hold a clip."""
+    pairs = list(zip(likelihood, candidates, strict=True))
+    return [
+        math.fsum(share for share, (start, end) in pairs if start <= clip < end)
+        for clip in range(num_clips)
+    ]
+
+
+def dense_saliency(dense: Tensor, target: Callable[[Tensor], Tensor]) -> list[float]:
+    """Saliency of the clips of one dense map, (N, N), not finite where no candidate is."""
+    cells = dense.isfinite().nonzero().tolist()
+    moments = [(start, start + column + 1) for start, column in cells]
+    overlap = [[interval_iou(one, other) for other in moments] for one in moments]
+    response = target(torch.tensor(overlap, dtype=torch.float64))
+    scores = torch.stack([dense[start, column] for start, column in cells]).double()
+    return looped_saliency(deconvolve_map(scores[None], response)[0].tolist(), moments, len(dense))
+
+
+def looped_pieces(
+    saliency: Sequence[float], clip_seconds: float, duration: float, seconds: float
+) -> list[float]:
+    """Mean over each piece, of a video cut wherever a clip or a piece ends."""
+    pieces = []
+    for piece in range(max(int(duration / seconds), 1)):
+        first, last = piece * seconds, min((piece + 1) * seconds, duration)
+        total = 0.0
+        for clip, value in enumerate(saliency):
+            shared = min(last, (clip + 1) * clip_seconds) - max(first, clip * clip_seconds)
+            total += value * max(shared, 0)
+        pieces.append(total / (last - first))
+    return pieces
 
 
 def greedy_nms(

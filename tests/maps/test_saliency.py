@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close, refuses
 from helpers.host_sync import no_host_sync, on_a_device
+from helpers.oracles import looped_pieces, looped_saliency
 from helpers.strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,21 +12,11 @@ from hypothesis import strategies as st
 from tmapdiff import IoUMapBuilder, MapGrid, MultiScaleMapSampler, deconvolve_map, temporal_iou
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.losses import rescale_iou
-from tmapdiff.maps import candidate_likelihoods, clip_saliency, resample_saliency
+from tmapdiff.maps import candidate_likelihoods, clip_saliency, map_saliency, resample_saliency
 from tmapdiff.maps import expected_hits_fast as fast
 
 quick = settings(max_examples=40, deadline=None)
 F64 = torch.float64
-
-
-def looped_saliency(likelihood, candidates, num_clips):
-    """The definition: a clip, then a candidate at a time."""
-    return [
-        math.fsum(
-            p for p, (start, end) in zip(likelihood, candidates, strict=True) if start <= clip < end
-        )
-        for clip in range(num_clips)
-    ]
 
 
 def poisoned(grid, num_clips, seed):
@@ -44,8 +35,7 @@ def test_equals_a_loop_over_the_candidates_of_each_video(grid, seed, data):
     num_clips = torch.tensor([data.draw(lengths), data.draw(lengths)])
     packed = poisoned(grid, num_clips, seed)
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
-    likelihood = candidate_likelihoods(candidates, scores, target=rescale_iou)
-    found = clip_saliency(likelihood, candidates, grid.num_clips)
+    found = map_saliency(packed, grid, num_clips, target=rescale_iou)
     for row, clips in enumerate(num_clips.tolist()):
         # Of this video alone, its candidates picked from the grid by hand.
         kept = [
@@ -122,19 +112,6 @@ def test_a_device_is_never_waited_for():
             likelihood = candidate_likelihoods(*given, target=rescale_iou)
             found = clip_saliency(likelihood, given[0], 8)
     assert found.device.type == "cuda"
-
-
-def looped_pieces(saliency, clip_seconds, duration, seconds):
-    """Means over a piece, of a video cut wherever a clip or a piece ends."""
-    pieces = []
-    for piece in range(max(int(duration / seconds), 1)):
-        first, last = piece * seconds, min((piece + 1) * seconds, duration)
-        total = 0.0
-        for clip, value in enumerate(saliency):
-            shared = min(last, (clip + 1) * clip_seconds) - max(first, clip * clip_seconds)
-            total += value * max(shared, 0)
-        pieces.append(total / (last - first))
-    return pieces
 
 
 @quick

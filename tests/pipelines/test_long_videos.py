@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.oracles import dense_saliency
 from helpers.pipelines import (
     CHANNELS,
     FPS,
@@ -116,6 +117,20 @@ def test_frames_are_encoded_once():
     assert found.durations == [12.0] * 3
     assert len(found.windows[0]) > 4
     assert sum(seen) == 12 * FPS
+
+
+def test_saliency_goes_on_over_the_ends_of_windows(monkeypatch):
+    pipe = make_pipe(make_localizer(MS2DTAN), durations=[30.0])
+    see_events(pipe, monkeypatch)
+    features = torch.zeros(960, CHANNELS)
+    features[30 * 15 : 33 * 15, 0] = 1  # three of 64 clips
+    found = pipe(VideoFeatures(features, 0.25, 240.0), "the door")
+    (saliency,) = found.saliency
+    assert saliency.tolist() == pytest.approx(
+        dense_saliency(found.maps[0], pipe.localizer.objective.target), abs=1e-5
+    )
+    assert saliency.argmax() in (30, 31, 32)
+    assert float(saliency[30:33].min()) > 10 * float(saliency[:27].max())
 
 
 def test_the_map_is_the_mean_of_the_windows():

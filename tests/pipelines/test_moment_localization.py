@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.oracles import dense_saliency
 from helpers.pipelines import (
     CHANNELS,
     FPS,
@@ -208,6 +209,22 @@ class TestAnswers:
         as_tuple = pipe(video, QUERIES, generator=seeds(3), return_dict=False, **options)
         assert as_tuple[0] == moments.moments
         assert len(as_tuple) == 4
+
+    @pytest.mark.parametrize("clip_seconds", [None, 0.5])
+    def test_saliency_is_read_off_the_map(self, clip_seconds):
+        localizer = make_localizer(objective="mse-rescaled")
+        pipe = make_pipe(localizer, clip_seconds=clip_seconds)
+        videos, sampling = [make_features(40), make_features(21, seed=1)], {"return_steps": True}
+        found = pipe(videos, QUERIES[:2], generator=seeds(2), num_samples=1, **sampling)
+        assert len(found.saliency) == 2
+        for index, clips in enumerate(found.saliency):
+            expected = dense_saliency(found.maps[index], localizer.objective.target)
+            assert clips.tolist() == pytest.approx(expected, abs=1e-5)
+            assert len(clips) == len(found.maps[index])
+            last = found.steps.saliency()[index][-1]
+            assert_close(last, clips)
+        array = pipe(videos, QUERIES[:2], generator=seeds(2), num_samples=1, output_type="np")
+        np.testing.assert_allclose(array.saliency[1:][0], found.saliency[1], atol=1e-6)
 
     def test_steps_are_the_maps_that_the_model_believed_in(self):
         pipe, seen = make_pipe(clip_seconds=0.5), []

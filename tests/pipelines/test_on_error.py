@@ -138,6 +138,7 @@ def test_numbers_of_what_was_skipped_are_nan(pipe, output_type):
     assert bool(np.isnan(np.asarray(found.moments[1])).all())
     assert len(found.steps) == len(found.noisy_steps) == 2
     assert (len(found.steps[0]), len(found.steps[1])) == (2, 0)
+    assert found.saliency[1].shape == (0,)
     assert isinstance(found.maps[1], np.ndarray if output_type == "np" else torch.Tensor)
 
 

@@ -12,9 +12,10 @@ from typing_extensions import Self
 
 from tmapdiff._core.checks import check_int, message
 from tmapdiff.data import MomentBatch, Prediction, collate_moments
+from tmapdiff.data.moment_jsonl import CLIP_SECONDS
 from tmapdiff.data.sampling import share_of, torch_generator_for
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps import RankedMoments
+from tmapdiff.maps import RankedMoments, resample_saliency
 from tmapdiff.metrics import best_ious
 from tmapdiff.models import Localization, MapLocalizer
 
@@ -100,13 +101,16 @@ class Answers:
     """Collects answers, and how sure and how right the best moment of each query is.
 
     Like metrics, it is updated batch by batch, and nothing waits for the device until the end.
+    Predictions have saliency if it is constructed so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, with_saliency: bool = False) -> None:
+        self.with_saliency = with_saliency
         self.queries: list[tuple[int | str, str, str]] = []  # id, query and video
         self.ranked: list[RankedMoments] = []
         self.confidence: list[Tensor] = []
         self.iou: list[Tensor] = []
+        self.saliency: list[tuple[Tensor, ...]] = []  # of clips; seconds of a clip, and of a video
 
     def update(
         self,
@@ -119,6 +123,8 @@ class Answers:
         self.ranked.append(found.ranked)
         self.confidence.append(found.confidence)
         self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0])
+        if self.with_saliency:
+            self.saliency.append((found.saliency, batch.clip_seconds, batch.durations))
 
     def on_cpu(self) -> Self:
         copy = type(self)()
@@ -129,6 +135,7 @@ class Answers:
         ]
         copy.confidence = [scores.cpu() for scores in self.confidence]
         copy.iou = [ious.cpu() for ious in self.iou]
+        copy.saliency = [tuple(one.cpu() for one in some) for some in self.saliency]
         return copy
 
     @classmethod
@@ -140,17 +147,28 @@ class Answers:
             whole.ranked += part.ranked
             whole.confidence += part.confidence
             whole.iou += part.iou
+            whole.saliency += part.saliency
         return whole
 
     def compute(self, began: float) -> tuple[tuple[Prediction, ...], float, Tensor, Tensor]:
         """Return predictions, seconds since `began`, confidence and IoU, as in `Evaluation`."""
         windows = chain.from_iterable(map(windows_of, self.ranked))
         predictions = tuple(
-            Prediction(*query, of_query)
-            for query, of_query in zip(self.queries, windows, strict=True)
+            Prediction(*query, of_query, saliency)
+            for query, of_query, saliency in zip(
+                self.queries, windows, self._saliency(), strict=True
+            )
         )
         seconds = time.perf_counter() - began
         return predictions, seconds, torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
+
+    def _saliency(self) -> Iterator[tuple[float, ...] | None]:
+        """Give the scores of each query's clips of 2 s, if there are some."""
+        if not self.saliency:
+            yield from [None] * len(self.queries)
+        for some in self.saliency:
+            for row, *seconds in zip(*(one.cpu() for one in some), strict=True):
+                yield tuple(resample_saliency(row, *map(float, seconds), CLIP_SECONDS).tolist())
 
 
 def windows_of(ranked: RankedMoments) -> Iterator[tuple[tuple[float, float, float], ...]]:

@@ -73,7 +73,8 @@ def evaluate(
 
     - `rank` has no others.
     - `qvhighlights` adds those of `evaluate_predictions`, where a hit is an IoU of at least m
-      (moment_detr): mean average precision of the first ten moments, for queries with several.
+      (moment_detr): mean average precision of the first ten moments, for queries with several,
+      and highlights. Predictions have saliency then, read off the maps (`map_saliency`).
     - `didemo` adds DiDeMo's own, of all moments ranked by their cells whatever the `ranking`, and
       of all annotators; its mIoU takes the place of the other. Rank n@m is of the annotators'
       consensus. It needs a localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's
@@ -114,7 +115,7 @@ def evaluate(
     elif annotations:
         hint = "It is the number of moments that protocol 'qvhighlights' judges."
         check_int(who, "top_n", top_n, at_least=MOST_WINDOWS, hint=hint)
-    began, answers = time.perf_counter(), Answers()
+    began, answers = time.perf_counter(), Answers(with_saliency=bool(annotations))
     metrics, of_didemo = LocalizationMetrics(), DiDeMoMetrics()
     for batch, found in localize_all(
         model,

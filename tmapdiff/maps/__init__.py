@@ -12,7 +12,7 @@ from tmapdiff.maps.iou import IoUMapBuilder
 from tmapdiff.maps.moments import RankedMoments, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
 from tmapdiff.maps.overlap import temporal_iou
-from tmapdiff.maps.saliency import clip_saliency, resample_saliency
+from tmapdiff.maps.saliency import clip_saliency, map_saliency, resample_saliency
 
 __all__ = [  # in the order the data flows
     "IoUMapBuilder",
@@ -22,6 +22,7 @@ __all__ = [  # in the order the data flows
     "candidate_likelihoods",
     "clip_saliency",
     "deconvolve_map",
+    "map_saliency",
     "rank_by_expected_hits",
     "rank_candidates",
     "rank_candidates_by_expected_hits",

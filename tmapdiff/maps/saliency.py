@@ -1,17 +1,54 @@
 """From likelihoods of moments to highlights: how likely each clip lies in the answer."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_range, check_shape
+from tmapdiff.maps.expected_hits import candidate_likelihoods
+from tmapdiff.maps.grid import MapGrid
+from tmapdiff.maps.multiscale import MultiScaleMapSampler
+
+
+def map_saliency(
+    packed: Tensor,
+    grid: MapGrid,
+    num_clips: Tensor | None = None,
+    *,
+    target: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Compute how likely each clip lies in the answer: highlights without any weights.
+
+    The maps are merged and taken apart into likelihoods of moments (`candidate_likelihoods`); a
+    clip has the sum of those of all moments that hold it.
+
+    Args:
+        packed: Expected maps of all scales, as `MapLocalizer.predict_maps` gives them. Invalid
+            cells are not read; one of -inf is no candidate.
+        grid: The candidate moments.
+        num_clips: Clips of each video, when videos are shorter than the grid.
+        target: What the maps are an expectation of, as for `rank_by_expected_hits`.
+
+    Shape:
+        - packed: (B, cells)
+        - num_clips: (B,), integer
+        - returns: (B, N), in [0, 1]; 0 past a video's end
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: As `MapGrid.check_num_clips`, or if `target` is no function.
+    """
+    candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
+    likelihood = candidate_likelihoods(candidates, scores, target=target)
+    return clip_saliency(likelihood, candidates, grid.num_clips)
 
 
 def clip_saliency(likelihood: Tensor, candidates: Tensor, num_clips: int) -> Tensor:
-    """Compute how likely each clip lies in the answer: highlights without any weights.
+    """Sum, for each clip, the likelihoods of the candidates that hold it.
 
-    It is the sum of the likelihoods of all candidates that hold the clip. Takes time and memory
-    linear in the candidates, and never waits for the device.
+    Takes time and memory linear in candidates and clips, and never waits for the device.
 
     Args:
         likelihood: How likely each candidate is the answer, as `candidate_likelihoods` finds it.

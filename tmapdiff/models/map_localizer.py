@@ -1,7 +1,7 @@
 """What all localizers share: targets from moments, and moments from maps."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
+    map_saliency,
     rank_candidates,
     rank_candidates_by_expected_hits,
 )
@@ -61,6 +62,7 @@ class Localization:
         grid: The candidate moments.
         maps: Predicted maps of all scales, packed.
         num_clips: Clips of each video, when they differ.
+        target: What the maps are an expectation of, as a function of the IoU; None if not known.
 
     Shape:
         - maps: (B, cells)
@@ -71,6 +73,7 @@ class Localization:
     grid: MapGrid
     maps: Tensor = field(repr=False)
     num_clips: Tensor | None = None
+    target: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @cached_property
     def dense(self) -> Tensor:
@@ -81,6 +84,20 @@ class Localization:
     def mask(self) -> Tensor:
         """Which cells of `dense` are candidates, bool: (N, N), or (B, N, N) with `num_clips`."""
         return self.grid.dense_mask(self.maps.device, self.num_clips)
+
+    @cached_property
+    def saliency(self) -> Tensor:
+        """How likely each clip of the grid lies in the answer: (B, N). Made on first request.
+
+        Of the maps, whatever the ranking, by `map_saliency`; `resample_saliency` brings a row to
+        clips of another length.
+
+        Raises:
+            ArgumentError: If `target` is None.
+        """
+        if self.target is None:
+            raise ArgumentError(message("Localization", "a target, for saliency", "none"))
+        return map_saliency(self.maps, self.grid, self.num_clips, target=self.target)
 
     @property
     def confidence(self) -> Tensor:
@@ -395,7 +412,7 @@ class MapLocalizer(MapModel):
                 durations=durations,
                 top_n=top_n,
             )
-        return Localization(ranked=ranked, grid=grid, maps=maps, num_clips=num_clips)
+        return Localization(ranked, grid, maps, num_clips, self.objective.target)
 
     def _check_reading(self, ranking: Ranking | None, nms_threshold: float | None) -> Ranking:
         who = type(self).__name__

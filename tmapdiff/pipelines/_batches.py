@@ -179,10 +179,10 @@ def answers_of(
     seconds = [video.clip_seconds for video in batch.clips]
     durations = [video.duration for video in batch.clips]
     listed = list_moments(found.ranked, seconds, durations, spread)
-    maps = found.maps.float().cpu()
+    maps, target = found.maps.float().cpu(), batch.localizer.objective.target
     for row, clips in enumerate(batch.clips):
         packed: Any = [
-            None if one is None else PackedMaps(found.grid, one[row], batch.counts[row])
+            None if one is None else PackedMaps(found.grid, one[row], batch.counts[row], target)
             for one in (maps, drawn.clean, drawn.noisy)
         ]
         yield Answer(listed[row], clips, *packed)

@@ -1,6 +1,6 @@
 """What a pipeline returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from tmapdiff.errors import TmapdiffError
-from tmapdiff.maps import MapGrid, MultiScaleMapSampler
+from tmapdiff.maps import MapGrid, MultiScaleMapSampler, map_saliency
 
 
 @dataclass(frozen=True)
@@ -37,52 +37,96 @@ class LocalizedMoment:
 
 @dataclass(frozen=True)
 class PackedMaps:
-    """Maps of one query, (cells,) or (steps, cells); `num_clips` of the clips are video, or all."""
+    """Maps of one query, (cells,) or (steps, cells); `num_clips` of the clips are video, or all.
+
+    `target` is what they are an expectation of, as a function of the IoU.
+    """
 
     grid: MapGrid
     maps: Tensor
     num_clips: int | None
+    target: Callable[[Tensor], Tensor]
 
     def merge(self) -> Tensor:
         """Make the dense map, (N, N) or (steps, N, N), NaN where there is no candidate."""
-        rows = self.maps.reshape(-1, self.maps.shape[-1])
-        clips, end = None, self.grid.num_clips
-        if self.num_clips is not None:
-            clips, end = torch.full((len(rows),), self.num_clips), self.num_clips
+        rows, clips, end = self._rows()
         dense, _ = MultiScaleMapSampler(self.grid).merge(self.grid.unpack(rows), clips)
         # Also where no window of a long video holds a moment.
         dense = dense.masked_fill(dense == -torch.inf, torch.nan)[:, :end, :end]
         return dense if self.maps.dim() == 2 else dense[0]
 
+    def saliency(self) -> Tensor:
+        """Compute how likely each clip of the video lies in the answer, (N,) or (steps, N)."""
+        rows, clips, end = self._rows()
+        found = map_saliency(rows, self.grid, clips, target=self.target)[:, :end]
+        return found if self.maps.dim() == 2 else found[0]
 
-class MergedMaps(Sequence[Any]):
-    """Merged maps of queries, each made when it is asked for: they grow with N squared.
+    def _rows(self) -> tuple[Tensor, Tensor | None, int]:
+        rows = self.maps.reshape(-1, self.maps.shape[-1])
+        if self.num_clips is None:
+            return rows, None, self.grid.num_clips
+        return rows, torch.full((len(rows),), self.num_clips), self.num_clips
+
+
+class _MadeWhenAsked(Sequence[Any]):
+    """What is made of the maps of each query, when it is asked for.
 
     Attributes:
-        packed: What they are made of; None for what could not be answered.
-        as_numpy: Whether each is a NumPy array instead of a tensor.
-
-    Shape:
-        - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
-          (steps, N, N) for several maps per query; (0, 0) for what could not be answered
+        packed: What it is made of; None for what could not be answered.
     """
 
     def __init__(self, packed: Sequence["PackedMaps | None"], as_numpy: bool) -> None:
         self.packed = packed
         self._as_numpy = as_numpy
 
+    def _make(self, packed: PackedMaps | None) -> Tensor:
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return MergedMaps(self.packed[index], self._as_numpy)
-        packed = self.packed[index]
-        dense = torch.empty(0, 0) if packed is None else packed.merge()
-        return dense.numpy() if self._as_numpy else dense
+            return type(self)(self.packed[index], self._as_numpy)
+        made = self._make(self.packed[index])
+        return made.numpy() if self._as_numpy else made
 
     def __repr__(self) -> str:
-        return f"MergedMaps({len(self)} queries)"
+        return f"{type(self).__name__}({len(self)} queries)"
+
+
+class MergedMaps(_MadeWhenAsked):
+    """Merged maps of queries, each made when it is asked for: they grow with N squared.
+
+    Attributes:
+        packed: What they are made of; None for what could not be answered.
+
+    Shape:
+        - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
+          (steps, N, N) for several maps per query; (0, 0) for what could not be answered
+    """
+
+    def _make(self, packed: PackedMaps | None) -> Tensor:
+        return torch.empty(0, 0) if packed is None else packed.merge()
+
+    def saliency(self) -> "ClipSaliency":
+        """How likely each clip lies in the answer, of each query."""
+        return ClipSaliency(self.packed, self._as_numpy)
+
+
+class ClipSaliency(_MadeWhenAsked):
+    """How likely each clip lies in the answer to a query, each computed when it is asked for.
+
+    Attributes:
+        packed: The maps of which it is computed; None for what could not be answered.
+
+    Shape:
+        - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) for what could not be
+          answered
+    """
+
+    def _make(self, packed: PackedMaps | None) -> Tensor:
+        return torch.empty(0) if packed is None else packed.saliency()
 
 
 @dataclass
@@ -118,3 +162,15 @@ class MomentLocalizationOutput(BaseOutput):
     noisy_steps: MergedMaps | None = None
     windows: list[list[tuple[float, float]]] | None = None
     errors: list[TmapdiffError | None] | None = None
+
+    @property
+    def saliency(self) -> ClipSaliency:
+        """How likely each clip of each query's video lies in the answer: highlights.
+
+        Clip n goes from `n * clip_seconds` to `(n + 1) * clip_seconds`; `resample_saliency` brings
+        clips to another length. It is read off the maps (`map_saliency`), when it is asked for.
+
+        Shape:
+            - each: (N,), in [0, 1]; (0,) for a query that could not be answered
+        """
+        return self.maps.saliency()
