@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.oracles import looped_pieces
 
 from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.data import open_feature_store
@@ -105,6 +106,23 @@ def test_pictures(run, passes, corpus, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_saliency_of_pieces(run, passes, corpus):
+    video, options = corpus.videos / "three.mp4", ["--model", corpus.pipeline, "--device", "cpu"]
+    found = passes("localize", video, *SENTENCES, *options, "--saliency", 2, "--json")
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
+    seeds = [torch.Generator().manual_seed(0) for _ in SENTENCES]
+    wanted = pipeline(str(video), SENTENCES, generator=seeds)
+    for answer, clips in zip(found.document["answers"], wanted.saliency, strict=True):
+        expected = looped_pieces(clips.tolist(), wanted.clip_seconds[0], wanted.durations[0], 2)
+        assert len(answer["saliency"]) == 4
+        assert answer["saliency"] == pytest.approx(expected, rel=1e-4)
+    plain = run("localize", video, SENTENCES[0], *options, "--json").document["answers"][0]
+    assert "saliency" not in plain
+    idle = run("localize", video, SENTENCES[0], *options, "--saliency", 2)
+    assert idle.code == 2
+    assert "it has no effect without --json." in idle.err
+
+
 def test_errors_are_one_line(refused, corpus, finished, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     model, video = ["--model", corpus.pipeline], corpus.videos / "three.mp4"
@@ -114,6 +132,7 @@ def test_errors_are_one_line(refused, corpus, finished, tmp_path):
         ([tmp_path / "broken.mp4", SENTENCES[0], *model], "broken.mp4"),
         ([video, "?!", *model], "expected a sentence with a word, got '?!'."),
         ([video, "a dog", *model, "--top", 0], "expected top_n to be an integer >= 1, got 0."),
+        ([video, SENTENCES[1], *model, "--saliency", 0, "--json"], "seconds in (0, inf), got 0.0."),
         ([video, "a", "--model", finished / "pipeline"], "as there is no frame_encoder"),
         (["four", "a dog", *model, "--features", corpus.features], "features of 'four', got none"),
     ):

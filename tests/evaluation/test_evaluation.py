@@ -202,7 +202,7 @@ def test_drawing_shows_each_query_beside_its_truth(model, dataset):
         predicted = evaluate(model, dataset, num_inference_steps=1).predictions[position]
         windows = [[window[:2]] for window in predicted.windows]
         np.testing.assert_allclose(found_bars, windows, rtol=1e-5)
-        labels = [text.get_text() for text in panel.get_yticklabels()[1:]]
+        labels = [text.get_text() for text in panel.get_yticklabels()[1:-1]]
         scores = [window[2] for window in predicted.windows]
         assert labels == [f"{rank}  ({score:.2f})" for rank, score in enumerate(scores, start=1)]
 

@@ -93,6 +93,32 @@ def test_comparison_shows_moments_as_bars_over_the_whole_video():
     assert labels == ["truth", "1  (0.90)", "2  (0.12)"]
 
 
+def test_saliency_is_a_curve_under_the_map_and_above_the_bars():
+    saliency = torch.tensor([0, 0.1, 0.4, 0.2, 0, 0, 0.3, 0], requires_grad=True)
+    ax = plot_map(torch.rand(8, 8), clip_seconds=0.5, saliency=saliency)
+    (under,) = ax.child_axes
+    values, ends, _ = under.patches[0].get_data()
+    np.testing.assert_allclose(values, saliency.tolist())
+    np.testing.assert_allclose(ends, np.arange(9) / 2)
+    assert (under.get_xlim(), under.get_xlabel()) == ((0, 4), "time (s)")
+    maps = torch.rand(8, 8), torch.rand(8, 8)
+    shown = {"clip_seconds": 0.5, "saliency": saliency}
+    figure = plot_comparison(*maps, **shown, predicted_moments=[(1, 2)], moments=[(1.5, 2)])
+    (panel,) = [ax for ax in figure.axes if ax.get_label() == "moments"]
+    assert drawn_bars(panel) == [[(1.5, 2)], [(1, 2)]]
+    labels = [text.get_text() for text in panel.get_yticklabels()]
+    assert labels == ["truth", "1", "saliency  (0.40)"]
+    heights, ends, _ = panel.patches[0].get_data()
+    np.testing.assert_allclose(ends, np.arange(9) / 2)
+    above = heights - heights.min()
+    np.testing.assert_allclose(above / above.max(), saliency.detach().numpy() / 0.4, atol=1e-6)
+    assert panel.get_ylim()[1] > heights.max() > heights.min() > 0
+    assert len(plot_comparison(*maps, **shown).axes) == 4  # without bars too
+    for draw in (lambda s: plot_map(maps[0], saliency=s), lambda s: plot_comparison(*maps, saliency=s)):
+        with refuses(ShapeError, "expected saliency of shape (N) with N = 8, got (7,)."):
+            draw(saliency[:7])
+
+
 def test_long_titles_are_broken_into_lines():
     title = "a person " + "walks and " * 30 + "stops"
     figure = plot_comparison(torch.rand(8, 8), torch.rand(8, 8), title=title)

@@ -59,12 +59,20 @@ def localize(
     map: Annotated[
         Path | None,
         typer.Option(
-            metavar="PNG", help="Draw the map of scores; of several sentences, one file each."
+            metavar="PNG", help="Draw the map of scores, and below it how likely each clip lies in the answer; "
+            "of several sentences, one file each.",
         ),
     ] = None,
     strip: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Draw the moments below a strip of the video; likewise."),
+    ] = None,
+    saliency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="With --json, how likely each piece of so many seconds lies in the answer.",
+        ),
     ] = None,
     device: options.DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -80,11 +88,13 @@ def localize(
     options.refuse_idle(
         ("--seconds-per-feature", seconds_per_feature and not without_pictures, "features"),
         ("--strip", strip and without_pictures, "a video"),
+        ("--saliency", saliency is not None and not as_json, "--json"),
     )
     with Output(as_json) as out:
         import torch
 
         from tmapdiff._core.checks import check_no_address
+        from tmapdiff.maps import resample_saliency
         from tmapdiff.pipelines import MomentLocalizationPipeline
 
         if features is None:
@@ -120,10 +130,14 @@ def localize(
             _print_moments(out, sentence, moments)
         if files:
             out.line(f"written: {', '.join(str(file) for file in files)}")
-        answers = [
+        answers: list[dict[str, Any]] = [
             {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
             for one, moments in zip(sentences, found.moments, strict=True)
         ]
+        if saliency is not None:
+            for answer, clips in zip(answers, found.saliency, strict=True):
+                seconds = found.clip_seconds[0], found.durations[0], saliency
+                answer["saliency"] = resample_saliency(clips, *seconds)
         about = {"video": video, "duration": found.durations[0], "windows": windows}
         about |= {"model": model, "seed": seed, **options.given(context)}
         out.document({**about, "answers": answers, "files": files})
@@ -181,6 +195,7 @@ def _draw_map(found: "MomentLocalizationOutput", index: int, sentence: str) -> A
         predictions=[(moment.start, moment.end) for moment in found.moments[index]],
         title=textwrap.fill(sentence, _TITLE),
         limits=None,
+        saliency=found.saliency[index],
     ).figure
 
 

@@ -11,6 +11,7 @@ from tmapdiff.evaluation._answers import check_whole, localize_batch
 from tmapdiff.maps import IoUMapBuilder, MultiScaleMapSampler
 from tmapdiff.models import MapLocalizer
 from tmapdiff.plots import plot_comparison
+from tmapdiff.plots.bars import SALIENCY_ROWS
 from tmapdiff.plots.maps import comparison_inches
 from tmapdiff.plots.style import new_figure
 
@@ -47,7 +48,7 @@ def draw_queries(
     grid, ranked = found.grid, found.ranked
     iou_maps = IoUMapBuilder(grid)(batch.moments, batch.clip_seconds, batch.num_moments)
     truth, _ = MultiScaleMapSampler(grid).merge([model.objective.target(maps) for maps in iou_maps])
-    heights = [comparison_inches(1 + int(count)) for count in ranked.valid.sum(1)]
+    heights = [comparison_inches(1 + SALIENCY_ROWS + int(count)) for count in ranked.valid.sum(1)]
     figure = new_figure(7.2, sum(heights), "draw_queries")
     parts = figure.subfigures(len(positions), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, part in enumerate(parts):
@@ -62,6 +63,7 @@ def draw_queries(
             scores=ranked.scores[row][valid].tolist(),
             title=f"{batch.queries[row]}  ({batch.video_ids[row]})",
             label="rescaled IoU" if model.objective.name.endswith("-rescaled") else "IoU",
+            saliency=found.saliency[row],
             figure=part,
         )
     return figure

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tmapdiff._core.checks import check_length
-from tmapdiff.plots.style import PREDICTION_COLOR, TRUTH_COLOR
+from tmapdiff.plots.style import COLORS, PREDICTION_COLOR, TRUTH_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Moments = Sequence[Sequence[float]]
+SALIENCY_ROWS = 2  # of bars, that a curve takes
 
 
 def draw_bars(
@@ -50,10 +51,21 @@ def draw_bars_panel(
     *,
     seconds: float,
     num_rows: int = 0,
+    saliency: Sequence[float] = (),
 ) -> None:
-    """Draw bars into axes of their own, of at least `num_rows`, over a video of so many seconds."""
-    bottom = min(draw_bars(ax, truth, predictions, scores), -num_rows)
-    ax.set(xlim=(0, seconds), ylim=(bottom, 0), xlabel="time (s)")
+    """Draw bars into axes of their own, of at least `num_rows`, over a video of so many seconds.
+
+    Above them, the saliency of equal clips, as high as the highest, which is written beside it.
+    """
+    bottom, top = min(draw_bars(ax, truth, predictions, scores), -num_rows), 0
+    if len(saliency):
+        top, most = SALIENCY_ROWS, max(saliency)
+        ends = [seconds * clip / len(saliency) for clip in range(len(saliency) + 1)]
+        heights = [0.14 + (top - 0.28) * one / (most or 1) for one in saliency]
+        ax.stairs(heights, ends, baseline=0.14, fill=True, color=COLORS[0])
+        labels = [text.get_text() for text in ax.get_yticklabels()]
+        ax.set_yticks([*ax.get_yticks(), top / 2], [*labels, f"saliency  ({most:.2f})"], size=8)
+    ax.set(xlim=(0, seconds), ylim=(bottom, top), xlabel="time (s)")
     ax.grid(axis="x", color="0.85", lw=0.6)
     ax.set_axisbelow(True)
 

@@ -10,14 +10,21 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_length, check_range, check_shape
 from tmapdiff.errors import ArgumentError
-from tmapdiff.plots.bars import Moments, bars_inches, check_scores, draw_bars_panel
-from tmapdiff.plots.style import COLORMAP, PREDICTION_COLOR, TRUTH_COLOR, new_figure
+from tmapdiff.plots.bars import (
+    SALIENCY_ROWS,
+    Moments,
+    bars_inches,
+    check_scores,
+    draw_bars_panel,
+)
+from tmapdiff.plots.style import COLORMAP, COLORS, PREDICTION_COLOR, TRUTH_COLOR, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
 MAP_INCHES = 3.4  # height of a square map with its labels
+_SALIENCY_INCHES = 0.9  # of a curve under it, likewise
 _MAPS_A_ROW = 5
 
 
@@ -30,6 +37,7 @@ def plot_map(
     predictions: Moments = (),
     title: str = "",
     limits: tuple[float, float] | None = (0.0, 1.0),
+    saliency: Tensor | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw one map: starts upwards, durations to the right, both in seconds.
@@ -42,11 +50,13 @@ def plot_map(
         predictions: Predicted moments, start and end in seconds, best first: numbered discs.
         title: Text above the map.
         limits: Scores at the two ends of the colour scale; None takes the map's.
+        saliency: How likely each clip lies in the answer (`map_saliency`): a curve under the map.
         ax: Where to draw. Defaults to a new figure.
 
     Shape:
         - dense: (N, N)
         - mask: (N, N), bool
+        - saliency: (N,)
 
     Raises:
         ShapeError: If a shape does not fit.
@@ -60,8 +70,11 @@ def plot_map(
     if mask is not None:
         check_shape(who, "mask", mask, "N N", sizes)
         shown = shown & mask
+    if saliency is not None:
+        check_shape(who, "saliency", saliency, "N", sizes)
     if ax is None:
-        ax = new_figure(MAP_INCHES, MAP_INCHES, who).subplots()
+        below = 0.0 if saliency is None else _SALIENCY_INCHES
+        ax = new_figure(MAP_INCHES, MAP_INCHES + below, who).subplots()
 
     seconds = sizes["N"] * clip_seconds
     ax.imshow(
@@ -98,6 +111,14 @@ def plot_map(
     ax.set_title(title, size=10)
     ax.set(xlim=(0, seconds), ylim=(0, seconds))
     ax.locator_params(nbins=5, steps=[1, 2, 5, 10])
+    if saliency is not None:
+        under = ax.inset_axes((0, -0.46, 1, 0.2))
+        ends = np.arange(sizes["N"] + 1) * clip_seconds
+        under.stairs(_array(saliency), ends, fill=True, color=COLORS[0])
+        under.set(xlim=(0, seconds), xlabel="time (s)", ylabel="saliency")
+        under.set_ylim(bottom=0)
+        under.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
+        under.locator_params(axis="y", nbins=2)
     return ax
 
 
@@ -112,6 +133,7 @@ def plot_comparison(
     scores: Sequence[float] = (),
     title: str = "",
     label: str = "IoU",
+    saliency: Tensor | None = None,
     figure: "FigureBase | None" = None,
 ) -> "FigureBase":
     """Draw a predicted map beside the true one, and the moments as bars below both.
@@ -126,11 +148,13 @@ def plot_comparison(
         scores: Scores of the predicted moments, written beside their bars.
         title: Text above both maps, for example the query; long ones are broken into lines.
         label: What the maps hold, beside the colour scale.
+        saliency: How likely each clip lies in the answer: a curve above the bars.
         figure: Empty figure or sub-figure to draw in. Defaults to a new one.
 
     Shape:
         - prediction, truth: (N, N)
         - mask: (N, N), bool
+        - saliency: (N,)
 
     Raises:
         ShapeError: If a shape does not fit, or there are not as many scores as predicted moments.
@@ -142,7 +166,10 @@ def plot_comparison(
     who = "plot_comparison"
     check_shape(who, "prediction", prediction, "N N")
     check_scores(who, scores, predicted_moments)
-    rows = len(predicted_moments) + bool(moments)
+    if saliency is not None:
+        check_shape(who, "saliency", saliency, "N", {"N": len(prediction)})
+    curve = [] if saliency is None else _array(saliency).tolist()
+    rows = len(predicted_moments) + bool(moments) + SALIENCY_ROWS * bool(curve)
     figure = figure or new_figure(7.2, comparison_inches(rows), who)
     axes = axes_over_bars(figure, ["prediction", "truth"], rows)
     left, right = axes["prediction"], axes["truth"]
@@ -154,7 +181,8 @@ def plot_comparison(
     figure.colorbar(left.images[0], ax=[left, right], label=label, shrink=0.9)
     if rows:
         seconds = len(prediction) * clip_seconds
-        draw_bars_panel(axes["moments"], moments, predicted_moments, scores, seconds=seconds)
+        drawn = moments, predicted_moments, scores
+        draw_bars_panel(axes["moments"], *drawn, seconds=seconds, saliency=curve)
     figure.suptitle(textwrap.fill(title, 80), size=10)
     return figure
 
