@@ -44,6 +44,7 @@ def test_answer_is_the_pipelines(pipeline, features):
     assert answer["moments"] == [vars(one) for one in found.moments[0]]
     assert (answer["query"], answer["duration"], answer["clips"]) == (QUERY, 20.0, 16)
     assert answer["clip_seconds"] == pytest.approx(20 / 16)
+    assert answer["saliency"] == pytest.approx(found.saliency[0].tolist(), rel=1e-3)
     dense = found.maps[0].numpy()
     drawn = cells(answer["map"], 16)
     np.testing.assert_array_equal(drawn == 0, np.isnan(dense))

@@ -62,6 +62,17 @@ def test_upload_ask_and_jump(visit, films, server):
     bar.click()
     eventually(lambda: abs(visit.video("currentTime") - start) < 1)
 
+    # The curve above the bars: a step for each clip, as wide as the clip.
+    curve = visit.page.locator("#timeline .curve svg")
+    steps = curve.locator("path").get_attribute("d").removeprefix("M0 1V").split("V")
+    heights, ends = zip(*(map(float, one.split("H")) for one in steps[:CLIPS]), strict=True)
+    assert ends == pytest.approx([clip * (at + 1) for at in range(CLIPS)])
+    assert min(heights) == 0
+    assert max(heights) < 1
+    assert curve.bounding_box()["width"] == pytest.approx(tracks["width"])
+    likeliest = heights.index(0) * clip
+    assert curve.get_attribute("aria-label").endswith(f"at most, at {likeliest:.1f} s")
+
     assert visit.hosts <= {urlparse(server.address).netloc, ""}
     assert visit.complaints == []
 

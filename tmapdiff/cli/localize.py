@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmapdiff._core.checks import message
+from tmapdiff._core.checks import check_range, message
 from tmapdiff.cli import options
 from tmapdiff.cli.output import JsonOption, Output
 from tmapdiff.errors import ArgumentError
@@ -90,6 +90,8 @@ def localize(
         ("--strip", strip and without_pictures, "a video"),
         ("--saliency", saliency is not None and not as_json, "--json"),
     )
+    if saliency is not None:
+        check_range("localize", "--saliency", saliency, 0, open_low=True)
     with Output(as_json) as out:
         import torch
 

@@ -29,7 +29,7 @@ def find_answer(
     """Ask a pipeline, and word the answer for the page, in JSON.
 
     `windows` is how many a long video was searched in, else 1; `limits` are the scores at the ends
-    of the colour scale; `samples` has the best moment of each; `beliefs` and `noise` are the maps
+    of the colour scale; `saliency` is how likely each clip lies in the answer; `samples` has the best moment of each; `beliefs` and `noise` are the maps
     after each step. A map is base64 of a byte for each cell, row by row `[start, duration]`: 0
     where there is no candidate, else 1 to 255 over the limits.
     """
@@ -65,6 +65,7 @@ def find_answer(
         "clips": len(merged),
         "limits": [low, high],
         "map": _encode(merged, low, high),
+        "saliency": [float(f"{one:.4g}") for one in found.saliency[0].tolist()],
         "moments": [_moment(one) for one in found.moments[0]],
         "samples": _best_of_each(pipeline, drawn, samples, found) if drawn else [],
         "beliefs": [_encode(one, low, high) for one in beliefs],

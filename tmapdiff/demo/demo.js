@@ -98,6 +98,27 @@ window.tmapdiffDemo = (() => {
     note.remove();
   }
 
+  // A step for each clip; as high as the highest, which is returned.
+  function drawSaliency(tracks) {
+    const most = Math.max(...answer.saliency);
+    const track = make("div", "track curve", tracks);
+    const image = (name, parent, values) => {
+      const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+      for (const [key, value] of Object.entries(values)) element.setAttribute(key, value);
+      return parent.appendChild(element);
+    };
+    const peak = answer.saliency.indexOf(most) * answer.clip_seconds;
+    const svg = image("svg", track, {
+      viewBox: `0 0 ${answer.duration} 1`, preserveAspectRatio: "none", role: "img",
+      "aria-label": `how likely each time lies in the answer: ${most.toFixed(2)} at most, `
+        + `at ${seconds(peak)}`,
+    });
+    const steps = answer.saliency.map((one, at) =>
+      `V${1 - one / (most || 1)}H${(at + 1) * answer.clip_seconds}`);
+    image("path", svg, { d: `M0 1${steps.join("")}V1Z` });
+    return most;
+  }
+
   function drawTimeline() {
     if (!timeline) return;
     timeline.replaceChildren();
@@ -110,6 +131,7 @@ window.tmapdiffDemo = (() => {
       tick.style.left = percent(share);
       make("span", "time", tick, label);
     }
+    const most = drawSaliency(tracks);
     answer.moments.forEach((one, at) => {
       const track = make("div", "track", tracks);
       const spread = one.spread === null ? "" : ` ± ${one.spread.toFixed(2)}`;
@@ -119,6 +141,8 @@ window.tmapdiffDemo = (() => {
       button.style.opacity = String(Math.max(1 - 0.12 * at, 0.5));
       annotate(track, one, [`${score}   ${between(one)}`, one.score.toFixed(2)]);
     });
+    make("span", "caption", timeline,
+      `curve: how likely each time lies in the answer, ${most.toFixed(2)} at most`);
     if (answer.samples.length) {
       const track = make("div", "track samples", tracks);
       for (const one of answer.samples) {
