@@ -353,7 +353,7 @@ def expect_map(
     check_shape(who, "likelihood", likelihood, "B M", sizes)
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, soft_hits, 4, wide.dtype)
+        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
         if tables.blocks is None:
             return (tables.response @ wide.T.contiguous()).T.contiguous()
         places = tables.blocks.places
