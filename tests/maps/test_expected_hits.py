@@ -73,8 +73,8 @@ def looped_deconvolution(scores, response, valid, num_iterations):
     return [likelihood.get(m, 0) / total for m in range(len(scores))]
 
 
-def looped_cover(likelihood, hits, valid, top_n):
-    """Greedy coverage, a moment and a candidate at a time."""
+def looped_cover(likelihood, hits, valid, top_n, first=None):
+    """Greedy coverage, a moment and a candidate at a time; the first pick may be given."""
     picks, gains = [], []
     for _ in range(min(top_n, sum(valid))):
         covered = [max([0.0, *(hits[m][p] for p in picks)]) for m in range(len(hits))]
@@ -84,6 +84,8 @@ def looped_cover(likelihood, hits, valid, top_n):
             if valid[c] and c not in picks
         }
         best = max(gain, key=gain.get)
+        if first is not None and not picks:
+            best = first
         picks.append(best)
         gains.append(gain[best])
     return picks, gains
@@ -231,6 +233,51 @@ def test_scores_are_shares_that_never_rise(grid, seed):
     assert bool((scores.diff(dim=1) <= 1e-6).all())
     assert bool((scores >= -1e-6).all())
     assert bool((scores.sum(dim=1) <= 1 + 1e-5).all())
+
+
+@quick
+@given(grids(), st.integers(0, 1000), st.integers(1, 6), ways)
+def test_the_highest_cell_first_and_then_what_hits_where_it_fails(grid, seed, top_n, way):
+    random = torch.Generator().manual_seed(seed)
+    mask = grid.dense_mask()
+    dense = 0.01 + torch.rand(2, *mask.shape, generator=random, dtype=torch.float64) ** 3
+    dense[:, torch.rand(mask.shape, generator=random) < 0.2] = torch.nan
+    dense[:, 0, 0] = 0.5
+    options = {"target": rescale_iou, "top_n": top_n}
+    with way():
+        found = rank_by_expected_hits(dense, mask, **options, highest_first=True)
+    highest = rank_moments(dense, mask, top_n=1)
+    assert torch.equal(found.moments[:, 0], highest.moments[:, 0])
+    moments = candidates_of(grid)
+    hits = soft_hits(temporal_iou(moments[:, None], moments)).tolist()
+    for row in range(2):
+        scores = dense[row][mask]
+        valid = ~scores.isnan()
+        response = response_of(grid, rescale_iou)
+        likelihood = deconvolve_map(scores[None], response, valid[None])[0].tolist()
+        first = int(scores.nan_to_num(-1).argmax())
+        picks, gains = looped_cover(likelihood, hits, valid.tolist(), top_n, first)
+        capped = [min(one, gains[0]) for one in gains]
+        assert found.scores[row, : len(picks)].tolist() == pytest.approx(capped, abs=1e-9)
+        assert int(found.valid[row].sum()) == len(picks)
+        if all(abs(a - b) > 1e-9 for a, b in pairwise(gains[1:])):
+            assert torch.equal(found.moments[row, : len(picks)], moments[picks])
+
+
+def test_the_two_first_answers_differ_where_boundaries_are_unsure():
+    # One moment is sharp; three alike that share an end are together likelier.
+    grid = MapGrid(16, 16, 1)
+    response, moments = response_of(grid, rescale_iou), candidates_of(grid).tolist()
+    shares = {(1, 3): 0.4, (8, 12): 0.2, (8, 14): 0.2, (8, 16): 0.2}
+    packed = sum(share * response[moments.index([*one])] for one, share in shares.items())
+    given = (candidates_of(grid).long(), packed[None])
+    options = {"target": rescale_iou, "top_n": 2}
+    by_hits, mixed = (
+        rank_candidates_by_expected_hits(*given, **options, highest_first=first).moments[0].tolist()
+        for first in (False, True)
+    )
+    assert by_hits == [[8, 14], [1, 3]]
+    assert mixed == [[1, 3], [8, 14]]
 
 
 @pytest.mark.parametrize("refreshed", [1, 3])
@@ -565,6 +612,8 @@ def test_errors_say_what_is_wrong():
             torch.ones(2),
             target=lambda iou: iou[:1],
         )
+    with refuses(ArgumentError, "expected highest_first to be True or False, got 'yes'."):
+        rank_by_expected_hits(dense, mask, target=rescale_iou, highest_first="yes")
     who = "rank_candidates_by_expected_hits: expected"
     candidates = torch.tensor([[0, 1], [1, 2]])
     with refuses(ShapeError, f"{who} candidates of shape (M, 2) with M = 3, got (2, 2)."):

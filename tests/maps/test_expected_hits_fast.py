@@ -102,13 +102,15 @@ def ranked(candidates, scores, monkeypatch, largest, **options):
 
 @pytest.mark.parametrize("way", ["host", "device"])
 @pytest.mark.parametrize("target", [rescale_iou, lambda iou: iou])
-def test_many_candidates_are_ranked_as_few(way, target, monkeypatch):
+@pytest.mark.parametrize("highest_first", [False, True])
+def test_many_candidates_are_ranked_as_few(way, target, highest_first, monkeypatch):
     torch.manual_seed(1)
     grid = MapGrid(96, 4, 3)
     packed = target(torch.rand(5, grid.num_cells, dtype=F64)) ** 4
     num_clips = torch.tensor([96, 60, 96, 33, 4])
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
     options = {"target": target, "durations": num_clips - 0.5, "top_n": 7}
+    options["highest_first"] = highest_first
     expected = ranked(candidates, scores, monkeypatch, 2**30, **options)
     calls = []
     spread = CandidateBlocks.spread

@@ -945,6 +945,17 @@ class TestRanking:
                 own = (plain if ranking == "nms" else other).localize(**inputs, generator=seeded(0))
                 assert_same(found.ranked.moments, own.ranked.moments)
 
+    def test_the_highest_cell_and_then_expected_hits(self):
+        model = ready(objective="mse-rescaled")
+        read = {"maps": torch.rand(3, CELLS), "clip_seconds": torch.ones(3), "top_n": 4}
+        first = model.read_moments(**read, ranking="nms")
+        found = model.read_moments(**read, ranking="nms-then-expected-hits")
+        expected = rank_by_expected_hits(
+            first.dense, first.mask, target=model.objective.target, top_n=4, highest_first=True
+        )
+        assert_same(found.ranked.moments, expected.moments)
+        assert_same(found.ranked.moments[:, 0], first.ranked.moments[:, 0])
+
     def test_threshold_of_the_call(self):
         inputs = queries(3)
         found = ready().localize(**inputs, nms_threshold=0.2, generator=seeded(0))
@@ -952,7 +963,7 @@ class TestRanking:
         assert_same(found.ranked.moments, expected.ranked.moments)
 
     def test_refuses(self):
-        text = "expected ranking to be one of nms, expected-hits, got 'vote'"
+        text = "expected ranking to be one of nms, expected-hits, nms-then-expected-hits, got 'vote'"
         with refuses(ConfigError, text):
             make(ranking="vote")
         with refuses(ConfigError, text):

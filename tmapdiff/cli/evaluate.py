@@ -29,6 +29,7 @@ class RankingName(str, Enum):
 
     NMS = "nms"
     EXPECTED_HITS = "expected-hits"
+    NMS_THEN_EXPECTED_HITS = "nms-then-expected-hits"
 
 
 def evaluate(

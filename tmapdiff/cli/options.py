@@ -50,7 +50,7 @@ SamplesOption = Annotated[
     typer.Option(help="Samples of each query that are averaged. [default: the model's]"),
 ]
 RankingOption = Annotated[
-    Literal["nms", "expected-hits"] | None,
+    Literal["nms", "expected-hits", "nms-then-expected-hits"] | None,
     typer.Option(help="How moments are read off the maps. [default: the model's]"),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.")]

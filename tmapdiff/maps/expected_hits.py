@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.expected_hits_fast import Tables, tables_of
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
@@ -44,17 +44,22 @@ def deconvolve(
     return (likelihood / likelihood.sum(dim=0).clamp(min=1)).T.contiguous()
 
 
-def cover(likelihood: Tensor, hits: Tensor, valid: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+def cover(
+    likelihood: Tensor, hits: Tensor, valid: Tensor, top_n: int, first: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pick candidates greedily by expected hits, (B, top_n) and what each adds; -1 if none is left.
 
-    `hits` holds how much a candidate, column, counts if the moment is that of another, row.
+    `hits` holds how much a candidate, column, counts if the moment is that of another, row. `first`
+    are the first picks, (B,), if they are given.
     """
     covered = torch.zeros_like(likelihood)  # how well each moment is hit by the picks so far
     picks, gains = [], []
-    for _ in range(top_n):
+    for place in range(top_n):
         added = (hits[None] - covered[:, :, None]).clamp(min=0)
         expected = torch.einsum("bm,bmc->bc", likelihood, added).masked_fill(~valid, -torch.inf)
         best, index = expected.max(dim=1)
+        if first is not None and not place:
+            best, index = expected.gather(1, first[:, None])[:, 0], first
         picks.append(index.where(best > -torch.inf, -1))
         gains.append(best)
         covered = covered.maximum(hits.T[index])
@@ -145,6 +150,7 @@ def rank_by_expected_hits(
     top_n: int = 5,
     thresholds: Sequence[float] = (0.5, 0.7),
     num_iterations: int = 20,
+    highest_first: bool = False,
 ) -> RankedMoments:
     """Read off merged maps the moments that together hit the true one most often.
 
@@ -154,8 +160,13 @@ def rank_by_expected_hits(
     answer hits most often in expectation. Each further one hits most often where those before it
     fail, be that another event or another boundary.
 
+    With `highest_first`, the first answer is the highest cell, as of `rank_moments`, and each
+    further one hits most often where those before it fail. It reads the first answer off the map
+    itself, without the likelihoods, which are overconfident on data unlike that of training.
+
     Scores are shares in [0, 1]: of the first moment its expected hits, of each further one what it
-    adds. They never rise. A map without a positive cell is answered with its highest one.
+    adds. They never rise: what adds more than a first moment that was the highest cell gets its
+    score. A map without a positive cell is answered with its highest one.
 
     Tables of the last few sets of up to 2,048 candidates are kept on the CPU; of more that are
     whole numbers, as a grid's are, time and memory grow with the candidates, and not with their
@@ -175,6 +186,7 @@ def rank_by_expected_hits(
         top_n: Moments per query.
         thresholds: What counts as a hit, see `soft_hits`.
         num_iterations: Of `deconvolve_map`.
+        highest_first: Whether the highest cell is the first answer.
 
     Shape:
         - dense: (B, N, N)
@@ -190,9 +202,8 @@ def rank_by_expected_hits(
     """
     who = "rank_by_expected_hits"
     candidates, scores = candidates_of(who, dense, mask)
-    return _rank(
-        who, candidates, scores, clip_seconds, target, durations, top_n, thresholds, num_iterations
-    )
+    reading = target, durations, top_n, thresholds, num_iterations, highest_first
+    return _rank(who, candidates, scores, clip_seconds, *reading)
 
 
 def rank_candidates_by_expected_hits(
@@ -205,11 +216,12 @@ def rank_candidates_by_expected_hits(
     top_n: int = 5,
     thresholds: Sequence[float] = (0.5, 0.7),
     num_iterations: int = 20,
+    highest_first: bool = False,
 ) -> RankedMoments:
     """Do as `rank_by_expected_hits`, of maps that list their candidates: without a dense map.
 
-    Takes candidates and scores as `rank_candidates` does; `target`, `top_n`, `thresholds` and
-    `num_iterations` are as there. On other devices than the CPU it waits for the device once, if
+    Takes candidates and scores as `rank_candidates` does; `target`, `top_n`, `thresholds`,
+    `num_iterations` and `highest_first` are as there. On other devices than the CPU it waits for the device once, if
     there are more than 2,048 candidates, else never.
 
     Shape:
@@ -221,9 +233,8 @@ def rank_candidates_by_expected_hits(
         ShapeError, ArgumentError: As `rank_by_expected_hits`.
     """
     who = "rank_candidates_by_expected_hits"
-    return _rank(
-        who, candidates, scores, clip_seconds, target, durations, top_n, thresholds, num_iterations
-    )
+    reading = target, durations, top_n, thresholds, num_iterations, highest_first
+    return _rank(who, candidates, scores, clip_seconds, *reading)
 
 
 @torch.no_grad()
@@ -276,11 +287,13 @@ def _rank(
     top_n: int,
     thresholds: Sequence[float],
     num_iterations: int,
+    highest_first: bool,
 ) -> RankedMoments:
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
     soft_hits(scores.new_zeros(0), thresholds)  # checks them
     _check_deconvolution(who, target, num_iterations)
+    check_bool(who, "highest_first", highest_first)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
     gains = scores.new_full((len(scores), top_n), -torch.inf)
@@ -292,9 +305,16 @@ def _rank(
 
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
+        blocks, first = tables.blocks, None
         for part, likelihood, valid in _likelihoods(tables, scores, num_iterations):
-            found, gains[part] = tables.cover(likelihood, valid, top_n)
-            picks[part] = found if tables.blocks is None else tables.blocks.gather(found)
+            if highest_first:
+                own = scores[part]
+                first = own.masked_fill(own.isnan(), -torch.inf).argmax(dim=1)
+                first = first if blocks is None else blocks.places[first]
+            found, added = tables.cover(likelihood, valid, top_n, first)
+            picks[part] = found if blocks is None else blocks.gather(found)
+            # What greedy picks add never rises, but after a first one that was given.
+            gains[part] = added if first is None else added.minimum(added[:, :1])
     return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
 
 

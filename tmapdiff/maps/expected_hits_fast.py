@@ -268,7 +268,9 @@ class Tables:
         """Numbers of queries x candidates that are best computed at once."""
         return _CACHED_ROWS if self.layers else _LARGEST_TABLE
 
-    def cover(self, likelihood: Tensor, valid: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+    def cover(
+        self, likelihood: Tensor, valid: Tensor, top_n: int, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Do as `expected_hits.cover`."""
         # Gains only fall from pick to pick: an old one bounds the new one.
         bounds = (self.hits @ likelihood.T).T.masked_fill(~valid, -torch.inf)
@@ -281,6 +283,8 @@ class Tables:
             elif place:
                 bounds = bounds.minimum(self.hits.all_gains(likelihood, covered))
             best, index = bounds.max(dim=1)
+            if first is not None and not place:
+                best, index = bounds.gather(1, first[:, None])[:, 0], first
             picks.append(index.where(best > -torch.inf, -1))
             gains.append(best)
             covered = covered.maximum(self.hits.rows(index))

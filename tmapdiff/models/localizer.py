@@ -83,7 +83,7 @@ class MomentLocalizer(MapLocalizer):
         scheduler_config: Fields of the `MapScheduler`. Defaults to the scheduler's defaults.
         objective: What is learned: a name (`tmapdiff.losses.get_objective`) or an `Objective`.
         nms_threshold: Highest IoU that two returned moments may have, with `nms`.
-        ranking: How moments are read off the map, `nms` or `expected-hits` (`localize`).
+        ranking: How moments are read off the map, see `localize`.
         num_inference_steps: Denoising steps of `localize` when the call names none.
         num_samples: Samples that `localize` averages when the call does not say; each costs
             `num_inference_steps` passes of the decoder.

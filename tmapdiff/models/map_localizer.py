@@ -34,7 +34,7 @@ from tmapdiff.models.protocols import (
 )
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-Ranking = Literal["nms", "expected-hits"]
+Ranking = Literal["nms", "expected-hits", "nms-then-expected-hits"]
 
 
 def check_generators(who: str, generator: Any, count: int) -> None:
@@ -327,7 +327,8 @@ class MapLocalizer(MapModel):
             top_n: Moments per query.
             ranking: How moments are read off the map: `nms` takes the highest cells that do not
                 overlap (`rank_moments`), `expected-hits` the moments that together hit most often
-                (`rank_by_expected_hits`). Defaults to the configuration's.
+                (`rank_by_expected_hits`), `nms-then-expected-hits` the highest cell first, and then
+                those that hit most often where it fails. Defaults to the configuration's.
             nms_threshold: Only for `nms`. Defaults to the configuration's.
             **sampling: As for `predict_maps`.
 
@@ -411,6 +412,7 @@ class MapLocalizer(MapModel):
                 target=self.objective.target,
                 durations=durations,
                 top_n=top_n,
+                highest_first=ranking != "expected-hits",
             )
         return Localization(ranked, grid, maps, num_clips, self.objective.target)
 

@@ -32,7 +32,7 @@ class MS2DTAN(MapLocalizer):
         gate: As in `GatedConv2d`.
         objective: What is learned, see `tmapdiff.losses.get_objective`.
         nms_threshold: Highest IoU that two returned moments may have, with `nms`.
-        ranking: How moments are read off the map, `nms` or `expected-hits` (`localize`).
+        ranking: How moments are read off the map, see `localize`.
 
     Raises:
         ConfigError: If a field is unknown, a kernel is even or a choice unknown.

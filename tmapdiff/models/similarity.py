@@ -154,7 +154,7 @@ class SimilarityLocalizer(MapLocalizer):
         target_power: Training takes the IoU to this power for how likely a candidate should be.
         objective: What the map expects (`tmapdiff.losses.get_objective`); its target alone counts.
         nms_threshold: Highest IoU that two returned moments may have, with `nms`.
-        ranking: How moments are read off the map, `nms` or `expected-hits` (`localize`).
+        ranking: How moments are read off the map, see `localize`.
 
     Raises:
         ArgumentError, ConfigError: If a number is out of range or a choice unknown.

@@ -378,7 +378,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             num_inference_steps: Denoising steps. Defaults to the model's number.
             num_samples: Samples of each query that are averaged. Defaults to the model's number.
             top_n: Moments per query, at most.
-            ranking: How moments are read off the map, `nms` or `expected-hits`. Defaults to the
+            ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
                 model's way.
             nms_threshold: Only for `nms`. Defaults to the model's.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
