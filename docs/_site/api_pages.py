@@ -24,6 +24,7 @@ ORDER = (
     "tmapdiff.maps.multiscale",
     "tmapdiff.maps.moments",
     "tmapdiff.maps.expected_hits",
+    "tmapdiff.maps.saliency",
     "tmapdiff.plots",
     "tmapdiff.video",
     "tmapdiff.data",

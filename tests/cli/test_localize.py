@@ -132,7 +132,10 @@ def test_errors_are_one_line(refused, corpus, finished, tmp_path):
         ([tmp_path / "broken.mp4", SENTENCES[0], *model], "broken.mp4"),
         ([video, "?!", *model], "expected a sentence with a word, got '?!'."),
         ([video, "a dog", *model, "--top", 0], "expected top_n to be an integer >= 1, got 0."),
-        ([video, SENTENCES[1], *model, "--saliency", 0, "--json"], "--saliency in (0, inf), got 0.0."),
+        (
+            [video, SENTENCES[1], *model, "--saliency", 0, "--json"],
+            "--saliency in (0, inf), got 0.0.",
+        ),
         ([video, "a", "--model", finished / "pipeline"], "as there is no frame_encoder"),
         (["four", "a dog", *model, "--features", corpus.features], "features of 'four', got none"),
     ):

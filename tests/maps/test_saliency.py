@@ -59,9 +59,7 @@ def test_nothing_is_left_of_what_has_ended(dtype):
     found = clip_saliency(likelihood, candidates, 10)
     expected = [[0.1, 0.3, 0.2, 0, 0, 0, 0, 0.3, 0.3 + 1e-9, 1e-9]]
     assert found.dtype == dtype
-    torch.testing.assert_close(
-        found, torch.tensor(expected, dtype=dtype), rtol=1e-6, atol=1e-16
-    )
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=dtype), rtol=1e-6, atol=1e-16)
 
 
 def test_videos_in_blocks_and_cells_that_no_window_holds(monkeypatch):
@@ -86,9 +84,7 @@ def test_two_events_are_highlighted_by_how_likely_they_are():
     maps = IoUMapBuilder(grid).packed(torch.tensor([[1.0, 6.0], [10.0, 14.0]]), torch.ones(2))
     mixed = rescale_iou(maps.double()).T @ torch.tensor([0.7, 0.3], dtype=F64)
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(mixed[None])
-    likelihood = candidate_likelihoods(
-        candidates, scores, target=rescale_iou, num_iterations=2000
-    )
+    likelihood = candidate_likelihoods(candidates, scores, target=rescale_iou, num_iterations=2000)
     expected = [[0.0] + [0.7] * 5 + [0.0] * 4 + [0.3] * 4 + [0.0] * 2]
     found = clip_saliency(likelihood, candidates, 16)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=0, atol=0.02)

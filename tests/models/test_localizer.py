@@ -963,7 +963,9 @@ class TestRanking:
         assert_same(found.ranked.moments, expected.ranked.moments)
 
     def test_refuses(self):
-        text = "expected ranking to be one of nms, expected-hits, nms-then-expected-hits, got 'vote'"
+        text = (
+            "expected ranking to be one of nms, expected-hits, nms-then-expected-hits, got 'vote'"
+        )
         with refuses(ConfigError, text):
             make(ranking="vote")
         with refuses(ConfigError, text):

@@ -114,7 +114,10 @@ def test_saliency_is_a_curve_under_the_map_and_above_the_bars():
     np.testing.assert_allclose(above / above.max(), saliency.detach().numpy() / 0.4, atol=1e-6)
     assert panel.get_ylim()[1] > heights.max() > heights.min() > 0
     assert len(plot_comparison(*maps, **shown).axes) == 4  # without bars too
-    for draw in (lambda s: plot_map(maps[0], saliency=s), lambda s: plot_comparison(*maps, saliency=s)):
+    for draw in (
+        lambda s: plot_map(maps[0], saliency=s),
+        lambda s: plot_comparison(*maps, saliency=s),
+    ):
         with refuses(ShapeError, "expected saliency of shape (N) with N = 8, got (7,)."):
             draw(saliency[:7])
 

@@ -59,8 +59,9 @@ def localize(
     map: Annotated[
         Path | None,
         typer.Option(
-            metavar="PNG", help="Draw the map of scores, and below it how likely each clip lies in the answer; "
-            "of several sentences, one file each.",
+            metavar="PNG",
+            help="Draw the map of scores, and below it how likely each clip lies in the "
+            "answer; of several sentences, one file each.",
         ),
     ] = None,
     strip: Annotated[

@@ -29,9 +29,10 @@ def find_answer(
     """Ask a pipeline, and word the answer for the page, in JSON.
 
     `windows` is how many a long video was searched in, else 1; `limits` are the scores at the ends
-    of the colour scale; `saliency` is how likely each clip lies in the answer; `samples` has the best moment of each; `beliefs` and `noise` are the maps
-    after each step. A map is base64 of a byte for each cell, row by row `[start, duration]`: 0
-    where there is no candidate, else 1 to 255 over the limits.
+    of the colour scale; `saliency` is how likely each clip lies in the answer; `samples` has the
+    best moment of each; `beliefs` and `noise` are the maps after each step. A map is base64 of a
+    byte for each cell, row by row `[start, duration]`: 0 where there is no candidate, else 1 to 255
+    over the limits.
     """
     options: dict[str, Any] = {"top_n": _MOMENTS}
     if pipeline.localizer.is_generative:

@@ -167,8 +167,9 @@ class Answers:
         if not self.saliency:
             yield from [None] * len(self.queries)
         for some in self.saliency:
-            for row, *seconds in zip(*(one.cpu() for one in some), strict=True):
-                yield tuple(resample_saliency(row, *map(float, seconds), CLIP_SECONDS).tolist())
+            for row, clip, duration in zip(*(one.cpu() for one in some), strict=True):
+                pieces = resample_saliency(row, float(clip), float(duration), CLIP_SECONDS)
+                yield tuple(pieces.tolist())
 
 
 def windows_of(ranked: RankedMoments) -> Iterator[tuple[tuple[float, float, float], ...]]:

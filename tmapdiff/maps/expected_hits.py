@@ -221,8 +221,8 @@ def rank_candidates_by_expected_hits(
     """Do as `rank_by_expected_hits`, of maps that list their candidates: without a dense map.
 
     Takes candidates and scores as `rank_candidates` does; `target`, `top_n`, `thresholds`,
-    `num_iterations` and `highest_first` are as there. On other devices than the CPU it waits for the device once, if
-    there are more than 2,048 candidates, else never.
+    `num_iterations` and `highest_first` are as there. On other devices than the CPU it waits for
+    the device once, if there are more than 2,048 candidates, else never.
 
     Shape:
         - candidates: (M, 2)

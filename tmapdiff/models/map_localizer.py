@@ -103,7 +103,7 @@ class Localization:
     def confidence(self) -> Tensor:
         """Score of each query's best moment, (B,); more is surer.
 
-        With ranking by `expected-hits` and an objective of the rescaled IoU, how often it should
+        With another ranking than `nms` and an objective of the rescaled IoU, how often it should
         hit. A `PlattCalibrator`, fitted on queries not trained on, makes a probability of any.
         """
         return self.ranked.scores[:, 0]

@@ -73,6 +73,7 @@ class _MadeWhenAsked(Sequence[Any]):
 
     Attributes:
         packed: What it is made of; None for what could not be answered.
+        as_numpy: Whether each is a NumPy array instead of a tensor.
     """
 
     def __init__(self, packed: Sequence["PackedMaps | None"], as_numpy: bool) -> None:
@@ -100,6 +101,7 @@ class MergedMaps(_MadeWhenAsked):
 
     Attributes:
         packed: What they are made of; None for what could not be answered.
+        as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
@@ -119,6 +121,7 @@ class ClipSaliency(_MadeWhenAsked):
 
     Attributes:
         packed: The maps of which it is computed; None for what could not be answered.
+        as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
         - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) for what could not be
