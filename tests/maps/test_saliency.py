@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmapdiff import IoUMapBuilder, MapGrid, MultiScaleMapSampler, deconvolve_map, temporal_iou
-from tmapdiff.errors import ArgumentError, ShapeError
+from tmapdiff.errors import ArgumentError, ShapeError, SizeLimitError
 from tmapdiff.losses import rescale_iou
 from tmapdiff.maps import candidate_likelihoods, clip_saliency, map_saliency, resample_saliency
 from tmapdiff.maps import expected_hits_fast as fast
@@ -143,6 +143,8 @@ def test_errors_say_what_is_wrong():
         resample_saliency(likelihood, 1.0, 2.0)
     with refuses(ArgumentError, "resample_saliency: expected seconds in (0, inf), got 0"):
         resample_saliency(likelihood[0], 1.0, 2.0, 0)
+    with refuses(SizeLimitError, "resample_saliency: expected pieces of 1e-09 s of at most"):
+        resample_saliency(likelihood[0], 1.0, 3.0, 1e-9)
     who = "candidate_likelihoods: expected"
     with refuses(ShapeError, f"{who} candidates of shape (M, 2) with M = 3, got (2, 2)."):
         candidate_likelihoods(candidates[:2], likelihood, target=rescale_iou)

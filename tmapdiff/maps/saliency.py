@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_range, check_shape
+from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.maps.expected_hits import candidate_likelihoods
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
@@ -81,7 +82,7 @@ def resample_saliency(
 ) -> Tensor:
     """Bring the saliency of a video's clips to pieces of another length.
 
-    Each gets the mean over the time that it covers. There are as many as end inside the video, as
+    Each gets the mean over the time that it covers; after the last clip it is 0. There are as many as end inside the video, as
     QVHighlights counts its clips of 2 s; of a video shorter than one, a single shorter one.
 
     Args:
@@ -97,6 +98,7 @@ def resample_saliency(
     Raises:
         ShapeError: If `saliency` is not (N,).
         ArgumentError: If a number of seconds is not positive.
+        SizeLimitError: If pieces take more memory than an item may (`TMAPDIFF_MAX_ITEM_BYTES`).
     """
     who = "resample_saliency"
     check_shape(who, "saliency", saliency, "N")
@@ -104,7 +106,9 @@ def resample_saliency(
     for name, value in named.items():
         check_range(who, name, value, 0, open_low=True)
     own = saliency.detach().cpu().double().numpy()
-    ends = np.arange(max(int(duration / seconds), 1) + 1) * seconds
+    pieces = max(int(duration / seconds), 1)
+    check_item_bytes(who, f"pieces of {seconds:g} s", 8 * pieces)
+    ends = np.arange(pieces + 1) * seconds
     ends = ends.clip(max=duration)
     # The integral up to a time is linear between the ends of clips.
     integral = np.concatenate([[0.0], own.cumsum()]) * clip_seconds
