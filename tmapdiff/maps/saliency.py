@@ -82,8 +82,9 @@ def resample_saliency(
 ) -> Tensor:
     """Bring the saliency of a video's clips to pieces of another length.
 
-    Each gets the mean over the time that it covers; after the last clip it is 0. There are as many as end inside the video, as
-    QVHighlights counts its clips of 2 s; of a video shorter than one, a single shorter one.
+    Each gets the mean over the time that it covers; after the last clip it is 0. There are as many
+    as end inside the video, as QVHighlights counts its clips of 2 s; of a video shorter than one, a
+    single shorter one.
 
     Args:
         saliency: One number for each clip.
