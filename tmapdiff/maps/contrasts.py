@@ -280,4 +280,4 @@ class _Cells:
 
 
 def _mean_or(outside: float, sums: Tensor, count: Tensor) -> Tensor:
-    return (sums / count.clamp(min=1)).where(count > 0, outside)
+    return (sums / count.clamp(min=1)).masked_fill(count <= 0, outside)

@@ -1,7 +1,7 @@
 """Answers without training: from the similarity of clips and sentence straight to the map."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
-from tmapdiff.errors import ShapeError
+from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.maps import MapGrid, MultiScaleMapSampler
 from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, check_smoothings, contrast_features
 from tmapdiff.maps.expected_hits import expect_map
@@ -19,7 +19,9 @@ from tmapdiff.models.aligned import Similarities, check_aligned
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"
-_DEFAULT_TEMPERATURE = 1.0
+_DEFAULT_TEMPERATURE = 0.5
+_FIT_STEPS = 60
+_TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
 
 
 class SimilarityEncoder(MapModel):
@@ -221,10 +223,12 @@ class SimilarityLocalizer(MapLocalizer):
             ShapeError: If a shape does not fit.
             ArgumentError: If a query is empty or longer than L.
         """
-        contrasts = self.encoder.packed(features, words, num_words, num_clips)
-        # As they lie in memory.
-        cells = rearrange(contrasts, "b c cells -> cells c b")
-        return (self.weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
+        return self._score(self.encoder.packed(features, words, num_words, num_clips), self.weight)
+
+    @staticmethod
+    def _score(contrasts: Tensor, weight: Tensor) -> Tensor:
+        cells = rearrange(contrasts, "b c cells -> cells c b")  # as they lie in memory
+        return (weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
 
     @override
     def loss(
@@ -240,11 +244,103 @@ class SimilarityLocalizer(MapLocalizer):
     ) -> Tensor:
         # Cross-entropy of the probabilities to those that are proportional to a power of the IoU.
         iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
-        scores = self.score(features, words, num_words, num_clips)
-        sampler = MultiScaleMapSampler(self.grid_of(features, num_clips))
-        _, logits = sampler.merge_packed(scores / self.temperature, num_clips)
-        _, wanted = sampler.merge_packed(iou, num_clips)
-        return cross_entropy_to_iou(logits, wanted, self.config.target_power).mean()
+        scores = self.score(features, words, num_words, num_clips) / self.temperature
+        grid = self.grid_of(features, num_clips)
+        return self._cross_entropy(scores, iou, grid, num_clips).mean()
+
+    def _cross_entropy(
+        self, logits: Tensor, iou: Tensor, grid: MapGrid, num_clips: Tensor | None
+    ) -> Tensor:
+        """Cross-entropy of each query, (B,); 0 where no candidate overlaps a moment.
+
+        Shape:
+            - logits, iou: (B, cells)
+        """
+        merged = (MultiScaleMapSampler(grid).merge_packed(x, num_clips)[1] for x in (logits, iou))
+        logits, iou = merged
+        wanted = iou.clamp(min=0).to(logits.dtype) ** self.config.target_power
+        wanted = wanted / wanted.sum(1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
+        logs = logits.log_softmax(1)
+        return -(wanted * logs.masked_fill(logs == -torch.inf, 0)).sum(1)
+
+    def fit(self, batches: Iterable[Any], *, weight_decay: float = 1e-3) -> float:
+        """Fit weights and temperature on queries with their moments; in seconds, on a CPU.
+
+        The weights minimise the loss, which is convex in them, by L-BFGS. Then the temperature
+        minimises the squared error of the map, which is what makes its confidence one.
+
+        Contrasts of all candidates are kept meanwhile: 25 numbers of 4 bytes each.
+
+        Args:
+            batches: `MomentBatch`es, for example a `DataLoader` of a `MomentDataset`; a few hundred
+                queries do. Do not use those that the model is then judged by.
+            weight_decay: Factor of the squared weights in the loss, for contrasts of unit size.
+
+        Returns:
+            Mean loss of a query.
+
+        Raises:
+            ArgumentError: If there is no query, or a number is out of range.
+        """
+        who = "SimilarityLocalizer.fit"
+        check_range(who, "weight_decay", weight_decay, 0)
+        parts = [self._part(batch) for batch in batches]
+        total = sum(len(part.iou) for part in parts)
+        if not total:
+            raise ArgumentError(message(who, "at least one query", "none"))
+
+        # 1. Weights, of contrasts of unit size.
+        sizes = _deviations(parts)
+        weight = (self.weight.detach().float() * sizes).requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [weight], max_iter=_FIT_STEPS, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def loss_of(part: _FitPart, scaled: Tensor) -> Tensor:
+            scores = self._score(part.contrasts, scaled / sizes)
+            return self._cross_entropy(scores, part.iou, part.grid, part.num_clips).sum() / total
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            decay = weight_decay * weight.square().sum()
+            decay.backward()
+            loss = decay.item()
+            for part in parts:
+                own = loss_of(part, weight)
+                own.backward()
+                loss += own.item()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        with torch.no_grad():
+            self.weight.copy_(weight / sizes)
+            loss = sum(float(loss_of(part, weight)) for part in parts)
+
+            # 2. Temperature.
+            errors = []
+            for temperature in _TEMPERATURES:
+                self.temperature.fill_(temperature)
+                errors.append(sum(self._squared_error(part) for part in parts))
+            self.temperature.fill_(_TEMPERATURES[errors.index(min(errors))])
+        return loss
+
+    @torch.no_grad()
+    def _part(self, batch: Any) -> "_FitPart":
+        device = self.weight.device
+        features, words, num_words = (
+            one.to(device) for one in (batch.features, batch.words, batch.num_words)
+        )
+        num_clips = None if batch.num_clips is None else batch.num_clips.to(device)
+        moments = (batch.moments, batch.clip_seconds, batch.num_moments)
+        iou = self._ious(features, *(one.to(device) for one in moments), num_clips)
+        contrasts = self.encoder.packed(features, words, num_words, num_clips).float()
+        return _FitPart(contrasts, iou, self.grid_of(features, num_clips), num_clips)
+
+    def _squared_error(self, part: "_FitPart") -> float:
+        maps = self._expect(self._score(part.contrasts, self.weight), part.grid, part.num_clips)
+        error = (maps - self.objective.target(part.iou)).square()
+        return float(error.masked_fill(~part.mask, 0).sum())
 
     @answering
     @override
@@ -275,20 +371,25 @@ class SimilarityLocalizer(MapLocalizer):
         return expected.index_select(1, places).masked_fill(~valid, 0)
 
 
-def cross_entropy_to_iou(logits: Tensor, iou: Tensor, power: float) -> Tensor:
-    """Cross-entropy of softmax over candidates to a power of their IoU, of each query: (B,).
+class _FitPart(NamedTuple):
+    """What fitting reads of a batch: contrasts, (B, C, cells), and IoUs, (B, cells)."""
 
-    A query of which no candidate overlaps a moment counts 0.
+    contrasts: Tensor
+    iou: Tensor
+    grid: MapGrid
+    num_clips: Tensor | None
 
-    Args:
-        logits: Scores of candidates; -inf where there is none.
-        iou: IoU of each with the annotated moment; -inf where there is none.
-        power: Its power.
+    @property
+    def mask(self) -> Tensor:
+        """Which cells are valid."""
+        return self.grid.packed_mask(self.iou.device, self.num_clips).expand_as(self.iou)
 
-    Shape:
-        - logits, iou: (B, M)
-    """
-    wanted = iou.clamp(min=0).to(logits.dtype) ** power
-    wanted = wanted / wanted.sum(1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
-    logs = logits.log_softmax(1)
-    return -(wanted * logs.masked_fill(logs == -torch.inf, 0)).sum(1)
+
+def _deviations(parts: Sequence[_FitPart]) -> Tensor:
+    """Find the standard deviation of each contrast over all valid cells; 1 where it is 0."""
+    count = sum(int(part.mask.sum()) for part in parts)
+    # Invalid cells are 0.
+    mean = sum(part.contrasts.sum((0, 2)) for part in parts) / count
+    squares = sum(part.contrasts.square().sum((0, 2)) for part in parts) / count
+    variance = squares - mean**2
+    return variance.sqrt().where(variance > 0, 1)

@@ -1,0 +1,181 @@
+import math
+import statistics
+
+import pytest
+import torch
+from helpers.assertions import assert_close, assert_same, assert_zero, refuses
+from helpers.contracts import draw
+from torch import Tensor
+
+from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.maps import MapGrid
+from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, cell_means, contrast_features
+
+# The definition, in loops over plain numbers: a row at a time, a candidate at a time.
+
+
+def smoothed(similarity: list[float], size: int) -> list[float]:
+    last = len(similarity) - 1
+    smooth = []
+    for row in range(len(similarity)):
+        near = range(row - size // 2, row + size // 2 + 1)
+        smooth.append(statistics.fmean(similarity[min(max(one, 0), last)] for one in near))
+    mean, variance = statistics.fmean(smooth), statistics.pvariance(smooth)
+    return [(one - mean) / math.sqrt(variance + 1e-12) for one in smooth]
+
+
+def mean_of(rows: list[float], start: int, end: int) -> float:
+    inside = rows[max(start, 0) : end]
+    return statistics.fmean(inside) if inside else -0.8
+
+
+def contrasts_of(
+    similarity: list[float], start: int, end: int, sizes: tuple[int, ...]
+) -> dict[str, float]:
+    rows, length, found = len(similarity), end - start, {}
+    fine, middle, coarse = (smoothed(similarity, size) for size in sizes)
+    for name, values in (("fine", fine), ("middle", middle)):
+        mean = mean_of(values, start, end)
+        found[f"{name} mean"] = mean
+        for share, reach in (("half", max(1, round(length / 2))), ("full", length)):
+            before = mean_of(values, start - reach, start)
+            after = mean_of(values, end, end + reach)
+            found[f"{name} over {share} before"] = min(mean - before, 3)
+            found[f"{name} over {share} after"] = min(mean - after, 3)
+    found["fine before"] = mean_of(fine, start - 2, start)
+    found["fine after"] = mean_of(fine, end, end + 2)
+    found["fine first"] = mean_of(fine, start, min(start + 2, end))
+    found["fine last"] = mean_of(fine, max(end - 2, start), end)
+    for threshold in (0, 0.25, 0.5, 0.75, 1):
+        above = sum(one - threshold for one in middle[start:end])
+        found[f"middle above {threshold:g}"] = above / length**0.3
+    found["coarse mean"] = mean_of(coarse, start, end)
+    found["log length"] = math.log(length)
+    found["log length squared"] = math.log(length) ** 2
+    found["share of the video"] = length / rows
+    found["at start"], found["at end"] = float(start == 0), float(end == rows)
+    return found
+
+
+def expected(
+    similarity: Tensor, grid: MapGrid, num_clips: list[int], sizes: tuple[int, ...] = (1, 5, 9)
+) -> Tensor:
+    batch, count, rows = similarity.shape
+    each = rows // grid.num_clips
+    table = torch.zeros(batch, count * len(CONTRASTS) + len(GEOMETRY), grid.num_cells).double()
+    for sample, clips in enumerate(num_clips):
+        own = similarity[sample, :, : clips * each].tolist()
+        cell = 0
+        for scale, (starts, durations) in enumerate(grid.shapes):
+            step = 2**scale
+            for i in range(starts):
+                for j in range(durations):
+                    start, end = i * step * each, (i + j + 1) * step * each
+                    if (i + j + 1) * step <= clips // step * step:
+                        parts = [contrasts_of(one, start, end, sizes) for one in own]
+                        values = [part[name] for name in CONTRASTS for part in parts]
+                        values += [parts[0][name] for name in GEOMETRY]
+                        table[sample, :, cell] = torch.tensor(values, dtype=torch.float64)
+                    cell += 1
+    return table
+
+
+GRIDS = [
+    (MapGrid(7, 7, 1), 1, [7, 1, 4]),
+    (MapGrid(12, 3, 3), 1, [12, 7, 3]),
+    (MapGrid(6, 3, 2), 3, [6, 5, 2]),
+]
+
+
+@pytest.mark.parametrize(("grid", "each", "num_clips"), GRIDS)
+def test_contrasts_are_what_loops_find(grid: MapGrid, each: int, num_clips: list[int]) -> None:
+    similarity = draw(3, 2, grid.num_clips * each, dtype=torch.float64)
+    whole = contrast_features(similarity, grid)
+    assert_close(whole, expected(similarity, grid, [grid.num_clips] * 3))
+    counts = torch.tensor(num_clips)
+    rows = torch.arange(grid.num_clips * each)
+    poisoned = similarity.masked_fill((rows >= counts[:, None] * each)[:, None], torch.nan)
+    found = contrast_features(poisoned, grid, counts)
+    assert_close(found, expected(similarity, grid, num_clips))
+    assert_zero(found, ~grid.packed_mask(num_clips=counts)[:, None])
+
+
+def test_smoothings_are_a_choice() -> None:
+    grid, similarity = MapGrid(8, 4, 1), draw(1, 1, 8, dtype=torch.float64)
+    found = contrast_features(similarity, grid, smoothings=(3, 7, 1))
+    assert_close(found, expected(similarity, grid, [8], (3, 7, 1)))
+    assert_close(found[:, CONTRASTS.index("coarse mean")], expected(similarity, grid, [8])[:, 0])
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    grid, counts = MapGrid(8, 3, 2), torch.tensor([8, 5])
+    similarity = draw(2, 2, 16, dtype=torch.float64).requires_grad_()
+    for num_clips in (None, counts):
+        call = lambda x, n=num_clips: contrast_features(x, grid, n)  # noqa: E731
+        torch.autograd.gradcheck(call, similarity, fast_mode=True)
+        torch.autograd.gradgradcheck(call, similarity, fast_mode=True)
+    poisoned = similarity.detach().clone()
+    poisoned[1, :, 10:] = torch.nan
+    poisoned.requires_grad_()
+    contrast_features(poisoned, grid, counts).square().sum().backward()
+    assert bool(poisoned.grad.isfinite().all())
+    assert_zero(poisoned.grad[1, :, 10:], torch.tensor(True))
+
+
+def test_a_similarity_that_is_the_same_everywhere_contrasts_nowhere() -> None:
+    grid = MapGrid(4, 2, 1)
+    similarity = torch.full((1, 1, 4), 0.3, requires_grad=True)
+    found = contrast_features(similarity, grid)
+    assert_close(found[0, CONTRASTS.index("fine mean")], torch.zeros(8))
+    found.sum().backward()
+    assert bool(similarity.grad.isfinite().all())
+
+
+def test_scale_and_offset_of_a_similarity_do_not_matter() -> None:
+    grid, similarity = MapGrid(8, 8, 1), draw(2, 1, 8, dtype=torch.float64)
+    assert_close(
+        contrast_features(0.5 * similarity + 7, grid).float(),
+        contrast_features(similarity, grid).float(),
+    )
+
+
+@pytest.mark.parametrize(("grid", "each", "num_clips"), GRIDS)
+def test_cell_means_are_means_of_slices(grid: MapGrid, each: int, num_clips: list[int]) -> None:
+    rows, counts = draw(3, grid.num_clips * each, 5, dtype=torch.float64), torch.tensor(num_clips)
+    poisoned = rows.clone()
+    for sample, clips in enumerate(num_clips):
+        poisoned[sample, clips * each :] = torch.nan
+    for found, mask in (
+        (cell_means(rows, grid), grid.packed_mask().expand(3, -1)),
+        (cell_means(poisoned, grid, counts), grid.packed_mask(num_clips=counts)),
+    ):
+        for sample in range(3):
+            for cell, (start, end) in enumerate((grid.packed_moments() * each).tolist()):
+                inside = rows[sample, start:end].mean(0)
+                assert_close(found[sample, :, cell], inside if mask[sample, cell] else 0 * inside)
+
+
+def test_half_precision_is_computed_in_more() -> None:
+    grid, similarity = MapGrid(8, 4, 2), draw(2, 1, 8, dtype=torch.float16)
+    found = contrast_features(similarity, grid)
+    assert found.dtype == torch.float16
+    assert_same(found, contrast_features(similarity.float(), grid).half())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    grid = MapGrid(8, 4, 2)
+    who = "contrast_features: expected"
+    with refuses(ShapeError, f"{who} similarity of shape (B, S, T), got (8, 3)."):
+        contrast_features(draw(8, 3), grid)
+    with refuses(ShapeError, f"{who} rows to be a multiple of the grid's 8 clips, got 12."):
+        contrast_features(draw(1, 1, 12), grid)
+    with refuses(ArgumentError, "similarity of a floating dtype"):
+        contrast_features(torch.ones(1, 1, 8).long(), grid)
+    with refuses(ConfigError, f"{who} odd smoothings, got 4."):
+        contrast_features(draw(1, 1, 8), grid, smoothings=(1, 4, 9))
+    with refuses(ShapeError, f"{who} smoothings to be a list of 3, got 2."):
+        contrast_features(draw(1, 1, 8), grid, smoothings=(1, 5))
+    with refuses(ShapeError, "num_clips of shape (B) with B = 1"):
+        contrast_features(draw(1, 1, 8), grid, torch.tensor([8, 8]))
+    with refuses(ShapeError, "cell_means: expected rows of shape (B, T, D), got (8, 3)."):
+        cell_means(draw(8, 3), grid)
