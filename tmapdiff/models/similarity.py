@@ -1,6 +1,7 @@
 """Answers without training: from the similarity of clips and sentence straight to the map."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.maps import MapGrid, MultiScaleMapSampler
+from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, check_smoothings, contrast_features
 from tmapdiff.maps.expected_hits import expect_map
 from tmapdiff.models._base import MapModel, answering
@@ -20,7 +21,8 @@ from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"
 _DEFAULT_TEMPERATURE = 0.5
-_FIT_STEPS = 60
+_MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # of Newton's method, and what a step gains at the end
+_LEAST_DECAY = 1e-9  # so that there is a solution whatever the contrasts
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
 
 
@@ -242,38 +244,32 @@ class SimilarityLocalizer(MapLocalizer):
         num_clips: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        # Cross-entropy of the probabilities to those that are proportional to a power of the IoU.
+        # Cross-entropy to probabilities that are proportional to a power of the IoU; 0 of a query
+        # where no candidate overlaps a moment.
         iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
         scores = self.score(features, words, num_words, num_clips) / self.temperature
-        grid = self.grid_of(features, num_clips)
-        return self._cross_entropy(scores, iou, grid, num_clips).mean()
+        candidates = _Candidates.of(self.grid_of(features, num_clips), scores.device)
+        logs = candidates.pick(scores, num_clips, -torch.inf).log_softmax(1)
+        wanted = self._wanted(candidates.pick(iou, num_clips, 0))
+        return -(wanted * logs.masked_fill(wanted == 0, 0)).sum(1).mean()
 
-    def _cross_entropy(
-        self, logits: Tensor, iou: Tensor, grid: MapGrid, num_clips: Tensor | None
-    ) -> Tensor:
-        """Cross-entropy of each query, (B,); 0 where no candidate overlaps a moment.
+    def _wanted(self, iou: Tensor) -> Tensor:
+        """How likely each candidate should be, from its IoU; both are (B, M)."""
+        power = iou**self.config.target_power
+        return power / power.sum(1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
 
-        Shape:
-            - logits, iou: (B, cells)
-        """
-        merged = (MultiScaleMapSampler(grid).merge_packed(x, num_clips)[1] for x in (logits, iou))
-        logits, iou = merged
-        wanted = iou.clamp(min=0).to(logits.dtype) ** self.config.target_power
-        wanted = wanted / wanted.sum(1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
-        logs = logits.log_softmax(1)
-        return -(wanted * logs.masked_fill(logs == -torch.inf, 0)).sum(1)
-
+    @torch.no_grad()
     def fit(self, batches: Iterable[Any], *, weight_decay: float = 1e-3) -> float:
         """Fit weights and temperature on queries with their moments; in seconds, on a CPU.
 
-        The weights minimise the loss, which is convex in them, by L-BFGS. Then the temperature
-        minimises the squared error of the map, which is what makes its confidence one.
+        The weights minimise the loss, which is convex in them, by Newton's method. Then the
+        temperature minimises the squared error of the map: confidences are then what they say.
 
-        Contrasts of all candidates are kept meanwhile: 25 numbers of 4 bytes each.
+        Contrasts are kept meanwhile: 4 bytes for each of 25 or more, candidate and query.
 
         Args:
-            batches: `MomentBatch`es, for example a `DataLoader` of a `MomentDataset`; a few hundred
-                queries do. Do not use those that the model is then judged by.
+            batches: `MomentBatch`es, such as a `DataLoader` of a `MomentDataset` gives; a few
+                hundred queries do, but none that the model is then judged by.
             weight_decay: Factor of the squared weights in the loss, for contrasts of unit size.
 
         Returns:
@@ -285,62 +281,58 @@ class SimilarityLocalizer(MapLocalizer):
         who = "SimilarityLocalizer.fit"
         check_range(who, "weight_decay", weight_decay, 0)
         parts = [self._part(batch) for batch in batches]
-        total = sum(len(part.iou) for part in parts)
+        total = sum(len(part.wanted) for part in parts)
         if not total:
             raise ArgumentError(message(who, "at least one query", "none"))
 
         # 1. Weights, of contrasts of unit size.
         sizes = _deviations(parts)
-        weight = (self.weight.detach().float() * sizes).requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weight], max_iter=_FIT_STEPS, history_size=20, line_search_fn="strong_wolfe"
-        )
-
-        def loss_of(part: _FitPart, scaled: Tensor) -> Tensor:
-            scores = self._score(part.contrasts, scaled / sizes)
-            return self._cross_entropy(scores, part.iou, part.grid, part.num_clips).sum() / total
-
-        def closure() -> float:
-            optimizer.zero_grad()
-            decay = weight_decay * weight.square().sum()
-            decay.backward()
-            loss = decay.item()
+        weight = self.weight.double() / self.temperature.double() * sizes
+        for _ in range(_MOST_STEPS):
+            loss = weight_decay * weight.square().sum()
+            slope = 2 * weight_decay * weight
+            curvature = 2 * max(weight_decay, _LEAST_DECAY) * torch.eye(len(weight)).to(weight)
             for part in parts:
-                own = loss_of(part, weight)
-                own.backward()
-                loss += own.item()
-            return loss
+                sums = part.derivatives(weight / sizes)
+                loss += sums.loss / total
+                slope += sums.slope / sizes / total
+                curvature += sums.curvature / sizes / sizes[:, None] / total
+            step = torch.linalg.solve(curvature, slope)
+            gain = float(step @ slope)
+            weight -= step / (1 + gain**0.5)  # whole steps at the end, short ones far from it
+            if gain < _SMALLEST_GAIN:
+                break
+        self.weight.copy_(weight / sizes)
 
-        with torch.enable_grad():
-            optimizer.step(closure)
-        with torch.no_grad():
-            self.weight.copy_(weight / sizes)
-            loss = sum(float(loss_of(part, weight)) for part in parts)
+        # 2. Temperature.
+        errors = []
+        for temperature in _TEMPERATURES:
+            self.temperature.fill_(temperature)
+            errors.append(sum(self._squared_error(part) for part in parts))
+        self.temperature.fill_(_TEMPERATURES[errors.index(min(errors))])
+        return float(loss)
 
-            # 2. Temperature.
-            errors = []
-            for temperature in _TEMPERATURES:
-                self.temperature.fill_(temperature)
-                errors.append(sum(self._squared_error(part) for part in parts))
-            self.temperature.fill_(_TEMPERATURES[errors.index(min(errors))])
-        return loss
-
-    @torch.no_grad()
     def _part(self, batch: Any) -> "_FitPart":
-        device = self.weight.device
-        features, words, num_words = (
-            one.to(device) for one in (batch.features, batch.words, batch.num_words)
+        def moved(*tensors: Tensor | None) -> list[Any]:
+            return [None if one is None else one.to(self.weight.device) for one in tensors]
+
+        features, words, num_words, num_clips = moved(
+            batch.features, batch.words, batch.num_words, batch.num_clips
         )
-        num_clips = None if batch.num_clips is None else batch.num_clips.to(device)
-        moments = (batch.moments, batch.clip_seconds, batch.num_moments)
-        iou = self._ious(features, *(one.to(device) for one in moments), num_clips)
+        annotated = moved(batch.moments, batch.clip_seconds, batch.num_moments)
+        iou = self._ious(features, *annotated, num_clips)
         contrasts = self.encoder.packed(features, words, num_words, num_clips).float()
-        return _FitPart(contrasts, iou, self.grid_of(features, num_clips), num_clips)
+        candidates = _Candidates.of(self.grid_of(features, num_clips), iou.device)
+        picked = candidates.pick(iou, num_clips, torch.nan)
+        valid = ~picked.isnan()
+        iou = picked.nan_to_num(0)
+        rows = rearrange(contrasts[:, :, candidates.cells], "b c m -> b m c").contiguous()
+        return _FitPart(rows, valid, iou, self._wanted(iou), candidates)
 
     def _squared_error(self, part: "_FitPart") -> float:
-        maps = self._expect(self._score(part.contrasts, self.weight), part.grid, part.num_clips)
+        maps = self._expect(part.contrasts @ self.weight, part.valid, part.candidates)
         error = (maps - self.objective.target(part.iou)).square()
-        return float(error.masked_fill(~part.mask, 0).sum())
+        return float(error.masked_fill(~part.valid, 0).sum())
 
     @answering
     @override
@@ -354,42 +346,88 @@ class SimilarityLocalizer(MapLocalizer):
         grid = self.grid_of(features, num_clips)
         grid.check_num_clips(num_clips, wait=True)
         scores = self.score(features, words, num_words, num_clips)
-        return self._expect(scores, grid, num_clips)
+        candidates = _Candidates.of(grid, scores.device)
+        picked = candidates.pick(scores, num_clips, -torch.inf)
+        maps = self._expect(picked, picked > -torch.inf, candidates)
+        mask = grid.packed_mask(maps.device, num_clips)
+        # Cells of several scales may be one candidate.
+        return maps.index_select(1, candidates.places).masked_fill(~mask, 0)
 
-    def _expect(self, scores: Tensor, grid: MapGrid, num_clips: Tensor | None) -> Tensor:
-        """Make the map of scores, (B, cells)."""
-        logits = scores / self.temperature
-        candidates, merged = MultiScaleMapSampler(grid).merge_packed(logits, num_clips)
-        expected = expect_map(candidates, merged.softmax(1), self.objective.target)
-        # Candidates are sorted by start, then by end; cells of several scales may be one.
-        keys, wanted = (
-            one[:, 0] * (grid.num_clips + 1) + one[:, 1]
-            for one in (candidates, grid.packed_moments(scores.device))
+    def _expect(self, scores: Tensor, valid: Tensor, candidates: "_Candidates") -> Tensor:
+        """Expect what the map holds, from scores: all are (B, M)."""
+        logits = (scores / self.temperature).masked_fill(~valid, -torch.inf)
+        return expect_map(candidates.moments, logits.softmax(1), self.objective.target)
+
+
+class _Candidates(NamedTuple):
+    """The moments that a grid holds, each once, by start and then by end.
+
+    Shape:
+        - moments: (M, 2), in clips
+        - cells: (M,), a cell of each
+        - places: (cells,), the moment of each; any, of invalid ones
+    """
+
+    moments: Tensor
+    cells: Tensor
+    places: Tensor
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def of(grid: MapGrid, device: torch.device) -> "_Candidates":
+        """List those of a grid."""
+        with torch.inference_mode(False):
+            valid = grid.packed_mask().nonzero()[:, 0]
+            moments = grid.packed_moments()
+            start, end = moments[valid].unbind(-1)
+            keys, of_valid = (start * (grid.num_clips + 1) + end).unique(return_inverse=True)
+            cells = valid.new_empty(len(keys)).scatter_(0, of_valid, valid)
+            places = valid.new_zeros(grid.num_cells).scatter_(0, valid, of_valid)
+            return _Candidates(*(x.to(device) for x in (moments[cells], cells, places)))
+
+    def pick(self, packed: Tensor, num_clips: Tensor | None, outside: float) -> Tensor:
+        """Pick the numbers of each out of (B, cells); `outside` where a video ends before."""
+        picked = packed.index_select(1, self.cells)
+        if num_clips is None:
+            return picked
+        return picked.masked_fill(
+            self.moments[:, 1] > num_clips.to(picked.device)[:, None], outside
         )
-        places = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        valid = grid.packed_mask(scores.device, num_clips)
-        return expected.index_select(1, places).masked_fill(~valid, 0)
+
+
+class _Derivatives(NamedTuple):
+    """Cross-entropy of a part, summed, and its derivatives by the weights: (C,) and (C, C)."""
+
+    loss: Tensor
+    slope: Tensor
+    curvature: Tensor
 
 
 class _FitPart(NamedTuple):
-    """What fitting reads of a batch: contrasts, (B, C, cells), and IoUs, (B, cells)."""
+    """What fitting reads of a batch: contrasts, (B, M, C), and of candidates, (B, M)."""
 
     contrasts: Tensor
+    valid: Tensor
     iou: Tensor
-    grid: MapGrid
-    num_clips: Tensor | None
+    wanted: Tensor
+    candidates: _Candidates
 
-    @property
-    def mask(self) -> Tensor:
-        """Which cells are valid."""
-        return self.grid.packed_mask(self.iou.device, self.num_clips).expand_as(self.iou)
+    def derivatives(self, weight: Tensor) -> _Derivatives:
+        """Differentiate the cross-entropy by the weights."""
+        logits = (self.contrasts @ weight.float()).masked_fill(~self.valid, -torch.inf)
+        logs, wanted = logits.log_softmax(1), self.wanted
+        # A query counts as much as it is wanted: not at all, if no candidate is.
+        chances = logs.exp() * wanted.sum(1, keepdim=True)
+        loss = -(wanted * logs.masked_fill(~self.valid, 0)).sum()
+        mean = (chances[:, None] @ self.contrasts)[:, 0]
+        slope = mean.sum(0) - torch.einsum("bm,bmc->c", wanted, self.contrasts)
+        rooted = (self.contrasts * chances.sqrt()[..., None]).flatten(0, 1)
+        curvature = rooted.T @ rooted - mean.T @ mean
+        return _Derivatives(loss.double(), slope.double(), curvature.double())
 
 
 def _deviations(parts: Sequence[_FitPart]) -> Tensor:
-    """Find the standard deviation of each contrast over all valid cells; 1 where it is 0."""
-    count = sum(int(part.mask.sum()) for part in parts)
-    # Invalid cells are 0.
-    mean = sum(part.contrasts.sum((0, 2)) for part in parts) / count
-    squares = sum(part.contrasts.square().sum((0, 2)) for part in parts) / count
-    variance = squares - mean**2
+    """Find the standard deviation of each contrast over all candidates; 1 where it is 0."""
+    rows = torch.stack([part.contrasts[part.valid].double().var(0, correction=0) for part in parts])
+    variance = rows.mean(0)
     return variance.sqrt().where(variance > 0, 1)
