@@ -134,6 +134,13 @@ class Similarities(nn.Module):
 
     def forward(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         """Compare; see the class."""
+        sizes = check_shape("Similarities", "rows", rows, f"B T {self.channels}")
+        check_shape("Similarities", "sentence", query.sentence, f"B {self.channels}", sizes)
+        # Differences of similarities are small: less precision would lose them.
+        with torch.autocast(rows.device.type, enabled=False):
+            return self._compare(rows, query)
+
+    def _compare(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         found = []
         if self.sentence:
             found.append(self._cosines(rows, query.sentence[:, None]))

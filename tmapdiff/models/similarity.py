@@ -225,12 +225,10 @@ class SimilarityLocalizer(MapLocalizer):
             ShapeError: If a shape does not fit.
             ArgumentError: If a query is empty or longer than L.
         """
-        return self._score(self.encoder.packed(features, words, num_words, num_clips), self.weight)
-
-    @staticmethod
-    def _score(contrasts: Tensor, weight: Tensor) -> Tensor:
+        contrasts = self.encoder.packed(features, words, num_words, num_clips)
         cells = rearrange(contrasts, "b c cells -> cells c b")  # as they lie in memory
-        return (weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
+        with torch.autocast(cells.device.type, enabled=False):
+            return (self.weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
 
     @override
     def loss(
