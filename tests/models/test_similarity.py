@@ -94,10 +94,10 @@ def expected_maps(model: SimilarityLocalizer, scores: Tensor, num_clips: list[in
 @pytest.mark.parametrize("each", [1, 2])
 def test_maps_hold_the_expectation_over_all_candidates(each: int) -> None:
     model, given = randomized(features_per_clip=each, spaces=(3, 2), words=True), inputs(12 * each)
-    scores = model.score(**given)
+    scores = model.score(**given).detach()
     assert_close(model.predict_maps(**given), expected_maps(model, scores, [12] * 3).float())
     num_clips = torch.tensor([12, 7, 2])
-    scores = model.score(**given, num_clips=num_clips)
+    scores = model.score(**given, num_clips=num_clips).detach()
     found = model.predict_maps(**given, num_clips=num_clips)
     # Cells of a coarse scale may end after a short video where another scale holds their moment.
     expected = expected_maps(model, scores, [12, 7, 2])
@@ -154,7 +154,7 @@ def loss_of(model: SimilarityLocalizer, batch: SimpleNamespace) -> Tensor:
 
 def test_the_loss_is_the_cross_entropy_to_a_power_of_the_iou() -> None:
     model, batch = randomized(target_power=3.0), training_batch()
-    scores = model.score(batch.features, batch.words, batch.num_words, batch.num_clips)
+    scores = model.score(batch.features, batch.words, batch.num_words, batch.num_clips).detach()
     moments = [tuple(one) for one in model.grid.packed_moments().tolist()]
     truths = [[(2, 9)], [(4, 7), (0, 1)], []]
     total = 0.0
