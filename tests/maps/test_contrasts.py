@@ -9,7 +9,13 @@ from torch import Tensor
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.maps import MapGrid
-from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, cell_means, contrast_features
+from tmapdiff.maps.contrasts import (
+    CONTRASTS,
+    GEOMETRY,
+    cell_context,
+    cell_means,
+    contrast_features,
+)
 
 # The definition, in loops over plain numbers: a row at a time, a candidate at a time.
 
@@ -179,3 +185,26 @@ def test_what_does_not_fit_is_refused() -> None:
         contrast_features(draw(1, 1, 8), grid, torch.tensor([8, 8]))
     with refuses(ShapeError, "cell_means: expected rows of shape (B, T, D), got (8, 3)."):
         cell_means(draw(8, 3), grid)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_context_is_means_inside_at_the_ends_and_around(each: int) -> None:
+    grid, counts = MapGrid(8, 3, 2), torch.tensor([8, 5])
+    rows = draw(2, 8 * each, 3, dtype=torch.float64)
+    rows[1, 5 * each :] = torch.nan
+    found = cell_context(rows, grid, counts)
+    assert found.shape == (2, 15, grid.num_cells)
+    moments = grid.packed_moments() * each
+    for sample, count in enumerate((counts * each).tolist()):
+        mask = grid.packed_mask(num_clips=counts)[sample]
+        assert not found[sample][:, ~mask].any()
+        for cell in mask.nonzero()[:, 0].tolist():
+            start, end = moments[cell].tolist()
+            length = end - start
+            ranges = [(start, end), (start, min(start + 2, end)), (max(end - 2, start), end)]
+            ranges += [(max(start - length, 0), start), (end, min(end + length, count))]
+            parts = [
+                rows[sample, one:other].mean(0) if other > one else torch.zeros(3).double()
+                for one, other in ranges
+            ]
+            assert_close(found[sample, :, cell], torch.cat(parts))

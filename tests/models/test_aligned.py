@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,16 @@ from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import CONTRASTS, cell_means, contrast_features
 from tmapdiff.models import MS2DTAN, MultimodalEncoder
-from tmapdiff.models.aligned import AlignedFusion, Similarities
+from tmapdiff.models.aligned import (
+    AlignedFusion,
+    SequenceEncoder,
+    Similarities,
+    average_alike,
+    change_of,
+)
 
 FIELDS = {**WORDS_FIELDS, "vocabulary_size": None, "clip_channels": 5, "text_channels": 5}
-ALL = ("sentence", "words", "metric", "product", "learned")
+ALL = ("sentence", "words", "metric", "sequence", "product", "learned")
 
 
 def aligned(**fields: object) -> MultimodalEncoder:
@@ -97,6 +105,55 @@ def test_the_learned_metric_begins_as_the_mean_of_the_cosines() -> None:
     query = similarities.embed_query(draw(3, 5, 5), NUM_WORDS)
     found = similarities(similarities.embed(draw(3, 7, 5, seed=1)), query)
     assert_close(found[:, 2], found[:, :2].mean(1))
+
+
+def inside_of(*counts: int) -> Tensor:
+    return torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+
+
+@pytest.mark.parametrize("reach", [1, 3, 20])
+def test_changes_compare_the_rows_before_with_those_from_here_on(reach: int) -> None:
+    inside = inside_of(9, 6)
+    rows = draw(2, 9, 4, dtype=torch.float64) * inside[..., None]
+    found = change_of(rows, reach, inside[:, None])
+    for sample, count in enumerate((9, 6)):
+        own = rows[sample, :count]
+        expected = [0.0]
+        for row in range(1, count):
+            before, after = own[max(0, row - reach) : row].mean(0), own[row : row + reach].mean(0)
+            expected.append(1 - float(before @ after / before.norm() / after.norm()))
+        assert_close(found[sample, 0, :count], torch.tensor(expected, dtype=torch.float64))
+        assert not found[sample, 0, count:].any()
+
+
+def test_similarities_are_averaged_over_rows_that_are_alike_and_near() -> None:
+    inside = inside_of(7, 4)
+    rows = F.normalize(draw(2, 7, 4, dtype=torch.float64), dim=-1) * inside[..., None]
+    similarities = draw(2, 3, 7, seed=1, dtype=torch.float64)
+    found = average_alike(rows, similarities, inside)
+    for sample, count in enumerate((7, 4)):
+        for row in range(count):
+            weights = [
+                math.exp((float(rows[sample, row] @ rows[sample, one]) - 1) / 0.1)
+                * math.exp(-abs(row - one) / 6)
+                for one in range(count)
+            ]
+            weight = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+            assert_close(found[sample, :, row], similarities[sample, :, :count] @ weight)
+
+
+def test_a_sequence_reads_nothing_after_its_video() -> None:
+    encoder = randomize_(SequenceEncoder(2, 8)).eval()
+    inside = inside_of(9, 6)
+    rows = F.normalize(draw(2, 9, 4), dim=-1) * inside[..., None]
+    similarities = draw(2, 2, 9, seed=1)
+    found = encoder(rows, similarities, inside)
+    assert_close(found[1:, :6], encoder(rows[1:, :6], similarities[1:, :, :6]))
+    assert not found[1, 6:].any()
+    poisoned = similarities.masked_fill(~inside[:, None], torch.nan)
+    assert_same(encoder(rows, poisoned, inside), found)
+    # Standardised similarities alone would not tell a video that fits from one that does not.
+    assert not torch.allclose(encoder(rows, similarities + 1, inside), found)
 
 
 def test_padding_of_words_is_not_read() -> None:

@@ -200,6 +200,7 @@ class SequenceEncoder(nn.Module):
         """Encode; see the class."""
         if inside is None:
             inside = rows.new_ones(rows.shape[:2], dtype=torch.bool)
+        similarities = similarities.where(inside[:, None], 0)
         alike = average_alike(rows, similarities, inside)
         inside = inside[:, None]
         changes = [change_of(rows, reach, inside) for reach in _REACHES]
@@ -214,7 +215,7 @@ class SequenceEncoder(nn.Module):
 
 def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
     """Average similarities over rows that are alike and near: a bilateral filter."""
-    places = torch.arange(rows.shape[1], device=rows.device)
+    places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
     apart = (places[:, None] - places).abs() / _NEAR_ROWS
     norm = rows.square().sum(-1).amax(1)[:, None, None].clamp(min=_SMALLEST_NORM)
     alike = (rows @ rows.mT / norm - 1) / _ALIKE - apart
@@ -277,18 +278,20 @@ class AlignedFusion(nn.Module):
     ) -> None:
         super().__init__()
         has_words, has_metric = "words" in parts, "metric" in parts
+        has_sentence = "sentence" in parts
+        self.has_contrasts = has_sentence or has_words or has_metric
         self.similarities = Similarities(
-            channels, spaces, has_words, has_metric, "sentence" in parts
+            channels, spaces, has_words, has_metric, has_sentence or "sequence" in parts
         )
         count, width = self.similarities.num_similarities, 0
-        if count:
+        if self.has_contrasts:
             names = [name for name in CONTRASTS for _ in range(count)] + [*GEOMETRY]
             scales = [_SCALES.get(name.rstrip(" 0123456789."), 1.0) for name in names]
             self.contrast_scales: Tensor
             self.register_buffer("contrast_scales", torch.tensor(scales), persistent=False)
             width += len(scales)
         self.sequence: SequenceEncoder | None = None
-        if "sequence" in parts and count:
+        if "sequence" in parts:
             self.sequence = SequenceEncoder(count, _SEQUENCE_CHANNELS, dropout)
             width += 5 * _SEQUENCE_CHANNELS
         if "product" in parts:
@@ -319,11 +322,12 @@ class AlignedFusion(nn.Module):
         parts = []
         if self.similarities.num_similarities:
             similarities = self.similarities(rows, query)
+        if self.has_contrasts:
             contrasts = contrast_features(similarities, grid, num_clips)
             parts.append(contrasts * self.contrast_scales[:, None])
-            if self.sequence is not None:
-                encoded = self.sequence(rows, similarities, inside)
-                parts.append(cell_context(encoded, grid, num_clips).to(rows.dtype))
+        if self.sequence is not None:
+            encoded = self.sequence(rows, similarities, inside)
+            parts.append(cell_context(encoded, grid, num_clips).to(rows.dtype))
         if self.has_product:
             count = rows.shape[1] if inside is None else inside.sum(1)[:, None, None]
             centred = rows - rows.sum(1, keepdim=True) / count
