@@ -134,7 +134,11 @@ _READING = ("ranking", "nms_threshold")  # alike for every model of a preset
 
 # What won on held-out training videos and is not the paper's (docs/research-log.md).
 _BEST_ENCODER = {"map_layer": "max-pool", "dropout": 0.3, "word_dropout": 0.15}
-_ALIGNED = {"aligned": True}
+_ALIGNED: dict[str, Any] = {
+    "aligned": True,
+    "aligned_parts": ["sentence", "sequence"],
+    "features_per_clip": 2,
+}
 _BEST_DECODER = {"conditioning": "multiply"}
 _BEST_LOCALIZER = {
     "objective": "mse-rescaled",
@@ -190,12 +194,12 @@ PRESETS = MappingProxyType(
             training=TrainingConfig(epochs=6, learning_rate=2e-3),
         ),
         aligned=Preset(
-            description="for features that share a space with the sentence (CLIP, SigLIP, ...)",
-            grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
-            encoder={"channels": 128, **_SMALL_TEXT, **_BEST_ENCODER, **_ALIGNED},
+            description="for features that share a space with the sentence: CLIP, SigLIP, captions",
+            grid={"num_clips": 40, "num_anchors": 10, "num_scales": 3},
+            encoder={**_SMALL_TEXT, **_ALIGNED, "channels": 32, "dropout": 0.2},
             decoder={**_SMALL_DECODER, **_BEST_DECODER},
             localizer={**_BEST_LOCALIZER},
-            training=TrainingConfig(epochs=12, learning_rate=2e-3),
+            training=TrainingConfig(epochs=12, learning_rate=3e-3),
         ),
         tiny=Preset(
             description="minutes on two CPU cores",

@@ -231,12 +231,13 @@ def test_every_row_gets_the_same_trials_and_its_best_settings(
     data = ("--data", f"{charades}", "--table", "1")
     assert tables.main(options(tmp_path, *data, "--tune", "2", "--holdout", "0.5")) == 0
     printed = capsys.readouterr().out
+    terms = tables.Terms(tmp_path, tmp_path, data=charades)
     trained = [row for row in tables.TABLES["1"] if row.is_trained]
     for row in trained:
-        default, drawn = tables.trials_of(row, 2)
+        default, drawn = tables.trials_of(row, 2, terms)
         assert default == row
         assert all(drawn.settings[name] in values for name, values in tables.SPACE.items())
-        assert drawn.settings == tables.trials_of(trained[0], 2)[1].settings
+        assert drawn.settings == tables.trials_of(trained[0], 2, terms)[1].settings
         assert printed.count(f"| {row.label} |") == 2
     chosen = json.loads((tmp_path / "results/tuned.json").read_text())
     assert list(chosen) == [row.label for row in trained]
@@ -248,6 +249,5 @@ def test_every_row_gets_the_same_trials_and_its_best_settings(
     row = replace(trained[0], settings=tuned[trained[0].label])
     found = json.loads((tmp_path / f"results/{row.name}-seed0.json").read_text())
     assert found["training"]["learning_rate"] == 1e-3
-    terms = tables.Terms(tmp_path, tmp_path, data=charades)
     encoder = terms.recipe(row, 0).preset_for("rank").encoder
     assert (encoder["channels"], encoder["dropout"]) == (64, 0.3)
