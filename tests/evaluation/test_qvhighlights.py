@@ -161,6 +161,19 @@ def test_without_saliency_there_are_no_highlights_and_with_some_of_it_no_answer(
         evaluate_predictions([*predictions[:2], bare[2]], annotations, protocol="qvhighlights")
 
 
+def test_highlights_are_of_the_queries_that_were_rated():
+    predictions, annotations = draw_set(6)
+    some = AnnotationSet([*annotations[:4], *(replace(a, saliency=None) for a in annotations[4:])])
+    found = evaluate_predictions(predictions, some, protocol="qvhighlights")
+    rated = evaluate_predictions(predictions[:4], annotations[:4], protocol="qvhighlights")
+    assert {name: rated[name] for name in rated if name.startswith("HL")} == {
+        name: found[name] for name in found if name.startswith("HL")
+    }
+    none = AnnotationSet([replace(item, saliency=None) for item in annotations])
+    found = evaluate_predictions(predictions, none, protocol="qvhighlights")
+    assert not any(name.startswith("HL") for name in found)
+
+
 def test_lengths_that_no_moment_has_are_left_out_and_the_longest_have_none():
     for moment, lengths in (
         ((0.0, 10.0), {"full", "short"}),

@@ -41,18 +41,14 @@ def qvhighlights_metrics(
     Of highlights only if the predictions have saliency, and the queries.
     """
     results = _moment_metrics(predictions, annotations)
-    if _have_saliency("predictions", predictions) and _have_saliency("queries", annotations):
-        results |= _highlight_metrics(predictions, annotations)
-    return results
-
-
-def _have_saliency(what: str, items: Sequence[Prediction] | Sequence[Annotation]) -> bool:
-    lacking = [item.qid for item in items if not item.saliency]
-    if lacking and len(lacking) < len(items):
-        got = f"{len(lacking)} of {len(items)} without, such as {lacking[0]!r}"
-        expected = f"saliency in all {what} or in none"
+    lacking = [prediction.qid for prediction in predictions if not prediction.saliency]
+    if 0 < len(lacking) < len(predictions):
+        got = f"{len(lacking)} of {len(predictions)} without, such as {lacking[0]!r}"
+        expected = "saliency in all predictions or in none"
         raise ArgumentError(message("evaluate_predictions", expected, got))
-    return not lacking
+    pairs = zip(predictions, annotations, strict=True)
+    rated = [(one.saliency, item.saliency) for one, item in pairs if one.saliency and item.saliency]
+    return results | _highlight_metrics(rated) if rated else results
 
 
 def _moment_metrics(
@@ -85,18 +81,18 @@ def _moment_metrics(
 
 
 def _highlight_metrics(
-    predictions: Sequence[Prediction], annotations: Sequence[Annotation]
+    rated: Sequence[tuple[Sequence[float], Sequence[Sequence[float]]]],
 ) -> dict[str, float]:
+    """Compare the scores of the clips of each query with their ratings, (clips, annotators)."""
     best: list[float] = []  # rating of the clip with the highest score
     tables: list[list[tuple[float, float]]] = []  # score and rating of clips, by each annotator
     shares: list[float] = []  # of each annotator in the query
-    for prediction, annotation in zip(predictions, annotations, strict=True):
-        scores, clips = prediction.saliency or (), annotation.saliency or ()
+    for scores, clips in rated:
         first = scores.index(max(scores))
         best.append(max(clips[first], default=0) if first < len(clips) else 0)
         # Clips that have no score count as scored 0.
-        scores = (*scores[: len(clips)], *[0.0] * (len(clips) - len(scores)))
-        of_each = [list(zip(scores, ratings, strict=True)) for ratings in zip(*clips, strict=True)]
+        filled = (*scores[: len(clips)], *[0.0] * (len(clips) - len(scores)))
+        of_each = [list(zip(filled, ratings, strict=True)) for ratings in zip(*clips, strict=True)]
         tables += of_each
         shares += [1 / len(of_each)] * len(of_each)
     rows, counts = padded(tables, 2)

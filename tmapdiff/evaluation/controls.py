@@ -50,7 +50,8 @@ def evaluate_predictions(
     to 10 s (`MR-short`), 30 s (`MR-middle`) and 150 s (`MR-long`); longer ones count in `MR-full`
     alone, and a length that no moment has is left out. With saliency in predictions and
     annotations, `HL-min-Fair-mAP`, `-Good-` and `-VeryGood-`: average precision of the clips that
-    annotators gave at least 2, 3 or 4 of 4; `-Hit1`: the best clip is one of them.
+    annotators gave at least 2, 3 or 4 of 4; `-Hit1`: the best clip is one of them. Queries whose
+    clips nobody rated are left out of these.
 
     Args:
         predictions: One per query, in any order, such as `read_submission` returns; the moments of
@@ -66,7 +67,7 @@ def evaluate_predictions(
     Raises:
         ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
             there are no queries, a rank or threshold is out of range or given with `qvhighlights`,
-            or only some of the predictions, or of the queries, have saliency.
+            or only some of the predictions have saliency.
         ConfigError: If there is no such protocol.
 
     Source: for `qvhighlights`, Lei et al., arXiv 2107.09609.
