@@ -46,7 +46,7 @@ def draw_set(queries: int) -> tuple[list[Prediction], AnnotationSet]:
         found = moments(int(RNG.integers(1, 13)), duration)
         scores = RNG.integers(0, 4, len(found)) / 4  # with ties
         windows = tuple((*one, float(score)) for one, score in zip(found, scores, strict=True))
-        saliency = tuple(float(one) for one in RNG.integers(-3, 3, RNG.integers(1, 80)))
+        saliency = tuple(float(one) for one in RNG.integers(-3, 3, RNG.integers(0, 80)))
         predictions.append(Prediction(qid, "a query", "v", windows, saliency))
         truths = tuple(dict.fromkeys(moments(int(RNG.integers(1, 5)), duration)))
         rated = RNG.integers(0, 5, (duration // 2, RNG.integers(1, 4)))
@@ -114,7 +114,7 @@ def test_equals_loops():
         hits, precisions = [], []
         for one, item in pairs:
             clips = len(item.saliency)
-            best = one.saliency.index(max(one.saliency))
+            best = one.saliency.index(max(one.saliency)) if one.saliency else clips
             hits.append(best < clips and max(item.saliency[best]) >= least)
             scores = [*one.saliency, *[0.0] * clips][:clips]
             of_each = zip(*item.saliency, strict=True)
@@ -157,6 +157,11 @@ def test_without_saliency_there_are_no_highlights_and_with_some_of_it_no_answer(
     found = evaluate_predictions(bare, annotations, protocol="qvhighlights")
     assert found
     assert not any(name.startswith("HL") for name in found)
+    # Of a video of less than a clip there is nothing to score.
+    short = replace(predictions[0], saliency=())
+    assert "HL-min-Fair-mAP" in evaluate_predictions(
+        [short, *predictions[1:]], annotations, protocol="qvhighlights"
+    )
     with refuses(ArgumentError, "saliency in all predictions or in none, got 1 of 3 without"):
         evaluate_predictions([*predictions[:2], bare[2]], annotations, protocol="qvhighlights")
 

@@ -38,17 +38,17 @@ def qvhighlights_metrics(
 ) -> dict[str, float]:
     """Compute what `evaluate_predictions` does with this protocol; one prediction per query.
 
-    Of highlights only if the predictions have saliency, and the queries.
+    Of highlights only if the predictions have saliency, and some queries.
     """
     results = _moment_metrics(predictions, annotations)
-    lacking = [prediction.qid for prediction in predictions if not prediction.saliency]
+    lacking = [prediction.qid for prediction in predictions if prediction.saliency is None]
     if 0 < len(lacking) < len(predictions):
         got = f"{len(lacking)} of {len(predictions)} without, such as {lacking[0]!r}"
         expected = "saliency in all predictions or in none"
         raise ArgumentError(message("evaluate_predictions", expected, got))
     pairs = zip(predictions, annotations, strict=True)
-    rated = [(one.saliency, item.saliency) for one, item in pairs if one.saliency and item.saliency]
-    return results | _highlight_metrics(rated) if rated else results
+    rated = [(one.saliency or (), item.saliency) for one, item in pairs if item.saliency]
+    return results | _highlight_metrics(rated) if rated and not lacking else results
 
 
 def _moment_metrics(
@@ -88,7 +88,7 @@ def _highlight_metrics(
     tables: list[list[tuple[float, float]]] = []  # score and rating of clips, by each annotator
     shares: list[float] = []  # of each annotator in the query
     for scores, clips in rated:
-        first = scores.index(max(scores))
+        first = scores.index(max(scores)) if scores else len(clips)
         best.append(max(clips[first], default=0) if first < len(clips) else 0)
         # Clips that have no score count as scored 0.
         filled = (*scores[: len(clips)], *[0.0] * (len(clips) - len(scores)))
