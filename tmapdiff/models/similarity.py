@@ -317,8 +317,8 @@ class SimilarityLocalizer(MapLocalizer):
         features, words, num_words, num_clips = moved(
             batch.features, batch.words, batch.num_words, batch.num_clips
         )
-        annotated = moved(batch.moments, batch.clip_seconds, batch.num_moments)
-        iou = self._ious(features, *annotated, num_clips)
+        moments, seconds, count = moved(batch.moments, batch.clip_seconds, batch.num_moments)
+        iou = self._ious(features, moments, seconds, count, num_clips)
         contrasts = self.encoder.packed(features, words, num_words, num_clips).float()
         candidates = _Candidates.of(self.grid_of(features, num_clips), iou.device)
         picked = candidates.pick(iou, num_clips, torch.nan)
