@@ -194,14 +194,16 @@ def test_a_failed_run_stops_no_other(charades, tmp_path, capsys, monkeypatch):
 
 
 def test_two_data_sets_are_refused(tmp_path):
-    for pair in (["1", "2"], ["2", "5"]):
-        with refuses(ArgumentError, "tables: expected table 2 alone, as it has another data set."):
+    for pair in (["1", "2"], ["2", "5"], ["qvhighlights", "1"]):
+        with refuses(
+            ArgumentError, "tables: expected tables of one data set, got those of several."
+        ):
             tables.main(options(tmp_path, "--table", *pair))
 
 
 def test_data_are_needed(tmp_path, capsys):
     assert tables.main(options(tmp_path, "--table", "1", "--seeds", "1")) == 1
-    assert "failed: tables: expected --data, the folder of Charades-STA" in capsys.readouterr().out
+    assert "failed: tables: expected --data, the folder of charades-sta" in capsys.readouterr().out
 
 
 def test_every_row_of_tables_3_to_5_is_a_model():
