@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff.data.dataset import MomentBatch
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, check_smoothings, contrast_features
@@ -183,7 +184,7 @@ class SimilarityLocalizer(MapLocalizer):
         words: bool = False,
         features_per_clip: int = 1,
         smoothings: Sequence[int] = (1, 5, 9),
-        target_power: float = 4.0,
+        target_power: float = 8.0,
         objective: str = "mse-rescaled",
         nms_threshold: float = 0.49,
         ranking: Ranking = "nms",
@@ -257,7 +258,7 @@ class SimilarityLocalizer(MapLocalizer):
         return power / power.sum(1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Any], *, weight_decay: float = 1e-3) -> float:
+    def fit(self, batches: Iterable[MomentBatch], *, weight_decay: float = 1e-4) -> float:
         """Fit weights and temperature on queries with their moments; in seconds, on a CPU.
 
         The weights minimise the loss, which is convex in them, by Newton's method. Then the
@@ -310,16 +311,11 @@ class SimilarityLocalizer(MapLocalizer):
         self.temperature.fill_(_TEMPERATURES[errors.index(min(errors))])
         return float(loss)
 
-    def _part(self, batch: Any) -> "_FitPart":
-        def moved(*tensors: Tensor | None) -> list[Any]:
-            return [None if one is None else one.to(self.weight.device) for one in tensors]
-
-        features, words, num_words, num_clips = moved(
-            batch.features, batch.words, batch.num_words, batch.num_clips
-        )
-        moments, seconds, count = moved(batch.moments, batch.clip_seconds, batch.num_moments)
-        iou = self._ious(features, moments, seconds, count, num_clips)
-        contrasts = self.encoder.packed(features, words, num_words, num_clips).float()
+    def _part(self, batch: MomentBatch) -> "_FitPart":
+        own = batch.to(self.weight.device)
+        features, num_clips = own.features, own.num_clips
+        iou = self._ious(features, own.moments, own.clip_seconds, own.num_moments, num_clips)
+        contrasts = self.encoder.packed(features, own.words, own.num_words, num_clips).float()
         candidates = _Candidates.of(self.grid_of(features, num_clips), iou.device)
         picked = candidates.pick(iou, num_clips, torch.nan)
         valid = ~picked.isnan()
