@@ -21,7 +21,7 @@ from tmapdiff.models.aligned import Similarities, check_aligned
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"
-_DEFAULT_TEMPERATURE = 0.5
+_DEFAULT_TEMPERATURE = 0.25
 _MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # of Newton's method, and what a step gains at the end
 _LEAST_DECAY = 1e-9  # so that there is a solution whatever the contrasts
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
