@@ -25,7 +25,7 @@ from tmapdiff import (
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.losses import rescale_iou
 from tmapdiff.maps import expected_hits_fast as fast
-from tmapdiff.maps.expected_hits import cover
+from tmapdiff.maps.expected_hits import cover, expect_map
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -624,3 +624,16 @@ def test_errors_say_what_is_wrong():
         )
     with refuses(ArgumentError, "soft_hits: expected thresholds to be a list or tuple, got float"):
         rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, thresholds=0.5)
+
+
+@pytest.mark.parametrize(("num_clips", "num_anchors"), [(6, 6), (150, 16)])
+def test_expect_map_is_the_mean_over_the_likely_moments(num_clips: int, num_anchors: int) -> None:
+    grid = MapGrid(num_clips, num_anchors, 1)
+    candidates = grid.packed_moments()[grid.packed_mask()]
+    likelihood = torch.rand(2, len(candidates), generator=torch.Generator().manual_seed(0)).double()
+    likelihood /= likelihood.sum(1, keepdim=True)
+    found = expect_map(candidates, likelihood, rescale_iou)
+    iou = temporal_iou(candidates[:, None].double(), candidates.double())
+    assert_close(found, likelihood @ rescale_iou(iou))
+    with refuses(ShapeError, f"likelihood of shape (B, M) with M = {len(candidates)}"):
+        expect_map(candidates, likelihood[:, 1:], rescale_iou)

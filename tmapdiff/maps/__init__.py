@@ -1,8 +1,10 @@
 """Geometry and targets of multi-scale 2D temporal maps: nothing here learns."""
 
+from tmapdiff.maps.contrasts import cell_means, contrast_features
 from tmapdiff.maps.expected_hits import (
     candidate_likelihoods,
     deconvolve_map,
+    expect_map,
     rank_by_expected_hits,
     rank_candidates_by_expected_hits,
     soft_hits,
@@ -20,8 +22,11 @@ __all__ = [  # in the order the data flows
     "MultiScaleMapSampler",
     "RankedMoments",
     "candidate_likelihoods",
+    "cell_means",
     "clip_saliency",
+    "contrast_features",
     "deconvolve_map",
+    "expect_map",
     "map_saliency",
     "rank_by_expected_hits",
     "rank_candidates",

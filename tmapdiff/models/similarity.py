@@ -101,7 +101,17 @@ class SimilarityEncoder(MapModel):
     def packed(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Do as the call, with the cells of all scales packed: (B, channels, cells)."""
+        """Do as the call, with the cells of all scales packed.
+
+        Shape:
+            - features: (B, N * features_per_clip, clip_channels)
+            - words: (B, L, clip_channels)
+            - num_words, num_clips: (B,), integer
+            - returns: (B, channels, cells)
+
+        Raises:
+            ShapeError, ArgumentError, ConfigError: As the call.
+        """
         similarity = self.similarity(features, words, num_words)
         clips, rest = divmod(similarity.shape[2], self.config.features_per_clip)
         expected = f"{self.grid.num_clips} clips" if num_clips is None else "whole clips"
