@@ -54,6 +54,8 @@ from tmapdiff.models import (
     MapFeatureBuilder,
     MomentLocalizer,
     MultimodalEncoder,
+    SimilarityEncoder,
+    SimilarityLocalizer,
 )
 from tmapdiff.models.encoder import TextEncoder
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
@@ -122,6 +124,8 @@ MADE = {
     PtFeatureStore: {"folder": "pt"},
     Recipe: {},
     SamplingOptions: {},
+    SimilarityEncoder: {**GRID, "clip_channels": 4},
+    SimilarityLocalizer: {**GRID, "clip_channels": 4},
     StylizationBlock: {"channels": 4, "time_channels": 4, "num_groups": 2},
     SyntheticActivities: {"num_videos": 2},
     SyntheticDiDeMo: {"num_videos": 2},

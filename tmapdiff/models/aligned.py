@@ -367,6 +367,8 @@ def check_aligned(
     who: str, clip_channels: int, text_channels: int | None, vocabulary_size: int | None = None
 ) -> None:
     """Raise ConfigError unless clips and words are features of as many channels."""
+    if text_channels is not None:
+        text_channels = check_int(who, "text_channels", text_channels, at_least=1)
     if text_channels != clip_channels or vocabulary_size is not None:
         expected = f"words that are features of the clips' space, text_channels = {clip_channels}"
         got = f"text_channels = {text_channels}"

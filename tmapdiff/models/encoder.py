@@ -17,6 +17,7 @@ from tmapdiff._core.checks import (
     check_length,
     check_range,
     check_shape,
+    check_sizes,
     message,
 )
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
@@ -326,15 +327,17 @@ class MultimodalEncoder(MapModel):
         aligned_parts: Sequence[AlignedPart] = get_args(AlignedPart),
     ) -> None:
         super().__init__()
-        check_int("MultimodalEncoder", "clip_channels", clip_channels, at_least=1)
-        check_int("MultimodalEncoder", "features_per_clip", features_per_clip, at_least=1)
+        who = "MultimodalEncoder"
+        check_int(who, "clip_channels", clip_channels, at_least=1)
+        check_int(who, "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
         # Not `dropout`: diffusers answers an attribute named as a field with the field.
-        self.clip_dropout = nn.Dropout(check_range("MultimodalEncoder", "dropout", dropout, 0, 1))
-        is_learned, parts = True, aligned_parts
+        self.clip_dropout = nn.Dropout(check_range(who, "dropout", dropout, 0, 1))
+        spaces, is_learned = None, True
         if aligned is not False:
-            check_aligned("MultimodalEncoder", clip_channels, text_channels, vocabulary_size)
-            is_learned = "learned" in check_parts("MultimodalEncoder", parts)
+            check_aligned(who, clip_channels, text_channels, vocabulary_size)
+            spaces = [clip_channels] if aligned is True else check_sizes(who, "aligned", aligned)
+            is_learned = "learned" in check_parts(who, aligned_parts)
         if is_learned:
             self.text_encoder = TextEncoder(
                 vocabulary_size,
@@ -349,9 +352,10 @@ class MultimodalEncoder(MapModel):
             self.map_features = MapFeatureBuilder(self.grid, channels, map_layer)
             self.fuse_map = PointwiseConv2d(channels, channels)
         self.is_learned, self.aligned_fusion = is_learned, None
-        if aligned is not False and set(parts) != {"learned"}:
-            spaces = None if aligned is True else aligned
-            self.aligned_fusion = AlignedFusion(clip_channels, channels, spaces, parts, dropout)
+        if spaces and set(aligned_parts) != {"learned"}:
+            self.aligned_fusion = AlignedFusion(
+                clip_channels, channels, spaces, aligned_parts, dropout
+            )
 
     def load_word_vectors(self, vectors: Tensor) -> None:
         """Set the word embeddings, for example to GloVe's.
