@@ -9,11 +9,18 @@ import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw
 from helpers.text_encoders import tiny_text_encoder
+from helpers.training import make_dataset, make_trainer
 from torch import Tensor
 
-from tmapdiff import MomentLocalizationPipeline, SimilarityLocalizer, temporal_iou
+from tmapdiff import (
+    MomentDataset,
+    MomentLocalizationPipeline,
+    SimilarityLocalizer,
+    temporal_iou,
+)
 from tmapdiff.data import MomentBatch
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
+from tmapdiff.evaluation import evaluate
 from tmapdiff.losses import rescale_iou
 from tmapdiff.maps.contrasts import CONTRASTS
 from tmapdiff.video import VideoFeatures
@@ -286,3 +293,16 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with refuses(error, text):
             localizer(**fields)
+
+
+@pytest.mark.train
+def test_a_trainer_trains_it(tmp_path: Path) -> None:
+    of_words = make_dataset()
+    features = {item.query: draw(2, 16, seed=len(item.query)) for item in of_words.annotations}
+    dataset = MomentDataset(of_words.annotations, of_words.store, None, 8, word_features=features)
+    model = localizer(clip_channels=16, num_clips=8, num_anchors=8, num_scales=1)
+    before = model.weight.detach().clone()
+    trainer = make_trainer(dataset, tmp_path, model=model)
+    trainer.train()
+    assert bool((trainer.raw_model.weight != before).any())
+    assert len(evaluate(trainer.ema_model, dataset).predictions) == len(dataset)
