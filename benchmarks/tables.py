@@ -49,12 +49,15 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from budgets import format_mean, measure_budgets, print_head, print_steps, print_target
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from tmapdiff import PRESETS, TmapdiffError, Trainer
 from tmapdiff._core.files import remove_folder, written_beside
+from tmapdiff.data import collate_moments
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation import evaluate
+from tmapdiff.models import SimilarityLocalizer
 from tmapdiff.presets import DECODERS, Preset
 from tmapdiff.provenance import describe_run
 from tmapdiff.recipes import (
@@ -110,19 +113,19 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     # Fields of the encoder that differ from the preset's.
     encoder: dict[str, Any] = field(default_factory=dict)
-    # Whether the weights stay as they are made.
-    untrained: bool = False
+    # Whether the few numbers of `similarity` are fitted.
+    fitted: bool = True
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is a model that is trained."""
-        return self.model in get_args(ModelKind) and not self.untrained
+        """Whether it is trained, and can be tuned: a model, and not of a few fitted numbers."""
+        return self.model in get_args(ModelKind) and self.model != "similarity"
 
     @property
     def name(self) -> str:
         """Names the row's runs; rows of two tables that are the same run share it."""
         if not self.is_trained:
-            return f"{self.model}{'-untrained' * self.untrained}"
+            return self.model if self.fitted else f"{self.model}-as-made"
         changes = sorted((self.decoder | self.encoder | self.settings).items())
         changed = [f"{key}={value}" for key, value in changes]
         measured = ["budgets"] if self.budgets else []
@@ -168,7 +171,7 @@ TABLES = {
     STEPS: [Row("diffusion", objective="mse-rescaled", budgets=True)],
     QVHIGHLIGHTS: [
         Row("best constant answer", model="prior"),
-        Row("similarity, untrained", model="similarity", untrained=True),
+        Row("similarity, nothing fitted", model="similarity", fitted=False),
         Row("similarity, numbers fitted", model="similarity"),
         Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled"),
         Row("deterministic twin", model="deterministic", objective="mse-rescaled"),
@@ -328,8 +331,10 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
     model = recipe.build(options["vocabulary"], width, protocol, text_channels=text_channels)
     config = recipe.training_config(data)
     began = time.perf_counter()
-    if row.untrained:
+    if isinstance(model, SimilarityLocalizer):
         averaged, epochs = model.eval(), 0
+        if row.fitted:
+            model.fit(DataLoader(train_set, 64, collate_fn=collate_moments))
     else:
         trainer = Trainer(
             model,

@@ -10,10 +10,14 @@ from torch import Tensor
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import (
+    CHANGES,
     CONTRASTS,
     GEOMETRY,
+    REACHES,
     cell_context,
     cell_means,
+    change_features,
+    change_of,
     contrast_features,
 )
 
@@ -208,3 +212,45 @@ def test_context_is_means_inside_at_the_ends_and_around(each: int) -> None:
                 for one, other in ranges
             ]
             assert_close(found[sample, :, cell], torch.cat(parts))
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_changes_at_the_ends_and_inside(each: int) -> None:
+    grid, counts = MapGrid(8, 3, 2), torch.tensor([8, 5])
+    rows = draw(2, 8 * each, 3, dtype=torch.float64)
+    rows[1, 5 * each :] = torch.nan
+    found = change_features(rows, grid, counts)
+    assert found.shape == (2, len(CHANGES), grid.num_cells)
+    moments = grid.packed_moments() * each
+    for sample, count in enumerate((counts * each).tolist()):
+        own = rows[sample : sample + 1, :count]
+        mask = grid.packed_mask(num_clips=counts)[sample]
+        assert not found[sample][:, ~mask].any()
+        for place, reach in enumerate(REACHES):
+            change = change_of(own, reach, torch.ones(1, 1, count).bool())[0, 0]
+            change = (change - change.mean()) / (change.var(correction=0) + 1e-12).sqrt()
+            for cell in mask.nonzero()[:, 0].tolist():
+                start, end = moments[cell].tolist()
+                expected = [
+                    float(change[start]) if start else 0.0,
+                    float(change[end]) if end < count else 0.0,
+                    float(change[start + 1 : end].sum()) / (end - start),
+                ]
+                own_changes = found[sample, place :: len(REACHES), cell]
+                assert_close(own_changes, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("reach", [1, 3, 20])
+def test_a_change_compares_the_rows_before_with_those_from_here_on(reach: int) -> None:
+    counts = torch.tensor([9, 6])
+    inside = torch.arange(9) < counts[:, None]
+    rows = draw(2, 9, 4, dtype=torch.float64) * inside[..., None]
+    found = change_of(rows, reach, inside[:, None])
+    for sample, count in enumerate(counts.tolist()):
+        own = rows[sample, :count]
+        expected = [0.0]
+        for row in range(1, count):
+            before, after = own[max(0, row - reach) : row].mean(0), own[row : row + reach].mean(0)
+            expected.append(1 - float(before @ after / before.norm() / after.norm()))
+        assert_close(found[sample, 0, :count], torch.tensor(expected, dtype=torch.float64))
+        assert not found[sample, 0, count:].any()

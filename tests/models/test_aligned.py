@@ -24,7 +24,6 @@ from tmapdiff.models.aligned import (
     SequenceEncoder,
     Similarities,
     average_alike,
-    change_of,
 )
 
 FIELDS = {**WORDS_FIELDS, "vocabulary_size": None, "clip_channels": 5, "text_channels": 5}
@@ -109,21 +108,6 @@ def test_the_learned_metric_begins_as_the_mean_of_the_cosines() -> None:
 
 def inside_of(*counts: int) -> Tensor:
     return torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-
-
-@pytest.mark.parametrize("reach", [1, 3, 20])
-def test_changes_compare_the_rows_before_with_those_from_here_on(reach: int) -> None:
-    inside = inside_of(9, 6)
-    rows = draw(2, 9, 4, dtype=torch.float64) * inside[..., None]
-    found = change_of(rows, reach, inside[:, None])
-    for sample, count in enumerate((9, 6)):
-        own = rows[sample, :count]
-        expected = [0.0]
-        for row in range(1, count):
-            before, after = own[max(0, row - reach) : row].mean(0), own[row : row + reach].mean(0)
-            expected.append(1 - float(before @ after / before.norm() / after.norm()))
-        assert_close(found[sample, 0, :count], torch.tensor(expected, dtype=torch.float64))
-        assert not found[sample, 0, count:].any()
 
 
 def test_similarities_are_averaged_over_rows_that_are_alike_and_near() -> None:

@@ -25,6 +25,12 @@ CONTRASTS = (
     *(f"middle above {threshold:g}" for threshold in _THRESHOLDS),
     "coarse mean",
 )
+REACHES = (1, 3, 6)  # rows over which a video is looked at for changes
+CHANGES = tuple(
+    f"change over {reach} {where}"
+    for where in ("at start", "at end", "inside")
+    for reach in REACHES
+)
 GEOMETRY = ("log length", "log length squared", "share of the video", "at start", "at end")
 
 
@@ -165,6 +171,66 @@ def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -
     return cells.finish(torch.cat(parts, dim=1)).to(rows.dtype)
 
 
+def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
+    """Compute how a video changes at the ends of each candidate moment and inside it.
+
+    A change (`change_of`) over 1, 3 and 6 rows is standardised over the rows of its video.
+    `CHANGES` are what it is at the start, at the end, and inside on average; the ends of the video
+    count 0. No query is needed: moments tend to begin and to end where the picture changes.
+
+    Args:
+        rows: Features. What is after a video's clips is not read.
+        grid: The candidate moments.
+        num_clips: Clips of each video. Defaults to the grid's.
+
+    Shape:
+        - rows: (B, num_clips * rows of a clip, D)
+        - num_clips: (B,), integer
+        - returns: (B, 9, cells), 0 in invalid cells
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
+    """
+    who = "change_features"
+    sizes = check_shape(who, "rows", rows, "B T D")
+    check_floating(who, "rows", rows)
+    cells = _Cells(who, grid, sizes, num_clips, rows.device)
+    wide = cells.inside_only(rows.to(torch.promote_types(rows.dtype, torch.float32)).mT).mT
+    inside = cells.inside_only(torch.ones_like(wide[:, None, :, 0])).bool()
+    changes = torch.cat([change_of(wide, reach, inside) for reach in REACHES], dim=1)
+    standard = cells.standardised(changes)
+    standard = torch.cat([torch.zeros_like(standard[:, :, :1]), standard[:, :, 1:]], dim=2)
+    sums = cells.prefix_sums(standard)
+    first, at_start, at_end = (
+        sums.index_select(0, x) for x in (cells.after, cells.start, cells.end)
+    )
+    beyond = sums.index_select(0, (cells.end + 1).clamp(max=cells.rows))
+    within = (at_end - first) / cells.column(cells.length)
+    return cells.finish(torch.cat([first - at_start, beyond - at_end, within], 1)).to(rows.dtype)
+
+
+def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
+    """Compute how a video changes at each row: 1 less the cosine of the rows before and after.
+
+    Args:
+        rows: Features; 0 after the video.
+        reach: Rows before, and from this one on, whose means are compared.
+        inside: Which rows are of the video.
+
+    Shape:
+        - rows: (B, T, D)
+        - inside: (B, 1, T), bool
+        - returns: (B, 1, T); 0 at the first row, which has none before
+    """
+    sums = F.pad(rows.cumsum(1), (0, 0, 1, 0))
+    places = torch.arange(rows.shape[1], device=rows.device)
+    before = sums[:, :-1] - sums[:, (places - reach).clamp(min=0)]
+    after = sums[:, (places + reach).clamp(max=len(places))] - sums[:, :-1]
+    change = 1 - F.cosine_similarity(before, after, dim=-1, eps=_SMALLEST_DEVIATION**2)
+    return (change * (places > 0))[:, None].where(inside, 0)
+
+
 class _Cells:
     """The candidate moments of a grid over rows, and sums over them: (cells, B, S)."""
 
@@ -190,6 +256,7 @@ class _Cells:
         moments = (grid.packed_moments(device) * each).clamp(max=self.rows)
         self.start, self.end = moments.unbind(-1)
         self.length = (self.end - self.start).clamp(min=1)
+        self.after = (self.start + 1).clamp(max=self.rows)  # the first row of a candidate
         self.half = (self.length / 2).round().long().clamp(min=1)
         self.edge = torch.full_like(self.length, _EDGE_ROWS)
 
@@ -212,9 +279,13 @@ class _Cells:
             places = places.minimum(self.counts[:, None] - 1)
             near = similarity.gather(2, places[:, None].expand(-1, similarity.shape[1], -1))
         smooth = near.unfold(2, size, 1).mean(-1)
+        return self.standardised(smooth)
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """Shift and scale to mean 0 and variance 1 over the rows of each video; 0 after it."""
         count = self.rows if self.counts is None else self.counts[:, None, None]
-        mean = self.inside_only(smooth).sum(2, keepdim=True) / count
-        centred = self.inside_only(smooth - mean)
+        mean = self.inside_only(rows).sum(2, keepdim=True) / count
+        centred = self.inside_only(rows - mean)
         variance = centred.square().sum(2, keepdim=True) / count
         return centred / (variance + _SMALLEST_DEVIATION**2).sqrt()
 

@@ -23,8 +23,10 @@ from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import (
     CONTRASTS,
     GEOMETRY,
+    REACHES,
     cell_context,
     cell_means,
+    change_of,
     contrast_features,
 )
 
@@ -32,7 +34,6 @@ AlignedPart = Literal["sentence", "words", "metric", "sequence", "product", "lea
 _METRIC_RANK = 32  # of what the learned metric adds to the identity
 _SEQUENCE_CHANNELS = 32
 _DILATIONS = (1, 2, 4)
-_REACHES = (1, 3, 6)  # rows over which a video is looked at for changes
 _NEAR_ROWS, _ALIKE = 6.0, 0.1
 _SMALLEST_DEVIATION = 1e-3
 _SMALLEST_NORM = 1e-12  # shorter features are divided by it
@@ -188,7 +189,7 @@ class SequenceEncoder(nn.Module):
 
     def __init__(self, num_similarities: int, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        inputs = 3 * num_similarities + len(_REACHES) + 1
+        inputs = 3 * num_similarities + len(REACHES) + 1
         self.project = nn.Conv1d(inputs, channels, 3, padding=1)
         self.norms = module_list(nn.LayerNorm(channels) for _ in _DILATIONS)
         self.convs = module_list(
@@ -203,7 +204,7 @@ class SequenceEncoder(nn.Module):
         similarities = similarities.where(inside[:, None], 0)
         alike = average_alike(rows, similarities, inside)
         inside = inside[:, None]
-        changes = [change_of(rows, reach, inside) for reach in _REACHES]
+        changes = [change_of(rows, reach, inside) for reach in REACHES]
         typical = rows @ F.normalize(rows.sum(1), dim=-1)[..., None]
         varying = torch.cat([similarities, alike, *changes, typical.mT], dim=1)
         x = torch.cat([similarities, standardise(varying, inside)], dim=1)
@@ -221,16 +222,6 @@ def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
     alike = (rows @ rows.mT / norm - 1) / _ALIKE - apart
     weight = alike.masked_fill(~inside[:, None], -torch.inf).softmax(-1)
     return similarities @ weight.mT
-
-
-def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
-    """Compute 1 less the cosine of the mean rows before and from each row on: (B, 1, T)."""
-    sums = F.pad(rows.cumsum(1), (0, 0, 1, 0))
-    places = torch.arange(rows.shape[1], device=rows.device)
-    before = sums[:, :-1] - sums[:, (places - reach).clamp(min=0)]
-    after = sums[:, (places + reach).clamp(max=len(places))] - sums[:, :-1]
-    change = 1 - F.cosine_similarity(before, after, dim=-1, eps=_SMALLEST_NORM)
-    return (change * (places > 0))[:, None].where(inside, 0)
 
 
 def standardise(rows: Tensor, inside: Tensor) -> Tensor:

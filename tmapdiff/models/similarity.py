@@ -14,7 +14,14 @@ from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.data.dataset import MomentBatch
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.maps import MapGrid
-from tmapdiff.maps.contrasts import CONTRASTS, GEOMETRY, check_smoothings, contrast_features
+from tmapdiff.maps.contrasts import (
+    CHANGES,
+    CONTRASTS,
+    GEOMETRY,
+    change_features,
+    check_smoothings,
+    contrast_features,
+)
 from tmapdiff.maps.expected_hits import expect_map
 from tmapdiff.models._base import MapModel, answering
 from tmapdiff.models.aligned import Similarities, check_aligned
@@ -77,7 +84,7 @@ class SimilarityEncoder(MapModel):
     @property
     def channels(self) -> int:
         """Channels of the map features."""
-        return len(CONTRASTS) * self.similarities.num_similarities + len(GEOMETRY)
+        return len(CONTRASTS) * self.similarities.num_similarities + len(GEOMETRY) + len(CHANGES)
 
     def similarity(self, features: Tensor, words: Tensor, num_words: Tensor) -> Tensor:
         """Compare clips and queries.
@@ -121,7 +128,10 @@ class SimilarityEncoder(MapModel):
             got = f"{similarity.shape[2]} features"
             raise ShapeError(message("SimilarityEncoder", expected, got))
         grid = self.grid.resized(clips)
-        return contrast_features(similarity, grid, num_clips, smoothings=self.config.smoothings)
+        smoothings = self.config.smoothings
+        contrasts = contrast_features(similarity, grid, num_clips, smoothings=smoothings)
+        changes = change_features(self.similarities.embed(features), grid, num_clips)
+        return torch.cat([contrasts, changes.to(contrasts.dtype)], dim=1)
 
     def forward(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
@@ -149,11 +159,12 @@ class SimilarityLocalizer(MapLocalizer):
     """Finds moments by the similarity of clips and sentence alone: usable without training.
 
     Of features that share a space, a weighted sum of the contrasts of each candidate
-    (`contrast_features`) is its score, softmax over the candidates makes probabilities of moments,
-    and the map holds the expectation that these give. The weights are a handful of numbers. The
-    default ones do without fitting: how much the similarity, smoothed over 5 rows and standardised
-    in its video, is above 0.5, summed over the candidate, over its length to the power 0.3. `fit`
-    finds better ones, and a temperature for the confidence, on a few hundred queries.
+    (`contrast_features`) and of how the video changes there (`change_features`) is its score,
+    softmax over the candidates makes probabilities of moments, and the map holds the expectation
+    that these give. The weights are a handful of numbers. The default ones do without fitting: how
+    much the similarity, smoothed over 5 rows and standardised in its video, is above 0.5, summed
+    over the candidate, over its length to the power 0.3. `fit` finds better ones, and a temperature
+    for the confidence, on a few hundred queries.
 
     Args:
         clip_channels: Channels of the features, of clips and of words.
