@@ -285,7 +285,8 @@ def test_samples_and_ranking_are_passed_on(model, dataset):
     one = evaluate(model, dataset, num_samples=1, num_inference_steps=1)
     more = evaluate(model, dataset, num_samples=3, num_inference_steps=1)
     assert not torch.equal(one.confidence, more.confidence)
-    for options in ({"ranking": "expected-hits"}, {"nms_threshold": 0.2}):
+    by_hits = {"ranking": "expected-hits"}
+    for options in (by_hits, {**by_hits, "temperature": 9.0}, {"nms_threshold": 0.2}):
         other = evaluate(model, dataset, num_inference_steps=1, **options)
         assert other.predictions != one.predictions
 

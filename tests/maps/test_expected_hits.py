@@ -280,6 +280,35 @@ def test_the_two_first_answers_differ_where_boundaries_are_unsure():
     assert mixed == [[1, 3], [8, 14]]
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_likelihoods_are_tempered(temperature):
+    grid = MapGrid(8, 4, 2)
+    random = torch.Generator().manual_seed(0)
+    moments, response = candidates_of(grid), response_of(grid, rescale_iou)
+    scores = torch.rand(3, len(moments), generator=random, dtype=torch.float64) ** 3
+    scores[0] *= 1e-3
+    found = rank_candidates_by_expected_hits(
+        moments.long(), scores, target=rescale_iou, top_n=3, temperature=temperature
+    )
+    hits = soft_hits(temporal_iou(moments[:, None], moments)).tolist()
+    for row, likelihood in enumerate(deconvolve_map(scores, response).tolist()):
+        powers = [one ** (1 / temperature) for one in likelihood]
+        tempered = [one * sum(likelihood) / sum(powers) for one in powers]
+        picks, gains = looped_cover(tempered, hits, [True] * len(hits), 3)
+        assert torch.equal(found.moments[row], moments[picks])
+        assert found.scores[row].tolist() == pytest.approx(gains, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1e6])
+def test_no_temperature_is_too_extreme(temperature):
+    mask = MapGrid(8, 4, 2).dense_mask()
+    dense = torch.rand(3, 8, 8) ** 3
+    dense[0] = 0
+    found = rank_by_expected_hits(dense, mask, target=rescale_iou, temperature=temperature)
+    assert bool(found.valid.all())
+    assert bool(found.scores.isfinite().all())
+
+
 @pytest.mark.parametrize("refreshed", [1, 3])
 def test_gains_computed_late_change_no_pick(monkeypatch, refreshed):
     dense, mask = torch.rand(6, 16, 16, dtype=torch.float64), MapGrid(16, 8, 2).dense_mask()
@@ -614,6 +643,8 @@ def test_errors_say_what_is_wrong():
         )
     with refuses(ArgumentError, "expected highest_first to be True or False, got 'yes'."):
         rank_by_expected_hits(dense, mask, target=rescale_iou, highest_first="yes")
+    with refuses(ArgumentError, "expected temperature in (0, inf), got 0."):
+        rank_by_expected_hits(dense, mask, target=rescale_iou, temperature=0)
     who = "rank_candidates_by_expected_hits: expected"
     candidates = torch.tensor([[0, 1], [1, 2]])
     with refuses(ShapeError, f"{who} candidates of shape (M, 2) with M = 3, got (2, 2)."):

@@ -949,11 +949,18 @@ class TestRanking:
         model = ready(objective="mse-rescaled")
         read = {"maps": torch.rand(3, CELLS), "clip_seconds": torch.ones(3), "top_n": 4}
         first = model.read_moments(**read, ranking="nms")
-        found = model.read_moments(**read, ranking="nms-then-expected-hits")
-        expected = rank_by_expected_hits(
-            first.dense, first.mask, target=model.objective.target, top_n=4, highest_first=True
-        )
-        assert_same(found.ranked.moments, expected.moments)
+        for temperature in (None, 3.0):
+            options = {"ranking": "nms-then-expected-hits", "temperature": temperature}
+            found = model.read_moments(**read, **options)
+            expected = rank_by_expected_hits(
+                first.dense,
+                first.mask,
+                target=model.objective.target,
+                top_n=4,
+                highest_first=True,
+                temperature=temperature or 1.0,
+            )
+            assert_same(found.ranked.moments, expected.moments)
         assert_same(found.ranked.moments[:, 0], first.ranked.moments[:, 0])
 
     def test_threshold_of_the_call(self):
@@ -973,6 +980,9 @@ class TestRanking:
         text = "expected no nms_threshold with ranking 'expected-hits', got 0.6. Pass ranking='nms'"
         with refuses(ArgumentError, text):
             ready(ranking="expected-hits").localize(**queries(2), nms_threshold=0.6)
+        text = "expected no temperature with ranking 'nms', got 2.0. Pass ranking='expected-hits'"
+        with refuses(ArgumentError, text):
+            ready().localize(**queries(2), temperature=2.0)
 
 
 class TestDeterministicTwin:

@@ -373,6 +373,8 @@ class TestArguments:
             (ArgumentError, {"num_samples": 0}, "num_samples to be an integer >= 1, got 0."),
             (ArgumentError, {"num_inference_steps": 0}, "num_inference_steps to be an integer"),
             (ConfigError, {"ranking": "best"}, "ranking to be one of nms, expected-hits"),
+            (ArgumentError, {"temperature": 2, "ranking": "nms"}, "no temperature with ranking"),
+            (ArgumentError, {"temperature": 0, "ranking": "expected-hits"}, "in (0, inf), got 0."),
         ):
             with refuses(kind, text):
                 make_pipe()(make_features(30), "the door", **options)

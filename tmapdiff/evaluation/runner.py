@@ -57,6 +57,7 @@ def evaluate(
     eta: float = 0.0,
     ranking: Ranking | None = None,
     nms_threshold: float | None = None,
+    temperature: float | None = None,
     seed: int = 0,
     top_n: int | None = None,
     batch_size: int = 64,
@@ -89,6 +90,7 @@ def evaluate(
         ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
             model's way.
         nms_threshold: Only for ranking by `nms`. Defaults to the model's.
+        temperature: Not for ranking by `nms`, see `MapLocalizer.localize`.
         seed: Seed of the noise.
         top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10.
         batch_size: Queries localized at once.
@@ -99,9 +101,9 @@ def evaluate(
 
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
-            asked of a model that is not generative, there is an `nms_threshold` without `nms`,
-            scores are not finite, as damaged weights or features make them, or the data set is not
-            what the protocol needs.
+            asked of a model that is not generative, there is an `nms_threshold` without `nms` or a
+            `temperature` with it, scores are not finite, as damaged weights or features make them,
+            or the data set is not what the protocol needs.
         ConfigError: If there is no such ranking or protocol.
 
     Source: Hendricks et al., arXiv 1708.01641 (`didemo`); Lei et al., arXiv 2107.09609
@@ -129,6 +131,7 @@ def evaluate(
         top_n=top_n,
         ranking=ranking,
         nms_threshold=nms_threshold,
+        temperature=temperature,
     ):
         truth: tuple[Tensor, Tensor | None] = (batch.moments, batch.num_moments)
         if protocol == "didemo":

@@ -151,6 +151,7 @@ def rank_by_expected_hits(
     thresholds: Sequence[float] = (0.5, 0.7),
     num_iterations: int = 20,
     highest_first: bool = False,
+    temperature: float = 1.0,
 ) -> RankedMoments:
     """Read off merged maps the moments that together hit the true one most often.
 
@@ -187,6 +188,8 @@ def rank_by_expected_hits(
         thresholds: What counts as a hit, see `soft_hits`.
         num_iterations: Of `deconvolve_map`.
         highest_first: Whether the highest cell is the first answer.
+        temperature: Above 1, likelihoods are flatter, below 1 sharper: they are taken to the power
+            of its inverse, and keep their sum. Flatter ones spread the answers out.
 
     Shape:
         - dense: (B, N, N)
@@ -196,13 +199,13 @@ def rank_by_expected_hits(
     Raises:
         ShapeError: If a shape does not fit.
         ArgumentError: If `mask` is not bool, `target` is no function, a threshold is outside
-            [0, 1], or a number is below 1.
+            [0, 1], a number is below 1, or `temperature` is not positive.
 
     Source: greedy maximum coverage, Nemhauser et al., doi 10.1007/BF01588971.
     """
     who = "rank_by_expected_hits"
     candidates, scores = candidates_of(who, dense, mask)
-    reading = target, durations, top_n, thresholds, num_iterations, highest_first
+    reading = target, durations, top_n, thresholds, num_iterations, highest_first, temperature
     return _rank(who, candidates, scores, clip_seconds, *reading)
 
 
@@ -217,12 +220,13 @@ def rank_candidates_by_expected_hits(
     thresholds: Sequence[float] = (0.5, 0.7),
     num_iterations: int = 20,
     highest_first: bool = False,
+    temperature: float = 1.0,
 ) -> RankedMoments:
     """Do as `rank_by_expected_hits`, of maps that list their candidates: without a dense map.
 
     Takes candidates and scores as `rank_candidates` does; `target`, `top_n`, `thresholds`,
-    `num_iterations` and `highest_first` are as there. On other devices than the CPU it waits for
-    the device once, if there are more than 2,048 candidates, else never.
+    `num_iterations`, `highest_first` and `temperature` are as there. On other devices than the CPU
+    it waits for the device once, if there are more than 2,048 candidates, else never.
 
     Shape:
         - candidates: (M, 2)
@@ -233,7 +237,7 @@ def rank_candidates_by_expected_hits(
         ShapeError, ArgumentError: As `rank_by_expected_hits`.
     """
     who = "rank_candidates_by_expected_hits"
-    reading = target, durations, top_n, thresholds, num_iterations, highest_first
+    reading = target, durations, top_n, thresholds, num_iterations, highest_first, temperature
     return _rank(who, candidates, scores, clip_seconds, *reading)
 
 
@@ -288,12 +292,14 @@ def _rank(
     thresholds: Sequence[float],
     num_iterations: int,
     highest_first: bool,
+    temperature: float,
 ) -> RankedMoments:
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
     soft_hits(scores.new_zeros(0), thresholds)  # checks them
     _check_deconvolution(who, target, num_iterations)
     check_bool(who, "highest_first", highest_first)
+    check_range(who, "temperature", temperature, 0, open_low=True)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
     gains = scores.new_full((len(scores), top_n), -torch.inf)
@@ -307,6 +313,8 @@ def _rank(
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
         blocks, first = tables.blocks, None
         for part, likelihood, valid in _likelihoods(tables, scores, num_iterations):
+            if temperature != 1:
+                likelihood = _temper(likelihood, temperature)
             if highest_first:
                 own = scores[part]
                 first = own.masked_fill(own.isnan(), -torch.inf).argmax(dim=1)
@@ -338,6 +346,16 @@ def _likelihoods(
         own = _with_a_positive_cell(own, valid)
         # An IoU is symmetric, and so is the response.
         yield part, deconvolve(own, valid, response, response, num_iterations), valid
+
+
+def _temper(likelihood: Tensor, temperature: float) -> Tensor:
+    """Take likelihoods to a power; each row keeps its sum."""
+    tiny = torch.finfo(likelihood.dtype).tiny
+    best = likelihood.amax(dim=1, keepdim=True).clamp(min=tiny)
+    # Of shares of the highest: powers of small numbers would be 0.
+    tempered = (likelihood / best) ** (1 / temperature)
+    total = likelihood.sum(dim=1, keepdim=True)
+    return tempered * (total / tempered.sum(dim=1, keepdim=True).clamp(min=tiny))
 
 
 def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:

@@ -308,6 +308,7 @@ class MapLocalizer(MapModel):
         top_n: int = 5,
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
+        temperature: float | None = None,
         **sampling: Any,
     ) -> Localization:
         """Find the moments that queries describe: predict maps, merge, rank.
@@ -330,6 +331,8 @@ class MapLocalizer(MapModel):
                 (`rank_by_expected_hits`), `nms-then-expected-hits` the highest cell first, and then
                 those that hit most often where it fails. Defaults to the configuration's.
             nms_threshold: Only for `nms`. Defaults to the configuration's.
+            temperature: Not for `nms`: how flat the likelihoods of moments are, see
+                `rank_by_expected_hits`. Defaults to 1, as deconvolved.
             **sampling: As for `predict_maps`.
 
         Shape:
@@ -340,11 +343,11 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range; if there is an
-                `nms_threshold` without `nms`; if scores are not finite, as damaged weights or
-                features make them.
+                `nms_threshold` without `nms`, or a `temperature` with it; if scores are not finite,
+                as damaged weights or features make them.
             ConfigError: If there is no such ranking.
         """
-        self._check_reading(ranking, nms_threshold)
+        self._check_reading(ranking, nms_threshold, temperature)
         maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
         return self.read_moments(
             maps,
@@ -355,6 +358,7 @@ class MapLocalizer(MapModel):
             top_n=top_n,
             ranking=ranking,
             nms_threshold=nms_threshold,
+            temperature=temperature,
         )
 
     def read_moments(
@@ -368,6 +372,7 @@ class MapLocalizer(MapModel):
         top_n: int = 5,
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
+        temperature: float | None = None,
         held: Tensor | None = None,
     ) -> Localization:
         """Read moments off predicted maps: what `localize` does with them.
@@ -375,8 +380,8 @@ class MapLocalizer(MapModel):
         `maps` is what `predict_maps` gave, or a mean of such; `grid` the candidate moments, when
         clips are not as many as the configuration's (`grid_of`). `held` tells which cells are
         candidates, of maps that are put together of windows; by default all valid ones are.
-        `clip_seconds`, `num_clips`, `durations`, `top_n`, `ranking` and `nms_threshold` are as for
-        `localize`.
+        `clip_seconds`, `num_clips`, `durations`, `top_n`, `ranking`, `nms_threshold` and
+        `temperature` are as for `localize`.
 
         Shape:
             - maps: (B, cells)
@@ -385,10 +390,10 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If an argument is out of range; if there is an `nms_threshold` without
-                `nms`; if a map is not finite in a valid cell.
+                `nms`, or a `temperature` with it; if a map is not finite in a valid cell.
             ConfigError: If there is no such ranking.
         """
-        ranking = self._check_reading(ranking, nms_threshold)
+        ranking = self._check_reading(ranking, nms_threshold, temperature)
         grid = self.grid if grid is None else grid
         grid.check_num_clips(num_clips, wait=True)
         self._check_scores(maps, grid, num_clips, held)
@@ -413,17 +418,23 @@ class MapLocalizer(MapModel):
                 durations=durations,
                 top_n=top_n,
                 highest_first=ranking != "expected-hits",
+                temperature=1.0 if temperature is None else temperature,
             )
         return Localization(ranked, grid, maps, num_clips, self.objective.target)
 
-    def _check_reading(self, ranking: Ranking | None, nms_threshold: float | None) -> Ranking:
+    def _check_reading(
+        self, ranking: Ranking | None, nms_threshold: float | None, temperature: float | None
+    ) -> Ranking:
         who = type(self).__name__
         chosen: Ranking = self.config.ranking if ranking is None else ranking
         check_choice(who, "ranking", chosen, get_args(Ranking))
-        if nms_threshold is not None and chosen != "nms":
-            expected = f"no nms_threshold with ranking {chosen!r}"
-            hint = "Pass ranking='nms' with it."
-            raise ArgumentError(message(who, expected, nms_threshold, hint))
+        idle, value, other = ("nms_threshold", nms_threshold, "nms")
+        if chosen == "nms":
+            idle, value, other = ("temperature", temperature, "expected-hits")
+        if value is not None:
+            expected = f"no {idle} with ranking {chosen!r}"
+            hint = f"Pass ranking={other!r} with it."
+            raise ArgumentError(message(who, expected, value, hint))
         return chosen
 
     def _check_scores(

@@ -350,6 +350,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         top_n: int = 5,
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
+        temperature: float | None = None,
         eta: float | None = None,
         generator: Generators = None,
         frame_rate: float | None = None,
@@ -381,6 +382,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
                 model's way.
             nms_threshold: Only for `nms`. Defaults to the model's.
+            temperature: Not for `nms`, see `MapLocalizer.localize`.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one per query, which makes answers independent of
                 how queries are batched.
@@ -416,7 +418,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         videos, queries = _paired(who, video, query)
         check_generators(who, generator, len(queries))
         sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
-        reading = {"top_n": top_n, "ranking": ranking, "nms_threshold": nms_threshold}
+        reading: dict[str, Any] = {"top_n": top_n, "ranking": ranking}
+        reading |= {"nms_threshold": nms_threshold, "temperature": temperature}
         draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
         skip = on_error == "skip"
         words = self._words(queries, skip)
