@@ -110,6 +110,7 @@ def test_parts_do_not_count_the_parts_within_them():
     assert stopwatch.seconds.total() == 31
 
 
+@pytest.mark.exhaustive
 def test_long_videos_are_measured_over_the_number_of_clips(monkeypatch):
     # Chosen by the clock, implementations of another memory could be compared.
     monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
@@ -122,6 +123,7 @@ def test_long_videos_are_measured_over_the_number_of_clips(monkeypatch):
     assert 1.5 < peaks[2].peak_mib / peaks[1].peak_mib < 2.5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="comes with the extra ray")
 def test_a_corpus_is_measured_step_by_step_and_between_its_files():
     records = measure("corpus")
@@ -136,6 +138,7 @@ def test_a_corpus_is_measured_step_by_step_and_between_its_files():
     assert all(one.items_per_second > 0 for one in between.values())
 
 
+@pytest.mark.exhaustive
 def test_vectors_come_faster_from_the_cache():
     text, cache = measure("glove")
     assert (text.backend, cache.backend) == ("text", "cache")

@@ -13,7 +13,7 @@ from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import FileError, VideoError
 
 httpx = pytest.importorskip("httpx", reason="it comes with the extra demo")
-pytest.importorskip("gradio")
+pytest.importorskip("gradio_client")
 
 from starlette.requests import ClientDisconnect  # noqa: E402
 

@@ -10,6 +10,7 @@ from tmapdiff.data import load_charades_sta, tokenize
 PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 
 
+@pytest.mark.exhaustive
 def test_how_many_queries_of_charades_have_other_words():
     charades_root = os.environ.get("TMAPDIFF_CHARADES_ROOT")
     if not charades_root:

@@ -29,6 +29,7 @@ from tmapdiff.errors import AnnotationError, TmapdiffError
 from tmapdiff.models import MapDiffusionDecoder, MultimodalEncoder
 from tmapdiff.video import FeatureStoreWriter
 
+pytestmark = pytest.mark.exhaustive
 quick = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

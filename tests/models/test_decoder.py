@@ -169,19 +169,14 @@ class TestTransformerDecoder(TestMapDiffusionDecoder):
         assert_close(whole(**inputs), expected)
 
 
+@pytest.mark.exhaustive
 class TestCrossAttentionDecoder(TestTransformerDecoder):
-    fields = {  # noqa: RUF012
-        **TestTransformerDecoder.fields,
-        "conditioning": "cross-attention",
-    }
+    fields = {**TestTransformerDecoder.fields, "conditioning": "cross-attention"}  # noqa: RUF012
 
 
 class TestJointTransformerDecoder(TestTransformerDecoder):
     num_decoders = 1
-    fields = {  # noqa: RUF012
-        **TestCrossAttentionDecoder.fields,
-        "joint_scales": True,
-    }
+    fields = {**TestCrossAttentionDecoder.fields, "joint_scales": True}  # noqa: RUF012
 
     def expected_repr(self) -> str:
         return "(decoders): ModuleList(\n    (0): TransformerMapDecoder("

@@ -335,6 +335,7 @@ class TestVideos:
         finally:
             handle.remove()
 
+    @pytest.mark.exhaustive
     def test_the_real_video(self, pipe):
         folder = os.environ.get("TMAPDIFF_DATA_ROOT")
         if not folder:

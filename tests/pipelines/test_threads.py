@@ -11,12 +11,19 @@ from helpers.assertions import assert_close, assert_same
 from helpers.pipelines import QUERIES, WORDS, make_features, make_localizer, make_pipe, seeds
 from helpers.text_encoders import tiny_text_encoder
 from helpers.threads import at_once
+from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import MS2DTAN, MapScheduler
 from tmapdiff._core.threads import Lock
 
 STEPS = [1, 2, 3, 4, 5, 7, 9, 12]  # one a thread
 ROUNDS = 3
+SOLVERS = {
+    "ddim": ("ddim", 0.0),
+    "ddim, eta": ("ddim", 1.0),
+    "dpmsolver++": ("dpmsolver++", 0.0),
+    "unipc": ("unipc", 0.0),
+}
 
 
 def ask(pipe, thread, **options):
@@ -35,18 +42,17 @@ def assert_answers_as_alone(pipe, options):
             assert_close(found, expected)
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
-@pytest.mark.parametrize(
-    ("solver", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0), ("unipc", 0.0)]
-)
-def test_threads_with_numbers_of_steps_of_their_own(solver, eta, spacing):
+@mostly_exhaustive("spacing", ["trailing", "linspace"], "trailing")
+@mostly_exhaustive("asked", SOLVERS, "unipc")
+def test_threads_with_numbers_of_steps_of_their_own(asked, spacing):
+    solver, eta = asked
     pipe = make_pipe(
         make_localizer(scheduler_config={"solver": solver, "timestep_spacing": spacing})
     )
     assert_answers_as_alone(pipe, [{"num_inference_steps": count, "eta": eta} for count in STEPS])
 
 
-@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+@mostly_exhaustive("solver", ["ddim", "unipc"], "ddim")
 def test_threads_with_numbers_of_samples_of_their_own(solver):
     pipe = make_pipe(make_localizer(scheduler_config={"solver": solver}, num_inference_steps=4))
     assert_answers_as_alone(pipe, [{"num_samples": 1 + count % 3} for count in range(8)])
