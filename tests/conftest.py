@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 # Float32 is what is compared: on a GPU, torch's convolutions would be in TF32.
 torch.backends.cudnn.allow_tf32 = False
 
+OFFICIAL = {"captions_root", "charades_root", "data_root", "load_official", "real_video"}
 watch_slow_means()
 pytest.register_assert_rewrite("helpers.contracts", "helpers.assertions")
 
@@ -35,7 +36,7 @@ def _no_network() -> Iterator[None]:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     # What whole files of real datasets show.
-    if {"charades_root", "data_root", "real_video"} & set(getattr(item, "fixturenames", ())):
+    if OFFICIAL & set(getattr(item, "fixturenames", ())):
         item.add_marker("exhaustive")
 
 

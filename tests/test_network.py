@@ -14,6 +14,7 @@ import pytest
 from helpers.assertions import refuses
 from helpers.network import NetworkError, guard_network, watched_network
 from helpers.text_encoders import tiny_text_encoder
+from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import (
     MS2DTAN,
@@ -213,7 +214,7 @@ def test_what_asks_the_hub_is_noticed(online):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", LOADABLE)
+@mostly_exhaustive("kind", list(LOADABLE), "MomentLocalizer")
 def test_no_field_of_a_configuration_makes_a_local_folder_ask_the_hub(kind, online, tmp_path):
     make, load = LOADABLE[kind]
     made = make()

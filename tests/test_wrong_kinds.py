@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.fields import GRID
 from helpers.pipelines import make_localizer
 
 import tmapdiff
@@ -66,7 +67,6 @@ from tmapdiff.schedulers import MapScheduler
 from tmapdiff.training import Trainer, TrainingConfig
 from tmapdiff.video import VideoFeatures
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 ENCODER = {**GRID, "vocabulary_size": 7, "clip_channels": 4, "word_channels": 4, "channels": 4}
 WIDTHS = {"feature_channels": 4, "channels": 4, "time_channels": 4, "num_groups": 2}
 DECODER = {**GRID, **WIDTHS}

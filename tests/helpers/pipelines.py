@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close
+from helpers.fields import GRID
 
 from tmapdiff import MS2DTAN, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
 from tmapdiff.video import VideoFeatures
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 WORDS = ["a", "person", "opens", "the", "door"]
 QUERIES = ["a person opens the door", "the door", "person"]
 CHANNELS = 96  # of test_resnet's features

@@ -8,6 +8,8 @@ import pytest
 import torch
 from helpers.assertions import assert_same, refuses
 from helpers.contracts import draw, randomize_
+from helpers.fields import ENCODER as SMALLEST
+from helpers.fields import GRID
 from helpers.threads import at_once
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,18 +21,9 @@ from tmapdiff.evaluation import draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
 from tmapdiff.video import VideoFeatures
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 WORDS = ["a", "person", "opens", "the", "door"]
-ENCODER = {
-    **GRID,
-    "vocabulary_size": len(WORDS) + 2,
-    "clip_channels": 6,
-    "word_channels": 4,
-    "channels": 8,
-    "num_text_layers": 1,
-    "dropout": 0.5,
-    "word_dropout": 0.5,
-}
+DROPOUT = {"dropout": 0.5, "word_dropout": 0.5}
+ENCODER = {**SMALLEST, "vocabulary_size": len(WORDS) + 2, **DROPOUT}
 DECODER = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8, "dropout": 0.5}
 TRANSFORMER = {"architecture": "transformer", "num_heads": 2, "num_layers": 1, "norm": "layer"}
 MODELS: dict[str, Callable[[], MapLocalizer]] = {

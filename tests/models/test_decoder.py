@@ -10,22 +10,13 @@ from helpers.contracts import (
     randomize_,
     triangle,
 )
+from helpers.fields import SMALLEST_DECODER as FIELDS
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.layers import StylizationBlock
 from tmapdiff.models import MapDiffusionDecoder
 
-FIELDS = {
-    "num_clips": 8,
-    "num_anchors": 3,
-    "num_scales": 2,
-    "feature_channels": 2,
-    "channels": 4,
-    "time_channels": 4,
-    "kernel_sizes": (3, 5),
-    "num_groups": 2,
-}
 MASKS = [triangle(8, 3), triangle(4, 3)]
 PACKED = torch.cat([mask.flatten() for mask in MASKS])
 

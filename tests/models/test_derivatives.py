@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close
 from helpers.contracts import draw, randomize_
+from helpers.fields import SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -15,18 +16,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from tmapdiff.kernels import map_conv as map_conv_package
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
 
-FIELDS = {
-    "num_clips": 8,
-    "num_anchors": 3,
-    "num_scales": 2,
-    "feature_channels": 4,
-    "channels": 4,
-    "time_channels": 4,
-    "kernel_sizes": (3, 5),
-    "num_groups": 2,
-    "num_heads": 2,
-    "num_layers": 1,
-}
+FIELDS = {**SMALLEST_DECODER, "feature_channels": 4}
 DECODERS = {
     "conv": {},
     "conv, folded": {"stylization": "conv"},

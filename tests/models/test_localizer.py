@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, randomize_
+from helpers.fields import DECODER, ENCODER
 from helpers.host_sync import host_syncs, no_host_sync, on_a_device
 from helpers.oracles import OracleDecoder
 from safetensors.torch import load_file, save_file
@@ -29,23 +30,6 @@ from tmapdiff.maps import (
 from tmapdiff.models import DenoisingStep, MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
 from tmapdiff.schedulers import MapScheduler
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
-ENCODER = {
-    **GRID,
-    "vocabulary_size": 12,
-    "clip_channels": 6,
-    "word_channels": 4,
-    "channels": 8,
-    "num_text_layers": 1,
-}
-DECODER = {
-    **GRID,
-    "feature_channels": 8,
-    "channels": 8,
-    "time_channels": 8,
-    "kernel_sizes": [3, 3],
-    "num_groups": 4,
-}
 CELLS = 8 * 4 + 4 * 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.tiers import mostly_exhaustive
 from peaks import peak_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,8 +16,8 @@ CLIPS = 2048
 GRID = {"num_clips": 64, "num_anchors": 4, "num_scales": 3}
 ENCODER = {**GRID, "vocabulary_size": 9, "clip_channels": 4, "word_channels": 4, "channels": 4}
 CASES = [
-    pytest.param(kernel, ranking, id=f"{kernel}x{kernel}, {ranking}")
-    for kernel in (3, 17)
+    pytest.param(kernel, ranking, id=f"{kernel}x{kernel}, {ranking}", marks=marks)
+    for kernel, marks in ((17, ()), (3, pytest.mark.exhaustive))
     for ranking in ("nms", "expected-hits")
 ]
 
@@ -84,7 +85,7 @@ def test_no_dense_tensor_is_made_unless_it_is_asked_for(kernel, ranking):
         assert made.largest[0] >= CLIPS**2
 
 
-@pytest.mark.parametrize("ranking", ["nms", "expected-hits"])
+@mostly_exhaustive("ranking", ["nms", "expected-hits"], "expected-hits")
 def test_twice_the_clips_take_twice_the_memory(ranking):
     model = make_model(17, ranking)
     peaks = []

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, randomize_
+from helpers.fields import ENCODER as SMALLEST
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,16 +18,7 @@ RECORDINGS = {
     "ms2dtan-max-pool": {"map_layer": "max-pool", "features_per_clip": 2},
     "ms2dtan-lengths": {},
 }
-ENCODER = {
-    "num_clips": 8,
-    "num_anchors": 4,
-    "num_scales": 2,
-    "vocabulary_size": 9,
-    "clip_channels": 3,
-    "word_channels": 4,
-    "channels": 8,
-    "num_text_layers": 1,
-}
+ENCODER = {**SMALLEST, "vocabulary_size": 9, "clip_channels": 3}
 
 
 def tiny(**fields: object) -> MS2DTAN:

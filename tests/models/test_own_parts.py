@@ -9,6 +9,7 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import draw, randomize_
+from helpers.fields import GRID
 from torch import Tensor, nn
 
 from tmapdiff import (
@@ -27,7 +28,6 @@ from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEnco
 from tmapdiff.schedulers import MapScheduler
 from tmapdiff.training import TrainingConfig
 
-GRID = {"num_clips": 8, "num_anchors": 4, "num_scales": 2}
 ENCODER = {**GRID, "vocabulary_size": 99, "clip_channels": 8, "word_channels": 4, "channels": 8}
 DECODER = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8, "kernel_sizes": [3]}
 MAPS = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)]

@@ -8,24 +8,13 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_zero, refuses
 from helpers.contracts import draw, randomize_
+from helpers.fields import SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import MapScheduler
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.models import MapDiffusionDecoder
 
-FIELDS: dict[str, Any] = {
-    "num_clips": 8,
-    "num_anchors": 3,
-    "num_scales": 2,
-    "feature_channels": 2,
-    "channels": 4,
-    "time_channels": 4,
-    "kernel_sizes": (3, 5),
-    "num_groups": 2,
-    "num_heads": 2,
-    "num_layers": 1,
-}
 STYLIZATIONS = ("none", "fusion", "conv", "both")
 PRODUCTS = ("multiply", "multiply-residual", "multiply-gated")
 
@@ -41,7 +30,7 @@ def all_fields() -> Iterator[dict[str, Any]]:
 
 
 def make(**fields: Any) -> MapDiffusionDecoder:
-    decoder = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).double().eval()
+    decoder = randomize_(MapDiffusionDecoder(**{**SMALLEST_DECODER, **fields})).double().eval()
     assert isinstance(decoder, MapDiffusionDecoder)
     return decoder
 
@@ -102,7 +91,7 @@ def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_refuses_to_denoise_what_was_not_prepared() -> None:
-    whole = MapDiffusionDecoder(**FIELDS)
+    whole = MapDiffusionDecoder(**SMALLEST_DECODER)
     features = [draw(2, 2, rows, 3, seed=rows) for rows in (8, 4)]
     prepared = whole.prepare(features, torch.tensor([10, 5]))
     with refuses(ShapeError, "expected noisy of shape (B, 36) with B = 2, got (3, 36)."):

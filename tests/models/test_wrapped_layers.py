@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same
 from helpers.contracts import draw, randomize_
+from helpers.fields import SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -19,14 +20,7 @@ from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
 from tmapdiff.models.map_localizer import MapLocalizer
 
 SMALL: dict[str, Any] = {"channels": 16, "num_heads": 2, "num_layers": 1, "time_channels": 8}
-FIELDS: dict[str, Any] = {
-    "num_clips": 8,
-    "num_anchors": 3,
-    "num_scales": 2,
-    "feature_channels": 16,
-    "kernel_sizes": (3, 5),
-    **SMALL,
-}
+FIELDS = {**SMALLEST_DECODER, "feature_channels": 16, **SMALL}
 VARIANTS: dict[str, dict[str, Any]] = {
     "conv": {},
     "folded": {"stylization": "none"},
