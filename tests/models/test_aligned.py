@@ -293,7 +293,7 @@ def test_the_baseline_can_be_aligned() -> None:
         ({"aligned": None}, ConfigError, "aligned to be a list"),
         ({"aligned_parts": []}, ConfigError, "aligned_parts to be a list of sentence, words"),
         ({"aligned_parts": "words"}, ConfigError, "aligned_parts to be a list of sentence, words"),
-        ({"aligned_parts": ["word"]}, ConfigError, "one of sentence, words, metric, product, l"),
+        ({"aligned_parts": ["word"]}, ConfigError, "one of sentence, words, metric, sequence"),
     ],
 )
 def test_what_shares_no_space_is_refused(
