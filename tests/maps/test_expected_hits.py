@@ -657,7 +657,7 @@ def test_errors_say_what_is_wrong():
         rank_by_expected_hits(dense, mask, torch.ones(2), target=rescale_iou, thresholds=0.5)
 
 
-@pytest.mark.parametrize(("num_clips", "num_anchors"), [(6, 6), (150, 16)])
+@pytest.mark.parametrize(("num_clips", "num_anchors"), [(6, 6), (150, 16), (66, 65)])
 def test_expect_map_is_the_mean_over_the_likely_moments(num_clips: int, num_anchors: int) -> None:
     grid = MapGrid(num_clips, num_anchors, 1)
     candidates = grid.packed_moments()[grid.packed_mask()]

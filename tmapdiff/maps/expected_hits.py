@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits_fast import Tables, tables_of
+from tmapdiff.maps.expected_hits_fast import Tables, response_of, tables_of
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
@@ -391,9 +391,8 @@ def expect_map(
     check_shape(who, "likelihood", likelihood, "B M", sizes)
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
-        if tables.blocks is None:
-            return (tables.response @ wide.T.contiguous()).T.contiguous()
-        places = tables.blocks.places
-        spread = tables.blocks.spread(wide).clamp(min=0)
-        return (tables.response @ spread.T.contiguous()).T[:, places]
+        response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
+        if blocks is None:
+            return (response @ wide.T.contiguous()).T.contiguous()
+        spread = blocks.spread(wide).clamp(min=0)
+        return (response @ spread.T.contiguous()).T[:, blocks.places]

@@ -351,6 +351,24 @@ def tables_of(
     return _kept_tables(cells, dtype, *(one.numpy().tobytes() for one in values), num_layers)
 
 
+def response_of(
+    who: str,
+    candidates: Tensor,
+    target: Elementwise,
+    hits: Elementwise,
+    num_layers: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor | PairBand, CandidateBlocks | None]:
+    """Give the `response` of `tables_of` and its `blocks`: of many candidates, without the rest."""
+    if len(candidates) ** 2 <= _LARGEST_KEPT:
+        tables = tables_of(who, candidates, target, hits, num_layers, dtype)
+        return tables.response, tables.blocks
+    blocks = CandidateBlocks.find(candidates)
+    if blocks is not None:
+        return blocks.ious(dtype).map(target).factor(), blocks
+    return PairTable(_pair_ious(candidates.double(), dtype)).map(target).factor(), None
+
+
 def _made(
     response: PairTable | PairBand,
     hits: PairTable | PairBand,
