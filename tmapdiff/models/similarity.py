@@ -325,11 +325,9 @@ class SimilarityLocalizer(MapLocalizer):
         self.weight.copy_(weight / sizes)
 
         # 2. Temperature.
-        errors = []
-        for temperature in _TEMPERATURES:
-            self.temperature.fill_(temperature)
-            errors.append(sum(self._squared_error(part) for part in parts))
-        self.temperature.fill_(_TEMPERATURES[errors.index(min(errors))])
+        tried = weight.new_tensor(_TEMPERATURES)
+        errors = torch.stack([self._squared_errors(part, tried.float()) for part in parts]).sum(0)
+        self.temperature.copy_(tried[errors.argmin()])
         return float(loss)
 
     def _part(self, batch: MomentBatch) -> "_FitPart":
@@ -344,10 +342,14 @@ class SimilarityLocalizer(MapLocalizer):
         rows = rearrange(contrasts[:, :, candidates.cells], "b c m -> b m c").contiguous()
         return _FitPart(rows, valid, iou, self._wanted(iou), candidates)
 
-    def _squared_error(self, part: "_FitPart") -> float:
-        maps = self._expect(part.contrasts @ self.weight, part.valid, part.candidates)
-        error = (maps - self.objective.target(part.iou)).square()
-        return float(error.masked_fill(~part.valid, 0).sum())
+    def _squared_errors(self, part: "_FitPart", temperatures: Tensor) -> Tensor:
+        """Sum the squared errors of the maps at each of the temperatures, (n,)."""
+        scores = part.contrasts @ self.weight.float() / temperatures[:, None, None]
+        count = len(temperatures)
+        valid, iou = (one.repeat(count, 1) for one in (part.valid, part.iou))
+        maps = self._expect(scores.flatten(0, 1), valid, part.candidates)
+        errors = (maps - self.objective.target(iou)).square().masked_fill(~valid, 0)
+        return errors.unflatten(0, (count, -1)).sum((1, 2)).double()
 
     @answering
     @override
@@ -360,7 +362,7 @@ class SimilarityLocalizer(MapLocalizer):
     ) -> Tensor:
         grid = self.grid_of(features, num_clips)
         grid.check_num_clips(num_clips, wait=True)
-        scores = self.score(features, words, num_words, num_clips)
+        scores = self.score(features, words, num_words, num_clips) / self.temperature
         candidates = _Candidates.of(grid, scores.device)
         picked = candidates.pick(scores, num_clips, -torch.inf)
         maps = self._expect(picked, picked > -torch.inf, candidates)
@@ -368,10 +370,10 @@ class SimilarityLocalizer(MapLocalizer):
         # Cells of several scales may be one candidate.
         return maps.index_select(1, candidates.places).masked_fill(~mask, 0)
 
-    def _expect(self, scores: Tensor, valid: Tensor, candidates: "_Candidates") -> Tensor:
-        """Expect what the map holds, from scores: all are (B, M)."""
-        logits = (scores / self.temperature).masked_fill(~valid, -torch.inf)
-        return expect_map(candidates.moments, logits.softmax(1), self.objective.target)
+    def _expect(self, logits: Tensor, valid: Tensor, candidates: "_Candidates") -> Tensor:
+        """Expect what the map holds, from scores over the temperature: all are (B, M)."""
+        likelihood = logits.masked_fill(~valid, -torch.inf).softmax(1)
+        return expect_map(candidates.moments, likelihood, self.objective.target)
 
 
 class _Candidates(NamedTuple):
