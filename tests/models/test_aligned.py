@@ -11,10 +11,13 @@ from helpers.contracts import (
     randomize_,
     triangle,
 )
+from helpers.pipelines import QUERIES, WORDS, make_features, make_localizer, make_pipe, seeds
+from helpers.text_encoders import tiny_text_encoder
 from models.test_encoder import FIELDS as WORDS_FIELDS
 from models.test_encoder import NUM_WORDS, EagerContract
 from torch import Tensor, nn
 
+from tmapdiff import LocalizedMoment
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import CONTRASTS, cell_means, contrast_features
@@ -301,3 +304,19 @@ def test_what_shares_no_space_is_refused(
 ) -> None:
     with refuses(kind, text):
         aligned(**fields)
+
+
+def test_a_pipeline_encodes_an_aligned_video_once() -> None:
+    fields = {"text_channels": 16, "vocabulary_size": None, "clip_channels": 16, "aligned": True}
+    model = make_localizer(encoder=fields)
+    pipe = make_pipe(model, vocabulary=None, text_encoder=tiny_text_encoder(WORDS))
+    video = make_features(30, channels=16)
+    together = pipe(video, QUERIES, generator=seeds(3))
+    for row, query in enumerate(QUERIES):
+        alone = pipe(video, query, generator=seeds(1, row))
+        assert_alike_moments(together.moments[row], alone.moments[0])
+
+
+def assert_alike_moments(found: list[LocalizedMoment], expected: list[LocalizedMoment]) -> None:
+    numbers = [[(one.start, one.end, one.score) for one in some] for some in (found, expected)]
+    assert_close(*(torch.tensor(one) for one in numbers))
