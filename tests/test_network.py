@@ -7,13 +7,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
 from helpers.assertions import refuses
 from helpers.network import NetworkError, guard_network, watched_network
-from helpers.text_encoders import tiny_text_encoder
+from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import (
@@ -22,6 +23,7 @@ from tmapdiff import (
     MapScheduler,
     MomentLocalizationPipeline,
     MomentLocalizer,
+    TransformersFrameEncoder,
     TransformersTextEncoder,
     Vocabulary,
 )
@@ -149,6 +151,12 @@ def make_frame_encoder() -> FrameEncoder:
     return FrameEncoder("test_resnet", pretrained=False)
 
 
+def make_image_tower() -> TransformersFrameEncoder:
+    with tempfile.TemporaryDirectory() as folder:
+        save_two_towers(Path(folder), ["a"])
+        return TransformersFrameEncoder(folder)
+
+
 LOADABLE = {
     "MomentLocalizer": (make_localizer, MomentLocalizer.from_pretrained),
     "MS2DTAN": (lambda: MS2DTAN(ENCODER, kernel_sizes=[3]), MS2DTAN.from_pretrained),
@@ -159,6 +167,7 @@ LOADABLE = {
     ),
     "MapScheduler": (MapScheduler, MapScheduler.from_pretrained),
     "FrameEncoder": (make_frame_encoder, FrameEncoder.from_pretrained),
+    "TransformersFrameEncoder": (make_image_tower, TransformersFrameEncoder),
     "TransformersTextEncoder": (lambda: tiny_text_encoder(["a"]), TransformersTextEncoder),
     "a pipeline": (
         lambda: MomentLocalizationPipeline(

@@ -25,6 +25,7 @@ from tmapdiff.data import (
     Annotation,
     AnnotationSet,
     CharadesVideo,
+    Cue,
     HDF5FeatureStore,
     MomentDataset,
     NpyFeatureStore,
@@ -34,6 +35,7 @@ from tmapdiff.data import (
     SyntheticActivities,
     SyntheticDiDeMo,
     SyntheticVideos,
+    TextTrackFeatures,
 )
 from tmapdiff.demo import DemoLimits
 from tmapdiff.errors import CheckpointError, TmapdiffError
@@ -91,6 +93,7 @@ MADE = {
     ConcatConditioning: {"feature_channels": 4, "channels": 4},
     ConvMapDecoder: {**WIDTHS, "kernel_sizes": [3]},
     CorpusOptions: {},
+    Cue: {"start": 1.0, "end": 2.0, "text": "a door"},
     DemoLimits: {},
     DiDeMoMetrics: {},
     GatedConv2d: {"in_channels": 4, "out_channels": 4, "kernel_size": 3},
@@ -130,6 +133,7 @@ MADE = {
     SyntheticActivities: {"num_videos": 2},
     SyntheticDiDeMo: {"num_videos": 2},
     SyntheticVideos: {"num_videos": 1},
+    TextTrackFeatures: {"tracks": {"v": [Cue(1.0, 2.0, "a")]}, "encoder": None},
     TextEncoder: {"vocabulary_size": 7, "word_channels": 4, "channels": 4},
     TimestepEmbedder: {"time_channels": 4},
     Trainer: {

@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from tmapdiff.training import Trainer as Trainer
     from tmapdiff.training import TrainingConfig as TrainingConfig
     from tmapdiff.video import FrameEncoder as FrameEncoder
+    from tmapdiff.video import TransformersFrameEncoder as TransformersFrameEncoder
     from tmapdiff.video import encode_video as encode_video
     from tmapdiff.video import extract_features as extract_features
     from tmapdiff.video import open_video as open_video
@@ -137,7 +138,9 @@ _NAMES = {
         ConcatFeatureStore Vocabulary MomentDataset write_submission read_submission
         collate_moments load_annotations
     """,
-    "video": "probe_video open_video FrameEncoder encode_video extract_features",
+    "video": """
+        probe_video open_video FrameEncoder TransformersFrameEncoder encode_video extract_features
+    """,
     "presets": "PRESETS DECODERS create_model list_models",
     "training": "Trainer TrainingConfig",
     "evaluation": "evaluate",

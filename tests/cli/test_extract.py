@@ -2,9 +2,11 @@ import json
 
 import h5py
 import torch
+from helpers.text_encoders import save_two_towers
 from helpers.videos import write_video
 
 from tmapdiff.data import open_feature_store
+from tmapdiff.recipes.frame_encoder import find_frame_encoder
 from tmapdiff.video import FrameEncoder
 
 from .conftest import ENCODER
@@ -64,3 +66,20 @@ def test_errors_are_one_line(refused, tmp_path):
         ([tmp_path, "--frame-encoder", none], "cannot load"),
     ):  # fmt: skip
         assert text in refused("extract", *options, "--out", tmp_path / "x.h5")
+
+
+def test_a_two_tower_model_of_transformers(run, corpus, tmp_path):
+    save_two_towers(tmp_path / "clip", ["door"])
+    options = ["--out", tmp_path / "clip.h5", "--fps", 2, "--save-encoder", tmp_path / "encoder"]
+    found = run(
+        "extract", corpus.videos / "one.mp4", "--model", f"hf:{tmp_path / 'clip'}", *options
+    )
+    assert found.code == 0
+    store = open_feature_store(tmp_path / "clip.h5")
+    assert store["one"].shape[1] == 8
+    assert torch.allclose(store["one"].norm(dim=1), torch.ones(1))
+    assert store.attributes["model"] == f"transformers {tmp_path / 'clip'}"
+    found = find_frame_encoder(store, tmp_path / "encoder")
+    assert (found.fps, found.encoder.feature_dim) == (2, 8)
+    found = run("extract", corpus.videos, "--model", "hf:x/y", "--keep-head", *options)
+    assert found.code == 2

@@ -1,7 +1,11 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers.oracles import looped_pieces
+from helpers.text_encoders import save_two_towers, tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.data import open_feature_store
@@ -149,3 +153,64 @@ def test_an_id_that_the_features_spell_otherwise_is_found_and_told(run, passes, 
     assert found.document["answers"] == wanted.document["answers"]
     assert "v_three.avi is named without 'v_' and without suffix in the features" in found.err
     assert "is named" not in wanted.err
+
+
+def test_a_text_track_by_a_sentence_encoder(passes, refused, run, tmp_path):
+    tiny_text_encoder(["budget", "roads", "dogs"]).save_pretrained(tmp_path / "model")
+    track = tmp_path / "talk.vtt"
+    cues = (f"00:{2 * n:02}.000 --> 00:{2 * n + 2:02}.000\n{text}\n\n" for n, text in enumerate(
+        ["roads", "roads and the budget of the town", "dogs"] * 5
+    ))  # fmt: skip
+    track.write_text("WEBVTT\n\n" + "".join(cues))
+    options = ["--text-encoder", tmp_path / "model", "--top", 2]
+    found = passes("localize", track, "the budget", "dogs", *options, "--json").document
+    assert (found["duration"], found["model"]) == (30, str(tmp_path / "model"))
+    pipe = MomentLocalizationPipeline.from_text_encoder(tmp_path / "model")
+    moments = pipe(track, ["the budget", "dogs"], top_n=2).moments
+    for answer, expected in zip(found["answers"], moments, strict=True):
+        assert [one["start"] for one in answer["moments"]] == [one.start for one in expected]
+    assert "roads and the budget" in passes("localize", track, "the budget", *options).out
+    text = refused("localize", tmp_path / "talk.mp4", "dogs", *options)
+    assert "expected features of the video, as there is no frame_encoder, got" in text
+    assert run("localize", track, "dogs", *options, "--strip", "x.png").code == 2
+
+
+def test_a_video_by_a_model_that_is_not_trained(passes, run, corpus, tmp_path):
+    save_two_towers(tmp_path / "model", ["dogs", "run"])
+    options = ["--zero-shot", tmp_path / "model", "--json"]
+    found = passes("localize", corpus.videos / "three.mp4", "dogs run", *options)
+    pipe = MomentLocalizationPipeline.from_two_towers(tmp_path / "model")
+    expected = pipe(corpus.videos / "three.mp4", "dogs run").moments[0]
+    answer = found.document["answers"][0]["moments"]
+    assert [one["start"] for one in answer] == pytest.approx([one.start for one in expected])
+    for wrong in ([], [*options, "--model", corpus.pipeline]):
+        found = run("localize", corpus.videos / "three.mp4", "dogs run", *wrong)
+        assert (found.code, "name one: --model, --zero-shot or --text-e" in found.err) == (2, True)
+
+
+def test_a_folder_is_answered_a_video_at_a_time(run, passes, corpus, tmp_path):
+    options = ["--model", corpus.pipeline, "--device", "cpu", "--top", 2]
+    out = ["--out", tmp_path / "answers.jsonl"]
+    found = passes("localize", corpus.videos, *SENTENCES, *options, *out, "--json")
+    lines = [json.loads(line) for line in found.out.splitlines()]
+    pairs = [(Path(one["video"]).name, one["sentence"]) for one in lines]
+    names = ["one.mp4", "three.mp4", "two.mp4"]
+    assert pairs == [(name, sentence) for name in names for sentence in SENTENCES]
+    assert (tmp_path / "answers.jsonl").read_text().splitlines() == found.out.splitlines()
+    alone = passes("localize", corpus.videos / "two.mp4", *SENTENCES, *options, "--json").document
+    assert [one["moments"] for one in alone["answers"]] == [one["moments"] for one in lines[4:]]
+    # Again, with one that is no video: the others are answered, and the exit code is 1.
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    several = [corpus.videos / "one.mp4", tmp_path / "bad.mp4", tmp_path / "none.mp4"]
+    found = run("localize", *several, *SENTENCES, *options, *out)
+    assert (found.code, found.err.count("bad.mp4: "), found.err.count("none.mp4: ")) == (1, 2, 2)
+    assert found.out.count("score") == 2
+    found = passes("localize", *several[:1] * 2, SENTENCES[0], *options, "--pairs", "product")
+    assert found.out.count("score") == 1  # one video, named twice
+    for wrong in (
+        [corpus.videos, "--model", corpus.pipeline],
+        [corpus.videos, "x", *options, "--map", "x.png"],
+        [several[0], "x", *options, "--pairs", "zip"],
+        ["one", "x", *options, *out, "--features", corpus.features],
+    ):
+        assert run("localize", *wrong).code == 2

@@ -53,6 +53,11 @@ def make_model(kind):
     return transformers.BertModel(transformers.BertConfig(**SIZES))
 
 
+def with_config(model):
+    model.config = transformers.PretrainedConfig()
+    return model
+
+
 def make_encoder(kind="bert", **options):
     return TransformersTextEncoder(make_model(kind), make_tokenizer(), **options)
 
@@ -89,6 +94,12 @@ def test_siglip_reads_the_padding_that_it_learned_with():
         assert features.num_tokens[index] == length
         assert_close(features.sentences[index], alone.pooler_output[0])
         assert_close(features.tokens[index, :length], alone.last_hidden_state[0, :length])
+
+
+def test_siglip_learned_small_letters():
+    encoder = make_encoder("siglip")
+    capitals = encoder([SENTENCES[0].title()])
+    assert_close(capitals.sentences, encoder(SENTENCES[:1]).sentences)
 
 
 def test_batches_and_order_do_not_matter():
@@ -170,8 +181,12 @@ def test_text_tower_of_a_whole_model_in_a_folder(tmp_path, kind):
         expected = whole.get_text_features(input_ids=ids)
     expected = getattr(expected, "pooler_output", expected)
     assert_close(encoder(SENTENCES[:1]).sentences, expected)
-    with refuses(ArgumentError, f"expected a text model, got {type(whole).__name__}."):
-        TransformersTextEncoder(whole, make_tokenizer())
+    # A model of no class of its own for the text, as others are, is asked for its text.
+    again = TransformersTextEncoder(whole, make_tokenizer())
+    assert_close(again(SENTENCES).sentences, encoder(SENTENCES).sentences)
+    assert again.sentence_channels == encoder.sentence_channels
+    with refuses(ArgumentError, "expected a text model, got Linear."):
+        TransformersTextEncoder(with_config(torch.nn.Linear(2, 2)), make_tokenizer())
 
 
 def test_tokens_take_the_place_of_words():

@@ -5,17 +5,18 @@ from typing import Annotated
 
 import typer
 
-from tmapdiff.cli.options import DeviceOption, ModelOption, find_device
+from tmapdiff.cli.options import DeviceOption, PipelineOptions
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
 tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
+tmapdiff demo --zero-shot openai/clip-vit-base-patch32 --video-dir holidays
 tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds 120
 """
 
 
 def demo(
-    model: ModelOption,
+    answering: PipelineOptions,
     video_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of videos that visitors may pick.")
     ] = None,
@@ -36,16 +37,16 @@ def demo(
     Nothing is reported to anyone, and the page loads nothing from other hosts. Uploads are deleted
     when the page is closed. Stop it with Ctrl+C.
     """
+    answering.check()
     with Output(as_json) as output:
         from tmapdiff.demo import DemoLimits, launch_demo
-        from tmapdiff.pipelines import MomentLocalizationPipeline
 
         def say(address: str, public: str | None) -> None:
             output.line(f"serving at {address}" + (f" and {public}" if public else ""))
             output.document({"address": address, "public_address": public})
 
         limits = DemoLimits(max_megabytes=max_megabytes, max_seconds=max_seconds)
-        pipeline = MomentLocalizationPipeline.from_pretrained(model).to(find_device(device))
+        pipeline = answering.load(device)
         launch_demo(
             pipeline, video_dir, host=host, port=port, share=share, limits=limits, on_start=say
         )

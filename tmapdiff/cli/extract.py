@@ -13,8 +13,10 @@ tmapdiff extract videos --model vgg16 --out vgg16.h5 --fps 2
 tmapdiff extract videos --model vit_base_patch16_clip_224.openai --out clip.h5 \\
     --device cuda --mixed-precision fp16 --workers 8 --batch-size 256
 tmapdiff extract videos --model resnet50 --out r50.h5 --weights resnet50.safetensors
+tmapdiff extract videos --model hf:google/siglip2-base-patch16-224 --out siglip2.h5
 tmapdiff extract videos --frame-encoder runs/vgg/pipeline/frame_encoder --out more.h5 --fps 2
 """
+_HF = "hf:"
 
 
 def extract(
@@ -24,7 +26,12 @@ def extract(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to make or add to.")],
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An image model of timm, such as vgg16.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="An image model of timm, such as vgg16; or hf: and the name or folder of a model "
+            "of transformers that sees pictures and reads sentences, such as CLIP and SigLIP.",
+        ),
     ] = None,
     frame_encoder: Annotated[
         Path | None,
@@ -65,7 +72,7 @@ def extract(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute features of all videos of a folder, by any image model of timm.
+    """Compute features of all videos of a folder, by an image model of timm or transformers.
 
     Interrupted, even killed, the same command goes on where it was. It also adds new videos,
     computes again what has changed, and tries again what failed.
@@ -74,21 +81,34 @@ def extract(
     """
     if (model is None) == (frame_encoder is None):
         raise typer.BadParameter("name one image model: --model or --frame-encoder.")
+    of_transformers = (model or "").startswith(_HF)
     refuse_idle(
         ("--weights", weights and model is None, "--model"),
         ("--weights", weights and not pretrained, "--pretrained"),
         ("--random-weights", not pretrained and model is None, "--model"),
         ("--keep-head", keep_head and model is None, "--model"),
+        ("--weights", weights and of_transformers, "a model of timm"),
+        ("--random-weights", not pretrained and of_transformers, "a model of timm"),
+        ("--keep-head", keep_head and of_transformers, "a model of timm"),
         ("--mixed-precision", mixed_precision != "no" and model is None, "--model"),
     )
     with Output(as_json) as output:
         import torch
 
-        from tmapdiff.video import FrameEncoder, extract_features
+        from tmapdiff.video import (
+            FrameEncoder,
+            TransformersFrameEncoder,
+            extract_features,
+            load_frame_encoder,
+        )
 
         place = find_device(device)
         if model is None:
-            encoder = FrameEncoder.from_pretrained(frame_encoder or "", device=place)
+            encoder = load_frame_encoder(frame_encoder or "", device=place)
+        elif of_transformers:
+            encoder = TransformersFrameEncoder(
+                model.removeprefix(_HF), mixed_precision=mixed_precision, device=place
+            )
         else:
             torch.manual_seed(seed)
             encoder = FrameEncoder(

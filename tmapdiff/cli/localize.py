@@ -1,15 +1,18 @@
 """`tmapdiff localize`: from a video and sentences to moments."""
 
+import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tmapdiff._core.checks import check_range, message
+from tmapdiff._core.checks import check_no_address, check_range, message
 from tmapdiff.cli import options
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.output import JsonOption, Output, progress
+from tmapdiff.data.text_tracks import TRACK_SUFFIXES, Cue, load_text_track
 from tmapdiff.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -22,8 +25,13 @@ tmapdiff localize cooking.mp4 "she cuts the onion" "the oven is opened" --model 
     --samples 8 --map map.png --strip strip.png
 tmapdiff localize AO8RW "a person opens a door" --features vgg16.h5 --model runs/vgg/pipeline --json
 tmapdiff localize AO8RW.npy "a person opens a door" --seconds-per-feature 0.5 --model user/pipeline
+tmapdiff localize holiday.mp4 "a dog runs into the sea" --zero-shot openai/clip-vit-base-patch32
+tmapdiff localize videos "a dog barks" "it snows" --model runs/vgg/pipeline --out answers.jsonl
+tmapdiff localize talk.vtt "where the budget is decided" --text-encoder all-MiniLM-L6-v2
 """
+_MOMENT = ("start", "end", "score", "spread")
 _THUMBNAILS = 8
+_EXCERPT = 60  # letters of what is said in a moment
 _TITLE = 45  # letters of a line above a map
 
 
@@ -32,14 +40,15 @@ def localize(
     video: Annotated[
         str,
         typer.Argument(
-            metavar="VIDEO",
-            help="A video; a file of features (.npy, .npz or .pt); or, with --features, an id.",
+            metavar="VIDEO...",
+            help="A video; a text track (.srt, .vtt or .jsonl); a folder of either, or several of "
+            "these; a file of features (.npy, .npz or .pt); or, with --features, an id.",
         ),
     ],
     sentences: Annotated[
         list[str], typer.Argument(metavar="SENTENCE...", help="What to look for, in words.")
     ],
-    model: options.ModelOption,
+    answering: options.PipelineOptions,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
     top: Annotated[int, typer.Option(help="Moments of each sentence, at most.")] = 5,
@@ -75,45 +84,80 @@ def localize(
             help="With --json, how likely each piece of so many seconds lies in the answer.",
         ),
     ] = None,
+    pairs: Annotated[
+        Literal["product", "zip"],
+        typer.Option(help="Of several videos: ask every sentence of each, or one each, in order."),
+    ] = "product",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSONL",
+            help="Write an answer a line, as they come; the same command goes on where it was.",
+        ),
+    ] = None,
     device: options.DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Find the moments of a video that sentences describe.
+    """Find the moments of videos that sentences describe.
 
     The score tells which moment fits better; with several samples, the spread is the standard
     deviation of it over the samples. A video that is longer than those of training is searched in
     windows of their length, and the answer says so.
+
+    Of several videos, or with --out, --json prints an answer a line, as they come, and a video that
+    cannot be read does not keep the others from being answered: the exit code is then 1.
     """
+    answering.check()
+    videos, sentences = _split(video, sentences, features is not None)
     is_file_of_features = Path(video).suffix in (".npy", ".npz", ".pt")
-    without_pictures = features is not None or is_file_of_features
+    of_features = features is not None or is_file_of_features
+    is_track = Path(video).suffix.lower() in TRACK_SUFFIXES
+    several = len(videos) > 1 or Path(video).is_dir() or out is not None
     options.refuse_idle(
-        ("--seconds-per-feature", seconds_per_feature and not without_pictures, "features"),
-        ("--strip", strip and without_pictures, "a video"),
+        ("--seconds-per-feature", seconds_per_feature and not of_features, "features"),
+        ("--strip", strip and (of_features or is_track), "a video"),
+        ("--pairs", pairs == "zip" and not several, "several videos"),
+        ("--out", out and of_features, "videos or text tracks"),
+        ("--map", map and several, "a single video, without --out"),
+        ("--strip", strip and several, "a single video, without --out"),
         ("--saliency", saliency is not None and not as_json, "--json"),
+        ("--saliency", saliency is not None and several, "a single video, without --out"),
     )
     if saliency is not None:
         check_range("localize", "--saliency", saliency, 0, open_low=True)
-    with Output(as_json) as out:
+    sampling: dict[str, Any] = {
+        "num_inference_steps": steps,
+        "num_samples": samples,
+        "top_n": top,
+        "ranking": ranking,
+    }
+    with Output(as_json) as output:
         import torch
 
-        from tmapdiff._core.checks import check_no_address
         from tmapdiff.maps import resample_saliency
-        from tmapdiff.pipelines import MomentLocalizationPipeline
+        from tmapdiff.pipelines import list_sources
+        from tmapdiff.recipes import answer_videos, pair
 
         if features is None:
-            check_no_address("localize", video)
-        pipeline = MomentLocalizationPipeline.from_pretrained(model).to(options.find_device(device))
+            for one in videos:
+                check_no_address("localize", one)
+        pipeline = answering.load(device)
+        if several:
+            listed = list_sources(videos, text_tracks=pipeline.takes_text_tracks)
+            asked = pair(listed, sentences, pairs)
+            about = {"model": answering.name, **sampling}
+            answers = answer_videos(pipeline, asked, out=out, settings=about, seed=seed, **sampling)
+            if _print_answers(output, answers, len(asked)):
+                raise typer.Exit(1)
+            return
         pipeline.set_progress_bar_config(disable=None)  # without a terminal
         source: Any = video
-        if without_pictures:
-            source = _features_of(out, video, features, seconds_per_feature, pipeline.config.fps)
-        found = pipeline(
+        if of_features:
+            source = _features_of(output, video, features, seconds_per_feature, pipeline.config.fps)
+        found: Any = pipeline(
             source,
             sentences,
-            num_inference_steps=steps,
-            num_samples=samples,
-            top_n=top,
-            ranking=ranking,
+            **sampling,
             # One each: an answer does not depend on what else is asked.
             generator=[torch.Generator().manual_seed(seed) for _ in sentences],
         )
@@ -125,25 +169,66 @@ def localize(
         windows = found.windows[0] if found.windows else []
         if windows:
             start, end = windows[0]
-            out.line(
+            output.line(
                 f"searched in {len(windows)} windows of {end - start:.1f} s, "
                 f"as the video is longer than those of training"
             )
+        cues = load_text_track(video) if is_track and not of_features else ()
         for sentence, moments in zip(sentences, found.moments, strict=True):
-            _print_moments(out, sentence, moments)
+            _print_moments(output, sentence, moments, cues)
         if files:
-            out.line(f"written: {', '.join(str(file) for file in files)}")
-        answers: list[dict[str, Any]] = [
+            output.line(f"written: {', '.join(str(file) for file in files)}")
+        found_of: list[dict[str, Any]] = [
             {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
             for one, moments in zip(sentences, found.moments, strict=True)
         ]
         if saliency is not None:
-            for answer, clips in zip(answers, found.saliency, strict=True):
+            for answer, clips in zip(found_of, found.saliency, strict=True):
                 seconds = found.clip_seconds[0], found.durations[0], saliency
                 answer["saliency"] = resample_saliency(clips, *seconds)
-        about = {"video": video, "duration": found.durations[0], "windows": windows}
-        about |= {"model": model, "seed": seed, **options.given(context)}
-        out.document({**about, "answers": answers, "files": files})
+        document = {"video": video, "duration": found.durations[0], "windows": windows}
+        document |= {"model": answering.name, "seed": seed, **options.given(context)}
+        output.document({**document, "answers": found_of, "files": files})
+
+
+def _split(video: str, others: Sequence[str], is_id: bool) -> tuple[list[str], list[str]]:
+    """Tell videos from sentences: what begins the list, and is or is named like a file of such."""
+    videos, sentences = [video], list(others)
+    while sentences and not is_id and _looks_like_videos(sentences[0]):
+        videos.append(sentences.pop(0))
+    if not sentences:
+        raise typer.BadParameter("name a sentence after the videos.", param_hint="'SENTENCE...'")
+    return videos, sentences
+
+
+def _looks_like_videos(text: str) -> bool:
+    from tmapdiff.video.extraction import VIDEO_SUFFIXES
+
+    return Path(text).suffix.lower() in (*VIDEO_SUFFIXES, *TRACK_SUFFIXES) or Path(text).is_dir()
+
+
+def _print_answers(
+    output: Output, answers: Iterator[Sequence[Mapping[str, Any]]], num_videos: int
+) -> int:
+    """Print answers as they come; return how many there are not."""
+    from tmapdiff.pipelines import LocalizedMoment
+
+    failed = 0
+    # A terminal that shows the answers needs no bar.
+    bar = nullcontext(lambda: None) if sys.stdout.isatty() else progress("videos", num_videos)
+    with bar as advance:
+        for records in answers:
+            for record in records:
+                output.record(record)
+                if "error" in record:
+                    failed += 1
+                    video, error = record["video"], record["error"]
+                    output.warning(error if video in error else f"{video}: {error}")
+                    continue
+                moments = [LocalizedMoment(*map(one.get, _MOMENT)) for one in record["moments"]]
+                _print_moments(output, f"{record['video']}: {record['sentence']}", moments)
+            advance()
+    return failed
 
 
 def _features_of(
@@ -181,12 +266,19 @@ def _features_of(
     return VideoFeatures(array, rate, len(array) * rate if duration is None else duration)
 
 
-def _print_moments(out: Output, sentence: str, moments: "Sequence[LocalizedMoment]") -> None:
+def _print_moments(
+    out: Output, sentence: str, moments: "Sequence[LocalizedMoment]", cues: Sequence[Cue] = ()
+) -> None:
     rows = []
     for rank, one in enumerate(moments, start=1):
         spread = "-" if one.spread is None else f"{one.spread:.3f}"
-        rows.append([f"{rank}", f"{one.start:.2f}", f"{one.end:.2f}", f"{one.score:.3f}", spread])
-    out.table(["", "start (s)", "end (s)", "score", "spread"], rows, sentence)
+        row = [f"{rank}", f"{one.start:.2f}", f"{one.end:.2f}", f"{one.score:.3f}", spread]
+        if cues:
+            said = " ".join(cue.text for cue in cues if one.start <= cue.start < one.end)
+            row.append(textwrap.shorten(said, _EXCERPT, placeholder=" ..."))
+        rows.append(row)
+    columns = ["", "start (s)", "end (s)", "score", "spread", *(["text"] if cues else [])]
+    out.table(columns, rows, sentence)
 
 
 def _draw_map(found: "MomentLocalizationOutput", index: int, sentence: str) -> Any:

@@ -1,10 +1,10 @@
 """Options that several commands have, and what typer is told of a command."""
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -12,6 +12,9 @@ from tmapdiff._core.checks import first_line, message
 from tmapdiff._core.numbers import parse_integer, parse_number
 from tmapdiff.cli.output import to_json
 from tmapdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tmapdiff.pipelines import MomentLocalizationPipeline
 
 FormatName = Literal["charades-sta", "didemo", "activitynet", "tacos", "vslnet", "moment-jsonl"]
 SplitName = Literal["train", "val", "test"]
@@ -61,6 +64,57 @@ DeviceOption = Annotated[
         metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if any."
     ),
 ]
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Which pipeline answers: a trained one, or one that is made of an encoder."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub."),
+    ] = None
+    zero_shot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="In place of a trained pipeline, a model of transformers that sees pictures and "
+            "reads sentences, such as openai/clip-vit-base-patch32: its folder, or its name on the "
+            "hub.",
+        ),
+    ] = None
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For videos that are text tracks (.srt, .vtt, .jsonl): a sentence encoder of "
+            "transformers, such as all-MiniLM-L6-v2: its folder, or its name on the hub.",
+        ),
+    ] = None
+
+    @property
+    def name(self) -> str:
+        """What was named."""
+        return self.model or self.zero_shot or self.text_encoder or ""
+
+    def load(self, device: str) -> "MomentLocalizationPipeline":
+        """Make the pipeline, on a device."""
+        from tmapdiff.pipelines import MomentLocalizationPipeline
+
+        if self.zero_shot is not None:
+            pipeline = MomentLocalizationPipeline.from_two_towers(self.zero_shot)
+        elif self.text_encoder is not None:
+            pipeline = MomentLocalizationPipeline.from_text_encoder(self.text_encoder)
+        else:
+            pipeline = MomentLocalizationPipeline.from_pretrained(self.model or "")
+        return pipeline.to(find_device(device))
+
+    def check(self) -> None:
+        """Refuse more than one, and none."""
+        named = [one for one in vars(self).values() if one is not None]
+        if len(named) != 1:
+            text = "name one: --model, --zero-shot or --text-encoder."
+            raise typer.BadParameter(text, param_hint="'--model'")
 
 
 def find_device(name: str) -> str:

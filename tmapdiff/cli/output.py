@@ -94,10 +94,17 @@ class Output:
         console = Console(markup=False, emoji=False, highlight=False, width=width)
         console.print(table)
 
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Print one of many answers for programs, on a line of its own, if that is wanted."""
+        self._print(content, indent=None)
+
     def document(self, content: Mapping[str, Any]) -> None:
         """Print the answer for programs, if that is what is wanted."""
+        self._print(content, indent=2)
+
+    def _print(self, content: Mapping[str, Any], indent: int | None) -> None:
         if self.as_json and not self.is_muted:
-            text = json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(to_json(content), indent=indent, ensure_ascii=False, allow_nan=False)
             # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
             text = text.encode(errors="backslashreplace").decode()
             self._stdout.write(f"{text}\n")
@@ -105,8 +112,11 @@ class Output:
 
 
 @contextlib.contextmanager
-def progress(text: str) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on standard error, if that is a terminal; gives what advances it."""
+def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on standard error, if that is a terminal; gives what advances it.
+
+    What is printed on standard output meanwhile goes there, and should be no terminal.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -115,8 +125,8 @@ def progress(text: str) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(text, total=None)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(text, total=total)
         yield lambda: bar.advance(task)
 
 

@@ -20,6 +20,7 @@ from tmapdiff.data.formats import (
 )
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
 from tmapdiff.data.submissions import Prediction, read_submission, write_submission
+from tmapdiff.data.text_tracks import Cue, load_text_track
 from tmapdiff.data.vslnet import load_vslnet
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from tmapdiff.data.synthetic_videos import ShapeVideo as ShapeVideo
     from tmapdiff.data.synthetic_videos import SyntheticVideos as SyntheticVideos
     from tmapdiff.data.timeline import ActionTimelineFeatures as ActionTimelineFeatures
+    from tmapdiff.data.track_features import TextTrackFeatures as TextTrackFeatures
+    from tmapdiff.data.track_features import encode_text_track as encode_text_track
 
 # In the order the data flows.
 __all__ = [  # noqa: RUF022
@@ -82,6 +85,10 @@ __all__ = [  # noqa: RUF022
     "ConcatFeatureStore",
     "open_feature_store",
     "ActionTimelineFeatures",
+    "load_text_track",
+    "Cue",
+    "encode_text_track",
+    "TextTrackFeatures",
     "pool_features",
     "tokenize",
     "Vocabulary",
@@ -109,6 +116,7 @@ _LAZY = {
     "synthetic": ("SyntheticActivities", "SyntheticDiDeMo"),
     "synthetic_videos": ("ShapeAction", "ShapeVideo", "SyntheticVideos"),
     "timeline": ("ActionTimelineFeatures",),
+    "track_features": ("TextTrackFeatures", "encode_text_track"),
 }
 _HOMES = {name: home for home, names in _LAZY.items() for name in names}
 

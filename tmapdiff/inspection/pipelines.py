@@ -12,6 +12,7 @@ def inspect_pipeline(path: Path) -> tuple[Inspection, MomentLocalizationPipeline
     pipeline = MomentLocalizationPipeline.from_pretrained(path)
     model, encoder = pipeline.localizer, pipeline.frame_encoder
     config = model.config
+    taken = "videos" if encoder else "text tracks" if pipeline.takes_text_tracks else ""
     facts: dict[str, Any] = {
         "model": type(model).__name__,
         "million parameters": round(model.num_parameters() / 1e6, 2),
@@ -22,7 +23,7 @@ def inspect_pipeline(path: Path) -> tuple[Inspection, MomentLocalizationPipeline
         "samples": config.num_samples if model.is_generative else None,
         "vocabulary": None if pipeline.vocabulary is None else len(pipeline.vocabulary),
         "width of features": model.encoder.config.clip_channels,
-        "takes": "features" if encoder is None else "videos or features",
+        "takes": f"{taken} or features" if taken else "features",
         "frame encoder": None if encoder is None else encoder.description,
         "frames a second": pipeline.config.fps,
         "seconds a clip": pipeline.config.clip_seconds or "videos are divided equally",

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from tmapdiff._core.checks import check_int, foreign_errors, message, require, short
-from tmapdiff._core.declared_weights import check_declared_weights
+from tmapdiff._core.checks import check_int, foreign_errors, message, require
 from tmapdiff._core.files import written_beside
-from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff._core.threads import Lock
+from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError
 
 # What `save_pretrained` of transformers' models and tokenizers may write.
@@ -50,9 +48,10 @@ class SentenceFeatures:
 class TransformersTextEncoder(nn.Module):
     """Sentence and token features by a frozen text model of transformers, kept in memory.
 
-    Of CLIP and SigLIP it is the text tower, and the vector of a sentence lies in the space of the
-    pictures' (`FrameEncoder(..., keep_head=True)` with the same weights, of CLIP). Of others, such
-    as BERT, RoBERTa and T5's encoder, it is the mean over the tokens.
+    Of CLIP, SigLIP and all that have `get_text_features` it is the text tower, and the vector of a
+    sentence lies in the space of the pictures' (`TransformersFrameEncoder` of the same model). Of
+    others, such as BERT, RoBERTa, T5's encoder and sentence-transformers' models, it is the mean
+    over the tokens.
 
     `MultimodalEncoder(text_channels=encoder.token_channels)` takes `tokens` and `num_tokens` in
     place of words and their number.
@@ -74,8 +73,8 @@ class TransformersTextEncoder(nn.Module):
             network, or do not fit each other; if the configuration names attention that is code
             from the hub.
         SizeLimitError: If a text in the folder takes more memory than it may.
-        ArgumentError: If `model` is a model of more than text, or there is no tokenizer beside it,
-            the tokenizer has no token for padding, or a number is out of range; if a sentence is no
+        ArgumentError: If `model` is no model of text, or there is no tokenizer beside it, the
+            tokenizer has no token for padding, or a number is out of range; if a sentence is no
             string or blank, in the call.
 
     Example:
@@ -95,7 +94,7 @@ class TransformersTextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         who = type(self).__name__
-        self._transformers: Any = require("transformers", extra="text", purpose=who)
+        require("transformers", extra="text", purpose=who)
         self.batch_size = check_int(who, "batch_size", batch_size, at_least=1)
         self.cache_size = check_int(who, "cache_size", cache_size, at_least=0)
         if tokenizer is None:
@@ -105,27 +104,31 @@ class TransformersTextEncoder(nn.Module):
         name = type(model).__name__
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
-            model = self._load_model(name)
+            model = load_model(who, name, _TEXT_MODELS)
         if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = self._load_tokenizer(os.fspath(tokenizer))
+            tokenizer = load_beside(who, os.fspath(tokenizer), "tokenizer", "AutoTokenizer")
         if tokenizer.pad_token_id is None:
             raise ArgumentError(message(who, "a tokenizer with a pad_token", "none"))
-        config = model.config
-        if not hasattr(config, "hidden_size"):  # of text and pictures
+        # Of a model of text and pictures, its text is asked for.
+        self._is_whole = hasattr(model, "get_text_features")
+        config = getattr(model.config, "text_config", model.config)
+        if not self._is_whole and not hasattr(config, "hidden_size"):
             raise ArgumentError(message(who, "a text model", type(model).__name__))
         self.model = model.eval().requires_grad_(False).to(device)
         self.tokenizer = tokenizer
-        # SigLIP learned with all sentences padded to one length, and reads the padding.
+        # SigLIP learned with sentences padded to one length, and reads the padding. They were in
+        # small letters, which not all tokenizers that come with it see to.
         self._reads_padding = config.model_type.startswith("siglip")
-        self.token_channels: int = config.hidden_size
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
         self._lock = Lock()  # tokenizers and the cache take one thread at a time
         # What a model and a tokenizer that do not fit each other, or are damaged, end in.
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
             self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
-            self._check_tokens()
-            self.sentence_channels: int = self._encode(["a"])[0][0].shape[0]
+            self._check_tokens(config.vocab_size)
+            vector, tokens = self._encode(["a"])[0]
+            self.sentence_channels: int = vector.shape[0]
+            self.token_channels: int = tokens.shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -202,14 +205,18 @@ class TransformersTextEncoder(nn.Module):
         """Vector and tokens of each sentence."""
         with self._lock:
             inputs = self._tokens_of(sentences).to(self.model.device)
-        outputs = self.model(**inputs)
-        tokens = outputs.last_hidden_state.float()
+        outputs = (self.model.get_text_features if self._is_whole else self.model)(**inputs)
         if self._reads_padding:
             mask = inputs["input_ids"] != self.tokenizer.pad_token_id
-            vectors = outputs.pooler_output
         else:
             mask = inputs["attention_mask"].bool()
-            vectors = getattr(outputs, "text_embeds", None)
+        vectors: Tensor | None
+        if isinstance(outputs, Tensor):  # of a whole model, before transformers 5
+            vectors, tokens, mask = outputs, outputs[:, None].float(), mask[:, :1]
+        else:
+            tokens = outputs.last_hidden_state.float()
+            pooled = self._is_whole or self._reads_padding
+            vectors = getattr(outputs, "pooler_output" if pooled else "text_embeds", None)
         if vectors is None:
             weights = mask[..., None].float()
             vectors = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
@@ -226,7 +233,7 @@ class TransformersTextEncoder(nn.Module):
         what = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}"
         with foreign_errors(CheckpointError, what):
             return self.tokenizer(
-                sentences,
+                [one.lower() for one in sentences] if self._reads_padding else sentences,
                 padding="max_length" if self._reads_padding else True,
                 truncation=True,
                 max_length=self.max_tokens,
@@ -236,73 +243,12 @@ class TransformersTextEncoder(nn.Module):
                 return_token_type_ids=False,
             )
 
-    def _check_tokens(self) -> None:
-        known = self.model.get_input_embeddings().num_embeddings
+    def _check_tokens(self, known: int) -> None:
         largest = max(self.tokenizer.get_vocab().values(), default=0)
         if largest >= known:
             expected = f"a tokenizer of the model's {known} tokens"
             got = f"one of a token {largest}"
             raise CheckpointError(message(type(self).__name__, expected, got))
-
-    def _load_model(self, name: str) -> Any:
-        place = f"{type(self).__name__}: cannot load {name}"
-        with foreign_errors(CheckpointError, place):
-            options = _loading(name)
-            if os.path.isdir(name):
-                _check_texts(Path(name))
-            stated, _ = self._transformers.PretrainedConfig.get_config_dict(name, **options)
-            _check_attention(place, stated)
-            config = self._transformers.AutoConfig.from_pretrained(name, **options)
-            model_class = getattr(
-                self._transformers, _TEXT_MODELS.get(config.model_type, "AutoModel")
-            )
-            if os.path.isdir(name):
-                check_declared_weights(place, Path(name), lambda: _build(model_class, name, config))
-            model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
-        # Heads that models were not trained with are not used.
-        missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
-        if missing:
-            reason = f"it has no weights {', '.join(missing[:3])}"
-            raise CheckpointError(f"{place}: {reason}.")
-        return model
-
-    def _load_tokenizer(self, name: str) -> Any:
-        place = f"{type(self).__name__}: cannot load the tokenizer of {name}"
-        with foreign_errors(CheckpointError, place):
-            if os.path.isdir(name):
-                _check_texts(Path(name))
-            return self._transformers.AutoTokenizer.from_pretrained(name, **_loading(name))
-
-
-def _loading(name: str) -> dict[str, bool]:
-    # A folder must not bring code, about which transformers would ask at the terminal, and must not
-    # name something else on the hub.
-    return {"trust_remote_code": False, "local_files_only": os.path.isdir(name)}
-
-
-def _check_attention(place: str, config: dict[str, Any]) -> None:
-    """Refuse attention that is code from the hub, which a configuration may name."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            _check_attention(place, value)
-        if name in _ATTENTION_FIELDS and value not in _ATTENTION:
-            expected = "attn_implementation to be eager, sdpa or flex_attention"
-            hint = "Load it with transformers, and pass the model and its tokenizer."
-            raise CheckpointError(message(place, expected, short(str(value)), hint))
-
-
-def _check_texts(folder: Path) -> None:
-    """Refuse texts that would take too much memory; a configuration has a limit of its own."""
-    for path in folder.iterdir():
-        if path.suffix in (".json", ".txt", ".model"):
-            check_item_bytes(str(path), "a text", path.stat().st_size * TEXT_GROWTH)
-
-
-def _build(model_class: Any, name: str, config: Any) -> Any:
-    """Build a model as `from_pretrained` does, without weights."""
-    if hasattr(model_class, "from_config"):
-        return model_class.from_config(config)
-    return model_class(model_class.config_class.from_pretrained(name, local_files_only=True))
 
 
 # By the type that the configuration tells: the text part of models that are more than that.
@@ -317,11 +263,4 @@ _TEXT_MODELS = {
     "mt5": "MT5EncoderModel",
     "umt5": "UMT5EncoderModel",
 }
-# Of transformers itself; where it has flash attention not at hand, it takes that from the hub.
-_ATTENTION_FIELDS = (
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-)
-_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 _MAX_TOKENS = 65_536  # where neither model nor tokenizer has a limit

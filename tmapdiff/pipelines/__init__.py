@@ -1,6 +1,7 @@
 """Trained models with all that they need to answer: from a video and a sentence to moments."""
 
-from tmapdiff.pipelines.moment_localization import MomentLocalizationPipeline
+from tmapdiff.pipelines._sources import list_sources
+from tmapdiff.pipelines.moment_localization import MomentLocalizationPipeline, Pairs
 from tmapdiff.pipelines.output import LocalizedMoment, MergedMaps, MomentLocalizationOutput
 
 __all__ = [  # noqa: RUF022  in the order the data flows
@@ -8,4 +9,6 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "MomentLocalizationOutput",
     "LocalizedMoment",
     "MergedMaps",
+    "Pairs",
+    "list_sources",
 ]

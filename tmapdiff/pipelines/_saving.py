@@ -22,17 +22,18 @@ from tmapdiff.models import (
 )
 from tmapdiff.models._base import MODEL_FILES
 from tmapdiff.models.transformers_text import TEXT_ENCODER_FILES
-from tmapdiff.video import FrameEncoder
+from tmapdiff.video import FrameEncoder, TransformersFrameEncoder
+from tmapdiff.video.two_towers import FRAME_ENCODER_FILES
 
 PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
-NUMBERS = ("fps", "clip_seconds", "durations")
+SETTINGS = ("fps", "clip_seconds", "durations", "text_features")
 VOCABULARY = "vocabulary.json"
 # What saving replaces.
 PIPELINE_FILES = {
     "": re.compile(r"model_index\.json"),
     "localizer": MODEL_FILES,
     "vocabulary": re.compile(r"vocabulary\.json"),
-    "frame_encoder": re.compile(r"config\.json|model\.safetensors"),
+    "frame_encoder": FRAME_ENCODER_FILES,
     "text_encoder": TEXT_ENCODER_FILES,
 }
 _LOCALIZERS: Mapping[str, type[MapLocalizer]] = {
@@ -91,7 +92,7 @@ def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
     classes: Mapping[str, Any] = {
         "localizer": _LOCALIZERS,
         "vocabulary": {"Vocabulary": Vocabulary},
-        "frame_encoder": {"FrameEncoder": FrameEncoder},
+        "frame_encoder": {one.__name__: one for one in (FrameEncoder, TransformersFrameEncoder)},
         "text_encoder": {"TransformersTextEncoder": TransformersTextEncoder},
     }[name]
     if library != "tmapdiff" or kind not in classes:

@@ -22,6 +22,8 @@ from tmapdiff._core.files import folder_to_save_in, written_beside
 from tmapdiff._core.threads import Lock
 from tmapdiff._version import __version__
 from tmapdiff.data.clips import divide_video
+from tmapdiff.data.text_tracks import TRACK_SUFFIXES, load_text_track
+from tmapdiff.data.track_features import encode_text_track
 from tmapdiff.data.words import Vocabulary, check_known_words
 from tmapdiff.errors import (
     ArgumentError,
@@ -38,20 +40,22 @@ from tmapdiff.models import (
     MultimodalEncoder,
     Ranking,
     SimilarityEncoder,
+    SimilarityLocalizer,
     TransformersTextEncoder,
 )
 from tmapdiff.models._base import check_safe
 from tmapdiff.models.map_localizer import Generators, check_generators
 from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, Steps, answers_of, spread_of
 from tmapdiff.pipelines._saving import (
-    NUMBERS,
     PARTS,
     PIPELINE_FILES,
+    SETTINGS,
     VOCABULARY,
     find_folder,
     load_part,
     read_index,
 )
+from tmapdiff.pipelines._sources import list_sources
 from tmapdiff.pipelines._windows import (
     count_clips,
     divide_in_windows,
@@ -60,14 +64,23 @@ from tmapdiff.pipelines._windows import (
 )
 from tmapdiff.pipelines.output import MergedMaps, MomentLocalizationOutput
 from tmapdiff.schedulers import MapScheduler
-from tmapdiff.video import FrameEncoder, VideoFeatures, VideoSource, encode_video
+from tmapdiff.video import (
+    FrameEncoder,
+    TransformersFrameEncoder,
+    VideoFeatures,
+    VideoSource,
+    encode_video,
+)
 from tmapdiff.video.decoding import MAX_FPS
 
 OutputType = Literal["moments", "pt", "np"]
 OnError = Literal["raise", "skip"]
+Pairs = Literal["product", "zip"]
+TextFeatures = Literal["tokens", "sentence"]
 Video = VideoSource | VideoFeatures
 _Callback = Callable[["MomentLocalizationPipeline", int, int, dict[str, Tensor]], Any]
 _KEPT_VIDEOS = 8
+_ROWS_PER_CLIP = 4  # so that the similarity is smoothed over less than clips
 
 
 class MomentLocalizationPipeline(DiffusionPipeline):
@@ -84,6 +97,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         fps: Features per second, as in training; needed with a `frame_encoder`.
         clip_seconds: Seconds a clip lasts, as in training. By default the model's clips divide
             every video equally.
+        text_features: What the `text_encoder` gives of a sentence: its `tokens`, or the whole
+            `sentence` as one word. Defaults to what fits the model's channels, to tokens where both
+            do, and to the sentence of a `SimilarityLocalizer` that compares no words.
         durations: Seconds that the videos of training lasted, or the shortest, the median and the
             longest of them, which are kept. Without `clip_seconds`, a video longer than all of them
             is searched in overlapping windows as long as the median. By default every video is
@@ -113,6 +129,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         fps: float | None = None,
         clip_seconds: float | None = None,
         durations: Sequence[float] | None = None,
+        text_features: TextFeatures | None = None,
     ) -> None:
         super().__init__()
         who = type(self).__name__
@@ -126,7 +143,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             got, hint = type(localizer.encoder).__name__, "Call localizer.localize itself."
             raise ConfigError(message(who, "a localizer with a MultimodalEncoder", got, hint))
         encoder = localizer.encoder.config
-        if misfit := _misfit_of_text(encoder, vocabulary, text_encoder):
+        if text_features is not None:
+            check_choice(who, "text_features", text_features, get_args(TextFeatures))
+        if misfit := _misfit_of_text(encoder, vocabulary, text_encoder, text_features):
             raise ConfigError(message(who, *misfit))
         if frame_encoder is not None:
             if fps is None:
@@ -141,9 +160,81 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             frame_encoder=frame_encoder,
             text_encoder=text_encoder,
         )
-        self.register_to_config(fps=fps, clip_seconds=clip_seconds, durations=durations)
+        self.register_to_config(
+            fps=fps, clip_seconds=clip_seconds, durations=durations, text_features=text_features
+        )
         self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
         self._lock = Lock()  # of the videos
+
+    @classmethod
+    def from_two_towers(
+        cls, model: str | os.PathLike[str], *, fps: float = 2.0, **fields: Any
+    ) -> Self:
+        """Make a pipeline that is not trained: of a model that sees pictures and reads sentences.
+
+        How alike frames and sentence are makes the map (`SimilarityLocalizer`): it finds what a
+        single picture shows, and not what only movement, order or sound tells. Whole videos are
+        searched; moments start and end on the 64ths of a video.
+
+        Args:
+            model: CLIP, SigLIP, or another model of transformers with `get_image_features` and
+                `get_text_features`: its folder, or its name on the hub.
+            fps: Pictures looked at in a second.
+            **fields: Of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
+
+        Raises:
+            TmapdiffError: As `TransformersFrameEncoder`, `TransformersTextEncoder` and
+                `SimilarityLocalizer`.
+
+        Example:
+            >>> name = "google/siglip2-base-patch16-224"
+            >>> pipe = MomentLocalizationPipeline.from_two_towers(name)  # doctest: +SKIP
+            >>> found = pipe("holiday.mp4", "a dog runs into the sea")  # doctest: +SKIP
+        """
+        frames = TransformersFrameEncoder(model)
+        return cls._untrained(TransformersTextEncoder(model), fps, fields, frames)
+
+    @classmethod
+    def from_text_encoder(
+        cls, model: str | os.PathLike[str], *, fps: float = 1.0, **fields: Any
+    ) -> Self:
+        """Make a pipeline that is not trained, for text tracks: of a model that reads sentences.
+
+        Its videos are subtitles and transcripts (`load_text_track`). How alike what is said and the
+        sentence are makes the map, as for `from_two_towers`.
+
+        Args:
+            model: A sentence encoder of transformers, such as all-MiniLM-L6-v2: its folder, or its
+                name on the hub.
+            fps: Features a second (`encode_text_track`).
+            **fields: Of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
+
+        Raises:
+            TmapdiffError: As `TransformersTextEncoder` and `SimilarityLocalizer`.
+
+        Example:
+            >>> pipe = MomentLocalizationPipeline.from_text_encoder("minilm")  # doctest: +SKIP
+            >>> found = pipe("talk.vtt", "where the budget is decided")  # doctest: +SKIP
+        """
+        return cls._untrained(TransformersTextEncoder(model), fps, fields)
+
+    @classmethod
+    def _untrained(
+        cls,
+        text_encoder: TransformersTextEncoder,
+        fps: float,
+        fields: Mapping[str, Any],
+        frame_encoder: FrameEncoder | None = None,
+    ) -> Self:
+        fields = {"features_per_clip": _ROWS_PER_CLIP, **fields}
+        localizer = SimilarityLocalizer(text_encoder.sentence_channels, **fields)
+        return cls(
+            localizer,
+            frame_encoder=frame_encoder,
+            text_encoder=text_encoder,
+            fps=fps,
+            text_features="sentence",
+        )
 
     @property
     def scheduler(self) -> MapScheduler | None:
@@ -213,7 +304,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             for name in PARTS:
                 part = getattr(self, name)
                 index[name] = [None, None] if part is None else ["tmapdiff", type(part).__name__]
-            index |= {name: self.config[name] for name in NUMBERS}
+            index |= {name: self.config[name] for name in SETTINGS}
             (new / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
 
     @classmethod
@@ -235,12 +326,12 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 each other.
             MissingDependencyError: If a part needs a package that is not installed.
         """
-        given = {name: kwargs.pop(name) for name in (*PARTS, *NUMBERS) if name in kwargs}
+        given = {name: kwargs.pop(name) for name in (*PARTS, *SETTINGS) if name in kwargs}
         dtype = kwargs.pop("torch_dtype", None)
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
         folder = find_folder(place, pretrained_model_name_or_path, kwargs)
         index = read_index(place, folder / cls.config_name, cls.__name__)
-        fields = {**{name: index.get(name) for name in NUMBERS}, **given}
+        fields = {**{name: index.get(name) for name in SETTINGS}, **given}
         try:
             for name in PARTS:
                 if name not in given:
@@ -279,7 +370,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             return self._checked(video)
         if isinstance(video, np.ndarray | Tensor) and video.ndim == 2:
             return self._checked(self._as_features(torch.as_tensor(video)))
-        if self.frame_encoder is None:
+        track = self.takes_text_tracks and _is_track(video)
+        if self.frame_encoder is None and not track:
             expected = "features of the video, as there is no frame_encoder"
             hint = "Pass a VideoFeatures, or make the pipeline with frame_encoder and fps."
             raise ConfigError(message(type(self).__name__, expected, type(video).__name__, hint))
@@ -288,10 +380,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             if key is not None and key in self._videos:
                 self._videos.move_to_end(key)
                 return self._videos[key]
-        options = {} if frame_rate is None else {"frame_rate": frame_rate}
-        features = encode_video(
-            video, self.frame_encoder, fps=self.config.fps, batch_size=batch_size, **options
-        )
+        if track:
+            features = self._encode_track(video)
+        else:
+            options = {} if frame_rate is None else {"frame_rate": frame_rate}
+            features = encode_video(
+                video, self.frame_encoder, fps=self.config.fps, batch_size=batch_size, **options
+            )
         self._checked(features)
         if key is not None:
             with self._lock:
@@ -299,6 +394,20 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 while len(self._videos) > _KEPT_VIDEOS:
                     self._videos.popitem(last=False)
         return features
+
+    @property
+    def takes_text_tracks(self) -> bool:
+        """Whether videos may be text tracks: the text encoder makes the features of both."""
+        if self.frame_encoder is not None or self.text_encoder is None:
+            return False
+        channels: int = self.localizer.encoder.config.clip_channels
+        return self.text_encoder.sentence_channels == channels
+
+    def _encode_track(self, path: Any) -> VideoFeatures:
+        cues = load_text_track(path)
+        stride = 1 / (self.config.fps or 1.0)
+        features = encode_text_track(cues, self.text_encoder, seconds_per_feature=stride)
+        return VideoFeatures(features, stride, max(cue.end for cue in cues))
 
     def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
         """Encode sentences as the model reads them: with the vocabulary or the text encoder.
@@ -321,15 +430,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if self.text_encoder is None:
             check_known_words(who, self.vocabulary, queries)
             return [self.vocabulary.encode(one) for one in queries]
-        channels = self.localizer.encoder.config.text_channels
+        encoder, chosen = self.localizer.encoder.config, self.config.text_features
+        given = _channels_of_text(encoder, self.text_encoder, chosen)
         found = self.text_encoder(queries)
-        if channels == self.text_encoder.token_channels:
+        for kind, channels in given.items():
+            if channels != encoder.text_channels:
+                continue
+            if kind == "sentence":
+                return list(found.sentences[:, None])
             lengths = found.num_tokens.tolist()
             # Copies: one long sentence would keep as much memory for each of the others.
             return [one[:length].clone() for one, length in zip(found.tokens, lengths, strict=True)]
-        if channels == self.text_encoder.sentence_channels:
-            return list(found.sentences[:, None])
-        raise ConfigError(message(who, f"a text_encoder of {channels} channels", "another"))
+        expected = f"a text_encoder of {encoder.text_channels} channels"
+        raise ConfigError(message(who, expected, "another"))
 
     def unknown_words(self, query: str) -> list[str]:
         """Return the words of `query` that the model does not know; none with a text encoder.
@@ -345,6 +458,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         video: Video | Sequence[Video],
         query: str | Sequence[str],
         *,
+        pairs: Pairs | None = None,
         num_inference_steps: int | None = None,
         num_samples: int | None = None,
         top_n: int = 5,
@@ -373,9 +487,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         Args:
             video: A file; its content, as bytes or as an open binary file; frames, with
                 `frame_rate`; features, as `encode_video` returns them or as a tensor at the
-                pipeline's `fps`. Or a list of such: one per query.
+                pipeline's `fps`; or a text track (`load_text_track`), where the text encoder makes
+                the features of videos, too. Or a list of such: one per query. Or a folder, whose
+                videos are asked in the order of their names.
             query: A sentence, or several; a single one is asked of each video, a single video is
                 searched for each sentence.
+            pairs: What is asked of several videos: `product` asks every query of the first, then of
+                the second, ..., and is what a folder gets by default; `zip` one of each. Defaults
+                to one of each, or a single one of all.
             num_inference_steps: Denoising steps. Defaults to the model's number.
             num_samples: Samples of each query that are averaged. Defaults to the model's number.
             top_n: Moments per query, at most.
@@ -415,7 +534,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         check_choice(who, "on_error", on_error, get_args(OnError))
         check_int(who, "batch_size", batch_size, at_least=1)
         check_int(who, "top_n", top_n, at_least=1)
-        videos, queries = _paired(who, video, query)
+        if pairs is not None:
+            check_choice(who, "pairs", pairs, get_args(Pairs))
+        is_folder = isinstance(video, str | os.PathLike) and os.path.isdir(video)
+        if is_folder:
+            video = list_sources([video], text_tracks=self.takes_text_tracks)  # type: ignore[list-item]
+            pairs = pairs or "product"
+        videos, queries = _paired(who, video, query, pairs)
         check_generators(who, generator, len(queries))
         sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
         reading: dict[str, Any] = {"top_n": top_n, "ranking": ranking}
@@ -425,6 +550,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         words = self._words(queries, skip)
         results: dict[int, Answer | TmapdiffError] = {}  # of each query
         clips: dict[Any, Clips | TmapdiffError] = {}  # of each video once
+        last = {_key(one): row for row, one in enumerate(videos)}  # query of each video
         # One batch is over before a bar would be read.
         several = len(queries) > batch_size
         with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
@@ -446,11 +572,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                     drawn = self._draw_windows(draw, batch, _chosen(generator, good), batch_size)
                     read = self._read(batch, drawn, reading, skip)
                     results.update(zip(good, read, strict=True))
+                clips = {key: one for key, one in clips.items() if last[key] >= rows.stop}
                 if bar is not None:
                     bar.update(len(rows))
         found = [results[row] for row in range(len(queries))]
         answers = [None if isinstance(one, TmapdiffError) else one for one in found]
         output = _output(answers, top_n, output_type, return_steps)
+        if pairs is not None:
+            output.videos, output.queries = videos, queries
         if skip:
             output.errors = [_error_of(one) for one in found]
         return output if return_dict else output.to_tuple()
@@ -675,7 +804,7 @@ def _chosen(generator: Generators, rows: Sequence[int]) -> Generators:
     return [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
 
 
-def _paired(who: str, video: Any, query: Any) -> tuple[list[Any], list[str]]:
+def _paired(who: str, video: Any, query: Any, pairs: Pairs | None) -> tuple[list[Any], list[str]]:
     """Give one video for each query, and one query for each video."""
     if isinstance(query, str) or not isinstance(query, Iterable):
         query = [query]
@@ -687,14 +816,22 @@ def _paired(who: str, video: Any, query: Any) -> tuple[list[Any], list[str]]:
     videos = list(video) if isinstance(video, list | tuple) else [video]
     for name, items in (("query", queries), ("video", videos)):
         check_int(who, f"the number of {name}", len(items), at_least=1)
-    if len(videos) == 1:
+    if pairs == "product":
+        count = len(queries)
+        return [one for one in videos for _ in range(count)], queries * len(videos)
+    if pairs is None and len(videos) == 1:
         videos *= len(queries)
-    elif len(queries) == 1:
+    elif pairs is None and len(queries) == 1:
         queries *= len(videos)
     if len(videos) != len(queries):
         expected = f"one video, or one for each of the {len(queries)} queries"
         raise ArgumentError(message(who, expected, f"{len(videos)} videos"))
     return videos, queries
+
+
+def _is_track(video: Any) -> bool:
+    is_path = isinstance(video, str | os.PathLike)
+    return is_path and Path(video).suffix.lower() in TRACK_SUFFIXES
 
 
 def _key(video: Any) -> Any:
@@ -717,13 +854,14 @@ def _misfit_of_text(
     encoder: Any,
     vocabulary: Vocabulary | None,
     text_encoder: TransformersTextEncoder | None,
+    text_features: TextFeatures | None,
 ) -> tuple[str, str] | None:
     """Return what the model needs to read sentences, and what came, where that does not fit."""
     channels, words = encoder.text_channels, encoder.vocabulary_size
     if channels is None:
-        if text_encoder is not None:
+        if text_encoder is not None or text_features is not None:
             expected = "no text_encoder, as the model reads words of a vocabulary"
-            return expected, type(text_encoder).__name__
+            return expected, type(text_encoder).__name__ if text_encoder else "text_features"
         if not isinstance(vocabulary, Vocabulary):
             return "the vocabulary that the model was trained with", _kind(vocabulary)
         if len(vocabulary) != words:
@@ -731,12 +869,23 @@ def _misfit_of_text(
         return None
     if not isinstance(text_encoder, TransformersTextEncoder):
         return "the text_encoder that the model was trained with", _kind(text_encoder)
-    given = text_encoder.token_channels, text_encoder.sentence_channels
-    if channels not in given:
-        return f"a text_encoder that gives {channels} channels", f"{given[0]} and {given[1]}"
+    given = _channels_of_text(encoder, text_encoder, text_features)
+    if channels not in given.values():
+        got = " and ".join(f"{number} of {kind}" for kind, number in given.items())
+        return f"a text_encoder that gives {channels} channels", got
     if vocabulary is not None:
         return "no vocabulary, as the model reads features of a text_encoder", repr(vocabulary)
     return None
+
+
+def _channels_of_text(
+    encoder: Any, text_encoder: TransformersTextEncoder, chosen: TextFeatures | None
+) -> dict[str, int]:
+    """Channels of what may be given of a sentence; what fits first is."""
+    given = {"tokens": text_encoder.token_channels, "sentence": text_encoder.sentence_channels}
+    if chosen is None and not getattr(encoder, "words", True):
+        chosen = "sentence"  # the mean of CLIP's tokens is none
+    return given if chosen is None else {chosen: given[chosen]}
 
 
 def _kind(part: object) -> str:

@@ -149,6 +149,8 @@ class MomentLocalizationOutput(BaseOutput):
         errors: Why each query could not be answered, or None if it was. Those that were not have an
             empty list of moments (or NaN), empty maps and NaN for seconds. None without
             `on_error="skip"`.
+        videos: The video of each query; None unless `pairs` or a folder was asked.
+        queries: The queries, one for each answer; likewise.
 
     Shape:
         - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":
@@ -165,6 +167,8 @@ class MomentLocalizationOutput(BaseOutput):
     noisy_steps: MergedMaps | None = None
     windows: list[list[tuple[float, float]]] | None = None
     errors: list[TmapdiffError | None] | None = None
+    videos: list[Any] | None = None
+    queries: list[str] | None = None
 
     @property
     def saliency(self) -> ClipSaliency:

@@ -1,6 +1,7 @@
 """From files to a trained and evaluated localizer: what the examples and the command line share."""
 
 from tmapdiff.evaluation import Protocol
+from tmapdiff.recipes.answers import answer_videos, pair
 from tmapdiff.recipes.data import (
     HOLDOUT_SEED,
     LocalizationData,
@@ -49,4 +50,6 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "make_pipeline_test_set",
     "EncoderMatch",
     "find_frame_encoder",
+    "pair",
+    "answer_videos",
 ]

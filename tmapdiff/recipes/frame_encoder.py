@@ -8,7 +8,7 @@ from typing import Any
 from tmapdiff._core.checks import message
 from tmapdiff.data import FeatureStore
 from tmapdiff.errors import FeatureError, TmapdiffError
-from tmapdiff.video import FrameEncoder
+from tmapdiff.video import FrameEncoder, load_frame_encoder
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def find_frame_encoder(
     left_out = getattr(store, "left_out", ())
     mend = "leaves out which frame encoder made its features: tmapdiff convert makes one that says"
     if folder is not None:
-        encoder = FrameEncoder.from_pretrained(folder)
+        encoder = load_frame_encoder(folder)
         who = "find_frame_encoder"
         if "model_sha256" in left_out:
             raise FeatureError(f"{who}: {store.description} {mend}.")

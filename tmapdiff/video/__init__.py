@@ -18,6 +18,7 @@ from tmapdiff.video.extraction import (
 )
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor
 from tmapdiff.video.store_writer import FeatureStoreWriter
+from tmapdiff.video.two_towers import TransformersFrameEncoder, load_frame_encoder
 
 # In the order the data flows.
 __all__ = [  # noqa: RUF022
@@ -30,6 +31,8 @@ __all__ = [  # noqa: RUF022
     "SampledFrame",
     "FramePreprocessor",
     "FrameEncoder",
+    "TransformersFrameEncoder",
+    "load_frame_encoder",
     "encode_video",
     "VideoFeatures",
     "extract_features",

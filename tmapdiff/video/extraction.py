@@ -25,7 +25,7 @@ from tmapdiff.data._reading import reading
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
-from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
+from tmapdiff.video.frame_encoder import FrameEncoder, Preprocessor, batches
 from tmapdiff.video.store_writer import FeatureStoreWriter
 
 # fmt: off
@@ -287,7 +287,7 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
     def __init__(
         self,
         videos: tuple[tuple[str, Path], ...],
-        preprocess: FramePreprocessor,
+        preprocess: Preprocessor,
         fps: float | Fraction,
         batch_size: int,
     ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -115,18 +115,24 @@ class FrameEncoder(nn.Module):
         }
         self.model_name, self.mixed_precision = model_name, mixed_precision
         self.description = f"timm {model_name}{' with head' if keep_head else ''}{origin}"
-        self._set_up(model.to(device), timm.data.resolve_model_data_config(model))
+        config = timm.data.resolve_model_data_config(model)
+        self._set_up(model.to(device), FramePreprocessor(config))
 
-    def _set_up(self, model: Any, preprocessing: dict[str, Any]) -> None:
+    def _set_up(self, model: Any, preprocess: "Preprocessor") -> None:
         self.model = model.eval().requires_grad_(False)
-        self.preprocess = FramePreprocessor(preprocessing)
+        self.preprocess = preprocess
         with torch.no_grad():
-            example = model(torch.zeros(1, *self.preprocess.input_size, device=self.device))
+            frame = torch.zeros(1, *preprocess.input_size, device=self.device, dtype=self.dtype)
+            example = self._vectors(frame)
         if not isinstance(example, Tensor) or example.dim() != 2:
             got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
             expected = "a model that gives (B, D)"
-            raise ConfigError(message("FrameEncoder", expected, f"{got} of {self.model_name}"))
+            raise ConfigError(message(type(self).__name__, expected, f"{got} of {self.model_name}"))
         self.feature_dim: int = example.shape[1]
+
+    def _vectors(self, frames: Tensor) -> Tensor:
+        vectors: Tensor = self.model(frames)
+        return vectors
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into a folder, for `from_pretrained`.
@@ -203,7 +209,7 @@ class FrameEncoder(nn.Module):
             encoder.mixed_precision = check_choice(
                 cls.__name__, "mixed_precision", config["mixed_precision"], get_args(Precision)
             )
-            encoder._set_up(model.to(device), preprocessing)
+            encoder._set_up(model.to(device), FramePreprocessor(preprocessing))
         except CheckpointError:
             raise
         # JSON, safetensors, timm and torch each have errors of their own.
@@ -244,12 +250,12 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Encode preprocessed images; see the class."""
         channels, height, width = self.preprocess.input_size
-        check_shape("FrameEncoder", "frames", frames, f"B {channels} {height} {width}")
+        check_shape(type(self).__name__, "frames", frames, f"B {channels} {height} {width}")
         if not len(frames):
             return frames.new_zeros(0, self.feature_dim, dtype=torch.float32)
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            features: Tensor = self.model(frames.to(self.device, self.dtype))
+            features = self._vectors(frames.to(self.device, self.dtype))
         return features.float().to(frames.device)
 
     def encode(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Tensor:
@@ -266,10 +272,27 @@ class FrameEncoder(nn.Module):
         Raises:
             ArgumentError: If an image is of another shape or dtype, or `batch_size` is below 1.
         """
-        check_int("FrameEncoder.encode", "batch_size", batch_size, at_least=1)
+        check_int(f"{type(self).__name__}.encode", "batch_size", batch_size, at_least=1)
         frames = (self.preprocess(image) for image in images)
         parts = [self(torch.stack(batch)) for batch in batches(frames, batch_size)]
         return torch.cat(parts) if parts else torch.zeros(0, self.feature_dim)
+
+
+class Preprocessor(Protocol):
+    """Turns an image into a model's input.
+
+    Attributes:
+        config: What decides the result.
+    """
+
+    config: dict[str, Any]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the result."""
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """Preprocess an image, (height, width, 3) uint8."""
 
 
 class FramePreprocessor:
@@ -305,11 +328,7 @@ class FramePreprocessor:
         """Preprocess an image; see the class."""
         from PIL import Image
 
-        shape, dtype = getattr(image, "shape", type(image).__name__), getattr(image, "dtype", "")
-        is_image = isinstance(image, np.ndarray) and dtype == np.uint8
-        if not is_image or len(shape) != 3 or shape[2] != 3:
-            expected = "an image of shape (H, W, 3) and dtype uint8"
-            raise ArgumentError(message("FramePreprocessor", expected, f"{shape} {dtype}".rstrip()))
+        check_image("FramePreprocessor", image)
         frame: Tensor = self._transform(Image.fromarray(image))
         return frame
 
@@ -319,6 +338,15 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     stream = iter(items)
     while batch := list(islice(stream, size)):
         yield batch
+
+
+def check_image(who: str, image: Any) -> None:
+    """Raise ArgumentError unless `image` is an RGB picture of 8 bits."""
+    shape, dtype = getattr(image, "shape", type(image).__name__), getattr(image, "dtype", "")
+    is_image = isinstance(image, np.ndarray) and dtype == np.uint8
+    if not is_image or len(shape) != 3 or shape[2] != 3:
+        expected = "an image of shape (H, W, 3) and dtype uint8"
+        raise ArgumentError(message(who, expected, f"{shape} {dtype}".rstrip()))
 
 
 def _check_name(who: str, name: str) -> None:
@@ -352,7 +380,7 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
     crop = config.get("crop_pct", 1.0)
     fine = (
         set(config) <= _PREPROCESSING
-        and within("input_size", 3, 1, _LARGEST_SIDE, (int,))
+        and within("input_size", 3, 1, LARGEST_SIDE, (int,))
         and within("mean", config["input_size"][0], -1e6, 1e6, (int, float))
         and within("std", config["input_size"][0], 1e-6, 1e6, (int, float))
         and type(crop) in (int, float)
@@ -363,5 +391,5 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
 
 
 _PREPROCESSING = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
-_LARGEST_SIDE = 2048  # twice the largest of timm's models
+LARGEST_SIDE = 2048  # twice the largest of timm's models
 _SMALLEST_CROP = 0.25  # images are enlarged by its inverse, then cropped

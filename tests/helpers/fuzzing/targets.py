@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import functools
 import io
 import json
 import math
@@ -26,14 +27,14 @@ from helpers.corpora import make_corpus
 from helpers.crash_run import make_trainer
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
-from helpers.text_encoders import tiny_text_encoder
+from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from helpers.videos import write_video
 from torch import Tensor
 
 import tmapdiff
 from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff.corpus import CorpusOptions, localize_corpus
-from tmapdiff.data import AnnotationSet, load_glove
+from tmapdiff.data import AnnotationSet, encode_text_track, load_glove, load_text_track
 from tmapdiff.data._video_ids import file_name, is_shortened, video_id_of
 from tmapdiff.video import FeatureStoreWriter, VideoFeatures
 
@@ -409,6 +410,47 @@ def _check_text_encoder(folder: Path) -> None:
     assert found.tokens.shape == (2, max(found.num_tokens), encoder.token_channels)
 
 
+def _image_tower_seeds(folder: Path) -> list[Files]:
+    for kind in ("clip", "siglip"):
+        save_two_towers(folder / "whole", _WORDS, kind)
+        tmapdiff.TransformersFrameEncoder(folder / "whole").save_pretrained(folder / kind)
+    return [_files(folder / kind) for kind in ("clip", "siglip")]
+
+
+def _check_image_tower(folder: Path) -> None:
+    encoder = tmapdiff.TransformersFrameEncoder(folder)
+    found = encoder.encode([np.zeros((48, 64, 3), np.uint8)])
+    assert found.shape == (1, encoder.feature_dim)
+
+
+_TRACKS = {
+    "srt": "1\n00:00:01,000 --> 00:00:02,500\n<i>a person</i>\nopens\n\n"
+    "2\n00:00:02,000 --> 100:00:04,000\n{\\an8}the door\n",
+    "vtt": "WEBVTT\n\nNOTE 00:01.000 --> 00:02.000\n\n1\n00:01.000 --> 00:02.500 align:start\n"
+    "<v Ann>a &amp; person</v>\n\n00:02.000 --> 00:04.000\nopens\n",
+    "jsonl": '{"start": 1, "end": 2.5, "text": "a person"}\n'
+    '{"start": 2, "duration": 2, "text": "opens"}\n',
+}
+
+
+def _track_seeds(folder: Path) -> list[Files]:
+    return [{f"track.{suffix}": content.encode()} for suffix, content in _TRACKS.items()]
+
+
+def _check_track(folder: Path) -> None:
+    (path,) = folder.iterdir()
+    cues = load_text_track(path)
+    assert all(0 <= cue.start < cue.end and cue.text for cue in cues)
+    found = encode_text_track(cues, _track_encoder())
+    assert found.isfinite().all()
+    assert len(found) >= max(cue.end for cue in cues) - 1e-3
+
+
+@functools.cache
+def _track_encoder() -> tmapdiff.TransformersTextEncoder:
+    return tiny_text_encoder(_WORDS, 4)
+
+
 def _text_pipeline_seeds(folder: Path) -> list[Files]:
     text_encoder = tiny_text_encoder(_WORDS, 8)
     fields = {"text_channels": text_encoder.token_channels}
@@ -665,6 +707,8 @@ TARGETS = {
         Target("model", _model_seeds, _check_model, share=2),
         Target("pipeline", _pipeline_seeds, _check_pipeline),
         Target("text-encoder", _text_encoder_seeds, _check_text_encoder),
+        Target("image-tower", _image_tower_seeds, _check_image_tower),
+        Target("text-track", _track_seeds, _check_track),
         Target("text-pipeline", _text_pipeline_seeds, _check_text_pipeline, share=0.5),
         Target("corpus", _corpus_seeds, _check_corpus),
         Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),

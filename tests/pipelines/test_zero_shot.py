@@ -1,0 +1,152 @@
+"""Pipelines that are made of encoders alone; random weights, as there is no network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.assertions import assert_close, refuses
+from helpers.pipelines import make_localizer, make_pictures, make_pipe, write_video
+from helpers.text_encoders import save_two_towers, tiny_text_encoder
+
+from tmapdiff import MomentLocalizationPipeline, TransformersTextEncoder
+from tmapdiff.data import encode_text_track, load_text_track, pool_features
+from tmapdiff.errors import CheckpointError, ConfigError, VideoError
+from tmapdiff.models import SimilarityLocalizer
+from tmapdiff.video import TransformersFrameEncoder, open_video
+
+WORDS = ["a", "person", "opens", "the", "door", "walks", "roads", "budget"]
+QUERIES = ["a person opens the door", "the person walks"]
+TRACK = "".join(
+    f"{number}\n00:00:{2 * number:02},000 --> 00:00:{2 * number + 2:02},000\n{text}\n\n"
+    for number, text in enumerate(["a door", "the budget", "roads", "roads", "a person walks"] * 4)
+)
+
+
+def expected_of(localizer, rows, duration, sentences):
+    """Ask the model itself: rows of features, and a vector a sentence as its one word."""
+    count = localizer.grid.num_clips * 4
+    clips = pool_features(rows, count, duration=duration)
+    return localizer.localize(
+        clips.expand(len(sentences), -1, -1),
+        sentences[:, None],
+        torch.ones(len(sentences), dtype=torch.long),
+        torch.full((len(sentences),), duration / localizer.grid.num_clips),
+    )
+
+
+def assert_answers(found, expected, count=2):
+    for index in range(count):
+        times = torch.tensor([[one.start, one.end] for one in found.moments[index]])
+        assert_close(times, expected.ranked.moments[index][: len(times)].float())
+        scores = torch.tensor([one.score for one in found.moments[index]])
+        assert_close(scores, expected.ranked.scores[index][: len(scores)])
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_frames_and_sentences_of_two_towers(kind, tmp_path):
+    save_two_towers(tmp_path / "model", WORDS, kind)
+    fields = {"num_clips": 8, "num_anchors": 8, "num_scales": 1}
+    pipe = MomentLocalizationPipeline.from_two_towers(tmp_path / "model", fps=4, **fields)
+    write_video(tmp_path / "video.mkv", make_pictures(64))
+    found = pipe(tmp_path / "video.mkv", QUERIES)
+    with open_video(tmp_path / "video.mkv") as video:
+        images = [frame.image for frame in video.sample(4)]
+    frames = TransformersFrameEncoder(tmp_path / "model").encode(images)
+    sentences = TransformersTextEncoder(tmp_path / "model")(QUERIES).sentences
+    assert_answers(found, expected_of(pipe.localizer, frames, 8.0, sentences))
+
+    pipe.save_pretrained(tmp_path / "saved")
+    again = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+    assert again.config.text_features == "sentence"
+    assert type(again.frame_encoder) is TransformersFrameEncoder
+    assert again(tmp_path / "video.mkv", QUERIES).moments == found.moments
+    (tmp_path / "talk.srt").write_text(TRACK)
+    with refuses(VideoError, "talk.srt"):
+        pipe(tmp_path / "talk.srt", QUERIES)
+
+
+def test_text_tracks_by_a_sentence_encoder(tmp_path):
+    tiny_text_encoder(WORDS).save_pretrained(tmp_path / "model")
+    (tmp_path / "talk.srt").write_text(TRACK)
+    fields = {"num_clips": 8, "num_anchors": 8, "num_scales": 1}
+    pipe = MomentLocalizationPipeline.from_text_encoder(tmp_path / "model", **fields)
+    assert pipe.takes_text_tracks
+    found = pipe(str(tmp_path / "talk.srt"), QUERIES)
+    assert found.durations == [40.0, 40.0]
+    encoder = TransformersTextEncoder(tmp_path / "model")
+    rows = encode_text_track(load_text_track(tmp_path / "talk.srt"), encoder)
+    assert_answers(found, expected_of(pipe.localizer, rows, 40.0, encoder(QUERIES).sentences))
+    # Changed, it is read again.
+    first = pipe.encode_video(tmp_path / "talk.srt")
+    assert pipe.encode_video(tmp_path / "talk.srt") is first
+    (tmp_path / "talk.srt").write_text(TRACK[: len(TRACK) // 2])
+    assert pipe.encode_video(tmp_path / "talk.srt").duration < 40
+    pipe.save_pretrained(tmp_path / "saved")
+    again = MomentLocalizationPipeline.from_pretrained(tmp_path / "saved")
+    (tmp_path / "talk.srt").write_text(TRACK)
+    assert again(tmp_path / "talk.srt", QUERIES).moments == found.moments
+
+
+def test_what_of_a_sentence_is_read():
+    text = tiny_text_encoder(WORDS)  # whose tokens are as wide as its sentences
+    features = text(QUERIES)
+    similar = {"num_clips": 4, "num_anchors": 4, "num_scales": 1}
+    for localizer, chosen, kind in (
+        (SimilarityLocalizer(16, **similar), None, "sentence"),
+        (SimilarityLocalizer(16, **similar), "tokens", "tokens"),
+        (SimilarityLocalizer(16, words=True, **similar), None, "tokens"),
+        (make_localizer(encoder={"text_channels": 16, "vocabulary_size": None}), None, "tokens"),
+        (
+            make_localizer(encoder={"text_channels": 16, "vocabulary_size": None}),
+            "sentence",
+            "sentence",
+        ),
+    ):
+        pipe = MomentLocalizationPipeline(localizer, text_encoder=text, text_features=chosen)
+        words = pipe.encode_queries(QUERIES)
+        if kind == "sentence":
+            assert torch.equal(torch.cat(words), features.sentences)
+        else:
+            assert [len(one) for one in words] == features.num_tokens.tolist()
+            assert torch.equal(words[0], features.tokens[0])
+
+
+def test_text_features_that_do_not_fit(tmp_path):
+    clip = tiny_text_encoder(WORDS, kind="clip")  # tokens of 16, sentences of 8
+    of_tokens = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
+    with refuses(ConfigError, "a text_encoder that gives 16 channels, got 8 of sentence."):
+        make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="sentence")
+    with refuses(ConfigError, "text_features to be one of tokens, sentence, got 'words'."):
+        make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="words")
+    with refuses(ConfigError, "expected no text_encoder, as the model reads words of a"):
+        make_pipe(text_features="tokens")
+    make_pipe(of_tokens, vocabulary=None, text_encoder=clip).save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text_features": ["x"]}))
+    with refuses(CheckpointError, "text_features to be one of tokens, sentence, got ['x']."):
+        MomentLocalizationPipeline.from_pretrained(tmp_path)
+
+
+def test_a_moment_of_a_track_that_means_something(tmp_path):
+    # Words of their own directions, as a sentence encoder has for topics.
+    topics = dict(zip(["door", "budget", "roads", "walks"], np.eye(4), strict=True))
+
+    class Topics:
+        sentence_channels = 4
+
+        def __call__(self, sentences):
+            rows = [topics[sentence.split()[-1]] for sentence in sentences]
+            return type("Found", (), {"sentences": torch.tensor(np.array(rows))})
+
+    said = ["door"] * 5 + ["budget"] * 4 + ["roads"] * 7 + ["walks"] * 4
+    lines = [{"start": 3 * n, "duration": 3, "text": one} for n, one in enumerate(said)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = encode_text_track(load_text_track(tmp_path / "talk.jsonl"), Topics())
+    localizer = SimilarityLocalizer(4, 20, 20, 1, features_per_clip=3)
+    pipe = MomentLocalizationPipeline(localizer, text_encoder=tiny_text_encoder(WORDS, 4), fps=1)
+    video = pipe._as_features(rows.float())
+    pipe.encode_queries = lambda queries: list(Topics()(queries).sentences.float()[:, None])
+    found = pipe(video, ["the budget", "the roads"])
+    best = [(one[0].start, one[0].end) for one in found.moments]
+    assert best == [(15, 27), (27, 48)]

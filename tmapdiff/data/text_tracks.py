@@ -1,0 +1,153 @@
+"""Subtitles and transcripts: files of texts with times."""
+
+import html
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tmapdiff._core.checks import check_choice, check_range, message, shown
+from tmapdiff.data._reading import field, json_lines, number, read_text
+from tmapdiff.errors import AnnotationError, ArgumentError
+
+TRACK_SUFFIXES = (".srt", ".vtt", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A text of a track, and when it is shown or said.
+
+    Attributes:
+        start: Seconds from the start of the video.
+        end: Seconds, after `start`.
+        text: The text, on one line and without markup.
+
+    Raises:
+        ArgumentError: If `start` is negative, `end` not after it, or there is no text.
+    """
+
+    start: float
+    end: float
+    text: str
+
+    def __post_init__(self) -> None:
+        check_range("Cue", "start", self.start, 0)
+        check_range("Cue", "end", self.end, self.start, open_low=True)
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ArgumentError(message("Cue", "a text", shown(self.text)))
+
+
+def load_text_track(path: str | os.PathLike[str]) -> tuple[Cue, ...]:
+    """Load a track of timed texts: subtitles, captions, a transcript.
+
+    SubRip (`.srt`) and WebVTT (`.vtt`) are read without what is no text: numbers and names of cues,
+    settings, styles, notes, tags and times inside of cues. A file of JSON lines (`.jsonl`) has a
+    `start`, an `end` or a `duration`, in seconds, and a `text` each, as Whisper's segments do. Cues
+    may overlap, and there may be gaps. Cues without text or of no length are left out.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        The cues, by start.
+
+    Raises:
+        FileError: If the file cannot be read, or (`SizeLimitError`) takes more memory than it may.
+        AnnotationError: If it holds something else, a cue ends before it starts, or there is none.
+        ConfigError: If its suffix is none of these.
+    """
+    place = Path(path)
+    suffix = check_choice("load_text_track", "the suffix", place.suffix.lower(), TRACK_SUFFIXES)
+    found = _json_cues(place) if suffix == ".jsonl" else _timed_cues(place, suffix)
+    cues = []
+    for who, start, end, text in found:
+        if end < start:
+            raise AnnotationError(message(who, "a cue that ends after its start", f"{end:g} s"))
+        if end > start and text:
+            cues.append(Cue(start, end, text))
+    if not cues:
+        raise AnnotationError(message(str(path), "timed texts", "none"))
+    return tuple(sorted(cues, key=lambda cue: (cue.start, cue.end)))
+
+
+_Found = Iterator[tuple[str, float, float, str]]
+
+
+def _json_cues(path: Path) -> _Found:
+    for _, who, record in json_lines(path):
+        start = number(who, record, "start", at_least=0)
+        if isinstance(record, dict) and "end" not in record and "duration" in record:
+            end = start + number(who, record, "duration", at_least=0)
+        else:
+            end = number(who, record, "end", at_least=0)
+        text: Any = field(who, record, "text")
+        if not isinstance(text, str):
+            raise AnnotationError(message(who, "text to be a text", shown(text)))
+        yield who, start, end, " ".join(text.split())
+
+
+def _timed_cues(path: Path, suffix: str) -> _Found:
+    lines = _NEW_LINE.split(read_text(path))
+    places = [*_places(lines, suffix)]
+    for place, after in pairwise([*places, len(lines)]):
+        who = f"{path} line {place + 1}"
+        times = _TIMES.match(lines[place])
+        if times is None:
+            expected = "times of a cue, such as 00:01:02.500 --> 00:01:04.000"
+            raise AnnotationError(message(who, expected, shown(lines[place])))
+        content = lines[place + 1 : after]
+        if suffix == ".vtt":  # a blank line ends it
+            text = _plain(_before_blank(content), html.unescape)
+        else:
+            # Blank lines may be inside. The line before the times of the next is its number.
+            if content and after < len(lines) and content[-1].strip().isdecimal():
+                content.pop()
+            text = _plain(content, _without_override)
+        yield who, _seconds(times, "start"), _seconds(times, "end"), text
+
+
+def _places(lines: list[str], suffix: str) -> Iterator[int]:
+    """Find the lines of times; a comment of WebVTT, which a blank line ends, may hold arrows."""
+    in_note, after_blank = False, True
+    for place, line in enumerate(lines):
+        blank = not line.strip()
+        if suffix == ".vtt" and after_blank and re.match(r"NOTE(?:\s|$)", line):
+            in_note = True
+        in_note, after_blank = in_note and not blank, blank
+        if "-->" in line and not in_note:
+            yield place
+
+
+def _before_blank(lines: list[str]) -> list[str]:
+    blank = next((index for index, line in enumerate(lines) if not line.strip()), len(lines))
+    return lines[:blank]
+
+
+def _plain(lines: Iterable[str], mend: Any) -> str:
+    """Put lines into one, without tags."""
+    return " ".join(mend(_TAG.sub("", " ".join(lines))).split())
+
+
+def _without_override(text: str) -> str:
+    return _OVERRIDE.sub("", text)
+
+
+def _seconds(times: re.Match[str], name: str) -> float:
+    hours, minutes, seconds, fraction = (
+        times[f"{name}_{part}"] for part in ("hours", "minutes", "seconds", "fraction")
+    )
+    whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
+    return whole + int((fraction or "0").ljust(3, "0")) / 1000
+
+
+_NEW_LINE = re.compile(r"\r\n|\n|\r")
+_TIME = r"(?:(?P<{0}_hours>[0-9]{{1,6}}):)?(?P<{0}_minutes>[0-9]{{1,2}}):"
+_TIME += r"(?P<{0}_seconds>[0-9]{{2}})(?:[.,](?P<{0}_fraction>[0-9]{{1,3}}))?"
+# What stands after the times are settings, or a place on the screen.
+_TIMES = re.compile(rf"\s*{_TIME.format('start')}\s*-->\s*{_TIME.format('end')}(?!\S)")
+# <i>, </c>, <v Ann>, <c.yellow>, <00:01:02.500>, <font color="red">; not `3 < 4 and 5 > 4`.
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<[0-9:.]+>")
+_OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # {\an8}

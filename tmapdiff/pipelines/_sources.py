@@ -1,0 +1,39 @@
+"""Which videos are meant."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tmapdiff._core.checks import message
+from tmapdiff._core.files import list_visible
+from tmapdiff.data.text_tracks import TRACK_SUFFIXES
+from tmapdiff.errors import FileError
+from tmapdiff.video.extraction import find_videos
+
+
+def list_sources(
+    places: Sequence[str | os.PathLike[str]], *, text_tracks: bool = False
+) -> list[Path]:
+    """List the videos of folders, and files as they are.
+
+    Args:
+        places: Folders, whose own files count, and files.
+        text_tracks: Whether folders are of text tracks in place of videos.
+
+    Raises:
+        FileError: If a folder cannot be read, or has none.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            found.append(place)
+            continue
+        inside = find_videos(place)[0]
+        if text_tracks:
+            files = (path for path in list_visible(place) if path.is_file())
+            inside = [path for path in files if path.suffix.lower() in TRACK_SUFFIXES]
+        if not inside:
+            kind = "text tracks" if text_tracks else "videos"
+            raise FileError(message("localize", f"{kind} in {place}", "none"))
+        found += inside
+    return list(dict.fromkeys(found))

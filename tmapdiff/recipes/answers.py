@@ -1,0 +1,173 @@
+"""Many videos, and what is asked of them: one after another, and again from where it stopped."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from tmapdiff._core.checks import check_choice, check_int, foreign_errors, message, shown
+from tmapdiff._core.files import written_beside
+from tmapdiff.data._reading import field, json_lines, number, reading
+from tmapdiff.errors import AnnotationError, ArgumentError, FileError
+from tmapdiff.pipelines import MomentLocalizationPipeline, Pairs
+
+Record = dict[str, Any]
+
+
+def pair(videos: Sequence[Path], sentences: Sequence[str], pairs: Pairs) -> dict[Path, list[str]]:
+    """Say what is asked of each video: every sentence, or one each, in order.
+
+    Args:
+        videos: The videos.
+        sentences: The sentences.
+        pairs: `product` or `zip`.
+
+    Raises:
+        ConfigError: If there is no such way.
+        ArgumentError: If there are not as many sentences as videos, with `zip`.
+    """
+    who = "localize"
+    if check_choice(who, "pairs", pairs, get_args(Pairs)) == "product":
+        return {video: list(dict.fromkeys(sentences)) for video in videos}
+    if len(videos) != len(sentences):
+        expected = f"a sentence for each of {len(videos)} videos"
+        raise ArgumentError(message(who, expected, f"{len(sentences)} sentences"))
+    return {video: [sentence] for video, sentence in zip(videos, sentences, strict=True)}
+
+
+def answer_videos(
+    pipeline: MomentLocalizationPipeline,
+    asked: Mapping[Path, Sequence[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[list[Record]]:
+    """Ask sentences of videos, each of which is read once; yield the answers a video at a time.
+
+    A record has `video`, `sentence`, and `duration`, `moments` and `unknown_words`, or else an
+    `error`. With `out`, records are written there as they come, one a line, and those of an
+    earlier run are not made again, as long as the video is as it was: they are yielded from there.
+    Errors are tried again.
+
+    Args:
+        pipeline: What answers.
+        asked: The sentences that are asked of each video.
+        out: File of JSON lines to make or go on with.
+        settings: What else decides the answers, such as the model: it is part of each record.
+        seed: Seed of the noise of each answer.
+        **options: As for the call of the pipeline: `num_samples`, `top_n`, ...
+
+    Raises:
+        ArgumentError: If a sentence has no word that the model knows, or `out` has answers of other
+            settings.
+        FileError, AnnotationError: If `out` cannot be read or written, or holds something else.
+        TmapdiffError: As the pipeline, of what is no fault of a video.
+    """
+    check_int("answer_videos", "the number of videos", len(asked), at_least=1)
+    sentences = dict.fromkeys(one for several in asked.values() for one in several)
+    pipeline.encode_queries(list(sentences))  # what is wrong with them is wrong with all
+    settings = json.loads(json.dumps({**(settings or {}), "seed": seed}))
+    known = {} if out is None else _resumed(Path(out), settings)
+    for video, several in asked.items():
+        identity = _identity(video)
+        kept = {
+            one: known[str(video), one]
+            for one in several
+            if identity and identity.items() <= known.get((str(video), one), {}).items()
+        }
+        new = [one for one in several if one not in kept]
+        made = _ask(pipeline, video, new, seed, options) if new else []
+        for record in made:
+            record.update(identity or {}, **settings)
+            kept[record["sentence"]] = record
+        if out is not None and made:
+            lines = "".join(json.dumps(one) + "\n" for one in made)
+            failed = f"cannot write {out}"
+            with foreign_errors(FileError, failed), open(out, "a", encoding="utf-8") as file:
+                file.write(lines)
+        yield [kept[one] for one in several]
+
+
+def _ask(
+    pipeline: MomentLocalizationPipeline,
+    video: Path,
+    sentences: Sequence[str],
+    seed: int,
+    options: Mapping[str, Any],
+) -> list[Record]:
+    found: Any = pipeline(
+        video,
+        sentences,
+        # One each: an answer does not depend on what else is asked.
+        generator=[torch.Generator().manual_seed(seed) for _ in sentences],
+        on_error="skip",
+        **options,
+    )
+    records: list[Record] = []
+    for index, sentence in enumerate(sentences):
+        record: Record = {"video": str(video), "sentence": sentence}
+        if found.errors[index] is not None:
+            record["error"] = str(found.errors[index])
+        else:
+            record["duration"] = found.durations[index]
+            record["moments"] = [vars(one) for one in found.moments[index]]
+            record["unknown_words"] = pipeline.unknown_words(sentence)
+        records.append(record)
+    return records
+
+
+def _identity(video: Path) -> dict[str, int] | None:
+    """Tell a file from itself after a change; None of what is not there."""
+    try:
+        status = video.stat()
+    except (OSError, ValueError):
+        return None
+    return {"source_size": status.st_size, "source_mtime_ns": status.st_mtime_ns}
+
+
+def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
+    """Read the answers of an earlier run, and leave those alone in the file."""
+    if not path.exists():
+        return {}
+    known: dict[tuple[str, str], Record] = {}
+    read = 0
+    try:
+        for line, who, record in json_lines(path):
+            if not isinstance(record, dict) or not {"video", "sentence"} <= record.keys():
+                raise AnnotationError(message(who, "an answer of tmapdiff localize", "other JSON"))
+            for name, value in settings.items():
+                if record.get(name) != value:
+                    expected, hint = f"answers with {name} = {value!r}", "Name another file."
+                    raise ArgumentError(message(who, expected, repr(record.get(name)), hint))
+            if "error" not in record:
+                _check_moments(who, record)
+                known[str(record["video"]), str(record["sentence"])] = record
+            read = line
+    except AnnotationError:
+        # Of a run that was killed, the last line may be half written.
+        if not read or read != _count_lines(path):
+            raise
+    with written_beside(path) as new:
+        lines = (json.dumps(one) + "\n" for one in known.values())
+        new.write_text("".join(lines), encoding="utf-8")
+    return known
+
+
+def _check_moments(who: str, record: Record) -> None:
+    moments = field(who, record, "moments")
+    if not isinstance(moments, list):
+        raise AnnotationError(message(who, "moments to be a list", shown(moments)))
+    for one in moments:
+        spread = field(who, one, "spread")
+        for name in ("start", "end", "score", *(["spread"] if spread is not None else [])):
+            number(who, one, name)
+
+
+def _count_lines(path: Path) -> int:
+    with reading(path), path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))

@@ -1,0 +1,201 @@
+"""Features of images in the space of sentences, by two-tower models of transformers."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self, override
+
+from tmapdiff._core.checks import check_choice, foreign_errors, message, require, short, shown
+from tmapdiff._core.files import written_beside
+from tmapdiff._core.transformers_models import load_beside, load_model
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
+from tmapdiff.video.frame_encoder import LARGEST_SIDE, FrameEncoder, Precision, check_image
+
+HF = "hf:"  # before the name of a model of transformers, where timm's have none
+# What `save_pretrained` may write, of either kind.
+FRAME_ENCODER_FILES = re.compile(
+    r"(generation_|preprocessor_|processor_)?config\.json|model[\w.-]*\.(safetensors|json)"
+)
+# By the type that the configuration tells: the image part of models that are more than that.
+_IMAGE_MODELS = {
+    "clip": "CLIPVisionModelWithProjection",
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+}
+_SAVED = "tmapdiff"  # field of a configuration of transformers that has ours
+
+
+class TransformersFrameEncoder(FrameEncoder):
+    """One unit vector per image, in the space of its model's sentences.
+
+    By the image tower of CLIP, SigLIP, or another model of transformers with `get_image_features`.
+    `TransformersTextEncoder` of the same model gives the sentences.
+
+    Args:
+        model: Folder, name on the hub, or a model of transformers.
+        image_processor: Folder, name or image processor of transformers; that of `model`, if None.
+        mixed_precision: Arithmetic, by autocast; by default as saved, else none. The features are
+            float32 all the same.
+        device: Where to compute.
+
+    Shape:
+        - frames: (B, 3, height, width), as `preprocess` makes them
+        - returns: (B, feature_dim) float32, on the frames' own device
+
+    Raises:
+        MissingDependencyError: If transformers is not installed.
+        CheckpointError: If model or processor cannot be loaded, for example without a network.
+        SizeLimitError: If a text in the folder takes more memory than it may.
+        ArgumentError: If a model comes without `image_processor`.
+        ConfigError: If it is no model of images and texts in one space, takes pictures of more
+            sizes than one, or there is no such precision.
+        ShapeError: If the frames have another shape, in the call.
+
+    Example:
+        >>> encoder = TransformersFrameEncoder("openai/clip-vit-base-patch32")  # doctest: +SKIP
+        >>> encoder.encode(images).shape  # doctest: +SKIP
+        torch.Size([26, 512])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        image_processor: Any = None,
+        *,
+        mixed_precision: Precision | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        nn.Module.__init__(self)
+        who = type(self).__name__
+        require("transformers", extra="text", purpose=who)
+        if image_processor is None:
+            if not isinstance(model, str | os.PathLike):
+                raise ArgumentError(message(who, "an image_processor beside a model", "none"))
+            image_processor = model
+        name: str = type(model).__name__
+        saved: Any = {}
+        if isinstance(model, str | os.PathLike):
+            name = os.fspath(model)
+            model = load_model(who, name, _IMAGE_MODELS)
+            saved = getattr(model.config, _SAVED, {})
+            if not os.path.isdir(name):
+                self.arguments = {"model_name": f"{HF}{name}"}
+        if isinstance(image_processor, str | os.PathLike):
+            place = os.fspath(image_processor)
+            image_processor = load_beside(who, place, "image processor", "AutoImageProcessor")
+        if not isinstance(saved, dict):
+            raise CheckpointError(message(who, f"{_SAVED} of {name} to be an object", shown(saved)))
+        self.model_name = name
+        self.description = short(str(saved.get("description", f"transformers {name}")))
+        precision = mixed_precision or saved.get("mixed_precision", "no")
+        self.mixed_precision = check_choice(who, "mixed_precision", precision, get_args(Precision))
+        with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
+            preprocess = _TransformersPreprocessor(who, image_processor)
+            self._set_up(model.to(device), preprocess)
+        self._processor = preprocess.processor
+
+    @override
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        saved = {"description": self.description, "mixed_precision": self.mixed_precision}
+        setattr(self.model.config, _SAVED, saved)
+        with written_beside(save_directory, replaces={"": FRAME_ENCODER_FILES}) as folder:
+            self.model.save_pretrained(folder)
+            self._processor.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+    ) -> Self:
+        """Make an encoder of a `folder`, as the constructor does."""
+        return cls(os.fspath(folder), device=device)
+
+    @override
+    def _vectors(self, frames: Tensor) -> Tensor:
+        if hasattr(self.model, "get_image_features"):
+            found = self.model.get_image_features(pixel_values=frames)
+        elif self.model.config.model_type in _IMAGE_MODELS:
+            found = self.model(pixel_values=frames)
+        else:
+            expected = "a model of images and texts in one space"
+            raise ConfigError(message(type(self).__name__, expected, self.description))
+        if not isinstance(found, Tensor):  # of a tower, or since transformers 5
+            pooled = getattr(found, "image_embeds", None)
+            found = found.pooler_output if pooled is None else pooled
+        # In float32: squares of half precision overflow.
+        return nn.functional.normalize(found.float(), dim=-1)
+
+
+def load_frame_encoder(
+    folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> FrameEncoder:
+    """Read what `save_pretrained` of a frame encoder wrote, whichever it was.
+
+    Args:
+        folder: Where it is.
+        device: Where to compute.
+
+    Raises:
+        CheckpointError: If there is no such encoder, it is damaged, or its weights do not fit.
+        MissingDependencyError, ConfigError: As `TransformersFrameEncoder`.
+    """
+    has_processor = (Path(folder) / "preprocessor_config.json").is_file()
+    kind = TransformersFrameEncoder if has_processor else FrameEncoder
+    return kind.from_pretrained(folder, device=device)
+
+
+class _TransformersPreprocessor:
+    """Turns an image into a model's input: transformers' own processor."""
+
+    def __init__(self, who: str, processor: Any) -> None:
+        self.processor = processor
+        stated = json.loads(processor.to_json_string())
+        self.config = {name: stated.get(name) for name in _PROCESSING}
+        numbers = [*_numbers(stated)]
+        if not all(abs(one) <= LARGEST_SIDE for one in numbers):
+            got = f"{max(numbers, key=abs):g} in its configuration"
+            raise CheckpointError(
+                message(who, f"an image processor of at most {LARGEST_SIDE}", got)
+            )
+        wide, high = (self(np.zeros(size, np.uint8)) for size in ((9, 16, 3), (16, 9, 3)))
+        if wide.shape != high.shape or wide.dim() != 3:
+            expected = "an image processor that makes pictures of one size"
+            got = f"{tuple(wide.shape)} and {tuple(high.shape)}"
+            hint = "Of SigLIP 2, take one of one size: google/siglip2-base-patch16-224."
+            raise ConfigError(message(who, expected, got, hint))
+        self.input_size: tuple[int, int, int] = tuple(wide.shape)  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"TransformersPreprocessor({self.config!r})"
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        check_image("TransformersFrameEncoder", image)
+        # A height of 3 would pass for the channels.
+        made = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")
+        frame: Tensor = made["pixel_values"][0]
+        return frame
+
+
+def _numbers(config: Any) -> Iterator[float]:
+    """Find all numbers of a configuration."""
+    if isinstance(config, Mapping):
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for one in config:
+            yield from _numbers(one)
+    elif isinstance(config, int | float):
+        yield config
+
+
+# Of transformers: what decides the pixels.
+_PROCESSING = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale"),
+    *("rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+)
