@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.recipes import LocalizationData, Recipe, evaluate_control
@@ -228,3 +229,27 @@ def test_features_that_are_not_finite_name_the_video(run, corpus, tmp_path):
     found = run("train", *QUICK, *data, "--output", tmp_path / "run")
     assert (found.code, found.err.count("\n")) == (1, 1), found.err
     assert "'two'" in found.err
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("model", ["similarity", "deterministic"])
+def test_sentences_come_from_a_text_encoder(model, run, passes, tmp_path):
+    data = LocalizationData.make_up()
+    words = {word for pair in (*data.train, *data.test) for word in pair.query.lower().split()}
+    width = data.store.feature_dim
+    tiny_text_encoder(sorted(words), width).save_pretrained(tmp_path / "text")
+    options = ["--preset", "aligned", "--model", model, "--epochs", 1, "--limit", 8, "--json"]
+    options += ["--text-encoder", tmp_path / "text", "--output", tmp_path / "run"]
+    found = passes("train", *options)
+    saved = MomentLocalizationPipeline.from_pretrained(tmp_path / "run/pipeline")
+    assert saved.vocabulary is None
+    assert saved.localizer.encoder.config.text_channels == width
+    assert ("fitted" in found.err) == (model == "similarity")
+    again = passes("evaluate", tmp_path / "run/pipeline", "--limit", 8, "--json")
+    assert again.document["rows"]["steps 1"] == found.document["rows"]["EMA weights, steps 1"]
+    # The vectors are of the clips' space, or refused.
+    tiny_text_encoder(sorted(words), width + 2).save_pretrained(tmp_path / "other")
+    options[-3] = tmp_path / "other"
+    refused = run("train", *options, "--overwrite")
+    assert refused.code == 1
+    assert f"{width}" in refused.err

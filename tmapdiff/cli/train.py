@@ -19,6 +19,8 @@ tmapdiff train --preset nano --output runs/first
 tmapdiff train --root charades --features timeline --preset best
 tmapdiff train --root charades --features vgg16.h5 --preset base --holdout 0.1 --steps 1 --steps 5
 tmapdiff train --root didemo --features average_fc7.h5
+tmapdiff train --root qvhighlights --features clip.h5 --preset aligned \\
+    --text-encoder openai/clip-vit-base-patch32 --protocol qvhighlights
 tmapdiff train --train train.jsonl --test val.jsonl --features clip/ --features slowfast/ \\
     --seconds-per-feature 2 --clip-seconds 4
 """
@@ -114,11 +116,21 @@ def train(
             "pipeline to take videos. [default: what the feature store says]",
         ),
     ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Text encoder of transformers, its folder or its name on the hub, for the vector "
+            "of each sentence; for --preset aligned and --model similarity the one whose space the "
+            "features share. [default: words are learned]",
+        ),
+    ] = None,
     model: Annotated[
-        Literal["diffusion", "deterministic", "ms2dtan", "prior", "oracle"],
+        Literal["diffusion", "deterministic", "ms2dtan", "similarity", "prior", "oracle"],
         typer.Option(
             help="What to train, or a control: the same decoder as a plain regressor, the "
-            "baseline, the best constant answer, or the true maps."
+            "baseline, the few numbers that weigh similarities of clips and sentence, the best "
+            "constant answer, or the true maps."
         ),
     ] = "diffusion",
     steps: options.SeveralStepsOption = None,
@@ -163,11 +175,12 @@ def train(
         "--deterministic": training_options.deterministic,
         "--checkpoint-minutes": training_options.checkpoint_minutes,
     }
-    no_decoder = untrained or model == "ms2dtan"
+    no_decoder = untrained or model in ("ms2dtan", "similarity")
     options.refuse_idle(
         *((name, value and untrained, "a model to train") for name, value in of_training.items()),
         ("--test", test is not None and made_up, "--train or --root"),
         ("--frame-encoder", frame_encoder and (simulated or untrained), "features of videos"),
+        ("--text-encoder", text_encoder and untrained, "a model to train"),
         ("--decoder", recipe_options.decoder and no_decoder, "a model with such a decoder"),
         ("--steps", steps and model != "diffusion", "--model diffusion"),
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
@@ -207,10 +220,20 @@ def train(
             **vars(recipe_options),
         )
         data = data_options.load(train_place, test_place, holdout)
+        sentences = None
+        if text_encoder is not None:
+            from tmapdiff.models import TransformersTextEncoder
+
+            sentences = TransformersTextEncoder(text_encoder)
+            data = data.encode_queries(sentences)
         out.line(str(data))
         if output is None:
             sources = {**vars(data_options), "train": train_place, "test": test_place}
-            sources |= {"holdout": holdout, "features": data_options.features or None}
+            sources |= {
+                "holdout": holdout,
+                "text_encoder": text_encoder,
+                "features": data_options.features or None,
+            }
             if data_options.test_split == "test":
                 del sources["test_split"]
             output = recipe.default_folder(data.name, sources, model if untrained else None)
@@ -240,7 +263,7 @@ def train(
         if not is_main_process():
             return
         if trained is not None:
-            trained.make_pipeline(match).save_pretrained(output / "pipeline")
+            trained.make_pipeline(match, sentences).save_pretrained(output / "pipeline")
         if match is not None:
             out.line(match.remark)
         details = {"seed": seed, "seconds": time.perf_counter() - began, **asked}

@@ -30,7 +30,9 @@ from tmapdiff.data.charades import TIMELINE, check_charades_actions
 from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation import Protocol
 from tmapdiff.maps import MapGrid
+from tmapdiff.models import TransformersTextEncoder
 
+_ENCODED_AT_ONCE = 256  # sentences: together each takes as much as the longest
 HOLDOUT_SEED = 0  # The same videos are held out whatever the seed of a training.
 
 
@@ -165,6 +167,22 @@ class LocalizationData:
             protocol,
             files={part: source.path for part, source in sources.items()},
         )
+
+    def encode_queries(self, encoder: TransformersTextEncoder) -> Self:
+        """Let a text encoder make the features of all queries: a vector a sentence, as one word.
+
+        Args:
+            encoder: The text encoder.
+
+        Raises:
+            ArgumentError, CheckpointError: As `TransformersTextEncoder`.
+        """
+        queries = list(dict.fromkeys(pair.query for pair in (*self.train, *self.test)))
+        features: dict[str, Tensor] = {}
+        for start in range(0, len(queries), _ENCODED_AT_ONCE):
+            part = queries[start : start + _ENCODED_AT_ONCE]
+            features.update(zip(part, encoder(part).sentences[:, None], strict=True))
+        return replace(self, word_features=features)
 
     def hold_out(self, fraction: float) -> Self:
         """Evaluate on a share of the training videos instead, 0 < `fraction` < 1; the same always.

@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch.utils.data import DataLoader
 
 from tmapdiff._core.checks import check_choice, check_int, check_range, message
-from tmapdiff.data import SEGMENT_SECONDS, MomentDataset, Vocabulary, load_glove
+from tmapdiff.data import (
+    SEGMENT_SECONDS,
+    MomentDataset,
+    Vocabulary,
+    collate_moments,
+    load_glove,
+)
 from tmapdiff.errors import ArgumentError, ConfigError, FileError
 from tmapdiff.evaluation import Protocol
-from tmapdiff.models import MapLocalizer, MomentLocalizer
+from tmapdiff.models import (
+    MapLocalizer,
+    MomentLocalizer,
+    SimilarityLocalizer,
+    TransformersTextEncoder,
+)
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.presets import DECODERS, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData
@@ -38,8 +50,8 @@ class Recipe:
 
     Attributes:
         preset: Name of the preset.
-        model: What to train: the diffusion model, the same decoder as a plain regressor, or the
-            baseline.
+        model: What to train: the diffusion model, the same decoder as a plain regressor, the
+            baseline, or the few numbers of `SimilarityLocalizer`, which are fitted.
         decoder: Name of a decoder of Table 3. Defaults to the preset's.
         objective: What is learned. Defaults to the model's.
         glove: Text file of GloVe vectors. By default, words are learned.
@@ -220,6 +232,10 @@ class Recipe:
         train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
         width = data.store.feature_dim
         model = self.build(options["vocabulary"], width, data.protocol, say, data.text_channels)
+        if isinstance(model, SimilarityLocalizer):
+            loss = model.fit(DataLoader(train_set, config.batch_size, collate_fn=collate_moments))
+            say(f"fitted {model.weight.numel()} numbers: loss {loss:.3f}")
+            return TrainedLocalizer(model.eval(), model, train_set, test_set, None)
         if isinstance(model, MomentLocalizer):
             for count in steps:
                 model.scheduler.set_timesteps(count)
@@ -249,7 +265,7 @@ class TrainedLocalizer:
         raw_model: With the weights of the last step.
         train_set: What it was trained on.
         test_set: What to evaluate it on.
-        accelerator: The `accelerate.Accelerator` that it was trained with.
+        accelerator: The `accelerate.Accelerator` that it was trained with; None, if it was fitted.
     """
 
     model: MapLocalizer
@@ -258,11 +274,16 @@ class TrainedLocalizer:
     test_set: MomentDataset
     accelerator: Any = field(repr=False)
 
-    def make_pipeline(self, match: EncoderMatch | None = None) -> MomentLocalizationPipeline:
+    def make_pipeline(
+        self,
+        match: EncoderMatch | None = None,
+        text_encoder: TransformersTextEncoder | None = None,
+    ) -> MomentLocalizationPipeline:
         """Make a pipeline of the model.
 
         Args:
             match: The frame encoder of its features, for a pipeline that takes videos.
+            text_encoder: What made the features of its queries, if words are no indices.
         """
         rate = self.test_set.store.seconds_per_feature
         encoder = None if match is None else match.encoder
@@ -270,6 +291,8 @@ class TrainedLocalizer:
             self.model,
             self.test_set.vocabulary,
             frame_encoder=encoder,
+            text_encoder=text_encoder,
+            text_features="sentence" if text_encoder else None,
             fps=match.fps if match and encoder else rate and 1 / rate,
             clip_seconds=self.test_set.clip_seconds,
             durations=[item.duration for item in self.train_set.annotations],
