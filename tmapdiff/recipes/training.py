@@ -84,9 +84,16 @@ class Recipe:
         check_int("Recipe", "seed", self.seed, at_least=0)
 
     def preset_for(self, protocol: Protocol) -> Preset:
-        """Return the preset, with the grid that `protocol` asks for."""
+        """Return the preset, with the grid that `protocol` and the model ask for."""
         preset = PRESETS[self.preset]
-        return replace(preset, grid=DIDEMO_GRID) if protocol == "didemo" else preset
+        if protocol == "didemo":
+            return replace(preset, grid=DIDEMO_GRID)
+        if self.model == "similarity":
+            # Without a decoder candidates are cheap: they begin and end at any feature.
+            grid, each = dict(preset.grid), preset.encoder.get("features_per_clip", 1)
+            grid |= {name: each * grid[name] for name in ("num_clips", "num_anchors")}
+            return replace(preset, grid=grid, encoder={**preset.encoder, "features_per_clip": 1})
+        return preset
 
     def default_folder(
         self, data: str, sources: Mapping[str, Any], control: str | None = None
