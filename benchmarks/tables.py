@@ -18,7 +18,8 @@ simulated from its action annotations, and DiDeMo's videos are made up.
 
 Table "qvhighlights" is of real videos, described by captions that a model wrote of their frames.
 Its folder holds the annotations of val, to train on, and of test; `captions.h5`, a sentence
-embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`.
+embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`. Table
+"qvhighlights-parts" compares parts of the aligned encoder, as a deterministic twin.
 
     python benchmarks/tables.py --table target --data path/to/charades --preset best --tune 6
     python benchmarks/tables.py --table target --data path/to/charades --preset best --tuned FILE
@@ -85,7 +86,9 @@ QVHIGHLIGHTS_SPACE: dict[str, tuple[Any, ...]] = {
 ENCODER_SETTINGS = ("dropout", "channels")  # the others are fields of `TrainingConfig`
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 QVHIGHLIGHTS = "qvhighlights"
-DATA_SETS = {"2": "didemo", QVHIGHLIGHTS: QVHIGHLIGHTS}  # of tables that are not of Charades-STA
+PARTS = "qvhighlights-parts"
+# Of tables that are not of Charades-STA.
+DATA_SETS = {"2": "didemo", QVHIGHLIGHTS: QVHIGHLIGHTS, PARTS: QVHIGHLIGHTS}
 TARGET, STEPS = "target", "steps"
 OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
 QVHIGHLIGHTS_METRICS = (
@@ -127,9 +130,17 @@ class Row:
         if not self.is_trained:
             return self.model if self.fitted else f"{self.model}-as-made"
         changes = sorted((self.decoder | self.encoder | self.settings).items())
-        changed = [f"{key}={value}" for key, value in changes]
+        changed = [
+            f"{key}={'+'.join(value) if isinstance(value, list) else value}"
+            for key, value in changes
+        ]
         measured = ["budgets"] if self.budgets else []
         return "_".join([self.model, self.objective, *changed, *measured])
+
+
+def _twin_with(label: str, *parts: str) -> Row:
+    encoder = {"aligned_parts": list(parts), "map_layer": "max-pool"} if parts else {}
+    return Row(label, model="deterministic", objective="mse-rescaled", encoder=encoder)
 
 
 # Of the paper's own numbers, those of Table 1 on I3D features are known here: MS-2D-TAN's from its
@@ -177,6 +188,16 @@ TABLES = {
         Row("deterministic twin", model="deterministic", objective="mse-rescaled"),
         Row("diffusion", objective="mse-rescaled"),
         Row("oracle (the grid's bound)", model="oracle"),
+    ],
+    PARTS: [
+        _twin_with("learned", "learned"),
+        _twin_with("product", "product"),
+        _twin_with("contrasts", "sentence"),
+        _twin_with("sequence", "sequence"),
+        _twin_with("contrasts, sequence (the preset)"),
+        _twin_with("... and the metric", "sentence", "sequence", "metric"),
+        _twin_with("... and the product", "sentence", "sequence", "product"),
+        _twin_with("... and what is learned", "sentence", "sequence", "learned"),
     ],
 }
 
