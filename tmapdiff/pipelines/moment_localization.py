@@ -99,7 +99,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             every video equally.
         text_features: What the `text_encoder` gives of a sentence: its `tokens`, or the whole
             `sentence` as one word. Defaults to what fits the model's channels, to tokens where both
-            do, and to the sentence of a `SimilarityLocalizer` that compares no words.
+            do, and to the sentence of a `SimilarityLocalizer` that compares no words. Where both
+            fit a model with `aligned`, it has to be said.
         durations: Seconds that the videos of training lasted, or the shortest, the median and the
             longest of them, which are kept. Without `clip_seconds`, a video longer than all of them
             is searched in overlapping windows as long as the median. By default every video is
@@ -873,6 +874,10 @@ def _misfit_of_text(
     if channels not in given.values():
         got = " and ".join(f"{number} of {kind}" for kind, number in given.items())
         return f"a text_encoder that gives {channels} channels", got
+    if getattr(encoder, "aligned", False) and [*given.values()].count(channels) > 1:
+        # Of CLIP and SigLIP, only the sentences are in the space of the pictures.
+        expected = "text_features, 'tokens' or 'sentence', whichever the model was trained with"
+        return expected, f"none, and {channels} channels of both"
     if vocabulary is not None:
         return "no vocabulary, as the model reads features of a text_encoder", repr(vocabulary)
     return None
