@@ -166,6 +166,9 @@ class SimilarityLocalizer(MapLocalizer):
     over the candidate, over its length to the power 0.3. `fit` finds better ones, and a temperature
     for the confidence, on a few hundred queries.
 
+    Every moment of up to 32 clips is a candidate of the default grid; longer ones go by two clips.
+    Of up to 2,048 candidates, tables are kept from call to call: larger grids take longer.
+
     Args:
         clip_channels: Channels of the features, of clips and of words.
         num_clips: Clips of the finest scale.
