@@ -111,7 +111,8 @@ class Preset:
     def build_similarity(self, *, clip_channels: int, **model: Any) -> SimilarityLocalizer:
         """Make the localizer without a decoder, on this grid.
 
-        `**model` are fields of `SimilarityLocalizer` to change, for example `spaces`.
+        `clip_channels` are those of the features, `**model` fields of `SimilarityLocalizer` to
+        change, for example `spaces`.
 
         Raises:
             ArgumentError, ConfigError: If a size is out of range or a field unknown.

@@ -171,12 +171,14 @@ def test_highlights_and_the_consensus_of_didemo_are_scored(passes, tmp_path):
               "pred_saliency_scores": [0.1, 0.9, 0.2]}  # fmt: skip
     (tmp_path / "test.jsonl").write_text(json.dumps(query))
     (tmp_path / "answers.jsonl").write_text(json.dumps(answer))
-    options = ["--test", tmp_path / "test.jsonl", "--protocol", "qvhighlights"]
-    found = passes("score", tmp_path / "answers.jsonl", *options)
+    options = ["--test", tmp_path / "test.jsonl", "--protocol", "qvhighlights", "--json"]
+    found = passes("score", tmp_path / "answers.jsonl", *options).document
     # IoU 1/2 counts. Two of three annotators find the last clip very good, the third none.
-    assert found.out.splitlines()[-2].split()[1:] == [
-        "100.00", "0.00", "100.00", "0.00", "10.00", "10.00", "22.22", "0.00",
-    ]  # fmt: skip
+    names = ["R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP"]
+    assert [found[f"MR-full-{name}"] for name in names] == [100, 0, 100, 0, 10]
+    assert found["MR-short-mAP"] == 10
+    assert found["HL-min-VeryGood-mAP"] == pytest.approx(200 / 9)
+    assert found["HL-min-VeryGood-Hit1"] == 0
     record = {"annotation_id": 0, "video": "v", "description": "a dog", "num_segments": 6,
               "times": [[0, 0], [1, 1], [1, 1], [1, 1]]}  # fmt: skip
     (tmp_path / "test_data.json").write_text(json.dumps([record]))

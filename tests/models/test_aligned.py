@@ -309,7 +309,8 @@ def test_what_shares_no_space_is_refused(
 def test_a_pipeline_encodes_an_aligned_video_once() -> None:
     fields = {"text_channels": 16, "vocabulary_size": None, "clip_channels": 16, "aligned": True}
     model = make_localizer(encoder=fields)
-    pipe = make_pipe(model, vocabulary=None, text_encoder=tiny_text_encoder(WORDS))
+    parts = {"text_encoder": tiny_text_encoder(WORDS), "text_features": "tokens"}
+    pipe = make_pipe(model, vocabulary=None, **parts)
     video = make_features(30, channels=16)
     together = pipe(video, QUERIES, generator=seeds(3))
     for row, query in enumerate(QUERIES):

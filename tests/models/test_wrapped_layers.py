@@ -75,17 +75,22 @@ def words_of(model: MapLocalizer) -> tuple[Tensor, Tensor]:
     return features if is_aligned else words, torch.tensor([3, 2])
 
 
+def clips_of(model: MapLocalizer) -> Tensor:
+    return draw(2, model.grid.num_clips * model.encoder.config.features_per_clip, 6)
+
+
 def loss_of(model: MapLocalizer) -> Tensor:
-    clips, ends = model.grid.num_clips, torch.tensor([[1.0, 5.0], [2.0, 6.0]])
+    ends = torch.tensor([[1.0, 5.0], [2.0, 6.0]])
     words, num_words = words_of(model)
     seed = torch.Generator().manual_seed(0)
-    return model.loss(draw(2, clips, 6), words, num_words, ends, torch.ones(2), generator=seed)
+    features = clips_of(model)
+    return model.loss(features, words, num_words, ends, torch.ones(2), generator=seed)
 
 
 def maps_of(model: MapLocalizer) -> Tensor:
     words, num_words = words_of(model)
     seed = {"generator": torch.Generator().manual_seed(0)} if model.is_generative else {}
-    return model.predict_maps(draw(2, model.grid.num_clips, 6), words, num_words, **seed)
+    return model.predict_maps(clips_of(model), words, num_words, **seed)
 
 
 def assert_all_are_called(model: MapLocalizer, what: str) -> None:

@@ -246,7 +246,10 @@ class LocalizationData:
         clip_seconds: float | None = None,
         features_per_clip: int = 1,
     ) -> MomentDataset:
-        """Make the data set to evaluate on, whole videos; with arguments as `make_train_set`."""
+        """Make the data set to evaluate on, whole videos.
+
+        `grid`, `vocabulary`, `clip_seconds` and `features_per_clip` are as for `make_train_set`.
+        """
         return make_test_set(
             self.test,
             self.store,

@@ -197,7 +197,7 @@ class Recipe:
         return model
 
     def set_options(self, data: LocalizationData) -> dict[str, Any]:
-        """Return the arguments of `data.make_train_set` and `make_test_set` that fit the preset."""
+        """Return the arguments of `make_train_set` and `make_test_set` of `data` for the preset."""
         preset = self.preset_for(data.protocol)
         return {
             "grid": preset.make_grid(),
