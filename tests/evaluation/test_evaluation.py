@@ -308,7 +308,7 @@ def test_saliency_is_read_off_the_maps(model, dataset, whole_videos):
         assert len(prediction.saliency) == int(sample.annotation.duration / 2)
 
 
-def test_highlights_of_true_maps_are_in_the_true_moments(model, dataset):
+def test_highlights_of_true_maps_are_in_the_true_moments(model, dataset, tmp_path):
     truth = twin(Truth, model)
     truth.dataset = dataset
     found = evaluate(truth, dataset, protocol="qvhighlights")
@@ -320,6 +320,10 @@ def test_highlights_of_true_maps_are_in_the_true_moments(model, dataset):
         rated.append(replace(item, saliency=tuple((4.0 * one,) for one in inside)))
     annotations = AnnotationSet(rated)
     metrics = evaluate_predictions(found.predictions, annotations, protocol="qvhighlights")
+    write_submission(found.predictions, tmp_path / "answers.jsonl")
+    read = read_submission(tmp_path / "answers.jsonl")
+    again = evaluate_predictions(read, annotations, protocol="qvhighlights")
+    assert again == pytest.approx(metrics, abs=1e-9)
     # The grid's clips are longer than 2 s, and their ends others.
     assert metrics["HL-min-VeryGood-Hit1"] > 75
     assert metrics["HL-min-VeryGood-mAP"] > 75

@@ -57,10 +57,10 @@ class Prediction:
             _WINDOWS: [
                 # Seconds to a tenth of a millisecond, rounded down: the end must not lie after the
                 # video's. Scores may be small, and must not be tied.
-                [_round_down(start), _round_down(end), _six_digits(score)]
+                [_round_down(start), _round_down(end), float(f"{score:.6g}")]
                 for start, end, score in self.windows
             ],
-            **({} if self.saliency is None else {_SALIENCY: [*map(_six_digits, self.saliency)]}),
+            **({} if self.saliency is None else {_SALIENCY: list(self.saliency)}),
         }
 
 
@@ -117,10 +117,6 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
 def _round_down(seconds: float) -> float:
     rounded = round(seconds, 4)
     return rounded if rounded <= seconds else round(rounded - 1e-4, 4)
-
-
-def _six_digits(score: float) -> float:
-    return float(f"{score:.6g}")
 
 
 def _window(who: str, value: Any) -> tuple[float, float, float]:
