@@ -11,7 +11,12 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits_fast import Tables, response_of, tables_of
+from tmapdiff.maps.expected_hits_fast import (
+    CandidateBlocks,
+    response_of,
+    rows_at_once,
+    tables_of,
+)
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
 
 _FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
@@ -251,9 +256,8 @@ def candidate_likelihoods(
 ) -> Tensor:
     """Find how likely each candidate is the answer: `deconvolve_map` of maps that list them.
 
-    It is what `rank_candidates_by_expected_hits` reads moments off, with the same tables. Takes
-    candidates and scores as `rank_candidates` does; `target` and `num_iterations` are as for
-    `rank_by_expected_hits`.
+    It is what `rank_candidates_by_expected_hits` reads moments off. Takes candidates and scores as
+    `rank_candidates` does; `target` and `num_iterations` are as for `rank_by_expected_hits`.
 
     Shape:
         - candidates: (M, 2)
@@ -273,9 +277,8 @@ def candidate_likelihoods(
     found = torch.empty_like(scores)
     # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
-        for part, likelihood, _ in _likelihoods(tables, scores, num_iterations):
-            blocks = tables.blocks
+        response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
+        for part, likelihood, _ in _likelihoods(response, blocks, scores, num_iterations):
             found[part] = likelihood if blocks is None else likelihood[:, blocks.places]
     return found
 
@@ -312,7 +315,9 @@ def _rank(
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
         blocks, first = tables.blocks, None
-        for part, likelihood, valid in _likelihoods(tables, scores, num_iterations):
+        for part, likelihood, valid in _likelihoods(
+            tables.response, blocks, scores, num_iterations
+        ):
             if temperature != 1:
                 likelihood = _temper(likelihood, temperature)
             if highest_first:
@@ -334,11 +339,10 @@ def _check_deconvolution(who: str, target: object, num_iterations: int) -> None:
 
 
 def _likelihoods(
-    tables: Tables, scores: Tensor, num_iterations: int
+    response: Table, blocks: CandidateBlocks | None, scores: Tensor, num_iterations: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Give, for some rows at a time, likelihoods and candidates, in the places of `tables`."""
-    blocks, response = tables.blocks, tables.response
-    rows = max(1, tables.numbers_at_once // scores.shape[1])
+    """Give, for some rows at a time, likelihoods and candidates, in the places of `blocks`."""
+    rows = rows_at_once(scores)
     for first in range(0, len(scores), rows):
         part = slice(first, first + rows)
         own = scores[part] if blocks is None else blocks.spread(scores[part])

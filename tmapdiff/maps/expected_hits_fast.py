@@ -172,6 +172,12 @@ def _may_wait(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def rows_at_once(scores: Tensor) -> int:
+    """Count the rows of scores, (B, M), that are best read at once."""
+    numbers = _CACHED_ROWS if _may_wait(scores) else _LARGEST_TABLE
+    return max(1, numbers // scores.shape[1])
+
+
 @dataclass(frozen=True)
 class CandidateBlocks:
     """Candidates as equal blocks of starts.
@@ -262,11 +268,6 @@ class Tables:
     layers: tuple[Layer, ...]
     width: float
     blocks: CandidateBlocks | None = None
-
-    @property
-    def numbers_at_once(self) -> int:
-        """Numbers of queries x candidates that are best computed at once."""
-        return _CACHED_ROWS if self.layers else _LARGEST_TABLE
 
     def cover(
         self, likelihood: Tensor, valid: Tensor, top_n: int, first: Tensor | None = None
