@@ -1,8 +1,5 @@
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import (
     Inputs,
@@ -22,12 +19,7 @@ from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.maps import MapGrid
 from tmapdiff.maps.contrasts import CONTRASTS, cell_means, contrast_features
 from tmapdiff.models import MS2DTAN, MultimodalEncoder
-from tmapdiff.models.aligned import (
-    AlignedFusion,
-    SequenceEncoder,
-    Similarities,
-    average_alike,
-)
+from tmapdiff.models.aligned import AlignedFusion
 
 FIELDS = {**WORDS_FIELDS, "vocabulary_size": None, "clip_channels": 5, "text_channels": 5}
 ALL = ("sentence", "words", "metric", "sequence", "product", "learned")
@@ -75,72 +67,6 @@ class TestAlignedEncoder(MaskedContract, EagerContract):
 
     def valid_outputs(self) -> list[Tensor]:
         return [triangle(8, 3), triangle(4, 3)]
-
-
-def test_similarities_are_the_cosines_of_each_space() -> None:
-    similarities = randomize_(Similarities(5, (3, 2), words=True, metric=True))
-    rows, words = draw(3, 7, 5), draw(3, 5, 5, seed=1)
-    query = similarities.embed_query(words, NUM_WORDS)
-    found = similarities(similarities.embed(rows), query)
-    assert found.shape == (3, similarities.num_similarities, 7)
-    for sample, length in enumerate(NUM_WORDS.tolist()):
-        own = words[sample, :length]
-        for place, space in enumerate((slice(0, 3), slice(3, 5))):
-            each = torch.stack(
-                [F.cosine_similarity(rows[sample][:, space], word[space][None]) for word in own]
-            )
-            sentence = own.mean(0)[None, space]
-            of_sentence = F.cosine_similarity(rows[sample][:, space], sentence)
-            assert_close(found[sample, place], of_sentence)
-            assert_close(found[sample, 2 + place], each.amax(0))
-            assert_close(found[sample, 4 + place], each.mean(0))
-    unit, sentence = similarities.embed(rows), query.sentence
-    down, up = (layer.weight for layer in similarities.of_rows)
-    other_down, other_up = (layer.weight for layer in similarities.of_query)
-    moved = sentence + sentence @ other_down.T @ other_up.T
-    learned = torch.einsum("btc,bc->bt", unit + unit @ down.T @ up.T, moved) / 2
-    assert_close(found[:, 6], learned)
-
-
-def test_the_learned_metric_begins_as_the_mean_of_the_cosines() -> None:
-    similarities = Similarities(5, (3, 2), metric=True)
-    query = similarities.embed_query(draw(3, 5, 5), NUM_WORDS)
-    found = similarities(similarities.embed(draw(3, 7, 5, seed=1)), query)
-    assert_close(found[:, 2], found[:, :2].mean(1))
-
-
-def inside_of(*counts: int) -> Tensor:
-    return torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-
-
-def test_similarities_are_averaged_over_rows_that_are_alike_and_near() -> None:
-    inside = inside_of(7, 4)
-    rows = F.normalize(draw(2, 7, 4, dtype=torch.float64), dim=-1) * inside[..., None]
-    similarities = draw(2, 3, 7, seed=1, dtype=torch.float64)
-    found = average_alike(rows, similarities, inside)
-    for sample, count in enumerate((7, 4)):
-        for row in range(count):
-            weights = [
-                math.exp((float(rows[sample, row] @ rows[sample, one]) - 1) / 0.1)
-                * math.exp(-abs(row - one) / 6)
-                for one in range(count)
-            ]
-            weight = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-            assert_close(found[sample, :, row], similarities[sample, :, :count] @ weight)
-
-
-def test_a_sequence_reads_nothing_after_its_video() -> None:
-    encoder = randomize_(SequenceEncoder(2, 8)).eval()
-    inside = inside_of(9, 6)
-    rows = F.normalize(draw(2, 9, 4), dim=-1) * inside[..., None]
-    similarities = draw(2, 2, 9, seed=1)
-    found = encoder(rows, similarities, inside)
-    assert_close(found[1:, :6], encoder(rows[1:, :6], similarities[1:, :, :6]))
-    assert not found[1, 6:].any()
-    poisoned = similarities.masked_fill(~inside[:, None], torch.nan)
-    assert_same(encoder(rows, poisoned, inside), found)
-    # Standardised similarities alone would not tell a video that fits from one that does not.
-    assert not torch.allclose(encoder(rows, similarities + 1, inside), found)
 
 
 def test_padding_of_words_is_not_read() -> None:

@@ -26,14 +26,8 @@ from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import MapModel
-from tmapdiff.models.aligned import (
-    AlignedFusion,
-    AlignedPart,
-    AlignedQuery,
-    check_aligned,
-    check_num_words,
-    check_parts,
-)
+from tmapdiff.models.aligned import AlignedFusion, AlignedPart, check_parts
+from tmapdiff.models.aligned_similarities import AlignedQuery, check_aligned, check_num_words
 from tmapdiff.models.lstm import PaddedLSTM
 
 PADDING, UNKNOWN = 0, 1  # indices of the padding word and of words not in the vocabulary

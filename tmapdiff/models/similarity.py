@@ -24,7 +24,8 @@ from tmapdiff.maps.contrasts import (
 )
 from tmapdiff.maps.expected_hits import expect_map
 from tmapdiff.models._base import MapModel, answering
-from tmapdiff.models.aligned import Similarities, average_alike, check_aligned
+from tmapdiff.models.aligned_sequence import average_alike
+from tmapdiff.models.aligned_similarities import Similarities, check_aligned
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"

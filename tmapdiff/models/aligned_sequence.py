@@ -1,0 +1,77 @@
+"""The course of a video, and of its similarities to a query, by convolutions along it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmapdiff.layers._modules import dtype_of, module_list
+from tmapdiff.maps.contrasts import REACHES, change_of
+
+_DILATIONS = (1, 2, 4)
+_NEAR_ROWS, _ALIKE = 6.0, 0.1
+_SMALLEST_DEVIATION = 1e-3
+_SMALLEST_NORM = 1e-12
+
+
+class SequenceEncoder(nn.Module):
+    """Residual convolutions along a video: what a row is in the course of the video.
+
+    It reads the similarities as they are, standardised in their video, and averaged over rows that
+    are alike and near; and, whatever the query, where the video changes (1 less the cosine of the
+    rows before and after) and how like its mean a row is.
+
+    Args:
+        num_similarities: Similarities of each row.
+        channels: Channels of the result.
+        dropout: Share of the channels dropped in training.
+
+    Shape:
+        - rows: (B, T, C), of unit norm in each space; 0 after the video
+        - similarities: (B, num_similarities, T)
+        - inside: (B, T), bool: which rows are of the video; all without it
+        - returns: (B, T, channels), 0 after the video
+    """
+
+    def __init__(self, num_similarities: int, channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        inputs = 3 * num_similarities + len(REACHES) + 1
+        self.project = nn.Conv1d(inputs, channels, 3, padding=1)
+        self.norms = module_list(nn.LayerNorm(channels) for _ in _DILATIONS)
+        self.convs = module_list(
+            nn.Conv1d(channels, channels, 3, padding=size, dilation=size) for size in _DILATIONS
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor, similarities: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Encode; see the class."""
+        if inside is None:
+            inside = rows.new_ones(rows.shape[:2], dtype=torch.bool)
+        similarities = similarities.where(inside[:, None], 0)
+        alike = average_alike(rows, similarities, inside)
+        inside = inside[:, None]
+        changes = [change_of(rows, reach, inside) for reach in REACHES]
+        typical = rows @ F.normalize(rows.sum(1), dim=-1)[..., None]
+        varying = torch.cat([similarities, alike, *changes, typical.mT], dim=1)
+        x = torch.cat([similarities, standardise(varying, inside)], dim=1)
+        x = self.project(x.where(inside, 0).to(dtype_of(self.project)))
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = x + self.dropout(F.gelu(conv(norm(x.mT).mT.where(inside, 0))))
+        return self.dropout(x).where(inside, 0).mT
+
+
+def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
+    """Average similarities over rows that are alike and near: a bilateral filter."""
+    places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
+    apart = (places[:, None] - places).abs() / _NEAR_ROWS
+    norm = rows.square().sum(-1).amax(1)[:, None, None].clamp(min=_SMALLEST_NORM)
+    alike = (rows @ rows.mT / norm - 1) / _ALIKE - apart
+    weight = alike.masked_fill(~inside[:, None], -torch.inf).softmax(-1)
+    return similarities @ weight.mT
+
+
+def standardise(rows: Tensor, inside: Tensor) -> Tensor:
+    """Shift and scale rows, (B, S, T), to mean 0 and variance 1 over those inside."""
+    count = inside.sum(2, keepdim=True)
+    centred = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
+    variance = centred.square().sum(2, keepdim=True) / count
+    return centred / (variance + _SMALLEST_DEVIATION**2).sqrt()

@@ -1,0 +1,172 @@
+"""How alike the clips of a video and a query are, where their features share a space."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tmapdiff._core.checks import check_bool, check_int, check_shape, check_sizes, message
+from tmapdiff.errors import ArgumentError, ConfigError
+from tmapdiff.layers._modules import dtype_of
+
+_METRIC_RANK = 32  # of what the learned metric adds to the identity
+_SMALLEST_NORM = 1e-12  # shorter features are divided by it
+
+
+class AlignedQuery(NamedTuple):
+    """Queries as `Similarities` reads them, with unit norm in each space.
+
+    Shape:
+        - sentence: (B, C)
+        - words: (B, L, C)
+        - num_words: (B,)
+    """
+
+    sentence: Tensor
+    words: Tensor
+    num_words: Tensor
+
+
+class Similarities(nn.Module):
+    """How alike the rows of a video and a query are, by cosine, in one space or several.
+
+    Features of several spaces, such as those of two models, stand side by side. Each gives a
+    similarity of its own.
+
+    Args:
+        channels: Channels of the features, of clips and of words.
+        spaces: Channels of each space. Defaults to one space of all.
+        words: Whether to add the highest and the mean similarity over the words.
+        metric: Whether to add a similarity that is learned, `<f + A f, e + B e>` with A and B of
+            low rank: it begins as the mean over the spaces.
+        sentence: Whether the similarity to the sentence, the mean of the words, is one.
+
+    Shape:
+        - rows: (B, T, channels), as `embed` gives them
+        - query: as `embed_query` gives it
+        - returns: (B, num_similarities, T)
+
+    Raises:
+        ArgumentError: If a number of channels is below 1 or a switch not True or False, at
+            construction; if a query has no word or more than there are, in `embed_query`.
+        ConfigError: If `spaces` do not add up, at construction.
+        ShapeError: If a shape does not fit, in the call.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        spaces: Sequence[int] | None = None,
+        words: bool = False,
+        metric: bool = False,
+        sentence: bool = True,
+    ) -> None:
+        super().__init__()
+        who = "Similarities"
+        self.channels = check_int(who, "channels", channels, at_least=1)
+        self.spaces = [channels] if spaces is None else check_sizes(who, "spaces", spaces)
+        if sum(self.spaces) != channels:
+            expected = f"spaces of {channels} channels together"
+            raise ConfigError(message(who, expected, f"{self.spaces}: {sum(self.spaces)}"))
+        for name, switch in (("words", words), ("metric", metric), ("sentence", sentence)):
+            check_bool(who, name, switch)
+        self.words, self.sentence = words, sentence
+        self.of_rows = self.of_query = None
+        if metric:
+            self.of_rows, self.of_query = _from_zero(channels), _from_zero(channels)
+
+    @property
+    def num_similarities(self) -> int:
+        """Similarities of each row."""
+        return len(self.spaces) * (self.sentence + 2 * self.words) + (self.of_rows is not None)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Give features, (..., channels), unit norm in each space, in float32 at least."""
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        parts = wide.split(self.spaces, dim=-1)
+        squares = (part.square().sum(-1, keepdim=True) for part in parts)
+        # Not torch's norm, whose second derivative is NaN where it is 0.
+        norms = (one.clamp(min=_SMALLEST_NORM**2).sqrt() for one in squares)
+        return torch.cat([part / norm for part, norm in zip(parts, norms, strict=True)], dim=-1)
+
+    def embed_query(self, words: Tensor, num_words: Tensor) -> AlignedQuery:
+        """Embed words and their mean: the sentence.
+
+        Shape:
+            - words: (B, L, channels)
+            - num_words: (B,), integer, 1 to L
+        """
+        sizes = check_shape("Similarities", "words", words, f"B L {self.channels}")
+        check_shape("Similarities", "num_words", num_words, "B", sizes)
+        check_num_words("Similarities", num_words, sizes["L"])
+        num_words = num_words.to(words.device, non_blocking=True)
+        inside = torch.arange(sizes["L"], device=words.device) < num_words[:, None]
+        words = words.where(inside[..., None], 0)
+        # The sum points where the mean does.
+        return AlignedQuery(self.embed(words.sum(1)), self.embed(words), num_words)
+
+    def forward(self, rows: Tensor, query: AlignedQuery) -> Tensor:
+        """Compare; see the class."""
+        sizes = check_shape("Similarities", "rows", rows, f"B T {self.channels}")
+        check_shape("Similarities", "sentence", query.sentence, f"B {self.channels}", sizes)
+        # Differences of similarities are small: less precision would lose them.
+        with torch.autocast(rows.device.type, enabled=False):
+            return self._compare(rows, query)
+
+    def _compare(self, rows: Tensor, query: AlignedQuery) -> Tensor:
+        found = []
+        if self.sentence:
+            found.append(self.cosines(rows, query.sentence[:, None]))
+        if self.words:
+            each = self.cosines(rows, query.words)  # (B, L, spaces, T)
+            num_words = query.num_words[:, None, None, None]
+            inside = torch.arange(each.shape[1], device=each.device)[:, None, None] < num_words
+            found.append(each.masked_fill(~inside, -torch.inf).amax(1, keepdim=True))
+            found.append(each.sum(1, keepdim=True) / num_words)
+        found = [one.flatten(1, 2) for one in found]
+        if self.of_rows is not None and self.of_query is not None:
+            moved = query.sentence + self._added(self.of_query, query.sentence)
+            learned = (rows + self._added(self.of_rows, rows)) @ moved[..., None]
+            found.append(learned.mT / len(self.spaces))
+        return torch.cat(found, dim=1)
+
+    @staticmethod
+    def _added(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x.to(dtype_of(layer))).to(x.dtype)
+
+    def cosines(self, rows: Tensor, words: Tensor) -> Tensor:
+        """Compare words, (B, L, C), and rows, (B, T, C), in each space: (B, L, spaces, T)."""
+        parts = zip(rows.split(self.spaces, -1), words.split(self.spaces, -1), strict=True)
+        return torch.stack([word @ row.mT for row, word in parts], dim=2)
+
+
+def _from_zero(channels: int) -> nn.Sequential:
+    down = nn.Linear(channels, min(channels, _METRIC_RANK), bias=False)
+    up = nn.Linear(down.out_features, channels, bias=False)
+    nn.init.zeros_(up.weight)
+    return nn.Sequential(down, up)
+
+
+def check_num_words(who: str, num_words: Tensor, most: int) -> None:
+    """Raise ArgumentError unless each query has 1 to `most` words; waits for their device."""
+    if not len(num_words) or torch.compiler.is_compiling() or num_words.is_meta:
+        return
+    if int(num_words.min()) < 1 or int(num_words.max()) > most:
+        row = int(((num_words < 1) | (num_words > most)).nonzero()[0])
+        expected, got = f"num_words in 1 to {most}", f"{int(num_words[row])} in row {row}"
+        raise ArgumentError(message(who, expected, got))
+
+
+def check_aligned(
+    who: str, clip_channels: int, text_channels: int | None, vocabulary_size: int | None = None
+) -> None:
+    """Raise ConfigError unless clips and words are features of as many channels."""
+    if text_channels is not None:
+        text_channels = check_int(who, "text_channels", text_channels, at_least=1)
+    if text_channels != clip_channels or vocabulary_size is not None:
+        expected = f"words that are features of the clips' space, text_channels = {clip_channels}"
+        got = f"text_channels = {text_channels}"
+        if vocabulary_size is not None:
+            got += f" and a vocabulary of {vocabulary_size} words"
+        raise ConfigError(message(who, expected, got))
