@@ -110,6 +110,12 @@ def test_what_is_no_track(tmp_path):
         ),
         ("x.jsonl", '{"start": -1, "end": 2, "text": "x"}', "expected start to be a number >= 0"),
         ("x.jsonl", '{"start": 1, "end": 2, "text": 5}', "expected text to be a text, got 5."),
+        ("x.jsonl", '{"start": NaN, "end": 2, "text": "x"}', "expected start to be a number >= 0"),
+        (
+            "x.jsonl",
+            '{"start": 1e308, "duration": 1e308, "text": "x"}',
+            "x.jsonl line 1: expected end to be a number, got inf.",
+        ),
         ("x.jsonl", "[1]", "expected an object with the field 'start', got [1]."),
     ):
         with refuses(AnnotationError, text):
@@ -121,10 +127,18 @@ def test_what_is_no_track(tmp_path):
         load_text_track(tmp_path / "none.srt")
     with refuses(ConfigError, "to be one of .srt, .vtt, .jsonl, got '.ass'."):
         load_text_track("talk.ass")
-    with open(tmp_path / "large.srt", "wb") as file:
-        file.truncate(1 << 30)
-    with refuses(SizeLimitError, "expected a text of at most"):
-        load_text_track(tmp_path / "large.srt")
+    # A line of JSON may be short, and all are kept.
+    for name, what in (("large.srt", "a text"), ("large.jsonl", "a text track")):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(32 << 20)
+        with refuses(SizeLimitError, f"{name}: expected {what} of at most"):
+            load_text_track(tmp_path / name)
+
+
+def test_an_entity_of_thousands_of_digits_is_text(tmp_path):
+    long = f"&#{'9' * 5000};"
+    cues = f"WEBVTT\n\n00:01.000 --> 00:02.000\n{long}\n"
+    assert read(tmp_path, "talk.vtt", cues) == [(1.0, 2.0, long)]
 
 
 WORDS = ["good", "evening", "budget", "roads"]

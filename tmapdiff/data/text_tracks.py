@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tmapdiff._core.checks import check_choice, check_range, message, shown
-from tmapdiff.data._reading import field, json_lines, number, read_text
+from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes
+from tmapdiff.data._reading import field, json_lines, number, read_text, reading
 from tmapdiff.errors import AnnotationError, ArgumentError
 
 TRACK_SUFFIXES = (".srt", ".vtt", ".jsonl")
@@ -77,10 +78,15 @@ _Found = Iterator[tuple[str, float, float, str]]
 
 
 def _json_cues(path: Path) -> _Found:
+    if path.is_file():  # of which all lines are kept
+        with reading(path):
+            size = path.stat().st_size
+        check_item_bytes(str(path), "a text track", size * JSON_GROWTH)
     for _, who, record in json_lines(path):
         start = number(who, record, "start", at_least=0)
         if isinstance(record, dict) and "end" not in record and "duration" in record:
             end = start + number(who, record, "duration", at_least=0)
+            number(who, {"end": end}, "end")  # the sum may be infinite
         else:
             end = number(who, record, "end", at_least=0)
         text: Any = field(who, record, "text")
@@ -90,7 +96,7 @@ def _json_cues(path: Path) -> _Found:
 
 
 def _timed_cues(path: Path, suffix: str) -> _Found:
-    lines = _NEW_LINE.split(read_text(path))
+    lines = _NEW_LINE.split(read_text(path, JSON_GROWTH))
     places = [*_places(lines, suffix)]
     for place, after in pairwise([*places, len(lines)]):
         who = f"{path} line {place + 1}"
@@ -100,7 +106,7 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
             raise AnnotationError(message(who, expected, shown(lines[place])))
         content = lines[place + 1 : after]
         if suffix == ".vtt":  # a blank line ends it
-            text = _plain(_before_blank(content), html.unescape)
+            text = _plain(_before_blank(content), _without_entities)
         else:
             # Blank lines may be inside. The line before the times of the next is its number.
             if content and after < len(lines) and content[-1].strip().isdecimal():
@@ -129,6 +135,13 @@ def _before_blank(lines: list[str]) -> list[str]:
 def _plain(lines: Iterable[str], mend: Any) -> str:
     """Put lines into one, without tags."""
     return " ".join(mend(_TAG.sub("", " ".join(lines))).split())
+
+
+def _without_entities(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # a number of thousands of digits
+        return text
 
 
 def _without_override(text: str) -> str:
