@@ -268,33 +268,6 @@ def test_contrasts_of_the_default_score_are_known() -> None:
     assert_close(model.weight.detach()[used], torch.full((2,), 0.5))
 
 
-def test_refined_similarities_are_averages_over_what_is_alike() -> None:
-    model, given, counts = localizer(refined=True), inputs(), [12, 9, 2]
-    poisoned = {**given, "features": given["features"].clone()}
-    for sample, clips in enumerate(counts):
-        poisoned["features"][sample, clips:] = torch.nan
-    found = model.encoder.similarity(**poisoned, num_clips=torch.tensor(counts))
-    assert found.shape == (3, model.encoder.num_similarities, 12)
-    for sample, clips in enumerate(counts):
-        rows = F.normalize(given["features"][sample, :clips], dim=1)
-        sentence = given["words"][sample, : NUM_WORDS[sample]].mean(0)[None]
-        plain = F.cosine_similarity(rows, sentence)
-        assert_close(found[sample, 0, :clips], plain)
-        for row in range(clips):
-            weights = [
-                math.exp((float(rows[row] @ rows[other]) - 1) / 0.1 - abs(row - other) / 6)
-                for other in range(clips)
-            ]
-            pairs = zip(weights, plain.tolist(), strict=True)
-            expected = sum(weight * one for weight, one in pairs) / sum(weights)
-            assert float(found[sample, 1, row]) == pytest.approx(expected, abs=1e-4)
-        centred = F.cosine_similarity(rows - rows.mean(0), sentence)
-        assert_close(found[sample, 2, :clips], centred)
-    assert_close(model.score(**given), localizer().score(**given))
-    maps = model.predict_maps(**poisoned, num_clips=torch.tensor(counts))
-    assert bool(maps.isfinite().all())
-
-
 def test_what_does_not_fit_is_refused() -> None:
     model, given = localizer(), inputs()
     for changes, kind, text in (

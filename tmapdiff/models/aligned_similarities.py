@@ -117,9 +117,9 @@ class Similarities(nn.Module):
     def _compare(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         found = []
         if self.sentence:
-            found.append(self.cosines(rows, query.sentence[:, None]))
+            found.append(self._cosines(rows, query.sentence[:, None]))
         if self.words:
-            each = self.cosines(rows, query.words)  # (B, L, spaces, T)
+            each = self._cosines(rows, query.words)  # (B, L, spaces, T)
             num_words = query.num_words[:, None, None, None]
             inside = torch.arange(each.shape[1], device=each.device)[:, None, None] < num_words
             found.append(each.masked_fill(~inside, -torch.inf).amax(1, keepdim=True))
@@ -135,7 +135,7 @@ class Similarities(nn.Module):
     def _added(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.to(dtype_of(layer))).to(x.dtype)
 
-    def cosines(self, rows: Tensor, words: Tensor) -> Tensor:
+    def _cosines(self, rows: Tensor, words: Tensor) -> Tensor:
         """Compare words, (B, L, C), and rows, (B, T, C), in each space: (B, L, spaces, T)."""
         parts = zip(rows.split(self.spaces, -1), words.split(self.spaces, -1), strict=True)
         return torch.stack([word @ row.mT for row, word in parts], dim=2)

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.data.dataset import MomentBatch
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.maps import MapGrid
@@ -24,7 +24,6 @@ from tmapdiff.maps.contrasts import (
 )
 from tmapdiff.maps.expected_hits import expect_map
 from tmapdiff.models._base import MapModel, answering
-from tmapdiff.models.aligned_sequence import average_alike
 from tmapdiff.models.aligned_similarities import Similarities, check_aligned
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
@@ -52,8 +51,6 @@ class SimilarityEncoder(MapModel):
         spaces: Channels of each space, if features of several stand side by side.
         words: Whether to compare each word, too, and not only their mean.
         smoothings: As for `contrast_features`.
-        refined: Whether to add each similarity averaged over rows that are alike and near, and that
-            of the sentence to the rows less the mean of their video.
 
     Raises:
         ArgumentError, ConfigError: If a size is too small or does not divide, or clips and words
@@ -73,11 +70,9 @@ class SimilarityEncoder(MapModel):
         spaces: Sequence[int] | None = None,
         words: bool = False,
         smoothings: Sequence[int] = (1, 5, 9),
-        refined: bool = False,
     ) -> None:
         super().__init__()
         who = "SimilarityEncoder"
-        check_bool(who, "refined", refined)
         check_int(who, "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
         self.similarities = Similarities(clip_channels, spaces, words)
@@ -89,23 +84,15 @@ class SimilarityEncoder(MapModel):
     @property
     def channels(self) -> int:
         """Channels of the map features."""
-        return len(CONTRASTS) * self.num_similarities + len(GEOMETRY) + len(CHANGES)
+        return len(CONTRASTS) * self.similarities.num_similarities + len(GEOMETRY) + len(CHANGES)
 
-    @property
-    def num_similarities(self) -> int:
-        """Similarities of each row."""
-        count, spaces = self.similarities.num_similarities, self.similarities.spaces
-        return 2 * count + len(spaces) if self.config.refined else count
-
-    def similarity(
-        self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
-    ) -> Tensor:
+    def similarity(self, features: Tensor, words: Tensor, num_words: Tensor) -> Tensor:
         """Compare clips and queries.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
             - words: (B, L, clip_channels)
-            - num_words, num_clips: (B,), integer
+            - num_words: (B,), integer
             - returns: (B, similarities, N * features_per_clip), float32 at least
 
         Raises:
@@ -115,21 +102,8 @@ class SimilarityEncoder(MapModel):
         axes = f"B T {self.config.clip_channels}"
         check_shape("SimilarityEncoder", "features", features, axes, {"B": len(words)})
         wide = torch.promote_types(features.dtype, torch.float32)
-        compare, features = self.similarities, features.to(wide)
-        query = compare.embed_query(words.to(wide), num_words)
-        if not self.config.refined:
-            return compare(compare.embed(features), query)
-        inside = features.new_ones(features.shape[:2], dtype=torch.bool)
-        if num_clips is not None:
-            counts = num_clips.to(features.device)[:, None] * self.config.features_per_clip
-            inside = torch.arange(features.shape[1], device=features.device) < counts
-        rows = compare.embed(features.where(inside[..., None], 0))
-        found = compare(rows, query)
-        centred = rows - rows.sum(1, keepdim=True) / inside.sum(1)[:, None, None]
-        with torch.autocast(rows.device.type, enabled=False):
-            of_centred = compare.cosines(compare.embed(centred), query.sentence[:, None])
-            alike = average_alike(rows, found, inside)
-        return torch.cat([found, alike, of_centred.flatten(1, 2)], dim=1)
+        query = self.similarities.embed_query(words.to(wide), num_words)
+        return self.similarities(self.similarities.embed(features.to(wide)), query)
 
     def packed(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
@@ -145,7 +119,7 @@ class SimilarityEncoder(MapModel):
         Raises:
             ShapeError, ArgumentError, ConfigError: As the call.
         """
-        similarity = self.similarity(features, words, num_words, num_clips)
+        similarity = self.similarity(features, words, num_words)
         clips, rest = divmod(similarity.shape[2], self.config.features_per_clip)
         expected = f"{self.grid.num_clips} clips" if num_clips is None else "whole clips"
         if rest or (num_clips is None and clips != self.grid.num_clips):
@@ -210,9 +184,6 @@ class SimilarityLocalizer(MapLocalizer):
         objective: What the map expects (`tmapdiff.losses.get_objective`); its target alone counts.
         nms_threshold: Highest IoU that two returned moments may have, with `nms`.
         ranking: How moments are read off the map, see `localize`.
-        refined: Whether to add each similarity averaged over rows that are alike and near, and that
-            of the sentence to the rows less the mean of their video: for `fit`, as the default
-            weights do not use them.
 
     Raises:
         ArgumentError, ConfigError: If a number is out of range or a choice unknown.
@@ -241,7 +212,6 @@ class SimilarityLocalizer(MapLocalizer):
         objective: str = "mse-rescaled",
         nms_threshold: float = 0.49,
         ranking: Ranking = "nms",
-        refined: bool = False,
     ) -> None:
         super().__init__()
         self.encoder: Any = SimilarityEncoder(
@@ -253,14 +223,13 @@ class SimilarityLocalizer(MapLocalizer):
             spaces=spaces,
             words=words,
             smoothings=smoothings,
-            refined=refined,
         )
         check_range("SimilarityLocalizer", "target_power", target_power, 0, open_low=True)
         self._set_up(self.encoder.grid, objective, nms_threshold, ranking)
         weight = torch.zeros(self.encoder.channels)
         # Contrasts go over all similarities: those of the sentence are the first, one a space.
-        count = len(self.encoder.similarities.spaces)
-        first = CONTRASTS.index(_DEFAULT_CONTRAST) * self.encoder.num_similarities
+        count, similarities = len(self.encoder.similarities.spaces), self.encoder.similarities
+        first = CONTRASTS.index(_DEFAULT_CONTRAST) * similarities.num_similarities
         weight[first : first + count] = 1 / count
         self.weight = nn.Parameter(weight)
         self.temperature: Tensor
