@@ -31,18 +31,26 @@ _SCALES = {"middle above": 0.25, "log length": 0.5, "log length squared": 0.125}
 class AlignedFusion(nn.Module):
     """Map features of videos and queries whose features share a space.
 
-    Contrasts of similarities (`contrast_features`), and the product of the sentence with the mean
-    of each candidate's rows, less that of the video, go through two linear layers. Both are brought
-    to about unit size by fixed factors; results are about 1 / sqrt(out_channels) each, as a cell of
-    unit norm has them, but keep their scale.
+    Each part gives numbers of every candidate; side by side they go through two linear layers:
+
+    - `sentence`, `words`, `metric`: the contrasts (`contrast_features`) of the similarity to the
+      mean of the words, of the highest and the mean over the words, and of a learned one
+      (`Similarities`); with `sequence`, always also the first
+    - `sequence`: means, in and around the candidate (`cell_context`), of what convolutions along
+      the video make of those similarities, the sentence's in any case, and of where the video
+      changes (`SequenceEncoder`)
+    - `product`: the sentence times the mean of the candidate's rows, less that of the video
+
+    Contrasts and products are brought to about unit size by fixed factors; results are about
+    1 / sqrt(out_channels) each, as a cell of unit norm has them, but keep their scale. The part
+    `learned` is of `MultimodalEncoder`, and not read here.
 
     Args:
         channels: Channels of the features, of clips and of words.
         out_channels: Channels of the map features.
         spaces: As for `Similarities`.
-        parts: What is used: the similarity to the `sentence` and to the `words`, the learned
-            `metric`, the `product`.
-        dropout: Share of the products dropped in training.
+        parts: What is used, see above.
+        dropout: Share of the products, and of the channels of the sequence, dropped in training.
 
     Shape:
         - rows: (B, T, channels), as `embed` of `similarities` gives them

@@ -266,7 +266,8 @@ class MultimodalEncoder(MapModel):
 
     With `aligned`, for features of clips and words that share a space (CLIP, SigLIP, one sentence
     encoder for captions and queries), what the features know already is added after that: how each
-    candidate's similarity to the query contrasts with its video (`AlignedFusion`).
+    candidate's similarity to the query contrasts with its video, and the course of the similarity
+    along it (`AlignedFusion`). Without the part `learned`, there is only that.
 
     Args:
         num_clips: Clips of the finest scale.
@@ -288,9 +289,11 @@ class MultimodalEncoder(MapModel):
             such as `TransformersTextEncoder`: its tokens; or its sentences, as one word each.
         aligned: Whether `text_channels` are of the space that `clip_channels` are of; or, if
             features of several spaces stand side by side, the channels of each.
-        aligned_parts: What is used with `aligned`: the similarity to the `sentence` (the mean of
-            its words) and to the `words` (the highest and the mean), a `metric` that is learned and
-            begins as the first, the `product` of the features; and what is `learned` without it.
+        aligned_parts: What is used with `aligned`: contrasts of the similarity to the `sentence`
+            (the mean of its words), to the `words` (the highest and the mean) and of a `metric`
+            that is learned and begins as the first; the `sequence`, convolutions along the video
+            that read these similarities and where the video changes; the `product` of the
+            features (all of `AlignedFusion`); and what is `learned` without it.
 
     Raises:
         ArgumentError, ConfigError: If a size is too small or does not divide, there is no such
