@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
@@ -190,6 +192,17 @@ def test_autocast_keeps_the_precision_of_similarities() -> None:
         query = fusion.similarities.embed_query(given["words"], NUM_WORDS)
         found = fusion.similarities(rows, query)
     assert_same(found, fusion.similarities(rows, query))
+
+
+@pytest.mark.parametrize("spaces", [True, (3, 2)])
+def test_an_aligned_model_is_saved_and_loaded(tmp_path: Path, spaces: object) -> None:
+    config = {**FIELDS, "aligned": spaces, "aligned_parts": ALL}
+    model = randomize_(MS2DTAN(encoder_config=config, kernel_sizes=[3]))
+    model.save_pretrained(tmp_path)
+    loaded, given = MS2DTAN.from_pretrained(tmp_path), inputs()
+    assert_same(loaded.predict_maps(**given), model.predict_maps(**given))
+    for one, other in zip(loaded.buffers(), model.buffers(), strict=True):
+        assert_same(one, other)
 
 
 def test_the_baseline_can_be_aligned() -> None:

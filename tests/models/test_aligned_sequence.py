@@ -29,6 +29,18 @@ def test_similarities_are_averaged_over_rows_that_are_alike_and_near() -> None:
             assert_close(found[sample, :, row], similarities[sample, :, :count] @ weight)
 
 
+def test_autocast_keeps_the_precision_of_what_is_standardised() -> None:
+    encoder, read = SequenceEncoder(2, 8).eval(), []
+    encoder.project.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    # As of one scene: all rows are alike.
+    rows = F.normalize(4 + draw(2, 9, 4), dim=-1)
+    similarities = 0.9 + 0.01 * draw(2, 2, 9, seed=1)
+    encoder(rows, similarities)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(rows, similarities)
+    assert_same(*read)
+
+
 def test_a_sequence_reads_nothing_after_its_video() -> None:
     encoder = randomize_(SequenceEncoder(2, 8)).eval()
     inside = inside_of(9, 6)

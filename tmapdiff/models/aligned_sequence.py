@@ -46,17 +46,25 @@ class SequenceEncoder(nn.Module):
         """Encode; see the class."""
         if inside is None:
             inside = rows.new_ones(rows.shape[:2], dtype=torch.bool)
+        # What is standardised differs little along a video: less precision would lose it.
+        with torch.autocast(rows.device.type, enabled=False):
+            x = self._read(rows, similarities, inside)
+        inside = inside[:, None]
+        x = self.project(x.where(inside, 0).to(dtype_of(self.project)))
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = x + self.dropout(F.gelu(conv(norm(x.mT).mT.where(inside, 0))))
+        return self.dropout(x).where(inside, 0).mT
+
+    @staticmethod
+    def _read(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
+        """Describe each row: (B, inputs, T)."""
         similarities = similarities.where(inside[:, None], 0)
         alike = average_alike(rows, similarities, inside)
         inside = inside[:, None]
         changes = [change_of(rows, reach, inside) for reach in REACHES]
         typical = rows @ F.normalize(rows.sum(1), dim=-1)[..., None]
         varying = torch.cat([similarities, alike, *changes, typical.mT], dim=1)
-        x = torch.cat([similarities, standardise(varying, inside)], dim=1)
-        x = self.project(x.where(inside, 0).to(dtype_of(self.project)))
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            x = x + self.dropout(F.gelu(conv(norm(x.mT).mT.where(inside, 0))))
-        return self.dropout(x).where(inside, 0).mT
+        return torch.cat([similarities, standardise(varying, inside)], dim=1)
 
 
 def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:

@@ -110,9 +110,11 @@ class Similarities(nn.Module):
         """Compare; see the class."""
         sizes = check_shape("Similarities", "rows", rows, f"B T {self.channels}")
         check_shape("Similarities", "sentence", query.sentence, f"B {self.channels}", sizes)
+        wide = torch.promote_types(rows.dtype, query.sentence.dtype)
+        query = AlignedQuery(query.sentence.to(wide), query.words.to(wide), query.num_words)
         # Differences of similarities are small: less precision would lose them.
         with torch.autocast(rows.device.type, enabled=False):
-            return self._compare(rows, query)
+            return self._compare(rows.to(wide), query)
 
     def _compare(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         found = []
