@@ -1,6 +1,7 @@
 import inspect
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,51 @@ def test_fitting_ends_at_the_minimum_of_loss_and_decay() -> None:
     decay = 0.01 * float((model.weight.detach().double() * size).square().sum())
     assert after == pytest.approx(own.item() + decay, rel=1e-3)
     assert 0.2 < temperature < 3
+
+
+def queries_of(batch: MomentBatch, *rows: int) -> MomentBatch:
+    picked = {
+        name: value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor | list)
+    }
+    return replace(batch, **picked)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_fitting_is_the_same_in_batches_of_any_size(weight_decay: float) -> None:
+    batch, model, other = training_batch(), localizer(), localizer()
+    loss = model.fit([batch], weight_decay=weight_decay)
+    parts = [queries_of(batch, 1), queries_of(batch), queries_of(batch, 2, 0)]
+    assert other.fit(parts, weight_decay=weight_decay) == pytest.approx(loss, rel=1e-5)
+    given = (batch.features, batch.words, batch.num_words, batch.num_clips)
+    maps, expected = other.predict_maps(*given), model.predict_maps(*given)
+    assert float((maps - expected).abs().max()) < 1e-4
+    assert model.predict_maps(*given).isfinite().all()
+
+
+def test_fitting_on_what_tells_nothing_is_refused_and_changes_nothing() -> None:
+    model, batch = randomized(), training_batch()
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    who, features = "SimilarityLocalizer.fit: expected", batch.features.clone()
+    features[0, 3, 2] = torch.inf
+    for part, text in (
+        (queries_of(batch, 2), "at least one query, got 1 with no moment that a candidate"),
+        (queries_of(batch), "at least one query, got none."),
+        (replace(batch, features=features), "finite features, got NaN or infinity."),
+    ):
+        with refuses(ArgumentError, f"{who} {text}"):
+            model.fit([part])
+    for name, one in model.state_dict().items():
+        assert_same(one, before[name], name)
+
+
+def test_clips_and_words_may_be_of_two_precisions() -> None:
+    model, given = randomized(), inputs()
+    expected = model.score(**given)
+    for name in ("features", "words"):
+        found = model.score(**{**given, name: given[name].double()})
+        assert_close(found.float(), expected)
 
 
 def test_fitting_finds_the_temperature_of_the_smallest_error() -> None:

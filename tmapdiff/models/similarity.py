@@ -31,6 +31,7 @@ _DEFAULT_CONTRAST = "middle above 0.5"
 _DEFAULT_TEMPERATURE = 0.25
 _MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # of Newton's method, and what a step gains at the end
 _LEAST_DECAY = 1e-9  # so that there is a solution whatever the contrasts
+_SMALLEST_SHARE = 1e-12  # of the squared mean, that a variance has
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
 
 
@@ -101,9 +102,8 @@ class SimilarityEncoder(MapModel):
         """
         axes = f"B T {self.config.clip_channels}"
         check_shape("SimilarityEncoder", "features", features, axes, {"B": len(words)})
-        wide = torch.promote_types(features.dtype, torch.float32)
-        query = self.similarities.embed_query(words.to(wide), num_words)
-        return self.similarities(self.similarities.embed(features.to(wide)), query)
+        query = self.similarities.embed_query(words, num_words)
+        return self.similarities(self.similarities.embed(features), query)
 
     def packed(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
@@ -296,20 +296,27 @@ class SimilarityLocalizer(MapLocalizer):
             weight_decay: Factor of the squared weights in the loss, for contrasts of unit size.
 
         Returns:
-            Mean loss of a query.
+            Mean loss of a query, decay included.
 
         Raises:
-            ArgumentError: If there is no query, or a number is out of range.
+            ArgumentError: If no query has a moment that a candidate overlaps, features are not
+                finite, or a number is out of range; the model is then as it was.
         """
         who = "SimilarityLocalizer.fit"
         check_range(who, "weight_decay", weight_decay, 0)
-        parts = [self._part(batch) for batch in batches]
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self._fit(who, [self._part(batch) for batch in batches], weight_decay)
+
+    def _fit(self, who: str, parts: Sequence["_FitPart"], weight_decay: float) -> float:
         total = sum(len(part.wanted) for part in parts)
-        if not total:
-            raise ArgumentError(message(who, "at least one query", "none"))
+        if not any(bool(part.wanted.any()) for part in parts):
+            got = f"{total} with no moment that a candidate overlaps" if total else "none"
+            raise ArgumentError(message(who, "at least one query", got))
 
         # 1. Weights, of contrasts of unit size.
         sizes = _deviations(parts)
+        if not bool(sizes.isfinite().all()):
+            raise ArgumentError(message(who, "finite features", "NaN or infinity"))
         weight = self.weight.double() / self.temperature.double() * sizes
         for _ in range(_MOST_STEPS):
             loss = weight_decay * weight.square().sum()
@@ -322,7 +329,9 @@ class SimilarityLocalizer(MapLocalizer):
                 curvature += sums.curvature / sizes / sizes[:, None] / total
             step = torch.linalg.solve(curvature, slope)
             gain = float(step @ slope)
-            weight -= step / (1 + gain**0.5)  # whole steps at the end, short ones far from it
+            weight -= step / (
+                1 + max(gain, 0.0) ** 0.5
+            )  # whole steps at the end, short ones far from it
             if gain < _SMALLEST_GAIN:
                 break
         self.weight.copy_(weight / sizes)
@@ -432,22 +441,29 @@ class _FitPart(NamedTuple):
     wanted: Tensor
     candidates: _Candidates
 
+    def rows(self) -> Tensor:
+        """List the contrasts of all candidates, (rows, C), in double."""
+        return self.contrasts[self.valid].double()
+
     def derivatives(self, weight: Tensor) -> _Derivatives:
-        """Differentiate the cross-entropy by the weights."""
-        logits = (self.contrasts @ weight.float()).masked_fill(~self.valid, -torch.inf)
-        logs, wanted = logits.log_softmax(1), self.wanted
+        """Differentiate the cross-entropy by the weights, in double: it is a small difference."""
+        contrasts = self.contrasts.double()
+        logits = (contrasts @ weight).masked_fill(~self.valid, -torch.inf)
+        logs, wanted = logits.log_softmax(1), self.wanted.double()
         # A query counts as much as it is wanted: not at all, if no candidate is.
         chances = logs.exp() * wanted.sum(1, keepdim=True)
         loss = -(wanted * logs.masked_fill(~self.valid, 0)).sum()
-        mean = (chances[:, None] @ self.contrasts)[:, 0]
-        slope = mean.sum(0) - torch.einsum("bm,bmc->c", wanted, self.contrasts)
-        rooted = (self.contrasts * chances.sqrt()[..., None]).flatten(0, 1)
-        curvature = rooted.T @ rooted - mean.T @ mean
-        return _Derivatives(loss.double(), slope.double(), curvature.double())
+        mean = (chances[:, None] @ contrasts)[:, 0]
+        slope = mean.sum(0) - torch.einsum("bm,bmc->c", wanted, contrasts)
+        rooted = (contrasts * chances.sqrt()[..., None]).flatten(0, 1)
+        return _Derivatives(loss, slope, rooted.T @ rooted - mean.T @ mean)
 
 
 def _deviations(parts: Sequence[_FitPart]) -> Tensor:
     """Find the standard deviation of each contrast over all candidates; 1 where it is 0."""
-    rows = torch.stack([part.contrasts[part.valid].double().var(0, correction=0) for part in parts])
-    variance = rows.mean(0)
-    return variance.sqrt().where(variance > 0, 1)
+    total = sum(int(part.valid.sum()) for part in parts)
+    mean = torch.stack([part.rows().sum(0) for part in parts]).sum(0) / total
+    squares = torch.stack([(part.rows() - mean).square().sum(0) for part in parts])
+    variance = squares.sum(0) / total
+    # Equal numbers differ from their mean by rounding alone; what is NaN stays so.
+    return variance.sqrt().masked_fill(variance <= _SMALLEST_SHARE * mean.square(), 1)
