@@ -8,7 +8,9 @@ from helpers.oracles import looped_pieces
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline
-from tmapdiff.data import open_feature_store
+from tmapdiff.cli.localize import _excerpt
+from tmapdiff.data import Cue, open_feature_store
+from tmapdiff.pipelines import LocalizedMoment
 from tmapdiff.video import VideoFeatures
 
 SENTENCES = ["the number 2 is shown", "the number 3"]
@@ -155,7 +157,7 @@ def test_an_id_that_the_features_spell_otherwise_is_found_and_told(run, passes, 
     assert "is named" not in wanted.err
 
 
-def test_a_text_track_by_a_sentence_encoder(passes, refused, run, tmp_path):
+def test_a_text_track_by_a_sentence_encoder(passes, refused, run, corpus, tmp_path):
     tiny_text_encoder(["budget", "roads", "dogs"]).save_pretrained(tmp_path / "model")
     track = tmp_path / "talk.vtt"
     cues = (f"00:{2 * n:02}.000 --> 00:{2 * n + 2:02}.000\n{text}\n\n" for n, text in enumerate(
@@ -171,7 +173,12 @@ def test_a_text_track_by_a_sentence_encoder(passes, refused, run, tmp_path):
         assert [one["start"] for one in answer["moments"]] == [one.start for one in expected]
     assert "roads and the budget" in passes("localize", track, "the budget", *options).out
     text = refused("localize", tmp_path / "talk.mp4", "dogs", *options)
-    assert "expected features of the video, as there is no frame_encoder, got" in text
+    assert "expected a text track or features, as there is no frame_encoder, got str. Vid" in text
+    text = refused("localize", track, "the 2", "--model", corpus.pipeline)
+    assert "expected a video or features, got a text track. Text tracks are for pipel" in text
+    # An answer a line, beside the tracks: it is none of them.
+    many = ["localize", tmp_path, "dogs", *options, "--out", tmp_path / "answers.jsonl"]
+    assert passes(*many).out == passes(*many).out
     assert run("localize", track, "dogs", *options, "--strip", "x.png").code == 2
 
 
@@ -212,5 +219,27 @@ def test_a_folder_is_answered_a_video_at_a_time(run, passes, corpus, tmp_path):
         [corpus.videos, "x", *options, "--map", "x.png"],
         [several[0], "x", *options, "--pairs", "zip"],
         ["one", "x", *options, *out, "--features", corpus.features],
+        [several[0], "one.npy", "x", *options],
+        ["one.npy", several[0], "x", *options],
     ):
         assert run("localize", *wrong).code == 2
+
+
+def test_an_id_is_no_folder_of_its_name(passes, corpus, tmp_path, monkeypatch):
+    (tmp_path / "three").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", corpus.pipeline, "--features", corpus.features, "--json"]
+    assert passes("localize", "three", SENTENCES[0], *options).document["duration"] == 8
+
+
+def test_what_is_said_for_the_most_part_in_a_moment():
+    cues = [Cue(0, 6, "before"), Cue(6, 8, "a"), Cue(8, 12, "b " * 40), Cue(12, 100, "long")]
+    for start, end, text in (
+        (5, 8, "a"),
+        (6, 9, "a"),
+        (6, 10, "a" + " b" * 27 + " ..."),
+        (20, 30, "long"),  # not even half of what is said
+        (200, 210, ""),
+    ):
+        assert _excerpt(LocalizedMoment(start, end, 1.0), cues) == text
+    assert _excerpt(LocalizedMoment(0, 1, 1.0), [Cue(0, 1, "語" * 90)]) == "語" * 56 + " ..."

@@ -2,15 +2,16 @@ import json
 import os
 
 import pytest
+import torch
 from helpers.assertions import refuses
 from helpers.pipelines import QUERIES, make_pictures, make_pipe, write_video
 
-from tmapdiff import FrameEncoder
+from tmapdiff import FrameEncoder, MomentLocalizationPipeline
 from tmapdiff.errors import AnnotationError, ArgumentError, ConfigError, FileError
 from tmapdiff.pipelines import list_sources
 from tmapdiff.recipes import answer_videos, pair
+from tmapdiff.recipes.answers import _digest
 
-GOOD = '{"video": "a", "sentence": "b", "model": "m", "seed": 0, "moments": []}\n'
 
 
 @pytest.fixture(scope="module")
@@ -85,28 +86,53 @@ def test_a_run_goes_on_where_it_was(pipe, videos, tmp_path, monkeypatch):
 
 def test_files_that_are_no_answers_stay_as_they_are(pipe, videos, tmp_path):
     out = tmp_path / "answers.jsonl"
+    ask(pipe, videos / "a.mp4", out, sentences=QUERIES[:1], top_n=2)
+    answer = json.loads(out.read_text())
+
+    def good(**fields):
+        return json.dumps({**answer, **fields}) + "\n"
+
     for content, kind, text in (
         ("my notes", AnnotationError, "line 1: expected JSON"),
         ('{"a": 1}\n', AnnotationError, "line 1: expected an answer of tmapdiff localize, got oth"),
         ('{"video": "a", "sentence": "b", "model": "other"}\n', ArgumentError,
          "line 1: expected answers with model = 'm', got 'other'. Name another file."),
-        (GOOD + "x\n", AnnotationError, "line 2: expected JSON"),
-        (GOOD.replace("[]", "3"), AnnotationError, "line 1: expected moments to be a list, got 3."),
-        (GOOD.replace("[]", "[{}]"), AnnotationError, "line 1: expected the field 'spread', got "),
-        (GOOD.replace("[]", '[{"spread": null, "start": "x"}]'), AnnotationError,
+        (good() + "x\n", AnnotationError, "line 2: expected JSON"),
+        (good(moments=3), AnnotationError, "line 1: expected moments to be a list, got 3."),
+        (good(moments=[{}]), AnnotationError, "line 1: expected the field 'spread', got "),
+        (good(moments=[{"spread": None, "start": "x"}]), AnnotationError,
          "line 1: expected start to be a number, got 'x'."),
+        (good(windows=[1]), AnnotationError, "line 1: expected windows to be pairs [start, end]"),
+        # Of the model of this name before it was trained again, and of another call.
+        (good(pipeline_sha256="0"), ArgumentError, "line 1: expected answers with pipeline_sha256"),
+        (good(top_n=3), ArgumentError, "line 1: expected answers with top_n = 2, got 3. Name anot"),
     ):  # fmt: skip
         out.write_text(content)
         with refuses(kind, text):
-            ask(pipe, videos, out)
+            ask(pipe, videos, out, top_n=2)
         assert out.read_text() == content
     with refuses(FileError, "cannot write"):
-        ask(pipe, videos, tmp_path / "none" / "answers.jsonl")
+        ask(pipe, videos, videos / "a.mp4" / "answers.jsonl")
+
+
+def test_weights_and_settings_tell_a_pipeline_from_others(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = MomentLocalizationPipeline.from_pretrained(tmp_path)
+    same = _digest(pipe)
+    assert _digest(again) == same
+    assert _digest(MomentLocalizationPipeline.from_pretrained(tmp_path, durations=[2])) != same
+    with torch.no_grad():
+        next(again.localizer.parameters()).add_(1)
+    assert _digest(again) != same
 
 
 def test_what_is_asked_of_which(videos, tmp_path):
     listed = list_sources([videos, videos / "a.mp4"])
-    assert [one.name for one in listed] == ["a.mp4", "b.mp4", "bad.mp4"]
+    assert [one.name for one in listed] == ["a.mp4", "b.mp4", "bad.mp4", "a.mp4"]
+    a, b, bad, _ = listed
+    assert pair(listed, ["x", "y", "z", "w"], "zip") == {a: ["x", "w"], b: ["y"], bad: ["z"]}
+    assert pair(listed, ["x"], "product") == {a: ["x"], b: ["x"], bad: ["x"]}
+    listed = listed[:3]
     assert list(pair(listed, ["x", "y", "z"], "zip").values()) == [["x"], ["y"], ["z"]]
     assert list(pair(listed, ["x", "x"], "product").values()) == [["x"]] * 3
     with refuses(ArgumentError, "expected a sentence for each of 3 videos, got 2 sentences."):

@@ -38,6 +38,9 @@ def demo(
     when the page is closed. Stop it with Ctrl+C.
     """
     answering.check()
+    if answering.text_encoder is not None:  # before it is loaded
+        text = "the demo shows videos, and not text tracks."
+        raise typer.BadParameter(text, param_hint="'--text-encoder'")
     with Output(as_json) as output:
         from tmapdiff.demo import DemoLimits, launch_demo
 

@@ -31,6 +31,7 @@ tmapdiff localize talk.vtt "where the budget is decided" --text-encoder all-Mini
 """
 _MOMENT = ("start", "end", "score", "spread")
 _THUMBNAILS = 8
+_FEATURES = (".npy", ".npz", ".pt")
 _EXCERPT = 60  # letters of what is said in a moment
 _TITLE = 45  # letters of a line above a map
 
@@ -109,10 +110,13 @@ def localize(
     """
     answering.check()
     videos, sentences = _split(video, sentences, features is not None)
-    is_file_of_features = Path(video).suffix in (".npy", ".npz", ".pt")
-    of_features = features is not None or is_file_of_features
+    of_features = features is not None or Path(video).suffix in _FEATURES
     is_track = Path(video).suffix.lower() in TRACK_SUFFIXES
-    several = len(videos) > 1 or Path(video).is_dir() or out is not None
+    is_folder = features is None and Path(video).is_dir()
+    several = len(videos) > 1 or is_folder or out is not None
+    if len(videos) > 1 and any(Path(one).suffix in _FEATURES for one in videos):
+        text = "name a file of features alone, without other videos."
+        raise typer.BadParameter(text, param_hint="'VIDEO...'")
     options.refuse_idle(
         ("--seconds-per-feature", seconds_per_feature and not of_features, "features"),
         ("--strip", strip and (of_features or is_track), "a video"),
@@ -144,8 +148,10 @@ def localize(
         pipeline = answering.load(device)
         if several:
             listed = list_sources(videos, text_tracks=pipeline.takes_text_tracks)
+            if out is not None:  # which may look like a text track
+                listed = [one for one in listed if one.resolve() != out.resolve()]
             asked = pair(listed, sentences, pairs)
-            about = {"model": answering.name, **sampling}
+            about = {"model": answering.name}
             answers = answer_videos(pipeline, asked, out=out, settings=about, seed=seed, **sampling)
             if _print_answers(output, answers, len(asked)):
                 raise typer.Exit(1)
@@ -167,12 +173,7 @@ def localize(
         if strip is not None:
             files += _save(strip, _draw_strips(found, sentences, video))
         windows = found.windows[0] if found.windows else []
-        if windows:
-            start, end = windows[0]
-            output.line(
-                f"searched in {len(windows)} windows of {end - start:.1f} s, "
-                f"as the video is longer than those of training"
-            )
+        _print_windows(output, windows)
         cues = load_text_track(video) if is_track and not of_features else ()
         for sentence, moments in zip(sentences, found.moments, strict=True):
             _print_moments(output, sentence, moments, cues)
@@ -204,7 +205,7 @@ def _split(video: str, others: Sequence[str], is_id: bool) -> tuple[list[str], l
 def _looks_like_videos(text: str) -> bool:
     from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
-    return Path(text).suffix.lower() in (*VIDEO_SUFFIXES, *TRACK_SUFFIXES) or Path(text).is_dir()
+    return Path(text).suffix.lower() in (*VIDEO_SUFFIXES, *TRACK_SUFFIXES, *_FEATURES) or Path(text).is_dir()
 
 
 def _print_answers(
@@ -226,9 +227,19 @@ def _print_answers(
                     output.warning(error if video in error else f"{video}: {error}")
                     continue
                 moments = [LocalizedMoment(*map(one.get, _MOMENT)) for one in record["moments"]]
+                _print_windows(output, record["windows"])
                 _print_moments(output, f"{record['video']}: {record['sentence']}", moments)
             advance()
     return failed
+
+
+def _print_windows(out: Output, windows: Sequence[Sequence[float]]) -> None:
+    if windows:
+        start, end = windows[0]
+        out.line(
+            f"searched in {len(windows)} windows of {end - start:.1f} s, "
+            f"as the video is longer than those of training"
+        )
 
 
 def _features_of(
@@ -274,11 +285,22 @@ def _print_moments(
         spread = "-" if one.spread is None else f"{one.spread:.3f}"
         row = [f"{rank}", f"{one.start:.2f}", f"{one.end:.2f}", f"{one.score:.3f}", spread]
         if cues:
-            said = " ".join(cue.text for cue in cues if one.start <= cue.start < one.end)
-            row.append(textwrap.shorten(said, _EXCERPT, placeholder=" ..."))
+            row.append(_excerpt(one, cues))
         rows.append(row)
     columns = ["", "start (s)", "end (s)", "score", "spread", *(["text"] if cues else [])]
     out.table(columns, rows, sentence)
+
+
+def _excerpt(moment: "LocalizedMoment", cues: Sequence[Cue]) -> str:
+    """Give the beginning of what is said for the most part in a moment, or for most of it."""
+    said = []
+    for cue in cues:
+        overlap = min(cue.end, moment.end) - max(cue.start, moment.start)
+        if overlap * 2 >= min(cue.end - cue.start, moment.end - moment.start):
+            said.append(cue.text)
+    text = " ".join(said)
+    # Not by words: some languages do not divide them.
+    return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 4].rstrip()} ..."
 
 
 def _draw_map(found: "MomentLocalizationOutput", index: int, sentence: str) -> Any:

@@ -36,4 +36,4 @@ def list_sources(
             kind = "text tracks" if text_tracks else "videos"
             raise FileError(message("localize", f"{kind} in {place}", "none"))
         found += inside
-    return list(dict.fromkeys(found))
+    return found

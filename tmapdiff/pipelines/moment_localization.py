@@ -371,11 +371,18 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             return self._checked(video)
         if isinstance(video, np.ndarray | Tensor) and video.ndim == 2:
             return self._checked(self._as_features(torch.as_tensor(video)))
-        track = self.takes_text_tracks and _is_track(video)
-        if self.frame_encoder is None and not track:
+        track, seen = _is_track(video), self.frame_encoder is not None
+        if not (self.takes_text_tracks if track else seen):
             expected = "features of the video, as there is no frame_encoder"
+            got = "a text track" if track else type(video).__name__
             hint = "Pass a VideoFeatures, or make the pipeline with frame_encoder and fps."
-            raise ConfigError(message(type(self).__name__, expected, type(video).__name__, hint))
+            if track and seen:
+                expected = "a video or features"
+                hint = "Text tracks are for pipelines of from_text_encoder (--text-encoder)."
+            elif self.takes_text_tracks:
+                expected = "a text track or features, as there is no frame_encoder"
+                hint = "Videos are for pipelines of from_two_towers (--zero-shot)."
+            raise ConfigError(message(type(self).__name__, expected, got, hint))
         key = _identity(video)
         with self._lock:
             if key is not None and key in self._videos:

@@ -1,5 +1,6 @@
 """Many videos, and what is asked of them: one after another, and again from where it stopped."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,9 @@ import torch
 
 from tmapdiff._core.checks import check_choice, check_int, foreign_errors, message, shown
 from tmapdiff._core.files import written_beside
+from tmapdiff._core.weights_digest import add_weights
 from tmapdiff.data._reading import field, json_lines, number, reading
+from tmapdiff.data._reading import pairs as read_pairs
 from tmapdiff.errors import AnnotationError, ArgumentError, FileError
 from tmapdiff.pipelines import MomentLocalizationPipeline, Pairs
 
@@ -21,7 +24,7 @@ def pair(videos: Sequence[Path], sentences: Sequence[str], pairs: Pairs) -> dict
     """Say what is asked of each video: every sentence, or one each, in order.
 
     Args:
-        videos: The videos.
+        videos: The videos; one may be there several times.
         sentences: The sentences.
         pairs: `product` or `zip`.
 
@@ -35,7 +38,10 @@ def pair(videos: Sequence[Path], sentences: Sequence[str], pairs: Pairs) -> dict
     if len(videos) != len(sentences):
         expected = f"a sentence for each of {len(videos)} videos"
         raise ArgumentError(message(who, expected, f"{len(sentences)} sentences"))
-    return {video: [sentence] for video, sentence in zip(videos, sentences, strict=True)}
+    asked: dict[Path, list[str]] = {}
+    for video, sentence in dict.fromkeys(zip(videos, sentences, strict=True)):
+        asked.setdefault(video, []).append(sentence)
+    return asked
 
 
 def answer_videos(
@@ -49,16 +55,17 @@ def answer_videos(
 ) -> Iterator[list[Record]]:
     """Ask sentences of videos, each of which is read once; yield the answers a video at a time.
 
-    A record has `video`, `sentence`, and `duration`, `moments` and `unknown_words`, or else an
-    `error`. With `out`, records are written there as they come, one a line, and those of an
+    A record has `video`, `sentence`, and `duration`, `windows`, `moments` and `unknown_words`, or
+    else an `error`. With `out`, records are written there as they come, one a line, and those of an
     earlier run are not made again, as long as the video is as it was: they are yielded from there.
-    Errors are tried again.
+    Errors are tried again. `seed`, `settings`, `options` and a digest of the pipeline's parts are
+    in each record, and have to be those of the earlier run.
 
     Args:
         pipeline: What answers.
         asked: The sentences that are asked of each video.
         out: File of JSON lines to make or go on with.
-        settings: What else decides the answers, such as the model: it is part of each record.
+        settings: What else is to be in each record, such as the name of the model.
         seed: Seed of the noise of each answer.
         **options: As for the call of the pipeline: `num_samples`, `top_n`, ...
 
@@ -71,7 +78,10 @@ def answer_videos(
     check_int("answer_videos", "the number of videos", len(asked), at_least=1)
     sentences = dict.fromkeys(one for several in asked.values() for one in several)
     pipeline.encode_queries(list(sentences))  # what is wrong with them is wrong with all
-    settings = json.loads(json.dumps({**(settings or {}), "seed": seed}))
+    settings = {**(settings or {}), **options, "seed": seed}
+    if out is not None:
+        settings["pipeline_sha256"] = _digest(pipeline)
+    settings = json.loads(json.dumps(settings))
     known = {} if out is None else _resumed(Path(out), settings)
     for video, several in asked.items():
         identity = _identity(video)
@@ -115,10 +125,24 @@ def _ask(
             record["error"] = str(found.errors[index])
         else:
             record["duration"] = found.durations[index]
+            record["windows"] = found.windows[index] if found.windows else []
             record["moments"] = [vars(one) for one in found.moments[index]]
             record["unknown_words"] = pipeline.unknown_words(sentence)
         records.append(record)
     return records
+
+
+def _digest(pipeline: MomentLocalizationPipeline) -> str:
+    """Tell what answers from what had its name before it was trained again."""
+    configs = [pipeline.config, pipeline.localizer.config, getattr(pipeline.scheduler, "config", {})]
+    stated = [{name: one[name] for name in one if not name.startswith("_")} for one in configs]
+    words, frames = pipeline.vocabulary, pipeline.frame_encoder
+    stated += [words and [*words.words, words.rule], frames and frames.fingerprint]
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
+    for module in (pipeline.localizer, pipeline.text_encoder):
+        if module is not None:
+            add_weights(digest, module)
+    return digest.hexdigest()[:16]
 
 
 def _identity(video: Path) -> dict[str, int] | None:
@@ -132,12 +156,10 @@ def _identity(video: Path) -> dict[str, int] | None:
 
 def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
     """Read the answers of an earlier run, and leave those alone in the file."""
-    if not path.exists():
-        return {}
     known: dict[tuple[str, str], Record] = {}
     read = 0
     try:
-        for line, who, record in json_lines(path):
+        for line, who, record in json_lines(path) if path.exists() else ():
             if not isinstance(record, dict) or not {"video", "sentence"} <= record.keys():
                 raise AnnotationError(message(who, "an answer of tmapdiff localize", "other JSON"))
             for name, value in settings.items():
@@ -145,7 +167,7 @@ def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], R
                     expected, hint = f"answers with {name} = {value!r}", "Name another file."
                     raise ArgumentError(message(who, expected, repr(record.get(name)), hint))
             if "error" not in record:
-                _check_moments(who, record)
+                _check_answer(who, record)
                 known[str(record["video"]), str(record["sentence"])] = record
             read = line
     except AnnotationError:
@@ -158,7 +180,7 @@ def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], R
     return known
 
 
-def _check_moments(who: str, record: Record) -> None:
+def _check_answer(who: str, record: Record) -> None:
     moments = field(who, record, "moments")
     if not isinstance(moments, list):
         raise AnnotationError(message(who, "moments to be a list", shown(moments)))
@@ -166,6 +188,8 @@ def _check_moments(who: str, record: Record) -> None:
         spread = field(who, one, "spread")
         for name in ("start", "end", "score", *(["spread"] if spread is not None else [])):
             number(who, one, name)
+    if field(who, record, "windows") != []:
+        read_pairs(who, record, "windows")
 
 
 def _count_lines(path: Path) -> int:

@@ -26,6 +26,7 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff._core.files import written_beside
+from tmapdiff._core.weights_digest import add_weights
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -235,11 +236,7 @@ class FrameEncoder(nn.Module):
     def fingerprint(self) -> str:
         """Digest of all that decides the features; of the weights when it is first asked for."""
         digest = hashlib.sha256(f"{self.preprocess}{self.mixed_precision}".encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            # As bytes: NumPy has no bfloat16.
-            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(content.numpy().data)
+        add_weights(digest, self.model)
         return digest.hexdigest()
 
     def extra_repr(self) -> str:
