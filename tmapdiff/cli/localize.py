@@ -299,8 +299,8 @@ def _excerpt(moment: "LocalizedMoment", cues: Sequence[Cue]) -> str:
         if overlap * 2 >= min(cue.end - cue.start, moment.end - moment.start):
             said.append(cue.text)
     text = " ".join(said)
-    # Not by words: some languages do not divide them.
-    return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 4].rstrip()} ..."
+    # Between words, where the language has blanks there.
+    return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 4].rsplit(' ', 1)[0]} ..."
 
 
 def _draw_map(found: "MomentLocalizationOutput", index: int, sentence: str) -> Any:
