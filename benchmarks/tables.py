@@ -12,8 +12,9 @@ places of stylization (arXiv 2401.08232); they read maps by NMS and take a prese
 Table "target" asks what diffusion is worth, beside the baseline and the same network as a
 regressor, each read in the same ways; "steps" what further passes of the decoder are worth, and
 shows two controls. All rows share features, grid, encoder, epochs, optimizer and seeds. Every run
-leaves a JSON file; runs that have one are not repeated, and one that was stopped, however hard,
-goes on from its last checkpoint, of each epoch and minute. Without features, Charades' are
+leaves a JSON file; runs that have one are not repeated (a folder of results is of one preset, split
+and limit), and one that was stopped, however hard, goes on from its last checkpoint, of each epoch
+and minute. Without features, Charades' are
 simulated from its action annotations, and DiDeMo's videos are made up.
 
 Table "qvhighlights" is of real videos, described by captions that a model wrote of their frames.
@@ -54,6 +55,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from tmapdiff import PRESETS, TmapdiffError, Trainer
+from tmapdiff._core.checks import message
 from tmapdiff._core.files import remove_folder, written_beside
 from tmapdiff.data import collate_moments
 from tmapdiff.errors import ArgumentError
@@ -241,6 +243,24 @@ class Terms:
         """Where a run's JSON file is."""
         return self.results / f"{row.name}-seed{seed}.json"
 
+    def check(self, result: Path) -> None:
+        """Raise ArgumentError if a JSON file is of a run on other terms: of another split, say."""
+        found = json.loads(result.read_text())
+        for name, own in self.recorded.items():
+            if found.get(name, own) != own:
+                expected, hint = f"{name} = {own} of all results", "Name another --results."
+                raise ArgumentError(message(f"tables: {result}", expected, found[name], hint))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What each JSON file says of the terms, and must be alike in a folder."""
+        return {
+            "preset": self.preset,
+            "held_out_training_videos": self.holdout,
+            "limit": self.limit,
+            "epochs": self.epochs,
+        }
+
     def unfinished(self, row: Row, seed: int) -> Path:
         """Where a run is until it has a JSON file."""
         return self.scratch / self.results.name / f"{row.name}-seed{seed}"
@@ -319,7 +339,7 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     torch.set_num_threads(terms.threads)
     began = time.perf_counter()
     data, recipe = load_data(terms), terms.recipe(row, seed)
-    result: dict[str, Any] = {"row": asdict(row), "seed": seed, "preset": terms.preset}
+    result: dict[str, Any] = {"row": asdict(row), "seed": seed, **terms.recorded}
     if row.model in get_args(Control):
         result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
     else:
@@ -328,7 +348,6 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
         "features": data.store.description,
         "trained_on": f"{len(data.train):,} pairs",
         "evaluated_on": f"{len(data.test):,} pairs",
-        "held_out_training_videos": terms.holdout,
         "seconds": time.perf_counter() - began,
         **describe_run(str(Path(__file__).parent)),
     }
@@ -406,8 +425,17 @@ def choose(rows: Sequence[Row], count: int, terms: Terms) -> None:
             settings = [f"{trial.settings.get(name, '-')}" for name in terms.space]
             print("|", *(f"{cell} |" for cell in [row.label, *settings]), end=" ")
             print(*(f"{metrics[name]:.1f} |" for name in terms.metrics))
-        best[row.label] = max(scores.values(), key=lambda one: one[0])[1]
+        best[row.name] = max(scores.values(), key=lambda one: one[0])[1]
     (terms.results / "tuned.json").write_text(json.dumps(best, indent=1) + "\n")
+
+
+def tuned_row(row: Row, settings: Mapping[str, Any], file: Path) -> Row:
+    """Give a row the settings that a file has for it; only what is not trained has none."""
+    if not row.is_trained:
+        return row
+    if row.name not in settings:
+        raise ArgumentError(message(f"tables: {file}", f"settings of {row.name}", "none"))
+    return replace(row, settings=settings[row.name])
 
 
 def print_table(table: str, rows: Sequence[Row], terms: Terms, seeds: range) -> None:
@@ -500,10 +528,13 @@ def main(arguments: list[str] | None = None) -> int:
     if args.tune and terms.holdout is None:
         terms = replace(terms, holdout=0.1)
     tables = {table: TABLES[table] for table in args.table}
+    if PARTS in tables and not PRESETS[terms.preset].encoder.get("aligned"):
+        expected = f"a preset with an aligned encoder for table {PARTS}"
+        raise ArgumentError(message("tables", expected, f"--preset {terms.preset}"))
     if args.tuned:
         settings = json.loads(args.tuned.read_text())
         tables = {
-            table: [replace(row, settings=settings.get(row.label, {})) for row in rows]
+            table: [tuned_row(row, settings, args.tuned) for row in rows]
             for table, rows in tables.items()
         }
     seeds = range(1 if args.tune else args.seeds)
@@ -511,6 +542,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.tune:
         tuned = [row for row in rows if row.is_trained]
         rows = [trial for row in tuned for trial in trials_of(row, args.tune, terms)]
+    for path in {terms.result(row, seed) for row in rows for seed in seeds}:
+        if path.exists():
+            terms.check(path)
     wanted = {
         (row.name, seed): (row, seed)
         for seed in seeds  # all rows of a seed first: an unfinished table has all its rows

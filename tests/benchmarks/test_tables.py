@@ -201,6 +201,31 @@ def test_two_data_sets_are_refused(tmp_path):
             tables.main(options(tmp_path, "--table", *pair))
 
 
+def test_rows_that_would_be_alike_are_refused(tmp_path):
+    arguments = options(tmp_path, "--table", "qvhighlights-parts", "--preset", "nano")
+    with refuses(ArgumentError, "a preset with an aligned encoder", "got --preset nano."):
+        tables.main(arguments)
+
+
+def test_each_trained_row_needs_its_tuned_settings(tmp_path):
+    settings = {"diffusion_mse-rescaled_budgets": {"epochs": 3}}
+    (tmp_path / "tuned.json").write_text(json.dumps(settings))
+    arguments = options(tmp_path, "--tuned", f"{tmp_path / 'tuned.json'}", "--print-only")
+    assert tables.main([*arguments, "--table", "steps"]) == 0
+    with refuses(ArgumentError, "settings of ms2dtan_bce-rescaled_budgets, got none."):
+        tables.main([*arguments, "--table", "target"])
+
+
+def test_results_on_other_terms_are_refused(tmp_path):
+    folder, (row,) = tmp_path / "results", tables.TABLES["steps"]
+    folder.mkdir()
+    arguments = options(tmp_path, "--table", "steps", "--print-only")
+    for other in ({"held_out_training_videos": 0.1}, {"preset": "best"}, {"epochs": 2}):
+        (folder / f"{row.name}-seed0.json").write_text(json.dumps(other))
+        with refuses(ArgumentError, f"expected {next(iter(other))} = ", "Name another --results."):
+            tables.main(arguments)
+
+
 def test_data_are_needed(tmp_path, capsys):
     assert tables.main(options(tmp_path, "--table", "1", "--seeds", "1")) == 1
     assert "failed: tables: expected --data, the folder of charades-sta" in capsys.readouterr().out
@@ -242,14 +267,17 @@ def test_every_row_gets_the_same_trials_and_its_best_settings(
         assert drawn.settings == tables.trials_of(trained[0], 2, terms)[1].settings
         assert printed.count(f"| {row.label} |") == 2
     chosen = json.loads((tmp_path / "results/tuned.json").read_text())
-    assert list(chosen) == [row.label for row in trained]
+    assert list(chosen) == [row.name for row in trained]
 
-    tuned = {trained[0].label: {"channels": 64, "dropout": 0.3, "learning_rate": 1e-3}}
+    tuned = chosen | {trained[0].name: {"channels": 64, "dropout": 0.3, "learning_rate": 1e-3}}
     (tmp_path / "tuned.json").write_text(json.dumps(tuned))
     few = ("--tuned", f"{tmp_path / 'tuned.json'}", "--seeds", "1")
-    assert tables.main(options(tmp_path, *data, *few)) == 0
-    row = replace(trained[0], settings=tuned[trained[0].label])
-    found = json.loads((tmp_path / f"results/{row.name}-seed0.json").read_text())
+    row = replace(trained[0], settings=tuned[trained[0].name])
+    # Trials on held-out videos are no results on the test set.
+    with refuses(ArgumentError, "expected held_out_training_videos = None of all results, got 0.5"):
+        tables.main(options(tmp_path, *data, "--seeds", "1"))
+    assert tables.main(options(tmp_path, *data, *few, "--results", f"{tmp_path / 'final'}")) == 0
+    found = json.loads((tmp_path / f"final/{row.name}-seed0.json").read_text())
     assert found["training"]["learning_rate"] == 1e-3
     encoder = terms.recipe(row, 0).preset_for("rank").encoder
     assert (encoder["channels"], encoder["dropout"]) == (64, 0.3)
