@@ -12,7 +12,7 @@ from helpers.text_encoders import tiny_text_encoder
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
 from tmapdiff.data import tokenize
 from tmapdiff.data.sampling import torch_generator_for
-from tmapdiff.errors import ConfigError
+from tmapdiff.errors import CheckpointError, ConfigError, FileError
 from tmapdiff.models import MS2DTAN, MomentLocalizer
 from tmapdiff.recipes import (
     LocalizationData,
@@ -209,6 +209,24 @@ def test_models_that_average_several_features_a_clip(data):
         encoder={"features_per_clip": 3},
     )
     as_the_pipeline_answers(MomentLocalizationPipeline(model, vocabulary), data)
+
+
+def test_what_is_fitted_makes_way_for_itself_as_a_training_does(data, tmp_path):
+    torch.manual_seed(0)
+    queries = {item.query for item in (*data.train, *data.test)}
+    words = {query: torch.randn(1, data.store.feature_dim) for query in sorted(queries)}
+    few = replace(data, word_features=words).limit(4)
+    recipe = Recipe("aligned", model="similarity")
+    other = tmp_path / "checkpoints" / "epoch-0001"
+    other.mkdir(parents=True)
+    with refuses(FileError, f"expected no earlier run in {tmp_path}, got checkpoints."):
+        recipe.train(few, tmp_path)
+    with refuses(CheckpointError, f"expected no checkpoints in {tmp_path}"):
+        recipe.train(few, tmp_path, resume=True)
+    found = recipe.train(few, tmp_path, overwrite=True)
+    assert not other.exists()
+    again = recipe.train(few, tmp_path, resume=True)
+    assert torch.equal(found.model.weight, again.model.weight)
 
 
 def test_pipelines_that_do_not_fit_the_data_are_refused(data):

@@ -20,7 +20,7 @@ from tmapdiff.data import (
     collate_moments,
     load_glove,
 )
-from tmapdiff.errors import ArgumentError, ConfigError, FileError
+from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Protocol
 from tmapdiff.models import (
     MapLocalizer,
@@ -221,10 +221,11 @@ class Recipe:
 
         Args:
             data: The data set.
-            output: Folder for checkpoints and logs.
+            output: Folder for checkpoints and logs; a model that is fitted makes none.
             steps: Denoising steps that will be asked for: refused now, rather than after training.
             device: `cpu`. Defaults to what accelerate chooses.
-            resume: Whether to continue the run in `output`; it may get more epochs.
+            resume: Whether to continue the run in `output`; it may get more epochs. What is fitted
+                has no run to continue, and is fitted anew.
             overwrite: Whether to replace the run in `output`; without either, it is refused.
             say: Called with each line on what is done.
 
@@ -240,6 +241,7 @@ class Recipe:
         width = data.store.feature_dim
         model = self.build(options["vocabulary"], width, data.protocol, say, data.text_channels)
         if isinstance(model, SimilarityLocalizer):
+            _make_way(output, resume, overwrite)
             loss = model.fit(DataLoader(train_set, config.batch_size, collate_fn=collate_moments))
             say(f"fitted {model.weight.numel()} numbers: loss {loss:.3f}")
             return TrainedLocalizer(model.eval(), model, train_set, test_set, None)
@@ -341,6 +343,17 @@ def check_run_folder(
         return
     expected = f"no earlier run in {place}"
     raise FileError(message("--output", expected, ", ".join(others or found), hint))
+
+
+def _make_way(output: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
+    """Remove the checkpoints of an earlier run, as `Trainer` does, for what makes none itself."""
+    folder = CheckpointFolder(Path(output) / "checkpoints")
+    if resume and folder.list():
+        expected = f"no checkpoints in {output}, as similarity is fitted"
+        raise CheckpointError(message("Recipe", expected, f"{len(folder.list())}"))
+    check_run_folder(output, resume=resume, overwrite=overwrite)
+    if is_main_process():
+        folder.keep([])
 
 
 def _as_found(place: str | os.PathLike[str]) -> str:
