@@ -362,8 +362,18 @@ def test_the_oracle_is_the_bound_of_the_grid(dataset, windows):
 def test_a_prior_knows_no_longer_videos(dataset):
     grid = MapGrid(**GRID)
     prior = fit_moment_prior(grid, long_videos(dataset, False))
-    with refuses(ShapeError, "expected features of shape (B, 8, D)", "only defined for videos of"):
+    with refuses(ShapeError, "expected videos of at most 8 clips", "only defined for videos of"):
         evaluate_prior(grid, prior, long_videos(dataset))
+
+
+def test_a_prior_does_not_depend_on_the_features_of_a_clip(dataset):
+    grid, found = MapGrid(**GRID), []
+    for each in (1, 2):
+        clips = {"clip_seconds": 8.0, "whole_videos": True, "features_per_clip": each}
+        few = MomentDataset(dataset.annotations, dataset.store, dataset.vocabulary, 8, **clips)
+        prior = fit_moment_prior(grid, few)
+        found.append((evaluate_prior(grid, prior, few), evaluate_oracle(grid, few)))
+    assert found[0] == found[1]
 
 
 @pytest.fixture(scope="module")

@@ -668,3 +668,5 @@ def test_expect_map_is_the_mean_over_the_likely_moments(num_clips: int, num_anch
     assert_close(found, likelihood @ rescale_iou(iou))
     with refuses(ShapeError, f"likelihood of shape (B, M) with M = {len(candidates)}"):
         expect_map(candidates, likelihood[:, 1:], rescale_iou)
+    with refuses(ArgumentError, "expect_map: expected target to be a function, got 'iou'."):
+        expect_map(candidates, likelihood, "iou")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tmapdiff._core.checks import check_choice, check_int, check_shape, message
+from tmapdiff._core.checks import check_choice, check_int, message
 from tmapdiff.data import AnnotationSet, MomentBatch, Prediction
-from tmapdiff.errors import ArgumentError
+from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.evaluation._answers import batches, whole_batches, windows_of
 from tmapdiff.evaluation._qvhighlights import (
     MOST_WINDOWS,
@@ -157,10 +157,11 @@ def evaluate_prior(
     grid.unpack(prior[None])  # which checks its shape
 
     def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
-        if batch.num_clips is not None:
+        # Of features, there may be several a clip.
+        if batch.num_clips is not None and (most := int(batch.num_clips.max())) > grid.num_clips:
             hint = "The prior is only defined for videos of the grid's length."
-            axes = f"B {grid.num_clips} D"
-            check_shape("evaluate_prior", "features", batch.features, axes, hint=hint)
+            expected = f"videos of at most {grid.num_clips} clips"
+            raise ShapeError(message("evaluate_prior", expected, most, hint))
         return grid, prior.expand(len(batch), -1)
 
     return _evaluate(answer, dataset, nms_threshold, protocol)

@@ -333,6 +333,10 @@ def _rank(
 
 def _check_deconvolution(who: str, target: object, num_iterations: int) -> None:
     check_int(who, "num_iterations", num_iterations, at_least=1)
+    _check_target(who, target)
+
+
+def _check_target(who: str, target: object) -> None:
     if not callable(target):
         hint = "Pass a function of the IoU, such as get_objective('mse-rescaled').target."
         raise ArgumentError(message(who, "target to be a function", repr(target), hint))
@@ -389,10 +393,12 @@ def expect_map(
 
     Raises:
         ShapeError: If a shape does not fit.
+        ArgumentError: If `target` is no function.
     """
     who = "expect_map"
     sizes = check_shape(who, "candidates", candidates, "M 2")
     check_shape(who, "likelihood", likelihood, "B M", sizes)
+    _check_target(who, target)
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
         response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
