@@ -13,6 +13,7 @@ from helpers.pipelines import (
     FPS,
     GRID,
     QUERIES,
+    WORDS,
     answer_of,
     assert_alike,
     make_features,
@@ -21,8 +22,9 @@ from helpers.pipelines import (
     make_pipe,
     seeds,
 )
+from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff import MS2DTAN, FrameEncoder, IoUMapBuilder, MapGrid
+from tmapdiff import MS2DTAN, FrameEncoder, IoUMapBuilder, MapGrid, SimilarityLocalizer
 from tmapdiff import MomentLocalizationPipeline as Pipeline
 from tmapdiff.data import Annotation
 from tmapdiff.errors import ArgumentError, CheckpointError
@@ -209,6 +211,32 @@ def test_clip_seconds_still_override():
     found = make_pipe(clip_seconds=0.5, durations=TRAINED)(video, QUERIES, generator=seeds(3))
     assert found.windows is None
     assert_alike(found, expected)
+
+
+def test_a_long_video_is_compared_as_a_whole():
+    words = tiny_text_encoder(WORDS, CHANNELS)
+    model = SimilarityLocalizer(CHANNELS, num_clips=16, num_anchors=8, num_scales=2)
+    pipe = make_pipe(model, vocabulary=None, text_encoder=words, durations=TRAINED)
+    long, short = make_long(300), make_long(25, seed=1)
+    event = slice(round(200 * FPS), round(212 * FPS))
+    long.features[event] = words([QUERIES[0]]).sentences[0]
+    found = pipe([long, short], QUERIES[0])
+    assert found.windows is None
+    best = found.moments[0][0]
+    assert (
+        float(temporal_iou(torch.tensor([best.start, best.end]), torch.tensor([200.0, 212.0])))
+        > 0.5
+    )
+    # Of the other 29 stretches of ten seconds none seems as likely.
+    assert all(one.score < best.score / 2 for one in found.moments[0][1:])
+    for row, video in enumerate((long, short)):
+        alone = pipe(video, QUERIES[0])
+        assert_close(
+            *(
+                torch.tensor([[m.start, m.end, m.score] for m in one])
+                for one in (found.moments[row], alone.moments[0])
+            )
+        )
 
 
 def test_durations_are_saved_and_may_be_replaced(tmp_path):

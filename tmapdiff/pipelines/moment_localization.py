@@ -103,8 +103,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             fit a model with `aligned`, it has to be said.
         durations: Seconds that the videos of training lasted, or the shortest, the median and the
             longest of them, which are kept. Without `clip_seconds`, a video longer than all of them
-            is searched in overlapping windows as long as the median. By default every video is
-            searched as a whole, however long its moments then are.
+            is searched in overlapping windows as long as the median; by a `SimilarityLocalizer` as
+            a whole, in clips that last as long. By default every video is divided into as many
+            clips, however long its moments then are.
 
     Raises:
         ConfigError: If the parts do not fit each other.
@@ -668,7 +669,11 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         # 2. a video no longer than those of training: the model's clips
         if count == grid.num_clips:
             return Clips(features, duration, duration / count, grid, None)
-        # 3. a longer one: windows
+        # 3. a longer one, of a model whose scores are of a whole video: each window would have an
+        # answer that seems as likely
+        if isinstance(self.localizer.encoder, SimilarityEncoder):
+            return Clips(features, duration, duration / count, grid.resized(count), count)
+        # 4. a longer one: windows
         windows = divide_in_windows(count, grid)
         return Clips(features, duration, duration / count, grid.resized(count), count, windows)
 
