@@ -13,7 +13,6 @@ from tmapdiff.recipes import answer_videos, pair
 from tmapdiff.recipes.answers import _digest
 
 
-
 @pytest.fixture(scope="module")
 def pipe():
     return make_pipe(frame_encoder=FrameEncoder("test_resnet", pretrained=False))

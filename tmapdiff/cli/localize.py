@@ -1,5 +1,6 @@
 """`tmapdiff localize`: from a video and sentences to moments."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def localize(
     videos, sentences = _split(video, sentences, features is not None)
     of_features = features is not None or Path(video).suffix in _FEATURES
     is_track = Path(video).suffix.lower() in TRACK_SUFFIXES
-    is_folder = features is None and Path(video).is_dir()
+    is_folder = features is None and os.path.isdir(video)
     several = len(videos) > 1 or is_folder or out is not None
     if len(videos) > 1 and any(Path(one).suffix in _FEATURES for one in videos):
         text = "name a file of features alone, without other videos."
@@ -205,7 +206,9 @@ def _split(video: str, others: Sequence[str], is_id: bool) -> tuple[list[str], l
 def _looks_like_videos(text: str) -> bool:
     from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
-    return Path(text).suffix.lower() in (*VIDEO_SUFFIXES, *TRACK_SUFFIXES, *_FEATURES) or Path(text).is_dir()
+    suffixes = (*VIDEO_SUFFIXES, *TRACK_SUFFIXES, *_FEATURES)
+    # Of a long sentence, Path.is_dir would raise that it is too long a name.
+    return Path(text).suffix.lower() in suffixes or os.path.isdir(text)
 
 
 def _print_answers(

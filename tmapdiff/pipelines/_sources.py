@@ -25,7 +25,7 @@ def list_sources(
     """
     found: list[Path] = []
     for place in map(Path, places):
-        if not place.is_dir():
+        if not os.path.isdir(place):  # of too long a name, too
             found.append(place)
             continue
         inside = find_videos(place)[0]

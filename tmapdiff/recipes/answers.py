@@ -134,7 +134,8 @@ def _ask(
 
 def _digest(pipeline: MomentLocalizationPipeline) -> str:
     """Tell what answers from what had its name before it was trained again."""
-    configs = [pipeline.config, pipeline.localizer.config, getattr(pipeline.scheduler, "config", {})]
+    scheduler = getattr(pipeline.scheduler, "config", {})
+    configs = [pipeline.config, pipeline.localizer.config, scheduler]
     stated = [{name: one[name] for name in one if not name.startswith("_")} for one in configs]
     words, frames = pipeline.vocabulary, pipeline.frame_encoder
     stated += [words and [*words.words, words.rule], frames and frames.fingerprint]
@@ -159,7 +160,7 @@ def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], R
     known: dict[tuple[str, str], Record] = {}
     read = 0
     try:
-        for line, who, record in json_lines(path) if path.exists() else ():
+        for line, who, record in json_lines(path) if os.path.exists(path) else ():
             if not isinstance(record, dict) or not {"video", "sentence"} <= record.keys():
                 raise AnnotationError(message(who, "an answer of tmapdiff localize", "other JSON"))
             for name, value in settings.items():
