@@ -135,7 +135,10 @@ def test_errors_are_one_line(refused, corpus, finished, tmp_path):
     for arguments, text in (
         ([video, "a dog", "--model", tmp_path / "none"], "there is no such folder"),
         ([tmp_path / "none.mp4", SENTENCES[0], *model], "none.mp4"),
-        ([tmp_path / "none.mp4", SENTENCES[0] * 20, *model], "none.mp4"),  # no name of a folder
+        (
+            [tmp_path / "none.mp4", f"{SENTENCES[0]} " * 20, *model],
+            "none.mp4",
+        ),  # no name of a folder
         ([f"{'x' * 300}.mp4", SENTENCES[0], *model], "xxx.mp4"),
         ([video, SENTENCES[0], *model, "--out", tmp_path / ("x" * 300)], "xxx"),
         ([tmp_path / "broken.mp4", SENTENCES[0], *model], "broken.mp4"),

@@ -136,7 +136,9 @@ def _digest(pipeline: MomentLocalizationPipeline) -> str:
     """Tell what answers from what had its name before it was trained again."""
     scheduler = getattr(pipeline.scheduler, "config", {})
     configs = [pipeline.config, pipeline.localizer.config, scheduler]
-    stated = [{name: one[name] for name in one if not name.startswith("_")} for one in configs]
+    stated: list[Any] = [
+        {name: one[name] for name in one if not name.startswith("_")} for one in configs
+    ]
     words, frames = pipeline.vocabulary, pipeline.frame_encoder
     stated += [words and [*words.words, words.rule], frames and frames.fingerprint]
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
