@@ -127,7 +127,7 @@ def test_pieces_of_a_video_are_held_out_together():
         stays, held_out = (part.video_ids for part in items.split_videos(0.5, seed))
         assert len(stays) == len(held_out) == 4
         assert not {name[0] for name in stays} & {name[0] for name in held_out}
-    with refuses(ArgumentError, "got 0.5 and 1 videos"):
+    with refuses(ArgumentError, "got 0.5 and 1 videos. Ids that end with two times"):
         items.limit(2).split_videos(0.5)
 
 
