@@ -105,7 +105,7 @@ evaluation conversion
 training
 presets
 migration pipelines
-corpus demo recipes inspection
+corpus demo export recipes inspection
 cli
 __main__
 """

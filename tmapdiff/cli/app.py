@@ -18,6 +18,7 @@ COMMANDS = (
     "extract",
     "inspect",
     "convert",
+    "export",
     "demo",
 )
 

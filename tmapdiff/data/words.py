@@ -187,8 +187,15 @@ class Vocabulary:
         """
         import torch  # here, and below: words are split without it
 
-        words = tokenize(sentence, self._rule)
-        return torch.tensor([self._index.get(word, 1) for word in words])
+        return torch.tensor(self.indices(sentence))
+
+    def indices(self, sentence: str) -> list[int]:
+        """Return what `encode` does of `sentence`, without torch.
+
+        Raises:
+            ArgumentError: If the sentence has no word.
+        """
+        return [self._index.get(word, 1) for word in tokenize(sentence, self._rule)]
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Return the words of `sentence` that the vocabulary lacks, each once.

@@ -51,7 +51,7 @@ def check_styles(
 
 def of_all_samples(mask: Tensor | None) -> Tensor | None:
     """Drop the batch of a mask of one sample: one mask for all samples is the quicker to apply."""
-    return mask[0] if mask is not None and mask.dim() == 3 and len(mask) == 1 else mask
+    return mask[0] if mask is not None and mask.dim() == 3 and mask.shape[0] == 1 else mask
 
 
 def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -130,7 +130,7 @@ class StylizationBlock(nn.Module):
         `x` and `mask` are as for the call; a `style` of one row serves all samples.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
-        scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
+        scale, shift = style.expand(x.shape[0], -1).chunk(2, dim=1)
         groups = self.num_groups if self.norm == "group" else None
         styled = stylize(x, scale, shift, mask, num_groups=groups)
         return fill_invalid(self.mlp(self.dropout(styled)), mask)
@@ -145,7 +145,7 @@ class StylizationBlock(nn.Module):
         plain = is_plain(self.mlp, PointwiseConv2d) and is_plain(self.dropout, nn.Dropout)
         bias = self.mlp.bias if plain and not drops else None
         if self.norm == "group" and bias is not None:
-            scale, shift = style.expand(len(x), -1).chunk(2, dim=1)
+            scale, shift = style.expand(x.shape[0], -1).chunk(2, dim=1)
             given = (x, scale, shift, self.mlp.weight.flatten(1), bias)
             if why_not_eager(*given, mask=mask) is None:
                 return add_styled(*given, mask, num_groups=self.num_groups)

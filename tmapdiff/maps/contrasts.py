@@ -338,7 +338,7 @@ class _Cells:
     def geometry(self, dtype: torch.dtype) -> Tensor:
         """Describe cells without the similarity: (cells, 5, B or 1)."""
         counts = self.start.new_tensor([self.rows]) if self.counts is None else self.counts
-        length = self.length[:, None].to(dtype).expand(-1, len(counts))
+        length = self.length[:, None].to(dtype).expand(-1, counts.shape[0])
         log, end = length.log(), self.end[:, None] == counts
         start = (self.start == 0)[:, None].expand_as(end)
         parts = (log, log.square(), length / counts, start.to(dtype), end.to(dtype))

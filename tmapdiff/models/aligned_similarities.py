@@ -152,7 +152,7 @@ def _from_zero(channels: int) -> nn.Sequential:
 
 def check_num_words(who: str, num_words: Tensor, most: int) -> None:
     """Raise ArgumentError unless each query has 1 to `most` words; waits for their device."""
-    if not len(num_words) or torch.compiler.is_compiling() or num_words.is_meta:
+    if torch.compiler.is_compiling() or num_words.is_meta or not len(num_words):
         return
     if int(num_words.min()) < 1 or int(num_words.max()) > most:
         row = int(((num_words < 1) | (num_words > most)).nonzero()[0])

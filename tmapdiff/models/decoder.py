@@ -183,7 +183,7 @@ class MapDiffusionDecoder(MapModel):
         timestep = _one_per_sample(timestep, noisy)
         check_shape(who, "timestep", timestep, "B", sizes)
         features, grid = self._check(features, num_clips)
-        check_shape(who, "noisy", noisy, f"B {grid.num_cells}", {"B": len(features[0])})
+        check_shape(who, "noisy", noisy, f"B {grid.num_cells}", {"B": features[0].shape[0]})
 
         # 1. Embed the timestep; there is none without stylization.
         time = None if self.embed_timestep is None else self.embed_timestep(timestep)
@@ -297,4 +297,4 @@ def _one_per_sample(timestep: Tensor | int, noisy: Tensor) -> Tensor:
         timestep = torch.tensor(check_int("MapDiffusionDecoder", "timestep", timestep, at_least=0))
     if timestep.dim():
         return timestep
-    return timestep.to(noisy.device).expand(len(noisy))
+    return timestep.to(noisy.device).expand(noisy.shape[0])

@@ -65,7 +65,7 @@ class PaddedLSTM(nn.LSTM):
         # The way back begins at the last word, and leaves the padding for its end, too.
         backwards = torch.where(behind[..., 0], place, lengths[:, None] - 1 - place)[..., None]
         x = x.masked_fill(behind, 0)
-        start = x.new_zeros(1, len(x), self.hidden_size)
+        start = x.new_zeros(1, x.shape[0], self.hidden_size)
         for layer in range(self.num_layers):
             forth, back = self.all_weights[2 * layer : 2 * layer + 2]
             states = _one_direction(x, start, forth)
@@ -79,7 +79,8 @@ def _ordered(x: Tensor, places: Tensor) -> Tensor:
 
 
 def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    if is_transformed(x, *weights):
+    # An export goes over the padding as `torch.func` does: torch's LSTM would fix the batch.
+    if is_transformed(x, *weights) or torch.compiler.is_compiling():
         return _step_by_step(x, start[0], *weights)
     states: Tensor = torch.lstm(
         x,

@@ -101,7 +101,7 @@ class SimilarityEncoder(MapModel):
             ArgumentError: If a query is empty or longer than L.
         """
         axes = f"B T {self.config.clip_channels}"
-        check_shape("SimilarityEncoder", "features", features, axes, {"B": len(words)})
+        check_shape("SimilarityEncoder", "features", features, axes, {"B": words.shape[0]})
         query = self.similarities.embed_query(words, num_words)
         return self.similarities(self.similarities.embed(features), query)
 

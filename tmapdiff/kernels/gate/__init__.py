@@ -57,9 +57,10 @@ def gate_features(
         check_shape(who, "bias", bias, f"{given}")
 
     inputs = (convolved,) if bias is None else (convolved, bias)
-    plain = {"eager": why_not_eager(*inputs), "reference": None}
+    not_eager = why_not_eager(*inputs)
+    plain = {"eager": not_eager, "reference": None}
     follows = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
-    if convolved.numel() < (_FEW_WITH_GRADIENT if follows else _FEW):
+    if not not_eager and convolved.numel() < (_FEW_WITH_GRADIENT if follows else _FEW):
         plain = dict(reversed(plain.items()))
     usable = in_order(convolved.device, why_not_triton(*inputs), **plain)
     chosen = choose("gate", usable, backend)

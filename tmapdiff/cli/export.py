@@ -1,0 +1,58 @@
+"""`tmapdiff export`: a pipeline's model as graphs for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tmapdiff.cli.output import JsonOption, Output
+
+EXAMPLES = """
+tmapdiff export runs/vgg/pipeline
+tmapdiff export runs/vgg/pipeline --format onnx --out exported --steps 1
+tmapdiff export runs/captions/pipeline --format onnx --max-words 1
+"""
+
+
+def export(
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or its name.")
+    ],
+    format: Annotated[
+        Literal["pt2", "onnx"],
+        typer.Option(help="pt2 for torch.export.load, or onnx for onnxruntime."),
+    ] = "pt2",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write. [default: PIPELINE-FORMAT]"),
+    ] = None,
+    max_words: Annotated[
+        int,
+        typer.Option(
+            help="Words of the longest sentence; 1 where a text encoder gives whole sentences."
+        ),
+    ] = 32,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the model as graphs that run without this library: in torch, or in onnxruntime.
+
+    Encoder and decoder (one denoising step), or one graph of a model that does not sample, and in
+    export.json what goes in and out, the grid and the numbers of the steps. The graphs take any
+    number of queries, and videos of fewer clips than the grid. Before they are written, they are
+    compared with the model.
+    """
+    with Output(as_json) as output:
+        from tmapdiff.export import export_pipeline
+        from tmapdiff.pipelines import MomentLocalizationPipeline
+
+        loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
+        report = export_pipeline(
+            loaded,
+            out or f"{pipeline.rstrip('/')}-{format}",
+            format=format,
+            max_words=max_words,
+            num_inference_steps=steps,
+        )
+        output.line(str(report))
+        output.document({**vars(report), "folder": str(report.folder)})

@@ -1,0 +1,25 @@
+"""Models for programs without this library, or without torch: `torch.export` and ONNX.
+
+`OnnxLocalizer` imports onnxruntime and NumPy, and not torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from tmapdiff._core.lazy import loaded_when_used
+
+if TYPE_CHECKING:
+    from tmapdiff.export.exporting import FORMATS as FORMATS
+    from tmapdiff.export.exporting import ExportReport as ExportReport
+    from tmapdiff.export.exporting import export_pipeline as export_pipeline
+    from tmapdiff.export.runtime import OnnxLocalizer as OnnxLocalizer
+
+_HOMES = {
+    "export_pipeline": "exporting",
+    "ExportReport": "exporting",
+    "FORMATS": "exporting",
+    "OnnxLocalizer": "runtime",
+}
+
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+__getattr__ = loaded_when_used(__name__, _HOMES)

@@ -1,0 +1,349 @@
+"""Writing the graphs of a localizer, and the numbers that the loop around them needs."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tmapdiff._core.checks import check_choice, check_int, foreign_errors, message, require
+from tmapdiff._core.files import folder_to_save_in, written_beside
+from tmapdiff._version import __version__
+from tmapdiff.errors import ConfigError
+from tmapdiff.layers.gated_conv import MapConv2d
+from tmapdiff.layers.pointwise import PointwiseConv2d
+from tmapdiff.losses import OBJECTIVES
+from tmapdiff.maps import MultiScaleMapSampler, expect_map
+from tmapdiff.models import MapLocalizer, MomentLocalizer, SimilarityLocalizer
+from tmapdiff.models.lstm import PaddedLSTM
+from tmapdiff.pipelines import MomentLocalizationPipeline
+
+Format = Literal["pt2", "onnx"]
+FORMATS = get_args(Format)
+_WHO = "export_pipeline"
+_INFO = "export.json"
+_FILES = re.compile(r"(encoder|decoder|localizer)\.(pt2|onnx|onnx\.data)|export\.json|vocab.*\.json")
+_BATCH, _CHECKED = 3, (1, 5)  # queries that graphs are traced with, and compared with the model on
+_TOLERANCE = 1e-4
+_MOST_MOMENTS = 4096  # of a SimilarityLocalizer, which has a table of all pairs: 64 MB
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        folder: The folder.
+        sizes: Bytes of each file, by name.
+        difference: Largest difference of the graphs' results from the model's, over queries in
+            batches of other sizes than they were traced with; NaN if not compared.
+    """
+
+    folder: Path
+    sizes: dict[str, int]
+    difference: float
+
+    def __str__(self) -> str:
+        files = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in self.sizes.items())
+        compared = f"; equal to the model to {self.difference:.1g}"
+        return f"{self.folder}: {files}{compared}"
+
+
+def export_pipeline(
+    pipeline: MomentLocalizationPipeline,
+    folder: str | os.PathLike[str],
+    *,
+    format: Format = "pt2",
+    max_words: int = 32,
+    num_inference_steps: int | None = None,
+) -> ExportReport:
+    """Write the localizer of a pipeline as graphs that run without this library.
+
+    A `MomentLocalizer` becomes `encoder` and `decoder`, which does one denoising step; another
+    localizer one graph, `localizer`. They take any number of queries at once, and of each video its
+    number of clips, up to the grid's. `export.json` says what comes in and out, and has the grid
+    and the numbers of all denoising steps; `vocabulary.json` has the words. `OnnxLocalizer` is the
+    loop around these for onnxruntime. Frame and text encoders are not exported: features go in.
+
+    Before it is written, each graph is compared with the model, in batches of other sizes.
+
+    Args:
+        pipeline: The pipeline; it stays as it is.
+        folder: Where to write; files of an earlier export there are replaced.
+        format: `pt2` for `torch.export.load`, or `onnx`.
+        max_words: Words of the longest sentence; 1 for a text encoder that gives whole sentences.
+        num_inference_steps: Denoising steps. Defaults to the model's number.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: If the format is unknown, or the model, or its scheduler's solver, cannot be
+            exported.
+        ArgumentError: If a number is out of range.
+        MissingDependencyError: If a package for `onnx` is not installed.
+        FileError: If the folder cannot be written.
+    """
+    check_choice(_WHO, "format", format, FORMATS)
+    check_int(_WHO, "max_words", max_words, at_least=1)
+    if format == "onnx":
+        require("onnxscript", extra="onnx", purpose="Exporting to ONNX")
+    info = _describe(pipeline, max_words, num_inference_steps)
+    info["format"] = format
+    model = _portable(pipeline.localizer)
+    sizes: dict[str, int] = {}
+    difference = 0.0
+    target = folder_to_save_in(_WHO, folder)
+    with (
+        written_beside(target, replaces={"": _FILES}) as new,
+        torch.no_grad(),
+        model.without_checks(),
+    ):
+        new.mkdir()
+        for graph in _graphs_of(model, info):
+            with foreign_errors(ConfigError, f"{_WHO}: cannot export a {type(model).__name__}"):
+                program = _trace(graph)
+                difference = max(difference, _compare(graph, program))
+                graph.write(program, new, format)
+            info["graphs"][graph.name] = {"inputs": graph.inputs, "outputs": graph.outputs}
+        if pipeline.vocabulary is not None:
+            pipeline.vocabulary.save(new / "vocabulary.json")
+        (new / _INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        sizes = {file.name: file.stat().st_size for file in sorted(new.iterdir())}
+    return ExportReport(target, sizes, difference)
+
+
+def _describe(
+    pipeline: MomentLocalizationPipeline, max_words: int, steps: int | None
+) -> dict[str, Any]:
+    """Say what the loop around the graphs has to know."""
+    model, grid = pipeline.localizer, pipeline.localizer.grid
+    encoder = model.encoder.config
+    name = model.objective.name
+    if name not in OBJECTIVES:
+        expected = f"an objective of {', '.join(OBJECTIVES)}"
+        raise ConfigError(message(_WHO, expected, name, "Export a model of one of these."))
+    durations = pipeline.config.durations
+    info: dict[str, Any] = {
+        "tmapdiff": __version__,
+        "model": type(model).__name__,
+        "graphs": {},
+        "grid": {
+            "num_clips": grid.num_clips,
+            "num_anchors": grid.num_anchors,
+            "num_scales": grid.num_scales,
+        },
+        "clip_channels": encoder.clip_channels,
+        "features_per_clip": encoder.features_per_clip,
+        "text_channels": encoder.text_channels,
+        "max_words": max_words,
+        "clip_seconds": pipeline.config.clip_seconds,
+        "fps": pipeline.config.fps,
+        "longest_seconds": None if durations is None else durations[2],
+        "ranking": model.config.ranking,
+        "nms_threshold": model.config.nms_threshold,
+        "target": name.rpartition("-")[2],
+    }
+    if isinstance(model, MomentLocalizer):
+        info["scheduler"] = _steps_of(model, steps)
+        info["num_samples"] = model.config.num_samples
+    elif steps is not None and steps != 1:
+        expected = "one pass of a model that does not sample"
+        raise ConfigError(message(_WHO, expected, f"num_inference_steps = {steps}"))
+    return info
+
+
+def _steps_of(model: MomentLocalizer, steps: int | None) -> dict[str, Any]:
+    """List the numbers of each denoising step: rows of `MapScheduler.coefficients`."""
+    scheduler = model.scheduler
+    if scheduler.config.solver != "ddim":
+        hint = "Set pipe.scheduler = MapScheduler.from_config(pipe.scheduler.config, solver='ddim')"
+        got = scheduler.config.solver
+        raise ConfigError(message(_WHO, "a scheduler with solver ddim", got, f"{hint}."))
+    # A deterministic model passes once, from an empty map.
+    deterministic = model.config.deterministic
+    if deterministic and steps not in (None, 1):
+        expected = "one step, as the model is deterministic"
+        raise ConfigError(message(_WHO, expected, f"num_inference_steps = {steps}"))
+    run = scheduler.begin(model.config.num_inference_steps if steps is None else steps)
+    if deterministic:
+        run.timesteps = [len(scheduler) - 1]
+    first = scheduler.scale_model_input(torch.ones(1, 1), run.timesteps[0])
+    return {
+        "timesteps": run.timesteps,
+        "coefficients": scheduler.coefficients(run).tolist(),
+        "input_scale": first.item(),
+        "alphas_cumprod": scheduler.alphas_cumprod.tolist(),
+        "clip": scheduler.config.clip_sample,
+        "deterministic": deterministic,
+    }
+
+
+def _portable(localizer: MapLocalizer) -> MapLocalizer:
+    """Copy a model, with plain operations in place of those that look at sizes and places."""
+    model = deepcopy(localizer).to("cpu", torch.float32).eval()
+    for part in model.modules():
+        if isinstance(part, MapConv2d | PointwiseConv2d):
+            part.forward = partial(nn.Conv2d.forward, part)  # type: ignore[method-assign]
+        elif isinstance(part, PaddedLSTM):
+            part.forward = part._padded  # type: ignore[method-assign]
+    return model
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A part to be exported, with what comes in; the first axis of all tensors is the batch."""
+
+    name: str
+    module: nn.Module
+    inputs: list[str]
+    outputs: list[str]
+    draw: Any  # makes inputs, of a batch of some size
+
+    def write(self, program: Any, folder: Path, format: Format) -> None:
+        if format == "pt2":
+            torch.export.save(program, folder / f"{self.name}.pt2")
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's and onnxscript's own
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=self.inputs,
+                output_names=self.outputs,
+                verbose=False,
+            )
+        if made is None:  # only of the exporter before this one
+            raise ConfigError(message(_WHO, "torch with the ONNX exporter", torch.__version__))
+        made.save(folder / f"{self.name}.onnx", external_data=False)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encoder(*inputs))
+
+
+class _Decoder(nn.Module):
+    """One step: from noisy maps, scaled for the decoder, to clean ones, as the objective has."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder, self.activation = model.decoder, model.objective.activation
+
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, num_clips: Tensor, *features: Tensor
+    ) -> Tensor:
+        clean: Tensor = self.activation(self.decoder(noisy, timestep, features, num_clips))
+        return clean
+
+
+class _Localizer(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        maps: Tensor = self.model.predict_maps(*inputs)
+        return maps
+
+
+def _graphs_of(model: MapLocalizer, info: dict[str, Any]) -> list[_Graph]:
+    grid, length = model.grid, info["max_words"]
+    channels, each = info["text_channels"], info["features_per_clip"]
+    vocabulary = model.encoder.config.vocabulary_size
+
+    def draw_inputs(batch: int) -> tuple[Tensor, ...]:
+        source = torch.Generator().manual_seed(batch)
+        random = partial(torch.randn, generator=source)
+        integers = partial(torch.randint, generator=source)
+        words = random(batch, length, channels) if channels else None
+        if words is None:
+            words = integers(0, vocabulary, (batch, length))
+        # Videos as long as the grid, and shorter ones.
+        num_clips = integers(1, grid.num_clips + 1, (batch,))
+        num_clips[-1] = grid.num_clips
+        features = random(batch, grid.num_clips * each, info["clip_channels"])
+        return features, words, integers(1, length + 1, (batch,)), num_clips
+
+    inputs = ["features", "words", "num_words", "num_clips"]
+    if not isinstance(model, MomentLocalizer):
+        if isinstance(model, SimilarityLocalizer):
+            _fix_table(model)
+        return [_Graph("localizer", _Localizer(model), inputs, ["maps"], draw_inputs)]
+    maps = [f"features_{scale}" for scale in range(grid.num_scales)]
+
+    def draw_step(batch: int) -> tuple[Tensor, ...]:
+        source = torch.Generator().manual_seed(batch)
+        noisy = torch.randn(batch, grid.num_cells, generator=source)
+        last = len(model.scheduler)
+        timestep = torch.randint(0, last, (batch,), generator=source)
+        given = draw_inputs(batch)
+        return noisy, timestep, given[-1], *model.encoder(*given)
+
+    return [
+        _Graph("encoder", _Encoder(model), inputs, maps, draw_inputs),
+        _Graph(
+            "decoder",
+            _Decoder(model),
+            ["noisy", "timestep", "num_clips", *maps],
+            ["maps"],
+            draw_step,
+        ),
+    ]
+
+
+def _fix_table(model: SimilarityLocalizer) -> None:
+    """Let a model expect maps by a table of its grid's moments, which is then part of the graph."""
+    moments, _ = MultiScaleMapSampler(model.grid).merge_packed(torch.zeros(1, model.grid.num_cells))
+    if len(moments) > _MOST_MOMENTS:
+        expected = f"a grid of at most {_MOST_MOMENTS:,} moments"
+        hint = "Take fewer num_anchors and more num_scales."
+        raise ConfigError(message(_WHO, expected, f"{len(moments):,}", hint))
+    table = expect_map(moments, torch.eye(len(moments)), model.objective.target)
+    model.register_buffer("table", table, persistent=False)
+
+    def expect(logits: Tensor, valid: Tensor, candidates: Any) -> Tensor:
+        return logits.masked_fill(~valid, -torch.inf).softmax(1) @ model.table
+
+    model._expect = expect  # type: ignore[method-assign]
+
+
+def _trace(graph: _Graph) -> Any:
+    inputs = graph.draw(_BATCH)
+    batch = torch.export.Dim("batch", min=1)
+    shapes: Any = tuple({0: batch} for _ in inputs)
+    if isinstance(graph.module, _Encoder | _Localizer):
+        shapes = (shapes,)  # they take `*inputs`
+    else:
+        shapes = (*shapes[:3], shapes[3:])
+    graph.module(*inputs)  # tables that models keep must not be made while torch traces
+    return torch.export.export(graph.module, inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _compare(graph: _Graph, program: Any) -> float:
+    """Compare a traced graph with its module, on batches of other sizes than it was traced with."""
+    largest, run = 0.0, program.module()
+    for batch in _CHECKED:
+        inputs = graph.draw(batch)
+        expected, found = graph.module(*inputs), run(*inputs)
+        pairs: Sequence[Any] = [(expected, found)]
+        if isinstance(expected, tuple):
+            pairs = list(zip(expected, found, strict=True))
+        for one, other in pairs:
+            largest = max(largest, (one - other).abs().max().item())
+    if not largest <= _TOLERANCE:
+        got = f"a difference of {largest:.2g}"
+        raise ConfigError(message(_WHO, "graphs that answer as the model does", got))
+    return largest
