@@ -8,7 +8,7 @@ from helpers.assertions import refuses
 from helpers.pipelines import make_localizer, make_pipe
 
 from tmapdiff import ConfigError, MapScheduler, MomentLocalizer, SimilarityLocalizer
-from tmapdiff.export import exporting, export_pipeline
+from tmapdiff.export import export_pipeline, exporting
 
 from .conftest import KINDS, LENGTH, inputs_of
 

@@ -32,7 +32,9 @@ def export(
             help="Words of the longest sentence; 1 where a text encoder gives whole sentences."
         ),
     ] = 32,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: the model's]")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the model as graphs that run without this library: in torch, or in onnxruntime.

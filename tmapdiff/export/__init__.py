@@ -20,6 +20,6 @@ _HOMES = {
     "OnnxLocalizer": "runtime",
 }
 
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 __getattr__ = loaded_when_used(__name__, _HOMES)

@@ -49,7 +49,9 @@ class OnnxLocalizer:
         runtime: Any = require("onnxruntime", extra="onnx", purpose="OnnxLocalizer")
         options = runtime.SessionOptions()
         if threads is not None:
-            options.intra_op_num_threads = check_int("OnnxLocalizer", "threads", threads, at_least=1)
+            options.intra_op_num_threads = check_int(
+                "OnnxLocalizer", "threads", threads, at_least=1
+            )
         place, given = Path(folder), ["CPUExecutionProvider"]
         with foreign_errors(CheckpointError, f"OnnxLocalizer: cannot load {folder}"):
             self.info: dict[str, Any] = json.loads((place / "export.json").read_text("utf-8"))
@@ -318,7 +320,7 @@ class _TorchNormal:
     """
 
     def __init__(self, seed: int) -> None:
-        self._random = np.random.RandomState(seed % 2**32)  # noqa: NPY002  torch's own twister
+        self._random = np.random.RandomState(seed % 2**32)
 
     def draw(self, count: int) -> np.ndarray:
         whole = count // 16 * 16

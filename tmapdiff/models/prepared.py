@@ -80,7 +80,7 @@ def join_maps(maps: list[Tensor], grid: MapGrid, sequences: Sequence[Tensor]) ->
     """Pack what `split_maps` took apart; 0 in cells of no sequence."""
     if not sequences:
         return grid.pack(maps)
-    packed = maps[0].new_zeros(len(maps[0]), grid.num_cells)
+    packed = maps[0].new_zeros(maps[0].shape[0], grid.num_cells)
     for cells, scores in zip(sequences, maps, strict=True):
         packed = packed.index_copy(1, cells, scores)
     return packed
