@@ -125,7 +125,7 @@ class OnnxLocalizer:
             np.repeat(clips[None], batch, axis=0), words, num_words, np.full(batch, count), seed
         )
         scores = np.full((batch, len(self.moments)), -np.inf, np.float32)
-        np.maximum.at(scores, (slice(None), self._places), maps[:, self._valid])
+        np.maximum.at(scores.T, self._places, maps[:, self._valid].T)
         scores[:, self.moments[:, 1] > count] = -np.inf
         if not np.isfinite(scores[:, self.moments[:, 1] <= count]).all():
             raise ArgumentError(message(who, "finite scores", "NaN or infinity"))
@@ -241,7 +241,8 @@ class OnnxLocalizer:
 
     def _pick_highest(self, scores: np.ndarray, top_n: int, _: bool) -> list[tuple[Any, float]]:
         """Do as `temporal_nms`."""
-        left, picked = scores.copy(), []
+        left = scores.copy()
+        picked: list[tuple[Any, float]] = []
         while len(picked) < top_n and (best := int(left.argmax())) >= 0 and left[best] > -np.inf:
             picked.append((self.moments[best].tolist(), float(scores[best])))
             overlap = _iou(self.moments, self.moments[best])
