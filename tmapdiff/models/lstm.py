@@ -80,7 +80,8 @@ def _ordered(x: Tensor, places: Tensor) -> Tensor:
 
 def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tensor:
     # An export goes over the padding as `torch.func` does: torch's LSTM would fix the batch.
-    if is_transformed(x, *weights) or torch.compiler.is_compiling():
+    exports = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if exports or is_transformed(x, *weights):
         return _step_by_step(x, start[0], *weights)
     states: Tensor = torch.lstm(
         x,
