@@ -52,7 +52,7 @@ CASES = {
         f"'--random-weights': {NO_EFFECT} --model.",
     "inspect x --dataset mad": "Invalid value for '--dataset'",
     "": "Missing command.",
-    "extrct": "No such command 'extrct'. Did you mean 'extract'?",
+    "extrct": "No such command 'extrct'. Did you mean 'extract', 'export'?",
     "extract videos --model vgg16": "Missing option '--out'.",
     "--no-such": "No such option: --no-such",
 }  # fmt: skip
