@@ -148,14 +148,14 @@ MADE = {
 # What the library makes, and nobody else.
 RESULTS = {
     "SchedulerRun",
-    "ExtractionReport",
+    "ExportReport", "ExtractionReport",
     "AnnotationReport", "CorpusReport", "DenoisingStep", "DroppedLine", "Evaluation",
     "EncoderMatch", "LocalizedMoment", "MomentBatch", "MomentLocalizationOutput", "MomentSample",
     "MS2DTANExperiment", "Progress", "Results", "SampledFrame", "ShapeAction", "ShapeVideo",
     "VideoInfo",
 }  # fmt: skip
 # Made of what is not here, or checked elsewhere: a grid by `MapGrid`, attributes by the writer.
-OTHERWISE = {"FeatureStoreWriter", "Preset", "TransformersTextEncoder"}
+OTHERWISE = {"FeatureStoreWriter", "OnnxLocalizer", "Preset", "TransformersTextEncoder"}
 ARRAYS = ([1], np.ones(2), torch.ones(2))
 WRONG = ("1", "a", b"1", True, np.bool_(True), None, 1j, object(), {}, *ARRAYS)
 

@@ -11,7 +11,7 @@ from helpers.text_encoders import save_two_towers, tiny_text_encoder
 
 from tmapdiff import MomentLocalizationPipeline, TransformersTextEncoder
 from tmapdiff.data import encode_text_track, load_text_track, pool_features
-from tmapdiff.errors import CheckpointError, ConfigError, VideoError
+from tmapdiff.errors import CheckpointError, ConfigError
 from tmapdiff.models import SimilarityLocalizer
 from tmapdiff.video import TransformersFrameEncoder, open_video
 
@@ -62,7 +62,7 @@ def test_frames_and_sentences_of_two_towers(kind, tmp_path):
     assert type(again.frame_encoder) is TransformersFrameEncoder
     assert again(tmp_path / "video.mkv", QUERIES).moments == found.moments
     (tmp_path / "talk.srt").write_text(TRACK)
-    with refuses(VideoError, "talk.srt"):
+    with refuses(ConfigError, "expected a video or features, got a text track"):
         pipe(tmp_path / "talk.srt", QUERIES)
 
 
