@@ -114,27 +114,29 @@ def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
         )
     model = preset.build(**sizes(name, clip_channels=16))
     clips = preset.grid["num_clips"]
+    rows = clips * preset.encoder.get("features_per_clip", 1)
     words = torch.tensor([[1, 2, 3], [4, 5, 0]])
     batch = {
-        "features": torch.randn(2, clips, 16),
+        "features": torch.randn(2, rows, 16),
         "words": torch.randn(2, 3, 16) if "aligned" in preset.encoder else words,
         "num_words": torch.tensor([3, 2]),
         "clip_seconds": torch.tensor([0.5, 1.0]),
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    before = model.encoder.fuse_map.weight.clone()
+    trained = "decoder.decoders.0.head.weight"
+    before = model.state_dict()[trained].clone()
     loss = model.train()(**batch, moments=torch.tensor([[1.0, 4.0], [0.0, 7.0]]))
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     assert bool(loss.isfinite())
-    assert not torch.equal(before, model.encoder.fuse_map.weight)
+    assert not torch.equal(before, model.state_dict()[trained])
 
     model.eval().save_pretrained(tmp_path / name)
-    expected = model.encoder.fuse_map.weight.clone()
+    expected = model.state_dict()[trained].clone()
     del model, optimizer, loss
     loaded = MomentLocalizer.from_pretrained(tmp_path / name)
-    assert torch.equal(loaded.encoder.fuse_map.weight, expected)
+    assert torch.equal(loaded.state_dict()[trained], expected)
     batch["features"] = batch["features"][:1]
     query = {key: value[:1] for key, value in batch.items()}
     found = loaded.localize(**query, num_inference_steps=1, generator=torch.manual_seed(0))

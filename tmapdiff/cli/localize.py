@@ -13,10 +13,10 @@ import typer
 from tmapdiff._core.checks import check_no_address, check_range, message
 from tmapdiff.cli import options
 from tmapdiff.cli.output import JsonOption, Output, progress
-from tmapdiff.data.text_tracks import TRACK_SUFFIXES, Cue, load_text_track
 from tmapdiff.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from tmapdiff.data.text_tracks import Cue
     from tmapdiff.pipelines import LocalizedMoment, MomentLocalizationOutput
     from tmapdiff.video import VideoFeatures
 
@@ -109,6 +109,8 @@ def localize(
     Of several videos, or with --out, --json prints an answer a line, as they come, and a video that
     cannot be read does not keep the others from being answered: the exit code is then 1.
     """
+    from tmapdiff.data.text_tracks import TRACK_SUFFIXES, load_text_track
+
     answering.check()
     videos, sentences = _split(video, sentences, features is not None)
     of_features = features is not None or Path(video).suffix in _FEATURES
@@ -204,6 +206,7 @@ def _split(video: str, others: Sequence[str], is_id: bool) -> tuple[list[str], l
 
 
 def _looks_like_videos(text: str) -> bool:
+    from tmapdiff.data.text_tracks import TRACK_SUFFIXES
     from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
     suffixes = (*VIDEO_SUFFIXES, *TRACK_SUFFIXES, *_FEATURES)
@@ -281,7 +284,7 @@ def _features_of(
 
 
 def _print_moments(
-    out: Output, sentence: str, moments: "Sequence[LocalizedMoment]", cues: Sequence[Cue] = ()
+    out: Output, sentence: str, moments: "Sequence[LocalizedMoment]", cues: "Sequence[Cue]" = ()
 ) -> None:
     rows = []
     for rank, one in enumerate(moments, start=1):
@@ -294,7 +297,7 @@ def _print_moments(
     out.table(columns, rows, sentence)
 
 
-def _excerpt(moment: "LocalizedMoment", cues: Sequence[Cue]) -> str:
+def _excerpt(moment: "LocalizedMoment", cues: "Sequence[Cue]") -> str:
     """Give the beginning of what is said for the most part in a moment, or for most of it."""
     said = []
     for cue in cues:
