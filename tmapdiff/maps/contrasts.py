@@ -80,11 +80,10 @@ def contrast_features(
         ConfigError: If a smoothing is even.
     """
     who = "contrast_features"
-    sizes = check_shape(who, "similarity", similarity, "B S T")
-    check_floating(who, "similarity", similarity)
+    check_shape(who, "similarity", similarity, "B S T")
     check_smoothings(who, smoothings)
-    cells = _Cells(who, grid, sizes, num_clips, similarity.device)
-    wide = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
+    cells = _Cells(who, "similarity", similarity, grid, num_clips)
+    wide = cells.rows
     fine, middle, coarse = (cells.prefix_sums(cells.smoothed(wide, k)) for k in smoothings)
 
     # 1. In the finest: means, sides and edges.
@@ -100,7 +99,7 @@ def contrast_features(
 
     # 3. In the coarsest: means.
     features.append(cells.means(coarse))
-    features.append(cells.geometry(wide.dtype).expand(-1, -1, sizes["B"]))
+    features.append(cells.geometry(wide.dtype).expand(-1, -1, len(wide)))
     return cells.finish(torch.cat(features, dim=1)).to(similarity.dtype)
 
 
@@ -131,12 +130,9 @@ def cell_means(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> 
         ShapeError: If a shape does not fit.
         ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
     """
-    who = "cell_means"
-    sizes = check_shape(who, "rows", rows, "B T D")
-    check_floating(who, "rows", rows)
-    cells = _Cells(who, grid, sizes, num_clips, rows.device)
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    sums = cells.prefix_sums(cells.inside_only(wide.mT))
+    check_shape("cell_means", "rows", rows, "B T D")
+    cells = _Cells("cell_means", "rows", rows.mT, grid, num_clips)
+    sums = cells.prefix_sums(cells.rows)
     return cells.finish(cells.means(sums)).to(rows.dtype)
 
 
@@ -160,12 +156,9 @@ def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -
         ShapeError: If a shape does not fit.
         ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
     """
-    who = "cell_context"
-    sizes = check_shape(who, "rows", rows, "B T D")
-    check_floating(who, "rows", rows)
-    cells = _Cells(who, grid, sizes, num_clips, rows.device)
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    sums = cells.prefix_sums(cells.inside_only(wide.mT))
+    check_shape("cell_context", "rows", rows, "B T D")
+    cells = _Cells("cell_context", "rows", rows.mT, grid, num_clips)
+    sums = cells.prefix_sums(cells.rows)
     around = cells.around(sums, cells.length, outside=0.0)
     parts = [cells.means(sums), *cells.edges(sums), *around]
     return cells.finish(torch.cat(parts, dim=1)).to(rows.dtype)
@@ -192,20 +185,16 @@ def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None
         ShapeError: If a shape does not fit.
         ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
     """
-    who = "change_features"
-    sizes = check_shape(who, "rows", rows, "B T D")
-    check_floating(who, "rows", rows)
-    cells = _Cells(who, grid, sizes, num_clips, rows.device)
-    wide = cells.inside_only(rows.to(torch.promote_types(rows.dtype, torch.float32)).mT).mT
-    inside = cells.inside_only(torch.ones_like(wide[:, None, :, 0])).bool()
-    changes = torch.cat([change_of(wide, reach, inside) for reach in REACHES], dim=1)
-    standard = cells.standardised(changes)
-    standard = torch.cat([torch.zeros_like(standard[:, :, :1]), standard[:, :, 1:]], dim=2)
+    check_shape("change_features", "rows", rows, "B T D")
+    cells = _Cells("change_features", "rows", rows.mT, grid, num_clips)
+    changes = [change_of(cells.rows.mT, reach, cells.inside) for reach in REACHES]
+    standard = cells.standardised(torch.cat(changes, dim=1))
+    standard = F.pad(standard[:, :, 1:], (1, 0))  # the start of the video counts 0
     sums = cells.prefix_sums(standard)
     first, at_start, at_end = (
         sums.index_select(0, x) for x in (cells.after, cells.start, cells.end)
     )
-    beyond = sums.index_select(0, (cells.end + 1).clamp(max=cells.rows))
+    beyond = sums.index_select(0, (cells.end + 1).clamp(max=cells.num_rows))
     within = (at_end - first) / cells.column(cells.length)
     return cells.finish(torch.cat([first - at_start, beyond - at_end, within], 1)).to(rows.dtype)
 
@@ -231,63 +220,72 @@ def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
     return (change * (places > 0))[:, None].where(inside, 0)
 
 
+def standardise(rows: Tensor, inside: Tensor, least_deviation: float) -> Tensor:
+    """Shift and scale rows to mean 0 and variance 1 over those inside; 0 outside.
+
+    Args:
+        rows: The rows. What is outside is not read.
+        inside: Which are of the video.
+        least_deviation: Added to the deviation, as square roots are: rows that are all alike are 0.
+
+    Shape:
+        - rows: (B, S, T)
+        - inside: (B, 1, T), bool
+    """
+    count = inside.sum(2, keepdim=True)
+    centred = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
+    variance = centred.square().sum(2, keepdim=True) / count
+    return centred / (variance + least_deviation**2).sqrt()
+
+
 class _Cells:
-    """The candidate moments of a grid over rows, and sums over them: (cells, B, S)."""
+    """The candidate moments of a grid over rows, (B, S, T), and sums over them: (cells, S, B)."""
 
     def __init__(
-        self,
-        who: str,
-        grid: MapGrid,
-        sizes: dict[str, int],
-        num_clips: Tensor | None,
-        device: torch.device,
+        self, who: str, name: str, rows: Tensor, grid: MapGrid, num_clips: Tensor | None
     ) -> None:
-        each, rest = divmod(sizes["T"], grid.num_clips)
+        check_floating(who, name, rows)
+        batch, _, self.num_rows = rows.shape
+        each, rest = divmod(self.num_rows, grid.num_clips)
         if rest or not each:
             expected = f"rows to be a multiple of the grid's {grid.num_clips} clips"
-            raise ShapeError(message(who, expected, sizes["T"]))
+            raise ShapeError(message(who, expected, self.num_rows))
         grid.check_num_clips(num_clips)
-        self.rows, self.counts = sizes["T"], None
+        self.counts = None
+        self.inside = rows.new_ones(batch, 1, self.num_rows, dtype=torch.bool)
         if num_clips is not None:
-            check_shape(who, "num_clips", num_clips, "B", sizes)
-            self.counts = num_clips.to(device) * each  # rows of each video
-        self.valid = grid.packed_mask(device, None if num_clips is None else num_clips.to(device))
+            check_shape(who, "num_clips", num_clips, "B", {"B": batch})
+            num_clips = num_clips.to(rows.device)
+            self.counts = num_clips * each  # rows of each video
+            places = torch.arange(self.num_rows, device=rows.device)
+            self.inside = (places < self.counts[:, None])[:, None]
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        self.rows = wide.where(self.inside, 0)
+        self.valid = grid.packed_mask(rows.device, num_clips)
         # Invalid cells may end after the rows.
-        moments = (grid.packed_moments(device) * each).clamp(max=self.rows)
+        moments = (grid.packed_moments(rows.device) * each).clamp(max=self.num_rows)
         self.start, self.end = moments.unbind(-1)
         self.length = (self.end - self.start).clamp(min=1)
-        self.after = (self.start + 1).clamp(max=self.rows)  # the first row of a candidate
+        self.after = (self.start + 1).clamp(max=self.num_rows)  # the first row of a candidate
         self.half = (self.length / 2).round().long().clamp(min=1)
         self.edge = torch.full_like(self.length, _EDGE_ROWS)
 
     # Rows, (B, S, T)
 
-    def inside_only(self, rows: Tensor) -> Tensor:
-        """Set to 0 what is after the video."""
-        if self.counts is None:
-            return rows
-        inside = torch.arange(self.rows, device=rows.device) < self.counts[:, None]
-        return rows.where(inside[:, None], 0)
-
     def smoothed(self, similarity: Tensor, size: int) -> Tensor:
         """Smooth and standardise; 0 after the video."""
         reach = size // 2
-        places = torch.arange(-reach, self.rows + reach, device=similarity.device).clamp(min=0)
+        places = torch.arange(-reach, self.num_rows + reach, device=similarity.device).clamp(min=0)
         if self.counts is None:
-            near = similarity.index_select(2, places.clamp(max=self.rows - 1))
+            near = similarity.index_select(2, places.clamp(max=self.num_rows - 1))
         else:
             places = places.minimum(self.counts[:, None] - 1)
             near = similarity.gather(2, places[:, None].expand(-1, similarity.shape[1], -1))
-        smooth = near.unfold(2, size, 1).mean(-1)
-        return self.standardised(smooth)
+        return self.standardised(near.unfold(2, size, 1).mean(-1))
 
     def standardised(self, rows: Tensor) -> Tensor:
-        """Shift and scale to mean 0 and variance 1 over the rows of each video; 0 after it."""
-        count = self.rows if self.counts is None else self.counts[:, None, None]
-        mean = self.inside_only(rows).sum(2, keepdim=True) / count
-        centred = self.inside_only(rows - mean)
-        variance = centred.square().sum(2, keepdim=True) / count
-        return centred / (variance + _SMALLEST_DEVIATION**2).sqrt()
+        """Shift and scale to mean 0 and variance 1 over the rows of each video."""
+        return standardise(rows, self.inside, _SMALLEST_DEVIATION)
 
     @staticmethod
     def prefix_sums(rows: Tensor) -> Tensor:
@@ -312,7 +310,7 @@ class _Cells:
         """Average as many rows before and after each cell, (cells,), as `reach` says."""
         first = (self.start - reach).clamp(min=0)
         before = sums.index_select(0, self.start) - sums.index_select(0, first)
-        last = (self.end + reach).clamp(max=self.rows)
+        last = (self.end + reach).clamp(max=self.num_rows)
         # After the video sums stay as they are.
         after = sums.index_select(0, last) - sums.index_select(0, self.end)
         num_after = self.column(last - self.end)
@@ -331,13 +329,13 @@ class _Cells:
         """Average the first and the last rows inside."""
         own = self.length.clamp(max=_EDGE_ROWS)
         at_start, at_end = (sums.index_select(0, one) for one in (self.start, self.end))
-        first = sums.index_select(0, (self.start + own).clamp(max=self.rows)) - at_start
+        first = sums.index_select(0, (self.start + own).clamp(max=self.num_rows)) - at_start
         last = at_end - sums.index_select(0, (self.end - own).clamp(min=0))
         return first / self.column(own), last / self.column(own)
 
     def geometry(self, dtype: torch.dtype) -> Tensor:
         """Describe cells without the similarity: (cells, 5, B or 1)."""
-        counts = self.start.new_tensor([self.rows]) if self.counts is None else self.counts
+        counts = self.start.new_tensor([self.num_rows]) if self.counts is None else self.counts
         length = self.length[:, None].to(dtype).expand(-1, counts.shape[0])
         log, end = length.log(), self.end[:, None] == counts
         start = (self.start == 0)[:, None].expand_as(end)

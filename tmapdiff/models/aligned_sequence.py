@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmapdiff.layers._modules import dtype_of, module_list
-from tmapdiff.maps.contrasts import REACHES, change_of
+from tmapdiff.maps.contrasts import REACHES, change_of, standardise
 
 _DILATIONS = (1, 2, 4)
 _NEAR_ROWS, _ALIKE = 6.0, 0.1
@@ -64,7 +64,7 @@ class SequenceEncoder(nn.Module):
         changes = [change_of(rows, reach, inside) for reach in REACHES]
         typical = rows @ F.normalize(rows.sum(1), dim=-1)[..., None]
         varying = torch.cat([similarities, alike, *changes, typical.mT], dim=1)
-        return torch.cat([similarities, standardise(varying, inside)], dim=1)
+        return torch.cat([similarities, standardise(varying, inside, _SMALLEST_DEVIATION)], dim=1)
 
 
 def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
@@ -75,11 +75,3 @@ def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
     alike = (rows @ rows.mT / norm - 1) / _ALIKE - apart
     weight = alike.masked_fill(~inside[:, None], -torch.inf).softmax(-1)
     return similarities @ weight.mT
-
-
-def standardise(rows: Tensor, inside: Tensor) -> Tensor:
-    """Shift and scale rows, (B, S, T), to mean 0 and variance 1 over those inside."""
-    count = inside.sum(2, keepdim=True)
-    centred = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
-    variance = centred.square().sum(2, keepdim=True) / count
-    return centred / (variance + _SMALLEST_DEVIATION**2).sqrt()

@@ -288,7 +288,7 @@ class SimilarityLocalizer(MapLocalizer):
         The weights minimise the loss, which is convex in them, by Newton's method. Then the
         temperature minimises the squared error of the map: confidences are then what they say.
 
-        Contrasts are kept meanwhile: 4 bytes for each of 25 or more, candidate and query.
+        Contrasts are kept meanwhile: 4 bytes for each of 34 or more, candidate and query.
 
         Args:
             batches: `MomentBatch`es, such as a `DataLoader` of a `MomentDataset` gives; a few
@@ -329,9 +329,8 @@ class SimilarityLocalizer(MapLocalizer):
                 curvature += sums.curvature / sizes / sizes[:, None] / total
             step = torch.linalg.solve(curvature, slope)
             gain = float(step @ slope)
-            weight -= step / (
-                1 + max(gain, 0.0) ** 0.5
-            )  # whole steps at the end, short ones far from it
+            # Whole steps at the end, short ones far from it.
+            weight -= step / (1 + max(gain, 0.0) ** 0.5)
             if gain < _SMALLEST_GAIN:
                 break
         self.weight.copy_(weight / sizes)
