@@ -191,7 +191,7 @@ def as_the_pipeline_answers(pipeline, data):
 
 
 def test_sentences_are_encoded_by_the_pipeline_s_own_text_encoder(data, monkeypatch):
-    monkeypatch.setattr("tmapdiff.recipes.evaluation._ENCODED_AT_ONCE", 5)
+    monkeypatch.setattr("tmapdiff.recipes.data._ENCODED_AT_ONCE", 5)
     text = tiny_text_encoder(sorted({word for item in data.test for word in tokenize(item.query)}))
     model = PRESETS["nano"].build(
         vocabulary_size=None,

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import torch
 
 from tmapdiff._core.checks import check_choice, check_int, foreign_errors, message, shown
+from tmapdiff._core.digests import add_tensors
 from tmapdiff._core.files import written_beside
-from tmapdiff._core.weights_digest import add_weights
 from tmapdiff.data._reading import field, json_lines, number, reading
 from tmapdiff.data._reading import pairs as read_pairs
 from tmapdiff.errors import AnnotationError, ArgumentError, FileError
@@ -144,7 +144,7 @@ def _digest(pipeline: MomentLocalizationPipeline) -> str:
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
     for module in (pipeline.localizer, pipeline.text_encoder):
         if module is not None:
-            add_weights(digest, module)
+            add_tensors(digest, module.state_dict().items())
     return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """What a localizer is trained and evaluated on: a data set on disk, or made up."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tmapdiff._core.checks import message
 from tmapdiff.data import (
     SEGMENT_SECONDS,
     ActionTimelineFeatures,
+    Annotation,
     AnnotationFormat,
     AnnotationSet,
     ConcatFeatureStore,
@@ -177,11 +178,8 @@ class LocalizationData:
         Raises:
             ArgumentError, CheckpointError: As `TransformersTextEncoder`.
         """
-        queries = list(dict.fromkeys(pair.query for pair in (*self.train, *self.test)))
-        features: dict[str, Tensor] = {}
-        for start in range(0, len(queries), _ENCODED_AT_ONCE):
-            part = queries[start : start + _ENCODED_AT_ONCE]
-            features.update(zip(part, encoder(part).sentences[:, None], strict=True))
+        pairs = (*self.train, *self.test)
+        features = encode_queries(pairs, lambda queries: encoder(queries).sentences[:, None])
         return replace(self, word_features=features)
 
     def hold_out(self, fraction: float) -> Self:
@@ -264,6 +262,24 @@ class LocalizationData:
 def _described(part: AnnotationSet, detail: str = "") -> str:
     counts = f"{len(part):,} queries of {len(part.video_ids):,} videos{detail}"
     return f"{counts}; {part.report}"
+
+
+def encode_queries(
+    pairs: Iterable[Annotation], encode: Callable[[list[str]], Iterable[Tensor]]
+) -> dict[str, Tensor]:
+    """Encode the sentence of each pair once, a few at a time.
+
+    Args:
+        pairs: The pairs.
+        encode: Makes the features of the words of each of some sentences.
+    """
+    queries = list(dict.fromkeys(pair.query for pair in pairs))
+    parts = (queries[i : i + _ENCODED_AT_ONCE] for i in range(0, len(queries), _ENCODED_AT_ONCE))
+    return {
+        query: features
+        for part in parts
+        for query, features in zip(part, encode(part), strict=True)
+    }
 
 
 def make_test_set(

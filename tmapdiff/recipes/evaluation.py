@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from tmapdiff._core.checks import check_choice, check_int, check_list, message
 from tmapdiff._core.files import written_beside
 from tmapdiff.data import MomentDataset, write_submission
@@ -28,12 +26,11 @@ from tmapdiff.maps import MapGrid
 from tmapdiff.models import MapLocalizer, Ranking
 from tmapdiff.models._sampling import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
-from tmapdiff.recipes.data import LocalizationData, make_test_set
+from tmapdiff.recipes.data import LocalizationData, encode_queries
 from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
 
 Control = Literal["prior", "oracle"]
 _DRAWN = 4
-_ENCODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -240,22 +237,10 @@ def make_pipeline_test_set(
             text = f"more than twice as long as any of training ({durations[-1]:g} s at most): here"
             text += " each is searched as a whole, by the pipeline in windows."
             warnings.warn(f"{len(longer)} videos are {text}", stacklevel=2)
-    word_features: dict[str, Tensor] | None = None
     if pipeline.text_encoder is not None:
-        # Each sentence once; a few at a time, as together each takes as much as the longest.
-        sentences, word_features = list(dict.fromkeys(item.query for item in data.test)), {}
-        for start in range(0, len(sentences), _ENCODED_AT_ONCE):
-            part = sentences[start : start + _ENCODED_AT_ONCE]
-            word_features.update(zip(part, pipeline.encode_queries(part), strict=True))
-    return make_test_set(
-        data.test,
-        data.store,
-        grid,
-        pipeline.vocabulary,
-        clip_seconds,
-        features_per_clip=encoder.features_per_clip,
-        word_features=word_features,
-    )
+        words = encode_queries(data.test, pipeline.encode_queries)
+        data = replace(data, word_features=words)
+    return data.make_test_set(grid, pipeline.vocabulary, clip_seconds, encoder.features_per_clip)
 
 
 def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -> Results:
