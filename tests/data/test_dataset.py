@@ -238,6 +238,17 @@ def test_features_of_words_take_the_place_of_their_indices():
         assert not row[length:].any()
 
 
+def test_the_digest_of_features_of_words_tells_them_from_others():
+    made = {item.query: torch.ones(2, 5) for item in ANNOTATIONS}
+    first = of_features(made).word_features_sha256
+    assert (
+        first == of_features({key: one.clone() for key, one in made.items()}).word_features_sha256
+    )
+    for other in (torch.ones(5, 2), torch.ones(2, 5) + 1e-6, torch.ones(2, 5).double()):
+        assert of_features({**made, "it falls.": other}).word_features_sha256 != first
+    assert of_features(None, VOCABULARY).word_features_sha256 is None
+
+
 def test_refuses_bad_features_of_words():
     made = {item.query: torch.ones(2, 5) for item in ANNOTATIONS}
     for vocabulary, features, text in (
@@ -251,6 +262,7 @@ def test_refuses_bad_features_of_words():
         (ArgumentError, None, f"word_features of every query, got none of 'it falls.'. {where}"),
         (ArgumentError, torch.ones(0, 5), "word_features of at least one word, got none of"),
         (ShapeError, torch.ones(5), "expected word_features of shape (L, C)"),
+        (ArgumentError, torch.full((2, 5), torch.nan), "finite word_features, got NaN or inf"),
     ):
         features = {key: one for key, one in made.items() if key != "it falls."}
         if changed is not None:

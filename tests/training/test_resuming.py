@@ -114,12 +114,17 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     wider.register_to_config(nms_threshold=0.6)
     other = copy.copy(dataset)
     other.store = ActionTimelineFeatures({}, num_classes=3, feature_dim=16, seed=7)
+    words = {item.query: torch.ones(1, 4) for item in dataset.annotations}
+    of_features = MomentDataset(
+        dataset.annotations, dataset.store, None, dataset.num_clips, word_features=words
+    )
     deterministic = replace(CONFIG, deterministic=True)
     objective = make_model(dataset, objective="bce-full")
     for data, config, model, text in (
         (dataset, CONFIG, objective, "model.objective = 'bce-full', got 'mse-full'. Use"),
         (dataset, CONFIG, wider, "model.nms_threshold = 0.6, got 0.49."),
         (other, CONFIG, None, "features = 'SIMULATED action timelines"),
+        (of_features, CONFIG, make_model(dataset), "word_features_sha256 = '"),
         (dataset, replace(CONFIG, learning_rate=0.5), None, "learning_rate = 0.5, got 0.001."),
         (dataset, deterministic, None, "deterministic = True, got False."),
         (dataset, replace(CONFIG, epochs=2), None, "epochs = 2, got 3."),

@@ -244,10 +244,9 @@ class AnnotationSet(Sequence[Annotation]):
         videos = {_PIECE.sub("", id_) for id_ in self.video_ids}
         if fraction == 1 or len(videos) < 2:
             expected = "fraction < 1 and at least two videos"
-            pieces = len(self.video_ids) > len(videos)
-            hint = (
-                "Ids that end with two times, as x_0.0_150.0, are of one video." if pieces else ""
-            )
+            hint = ""
+            if len(self.video_ids) > len(videos):
+                hint = "Ids that end with two times, as x_0.0_150.0, are of one video."
             got = f"{fraction:g} and {len(videos)} videos"
             raise ArgumentError(message(who, expected, got, hint))
         ranked = sorted(videos, key=lambda id_: _digest(f"{seed}/{id_}"))

@@ -1,5 +1,6 @@
 """From annotations and features to batches."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
+from tmapdiff._core.digests import add_tensors
 from tmapdiff.data.annotations import Annotation, AnnotationSet
 from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.features import FeatureStore
@@ -143,8 +145,8 @@ class MomentDataset(Dataset[MomentSample]):
     Raises:
         ArgumentError: If there are no annotations, a query has no word or no features, a number of
             clips or features is not an integer >= 1, `num_clips` is no multiple, `clip_seconds` is
-            not positive, or missing for `whole_videos`, a switch is not True or False, or there is
-            neither a vocabulary nor features of words, or both.
+            not positive, or missing for `whole_videos`, a switch is not True or False, there is
+            neither a vocabulary nor features of words, or both, or features are not finite.
         ShapeError: If features of words have no such shape.
 
     Example:
@@ -204,6 +206,15 @@ class MomentDataset(Dataset[MomentSample]):
 
     def __len__(self) -> int:
         return len(self.annotations)
+
+    @property
+    def word_features_sha256(self) -> str | None:
+        """Digest of the features of all queries' words; None with a vocabulary."""
+        if self.vocabulary is not None:
+            return None
+        digest = hashlib.sha256()
+        add_tensors(digest, (("", words) for words in self._words))
+        return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers fill their own cache: it would not be quick to send.
@@ -318,6 +329,9 @@ def _encoded(
         if not check_shape("MomentDataset", "word_features", features, "L C")["L"]:
             expected = "word_features of at least one word"
             raise ArgumentError(message("MomentDataset", expected, f"none of {item.query!r}"))
+        if not features.isfinite().all():
+            got = f"NaN or infinity of {item.query!r}"
+            raise ArgumentError(message("MomentDataset", "finite word_features", got))
         return features
     except (ArgumentError, ShapeError) as error:
         raise type(error)(f"{error} (video {item.video_id!r}, query {item.qid!r})") from error

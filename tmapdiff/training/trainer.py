@@ -234,6 +234,7 @@ class Trainer:
             **fields,
             "steps_an_epoch": len(self.loader),
             "features": getattr(getattr(dataset, "store", None), "description", None),
+            "word_features_sha256": getattr(dataset, "word_features_sha256", None),
             "model": json.loads(json.dumps(of_model)),
         }
 

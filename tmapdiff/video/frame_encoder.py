@@ -25,8 +25,8 @@ from tmapdiff._core.checks import (
     message,
 )
 from tmapdiff._core.declared_weights import check_declared_weights
+from tmapdiff._core.digests import add_tensors
 from tmapdiff._core.files import written_beside
-from tmapdiff._core.weights_digest import add_weights
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -236,7 +236,7 @@ class FrameEncoder(nn.Module):
     def fingerprint(self) -> str:
         """Digest of all that decides the features; of the weights when it is first asked for."""
         digest = hashlib.sha256(f"{self.preprocess}{self.mixed_precision}".encode())
-        add_weights(digest, self.model)
+        add_tensors(digest, self.model.state_dict().items())
         return digest.hexdigest()
 
     def extra_repr(self) -> str:
