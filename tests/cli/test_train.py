@@ -244,6 +244,9 @@ def test_sentences_come_from_a_text_encoder(model, run, passes, tmp_path):
     saved = MomentLocalizationPipeline.from_pretrained(tmp_path / "run/pipeline")
     assert saved.vocabulary is None
     assert saved.localizer.encoder.config.text_channels == width
+    # The candidates of similarity begin and end at any feature of the preset's clips.
+    sizes = [saved.localizer.grid.num_clips, saved.localizer.encoder.config.features_per_clip]
+    assert sizes == ([80, 1] if model == "similarity" else [40, 2])
     assert ("fitted" in found.err) == (model == "similarity")
     again = passes("evaluate", tmp_path / "run/pipeline", "--limit", 8, "--json")
     assert again.document["rows"]["steps 1"] == found.document["rows"]["EMA weights, steps 1"]

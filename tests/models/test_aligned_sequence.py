@@ -52,4 +52,5 @@ def test_a_sequence_reads_nothing_after_its_video() -> None:
     poisoned = similarities.masked_fill(~inside[:, None], torch.nan)
     assert_same(encoder(rows, poisoned, inside), found)
     # Standardised similarities alone would not tell a video that fits from one that does not.
-    assert not torch.allclose(encoder(rows, similarities + 1, inside), found)
+    moved = encoder(rows, similarities + 1, inside)
+    assert float((moved - found).detach().abs().mean()) > 0.05
