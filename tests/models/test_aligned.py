@@ -29,7 +29,7 @@ ALL = ("sentence", "words", "metric", "sequence", "product", "learned")
 
 def aligned(**fields: object) -> MultimodalEncoder:
     torch.manual_seed(0)
-    return MultimodalEncoder(**{**FIELDS, "aligned": True, **fields})
+    return MultimodalEncoder(**{**FIELDS, "aligned": True, "aligned_parts": ALL, **fields})
 
 
 def inputs(batch: int = 3, dtype: torch.dtype = torch.float32, rows: int = 8) -> Inputs:

@@ -23,6 +23,8 @@ from tmapdiff.models.aligned_sequence import SequenceEncoder
 from tmapdiff.models.aligned_similarities import AlignedQuery, Similarities
 
 AlignedPart = Literal["sentence", "words", "metric", "sequence", "product", "learned"]
+# Of those that were tried on held-out queries, the best (docs/results/qvhighlights.md).
+DEFAULT_PARTS: tuple[AlignedPart, ...] = ("sentence", "sequence")
 _SEQUENCE_CHANNELS = 32
 # What brings contrasts to about unit size, where they are not.
 _SCALES = {"middle above": 0.25, "log length": 0.5, "log length squared": 0.125}
@@ -68,7 +70,7 @@ class AlignedFusion(nn.Module):
         channels: int,
         out_channels: int,
         spaces: Sequence[int] | None = None,
-        parts: Sequence[AlignedPart] = ("sentence", "words", "metric", "sequence", "product"),
+        parts: Sequence[AlignedPart] = DEFAULT_PARTS,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
