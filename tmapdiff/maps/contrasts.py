@@ -99,7 +99,8 @@ def contrast_features(
 
     # 3. In the coarsest: means.
     features.append(cells.means(coarse))
-    features.append(cells.geometry(wide.dtype).expand(-1, -1, len(wide)))
+    batch = wide.shape[0]  # not `len`: it makes an exported graph of one batch size
+    features.append(cells.geometry(wide.dtype).expand(-1, -1, batch))
     return cells.finish(torch.cat(features, dim=1)).to(similarity.dtype)
 
 
