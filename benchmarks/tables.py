@@ -20,7 +20,8 @@ simulated from its action annotations, and DiDeMo's videos are made up.
 Table "qvhighlights" is of real videos, described by captions that a model wrote of their frames.
 Its folder holds the annotations of val, to train on, and of test; `captions.h5`, a sentence
 embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`. Table
-"qvhighlights-parts" compares parts of the aligned encoder, as a deterministic twin.
+"qvhighlights-parts" compares parts of the aligned encoder, as a deterministic twin, and
+"qvhighlights-curve" shares of the training videos.
 
     python benchmarks/tables.py --table target --data path/to/charades --preset best --tune 6
     python benchmarks/tables.py --table target --data path/to/charades --preset best --tuned FILE
@@ -88,9 +89,9 @@ QVHIGHLIGHTS_SPACE: dict[str, tuple[Any, ...]] = {
 ENCODER_SETTINGS = ("dropout", "channels")  # the others are fields of `TrainingConfig`
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 QVHIGHLIGHTS = "qvhighlights"
-PARTS = "qvhighlights-parts"
+PARTS, CURVE = "qvhighlights-parts", "qvhighlights-curve"
 # Of tables that are not of Charades-STA.
-DATA_SETS = {"2": "didemo", QVHIGHLIGHTS: QVHIGHLIGHTS, PARTS: QVHIGHLIGHTS}
+DATA_SETS = {"2": "didemo"} | dict.fromkeys((QVHIGHLIGHTS, PARTS, CURVE), QVHIGHLIGHTS)
 TARGET, STEPS = "target", "steps"
 OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
 QVHIGHLIGHTS_METRICS = (
@@ -120,6 +121,8 @@ class Row:
     encoder: dict[str, Any] = field(default_factory=dict)
     # Whether the few numbers of `similarity` are fitted.
     fitted: bool = True
+    # Share of the training videos that it is trained on, in as many steps as on all of them.
+    share: float = 1.0
 
     @property
     def is_trained(self) -> bool:
@@ -131,7 +134,8 @@ class Row:
         """Names the row's runs; rows of two tables that are the same run share it."""
         if not self.is_trained:
             return self.model if self.fitted else f"{self.model}-as-made"
-        changes = sorted((self.decoder | self.encoder | self.settings).items())
+        share = {"share": self.share} if self.share < 1 else {}
+        changes = sorted((self.decoder | self.encoder | self.settings | share).items())
         changed = [
             f"{key}={'+'.join(value) if isinstance(value, list) else value}"
             for key, value in changes
@@ -201,6 +205,10 @@ TABLES = {
         _twin_with("... and the product", "sentence", "sequence", "product"),
         _twin_with("... and what is learned", "sentence", "sequence", "learned"),
     ],
+    CURVE: [
+        replace(_twin_with(f"{share:.0%} of the training videos"), share=share)
+        for share in (0.25, 0.5, 1.0)
+    ],
 }
 
 
@@ -269,7 +277,7 @@ class Terms:
         """How a row is made and trained; controls have a recipe for the sake of their grid."""
         epochs = self.epochs or PRESETS[self.preset].training.epochs
         tuned = {name: one for name, one in row.settings.items() if name not in ENCODER_SETTINGS}
-        training = {"epochs": epochs, **tuned}
+        training = {"epochs": round(epochs / row.share), **tuned}
         return RowRecipe(
             self.preset,
             "diffusion" if row.model in get_args(Control) else row.model,
@@ -339,6 +347,8 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     torch.set_num_threads(terms.threads)
     began = time.perf_counter()
     data, recipe = load_data(terms), terms.recipe(row, seed)
+    if row.share < 1:
+        data = replace(data, train=data.train.split_videos(1 - row.share)[0])
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, **terms.recorded}
     if row.model in get_args(Control):
         result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
