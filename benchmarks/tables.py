@@ -418,9 +418,13 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
 
 def trials_of(row: Row, count: int, terms: Terms) -> list[Row]:
     """Give a row the preset's settings, then `count - 1` draws from the data set's space."""
-    draws = (random.Random(trial) for trial in range(1, count))
-    drawn = [{name: draw.choice(values) for name, values in terms.space.items()} for draw in draws]
-    return [replace(row, settings=settings) for settings in ({}, *drawn)]
+    # Of each setting, all values before one comes again: a Latin hypercube.
+    columns = []
+    for name, values in terms.space.items():
+        shuffler = random.Random(name)
+        columns.append([one for _ in range(count) for one in shuffler.sample(values, len(values))])
+    drawn = [dict(zip(terms.space, values, strict=True)) for values in zip(*columns, strict=False)]
+    return [replace(row, settings=settings) for settings in ({}, *drawn[: count - 1])]
 
 
 def choose(rows: Sequence[Row], count: int, terms: Terms) -> None:

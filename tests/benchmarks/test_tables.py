@@ -247,6 +247,15 @@ def test_every_row_of_tables_3_to_5_is_a_model():
     assert [len(labels) for labels in names.values()].count(1) == len(names) - 1
 
 
+def test_trials_cover_the_values_of_each_setting_evenly(tmp_path):
+    terms, row = tables.Terms(tmp_path, tmp_path), tables.TABLES["target"][0]
+    trials = [trial.settings for trial in tables.trials_of(row, 7, terms)]
+    assert trials[0] == {}
+    for name, values in tables.SPACE.items():
+        assert sorted(one[name] for one in trials[1:]) == sorted([*values, *values])
+    assert [one.settings for one in tables.trials_of(row, 4, terms)] == trials[:4]
+
+
 @pytest.mark.train
 def test_every_row_gets_the_same_trials_and_its_best_settings(
     charades, tmp_path, capsys, monkeypatch
