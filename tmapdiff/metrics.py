@@ -148,6 +148,115 @@ class LocalizationMetrics(Gathered):
         return results
 
 
+class SetMetrics(Gathered):
+    """F1 of answers that are sets of moments, how far their count is off, and how many are exact.
+
+    Predicted and annotated moments are matched one to one, as many as can be, where their IoU is
+    above the threshold. F1 is twice their number over that of all moments of both, 1 if there are
+    none; the mean over queries. `CountError` is the mean absolute difference of the counts, in
+    moments. `ExactSets` is the share of sets of the right count that match at the first threshold.
+    All queries count, also those without an annotated moment.
+
+    Args:
+        thresholds: IoU above which two moments match, in [0, 1).
+
+    Raises:
+        ArgumentError: If there is no threshold, or one is outside [0, 1].
+
+    Example:
+        >>> metrics = SetMetrics(thresholds=(0.5,))
+        >>> predicted = torch.tensor([[[0.0, 8.0], [20.0, 30.0]]])
+        >>> metrics.update(predicted, torch.tensor([[[0.0, 10.0]]]))
+        >>> metrics.compute()
+        {'SetF1@0.5': 66.66666666666667, 'CountError': 1.0, 'ExactSets': 0.0}
+    """
+
+    def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
+        super().__init__()
+        who = "SetMetrics"
+        thresholds = check_list(who, "thresholds", thresholds)
+        check_int(who, "the number of thresholds", len(thresholds), at_least=1)
+        self.thresholds = [check_range(who, "thresholds", m, 0, 1) for m in thresholds]
+
+    def update(
+        self, predicted: Tensor | RankedMoments, truth: Tensor, num_truths: Tensor | None = None
+    ) -> None:
+        """Add a batch of queries.
+
+        Args:
+            predicted: The moments of each set, in seconds.
+            truth: Annotated moments, in seconds.
+            num_truths: Annotated moments that count, per query. Defaults to all.
+
+        Shape:
+            - predicted: (B, n, 2), or `RankedMoments`
+            - truth: (B, 2) or (B, M, 2)
+            - num_truths: (B,)
+
+        Raises:
+            ShapeError: If a shape does not fit.
+        """
+        who = "SetMetrics"
+        moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
+        sizes = check_shape(who, "predicted", moments, "B n 2")
+        if isinstance(truth, Tensor) and truth.dim() == 2:
+            truth = truth[:, None]
+        sizes = check_shape(who, "truth", truth, "B M 2", sizes)
+        given = torch.full((sizes["B"],), sizes["n"])
+        found = torch.full((sizes["B"],), sizes["M"])
+        if isinstance(predicted, RankedMoments):
+            given = predicted.num_moments.cpu()
+        if num_truths is not None:
+            check_shape(who, "num_truths", num_truths, "B", sizes)
+            found = num_truths.cpu().long()
+        ious = temporal_iou(moments.double()[:, :, None], truth.double()[:, None]).cpu()
+        rows = zip(ious, given.tolist(), found.tolist(), strict=True)
+        matched = [
+            [count_matches((iou[:n, :m] > threshold).tolist()) for threshold in self.thresholds]
+            for iou, n, m in rows
+        ]
+        counts = torch.tensor(matched, dtype=torch.float64).view(-1, len(self.thresholds))
+        self._rows.append((counts, given, found))
+
+    def compute(self) -> dict[str, float]:
+        """Compute all metrics over the queries so far, all but `CountError` in percent.
+
+        Raises:
+            ArgumentError: If there were no queries.
+        """
+        matched, given, found = self._columns()
+        total = (given + found)[:, None]
+        f1 = (2 * matched / total.clamp(min=1)).where(total > 0, 1)
+        results = {
+            f"SetF1@{threshold:g}": 100 * one.item()
+            for threshold, one in zip(self.thresholds, f1.mean(dim=0), strict=True)
+        }
+        results["CountError"] = (given - found).abs().double().mean().item()
+        results["ExactSets"] = 100 * (f1[:, 0] == 1).double().mean().item()
+        return results
+
+
+def count_matches(pairs: Sequence[Sequence[bool]]) -> int:
+    """Count the pairs of a largest one-to-one matching, of a row for each of one side.
+
+    By augmenting paths: a row takes a column that is free, or whose row finds another one.
+
+    Source: Kuhn, doi 10.1002/nav.3800020109.
+    """
+    row_of: dict[int, int] = {}  # of each column that is matched
+
+    def finds(row: int, tried: set[int]) -> bool:
+        for column, fits in enumerate(pairs[row]):
+            if fits and column not in tried:
+                tried.add(column)
+                if column not in row_of or finds(row_of[column], tried):
+                    row_of[column] = row
+                    return True
+        return False
+
+    return sum(finds(row, set()) for row in range(len(pairs)))
+
+
 def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
     """Moment of the annotator who agrees best with the others: of highest mean IoU with them.
 

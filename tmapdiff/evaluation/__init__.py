@@ -5,6 +5,7 @@ from tmapdiff.evaluation.controls import (
     evaluate_oracle,
     evaluate_predictions,
     evaluate_prior,
+    evaluate_sets,
     fit_moment_prior,
 )
 from tmapdiff.evaluation.didemo import evaluate_didemo, evaluate_didemo_prior
@@ -18,6 +19,7 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "evaluate_didemo",
     "evaluate_didemo_prior",
     "evaluate_predictions",
+    "evaluate_sets",
     "fit_moment_prior",
     "evaluate_prior",
     "evaluate_oracle",

@@ -24,7 +24,7 @@ from tmapdiff.maps import (
     RankedMoments,
     rank_candidates,
 )
-from tmapdiff.metrics import LocalizationMetrics
+from tmapdiff.metrics import LocalizationMetrics, SetMetrics
 
 _BATCH_SIZE = 256
 
@@ -79,6 +79,43 @@ def evaluate_predictions(
     if protocol != "rank" and ways != ([1, 5], [0.5, 0.7], True):
         expected = f"no ranks, thresholds or strict with protocol {protocol!r}"
         raise ArgumentError(message(who, expected, "some"))
+    given = _in_order(who, predictions, annotations)
+    if protocol == "qvhighlights":
+        return qvhighlights_metrics(given, annotations)
+    metrics.update(_ranked(given, max(ranks)), *_truths(annotations))
+    return metrics.compute()
+
+
+def evaluate_sets(
+    predictions: Iterable[Prediction],
+    annotations: AnnotationSet,
+    *,
+    thresholds: Sequence[float] = (0.5, 0.7),
+) -> dict[str, float]:
+    """Compute the metrics of predictions that are sets, one's own or another program's.
+
+    All moments of a prediction count, in whatever order, whatever their scores: for a program that
+    always gives many, choose first. See `SetMetrics` for what is computed.
+
+    Args:
+        predictions: One per query, in any order; its moments may be none.
+        annotations: The queries.
+        thresholds: As for `SetMetrics`.
+
+    Raises:
+        ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
+            there are no queries, or a threshold is out of range.
+    """
+    metrics = SetMetrics(thresholds)
+    given = _in_order("evaluate_sets", predictions, annotations)
+    metrics.update(_ranked(given), *_truths(annotations))
+    return metrics.compute()
+
+
+def _in_order(
+    who: str, predictions: Iterable[Prediction], annotations: AnnotationSet
+) -> list[Prediction]:
+    """Return the prediction of each annotated query; there must be one."""
     check_int(who, "queries", len(annotations), at_least=1)
     given = list(predictions)
     by_qid = {prediction.qid: prediction for prediction in given}
@@ -93,13 +130,17 @@ def evaluate_predictions(
     if len(by_qid) != len(given):
         got = f"{len(given)} of {len(by_qid)} queries"
         raise ArgumentError(message(who, "one prediction a query", got))
-    if protocol == "qvhighlights":
-        return qvhighlights_metrics([by_qid[qid] for qid in wanted], annotations)
-    rows, counts = padded([by_qid[qid].windows[: max(ranks)] for qid in wanted], 3)
+    return [by_qid[qid] for qid in wanted]
+
+
+def _ranked(predictions: Sequence[Prediction], most: int | None = None) -> RankedMoments:
+    rows, counts = padded([one.windows[:most] for one in predictions], 3)
     valid = torch.arange(rows.shape[1]) < counts[:, None]
-    ranked = RankedMoments(moments=rows[..., :2], scores=rows[..., 2], valid=valid)
-    metrics.update(ranked, *padded([item.moments for item in annotations], 2))
-    return metrics.compute()
+    return RankedMoments(moments=rows[..., :2], scores=rows[..., 2], valid=valid)
+
+
+def _truths(annotations: AnnotationSet) -> tuple[Tensor, Tensor]:
+    return padded([item.moments for item in annotations], 2)
 
 
 def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float = 0.5) -> Tensor:

@@ -13,6 +13,7 @@ from tmapdiff._core.checks import check_bool, check_int, check_range, check_shap
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.expected_hits_fast import (
     CandidateBlocks,
+    Excludes,
     response_of,
     rows_at_once,
     tables_of,
@@ -31,11 +32,17 @@ class Table(Protocol):
 
 
 def deconvolve(
-    scores: Tensor, valid: Tensor, response: Table, adjoint: Table, num_iterations: int
+    scores: Tensor,
+    valid: Tensor,
+    response: Table,
+    adjoint: Table,
+    num_iterations: int,
+    capped: bool = True,
 ) -> Tensor:
     """Find likelihoods, (B, M): what `deconvolve_map` does.
 
     `response` maps a column of likelihoods to the cells they make up; `adjoint` is its transpose.
+    What is not `capped` may sum to more than 1: to how many moments are expected.
     """
     # A query a column, as a sparse matrix is multiplied from the left.
     inside = valid.T.to(scores.dtype, memory_format=torch.contiguous_format)
@@ -46,16 +53,24 @@ def deconvolve(
     for _ in range(num_iterations):
         expected = (response @ likelihood).clamp(min=_FLOOR)
         likelihood = likelihood * (adjoint @ (observed / expected)) / seen
-    return (likelihood / likelihood.sum(dim=0).clamp(min=1)).T.contiguous()
+    if capped:
+        likelihood = likelihood / likelihood.sum(dim=0).clamp(min=1)
+    return likelihood.T.contiguous()
 
 
 def cover(
-    likelihood: Tensor, hits: Tensor, valid: Tensor, top_n: int, first: Tensor | None = None
+    likelihood: Tensor,
+    hits: Tensor,
+    valid: Tensor,
+    top_n: int,
+    first: Tensor | None = None,
+    excludes: Excludes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pick candidates greedily by expected hits, (B, top_n) and what each adds; -1 if none is left.
 
     `hits` holds how much a candidate, column, counts if the moment is that of another, row. `first`
-    are the first picks, (B,), if they are given.
+    are the first picks, (B,), if they are given. `excludes` tells which candidates, (B, M), may not
+    be picked after such picks, (B,).
     """
     covered = torch.zeros_like(likelihood)  # how well each moment is hit by the picks so far
     picks, gains = [], []
@@ -69,6 +84,8 @@ def cover(
         gains.append(best)
         covered = covered.maximum(hits.T[index])
         valid = valid.scatter(1, index[:, None], False)
+        if excludes is not None:
+            valid = valid & ~excludes(index)
     return torch.stack(picks, dim=1), torch.stack(gains, dim=1)
 
 
@@ -270,7 +287,7 @@ def candidate_likelihoods(
     """
     who = "candidate_likelihoods"
     check_scored(who, candidates, scores, None, None)
-    _check_deconvolution(who, target, num_iterations)
+    check_deconvolution(who, target, num_iterations)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if not len(candidates):
         return scores
@@ -278,7 +295,7 @@ def candidate_likelihoods(
     # In full precision also where the model's forward pass is not: the answers depend on it.
     with torch.autocast(scores.device.type, enabled=False):
         response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
-        for part, likelihood, _ in _likelihoods(response, blocks, scores, num_iterations):
+        for part, likelihood, _ in likelihoods_of(response, blocks, scores, num_iterations):
             found[part] = likelihood if blocks is None else likelihood[:, blocks.places]
     return found
 
@@ -300,7 +317,7 @@ def _rank(
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
     soft_hits(scores.new_zeros(0), thresholds)  # checks them
-    _check_deconvolution(who, target, num_iterations)
+    check_deconvolution(who, target, num_iterations)
     check_bool(who, "highest_first", highest_first)
     check_range(who, "temperature", temperature, 0, open_low=True)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -315,7 +332,7 @@ def _rank(
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
         blocks, first = tables.blocks, None
-        for part, likelihood, valid in _likelihoods(
+        for part, likelihood, valid in likelihoods_of(
             tables.response, blocks, scores, num_iterations
         ):
             if temperature != 1:
@@ -331,7 +348,7 @@ def _rank(
     return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
 
 
-def _check_deconvolution(who: str, target: object, num_iterations: int) -> None:
+def check_deconvolution(who: str, target: object, num_iterations: int) -> None:
     check_int(who, "num_iterations", num_iterations, at_least=1)
     _check_target(who, target)
 
@@ -342,8 +359,12 @@ def _check_target(who: str, target: object) -> None:
         raise ArgumentError(message(who, "target to be a function", repr(target), hint))
 
 
-def _likelihoods(
-    response: Table, blocks: CandidateBlocks | None, scores: Tensor, num_iterations: int
+def likelihoods_of(
+    response: Table,
+    blocks: CandidateBlocks | None,
+    scores: Tensor,
+    num_iterations: int,
+    capped: bool = True,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Give, for some rows at a time, likelihoods and candidates, in the places of `blocks`."""
     rows = rows_at_once(scores)
@@ -353,7 +374,7 @@ def _likelihoods(
         valid = own > -torch.inf  # nor NaN
         own = _with_a_positive_cell(own, valid)
         # An IoU is symmetric, and so is the response.
-        yield part, deconvolve(own, valid, response, response, num_iterations), valid
+        yield part, deconvolve(own, valid, response, response, num_iterations, capped), valid
 
 
 def _temper(likelihood: Tensor, temperature: float) -> Tensor:

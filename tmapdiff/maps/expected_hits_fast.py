@@ -23,6 +23,7 @@ from tmapdiff._core.checks import check_shape
 from tmapdiff.maps.overlap import temporal_iou
 
 Elementwise = Callable[[Tensor], Tensor]
+Excludes = Callable[[Tensor], Tensor]  # of picks, (B,): which candidates none may follow, (B, M)
 
 _LARGEST_TABLE = 2**24  # numbers computed at once
 _CACHED_ROWS = 2**19  # numbers in a table of queries x candidates that a CPU's cache holds
@@ -270,7 +271,12 @@ class Tables:
     blocks: CandidateBlocks | None = None
 
     def cover(
-        self, likelihood: Tensor, valid: Tensor, top_n: int, first: Tensor | None = None
+        self,
+        likelihood: Tensor,
+        valid: Tensor,
+        top_n: int,
+        first: Tensor | None = None,
+        excludes: Excludes | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Do as `expected_hits.cover`."""
         # Gains only fall from pick to pick: an old one bounds the new one.
@@ -290,6 +296,8 @@ class Tables:
             gains.append(best)
             covered = covered.maximum(self.hits.rows(index))
             bounds = bounds.scatter(1, index[:, None], -torch.inf)
+            if excludes is not None:
+                bounds = bounds.masked_fill(excludes(index), -torch.inf)
         return torch.stack(picks, dim=1), torch.stack(gains, dim=1)
 
     def _bound_gains(self, likelihood: Tensor, covered: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tmapdiff.maps.overlap import temporal_iou
 
 @dataclass(frozen=True)
 class RankedMoments:
-    """The best moments of each query, best first.
+    """The best moments of each query, best first; or, with `present`, those of its set.
 
     Shape:
         - moments: (B, n, 2), seconds, or clips; 0 where there are fewer than n
@@ -20,12 +20,19 @@ class RankedMoments:
         - valid: (B, n), bool; False where there are fewer than n
         - clips: (B, n, 2), int64, first clip and the clip after the last: the cells of a map that
           the moments are; 0 where there are fewer than n. None if they come from elsewhere
+        - present: (B,), how likely the query has a moment at all. None unless they are sets
     """
 
     moments: Tensor
     scores: Tensor
     valid: Tensor
     clips: Tensor | None = None
+    present: Tensor | None = None
+
+    @property
+    def num_moments(self) -> Tensor:
+        """How many moments each query has, (B,)."""
+        return self.valid.sum(dim=1)
 
     def __len__(self) -> int:
         return len(self.moments)

@@ -265,7 +265,23 @@ class MomentLocalizer(MapLocalizer):
 
     @answering
     @override
-    def predict_maps(
+    def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Sample the map that the objective learns; `localize` passes these arguments on.
+
+        It is the mean of `predict_samples`, which takes the same `args` and `kwargs`: the
+        expectation that `rank_by_expected_hits` reads.
+
+        Shape:
+            - returns: (B, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError, ArgumentError: As `predict_samples`.
+        """
+        return self.predict_samples(*args, **kwargs).mean(dim=1)
+
+    @answering
+    @override
+    def predict_samples(
         self,
         features: Tensor,
         words: Tensor,
@@ -278,21 +294,20 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Sample the map that the objective learns; `localize` passes these arguments on.
+        """Sample maps that the objective learns: `num_samples`, by default the configuration's.
 
-        Of `num_samples` (by default the configuration's), it is the mean: the expectation that
-        `rank_by_expected_hits` reads. `features`, `words`, `num_words` and `num_clips` are as for
-        `localize`, `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`,
+        `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
 
         Shape:
-            - returns: (B, cells), 0 in invalid cells
+            - returns: (B, num_samples, cells), 0 in invalid cells
 
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range.
         """
         self.grid_of(features, num_clips).check_num_clips(num_clips, wait=True)
-        samples = self.draw_samples(
+        return self.draw_samples(
             self.encoder(features, words, num_words, num_clips),
             self.config.num_samples if num_samples is None else num_samples,
             num_clips=num_clips,
@@ -301,7 +316,6 @@ class MomentLocalizer(MapLocalizer):
             generator=generator,
             callback=callback,
         )
-        return samples.mean(dim=1)
 
     @answering
     def draw_samples(

@@ -19,9 +19,11 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
+    choose_moment_sets,
     map_saliency,
     rank_candidates,
     rank_candidates_by_expected_hits,
+    read_moment_sets,
 )
 from tmapdiff.models._base import MapModel, answering
 from tmapdiff.models.encoder import MultimodalEncoder, TextEncoder
@@ -35,6 +37,7 @@ from tmapdiff.models.protocols import (
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Ranking = Literal["nms", "expected-hits", "nms-then-expected-hits"]
+AnswerKind = Literal["ranked", "set"]
 
 
 def check_generators(who: str, generator: Any, count: int) -> None:
@@ -58,7 +61,8 @@ class Localization:
     """What a localizer found.
 
     Attributes:
-        ranked: Best moments of each query, in seconds, with scores.
+        ranked: Best moments of each query, in seconds, with scores; or its set of moments, of which
+            there are `ranked.num_moments`, possibly none.
         grid: The candidate moments.
         maps: Predicted maps of all scales, packed.
         num_clips: Clips of each video, when they differ.
@@ -104,9 +108,11 @@ class Localization:
         """Score of each query's best moment, (B,); more is surer.
 
         With another ranking than `nms` and an objective of the rescaled IoU, how often it should
-        hit. A `PlattCalibrator`, fitted on queries not trained on, makes a probability of any.
+        hit. A `PlattCalibrator`, fitted on queries not trained on, makes a probability of any. An
+        empty set has 0.
         """
-        return self.ranked.scores[:, 0]
+        best = self.ranked.scores[:, 0]
+        return best if self.ranked.present is None else best.clamp(min=0)
 
 
 class MapLocalizer(MapModel):
@@ -295,6 +301,16 @@ class MapLocalizer(MapModel):
         """
         raise NotImplementedError
 
+    def predict_samples(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Predict the maps that a set of moments is read off: all samples, if the model draws some.
+
+        `*args` and `**kwargs` are those of `predict_maps`, which is the mean of these.
+
+        Shape:
+            - returns: (B, S, cells), 0 in invalid cells; S is 1 of a model that does not sample
+        """
+        return self.predict_maps(*args, **kwargs)[:, None]
+
     @answering
     def localize(
         self,
@@ -309,6 +325,8 @@ class MapLocalizer(MapModel):
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
         temperature: float | None = None,
+        answer: AnswerKind = "ranked",
+        presence: Tensor | None = None,
         **sampling: Any,
     ) -> Localization:
         """Find the moments that queries describe: predict maps, merge, rank.
@@ -325,30 +343,38 @@ class MapLocalizer(MapModel):
             durations: Seconds each video lasts; moments end there at the latest, and are float64 if
                 these are. (Seconds that float32 rounds up lie after the video: `MomentBatch` rounds
                 down.)
-            top_n: Moments per query.
+            top_n: Moments per query; of a set, at most.
             ranking: How moments are read off the map: `nms` takes the highest cells that do not
                 overlap (`rank_moments`), `expected-hits` the moments that together hit most often
                 (`rank_by_expected_hits`), `nms-then-expected-hits` the highest cell first, and then
                 those that hit most often where it fails. Defaults to the configuration's.
-            nms_threshold: Only for `nms`. Defaults to the configuration's.
+            nms_threshold: Highest IoU that two moments of a query may have. Only for `nms`, where it
+                defaults to the configuration's, and for sets, where it defaults to 1: any.
             temperature: Not for `nms`: how flat the likelihoods of moments are, see
                 `rank_by_expected_hits`. Defaults to 1, as deconvolved.
+            answer: `ranked` gives the best moments, however well they fit; `set` those that there
+                seem to be, possibly none, with probabilities for scores: of one map by
+                `read_moment_sets`, of several samples by `choose_moment_sets`.
+            presence: For sets: how likely each query has a moment at all. Defaults to what the maps
+                say.
             **sampling: As for `predict_maps`.
 
         Shape:
             - features: (B, N, clip_channels)
             - words: (B, L)
-            - num_words, clip_seconds, num_clips, durations: (B,)
+            - num_words, clip_seconds, num_clips, durations, presence: (B,)
 
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty, or an argument is out of range; if there is an
-                `nms_threshold` without `nms`, or a `temperature` with it; if scores are not finite,
-                as damaged weights or features make them.
-            ConfigError: If there is no such ranking.
+                `nms_threshold` with neither `nms` nor a set, a `temperature` with either, a
+                `ranking` with a set, or a `presence` without one; if scores are not finite, as
+                damaged weights or features make them.
+            ConfigError: If there is no such ranking or kind of answer.
         """
-        self._check_reading(ranking, nms_threshold, temperature)
-        maps = self.predict_maps(features, words, num_words, num_clips, **sampling)
+        self._check_reading(ranking, nms_threshold, temperature, answer, presence)
+        predict = self.predict_samples if answer == "set" else self.predict_maps
+        maps = predict(features, words, num_words, num_clips, **sampling)
         return self.read_moments(
             maps,
             clip_seconds,
@@ -359,6 +385,8 @@ class MapLocalizer(MapModel):
             ranking=ranking,
             nms_threshold=nms_threshold,
             temperature=temperature,
+            answer=answer,
+            presence=presence,
         )
 
     def read_moments(
@@ -373,68 +401,99 @@ class MapLocalizer(MapModel):
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
         temperature: float | None = None,
+        answer: AnswerKind = "ranked",
+        presence: Tensor | None = None,
         held: Tensor | None = None,
     ) -> Localization:
         """Read moments off predicted maps: what `localize` does with them.
 
-        `maps` is what `predict_maps` gave, or a mean of such; `grid` the candidate moments, when
-        clips are not as many as the configuration's (`grid_of`). `held` tells which cells are
-        candidates, of maps that are put together of windows; by default all valid ones are.
-        `clip_seconds`, `num_clips`, `durations`, `top_n`, `ranking`, `nms_threshold` and
-        `temperature` are as for `localize`.
+        `maps` is what `predict_maps` or `predict_samples` gave, or a mean of such; a ranking is
+        read off the mean over samples. `grid` has the candidate moments, when clips are not as many
+        as the configuration's (`grid_of`). `held` tells which cells are candidates, of maps that
+        are put together of windows; by default all valid ones are. `clip_seconds`, `num_clips`,
+        `durations`, `top_n`, `ranking`, `nms_threshold`, `temperature`, `answer` and `presence` are
+        as for `localize`.
 
         Shape:
-            - maps: (B, cells)
+            - maps: (B, cells) or (B, S, cells)
             - held: (B, cells), bool
+            - presence: (B,)
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If an argument is out of range; if there is an `nms_threshold` without
-                `nms`, or a `temperature` with it; if a map is not finite in a valid cell.
-            ConfigError: If there is no such ranking.
+            ArgumentError: If an argument is out of range, or given with an answer that has no use
+                for it, as for `localize`; if a map is not finite in a valid cell.
+            ConfigError: If there is no such ranking or kind of answer.
         """
-        ranking = self._check_reading(ranking, nms_threshold, temperature)
+        ranking = self._check_reading(ranking, nms_threshold, temperature, answer, presence)
         grid = self.grid if grid is None else grid
         grid.check_num_clips(num_clips, wait=True)
+        samples = maps[:, None] if maps.dim() == 2 else maps
+        count = check_shape(type(self).__name__, "maps", samples, f"B S {grid.num_cells}")["S"]
+        maps = samples.mean(dim=1) if count > 1 else samples[:, 0]
         self._check_scores(maps, grid, num_clips, held)
         if held is not None:
             maps = maps.masked_fill(~held, -torch.inf)
-        candidates, scores = MultiScaleMapSampler(grid).merge_packed(maps, num_clips)
-        if ranking == "nms":
-            ranked = rank_candidates(
-                candidates,
-                scores,
-                clip_seconds,
-                durations=durations,
-                top_n=top_n,
-                nms_threshold=self.config.nms_threshold if nms_threshold is None else nms_threshold,
-            )
+            samples = samples.masked_fill(~held[:, None], -torch.inf)
+        sampler = MultiScaleMapSampler(grid)
+        candidates, scores = sampler.merge_packed(maps, num_clips)
+        options: dict[str, Any] = {"durations": durations, "top_n": top_n}
+        if answer == "set":
+            options |= {"target": self.objective.target, "presence": presence}
+            options["nms_threshold"] = 1.0 if nms_threshold is None else nms_threshold
+            if count > 1:
+                each = None if num_clips is None else num_clips.repeat_interleave(count)
+                drawn = sampler.merge_packed(samples.flatten(0, 1), each)[1]
+                drawn = drawn.unflatten(0, samples.shape[:2])
+                ranked = choose_moment_sets(candidates, drawn, clip_seconds, **options)
+            else:
+                ranked = read_moment_sets(candidates, scores, clip_seconds, **options)
+        elif ranking == "nms":
+            own = self.config.nms_threshold if nms_threshold is None else nms_threshold
+            options["nms_threshold"] = own
+            ranked = rank_candidates(candidates, scores, clip_seconds, **options)
         else:
             ranked = rank_candidates_by_expected_hits(
                 candidates,
                 scores,
                 clip_seconds,
                 target=self.objective.target,
-                durations=durations,
-                top_n=top_n,
                 highest_first=ranking != "expected-hits",
                 temperature=1.0 if temperature is None else temperature,
+                **options,
             )
         return Localization(ranked, grid, maps, num_clips, self.objective.target)
 
     def _check_reading(
-        self, ranking: Ranking | None, nms_threshold: float | None, temperature: float | None
+        self,
+        ranking: Ranking | None,
+        nms_threshold: float | None,
+        temperature: float | None,
+        answer: AnswerKind,
+        presence: Tensor | None,
     ) -> Ranking:
         who = type(self).__name__
         chosen: Ranking = self.config.ranking if ranking is None else ranking
         check_choice(who, "ranking", chosen, get_args(Ranking))
-        idle, value, other = ("nms_threshold", nms_threshold, "nms")
-        if chosen == "nms":
-            idle, value, other = ("temperature", temperature, "expected-hits")
-        if value is not None:
-            expected = f"no {idle} with ranking {chosen!r}"
-            hint = f"Pass ranking={other!r} with it."
-            raise ArgumentError(message(who, expected, value, hint))
+        check_choice(who, "answer", answer, get_args(AnswerKind))
+        # What has no use, with what, and with what it has.
+        idle: list[tuple[str, Any, str, str]] = []
+        if answer == "set":
+            idle = [
+                (name, value, "answer 'set'", "answer='ranked'")
+                for name, value in (("ranking", ranking), ("temperature", temperature))
+            ]
+        else:
+            idle = [("presence", presence, "answer 'ranked'", "answer='set'")]
+            if chosen == "nms":
+                idle.append(("temperature", temperature, "ranking 'nms'", "ranking='expected-hits'"))
+            else:
+                of = f"ranking {chosen!r}"
+                idle.append(("nms_threshold", nms_threshold, of, "ranking='nms'"))
+        for name, value, other, instead in idle:
+            if value is not None:
+                hint = f"Pass {instead} with it."
+                raise ArgumentError(message(who, f"no {name} with {other}", value, hint))
         return chosen
 
     def _check_scores(
