@@ -237,9 +237,10 @@ class SetMetrics(Gathered):
 
 
 def count_matches(pairs: Sequence[Sequence[bool]]) -> int:
-    """Count the pairs of a largest one-to-one matching, of a row for each of one side.
+    """Count the pairs of a largest one-to-one matching of rows and columns.
 
-    By augmenting paths: a row takes a column that is free, or whose row finds another one.
+    By augmenting paths: a row takes a column that is free, or whose row finds another one. `pairs`
+    tells whether a row may be matched with a column.
 
     Source: Kuhn, doi 10.1002/nav.3800020109.
     """

@@ -21,6 +21,7 @@ tmapdiff evaluate runs/vgg/pipeline --root charades --features vgg16.h5 --steps 
 tmapdiff evaluate user/pipeline --test val.jsonl --features clip.h5 --output answers --json
 tmapdiff evaluate user/pipeline --test val.jsonl --test test.jsonl --features clip.h5 \\
     --ranking nms --ranking expected-hits
+tmapdiff evaluate user/pipeline --test val.jsonl --features clip.h5 --answer set --samples 8
 """
 
 
@@ -57,6 +58,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    answer: options.AnswerOption = "ranked",
     seed: options.SeedOption = 0,
     output: Annotated[
         Path | None,
@@ -73,8 +75,12 @@ def evaluate(
     Without data it evaluates on the made-up activities that train makes up. On several processes:
     accelerate launch -m tmapdiff evaluate ...
 
+    With --answer set, there are metrics of sets, too: F1, the mean error of the count, and how many
+    are exact.
+
     Writes metrics.json, predictions.jsonl (a submission file of moment_detr) and maps.png.
     """
+    options.refuse_idle(("--ranking", ranking and answer == "set", "--answer ranked"))
     places = test or ([] if data_options.root is None else [data_options.root])
     names = _names(places)
     folder = output or Path(pipeline).parent / "evaluation"
@@ -98,7 +104,7 @@ def evaluate(
         loaded = MomentLocalizationPipeline.from_pretrained(pipeline).to(place_of_model)
         rankings: list[Any] = list(dict.fromkeys(choice.value for choice in ranking or ()))
         ways = [
-            SamplingOptions(tuple(steps or ()), samples, choice, seed)
+            SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
             for choice in rankings or [None]
         ]
         documents = {}

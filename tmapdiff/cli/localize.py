@@ -24,6 +24,7 @@ EXAMPLES = """
 tmapdiff localize cooking.mp4 "she cuts the onion" --model runs/vgg/pipeline
 tmapdiff localize cooking.mp4 "she cuts the onion" "the oven is opened" --model runs/vgg/pipeline \\
     --samples 8 --map map.png --strip strip.png
+tmapdiff localize cooking.mp4 "an egg is broken" --answer set --model runs/vgg/pipeline
 tmapdiff localize AO8RW "a person opens a door" --features vgg16.h5 --model runs/vgg/pipeline --json
 tmapdiff localize AO8RW.npy "a person opens a door" --seconds-per-feature 0.5 --model user/pipeline
 tmapdiff localize holiday.mp4 "a dog runs into the sea" --zero-shot openai/clip-vit-base-patch32
@@ -55,6 +56,7 @@ def localize(
     samples: options.SamplesOption = None,
     top: Annotated[int, typer.Option(help="Moments of each sentence, at most.")] = 5,
     ranking: options.RankingOption = None,
+    answer: options.AnswerOption = "ranked",
     seed: options.NoiseSeedOption = 0,
     features: Annotated[
         Path | None,
@@ -103,8 +105,11 @@ def localize(
     """Find the moments of videos that sentences describe.
 
     The score tells which moment fits better; with several samples, the spread is the standard
-    deviation of it over the samples. A video that is longer than those of training is searched in
-    windows of their length, and the answer says so.
+    deviation of its cell of the map over them. With --answer set, there are as many moments as
+    there seem to be, or none, and a score is the probability that the moment is right.
+
+    A video that is longer than those of training is searched in windows of their length, and the
+    answer says so.
 
     Of several videos, or with --out, --json prints an answer a line, as they come, and a video that
     cannot be read does not keep the others from being answered: the exit code is then 1.
@@ -127,6 +132,7 @@ def localize(
         ("--out", out and of_features, "videos or text tracks"),
         ("--map", map and several, "a single video, without --out"),
         ("--strip", strip and several, "a single video, without --out"),
+        ("--ranking", ranking and answer == "set", "--answer ranked"),
         ("--saliency", saliency is not None and not as_json, "--json"),
         ("--saliency", saliency is not None and several, "a single video, without --out"),
     )
@@ -137,6 +143,7 @@ def localize(
         "num_samples": samples,
         "top_n": top,
         "ranking": ranking,
+        "answer": answer,
     }
     with Output(as_json) as output:
         import torch
@@ -178,18 +185,20 @@ def localize(
         windows = found.windows[0] if found.windows else []
         _print_windows(output, windows)
         cues = load_text_track(video) if is_track and not of_features else ()
-        for sentence, moments in zip(sentences, found.moments, strict=True):
-            _print_moments(output, sentence, moments, cues)
+        present = found.present or [None] * len(sentences)
+        for sentence, moments, share in zip(sentences, found.moments, present, strict=True):
+            _print_moments(output, sentence, moments, share, cues)
         if files:
             output.line(f"written: {', '.join(str(file) for file in files)}")
         found_of: list[dict[str, Any]] = [
             {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
-            for one, moments in zip(sentences, found.moments, strict=True)
+            | ({} if share is None else {"present": share})
+            for one, moments, share in zip(sentences, found.moments, present, strict=True)
         ]
         if saliency is not None:
-            for answer, clips in zip(found_of, found.saliency, strict=True):
+            for record, clips in zip(found_of, found.saliency, strict=True):
                 seconds = found.clip_seconds[0], found.durations[0], saliency
-                answer["saliency"] = resample_saliency(clips, *seconds)
+                record["saliency"] = resample_saliency(clips, *seconds)
         document = {"video": video, "duration": found.durations[0], "windows": windows}
         document |= {"model": answering.name, "seed": seed, **options.given(context)}
         output.document({**document, "answers": found_of, "files": files})
@@ -234,7 +243,8 @@ def _print_answers(
                     continue
                 moments = [LocalizedMoment(*map(one.get, _MOMENT)) for one in record["moments"]]
                 _print_windows(output, record["windows"])
-                _print_moments(output, f"{record['video']}: {record['sentence']}", moments)
+                title, share = f"{record['video']}: {record['sentence']}", record.get("present")
+                _print_moments(output, title, moments, share)
             advance()
     return failed
 
@@ -284,8 +294,17 @@ def _features_of(
 
 
 def _print_moments(
-    out: Output, sentence: str, moments: "Sequence[LocalizedMoment]", cues: "Sequence[Cue]" = ()
+    out: Output,
+    sentence: str,
+    moments: "Sequence[LocalizedMoment]",
+    present: float | None,
+    cues: "Sequence[Cue]" = (),
 ) -> None:
+    if present is not None:
+        sentence += f" (in this video: {present:.0%} likely)"
+        if not moments:
+            out.line(f"{sentence}\nnot found in this video")
+            return
     rows = []
     for rank, one in enumerate(moments, start=1):
         spread = "-" if one.spread is None else f"{one.spread:.3f}"

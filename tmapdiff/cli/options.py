@@ -50,11 +50,21 @@ SeveralStepsOption = Annotated[
 ]
 SamplesOption = Annotated[
     int | None,
-    typer.Option(help="Samples of each query that are averaged. [default: the model's]"),
+    typer.Option(
+        help="Samples of each query that are averaged or, with --answer set, from whose sets one "
+        "is chosen. [default: the model's]"
+    ),
 ]
 RankingOption = Annotated[
     Literal["nms", "expected-hits", "nms-then-expected-hits"] | None,
     typer.Option(help="How moments are read off the maps. [default: the model's]"),
+]
+AnswerOption = Annotated[
+    Literal["ranked", "set"],
+    typer.Option(
+        help="The best moments, however well they fit; or the set of those that there seem to be, "
+        "possibly none, with probabilities for scores."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
 NoiseSeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]

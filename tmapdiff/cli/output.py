@@ -24,7 +24,7 @@ JsonOption = Annotated[
         "--json", help="Print one JSON document on standard output; messages go to standard error."
     ),
 ]
-# Of a protocol with many metrics, those that are printed, and as what.
+# What metrics are printed as; of the protocol with many, these alone.
 _BRIEF = {
     "MR-full-R1@0.5": "R1@0.5",
     "MR-full-R1@0.7": "R1@0.7",
@@ -36,6 +36,10 @@ _BRIEF = {
     "MR-long-mAP": "long mAP",
     "HL-min-VeryGood-mAP": "HL-mAP",
     "HL-min-VeryGood-Hit1": "HIT@1 (Very Good)",
+    "SetF1@0.5": "set F1@0.5",
+    "SetF1@0.7": "set F1@0.7",
+    "CountError": "count error (moments)",
+    "ExactSets": "exact sets",
 }
 _WIDTH = 160  # columns of a table where there is no terminal
 
@@ -157,7 +161,8 @@ def report_results(
 def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
     """Print metrics in percent, a row for each of what gave them."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
-    names = [name for name in _BRIEF if name in names] or names
+    if "MR-full-mAP" in names:
+        names = [name for name in _BRIEF if name in names]
     shown = [
         [row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in names)]
         for row, metrics in rows.items()

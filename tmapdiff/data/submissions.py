@@ -26,7 +26,7 @@ class Prediction:
         qid: The query's id in its data set.
         query: The sentence.
         video_id: The video.
-        windows: `(start, end, score)`, best first, in seconds.
+        windows: `(start, end, score)`, best first, in seconds; none if it is not in the video.
         saliency: Score of each clip of 2 s; more fits the query better. None without highlights.
 
     Raises:
@@ -89,8 +89,8 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
 
     Args:
         path: Lines with `qid`, `query`, `vid` and `pred_relevant_windows` (start and end in
-            seconds, score), best first; `pred_saliency_scores` where there are some. Other fields
-            are not read.
+            seconds, score), best first, possibly none; `pred_saliency_scores` where there are some.
+            Other fields are not read.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -104,7 +104,7 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
         video_id = check_video_id(who, field(who, record, "vid"))
         query = sentence(who, field(who, record, "query"))
         windows = field(who, record, _WINDOWS)
-        if not isinstance(windows, list) or not windows:
+        if not isinstance(windows, list):
             raise AnnotationError(message(who, f"{_WINDOWS} to be a list", shown(windows)))
         saliency = record.get(_SALIENCY)
         if saliency is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tmapdiff.models import AnswerKind
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._batches import list_moments
 from tmapdiff.pipelines._windows import join_windows
@@ -25,16 +26,18 @@ def find_answer(
     steps: int,
     samples: int,
     seed: int,
+    answer: AnswerKind = "ranked",
 ) -> str:
     """Ask a pipeline, and word the answer for the page, in JSON.
 
     `windows` is how many a long video was searched in, else 1; `limits` are the scores at the ends
     of the colour scale; `saliency` is how likely each clip lies in the answer; `samples` has the
-    best moment of each; `beliefs` and `noise` are the maps after each step. A map is base64 of a
+    best moment of each; `present` is how likely there is a moment, of an `answer` that is a set, and
+    else null; `beliefs` and `noise` are the maps after each step. A map is base64 of a
     byte for each cell, row by row `[start, duration]`: 0 where there is no candidate, else 1 to 255
     over the limits.
     """
-    options: dict[str, Any] = {"top_n": _MOMENTS}
+    options: dict[str, Any] = {"top_n": _MOMENTS, "answer": answer}
     if pipeline.localizer.is_generative:
         options["num_inference_steps"] = steps
     else:
@@ -58,7 +61,7 @@ def find_answer(
     beliefs = [] if found.steps is None else list(found.steps[0].numpy())
     noise = [] if found.noisy_steps is None else list(found.noisy_steps[0].numpy())
     low, high = float(np.nanmin(merged)), float(np.nanmax(merged))
-    answer = {
+    document = {
         "query": query,
         "duration": found.durations[0],
         "windows": 1 if found.windows is None else len(found.windows[0]),
@@ -68,12 +71,13 @@ def find_answer(
         "map": _encode(merged, low, high),
         "saliency": [float(f"{one:.4g}") for one in found.saliency[0].tolist()],
         "moments": [_moment(one) for one in found.moments[0]],
+        "present": None if found.present is None else found.present[0],
         "samples": _best_of_each(pipeline, drawn, samples, found) if drawn else [],
         "beliefs": [_encode(one, low, high) for one in beliefs],
         # Noise goes far beyond: each map over its own range.
         "noise": [_encode(one, *np.nanquantile(one, [0.01, 0.99])) for one in noise],
     }
-    return json.dumps(answer, allow_nan=False)
+    return json.dumps(document, allow_nan=False)
 
 
 def _best_of_each(

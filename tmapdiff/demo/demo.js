@@ -141,6 +141,12 @@ window.tmapdiffDemo = (() => {
       button.style.opacity = String(Math.max(1 - 0.12 * at, 0.5));
       annotate(track, one, [`${score}   ${between(one)}`, one.score.toFixed(2)]);
     });
+    if (answer.present !== null) {
+      const found = answer.moments.length ? "the score of a moment is the probability that it is right"
+        : "not found in this video";
+      make("span", "caption found", timeline,
+        `${found}; ${(100 * answer.present).toFixed(0)} % likely to be there at all`);
+    }
     make("span", "caption", timeline,
       `curve: how likely each time lies in the answer, ${most.toFixed(2)} at most`);
     if (answer.samples.length) {
@@ -274,7 +280,7 @@ window.tmapdiffDemo = (() => {
     const say = (at) => {
       const [best] = answer.moments;
       if (at === null) {
-        readout.replaceChildren(make("b", "", null, best ? between(best) : "no moment"));
+        readout.replaceChildren(make("b", "", null, best ? between(best) : "not found in this video"));
         if (best) make("span", "", readout, `score ${best.score.toFixed(2)}`);
         return;
       }

@@ -87,6 +87,11 @@ def build_page(
                             ("samples", 4, limits.max_samples),
                         )
                     ]
+                as_set = gr.Checkbox(
+                    label="Only what seems to be there",
+                    info="As many moments as there are, or none, instead of the best five.",
+                    elem_id="as-set",
+                )
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
                 status = gr.HTML(line(WELCOME), elem_id="status")
                 if pipeline.vocabulary is not None:
@@ -109,7 +114,7 @@ def build_page(
         upload.upload(visits.upload, upload, shown, preprocess=False, **quiet)
         picker.select(visits.pick, picker, shown, **quiet)
         for event in (ask.click, query.submit):
-            event(visits.ask, [query, *numbers], [status, answer], **quiet)
+            event(visits.ask, [query, *numbers, as_set], [status, answer], **quiet)
         page.unload(visits.end)
     page.queue(max_size=limits.max_waiting, default_concurrency_limit=1)
     return page

@@ -59,7 +59,7 @@ class Visits:
         self.videos.end(_session(request))
 
     def ask(
-        self, query: str, steps: float, samples: float, request: gr.Request
+        self, query: str, steps: float, samples: float, as_set: bool, request: gr.Request
     ) -> Iterator[tuple[str, Any]]:
         """Answer, with a line on what is being done meanwhile."""
         video = self.videos.get(_session(request))
@@ -83,6 +83,7 @@ class Visits:
                 steps=min(max(1, int(steps)), limits.max_steps),
                 samples=min(max(1, int(samples)), limits.max_samples),
                 seed=0,
+                answer="set" if as_set else "ranked",
             )
         except Exception as error:
             yield line(_word(error, video.source, video.name), wrong=True), ""

@@ -15,8 +15,8 @@ from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
 from tmapdiff.evaluation._qvhighlights import MOST_WINDOWS, annotations_of
 from tmapdiff.evaluation.controls import Protocol, evaluate_predictions
 from tmapdiff.maps import MultiScaleMapSampler, RankedMoments, rank_candidates
-from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, consensus_moments
-from tmapdiff.models import Localization, MapLocalizer, Ranking
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, SetMetrics, consensus_moments
+from tmapdiff.models import AnswerKind, Localization, MapLocalizer, Ranking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +27,7 @@ class Evaluation:
     """Metrics in percent, the predictions behind them, and how long they took.
 
     Attributes:
-        metrics: `Rank1@0.5` and the like, and `mIoU`; then those of another protocol.
+        metrics: `Rank1@0.5` and the like, and `mIoU`; then those of sets and of another protocol.
         predictions: One per query, in the data set's order.
         seconds: Wall time, including the reading of features.
         confidence: Score of each query's best moment, (Q,).
@@ -58,6 +58,7 @@ def evaluate(
     ranking: Ranking | None = None,
     nms_threshold: float | None = None,
     temperature: float | None = None,
+    answer: AnswerKind = "ranked",
     seed: int = 0,
     top_n: int | None = None,
     batch_size: int = 64,
@@ -81,16 +82,20 @@ def evaluate(
       consensus. It needs a localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's
       moments, and a `MomentDataset` of `load_didemo` with `clip_seconds` of 5.
 
+    With `answer="set"`, all are of the moments of the sets, and those of `SetMetrics` are added.
+
     Args:
         model: The localizer, in any mode.
         dataset: Usually a `MomentDataset`.
         num_inference_steps: Denoising steps. Defaults to the model's number.
-        num_samples: Samples of each query that are averaged. Defaults to the model's number.
+        num_samples: Samples of each query that are averaged, or from whose sets one is chosen.
+            Defaults to the model's number.
         eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
         ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
             model's way.
-        nms_threshold: Only for ranking by `nms`. Defaults to the model's.
+        nms_threshold: Only for ranking by `nms` and sets, see `MapLocalizer.localize`.
         temperature: Not for ranking by `nms`, see `MapLocalizer.localize`.
+        answer: `ranked` for the best moments, `set` for a set of them, see `MapLocalizer.localize`.
         seed: Seed of the noise.
         top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10.
         batch_size: Queries localized at once.
@@ -101,10 +106,10 @@ def evaluate(
 
     Raises:
         ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
-            asked of a model that is not generative, there is an `nms_threshold` without `nms` or a
-            `temperature` with it, scores are not finite, as damaged weights or features make them,
-            or the data set is not what the protocol needs.
-        ConfigError: If there is no such ranking or protocol.
+            asked of a model that is not generative, there is an argument that the ranking or kind
+            of answer has no use for (`MapLocalizer.localize`), scores are not finite, as damaged
+            weights or features make them, or the data set is not what the protocol needs.
+        ConfigError: If there is no such ranking, protocol or kind of answer.
 
     Source: Hendricks et al., arXiv 1708.01641 (`didemo`); Lei et al., arXiv 2107.09609
     (`qvhighlights`).
@@ -118,7 +123,7 @@ def evaluate(
         hint = "It is the number of moments that protocol 'qvhighlights' judges."
         check_int(who, "top_n", top_n, at_least=MOST_WINDOWS, hint=hint)
     began, answers = time.perf_counter(), Answers(with_saliency=bool(annotations))
-    metrics, of_didemo = LocalizationMetrics(), DiDeMoMetrics()
+    metrics, of_didemo, of_sets = LocalizationMetrics(), DiDeMoMetrics(), SetMetrics()
     for batch, found in localize_all(
         model,
         dataset,
@@ -132,18 +137,24 @@ def evaluate(
         ranking=ranking,
         nms_threshold=nms_threshold,
         temperature=temperature,
+        answer=answer,
     ):
         truth: tuple[Tensor, Tensor | None] = (batch.moments, batch.num_moments)
         if protocol == "didemo":
             of_didemo.update(_all_ranked(batch, found), *truth)
             truth = (consensus_moments(batch.moments, batch.num_moments), None)
         metrics.update(found.ranked, *truth)
+        if answer == "set":
+            of_sets.update(found.ranked, *truth)
         answers.update(batch, found, *truth)
         if on_batch is not None:
             on_batch(len(batch))
-    metrics, of_didemo, answers = of_all_processes(accelerator, metrics, of_didemo, answers)
+    parts = of_all_processes(accelerator, metrics, of_didemo, of_sets, answers)
+    metrics, of_didemo, of_sets, answers = parts
     predictions, *rest = answers.compute(began)
     results = metrics.compute()
+    if answer == "set":
+        results |= of_sets.compute()
     if protocol == "didemo":
         results |= of_didemo.compute()
     elif protocol == "qvhighlights":

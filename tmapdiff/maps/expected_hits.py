@@ -349,6 +349,7 @@ def _rank(
 
 
 def check_deconvolution(who: str, target: object, num_iterations: int) -> None:
+    """Raise ArgumentError unless these are what `rank_by_expected_hits` takes."""
     check_int(who, "num_iterations", num_iterations, at_least=1)
     _check_target(who, target)
 

@@ -39,7 +39,7 @@ class _Reading(NamedTuple):
 
 
 def expected_set_f1(hits: Tensor, expected_count: Tensor) -> Tensor:
-    """Expected F1 of the first 1, 2, ..., n picks, if there is a moment at all.
+    """Compute the expected F1 of the first 1, 2, ..., n picks, if there is a moment at all.
 
     To first order: the quotient of the expectations, 2 * hits / (picks + moments). It is exact
     where it is known how many moments there are, though not which ones.
@@ -56,7 +56,7 @@ def expected_set_f1(hits: Tensor, expected_count: Tensor) -> Tensor:
 def expected_pair_f1(
     moments: Tensor, counted: Tensor, hits: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """F1 of each set, (S, S), against each of the others as the truth; and what each moment hits.
+    """Compute the F1 of each set, (S, S), with each as the truth; and what each moment hits.
 
     A moment hits once at most and is hit once at most. Only where moments of both sets hit several
     crosswise can fewer be matched one to one than are counted here.
@@ -147,11 +147,11 @@ def choose_moment_sets(
 ) -> RankedMoments:
     """Read the moments of each query off sampled maps: the set that agrees best with all samples.
 
-    Each sample is read as a set by `read_moment_sets`, whose arguments these are, and taken for
-    what may be true: the answer is the set with the highest mean F1 against all of them (minimum
-    Bayes risk). It keeps what a mean of maps loses: which moments come together. A score is the
-    share of samples whose set the moment hits. By default, `presence` is the share of those whose
-    set is not empty.
+    Each sample is read as a set by `read_moment_sets`, and taken for what may be true: the answer
+    is the set with the highest mean F1 against all of them (minimum Bayes risk). It keeps what a
+    mean of maps loses: which moments come together. A score is the share of samples whose set the
+    moment hits. By default, `presence` is the share of those whose set is not empty. `target`,
+    `top_n`, `thresholds`, `num_iterations` and `nms_threshold` are as for `read_moment_sets`.
 
     Shape:
         - candidates: (M, 2)
@@ -219,7 +219,9 @@ def _read(
                 present[part] = total.clamp(max=1)
             # If there is a moment at all, at least one is expected.
             count = total.clamp(min=1)
-            intensity = intensity * (count / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
+            intensity = (
+                intensity * (count / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
+            )
             found, added = tables.cover(
                 intensity, valid, reading.top_n, excludes=None if unlimited else excludes
             )

@@ -4,7 +4,7 @@ from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MapFeatureBuilder, MultimodalEncoder, TextEncoder
 from tmapdiff.models.localizer import DenoisingStep, MomentLocalizer
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
-from tmapdiff.models.map_localizer import Localization, MapLocalizer, Ranking
+from tmapdiff.models.map_localizer import AnswerKind, Localization, MapLocalizer, Ranking
 from tmapdiff.models.ms2dtan import MS2DTAN
 from tmapdiff.models.protocols import (
     DenoisingRun,
@@ -18,6 +18,7 @@ from tmapdiff.models.transformers_text import SentenceFeatures, TransformersText
 
 __all__ = [
     "MS2DTAN",
+    "AnswerKind",
     "ConvMapDecoder",
     "DenoisingRun",
     "DenoisingStep",

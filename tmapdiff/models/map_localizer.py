@@ -348,8 +348,8 @@ class MapLocalizer(MapModel):
                 overlap (`rank_moments`), `expected-hits` the moments that together hit most often
                 (`rank_by_expected_hits`), `nms-then-expected-hits` the highest cell first, and then
                 those that hit most often where it fails. Defaults to the configuration's.
-            nms_threshold: Highest IoU that two moments of a query may have. Only for `nms`, where it
-                defaults to the configuration's, and for sets, where it defaults to 1: any.
+            nms_threshold: Highest IoU that two moments of a query may have. Only for `nms`, where
+                it defaults to the configuration's, and for sets, where it defaults to 1: any.
             temperature: Not for `nms`: how flat the likelihoods of moments are, see
                 `rank_by_expected_hits`. Defaults to 1, as deconvolved.
             answer: `ranked` gives the best moments, however well they fit; `set` those that there
@@ -486,10 +486,11 @@ class MapLocalizer(MapModel):
         else:
             idle = [("presence", presence, "answer 'ranked'", "answer='set'")]
             if chosen == "nms":
-                idle.append(("temperature", temperature, "ranking 'nms'", "ranking='expected-hits'"))
+                unused = ("temperature", temperature, "ranking 'nms'", "ranking='expected-hits'")
             else:
-                of = f"ranking {chosen!r}"
-                idle.append(("nms_threshold", nms_threshold, of, "ranking='nms'"))
+                other = f"ranking {chosen!r}"
+                unused = ("nms_threshold", nms_threshold, other, "ranking='nms'")
+            idle.append(unused)
         for name, value, other, instead in idle:
             if value is not None:
                 hint = f"Pass {instead} with it."

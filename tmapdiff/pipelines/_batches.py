@@ -1,5 +1,6 @@
 """Queries with their videos on the way into the model, and what comes out of it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,6 +169,7 @@ class Answer:
 
     moments: list[LocalizedMoment]
     clips: Clips
+    present: float  # how likely there is a moment; NaN unless the moments are a set
     maps: PackedMaps
     clean: PackedMaps | None
     noisy: PackedMaps | None
@@ -180,12 +182,14 @@ def answers_of(
     durations = [video.duration for video in batch.clips]
     listed = list_moments(found.ranked, seconds, durations, spread)
     maps, target = found.maps.float().cpu(), batch.localizer.objective.target
+    present = found.ranked.present
+    shares = [math.nan] * len(batch) if present is None else present.tolist()
     for row, clips in enumerate(batch.clips):
         packed: Any = [
             None if one is None else PackedMaps(found.grid, one[row], batch.counts[row], target)
             for one in (maps, drawn.clean, drawn.noisy)
         ]
-        yield Answer(listed[row], clips, *packed)
+        yield Answer(listed[row], clips, shares[row], *packed)
 
 
 def list_moments(

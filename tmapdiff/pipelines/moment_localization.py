@@ -34,6 +34,7 @@ from tmapdiff.errors import (
     TmapdiffError,
 )
 from tmapdiff.models import (
+    AnswerKind,
     DenoisingStep,
     Localization,
     MapLocalizer,
@@ -474,6 +475,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
         temperature: float | None = None,
+        answer: AnswerKind = "ranked",
         eta: float | None = None,
         generator: Generators = None,
         frame_rate: float | None = None,
@@ -505,12 +507,16 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 the second, ..., and is what a folder gets by default; `zip` one of each. Defaults
                 to one of each, or a single one of all.
             num_inference_steps: Denoising steps. Defaults to the model's number.
-            num_samples: Samples of each query that are averaged. Defaults to the model's number.
+            num_samples: Samples of each query that are averaged, or from whose sets one is chosen.
+                Defaults to the model's number.
             top_n: Moments per query, at most.
             ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
                 model's way.
-            nms_threshold: Only for `nms`. Defaults to the model's.
+            nms_threshold: Only for `nms` and sets, see `MapLocalizer.localize`.
             temperature: Not for `nms`, see `MapLocalizer.localize`.
+            answer: `ranked` for the best moments, however well they fit; `set` for those that there
+                seem to be, possibly none, with probabilities for scores, see
+                `MapLocalizer.localize`. The output then has `present`.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one per query, which makes answers independent of
                 how queries are batched.
@@ -534,7 +540,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             ArgumentError: If the numbers of queries and videos differ, a query has no word, or none
                 that the model knows, an argument is out of range, a model that does not sample is
                 asked to, or scores are not finite, as damaged weights make them.
-            ConfigError: If there is no such output type, ranking or way of `on_error`.
+            ConfigError: If there is no such output type, ranking, kind of answer or way of
+                `on_error`.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
         """
@@ -553,7 +560,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         check_generators(who, generator, len(queries))
         sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
         reading: dict[str, Any] = {"top_n": top_n, "ranking": ranking}
-        reading |= {"nms_threshold": nms_threshold, "temperature": temperature}
+        reading |= {"nms_threshold": nms_threshold, "temperature": temperature, "answer": answer}
         draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
         skip = on_error == "skip"
         words = self._words(queries, skip)
@@ -587,6 +594,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         found = [results[row] for row in range(len(queries))]
         answers = [None if isinstance(one, TmapdiffError) else one for one in found]
         output = _output(answers, top_n, output_type, return_steps)
+        if answer == "set":
+            output.present = [math.nan if one is None else one.present for one in answers]
         if pairs is not None:
             output.videos, output.queries = videos, queries
         if skip:
@@ -738,7 +747,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         self, batch: Batch, drawn: Drawn, reading: Mapping[str, Any], skip: bool
     ) -> list[Answer | TmapdiffError]:
         """Read moments off maps; if errors are skipped, one in place of each that is not finite."""
-        scores = drawn.samples.mean(dim=1)
+        scores = drawn.samples
 
         def read(rows: slice) -> Localization:
             return self.localizer.read_moments(
@@ -754,12 +763,12 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if skip:
             mask = batch.grid.packed_mask(scores.device, batch.num_clips)
             valid = mask if drawn.held is None else mask & drawn.held
-            wrong = (~scores.isfinite() & valid).any(dim=1)
+            wrong = (~scores.isfinite().all(dim=1) & valid).any(dim=1)
             # Damaged weights are no fault of a video.
             if bool(wrong.any()) and not self.localizer.weights_not_finite():
                 rows = wrong.nonzero().flatten().tolist()
                 errors = {row: _attempt(skip, read, slice(row, row + 1)) for row in rows}
-                scores = scores.masked_fill(wrong[:, None], 0)
+                scores = scores.masked_fill(wrong[:, None, None], 0)
         found = read(slice(None))
         answers = answers_of(found, spread_of(found, drawn.samples), batch, drawn)
         return [errors.get(row, answer) for row, answer in enumerate(answers)]

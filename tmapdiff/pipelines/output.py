@@ -137,7 +137,8 @@ class MomentLocalizationOutput(BaseOutput):
     """What a `MomentLocalizationPipeline` found.
 
     Attributes:
-        moments: The best moments of each query, best first.
+        moments: The best moments of each query, best first; with `answer="set"` all that there
+            seem to be, possibly none.
         maps: The merged map of each query, on the CPU.
         clip_seconds: Seconds that a clip of each query's map lasts.
         durations: Seconds that each query's video lasts.
@@ -151,6 +152,7 @@ class MomentLocalizationOutput(BaseOutput):
             `on_error="skip"`.
         videos: The video of each query; None unless `pairs` or a folder was asked.
         queries: The queries, one for each answer; likewise.
+        present: How likely each query has a moment in its video; None unless `answer="set"`.
 
     Shape:
         - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":
@@ -169,6 +171,7 @@ class MomentLocalizationOutput(BaseOutput):
     errors: list[TmapdiffError | None] | None = None
     videos: list[Any] | None = None
     queries: list[str] | None = None
+    present: list[float] | None = None
 
     @property
     def saliency(self) -> ClipSaliency:

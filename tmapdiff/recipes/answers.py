@@ -55,11 +55,11 @@ def answer_videos(
 ) -> Iterator[list[Record]]:
     """Ask sentences of videos, each of which is read once; yield the answers a video at a time.
 
-    A record has `video`, `sentence`, and `duration`, `windows`, `moments` and `unknown_words`, or
-    else an `error`. With `out`, records are written there as they come, one a line, and those of an
-    earlier run are not made again, as long as the video is as it was: they are yielded from there.
-    Errors are tried again. `seed`, `settings`, `options` and a digest of the pipeline's parts are
-    in each record, and have to be those of the earlier run.
+    A record has `video`, `sentence`, and `duration`, `windows`, `moments` and `unknown_words`, and
+    of sets `present`, or else an `error`. With `out`, records are written there as they come, one a
+    line, and those of an earlier run are not made again, as long as the video is as it was: they
+    are yielded from there. Errors are tried again. `seed`, `settings`, `options` and a digest of
+    the pipeline's parts are in each record, and have to be those of the earlier run.
 
     Args:
         pipeline: What answers.
@@ -67,7 +67,7 @@ def answer_videos(
         out: File of JSON lines to make or go on with.
         settings: What else is to be in each record, such as the name of the model.
         seed: Seed of the noise of each answer.
-        **options: As for the call of the pipeline: `num_samples`, `top_n`, ...
+        **options: As for the call of the pipeline: `num_samples`, `top_n`, `answer`, ...
 
     Raises:
         ArgumentError: If a sentence has no word that the model knows, or `out` has answers of other
@@ -127,6 +127,8 @@ def _ask(
             record["duration"] = found.durations[index]
             record["windows"] = found.windows[index] if found.windows else []
             record["moments"] = [vars(one) for one in found.moments[index]]
+            if found.present is not None:
+                record["present"] = found.present[index]
             record["unknown_words"] = pipeline.unknown_words(sentence)
         records.append(record)
     return records

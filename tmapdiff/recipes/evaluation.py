@@ -23,7 +23,7 @@ from tmapdiff.evaluation import (
     fit_moment_prior,
 )
 from tmapdiff.maps import MapGrid
-from tmapdiff.models import MapLocalizer, Ranking
+from tmapdiff.models import AnswerKind, MapLocalizer, Ranking
 from tmapdiff.models._sampling import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.recipes.data import LocalizationData, encode_queries
@@ -42,30 +42,35 @@ class SamplingOptions:
         num_samples: Samples of each query that are averaged.
         ranking: How moments are read off the maps.
         seed: Seed of the noise.
+        answer: Whether the best moments are judged, or a set of moments.
 
     Raises:
         ArgumentError: If a number is out of range.
-        ConfigError: If there is no such ranking.
+        ConfigError: If there is no such ranking or kind of answer.
     """
 
     steps: tuple[int, ...] = ()
     num_samples: int | None = None
     ranking: Ranking | None = None
     seed: int = 0
+    answer: AnswerKind = "ranked"
 
     def __post_init__(self) -> None:
         who = "SamplingOptions"
         for count in check_list(who, "steps", self.steps):
             check_int(who, "steps", count, at_least=1)
         check_sampling(who, num_samples=self.num_samples, ranking=self.ranking, seed=self.seed)
+        check_choice(who, "answer", self.answer, get_args(AnswerKind))
 
     def completed(self, model: MapLocalizer) -> "SamplingOptions":
         """Return what `model` makes of the options; one that draws no samples has no number."""
-        config, ranking = model.config, self.ranking or model.config.ranking
+        config = model.config
+        ranking = None if self.answer == "set" else self.ranking or config.ranking
         if not model.is_generative:
-            return SamplingOptions(self.steps or (1,), None, ranking, self.seed)
+            return replace(self, steps=self.steps or (1,), num_samples=None, ranking=ranking)
         steps = self.steps or (config.num_inference_steps,)
-        return SamplingOptions(steps, self.num_samples or config.num_samples, ranking, self.seed)
+        samples = self.num_samples or config.num_samples
+        return replace(self, steps=steps, num_samples=samples, ranking=ranking)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Results:
             "num_inference_steps": self.sampling.steps[0],
             "num_samples": self.sampling.num_samples,
             "ranking": self.sampling.ranking,
+            "answer": self.sampling.answer,
             "rows": self.rows,
             "queries_per_second": self.evaluation.queries_per_second,
         }
@@ -164,6 +170,7 @@ def evaluate_localizer(
             num_inference_steps=steps,
             num_samples=sampling.num_samples,
             ranking=sampling.ranking,
+            answer=sampling.answer,
             seed=sampling.seed,
             protocol=protocol,
             accelerator=accelerator,
