@@ -3,6 +3,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import permutations
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tmapdiff import CalibrationMetrics, LocalizationMetrics, RankedMoments
 from tmapdiff.data import AnnotationSet, load_didemo
 from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.metrics import DiDeMoMetrics, best_ious, consensus_moments
+from tmapdiff.metrics import DiDeMoMetrics, SetMetrics, best_ious, consensus_moments
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -310,3 +311,52 @@ def test_queries_are_added_without_a_wait():
         truth, counts = put((truth, counts))
         with no_host_sync():
             metrics.update(there, truth, counts)
+
+
+def set_f1(given, truth, threshold):
+    """F1 by trying all ways to match one to one."""
+    few, many = sorted((given, truth), key=len)
+    ways = permutations(many, len(few))
+    pairs = max(sum(interval_iou(a, b) > threshold for a, b in zip(few, some, strict=True))
+                for some in ways)  # fmt: skip
+    return 2 * pairs / (len(given) + len(truth)) if given or truth else 1.0
+
+
+@quick
+@given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 4), st.integers(0, 99))
+def test_sets_are_matched_one_to_one_in_the_best_way(queries, returned, annotated, seed):
+    generator = torch.Generator().manual_seed(seed)
+    # Long ones, which fit several of the others.
+    predicted, truth = (
+        torch.rand(queries, count, 2, generator=generator) * 0.4 + torch.tensor([0.0, 0.5])
+        for count in (returned, annotated)
+    )
+    counts = torch.randint(0, annotated + 1, (queries,), generator=generator)
+    given = torch.randint(0, returned + 1, (queries,), generator=generator)
+    valid = torch.arange(returned) < given[:, None]
+    ranked = RankedMoments(predicted, valid.float(), valid)
+    metrics = SetMetrics(thresholds=(0.5, 0.8))
+    for part in (slice(0, 2), slice(2, None)):
+        batch = RankedMoments(ranked.moments[part], ranked.scores[part], valid[part])
+        metrics.update(batch, truth[part], counts[part])
+    found = metrics.compute()
+    rows = [
+        (one[:n].tolist(), other[:m].tolist())
+        for one, n, other, m in zip(predicted, given, truth, counts, strict=True)
+    ]
+    for threshold in (0.5, 0.8):
+        mean = sum(set_f1(*row, threshold) for row in rows) / queries
+        assert found[f"SetF1@{threshold}"] == pytest.approx(100 * mean)
+    errors = [abs(len(one) - len(other)) for one, other in rows]
+    assert found["CountError"] == pytest.approx(sum(errors) / queries)
+    exact = [set_f1(*row, 0.5) == 1 for row in rows]
+    assert found["ExactSets"] == pytest.approx(100 * sum(exact) / queries)
+
+
+def test_sets_need_queries_thresholds_and_shapes():
+    with refuses(ArgumentError, "at least one query"):
+        SetMetrics().compute()
+    with refuses(ArgumentError, "number of thresholds"):
+        SetMetrics(thresholds=())
+    with refuses(ShapeError, "truth"):
+        SetMetrics().update(torch.zeros(2, 1, 2), torch.zeros(3, 1, 2))

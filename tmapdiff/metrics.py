@@ -165,10 +165,10 @@ class SetMetrics(Gathered):
 
     Example:
         >>> metrics = SetMetrics(thresholds=(0.5,))
-        >>> predicted = torch.tensor([[[0.0, 8.0], [20.0, 30.0]]])
+        >>> predicted = torch.tensor([[[0.0, 8.0], [20.0, 30.0], [40.0, 42.0]]])
         >>> metrics.update(predicted, torch.tensor([[[0.0, 10.0]]]))
         >>> metrics.compute()
-        {'SetF1@0.5': 66.66666666666667, 'CountError': 1.0, 'ExactSets': 0.0}
+        {'SetF1@0.5': 50.0, 'CountError': 2.0, 'ExactSets': 0.0}
     """
 
     def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:

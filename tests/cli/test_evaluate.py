@@ -47,6 +47,15 @@ def test_each_number_of_steps_is_a_row(passes, corpus, tmp_path):
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
 
 
+def test_sets_have_metrics_of_their_own(passes, corpus, tmp_path):
+    data = ["--test", corpus.test, "--features", corpus.features, "--output", tmp_path]
+    found = passes("evaluate", corpus.pipeline, *data, "--answer", "set", "--samples", 2)
+    assert all(name in found.out for name in ("Rank1@0.5", "set F1@0.5", "count error", "exact"))
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert (summary["answer"], summary["ranking"]) == ("set", None)
+    assert {"SetF1@0.5", "SetF1@0.7", "CountError", "ExactSets"} <= summary.keys()
+
+
 def test_runs_that_differ_in_any_option_can_be_told_apart(passes, corpus, tmp_path):
     data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu", "--output"]
     options = {"ranking": ["expected-hits"], "samples": 2, "steps": [1], "seed": 1, "limit": 2,

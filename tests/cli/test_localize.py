@@ -7,7 +7,7 @@ import torch
 from helpers.oracles import looped_pieces
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 
-from tmapdiff import MomentLocalizationPipeline
+from tmapdiff import MomentLocalizationPipeline, MomentLocalizer
 from tmapdiff.cli.localize import _excerpt
 from tmapdiff.data import Cue, open_feature_store
 from tmapdiff.pipelines import LocalizedMoment
@@ -33,6 +33,32 @@ def test_a_video_is_answered_as_by_the_pipeline(passes, corpus):
         for one, other in zip(answer["moments"], moments, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
             assert one["spread"] is not None
+
+
+def test_a_set_may_be_empty(passes, refused, corpus, tmp_path, monkeypatch):
+    video, options = corpus.videos / "three.mp4", ["--model", corpus.pipeline, "--answer", "set"]
+    draw, emptied = MomentLocalizer.draw_samples, iter([1, 1, 0])
+
+    def draw_some(*given, **sampling):
+        found = draw(*given, **sampling)
+        return torch.zeros_like(found) if next(emptied) else found
+
+    monkeypatch.setattr(MomentLocalizer, "draw_samples", draw_some)
+    printed = passes("localize", video, *SENTENCES, *options).out
+    assert printed.count("(in this video: 0% likely)\nnot found in this video") == 2
+    out = tmp_path / "answers.jsonl"
+    assert "not found" in passes("localize", video, SENTENCES[0], *options, "--out", out).out
+    record = json.loads(out.read_text())
+    assert (record["moments"], record["present"]) == ([], pytest.approx(0))
+    (found,) = passes("localize", video, SENTENCES[0], *options, "--json").document["answers"]
+    pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
+    monkeypatch.undo()
+    seed = torch.Generator().manual_seed(0)
+    wanted = pipeline(str(video), SENTENCES[0], answer="set", generator=seed)
+    assert found["present"] == pytest.approx(wanted.present[0], rel=1e-4)
+    starts = [one.start for one in wanted.moments[0]]
+    assert [one["start"] for one in found["moments"]] == pytest.approx(starts)
+    assert "--ranking" in refused("localize", video, "a", *options, "--ranking", "nms")
 
 
 def test_a_video_longer_than_those_of_training_is_searched_in_windows(run, corpus, tmp_path):

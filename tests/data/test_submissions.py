@@ -36,6 +36,7 @@ PREDICTION = Prediction("s17-d69_0", "Größe \u201cx\u201d", "s17-d69", ((1.25,
 
 def test_what_is_written_is_read(tmp_path):
     predictions = (PREDICTION, Prediction(7, "b", "v", ((0.0, 1.0, 0.5), (2.0, 3.0, -4.0))))
+    predictions += (Prediction(8, "not there", "v", ()),)
     path = tmp_path / "predictions.jsonl"
     write_submission(predictions, path)
     assert read_submission(path) == predictions
@@ -72,7 +73,7 @@ WINDOW = "line 2: expected pred_relevant_windows of [start, end, score] with sta
         (changed(vid=3), "line 2: expected a video id of text, got 3."),
         (changed(vid="../x"), "line 2: expected a video id without '/'"),
         (changed(query=""), "line 2: expected a sentence, got ''."),
-        (changed(pred_relevant_windows=[]), "pred_relevant_windows to be a list, got []."),
+        (changed(pred_relevant_windows="x"), "pred_relevant_windows to be a list, got 'x'."),
         (changed(pred_relevant_windows=[[1, 2]]), WINDOW + "[1, 2]."),
         (changed(pred_relevant_windows=["123"]), WINDOW + "'123'."),
         (changed(pred_relevant_windows=[[3, 2, 0.5]]), WINDOW + "[3, 2, 0.5]."),

@@ -33,8 +33,8 @@ def samples_alone(pipe, features, count, *, steps, seed):
     return [pipe(features, QUERY, generator=generator, **options) for _ in range(count)]
 
 
-def merged(pipe, features, *, steps, samples, seed):
-    options = {"num_inference_steps": steps, "num_samples": samples}
+def merged(pipe, features, *, steps, samples, seed, **options):
+    options |= {"num_inference_steps": steps, "num_samples": samples}
     return pipe(features, QUERY, generator=torch.Generator().manual_seed(seed), **options)
 
 
@@ -93,6 +93,18 @@ def test_a_video_longer_than_those_of_training(pipeline, features):
     np.testing.assert_array_equal(cells(answer["map"], 64) == 0, np.isnan(found.maps[0].numpy()))
     alone = samples_alone(pipe, features, 4, steps=3, seed=2)
     assert answer["samples"] == [vars(one.moments[0][0]) for one in alone]
+
+
+def test_a_set_is_the_pipelines_and_may_be_empty(pipeline, features, monkeypatch):
+    found = merged(pipeline, features, steps=2, samples=3, seed=1, answer="set")
+    answer = ask(pipeline, features, steps=2, samples=3, seed=1, answer="set")
+    assert answer["moments"] == [vars(one) for one in found.moments[0]]
+    assert answer["present"] == found.present[0]
+    assert ask(pipeline, features, steps=2, samples=3, seed=1)["present"] is None
+    draw = pipeline.localizer.draw_samples
+    monkeypatch.setattr(pipeline.localizer, "draw_samples", lambda *a, **k: 0 * draw(*a, **k))
+    answer = ask(pipeline, features, steps=2, samples=3, seed=1, answer="set")
+    assert (answer["moments"], answer["present"]) == ([], 0)
 
 
 def test_one_sample_has_no_spread(pipeline, features):

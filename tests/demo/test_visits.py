@@ -30,7 +30,7 @@ def test_unexpected_errors_are_not_told(visits, caplog):
     known = {"encode_queries": lambda _: [], "unknown_words": lambda _: []}
     one = visits(SimpleNamespace(encode_video=encode_video, **known))
     one.pick("film.mp4", ANN)
-    *_, (said, answer) = one.ask("a red circle", 1, 1, ANN)
+    *_, (said, answer) = one.ask("a red circle", 1, 1, False, ANN)
     assert answer == ""
     assert "Something went wrong on our side" in said
     assert "secret" not in said
@@ -50,12 +50,12 @@ def test_paths_are_not_told(visits):
 def test_visitors_are_told_which_words_are_unknown(visits, pipeline):
     one = visits(pipeline)
     one.pick("film.mp4", ANN)
-    *_, (said, answer) = one.ask("the azul circle salta", 1, 1, ANN)
+    *_, (said, answer) = one.ask("the azul circle salta", 1, 1, False, ANN)
     assert "The model does not know these words: azul, salta." in said
     assert answer
-    *_, (said, answer) = one.ask("the circle", 1, 1, ANN)
+    *_, (said, answer) = one.ask("the circle", 1, 1, False, ANN)
     assert "does not know" not in said
-    *_, (said, answer) = one.ask("el perro ladra", 1, 1, ANN)
+    *_, (said, answer) = one.ask("el perro ladra", 1, 1, False, ANN)
     assert answer == ""
     assert 'role="alert"' in said
     assert "expected queries with a word that the model knows, got &#x27;el perro ladra" in said

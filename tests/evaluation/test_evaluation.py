@@ -38,6 +38,7 @@ from tmapdiff.evaluation import (
     evaluate_oracle,
     evaluate_predictions,
     evaluate_prior,
+    evaluate_sets,
     fit_moment_prior,
 )
 from tmapdiff.models import MS2DTAN, Localization, MomentLocalizer
@@ -205,6 +206,25 @@ def test_drawing_shows_each_query_beside_its_truth(model, dataset):
         labels = [text.get_text() for text in panel.get_yticklabels()[1:-1]]
         scores = [window[2] for window in predicted.windows]
         assert labels == [f"{rank}  ({score:.2f})" for rank, score in enumerate(scores, start=1)]
+
+
+def test_metrics_of_sets_are_those_of_their_predictions(model, dataset):
+    options = {"num_inference_steps": 1, "num_samples": 2, "answer": "set"}
+    found = evaluate(model, dataset, **options)
+    assert {one: found.metrics[one] for one in KEYS} == pytest.approx(
+        evaluate_predictions(found.predictions, dataset.annotations)
+    )
+    sets = evaluate_sets(found.predictions, dataset.annotations)
+    assert found.metrics == pytest.approx({**{one: found.metrics[one] for one in KEYS}, **sets})
+    assert bool(found.confidence.isfinite().all())
+    exact = [replace(p, windows=tuple((*one, 1.0) for one in item.moments))
+             for p, item in zip(found.predictions, dataset.annotations, strict=True)]  # fmt: skip
+    best = evaluate_sets(exact[::-1], dataset.annotations)
+    assert best == {"SetF1@0.5": 100, "SetF1@0.7": 100, "CountError": 0, "ExactSets": 100}
+    none = [replace(one, windows=()) for one in exact]
+    assert evaluate_sets(none, dataset.annotations)["SetF1@0.5"] == 0
+    with refuses(ArgumentError, "a prediction of each query"):
+        evaluate_sets(exact[1:], dataset.annotations)
 
 
 # Other models, long videos, DiDeMo

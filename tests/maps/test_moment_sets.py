@@ -247,9 +247,9 @@ def test_scores_of_half_precision_have_no_gradient():
 )
 def test_what_is_wrong_is_told(changes, error, words):
     scores = maps_of([EVENTS[0]])
-    for function, given in ((read_moment_sets, scores), (choose_moment_sets, scores[None])):
+    for function, maps in ((read_moment_sets, scores), (choose_moment_sets, scores[None])):
         with refuses(error, words):
-            function(CANDIDATES, given, **{"target": rescale_iou, **changes})
+            function(CANDIDATES, maps, **{"target": rescale_iou, **changes})
     with refuses(ArgumentError, "number of samples"):
         choose_moment_sets(CANDIDATES, scores[:, None][:, :0], target=rescale_iou)
 

@@ -14,10 +14,18 @@ from helpers.threads import at_once
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tmapdiff import MS2DTAN, MomentDataset, MomentLocalizationPipeline, MomentLocalizer, Vocabulary
+from tmapdiff import (
+    MS2DTAN,
+    MomentDataset,
+    MomentLocalizationPipeline,
+    MomentLocalizer,
+    RankedMoments,
+    Vocabulary,
+)
 from tmapdiff.data import Annotation, AnnotationSet
-from tmapdiff.errors import ArgumentError
+from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.evaluation import draw_queries, evaluate
+from tmapdiff.maps import MultiScaleMapSampler, choose_moment_sets, read_moment_sets
 from tmapdiff.models import MapLocalizer
 from tmapdiff.video import VideoFeatures
 
@@ -78,9 +86,14 @@ def pipe(model: MapLocalizer) -> Tensor:
     return torch.stack(list(found.maps)).nan_to_num()
 
 
+def sets(model: MapLocalizer, **options: Any) -> RankedMoments:
+    return model.localize(*inputs(), torch.ones(3), answer="set", **seeds(model), **options).ranked
+
+
 ANSWERS: dict[str, Callable[[MapLocalizer], Tensor]] = {
     "predict_maps": lambda model: model.predict_maps(*inputs(), **seeds(model)),
     "localize": lambda model: model.localize(*inputs(), torch.ones(3), **seeds(model)).maps,
+    "set": lambda model: sets(model).present,
     "sample_maps": lambda model: model.sample_maps(map_features(), **seeds(model)),
     "draw_samples": lambda model: model.draw_samples(map_features(), 2, **seeds(model)),
     "pipeline": pipe,
@@ -353,3 +366,41 @@ class _Given:
 
     def packed(self, *inputs: Any) -> Tensor:
         return self.targets
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_set_is_read_off_all_samples(name: str) -> None:
+    model = make(name)
+    options = {"top_n": 3, "presence": torch.tensor([0.0, 0.9, 1.0])}
+    sampling = {"num_samples": 3} if model.is_generative else {}
+    found = sets(model, **options, **sampling)
+    assert int(found.num_moments[0]) == 0
+    samples = model.predict_samples(*inputs(), **seeds(model), **sampling)
+    mean = model.predict_maps(*inputs(), **seeds(model), **sampling)
+    assert_same(samples.mean(dim=1), mean)
+    candidates, scores = MultiScaleMapSampler(model.grid).merge_packed(samples.flatten(0, 1))
+    given: dict[str, Any] = {"target": model.objective.target, **options}
+    if len(samples[0]) == 1:
+        expected = read_moment_sets(candidates, scores, torch.ones(3), **given)
+    else:
+        scores = scores.unflatten(0, samples.shape[:2])
+        expected = choose_moment_sets(candidates, scores, torch.ones(3), **given)
+    assert_same(found.moments, expected.moments)
+    assert_same(found.scores, expected.scores)
+    read = model.read_moments(samples, torch.ones(3), answer="set", **options)
+    assert_same(read.ranked.moments, found.moments)
+    assert read.confidence.tolist() == found.scores[:, 0].clamp(min=0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"answer": "set", "ranking": "nms"}, "no ranking with answer 'set'"),
+        ({"answer": "set", "temperature": 2.0}, "no temperature with answer 'set'"),
+        ({"presence": torch.ones(3)}, "no presence with answer 'ranked'"),
+        ({"answer": "all"}, "answer"),
+    ],
+)
+def test_options_without_use_are_refused(options: dict[str, Any], text: str) -> None:
+    with refuses((ArgumentError, ConfigError), text):
+        make("MS-2D-TAN").localize(*inputs(), torch.ones(3), **options)

@@ -32,10 +32,10 @@ def find_answer(
 
     `windows` is how many a long video was searched in, else 1; `limits` are the scores at the ends
     of the colour scale; `saliency` is how likely each clip lies in the answer; `samples` has the
-    best moment of each; `present` is how likely there is a moment, of an `answer` that is a set, and
-    else null; `beliefs` and `noise` are the maps after each step. A map is base64 of a
-    byte for each cell, row by row `[start, duration]`: 0 where there is no candidate, else 1 to 255
-    over the limits.
+    best moment of each; `present` is how likely there is a moment, of an `answer` that is a set,
+    else null; `beliefs` and `noise` are the maps after each step. A map is base64 of a byte for
+    each cell, row by row `[start, duration]`: 0 where there is no candidate, else 1 to 255 over the
+    limits.
     """
     options: dict[str, Any] = {"top_n": _MOMENTS, "answer": answer}
     if pipeline.localizer.is_generative:
