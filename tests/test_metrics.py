@@ -346,11 +346,11 @@ def test_sets_are_matched_one_to_one_in_the_best_way(queries, returned, annotate
     ]
     for threshold in (0.5, 0.8):
         mean = sum(set_f1(*row, threshold) for row in rows) / queries
-        assert found[f"SetF1@{threshold}"] == pytest.approx(100 * mean)
+        assert found[f"Set-F1@{threshold}"] == pytest.approx(100 * mean)
     errors = [abs(len(one) - len(other)) for one, other in rows]
-    assert found["CountError"] == pytest.approx(sum(errors) / queries)
+    assert found["Set-count-error"] == pytest.approx(sum(errors) / queries)
     exact = [set_f1(*row, 0.5) == 1 for row in rows]
-    assert found["ExactSets"] == pytest.approx(100 * sum(exact) / queries)
+    assert found["Set-exact"] == pytest.approx(100 * sum(exact) / queries)
 
 
 def test_sets_need_queries_thresholds_and_shapes():

@@ -153,8 +153,8 @@ class SetMetrics(Gathered):
 
     Predicted and annotated moments are matched one to one, as many as can be, where their IoU is
     above the threshold. F1 is twice their number over that of all moments of both, 1 if there are
-    none; the mean over queries. `CountError` is the mean absolute difference of the counts, in
-    moments. `ExactSets` is the share of sets of the right count that match at the first threshold.
+    none; the mean over queries. `Set-count-error` is the mean absolute difference of the counts, in
+    moments. `Set-exact` is the share of sets of the right count that match at the first threshold.
     All queries count, also those without an annotated moment.
 
     Args:
@@ -168,7 +168,7 @@ class SetMetrics(Gathered):
         >>> predicted = torch.tensor([[[0.0, 8.0], [20.0, 30.0], [40.0, 42.0]]])
         >>> metrics.update(predicted, torch.tensor([[[0.0, 10.0]]]))
         >>> metrics.compute()
-        {'SetF1@0.5': 50.0, 'CountError': 2.0, 'ExactSets': 0.0}
+        {'Set-F1@0.5': 50.0, 'Set-count-error': 2.0, 'Set-exact': 0.0}
     """
 
     def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
@@ -219,7 +219,7 @@ class SetMetrics(Gathered):
         self._rows.append((counts, given, found))
 
     def compute(self) -> dict[str, float]:
-        """Compute all metrics over the queries so far, all but `CountError` in percent.
+        """Compute all metrics over the queries so far, all but `Set-count-error` in percent.
 
         Raises:
             ArgumentError: If there were no queries.
@@ -228,11 +228,11 @@ class SetMetrics(Gathered):
         total = (given + found)[:, None]
         f1 = (2 * matched / total.clamp(min=1)).where(total > 0, 1)
         results = {
-            f"SetF1@{threshold:g}": 100 * one.item()
+            f"Set-F1@{threshold:g}": 100 * one.item()
             for threshold, one in zip(self.thresholds, f1.mean(dim=0), strict=True)
         }
-        results["CountError"] = (given - found).abs().double().mean().item()
-        results["ExactSets"] = 100 * (f1[:, 0] == 1).double().mean().item()
+        results["Set-count-error"] = (given - found).abs().double().mean().item()
+        results["Set-exact"] = 100 * (f1[:, 0] == 1).double().mean().item()
         return results
 
 

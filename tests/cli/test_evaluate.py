@@ -53,7 +53,7 @@ def test_sets_have_metrics_of_their_own(passes, corpus, tmp_path):
     assert all(name in found.out for name in ("Rank1@0.5", "set F1@0.5", "count error", "exact"))
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert (summary["answer"], summary["ranking"]) == ("set", None)
-    assert {"SetF1@0.5", "SetF1@0.7", "CountError", "ExactSets"} <= summary.keys()
+    assert {"Set-F1@0.5", "Set-F1@0.7", "Set-count-error", "Set-exact"} <= summary.keys()
 
 
 def test_runs_that_differ_in_any_option_can_be_told_apart(passes, corpus, tmp_path):

@@ -307,3 +307,20 @@ def test_it_ends_without_a_trace(visit, new_visit, films, server):
     assert server.process.wait(SECONDS) == 130
     assert list(server.scratch.iterdir()) == []
     assert json.loads(server.log.read_text())["public_address"] is None
+
+
+def test_only_what_seems_to_be_there(visit):
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.page.check("#as-set input")
+    visit.ask(QUERY, samples=3)
+    visit.wait_for_answer()
+    said = visit.page.text_content("#timeline .found")
+    found = visit.page.locator("#timeline .bar.moment").count()
+    assert ("not found in this video" in said) is (found == 0)
+    assert "likely to be there at all" in said
+    visit.page.uncheck("#as-set input")
+    visit.ask(QUERY, samples=3)
+    visit.wait_for_answer()
+    assert visit.page.locator("#timeline .found").count() == 0
+    assert visit.complaints == []

@@ -220,9 +220,9 @@ def test_metrics_of_sets_are_those_of_their_predictions(model, dataset):
     exact = [replace(p, windows=tuple((*one, 1.0) for one in item.moments))
              for p, item in zip(found.predictions, dataset.annotations, strict=True)]  # fmt: skip
     best = evaluate_sets(exact[::-1], dataset.annotations)
-    assert best == {"SetF1@0.5": 100, "SetF1@0.7": 100, "CountError": 0, "ExactSets": 100}
+    assert best == {"Set-F1@0.5": 100, "Set-F1@0.7": 100, "Set-count-error": 0, "Set-exact": 100}
     none = [replace(one, windows=()) for one in exact]
-    assert evaluate_sets(none, dataset.annotations)["SetF1@0.5"] == 0
+    assert evaluate_sets(none, dataset.annotations)["Set-F1@0.5"] == 0
     with refuses(ArgumentError, "a prediction of each query"):
         evaluate_sets(exact[1:], dataset.annotations)
 

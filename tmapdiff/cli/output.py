@@ -36,10 +36,10 @@ _BRIEF = {
     "MR-long-mAP": "long mAP",
     "HL-min-VeryGood-mAP": "HL-mAP",
     "HL-min-VeryGood-Hit1": "HIT@1 (Very Good)",
-    "SetF1@0.5": "set F1@0.5",
-    "SetF1@0.7": "set F1@0.7",
-    "CountError": "count error (moments)",
-    "ExactSets": "exact sets",
+    "Set-F1@0.5": "set F1@0.5",
+    "Set-F1@0.7": "set F1@0.7",
+    "Set-count-error": "count error (moments)",
+    "Set-exact": "exact sets",
 }
 _WIDTH = 160  # columns of a table where there is no terminal
 
