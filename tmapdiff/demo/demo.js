@@ -134,7 +134,9 @@ window.tmapdiffDemo = (() => {
     const most = drawSaliency(tracks);
     answer.moments.forEach((one, at) => {
       const track = make("div", "track", tracks);
-      const spread = one.spread === null ? "" : ` ± ${one.spread.toFixed(2)}`;
+      // Of a cell of the map, which is no probability.
+      const bare = one.spread === null || answer.present !== null;
+      const spread = bare ? "" : ` ± ${one.spread.toFixed(2)}`;
       const score = `${one.score.toFixed(2)}${spread}`;
       const button = bar(track, one, `moment rank-${at + 1}`, String(at + 1),
         `${at + 1}. ${between(one)}, score ${score}`);
