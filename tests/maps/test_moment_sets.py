@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tmapdiff import MapGrid, MultiScaleMapSampler, soft_hits, temporal_iou
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.losses import rescale_iou
-from tmapdiff.maps import IoUMapBuilder, choose_moment_sets, expect_map, read_moment_sets
+from tmapdiff.maps import IoUMapBuilder, expect_map, read_moment_sets
 from tmapdiff.maps import expected_hits_fast as fast
 from tmapdiff.maps.expected_hits import cover
 from tmapdiff.maps.moment_sets import expected_set_f1
@@ -186,7 +186,7 @@ def test_the_set_of_least_risk_is_that_of_plain_loops(worlds, presence):
     samples = maps_of(*(sorted(one) for one in worlds))
     sets = sets_of(read(samples))
     given = None if presence is None else torch.tensor([presence])
-    (found,) = sets_of(answer := choose_moment_sets(
+    (found,) = sets_of(answer := read_moment_sets(
         CANDIDATES, samples[None], target=rescale_iou, presence=given))  # fmt: skip
     full = [one for one in sets if one]
     present = len(full) / len(sets) if presence is None else presence
@@ -209,11 +209,11 @@ def test_samples_say_what_comes_together():
     several, one = maps_of(EVENTS[:2], [LONG])
     samples = torch.stack([several] * 3 + [one] * 2)[None]
     options = {"target": rescale_iou, "clip_seconds": torch.tensor([2.0])}
-    found = choose_moment_sets(CANDIDATES, samples, **options)
+    found = read_moment_sets(CANDIDATES, samples, **options)
     assert sorted(sets_of(found)[0]) == [(0, 6), (8, 14)]
-    swapped = choose_moment_sets(CANDIDATES, samples[:, [0, 1, 3, 4, 4]], **options)
+    swapped = read_moment_sets(CANDIDATES, samples[:, [0, 1, 3, 4, 4]], **options)
     assert sets_of(swapped) == [[(0, 14)]]
-    alone = choose_moment_sets(CANDIDATES, samples[:, :1], **options)
+    alone = read_moment_sets(CANDIDATES, samples[:, :1], **options)
     assert_close(alone.moments, read(several[None], clip_seconds=torch.tensor([2.0])).moments)
 
 
@@ -222,7 +222,7 @@ def test_nothing_is_read_off_nothing():
     for scores in (torch.zeros(3, 0), torch.zeros(0, 0)):
         found = read_moment_sets(none, scores, target=rescale_iou)
         assert (found.moments.shape, bool(found.valid.any())) == ((len(scores), 5, 2), False)
-        found = choose_moment_sets(none, scores[:, None], target=rescale_iou)
+        found = read_moment_sets(none, scores[:, None], target=rescale_iou)
         assert (found.num_moments.tolist(), found.present.tolist()) == ([0] * len(scores),) * 2
     missing = read(torch.full((1, len(CANDIDATES)), -torch.inf), presence=torch.ones(1))
     assert int(missing.num_moments) == 0
@@ -247,16 +247,8 @@ def test_scores_of_half_precision_have_no_gradient():
 )
 def test_what_is_wrong_is_told(changes, error, words):
     scores = maps_of([EVENTS[0]])
-    for function, maps in ((read_moment_sets, scores), (choose_moment_sets, scores[None])):
+    for maps in (scores, scores[:, None].expand(-1, 2, -1)):
         with refuses(error, words):
-            function(CANDIDATES, maps, **{"target": rescale_iou, **changes})
+            read_moment_sets(CANDIDATES, maps, **{"target": rescale_iou, **changes})
     with refuses(ArgumentError, "number of samples"):
-        choose_moment_sets(CANDIDATES, scores[:, None][:, :0], target=rescale_iou)
-
-
-def test_what_most_samples_say_is_the_set():
-    worlds = [[], [EVENTS[0]], EVENTS[:2], EVENTS[1:], [LONG]]
-    samples = [maps_of(one, one, other) for one in worlds for other in worlds]
-    found = choose_moment_sets(CANDIDATES, torch.stack(samples), target=rescale_iou)
-    wanted = [sorted(one) for one in worlds for _ in worlds]
-    assert [sorted(one) for one in sets_of(found)] == wanted
+        read_moment_sets(CANDIDATES, scores[:, None][:, :0], target=rescale_iou)

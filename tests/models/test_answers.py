@@ -25,7 +25,7 @@ from tmapdiff import (
 from tmapdiff.data import Annotation, AnnotationSet
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.evaluation import draw_queries, evaluate
-from tmapdiff.maps import MultiScaleMapSampler, choose_moment_sets, read_moment_sets
+from tmapdiff.maps import MultiScaleMapSampler, read_moment_sets
 from tmapdiff.models import MapLocalizer
 from tmapdiff.video import VideoFeatures
 
@@ -379,12 +379,9 @@ def test_a_set_is_read_off_all_samples(name: str) -> None:
     mean = model.predict_maps(*inputs(), **seeds(model), **sampling)
     assert_same(samples.mean(dim=1), mean)
     candidates, scores = MultiScaleMapSampler(model.grid).merge_packed(samples.flatten(0, 1))
+    scores = scores.unflatten(0, samples.shape[:2])
     given: dict[str, Any] = {"target": model.objective.target, **options}
-    if len(samples[0]) == 1:
-        expected = read_moment_sets(candidates, scores, torch.ones(3), **given)
-    else:
-        scores = scores.unflatten(0, samples.shape[:2])
-        expected = choose_moment_sets(candidates, scores, torch.ones(3), **given)
+    expected = read_moment_sets(candidates, scores, torch.ones(3), **given)
     assert_same(found.moments, expected.moments)
     assert_same(found.scores, expected.scores)
     read = model.read_moments(samples, torch.ones(3), answer="set", **options)

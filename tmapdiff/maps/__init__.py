@@ -11,7 +11,7 @@ from tmapdiff.maps.expected_hits import (
 )
 from tmapdiff.maps.grid import MapGrid
 from tmapdiff.maps.iou import IoUMapBuilder
-from tmapdiff.maps.moment_sets import choose_moment_sets, read_moment_sets
+from tmapdiff.maps.moment_sets import read_moment_sets
 from tmapdiff.maps.moments import RankedMoments, rank_candidates, rank_moments, temporal_nms
 from tmapdiff.maps.multiscale import MultiScaleMapSampler
 from tmapdiff.maps.overlap import temporal_iou
@@ -24,7 +24,6 @@ __all__ = [  # in the order the data flows
     "RankedMoments",
     "candidate_likelihoods",
     "cell_means",
-    "choose_moment_sets",
     "clip_saliency",
     "contrast_features",
     "deconvolve_map",

@@ -6,7 +6,6 @@ none is given and none is there. `expected_set_f1` and `expected_pair_f1` are th
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,28 +13,11 @@ from torch import Tensor
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.expected_hits import check_deconvolution, likelihoods_of, soft_hits
-from tmapdiff.maps.expected_hits_fast import tables_of
+from tmapdiff.maps.expected_hits_fast import Elementwise, tables_of
 from tmapdiff.maps.moments import RankedMoments, check_scored, to_ranked_moments
 from tmapdiff.maps.overlap import temporal_iou
 
-
-class _Sets(NamedTuple):
-    picks: Tensor  # (B, n), candidates; -1 after the last of the set
-    hits: Tensor  # (B, n), how likely each pick hits what those before it do not
-    present: Tensor  # (B,)
-
-
-class _Reading(NamedTuple):
-    """How one map is read as a set."""
-
-    target: Callable[[Tensor], Tensor]
-    top_n: int
-    thresholds: Sequence[float]
-    num_iterations: int
-    nms_threshold: float
-
-    def hits(self, iou: Tensor) -> Tensor:
-        return soft_hits(iou, self.thresholds)
+_Sets = tuple[Tensor, Tensor, Tensor]  # picks, -1 after the last, and hits, (B, n); present, (B,)
 
 
 def expected_set_f1(hits: Tensor, expected_count: Tensor) -> Tensor:
@@ -89,26 +71,30 @@ def read_moment_sets(
     num_iterations: int = 20,
     nms_threshold: float = 1.0,
 ) -> RankedMoments:
-    """Read the moments of each query off an expected map, as many as there seem to be: a set.
+    """Read the moments of each query off its map, or samples, as many as there seem to be: a set.
 
-    The map is taken apart into how many moments are expected to be each candidate, without a limit
+    A map is taken apart into how many moments are expected to be each candidate, without a limit
     on their sum (`deconvolve_map` caps it at 1). Cells of the rescaled IoU with several moments
     apart are the sum of those with each, so that holds for them; of the full IoU nearly. Candidates
     are then picked as `rank_by_expected_hits` does, which gathers neighbours into a pick, and the
     first picks of highest expected F1 are the set. The empty set is it where none is likelier.
 
-    A score is the probability that the moment hits: in the mean over the thresholds, and one that
-    those before it do not hit. Bounds that are unsure may be answered by two that overlap, where
-    that pays; `nms_threshold` forbids it.
+    Of several samples, each is read as a set and taken for what may be true: the answer is the set
+    with the highest mean F1 against those of all (minimum Bayes risk). It keeps what a mean of maps
+    loses: which moments come together.
+
+    A score is the probability that the moment hits, in the mean over the thresholds; of one map,
+    that it hits what those before it do not. Bounds that are unsure may be answered by two moments
+    that overlap, where that pays; `nms_threshold` forbids it.
 
     Args:
         candidates: Start and end of each candidate, in clips.
-        scores: The map, as for `rank_candidates_by_expected_hits`.
+        scores: The map, as for `rank_candidates_by_expected_hits`, or sampled ones.
         clip_seconds: Seconds a clip lasts, for each sample. Moments are in clips without it.
         target: What the map is an expectation of, as a function of the IoU.
         durations: Seconds each video lasts; moments end there at the latest.
-        presence: How likely each query has a moment at all. By default as many as the map says: 1
-            if at least one is expected.
+        presence: How likely each query has a moment at all. By default how many the map expects, 1
+            at most; the share of samples that are not read as an empty set.
         top_n: Moments of a set, at most.
         thresholds: What counts as a hit, see `soft_hits`; F1 is the mean over them.
         num_iterations: Of `deconvolve_map`.
@@ -116,155 +102,121 @@ def read_moment_sets(
 
     Shape:
         - candidates: (M, 2)
-        - scores: (B, M)
+        - scores: (B, M), or (B, S, M) for samples
         - clip_seconds, durations, presence: (B,)
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `target` is no function, a threshold or a presence is outside [0, 1], or a
-            number below 1.
+        ArgumentError: If there is no sample, `target` is no function, a threshold or a presence is
+            outside [0, 1], or a number below 1.
+
+    Source: for samples, Kumar and Byrne, "Minimum Bayes-Risk Decoding for Statistical Machine
+    Translation", NAACL 2004.
     """
     who = "read_moment_sets"
-    reading = _Reading(target, top_n, thresholds, num_iterations, nms_threshold)
-    _check(who, candidates, scores, clip_seconds, durations, presence, reading)
-    found = _read(who, candidates, scores, presence, reading)
-    return _ranked(candidates, found, clip_seconds, durations)
-
-
-@torch.no_grad()
-def choose_moment_sets(
-    candidates: Tensor,
-    samples: Tensor,
-    clip_seconds: Tensor | None = None,
-    *,
-    target: Callable[[Tensor], Tensor],
-    durations: Tensor | None = None,
-    presence: Tensor | None = None,
-    top_n: int = 5,
-    thresholds: Sequence[float] = (0.5, 0.7),
-    num_iterations: int = 20,
-    nms_threshold: float = 1.0,
-) -> RankedMoments:
-    """Read the moments of each query off sampled maps: the set that agrees best with all samples.
-
-    Each sample is read as a set by `read_moment_sets`, and taken for what may be true: the answer
-    is the set with the highest mean F1 against all of them (minimum Bayes risk). It keeps what a
-    mean of maps loses: which moments come together. A score is the share of samples whose set the
-    moment hits. By default, `presence` is the share of those whose set is not empty. `target`,
-    `top_n`, `thresholds`, `num_iterations` and `nms_threshold` are as for `read_moment_sets`.
-
-    Shape:
-        - candidates: (M, 2)
-        - samples: (B, S, M)
-        - clip_seconds, durations, presence: (B,)
-
-    Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: As `read_moment_sets`; if there is no sample.
-
-    Source: Kumar and Byrne, "Minimum Bayes-Risk Decoding for Statistical Machine Translation",
-    NAACL 2004.
-    """
-    who = "choose_moment_sets"
-    reading = _Reading(target, top_n, thresholds, num_iterations, nms_threshold)
-    count = check_shape(who, "samples", samples, "B S M")["S"]
+    samples = scores[:, None] if isinstance(scores, Tensor) and scores.dim() == 2 else scores
+    count = check_shape(who, "scores", samples, "B S M")["S"]
     check_int(who, "the number of samples", count, at_least=1)
-    _check(who, candidates, samples[:, 0], clip_seconds, durations, presence, reading)
-    each = _read(who, candidates, samples.flatten(0, 1), None, reading)
-    picks = each.picks.unflatten(0, samples.shape[:2])
-    counted = picks >= 0
-    hits, present = each.hits.new_zeros(picks.shape[::2]), presence
-    if present is None:
-        present = counted[..., 0].to(hits).mean(dim=1)
-    best_picks = torch.full_like(picks[:, 0], -1)
-    if len(candidates):
-        moments = candidates.to(hits)[picks.clamp(min=0)]
-        for row, inside in enumerate(counted):
-            f1, given = expected_pair_f1(moments[row], inside, reading.hits)
-            full = inside[:, 0].sum().clamp(min=1)
-            mean = f1.sum(dim=1) / full  # empty ones add 0
-            best = mean.argmax()
-            chosen = given[best].sum(dim=1) / full * present[row]
-            hits[row], order = chosen.sort(descending=True, stable=True)
-            none = _is_empty(present[row], mean[best])
-            best_picks[row] = picks[row, best][order].where(~none, -1)
-    return _ranked(candidates, _Sets(best_picks, hits, present), clip_seconds, durations)
+    check_scored(who, candidates, samples[:, 0], clip_seconds, durations)
+    check_int(who, "top_n", top_n, at_least=1)
+    soft_hits(samples.new_zeros(0), thresholds)  # checks them
+    check_deconvolution(who, target, num_iterations)
+    check_range(who, "nms_threshold", nms_threshold, 0, 1)
+    if presence is not None:
+        check_shape(who, "presence", presence, f"{len(samples)}")
+        if not bool(((presence >= 0) & (presence <= 1)).all()):
+            raise ArgumentError(message(who, "presence in [0, 1]", presence.tolist()))
+
+    def hits(iou: Tensor) -> Tensor:
+        return soft_hits(iou, thresholds)
+
+    flat = samples.flatten(0, 1).to(torch.promote_types(samples.dtype, torch.float32))
+    given = presence if count == 1 else None
+    with torch.autocast(flat.device.type, enabled=False):
+        reading = target, hits, 2 * len(thresholds), num_iterations, nms_threshold
+        found = _read(who, candidates, flat, given, top_n, *reading)
+        if count > 1:
+            found = _choose(candidates, found, count, presence, hits)
+    picks, probability, present = found
+    probability = probability.masked_fill(picks < 0, -torch.inf)
+    ranked = to_ranked_moments(candidates, picks, probability, clip_seconds, durations)
+    return replace(ranked, present=present)
 
 
 def _read(
-    who: str, candidates: Tensor, scores: Tensor, presence: Tensor | None, reading: _Reading
-) -> _Sets:
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    shape = (len(scores), reading.top_n)
-    picks, hits = scores.new_full(shape, -1, dtype=torch.int64), scores.new_zeros(shape)
-    present = scores.new_zeros(len(scores)) if presence is None else presence.to(scores)
-    if not len(candidates):
-        return _Sets(picks, hits, present)
-    with torch.autocast(scores.device.type, enabled=False):
-        layers = 2 * len(reading.thresholds)
-        tables = tables_of(who, candidates, reading.target, reading.hits, layers, scores.dtype)
-        blocks, placed = tables.blocks, candidates.to(scores.dtype)
-        if blocks is not None:
-            placed = blocks.spread(placed.T).T.nan_to_num(neginf=0)
-
-        def excludes(index: Tensor) -> Tensor:
-            return temporal_iou(placed, placed[index][:, None]) > reading.nms_threshold
-
-        unlimited = reading.nms_threshold == 1
-        for part, intensity, valid in likelihoods_of(
-            tables.response, blocks, scores, reading.num_iterations, capped=False
-        ):
-            total = intensity.sum(dim=1)
-            if presence is None:
-                present[part] = total.clamp(max=1)
-            # If there is a moment at all, at least one is expected.
-            count = total.clamp(min=1)
-            intensity = (
-                intensity * (count / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
-            )
-            found, added = tables.cover(
-                intensity, valid, reading.top_n, excludes=None if unlimited else excludes
-            )
-            # A moment hits once, however many are expected about there.
-            added = added.clamp(0, 1)
-            f1 = expected_set_f1(added, count).masked_fill(found < 0, -torch.inf)
-            best, last = f1.max(dim=1)
-            none = _is_empty(present[part], best)
-            places = torch.arange(reading.top_n, device=scores.device)
-            found = found.where((places <= last[:, None]) & ~none[:, None], -1)
-            picks[part] = found if blocks is None else blocks.gather(found)
-            hits[part] = added * present[part][:, None]
-    return _Sets(picks, hits, present)
-
-
-def _is_empty(present: Tensor, f1: Tensor) -> Tensor:
-    """Whether no moment is the best set, where the best other one has `f1` if there is a moment."""
-    return 1 - present >= present * f1
-
-
-def _ranked(
-    candidates: Tensor, found: _Sets, clip_seconds: Tensor | None, durations: Tensor | None
-) -> RankedMoments:
-    scores = found.hits.masked_fill(found.picks < 0, -torch.inf)
-    ranked = to_ranked_moments(candidates, found.picks, scores, clip_seconds, durations)
-    return replace(ranked, present=found.present)
-
-
-def _check(
     who: str,
     candidates: Tensor,
     scores: Tensor,
-    clip_seconds: Tensor | None,
-    durations: Tensor | None,
     presence: Tensor | None,
-    reading: _Reading,
-) -> None:
-    check_scored(who, candidates, scores, clip_seconds, durations)
-    check_int(who, "top_n", reading.top_n, at_least=1)
-    reading.hits(scores.new_zeros(0))  # checks the thresholds
-    check_deconvolution(who, reading.target, reading.num_iterations)
-    check_range(who, "nms_threshold", reading.nms_threshold, 0, 1)
+    top_n: int,
+    target: Elementwise,
+    hits: Elementwise,
+    num_layers: int,
+    num_iterations: int,
+    nms_threshold: float,
+) -> _Sets:
+    """Read a set off each map."""
+    picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
+    probability, present = scores.new_zeros(picks.shape), scores.new_zeros(len(scores))
     if presence is not None:
-        check_shape(who, "presence", presence, f"{len(scores)}")
-        if not bool(((presence >= 0) & (presence <= 1)).all()):
-            raise ArgumentError(message(who, "presence in [0, 1]", presence.tolist()))
+        present = presence.to(scores)
+    if not len(candidates):
+        return picks, probability, present
+    tables = tables_of(who, candidates, target, hits, num_layers, scores.dtype)
+    blocks, placed = tables.blocks, candidates.to(scores.dtype)
+    if blocks is not None:
+        placed = blocks.spread(placed.T).T.nan_to_num(neginf=0)
+
+    def excludes(index: Tensor) -> Tensor:
+        return temporal_iou(placed, placed[index][:, None]) > nms_threshold
+
+    for part, intensity, valid in likelihoods_of(
+        tables.response, blocks, scores, num_iterations, capped=False
+    ):
+        total = intensity.sum(dim=1)
+        if presence is None:
+            present[part] = total.clamp(max=1)
+        # If there is a moment at all, at least one is expected.
+        count = total.clamp(min=1)
+        intensity *= (count / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
+        limit = None if nms_threshold == 1 else excludes
+        found, added = tables.cover(intensity, valid, top_n, excludes=limit)
+        # A moment hits once, however many are expected about there.
+        added = added.clamp(0, 1)
+        f1 = expected_set_f1(added, count).masked_fill(found < 0, -torch.inf)
+        best, last = f1.max(dim=1)
+        none = _is_none_best(present[part], best)
+        places = torch.arange(top_n, device=scores.device)
+        found = found.where((places <= last[:, None]) & ~none[:, None], -1)
+        picks[part] = found if blocks is None else blocks.gather(found)
+        probability[part] = added * present[part][:, None]
+    return picks, probability, present
+
+
+def _choose(
+    candidates: Tensor, each: _Sets, count: int, presence: Tensor | None, hits: Elementwise
+) -> _Sets:
+    """Choose the set of one of `count` samples for each query."""
+    picks = each[0].unflatten(0, (-1, count))
+    counted = picks >= 0
+    present = counted[..., 0].to(each[2]).mean(dim=1) if presence is None else presence.to(each[2])
+    chosen = picks.new_full((len(picks), picks.shape[2]), -1)
+    probability = each[1].new_zeros(chosen.shape)
+    if not len(candidates):
+        return chosen, probability, present
+    moments = candidates.to(probability)[picks.clamp(min=0)]
+    for row, inside in enumerate(counted):
+        f1, given = expected_pair_f1(moments[row], inside, hits)
+        full = inside[:, 0].sum().clamp(min=1)
+        mean = f1.sum(dim=1) / full  # empty ones add 0
+        best = mean.argmax()
+        shares = given[best].sum(dim=1) / full * present[row]
+        probability[row], order = shares.sort(descending=True, stable=True)
+        none = _is_none_best(present[row], mean[best])
+        chosen[row] = picks[row, best][order].where(~none, -1)
+    return chosen, probability, present
+
+
+def _is_none_best(present: Tensor, f1: Tensor) -> Tensor:
+    """Whether no moment is the best set, where the best other one has `f1` if there is a moment."""
+    return 1 - present >= present * f1

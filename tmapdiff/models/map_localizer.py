@@ -19,7 +19,6 @@ from tmapdiff.maps import (
     MapGrid,
     MultiScaleMapSampler,
     RankedMoments,
-    choose_moment_sets,
     map_saliency,
     rank_candidates,
     rank_candidates_by_expected_hits,
@@ -353,8 +352,8 @@ class MapLocalizer(MapModel):
             temperature: Not for `nms`: how flat the likelihoods of moments are, see
                 `rank_by_expected_hits`. Defaults to 1, as deconvolved.
             answer: `ranked` gives the best moments, however well they fit; `set` those that there
-                seem to be, possibly none, with probabilities for scores: of one map by
-                `read_moment_sets`, of several samples by `choose_moment_sets`.
+                seem to be, possibly none, with probabilities for scores (`read_moment_sets`): of
+                several samples, the set that agrees best with all.
             presence: For sets: how likely each query has a moment at all. Defaults to what the maps
                 say.
             **sampling: As for `predict_maps`.
@@ -428,26 +427,27 @@ class MapLocalizer(MapModel):
         ranking = self._check_reading(ranking, nms_threshold, temperature, answer, presence)
         grid = self.grid if grid is None else grid
         grid.check_num_clips(num_clips, wait=True)
-        samples = maps[:, None] if maps.dim() == 2 else maps
+        samples = maps[:, None] if isinstance(maps, Tensor) and maps.dim() == 2 else maps
         count = check_shape(type(self).__name__, "maps", samples, f"B S {grid.num_cells}")["S"]
         maps = samples.mean(dim=1) if count > 1 else samples[:, 0]
         self._check_scores(maps, grid, num_clips, held)
         if held is not None:
             maps = maps.masked_fill(~held, -torch.inf)
             samples = samples.masked_fill(~held[:, None], -torch.inf)
-        sampler = MultiScaleMapSampler(grid)
-        candidates, scores = sampler.merge_packed(maps, num_clips)
+        read, each = (samples.flatten(0, 1), count) if answer == "set" else (maps, 1)
+        counts = None if num_clips is None else num_clips.repeat_interleave(each)
+        candidates, scores = MultiScaleMapSampler(grid).merge_packed(read, counts)
         options: dict[str, Any] = {"durations": durations, "top_n": top_n}
         if answer == "set":
-            options |= {"target": self.objective.target, "presence": presence}
-            options["nms_threshold"] = 1.0 if nms_threshold is None else nms_threshold
-            if count > 1:
-                each = None if num_clips is None else num_clips.repeat_interleave(count)
-                drawn = sampler.merge_packed(samples.flatten(0, 1), each)[1]
-                drawn = drawn.unflatten(0, samples.shape[:2])
-                ranked = choose_moment_sets(candidates, drawn, clip_seconds, **options)
-            else:
-                ranked = read_moment_sets(candidates, scores, clip_seconds, **options)
+            ranked = read_moment_sets(
+                candidates,
+                scores.unflatten(0, (-1, count)),
+                clip_seconds,
+                target=self.objective.target,
+                presence=presence,
+                nms_threshold=1.0 if nms_threshold is None else nms_threshold,
+                **options,
+            )
         elif ranking == "nms":
             own = self.config.nms_threshold if nms_threshold is None else nms_threshold
             options["nms_threshold"] = own
@@ -476,23 +476,18 @@ class MapLocalizer(MapModel):
         chosen: Ranking = self.config.ranking if ranking is None else ranking
         check_choice(who, "ranking", chosen, get_args(Ranking))
         check_choice(who, "answer", answer, get_args(AnswerKind))
-        # What has no use, with what, and with what it has.
-        idle: list[tuple[str, Any, str, str]] = []
-        if answer == "set":
-            idle = [
-                (name, value, "answer 'set'", "answer='ranked'")
-                for name, value in (("ranking", ranking), ("temperature", temperature))
-            ]
-        else:
-            idle = [("presence", presence, "answer 'ranked'", "answer='set'")]
-            if chosen == "nms":
-                unused = ("temperature", temperature, "ranking 'nms'", "ranking='expected-hits'")
-            else:
-                other = f"ranking {chosen!r}"
-                unused = ("nms_threshold", nms_threshold, other, "ranking='nms'")
-            idle.append(unused)
-        for name, value, other, instead in idle:
-            if value is not None:
+        by_nms = ("ranking 'nms'", "ranking='expected-hits'")
+        by_hits = (f"ranking {chosen!r}", "ranking='nms'")
+        as_set, as_ranked = ("answer 'set'", "answer='ranked'"), ("answer 'ranked'", "answer='set'")
+        is_set, nms = answer == "set", chosen == "nms"
+        for name, value, in_vain, (other, instead) in (
+            ("ranking", ranking, is_set, as_set),
+            ("temperature", temperature, is_set, as_set),
+            ("presence", presence, not is_set, as_ranked),
+            ("temperature", temperature, nms, by_nms),
+            ("nms_threshold", nms_threshold, not nms and not is_set, by_hits),
+        ):
+            if in_vain and value is not None:
                 hint = f"Pass {instead} with it."
                 raise ArgumentError(message(who, f"no {name} with {other}", value, hint))
         return chosen
