@@ -50,7 +50,7 @@ from tmapdiff.layers import (
     TimestepEmbedder,
 )
 from tmapdiff.maps import MapGrid
-from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, SetMetrics
 from tmapdiff.models import (
     MS2DTAN,
     MapDiffusionDecoder,
@@ -100,6 +100,7 @@ MADE = {
     GatedConv2dStack: {"in_channels": 4, "channels": 4, "kernel_sizes": [3]},
     HDF5FeatureStore: {"path": "features.h5"},
     LocalizationMetrics: {},
+    SetMetrics: {},
     MS2DTAN: {"encoder_config": ENCODER, "kernel_sizes": [3]},
     MapDiffusionDecoder: {**DECODER, "kernel_sizes": [3]},
     MapFeatureBuilder: {"grid": MapGrid(**GRID), "channels": 4},

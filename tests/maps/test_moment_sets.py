@@ -18,7 +18,7 @@ from tmapdiff.maps import expected_hits_fast as fast
 from tmapdiff.maps.expected_hits import cover
 from tmapdiff.maps.moment_sets import expected_set_f1
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=10, deadline=None)
 GRID = MapGrid(16, 16, 1)
 CANDIDATES = MultiScaleMapSampler(GRID).merge_packed(torch.zeros(0, GRID.num_cells))[0]
 PLACES = {tuple(one): place for place, one in enumerate(CANDIDATES.tolist())}
@@ -179,7 +179,7 @@ def test_the_fast_form_excludes_as_the_definition():
     assert_close(found[1], expected[1])
 
 
-@settings(max_examples=10, deadline=None)
+@quick
 @given(st.lists(st.sets(st.sampled_from([*EVENTS, LONG, (9, 13)])), min_size=2, max_size=7),
        st.none() | st.floats(0, 1))  # fmt: skip
 def test_the_set_of_least_risk_is_that_of_plain_loops(worlds, presence):
