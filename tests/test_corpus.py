@@ -12,10 +12,12 @@ import pytest
 import torch
 from helpers.assertions import refuses
 from helpers.corpora import CHANNELS, QUERIES, RATE, make_corpus, write
+from helpers.pipelines import make_localizer, make_pictures, make_pipe, write_video
 from helpers.processes import start_process
 
-from tmapdiff import MomentLocalizationPipeline
+from tmapdiff import FrameEncoder, MomentLocalizationPipeline
 from tmapdiff.errors import (
+    AnnotationError,
     ArgumentError,
     ConfigError,
     FileError,
@@ -180,6 +182,49 @@ def test_a_second_run_does_what_is_missing_and_what_was_added(corpus, tmp_path, 
     assert rows_of(tmp_path).keys() == {*expected, *(("added", str(one)) for one in (7, 8, 9))}
 
 
+def write_lines(path, **columns):
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_json_lines_are_tables_too(corpus, tmp_path, expected):
+    tables = {}
+    for name in ("videos", "queries"):
+        table = pq.read_table(corpus / f"{name}.parquet").to_pydict()
+        tables[name] = write_lines(tmp_path / f"{name}.jsonl", **table)
+    run(corpus, tmp_path / "out", **tables)
+    assert rows_of(tmp_path / "out") == expected
+    ids = {"query_id": ["a", "a"], "query": QUERIES[:2], "video_id": ["video00", "video05"]}
+    own = write_lines(tmp_path / "own.jsonl", **ids)
+    assert run(corpus, tmp_path / "own", queries=own).pairs == 2
+    assert rows_of(tmp_path / "own").keys() == {("video00", "a"), ("video05", "a")}
+
+
+def test_a_folder_of_videos_is_asked_by_their_names(corpus, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for index, name in enumerate(("b.mp4", "a.mp4")):
+        write_video(folder / name, make_pictures(16, index))
+    (folder / "notes.txt").touch()
+    localizer, frames = make_localizer(num_samples=2), FrameEncoder("test_resnet", pretrained=False)
+    pipe = make_pipe(localizer, frame_encoder=frames)
+    pipe.save_pretrained(tmp_path / "pipeline")
+    options = {"pipeline": tmp_path / "pipeline", "videos": folder, "features": ()}
+    report = run(corpus, tmp_path / "out", **options)
+    assert (report.pairs, report.failed) == (6, ())
+    found = rows_of(tmp_path / "out")
+    assert found.keys() == {(video, query) for video in "ab" for query in "789"}
+    from tmapdiff.corpus import _generator
+
+    expected = pipe(folder / "a.mp4", QUERIES[0], generator=[_generator(0, "a", "7")]).moments[0]
+    for moment, other in zip(expected, found["a", "7"]["moments"], strict=True):
+        assert vars(moment) == pytest.approx(other, rel=1e-4)
+    (folder / "a.webm").touch()
+    with refuses(ArgumentError, "localize_corpus: expected one video an id, got "):
+        run(corpus, tmp_path / "other", **options)
+
+
 def test_queries_of_one_video_each(corpus, tmp_path):
     videos = ["video00", "video05", "video05"]
     queries = write(tmp_path / "queries", query_id=["a", "a", "b"], query=QUERIES, video_id=videos)
@@ -316,6 +361,21 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
             ArgumentError,
             {"queries": astray},
             "localize_corpus: expected queries of the videos, got",
+        ),
+        (
+            AnnotationError,
+            {"queries": write_lines(tmp_path / "a.jsonl", query_id=[1])},
+            "a.jsonl line 1: expected the field 'query', got the fields query_id.",
+        ),
+        (
+            ArgumentError,
+            {"videos": write_lines(tmp_path / "b.jsonl", video_id=["a"], duration=[True])},
+            "b.jsonl line 1: expected duration as numbers, got True.",
+        ),
+        (
+            ArgumentError,
+            {"queries": write_lines(tmp_path / "c.jsonl", query_id=[1, 2], query=["a", None])},
+            "c.jsonl: expected a value of query in every row, got none in row 1.",
         ),
         (ArgumentError, {"num_workers": -1}, "localize_corpus: expected num_workers to be an int"),
     ):

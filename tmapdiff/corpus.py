@@ -1,4 +1,4 @@
-"""Localizing many queries in many videos, on Ray Data: from Parquet tables to Parquet tables."""
+"""Localizing many queries in many videos, on Ray Data: from tables to Parquet tables."""
 
 import hashlib
 import io
@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 
 import torch
 
-from tmapdiff._core.checks import check_int, first_line, message, require
+from tmapdiff._core.checks import check_int, first_line, message, require, shown
 from tmapdiff._core.files import is_hidden, written_beside
 from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
+from tmapdiff.data._reading import field, json_lines
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.words import check_known_words
@@ -35,6 +36,7 @@ from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.spinning import brief_spin
 from tmapdiff.video import VideoFeatures
+from tmapdiff.video.extraction import find_videos, videos_by_id
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
 _VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
@@ -145,10 +147,11 @@ def localize_corpus(
 
     Args:
         pipeline: Folder of a saved `MomentLocalizationPipeline` that all workers can read.
-        videos: Parquet file or folder with columns `video_id` and `path`, a file; or, with
-            `features`, `video_id` and `duration`, in seconds.
-        queries: Parquet file or folder with columns `query_id` and `query`; and `video_id`, if each
-            is asked of one video, else all are asked of all.
+        videos: A folder of videos, whose ids are their names without suffix; or a table with
+            columns `video_id` and `path`, a file, or, with `features`, `video_id` and `duration`,
+            in seconds. Tables are Parquet files, folders of such, or JSON lines (`.jsonl`).
+        queries: Table with columns `query_id` and `query`; and `video_id`, if each is asked of one
+            video, else all are asked of all.
         output: Folder.
         features: Feature stores of the videos, as `open_feature_store` takes them. They may spell
             ids without or with a suffix such as `.avi`, or `v_`; the report names the spelling.
@@ -165,6 +168,7 @@ def localize_corpus(
         MissingDependencyError: If Ray or pyarrow is not installed.
         FileError: If a table cannot be read or (`SizeLimitError`) takes more memory than it may, or
             `output` cannot be written.
+        AnnotationError: If JSON lines are none, or lack a field.
         ArgumentError: If a table lacks a column or a value, holds something else in one, or has an
             id twice; if a query is asked of an unknown video or has no word that the model knows,
             or a number is out of range.
@@ -411,11 +415,40 @@ def _videos_done(output: Path) -> Iterator[str]:
 
 def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:
     """Read columns of a table, and `video_id` if there is one."""
+    path = Path(place)
+    read = _read_json_lines if path.suffix == ".jsonl" else _read_parquet
+    found = read(path, columns)
+    for name, values in found.items():
+        if None in values:
+            expected = f"a value of {name} in every row"
+            raise ArgumentError(message(str(path), expected, f"none in row {values.index(None)}"))
+    return found
+
+
+def _read_json_lines(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {name: [] for name in dict.fromkeys((*columns, "video_id"))}
+    taken = 0
+    for _, who, record in json_lines(path):
+        for name in columns:
+            field(who, record, name)
+        for name, values in found.items():
+            value, kinds = record.get(name), _COLUMN_KINDS[name]
+            if value is not None and kinds.isdisjoint(_KINDS_OF_JSON.get(type(value), ())):
+                expected = f"{name} as {' or '.join(sorted(kinds))}"
+                raise ArgumentError(message(who, expected, shown(value)))
+            values.append(value)
+            taken += _BYTES_OF_VALUE + len(str(value)) * TEXT_GROWTH
+        check_item_bytes(str(path), "a table", taken)
+    if "video_id" not in columns and not any(one is not None for one in found["video_id"]):
+        del found["video_id"]
+    return found
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     import pyarrow as pa
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
-    path = Path(place)
     found: dict[str, list[Any]] = {name: [] for name in columns}
     rows = taken = 0
     try:
@@ -441,11 +474,8 @@ def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[s
     # Damaged texts are a UnicodeError.
     except (OSError, ValueError, pa.ArrowException) as error:
         raise FileError(f"cannot read {path}: {first_line(error)}.") from error
-    for name, values in found.items():
+    for values in found.values():
         values += [None] * (rows - len(values))
-        if None in values:
-            expected = f"a value of {name} in every row"
-            raise ArgumentError(message(str(path), expected, f"none in row {values.index(None)}"))
     return found
 
 
@@ -483,6 +513,7 @@ _COLUMN_KINDS = {
     "path": {_TEXT},
     "duration": {_NUMBERS},
 }
+_KINDS_OF_JSON = {str: {_TEXT}, int: {_INTEGERS, _NUMBERS}, float: {_NUMBERS}}
 
 
 def _kinds_of(kind: Any) -> set[str]:
@@ -511,6 +542,10 @@ def _read_queries(place: str | os.PathLike[str]) -> _Asked:
 
 
 def _read_videos(place: str | os.PathLike[str], source: str) -> dict[str, Any]:
+    """Read what there is to read of each video, its `path` or `duration`, by id."""
+    if source == "path" and os.path.isdir(place) and (files := find_videos(Path(place))[0]):
+        by_id, _ = videos_by_id("localize_corpus", files)
+        return {one: str(path) for one, path in sorted(by_id.items())}
     table = _read_table(place, ("video_id", source))
     ids = [str(one) for one in table["video_id"]]
     _check_unique(place, "video_id", ids)

@@ -10,6 +10,7 @@ from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
 tmapdiff localize-corpus runs/vgg/pipeline videos.parquet queries.parquet --out moments
+tmapdiff localize-corpus runs/clip/pipeline videos queries.jsonl --out moments --workers 0
 tmapdiff localize-corpus runs/vgg/pipeline videos.parquet queries.parquet --out moments \\
     --features vgg16.h5 --workers 8 --steps 4 --samples 4
 RAY_ADDRESS=auto tmapdiff localize-corpus /shared/pipeline /shared/videos.parquet \\
@@ -25,16 +26,17 @@ def localize_corpus(
         Path,
         typer.Argument(
             metavar="VIDEOS",
-            help="Parquet file or folder with columns video_id and path; with --features, "
-            "video_id and duration, in seconds.",
+            help="Folder of videos, whose ids are their names without suffix; or a table with "
+            "columns video_id and path, or with --features video_id and duration, in seconds. "
+            "Tables are Parquet files, folders of such, or JSON lines (.jsonl).",
         ),
     ],
     queries: Annotated[
         Path,
         typer.Argument(
             metavar="QUERIES",
-            help="Parquet file or folder with columns query_id and query; and video_id, if each "
-            "is asked of one video, else all are asked of all.",
+            help="Table with columns query_id and query; and video_id, if each is asked of one "
+            "video, else all are asked of all.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the Parquet files to write.")],
@@ -60,7 +62,10 @@ def localize_corpus(
     seed: options.NoiseSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the moments of many queries in many videos.
+    """Find the moments of many queries in many videos, by several processes or machines.
+
+    It writes Parquet files that have ids. To ask sentences of a few videos, and to have answers as
+    JSON lines, use localize, which takes folders, too.
 
     Interrupted, even killed, the same command goes on where it was. It also does videos that were
     added.

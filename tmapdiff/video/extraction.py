@@ -213,7 +213,7 @@ def extract_features(
     check_int(who, "num_workers", num_workers, at_least=0)
     if isinstance(videos, str | os.PathLike):
         check_no_address(who, videos)
-    paths, passed_over = _listed(who, videos)
+    paths, passed_over = videos_by_id(who, videos)
     require_av()
     shared: dict[str, str | float] = {
         "model": encoder.description,
@@ -379,7 +379,8 @@ def list_suffixes(suffixes: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {suffix or 'without any'}" for suffix, number in suffixes.items())
 
 
-def _listed(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
+def videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
+    """Return the videos of a folder, a list or a mapping by id, and the other files by suffix."""
     passed_over: dict[str, int] = {}
     if isinstance(videos, str | os.PathLike):
         folder = Path(videos)

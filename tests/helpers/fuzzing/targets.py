@@ -633,14 +633,20 @@ def _corpus_seeds(folder: Path) -> list[Files]:
         seeds.append(_files(place))
     numbers = pa.table({"query_id": [1, 2], "query": ["door", "a"], "video_id": ["video00"] * 2})
     pq.write_table(numbers, folder / "plain" / "queries.parquet")
-    return [*seeds, _files(folder / "plain")]
+    lines = folder / "lines"
+    lines.mkdir()
+    for table, content in tables.items():
+        rows = "".join(json.dumps(row) + "\n" for row in content.to_pylist())
+        (lines / f"{table}.jsonl").write_text(rows)
+    return [*seeds, _files(folder / "plain"), _files(lines)]
 
 
 def _check_corpus(folder: Path) -> None:
+    kind = "jsonl" if (folder / "videos.jsonl").exists() else "parquet"
     report = localize_corpus(
         _CORPUS / "pipeline",
-        folder / "videos.parquet",
-        folder / "queries.parquet",
+        folder / f"videos.{kind}",
+        folder / f"queries.{kind}",
         folder / "moments",
         features=[_CORPUS / "features"],
         num_workers=0,
