@@ -1,23 +1,18 @@
 """Small pipelines of each kind that can be exported."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.fields import GRID
-from helpers.pipelines import FPS, WORDS, make_localizer, make_pipe
+from helpers.pipelines import WORDS, make_localizer, make_pipe
+from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import MS2DTAN, MapDiffusionDecoder, MomentLocalizer, SimilarityLocalizer
 
 DECODER = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
+OF_FEATURES = {"vocabulary_size": None, "text_channels": 6}
 LENGTH = 4  # words of the longest sentence
-
-
-def _of_features(localizer: Any) -> Any:
-    """Make what export_pipeline reads of a pipeline, without a text encoder."""
-    config = SimpleNamespace(fps=FPS, clip_seconds=None, durations=None)
-    return SimpleNamespace(localizer=localizer, vocabulary=None, config=config)
 
 
 def make(kind: str) -> Any:
@@ -29,17 +24,23 @@ def make(kind: str) -> Any:
         return make_pipe(MomentLocalizer.from_parts(base.encoder, _decoder(decoder)).eval())
     if kind == "ms2dtan":
         return make_pipe(make_localizer(MS2DTAN), clip_seconds=1.0)
+    if kind == "similarity":
+        model = SimilarityLocalizer(6, **GRID, words=True, ranking="expected-hits").eval()
+        return _of_features(model)
+    fields: dict[str, Any] = {"deterministic": True}
     if kind == "features":
-        encoder = {"vocabulary_size": None, "text_channels": 6}
-        return _of_features(
-            make_localizer(
-                encoder=encoder,
-                deterministic=True,
-                objective="bce-rescaled",
-                ranking="expected-hits",
-            )
-        )
-    return _of_features(SimilarityLocalizer(6, **GRID, words=True, ranking="expected-hits").eval())
+        fields |= {"objective": "bce-rescaled", "ranking": "expected-hits"}
+        return _of_features(make_localizer(encoder=OF_FEATURES, **fields))
+    fields = {} if kind == "aligned-diffusion" else fields
+    encoder = {**OF_FEATURES, "clip_channels": 6, "aligned": True, "features_per_clip": 2}
+    return _of_features(make_localizer(encoder=encoder, **fields))
+
+
+def _of_features(localizer: Any) -> Any:
+    """Make a pipeline whose model reads features of words."""
+    encoder = tiny_text_encoder(WORDS, localizer.encoder.config.text_channels)
+    parts = {"vocabulary": None, "text_encoder": encoder, "text_features": "tokens"}
+    return make_pipe(localizer, **parts)
 
 
 def _decoder(fields: dict[str, Any]) -> torch.nn.Module:
@@ -54,19 +55,23 @@ def inputs_of(pipe: Any, batch: int) -> tuple[torch.Tensor, ...]:
     """Draw inputs of some size."""
     model, source = pipe.localizer, torch.Generator().manual_seed(100 + batch)
     clips, channels = model.grid.num_clips, model.encoder.config.text_channels
+    rows = clips * model.encoder.config.features_per_clip
     words = torch.randint(1, len(WORDS) + 2, (batch, LENGTH), generator=source)
     if channels is not None:
         words = torch.randn(batch, LENGTH, channels, generator=source)
     width = model.encoder.config.clip_channels
     return (
-        torch.randn(batch, clips, width, generator=source),
+        torch.randn(batch, rows, width, generator=source),
         words,
         torch.randint(1, LENGTH + 1, (batch,), generator=source),
         torch.randint(2, clips + 1, (batch,), generator=source),
     )
 
 
-KINDS = ("conv", "transformer", "ms2dtan", "features", "similarity")
+KINDS = (
+    *("conv", "transformer", "ms2dtan", "features", "similarity"),
+    *("aligned", "aligned-diffusion"),
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 import json
 import subprocess
 import sys
+from itertools import chain, islice, permutations
 
 import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
-from helpers.pipelines import QUERIES, make_features
+from helpers.pipelines import WORDS, make_features
 
 from tmapdiff import ArgumentError, CheckpointError, FeatureError, MapGrid, get_objective
 from tmapdiff.data.clips import divide_video
@@ -112,17 +113,21 @@ def same_moments(found, expected):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("kind", ["conv", "transformer", "ms2dtan"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_moments_are_the_pipelines(exported, pipes, kind):
-    short = [query for query in QUERIES if len(query.split()) <= LENGTH]
-    onnx, _ = exported(kind)
+    lists = chain.from_iterable(permutations(WORDS, count) for count in (1, 2, LENGTH))
+    queries = [" ".join(words) for words in islice(lists, 50)]
+    (onnx, _), pipe = exported(kind), pipes[kind]
+    asked = queries
+    if pipe.vocabulary is None:
+        asked = [one.numpy() for one in pipe.encode_queries(queries)]
     for seed, length in enumerate((20, 29)):
-        video = make_features(length, seed)
-        sources = [torch.Generator().manual_seed(seed) for _ in short]
-        expected = pipes[kind](video, short, generator=sources, top_n=3)
+        video = make_features(length, seed, pipe.localizer.encoder.config.clip_channels)
+        sources = [torch.Generator().manual_seed(seed) for _ in queries]
+        expected = pipe(video, queries, generator=sources, top_n=3)
         found = onnx(
             video.features.numpy(),
-            short,
+            asked,
             duration=video.duration,
             seconds_per_feature=video.seconds_per_feature,
             top_n=3,
@@ -136,10 +141,10 @@ def test_moments_are_the_pipelines(exported, pipes, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_are_the_models(exported, pipes, kind):
     onnx, _ = exported(kind)
-    given = inputs_of(pipes[kind], 5)
+    given = inputs_of(pipes[kind], 50)
     sampling = {}
-    if kind in ("conv", "transformer"):
-        sampling["generator"] = [torch.Generator().manual_seed(3) for _ in range(5)]
+    if kind in ("conv", "transformer", "aligned-diffusion"):
+        sampling["generator"] = [torch.Generator().manual_seed(3) for _ in range(50)]
     expected = pipes[kind].localizer.predict_maps(*given, **sampling).numpy()
     found = onnx.predict_maps(*(one.numpy() for one in given), seed=3)
     mask = pipes[kind].localizer.grid.packed_mask(num_clips=given[3]).numpy()
