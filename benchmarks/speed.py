@@ -15,7 +15,7 @@ Suites: kernels (single operations), decoder (one denoising step), sampling (ten
 pass of the peer), training (with --baseline also beside another checkout), postprocess, memory
 (peaks). With --quick these run at small sizes, without torch.compile, within a minute or two on two
 CPU cores. Only when named: operations (`eager` beside the definition), choices (direct beside
-spectral convolution), parts (of a training step), long-videos, corpus, glove.
+spectral convolution), parts (of a training step), long-videos, corpus, export, glove.
 
 The result is a table, and a JSON file in runs/speed (or at --output). Exits with 1 if anything
 failed; the rest is measured all the same.

@@ -4,6 +4,7 @@ from speed_suites import (
     corpus,
     denoising,
     elementwise,
+    exported,
     glove,
     kernels,
     long_videos,
@@ -27,5 +28,6 @@ EXTRA_SUITES = {
     "parts": parts.cases,
     "long-videos": long_videos.cases,
     "corpus": corpus.cases,
+    "export": exported.cases,
     "glove": glove.cases,
 }

@@ -7,7 +7,7 @@ import speed
 import torch
 from helpers.clock import FakeTime
 from speed_cases import Bench, Ceilings
-from speed_suites import EXTRA_SUITES, elementwise, kernels, long_videos, postprocess
+from speed_suites import EXTRA_SUITES, elementwise, exported, kernels, long_videos, postprocess
 from speed_suites.parts import Stopwatch
 from timing import CpuClock, Effort
 
@@ -121,6 +121,19 @@ def test_long_videos_are_measured_over_the_number_of_clips(monkeypatch):
     assert [one.backend for one in times] == [one.backend for one in peaks] == names
     assert all(one.median_us > 0 for one in times)
     assert 1.5 < peaks[2].peak_mib / peaks[1].peak_mib < 2.5
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("kind", ["conv", "similarity"])
+def test_exported_graphs_and_the_library_do_the_same(monkeypatch, kind):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(exported, "KINDS", (kind,))
+    torch_one, onnx = measure("export")
+    assert (torch_one.backend, onnx.backend, onnx.reference) == ("torch", "onnxruntime", "torch")
+    contest = exported._contest(kind, "nano", 2)
+    ours, theirs = (one.run(one.inputs[0]) for one in contest.candidates)
+    assert (ours - torch.from_numpy(theirs)).abs().max() < 1e-4
 
 
 @pytest.mark.exhaustive
