@@ -1,11 +1,11 @@
 """Train and print the paper's tables, each row on equal terms, over several seeds.
 
     python benchmarks/tables.py --table 3 --data path/to/charades
-    python benchmarks/tables.py --table 1 3 4 5 --data path/to/charades --preset base
+    python benchmarks/tables.py --table 1 3 4 5 --data path/to/charades --preset large
 
     python benchmarks/tables.py --table 2 --data path/to/didemo --features average_fc7.h5
     python benchmarks/tables.py --table qvhighlights --data path/to/folder --preset aligned
-    python benchmarks/tables.py --table target steps --data path/to/charades --preset best
+    python benchmarks/tables.py --table target steps --data path/to/charades --preset nano_tuned
 
 Table 1 compares methods on Charades-STA and 2 on DiDeMo, 3 compares decoders, 4 objectives, 5 the
 places of stylization (arXiv 2401.08232); they read maps by NMS and take a preset's sizes only.
@@ -23,8 +23,9 @@ embedding of each clip's caption; and `queries.npz`, with `texts` and their `emb
 "qvhighlights-parts" compares parts of the aligned encoder, as a deterministic twin, and
 "qvhighlights-curve" shares of the training videos.
 
-    python benchmarks/tables.py --table target --data path/to/charades --preset best --tune 6
-    python benchmarks/tables.py --table target --data path/to/charades --preset best --tuned FILE
+    python benchmarks/tables.py --table target --data path/to/charades --preset nano_tuned --tune 6
+    python benchmarks/tables.py --table target --data path/to/charades --preset nano_tuned \
+        --tuned FILE
 
 `--tune` gives each trained row the same number of trials on held-out training videos: the preset's
 settings, then draws from SPACE or QVHIGHLIGHTS_SPACE, the same for all rows. The best of each, by
@@ -509,7 +510,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--table", nargs="+", choices=list(TABLES), required=True, help="tables to make")
     add("--data", type=Path, help="folder with the Charades-STA files; for table 2, with DiDeMo's")
     add("--features", default="timeline", help="HDF5 file, or folder (default: simulated features)")
-    add("--preset", choices=list(PRESETS), default="nano", help="(default: nano)")
+    add("--preset", choices=PRESETS, default="nano", help="(default: nano)")
     add("--seeds", type=int, default=3, help="runs of each row (default: 3)")
     add("--epochs", type=int, help="passes over the training set (default: the preset's)")
     add("--steps", type=int, nargs="+", default=[1, 2, 5], help="denoising steps (default: 1 2 5)")

@@ -1,7 +1,7 @@
 """Train a moment localizer on Charades-STA, evaluate it and save a pipeline: a script to copy.
 
     python examples/train_charades.py
-    python examples/train_charades.py --root path/to/charades --preset best
+    python examples/train_charades.py --root path/to/charades --preset nano_tuned
 
 Without --root it makes up a small data set of scripted activities, and needs no download. With
 --root it reads charades_sta_{train,test}.txt and Charades_v1_{train,test}.csv from that folder.
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", help="folder of Charades-STA (default: made-up data)")
     parser.add_argument("--features", default="timeline", help="an HDF5 file, or a folder")
-    parser.add_argument("--preset", choices=list(PRESETS), default="tiny", help="size of the model")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the model")
     parser.add_argument("--epochs", type=int, help="passes over the data (default: the preset's)")
     parser.add_argument("--limit", type=int, help="queries to train and test on (default: all)")
     parser.add_argument("--output", type=Path, default=Path("runs/charades"), help="a new folder")

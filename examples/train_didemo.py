@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", help="folder of DiDeMo (default: made-up data)")
     parser.add_argument("--features", nargs="+", default=[], help="needed with --root")
-    parser.add_argument("--preset", choices=list(PRESETS), default="tiny", help="size of the model")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the model")
     parser.add_argument("--epochs", type=int, help="passes over the data (default: the preset's)")
     parser.add_argument("--limit", type=int, help="queries to train and test on (default: all)")
     parser.add_argument("--output", type=Path, default=Path("runs/didemo"), help="a new folder")

@@ -6,7 +6,8 @@ from helpers.assertions import refuses
 
 from tmapdiff.errors import ConfigError, UnknownNameError
 from tmapdiff.models import MomentLocalizer
-from tmapdiff.presets import DECODERS, PRESETS, create_model, list_models
+from tmapdiff.presets import DECODERS, FORMER_NAMES, PRESETS, create_model, list_models
+from tmapdiff.recipes import Recipe
 
 
 def sizes(name, words=10, clip_channels=4):
@@ -35,7 +36,7 @@ def test_paper_preset_has_the_paper_s_sizes():
 
 def test_models_are_made_and_listed_in_timm_s_manner():
     assert list_models() == sorted(PRESETS)
-    assert list_models("*n*") == ["aligned", "nano", "tiny"]
+    assert list_models("*n*") == ["aligned", "nano", "nano_tuned", "tiny"]
     with pytest.raises(UnknownNameError):
         create_model("huge", vocabulary_size=10, clip_channels=4)
     model = create_model(
@@ -83,7 +84,7 @@ def test_changes_that_contradict_each_other_are_refused():
 
 
 def test_unknown_names_are_refused():
-    expected = "PRESETS: expected one of nano, best, aligned, tiny, base, paper, got 'huge'."
+    expected = "PRESETS: expected one of nano, nano_tuned, aligned, tiny, large, paper, got 'huge'."
     with pytest.raises(UnknownNameError) as raised:
         PRESETS["huge"]
     assert str(raised.value) == expected
@@ -95,9 +96,27 @@ def test_unknown_names_are_refused():
         PRESETS["tiny"].build(vocabulary_size=10, clip_channels=4, encoder={"word_chanels": 7})
 
 
+def test_former_names_find_their_presets():
+    assert FORMER_NAMES == {"best": "nano_tuned", "base": "large"}
+    for former, name in FORMER_NAMES.items():
+        assert former in PRESETS
+        assert PRESETS[former] is PRESETS.get(former) is PRESETS[name]
+        assert former not in list_models()
+        assert Recipe(preset=former).preset_for("rank") == PRESETS[name]
+    model = create_model("best", vocabulary_size=10, clip_channels=4)
+    assert model.config == create_model("nano_tuned", vocabulary_size=10, clip_channels=4).config
+
+
+def test_what_was_never_trained_says_so():
+    assert [name for name, preset in PRESETS.items() if "never" in preset.measured] == [
+        "large",
+        "paper",
+    ]
+
+
 def test_presets_cannot_be_changed_by_accident():
     with pytest.raises(TypeError):
-        PRESETS["tiny"] = PRESETS["base"]
+        PRESETS["tiny"] = PRESETS["large"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tmapdiff import MapGrid, MomentLocalizer
 from tmapdiff.kernels._dispatch import BACKEND_VARIABLE
 from tmapdiff.models import MS2DTAN
-from tmapdiff.presets import PRESETS, Preset
+from tmapdiff.presets import FORMER_NAMES, PRESETS, Preset
 
 # Every operation as it is defined, in plain torch; and every one as it is chosen by default.
 REFERENCE = (
@@ -27,7 +27,7 @@ AUTO = ""
 
 # The paper's maps and kernels with fewer channels: for CPUs, and for --quick.
 STACKS = {"stack128": 128, "stack16": 16}
-PRESET_NAMES = (*PRESETS, *STACKS)
+PRESET_NAMES = (*PRESETS, *FORMER_NAMES, *STACKS)
 
 VOCABULARY_SIZE, CLIP_CHANNELS, WORDS = 500, 256, 12
 DATA_SIZES = {"vocabulary_size": VOCABULARY_SIZE, "clip_channels": CLIP_CHANNELS}

@@ -49,7 +49,8 @@ def test_a_wrong_example_is_noticed():
 
 def test_choices_are_those_of_the_library():
     # Named here, and not asked of the library, which would load torch for a line of help.
-    assert list(train.PresetName.__args__) == list(tmapdiff.presets.PRESETS)
+    presets = [*tmapdiff.presets.PRESETS, *tmapdiff.presets.FORMER_NAMES]
+    assert list(train.PresetName.__args__) == presets
     assert list(train.DecoderName.__args__) == list(tmapdiff.presets.DECODERS)
     assert FormatName.__args__ == AnnotationFormat.__args__
     assert SplitName.__args__ == Split.__args__

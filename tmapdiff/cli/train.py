@@ -16,8 +16,8 @@ from tmapdiff.errors import FileError
 
 EXAMPLES = """
 tmapdiff train --preset nano --output runs/first
-tmapdiff train --root charades --features timeline --preset best
-tmapdiff train --root charades --features vgg16.h5 --preset base --holdout 0.1 --steps 1 --steps 5
+tmapdiff train --root charades --features timeline --preset nano_tuned
+tmapdiff train --root charades --features vgg16.h5 --preset large --holdout 0.1 --steps 1 --steps 5
 tmapdiff train --root didemo --features average_fc7.h5
 tmapdiff train --root qvhighlights --features clip.h5 --preset aligned \\
     --text-encoder openai/clip-vit-base-patch32 --protocol qvhighlights
@@ -25,7 +25,9 @@ tmapdiff train --train train.jsonl --test val.jsonl --features clip/ --features 
     --seconds-per-feature 2 --clip-seconds 4
 """
 
-PresetName = Literal["nano", "best", "aligned", "tiny", "base", "paper"]
+PresetName = Literal[
+    "nano", "nano_tuned", "aligned", "tiny", "large", "paper", "best", "base"  # two former names
+]
 DecoderName = Literal[
     "transformer-xattn-ss", "transformer-xattn", "transformer-concat", "cnn-mul", "cnn-concat"
 ]
@@ -35,9 +37,13 @@ DecoderName = Literal[
 class RecipeOptions:
     """Fields of `Recipe`."""
 
-    preset: Annotated[PresetName, typer.Option(help="Size of the model, and how to train.")] = (
-        "tiny"
-    )
+    preset: Annotated[
+        PresetName,
+        typer.Option(
+            help="Size of the model, and how to train; best and base are former names of "
+            "nano_tuned and large. large and paper were never trained."
+        ),
+    ] = "tiny"
     decoder: Annotated[
         DecoderName | None, typer.Option(help="Decoder of Table 3. [default: the preset's]")
     ] = None

@@ -29,7 +29,7 @@ from tmapdiff.models import (
     TransformersTextEncoder,
 )
 from tmapdiff.pipelines import MomentLocalizationPipeline
-from tmapdiff.presets import DECODERS, PRESETS, Preset
+from tmapdiff.presets import DECODERS, FORMER_NAMES, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData
 from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import RESUME_MAY_CHANGE, Trainer, TrainingConfig
@@ -75,7 +75,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("Recipe", "preset", self.preset, PRESETS)
+        check_choice("Recipe", "preset", self.preset, [*PRESETS, *FORMER_NAMES])
         check_choice("Recipe", "model", self.model, get_args(ModelKind))
         if self.decoder is not None:
             check_choice("Recipe", "decoder", self.decoder, DECODERS)
