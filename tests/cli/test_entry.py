@@ -98,7 +98,7 @@ def test_without_typer_the_extra_is_named():
     assert done.stdout == ""
     assert done.stderr == (
         "error: the command tmapdiff needs the package typer, which is not installed. "
-        "Install it with: pip install 'tmapdiff[cli]'\n"
+        "In the checkout of tmapdiff, run: pip install -e '.[cli]'\n"
     )
 
 

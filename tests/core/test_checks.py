@@ -85,13 +85,19 @@ def test_lengths_sizes_and_dtypes():
         check_floating("f", "x", torch.zeros(1).long())
 
 
-def test_missing_packages_name_the_extra():
+@pytest.mark.parametrize(
+    ("is_checkout", "how"),
+    [
+        (True, "In the checkout of tmapdiff, run: pip install -e '.[viz]'"),
+        (False, "Install it with: pip install 'tmapdiff[viz]'"),
+    ],
+)
+def test_missing_packages_name_the_extra(monkeypatch, tmp_path, is_checkout, how):
     assert require("json", extra="test", purpose="This").dumps(1) == "1"
-    with refuses(
-        MissingDependencyError,
-        "This needs the package no_such_package, which is not installed. "
-        "Install it with: pip install 'tmapdiff[viz]'",
-    ):
+    if not is_checkout:
+        monkeypatch.setattr("tmapdiff._core.checks._ROOT", tmp_path)
+    text = f"This needs the package no_such_package, which is not installed. {how}"
+    with refuses(MissingDependencyError, text):
         require("no_such_package.part", extra="viz", purpose="This")
 
 

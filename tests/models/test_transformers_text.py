@@ -271,7 +271,7 @@ def test_refusals(monkeypatch):
     with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
         make_encoder(batch_size=0)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with refuses(MissingDependencyError, "pip install 'tmapdiff[text]'"):
+    with refuses(MissingDependencyError, "pip install -e '.[text]'"):
         TransformersTextEncoder("x")
 
 

@@ -193,5 +193,5 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
         (plot_calibration, {"one": pairs}),
         (animate_denoising, [torch.rand(4, 4)]),
     ):
-        with pytest.raises(MissingDependencyError, match=r"pip install 'tmapdiff\[viz\]'"):
+        with pytest.raises(MissingDependencyError, match=r"pip install -e '.\[viz\]'"):
             draw(given)

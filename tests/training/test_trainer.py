@@ -465,5 +465,5 @@ def test_config_refuses_what_is_out_of_range():
 
 def test_missing_accelerate_names_the_extra(dataset, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with refuses(MissingDependencyError, "pip install 'tmapdiff[train]'"):
+    with refuses(MissingDependencyError, "pip install -e '.[train]'"):
         Trainer(make_model(dataset), dataset, CONFIG, tmp_path)

@@ -528,7 +528,7 @@ def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"\0\1")
     text = "decoding videos needs the package av, which is not installed. Install it with: "
-    with refuses(MissingDependencyError, f"{text}pip install 'tmapdiff[video]'"):
+    with refuses(MissingDependencyError, f"{text}pip install -e '.[video]'"):
         open_video(path)
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     assert len(sampled(pictures, 1, frame_rate=1)[0]) == 2

@@ -341,7 +341,7 @@ def test_refusals(tmp_path, encoder, monkeypatch):
         with refuses(ArgumentError, f"extract_features: expected {text}"):
             extract_features(videos, encoder, out, **{"fps": 1, **options})
     monkeypatch.setitem(sys.modules, "av", None)
-    with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
+    with refuses(MissingDependencyError, "pip install -e '.[video]'"):
         extract_features(videos, encoder, out, fps=1)
     assert not out.exists()
 

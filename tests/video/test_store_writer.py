@@ -244,7 +244,7 @@ def test_killed_at_any_moment(tmp_path):
 
 def test_h5py_is_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with refuses(MissingDependencyError, "pip install 'tmapdiff[video]'"):
+    with refuses(MissingDependencyError, "pip install -e '.[video]'"):
         FeatureStoreWriter(tmp_path / "a.h5", SHARED)
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Choice = TypeVar("Choice")
+_ROOT = Path(__file__).parents[2]  # a checkout, or where packages are installed
 _LONGEST = 500  # characters of a part of a message
 
 
@@ -188,7 +190,8 @@ def require(package: str, *, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
             raise
-        raise MissingDependencyError(
-            f"{purpose} needs the package {package.split('.')[0]}, which is not installed. "
-            f"Install it with: pip install 'tmapdiff[{extra}]'"
-        ) from None
+        how = f"Install it with: pip install 'tmapdiff[{extra}]'"
+        if (_ROOT / "pyproject.toml").is_file():
+            how = f"In the checkout of tmapdiff, run: pip install -e '.[{extra}]'"
+        text = f"{purpose} needs the package {package.split('.')[0]}, which is not installed. {how}"
+        raise MissingDependencyError(text) from None
