@@ -28,7 +28,6 @@ CASES = {
     "train --root x --train y --holdout 0.5 --features f.h5": f"'--root': {NO_EFFECT} queries to",
     "train --resume --overwrite": "'--overwrite': it does not go with --resume.",
     "train --preset huge": "Invalid value for '--preset'",
-    "demo --text-encoder x": "'--text-encoder': the demo shows videos, and not text tracks",
     "train --dataset didemo --protocol rank": "'--protocol': DiDeMo has the protocol didemo",
     "evaluate x --dataset tacos --protocol didemo": "'--protocol': DiDeMo has the protocol didemo",
     "score x": "Missing option '--test'.",

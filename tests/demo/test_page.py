@@ -170,7 +170,9 @@ def test_steps_and_samples(visit):
     assert len(drawn) >= 2  # beliefs of a model that learned nothing are much alike
     assert visit.page.locator("#map .disc").count() == 0
     visit.page.click("#map .play")
-    visit.page.wait_for_function("document.querySelector('.frame-name').textContent === 'result'")
+    visit.page.wait_for_function(
+        "document.querySelector('.frame-name').textContent.startsWith('result: the mean of 5')"
+    )
     assert visit.page.locator("#map .disc").count() == 5
 
     visit.ask(QUERY, steps=1, samples=1)
@@ -182,6 +184,19 @@ def test_steps_and_samples(visit):
     # On a phone, too, all of it is as wide as the screen.
     visit.page.set_viewport_size({"width": 390, "height": 844})
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    notes = visit.page.locator("#timeline .note")
+    assert all("\u2013" in note for note in notes.all_text_contents())  # times, wherever they fit
+    assert notes.count() == 5
+
+
+def test_an_example_is_asked_by_a_click(visit):
+    assert "Knows 6 words. Sees by timm test_resnet" in visit.page.text_content("#about")
+    visit.pick("shapes.mp4")
+    visit.wait_for_video()
+    visit.page.click("#examples button")
+    visit.wait_for_answer()
+    assert visit.page.input_value("#query textarea, #query input") == QUERY
+    assert "Gaps are no candidates" in visit.page.text_content("#map .gaps")
 
 
 def test_what_is_refused(visit, films, server):
@@ -199,7 +214,9 @@ def test_what_is_refused(visit, films, server):
         assert "Traceback" not in visit.page.content()
         assert films[film].name not in server.files()
         visit.ask(QUERY)
-        visit.page.wait_for_selector("#status >> text=Give a video first: upload one, or pick one.")
+        visit.page.wait_for_selector(
+            "#status >> text=Nothing to search yet: upload a file, or pick one."
+        )
     visit.upload(films["large"])
     visit.page.wait_for_function(
         "document.body.innerText.includes('exceed the maximum allowed size')"
@@ -220,7 +237,7 @@ def test_the_words_that_the_model_knows(visit):
     visit.pick("shapes.mp4")
     visit.wait_for_video()
     visit.ask("  ")
-    assert visit.wait_for_alert() == "Type what happens in the video."
+    assert visit.wait_for_alert() == "Type what to look for."
     visit.ask("?!")
     visit.page.wait_for_selector("#status [role=alert] >> text=expected")
     visit.page.click("#words button")

@@ -32,6 +32,8 @@ def test_listed_videos_are_in_natural_order(tmp_path):
 
     for name in ("film-10.mp4", "film-2.MP4", "film-0.mkv", "film-1.mp4", "film-1.gif", "b.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "talk.vtt").write_text("")
+    assert list(_list_videos(tmp_path, tracks=True)) == ["talk.vtt"]
     expected = ["film-0.mkv", "film-1.mp4", "film-2.MP4", "film-10.mp4"]
     assert list(_list_videos(tmp_path)) == expected  # a .gif beside a video is its preview
 
@@ -50,4 +52,4 @@ def test_folders_without_videos(pipeline, tmp_path):
 
 def test_pipelines_of_features_only():
     with pytest.raises(ConfigError, match="expected a pipeline with a frame encoder, got none"):
-        launch_demo(SimpleNamespace(frame_encoder=None))
+        launch_demo(SimpleNamespace(frame_encoder=None, takes_text_tracks=False))

@@ -1,9 +1,10 @@
 import pytest
 from helpers.videos import write_video
 
+from tmapdiff.data import Cue
 from tmapdiff.demo import DemoLimits
 from tmapdiff.demo.sessions import SessionVideos
-from tmapdiff.errors import VideoError
+from tmapdiff.errors import ConfigError, VideoError
 
 
 @pytest.fixture
@@ -34,6 +35,21 @@ def test_one_video_a_visitor(videos, film, tmp_path):
     videos.drop("bob")
     assert files(videos) == [third.shown]
     assert other.exists()
+
+
+def test_text_tracks_are_read_and_nothing_else(tmp_path, film):
+    tracks = SessionVideos(tmp_path / "kept", DemoLimits(max_track_seconds=10), text_tracks=True)
+    track = tmp_path / "talk.vtt"
+    track.write_text("WEBVTT\n\n00:01.000 --> 00:02.500\nHello.\n")
+    taken = tracks.take("ann", track, move=False)
+    assert taken.cues == (Cue(1.0, 2.5, "Hello."),)
+    late = tmp_path / "late.vtt"
+    late.write_text("WEBVTT\n\n00:01.000 --> 00:12.000\nHello.\n")
+    with pytest.raises(VideoError, match="a text track of at most 10 seconds, got 12 seconds"):
+        tracks.take("ann", late, move=False)
+    with pytest.raises(ConfigError, match=r"expected the suffix to be one of \.srt"):
+        tracks.take("ann", film, move=False)
+    assert len(tracks) == 0
 
 
 def test_what_is_refused_is_deleted(videos, film, tmp_path):

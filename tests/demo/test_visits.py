@@ -1,10 +1,13 @@
 """What visitors are told; the page itself is tested in a browser."""
 
+import json
 import warnings
 from types import SimpleNamespace
 
 import pytest
+from helpers.text_encoders import tiny_text_encoder
 
+from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.demo import DemoLimits
 from tmapdiff.demo.sessions import SessionVideos
 
@@ -16,8 +19,12 @@ def visits(tmp_path, film):
         pytest.importorskip("gradio")
     from tmapdiff.demo.visits import Visits
 
-    videos = SessionVideos(tmp_path / "kept", DemoLimits())
-    return lambda pipeline: Visits(pipeline, videos, {"film.mp4": film})
+    def make(pipeline, listed=None):
+        tracks = getattr(pipeline, "takes_text_tracks", False)
+        videos = SessionVideos(tmp_path / "kept", DemoLimits(), text_tracks=tracks)
+        return Visits(pipeline, videos, listed or {"film.mp4": film})
+
+    return make
 
 
 ANN = SimpleNamespace(session_hash="ann")
@@ -59,6 +66,24 @@ def test_visitors_are_told_which_words_are_unknown(visits, pipeline):
     assert answer == ""
     assert 'role="alert"' in said
     assert "expected queries with a word that the model knows, got &#x27;el perro ladra" in said
+
+
+def test_a_transcript_is_shown_and_searched(visits, tmp_path):
+    words = ["hello", "the", "budget", "is", "decided", "goodbye"]
+    tiny_text_encoder(words).save_pretrained(tmp_path / "encoder")
+    pipe = MomentLocalizationPipeline.from_text_encoder(tmp_path / "encoder")
+    track = tmp_path / "talk.vtt"
+    said = [[0.0, 4.0, "Hello."], [4.0, 9.0, "The budget is decided."], [9.0, 12.0, "Goodbye."]]
+    cues = (f"00:{start:06.3f} --> 00:{end:06.3f}\n{text}\n" for start, end, text in said)
+    track.write_text("WEBVTT\n\n" + "\n".join(cues))
+    one = visits(pipe, {"talk.vtt": track})
+    shown, name, note, _ = one.pick("talk.vtt", ANN)
+    assert json.loads(shown) == said
+    assert (name, "What is said in it?" in note) == ("talk.vtt", True)
+    *_, (note, answer) = one.ask("the budget is decided", 1, 1, ANN)
+    assert "its lines come into view" in note
+    best = json.loads(answer)["moments"][0]
+    assert 4 <= (best["start"] + best["end"]) / 2 <= 9
 
 
 def test_what_is_said_is_text(visits):

@@ -11,6 +11,7 @@ from tmapdiff.cli.output import JsonOption, Output
 EXAMPLES = """
 tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
 tmapdiff demo --zero-shot openai/clip-vit-base-patch32 --video-dir holidays
+tmapdiff demo --text-encoder all-MiniLM-L6-v2 --video-dir talks --example "where money is spoken of"
 tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds 120
 """
 
@@ -18,7 +19,15 @@ tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds
 def demo(
     answering: PipelineOptions,
     video_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of videos that visitors may pick.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of videos, or with --text-encoder of text tracks, that visitors may pick.",
+        ),
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SENTENCE", help="Sentence to click; may be given several times."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
@@ -34,13 +43,12 @@ def demo(
 ) -> None:
     """Serve a page: a video, a sentence, and the moments on the player's time line.
 
+    With --text-encoder, a transcript and its lines in place of a video and its player.
+
     Nothing is reported to anyone, and the page loads nothing from other hosts. Uploads are deleted
     when the page is closed. Stop it with Ctrl+C.
     """
     answering.check()
-    if answering.text_encoder is not None:  # before it is loaded
-        text = "the demo shows videos, and not text tracks."
-        raise typer.BadParameter(text, param_hint="'--text-encoder'")
     with Output(as_json) as output:
         from tmapdiff.demo import DemoLimits, launch_demo
 
@@ -51,5 +59,12 @@ def demo(
         limits = DemoLimits(max_megabytes=max_megabytes, max_seconds=max_seconds)
         pipeline = answering.load(device)
         launch_demo(
-            pipeline, video_dir, host=host, port=port, share=share, limits=limits, on_start=say
+            pipeline,
+            video_dir,
+            examples=example or (),
+            host=host,
+            port=port,
+            share=share,
+            limits=limits,
+            on_start=say,
         )

@@ -7,6 +7,7 @@ window.tmapdiffDemo = (() => {
   ];
   let answer = null; // what is shown, decoded
   let timeline = null; // the element below the player
+  let lines = []; // of a transcript: start, end and element of each
   let stopAt = null; // seconds at which the player stops, after a jump
 
   const video = () => document.querySelector("#player video");
@@ -34,13 +35,40 @@ window.tmapdiffDemo = (() => {
     return element;
   }
 
+  function show(moment) { // the lines of a transcript
+    const said = lines.filter((one) => isSaid(one, moment));
+    for (const one of lines) one.element.classList.toggle("now", said.includes(one));
+    if (said.length) { // not by scrollIntoView, which would move the page
+      const [{ element }] = said;
+      element.parentElement.scrollTo({ top: element.offsetTop - 40, behavior: "smooth" });
+    }
+  }
+
   function jump(start, end) {
+    show({ start, end });
     const player = video();
     if (!player) return;
     stopAt = end;
     player.currentTime = start;
     player.play().catch(() => {});
     follow();
+  }
+
+  // Whether a line is for the most part in a moment, or takes most of it.
+  function isSaid(line, one) {
+    const overlap = Math.min(line.end, one.end) - Math.max(line.start, one.start);
+    return 2 * overlap >= Math.min(line.end - line.start, one.end - one.start);
+  }
+
+  function highlight() {
+    for (const line of lines) {
+      const at = answer ? answer.moments.findIndex((one) => isSaid(line, one)) : -1;
+      line.element.className = at < 0 ? "cue" : "cue found";
+      line.element.style.setProperty("--strength", String(Math.max(1 - 0.2 * at, 0.2)));
+      line.element.title = at < 0 ? "" : `moment ${at + 1}`;
+    }
+    const [best] = answer ? answer.moments : [];
+    if (best) show(best);
   }
 
   function color(share) {
@@ -80,22 +108,20 @@ window.tmapdiffDemo = (() => {
     return button;
   }
 
-  function annotate(track, one, texts) {
+  function annotate(track, one, text) {
     const [left, right] = [one.start / answer.duration, Math.min(one.end / answer.duration, 1)];
     const note = make("span", "note", track);
-    for (const text of texts) { // from long to short, until it fits somewhere
-      note.textContent = text;
-      const wide = note.offsetWidth / (track.offsetWidth || 1);
-      const rank = 20 / (track.offsetWidth || 1);
-      if (right + wide <= 1) note.style.left = percent(right);
-      else if (left >= wide) note.style.right = percent(1 - left);
-      else if (right - left >= wide + rank) {
-        note.classList.add("inside");
-        note.style.right = percent(1 - right);
-      } else continue;
-      return;
+    note.textContent = text;
+    const [wide, rank] = [note.offsetWidth, 20].map((one) => one / (track.offsetWidth || 1));
+    if (right + wide <= 1) note.style.left = percent(right);
+    else if (left >= wide) note.style.right = percent(1 - left);
+    else if (right - left >= wide + rank) {
+      note.classList.add("inside");
+      note.style.right = percent(1 - right);
+    } else { // below the bar
+      track.classList.add("two");
+      note.style.left = percent(Math.max(0, Math.min(left, 1 - wide)));
     }
-    note.remove();
   }
 
   // A step for each clip; as high as the highest, which is returned.
@@ -141,7 +167,7 @@ window.tmapdiffDemo = (() => {
       const button = bar(track, one, `moment rank-${at + 1}`, String(at + 1),
         `${at + 1}. ${between(one)}, score ${score}`);
       button.style.opacity = String(Math.max(1 - 0.12 * at, 0.5));
-      annotate(track, one, [`${score}   ${between(one)}`, one.score.toFixed(2)]);
+      annotate(track, one, `${score}   ${between(one)}`);
     });
     if (answer.present !== null) {
       const found = answer.moments.length ? "the score of a moment is the probability that it is right"
@@ -328,6 +354,10 @@ window.tmapdiffDemo = (() => {
     make("span", "", scale, answer.limits[1].toFixed(2));
     make("span", "legend", scale, "score");
     if (answer.samples.length) make("span", "legend dotted", scale, "best of a sample");
+    if (final.some((level, at) => !level && at % answer.clips < answer.clips - Math.floor(at / answer.clips))) {
+      make("p", "gaps", card, "Gaps are no candidates: long moments start and end at coarser steps. "
+        + "Above the diagonal, moments would end after the video.");
+    }
 
     const marks = (visible) => {
       layer.replaceChildren();
@@ -353,7 +383,9 @@ window.tmapdiffDemo = (() => {
       if (at + 1 < answer.noise.length) frames.push([decode(answer.noise[at]), `${number}: noisy map`]);
       frames.push([decode(belief), `${number}: what the model believes`]);
     });
-    frames.push([null, "result"]);
+    const drawn = answer.samples.length;
+    frames.push([null, `result: ${drawn ? `the mean of ${drawn} samples` : "the last belief"}, `
+      + "and the best moments read off it"]);
     const run = make("div", "run", card);
     const play = make("button", "play", run, "Play the denoising");
     play.type = "button";
@@ -397,12 +429,28 @@ window.tmapdiffDemo = (() => {
         drawTimeline();
       }).observe(element);
     },
+    transcript(element, props, watch) {
+      const update = () => {
+        const card = element.querySelector(".transcript");
+        card.replaceChildren();
+        lines = (props.value ? JSON.parse(props.value) : []).map(([start, end, text]) => {
+          const line = make("p", "cue", card);
+          const second = String(Math.floor(start) % 60).padStart(2, "0");
+          make("span", "when", line, `${Math.floor(start / 60)}:${second}`);
+          make("span", "", line, text);
+          return { start, end, element: line };
+        });
+      };
+      watch("value", update);
+      update();
+    },
     map(element, props, watch) {
       const update = () => {
         answer = props.value ? JSON.parse(props.value) : null;
         stopAt = null;
         drawMap(element);
         drawTimeline();
+        highlight();
       };
       watch("value", update);
       update();

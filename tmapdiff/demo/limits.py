@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmapdiff._core.checks import check_int, check_range, message, require
+from tmapdiff.data.text_tracks import Cue, load_text_track
 from tmapdiff.errors import FileError, VideoError
 from tmapdiff.video import VideoInfo, probe_video
 
@@ -16,6 +17,7 @@ class DemoLimits:
     Args:
         max_megabytes: Largest file.
         max_seconds: Longest video.
+        max_track_seconds: Longest text track.
         max_pixels: Most pixels of a frame.
         max_steps: Most denoising steps.
         max_samples: Most samples.
@@ -34,9 +36,10 @@ class DemoLimits:
     max_samples: int = 16
     max_waiting: int = 16
     max_total_megabytes: float | None = None
+    max_track_seconds: float = 14_400.0
 
     def __post_init__(self) -> None:
-        for name in ("max_megabytes", "max_seconds"):
+        for name in ("max_megabytes", "max_seconds", "max_track_seconds"):
             check_range("DemoLimits", name, getattr(self, name), 0, open_low=True)
         if self.max_total_megabytes is not None:
             least = self.max_megabytes
@@ -69,6 +72,32 @@ class DemoLimits:
             VideoError: If it is no video, or beyond a limit.
             MissingDependencyError: If the extra `video` is not installed.
         """
+        name = self._check_size(path)
+        info = probe_video(path, max_pixels=self.max_pixels)
+        if not info.has_video:
+            raise VideoError(message(name, "a video", "a file without pictures"))
+        seconds = info.duration or 0.0
+        if seconds <= self.max_seconds:
+            seconds = max(seconds, _last_timestamp(path))
+        _check_length(name, "video", seconds, self.max_seconds)
+        return info
+
+    def check_track(self, path: str | os.PathLike[str]) -> tuple[Cue, ...]:
+        """Read a text track, if it is within the limits.
+
+        Args:
+            path: Its file.
+
+        Raises:
+            FileError, AnnotationError, ConfigError: As `load_text_track`.
+            VideoError: If it is beyond a limit.
+        """
+        name = self._check_size(path)
+        cues = load_text_track(path)
+        _check_length(name, "text track", max(cue.end for cue in cues), self.max_track_seconds)
+        return cues
+
+    def _check_size(self, path: str | os.PathLike[str]) -> str:
         name = Path(path).name
         try:
             size = Path(path).stat().st_size
@@ -77,17 +106,14 @@ class DemoLimits:
         if size > self.max_bytes:
             expected = f"a file of at most {self.max_megabytes:g} MB"
             raise VideoError(message(name, expected, f"{size / 1_000_000:.1f} MB"))
-        info = probe_video(path, max_pixels=self.max_pixels)
-        if not info.has_video:
-            raise VideoError(message(name, "a video", "a file without pictures"))
-        seconds = info.duration or 0.0
-        if seconds <= self.max_seconds:
-            seconds = max(seconds, _last_timestamp(path))
-        if seconds > self.max_seconds:
-            expected = f"a video of at most {_in_words(self.max_seconds)}"
-            hint = "Cut out the part that you are interested in."
-            raise VideoError(message(name, expected, _in_words(seconds), hint))
-        return info
+        return name
+
+
+def _check_length(name: str, kind: str, seconds: float, most: float) -> None:
+    if seconds > most:
+        hint = "Cut out the part that you are interested in."
+        expected = f"a {kind} of at most {_in_words(most)}"
+        raise VideoError(message(name, expected, _in_words(seconds), hint))
 
 
 def _last_timestamp(path: str | os.PathLike[str]) -> float:

@@ -3,42 +3,64 @@
 import html
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from tmapdiff._core.checks import check_no_address, message
+from tmapdiff._core.files import list_visible
+from tmapdiff.data.text_tracks import TRACK_SUFFIXES
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.demo.visits import WELCOME, Visits, line
 from tmapdiff.errors import FileError
+from tmapdiff.models import SimilarityLocalizer
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.video.extraction import VIDEO_SUFFIXES, find_videos
 
 _HERE = Path(__file__).parent
 _TITLE = "Find the moment"
-_EXAMPLE = "the red circle moves to the left"
-_INTRODUCTION = "Type what happens, and see when: every cell of the map is one candidate moment."
+_INTRODUCTION = "Type {}, and see when: every cell of the map is one candidate moment."
+# Of made-up videos; shown where the model knows all words.
+_EXAMPLES = ("the red circle moves to the left", "the yellow triangle rises", "a box is flashing")
 
 
 def build_page(
     pipeline: MomentLocalizationPipeline,
     videos: SessionVideos,
     video_dir: str | os.PathLike[str] | None = None,
+    examples: Sequence[str] = (),
 ) -> gr.Blocks:
     """Make the page."""
-    limits = videos.limits
-    listed = _list_videos(video_dir)
+    limits, tracks = videos.limits, videos.text_tracks
+    what, kind = ("what is said", "transcript") if tracks else ("what happens", "video")
+    listed = _list_videos(video_dir, tracks)
+    if not examples and pipeline.vocabulary is not None:
+        examples = [one for one in _EXAMPLES if not pipeline.unknown_words(one)]
     visits = Visits(pipeline, videos, listed)
     generative = pipeline.localizer.is_generative
     default_steps = pipeline.localizer.config.get("num_inference_steps", 1)
 
     with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(f"<h1>{_TITLE}</h1><p>{_INTRODUCTION}</p>", elem_id="heading")
+        gr.HTML(f"<h1>{_TITLE}</h1><p>{_INTRODUCTION.format(what)}</p>", elem_id="heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=6, min_width=320, elem_id="left"):
-                player = gr.Video(
-                    interactive=False, show_label=False, elem_id="player", height=400, buttons=[]
+                player: Any = (
+                    gr.HTML(
+                        value="",
+                        html_template='<div class="transcript"></div>',
+                        js_on_load="tmapdiffDemo.transcript(element, props, watch)",
+                        elem_id="transcript",
+                    )
+                    if tracks
+                    else gr.Video(
+                        interactive=False,
+                        show_label=False,
+                        elem_id="player",
+                        height=400,
+                        buttons=[],
+                    )
                 )
                 gr.HTML(
                     html_template='<div class="timeline"></div>',
@@ -47,8 +69,8 @@ def build_page(
                 )
                 with gr.Row(elem_id="sources", equal_height=True):
                     upload = gr.UploadButton(
-                        "Upload a video",
-                        file_types=["video", *VIDEO_SUFFIXES],
+                        f"Upload a {kind}",
+                        file_types=[*TRACK_SUFFIXES] if tracks else ["video", *VIDEO_SUFFIXES],
                         elem_id="upload",
                         min_width=140,
                     )
@@ -64,12 +86,17 @@ def build_page(
                     )
             with gr.Column(scale=5, min_width=320, elem_id="right"):
                 query = gr.Textbox(
-                    label="What happens?",
-                    placeholder=None if pipeline.unknown_words(_EXAMPLE) else _EXAMPLE,
+                    label=f"{what.capitalize()}?",
+                    placeholder=examples[0] if examples else None,
                     max_length=300,
                     lines=1,
                     elem_id="query",
                 )
+                with gr.Row(elem_id="examples", visible=bool(examples)):
+                    buttons = [
+                        gr.Button(one, size="sm", min_width=0, variant="secondary")
+                        for one in examples
+                    ]
                 with gr.Row(elem_id="settings", visible=generative):
                     numbers = [
                         gr.Slider(
@@ -93,7 +120,8 @@ def build_page(
                     elem_id="as-set",
                 )
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
-                status = gr.HTML(line(WELCOME), elem_id="status")
+                status = gr.HTML(line(WELCOME.format(kind)), elem_id="status")
+                gr.HTML(f"<p>{html.escape(_describe(pipeline))}</p>", elem_id="about")
                 if pipeline.vocabulary is not None:
                     known = sorted(pipeline.vocabulary.words[2:])
                     with gr.Accordion(
@@ -115,6 +143,9 @@ def build_page(
         picker.select(visits.pick, picker, shown, **quiet)
         for event in (ask.click, query.submit):
             event(visits.ask, [query, *numbers, as_set], [status, answer], **quiet)
+        for button in buttons:
+            chosen = button.click(lambda text: text, button, query, **quiet)
+            chosen.then(visits.ask, [query, *numbers, as_set], [status, answer], **quiet)
         page.unload(visits.end)
     page.queue(max_size=limits.max_waiting, default_concurrency_limit=1)
     return page
@@ -130,14 +161,35 @@ def page_style() -> dict[str, Any]:
     }
 
 
-def _list_videos(folder: str | os.PathLike[str] | None) -> dict[str, Path]:
+def _describe(pipeline: MomentLocalizationPipeline) -> str:
+    """Say what the model knows."""
+    parts = []
+    if isinstance(pipeline.localizer, SimilarityLocalizer):
+        whole = "what is said" if pipeline.takes_text_tracks else "pictures"
+        parts.append(f"Compares {whole} with the sentence, one piece at a time")
+    if pipeline.vocabulary is not None:
+        parts.append(f"Knows {len(pipeline.vocabulary.words) - 2:,} words")
+    if pipeline.config.durations:
+        shortest, *_, longest = pipeline.config.durations
+        parts.append(f"Trained on videos of {shortest:.0f} to {longest:.0f} s")
+    if pipeline.frame_encoder is not None:
+        parts.append(f"Sees by {pipeline.frame_encoder.description}")
+    return ". ".join(parts) + "."
+
+
+def _list_videos(folder: str | os.PathLike[str] | None, tracks: bool = False) -> dict[str, Path]:
     if folder is None:
         return {}
     check_no_address("demo", folder)
     videos, others = find_videos(Path(folder))
+    if tracks:
+        files = [path for path in list_visible(Path(folder)) if path.is_file()]
+        videos = [path for path in files if path.suffix.lower() in TRACK_SUFFIXES]
+        others = {"": len(files)}
     if not videos:
         got = f"{sum(others.values())} other files"
-        raise FileError(message(str(folder), "a folder with videos", got))
+        kind = "text tracks" if tracks else "videos"
+        raise FileError(message(str(folder), f"a folder with {kind}", got))
     return {path.name: path for path in sorted(videos, key=_natural_order)}
 
 

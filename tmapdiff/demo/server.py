@@ -6,7 +6,7 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ def launch_demo(
     pipeline: MomentLocalizationPipeline,
     video_dir: str | os.PathLike[str] | None = None,
     *,
+    examples: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int | None = None,
     share: bool = False,
@@ -38,8 +39,11 @@ def launch_demo(
     after an hour.
 
     Args:
-        pipeline: What answers; it needs a frame encoder.
-        video_dir: Folder of videos that visitors may pick.
+        pipeline: What answers; it needs a frame encoder, or takes text tracks
+            (`from_text_encoder`).
+        video_dir: Folder of videos, or text tracks, that visitors may pick.
+        examples: Sentences to click. Defaults to those of made-up videos, where the model knows
+            their words.
         host: Address to listen at; 0.0.0.0 lets other machines in.
         port: Where to listen. Defaults to the first free one from 7860.
         share: Whether to ask Gradio's servers for a public address.
@@ -48,12 +52,12 @@ def launch_demo(
 
     Raises:
         FileError: If there is no folder `video_dir`, or no video in it, or the port is taken.
-        ConfigError: If the pipeline has no frame encoder.
+        ConfigError: If the pipeline takes neither videos nor text tracks.
         MissingDependencyError: If gradio is not installed.
     """
     limits = limits or DemoLimits()
-    if pipeline.frame_encoder is None:
-        hint = "It works on features, and the demo on videos."
+    if pipeline.frame_encoder is None and not pipeline.takes_text_tracks:
+        hint = "It works on features, and the demo on videos or text tracks."
         raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))
     if port is not None:
         _check_port(host, port)
@@ -73,8 +77,8 @@ def launch_demo(
         from tmapdiff.demo.page import build_page, page_style
         from tmapdiff.demo.uploads import UploadRoute
 
-        videos = SessionVideos(folder, limits)
-        page = build_page(pipeline, videos, video_dir)
+        videos = SessionVideos(folder, limits, text_tracks=pipeline.takes_text_tracks)
+        page = build_page(pipeline, videos, video_dir, examples)
         middleware = [Middleware(SameHostOnly), Middleware(UploadRoute, videos=videos)]
         _, address, public = page.launch(
             server_name=host,

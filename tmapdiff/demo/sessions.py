@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from tmapdiff._core.checks import message
+from tmapdiff.data.text_tracks import Cue
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.playback import is_playable, write_playable
 from tmapdiff.errors import VideoError
@@ -29,6 +30,7 @@ class SessionVideo:
         shown: The file that the player plays.
         folder: What is deleted with it.
         size: Bytes that it takes.
+        cues: What is said, of a text track.
     """
 
     name: str
@@ -36,14 +38,21 @@ class SessionVideo:
     shown: Path
     folder: Path
     size: int
+    cues: tuple[Cue, ...] = ()
 
 
 class SessionVideos:
-    """Keeps the videos of all visitors in one folder, each in a folder that cannot be guessed."""
+    """Keeps the videos of all visitors in one folder, each in a folder that cannot be guessed.
 
-    def __init__(self, folder: str | os.PathLike[str], limits: DemoLimits) -> None:
+    With `text_tracks`, the videos are text tracks.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], limits: DemoLimits, *, text_tracks: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.limits = limits
+        self.text_tracks = text_tracks
         self._videos: dict[str, SessionVideo] = {}
         self._used: dict[str, float] = {}  # when, of each video
         self._ended: dict[str, float] = {}  # when, of each visitor who has left
@@ -100,11 +109,15 @@ class SessionVideos:
         folder = self._new_folder()
         folder.mkdir(parents=True)
         try:
-            self.limits.check(given)
+            cues: tuple[Cue, ...] = ()
+            if self.text_tracks:
+                cues = self.limits.check_track(given)
+            else:
+                self.limits.check(given)
             source, shown = given, folder / given.name
             if move:
                 source = Path(shutil.move(given, shown))
-            if not is_playable(source):
+            if not self.text_tracks and not is_playable(source):
                 self._check_room(0 if move else source.stat().st_size)
                 shown = folder / f"{source.stem}-playable.mp4"
                 write_playable(source, shown)
@@ -113,7 +126,7 @@ class SessionVideos:
                 shutil.copyfile(source, shown)
             files = [one.stat() for one in folder.iterdir()]
             size = sum(one.st_size for one in files if one.st_nlink == 1)
-            video = SessionVideo(given.name, source, shown, folder, size)
+            video = SessionVideo(given.name, source, shown, folder, size, cues)
             with self._lock:
                 if session in self._ended:
                     raise VideoError(message(given.name, "its visitor to wait", "a closed page"))

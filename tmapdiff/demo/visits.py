@@ -1,6 +1,7 @@
 """What the controls of the page do, for each visitor."""
 
 import html
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
-WELCOME = "Upload a video or pick one, and type a sentence."
+WELCOME = "Upload a {} or pick one, and type a sentence."
 IDLE = "Click a cell of the map or a bar, or press Enter on it: the player jumps there."
+IDLE_TRACK = "Click a cell of the map or a bar, or press Enter on it: its lines come into view."
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,6 +53,9 @@ class Visits:
             video = self.videos.take(session, path, move=move)
         except Exception as error:
             return _refused(_word(error, path, path.name))
+        if self.videos.text_tracks:
+            said = [[cue.start, cue.end, cue.text] for cue in video.cues]
+            return json.dumps(said), name, line(f"{video.name} is here. What is said in it?"), ""
         note = f"{video.name} is here. What happens in it?"
         return str(video.shown), name, line(note), ""
 
@@ -64,10 +69,10 @@ class Visits:
         """Answer, with a line on what is being done meanwhile."""
         video = self.videos.get(_session(request))
         if video is None:
-            yield line("Give a video first: upload one, or pick one.", wrong=True), ""
+            yield line("Nothing to search yet: upload a file, or pick one.", wrong=True), ""
             return
         if not query.strip():
-            yield line("Type what happens in the video.", wrong=True), ""
+            yield line("Type what to look for.", wrong=True), ""
             return
         yield line(f"Looking at {video.name} …", busy=True), gr.skip()
         limits = self.videos.limits
@@ -75,7 +80,8 @@ class Visits:
             self.pipeline.encode_queries([query])  # what has no known word needs no video
             unknown = self.pipeline.unknown_words(query)
             features = self.pipeline.encode_video(video.source)
-            yield line("Denoising …", busy=True), gr.skip()
+            doing = "Denoising" if self.pipeline.localizer.is_generative else "Comparing"
+            yield line(f"{doing} …", busy=True), gr.skip()
             found = find_answer(
                 self.pipeline,
                 features,
@@ -88,7 +94,7 @@ class Visits:
         except Exception as error:
             yield line(_word(error, video.source, video.name), wrong=True), ""
             return
-        notes = [IDLE]
+        notes = [IDLE_TRACK if video.cues else IDLE]
         if unknown:
             notes.append(f"The model does not know these words: {', '.join(unknown)}.")
         if features.damage:
