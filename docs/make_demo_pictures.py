@@ -1,9 +1,9 @@
-"""Take pictures of the demo, while it is served.
+r"""Take pictures of the demo, while it is served.
 
     tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test --port 7860
     python docs/make_demo_pictures.py shapes-test-0-0.mp4 "the yellow triangle rises" --name demo
     tmapdiff demo --text-encoder all-MiniLM-L6-v2 --video-dir examples --port 7860
-    python docs/make_demo_pictures.py council.vtt "where the budget is decided" \\
+    python docs/make_demo_pictures.py council.vtt "where the budget is decided" \
         --name demo-transcript
 
 Writes NAME.png and NAME-phone.png, with --dark also NAME-dark.png and NAME-phone-dark.png. Needs

@@ -64,7 +64,7 @@ window.tmapdiffDemo = (() => {
     for (const line of lines) {
       const at = answer ? answer.moments.findIndex((one) => isSaid(line, one)) : -1;
       line.element.className = at < 0 ? "cue" : "cue found";
-      line.element.style.setProperty("--strength", String(Math.max(1 - 0.2 * at, 0.2)));
+      line.element.style.setProperty("--strength", at ? "0.35" : "1");
       line.element.title = at < 0 ? "" : `moment ${at + 1}`;
     }
     const [best] = answer ? answer.moments : [];
@@ -189,7 +189,7 @@ window.tmapdiffDemo = (() => {
       make("span", "caption", timeline,
         `searched in ${answer.windows} windows, as the video is longer than those of training`);
     }
-    make("span", "playhead", tracks);
+    if (video()) make("span", "playhead", tracks);
     follow();
   }
 

@@ -69,7 +69,7 @@ def build_page(
                 )
                 with gr.Row(elem_id="sources", equal_height=True):
                     upload = gr.UploadButton(
-                        f"Upload a {kind}",
+                        "Upload a file" if tracks else "Upload a video",
                         file_types=[*TRACK_SUFFIXES] if tracks else ["video", *VIDEO_SUFFIXES],
                         elem_id="upload",
                         min_width=140,
