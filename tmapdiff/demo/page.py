@@ -174,7 +174,7 @@ def _describe(pipeline: MomentLocalizationPipeline) -> str:
         parts.append(f"Trained on videos of {shortest:.0f} to {longest:.0f} s")
     if pipeline.frame_encoder is not None:
         parts.append(f"Sees by {pipeline.frame_encoder.description}")
-    return ". ".join(parts) + "."
+    return "".join(f"{part}. " for part in parts)
 
 
 def _list_videos(folder: str | os.PathLike[str] | None, tracks: bool = False) -> dict[str, Path]:
