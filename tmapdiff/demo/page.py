@@ -162,13 +162,11 @@ def page_style() -> dict[str, Any]:
 
 
 def _describe(pipeline: MomentLocalizationPipeline) -> str:
-    """Say what the model knows."""
+    """Say what the model knows, beside its words."""
     parts = []
     if isinstance(pipeline.localizer, SimilarityLocalizer):
         whole = "what is said" if pipeline.takes_text_tracks else "pictures"
         parts.append(f"Compares {whole} with the sentence, one piece at a time")
-    if pipeline.vocabulary is not None:
-        parts.append(f"Knows {len(pipeline.vocabulary.words) - 2:,} words")
     if pipeline.config.durations:
         shortest, *_, longest = pipeline.config.durations
         parts.append(f"Trained on videos of {shortest:.0f} to {longest:.0f} s")
