@@ -527,8 +527,8 @@ def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
     path = tmp_path / "a.mp4"
     path.write_bytes(b"\0\1")
-    text = "decoding videos needs the package av, which is not installed. Install it with: "
-    with refuses(MissingDependencyError, f"{text}pip install -e '.[video]'"):
+    text = "decoding videos needs the package av, which is not installed."
+    with refuses(MissingDependencyError, text):
         open_video(path)
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     assert len(sampled(pictures, 1, frame_rate=1)[0]) == 2
