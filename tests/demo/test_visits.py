@@ -80,7 +80,7 @@ def test_a_transcript_is_shown_and_searched(visits, tmp_path):
     shown, name, note, _ = one.pick("talk.vtt", ANN)
     assert json.loads(shown) == said
     assert (name, "What is said in it?" in note) == ("talk.vtt", True)
-    *_, (note, answer) = one.ask("the budget is decided", 1, 1, ANN)
+    *_, (note, answer) = one.ask("the budget is decided", 1, 1, False, ANN)
     assert "its lines come into view" in note
     best = json.loads(answer)["moments"][0]
     assert 4 <= (best["start"] + best["end"]) / 2 <= 9
