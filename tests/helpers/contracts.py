@@ -247,7 +247,9 @@ class ModuleContract:
         raise NotImplementedError
 
     def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        raise NotImplementedError
+        """By default one output, of the first input's shape."""
+        first, *_ = self.inputs(batch).values()
+        return [tuple(first.shape)]
 
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
         """Inputs that replace good ones of batch 2, the error, and a part of its text."""
@@ -494,6 +496,13 @@ class MaskedContract(ModuleContract):
 
 class MaskArgumentContract(MaskedContract):
     """Tests of modules that take `mask` in the call; `inputs` holds one of shape (N_k, A)."""
+
+    def valid_inputs(self) -> dict[str, Tensor]:
+        first, *_ = inputs = self.inputs(1)
+        return {first: inputs["mask"]}
+
+    def valid_outputs(self) -> list[Tensor]:
+        return [self.inputs(1)["mask"]]
 
     def test_mask_of_a_batch_equals_one_mask(self) -> None:
         module, inputs = self.ready(), self.inputs(3)

@@ -159,20 +159,11 @@ class GoodContract(MaskArgumentContract):
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         return {"x": draw(batch, 2, 4, 3, dtype=dtype), "mask": triangle(4, 3)}
 
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 2, 4, 3)]
-
     def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
         return [({"x": draw(2, 4, 3)}, ShapeError, "Good: expected 4 axes, got 3.")]
 
     def expected_repr(self) -> str:
         return "("
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {"x": triangle(4, 3)}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [triangle(4, 3)]
 
 
 class TestGood(GoodContract):

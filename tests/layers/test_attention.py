@@ -80,9 +80,6 @@ class TestMapTransformerLayer(MaskArgumentContract):
             "mask": MASK,
         }
 
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 4, 5, 1)]
-
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
         who = "MapTransformerLayer: expected"
         return [
@@ -103,9 +100,6 @@ class TestMapTransformerLayer(MaskArgumentContract):
 
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"x": MASK, **({"context": MASK} if self.with_context else {})}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [MASK]
 
     def test_equals_attention_written_out(self) -> None:
         layer, inputs = self.ready(torch.float64), self.inputs(2, torch.float64)

@@ -36,12 +36,6 @@ class GatedContract(MaskArgumentContract):
             ),
         ]
 
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {"x": triangle(5, 3)}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [triangle(5, 3)]
-
 
 class TestSharedGate(GatedContract):
     def make(self) -> nn.Module:

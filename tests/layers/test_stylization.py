@@ -18,9 +18,6 @@ class StylizationContract(MaskArgumentContract):
             "mask": triangle(5, 3),
         }
 
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 6, 5, 3)]
-
     def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
         who = "StylizationBlock: expected"
         return [
@@ -39,12 +36,6 @@ class StylizationContract(MaskArgumentContract):
             ({"mask": triangle(5, 2)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
             ({"mask": triangle(5, 3).float()}, ShapeError, f"{who} a mask of dtype bool"),
         ]
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {"x": triangle(5, 3)}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [triangle(5, 3)]
 
     def test_equals_equation_6(self) -> None:
         block, inputs = self.ready(), self.inputs(3)

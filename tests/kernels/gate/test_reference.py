@@ -5,69 +5,13 @@ import math
 import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, refuses
-from helpers.contracts import MaskArgumentContract, draw, triangle
-from torch import Tensor, nn
+from helpers.contracts import draw, triangle
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
 from tmapdiff.kernels import gate
 from tmapdiff.kernels.gate import gate_features
 
 ROWS, COLUMNS = 5, 3
-
-
-class Gate(nn.Module):
-    """The operation as a module, so that it can be put to the contract."""
-
-    def __init__(self, gate_channels: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(4 + gate_channels))
-
-    def forward(self, convolved: Tensor, mask: Tensor | None = None) -> Tensor:
-        return gate_features(convolved, mask, channels=4, bias=self.bias)
-
-
-class GateContract(MaskArgumentContract):
-    gate_channels: int
-
-    def make(self) -> nn.Module:
-        return Gate(self.gate_channels)
-
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        shape = (batch, 4 + self.gate_channels, ROWS, COLUMNS)
-        return {"convolved": 2 * draw(*shape, dtype=dtype), "mask": triangle(ROWS, COLUMNS)}
-
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 4, ROWS, COLUMNS)]
-
-    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        who = "gate_features: expected"
-        return [
-            ({"convolved": draw(2, 5, ROWS)}, ShapeError, f"{who} map features of shape (B, C, N"),
-            (
-                {"convolved": draw(2, 6, ROWS, COLUMNS)},
-                ShapeError,
-                f"{who} 4 channels and a gate of 1 or 4, got 6 in all.",
-            ),
-            ({"mask": triangle(ROWS, 2)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
-            ({"mask": triangle(ROWS, COLUMNS).float()}, ShapeError, f"{who} a mask of dtype bool"),
-        ]
-
-    def expected_repr(self) -> str:
-        return "Gate()"
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {"convolved": triangle(ROWS, COLUMNS)}
-
-    def valid_outputs(self) -> list[Tensor]:
-        return [triangle(ROWS, COLUMNS)]
-
-
-class TestSharedGate(GateContract):
-    gate_channels = 1
-
-
-class TestGatePerChannel(GateContract):
-    gate_channels = 4
 
 
 def test_equals_scalar_arithmetic() -> None:
@@ -102,13 +46,23 @@ def test_layout_stays() -> None:
 
 
 def test_refuses() -> None:
-    convolved = draw(2, 5, ROWS, COLUMNS)
-    with refuses(ArgumentError, "gate_features: expected channels to be an integer >= 1, got 0."):
-        gate_features(convolved, channels=0)
-    with refuses(ShapeError, "gate_features: expected bias of shape (5), got (4,)."):
-        gate_features(convolved, channels=4, bias=draw(4))
+    maps = {"convolved": draw(2, 5, ROWS, COLUMNS)}
+    for changes, kind, text in (
+        ({"channels": 0}, ArgumentError, "channels to be an integer >= 1, got 0."),
+        ({"bias": draw(4)}, ShapeError, "bias of shape (5), got (4,)."),
+        ({"convolved": draw(2, 5, ROWS)}, ShapeError, "map features of shape (B, C, N"),
+        (
+            {"convolved": draw(2, 6, ROWS, COLUMNS)},
+            ShapeError,
+            "4 channels and a gate of 1 or 4, got 6 in all.",
+        ),
+        ({"mask": triangle(ROWS, 2)}, ShapeError, "mask of shape (N_k, A) with N_k = 5"),
+        ({"mask": triangle(ROWS, COLUMNS).float()}, ShapeError, "a mask of dtype bool"),
+    ):
+        with refuses(kind, f"gate_features: expected {text}"):
+            gate_features(**{**maps, "channels": 4, **changes})
     with refuses(ConfigError, "kernels.gate: expected inputs that backend 'triton' can run"):
-        gate_features(convolved.double(), channels=4, backend="triton")
+        gate_features(maps["convolved"].double(), channels=4, backend="triton")
 
 
 def test_small_maps_are_left_to_the_reference(monkeypatch) -> None:
