@@ -101,8 +101,10 @@ def test_plans_are_those_of_torch(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.usefixtures("aligned_on_the_cpu")
-def test_torch_knows_the_operation() -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+def test_torch_knows_the_operation(aligned: bool, request: pytest.FixtureRequest) -> None:
+    if aligned:
+        request.getfixturevalue("aligned_on_the_cpu")
     leaves = [one.float().detach().requires_grad_() for one in values()]
     torch.library.opcheck(spectral_map_conv, (*leaves, 4))
 

@@ -2,21 +2,17 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same
 from helpers.contracts import ModuleContract, draw
+from helpers.kernels import LAYOUTS
 from torch import Tensor, nn
 
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels.memory_order import memory_order
 from tmapdiff.layers.pointwise import PointwiseConv2d, concat_channels
 
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "durations first": lambda x: x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0),
-}
 ORDERS = {
     "contiguous": [0, 1, 2, 3],
     "channels_last": [0, 2, 3, 1],
-    "durations first": [3, 2, 0, 1],
+    "durations_outermost": [3, 2, 0, 1],
 }
 
 
@@ -38,7 +34,7 @@ class TestPointwiseConv2d(ModuleContract):
         return "PointwiseConv2d(3, 4, kernel_size=(1, 1)"
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("layout", ORDERS)
 def test_keeps_the_memory_order(layout: str) -> None:
     x = LAYOUTS[layout](draw(2, 3, 5, 4))
     assert memory_order(x) == ORDERS[layout]
@@ -51,12 +47,12 @@ def test_keeps_the_memory_order(layout: str) -> None:
 
 def test_one_channel_has_no_order() -> None:
     x = draw(2, 1, 5, 4)
-    for lay in LAYOUTS.values():
-        assert memory_order(lay(x)) == [0, 1, 2, 3]
+    for layout in ORDERS:
+        assert memory_order(LAYOUTS[layout](x)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("first", list(LAYOUTS))
-@pytest.mark.parametrize("second", list(LAYOUTS))
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("second", ORDERS)
 def test_concatenates_in_the_second_order(first: str, second: str) -> None:
     one, other = draw(2, 3, 5, 4), draw(2, 2, 5, 4, seed=1)
     found = concat_channels(LAYOUTS[first](one), LAYOUTS[second](other))

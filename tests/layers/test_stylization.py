@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import MaskArgumentContract, ModuleContract, draw, randomize_, triangle
 from torch import Tensor, nn
@@ -52,15 +53,6 @@ class StylizationContract(MaskArgumentContract):
         inputs["time_embedding"] = 100 * draw(3, 4, seed=2)
         assert_same(block(**inputs), inside)
 
-    def test_time_matters_after_training(self) -> None:
-        block, inputs = self.ready(), self.inputs(3)
-        before = block(**inputs).detach()
-        inputs["time_embedding"] = inputs["time_embedding"].clone()
-        inputs["time_embedding"][1] += 1
-        after = block(**inputs).detach()
-        assert_same(after[[0, 2]], before[[0, 2]])
-        assert float((after[1] - before[1]).abs().max()) > 0.01
-
 
 class TestGroup(StylizationContract):
     def make(self) -> nn.Module:
@@ -84,18 +76,12 @@ def silu(x: Tensor) -> Tensor:
 
 def normalize(block: StylizationBlock, x: Tensor, mask: Tensor) -> Tensor:
     """Zero mean and unit variance: of a group over the valid cells, or of each cell."""
+    cells, result = x[..., mask], torch.zeros_like(x)
     if block.norm == "layer":
-        axes, weight = 2, torch.ones_like(x)[:, None]
-        x = x[:, None]
+        result[..., mask] = F.layer_norm(cells.mT, x.shape[1:2]).mT
     else:
-        axes, weight = (2, 3, 4), mask.double().expand_as(x)
-        weight, x = (
-            one.reshape(len(x), block.num_groups, -1, *mask.shape[-2:]) for one in (weight, x)
-        )
-    total = weight.sum(axes, keepdim=True)
-    mean = (weight * x).sum(axes, keepdim=True) / total
-    variance = (weight * (x - mean) ** 2).sum(axes, keepdim=True) / total
-    return ((x - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+        result[..., mask] = F.group_norm(cells, block.num_groups)
+    return result
 
 
 def equation_6(block: StylizationBlock, x: Tensor, time_embedding: Tensor, mask: Tensor) -> Tensor:

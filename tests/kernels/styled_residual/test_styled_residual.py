@@ -24,16 +24,6 @@ def made() -> dict[str, Tensor]:
     }
 
 
-def test_gradients_of_the_reference() -> None:
-    given = [one.requires_grad_() for one in made().values()]
-    for backend in ("eager", "reference"):
-        assert torch.autograd.gradcheck(
-            lambda *leaves, one=backend: add_styled(*leaves, MASK, num_groups=2, backend=one),
-            given,
-            fast_mode=True,
-        )
-
-
 def block_and_inputs(**fields: object) -> tuple[StylizationBlock, Tensor, Tensor, Tensor]:
     block = StylizationBlock(CHANNELS, 8, num_groups=2, **fields)  # type: ignore[arg-type]
     for seed, parameter in enumerate(block.parameters()):
@@ -74,17 +64,6 @@ def test_is_one_operation_only_where_it_can_be() -> None:
     assert not is_one(torch.bfloat16)
     assert not is_one(norm="layer")
     assert not is_one(dropout=0.1)
-
-
-@pytest.mark.compile
-def test_the_compiler_sees_the_parts() -> None:
-    torch._dynamo.reset()
-    block, x, style, mask = block_and_inputs()
-    style = style.detach()  # the compiler wants leaves
-    compiled = torch.compile(block.residual, backend="eager", fullgraph=True)
-    result = compiled(x, style, mask)
-    assert "AddStyled" not in type(result.grad_fn).__name__
-    assert_close(result, x + block.branch(x, style, mask))
 
 
 def test_refuses_what_it_cannot_do() -> None:

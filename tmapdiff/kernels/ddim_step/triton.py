@@ -1,6 +1,7 @@
 """Step of DDIM in Triton: two reads, three writes, one launch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -58,7 +59,7 @@ def _step_op(
     clip: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores, noisy = scores.contiguous(), noisy.contiguous()
-    results = _empty(scores, noisy, coefficients, numbers, sigmoid, clip)
+    results = _empty(scores, noisy)
     if noisy.numel():
         on_device = coefficients is not None
         with torch.cuda.device_of(noisy):
@@ -71,14 +72,7 @@ def _step_op(
 
 
 @_step_op.register_fake
-def _empty(
-    scores: Tensor,
-    noisy: Tensor,
-    coefficients: Tensor | None,
-    numbers: Sequence[float],
-    sigmoid: bool,
-    clip: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(scores: Tensor, noisy: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     less_noisy, clean = noisy.new_empty(noisy.shape), noisy.new_empty(noisy.shape)
     return less_noisy, clean, scores.new_empty(scores.shape)
 

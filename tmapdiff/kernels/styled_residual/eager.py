@@ -17,21 +17,12 @@ from tmapdiff.kernels.styled_residual import reference
 _PIECE = 2**18
 
 
-def add_styled(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mask: Tensor | None,
-    num_groups: int,
-    eps: float,
-) -> Tensor:
+def add_styled(*given: Any) -> Tensor:
     """Compute `x + linear(stylize(x))`; see the operation.
 
     Derivation: README.md. Keeps nothing for the gradient but the inputs and the statistics.
     """
-    result: Tensor = _AddStyled.apply(x, scale, shift, weight, bias, mask, num_groups, eps)
+    result: Tensor = _AddStyled.apply(*given)
     return result
 
 

@@ -54,7 +54,6 @@ def stylize(
     if chosen == "triton":
         from tmapdiff.kernels.stylization import triton
 
-        return triton.stylize(x, scale, shift, mask, num_groups, eps)
-    if chosen == "eager" and num_groups:
-        return eager.stylize(x, scale, shift, mask, num_groups, eps)
-    return reference.stylize(x, scale, shift, mask, num_groups, eps)
+        return triton.stylize(*inputs, mask, num_groups, eps)
+    run = eager.stylize if chosen == "eager" else reference.stylize
+    return run(*inputs, mask, num_groups, eps)

@@ -11,15 +11,13 @@ from tmapdiff.kernels.masking import fill_invalid_, inverse_deviation
 from tmapdiff.kernels.stylization import reference
 
 
-def stylize(
-    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int, eps: float
-) -> Tensor:
+def stylize(*given: Any) -> Tensor:
     """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm; see the operation.
 
     Derivation: README.md. Keeps nothing for the gradient but the inputs and the statistics, and
     works in place on what it made itself: fresh memory costs the CPU more than the arithmetic.
     """
-    result: Tensor = _Stylize.apply(x, scale, shift, mask, num_groups, eps)
+    result: Tensor = _Stylize.apply(*given)
     return result
 
 

@@ -390,12 +390,7 @@ def _stylize_op(
 
 @_stylize_op.register_fake
 def _empty(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    mask: Tensor | None,
-    num_groups: int | None,
-    eps: float,
+    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
     statistics = x.new_empty((x.shape[0], num_groups or 0, 3), dtype=torch.float32)
     return empty_like_maps(within_reach(x)), statistics
@@ -472,13 +467,6 @@ def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | 
 _stylize_op.register_autograd(_gradients, setup_context=_save)
 
 
-def stylize(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    mask: Tensor | None,
-    num_groups: int | None,
-    eps: float,
-) -> Tensor:
+def stylize(*given: Any) -> Tensor:
     """Compute the operation in Triton."""
-    return _stylize_op(x, scale, shift, mask, num_groups, eps)[0]
+    return _stylize_op(*given)[0]

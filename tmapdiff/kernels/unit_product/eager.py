@@ -11,9 +11,9 @@ from tmapdiff.kernels.unit_product import reference
 from tmapdiff.kernels.unit_product.reference import SMALLEST_NORM
 
 
-def unit_product(maps: Tensor, vector: Tensor, mask: Tensor | None) -> Tensor:
+def unit_product(*given: Any) -> Tensor:
     """Compute `normalize(maps * vector)`; see the operation. Derivation: README.md."""
-    result: Tensor = _UnitProduct.apply(maps, vector, mask)
+    result: Tensor = _UnitProduct.apply(*given)
     return result
 
 
