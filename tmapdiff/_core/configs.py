@@ -49,7 +49,11 @@ class StrictConfigMixin:
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Sort a configuration's fields as diffusers does, after checking that each exists."""
+        """Sort the fields of `config_dict` and `kwargs` as diffusers does.
+
+        Raises:
+            ConfigError: If a field is unknown, or one without a default is missing.
+        """
         parameters = inspect.signature(cls).parameters
         fields = [name for name in parameters if name != "kwargs"]
         for name in [*config_dict, *kwargs]:

@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from tmapdiff._core.checks import (
     check_bool,
@@ -160,12 +160,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.set_timesteps(num_train_timesteps)
 
     @classmethod
+    @override
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Sort the fields of `config_dict` and `kwargs`, which must not be a diffusers scheduler's.
-
-        Raises:
-            ConfigError: If a field is unknown.
-        """
         if foreign := {"prediction_type", "trained_betas"} & set(config_dict):
             got = f"one of diffusers' schedulers, with {min(foreign)}"
             hint = (

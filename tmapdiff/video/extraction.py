@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -242,14 +242,29 @@ def extract_features(
         # Garbage of PyAV that a forked worker collects would wait for ever for its decoder's
         # threads, which are not in the fork.
         gc.collect()
-        with _ProgressBar(show_progress, len(todo)) as bar:
+        progress: Any = require("rich.progress", extra="video", purpose=who)
+        bar = progress.Progress(
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            "videos",
+            "{task.fields[count]} frames",
+            progress.TimeRemainingColumn(),
+            transient=True,
+        )
+        # Off a terminal, rich would print the bar's last state into the log; before 14.3, even
+        # disabled, an empty line.
+        bar.disable = not (show_progress and bar.console.is_terminal)
+        task, num_frames = bar.add_task("extracting", total=len(todo), count=0), 0
+        with nullcontext() if bar.disable else bar:
             features: dict[str, list[Tensor]] = {}  # by video: each worker is at one
             for video_id, item in loader:
                 if isinstance(item, Tensor):
                     features.setdefault(video_id, []).append(encoder(item))
-                    bar.frames(len(item))
+                    num_frames += len(item)
+                    bar.update(task, count=num_frames)
                     continue
-                bar.video()
+                bar.advance(task)
                 parts = features.pop(video_id, [])
                 if isinstance(item, str):
                     skipped[video_id] = item
@@ -318,41 +333,6 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
             if video.damage:
                 attributes["damage"] = video.damage
             yield attributes
-
-
-class _ProgressBar:
-    """A rich progress bar on a terminal; nothing elsewhere."""
-
-    def __init__(self, shown: bool, num_videos: int) -> None:
-        progress: Any = require("rich.progress", extra="video", purpose="extract_features")
-        self.bar = progress.Progress(
-            "{task.description}",
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            "videos",
-            "{task.fields[count]} frames",
-            progress.TimeRemainingColumn(),
-            transient=True,
-        )
-        # Without a terminal, rich would print the bar's last state into the log.
-        self.bar.disable = not (shown and self.bar.console.is_terminal)
-        self.task = self.bar.add_task("extracting", total=num_videos, count=0)
-        self.count = 0
-
-    def __enter__(self) -> "_ProgressBar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self.bar.disable:  # rich before 14.3 would print an empty line
-            self.bar.stop()
-
-    def frames(self, count: int) -> None:
-        self.count += count
-        self.bar.update(self.task, count=self.count)
-
-    def video(self) -> None:
-        self.bar.advance(self.task)
 
 
 def _not_finite(who: str, encoder: FrameEncoder) -> str:
