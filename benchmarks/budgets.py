@@ -211,7 +211,6 @@ def _entry(result: dict[str, Any], recipe: str, passes: int, reading: str) -> di
 
 
 def print_head(names: Sequence[str]) -> None:
-    """Print the first two lines of a table in Markdown."""
     print("|", *(f"{name} |" for name in names))
     print("|" + " --- |" * len(names))
 

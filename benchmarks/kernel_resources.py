@@ -163,7 +163,6 @@ def _usage(cubin: bytes) -> dict[str, int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a table of all cases."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--architecture", type=int, default=90, help="compute capability: 80, 90 (H100) or 100")

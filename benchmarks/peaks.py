@@ -64,7 +64,6 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def _strided(tensor: Tensor) -> list[Tensor]:
-    """Give the tensors that a tensor consists of."""
     if tensor.layout == torch.sparse_csr:
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     return [tensor]

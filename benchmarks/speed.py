@@ -82,7 +82,6 @@ def measure(
 
 
 def describe(setting: Setting) -> dict[str, Any]:
-    """Describe software and machine."""
     return {
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": ["benchmarks/speed.py", *sys.argv[1:]],

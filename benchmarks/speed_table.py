@@ -19,7 +19,6 @@ _COLUMNS = {
 
 
 def print_ceilings(ceilings: Ceilings) -> None:
-    """Print what the machine can do."""
     rates = ", ".join(
         f"{rate / 1e12:.3g} TFLOP/s in {dtype_name(dtype)}"
         for dtype, rate in ceilings.operations_a_second.items()
@@ -28,7 +27,6 @@ def print_ceilings(ceilings: Ceilings) -> None:
 
 
 def print_records(records: Sequence[Record]) -> None:
-    """Print the records of one case."""
     first = records[0]
     if all(one.median_us is None and one.error is None for one in records):
         print(f"\n{first.suite}: {first.case}")
@@ -45,12 +43,10 @@ def print_records(records: Sequence[Record]) -> None:
 
 
 def shape_text(record: Record) -> str:
-    """Sizes in a line."""
     return ", ".join(f"{name} {value}" for name, value in record.shape.items())
 
 
 def duration_text(microseconds: float) -> str:
-    """Write a time with a unit that fits."""
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if microseconds >= size:
             return f"{microseconds / size:.3g} {unit}"

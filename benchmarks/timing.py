@@ -50,7 +50,6 @@ Clock = CpuClock | CudaClock
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Choose the clock of a device."""
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 

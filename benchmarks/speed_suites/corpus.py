@@ -58,14 +58,12 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def make_pipeline(preset: str) -> MomentLocalizationPipeline:
-    """Make a pipeline with random weights."""
     vocabulary = Vocabulary(WORDS)
     sizes = {"vocabulary_size": len(vocabulary), "clip_channels": CHANNELS}
     return MomentLocalizationPipeline(find_preset(preset).build(**sizes).eval(), vocabulary)
 
 
 def make_sentences(count: int) -> list[str]:
-    """Make up queries."""
     random = np.random.default_rng(0)
     return [" ".join(random.choice(WORDS, 8)) for _ in range(count)]
 

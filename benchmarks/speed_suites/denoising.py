@@ -35,7 +35,6 @@ Plans = Sequence[Sequence[MapConvPlan]]
 
 
 def decoder_cases(setting: Setting) -> Iterator[Case]:
-    """Measure a step in each dtype and batch size."""
     name = setting.preset_name(cpu="stack128")
     batches = setting.batch_sizes(gpu=(1, 8, 32, 64), cpu=(1, 8, 32))
     for shape, dtype, build in each_size(setting, name, batches, _step_contest):
@@ -44,7 +43,6 @@ def decoder_cases(setting: Setting) -> Iterator[Case]:
 
 
 def sampling_cases(setting: Setting) -> Iterator[Case]:
-    """Measure sampling in each dtype and batch size."""
     name = setting.preset_name(cpu="stack128")
     batches = setting.batch_sizes(gpu=(1, 8, 32, 64), cpu=(1, 8))
     for shape, dtype, build in each_size(setting, name, batches, _sampling_contest):

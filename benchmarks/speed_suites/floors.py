@@ -25,12 +25,10 @@ def conv_floor(sizes: ConvSizes, ceilings: Ceilings) -> float:
 
 
 def seconds_of(work: Work, ceilings: Ceilings, dtype: torch.dtype) -> float:
-    """Shortest time of some work."""
     return ceilings.seconds(work.operations, work.bytes_moved, dtype)
 
 
 def total(*steps: Work) -> Work:
-    """Add up work."""
     return Work(sum(one.operations for one in steps), sum(one.bytes_moved for one in steps))
 
 

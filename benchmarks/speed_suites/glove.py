@@ -21,7 +21,6 @@ WORDS, WIDTH, USED = 400_000, 300, 1000
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure both."""
     words = 2000 if setting.quick else WORDS
     yield TimedCase(
         "glove",
@@ -54,7 +53,6 @@ def _contest(words: int) -> Contest:
 
 
 def write_vectors(path: Path, words: int) -> None:
-    """Make up a file of vectors."""
     random = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for first in range(0, words, 10_000):

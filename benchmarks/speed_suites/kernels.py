@@ -66,7 +66,6 @@ SIZES = (
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure each operation in each dtype and batch size."""
     name = setting.preset_name(cpu="stack128")
     preset = find_preset(name)
     for dtype in setting.dtypes:
@@ -98,7 +97,6 @@ def conv_sizes(setting: Setting, preset: Preset, batch: int, dtype: torch.dtype)
 
 
 def conv_work(sizes: ConvSizes, plan: MapConvPlan) -> Work:
-    """Work of a planned convolution."""
     if plan.transform is None:
         return direct_work(sizes)
     return total(*spectral_work(sizes, plan.transform))
@@ -289,7 +287,6 @@ def _forward_and_backward(setting: Setting, sizes: ConvSizes, given: _ConvInputs
 def _called(
     setting: Setting, run: Callable[[Tensor, str | None], Any]
 ) -> dict[str, Callable[[Tensor], Any]]:
-    """Give the ways to call a convolution."""
     asked = {"reference": "direct", "spectral": "spectral", "auto": None}
     runs = {name: partial(run, backend=backend) for name, backend in asked.items()}
     return {**runs, "compiled": compiled(runs["reference"])} if setting.compiled else runs

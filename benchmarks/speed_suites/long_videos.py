@@ -34,7 +34,6 @@ MODELS = {
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure each model, with each number of clips."""
     clips = CLIPS[:3] if setting.quick else CLIPS
     for name, (preset, ranking) in MODELS.items():
         shared = ("long-videos", name, {"steps": STEPS}, torch.float32)

@@ -28,7 +28,6 @@ Epochs = list[Counter[str]]  # seconds of each part
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure the trainer on made-up videos."""
     name = setting.preset or ("nano" if setting.quick else "tiny")
     for batch in setting.training_batch_sizes():
         yield PartsCase(
@@ -139,7 +138,6 @@ class Stopwatch(ExitStack):
 
 
 def watch_everything(stopwatch: Stopwatch, trainer: Trainer, model: Any) -> None:
-    """Time the parts of a training step."""
     for function, name in _gradient_functions():
         stopwatch.watch(function, "forward", name)
         stopwatch.watch(function, "backward", f"{name}, gradient")

@@ -70,7 +70,6 @@ def _contest(grid: MapGrid, queries: int) -> Contest:
 
 
 def make_data(grid: MapGrid, queries: int) -> Data:
-    """Make up maps and moments."""
     random = torch.Generator().manual_seed(0)
     clip_seconds = 0.3 + 0.4 * torch.rand(queries, generator=random)
     seconds = (grid.num_clips * clip_seconds)[:, None]
@@ -88,14 +87,12 @@ def make_data(grid: MapGrid, queries: int) -> Data:
 def metrics_of(
     rank: Callable[[MapGrid, Data], RankedMoments], grid: MapGrid, data: Data
 ) -> dict[str, float]:
-    """Rank, and compute all metrics."""
     metrics = LocalizationMetrics()
     metrics.update(rank(grid, data), data.moments)
     return metrics.compute()
 
 
 def by_nms(grid: MapGrid, data: Data) -> RankedMoments:
-    """Rank all queries at once."""
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(data.packed)
     options = {"top_n": TOP_N, "nms_threshold": NMS_THRESHOLD}
     return rank_candidates(candidates, scores, data.clip_seconds, **options)

@@ -108,7 +108,6 @@ def each_size(
 
 
 def find_preset(name: str) -> Preset:
-    """Find sizes by name: a preset's, or a stack's."""
     if name not in STACKS:
         return PRESETS[name]
     paper, channels = PRESETS["paper"], STACKS[name]
@@ -150,7 +149,6 @@ def map_conv_backends(setting: Setting) -> dict[str, str]:
 # Few are kept: the paper's model is large.
 @lru_cache(maxsize=1)
 def make_localizer(name: str, device: torch.device, dtype: torch.dtype) -> MomentLocalizer:
-    """Make the localizer of a preset, for inference."""
     return _prepared(_build(name, device), device, dtype).eval()
 
 
@@ -165,14 +163,12 @@ def make_trainable(name: str, device: torch.device, dtype: torch.dtype) -> Momen
 
 @lru_cache(maxsize=1)
 def make_peer(name: str, device: torch.device, dtype: torch.dtype) -> MS2DTAN:
-    """Make the MS-2D-TAN of a preset's sizes, for inference."""
     with torch.device(device):
         model = find_preset(name).build_ms2dtan(**DATA_SIZES)
     return _prepared(model, device, dtype).eval()
 
 
 def forget_models() -> None:
-    """Give back the memory of models."""
     make_localizer.cache_clear()
     make_peer.cache_clear()
 

@@ -97,7 +97,6 @@ def draw_batch(setting: Setting, num_clips: int, batch: int) -> Sequence[Tensor]
 
 
 def memory_cases(setting: Setting) -> Iterator[Case]:
-    """Measure peaks in each dtype and batch size."""
     name, batches = setting.preset_name(cpu="stack128"), setting.batch_sizes(gpu=(64,), cpu=(8,))
     for shape, dtype, build in each_size(setting, name, batches, _memory_of_sampling):
         yield MemoryCase("memory", "sampling", shape, dtype, build)

@@ -1,10 +1,11 @@
 """Pipelines of random weights, and what they are asked."""
 
-import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from helpers import videos
 from helpers.assertions import assert_close
 from helpers.fields import GRID
 
@@ -58,14 +59,10 @@ def seeds(count, first=0):
 
 
 def write_video(path, pictures, rate=8):
-    av = pytest.importorskip("av")
-    with av.open(path if isinstance(path, io.BytesIO) else str(path), "w", format="mp4") as file:
-        stream = file.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width = pictures.shape[1:3]
-        for picture in pictures:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        file.mux(stream.encode())
-    return path
+    period = Fraction(1, rate)
+    times = [index * period for index in range(len(pictures) + 1)]
+    options = {"format": "mp4", "codec": "mpeg4", "time_base": period, "rate": rate}
+    return videos.write_video(path, times, images=pictures, **options)
 
 
 def answer_of(found, index):

@@ -69,24 +69,22 @@ def npz_of_zeros(folder: Path) -> None:
     array = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(ZEROS) // 4 * MANY, 1)}
     np.lib.format.write_array_header_2_0(array, header)
-    with (
-        zipfile.ZipFile(folder / "A.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open("features.npy", "w") as member,
-    ):
-        member.write(array.getvalue())
-        for _ in range(MANY):
-            member.write(ZEROS)
+    _write_npz(folder, array.getvalue())
 
 
 @_bomb(_read_all)
 def npz_with_a_large_header(folder: Path) -> None:
     """numpy reads a header of the size that it declares before it looks at it."""
+    size = (len(ZEROS) * MANY).to_bytes(4, "little")
+    _write_npz(folder, np.lib.format.MAGIC_PREFIX + b"\x02\x00" + size)
+
+
+def _write_npz(folder: Path, begin: bytes) -> None:
     with (
         zipfile.ZipFile(folder / "A.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("features.npy", "w") as member,
     ):
-        size = len(ZEROS) * MANY
-        member.write(np.lib.format.MAGIC_PREFIX + b"\x02\x00" + size.to_bytes(4, "little"))
+        member.write(begin)
         for _ in range(MANY):
             member.write(ZEROS)
 
@@ -216,17 +214,16 @@ def parquet_with_a_text_of_many_zeros(folder: Path) -> None:
     _write_table(folder, pa.array(["0" * len(ZEROS) * MANY]))
 
 
-@_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
-def text_encoder_of_1e9_words(folder: Path) -> None:
-    config = {"model_type": "bert", "vocab_size": 10**9}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-@_bomb(lambda folder: tmapdiff.models.TransformersTextEncoder(folder))
-def text_encoder_of_1e9_layers(folder: Path) -> None:
-    config = {"model_type": "bert", "num_hidden_layers": 10**9, "hidden_size": 8}
-    config |= {"num_attention_heads": 1, "vocab_size": 4}
-    (folder / "config.json").write_text(json.dumps(config))
+for _name, _fields in {
+    "words": {"vocab_size": 10**9},
+    "layers": {"num_hidden_layers": 10**9, "hidden_size": 8, "num_attention_heads": 1},
+}.items():
+    BOMBS[f"text_encoder_of_1e9_{_name}"] = (
+        lambda folder, fields=_fields: (folder / "config.json").write_text(  # type: ignore[misc]
+            json.dumps({"model_type": "bert", "vocab_size": 4, **fields})
+        ),
+        tmapdiff.models.TransformersTextEncoder,
+    )
 
 
 def _write_table(folder: Path, queries: pa.Array) -> None:
@@ -239,15 +236,8 @@ def _write_video(
     images = [np.zeros((48, 64, 3), np.uint8)] * 3
     times = [Fraction(tick, 25) for tick in range(4)]
     content = io.BytesIO()
-    write_video(
-        content,
-        times,
-        images=images,
-        format=format,
-        codec=codec,
-        pix_fmt=pix_fmt,
-        time_base=Fraction(1, 25),
-    )
+    options = {"format": format, "codec": codec, "pix_fmt": pix_fmt, "time_base": Fraction(1, 25)}
+    write_video(content, times, images=images, **options)
     larger = re.compile(place, re.DOTALL)
     changed, count = larger.subn(lambda found: found[1] + 2 * size, content.getvalue())
     assert count
