@@ -1,14 +1,23 @@
-"""Memory that betrays kernels which read or write what they should not."""
+"""Operations and their inputs; memory that betrays kernels which read or write too much."""
 
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from helpers.contracts import draw, triangle
 from torch import Tensor
+
+from tmapdiff.kernels.ddim_step import ddim_step
+from tmapdiff.kernels.gate import gate_features
+from tmapdiff.kernels.map_conv import map_conv
+from tmapdiff.kernels.masking import fill_invalid, masked_group_norm
+from tmapdiff.kernels.styled_residual import add_styled
+from tmapdiff.kernels.stylization import stylize
+from tmapdiff.kernels.unit_product import unit_product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ZONE = 64  # elements before and after a tensor
@@ -123,3 +132,87 @@ def run(
         upper = upper.masked_fill(~mask.unsqueeze(-3), torch.nan)
     gradients = torch.autograd.grad(result, list(leaves.values()), upper)
     return {"result": result.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation; `inputs` by the name of the argument, the maps first.
+
+    Attributes:
+        call: Called with the inputs, and with `mask` and `backend` where there are.
+        inputs: Shapes of the inputs, those of each sample for 2 samples.
+        backends: What computes it, the definition first.
+        masked: Whether it takes a mask.
+    """
+
+    call: Callable[..., Tensor]
+    inputs: dict[str, tuple[int, ...]]
+    backends: tuple[str, ...] = ("reference",)
+    masked: bool = True
+
+
+MAPS = (2, 6, 7, 5)
+STYLES = {"scale": (2, 6), "shift": (2, 6)}
+KERNEL = {"weight": (4, 3, 5, 5), "bias": (4,)}
+OPERATIONS = {
+    "fill_invalid": Operation(lambda backend, **given: fill_invalid(**given), {"x": MAPS}),
+    "masked_group_norm": Operation(
+        lambda backend, **given: masked_group_norm(num_groups=3, **given), {"x": MAPS}
+    ),
+    "gate": Operation(
+        lambda **given: gate_features(channels=3, **given),
+        {"convolved": MAPS, "bias": (6,)},
+        ("reference", "eager", "triton"),
+    ),
+    "shared gate": Operation(
+        lambda **given: gate_features(channels=5, **given),
+        {"convolved": MAPS},
+        ("reference", "eager", "triton"),
+    ),
+    "stylize": Operation(
+        lambda **given: stylize(num_groups=3, **given),
+        {"x": MAPS, **STYLES},
+        ("reference", "eager", "triton"),
+    ),
+    "stylize by layer norm": Operation(
+        lambda **given: stylize(num_groups=None, **given),
+        {"x": MAPS, **STYLES},
+        ("reference", "triton"),
+    ),
+    "add_styled": Operation(
+        lambda **given: add_styled(num_groups=3, **given),
+        {"x": MAPS, **STYLES, "weight": (6, 6), "bias": (6,)},
+        ("reference", "eager"),
+    ),
+    "unit_product": Operation(
+        lambda **given: unit_product(**given),
+        {"maps": MAPS, "vector": (2, 6)},
+        ("reference", "eager"),
+    ),
+    "map_conv": Operation(map_conv, {"x": (2, 3, 7, 5), **KERNEL}, ("direct", "spectral"), False),
+    "map_conv of long maps": Operation(
+        map_conv, {"x": (2, 3, 300, 3), **KERNEL}, ("direct", "spectral"), False
+    ),
+    "ddim_step": Operation(
+        lambda **given: (
+            ddim_step(
+                **given, coefficients=[0.3, 0.6, 1.1, 2.0], activation="sigmoid", clip=False
+            ).scaled
+        ),
+        {"scores": (2, 35), "noisy": (2, 35)},
+        masked=False,
+    ),
+}
+
+
+def made(name: str, dtype: torch.dtype = torch.float64, batch: int = 2) -> dict[str, Tensor]:
+    """Inputs of an operation, as leaves."""
+    shapes = OPERATIONS[name].inputs.items()
+    return {
+        one: draw(
+            *(size if place or size != 2 else batch for place, size in enumerate(shape)),
+            seed=seed,
+            dtype=dtype,
+        ).requires_grad_()
+        for seed, (one, shape) in enumerate(shapes)
+    }

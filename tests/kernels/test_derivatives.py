@@ -1,14 +1,13 @@
 """Derivatives that formulas written by hand do not have, of every operation in all its forms."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import assert_second_gradients, draw, triangle
-from helpers.kernels import DEVICE
+from helpers.kernels import DEVICE, OPERATIONS, made
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -16,88 +15,13 @@ from tmapdiff.errors import ConfigError
 from tmapdiff.kernels import map_conv as map_conv_package
 from tmapdiff.kernels._derivatives import gradients_of, is_transformed, with_second_gradient
 from tmapdiff.kernels._launch import why_not_triton
-from tmapdiff.kernels.ddim_step import ddim_step
-from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import KernelSpectra, map_conv, plan_map_conv
-from tmapdiff.kernels.masking import fill_invalid, masked_group_norm
-from tmapdiff.kernels.styled_residual import add_styled
-from tmapdiff.kernels.stylization import stylize
-from tmapdiff.kernels.unit_product import unit_product
 
 F64 = torch.float64
 MASK = triangle(7, 5)
 MASKS = torch.stack([MASK, MASK.flip(0)])
 
 
-@dataclass(frozen=True)
-class Operation:
-    """An operation; `inputs` by the name of the argument, the maps first.
-
-    Attributes:
-        call: Called with the inputs, and with `mask` and `backend` where there are.
-        inputs: Shapes of the inputs.
-        backends: What computes it, the definition first.
-        masked: Whether it takes a mask.
-    """
-
-    call: Callable[..., Tensor]
-    inputs: dict[str, tuple[int, ...]]
-    backends: tuple[str, ...] = ("reference",)
-    masked: bool = True
-
-
-MAPS = (2, 6, 7, 5)
-STYLES = {"scale": (2, 6), "shift": (2, 6)}
-KERNEL = {"weight": (4, 3, 5, 5), "bias": (4,)}
-OPERATIONS = {
-    "fill_invalid": Operation(lambda backend, **given: fill_invalid(**given), {"x": MAPS}),
-    "masked_group_norm": Operation(
-        lambda backend, **given: masked_group_norm(num_groups=3, **given), {"x": MAPS}
-    ),
-    "gate": Operation(
-        lambda **given: gate_features(channels=3, **given),
-        {"convolved": MAPS, "bias": (6,)},
-        ("reference", "eager", "triton"),
-    ),
-    "shared gate": Operation(
-        lambda **given: gate_features(channels=5, **given),
-        {"convolved": MAPS},
-        ("reference", "eager", "triton"),
-    ),
-    "stylize": Operation(
-        lambda **given: stylize(num_groups=3, **given),
-        {"x": MAPS, **STYLES},
-        ("reference", "eager", "triton"),
-    ),
-    "stylize by layer norm": Operation(
-        lambda **given: stylize(num_groups=None, **given),
-        {"x": MAPS, **STYLES},
-        ("reference", "triton"),
-    ),
-    "add_styled": Operation(
-        lambda **given: add_styled(num_groups=3, **given),
-        {"x": MAPS, **STYLES, "weight": (6, 6), "bias": (6,)},
-        ("reference", "eager"),
-    ),
-    "unit_product": Operation(
-        lambda **given: unit_product(**given),
-        {"maps": MAPS, "vector": (2, 6)},
-        ("reference", "eager"),
-    ),
-    "map_conv": Operation(map_conv, {"x": (2, 3, 7, 5), **KERNEL}, ("direct", "spectral"), False),
-    "map_conv of long maps": Operation(
-        map_conv, {"x": (2, 3, 300, 3), **KERNEL}, ("direct", "spectral"), False
-    ),
-    "ddim_step": Operation(
-        lambda **given: (
-            ddim_step(
-                **given, coefficients=[0.3, 0.6, 1.1, 2.0], activation="sigmoid", clip=False
-            ).scaled
-        ),
-        {"scores": (2, 35), "noisy": (2, 35)},
-        masked=False,
-    ),
-}
 CASES = [
     pytest.param(
         name, backend, mask, marks=[pytest.mark.interpreter] if backend == "triton" else []
@@ -107,14 +31,6 @@ CASES = [
     for mask in (("none", "shared", "batched") if operation.masked else ("none",))
     if (backend, mask) != ("eager", "batched") or name != "add_styled"
 ]
-
-
-def made(name: str, dtype: torch.dtype = F64) -> dict[str, Tensor]:
-    shapes = OPERATIONS[name].inputs.items()
-    return {
-        one: draw(*shape, seed=seed, dtype=dtype).requires_grad_()
-        for seed, (one, shape) in enumerate(shapes)
-    }
 
 
 def called(name: str, backend: str | None, mask: str) -> Callable[..., Tensor]:

@@ -7,64 +7,40 @@ import pytest
 import torch
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
 from helpers.contracts import draw, triangle
-from helpers.kernels import LAYOUTS, MASKS, run
+from helpers.kernels import LAYOUTS, MASKS, OPERATIONS, made, run
 from torch import Tensor
 
 from tmapdiff.errors import ConfigError
-from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.masking import fill_invalid, fill_invalid_
 from tmapdiff.kernels.memory_order import memory_order
-from tmapdiff.kernels.styled_residual import add_styled
 from tmapdiff.kernels.stylization import stylize
-from tmapdiff.kernels.unit_product import unit_product
 
 F64 = torch.float64
-STYLES = {"scale": draw(3, 6, seed=1, dtype=F64), "shift": draw(3, 6, seed=2, dtype=F64)}
+EAGER = [name for name, one in OPERATIONS.items() if "eager" in one.backends]
 
 
-def directions() -> dict[str, Tensor]:
-    maps = draw(3, 6, 7, 5, dtype=F64)
-    maps[0, :, 0, 0] = 0  # a cell without direction
-    maps[0, :, 1, 0] = 1e-13
-    return {"maps": maps, "vector": draw(3, 6, seed=1, dtype=F64)}
+def operation(name: str) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+    """What is called, and its inputs, the maps first."""
+    inputs = {one: tensor.detach() for one, tensor in made(name, batch=3).items()}
+    maps, *_ = inputs
+    inputs[maps] = 1 + 2 * inputs[maps]
+    if name == "unit_product":
+        inputs[maps][0, :, 0, 0] = 0  # a cell without direction
+        inputs[maps][0, :, 1, 0] = 1e-13
+    return OPERATIONS[name].call, inputs
 
 
-# What is called, and its inputs, the maps first.
-OPERATIONS: dict[str, tuple[Callable[..., Tensor], dict[str, Tensor]]] = {
-    "stylize": (
-        lambda **given: stylize(num_groups=3, **given),
-        {"x": 3 + 2 * draw(3, 6, 7, 5, dtype=F64), **STYLES},
-    ),
-    "gate": (
-        lambda **given: gate_features(channels=4, **given),
-        {"convolved": 2 * draw(3, 8, 7, 5, dtype=F64)},
-    ),
-    "shared gate with bias": (
-        lambda **given: gate_features(channels=4, **given),
-        {"convolved": 2 * draw(3, 5, 7, 5, dtype=F64), "bias": draw(5, seed=1, dtype=F64)},
-    ),
-    "add_styled": (
-        lambda **given: add_styled(num_groups=3, **given),
-        {
-            "x": 3 + 2 * draw(3, 6, 7, 5, dtype=F64),
-            **STYLES,
-            "weight": draw(6, 6, seed=3, dtype=F64),
-            "bias": draw(6, seed=4, dtype=F64),
-        },
-    ),
-    "unit_product": (unit_product, directions()),
-}
 PIECES = [2 * 6 * 7 * 5, 1]  # values of a piece of `add_styled`
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", EAGER)
 @pytest.mark.parametrize(
     ("dtype", "layout"), [*product([F64], LAYOUTS), (torch.float32, "durations_outermost")]
 )
 def test_equals_the_reference(
     name: str, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call, inputs = OPERATIONS[name]
+    call, inputs = operation(name)
     maps = next(iter(inputs))
     masks = {**MASKS, "empty": torch.zeros(7, 5, dtype=torch.bool)}
     upper = draw(*call(**inputs).shape, seed=3, dtype=F64)
@@ -94,7 +70,8 @@ def test_equals_the_reference(
 
 
 def test_no_samples() -> None:
-    for name, (call, inputs) in OPERATIONS.items():
+    for name in EAGER:
+        call, inputs = operation(name)
         none = {n: one if n in ("weight", "bias") else one[:0] for n, one in inputs.items()}
         found = run(call, none, MASKS["shared"], "eager")
         assert found["result"].shape == (0, *call(**inputs).shape[1:]), name
@@ -119,9 +96,9 @@ def large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("large_maps")
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", EAGER)
 def test_is_what_the_cpu_runs_but_in_half_precision(name: str) -> None:
-    call, inputs = OPERATIONS[name]
+    call, inputs = operation(name)
     assert is_eager(call, inputs, torch.float32)
     assert is_eager(call, inputs, torch.float64)
     assert not is_eager(call, inputs, torch.bfloat16)
@@ -134,9 +111,9 @@ def test_is_what_the_cpu_runs_but_in_half_precision(name: str) -> None:
 
 @pytest.mark.compile
 @pytest.mark.usefixtures("large_maps")
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", EAGER)
 def test_the_compiler_sees_the_parts(name: str) -> None:
-    call, inputs = OPERATIONS[name]
+    call, inputs = operation(name)
     torch._dynamo.reset()
     compiled = torch.compile(call, backend="eager", fullgraph=True)
     assert not is_eager(compiled, inputs, torch.float32)
