@@ -8,6 +8,7 @@ import tables
 import torch
 from accelerate.state import AcceleratorState
 from helpers.assertions import refuses
+from helpers.datasets import write_charades
 
 from tmapdiff import Vocabulary
 from tmapdiff.errors import ArgumentError
@@ -24,16 +25,9 @@ def _separate_runs(monkeypatch):
 
 @pytest.fixture
 def charades(tmp_path) -> Path:
-    root = tmp_path / "charades"
-    root.mkdir()
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
-    for split, ids in (("train", ("AAAAA", "BBBBB")), ("test", ("CCCCC", "DDDDD"))):
-        rows = [f'{vid},S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00;c002 5.00 20.00",30.0' for vid in ids]
-        table = "\n".join([header + "actions,length", *rows]) + "\n"
-        (root / f"Charades_v1_{split}.csv").write_text(table)
-        lines = [f"{vid} 1.0 9.0##a person opens a door.\n" for vid in ids]
-        (root / f"charades_sta_{split}.txt").write_text("".join(lines))
-    return root
+    actions, sentence = "c001 1.00 9.00;c002 5.00 20.00", "a person opens a door."
+    videos = ("AAAAA", "BBBBB"), ("CCCCC", "DDDDD")
+    return write_charades(tmp_path / "charades", *videos, actions, [sentence])
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:

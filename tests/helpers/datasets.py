@@ -1,20 +1,27 @@
 """Small data sets in the forms of those that are published."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 
-def write_charades(folder: Path) -> Path:
-    """Charades-STA with what `timeline` needs: a video of 30 s in each part."""
+def write_charades(
+    folder: Path,
+    train: Sequence[str] = ("AAAAA",),
+    test: Sequence[str] = ("BBBBB",),
+    actions: str = "c001 1.00 9.00",
+    sentences: Sequence[str] = ("a person.", "a person."),
+) -> Path:
+    """Charades-STA with what `timeline` needs: videos of 30 s in each part."""
     folder.mkdir(exist_ok=True)
     header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,"
-    for split, video in (("train", "AAAAA"), ("test", "BBBBB")):
-        row = f'{video},S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00",30.0'
-        (folder / f"Charades_v1_{split}.csv").write_text(f"{header}actions,length\n{row}\n")
-        lines = f"{video} 1.0 9.0##a person.\n" * 2
+    for split, videos in (("train", train), ("test", test)):
+        rows = "".join(f'{one},S,Room,5,5,Yes,s,o,d,"{actions}",30.0\n' for one in videos)
+        (folder / f"Charades_v1_{split}.csv").write_text(f"{header}actions,length\n{rows}")
+        lines = "".join(f"{one} 1.0 9.0##{text}\n" for one in videos for text in sentences)
         (folder / f"charades_sta_{split}.txt").write_text(lines)
     return folder
 

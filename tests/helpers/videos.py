@@ -17,6 +17,11 @@ def number_image(number, height=HEIGHT, width=WIDTH):
     return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
 
 
+def make_images(count, height=90, width=160):
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
+
+
 def read_number(image):
     stripes = image.mean(axis=(0, 2)).reshape(BITS, -1).mean(axis=1)
     return sum(int(stripe > 128) << bit for bit, stripe in enumerate(stripes))

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.datasets import write_charades
 from helpers.videos import write_video
 
 pytestmark = pytest.mark.process
@@ -33,11 +34,7 @@ def places(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"v_a": record}))
     line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
     (tmp_path / "x.jsonl").write_text(json.dumps(line))
-    (tmp_path / "charades").mkdir()
-    row = 'AAAAA,S,Room,5,5,Yes,s,o,d,"c001 1.00 9.00",30.0'
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions"
-    (tmp_path / "charades" / "Charades_v1_test.csv").write_text(f"{header},length\n{row}\n")
-    (tmp_path / "charades" / "charades_sta_test.txt").write_text("AAAAA 1.0 9.0##a person.\n")
+    write_charades(tmp_path / "charades")
     (tmp_path / "features").mkdir()
     np.save(tmp_path / "features" / "a.npy", np.ones((4, 3), np.float32))
     write_video(tmp_path / "v.mp4", [0, 1])

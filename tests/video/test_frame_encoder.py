@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
+from helpers.videos import make_images
 
 from tmapdiff import FrameEncoder
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, ShapeError
 
 timm = pytest.importorskip("timm")
 Image = pytest.importorskip("PIL.Image")
-
-
-def make_images(count, height=90, width=160):
-    random = np.random.default_rng(0)
-    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import json
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
+from helpers.videos import make_images
 from torch.nn.functional import normalize
 
 from tmapdiff import FrameEncoder, TransformersTextEncoder
@@ -18,11 +18,6 @@ transformers = pytest.importorskip("transformers")
 
 WORDS = ["a", "person", "opens", "the", "door", "walks"]
 SENTENCES = ["a person opens the door", "the person walks", "a door"]
-
-
-def make_images(count, height=90, width=160):
-    random = np.random.default_rng(0)
-    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,11 @@ class MapTransformerLayer(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Let cells attend to each other; see the class."""
-        self._check(x, context, mask)
+        who, axes = "MapTransformerLayer", f"B {self.channels} T 1"
+        sizes = check_shape(who, "x", x, axes)
+        check_map_features(who, x, mask, self.channels)
+        if context is not None:
+            check_shape(who, "context", context, axes, sizes)
         x = fill_invalid(x, mask)
         encoded = None if context is None else self.encode_context(context, mask)
         attending, feeding = self.styles
@@ -171,13 +175,6 @@ class MapTransformerLayer(nn.Module):
         attended = _attended(query, key, value, seen, dropout)
         attended = self.attention_out(rearrange(attended, "b h t c -> b t (h c)"))
         return fill_invalid(_maps(attended), mask)
-
-    def _check(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
-        who = "MapTransformerLayer"
-        sizes = check_shape(who, "x", x, f"B {self.channels} T 1")
-        check_map_features(who, x, mask, self.channels)
-        if context is not None:
-            check_shape(who, "context", context, f"B {self.channels} T 1", sizes)
 
 
 def _attended(
