@@ -26,24 +26,15 @@ class TestMaskedGroupNorm(MaskArgumentContract):
         return {"x": 2 + 3 * draw(batch, 6, 5, 3, dtype=dtype), "mask": triangle(5, 3)}
 
     def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        who = "MaskedGroupNorm: expected"
+        own_mask = "mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (3, 5, 3)."
         return [
-            ({"x": draw(2, 5, 5, 3)}, ShapeError, f"{who} map features of shape (B, 6, N_k, A)"),
-            (
-                {"mask": triangle(5, 3).float()},
-                ShapeError,
-                f"{who} a mask of dtype bool, got torch.float32.",
-            ),
-            (
-                {"mask": triangle(4, 3)},
-                ShapeError,
-                f"{who} mask of shape (N_k, A) with N_k = 5, A = 3, got (4, 3).",
-            ),
-            (
-                {"mask": triangle(5, 3).expand(3, -1, -1)},
-                ShapeError,
-                f"{who} mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (3, 5, 3).",
-            ),
+            (inputs, ShapeError, f"MaskedGroupNorm: expected {text}")
+            for inputs, text in (
+                ({"x": draw(2, 5, 5, 3)}, "map features of shape (B, 6, N_k, A)"),
+                ({"mask": triangle(5, 3).float()}, "a mask of dtype bool, got torch.float32."),
+                ({"mask": triangle(4, 3)}, "mask of shape (N_k, A) with N_k = 5, A = 3, got (4, "),
+                ({"mask": triangle(5, 3).expand(3, -1, -1)}, own_mask),
+            )
         ]
 
     def expected_repr(self) -> str:

@@ -81,19 +81,19 @@ class TestMapTransformerLayer(MaskArgumentContract):
         }
 
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        who = "MapTransformerLayer: expected"
-        return [
-            ({"x": draw(2, 3, 5, 1)}, ShapeError, f"{who} x of shape (B, 4, T, 1)"),
-            ({"x": draw(2, 4, 5, 2)}, ShapeError, f"{who} x of shape (B, 4, T, 1)"),
-            (
-                {"context": draw(2, 4, 6, 1)},
-                ShapeError,
-                f"{who} context of shape (B, 4, T, 1) with B = 2, T = 5, got (2, 4, 6, 1).",
-            ),
-            ({"mask": MASK[:4]}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5, A = 1"),
-            ({"mask": MASK.int()}, ShapeError, f"{who} a mask of dtype bool, got torch.int32."),
-            ({"time_embedding": draw(2, 4)}, ShapeError, "time_embedding of shape (B, 3)"),
+        context = "context of shape (B, 4, T, 1) with B = 2, T = 5, got (2, 4, 6, 1)."
+        refused = [
+            (inputs, ShapeError, f"MapTransformerLayer: expected {text}")
+            for inputs, text in (
+                ({"x": draw(2, 3, 5, 1)}, "x of shape (B, 4, T, 1)"),
+                ({"x": draw(2, 4, 5, 2)}, "x of shape (B, 4, T, 1)"),
+                ({"context": draw(2, 4, 6, 1)}, context),
+                ({"mask": MASK[:4]}, "mask of shape (N_k, A) with N_k = 5, A = 1"),
+                ({"mask": MASK.int()}, "a mask of dtype bool, got torch.int32."),
+            )
         ]
+        time = "StylizationBlock: expected time_embedding of shape (B, 3)"
+        return [*refused, ({"time_embedding": draw(2, 4)}, ShapeError, time)]
 
     def expected_repr(self) -> str:
         return "(key_value): Linear(in_features=4, out_features=8, bias=True)"

@@ -19,21 +19,19 @@ class GatedContract(MaskArgumentContract):
         return [(batch, 4, 5, 3)]
 
     def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        who = "GatedConv2d: expected"
+        own_mask = "mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (1, 5, 3)."
         return [
-            (
-                {"x": draw(2, 4, 5, 3)},
-                ShapeError,
-                f"{who} map features of shape (B, 3, N_k, A), got (2, 4, 5, 3).",
-            ),
-            ({"x": draw(3, 5, 3)}, ShapeError, f"{who} map features of shape (B, 3, N_k, A)"),
-            ({"mask": triangle(3, 5)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
-            ({"mask": triangle(5, 3).long()}, ShapeError, f"{who} a mask of dtype bool"),
-            (
-                {"mask": triangle(5, 3)[None]},
-                ShapeError,
-                f"{who} mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (1, 5, 3).",
-            ),
+            (inputs, ShapeError, f"GatedConv2d: expected {text}")
+            for inputs, text in (
+                (
+                    {"x": draw(2, 4, 5, 3)},
+                    "map features of shape (B, 3, N_k, A), got (2, 4, 5, 3).",
+                ),
+                ({"x": draw(3, 5, 3)}, "map features of shape (B, 3, N_k, A)"),
+                ({"mask": triangle(3, 5)}, "mask of shape (N_k, A) with N_k = 5"),
+                ({"mask": triangle(5, 3).long()}, "a mask of dtype bool"),
+                ({"mask": triangle(5, 3)[None]}, own_mask),
+            )
         ]
 
 

@@ -20,22 +20,20 @@ class StylizationContract(MaskArgumentContract):
         }
 
     def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        who = "StylizationBlock: expected"
+        time = "time_embedding of shape (B, 4)"
         return [
-            (
-                {"x": draw(2, 4, 5, 3)},
-                ShapeError,
-                f"{who} map features of shape (B, 6, N_k, A), got (2, 4, 5, 3).",
-            ),
-            (
-                {"time_embedding": draw(3, 4)},
-                ShapeError,
-                f"{who} time_embedding of shape (B, 4) with B = 2, got (3, 4).",
-            ),
-            ({"time_embedding": draw(2, 5)}, ShapeError, f"{who} time_embedding of shape (B, 4)"),
-            ({"time_embedding": draw(4)}, ShapeError, f"{who} time_embedding of shape (B, 4)"),
-            ({"mask": triangle(5, 2)}, ShapeError, f"{who} mask of shape (N_k, A) with N_k = 5"),
-            ({"mask": triangle(5, 3).float()}, ShapeError, f"{who} a mask of dtype bool"),
+            (inputs, ShapeError, f"StylizationBlock: expected {text}")
+            for inputs, text in (
+                (
+                    {"x": draw(2, 4, 5, 3)},
+                    "map features of shape (B, 6, N_k, A), got (2, 4, 5, 3).",
+                ),
+                ({"time_embedding": draw(3, 4)}, f"{time} with B = 2, got (3, 4)."),
+                ({"time_embedding": draw(2, 5)}, time),
+                ({"time_embedding": draw(4)}, time),
+                ({"mask": triangle(5, 2)}, "mask of shape (N_k, A) with N_k = 5"),
+                ({"mask": triangle(5, 3).float()}, "a mask of dtype bool"),
+            )
         ]
 
     def test_equals_equation_6(self) -> None:
