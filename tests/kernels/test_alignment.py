@@ -1,35 +1,25 @@
 """Products of half precision on a GPU: rows of all their matrices begin at 16 bytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers.assertions import assert_close
 from helpers.contracts import draw
 from helpers.host_sync import on_a_device
-from helpers.kernels import DEVICE
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tmapdiff import MapDiffusionDecoder
-from tmapdiff.kernels import _alignment
 from tmapdiff.kernels._alignment import aligned_channels, in_aligned_rows, with_channels
-from tmapdiff.kernels.map_conv import map_conv, plan_map_conv
 from tmapdiff.kernels.map_conv import spectral as spectral_module
-from tmapdiff.kernels.map_conv.spectral import spectral_map_conv, spectral_map_conv_keeping
+from tmapdiff.kernels.map_conv.spectral import spectral_map_conv
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 from tmapdiff.kernels.memory_order import empty_like_maps
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "baddbmm_", "addmm_")
-
-
-@pytest.fixture
-def aligned_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_alignment, "_ALIGNED", {"cpu": 16, "cuda": 16})
 
 
 @pytest.mark.parametrize(
@@ -55,58 +45,6 @@ def test_rows_of_tables_are_aligned(columns: int) -> None:
     found = in_aligned_rows(table)
     assert torch.equal(found, table)
     assert found.stride(0) % 8 == found.stride(1) % 8 == 0
-
-
-# Results do not change
-
-
-def values() -> list[Tensor]:
-    f64 = torch.float64
-    return [draw(2, 3, 9, 4), draw(13, 3, 5, 5, seed=1) / 5, draw(13, seed=2, dtype=f64)]
-
-
-@pytest.mark.usefixtures("aligned_on_the_cpu")
-@pytest.mark.parametrize("convolve", [spectral_map_conv, spectral_map_conv_keeping])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_convolutions_are_those_of_torch(convolve: Callable[..., Tensor], with_bias: bool) -> None:
-    def run(function: Callable[..., Tensor]) -> list[Tensor]:
-        leaves = [one.double().requires_grad_() for one in values()[: 2 + with_bias]]
-        result = function(*leaves)
-        upper = draw(*result.shape, seed=3).double()
-        return [result, *torch.autograd.grad(result, leaves, upper)]
-
-    expected = run(lambda x, weight, bias=None: F.conv2d(x, weight, bias, padding=2))
-    found = run(lambda x, weight, bias=None: convolve(x, weight, bias, 4))
-    assert found[0].permute(3, 2, 0, 1).stride() == (9 * 2 * 16, 2 * 16, 16, 1)
-    for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        assert_close(one, other)
-
-
-@pytest.mark.usefixtures("aligned_on_the_cpu")
-@pytest.mark.parametrize(
-    "backend", ["spectral", pytest.param("fused", marks=pytest.mark.interpreter)]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_plans_are_those_of_torch(backend: str, dtype: torch.dtype) -> None:
-    pytest.importorskip("triton")
-    x, weight, bias = (one.to(dtype) for one in values())
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=2)
-    x, weight, bias = (one.to(DEVICE) for one in (x, weight, bias))
-    plan = plan_map_conv(weight, x.shape, dtype, backend=backend)
-    assert plan.spectrum is not None
-    assert plan.spectrum.shape[-1] == 16
-    assert_close(map_conv(x, weight, bias, plan=plan).cpu(), expected, dtype)
-
-
-@pytest.mark.compile
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("aligned", [False, True])
-def test_torch_knows_the_operation(aligned: bool, request: pytest.FixtureRequest) -> None:
-    if aligned:
-        request.getfixturevalue("aligned_on_the_cpu")
-    leaves = [one.float().detach().requires_grad_() for one in values()]
-    torch.library.opcheck(spectral_map_conv, (*leaves, 4))
 
 
 # Room for more channels

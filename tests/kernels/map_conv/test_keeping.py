@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers.assertions import assert_same
+import torch.nn.functional as F
+from helpers.assertions import assert_close, assert_same
 from helpers.contracts import draw
 from torch import Tensor
 
@@ -14,12 +15,12 @@ NAMES = ("x", "weight", "bias")
 
 
 def made() -> dict[str, Tensor]:
-    return {"x": draw(2, 3, 10, 6), "weight": draw(4, 3, 5, 5, seed=1), "bias": draw(4, seed=2)}
+    return {"x": draw(2, 3, 10, 6), "weight": draw(13, 3, 5, 5, seed=1), "bias": draw(13, seed=2)}
 
 
 @pytest.mark.parametrize("wanted", [NAMES, *((name,) for name in NAMES), ("x", "bias")])
 @pytest.mark.parametrize("tile", [10, 4])
-def test_changes_no_bit(wanted: tuple[str, ...], tile: int) -> None:
+def test_changes_no_bit(wanted: tuple[str, ...], tile: int, aligned: bool) -> None:
     results = []
     for convolve in (spectral_map_conv, spectral_map_conv_keeping):
         given = {n: one.requires_grad_(n in wanted) for n, one in made().items()}
@@ -30,6 +31,21 @@ def test_changes_no_bit(wanted: tuple[str, ...], tile: int) -> None:
         results.append([result.detach(), *gradients])
     for one, other in zip(*results, strict=True):
         assert_same(one, other)
+    assert results[0][0].stride(3) == 10 * 2 * (16 if aligned else 13)  # durations outermost
+    if wanted == NAMES:
+        exact = [one.double().requires_grad_() for one in made().values()]
+        expected = F.conv2d(*exact, padding=2)
+        gradients = torch.autograd.grad(expected, exact, draw(*expected.shape, seed=3).double())
+        for one, other in zip(results[0], (expected.detach(), *gradients), strict=True):
+            assert_close(one, other)
+
+
+@pytest.mark.compile
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.usefixtures("aligned")
+def test_torch_knows_the_operation() -> None:
+    leaves = [one.requires_grad_() for one in made().values()]
+    torch.library.opcheck(spectral_map_conv, (*leaves, 4))
 
 
 def test_keeps_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

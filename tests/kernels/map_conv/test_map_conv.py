@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tmapdiff.errors import ConfigError, ShapeError
+from tmapdiff.kernels import _alignment
 from tmapdiff.kernels.map_conv import KernelSpectra, MapConvPlan, map_conv, plan_map_conv
 from tmapdiff.kernels.map_conv import spectral as spectral_module
 from tmapdiff.kernels.map_conv.costs import ConvSizes, best_transform
@@ -26,10 +27,16 @@ FUSED = pytest.param("fused", marks=pytest.mark.interpreter)
 
 
 def inputs(
-    batch: int = 2, rows: int = 9, columns: int = 4, size: int = 5, dtype: torch.dtype = F64
+    batch: int = 2,
+    rows: int = 9,
+    columns: int = 4,
+    size: int = 5,
+    dtype: torch.dtype = F64,
+    out_channels: int = 5,
 ) -> list[Tensor]:
-    x, weight = draw(batch, 3, rows, columns, dtype=dtype), draw(5, 3, size, size, seed=1)
-    return [x, (weight / size).to(dtype), draw(5, seed=2, dtype=dtype)]
+    x = draw(batch, 3, rows, columns, dtype=dtype)
+    weight = draw(out_channels, 3, size, size, seed=1) / size
+    return [x, weight.to(dtype), draw(out_channels, seed=2, dtype=dtype)]
 
 
 def with_gradients(function, values: list[Tensor], gradient: Tensor) -> dict[str, Tensor]:
@@ -60,12 +67,17 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     st.data(),
 )
 def test_spectral_is_direct_forward_and_backward(batch, rows, columns, size, data) -> None:
-    tile = data.draw(st.integers(1, rows))
-    values = inputs(batch, rows, columns, size)[: data.draw(st.integers(2, 3))]
-    gradient = draw(batch, 5, rows, columns, seed=3, dtype=F64)
-    found = with_gradients(
-        lambda x, weight, bias=None: spectral_map_conv(x, weight, bias, tile), values, gradient
+    tile, given, multiple = (
+        data.draw(one)
+        for one in (st.integers(1, rows), st.integers(2, 3), st.sampled_from([1, 16]))
     )
+    values = inputs(batch, rows, columns, size, out_channels=13)[:given]
+    gradient = draw(batch, 13, rows, columns, seed=3, dtype=F64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_alignment, "_ALIGNED", {"cpu": multiple})
+        found = with_gradients(
+            lambda x, weight, bias=None: spectral_map_conv(x, weight, bias, tile), values, gradient
+        )
     assert_all_close(found, with_gradients(reference, values, gradient))
 
 
@@ -162,14 +174,16 @@ def test_refuses() -> None:
 @pytest.mark.parametrize("backend", [*BACKENDS, FUSED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("batch", "rows", "columns", "size"), [(2, 9, 4, 5), (1, 7, 3, 17)])
-def test_plans_compute_the_same(backend, dtype, batch, rows, columns, size) -> None:
+def test_plans_compute_the_same(backend, dtype, batch, rows, columns, size, aligned) -> None:
     if backend == "fused":
         pytest.importorskip("triton")
-    values = inputs(batch, rows, columns, size, dtype)
+    values = inputs(batch, rows, columns, size, dtype, out_channels=13)
     expected = reference(*(value.double() for value in values))
     values = [value.to(DEVICE) for value in values]
     plan = plan_map_conv(values[1], values[0].shape, dtype, backend=backend)
     assert plan.backend == backend
+    if plan.spectrum is not None:
+        assert plan.spectrum.shape[-1] == (16 if aligned else 13)
     assert_close(map_conv(*values, plan=plan).cpu(), expected, dtype)
 
 
