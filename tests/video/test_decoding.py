@@ -303,18 +303,6 @@ def test_too_little_of_a_video_is_an_error(tmp_path, share):
     assert "\n" not in str(caught.value)
 
 
-def test_timestamps_that_jump_end_a_video(tmp_path):
-    times = [0, Fraction(1, 10), Fraction(2, 10), 90_000, 90_001]
-    path = write_video(tmp_path / "a.ts", times)
-    with open_video(path) as video:
-        gap = video.info.duration
-    if gap is not None and gap > 80_000:
-        pytest.skip("this FFmpeg takes the jump for the duration")
-    found, video = damaged(path)
-    assert len(found) < 10
-    assert "its timestamps jump from 0.20 s to 90000.00 s" in video.damage
-
-
 @pytest.mark.parametrize("start", [3600, 3601])
 def test_a_first_picture_more_than_an_hour_after_the_start_is_refused(tmp_path, start):
     times = [start, start + 1, start + 2]

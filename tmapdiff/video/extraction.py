@@ -1,4 +1,4 @@
-"""From videos to features: of one, in memory, or of many, into a store."""
+"""Features of one video in memory, or of many videos in a store."""
 
 import gc
 import hashlib
@@ -80,7 +80,7 @@ def encode_video(
 
     Args:
         source: As for `open_video`: a file, its content, or frames.
-        encoder: What makes features of images.
+        encoder: Computes features from images.
         fps: Features per second.
         batch_size: Images at a time.
         **options: As for `open_video`: `frame_rate`, `max_pixels`, ...
@@ -115,11 +115,11 @@ def encode_video(
 
 @dataclass(frozen=True)
 class VideoNote:
-    """What a report says of a video.
+    """A remark on one video.
 
     Attributes:
         video_id: The video.
-        reason: What, in a line.
+        reason: The remark, in one line.
     """
 
     video_id: str
@@ -183,7 +183,7 @@ def extract_features(
     Args:
         videos: A folder, of which all files with a video's suffix count, but no .gif beside a video
             of its name; files, whose ids are their names without suffix; or a mapping from ids.
-        encoder: What makes features of images.
+        encoder: Computes features from images.
         out: The HDF5 file, to be made or added to.
         fps: Features per second.
         batch_size: Images at a time.

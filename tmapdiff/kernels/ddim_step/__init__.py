@@ -1,4 +1,4 @@
-"""Step of DDIM: all that happens to packed maps between two passes of the decoder."""
+"""A DDIM step: everything that happens to packed maps between two passes of the decoder."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -16,11 +16,11 @@ Activation = Literal["identity", "sigmoid"]
 
 
 class DDIMStep(NamedTuple):
-    """What a step gives.
+    """Result of a step.
 
     Shape:
-        - noisy: (B, cells), the less noisy maps that the step arrives at
-        - clean: (B, cells), the clean maps, as a signal, that it headed for
+        - noisy: (B, cells), the less noisy maps
+        - clean: (B, cells), the predicted clean maps, as a signal
         - scaled: (B, cells), `noisy` scaled for the decoder, in the dtype of its scores
     """
 
@@ -77,17 +77,17 @@ def ddim_step(
     clip: bool = True,
     backend: str | None = None,
 ) -> DDIMStep:
-    """Go one step of DDIM without fresh noise, from the decoder's scores to its next input.
+    """Take one DDIM step without fresh noise, from the decoder's scores to its next input.
 
     `MapScheduler.step` at `eta` = 0 and what comes before and after it: the activation of the
     scores, their signal, clipping, the step, and `MapScheduler.scale_model_input` of the maps it
     arrives at. Computed in float32 at least. No value is read from the device.
 
     Args:
-        scores: What the decoder predicts.
-        noisy: The maps it predicts it from, before they were scaled.
+        scores: Predictions of the decoder.
+        noisy: The maps that it predicted them from, before scaling.
         coefficients: A row of `ddim_coefficients`, as numbers or as a tensor on the device.
-        activation: What makes IoU of scores.
+        activation: Turns scores into IoU.
         clip: Whether to clip the clean maps to the range of the signal.
         backend: `triton` or `reference`; by default the best for the device.
 

@@ -10,7 +10,7 @@ from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton
 from tmapdiff.kernels.gate import eager, reference
 from tmapdiff.kernels.masking import check_map_features
 
-# Fewer values take the CPU less time than what `eager` does besides (README.md).
+# Below so many values, the overhead of `eager` costs more than it saves (README.md).
 _FEW, _FEW_WITH_GRADIENT = 2**17, 2**16
 
 
@@ -30,7 +30,7 @@ def gate_features(
         convolved: Features, then their gate: one channel for all, or one for each.
         mask: Which cells are valid. All, if None.
         channels: Channels of the features.
-        bias: What to add to each channel of `convolved` first.
+        bias: Added to each channel of `convolved` first.
         backend: `triton`, `eager` or `reference`; by default the best for the device.
 
     Shape:

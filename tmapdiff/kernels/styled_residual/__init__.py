@@ -22,14 +22,14 @@ def add_styled(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """Add to maps what a stylization block makes of them: `x + linear(stylize(x))`.
+    """Add the output of a stylization block to its input: `x + linear(stylize(x))`.
 
     The result has the memory order of `x`.
 
     Args:
         x: Map features.
-        scale: What to scale each normalised channel by, less 1.
-        shift: What to add to each channel then.
+        scale: Scale of each normalised channel, minus 1.
+        shift: Shift of each channel.
         weight: Of the linear layer.
         bias: Of the linear layer.
         mask: Which cells are valid. All, if None.
@@ -65,7 +65,7 @@ def add_styled(
 
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
-    """Say why `add_styled` of `x`, `others` and a `mask` has nothing faster than its definition."""
+    """Say why `add_styled` cannot run its fast form on `x`, `others` and `mask`; None if it can."""
     mask = of_all_samples(mask)
     if mask is not None and mask.dim() == 3:
         return "each sample has a mask of its own"

@@ -24,8 +24,8 @@ def stylize(
 
     Args:
         x: Map features.
-        scale: What to scale each channel by, less 1.
-        shift: What to add to each channel.
+        scale: Scale of each channel, minus 1.
+        shift: Shift of each channel.
         mask: Which cells are valid. All, if None.
         num_groups: Groups of channels, each normalised by the mean and variance of its valid cells
             (`masked_group_norm`); divides the channels. None normalises the channels of each cell

@@ -13,14 +13,14 @@ from tmapdiff.kernels.unit_product import eager, reference
 def unit_product(
     maps: Tensor, vector: Tensor, mask: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:
-    """Multiply the channels of maps by a vector a sample, and give each cell unit norm.
+    """Multiply the channels of maps by one vector per sample, and scale each cell to unit norm.
 
-    Computed in float32 at least; NaN in cells whose norm is more than that holds. The memory order
-    is that of `maps`.
+    Computed in float32 at least; NaN in cells whose norm overflows. The memory order is that of
+    `maps`.
 
     Args:
         maps: Map features.
-        vector: What to multiply with.
+        vector: Factor of each channel.
         mask: Which cells are valid. All, if None.
         backend: `eager` or `reference`; by default eager, if it can run.
 
