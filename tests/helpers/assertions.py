@@ -1,15 +1,38 @@
-"""Comparisons that fail. Each is tested on wrong answers in test_helpers.py."""
+"""Comparisons that fail, each tested on wrong answers in test_helpers.py, and their tolerances."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers.tolerances import TOLERANCES
 from torch import Tensor
 
 from tmapdiff.errors import TmapdiffError
+from tmapdiff.inspection import Inspection
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Errors relative to the expected values.
+
+    Attributes:
+        typical: Highest root mean square of the error, over that of the expected values.
+        worst: Highest error of one value, over the largest expected value.
+    """
+
+    typical: float
+    worst: float
+
+
+# Far below 5 %: a result that is scaled by 1.05 has to fail in every dtype (test_helpers.py).
+TOLERANCES = {
+    torch.float64: Tolerance(typical=1e-12, worst=1e-11),
+    torch.float32: Tolerance(typical=1e-5, worst=3e-5),
+    torch.float16: Tolerance(typical=5e-3, worst=1e-2),
+    torch.bfloat16: Tolerance(typical=3e-2, worst=4e-2),
+}
 
 
 def assert_close(
@@ -90,3 +113,8 @@ def refuses(kind: type[Exception], text: str, *more: str) -> Iterator[None]:
         pytest.fail(f"{type(caught.value).__name__} is not a TmapdiffError")
     if "\n" in str(caught.value):
         pytest.fail(f"more than one line: {caught.value}")
+
+
+def kinds(found: Inspection) -> dict[str, tuple[str, ...]]:
+    """Items of what an inspection found, by kind."""
+    return {finding.kind: finding.items for finding in found.findings}

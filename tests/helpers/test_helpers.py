@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.assertions import (
+    TOLERANCES,
     assert_close,
     assert_nonzero_exactly,
     assert_same,
@@ -14,7 +15,6 @@ from helpers.assertions import (
     refuses,
 )
 from helpers.contracts import MaskArgumentContract, draw, evaluate, randomize_, triangle
-from helpers.tolerances import TOLERANCES
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from helpers.assertions import kinds
 
 from tmapdiff.inspection import inspect
 
@@ -13,10 +14,6 @@ def line(qid, query="a dog runs", vid="one", duration=30.0, windows=((1, 5),)):
 def write(path, *lines):
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
     return path
-
-
-def kinds(found):
-    return {finding.kind: finding.items for finding in found.findings}
 
 
 def test_facts(tmp_path):

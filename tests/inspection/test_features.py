@@ -1,7 +1,7 @@
 import h5py
 import numpy as np
 import pytest
-from helpers.assertions import refuses
+from helpers.assertions import kinds, refuses
 from helpers.videos import write_video
 
 from tmapdiff.errors import ArgumentError, FileError
@@ -19,10 +19,6 @@ def store(tmp_path):
             file[name] = np.tile(RANDOM + index, (1, 1))[: 20 * index].astype(np.float16)
             file[name].attrs["duration"] = 10.0 * index
     return tmp_path / "f.h5"
-
-
-def kinds(found):
-    return {finding.kind: finding.items for finding in found.findings}
 
 
 def test_facts(store):

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.assertions import kinds
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
 from tmapdiff.inspection import inspect
@@ -22,10 +23,6 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "pipeline"
     pipeline.save_pretrained(folder)
     return folder, pipeline
-
-
-def kinds(found):
-    return {finding.kind: finding.items for finding in found.findings}
 
 
 def test_facts(saved):

@@ -1,12 +1,9 @@
 import json
 
+from helpers.assertions import kinds
 from helpers.videos import write_video
 
 from tmapdiff.inspection import inspect
-
-
-def kinds(found):
-    return {finding.kind: finding.items for finding in found.findings}
 
 
 def test_facts_of_a_video(tmp_path):
