@@ -261,7 +261,7 @@ def count_matches(pairs: Sequence[Sequence[bool]]) -> int:
 def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
     """Moment of the annotator who agrees best with the others: of highest mean IoU with them.
 
-    The first of them, if several are as good.
+    The first of them, if several are as good; where there is no moment, 0 to 0.
 
     Shape:
         - moments: (B, M, 2)
@@ -274,6 +274,8 @@ def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
     who = "consensus_moments"
     sizes = check_shape(who, "moments", moments, "B M 2")
     check_shape(who, "num_moments", num_moments, "B", sizes)
+    if not sizes["M"]:
+        return moments.new_zeros(sizes["B"], 2)
     counted = torch.arange(sizes["M"], device=moments.device) < num_moments[:, None]
     ious = temporal_iou(moments.double()[:, :, None], moments.double()[:, None])
     agreement = ious.where(counted[:, None], 0).sum(-1).masked_fill(~counted, -1)
@@ -287,7 +289,7 @@ class DiDeMoMetrics(Gathered):
     All moments of a video are ranked. The rank of a query is the mean rank of the moments of its
     three best served annotators; Rank@n is the share of queries whose rank is at most n. mIoU is
     the mean IoU of the first moment with the three annotators that it fits best. Moments are of
-    whole segments, and compared as such.
+    whole segments, and compared as such. Queries without an annotated moment are left out.
 
     Args:
         segment_seconds: Seconds a segment lasts.
@@ -356,9 +358,14 @@ class DiDeMoMetrics(Gathered):
         """Compute all metrics over the queries so far, in percent.
 
         Raises:
-            ArgumentError: If there were no queries.
+            ArgumentError: If there were no queries, or none with an annotated moment.
         """
         ranks, ious = self._columns()
+        there = ~ranks.isnan()
+        if not bool(there.any()):
+            expected = "at least one query with an annotated moment"
+            raise ArgumentError(message("DiDeMoMetrics", expected, "none"))
+        ranks, ious = ranks[there], ious[there]
         return {
             "Rank@1": 100 * (ranks <= 1).double().mean().item(),
             "Rank@5": 100 * (ranks <= 5).double().mean().item(),

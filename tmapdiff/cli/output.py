@@ -162,7 +162,8 @@ def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title
     """Print metrics in percent, a row for each of what gave them."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
     if "MR-full-mAP" in names:
-        names = [name for name in _BRIEF if name in names]
+        names = [name for name in names if name in _BRIEF or name.startswith("Presence-")]
+        names.sort(key=[*_BRIEF, *names].index)
     shown = [
         [row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in names)]
         for row, metrics in rows.items()

@@ -21,6 +21,8 @@ tmapdiff train --root charades --features vgg16.h5 --preset large --holdout 0.1 
 tmapdiff train --root didemo --features average_fc7.h5
 tmapdiff train --root qvhighlights --features clip.h5 --preset aligned \\
     --text-encoder openai/clip-vit-base-patch32 --protocol qvhighlights
+tmapdiff train --root qvhighlights --features clip.h5 --preset aligned --negatives 0.2 \\
+    --text-encoder openai/clip-vit-base-patch32
 tmapdiff train --train train.jsonl --test val.jsonl --features clip/ --features slowfast/ \\
     --seconds-per-feature 2 --clip-seconds 4
 """
@@ -88,6 +90,14 @@ class TrainingOptions:
     deterministic: Annotated[
         bool, typer.Option(help="Two runs are equal to the bit, on a GPU too; slower.")
     ] = False
+    negatives: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the sentences, 0 to 0.9, that are trained on with a video that they do "
+            "not describe, drawn anew each epoch: answers then say how likely the video holds the "
+            "moment. A tenth of the training videos is held out to fit that. [default: 0]"
+        ),
+    ] = None
     checkpoint_minutes: Annotated[
         float | None,
         typer.Option(help="Minutes between checkpoints within an epoch. [default: 10]"),
@@ -180,6 +190,7 @@ def train(
         "--activation-checkpointing": training_options.activation_checkpointing,
         "--deterministic": training_options.deterministic,
         "--checkpoint-minutes": training_options.checkpoint_minutes,
+        "--negatives": training_options.negatives,
     }
     no_decoder = untrained or model in ("ms2dtan", "similarity")
     options.refuse_idle(

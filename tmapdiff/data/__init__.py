@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tmapdiff.data.features import NpzFeatureStore as NpzFeatureStore
     from tmapdiff.data.features import PtFeatureStore as PtFeatureStore
     from tmapdiff.data.features import open_feature_store as open_feature_store
+    from tmapdiff.data.negatives import add_negatives as add_negatives
     from tmapdiff.data.synthetic import SyntheticActivities as SyntheticActivities
     from tmapdiff.data.synthetic import SyntheticDiDeMo as SyntheticDiDeMo
     from tmapdiff.data.synthetic_videos import ShapeAction as ShapeAction
@@ -69,6 +70,7 @@ __all__ = [  # noqa: RUF022
     "find_annotations",
     "find_split",
     "load_annotations",
+    "add_negatives",
     "SyntheticActivities",
     "SyntheticDiDeMo",
     "SyntheticVideos",
@@ -113,6 +115,7 @@ _LAZY = {
         *("ConcatFeatureStore", "FeatureStore", "HDF5FeatureStore", "NormalizedFeatureStore"),
         *("NpyFeatureStore", "NpzFeatureStore", "PtFeatureStore", "open_feature_store"),
     ),
+    "negatives": ("add_negatives",),
     "synthetic": ("SyntheticActivities", "SyntheticDiDeMo"),
     "synthetic_videos": ("ShapeAction", "ShapeVideo", "SyntheticVideos"),
     "timeline": ("ActionTimelineFeatures",),

@@ -51,9 +51,10 @@ class AnnotationCollector:
         qid: int | str | None = None,
         saliency: tuple[tuple[float, ...], ...] | None = None,
     ) -> None:
-        """Add a record, of `line` in the report; it is dropped when no moment of it is left.
+        """Add a record, of `line` in the report; it is dropped when none of its moments is left.
 
-        Its `qid` defaults to its position among the kept ones.
+        One that has no moments stays: the query describes nothing in the video. Its `qid` defaults
+        to its position among the kept ones.
         """
         self.lines += 1
         check_video_id(who, video_id)
@@ -69,7 +70,7 @@ class AnnotationCollector:
                 self.cut_starts += start < 0
                 self.cut_ends += end > duration
                 kept.append((max(start, 0.0), min(end, duration)))
-        if not kept:
+        if moments and not kept:
             return
         name = len(self.annotations) if qid is None else qid
         if name in self._places:
@@ -91,6 +92,7 @@ class AnnotationCollector:
             self.cut_ends,
             tuple(self.dropped),
             cut_starts=self.cut_starts,
+            without_moment=sum(not item.moments for item in self.annotations),
         )
         return AnnotationSet(self.annotations, report)
 
@@ -232,10 +234,12 @@ def number(
     return found
 
 
-def pairs(who: str, record: Any, name: str) -> list[tuple[float, float]]:
-    """Return a field of a JSON object: a list of pairs of numbers, at least one."""
+def pairs(
+    who: str, record: Any, name: str, *, may_be_empty: bool = False
+) -> list[tuple[float, float]]:
+    """Return a field of a JSON object: a list of pairs of numbers, at least one unless allowed."""
     value = field(who, record, name)
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not (value or may_be_empty):
         raise AnnotationError(message(who, f"{name} to be a list of pairs", shown(value)))
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:

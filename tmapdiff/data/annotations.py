@@ -28,14 +28,15 @@ class Annotation:
         video_id: Names the video; a feature store is asked for it.
         query: The sentence.
         duration: Seconds the video lasts.
-        moments: Start and end in seconds, at least one, inside the video.
+        moments: Start and end in seconds, inside the video; none, if it is known that the sentence
+            describes nothing in this video.
         saliency: How well each clip of 2 s fits the query, from 0 to 4, by annotator: the
             highlights of QVHighlights.
 
     Raises:
         AnnotationError: If the id could leave a folder of features, the query is blank, the
-            duration is not positive, there is no moment, one is empty or outside the video, or
-            `saliency` is not the same count of numbers for each clip.
+            duration is not positive, a moment is empty or outside the video, or `saliency` is not
+            the same count of numbers for each clip.
     """
 
     qid: int | str
@@ -57,8 +58,6 @@ class Annotation:
         if not isinstance(self.moments, list | tuple):
             expected = "a list of moments, (start, end) in seconds"
             raise AnnotationError(message(who, expected, shown(self.moments)))
-        if not self.moments:
-            raise AnnotationError(message(who, "at least one moment", "none"))
         for start, end in (check_numbers(who, "(start, end)", one, 2) for one in self.moments):
             # Written so that NaN fails too.
             if not 0 <= start < end <= self.duration:
@@ -103,6 +102,7 @@ class AnnotationReport:
         spelling: How the feature store, and now the annotations, spell the ids, such as "with
             '.avi'".
         other_videos: A few videos of the feature store, if it had none of these.
+        without_moment: Annotations of nothing in their video: the file lists no moment.
     """
 
     source: str
@@ -115,9 +115,12 @@ class AnnotationReport:
     cut_starts: int = 0
     spelling: str = ""
     other_videos: tuple[str, ...] = ()
+    without_moment: int = 0
 
     def __str__(self) -> str:
         facts = [f"{self.source}: {self.lines:,} lines, {self.kept:,} kept"]
+        if self.without_moment:
+            facts.append(f"{self.without_moment:,} of them without a moment")
         if self.cut_starts:
             facts.append(f"{self.cut_starts:,} starts cut to 0")
         if self.cut_ends:
@@ -241,7 +244,7 @@ class AnnotationSet(Sequence[Annotation]):
         who = "AnnotationSet.split_videos"
         fraction = check_range(who, "fraction", fraction, 0, 1, open_low=True)
         seed = check_int(who, "seed", seed, at_least=0)
-        videos = {_PIECE.sub("", id_) for id_ in self.video_ids}
+        videos = set(map(source_of, self.video_ids))
         if fraction == 1 or len(videos) < 2:
             expected = "fraction < 1 and at least two videos"
             hint = ""
@@ -253,8 +256,13 @@ class AnnotationSet(Sequence[Annotation]):
         held_out = frozenset(ranked[: min(max(round(fraction * len(videos)), 1), len(videos) - 1)])
         parts: tuple[list[Annotation], list[Annotation]] = [], []
         for item in self:
-            parts[_PIECE.sub("", item.video_id) in held_out].append(item)
+            parts[source_of(item.video_id) in held_out].append(item)
         return AnnotationSet(parts[0], self.report), AnnotationSet(parts[1], self.report)
+
+
+def source_of(video_id: str) -> str:
+    """Name the video of which one is a piece, told by times at the end of its id; or itself."""
+    return _PIECE.sub("", video_id)
 
 
 def check_duration(who: str, duration: object) -> None:

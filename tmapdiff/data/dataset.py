@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from tmapdiff._core.digests import add_tensors
 from tmapdiff.data.annotations import Annotation, AnnotationSet
 from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.features import FeatureStore
+from tmapdiff.data.negatives import MOST_NEGATIVES, OtherVideos
 from tmapdiff.data.windows import draw_window
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, FeatureError, ShapeError, TmapdiffError
@@ -54,7 +56,7 @@ class MomentBatch:
         words: Indices of the words, or features of them; 0 after the last.
         num_words: How many words each query has.
         moments: Start and end in seconds; 0 after the last.
-        num_moments: How many moments each query has.
+        num_moments: How many moments each query has; 0, if it describes nothing in the video.
         clip_seconds: Seconds a clip lasts.
         durations: Seconds the video, or the window of it, lasts; rounded down.
         num_clips: Clips inside each video; None if all are.
@@ -122,7 +124,9 @@ class MomentDataset(Dataset[MomentSample]):
     seen through a window of N clips, drawn anew at each access from torch's random numbers (which
     `Trainer` seeds for each sample), with the moment inside; or as a whole, with `whole_videos`, as
     for tests. A moment longer than the window fills it; other moments of the query stay, cut to the
-    window, when more than half of them is inside.
+    window, when more than half of them is inside. Of a query without a moment, any window is drawn.
+
+    `with_negatives` gives one that trains on queries with no answer, too.
 
     Args:
         annotations: The queries.
@@ -203,6 +207,35 @@ class MomentDataset(Dataset[MomentSample]):
         # Encode now, so that a sentence without a word fails here and not in the midst of an epoch.
         self._words = [_encoded(vocabulary, word_features, item) for item in annotations]
         self._pooled: dict[tuple[str, float], Tensor] = {}
+        self._negatives = 0.0
+        self._others: OtherVideos | None = None
+
+    @property
+    def negatives(self) -> float:
+        """Share of the sentences that are paired with another video, see `with_negatives`."""
+        return self._negatives
+
+    def with_negatives(self, share: float) -> "MomentDataset":
+        """Return this data set with queries that have no answer: to train on, not to evaluate.
+
+        At each access, a sentence comes with probability `share` with another of the videos and no
+        moment. It is drawn as windows are, from torch's random numbers, which `Trainer` seeds for
+        each sample and epoch; and never from a source video (`AnnotationSet.split_videos` says what
+        that is) of which the same sentence is annotated. A query that has no moment, or for which
+        there is no such video, stays as it is. Features are shared with this data set. To evaluate,
+        `add_negatives` draws once.
+
+        Args:
+            share: From 0, as it is without this, to 0.9.
+
+        Raises:
+            ArgumentError: If `share` is outside [0, 0.9], or there is no query to pair.
+        """
+        who = "MomentDataset.with_negatives"
+        found = copy(self)
+        found._negatives = check_range(who, "share", share, 0, MOST_NEGATIVES)
+        found._others = OtherVideos(self.annotations) if share else None
+        return found
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -228,6 +261,9 @@ class MomentDataset(Dataset[MomentSample]):
                 that of what the store raises, names the video and the query.
         """
         item = self.annotations[index]
+        others = self._others
+        if others and others.can_pair(item) and float(torch.rand(())) < self._negatives:
+            item = others.draw(item)
         try:
             clips = self._clips(item.video_id, item.duration)
         except Exception as error:
@@ -296,7 +332,8 @@ def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
         words=pad_sequence([sample.words for sample in samples], batch_first=True),
         num_words=torch.tensor([len(sample.words) for sample in samples]),
         moments=pad_sequence(
-            [torch.tensor(item.moments, dtype=torch.float32) for item in items], batch_first=True
+            [torch.tensor(item.moments, dtype=torch.float32).reshape(-1, 2) for item in items],
+            batch_first=True,
         ),
         num_moments=torch.tensor([len(item.moments) for item in items]),
         clip_seconds=torch.tensor([one.clip_seconds for one in samples], dtype=torch.float32),

@@ -70,10 +70,14 @@ def load_didemo(
 def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
     """Keep one moment per query: that of highest mean IoU with those of the other annotators.
 
-    The first of them, if several are as good. `annotations` stay as they are.
+    The first of them, if several are as good; none of a query that has none. `annotations` stay as
+    they are.
     """
     return AnnotationSet(
-        (replace(item, moments=(_consensus(item.moments),)) for item in annotations),
+        (
+            replace(item, moments=(_consensus(item.moments),)) if item.moments else item
+            for item in annotations
+        ),
         annotations.report,
     )
 

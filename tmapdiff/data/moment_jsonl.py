@@ -25,7 +25,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
 
     QVHighlights is published so; moment_detr, lighthouse and others bring Charades-STA, ActivityNet
     Captions, TACoS and more into the same form. Windows are cut to the video; those that are empty,
-    or lie outside of it, are dropped, and queries without one left.
+    or lie outside of it, are dropped, and queries of which none is left. An empty list of windows
+    says that the query describes nothing in the video.
 
     Args:
         path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); where
@@ -34,8 +35,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        AnnotationError: If a line is not of this form, two have the same `qid`, or the file has no
-            windows, as that of a test set or one of highlights alone.
+        AnnotationError: If a line is not of this form, two have the same `qid`, or windows are
+            missing or null, as in the file of a test set or one of highlights alone.
 
     Source: Lei et al., "QVHighlights", arXiv 2107.09609.
     """
@@ -53,7 +54,7 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
             field(who, record, "vid"),
             sentence(who, field(who, record, "query")),
             duration,
-            pairs(who, record, "relevant_windows"),
+            pairs(who, record, "relevant_windows", may_be_empty=True),
             qid,
             _saliency(who, record, duration),
         )

@@ -13,13 +13,17 @@ def draw_window(
 ) -> tuple[int, Annotation]:
     """Draw a window of `num_clips` of a video's clips with one of the annotated moments inside.
 
+    Any window, if there is no moment.
+
     Each place that holds the moment is as likely; of a moment longer than the window, each that
     holds nothing else. Torch's global random numbers decide.
 
     Returns:
         The first clip, and what is annotated in the window, with times from its start.
     """
-    start, end = item.moments[_draw(0, len(item.moments) - 1)]
+    start, end = 0.0, item.duration
+    if item.moments:
+        start, end = item.moments[_draw(0, len(item.moments) - 1)]
     # A little less or more than an edge of clips is float error.
     first = min(math.floor(start / clip_seconds + 1e-6), video_clips - 1)
     last = min(math.ceil(end / clip_seconds - 1e-6), video_clips)

@@ -10,6 +10,7 @@ from tmapdiff.evaluation.controls import (
 )
 from tmapdiff.evaluation.didemo import evaluate_didemo, evaluate_didemo_prior
 from tmapdiff.evaluation.drawing import draw_queries
+from tmapdiff.evaluation.presence import auroc, fit_presence, presence_metrics
 from tmapdiff.evaluation.runner import Evaluation, evaluate
 
 __all__ = [  # noqa: RUF022  in the order the data flows
@@ -23,5 +24,8 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "fit_moment_prior",
     "evaluate_prior",
     "evaluate_oracle",
+    "fit_presence",
+    "presence_metrics",
+    "auroc",
     "draw_queries",
 ]

@@ -36,6 +36,7 @@ def localize_all(
     check_int("evaluate", "batch_size", batch_size, at_least=1)
     check_int("evaluate", "seed", seed, at_least=0)
     count = check_int("evaluate", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
+    check_fixed("evaluate", dataset)
     model = model.evaluation_view()  # once for all batches
     first = 0
     if accelerator is not None:
@@ -82,6 +83,13 @@ def whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatc
         yield batch
 
 
+def check_fixed(who: str, dataset: Dataset[Any]) -> None:
+    """Refuse a data set whose queries are drawn anew at each access."""
+    if share := getattr(dataset, "negatives", 0.0):
+        hint = "Pass the data set without negatives; add_negatives draws them once, to be judged."
+        raise ArgumentError(message(who, "queries that stay", f"negatives = {share}", hint))
+
+
 def check_whole(batch: MomentBatch) -> None:
     # A window is drawn around the annotated moment, and would give the answer away.
     if batch.has_windows:
@@ -100,6 +108,8 @@ def batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
 class Answers:
     """Collects answers, and how sure and how right the best moment of each query is.
 
+    IoUs of queries without a moment are NaN: no answer is right, and none is a little wrong.
+
     Like metrics, it is updated batch by batch, and nothing waits for the device until the end.
     Predictions have saliency if it is constructed so.
     """
@@ -110,6 +120,7 @@ class Answers:
         self.ranked: list[RankedMoments] = []
         self.confidence: list[Tensor] = []
         self.iou: list[Tensor] = []
+        self.presence: list[Tensor | None] = []
         self.saliency: list[tuple[Tensor, ...]] = []  # of clips; seconds of a clip, and of a video
 
     def update(
@@ -122,7 +133,9 @@ class Answers:
         self.queries += zip(batch.qids, batch.queries, batch.video_ids, strict=True)
         self.ranked.append(found.ranked)
         self.confidence.append(found.confidence)
-        self.iou.append(best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0])
+        best = best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0]
+        self.iou.append(best.masked_fill(batch.num_moments < 1, torch.nan))
+        self.presence.append(found.presence)
         if self.with_saliency:
             self.saliency.append((found.saliency, batch.clip_seconds, batch.durations))
 
@@ -135,6 +148,7 @@ class Answers:
         ]
         copy.confidence = [scores.cpu() for scores in self.confidence]
         copy.iou = [ious.cpu() for ious in self.iou]
+        copy.presence = [None if one is None else one.cpu() for one in self.presence]
         copy.saliency = [tuple(one.cpu() for one in some) for some in self.saliency]
         return copy
 
@@ -147,11 +161,12 @@ class Answers:
             whole.ranked += part.ranked
             whole.confidence += part.confidence
             whole.iou += part.iou
+            whole.presence += part.presence
             whole.saliency += part.saliency
         return whole
 
-    def compute(self, began: float) -> tuple[tuple[Prediction, ...], float, Tensor, Tensor]:
-        """Return predictions, seconds since `began`, confidence and IoU, as in `Evaluation`."""
+    def compute(self, began: float) -> dict[str, Any]:
+        """Return the fields of `Evaluation` but for the metrics; seconds are since `began`."""
         windows = chain.from_iterable(map(windows_of, self.ranked))
         predictions = tuple(
             Prediction(*query, of_query, saliency)
@@ -159,8 +174,14 @@ class Answers:
                 self.queries, windows, self._saliency(), strict=True
             )
         )
-        seconds = time.perf_counter() - began
-        return predictions, seconds, torch.cat(self.confidence).cpu(), torch.cat(self.iou).cpu()
+        presence = [one for one in self.presence if one is not None]
+        return {
+            "predictions": predictions,
+            "seconds": time.perf_counter() - began,
+            "confidence": torch.cat(self.confidence).cpu(),
+            "iou": torch.cat(self.iou).cpu(),
+            "presence": torch.cat(presence).cpu() if presence else None,
+        }
 
     def _saliency(self) -> Iterator[tuple[float, ...] | None]:
         """Give the scores of each query's clips of 2 s, if there are some."""

@@ -40,6 +40,9 @@ def qvhighlights_metrics(
 
     Of highlights only if the predictions have saliency, and some queries.
     """
+    if not any(item.moments for item in annotations):
+        expected = "at least one query with a moment"
+        raise ArgumentError(message("evaluate_predictions", expected, "none"))
     results = _moment_metrics(predictions, annotations)
     lacking = [prediction.qid for prediction in predictions if prediction.saliency is None]
     if 0 < len(lacking) < len(predictions):
@@ -47,7 +50,10 @@ def qvhighlights_metrics(
         expected = "saliency in all predictions or in none"
         raise ArgumentError(message("evaluate_predictions", expected, got))
     pairs = zip(predictions, annotations, strict=True)
-    rated = [(one.saliency or (), item.saliency) for one, item in pairs if item.saliency]
+    # Of a query that is not in its video, no clip is right or wrong.
+    rated = [
+        (one.saliency or (), item.saliency) for one, item in pairs if item.saliency and item.moments
+    ]
     return results | _highlight_metrics(rated) if rated and not lacking else results
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tmapdiff._core.checks import check_choice, check_int, message
 from tmapdiff.data import AnnotationSet, MomentBatch, Prediction
 from tmapdiff.errors import ArgumentError, ShapeError
-from tmapdiff.evaluation._answers import batches, whole_batches, windows_of
+from tmapdiff.evaluation._answers import batches, check_fixed, whole_batches, windows_of
 from tmapdiff.evaluation._qvhighlights import (
     MOST_WINDOWS,
     annotations_of,
@@ -43,6 +43,8 @@ def evaluate_predictions(
 ) -> dict[str, float]:
     """Compute the metrics of predictions, one's own or another program's, in percent.
 
+    Queries without a moment are left out, whatever is answered to them.
+
     The protocol `qvhighlights` is that of moment_detr's `standalone_eval`, and so are the names of
     its metrics. `MR-full-R1@0.5` to `@0.95`: the best moment has at least this IoU with an
     annotated one. `MR-full-mAP@0.5` to `@0.95`: average precision of the first ten moments, by
@@ -66,8 +68,8 @@ def evaluate_predictions(
 
     Raises:
         ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
-            there are no queries, a rank or threshold is out of range or given with `qvhighlights`,
-            or only some of the predictions have saliency.
+            there are no queries, or none with a moment, a rank or threshold is out of range or
+            given with `qvhighlights`, or only some of the predictions have saliency.
         ConfigError: If there is no such protocol.
 
     Source: for `qvhighlights`, Lei et al., arXiv 2107.09609.
@@ -144,9 +146,10 @@ def _truths(annotations: AnnotationSet) -> tuple[Tensor, Tensor]:
 
 
 def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float = 0.5) -> Tensor:
-    """Share of a data set's moments that each cell hits: a prior that ignores video and query.
+    """Share of a data set's queries that each cell hits: a prior that ignores video and query.
 
-    Ranked like a model's maps, it gives the best constant answer.
+    Ranked like a model's maps, it gives the best constant answer. Queries without a moment are left
+    out.
 
     Args:
         grid: The candidate moments.
@@ -157,16 +160,18 @@ def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float =
         - returns: (cells,), in [0, 1]
 
     Raises:
-        ArgumentError: If the data set is empty.
+        ArgumentError: If no query has a moment, or queries are drawn anew (`with_negatives`).
     """
-    count = check_int("fit_moment_prior", "queries", len(dataset), at_least=1)  # type: ignore[arg-type]
+    check_fixed("fit_moment_prior", dataset)
     build = IoUMapBuilder(grid)
-    hits = torch.zeros(grid.num_cells, dtype=torch.float64)
+    hits, count = torch.zeros(grid.num_cells, dtype=torch.float64), 0
     for batch in batches(dataset, _BATCH_SIZE):
         iou = build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
         if batch.num_clips is not None:
             iou = iou.masked_fill(~grid.packed_mask(num_clips=batch.num_clips), 0)
         hits += (iou > threshold).sum(0)
+        count += int((batch.num_moments > 0).sum())
+    check_int("fit_moment_prior", "queries with a moment", count, at_least=1)
     return (hits / count).float()
 
 
@@ -245,6 +250,7 @@ def _evaluate(
     """Evaluate what `answer` says of a batch: packed maps and their grid."""
     check_choice("evaluate", "protocol", protocol, get_args(PredictionProtocol))
     annotations = annotations_of("evaluate", dataset, protocol)
+    check_fixed("evaluate", dataset)
     metrics, predictions = LocalizationMetrics(), []
     for batch in whole_batches(dataset, _BATCH_SIZE):
         grid, maps = answer(batch)

@@ -25,10 +25,11 @@ def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str
 
     Args:
         train: The annotators' moments that are counted.
-        test: The queries, which all get the same answer, less what lies past their video's end.
+        test: The queries, which all get the same answer, less what lies past their video's end;
+            those without a moment are left out.
 
     Raises:
-        ArgumentError: If `test` is empty.
+        ArgumentError: If no query of `test` has a moment.
 
     Source: the frequency prior of Hendricks et al., arXiv 1708.01641.
     """
@@ -36,7 +37,7 @@ def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str
     edges = [SEGMENT_SECONDS * segment for segment in range(_SEGMENTS + 1)]
     ranked = sorted(combinations(edges, 2), key=lambda moment: -marked[moment])
     metrics = DiDeMoMetrics()
-    for item in test:
+    for item in (item for item in test if item.moments):
         inside = [moment for moment in ranked if moment[1] <= item.duration]
         metrics.update(torch.tensor([inside]), torch.tensor([item.moments]))
     return metrics.compute()

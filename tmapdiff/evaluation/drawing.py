@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_int
 from tmapdiff.data import collate_moments
-from tmapdiff.evaluation._answers import check_whole, localize_batch
+from tmapdiff.evaluation._answers import check_fixed, check_whole, localize_batch
 from tmapdiff.maps import IoUMapBuilder, MultiScaleMapSampler
 from tmapdiff.models import MapLocalizer
 from tmapdiff.plots import plot_comparison
@@ -41,6 +41,7 @@ def draw_queries(
         MissingDependencyError: If matplotlib is not installed.
     """
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)
+    check_fixed("draw_queries", dataset)
     batch = collate_moments([dataset[position] for position in positions]).to(model.device)
     check_whole(batch)
     options = {"num_inference_steps": num_inference_steps}

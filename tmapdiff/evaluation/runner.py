@@ -14,6 +14,7 @@ from tmapdiff.errors import ArgumentError
 from tmapdiff.evaluation._answers import Answers, localize_all, of_all_processes
 from tmapdiff.evaluation._qvhighlights import MOST_WINDOWS, annotations_of
 from tmapdiff.evaluation.controls import Protocol, evaluate_predictions
+from tmapdiff.evaluation.presence import presence_metrics
 from tmapdiff.maps import MultiScaleMapSampler, RankedMoments, rank_candidates
 from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, SetMetrics, consensus_moments
 from tmapdiff.models import AnswerKind, Localization, MapLocalizer, Ranking
@@ -33,7 +34,9 @@ class Evaluation:
         confidence: Score of each query's best moment, (Q,).
         iou: IoU of each query's best moment with the annotated one, for DiDeMo with the annotators'
             consensus, (Q,): with `confidence`, the input of `CalibrationMetrics` and
-            `plot_calibration`.
+            `plot_calibration`. NaN of a query without a moment, whose answer is never right: take
+            `[present]` of both to leave these out.
+        presence: How likely it has one, as the model says, (Q,); None if it was not fitted to tell.
     """
 
     metrics: dict[str, float]
@@ -41,6 +44,12 @@ class Evaluation:
     seconds: float
     confidence: Tensor = field(compare=False)
     iou: Tensor = field(compare=False)
+    presence: Tensor | None = field(compare=False, default=None)
+
+    @property
+    def present(self) -> Tensor:
+        """Whether each query has a moment, (Q,)."""
+        return ~self.iou.isnan()
 
     @property
     def queries_per_second(self) -> float:
@@ -70,6 +79,10 @@ def evaluate(
 
     The noise of a query depends on `seed` and its position only, not on the batch size, device or
     number of processes.
+
+    Queries without a moment ("not in this video") are left out of all metrics of moments. If the
+    model was fitted to tell them (`fit_presence`), and there are queries of both kinds, the metrics
+    of `presence_metrics` are added.
 
     Whatever the `protocol`, there are Rank n@m and mIoU, where a hit is an IoU above m (2D-TAN):
 
@@ -139,10 +152,11 @@ def evaluate(
         temperature=temperature,
         answer=answer,
     ):
-        truth: tuple[Tensor, Tensor | None] = (batch.moments, batch.num_moments)
+        truth = (batch.moments, batch.num_moments)
         if protocol == "didemo":
             of_didemo.update(_all_ranked(batch, found), *truth)
-            truth = (consensus_moments(batch.moments, batch.num_moments), None)
+            consensus = consensus_moments(batch.moments, batch.num_moments)
+            truth = (consensus[:, None], batch.num_moments.clamp(max=1))
         metrics.update(found.ranked, *truth)
         if answer == "set":
             of_sets.update(found.ranked, *truth)
@@ -151,15 +165,19 @@ def evaluate(
             on_batch(len(batch))
     parts = of_all_processes(accelerator, metrics, of_didemo, of_sets, answers)
     metrics, of_didemo, of_sets, answers = parts
-    predictions, *rest = answers.compute(began)
+    answered = answers.compute(began)
     results = metrics.compute()
     if answer == "set":
         results |= of_sets.compute()
     if protocol == "didemo":
         results |= of_didemo.compute()
     elif protocol == "qvhighlights":
-        results |= evaluate_predictions(predictions, annotations, protocol=protocol)
-    return Evaluation(results, predictions, *rest)
+        results |= evaluate_predictions(answered["predictions"], annotations, protocol=protocol)
+    evaluation = Evaluation(results, **answered)
+    present, presence = evaluation.present, evaluation.presence
+    if presence is not None and present.any() and not present.all():
+        results |= presence_metrics(presence, present)
+    return evaluation
 
 
 def _all_ranked(batch: MomentBatch, found: Localization) -> RankedMoments:

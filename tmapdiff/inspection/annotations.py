@@ -59,12 +59,14 @@ def _facts(
 ) -> dict[str, Any]:
     durations = {item.video_id: item.duration for item in annotations}
     moments = [moment for item in annotations for moment in item.moments]
+    absent = sum(not item.moments for item in annotations)
     return {
         "format": file.format,
         "split": file.split,
         "queries": len(annotations),
         "videos": len(durations),
         "moments": len(moments),
+        **({"queries without a moment": absent} if absent else {}),
         "moments a query": spread([len(item.moments) for item in annotations]),
         "duration of videos": spread(list(durations.values()), " s"),
         "length of moments": spread([end - start for start, end in moments], " s"),

@@ -119,7 +119,7 @@ class Similarities(nn.Module):
     def _compare(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         found = []
         if self.sentence:
-            found.append(self._cosines(rows, query.sentence[:, None]))
+            found.append(self.to_sentence(rows, query)[:, None])
         if self.words:
             each = self._cosines(rows, query.words)  # (B, L, spaces, T)
             num_words = query.num_words[:, None, None, None]
@@ -132,6 +132,11 @@ class Similarities(nn.Module):
             learned = (rows + self._added(self.of_rows, rows)) @ moved[..., None]
             found.append(learned.mT / len(self.spaces))
         return torch.cat(found, dim=1)
+
+    def to_sentence(self, rows: Tensor, query: AlignedQuery) -> Tensor:
+        """Compare with the sentence alone, by cosine in each space: (B, spaces, T)."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return self._cosines(rows, query.sentence[:, None].to(rows.dtype))[:, 0]
 
     @staticmethod
     def _added(layer: nn.Module, x: Tensor) -> Tensor:

@@ -92,6 +92,8 @@ class MomentLocalizer(MapLocalizer):
             read, little where the noisy map already gives the moment away.
         deterministic: Predict in one pass from an empty map at the last timestep, in training too:
             the same network as a plain regressor, the control of what diffusion is worth.
+        presence_weights: What `tmapdiff.evaluation.fit_presence` finds, to tell how likely a query
+            has an answer in its video. By default, the model does not tell.
 
     Raises:
         ConfigError: If a field is unknown, encoder and decoder do not fit each other, or a part
@@ -115,6 +117,7 @@ class MomentLocalizer(MapLocalizer):
         num_samples: int = 1,
         timestep_power: float = 0.0,
         deterministic: bool = False,
+        presence_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         who = "MomentLocalizer"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,11 @@ from tmapdiff.maps import (
 )
 from tmapdiff.models._base import MapModel, answering
 from tmapdiff.models.encoder import MultimodalEncoder, TextEncoder
+from tmapdiff.models.presence import (
+    check_presence_weights,
+    presence_features,
+    presence_reader,
+)
 from tmapdiff.models.protocols import (
     Objective,
     check_registered,
@@ -66,10 +71,13 @@ class Localization:
         maps: Predicted maps of all scales, packed.
         num_clips: Clips of each video, when they differ.
         target: What the maps are an expectation of, as a function of the IoU; None if not known.
+        presence: How likely each query has an answer in its video at all; None of a model that was
+            not fitted to tell (`tmapdiff.evaluation.fit_presence`).
 
     Shape:
         - maps: (B, cells)
         - num_clips: (B,)
+        - presence: (B,), float64, in [0, 1]
     """
 
     ranked: RankedMoments
@@ -77,6 +85,7 @@ class Localization:
     maps: Tensor = field(repr=False)
     num_clips: Tensor | None = None
     target: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    presence: Tensor | None = None
 
     @cached_property
     def dense(self) -> Tensor:
@@ -133,6 +142,7 @@ class MapLocalizer(MapModel):
         who = type(self).__name__
         check_range(who, "nms_threshold", nms_threshold, 0, 1)
         check_choice(who, "ranking", ranking, get_args(Ranking))
+        check_presence_weights(who, self.encoder, self.config.get("presence_weights"))
         self.grid = grid
         self.objective = find_objective(who, objective)
         self.build_iou_maps = IoUMapBuilder(grid)
@@ -354,8 +364,8 @@ class MapLocalizer(MapModel):
             answer: `ranked` gives the best moments, however well they fit; `set` those that there
                 seem to be, possibly none, with probabilities for scores (`read_moment_sets`): of
                 several samples, the set that agrees best with all.
-            presence: For sets: how likely each query has a moment at all. Defaults to what the maps
-                say.
+            presence: For sets: how likely each query has a moment at all. Defaults to what the
+                model was fitted to tell (`presence`), else to what the maps say.
             **sampling: As for `predict_maps`.
 
         Shape:
@@ -374,7 +384,11 @@ class MapLocalizer(MapModel):
         self._check_reading(ranking, nms_threshold, temperature, answer, presence)
         predict = self.predict_samples if answer == "set" else self.predict_maps
         maps = predict(features, words, num_words, num_clips, **sampling)
-        return self.read_moments(
+        mean = maps.mean(dim=1) if maps.dim() == 3 else maps
+        told = self.presence(features, words, num_words, mean, num_clips)
+        if answer == "set" and presence is None:
+            presence = told
+        found = self.read_moments(
             maps,
             clip_seconds,
             grid=self.grid_of(features, num_clips),
@@ -387,6 +401,34 @@ class MapLocalizer(MapModel):
             answer=answer,
             presence=presence,
         )
+        return replace(found, presence=told)
+
+    def presence(
+        self,
+        features: Tensor,
+        words: Tensor,
+        num_words: Tensor,
+        maps: Tensor,
+        num_clips: Tensor | None = None,
+    ) -> Tensor | None:
+        """Tell how likely each query has an answer in its video at all, of the map it was given.
+
+        A calibrated probability, which `tmapdiff.evaluation.fit_presence` has to have fitted; None
+        of a model for which it has not: maps alone do not tell. `maps` is what `predict_maps` gave,
+        or a mean of such; `features`, `words`, `num_words` and `num_clips` are as for `localize`.
+
+        Shape:
+            - maps: (B, cells)
+            - returns: (B,), float64, in [0, 1]
+
+        Raises:
+            ShapeError, ArgumentError: As `localize`.
+        """
+        reader = presence_reader(self)
+        if reader is None:
+            return None
+        self._check_scores(maps, self.grid_of(features, num_clips), num_clips, None)
+        return reader(presence_features(self, features, words, num_words, maps, num_clips))
 
     def read_moments(
         self,

@@ -33,6 +33,8 @@ class MS2DTAN(MapLocalizer):
         objective: What is learned, see `tmapdiff.losses.get_objective`.
         nms_threshold: Highest IoU that two returned moments may have, with `nms`.
         ranking: How moments are read off the map, see `localize`.
+        presence_weights: What `tmapdiff.evaluation.fit_presence` finds, to tell how likely a query
+            has an answer in its video. By default, the model does not tell.
 
     Raises:
         ConfigError: If a field is unknown, a kernel is even or a choice unknown.
@@ -50,6 +52,7 @@ class MS2DTAN(MapLocalizer):
         objective: str = "bce-rescaled",
         nms_threshold: float = 0.49,
         ranking: Ranking = "nms",
+        presence_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = MultimodalEncoder.from_config(encoder_config)

@@ -184,6 +184,8 @@ class SimilarityLocalizer(MapLocalizer):
         objective: What the map expects (`tmapdiff.losses.get_objective`); its target alone counts.
         nms_threshold: Highest IoU that two returned moments may have, with `nms`.
         ranking: How moments are read off the map, see `localize`.
+        presence_weights: What `tmapdiff.evaluation.fit_presence` finds, to tell how likely a query
+            has an answer in its video. By default, the model does not tell.
 
     Raises:
         ArgumentError, ConfigError: If a number is out of range or a choice unknown.
@@ -212,6 +214,7 @@ class SimilarityLocalizer(MapLocalizer):
         objective: str = "mse-rescaled",
         nms_threshold: float = 0.49,
         ranking: Ranking = "nms",
+        presence_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Any = SimilarityEncoder(
@@ -268,7 +271,8 @@ class SimilarityLocalizer(MapLocalizer):
         generator: Generators = None,
     ) -> Tensor:
         # Cross-entropy to probabilities that are proportional to a power of the IoU; 0 of a query
-        # where no candidate overlaps a moment.
+        # where no candidate overlaps a moment, or without a moment: scores say which candidate it
+        # is, not whether it is one.
         iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
         scores = self.score(features, words, num_words, num_clips) / self.temperature
         candidates = _Candidates.of(self.grid_of(features, num_clips), scores.device)
@@ -287,6 +291,9 @@ class SimilarityLocalizer(MapLocalizer):
 
         The weights minimise the loss, which is convex in them, by Newton's method. Then the
         temperature minimises the squared error of the map: confidences are then what they say.
+        Queries without a moment teach it nothing: their loss is 0 whatever the weights, and the
+        temperature is that of the others, as the map's likelihoods always sum to 1. That there is
+        no answer it tells by `tmapdiff.evaluation.fit_presence`.
 
         Contrasts are kept meanwhile: 4 bytes for each of 34 or more, candidate and query.
 
@@ -360,6 +367,7 @@ class SimilarityLocalizer(MapLocalizer):
         valid, iou = (one.repeat(count, 1) for one in (part.valid, part.iou))
         maps = self._expect(scores.flatten(0, 1), valid, part.candidates)
         errors = (maps - self.objective.target(iou)).square().masked_fill(~valid, 0)
+        errors = errors * (iou > 0).any(1, keepdim=True)  # of queries that have a moment
         return errors.unflatten(0, (count, -1)).sum((1, 2)).double()
 
     @answering

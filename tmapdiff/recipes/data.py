@@ -261,6 +261,8 @@ class LocalizationData:
 
 def _described(part: AnnotationSet, detail: str = "") -> str:
     counts = f"{len(part):,} queries of {len(part.video_ids):,} videos{detail}"
+    if absent := sum(not item.moments for item in part):
+        counts += f", {absent:,} without a moment, which metrics of moments leave out"
     return f"{counts}; {part.report}"
 
 

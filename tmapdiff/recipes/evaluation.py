@@ -4,14 +4,15 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tmapdiff._core.checks import check_choice, check_int, check_list, message
 from tmapdiff._core.files import written_beside
-from tmapdiff.data import MomentDataset, write_submission
-from tmapdiff.errors import ConfigError
+from tmapdiff.data import MomentDataset, add_negatives, write_submission
+from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.evaluation import (
     Evaluation,
     Protocol,
@@ -187,6 +188,10 @@ def evaluate_trained(
 ) -> Results:
     """Evaluate what a training gave, beside the best constant answer and the last step's weights.
 
+    Of a model that was fitted to tell whether an answer is there, a row has the metrics of that: of
+    the same queries, each asked of another video, too, if there are such, and the data have none
+    without a moment.
+
     Args:
         trained: What the training gave.
         sampling: How answers are drawn.
@@ -206,7 +211,20 @@ def evaluate_trained(
     first = replace(sampling, steps=sampling.completed(model).steps[:1])
     raw = evaluate_localizer(trained.raw_model, test_set, first, label="raw weights, ", **both)
     results = evaluate_localizer(model, test_set, sampling, label="EMA weights, ", **both)
-    return replace(results, rows={**rows, **raw.rows, **results.rows})
+    rows = {**rows, **raw.rows, **results.rows}
+    if model.config.get("presence_weights") and all(item.moments for item in data.test):
+        asked = None
+        with suppress(ArgumentError):  # there are no other videos
+            asked = add_negatives(data.test)
+        if asked is not None:
+            of_test = test_set.vocabulary, test_set.clip_seconds, test_set.features_per_clip
+            dataset = replace(data, test=asked).make_test_set(model.grid, *of_test)
+            told = evaluate_localizer(model, dataset, first, accelerator=trained.accelerator)
+            (found,) = told.rows.values()
+            rows["in this video, or in another"] = {
+                name: one for name, one in found.items() if name.startswith("Presence-")
+            }
+    return replace(results, rows=rows)
 
 
 def make_pipeline_test_set(

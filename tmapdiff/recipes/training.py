@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,11 +18,12 @@ from tmapdiff.data import (
     SEGMENT_SECONDS,
     MomentDataset,
     Vocabulary,
+    add_negatives,
     collate_moments,
     load_glove,
 )
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
-from tmapdiff.evaluation import Protocol
+from tmapdiff.evaluation import Protocol, fit_presence
 from tmapdiff.models import (
     MapLocalizer,
     MomentLocalizer,
@@ -39,6 +41,8 @@ ModelKind = Literal["diffusion", "deterministic", "ms2dtan", "similarity"]
 SYNTHETIC_EPOCHS = 30
 # What is left of a run beside its logs: what another would replace.
 RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
+# Of the training videos, for whether an answer is there; others than those held out to be judged.
+_PRESENCE_SHARE, _PRESENCE_SEED = 0.1, 1
 _LONGEST_NAME = 160  # bytes, of which file systems allow 255
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
@@ -58,7 +62,10 @@ class Recipe:
         clip_seconds: Seconds per clip: train on windows of long videos, evaluate on whole ones. By
             default, clips divide each video equally; of DiDeMo, they are its segments.
         seed: Seed of weights, data order and noise.
-        training: Fields of `TrainingConfig` to change; None leaves the preset's.
+        training: Fields of `TrainingConfig` to change; None leaves the preset's. With `negatives`,
+            a tenth of the training videos is held out, on which `fit_presence` fits how likely the
+            answer is in a video; of `similarity`, which learns nothing from them, they ask for this
+            alone.
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -237,6 +244,13 @@ class Recipe:
         """
         config = self.training_config(data)
         options = self.set_options(data)
+        add_presence: Callable[[MapLocalizer], object] | None = None
+        if config.negatives:
+            kept, held = data.train.split_videos(_PRESENCE_SHARE, _PRESENCE_SEED)
+            asked = replace(data, test=add_negatives(held)).make_test_set(**options)
+            data = replace(data, train=kept)
+            add_presence = partial(fit_presence, dataset=asked, seed=self.seed)
+            say(f"{len(held):,} queries are held out of training, to fit if there is an answer")
         train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
         width = data.store.feature_dim
         model = self.build(options["vocabulary"], width, data.protocol, say, data.text_channels)
@@ -244,7 +258,10 @@ class Recipe:
             _make_way(output, resume, overwrite)
             loss = model.fit(DataLoader(train_set, config.batch_size, collate_fn=collate_moments))
             say(f"fitted {model.weight.numel()} numbers: loss {loss:.3f}")
-            return TrainedLocalizer(model.eval(), model, train_set, test_set, None)
+            model.eval()
+            if add_presence is not None:
+                add_presence(model)
+            return TrainedLocalizer(model, model, train_set, test_set, None)
         if isinstance(model, MomentLocalizer):
             for count in steps:
                 model.scheduler.set_timesteps(count)
@@ -262,6 +279,8 @@ class Recipe:
             say(f"there is no checkpoint in {output}: from the start")
         trainer.train()
         models = trainer.ema_model.eval(), trainer.raw_model
+        if add_presence is not None:
+            add_presence(models[0])
         return TrainedLocalizer(*models, train_set, test_set, trainer.accelerator)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tmapdiff._core.checks import check_bool, check_choice, check_int, check_range
+from tmapdiff.data.negatives import MOST_NEGATIVES
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -47,6 +48,8 @@ class TrainingConfig:
         keep_checkpoints: Number of newest checkpoints that are kept; so is the one that was best
             in validation.
         best_metric: Validation metric that decides which is best: `mIoU`, `Rank1@0.5`, ...
+        negatives: Share of the sentences that come with another video and no moment, drawn anew in
+            each epoch (`MomentDataset.with_negatives`), for a model that tells "not in this video".
 
     Raises:
         ArgumentError: If a number is out of range, or a switch is not True or False.
@@ -71,6 +74,7 @@ class TrainingConfig:
     checkpoint_minutes: float | None = 10.0
     keep_checkpoints: int = 2
     best_metric: str = "mIoU"
+    negatives: float = 0.0
 
     def __post_init__(self) -> None:
         who, optional = "TrainingConfig", ("checkpoint_steps", "checkpoint_minutes")
@@ -90,6 +94,7 @@ class TrainingConfig:
             if name in given:
                 check_range(who, name, given[name], 0, open_low=True)
         check_range(who, "weight_decay", self.weight_decay, 0)
+        check_range(who, "negatives", self.negatives, 0, MOST_NEGATIVES)
         check_range(who, "warmup", self.warmup, 0, 1)
         check_range(who, "ema_decay", self.ema_decay, 0, 1)
         check_range(who, "seed", self.seed, 0, MAX_SEED)

@@ -9,6 +9,9 @@ from torch import Tensor
 from tmapdiff._core.configs import flatten
 from tmapdiff.errors import CheckpointError
 
+# What checkpoints do not say that are older than the setting.
+_ADDED = {"negatives": 0.0}
+
 
 @dataclass
 class Progress:
@@ -40,7 +43,7 @@ class Progress:
         Raises:
             CheckpointError: If it is not.
         """
-        other = dict(flatten(state["config"]))
+        other = {**_ADDED, **dict(flatten(state["config"]))}
         for name, value in flatten(self.config):
             saved = other.get(name)
             extended = name == "epochs" and isinstance(saved, int) and saved <= value

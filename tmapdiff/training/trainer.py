@@ -21,7 +21,7 @@ from typing_extensions import Self
 from tmapdiff._core.arrays import load_tensors
 from tmapdiff._core.checks import check_choice, check_int, first_line, message, require
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, naming_file, written_beside
-from tmapdiff.data import MomentBatch, collate_moments
+from tmapdiff.data import MomentBatch, MomentDataset, collate_moments
 from tmapdiff.data.sampling import BatchShares, EpochOrder, SeededSamples, torch_generator_for
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import draw_queries, evaluate
@@ -60,7 +60,7 @@ class Trainer:
 
     Args:
         model: The localizer, with its initial weights.
-        dataset: What to train on, usually a `MomentDataset`.
+        dataset: What to train on, usually a `MomentDataset`; with `negatives` it has to be one.
         config: How to train.
         output_dir: Folder of the run.
         validation: Data set to evaluate and draw after epochs. Defaults to none.
@@ -72,7 +72,8 @@ class Trainer:
 
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
-        ArgumentError: If the data set has fewer than two queries, or `validate_every` is below 1.
+        ArgumentError: If the data set has fewer than two queries, `validate_every` is below 1, or
+            there are to be negatives and the data set is no `MomentDataset`, or of one video.
         ConfigError: If another training of this process has another `mixed_precision`, or
             accelerate is to shard the model in a way that is not supported.
         FileError: If `output_dir` cannot be written.
@@ -108,6 +109,11 @@ class Trainer:
         queries = check_int("Trainer", "queries in the data set", len(dataset), at_least=2)  # type: ignore[arg-type]
         if validate_every is not None:
             check_int("Trainer", "validate_every", validate_every, at_least=1)
+        if config.negatives:
+            if not isinstance(dataset, MomentDataset):
+                got = type(dataset).__name__
+                raise ArgumentError(message("Trainer", "a MomentDataset for negatives", got))
+            dataset = dataset.with_negatives(config.negatives)
         self.config = config
         self.output_dir = Path(output_dir)
         self.validation = validation
@@ -232,6 +238,7 @@ class Trainer:
         of_model = {k: v for k, v in model.config.items() if not k.startswith("_")}
         return {
             **fields,
+            "negatives": getattr(dataset, "negatives", 0.0),
             "steps_an_epoch": len(self.loader),
             "features": getattr(getattr(dataset, "store", None), "description", None),
             "word_features_sha256": getattr(dataset, "word_features_sha256", None),

@@ -1,0 +1,154 @@
+"""Queries with no answer: in files, in batches, and drawn for training."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.assertions import refuses
+from helpers.training import make_dataset
+
+from tmapdiff.data import (
+    Annotation,
+    AnnotationSet,
+    MomentDataset,
+    Prediction,
+    add_negatives,
+    collate_moments,
+    keep_consensus,
+    load_didemo,
+    load_moment_jsonl,
+    read_submission,
+    write_submission,
+)
+from tmapdiff.data.annotations import source_of
+from tmapdiff.data.windows import draw_window
+from tmapdiff.errors import AnnotationError, ArgumentError
+from tmapdiff.inspection import inspect
+
+QUERIES = AnnotationSet(
+    Annotation(n, video, query, 9.0 + n, ((1.0, 4.0),), ((2.0,),) * 4)
+    for n, (video, query) in enumerate(
+        [
+            ("a_0.0_9.0", "A dog runs."),
+            ("a_9.0_18.0", "A cat sleeps."),
+            ("b_0.0_9.0", "a dog  runs."),
+            ("c_0.0_9.0", "A bird sings."),
+            ("d", "A cow eats."),
+        ]
+    )
+)
+
+
+def test_an_empty_list_of_windows_is_a_query_without_a_moment(tmp_path):
+    line = {"qid": 1, "query": "a dog", "vid": "v", "duration": 9.0, "relevant_windows": []}
+    dropped = {**line, "qid": 2, "relevant_windows": [[10, 12]]}  # which is a fault of the file
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (line, dropped)))
+    found = load_moment_jsonl(path)
+    assert [(item.qid, item.moments) for item in found] == [(1, ())]
+    assert "2 lines, 1 kept; 1 of them without a moment; 1 moments dropped" in str(found.report)
+    assert keep_consensus(found)[0].moments == ()
+    facts = inspect(path).facts["q.jsonl"]
+    assert (facts["queries without a moment"], facts["length of moments"]) == (1, "none")
+    answers = [Prediction(1, "a dog", "v", ())]
+    write_submission(answers, tmp_path / "p.jsonl")
+    assert list(read_submission(tmp_path / "p.jsonl")) == answers
+
+
+def test_annotators_of_didemo_mark_at_least_one_moment(tmp_path):
+    record = {"annotation_id": 0, "video": "v", "description": "x", "num_segments": 6, "times": []}
+    (tmp_path / "val_data.json").write_text(json.dumps([record]))
+    with refuses(AnnotationError, "record 1: expected times to be a list of pairs, got []."):
+        load_didemo(tmp_path, "val")
+
+
+def test_each_sentence_is_asked_of_a_video_that_it_does_not_describe():
+    found = add_negatives(QUERIES)
+    assert found[:5].annotations == QUERIES.annotations
+    durations = {item.video_id: item.duration for item in QUERIES}
+    drawn = Counter()
+    for seed in range(100):
+        for item, other in zip(QUERIES, add_negatives(QUERIES, seed)[5:], strict=True):
+            assert (other.qid, other.query) == (f"{item.qid}-absent", item.query)
+            assert (other.moments, other.saliency) == ((), None)
+            assert other.duration == durations[other.video_id]
+            drawn[item.qid, other.video_id] += 1
+    # Neither their own source nor, of the dog, that of the other dog.
+    of_dog = {"c_0.0_9.0", "d"}
+    expected = {
+        0: of_dog,
+        1: {"b_0.0_9.0", *of_dog},
+        2: of_dog,
+        3: set(durations) - {"c_0.0_9.0"},
+        4: set(durations) - {"d"},
+    }
+    for qid, videos in expected.items():
+        counts = {video: n for (own, video), n in drawn.items() if own == qid}
+        assert counts.keys() == videos
+        assert min(counts.values()) > 100 / len(videos) / 2
+    assert add_negatives(QUERIES, 3).annotations == add_negatives(QUERIES, 3).annotations
+    assert len(add_negatives(AnnotationSet([*QUERIES, replace(found[5], qid="x")]))) == 11
+
+
+def test_a_sentence_of_all_videos_has_no_negative():
+    again = replace(QUERIES[0], qid=9, video_id="c_9_12")
+    common = AnnotationSet([*QUERIES[:1], *QUERIES[2:4], again])
+    assert [item.qid for item in add_negatives(common)[4:]] == ["3-absent"]
+    with refuses(ArgumentError, "negatives: expected a sentence with a moment, and another video"):
+        add_negatives(common[:2])
+    with refuses(ArgumentError, "share in [0, 0.9], got 1.0."):
+        make_dataset(2).with_negatives(1.0)
+
+
+def test_a_batch_of_queries_without_a_moment_has_none():
+    dataset = make_dataset(3)
+    absent = AnnotationSet(replace(item, moments=()) for item in dataset.annotations)
+    vocabulary = dataset.vocabulary
+    alone = MomentDataset(absent, dataset.store, vocabulary, num_clips=8)
+    batch = collate_moments([alone[0], alone[1]])
+    assert (batch.moments.shape, batch.num_moments.tolist()) == ((2, 0, 2), [0, 0])
+    batch = collate_moments([alone[0], dataset[1]])
+    assert (batch.moments.shape, batch.num_moments.tolist()) == ((2, 1, 2), [0, 1])
+
+
+def test_any_window_of_a_video_is_drawn_where_there_is_no_moment():
+    item = Annotation(0, "v", "a dog", 10.0, ())
+    torch.manual_seed(0)
+    found = Counter()
+    for _ in range(300):
+        first, part = draw_window(item, 1.0, 4, 10)
+        assert (part.moments, part.duration) == ((), 4.0)
+        found[first] += 1
+    assert found.keys() == set(range(7))
+
+
+def test_a_share_of_the_sentences_is_drawn_anew_at_each_access():
+    plain = make_dataset(6)
+    dataset = plain.with_negatives(0.4)
+    assert (dataset.negatives, plain.negatives) == (0.4, 0.0)
+
+    def draw(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        drawn = []
+        for index, own in enumerate(plain.annotations):
+            sample = dataset[index]
+            item = sample.annotation
+            assert (item.qid, item.query) == (own.qid, own.query)
+            other = item.video_id != own.video_id
+            assert other == (source_of(item.video_id) != source_of(own.video_id))
+            assert item.moments == (() if other else own.moments)
+            if other:
+                place = [one.video_id for one in plain.annotations].index(item.video_id)
+                assert torch.equal(sample.features, plain[place].features)
+            drawn.append(item.video_id)
+        return drawn
+
+    several = [draw(seed) for seed in range(20)]
+    assert several[0] == draw(0)
+    assert several[0] != several[1]
+    own = [item.video_id for item in plain.annotations]
+    changed = sum(a != b for one in several for a, b in zip(one, own, strict=True))
+    assert changed / (20 * len(own)) == pytest.approx(0.4, abs=0.08)
+    assert [one.annotation for one in map(plain.__getitem__, range(4))] == [*plain.annotations[:4]]
