@@ -100,3 +100,18 @@ def test_what_sets_have_no_use_for_is_refused():
         make_pipe()(VIDEO, QUERIES, answer="set", ranking="nms")
     with refuses(ConfigError, "answer"):
         make_pipe()(VIDEO, QUERIES, answer="some")
+
+
+@pytest.mark.parametrize("generative", [True, False])
+def test_what_the_model_was_fitted_to_tell_decides_whether_a_set_is_empty(generative):
+    localizer = make_localizer() if generative else make_localizer(MS2DTAN)
+    pipe = make_pipe(localizer, durations=[8.0])
+    videos = [VIDEO, make_features(20), make_features(96)]  # the last one is searched in windows
+    before = pipe(videos, "the door", answer="set", generator=seeds(3))
+    for bias, expected in ((9.0, 1.0), (-9.0, 0.0)):
+        localizer.register_to_config(presence_weights=[0.0, 0.0, bias])
+        found = pipe(videos, "the door", answer="set", generator=seeds(3))
+        assert found.present[:2] == pytest.approx([expected] * 2, abs=1e-3)
+        assert [bool(some) for some in found.moments[:2]] == [expected == 1] * 2
+        assert found.windows[2]
+        assert found.present[2] == pytest.approx(before.present[2], abs=1e-5)

@@ -33,6 +33,7 @@ from tmapdiff.errors import (
     MissingDependencyError,
     TmapdiffError,
 )
+from tmapdiff.maps.presence import map_presence
 from tmapdiff.models import (
     AnswerKind,
     DenoisingStep,
@@ -516,7 +517,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             temperature: Not for `nms`, see `MapLocalizer.localize`.
             answer: `ranked` for the best moments, however well they fit; `set` for those that there
                 seem to be, possibly none, with probabilities for scores, see
-                `MapLocalizer.localize`. The output then has `present`.
+                `MapLocalizer.localize`. The output then has `present`: of a video that is searched
+                in windows, what the maps say, whatever the model was fitted to tell.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one per query, which makes answers independent of
                 how queries are batched.
@@ -749,13 +751,30 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         """Read moments off maps; if errors are skipped, one in place of each that is not finite."""
         scores = drawn.samples
 
+        def presence(rows: slice) -> Tensor | None:
+            num_clips = None if batch.num_clips is None else batch.num_clips[rows]
+            held = True if drawn.held is None else drawn.held[rows]
+            maps = scores[rows].mean(dim=1).where(torch.as_tensor(held, device=scores.device), 0)
+            asked = batch.features[rows], batch.words[rows], batch.num_words[rows]
+            told = self.localizer.presence(*asked, maps, num_clips)
+            in_windows = torch.tensor([bool(video.windows) for video in batch.clips[rows]])
+            if told is None or not in_windows.any():
+                return told
+            # The maps of windows together are not as those that it was fitted on.
+            target = self.localizer.objective.target
+            own = map_presence(maps, batch.grid, num_clips, target=target).to(told)
+            return own.where(in_windows.to(own.device), told)
+
         def read(rows: slice) -> Localization:
+            num_clips = None if batch.num_clips is None else batch.num_clips[rows]
+            held = None if drawn.held is None else drawn.held[rows]
             return self.localizer.read_moments(
                 scores[rows],
                 batch.clip_seconds[rows],
                 grid=batch.grid,
-                num_clips=None if batch.num_clips is None else batch.num_clips[rows],
-                held=None if drawn.held is None else drawn.held[rows],
+                num_clips=num_clips,
+                held=held,
+                presence=presence(rows) if reading["answer"] == "set" else None,
                 **reading,
             )
 
