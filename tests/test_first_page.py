@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not (find_spec("gradio") and find_spec("av")), reason="needs all extras"),
 ]
 ROOT = Path(__file__).parents[1]
-FIRST_PAGE, *_ = (ROOT / "README.md").read_text().split("## Train on real data")
+FIRST_PAGE, *_ = (ROOT / "README.md").read_text().split("## Results")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", FIRST_PAGE, re.DOTALL | re.MULTILINE)
 TRUTH = (8.625, 16.625)  # of "the yellow triangle rises" in that video
 INSTALLATION = "source .venv/bin/activate && pip install -e '.[all]'\n"
