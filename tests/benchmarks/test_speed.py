@@ -151,7 +151,7 @@ def test_impossible_wishes_are_refused():
 
 
 def test_unknown_choices_are_refused(capsys):
-    for wrong in ("--suite=all-of-it", "--preset=large", "--dtype=int8"):
+    for wrong in ("--suite=all-of-it", "--preset=giant", "--dtype=int8"):
         with pytest.raises(SystemExit) as ended:
             speed.main([wrong])
         assert ended.value.code == 2, wrong
