@@ -38,7 +38,7 @@ _BRIEF = {
     "HL-min-VeryGood-Hit1": "HIT@1 (Very Good)",
     "Set-F1@0.5": "set F1@0.5",
     "Set-F1@0.7": "set F1@0.7",
-    "Set-count-error": "count error (moments)",
+    "Set-count-error": "count error",
     "Set-exact": "exact sets",
 }
 _WIDTH = 160  # columns of a table where there is no terminal
