@@ -97,6 +97,7 @@ def test_the_plain_similarity_is_a_mean_of_cosines():
     grid = {"num_clips": 8, "num_anchors": 8, "num_scales": 1}
     model = SimilarityLocalizer(clip_channels=6, spaces=[4, 2], features_per_clip=3, **grid)
     features, words = torch.randn(2, 24, 6), torch.randn(2, 3, 6)
+    features[1, 21:] = words[1, 0]  # fits best, and lies after the video
     inputs, num_clips = (features, words, torch.tensor([3, 1])), torch.tensor([8, 7])
     found = model.localize(*inputs, torch.ones(2), num_clips=num_clips)
     assert found.presence is None  # it was not fitted, and does not pretend

@@ -16,7 +16,7 @@ from tmapdiff.losses import rescale_iou
 from tmapdiff.maps import IoUMapBuilder, expect_map, read_moment_sets
 from tmapdiff.maps import expected_hits_fast as fast
 from tmapdiff.maps.expected_hits import cover
-from tmapdiff.maps.moment_sets import expected_set_f1
+from tmapdiff.maps.moment_sets import expected_pair_f1, expected_set_f1
 
 quick = settings(max_examples=10, deadline=None)
 GRID = MapGrid(16, 16, 1)
@@ -81,6 +81,17 @@ def test_what_is_there_is_the_set(count):
     assert found.present.tolist() == pytest.approx([float(count > 0)] * len(worlds), abs=1e-3)
     assert bool((found.scores[found.valid] > 0.9).all())
     assert bool((found.scores[~found.valid] == -torch.inf).all())
+
+
+def test_f1_of_pairs_is_that_of_the_best_matching():
+    # Neighbours hit the same moment, which counts once, whichever set is the truth.
+    sets = [[(0, 10), (0, 9)], [(0, 10)], [(0, 10), (11, 16)], [(4, 7), (8, 10)], []]
+    moments = torch.tensor([one + [(0, 0)] * (2 - len(one)) for one in sets]).float()
+    counted = torch.arange(2) < torch.tensor([len(one) for one in sets])[:, None]
+    f1, _ = expected_pair_f1(moments, counted, soft_hits)
+    # Of two empty sets it is left to who asks.
+    expected = [[looped_f1(a, b) if a or b else 0.0 for b in sets] for a in sets]
+    assert_close(f1, torch.tensor(expected))
 
 
 @quick
