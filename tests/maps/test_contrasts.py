@@ -177,7 +177,9 @@ def test_what_does_not_fit_is_refused() -> None:
     who = "contrast_features: expected"
     with refuses(ShapeError, f"{who} similarity of shape (B, S, T), got (8, 3)."):
         contrast_features(draw(8, 3), grid)
-    with refuses(ShapeError, f"{who} rows to be a multiple of the grid's 8 clips, got 12."):
+    with refuses(
+        ShapeError, f"{who} the number of rows to be a multiple of the grid's 8 clips, got 12."
+    ):
         contrast_features(draw(1, 1, 12), grid)
     with refuses(ArgumentError, "similarity of a floating dtype"):
         contrast_features(torch.ones(1, 1, 8).long(), grid)

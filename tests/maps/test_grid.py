@@ -108,7 +108,7 @@ def test_masks_and_moments_go_to_the_device():
 def test_clips_that_do_not_divide_name_the_nearest_that_do(clips, nearest):
     text = (
         f"MapGrid: expected num_clips divisible by 2**(num_scales - 1) = 4, got {clips}. "
-        f"The nearest that divides is {nearest}."
+        f"The nearest valid value is {nearest}."
     )
     with refuses(ConfigError, text):
         MapGrid(clips, 1, 3)

@@ -341,7 +341,7 @@ def test_dropout_reaches_the_layers() -> None:
         ({"channels": 0}, ArgumentError, "channels to be an integer >= 1, got 0."),
         ({"time_channels": 0}, ArgumentError, "time_channels to be an integer >= 1, got 0."),
         ({"num_scales": 0}, ArgumentError, "num_scales to be an integer >= 1, got 0."),
-        ({"num_clips": 7}, ConfigError, "The nearest that divides is 6."),
+        ({"num_clips": 7}, ConfigError, "The nearest valid value is 6."),
         ({"num_anchors": 5}, ConfigError, "num_anchors <= 4"),
         ({"architecture": "rnn"}, ConfigError, "architecture to be one of conv, transformer"),
         ({"conditioning": "add"}, ConfigError, "conditioning to be one of concat, multiply, "),

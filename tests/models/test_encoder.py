@@ -219,7 +219,7 @@ class TestMapFeatureBuilder(MaskedContract):
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
         text = "MapFeatureBuilder: expected clips of shape (B, 3, N), got"
         return [
-            ({"clips": draw(2, 3, 11)}, ConfigError, "The nearest that divides is 10."),
+            ({"clips": draw(2, 3, 11)}, ConfigError, "The nearest valid value is 10."),
             ({"clips": draw(2, 4, 12)}, ShapeError, f"{text} (2, 4, 12)."),
             ({"clips": draw(3, 12)}, ShapeError, f"{text} (3, 12)."),
         ]

@@ -1,4 +1,4 @@
-"""How a candidate moment stands out from what is around it, as prefix sums over a video's rows."""
+"""Contrast of candidate moments with their surroundings, from prefix sums over a video's rows."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _THRESHOLDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LENGTH_POWER = 0.3
 _EDGE_ROWS = 2
 _LARGEST_CONTRAST = 3.0
-_OUTSIDE = -0.8  # what the similarity before and after the video counts as
+_OUTSIDE = -0.8  # assumed similarity before and after the video
 _SMALLEST_DEVIATION = 1e-6
 
 _SIDES = ("over half before", "over half after", "over full before", "over full after")
@@ -25,7 +25,7 @@ CONTRASTS = (
     *(f"middle above {threshold:g}" for threshold in _THRESHOLDS),
     "coarse mean",
 )
-REACHES = (1, 3, 6)  # rows over which a video is looked at for changes
+REACHES = (1, 3, 6)  # rows over which changes are measured
 CHANGES = tuple(
     f"change over {reach} {where}"
     for where in ("at start", "at end", "inside")
@@ -43,39 +43,39 @@ def contrast_features(
 ) -> Tensor:
     """Compute how each candidate moment contrasts with its video, for every similarity.
 
-    A similarity says how well each row of a video, one of the features that come in for a clip,
-    fits a sentence. It is smoothed (means over 1, 5 and 9 rows: fine, middle, coarse; the first and
-    the last row are repeated beyond the ends) and then standardised over the rows of its video.
-    Of each candidate, `CONTRASTS` are
+    A similarity measures how well each row of a video fits a sentence; a clip has one or more rows.
+    It is smoothed at three levels, fine, middle and coarse (means over 1, 5 and 9 rows; the first
+    and last row are repeated beyond the ends), then standardized over the rows of its video.
+    `CONTRASTS` holds, for each candidate:
 
     - `mean`: the mean inside (fine, middle, coarse)
-    - `over half before`, `over full after`, ...: that less the mean of the rows before or after it,
-      as many as half the candidate or all of it has; at most 3 (fine, middle)
+    - `over half before`, `over full after`, ...: the mean inside minus the mean over half or all of
+      the candidate's length before or after it; at most 3 (fine, middle)
     - `before`, `after`, `first`, `last`: means of the 2 rows before and after it, and of its first
       and last 2 (fine)
-    - `above 0.5`, ...: the sum of what is above a threshold, below it negative, over the length to
-      the power 0.3: it is highest of a moment that is long and similar (middle)
+    - `above 0.5`, ...: the sum of differences from a threshold, divided by the length to the power
+      0.3, which favors moments that are both long and similar (middle)
 
-    and `GEOMETRY` are the logarithm of its rows, the square of that, its share of the video, and
-    whether it starts or ends with it. What would lie outside of the video counts as -0.8.
+    `GEOMETRY` holds the logarithm of its rows, the square of that, its share of the video, and
+    whether it starts or ends with the video. Rows outside the video count as -0.8.
 
-    Computed in float32 at least, in time linear in candidates. Differentiable in `similarity`.
+    Computes in float32 or wider, in time linear in the candidates. Differentiable in `similarity`.
 
     Args:
-        similarity: Similarities of each row. What is after a video's clips is not read.
+        similarity: Similarities of each row. Rows after a video's clips are ignored.
         grid: The candidate moments.
         num_clips: Clips of each video. Defaults to the grid's.
-        smoothings: Rows that the three smoothings go over; odd.
+        smoothings: Rows per mean of the three levels; odd.
 
     Shape:
-        - similarity: (B, S, num_clips * rows of a clip), S similarities
+        - similarity: (B, S, num_clips * rows per clip), S similarities
         - num_clips: (B,), integer
         - returns: (B, 20 * S + 5, cells): each of `CONTRASTS` for all similarities, then
           `GEOMETRY`; 0 in invalid cells
 
     Raises:
         ShapeError: If a shape does not fit, or there are not three smoothings.
-        ArgumentError: If `similarity` is not floating, a smoothing below 1, or as
+        ArgumentError: If `similarity` is not floating, a smoothing is below 1, or as in
             `MapGrid.check_num_clips`.
         ConfigError: If a smoothing is even.
     """
@@ -86,20 +86,20 @@ def contrast_features(
     wide = cells.rows
     fine, middle, coarse = (cells.prefix_sums(cells.smoothed(wide, k)) for k in smoothings)
 
-    # 1. In the finest: means, sides and edges.
+    # 1. Fine: means, sides and edges.
     features = [mean := cells.means(fine)]
     features += [(mean - side).clamp(max=_LARGEST_CONTRAST) for side in cells.sides(fine)]
     features += [*cells.around(fine, cells.edge), *cells.edges(fine)]
 
-    # 2. In the middle one: means and sides, and sums over thresholds.
+    # 2. Middle: means, sides and sums over thresholds.
     features.append(mean := cells.means(middle))
     features += [(mean - side).clamp(max=_LARGEST_CONTRAST) for side in cells.sides(middle)]
     weight = cells.column(cells.length.to(wide.dtype) ** (1 - _LENGTH_POWER))
     features += [(mean - threshold) * weight for threshold in _THRESHOLDS]
 
-    # 3. In the coarsest: means.
+    # 3. Coarse: means.
     features.append(cells.means(coarse))
-    batch = wide.shape[0]  # not `len`: it makes an exported graph of one batch size
+    batch = wide.shape[0]  # not `len`, which would fix the batch size of an exported graph
     features.append(cells.geometry(wide.dtype).expand(-1, -1, batch))
     return cells.finish(torch.cat(features, dim=1)).to(similarity.dtype)
 
@@ -113,23 +113,21 @@ def check_smoothings(who: str, smoothings: Sequence[int]) -> None:
 
 
 def cell_means(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
-    """Compute the mean of a video's rows over each candidate moment.
-
-    Computed in float32 at least.
+    """Compute the mean of a video's rows over each candidate moment, in float32 or wider.
 
     Args:
-        rows: Features. What is after a video's clips is not read.
+        rows: Features. Rows after a video's clips are ignored.
         grid: The candidate moments.
         num_clips: Clips of each video. Defaults to the grid's.
 
     Shape:
-        - rows: (B, num_clips * rows of a clip, D)
+        - rows: (B, num_clips * rows per clip, D)
         - num_clips: (B,), integer
         - returns: (B, D, cells), 0 in invalid cells
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
+        ArgumentError: If `rows` is not floating, or as in `MapGrid.check_num_clips`.
     """
     check_shape("cell_means", "rows", rows, "B T D")
     cells = _Cells("cell_means", "rows", rows.mT, grid, num_clips)
@@ -138,24 +136,24 @@ def cell_means(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> 
 
 
 def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
-    """Compute means of a video's rows at each candidate moment and around it.
+    """Compute means of a video's rows in and around each candidate moment, in float32 or wider.
 
-    They are of the rows inside, of the first 2 and the last 2, and of those before and after, as
-    many as are inside; 0 where there are none. Computed in float32 at least.
+    The five means are over all rows inside, the first 2, the last 2, and equally many rows before
+    and after as inside; 0 where there are none.
 
     Args:
-        rows: Features. What is after a video's clips is not read.
+        rows: Features. Rows after a video's clips are ignored.
         grid: The candidate moments.
         num_clips: Clips of each video. Defaults to the grid's.
 
     Shape:
-        - rows: (B, num_clips * rows of a clip, D)
+        - rows: (B, num_clips * rows per clip, D)
         - num_clips: (B,), integer
         - returns: (B, 5 * D, cells), 0 in invalid cells
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
+        ArgumentError: If `rows` is not floating, or as in `MapGrid.check_num_clips`.
     """
     check_shape("cell_context", "rows", rows, "B T D")
     cells = _Cells("cell_context", "rows", rows.mT, grid, num_clips)
@@ -166,31 +164,31 @@ def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -
 
 
 def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -> Tensor:
-    """Compute how a video changes at the ends of each candidate moment and inside it.
+    """Compute how much a video changes at the ends of each candidate moment and inside it.
 
-    A change (`change_of`) over 1, 3 and 6 rows is standardised over the rows of its video.
-    `CHANGES` are what it is at the start, at the end, and inside on average; the ends of the video
-    count 0. No query is needed: moments tend to begin and to end where the picture changes.
+    Changes (`change_of`) over 1, 3 and 6 rows are standardized over the rows of their video.
+    `CHANGES` holds their values at the start and end, and their mean inside; the ends of the video
+    count as 0. No query is needed: moments tend to begin and end where the image changes.
 
     Args:
-        rows: Features. What is after a video's clips is not read.
+        rows: Features. Rows after a video's clips are ignored.
         grid: The candidate moments.
         num_clips: Clips of each video. Defaults to the grid's.
 
     Shape:
-        - rows: (B, num_clips * rows of a clip, D)
+        - rows: (B, num_clips * rows per clip, D)
         - num_clips: (B,), integer
         - returns: (B, 9, cells), 0 in invalid cells
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `rows` is not floating, or as `MapGrid.check_num_clips`.
+        ArgumentError: If `rows` is not floating, or as in `MapGrid.check_num_clips`.
     """
     check_shape("change_features", "rows", rows, "B T D")
     cells = _Cells("change_features", "rows", rows.mT, grid, num_clips)
     changes = [change_of(cells.rows.mT, reach, cells.inside) for reach in REACHES]
-    standard = cells.standardised(torch.cat(changes, dim=1))
-    standard = F.pad(standard[:, :, 1:], (1, 0))  # the start of the video counts 0
+    standard = cells.standardized(torch.cat(changes, dim=1))
+    standard = F.pad(standard[:, :, 1:], (1, 0))  # 0 at the start of the video
     sums = cells.prefix_sums(standard)
     first, at_start, at_end = (
         sums.index_select(0, x) for x in (cells.after, cells.start, cells.end)
@@ -201,17 +199,17 @@ def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None
 
 
 def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
-    """Compute how a video changes at each row: 1 less the cosine of the rows before and after.
+    """Compute how much a video changes at each row: 1 - cosine of the rows before and after.
 
     Args:
         rows: Features; 0 after the video.
-        reach: Rows before, and from this one on, whose means are compared.
-        inside: Which rows are of the video.
+        reach: Rows per side. The current row belongs to those after.
+        inside: Which rows belong to the video.
 
     Shape:
         - rows: (B, T, D)
         - inside: (B, 1, T), bool
-        - returns: (B, 1, T); 0 at the first row, which has none before
+        - returns: (B, 1, T); 0 at the first row
     """
     sums = F.pad(rows.cumsum(1), (0, 0, 1, 0))
     places = torch.arange(rows.shape[1], device=rows.device)
@@ -221,22 +219,22 @@ def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
     return (change * (places > 0))[:, None].where(inside, 0)
 
 
-def standardise(rows: Tensor, inside: Tensor, least_deviation: float) -> Tensor:
+def standardize(rows: Tensor, inside: Tensor, least_deviation: float) -> Tensor:
     """Shift and scale rows to mean 0 and variance 1 over those inside; 0 outside.
 
     Args:
-        rows: The rows. What is outside is not read.
-        inside: Which are of the video.
-        least_deviation: Added to the deviation, as square roots are: rows that are all alike are 0.
+        rows: The rows. Those outside are ignored.
+        inside: Which rows belong to the video.
+        least_deviation: Its square is added to the variance, so that equal rows become 0.
 
     Shape:
         - rows: (B, S, T)
         - inside: (B, 1, T), bool
     """
     count = inside.sum(2, keepdim=True)
-    centred = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
-    variance = centred.square().sum(2, keepdim=True) / count
-    return centred / (variance + least_deviation**2).sqrt()
+    centered = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)
+    variance = centered.square().sum(2, keepdim=True) / count
+    return centered / (variance + least_deviation**2).sqrt()
 
 
 class _Cells:
@@ -249,7 +247,7 @@ class _Cells:
         batch, _, self.num_rows = rows.shape
         each, rest = divmod(self.num_rows, grid.num_clips)
         if rest or not each:
-            expected = f"rows to be a multiple of the grid's {grid.num_clips} clips"
+            expected = f"the number of rows to be a multiple of the grid's {grid.num_clips} clips"
             raise ShapeError(message(who, expected, self.num_rows))
         grid.check_num_clips(num_clips)
         self.counts = None
@@ -274,7 +272,7 @@ class _Cells:
     # Rows, (B, S, T)
 
     def smoothed(self, similarity: Tensor, size: int) -> Tensor:
-        """Smooth and standardise; 0 after the video."""
+        """Smooth and standardize; 0 after the video."""
         reach = size // 2
         places = torch.arange(-reach, self.num_rows + reach, device=similarity.device).clamp(min=0)
         if self.counts is None:
@@ -282,37 +280,37 @@ class _Cells:
         else:
             places = places.minimum(self.counts[:, None] - 1)
             near = similarity.gather(2, places[:, None].expand(-1, similarity.shape[1], -1))
-        return self.standardised(near.unfold(2, size, 1).mean(-1))
+        return self.standardized(near.unfold(2, size, 1).mean(-1))
 
-    def standardised(self, rows: Tensor) -> Tensor:
+    def standardized(self, rows: Tensor) -> Tensor:
         """Shift and scale to mean 0 and variance 1 over the rows of each video."""
-        return standardise(rows, self.inside, _SMALLEST_DEVIATION)
+        return standardize(rows, self.inside, _SMALLEST_DEVIATION)
 
     @staticmethod
     def prefix_sums(rows: Tensor) -> Tensor:
-        """Sum up to each row, outermost in memory, as cells gather them: (T + 1, S, B)."""
+        """Sum up to each row; rows are outermost, for cells to gather: (T + 1, S, B)."""
         return rearrange(F.pad(rows.cumsum(2), (1, 0)), "b s t -> t s b").contiguous()
 
     # Cells, (cells, S, B)
 
     @staticmethod
     def column(values: Tensor) -> Tensor:
-        """Make numbers of cells ready to meet those of similarities and samples."""
+        """Let values per cell broadcast over similarities and samples."""
         return values[:, None, None]
 
     def means(self, sums: Tensor) -> Tensor:
-        """Average inside of each cell."""
+        """Average inside each cell."""
         inside = sums.index_select(0, self.end) - sums.index_select(0, self.start)
         return inside / self.column(self.length)
 
     def around(
         self, sums: Tensor, reach: Tensor, outside: float = _OUTSIDE
     ) -> tuple[Tensor, Tensor]:
-        """Average as many rows before and after each cell, (cells,), as `reach` says."""
+        """Average `reach` rows, (cells,), before and after each cell."""
         first = (self.start - reach).clamp(min=0)
         before = sums.index_select(0, self.start) - sums.index_select(0, first)
         last = (self.end + reach).clamp(max=self.num_rows)
-        # After the video sums stay as they are.
+        # Prefix sums are constant after the video.
         after = sums.index_select(0, last) - sums.index_select(0, self.end)
         num_after = self.column(last - self.end)
         if self.counts is not None:
@@ -323,7 +321,7 @@ class _Cells:
         )
 
     def sides(self, sums: Tensor) -> list[Tensor]:
-        """Average before and after, over half the length of a cell and over all of it."""
+        """Average before and after, over half and over the full length of a cell."""
         return [*self.around(sums, self.half), *self.around(sums, self.length)]
 
     def edges(self, sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -344,7 +342,7 @@ class _Cells:
         return torch.stack(parts, dim=1)
 
     def finish(self, cells: Tensor) -> Tensor:
-        """Set invalid cells to 0, in place, and put the samples first."""
+        """Set invalid cells to 0, in place, and move samples to the front."""
         invalid = rearrange(~self.valid, "... cells -> cells ...").view(len(cells), 1, -1)
         return rearrange(cells.masked_fill_(invalid, 0), "cells c b -> b c cells")
 

@@ -1,6 +1,6 @@
-"""From a map to the moments that are likeliest to hit: deconvolution, then greedy coverage.
+"""From a map to the moments most likely to hit: deconvolution, then greedy coverage.
 
-The definitions come first: `deconvolve` and `cover`. `expected_hits_fast.py` covers quicker.
+`deconvolve` and `cover` are the definitions; `expected_hits_fast.py` has a faster `cover`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +20,12 @@ from tmapdiff.maps.expected_hits_fast import (
 )
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
 
-_FLOOR = 1e-6  # of predicted scores: a moment is never ruled out by a single cell
-_LAYERS = 4  # two to each of the thresholds that `soft_hits` has by default
+_FLOOR = 1e-6  # least expected score, so that no single cell rules a moment out
+_LAYERS = 4  # two for each default threshold of `soft_hits`
 
 
 class Table(Protocol):
-    """Numbers of all pairs of candidates, (M, M), however they are held."""
+    """A matrix over pairs of candidates, (M, M), in any storage."""
 
     def __matmul__(self, x: Tensor, /) -> Tensor:
         """Multiply with (M, B)."""
@@ -39,15 +39,15 @@ def deconvolve(
     num_iterations: int,
     capped: bool = True,
 ) -> Tensor:
-    """Find likelihoods, (B, M): what `deconvolve_map` does.
+    """Compute likelihoods, (B, M), for `deconvolve_map`.
 
-    `response` maps a column of likelihoods to the cells they make up; `adjoint` is its transpose.
-    What is not `capped` may sum to more than 1: to how many moments are expected.
+    `response` maps a column of likelihoods to expected cells; `adjoint` is its transpose. Unless
+    `capped`, likelihoods may sum to more than 1: to the expected number of moments.
     """
-    # A query a column, as a sparse matrix is multiplied from the left.
+    # One column per query, as sparse matrices multiply from the left.
     inside = valid.T.to(scores.dtype, memory_format=torch.contiguous_format)
     observed = scores.masked_fill(~valid, 0).nan_to_num().clamp(min=0).T.contiguous()
-    # What of each moment's response is seen at all.
+    # The share of each moment's response that lies in valid cells.
     seen = (adjoint @ inside).clamp(min=_FLOOR)
     likelihood = inside / inside.sum(dim=0).clamp(min=1)
     for _ in range(num_iterations):
@@ -66,13 +66,13 @@ def cover(
     first: Tensor | None = None,
     excludes: Excludes | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pick candidates greedily by expected hits, (B, top_n) and what each adds; -1 if none is left.
+    """Pick candidates greedily by expected hits; return picks and their gains, (B, top_n) each.
 
-    `hits` holds how much a candidate, column, counts if the moment is that of another, row. `first`
-    are the first picks, (B,), if they are given. `excludes` tells which candidates, (B, M), may not
-    be picked after such picks, (B,).
+    Picks are -1 where no candidate is left. `hits` holds how much a candidate (column) counts if
+    another (row) is the true moment. `first` optionally fixes the first picks, (B,). `excludes`
+    maps picks, (B,), to the candidates that they rule out, (B, M).
     """
-    covered = torch.zeros_like(likelihood)  # how well each moment is hit by the picks so far
+    covered = torch.zeros_like(likelihood)  # how well the picks so far hit each moment
     picks, gains = [], []
     for place in range(top_n):
         added = (hits[None] - covered[:, :, None]).clamp(min=0)
@@ -92,17 +92,17 @@ def cover(
 def deconvolve_map(
     scores: Tensor, response: Tensor, valid: Tensor | None = None, *, num_iterations: int = 20
 ) -> Tensor:
-    """Find how likely each moment is, from the map that is expected of such a moment.
+    """Compute how likely each moment is from a map, which is an expectation over moments.
 
-    A map that was learned by squared error or cross-entropy is an expectation: each cell holds the
-    mean, over the moments that the query may mean, of what the cell would hold if it meant that
-    one. This finds those moments' probabilities by Richardson and Lucy's iteration, which starts
-    from equal ones, keeps them positive, and sharpens them the more the longer it runs. Twenty
-    iterations do for the rescaled IoU; the full IoU is broader and asks for hundreds.
+    A map learned by squared error or cross-entropy holds, in each cell, the mean of the cell's
+    target over the moments that the query may mean. This recovers the probabilities of those
+    moments by Richardson-Lucy iteration, which starts from equal probabilities, keeps them
+    positive, and sharpens them with every step. Twenty iterations suffice for the rescaled IoU; the
+    broader full IoU needs hundreds.
 
     Args:
-        scores: The map's cells; negative ones and NaN count as 0.
-        response: What each cell holds, column, if the moment is that of a cell, row; not negative.
+        scores: The map's cells. Negative values and NaN count as 0.
+        response: Target of each cell (column) if another (row) is the true moment; not negative.
         valid: Which cells are candidates. Defaults to all.
         num_iterations: Iterations.
 
@@ -110,7 +110,7 @@ def deconvolve_map(
         - scores: (B, M)
         - response: (M, M)
         - valid: (B, M), bool
-        - returns: (B, M), sums to 1 at most, 0 where not valid
+        - returns: (B, M), sums to at most 1; 0 where not valid
 
     Raises:
         ShapeError: If a shape does not fit.
@@ -127,28 +127,28 @@ def deconvolve_map(
     if valid.dtype != torch.bool:
         raise ArgumentError(message(who, "bool valid", valid.dtype))
     check_int(who, "num_iterations", num_iterations, at_least=1)
-    # In full precision also where the model's forward pass is not: the answers depend on it.
+    # Answers need full precision, even if the model's forward pass does not.
     with torch.autocast(scores.device.type, enabled=False):
         return deconvolve(scores.to(response), valid, response.T, response, num_iterations)
 
 
 def soft_hits(iou: Tensor, thresholds: Sequence[float] = (0.5, 0.7), width: float = 0.05) -> Tensor:
-    """How much a moment of some IoU with the true one counts: the mean over Rank@m's thresholds.
+    """Return how much a moment counts as a hit, averaged over the thresholds of Rank@m.
 
-    A step at each threshold, smoothed as a logistic, as the IoU itself is known to a cell only.
+    Each threshold is a smooth logistic step, as IoU is only known to the precision of a cell.
 
     Args:
         iou: IoU with the true moment, in [0, 1].
-        thresholds: IoU above which a moment hits.
-        width: IoU over which a step goes from 0.5 to 0.73.
+        thresholds: IoUs above which a moment hits.
+        width: IoU above a threshold at which its step reaches 0.73.
 
     Shape:
         - iou: (...)
         - returns: (...), in [0, 1]
 
     Raises:
-        ArgumentError: If `thresholds` is no list or empty, one is outside [0, 1], or `width` is not
-            positive.
+        ArgumentError: If `thresholds` is not a list or is empty, a threshold is outside [0, 1], or
+            `width` is not positive.
     """
     who = "soft_hits"
     if not isinstance(thresholds, list | tuple):
@@ -175,43 +175,39 @@ def rank_by_expected_hits(
     highest_first: bool = False,
     temperature: float = 1.0,
 ) -> RankedMoments:
-    """Read off merged maps the moments that together hit the true one most often.
+    """Return the moments of merged maps that together are most likely to hit the true one.
 
-    `rank_moments` takes the highest cells and forbids overlap: its second answer may overlap the
-    first too little to help where the boundaries are unsure, or may not be where a second event is
-    likely. Here the map is first turned into probabilities of moments (`deconvolve_map`). The first
-    answer hits most often in expectation. Each further one hits most often where those before it
-    fail, be that another event or another boundary.
+    `rank_moments` takes the highest cells and forbids overlap, so its second answer may not cover
+    uncertain boundaries or a likely second event. Here the map is first turned into probabilities
+    of moments (`deconvolve_map`). The first answer has the most expected hits; each further one
+    adds the most hits where the previous ones miss, be it another event or another boundary.
 
-    With `highest_first`, the first answer is the highest cell, as of `rank_moments`, and each
-    further one hits most often where those before it fail. It reads the first answer off the map
-    itself, without the likelihoods, which are overconfident on data unlike that of training.
+    With `highest_first`, the first answer is the highest cell, as in `rank_moments`. It does not
+    depend on the likelihoods, which are overconfident on data unlike the training data.
 
-    Scores are shares in [0, 1]: of the first moment its expected hits, of each further one what it
-    adds. They never rise: what adds more than a first moment that was the highest cell gets its
-    score. A map without a positive cell is answered with its highest one.
+    Scores lie in [0, 1] and never rise: the expected hits of the first moment, then the hits that
+    each further one adds, at most the first score. A map without a positive cell is answered with
+    its highest cell.
 
-    Tables of the last few sets of up to 2,048 candidates are kept on the CPU; of more that are
-    whole numbers, as a grid's are, time and memory grow with the candidates, and not with their
-    square. Scores have no gradient.
-
-    Counting the candidates of a mask waits for its device; `rank_candidates_by_expected_hits` does
-    not.
+    Tables for the last few sets of up to 2,048 candidates are cached on the CPU. For larger sets of
+    whole clips, as a grid's are, time and memory are linear in the candidates. Scores have no
+    gradient. Synchronizes with the device to count candidates, unlike
+    `rank_candidates_by_expected_hits`.
 
     Args:
         dense: Expected map, `[start clip, duration in clips - 1]`, as `MultiScaleMapSampler.merge`
-            gives it; learned by squared error or cross-entropy (see `deconvolve_map`).
+            returns it; learned by squared error or cross-entropy (see `deconvolve_map`).
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample. Moments are in clips without it.
-        target: What the map is an expectation of, as an elementwise function of the IoU, for
-            example `get_objective("mse-rescaled").target`.
-        durations: Seconds each video lasts; moments end there at the latest.
+        clip_seconds: Seconds per clip, for each sample. Without it, moments are in clips.
+        target: The quantity that the map is an expectation of, as an elementwise function of the
+            IoU, for example `get_objective("mse-rescaled").target`.
+        durations: Seconds each video lasts. Moments are cut there.
         top_n: Moments per query.
-        thresholds: What counts as a hit, see `soft_hits`.
-        num_iterations: Of `deconvolve_map`.
+        thresholds: IoU thresholds of a hit, see `soft_hits`.
+        num_iterations: Iterations of `deconvolve_map`.
         highest_first: Whether the highest cell is the first answer.
-        temperature: Above 1, likelihoods are flatter, below 1 sharper: they are taken to the power
-            of its inverse, and keep their sum. Flatter ones spread the answers out.
+        temperature: Likelihoods are raised to the power `1 / temperature` and keep their sum; above
+            1 they become flatter, which spreads the answers out.
 
     Shape:
         - dense: (B, N, N)
@@ -220,7 +216,7 @@ def rank_by_expected_hits(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `mask` is not bool, `target` is no function, a threshold is outside
+        ArgumentError: If `mask` is not bool, `target` is not a function, a threshold is outside
             [0, 1], a number is below 1, or `temperature` is not positive.
 
     Source: greedy maximum coverage, Nemhauser et al., doi 10.1007/BF01588971.
@@ -244,11 +240,11 @@ def rank_candidates_by_expected_hits(
     highest_first: bool = False,
     temperature: float = 1.0,
 ) -> RankedMoments:
-    """Do as `rank_by_expected_hits`, of maps that list their candidates: without a dense map.
+    """Rank a list of candidates: `rank_by_expected_hits` without a dense map.
 
     Takes candidates and scores as `rank_candidates` does; `target`, `top_n`, `thresholds`,
-    `num_iterations`, `highest_first` and `temperature` are as there. On other devices than the CPU
-    it waits for the device once, if there are more than 2,048 candidates, else never.
+    `num_iterations`, `highest_first` and `temperature` are as for `rank_by_expected_hits`.
+    Synchronizes with a GPU once if there are more than 2,048 candidates, otherwise never.
 
     Shape:
         - candidates: (M, 2)
@@ -256,7 +252,7 @@ def rank_candidates_by_expected_hits(
         - clip_seconds, durations: (B,)
 
     Raises:
-        ShapeError, ArgumentError: As `rank_by_expected_hits`.
+        ShapeError, ArgumentError: As for `rank_by_expected_hits`.
     """
     who = "rank_candidates_by_expected_hits"
     reading = target, durations, top_n, thresholds, num_iterations, highest_first, temperature
@@ -271,19 +267,19 @@ def candidate_likelihoods(
     target: Callable[[Tensor], Tensor],
     num_iterations: int = 20,
 ) -> Tensor:
-    """Find how likely each candidate is the answer: `deconvolve_map` of maps that list them.
+    """Compute how likely each candidate is the answer: `deconvolve_map` for listed candidates.
 
-    It is what `rank_candidates_by_expected_hits` reads moments off. Takes candidates and scores as
-    `rank_candidates` does; `target` and `num_iterations` are as for `rank_by_expected_hits`.
+    Takes candidates and scores as `rank_candidates` does; `target` and `num_iterations` are as for
+    `rank_by_expected_hits`.
 
     Shape:
         - candidates: (M, 2)
         - scores: (B, M)
-        - returns: (B, M), sums to 1 at most; 0 where a candidate is missing
+        - returns: (B, M), sums to at most 1; 0 where a candidate is missing
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `target` is no function, or `num_iterations` is below 1.
+        ArgumentError: If `target` is not a function, or `num_iterations` is below 1.
     """
     who = "candidate_likelihoods"
     check_scored(who, candidates, scores, None, None)
@@ -292,7 +288,7 @@ def candidate_likelihoods(
     if not len(candidates):
         return scores
     found = torch.empty_like(scores)
-    # In full precision also where the model's forward pass is not: the answers depend on it.
+    # Answers need full precision, even if the model's forward pass does not.
     with torch.autocast(scores.device.type, enabled=False):
         response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
         for part, likelihood, _ in likelihoods_of(response, blocks, scores, num_iterations):
@@ -316,7 +312,7 @@ def _rank(
 ) -> RankedMoments:
     check_scored(who, candidates, scores, clip_seconds, durations)
     check_int(who, "top_n", top_n, at_least=1)
-    soft_hits(scores.new_zeros(0), thresholds)  # checks them
+    soft_hits(scores.new_zeros(0), thresholds)  # checks the thresholds
     check_deconvolution(who, target, num_iterations)
     check_bool(who, "highest_first", highest_first)
     check_range(who, "temperature", temperature, 0, open_low=True)
@@ -343,13 +339,13 @@ def _rank(
                 first = first if blocks is None else blocks.places[first]
             found, added = tables.cover(likelihood, valid, top_n, first)
             picks[part] = found if blocks is None else blocks.gather(found)
-            # What greedy picks add never rises, but after a first one that was given.
+            # Greedy gains never rise, except after a fixed first pick.
             gains[part] = added if first is None else added.minimum(added[:, :1])
     return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
 
 
 def check_deconvolution(who: str, target: object, num_iterations: int) -> None:
-    """Raise ArgumentError unless these are what `rank_by_expected_hits` takes."""
+    """Raise ArgumentError unless `rank_by_expected_hits` accepts both."""
     check_int(who, "num_iterations", num_iterations, at_least=1)
     _check_target(who, target)
 
@@ -367,29 +363,29 @@ def likelihoods_of(
     num_iterations: int,
     capped: bool = True,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Give, for some rows at a time, likelihoods and candidates, in the places of `blocks`."""
+    """Yield likelihoods and valid candidates for a few rows at a time, in the order of `blocks`."""
     rows = rows_at_once(scores)
     for first in range(0, len(scores), rows):
         part = slice(first, first + rows)
         own = scores[part] if blocks is None else blocks.spread(scores[part])
         valid = own > -torch.inf  # nor NaN
         own = _with_a_positive_cell(own, valid)
-        # An IoU is symmetric, and so is the response.
+        # IoU is symmetric, and so is the response.
         yield part, deconvolve(own, valid, response, response, num_iterations, capped), valid
 
 
 def _temper(likelihood: Tensor, temperature: float) -> Tensor:
-    """Take likelihoods to a power; each row keeps its sum."""
+    """Raise likelihoods to a power; each row keeps its sum."""
     tiny = torch.finfo(likelihood.dtype).tiny
     best = likelihood.amax(dim=1, keepdim=True).clamp(min=tiny)
-    # Of shares of the highest: powers of small numbers would be 0.
+    # Relative to the highest, as powers of small numbers underflow.
     tempered = (likelihood / best) ** (1 / temperature)
     total = likelihood.sum(dim=1, keepdim=True)
     return tempered * (total / tempered.sum(dim=1, keepdim=True).clamp(min=tiny))
 
 
 def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:
-    """Raise the highest cell of maps that have none above 0 to hardly more than that."""
+    """Raise the highest cell of maps without a positive one to just above 0."""
     best, index = scores.where(valid, -torch.inf).max(dim=1, keepdim=True)
     return scores.scatter(1, index, best.clamp(min=_FLOOR))
 
@@ -398,15 +394,12 @@ def _with_a_positive_cell(scores: Tensor, valid: Tensor) -> Tensor:
 def expect_map(
     candidates: Tensor, likelihood: Tensor, target: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Compute the map that is expected where moments are known to be likely: cells hold a mean.
-
-    It is what `deconvolve_map` undoes, and what all rankings read. The tables are those of
-    `rank_by_expected_hits`.
+    """Compute the expected map of moments with given likelihoods: the inverse of `deconvolve_map`.
 
     Args:
         candidates: Start and end of each candidate, in clips.
-        likelihood: How likely the moment of each query is each candidate.
-        target: What cells hold, as an elementwise function of their IoU with the moment.
+        likelihood: How likely each candidate is the true moment of each query.
+        target: Value of a cell, as an elementwise function of its IoU with the true moment.
 
     Shape:
         - candidates: (M, 2)
@@ -415,7 +408,7 @@ def expect_map(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `target` is no function.
+        ArgumentError: If `target` is not a function.
     """
     who = "expect_map"
     sizes = check_shape(who, "candidates", candidates, "M 2")

@@ -1,11 +1,11 @@
-"""Expected hits of many candidates: what `expected_hits.cover` defines, in less time and memory.
+"""A faster, smaller implementation of `expected_hits.cover` for many candidates.
 
-A CPU computes few gains: those of the last pick, and the matrix products of `_bound_gains`, bound
-them. Tables of all pairs of candidates are kept from call to call. They would grow with the square
-of the candidates; but moments that do not overlap are all alike, and so are pairs of moments that
-are shifted together. So the candidates of a long video are put into blocks of starts that look the
-same, and a table holds the pairs of one block with the blocks around it that its moments reach
-into: it does not grow with the video.
+On a CPU, few gains are computed exactly: those of the last pick, and the matrix products of
+`_bound_gains`, bound the others. Tables over pairs of candidates are cached between calls. Their
+size would be quadratic in the candidates, but pairs that do not overlap all have the same value,
+and pairs that are shifted together have equal ones. So candidates of a long video are grouped into
+identical blocks of starts, and a table holds one block against those its moments can overlap. Its
+size does not depend on the video's length.
 """
 
 import warnings
@@ -23,24 +23,26 @@ from tmapdiff._core.checks import check_shape
 from tmapdiff.maps.overlap import temporal_iou
 
 Elementwise = Callable[[Tensor], Tensor]
-Excludes = Callable[[Tensor], Tensor]  # of picks, (B,): which candidates none may follow, (B, M)
+Excludes = Callable[[Tensor], Tensor]  # from picks, (B,), to candidates that they rule out, (B, M)
 
-_LARGEST_TABLE = 2**24  # numbers computed at once
-_CACHED_ROWS = 2**19  # numbers in a table of queries x candidates that a CPU's cache holds
-_REFRESHED = 2  # candidates whose gain is computed anew at once
-_SPARSE = 1 / 8  # share of numbers that are not 0 below which a CPU multiplies those only
-_KEPT_GRIDS, _LARGEST_KEPT = 4, 2**22  # tables that are kept, and numbers in the largest of them
-_BLOCKS_OF_A_MOMENT = 4  # that the longest candidate lasts: fewer are larger tables, more products
+_LARGEST_TABLE = 2**24  # numbers computed together
+_CACHED_ROWS = 2**19  # numbers of a queries x candidates table that fit a CPU's cache
+_REFRESHED = 2  # candidates whose gains are recomputed together
+_SPARSE = 1 / 8  # share of nonzeros below which a CPU uses sparse products
+_KEPT_GRIDS, _LARGEST_KEPT = 4, 2**22  # cached tables, and numbers in the largest
+_BLOCKS_PER_MOMENT = (
+    4  # of the longest candidate: fewer mean larger tables, more mean more products
+)
 
 
 class PairTable:
-    """A number for all pairs of candidates: a symmetric table.
+    """A symmetric table with a number for each pair of candidates.
 
     Shape:
         - values: (M, M)
     """
 
-    far = 0.0  # the number of pairs that do not overlap, at least
+    far = 0.0  # lower bound of the numbers
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -50,27 +52,27 @@ class PairTable:
         return PairTable(function(self.values).to(self.values))
 
     def factor(self) -> Tensor:
-        """Give what is quickest to multiply with."""
+        """Return the form that is fastest to multiply with."""
         return _product_form(self.values)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.values @ x
 
     def rows(self, places: Tensor) -> Tensor:
-        """Give rows, (B, M), by their places, (B,)."""
+        """Return the rows, (B, M), at `places`, (B,)."""
         return self.values[places]
 
     def gains(self, chances: Tensor, covered: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Sum `chances * max(number - covered, 0)`, (B, M) each, over rows of the table.
+        """Sum `chances * max(number - covered, 0)`, with (B, M) each, over rows of the table.
 
-        For the `rows` of chances, (n,), each over the rows of the table at its `places`, (n, c).
-        What is `covered` is nowhere below `far`.
+        Computed for `rows` of chances, (n,), and rows of the table at `places`, (n, c). `covered`
+        must be at least `far`.
         """
         above = (self.values[places] - covered[rows, None]).clamp_(min=0)
         return torch.einsum("nm,ncm->nc", chances[rows], above)
 
     def all_gains(self, chances: Tensor, covered: Tensor) -> Tensor:
-        """Do as `gains` for all rows of the table, (B, M)."""
+        """Compute `gains` for all rows of the table, (B, M)."""
         parts = [
             torch.einsum("bm,bcm->bc", chances, (some - covered[:, None]).clamp_(min=0))
             for some in self.values.split(max(1, _LARGEST_TABLE // max(chances.numel(), 1)))
@@ -79,11 +81,11 @@ class PairTable:
 
 
 class PairBand:
-    """A `PairTable` of the places of `CandidateBlocks`, with which it does not grow.
+    """A `PairTable` for `CandidateBlocks`, of a size that does not depend on their number.
 
     Args:
-        values: Numbers of a block's moments with those of the blocks around it.
-        far: The number of pairs further apart.
+        values: Numbers for pairs of a block's moments and those of nearby blocks.
+        far: The number for pairs further apart.
         num_blocks: Blocks.
 
     Shape:
@@ -101,17 +103,17 @@ class PairBand:
         return PairBand(values, far, self.num_blocks)
 
     def factor(self) -> "PairBand":
-        """Give what is quickest to multiply with."""
+        """Return the form that is fastest to multiply with."""
         return self
 
     @cached_property
     def _near(self) -> Tensor:
-        """Numbers of a moment with all those in the blocks around it: (P, window)."""
+        """Numbers for each moment of a block and all moments of nearby blocks: (P, window)."""
         return rearrange(self.values, "shift p other -> p (shift other)")
 
     @cached_property
     def _factors(self) -> list[tuple[int, Tensor]]:
-        """What pairs have above `far`, by shift, but for zeros."""
+        """Nonzero parts of `values - far`, by shift."""
         parts = enumerate(self.values - self.far)
         on_cpu = self.far.device.type == "cpu"
         return [(k, _product_form(one)) for k, one in parts if not on_cpu or bool(one.any())]
@@ -127,7 +129,7 @@ class PairBand:
         return product.add_(self.far * x.sum(dim=0))
 
     def rows(self, places: Tensor) -> Tensor:
-        """Give rows, (B, M), by their places, (B,)."""
+        """Return the rows, (B, M), at `places`, (B,)."""
         window, outside = self._near.shape[1], self.reach * self.size
         length = self.num_blocks * self.size
         whole = self.far.expand(len(places), length + 2 * outside).clone()
@@ -137,14 +139,14 @@ class PairBand:
         return whole[:, outside : outside + length]
 
     def gains(self, chances: Tensor, covered: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Do as `PairTable.gains`."""
+        """Compute `PairTable.gains`."""
         block = places // self.size
         above = self._near[places % self.size] - self._windows(covered)[rows[:, None], block]
         weights = self._windows(chances)[rows[:, None], block]
         return (above.clamp_(min=0) * weights).sum(dim=-1)
 
     def all_gains(self, chances: Tensor, covered: Tensor) -> Tensor:
-        """Do as `gains` for all rows of the table, (B, M)."""
+        """Compute `gains` for all rows of the table, (B, M)."""
         at_once = max(1, _LARGEST_TABLE // (len(chances) * self._near.numel()))
         windows = (self._windows(one).split(at_once, dim=1) for one in (chances, covered))
         parts = [
@@ -154,13 +156,13 @@ class PairBand:
         return torch.cat(parts, dim=1).flatten(1)
 
     def _windows(self, x: Tensor) -> Tensor:
-        """View of each block with the blocks around it: (B, blocks, window)."""
+        """Return a view of each block with its nearby blocks: (B, blocks, window)."""
         outside = self.reach * self.size
         return F.pad(x, (outside, outside)).unfold(1, self._near.shape[1], self.size)
 
 
 def _product_form(matrix: Tensor) -> Tensor:
-    """Make a matrix sparse where it has zeros enough for a CPU's products to be faster."""
+    """Make a matrix sparse if that speeds up products on a CPU."""
     if not _may_wait(matrix) or int(matrix.count_nonzero()) > _SPARSE * matrix.numel():
         return matrix
     with warnings.catch_warnings():
@@ -169,26 +171,26 @@ def _product_form(matrix: Tensor) -> Tensor:
 
 
 def _may_wait(tensor: Tensor) -> bool:
-    """Whether values may be looked at: on other devices the host would wait for them."""
+    """Whether reading values is cheap; on other devices it synchronizes."""
     return tensor.device.type == "cpu"
 
 
 def rows_at_once(scores: Tensor) -> int:
-    """Count the rows of scores, (B, M), that are best read at once."""
+    """Return how many rows of scores, (B, M), to process together."""
     numbers = _CACHED_ROWS if _may_wait(scores) else _LARGEST_TABLE
     return max(1, numbers // scores.shape[1])
 
 
 @dataclass(frozen=True)
 class CandidateBlocks:
-    """Candidates as equal blocks of starts.
+    """Candidates grouped into identical blocks of starts.
 
     Args:
         moments: Moments of the first block.
         period: Clips from one block to the next.
         num_blocks: Blocks.
         reach: Blocks to either side that moments of a block may overlap.
-        places: Where each candidate is in the blocks, one after another.
+        places: Position of each candidate in the concatenated blocks.
 
     Shape:
         - moments: (P, 2)
@@ -203,18 +205,18 @@ class CandidateBlocks:
 
     @classmethod
     def find(cls, candidates: Tensor) -> "CandidateBlocks | None":
-        """Put candidates, (M, 2), into blocks; None where that saves nothing. Waits for them."""
+        """Group candidates, (M, 2); return None if that saves nothing. Synchronizes."""
         moments = candidates.cpu().double()
         start, end = moments.unbind(-1)
         longest = float((end - start).max())
         if not (bool((moments == moments.floor()).all()) and bool((end > start).all())):
             return None
         period = 1
-        while _BLOCKS_OF_A_MOMENT * period < longest:
+        while _BLOCKS_PER_MOMENT * period < longest:
             period *= 2
         first = start.min()
         block, offset = (start - first).div(period, rounding_mode="floor"), (start - first) % period
-        # By start, then by duration.
+        # Sorted by start, then by duration.
         keys, slot = (offset * (longest + 1) + end - start).unique(return_inverse=True)
         num_blocks, reach = int(block.max()) + 1, (int(longest) + period - 2) // period
         places = block.long() * len(keys) + slot
@@ -227,12 +229,12 @@ class CandidateBlocks:
         return cls(slots.to(device), period, num_blocks, reach, places.to(device))
 
     def spread(self, scores: Tensor) -> Tensor:
-        """Put scores of candidates, (B, M), into the blocks: -inf where there is no candidate."""
+        """Scatter scores of candidates, (B, M), into the blocks; -inf where there is none."""
         spread = scores.new_full((len(scores), self.num_blocks * len(self.moments)), -torch.inf)
         return spread.index_copy_(1, self.places, scores)
 
     def gather(self, picks: Tensor) -> Tensor:
-        """Find the candidates at places, (B, n); -1 stays."""
+        """Return the candidates at places in the blocks, (B, n); -1 stays."""
         candidates = self.places.new_full((self.num_blocks * len(self.moments),), -1)
         candidates[self.places] = torch.arange(len(self.places), device=self.places.device)
         return candidates[picks.clamp(min=0)].where(picks >= 0, -1)
@@ -246,7 +248,7 @@ class CandidateBlocks:
 
 
 class Layer(NamedTuple):
-    """Part of the hits: 1 where they are `high` or more, 0 from a layer's width below."""
+    """A layer of the hits: 1 where they are at least `high`, 0 from one layer's width below."""
 
     table: Tensor | PairBand
     high: float
@@ -254,14 +256,14 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Tables:
-    """What the answers need to know of pairs of candidates.
+    """Tables over pairs of candidates.
 
     Attributes:
-        response: What each cell holds if the moment is that of another.
-        hits: How much each candidate counts if the moment is that of another.
-        layers: The hits as a sum, to bound gains; none where no result may be waited for.
+        response: Target of each cell if another is the true moment.
+        hits: How much each candidate counts if another is the true moment.
+        layers: Layers that sum to the hits, to bound gains; empty on devices other than the CPU.
         width: Height of a layer.
-        blocks: Where candidates have places, if they do.
+        blocks: Blocks of the candidates, if they are grouped.
     """
 
     response: Tensor | PairBand
@@ -278,8 +280,8 @@ class Tables:
         first: Tensor | None = None,
         excludes: Excludes | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Do as `expected_hits.cover`."""
-        # Gains only fall from pick to pick: an old one bounds the new one.
+        """Compute `expected_hits.cover`."""
+        # Gains never rise from pick to pick, so an old one bounds the new one.
         bounds = (self.hits @ likelihood.T).T.masked_fill(~valid, -torch.inf)
         covered = torch.zeros_like(likelihood)
         picks, gains = [], []
@@ -301,12 +303,12 @@ class Tables:
         return torch.stack(picks, dim=1), torch.stack(gains, dim=1)
 
     def _bound_gains(self, likelihood: Tensor, covered: Tensor) -> Tensor:
-        """Bound what each candidate would add, from above.
+        """Compute upper bounds of each candidate's gain.
 
-        In a layer, max(hit - covered, 0) is convex in the hit, hence at most its chord
-        hit * (1 - covered): a matrix product. Off by little, as few pairs meet inside a layer.
+        Within a layer, max(hit - covered, 0) is convex in the hit, hence at most its chord
+        hit * (1 - covered): a matrix product. The bound is tight, as few pairs fall inside a layer.
         """
-        # A query a column, as a sparse matrix is multiplied from the left.
+        # One column per query, as sparse matrices multiply from the left.
         chances, known = likelihood.T.contiguous(), covered.T.contiguous()
         bounds = torch.zeros_like(chances)
         for layer in self.layers:
@@ -315,7 +317,7 @@ class Tables:
         return bounds.T
 
     def _settle_highest(self, bounds: Tensor, likelihood: Tensor, covered: Tensor) -> None:
-        """Replace the highest bounds of each row by the gains, until a gain is the highest."""
+        """Replace the highest bounds of each row by gains, until the highest value is a gain."""
         fresh = torch.zeros_like(bounds, dtype=torch.bool)
         rows = torch.arange(len(bounds))
         while True:
@@ -325,7 +327,7 @@ class Tables:
             if not len(rows):
                 return
             renewed = self.hits.gains(likelihood, covered, rows, some)
-            # What is left out stays left out, and what was fresh already keeps its gain.
+            # Excluded candidates stay excluded, and fresh ones keep their gains.
             bounds[rows[:, None], some] = renewed.minimum(best)
             fresh[rows[:, None], some] = True
 
@@ -338,10 +340,10 @@ def tables_of(
     num_layers: int,
     dtype: torch.dtype,
 ) -> Tables:
-    """Make the tables of `candidates`, (M, 2), or find those of the same values.
+    """Return the tables of `candidates`, (M, 2), cached by their values.
 
-    Both functions are of the IoU, computed in `dtype`: `target` is what cells hold, and `hits` how
-    much moments count, in as many steps as there are pairs of layers. `who` is named in errors.
+    `target` gives the target of a cell and `hits` how much a moment counts, with a step per pair of
+    layers; both are functions of the IoU, in `dtype`. Errors name `who`.
     """
     many = len(candidates) ** 2 > _LARGEST_KEPT
     blocks = CandidateBlocks.find(candidates) if many else None
@@ -352,7 +354,7 @@ def tables_of(
     if many or not _may_wait(candidates):
         table = PairTable(_pair_ious(candidates, dtype))
         return _made(table.map(target), table.map(hits), num_layers)
-    # Kept by the values that determine them: a function may change what it does.
+    # Cached by the functions' values, as a function may change its behavior.
     cells = candidates.detach().numpy().tobytes()
     distinct = _distinct_ious(cells, dtype)
     values = [function(distinct).to(dtype) for function in (target, hits)]
@@ -368,7 +370,7 @@ def response_of(
     num_layers: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor | PairBand, CandidateBlocks | None]:
-    """Give the `response` of `tables_of` and its `blocks`: of many candidates, without the rest."""
+    """Return only the `response` and `blocks` of `tables_of`; skip the rest if not cached."""
     if len(candidates) ** 2 <= _LARGEST_KEPT:
         tables = tables_of(who, candidates, target, hits, num_layers, dtype)
         return tables.response, tables.blocks
@@ -384,9 +386,9 @@ def _made(
     num_layers: int,
     blocks: CandidateBlocks | None = None,
 ) -> Tables:
-    # Hits rise in as many steps as there are thresholds: layers end on the flats and between. They
-    # begin with what all moments are covered by after the first pick: else the many that are far
-    # from it would all be bounded by a little too much.
+    # Hits rise in one step per threshold; layers end on the plateaus and midway between. They start
+    # at `far`, which covers all moments after the first pick. Starting at 0 would loosen the bounds
+    # of the many moments far from it.
     width = 1 / num_layers
 
     def layer(index: int) -> Layer:

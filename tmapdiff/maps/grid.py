@@ -12,8 +12,8 @@ from tmapdiff._core.limits import limit_hint, max_item_bytes
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.maps.overlap import temporal_iou
 
-_MOST_SCALES = 32  # a clip of the last is 2**31 of the first
-_BYTES_A_CELL = 16  # of the largest table: two numbers of eight bytes
+_MOST_SCALES = 32  # a clip of the last scale is 2**31 clips of the first
+_BYTES_PER_CELL = 16  # of the largest table, with two 8-byte numbers per cell
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class MapGrid:
     scale `k` that starts at clip `i * 2**k` and lasts `(j + 1) * 2**k` clips: rows of a map are
     starts, columns are durations. A cell is valid when its moment ends inside the video.
 
-    Where videos are shorter than the grid, methods take `num_clips`, the clips of each, and results
-    have a batch. `device` is where results go; by default that of `num_clips`, or the CPU.
+    When videos are shorter than the grid, pass `num_clips`, the clips of each: results then have a
+    batch axis. `device` is where results go; defaults to the device of `num_clips`, or the CPU.
 
     Args:
         num_clips: Clips of the finest scale (the paper's N), divisible by `2**(num_scales - 1)`.
@@ -54,7 +54,7 @@ class MapGrid:
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_anchors", "num_scales"):
             check_int("MapGrid", name, getattr(self, name), at_least=1)
-        # Before a power of it is computed: a number from a file may be any.
+        # Before computing a power of it: the number may come from an untrusted file.
         if self.num_scales > _MOST_SCALES:
             raise ConfigError(
                 f"MapGrid: expected num_scales <= {_MOST_SCALES}, got {self.num_scales}."
@@ -65,7 +65,7 @@ class MapGrid:
             nearest = below if below and self.num_clips - below <= stride / 2 else below + stride
             raise ConfigError(
                 f"MapGrid: expected num_clips divisible by 2**(num_scales - 1) = {stride}, "
-                f"got {self.num_clips}. The nearest that divides is {nearest}."
+                f"got {self.num_clips}. The nearest valid value is {nearest}."
             )
         coarsest = self.num_clips // stride
         if self.num_anchors > coarsest:
@@ -73,14 +73,14 @@ class MapGrid:
                 f"MapGrid: expected num_anchors <= {coarsest}, the clips of the coarsest scale, "
                 f"got {self.num_anchors}. Longer durations could never end inside the video."
             )
-        if self.num_cells * _BYTES_A_CELL > max_item_bytes():
+        if self.num_cells * _BYTES_PER_CELL > max_item_bytes():
             raise ConfigError(
-                f"MapGrid: expected at most {max_item_bytes() // _BYTES_A_CELL:,} cells, "
+                f"MapGrid: expected at most {max_item_bytes() // _BYTES_PER_CELL:,} cells, "
                 f"got {self.num_cells:,}. {limit_hint()}"
             )
 
     def resized(self, num_clips: int) -> "MapGrid":
-        """Grid of the same durations and scales over `num_clips` clips.
+        """Return a grid with the same durations and scales over `num_clips` clips.
 
         Raises:
             ArgumentError, ConfigError: As for the class.
@@ -90,11 +90,11 @@ class MapGrid:
     # Sizes
 
     def stride(self, scale: int) -> int:
-        """Clips between neighbouring starts, and between neighbouring durations, of `scale`."""
+        """Return the clips between neighboring starts, and between durations, of `scale`."""
         return 2**scale
 
     def shape(self, scale: int) -> tuple[int, int]:
-        """Rows and columns `(N_k, A)` of the map of `scale`.
+        """Return the rows and columns `(N_k, A)` of the map of `scale`.
 
         Raises:
             ArgumentError: If there is no such scale.
@@ -123,12 +123,12 @@ class MapGrid:
     # Cells
 
     def check_num_clips(self, num_clips: Tensor | None, *, wait: bool = False) -> None:
-        """Check that each video of a batch has a clip, and not more than the grid.
+        """Check that each video of a batch has at least one clip and no more than the grid.
 
         Args:
             num_clips: Clips of each video. Defaults to the grid's.
-            wait: Whether to check values on other devices than the CPU, too, which makes the caller
-                wait. They are never checked in compiled code.
+            wait: Whether to check values on devices other than the CPU, too, which synchronizes
+                with the device. Compiled code never checks them.
 
         Shape:
             - num_clips: (B,), integer
@@ -157,14 +157,14 @@ class MapGrid:
         device: torch.device | str | None = None,
         num_clips: Tensor | None = None,
     ) -> Tensor:
-        """Which cells of a `scale` end inside the video, on a `device`.
+        """Return which cells of `scale` end inside the video, on `device`.
 
         Shape:
             - num_clips: (B,), integer
             - returns: (N_k, A), bool; (B, N_k, A) with `num_clips`
 
         Raises:
-            ArgumentError: If there is no such scale, or `num_clips` as in `check_num_clips`.
+            ArgumentError: If there is no such scale, or as in `check_num_clips`.
             ShapeError: If `num_clips` is not (B,).
         """
         self.check_num_clips(num_clips)
@@ -180,20 +180,20 @@ class MapGrid:
         ends = starts + torch.arange(1, columns + 1, device=device)
         if num_clips is None:
             return ends <= rows
-        # Whole clips of this scale only: a cell that ends inside one that the video ends in is out.
+        # Whole clips of this scale only: cells that reach into a partly filled clip are invalid.
         return ends <= rearrange(num_clips.to(ends.device) // self.stride(scale), "b -> b 1 1")
 
     def packed_mask(
         self, device: torch.device | str | None = None, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Which cells of packed maps are valid, on a `device`.
+        """Return which cells of packed maps are valid, on `device`.
 
         Shape:
             - num_clips: (B,), integer
             - returns: (cells,), bool; (B, cells) with `num_clips`
 
         Raises:
-            ShapeError, ArgumentError: As `check_num_clips`.
+            ShapeError, ArgumentError: As in `check_num_clips`.
         """
         self.check_num_clips(num_clips)
         masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -202,7 +202,7 @@ class MapGrid:
     def dense_mask(
         self, device: torch.device | str | None = None, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Which cells of a dense map some scale holds, on a `device`.
+        """Return which cells of a dense map are on at least one scale, on `device`.
 
         Cells are `[start clip, duration in clips - 1]`.
 
@@ -211,7 +211,7 @@ class MapGrid:
             - returns: (N, N), bool; (B, N, N) with `num_clips`
 
         Raises:
-            ShapeError, ArgumentError: As `check_num_clips`.
+            ShapeError, ArgumentError: As in `check_num_clips`.
         """
         self.check_num_clips(num_clips)
         masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -221,7 +221,7 @@ class MapGrid:
         return held
 
     def dense_cells(self, dense: Tensor, scale: int) -> Tensor:
-        """View of the cells of a dense map `(..., N, N)` that are the cells of `scale`.
+        """Return a view of the cells of a dense map `(..., N, N)` that are cells of `scale`.
 
         Row `i`, column `j` of the view is `dense[..., i * 2**scale, (j + 1) * 2**scale - 1]`.
 
@@ -233,7 +233,7 @@ class MapGrid:
         return dense[..., ::stride, stride - 1 : stride * self.num_anchors : stride]
 
     def moments(self, scale: int, device: torch.device | str | None = None) -> Tensor:
-        """Start and end of each cell of a `scale`, in clips, on a `device`.
+        """Return the start and end of each cell of `scale`, in clips, on `device`.
 
         Shape:
             - returns: (N_k, A, 2), int64; ends of invalid cells lie beyond `num_clips`
@@ -247,7 +247,7 @@ class MapGrid:
         return torch.stack([starts, starts + durations], dim=-1) * self.stride(scale)
 
     def packed_moments(self, device: torch.device | str | None = None) -> Tensor:
-        """Start and end of each cell of packed maps, in clips, on a `device`.
+        """Return the start and end of each cell of packed maps, in clips, on `device`.
 
         Shape:
             - returns: (cells, 2), int64
@@ -257,15 +257,15 @@ class MapGrid:
         )
 
     def valid_cells(self, scales: Sequence[int] | None = None) -> list[int]:
-        """Positions of the valid cells in packed maps, in ascending order.
+        """Return the positions of the valid cells in packed maps, in ascending order.
 
         Args:
-            scales: The scales whose cells count, in ascending order. Defaults to all.
+            scales: The scales to include, in ascending order. Defaults to all.
 
         Raises:
             ArgumentError: If there is no such scale.
         """
-        # Without tensors: their values would be unknown to torch's compiler.
+        # Without tensors: torch's compiler would not know their values.
         cells: list[int] = []
         for scale in range(self.num_scales) if scales is None else scales:
             rows, columns = self.shape(scale)
@@ -314,7 +314,7 @@ class MapGrid:
             for part, shape in zip(packed.split(self.cells_per_scale, 1), self.shapes, strict=True)
         ]
 
-    # How well the grid can answer
+    # Coverage
 
     def nearest_cell(self, moment: Sequence[float], clip_seconds: float = 1.0) -> tuple[int, ...]:
         """Find the valid cell `(scale, start index, duration index)` closest to a moment.
@@ -335,12 +335,10 @@ class MapGrid:
         return (scale, *divmod(cell, self.num_anchors))
 
     def best_iou(self, moment: Sequence[float], clip_seconds: float = 1.0) -> float:
-        """IoU of a `moment` with its `nearest_cell`: the most any model can reach.
+        """Return the IoU of a `moment` with its `nearest_cell`: an upper bound for any model.
 
-        The grid has gaps: long durations exist on coarse scales only. `clip_seconds` is the same.
-
-        Raises:
-            ShapeError, ArgumentError: As `nearest_cell`.
+        The grid has gaps, as long durations exist on coarse scales only. `clip_seconds` and errors
+        are as for `nearest_cell`.
         """
         return float(self._ious("MapGrid.best_iou", moment, clip_seconds).max())
 

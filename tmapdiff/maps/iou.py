@@ -19,23 +19,23 @@ PerSample: TypeAlias = Tensor | np.ndarray | Sequence[float] | float | None
 
 @dataclass(eq=False)
 class IoUMapBuilder:
-    """Makes the IoU maps of annotated moments: what the diffusion model denoises.
+    """Builds the IoU maps of annotated moments: what the diffusion model denoises.
 
-    Each cell holds the IoU of its candidate moment with the annotated one; with several annotated
-    moments, the highest; with none, as in a video without the event, 0. Invalid cells are 0. Closed
-    form, on the moments' device and in their dtype; lists and whole numbers become torch's default.
+    Each cell holds the highest IoU of its candidate moment with any annotated moment, or 0 if there
+    is none. Invalid cells are 0. Computed in closed form, on the moments' device and in their
+    dtype; lists and integers become torch's default dtype.
 
     Every method takes `moments`, the start and end of the annotated moments in seconds,
-    `clip_seconds`, the seconds a clip lasts (moments are in clips without it), and `num_moments`,
-    how many of the M moments of each sample count, 0 to M (all, by default).
+    `clip_seconds`, the seconds per clip (without it, moments are in clips), and `num_moments`, how
+    many of the M moments of each sample count, 0 to M (defaults to all).
 
     Args:
         grid: The candidate moments.
-        validate: Check the values of the moments. The check waits for the device, once; turn it off
-            for moments that were checked before.
+        validate: Check the values of the moments, which synchronizes with the device once. Turn it
+            off for moments that were checked before.
 
     Shape:
-        - moments: (B, M, 2), (B, 2), or (2,) for one
+        - moments: (B, M, 2), (B, 2), or (2,) for a single moment
         - clip_seconds, num_moments: (B,), or one number for all samples
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 1.
@@ -60,7 +60,7 @@ class IoUMapBuilder:
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `moments` are no numbers, `clip_seconds` is not positive,
+            ArgumentError: If `moments` are not numbers, `clip_seconds` is not positive,
                 `num_moments` is not in 0 to M, or a moment is not finite, starts before 0, does
                 not end after its start, or lies wholly outside the video.
         """
@@ -75,7 +75,7 @@ class IoUMapBuilder:
             - returns: (B, cells), in [0, 1]
 
         Raises:
-            ShapeError, ArgumentError: As the call.
+            ShapeError, ArgumentError: As for the call.
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         cells = self.grid.packed_moments(moments.device)
@@ -85,25 +85,21 @@ class IoUMapBuilder:
     def check(
         self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> None:
-        """Check the moments as the call does with `validate`.
-
-        Raises:
-            ShapeError, ArgumentError: As the call.
-        """
+        """Check the moments as the call does with `validate`, and raise the same errors."""
         IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
 
     def dense(
         self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> Tensor:
-        """Build the IoU of every candidate `[start clip, duration in clips - 1]`, of no scale.
+        """Build a dense map: the IoU of every candidate `[start clip, duration in clips - 1]`.
 
-        Takes memory quadratic in the clips.
+        Memory is quadratic in the clips.
 
         Shape:
             - returns: (B, N, N), in [0, 1], 0 where the candidate ends outside the video
 
         Raises:
-            ShapeError, ArgumentError: As the call.
+            ShapeError, ArgumentError: As for the call.
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         whole = MapGrid(self.grid.num_clips, self.grid.num_clips, 1)
@@ -113,8 +109,7 @@ class IoUMapBuilder:
     def _iou(
         self, cells: Tensor, moments: Tensor, clip_seconds: Tensor, counted: Tensor | None
     ) -> Tensor:
-        # (B, *cells, 2) seconds against (B, M, 2), one annotated moment at a time: M is small, and
-        # this holds one map instead of M.
+        # One annotated moment at a time: M is small, and this holds one map instead of M.
         ones = (1,) * (cells.dim() - 1)
         candidates = cells * clip_seconds.to(moments.dtype).reshape(-1, *ones, 1)
         best = None
@@ -129,13 +124,13 @@ class IoUMapBuilder:
     def _checked(
         self, moments: Moments, clip_seconds: PerSample, num_moments: PerSample
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Moments (B, M, 2), seconds of a clip (B,), and which moments count (B, M), or None."""
+        """Return moments (B, M, 2), clip_seconds (B,), and which moments count (B, M), or None."""
         who = type(self).__name__
         every = _as_tensor(moments)
         if isinstance(every, Tensor) and every.dim() in (1, 2):
             every = (every[None] if every.dim() == 1 else every)[:, None]
         scored = isinstance(every, Tensor) and every.shape[-1:] == (3,)
-        hint = "Pass start and end only: scores belong in a tensor of their own." if scored else ""
+        hint = "Pass start and end only; keep scores in a separate tensor." if scored else ""
         sizes = check_shape(who, "moments", every, "B M 2", hint=hint)
         if every.dtype != torch.bool and not every.is_floating_point():
             every = every.to(torch.get_default_dtype())
@@ -176,7 +171,7 @@ class IoUMapBuilder:
         if num_moments is not None and counted is not None:
             fine = fine | ~counted
             some = (num_moments >= 0) & (num_moments <= most)
-        if bool(lasts.all() & fine.all() & some.all()):  # at once: this waits for the device
+        if bool(lasts.all() & fine.all() & some.all()):  # together: this synchronizes
             return
 
         who = type(self).__name__
@@ -196,7 +191,7 @@ class IoUMapBuilder:
 
 
 def _as_tensor(values: Any, **options: Any) -> Any:
-    """Make a tensor of numbers; what holds none stays what it is, for `check_shape` to refuse."""
+    """Convert numbers to a tensor; return anything else as is, for `check_shape` to reject."""
     if isinstance(values, Tensor | str | bool):
         return values
     try:

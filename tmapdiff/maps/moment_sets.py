@@ -1,7 +1,7 @@
-"""From maps to sets of moments: as many as there seem to be, or none.
+"""From maps to sets of moments, of any number including none.
 
-A set is chosen by its expected F1, 2 * hits / (moments given + moments there), which is 1 where
-none is given and none is there. `expected_set_f1` and `expected_pair_f1` are the definitions.
+A set is chosen by its expected F1, 2 * hits / (predicted + true moments), which is 1 if both are
+none. `expected_set_f1` and `expected_pair_f1` are the definitions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,18 +17,18 @@ from tmapdiff.maps.expected_hits_fast import Elementwise, tables_of
 from tmapdiff.maps.moments import RankedMoments, check_scored, to_ranked_moments
 from tmapdiff.maps.overlap import temporal_iou
 
-_Sets = tuple[Tensor, Tensor, Tensor]  # picks, -1 after the last, and hits, (B, n); present, (B,)
+_Sets = tuple[Tensor, Tensor, Tensor]  # picks (B, n), padded with -1; hits (B, n); present (B,)
 
 
 def expected_set_f1(hits: Tensor, expected_count: Tensor) -> Tensor:
-    """Compute the expected F1 of the first 1, 2, ..., n picks, if there is a moment at all.
+    """Compute the expected F1 of the first 1, 2, ..., n picks, given that there is a moment.
 
-    To first order: the quotient of the expectations, 2 * hits / (picks + moments). It is exact
-    where it is known how many moments there are, though not which ones.
+    This is the quotient of expectations, 2 * hits / (picks + moments): a first-order approximation,
+    exact if the number of moments is known.
 
     Shape:
-        - hits: (B, n), how many moments each pick is expected to hit that those before it do not
-        - expected_count: (B,), moments that are expected
+        - hits: (B, n), expected hits that each pick adds to those before it
+        - expected_count: (B,), expected number of moments
         - returns: (B, n)
     """
     picks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
@@ -38,15 +38,15 @@ def expected_set_f1(hits: Tensor, expected_count: Tensor) -> Tensor:
 def expected_pair_f1(
     moments: Tensor, counted: Tensor, hits: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Compute the F1 of each set, (S, S), with each as the truth; and what each moment hits.
+    """Compute the F1 of each set against each other as the truth, and the hits of each moment.
 
-    A moment hits once at most and is hit once at most. Only where moments of both sets hit several
-    crosswise can fewer be matched one to one than are counted here.
+    A moment hits and is hit at most once. This overcounts one-to-one matches only where several
+    moments of both sets hit each other crosswise.
 
     Shape:
         - moments: (S, n, 2)
-        - counted: (S, n), bool, those that are of the set
-        - returns: (S, S), and (S, n, S): how much each moment of a set hits of another set
+        - counted: (S, n), bool, which moments belong to the set
+        - returns: F1, (S, S); and hits of each moment of a set in each other set, (S, n, S)
     """
     flat, inside = moments.flatten(0, 1), counted.flatten()
     table = hits(temporal_iou(flat[:, None], flat)) * (inside[:, None] & inside)
@@ -71,34 +71,34 @@ def read_moment_sets(
     num_iterations: int = 20,
     nms_threshold: float = 1.0,
 ) -> RankedMoments:
-    """Read the moments of each query off its map, or samples, as many as there seem to be: a set.
+    """Return the set of moments of each query, as many as its map, or its samples, suggest.
 
-    A map is taken apart into how many moments are expected to be each candidate, without a limit
-    on their sum (`deconvolve_map` caps it at 1). Cells of the rescaled IoU with several moments
-    apart are the sum of those with each, so that holds for them; of the full IoU nearly. Candidates
-    are then picked as `rank_by_expected_hits` does, which gathers neighbours into a pick, and the
-    first picks of highest expected F1 are the set. The empty set is it where none is likelier.
+    A map is first turned into the expected number of moments at each candidate; unlike in
+    `deconvolve_map`, these may sum to more than 1. That is exact for the rescaled IoU of separate
+    moments, and nearly so for the full IoU. Candidates are then picked as in
+    `rank_by_expected_hits`, and the first picks with the highest expected F1 form the set. It is
+    empty if no moment is likelier.
 
-    Of several samples, each is read as a set and taken for what may be true: the answer is the set
-    with the highest mean F1 against those of all (minimum Bayes risk). It keeps what a mean of maps
-    loses: which moments come together.
+    With several samples, a set is read from each. The answer is the one with the highest mean F1
+    against all (minimum Bayes risk), which keeps the moments that occur together; a mean of maps
+    would lose that.
 
-    A score is the probability that the moment hits, in the mean over the thresholds; of one map,
-    that it hits what those before it do not. Bounds that are unsure may be answered by two moments
-    that overlap, where that pays; `nms_threshold` forbids it.
+    A score is the probability that the moment hits, averaged over the thresholds; for a single map,
+    that it hits where those before it miss. Two overlapping moments may be returned where
+    boundaries are uncertain; `nms_threshold` prevents that.
 
     Args:
         candidates: Start and end of each candidate, in clips.
-        scores: The map, as for `rank_candidates_by_expected_hits`, or sampled ones.
-        clip_seconds: Seconds a clip lasts, for each sample. Moments are in clips without it.
-        target: What the map is an expectation of, as a function of the IoU.
-        durations: Seconds each video lasts; moments end there at the latest.
-        presence: How likely each query has a moment at all. By default how many the map expects, 1
-            at most; the share of samples that are not read as an empty set.
-        top_n: Moments of a set, at most.
-        thresholds: What counts as a hit, see `soft_hits`; F1 is the mean over them.
-        num_iterations: Of `deconvolve_map`.
-        nms_threshold: Highest IoU that two moments of a set may have; 0 for none that overlap.
+        scores: The map, as for `rank_candidates_by_expected_hits`, or sampled maps.
+        clip_seconds: Seconds per clip, for each sample. Without it, moments are in clips.
+        target: The quantity that the map is an expectation of, as a function of the IoU.
+        durations: Seconds each video lasts. Moments are cut there.
+        presence: How likely each query has a moment at all. Defaults to the expected number of
+            moments, at most 1; for samples, to the share of nonempty sets.
+        top_n: Largest number of moments in a set.
+        thresholds: IoU thresholds of a hit, see `soft_hits`; F1 is averaged over them.
+        num_iterations: Iterations of `deconvolve_map`.
+        nms_threshold: Highest IoU of two moments in a set; 0 forbids overlap.
 
     Shape:
         - candidates: (M, 2)
@@ -107,8 +107,8 @@ def read_moment_sets(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If there is no sample, `target` is no function, a threshold or a presence is
-            outside [0, 1], or a number below 1.
+        ArgumentError: If there is no sample, `target` is not a function, a threshold or a presence
+            is outside [0, 1], or a number is below 1.
 
     Source: for samples, Kumar and Byrne, "Minimum Bayes-Risk Decoding for Statistical Machine
     Translation", NAACL 2004.
@@ -176,12 +176,12 @@ def _read(
         total = intensity.sum(dim=1)
         if presence is None:
             present[part] = total.clamp(max=1)
-        # If there is a moment at all, at least one is expected.
+        # Given that there is a moment, at least one is expected.
         count = total.clamp(min=1)
         intensity *= (count / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
         limit = None if nms_threshold == 1 else excludes
         found, added = tables.cover(intensity, valid, top_n, excludes=limit)
-        # A moment hits once, however many are expected about there.
+        # A pick hits at most once, however many moments are expected near it.
         added = added.clamp(0, 1)
         f1 = expected_set_f1(added, count).masked_fill(found < 0, -torch.inf)
         best, last = f1.max(dim=1)
@@ -208,7 +208,7 @@ def _choose(
     for row, inside in enumerate(counted):
         f1, given = expected_pair_f1(moments[row], inside, hits)
         full = inside[:, 0].sum().clamp(min=1)
-        mean = f1.sum(dim=1) / full  # empty ones add 0
+        mean = f1.sum(dim=1) / full  # empty sets add 0
         best = mean.argmax()
         shares = given[best].sum(dim=1) / full * present[row]
         probability[row], order = shares.sort(descending=True, stable=True)
@@ -218,5 +218,5 @@ def _choose(
 
 
 def _is_none_best(present: Tensor, f1: Tensor) -> Tensor:
-    """Whether no moment is the best set, where the best other one has `f1` if there is a moment."""
+    """Whether the empty set is best, given the `f1` of the best other set if there is a moment."""
     return 1 - present >= present * f1

@@ -1,4 +1,4 @@
-"""From a map of scores to ranked moments: non-maximum suppression and the best few."""
+"""From a map of scores to ranked moments: non-maximum suppression and top n."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,17 @@ from tmapdiff.maps.overlap import temporal_iou
 
 @dataclass(frozen=True)
 class RankedMoments:
-    """The best moments of each query, best first; or, with `present`, those of its set.
+    """The moments of each query, best first; with `present`, its set of moments.
+
+    Queries with fewer than n moments are padded.
 
     Shape:
-        - moments: (B, n, 2), seconds, or clips; 0 where there are fewer than n
-        - scores: (B, n); -inf where there are fewer than n
-        - valid: (B, n), bool; False where there are fewer than n
-        - clips: (B, n, 2), int64, first clip and the clip after the last: the cells of a map that
-          the moments are; 0 where there are fewer than n. None if they come from elsewhere
-        - present: (B,), how likely the query has a moment at all. None unless they are sets
+        - moments: (B, n, 2), in seconds or clips; padded with 0
+        - scores: (B, n); padded with -inf
+        - valid: (B, n), bool; False for padding
+        - clips: (B, n, 2), int64, the moments' map cells as first clip and clip after the last;
+          padded with 0. None for moments that are not read from a map
+        - present: (B,), how likely the query has a moment at all. None unless moments form sets
     """
 
     moments: Tensor
@@ -31,7 +33,7 @@ class RankedMoments:
 
     @property
     def num_moments(self) -> Tensor:
-        """How many moments each query has, (B,)."""
+        """Number of moments of each query, (B,)."""
         return self.valid.sum(dim=1)
 
     def __len__(self) -> int:
@@ -41,19 +43,19 @@ class RankedMoments:
 def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: int) -> Tensor:
     """Pick the best moments of each query, skipping those that overlap a better one too much.
 
-    Greedy non-maximum suppression: repeatedly take the best moment that is left and drop all
-    whose IoU with it is above the threshold. Runs on all queries at once, and stops after `top_n`.
+    Greedy non-maximum suppression: repeatedly take the best remaining moment and drop all whose IoU
+    with it exceeds the threshold. Processes all queries together.
 
     Args:
-        moments: Candidates, the same for all queries or different for each, in any unit.
-        scores: Score of each candidate; candidates with -inf or NaN are never picked.
+        moments: Candidates, shared by all queries or separate for each, in any unit.
+        scores: Scores of candidates; those with -inf or NaN are never picked.
         threshold: Highest IoU that two picked moments may have, in [0, 1].
         top_n: Moments to pick.
 
     Shape:
         - moments: (M, 2) or (B, M, 2)
         - scores: (B, M)
-        - returns: (B, top_n) indices into the candidates, int64; -1 where none was left
+        - returns: (B, top_n) indices into the candidates, int64; -1 where none is left
 
     Raises:
         ShapeError: If a shape does not fit.
@@ -69,10 +71,10 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
     if not sizes["M"]:
         return scores.new_full((sizes["B"], top_n), -1, dtype=torch.int64)
     left = scores.detach().masked_fill(scores.isnan(), -torch.inf)
-    # Candidates of a grid are whole numbers of clips: their IoU is compared without rounding.
+    # A grid's candidates are whole clips, whose IoUs are then compared without rounding error.
     candidates = moments.double()
     rows = torch.arange(sizes["B"], device=scores.device)
-    # All pairs of shared candidates, when they are fewer than the pairs that the picks will meet.
+    # Precompute all pairs of shared candidates if that is less work than one row per pick.
     table = None
     if shared and sizes["M"] <= sizes["B"] * top_n:
         table = temporal_iou(candidates, candidates[:, None]) > threshold
@@ -86,7 +88,7 @@ def temporal_nms(moments: Tensor, scores: Tensor, *, threshold: float, top_n: in
             picked = candidates[index] if shared else candidates[rows, index]
             near = temporal_iou(candidates, picked[:, None]) > threshold
         left.masked_fill_(near, -torch.inf)
-        # An empty candidate has no IoU with itself.
+        # The IoU of an empty candidate with itself is 0.
         left.scatter_(1, index[:, None], -torch.inf)
     return torch.stack(picks, dim=1)
 
@@ -100,16 +102,16 @@ def rank_moments(
     top_n: int = 5,
     nms_threshold: float = 0.49,
 ) -> RankedMoments:
-    """Read the best moments off merged maps.
+    """Return the best moments of merged maps.
 
-    Counting the candidates of a mask waits for its device; `rank_candidates` does not.
+    Synchronizes with the device to count candidates; `rank_candidates` does not.
 
     Args:
-        dense: Score of every candidate `[start clip, duration in clips - 1]`, as
-            `MultiScaleMapSampler.merge` gives it.
+        dense: Scores of candidates at `[start clip, duration in clips - 1]`, as
+            `MultiScaleMapSampler.merge` returns them.
         mask: Which cells are candidates.
-        clip_seconds: Seconds a clip lasts, for each sample. Moments are in clips without it.
-        durations: Seconds each video lasts; moments end there at the latest.
+        clip_seconds: Seconds per clip, for each sample. Without it, moments are in clips.
+        durations: Seconds each video lasts. Moments are cut there.
         top_n: Moments per query.
         nms_threshold: Highest IoU that two moments of a query may have, in [0, 1].
 
@@ -137,12 +139,12 @@ def rank_candidates(
     top_n: int = 5,
     nms_threshold: float = 0.49,
 ) -> RankedMoments:
-    """Do as `rank_moments`, of maps that list their candidates: without a dense map.
+    """Return the best moments from a list of candidates: `rank_moments` without a dense map.
 
     Takes the start and end of each candidate in clips, and its score, as
-    `MultiScaleMapSampler.merge_packed` gives them. A score of -inf or NaN marks a missing
-    candidate; ties go to the first. `durations`, `top_n` and `nms_threshold` are as there. Never
-    waits for the device.
+    `MultiScaleMapSampler.merge_packed` returns them. A score of -inf or NaN marks a missing
+    candidate; ties go to the first. `clip_seconds`, `durations`, `top_n` and `nms_threshold` are as
+    for `rank_moments`. Never synchronizes with the device.
 
     Shape:
         - candidates: (M, 2)
@@ -150,7 +152,7 @@ def rank_candidates(
         - clip_seconds, durations: (B,)
 
     Raises:
-        ShapeError, ArgumentError: As `rank_moments`.
+        ShapeError, ArgumentError: As for `rank_moments`.
     """
     return _rank(
         "rank_candidates", candidates, scores, clip_seconds, durations, top_n, nms_threshold
@@ -182,7 +184,7 @@ def check_scored(
     clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> None:
-    """Raise ShapeError unless the shapes are those that `rank_candidates` takes."""
+    """Raise ShapeError unless the shapes fit `rank_candidates`."""
     sizes = check_shape(who, "scores", scores, "B M")
     check_shape(who, "candidates", candidates, "M 2", sizes)
     if clip_seconds is not None:
@@ -192,7 +194,7 @@ def check_scored(
 
 
 def candidates_of(who: str, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """List the candidate moments of checked merged maps, in clips, and the scores of these.
+    """Check merged maps and return their candidate moments, in clips, and the scores of these.
 
     Shape:
         - dense: (B, N, N)
@@ -211,7 +213,7 @@ def candidates_of(who: str, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     if batched:
         dense = dense.masked_fill(~mask, -torch.inf)
         mask = mask.any(dim=0)
-    cells = mask.flatten().nonzero()[:, 0]  # the one place that waits for the device
+    cells = mask.flatten().nonzero()[:, 0]  # synchronizes with the device
     starts, columns = cells // sizes["N"], cells % sizes["N"]
     candidates = torch.stack([starts, starts + columns + 1], dim=-1)
     return candidates, dense.flatten(1).index_select(1, cells)
@@ -224,11 +226,11 @@ def to_ranked_moments(
     clip_seconds: Tensor | None,
     durations: Tensor | None,
 ) -> RankedMoments:
-    """Make ranked moments, in seconds or clips, of the candidates that were picked.
+    """Turn picked candidates into ranked moments, in seconds or clips.
 
     Shape:
         - candidates: (M, 2), in clips
-        - picks, scores: (B, n); -1 and -inf where there was no candidate left
+        - picks, scores: (B, n); -1 and -inf where no candidate is left
         - clip_seconds, durations: (B,)
     """
     valid = picks >= 0
@@ -241,6 +243,6 @@ def to_ranked_moments(
     else:
         moments = picked * clip_seconds[:, None, None]
     if durations is not None:
-        # In the more precise of the two: what ends with the video must not end after it.
+        # In the wider of the two dtypes: rounding must not move an end past the video's.
         moments = torch.minimum(moments, durations.to(moments.device)[:, None, None])
     return RankedMoments(moments=moments, scores=scores, valid=valid, clips=picked)

@@ -17,7 +17,7 @@ class MultiScaleMapSampler:
     """Samples the maps of all scales from a dense map, and merges them again.
 
     `split` takes `Y_k[i, j] = Y[i * 2**k, (j + 1) * 2**k - 1]`; `merge` gives each dense cell the
-    highest score among the scales that hold it. Works on scores and on features alike.
+    highest score among the scales that hold it. Works on scores and on features.
 
     Args:
         grid: The candidate moments.
@@ -31,7 +31,7 @@ class MultiScaleMapSampler:
         """Sample one sparse map per scale.
 
         Args:
-            dense: Value of every candidate `[start clip, duration in clips - 1]`.
+            dense: Values of candidates at `[start clip, duration in clips - 1]`.
 
         Shape:
             - dense: (B, N, N) or (B, C, N, N)
@@ -42,7 +42,7 @@ class MultiScaleMapSampler:
         """
         clips = self.grid.num_clips
         _check_map("MultiScaleMapSampler.split", "dense", dense, clips, clips, {})
-        # where, not a product: an invalid cell may hold NaN.
+        # Not a product with the mask: an invalid cell may hold NaN.
         return [
             self.grid.dense_cells(dense, k).where(self.grid.mask(k, dense.device), 0)
             for k in range(self.grid.num_scales)
@@ -54,18 +54,18 @@ class MultiScaleMapSampler:
         """Merge the maps of all scales into one dense map.
 
         Args:
-            maps: One map per scale, finest first. Invalid cells are not read.
+            maps: One map per scale, finest first. Invalid cells are ignored.
             num_clips: Clips of each video, when videos are shorter than the grid.
 
         Shape:
             - maps: K tensors (B, N_k, A) or (B, C, N_k, A)
             - num_clips: (B,), integer
             - returns: dense map (B, N, N) or (B, C, N, N), and its mask, bool, (N, N), or (B, N, N)
-              with `num_clips`; cells outside the mask are held by no scale and contain -inf
+              with `num_clips`; cells outside the mask are on no scale and contain -inf
 
         Raises:
             ShapeError: If there are not `num_scales` maps, or one has another shape.
-            ArgumentError: As `MapGrid.check_num_clips`.
+            ArgumentError: As in `MapGrid.check_num_clips`.
         """
         who = "MultiScaleMapSampler.merge"
         check_length(who, "maps", maps, self.grid.num_scales)
@@ -83,31 +83,31 @@ class MultiScaleMapSampler:
             valid = self.grid.mask(scale, dense.device, num_clips)
             if num_clips is not None and scores.dim() == 4:
                 valid = valid[:, None]
-            # The clone is what the gradient remembers: the cells themselves change.
+            # Autograd keeps the clone, as the cells are overwritten.
             cells[:] = torch.maximum(cells.clone(), scores.masked_fill(~valid, -torch.inf))
         return dense, self.grid.dense_mask(dense.device, num_clips)
 
     def merge_packed(
         self, packed: Tensor, num_clips: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Merge packed maps into one score of each candidate, without a dense map.
+        """Merge packed maps into one score per candidate, without a dense map.
 
-        Takes memory linear in the clips, and does not wait for the device: but for the first time
-        that a grid is met on it.
+        Memory is linear in the clips. Synchronizes with the device only on the first call with a
+        grid.
 
         Args:
-            packed: Packed maps, as of `MapGrid.pack`. Invalid cells are not read.
+            packed: Packed maps, as from `MapGrid.pack`. Invalid cells are ignored.
             num_clips: Clips of each video, when videos are shorter than the grid.
 
         Shape:
             - packed: (B, cells)
             - num_clips: (B,), integer
-            - returns: candidate moments in clips, each once, earlier and then shorter ones first:
-              (M, 2), int64; and the score of each, -inf where a video ends before: (B, M)
+            - returns: unique candidate moments in clips, sorted by start and then by duration:
+              (M, 2), int64; and their scores, -inf where a moment ends after its video: (B, M)
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: As `MapGrid.check_num_clips`.
+            ArgumentError: As in `MapGrid.check_num_clips`.
         """
         who = "MultiScaleMapSampler.merge_packed"
         sizes = check_shape(who, "packed", packed, f"B {self.grid.num_cells}")
@@ -123,16 +123,16 @@ class MultiScaleMapSampler:
             # Whether a moment ends inside a video does not depend on the scale that holds it.
             over = candidates[:, 1] > num_clips.to(candidates)[:, None]
             scores = scores.masked_fill(over, -torch.inf)
-        # A copy, as ours is kept.
+        # Copy, as the original is cached.
         return candidates.clone(), scores
 
 
-# A batch of long videos has a grid of its own: those of the last few are kept.
+# Each batch of long videos has its own grid, so a few are cached.
 @lru_cache(maxsize=16)
 def _candidates(
     grid: MapGrid, device: torch.device
 ) -> tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...]]:
-    """Moments that a grid holds, the cell of each on one scale, and the cells on further scales.
+    """Return the moments of a grid, the cell of each on one scale, and its cells on other scales.
 
     Shape:
         - returns: (M, 2); (M,); for each further scale, places of moments and their cells on it

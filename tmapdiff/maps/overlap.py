@@ -1,11 +1,11 @@
-"""How much two moments overlap."""
+"""Overlap of moments."""
 
 import torch
 from torch import Tensor
 
 
 def temporal_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of moments, elementwise with broadcasting.
+    """Compute the intersection over union of moments, elementwise with broadcasting.
 
     Args:
         first: Start and end, in any unit.

@@ -1,4 +1,4 @@
-"""From a map to how likely the answer is in the video at all."""
+"""From a map to the likelihood that the video holds the answer."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ def map_presence(
     *,
     target: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Read off maps how likely the video holds the answer: the sum of its moments' likelihoods.
+    """Compute how likely the video holds the answer: the sum of its moments' likelihoods.
 
-    A map that was learned on queries with and without an answer is an expectation over both: where
-    there is none, it is 0. So the likelihoods of moments (`candidate_likelihoods`) sum to how
-    likely there is one. Of a model that never saw a query without an answer, and of a
-    `SimilarityLocalizer`, whose likelihoods sum to 1 by construction, it says nothing. It is not
-    calibrated; `tmapdiff.evaluation.fit_presence` makes a probability of it.
+    The map is an expectation over queries with and without an answer, and 0 for the latter. So the
+    likelihoods of moments (`candidate_likelihoods`) sum to that of an answer. The sum means nothing
+    for a model that never saw a query without an answer, nor for a `SimilarityLocalizer`, whose
+    likelihoods sum to 1 by construction. It is not calibrated: `tmapdiff.evaluation.fit_presence`
+    turns it into a probability.
 
     Arguments are as for `map_saliency`.
 
@@ -33,7 +33,7 @@ def map_presence(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: As `MapGrid.check_num_clips`, or if `target` is no function.
+        ArgumentError: As in `MapGrid.check_num_clips`, or if `target` is not a function.
     """
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
     return candidate_likelihoods(candidates, scores, target=target).sum(dim=1).clamp(max=1)

@@ -20,17 +20,17 @@ def map_saliency(
     *,
     target: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Compute how likely each clip lies in the answer: highlights without any weights.
+    """Compute how likely each clip lies in the answer: highlights without trained weights.
 
-    The maps are merged and taken apart into likelihoods of moments (`candidate_likelihoods`); a
-    clip has the sum of those of all moments that hold it.
+    The maps are merged and turned into likelihoods of moments (`candidate_likelihoods`), which are
+    summed, for each clip, over all moments that contain it.
 
     Args:
-        packed: Expected maps of all scales, as `MapLocalizer.predict_maps` gives them. Invalid
-            cells are not read; one of -inf is no candidate.
+        packed: Expected maps of all scales, as `MapLocalizer.predict_maps` returns them. Invalid
+            cells are ignored; -inf marks a missing candidate.
         grid: The candidate moments.
         num_clips: Clips of each video, when videos are shorter than the grid.
-        target: What the maps are an expectation of, as for `rank_by_expected_hits`.
+        target: The quantity that maps are an expectation of, as for `rank_by_expected_hits`.
 
     Shape:
         - packed: (B, cells)
@@ -39,7 +39,7 @@ def map_saliency(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: As `MapGrid.check_num_clips`, or if `target` is no function.
+        ArgumentError: As in `MapGrid.check_num_clips`, or if `target` is not a function.
     """
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
     likelihood = candidate_likelihoods(candidates, scores, target=target)
@@ -47,13 +47,13 @@ def map_saliency(
 
 
 def clip_saliency(likelihood: Tensor, candidates: Tensor, num_clips: int) -> Tensor:
-    """Sum, for each clip, the likelihoods of the candidates that hold it.
+    """Sum, for each clip, the likelihoods of the candidates that contain it.
 
-    Takes time and memory linear in candidates and clips, and never waits for the device.
+    Time and memory are linear in candidates and clips. Never synchronizes with the device.
 
     Args:
-        likelihood: How likely each candidate is the answer, as `candidate_likelihoods` finds it.
-        candidates: Start and end of each in whole clips; past `num_clips` nothing counts.
+        likelihood: Likelihood of each candidate, as `candidate_likelihoods` returns it.
+        candidates: Start and end of each, in whole clips. Parts past `num_clips` are ignored.
         num_clips: Clips.
 
     Shape:
@@ -70,7 +70,7 @@ def clip_saliency(likelihood: Tensor, candidates: Tensor, num_clips: int) -> Ten
     check_shape(who, "candidates", candidates, "M 2", sizes)
     check_int(who, "num_clips", num_clips, at_least=1)
     start, end = candidates.long().clamp(0, num_clips).unbind(-1)
-    # What begins is added and what ends taken away again: in double, nothing is left of it.
+    # Add at the start and subtract at the end; in double precision no rounding error remains.
     steps = likelihood.new_zeros(sizes["B"], num_clips + 1, dtype=torch.float64)
     added = likelihood.double()
     steps.index_add_(1, start, added).index_add_(1, end, added, alpha=-1)
@@ -80,17 +80,17 @@ def clip_saliency(likelihood: Tensor, candidates: Tensor, num_clips: int) -> Ten
 def resample_saliency(
     saliency: Tensor, clip_seconds: float, duration: float, seconds: float = 2.0
 ) -> Tensor:
-    """Bring the saliency of a video's clips to pieces of another length.
+    """Resample the saliency of a video's clips to pieces of another length.
 
-    Each gets the mean over the time that it covers; after the last clip it is 0. There are as many
-    as end inside the video, as QVHighlights counts its clips of 2 s; of a video shorter than one, a
-    single shorter one.
+    Each piece gets the mean over its time; after the last clip, saliency is 0. Only pieces that end
+    inside the video are kept, as QVHighlights counts its 2 s clips. A video shorter than a piece
+    becomes a single, shorter one.
 
     Args:
-        saliency: One number for each clip.
-        clip_seconds: Seconds a clip lasts.
+        saliency: One number per clip.
+        clip_seconds: Seconds per clip.
         duration: Seconds the video lasts.
-        seconds: Seconds a piece lasts.
+        seconds: Seconds per piece.
 
     Shape:
         - saliency: (N,)
@@ -99,7 +99,7 @@ def resample_saliency(
     Raises:
         ShapeError: If `saliency` is not (N,).
         ArgumentError: If a number of seconds is not positive.
-        SizeLimitError: If pieces take more memory than an item may (`TMAPDIFF_MAX_ITEM_BYTES`).
+        SizeLimitError: If the pieces take more memory than `TMAPDIFF_MAX_ITEM_BYTES` allows.
     """
     who = "resample_saliency"
     check_shape(who, "saliency", saliency, "N")
@@ -111,7 +111,7 @@ def resample_saliency(
     check_item_bytes(who, f"pieces of {seconds:g} s", 8 * pieces)
     ends = np.arange(pieces + 1) * seconds
     ends = ends.clip(max=duration)
-    # The integral up to a time is linear between the ends of clips.
+    # The integral over time is linear within a clip.
     integral = np.concatenate([[0.0], own.cumsum()]) * clip_seconds
     until = np.interp(ends, np.arange(len(integral)) * clip_seconds, integral)
     return torch.from_numpy(np.diff(until) / np.diff(ends))

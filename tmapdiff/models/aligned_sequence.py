@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmapdiff.layers._modules import dtype_of, module_list
-from tmapdiff.maps.contrasts import REACHES, change_of, standardise
+from tmapdiff.maps.contrasts import REACHES, change_of, standardize
 
 _DILATIONS = (1, 2, 4)
 _NEAR_ROWS, _ALIKE = 6.0, 0.1
@@ -64,7 +64,7 @@ class SequenceEncoder(nn.Module):
         changes = [change_of(rows, reach, inside) for reach in REACHES]
         typical = rows @ F.normalize(rows.sum(1), dim=-1)[..., None]
         varying = torch.cat([similarities, alike, *changes, typical.mT], dim=1)
-        return torch.cat([similarities, standardise(varying, inside, _SMALLEST_DEVIATION)], dim=1)
+        return torch.cat([similarities, standardize(varying, inside, _SMALLEST_DEVIATION)], dim=1)
 
 
 def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
