@@ -253,8 +253,8 @@ def test_bad_configurations_are_refused():
         MapScheduler.from_config({"num_train_timestep": 10})
     with refuses(
         ConfigError,
-        "MapScheduler: expected a configuration of its own, got one of diffusers' schedulers, with "
-        "prediction_type. Models of maps predict clean maps, never noise: choose what carries",
+        "MapScheduler: expected its own configuration, got that of a diffusers scheduler, with "
+        "prediction_type. Map models predict clean maps, not noise: pass the settings that still",
     ):
         MapScheduler.from_config(DDIMScheduler().config)
     with refuses(
@@ -597,7 +597,7 @@ class TestMultistepRefuses:
             return refuses(
                 ArgumentError,
                 f"MapScheduler.step: expected timestep {due} next with solver {solver}, got "
-                f"{timestep}. It builds on the steps before: set_timesteps starts a new run.",
+                f"{timestep}. Its steps build on each other: set_timesteps starts a new run.",
             )
 
         with refused(499, due=999):
@@ -622,7 +622,7 @@ class TestMultistepRefuses:
             with refuses(
                 ArgumentError,
                 "MapScheduler.step: expected sample of shape (B, cells) with B = 2, cells = 5, "
-                f"got {tuple(wrong.shape)}. It builds on the steps before: set_timesteps starts",
+                f"got {tuple(wrong.shape)}. Its steps build on each other: set_timesteps starts",
             ):
                 scheduler.step(wrong, 749, wrong)
         scheduler.step(maps, 749, maps)

@@ -1,4 +1,4 @@
-"""Building blocks that know maps, but no model and no data set."""
+"""Building blocks for maps, independent of any model or data set."""
 
 from tmapdiff.kernels.masking import masked_group_norm
 from tmapdiff.layers.attention import MapTransformerLayer, MomentPositionEmbedder

@@ -1,4 +1,4 @@
-"""What may be asked of modules: whether their weights may be read, and in which dtype they work."""
+"""Queries about modules: whether their weights may be read directly, and their dtype."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard, TypeVar, cast
@@ -12,11 +12,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_plain(layer: nn.Module, *kinds: type[Module]) -> TypeGuard[Module]:
-    """Tell whether a call of a layer does nothing but what its class does with its own weights.
+    """Return whether calling a layer only applies its class's `forward` to ordinary weights.
 
-    Only then may an operation that does the work of several layers read the weights instead. A
-    layer with hooks, a parametrization, another `forward` (layerwise casting), a wrapper (LoRA),
-    compiled, or with weights of their own kind (quantised, in shards) has to be called.
+    Only then may a fused operation read the weights instead of calling the layer. Layers with
+    hooks, parametrizations, a replaced `forward` (layerwise casting), a wrapper (LoRA), compiled
+    calls, or special weights (quantized, sharded) must be called.
     """
     own = vars(layer)
     weights = (*layer._parameters.values(), *layer._buffers.values(), *own.values())
@@ -31,11 +31,11 @@ def is_plain(layer: nn.Module, *kinds: type[Module]) -> TypeGuard[Module]:
 
 
 def dtype_of(layer: nn.Module) -> torch.dtype:
-    """Dtype that a layer computes in: its weight's, unless layerwise casting names another."""
+    """Return the dtype that a layer computes in: its weight's, unless layerwise casting differs."""
     dtype: torch.dtype = get_parameter_dtype(layer)
     return dtype
 
 
 def module_list(modules: Iterable[Module]) -> Sequence[Module]:
-    """Make an `nn.ModuleList` whose entries have a type."""
+    """Return an `nn.ModuleList` with typed entries."""
     return cast(Sequence[Module], nn.ModuleList(modules))

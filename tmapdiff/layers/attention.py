@@ -15,14 +15,14 @@ from tmapdiff.layers.stylization import Norm, NoStylization, StylizationBlock
 
 
 class MomentPositionEmbedder(nn.Module):
-    """Tells attention which moment a cell is: sinusoids of start and duration, then an MLP.
+    """Embeds the start and duration of each cell: sinusoids, then an MLP.
 
-    Positions are in clips of the finest scale, so that cells of all scales and grids of all sizes
-    share one embedding.
+    Positions are in clips of the finest scale, so that all scales and grid sizes share one
+    embedding.
 
     Args:
         channels: Channels of the embedding.
-        frequencies: Sines and cosines together, for start and for duration each; even.
+        frequencies: Number of sines and cosines each for start and duration; even.
 
     Shape:
         - moments: (T, 2), start and end in clips
@@ -56,18 +56,18 @@ class MomentPositionEmbedder(nn.Module):
 
 
 class MapTransformerLayer(nn.Module):
-    """Attention between cells, then a feed-forward net on each cell, both told the timestep.
+    """Attention between cells, then a feed-forward net on each, both conditioned on the timestep.
 
-    `x + S(attention(norm(x)))`, then `x + S(feed_forward(norm(x)))`, S being a `StylizationBlock`,
-    or nothing when the layer is not stylized. Cells are a sequence; invalid ones are not attended
-    to.
+    `x + S(attention(norm(x)))`, then `x + S(feed_forward(norm(x)))`, where S is a
+    `StylizationBlock`, or the identity if the layer is not stylized. Cells form a sequence; invalid
+    ones are not attended to.
 
     Args:
         channels: Channels of the cells.
         time_channels: Channels of the time embedding.
-        num_heads: Heads of the attention; divides `channels`.
-        expansion: Channels inside the feed-forward net, over `channels`.
-        stylized: Whether there are stylization blocks.
+        num_heads: Attention heads; must divide `channels`.
+        expansion: Hidden channels of the feed-forward net, as a multiple of `channels`.
+        stylized: Whether to use stylization blocks.
         norm: As in `StylizationBlock`.
         num_groups: As in `StylizationBlock`.
         dropout: Share of activations dropped in training.
@@ -75,14 +75,14 @@ class MapTransformerLayer(nn.Module):
     Shape:
         - x: (B, channels, T, 1)
         - time_embedding: (B, time_channels); None unless stylized
-        - context: (B, channels, T, 1), further cells to attend to, or None
-        - mask: (T, 1) or (B, T, 1), bool, of `x` and of `context`; all cells are valid if None
+        - context: (B, channels, T, 1), more cells to attend to, or None
+        - mask: (T, 1) or (B, T, 1), bool, for both `x` and `context`; None means all are valid
         - returns: (B, channels, T, 1), 0 in invalid cells
 
     Raises:
-        ArgumentError: If a size is too small, `dropout` outside [0, 1] or `stylized` not True or
-            False, at construction.
-        ConfigError: If `channels` does not divide, at construction.
+        ArgumentError: If a size is too small, `dropout` is outside [0, 1] or `stylized` is not True
+            or False, at construction.
+        ConfigError: If `channels` is not divisible, at construction.
         ShapeError: If a shape does not fit, in the call.
 
     Source: MotionDiffuse, arXiv 2208.15001, section 3.3; Zhang et al., arXiv 2401.08232, 3.3.
@@ -137,7 +137,7 @@ class MapTransformerLayer(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Let cells attend to each other; see the class."""
+        """Apply the layer; see the class."""
         who, axes = "MapTransformerLayer", f"B {self.channels} T 1"
         sizes = check_shape(who, "x", x, axes)
         check_map_features(who, x, mask, self.channels)
@@ -151,7 +151,7 @@ class MapTransformerLayer(nn.Module):
         return fill_invalid(x, mask)
 
     def encode_context(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute keys and values, (B, T, 2 * channels), of `context` and `mask` as in the call."""
+        """Compute keys and values, (B, T, 2 * channels), for a call's `context` and `mask`."""
         return self.key_value(_tokens(fill_invalid(context, mask)).to(dtype_of(self.key_value)))
 
     def feed(self, x: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class MapTransformerLayer(nn.Module):
         return _maps(self.feed_forward(_tokens(x)))
 
     def attend(self, x: Tensor, encoded: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Let cells attend to each other, and to the `encoded` keys and values of a context."""
+        """Let cells attend to each other and to the `encoded` keys and values of a context."""
         tokens = self.attention_norm(_tokens(x))
         key_value = self.key_value(tokens)
         seen = None if mask is None else mask[..., 0].expand(tokens.shape[:2])
@@ -167,7 +167,7 @@ class MapTransformerLayer(nn.Module):
             key_value = torch.cat([key_value, encoded], dim=1)
             seen = None if seen is None else torch.cat([seen, seen], dim=1)
         if seen is not None:
-            # Attention to nothing is NaN on some backends: such a sample sees all its zeros.
+            # Attention to nothing is NaN on some backends; samples without valid cells see zeros.
             seen = rearrange(seen | ~seen.any(dim=1, keepdim=True), "b t -> b 1 1 t")
         query = rearrange(self.query(tokens), "b t (h c) -> b h t c", h=self.num_heads)
         key, value = rearrange(key_value, "b t (two h c) -> two b h t c", two=2, h=self.num_heads)
@@ -183,7 +183,7 @@ def _attended(
     if is_transformed(query, key, value):
         return F.dropout(_shares(query, key, seen), dropout) @ value
     result = F.scaled_dot_product_attention(query, key, value, seen, dropout)
-    if dropout:  # which could not be drawn again: torch refuses second derivatives
+    if dropout:  # its mask cannot be redrawn, so torch refuses second derivatives
         return result
     return with_second_gradient(result, _plainly_attended, query, key, value, seen)
 
@@ -193,7 +193,7 @@ def _plainly_attended(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | 
 
 
 def _shares(query: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
-    """How much each query attends to each key; torch's own operation has one gradient only."""
+    """Return attention weights; torch's fused attention only has first derivatives."""
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)

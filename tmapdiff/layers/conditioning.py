@@ -1,4 +1,4 @@
-"""How the map features of video and query meet the noisy map."""
+"""Conditioning the noisy map on the map features of video and query."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -23,12 +23,12 @@ class ConcatConditioning(nn.Module):
 
     Args:
         feature_channels: Channels of the map features.
-        channels: Channels that the noisy map is embedded in.
+        channels: Channels of the embedded noisy map.
 
     Shape:
         - noisy: (B, N_k, A)
         - features: (B, feature_channels, N_k, A)
-        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - mask: (N_k, A) or (B, N_k, A), bool; None means that all cells are valid
         - returns: (B, out_channels, N_k, A), 0 in invalid cells
 
     Raises:
@@ -53,7 +53,7 @@ class ConcatConditioning(nn.Module):
     def forward(self, noisy: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed and concatenate; see the class."""
         _check_inputs("ConcatConditioning", noisy, features, mask, self.feature_channels)
-        # For the gradient: whatever it holds in invalid cells, it does not count.
+        # Filling stops gradients from invalid cells.
         return fill_invalid(self.combine(noisy, self.encode_features(features, mask), mask), mask)
 
     def encode_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -73,8 +73,8 @@ class ConcatConditioning(nn.Module):
 class MaskedEmbed(PointwiseConv2d):
     """Embeds noisy maps of one channel, with zeros in invalid cells.
 
-    The mask is a channel, too, and its weight the bias: filling invalid cells would be one more
-    pass over the largest maps there are.
+    The mask is a second channel, with the bias as its weight. This saves the pass over the largest
+    maps that filling invalid cells would take.
     """
 
     @override
@@ -92,19 +92,17 @@ class MaskedEmbed(PointwiseConv2d):
 
 
 class MultiplyConditioning(nn.Module):
-    """Multiplies the embedded noisy map H with the map features F, each by a linear map of its own.
-
-    `plain` is `H * F`, `residual` is `H * (1 + F)`, `gated` is `H * sigmoid(F)`.
+    """Multiplies the embedded noisy map H with the projected map features F.
 
     Args:
-        feature_channels: Channels of the map features, expected of unit norm in each cell.
+        feature_channels: Channels of the map features, which should have unit norm in each cell.
         channels: Channels of the product.
-        product: Which of the three.
+        product: `plain` is `H * F`, `residual` is `H * (1 + F)`, `gated` is `H * sigmoid(F)`.
 
     Shape:
         - noisy: (B, N_k, A)
         - features: (B, feature_channels, N_k, A)
-        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - mask: (N_k, A) or (B, N_k, A), bool; None means that all cells are valid
         - returns: (B, out_channels, N_k, A), 0 in invalid cells
 
     Raises:
@@ -112,7 +110,7 @@ class MultiplyConditioning(nn.Module):
         ConfigError: If `product` is unknown, at construction.
         ShapeError: If a shape does not fit, in the call.
 
-    Source: Zhang et al., arXiv 2401.08232, Table 3 ("CNN, mul"), which leaves the product open.
+    Source: Zhang et al., arXiv 2401.08232, Table 3 ("CNN, mul"), which does not define the product.
     """
 
     def __init__(self, feature_channels: int, channels: int, product: Product = "plain") -> None:
@@ -136,7 +134,7 @@ class MultiplyConditioning(nn.Module):
 
     def encode_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute what depends on the map features only."""
-        # Features of unit norm are about 1 / sqrt(channels) each: too small for a factor.
+        # Features of unit norm are about 1 / sqrt(channels) each: too small as factors.
         scaled = fill_invalid(features, mask) * self.feature_channels**0.5
         projected = self.project(scaled.to(dtype_of(self.project)))
         if self.product == "residual":
@@ -151,7 +149,7 @@ class MultiplyConditioning(nn.Module):
         return fill_invalid(embedded * encoded, mask)
 
     def extra_repr(self) -> str:
-        """Show what the sub-modules do not."""
+        """Show settings that are not visible in submodules."""
         return f"product={self.product}"
 
 

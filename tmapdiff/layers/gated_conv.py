@@ -17,9 +17,9 @@ Gate = Literal["shared", "channel"]
 
 
 class MapConv2d(nn.Conv2d):
-    """`nn.Conv2d` of maps, with an odd kernel and padding that keeps their size.
+    """`nn.Conv2d` for maps, with an odd kernel and padding that keeps their size.
 
-    Large kernels are convolved through their spectrum where that is faster (`kernels.map_conv`).
+    Large kernels use FFTs where that is faster (`kernels.map_conv`).
 
     Args:
         *args: As for `nn.Conv2d`.
@@ -37,37 +37,37 @@ class MapConv2d(nn.Conv2d):
         return map_conv(input, self.weight, self.bias, plan=plan)
 
     def plan(self, shape: Sequence[int], dtype: torch.dtype) -> MapConvPlan:
-        """Plan convolutions of inputs of this `shape` and `dtype`, with weights that stay."""
+        """Plan convolutions of inputs of this `shape` and `dtype`, with unchanging weights."""
         return plan_map_conv(self.weight, shape, dtype, spectra=self.spectra)
 
     @override
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self.spectra.clear()  # of weights that are to change
+            self.spectra.clear()  # as weights will change
         return super().train(mode)
 
 
 class GatedConv2d(nn.Module):
-    """`relu(conv(x)) * sigmoid(gate(x))` on valid cells, with kernels that keep the map's size.
+    """`relu(conv(x)) * sigmoid(gate(x))` on valid cells, keeping the map's size.
 
-    Convolution and gate are one `MapConv2d`: its last channels are the gate.
+    One `MapConv2d` computes both; its last channels are the gate.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: Cells that the kernel spans along starts and durations; odd.
-        gate: `shared` has one gate a cell (MS-2D-TAN), `channel` one a cell and channel.
+        gate: `shared` has one gate per cell (MS-2D-TAN), `channel` one per cell and channel.
 
     Shape:
         - x: (B, in_channels, N_k, A)
-        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
-        - plan: how to convolve with weights that stay, from `conv.plan`; planned anew if None
-        - filled: whether `x` is 0 in invalid cells already, which saves a pass over it
+        - mask: (N_k, A) or (B, N_k, A), bool; None means that all cells are valid
+        - plan: from `conv.plan`, for unchanging weights; None makes a new plan
+        - filled: whether `x` is already 0 in invalid cells, which saves a pass over it
         - returns: (B, out_channels, N_k, A), 0 in invalid cells
 
     Raises:
         ArgumentError: If a size is below 1, at construction.
-        ConfigError: If `kernel_size` is even or `gate` unknown, at construction.
+        ConfigError: If `kernel_size` is even or `gate` is unknown, at construction.
         ShapeError: If a shape does not fit, in the call.
 
     Source: Yu et al., arXiv 1806.03589, Eq. 2; MS-2D-TAN, arXiv 2012.02646, section 3.4.
@@ -106,27 +106,27 @@ class GatedConv2d(nn.Module):
         return gate_features(convolved, mask, channels=self.out_channels)
 
     def extra_repr(self) -> str:
-        """Show what the sub-modules do not."""
+        """Show settings that are not visible in submodules."""
         return f"gate={self.gate}"
 
 
 class GatedConv2dStack(nn.Module):
-    """Gated convolutions one after another.
+    """A sequence of gated convolutions.
 
     Args:
         in_channels: Channels of the input.
         channels: Channels of every layer's output.
-        kernel_sizes: Kernel of each layer, first to last.
+        kernel_sizes: Kernel size of each layer, first to last.
         gate: As in `GatedConv2d`.
 
     Shape:
         - x: (B, in_channels, N_k, A)
-        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - mask: (N_k, A) or (B, N_k, A), bool; None means that all cells are valid
         - returns: (B, channels, N_k, A), 0 in invalid cells
 
     Raises:
         ArgumentError: If a size is below 1, at construction.
-        ConfigError: If there is no layer, a kernel is even or `gate` unknown, at construction.
+        ConfigError: If there is no layer, a kernel is even or `gate` is unknown, at construction.
         ShapeError: If a shape does not fit, in the call.
     """
 

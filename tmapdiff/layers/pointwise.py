@@ -1,8 +1,8 @@
-"""Linear maps of the channels of each cell, computed where they lie in memory.
+"""Linear maps over the channels of each cell that keep the memory order of their input.
 
-Map features come with channels outside (as torch makes them), inside (channels_last), or inside
-with durations outermost (as spectral convolutions make them). These keep what they are given: a
-copy into another order costs as much as the work itself.
+Map features come with channels outermost (torch's default), innermost (channels_last), or innermost
+with durations outermost (from spectral convolutions). Copying into another order costs as much as
+the linear map itself.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ from tmapdiff.kernels.memory_order import inverse_order, memory_order
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A convolution with kernels of one cell; equal to `nn.Conv2d(..., kernel_size=1)`.
+    """A convolution with one-cell kernels, equal to `nn.Conv2d(..., kernel_size=1)`.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: 1; it and what follows are `nn.Conv2d`'s, for LoRA makes layers of this class.
+        kernel_size: Always 1. It exists as LoRA creates layers of this class like `nn.Conv2d`.
         *args: As for `nn.Conv2d`.
         **kwargs: As for `nn.Conv2d`.
 
@@ -46,7 +46,7 @@ class PointwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Compute the convolution; see the class."""
         check_shape("PointwiseConv2d", "input", input, f"B {self.in_channels} N_k A")
-        # One channel is as good as innermost: so are those that come of it.
+        # A single channel counts as innermost, and so will the output's channels.
         order = [0, 2, 3, 1] if self.in_channels == 1 else memory_order(input)
         if order[-1] != 1:
             return super().forward(input)

@@ -1,4 +1,4 @@
-"""Telling a map where in the diffusion it is: timestep embeddings and stylization blocks."""
+"""Conditioning maps on the diffusion timestep: timestep embeddings and stylization blocks."""
 
 from typing import Literal, get_args
 
@@ -23,7 +23,7 @@ class TimestepEmbedder(nn.Module):
 
     Args:
         time_channels: Channels of the embedding.
-        frequencies: Sines and cosines together; even.
+        frequencies: Number of sines and cosines; even.
 
     Shape:
         - timesteps: (B,), integer
@@ -54,30 +54,30 @@ class TimestepEmbedder(nn.Module):
 
 
 class StylizationBlock(nn.Module):
-    """Lets the timestep scale and shift the channels of map features.
+    """Scales and shifts the channels of map features depending on the timestep.
 
     `MLP(act(Norm(x) * lambda_w + lambda_b))` with `[lambda_w, lambda_b] = Proj(time_embedding)`,
-    act = SiLU, and an MLP of one linear layer, as in MotionDiffuse. It is the branch of a residual:
-    write `x + block(x, time_embedding, mask)`. A new block returns zeros, with lambda_w = 1 and
-    lambda_b = 0 inside, so the sum starts as the identity.
+    act = SiLU, and an MLP of one linear layer, as in MotionDiffuse. Use it as a residual branch:
+    `x + block(x, time_embedding, mask)`. It returns zeros until trained (inside, lambda_w = 1 and
+    lambda_b = 0), so the sum starts as the identity.
 
     Args:
         channels: Channels of the map features.
         time_channels: Channels of the time embedding.
-        norm: `group` normalises groups of channels over the valid cells, `layer` the channels of
+        norm: `group` normalizes groups of channels over the valid cells, `layer` the channels of
             each cell.
-        num_groups: Groups of `group`; divides `channels`.
+        num_groups: Only for `group`; must divide `channels`.
         dropout: Share of activations dropped in training.
 
     Shape:
         - x: (B, channels, N_k, A)
         - time_embedding: (B, time_channels)
-        - mask: (N_k, A) or (B, N_k, A), bool; all cells are valid if None
+        - mask: (N_k, A) or (B, N_k, A), bool; None means that all cells are valid
         - returns: (B, channels, N_k, A), 0 in invalid cells
 
     Raises:
-        ArgumentError: If a size is too small or `dropout` outside [0, 1], at construction.
-        ConfigError: If `norm` is unknown or `channels` does not divide, at construction.
+        ArgumentError: If a size is too small or `dropout` is outside [0, 1], at construction.
+        ConfigError: If `norm` is unknown or `channels` is not divisible, at construction.
         ShapeError: If a shape does not fit, in the call.
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 6; MotionDiffuse, arXiv 2208.15001.
@@ -127,7 +127,7 @@ class StylizationBlock(nn.Module):
     def branch(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the call's result from the `style` that `project_time` returned.
 
-        `x` and `mask` are as for the call; a `style` of one row serves all samples.
+        `x` and `mask` are as for the call; a single-row `style` applies to all samples.
         """
         check_map_features("StylizationBlock", x, mask, self.channels)
         scale, shift = style.expand(x.shape[0], -1).chunk(2, dim=1)
@@ -136,7 +136,7 @@ class StylizationBlock(nn.Module):
         return fill_invalid(self.mlp(self.dropout(styled)), mask)
 
     def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `x + branch`, if possible in one operation; `x` is 0 in invalid cells.
+        """Compute `x + branch`, fused if possible; `x` is 0 in invalid cells.
 
         `style` is as for `branch`.
         """
@@ -152,27 +152,27 @@ class StylizationBlock(nn.Module):
         return x + self.branch(x, style, mask)
 
     def extra_repr(self) -> str:
-        """Show what the sub-modules do not."""
+        """Show settings that are not visible in submodules."""
         return f"norm={self.norm}, num_groups={self.num_groups}"
 
 
 class NoStylization(nn.Module):
-    """Takes the place of a `StylizationBlock` where the timestep does not come in."""
+    """Replaces a `StylizationBlock` in models without stylization."""
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        """Return `x`: the branch is added as it is."""
+        """Return `x` unchanged."""
         return x
 
     def project_time(self, time_embedding: Tensor | None) -> Tensor:
-        """Return an empty style: nothing depends on the timestep."""
+        """Return an empty style."""
         return torch.empty(0)
 
     def branch(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return `x`: the branch is added as it is."""
+        """Return `x` unchanged."""
         return x
 
     def residual(self, x: Tensor, style: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return `x`: there is no branch to add."""
+        """Return `x` unchanged."""
         return x
 
 

@@ -1,4 +1,4 @@
-"""Noise on packed IoU maps: adding it in training, taking it away in sampling."""
+"""Noise schedulers for packed IoU maps."""
 
 from tmapdiff.schedulers.map_scheduler import MapScheduler, MapSchedulerOutput, SchedulerRun
 

@@ -32,16 +32,16 @@ BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 Solver = Literal["ddim", "dpmsolver++", "unipc"]
 
-_MOST_TIMESTEPS = 100_000  # a hundred times as many as are usual: the tables are made in a loop
+_MOST_TIMESTEPS = 100_000  # a hundred times the usual number: a loop builds the tables
 
 
 @dataclass
 class MapSchedulerOutput(BaseOutput):
-    """One denoising step, to the maps at the previous, less noisy timestep.
+    """Result of a denoising step.
 
     Shape:
-        - prev_sample: (B, cells), these maps
-        - pred_original_sample: (B, cells), the clean maps that were predicted
+        - prev_sample: (B, cells), maps at the previous, less noisy timestep
+        - pred_original_sample: (B, cells), predicted clean maps
     """
 
     prev_sample: Tensor
@@ -50,13 +50,13 @@ class MapSchedulerOutput(BaseOutput):
 
 @dataclass
 class SchedulerRun:
-    """One run of denoising steps; `MapScheduler.begin` makes it.
+    """State of one denoising run, from `MapScheduler.begin`.
 
-    Runs of one scheduler do not see each other: each thread may have its own.
+    Runs are independent, so each thread may have its own.
 
     Attributes:
-        timesteps: The timesteps that it takes, from noise to clean.
-        past: The last steps that it took, for solvers that build on them.
+        timesteps: The timesteps of the run, from noise to clean.
+        past: The last steps taken, for multistep solvers.
     """
 
     timesteps: list[int]
@@ -66,43 +66,42 @@ class SchedulerRun:
 class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     """DDIM and two multistep solvers on packed IoU maps, for models that predict the clean maps.
 
-    Wraps `diffusers.DDIMScheduler` for the noise schedule and the spacing of timesteps. It differs
-    from it in five ways: trailing timesteps are exact for every number of steps; the step looks the
-    previous timestep up in the published list (diffusers derives it, wrongly when the steps do not
-    divide the timesteps); timesteps are checked; the tables stay where they are, whatever device
-    the maps are on; and the predicted noise belongs to the clipped prediction (diffusers'
-    `use_clipped_model_output=True`).
+    Wraps `diffusers.DDIMScheduler` for the noise schedule and the spacing of timesteps, with five
+    differences: trailing timesteps are exact for every number of steps; a step looks up the
+    previous timestep in `timesteps` (diffusers computes it, wrongly unless the number of steps
+    divides that of timesteps); timesteps are checked; tables do not move between devices; and the
+    predicted noise fits the clipped prediction (diffusers' `use_clipped_model_output=True`).
 
     IoU in [0, 1] becomes a signal in [-signal_scale, signal_scale] before noise is added
-    (`to_signal`) and is mapped back after sampling (`to_iou`). An IoU map repeats its two degrees
-    of freedom in hundreds of cells, so the noised map gives the moment away unless the signal is
-    scaled down far below the 1 or 2 of other diffusion models.
+    (`to_signal`), and is mapped back after sampling (`to_iou`). An IoU map repeats its two degrees
+    of freedom in hundreds of cells, so noise does not hide the moment unless the signal is scaled
+    far below the 1 or 2 of other diffusion models.
 
-    The solver says how a step uses the predictions of the steps before it:
+    The solver determines how a step uses earlier predictions:
 
-    - `ddim`: not at all. The only one that can add noise (`eta`).
-    - `dpmsolver++`: extends the line through the last two. For samples of the model's distribution
-      in fewer steps: its error falls with the square of their number, that of `ddim` in proportion.
-    - `unipc`: the same, and corrects where the last step arrived by the prediction made there,
-      which costs no further run of the model. Nearer again where steps are few.
+    - `ddim`: not at all. The only solver that can add noise (`eta`).
+    - `dpmsolver++`: extrapolates the last two linearly, to sample in fewer steps. Its error is
+      inversely proportional to the square of the number of steps, that of `ddim` to the number.
+    - `unipc`: also corrects the last step with the prediction at its end, without another run of
+      the model. More accurate when there are few steps.
 
-    The multistep ones equal `ddim` up to two steps, and suit spacing `trailing`: `linspace` takes a
-    last step too long to extend a line over, unless there are many. They remember the run: its
-    steps are taken in the order of `timesteps`, each once, and `set_timesteps` starts anew.
+    The multistep solvers equal `ddim` up to two steps. They suit spacing `trailing`, as the last
+    step of `linspace` is too long to extrapolate over, unless there are many. Their steps must
+    follow `timesteps` in order, each once; `set_timesteps` starts a new run.
 
     `set_timesteps` and `step` work as in diffusers, on one run at a time. Threads that share a
-    scheduler give `step` a run of their own, which `begin` makes; the localizers do so.
+    scheduler pass `step` their own run, made by `begin`; the localizers do so.
 
     Args:
         num_train_timesteps: Timesteps of the noise schedule.
         beta_schedule: Shape of the noise schedule, in diffusers' names.
         beta_start: First beta of the linear schedules.
         beta_end: Last beta of the linear schedules.
-        timestep_spacing: How sampling timesteps are spaced. `trailing` starts at pure noise for
-            every number of steps.
+        timestep_spacing: Spacing of sampling timesteps. `trailing` starts at pure noise for every
+            number of steps.
         signal_scale: Largest absolute value of the signal.
         clip_sample: Whether steps clip the predicted signal to its range.
-        normalize_input: Whether `scale_model_input` brings noisy maps to about unit variance.
+        normalize_input: Whether `scale_model_input` scales noisy maps to about unit variance.
         solver: How steps use earlier predictions.
 
     Raises:
@@ -152,7 +151,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             clip_sample=clip_sample,
             clip_sample_range=signal_scale,
         )
-        # In float64, so that maps of any dtype get rates as exact as diffusers' own table.
+        # In float64, for accurate rates with maps of any dtype.
         self.alphas_cumprod = self._ddim.alphas_cumprod.double()
         self._tables: dict[torch.device, Tensor] = {}
         self.timesteps: Tensor
@@ -163,25 +162,25 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     @override
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         if foreign := {"prediction_type", "trained_betas"} & set(config_dict):
-            got = f"one of diffusers' schedulers, with {min(foreign)}"
+            got = f"that of a diffusers scheduler, with {min(foreign)}"
             hint = (
-                "Models of maps predict clean maps, never noise: choose what carries over, as in "
-                "MapScheduler(num_train_timesteps=..., beta_schedule=..., solver=...)."
+                "Map models predict clean maps, not noise: pass the settings that still apply, as "
+                "in MapScheduler(num_train_timesteps=..., beta_schedule=..., solver=...)."
             )
-            raise ConfigError(message(cls.__name__, "a configuration of its own", got, hint))
+            raise ConfigError(message(cls.__name__, "its own configuration", got, hint))
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
-        """Read a scheduler's configuration from a folder or the hub, as diffusers does.
+        """Load a scheduler's configuration from a folder or the hub, as diffusers does.
 
-        Takes `pretrained_model_name_or_path`, a folder or a name on the hub, and `kwargs` as there.
+        `pretrained_model_name_or_path` is a folder or a hub name; `kwargs` are diffusers'.
 
         Raises:
             CheckpointError: If there is no such configuration, or it is damaged.
-            ConfigError, ArgumentError: As the class.
+            ConfigError, ArgumentError: As for the class.
         """
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
         with foreign_errors(CheckpointError, place):
@@ -192,12 +191,12 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         return scheduler
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write scheduler_config.json into a folder; any other file there stays.
+        """Write scheduler_config.json into a folder, keeping all other files there.
 
-        `save_directory` is made if need be; `kwargs` are as for diffusers.
+        `save_directory` is created if needed; `kwargs` are diffusers'.
 
         Raises:
-            FileError: If the place is a file or cannot be written; what was there is as before.
+            FileError: If `save_directory` is a file or cannot be written. It is then unchanged.
         """
         with written_beside(folder_to_save_in(type(self).__name__, save_directory)) as new:
             super().save_pretrained(str(new), **kwargs)
@@ -213,7 +212,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     # IoU <-> signal
 
     def to_signal(self, iou: Tensor) -> Tensor:
-        """Map `iou` in [0, 1], of any shape, to the signal in +-`signal_scale` that gets noised."""
+        """Map `iou` in [0, 1], of any shape, to a signal in [-signal_scale, signal_scale]."""
         return (2 * iou - 1) * self.config.signal_scale
 
     def to_iou(self, signal: Tensor) -> Tensor:
@@ -223,13 +222,13 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     # Training
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """Noise clean maps: `sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`.
+        """Add noise to clean maps: `sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`.
 
         Args:
             original_samples: Clean maps, as a signal.
             noise: Standard normal noise.
             timesteps: Timestep of each sample, or one for all, 0 to `num_train_timesteps` - 1. A
-                Python int keeps a GPU from waiting.
+                Python int avoids synchronizing with the device.
 
         Shape:
             - original_samples, noise: (B, cells)
@@ -238,9 +237,8 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a timestep is no integer or is out of range (on the CPU, if it is not
-                compiled code: on other devices, reading them would make the caller wait, and the
-                device itself fails).
+            ArgumentError: If a timestep is not an integer or is out of range. The range of tensors
+                is only checked on the CPU, outside compiled code; other devices fail themselves.
 
         Source: Ho et al., DDPM, arXiv 2006.11239, Eq. 4.
         """
@@ -264,14 +262,14 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             - returns: (B, cells); `sample` itself when `normalize_input` is off
 
         Raises:
-            ShapeError, ArgumentError: As `add_noise`.
+            ShapeError, ArgumentError: As for `add_noise`.
         """
         who = "MapScheduler.scale_model_input"
         sizes = check_shape(who, "sample", sample, "B cells")
         if not self.config.normalize_input:
             return sample
         alpha = self._alphas(who, timesteps, sizes)
-        # Most cells of an IoU map are 0, so the mean square of the signal is about its scale's.
+        # Most cells of an IoU map are 0, so the mean square of the signal is about signal_scale**2.
         if isinstance(alpha, float):
             return sample * (alpha * self.config.signal_scale**2 + 1 - alpha) ** -0.5
         signal, sigma = _rates(alpha, sample)
@@ -282,9 +280,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None
     ) -> None:
-        """Choose the timesteps of sampling, from noise to clean; sets `timesteps`.
-
-        Multistep solvers forget the steps they took.
+        """Start a new run: set `timesteps` for sampling, from noise to clean.
 
         Args:
             num_inference_steps: Steps, 1 to `num_train_timesteps`.
@@ -298,26 +294,26 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(self._run.timesteps, device=device)
 
     def begin(self, num_inference_steps: int) -> SchedulerRun:
-        """Begin a separate run of `num_inference_steps`; that of `set_timesteps` stays as it is.
+        """Begin a separate run of `num_inference_steps`, independent of `set_timesteps`.
 
         Raises:
-            ArgumentError: As `set_timesteps`.
+            ArgumentError: As for `set_timesteps`.
         """
         who, most = "MapScheduler", self.config.num_train_timesteps
         steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
         check_range(who, "num_inference_steps", steps, 1, most)
         if self.config.timestep_spacing == "trailing":
-            # In fractions: diffusers counts down in floats, and for some numbers of steps (61 of
-            # 1000, for example) that gives one step more than asked for, to timestep -1.
+            # With fractions: diffusers counts down in floats, which for some numbers of steps (61
+            # of 1000, for example) adds a step to timestep -1.
             return SchedulerRun(
                 [round(Fraction(most * left, steps)) - 1 for left in range(steps, 0, -1)]
             )
-        ddim = copy(self._ddim)  # it keeps the timesteps, and other threads may choose others
+        ddim = copy(self._ddim)  # as it stores the timesteps, and other threads may set others
         ddim.set_timesteps(steps)
         return SchedulerRun(ddim.timesteps.tolist())
 
     def coefficients(self, run: SchedulerRun | None = None) -> Tensor:
-        """Compute the numbers of all steps of a run, for `kernels.ddim_step`.
+        """Compute the coefficients of all steps of a run, for `kernels.ddim_step`.
 
         Args:
             run: The run. Defaults to that of `set_timesteps`.
@@ -329,7 +325,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             ConfigError: If the solver is not `ddim`.
         """
         if self.config.solver != "ddim":
-            expected = "solver ddim, whose steps need no other"
+            expected = "solver ddim, whose steps are independent"
             raise ConfigError(message("MapScheduler.coefficients", expected, self.config.solver))
         return ddim_coefficients(
             self.alphas_cumprod[(run or self._run).timesteps],
@@ -338,14 +334,14 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         )
 
     def previous_timestep(self, timestep: int | Tensor, run: SchedulerRun | None = None) -> int:
-        """Timestep that a step from `timestep` arrives at; -1 is the clean map.
+        """Return the timestep that follows `timestep` in the run; -1 is the clean map.
 
         Args:
             timestep: A timestep of the run.
             run: The run. Defaults to that of `set_timesteps`.
 
         Raises:
-            ArgumentError: If `timestep` is not one of the run.
+            ArgumentError: If `timestep` is not in the run.
         """
         now, steps = int(timestep), (run or self._run).timesteps
         if now not in steps:
@@ -366,7 +362,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         run: SchedulerRun | None = None,
     ) -> MapSchedulerOutput | tuple[Tensor, Tensor]:
-        """Go from one timestep to the previous one.
+        """Denoise maps by one step, from a timestep to the previous one.
 
         | here                   | paper                     |
         | ---                    | ---                       |
@@ -378,29 +374,29 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
 
         `y_{t-1} = sqrt(a_{t-1}) x0 + sqrt(1 - a_{t-1} - sigma^2) eps_theta + sigma eps`
 
-        The multistep solvers have sigma = 0, and other x0 and y_t here, made of several
-        predictions.
+        Multistep solvers have sigma = 0, and combine several predictions into x0 and y_t.
 
         Args:
-            model_output: Clean maps that the model predicts, as a signal.
-            timestep: Current timestep, one of `timesteps`. A Python int keeps a GPU from waiting.
+            model_output: Predicted clean maps, as a signal.
+            timestep: Current timestep, one of `timesteps`. A Python int avoids synchronizing with
+                the device.
             sample: Current noisy maps.
-            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM. Multistep solvers take 0.
-            generator: Source of the noise that `eta` > 0 asks for.
-            variance_noise: That noise itself, instead of `generator`.
+            eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM. Multistep solvers need 0.
+            generator: Generator of the noise for `eta` > 0.
+            variance_noise: The noise itself, instead of `generator`.
             return_dict: Return `MapSchedulerOutput` rather than a tuple.
-            run: The run that this is a step of. Defaults to that of `set_timesteps`.
+            run: The run. Defaults to that of `set_timesteps`.
 
         Shape:
             - model_output, sample, variance_noise: (B, cells)
 
         Raises:
-            ShapeError: If a shape does not fit, or is not the run's with a multistep solver.
+            ShapeError: If a shape does not fit, or changes during the run of a multistep solver.
             ArgumentError: If `timestep` is not one of `timesteps`, or `eta` is outside [0, 1]; with
-                a multistep solver, if `timestep` is not the next one, or noise is asked for.
+                a multistep solver, if `timestep` is not the next one, or noise is requested.
 
-        Source: Song et al., arXiv 2010.02502, Eq. 12 and 16; Eq. 5 of arXiv 2401.08232, which
-            prints it, has a misprint.
+        Source: Song et al., arXiv 2010.02502, Eq. 12 and 16; misprinted as Eq. 5 of arXiv
+            2401.08232.
         """
         who = "MapScheduler.step"
         sizes = check_shape(who, "sample", sample, "B cells")
@@ -412,10 +408,10 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         if self.config.solver != "ddim":
             self._check_run(who, run, timestep, sample, eta, variance_noise)
 
-        # 1. How much signal and noise there is now, and is to be.
+        # 1. The signal and noise rates now and after the step.
         alpha, alpha_prev = self._alpha(timestep), self._alpha(previous)
 
-        # 2. The clean maps; and those to head for, by the predictions before too.
+        # 2. The predicted clean maps, combined with earlier predictions into the step's target.
         pred_original_sample = model_output
         if self.config.clip_sample:
             scale = self.config.signal_scale
@@ -426,13 +422,13 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
                 last = run.past[-1]
                 better = interpolated(run.past, alpha, pred_original_sample)
                 sample = _ddim(last.sample, better, last.alpha, alpha)
-            # Copies: the caller may reuse its tensors, as graphs of a GPU's work do.
+            # Copies, as the caller may reuse its tensors (CUDA graphs do).
             now = Past(timestep, alpha, sample.clone(), pred_original_sample.clone())
             target = extrapolated([*run.past, now], alpha_prev)
-            # A finished run keeps no maps alive, and another may follow.
+            # A finished run frees its maps and can be repeated.
             run.past = [*run.past[-1:], now] if previous >= 0 else []
 
-        # 3. Fresh noise (Eq. 16), none on arrival at the clean map.
+        # 3. The standard deviation of fresh noise (Eq. 16), 0 in the last step.
         beta = 1 - alpha / alpha_prev if alpha_prev else 1.0  # some schedules end in many zeros
         sigma = eta * ((1 - alpha_prev) / (1 - alpha) * beta) ** 0.5
 
@@ -466,7 +462,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             got = f"eta = {eta:g}" if eta > 0 else "variance_noise"
             expected = f"eta = 0 and no variance_noise with solver {solver}"
             raise ArgumentError(message(who, expected, got, "Only solver ddim adds noise."))
-        hint = "It builds on the steps before: set_timesteps starts a new run."
+        hint = "Its steps build on each other: set_timesteps starts a new run."
         due = run.timesteps[0]
         if run.past:
             due = self.previous_timestep(run.past[-1].timestep, run)
@@ -482,13 +478,13 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         return float(self.alphas_cumprod[timestep]) if timestep >= 0 else 1.0
 
     def _alphas(self, who: str, timesteps: Tensor | int, sizes: dict[str, int]) -> Tensor | float:
-        """Cumulative alphas of checked timesteps: (B, 1) or (1, 1), float64; a float of an int."""
+        """Return cumulative alphas of timesteps: (B, 1) or (1, 1), float64; for an int, a float."""
         steps = torch.as_tensor(timesteps)
         if steps.dim():
             check_shape(who, "timesteps", steps, "B", sizes)
         if steps.is_floating_point() or steps.dtype == torch.bool:
             raise ArgumentError(f"{who}: expected integer timesteps, got {steps.dtype}.")
-        # long: torch takes integers of one byte for a mask.
+        # To long, as torch takes uint8 indices for a mask.
         steps, most = steps.reshape(-1, 1).long(), len(self) - 1
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():
             wrong = steps[(steps < 0) | (steps > most)]
@@ -499,13 +495,13 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         if isinstance(timesteps, int):
             return self._alpha(timesteps)
         if steps.device not in self._tables:
-            # Kept: a copy to a device waits for it.
+            # Cached, as copying to a device synchronizes with it.
             self._tables[steps.device] = self.alphas_cumprod.to(steps.device)
         return self._tables[steps.device][steps]
 
 
 def _rates(alpha: Tensor | float, like: Tensor) -> tuple[Any, Any]:
-    """Factors of signal and noise."""
+    """Return the factors of signal and noise."""
     if isinstance(alpha, float):
         return alpha**0.5, (1 - alpha) ** 0.5
     return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
@@ -514,7 +510,7 @@ def _rates(alpha: Tensor | float, like: Tensor) -> tuple[Any, Any]:
 def _ddim(
     sample: Tensor, clean: Tensor, alpha: float, alpha_prev: float, sigma: float = 0.0
 ) -> Tensor:
-    """Go on with the noise that clean maps leave in the current ones, less what `sigma` renews."""
+    """Compute Eq. 12 without fresh noise: combine clean maps and predicted noise at alpha_prev."""
     pred_noise = (sample - alpha**0.5 * clean) / (1 - alpha) ** 0.5
     kept_noise = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5
     return alpha_prev**0.5 * clean + kept_noise * pred_noise

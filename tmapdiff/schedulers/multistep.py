@@ -1,13 +1,12 @@
-"""Multistep solvers of the probability-flow ODE, as better clean maps for a DDIM step to head for.
+"""Multistep solvers of the probability-flow ODE, which give DDIM steps better clean maps.
 
-A DDIM step solves the ODE exactly if the predicted clean maps stay as they are during the step. The
-multistep solvers let them move on a curve through several predictions, over lambda, the log of
-signal over noise. The exact solution is then a DDIM step again, towards the curve's mean. So all
-that a solver adds to DDIM is that mean.
+A DDIM step solves the ODE exactly if the predicted clean maps are constant during the step. A
+multistep solver instead assumes a curve through several predictions, over lambda, the log of signal
+over noise. The exact solution is then a DDIM step with the mean of that curve as its clean maps, so
+each solver only has to compute this mean.
 
-diffusers' multistep schedulers are not wrapped: they hold noise levels, and compute steps, in
-float32, choose timesteps of their own, and take whatever step comes next for the right one. The
-tests compare with them, step by step.
+diffusers' multistep schedulers are not wrapped: they work in float32, choose their own timesteps,
+and do not check the order of steps. The tests compare with them step by step.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch import Tensor
 
 
 class Past(NamedTuple):
-    """A step that was taken: from where, and the clean maps that the model predicted there."""
+    """A past step: its starting point, and the clean maps predicted there."""
 
     timestep: int
     alpha: float
@@ -27,14 +26,14 @@ class Past(NamedTuple):
 
 
 def extrapolated(past: Sequence[Past], alpha_prev: float) -> Tensor:
-    """Clean maps that the next step heads for: the line through the last two, half-way.
+    """Return the clean maps for the next step: the mean of the line through the last two.
 
-    The last, if there is only one, or if the step is infinitely long in lambda: from pure noise, or
-    to clean maps.
+    If there is only one, or if the step is infinitely long in lambda (from pure noise, or to clean
+    maps), return the last.
 
     Args:
-        past: Steps up to the current one, which is the last; two at most are read.
-        alpha_prev: Where the step arrives.
+        past: Steps up to and including the current one; only the last two are used.
+        alpha_prev: Cumulative alpha at the end of the step.
 
     Source: Lu et al., DPM-Solver++(2M), arXiv 2211.01095, Algorithm 2. The predictor of UniPC-2
         with B(h) = e^h - 1 (arXiv 2302.04867) is the same.
@@ -49,14 +48,15 @@ def extrapolated(past: Sequence[Past], alpha_prev: float) -> Tensor:
 
 
 def interpolated(past: Sequence[Past], alpha: float, clean: Tensor) -> Tensor:
-    """Clean maps that the last step should have headed for, now that its end has a prediction too.
+    """Return corrected clean maps for the last step, given the prediction at its end.
 
-    The mean of a parabola through three predictions; of the step's two ends, after the first step.
+    This is the mean of a parabola through three predictions; after the first step, the mean of the
+    predictions at its two ends.
 
     Args:
-        past: Steps up to the last one, without the current one; two at most are read.
-        alpha: Where the last step arrived.
-        clean: What the model predicts there.
+        past: Steps before the current one; only the last two are used.
+        alpha: Cumulative alpha at the end of the last step.
+        clean: The model's prediction there.
 
     Source: Zhao et al., UniPC, arXiv 2302.04867: UniC for models that predict data, of order 2 and,
         after the first step, 1; B(h) = e^h - 1.
@@ -64,20 +64,20 @@ def interpolated(past: Sequence[Past], alpha: float, clean: Tensor) -> Tensor:
     last = past[-1]
     step = _distance(last.alpha, alpha)
     step_before = _distance(past[-2].alpha, last.alpha) if len(past) > 1 else 0.0
-    if not step_before > 0:  # nor within pure noise, where it is NaN
+    if not step_before > 0:  # also catches NaN, within pure noise
         return (last.clean + clean) / 2
-    # 1. The parabola, over u = 0 at the step's start, 1 at its end, -ratio a step earlier.
+    # 1. The parabola over u, which is 0 at the step's start, 1 at its end, -ratio a step earlier.
     ratio = step_before / step
     rise = clean - last.clean
     curvature = (rise - (last.clean - past[-2].clean) / ratio) / (1 + ratio)
-    # 2. Its mean: what is predicted late in the step counts for more, by e^lambda.
+    # 2. Its mean, weighted by e^lambda.
     mean = -1 / math.expm1(-step) - 1 / step  # of u
     mean_square = -1 / math.expm1(-step) - 2 * mean / step  # of u^2
     return last.clean + mean * (rise - curvature) + mean_square * curvature
 
 
 def _distance(alpha: float, alpha_prev: float) -> float:
-    """Difference in lambda; infinite from pure noise or to clean maps, NaN within either."""
+    """Return the difference in lambda: infinite from pure noise or to clean maps, NaN in either."""
     return _log_snr(alpha_prev) - _log_snr(alpha)
 
 
