@@ -102,7 +102,7 @@ def test_an_address_is_not_opened(refused, tmp_path):
         ["inspect", address],
     ]
     for command in commands:
-        end = f"expected a path, got {address}. Addresses are not opened: download it first."
+        end = f"expected a path, got {address}. URLs are not supported: download the file first."
         assert refused(*command).endswith(end)
 
 

@@ -46,7 +46,7 @@ class TestNpy:
 
     def test_more_than_is_there(self, tmp_path):
         path = write_header(tmp_path / "A.npy", (1000, 10), rest=bytes(39_999))
-        with refuses(FileError, "it is truncated: 39,999 bytes of 40,000 are there."):
+        with refuses(FileError, "it is truncated: it has 39,999 of 40,000 bytes."):
             load_npy(path)
 
     def test_negative_lengths(self, tmp_path):

@@ -16,7 +16,7 @@ def test_the_limit_and_its_variable(monkeypatch):
     with refuses(
         SizeLimitError,
         "who: expected a thing of at most 1,000 bytes, got 1,001. "
-        "Set the environment variable TMAPDIFF_MAX_ITEM_BYTES if it is meant.",
+        "Set the environment variable TMAPDIFF_MAX_ITEM_BYTES to raise the limit.",
     ):
         limits.check_item_bytes("who", "a thing", 1001)
     assert issubclass(SizeLimitError, FileError)

@@ -158,5 +158,5 @@ def test_official_files_are_recognised(data_root, folder, format):
 
 @pytest.mark.parametrize("load", [tmapdiff.load_moment_jsonl, tmapdiff.open_feature_store])
 def test_addresses_are_not_opened(load):
-    with refuses(FileError, "got https://a.org/b. Addresses are not opened"):
+    with refuses(FileError, "got https://a.org/b. URLs are not supported"):
         load("https://a.org/b")

@@ -387,7 +387,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("address", ["https://host/a.mp4", "rtsp://host/live", "s3://bucket/a.mp4"])
 def test_addresses_are_not_opened(tmp_path, address):
-    line = f"expected a path, got {address}. Addresses are not opened: download it first."
+    line = f"expected a path, got {address}. URLs are not supported: download the file first."
     for place in (address, Path(address)):
         for call in (
             lambda place: open_video(place),

@@ -1,1 +1,1 @@
-"""What every part uses: checks and errors of one wording, files, limits, untrusted arrays."""
+"""Shared helpers: checks with consistent error messages, files, limits, untrusted arrays."""

@@ -1,4 +1,4 @@
-"""Arrays and tensors from untrusted files: no code is run, and nothing larger than it may be."""
+"""Arrays and tensors from untrusted files, read without running code and within size limits."""
 
 import io
 import math
@@ -16,7 +16,7 @@ from tmapdiff._core.checks import foreign_errors, message
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.errors import FeatureError, FileError
 
-_ZIP = b"PK\x03\x04"  # what archives begin with, those of torch too
+_ZIP = b"PK\x03\x04"  # signature of archives, including torch's
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -24,7 +24,7 @@ _NPY_HEADERS = {
 
 
 def features_bytes(shape: tuple[int, ...], itemsize: int) -> int:
-    """Bytes that an array of numbers takes as it is read, or as the float32 that it becomes."""
+    """Return the bytes of an array as stored or as float32, whichever is larger."""
     return math.prod(shape) * max(itemsize, 4)
 
 
@@ -52,7 +52,7 @@ def _read_npz(path: Path, name: str) -> np.ndarray:
             expected = f"an array with the key {name!r}"
             raise FeatureError(message(str(path), expected, f"the keys {keys}"))
         declared = archive.getinfo(f"{name}.npy")
-        # Of a member no more than it declares is unpacked.
+        # zipfile unpacks no more of a member than its declared size.
         check_item_bytes(str(path), f"an array {name!r}", declared.file_size)
         with archive.open(declared) as member:
             content = io.BytesIO(member.read())
@@ -62,7 +62,7 @@ def _read_npz(path: Path, name: str) -> np.ndarray:
 def _read_npy(who: str, file: BinaryIO, size: int) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version not in _NPY_HEADERS:
-        # The third is for names of columns that are not English.
+        # Version 3 is only for non-Latin-1 column names.
         raise FeatureError(message(who, "an array of numbers", f"npy version {version}"))
     shape, _, dtype = _NPY_HEADERS[version](file)
     if dtype.hasobject:
@@ -72,39 +72,39 @@ def _read_npy(who: str, file: BinaryIO, size: int) -> np.ndarray:
     check_item_bytes(who, "an array", features_bytes(shape, dtype.itemsize))
     declared, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if declared > there:
-        raise ValueError(f"it is truncated: {there:,} bytes of {declared:,} are there")
+        raise ValueError(f"it is truncated: it has {there:,} of {declared:,} bytes")
     file.seek(0)
     array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 
 def load_tensors(path: Path) -> Any:
-    """Read what `torch.save` wrote, if it is made of tensors and plain values.
+    """Read a file of `torch.save` that holds only tensors and plain values.
 
-    Tensors say how much they hold; one that says more than the file has is refused. Files from
-    before torch 1.6 are read, too; what these declare is not known before.
+    Tensors that declare more bytes than the file has are rejected. Files from before torch 1.6 can
+    be read, too, but do not declare sizes in advance.
     """
     with foreign_errors(FileError, f"cannot read {path}"):
         if _begins(path, _ZIP):
             most: int | None = _largest_record(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            # From memory: of a file, torch asks for as many bytes as a text says that it has.
+            # From memory, as torch trusts the sizes that such a file declares.
             most = None
             source = io.BytesIO(path.read_bytes())
             content = torch.load(source, map_location="cpu", weights_only=True)
         for tensor in _tensors_in(content):
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-                continue  # nothing that is read here as numbers
+                continue  # not used as numbers here
             held = tensor.untyped_storage().nbytes()
-            # Releases of torch before 2.9 or so believe this, and read memory that is not theirs.
+            # Torch before about 2.9 trusts this, and reads out of bounds.
             if most is not None and held > most:
                 raise ValueError(f"a tensor of {held:,} bytes in a file whose largest has {most:,}")
         return content
 
 
 def _largest_record(path: Path) -> int:
-    """Bytes of the largest part of an archive of torch, which are not compressed."""
+    """Return the size of the largest part of a torch archive; raise if one is compressed."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     for record in records:

@@ -1,7 +1,4 @@
-"""Checks of user input: the only place that words their messages.
-
-Every message reads `who: expected <what>, got <what came>. <hint>`.
-"""
+"""Checks of user input and their error messages: `who: expected ..., got .... hint`."""
 
 import math
 import os
@@ -32,19 +29,19 @@ _LONGEST = 500  # characters of a part of a message
 
 
 def message(who: str, expected: str, got: object, hint: str = "") -> str:
-    """Word an error: `who: expected ..., got .... hint`, in one line that can be read."""
+    """Format an error in one line: `who: expected ..., got .... hint`."""
     text = f"{short(who)}: expected {short(expected)}, got {short(str(got))}."
     return text + (f" {hint}" if hint else "")
 
 
 def short(text: str) -> str:
-    """Put a text into one line of some length: names and contents of files may be anything."""
+    """Put a text into one line of limited length, as untrusted names and contents may be long."""
     text = " ".join(text.splitlines())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def shown(value: object) -> str:
-    """Return `repr`, cut to a length that a message can hold."""
+    """Return `repr`, cut to a length that fits a message."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else f"{value[:60]}...")
     text = repr(value)
@@ -52,7 +49,7 @@ def shown(value: object) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Say why something failed, in one line without its full stop: others explain in paragraphs."""
+    """Return the first line of an error's message, without its period."""
     text = getattr(error, "strerror", None) or str(error)
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     return " ".join(first.split()).rstrip(" .:")[:300]
@@ -60,18 +57,18 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def foreign_errors(kind: type[TmapdiffError], what: str) -> Iterator[None]:
-    """Raise any error of another library as one of `kind`, in one line that begins with `what`."""
+    """Convert errors of other libraries to `kind`, with a one-line message starting with `what`."""
     try:
         yield
     except TmapdiffError:
         raise
-    # Parsers, decompressors, hubs and others' models pass on whatever damage happens to cause.
+    # Damaged files can raise anything in parsers, decompressors, hubs and third-party models.
     except Exception as error:
         raise kind(f"{what}: {first_line(error)}.") from error
 
 
 def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "") -> int:
-    """Return `value` as an int, or raise ArgumentError when it is none or is below `at_least`."""
+    """Return `value` as an int; raise ArgumentError if it is not one or is below `at_least`."""
     number = plain(value)
     whole = not isinstance(number, bool) and hasattr(number, "__index__")
     if not whole or int(number) < at_least:
@@ -83,9 +80,9 @@ def check_int(who: str, name: str, value: Any, *, at_least: int, hint: str = "")
 def check_range(
     who: str, name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> float:
-    """Return `value` as a float, or raise ArgumentError when it is no number in `[low, high]`.
+    """Return `value` as a float; raise ArgumentError if it is not a number in `[low, high]`.
 
-    Numbers are Python's, and NumPy's and torch's of no axis; no texts, booleans and None.
+    Accepts Python numbers and NumPy and torch scalars, but not strings, booleans or None.
     """
     number = finite_number(value)
     if number is None or number > high or number < low or (open_low and number == low):
@@ -97,34 +94,34 @@ def check_range(
 
 
 def check_bool(who: str, name: str, value: Any) -> None:
-    """Raise ArgumentError unless `value` is True or False: the text "false" would be true."""
+    """Raise ArgumentError unless `value` is True or False (the string "false" would be truthy)."""
     if not isinstance(plain(value), bool):
         raise ArgumentError(message(who, f"{name} to be True or False", repr(value)))
 
 
 def check_no_address(who: str, path: str | os.PathLike[str]) -> None:
-    """Raise FileError when a path is an address, such as `https://host/video.mp4`."""
+    """Raise FileError if a path is a URL, such as `https://host/video.mp4`."""
     text = os.fspath(path)
-    # A Path has one slash left. A letter alone is a drive.
+    # A Path keeps only one slash. A single letter is a drive.
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) or os.path.exists(path):
         return
     address = re.sub(":/+", "://", text, count=1)
-    hint = "Addresses are not opened: download it first."
+    hint = "URLs are not supported: download the file first."
     raise FileError(message(who, "a path", address, hint))
 
 
 def check_list(who: str, name: str, values: Any) -> list[Any]:
-    """Return `values` as a list, or raise ArgumentError when they are none, such as a number."""
+    """Return `values` as a list; raise ArgumentError if they are a string, mapping or scalar."""
     if not isinstance(values, str | bytes | Mapping):
         try:
             return list(values)
-        except TypeError:  # of no iterable, or of an array without axes
+        except TypeError:  # not iterable, or a 0-d array
             pass
     raise ArgumentError(message(who, f"{name} to be a list", repr(values)))
 
 
 def check_choice(who: str, name: str, value: Choice, choices: Iterable[Choice]) -> Choice:
-    """Return `value`, or raise ConfigError when it is not one of `choices`."""
+    """Return `value`; raise ConfigError if it is not one of `choices`."""
     legal = list(choices)
     if value not in legal:
         expected = f"{name} to be one of {', '.join(map(str, legal))}"
@@ -140,11 +137,11 @@ def check_shape(
     sizes: dict[str, int] | None = None,
     hint: str = "",
 ) -> dict[str, int]:
-    """Compare the shape of `tensor` with `axes`, such as `"B 64 A"`, and return the sizes by name.
+    """Check that `tensor` has `axes`, such as `"B 64 A"`, and return the sizes by name.
 
-    An axis is a number or a name. A name that occurs in `sizes`, or twice, must have one size.
+    An axis is a number or a name. A name must have the same size everywhere and in `sizes`.
     """
-    from torch import Tensor  # here: annotations are checked without it
+    from torch import Tensor  # here, as checks of annotations must not import torch
 
     known = dict(sizes or {})
     wanted = axes.split()
@@ -171,7 +168,7 @@ def check_length(who: str, name: str, items: Any, length: int, hint: str = "") -
 
 
 def check_sizes(who: str, name: str, values: Any) -> list[int]:
-    """Return `values` as a list of integers >= 1, or raise when they are not at least one such."""
+    """Return `values` as a list of at least one integer >= 1, or raise."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
         raise ConfigError(message(who, f"{name} to be a list of at least one size", repr(values)))
     return [check_int(who, name, value, at_least=1) for value in values]

@@ -1,4 +1,4 @@
-"""What diffusers' configurations lack: refusing unknown fields, and reading back what was saved."""
+"""Stricter diffusers configurations: unknown fields are errors, and saving is lossless."""
 
 import difflib
 import inspect
@@ -9,28 +9,28 @@ from tmapdiff._core.checks import message
 from tmapdiff._core.numbers import is_number, plain
 from tmapdiff.errors import ConfigError
 
-# Keywords that diffusers passes through `from_config` beside the fields.
+# Keywords besides fields that diffusers passes through `from_config`.
 _NOT_FIELDS = {"dtype", "torch_dtype"}
 
 
 class NotAConfigError(ConfigError):
-    """What is given as a configuration is no dictionary: in a file, it is damage."""
+    """A configuration is not a dictionary; if it comes from a file, the file is damaged."""
 
 
 class StrictConfigMixin:
-    """Put before `diffusers.ConfigMixin`: a misspelled field is an error, not a default value."""
+    """Makes misspelled fields errors instead of ignoring them; put it before `ConfigMixin`."""
 
     @classmethod
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Make one of a configuration, as diffusers does; the name of one is refused.
+        """Create an object from a configuration, as diffusers does, but reject names.
 
-        diffusers would look for a name on the hub, and names may come from untrusted files.
+        diffusers would look up a name on the hub, and names may come from untrusted files.
 
         Raises:
-            ConfigError: If it is no dictionary, a field is unknown, or one without default value is
-                missing.
+            ConfigError: If `config` is not a dictionary, a field is unknown, or a field without a
+                default is missing.
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if not isinstance(config, dict):
@@ -70,7 +70,7 @@ class StrictConfigMixin:
         return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def register_to_config(self, **kwargs: Any) -> None:
-        """Keep the fields as JSON gives them back: tuples as lists, numbers as Python's."""
+        """Store fields as JSON returns them: tuples as lists, numbers as Python numbers."""
         super().register_to_config(  # type: ignore[misc]
             **{name: _as_json(value) for name, value in kwargs.items()}
         )
@@ -80,7 +80,7 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_json(item) for item in value]
     if isinstance(value, dict):
-        # Fields that diffusers adds, such as _class_name, are not ours to nest.
+        # Drop fields that diffusers adds, such as _class_name.
         return {k: _as_json(v) for k, v in value.items() if not k.startswith("_")}
     return plain(value) if is_number(value) else value
 

@@ -1,4 +1,4 @@
-"""How much memory the weights that a configuration declares would take, before any is taken."""
+"""Check the memory of the weights that a configuration declares, before allocating it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,18 +12,17 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from tmapdiff._core.checks import first_line
 from tmapdiff.errors import CheckpointError
 
-# Weights may be stored in fewer bytes than they are used in: 8 bits and 32.
-_GROWTH = 4
+_GROWTH = 4  # weights may be stored in 8 bits and used in 32
 _SPARE = 64 * 2**20  # bytes, for weights that are not stored
-_MOST_TENSORS = 10_000  # torch takes the square of the time for many in one LSTM
+_MOST_TENSORS = 10_000  # torch's time is quadratic in the tensors of an LSTM
 _MOST_CONFIG_BYTES = 4 * 2**20
 
 
 def check_declared_weights(place: str, folder: Path, build: Callable[[], object]) -> None:
-    """Build a model without memory for weights, and compare what it declares with its files.
+    """Build a model on the meta device, and compare the size of its weights with its files.
 
-    An untrusted configuration may say that a layer has a billion channels. Weights beside it, as
-    they are not compressed, take as much space in a file.
+    An untrusted configuration may declare a layer with a billion channels. Real weights, which are
+    not compressed, would need as much space on disk.
     """
     try:
         sizes = {path.suffix: path.stat().st_size for path in folder.glob("config.json")}
@@ -36,7 +35,7 @@ def check_declared_weights(place: str, folder: Path, build: Callable[[], object]
 
 
 def check_declared_bytes(place: str, stored: int, build: Callable[[], object]) -> None:
-    """Do so for weights that are stored in a number of bytes."""
+    """Do the same for weights that are `stored` in a given number of bytes."""
     try:
         with _no_more_than(place, _GROWTH * stored + _SPARE), torch.device("meta"):
             build()
@@ -64,8 +63,8 @@ def _no_more_than(place: str, most: int) -> Iterator[None]:
         tensors += 1
         if declared > most or tensors > _MOST_TENSORS:
             raise CheckpointError(
-                f"{place}: its configuration declares {declared:,} bytes of weights or more, in "
-                f"{tensors:,} tensors, and the files beside it hold far less."
+                f"{place}: its configuration declares at least {declared:,} bytes of weights, in "
+                f"{tensors:,} tensors, but the files next to it hold far less."
             )
 
     handle = register_module_parameter_registration_hook(count)

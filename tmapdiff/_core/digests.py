@@ -1,4 +1,4 @@
-"""Telling weights and features from others."""
+"""Digests of weights and features."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def add_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
-    """Add names and values of tensors, such as a module's weights, to a digest of hashlib."""
+    """Add the names and values of tensors, such as a module's weights, to a hashlib digest."""
     for name, tensor in named:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         # As bytes: NumPy has no bfloat16.

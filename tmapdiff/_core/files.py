@@ -1,4 +1,4 @@
-"""Writing files so that no half-written one is ever seen, and listing folders."""
+"""Atomic writing of files and folders, and listing of folders."""
 
 import errno
 import os
@@ -12,33 +12,32 @@ from pathlib import Path
 from tmapdiff._core.checks import first_line
 from tmapdiff.errors import FileError
 
-# Patterns of names of files, by subfolder; '' is the folder itself.
+# File name patterns by subfolder; '' is the folder itself.
 FilesOf = Mapping[str, re.Pattern[str]]
-# Without these the other files are not found: they go first and come last.
+# The other files are not found without these, so they are removed first and added last.
 _OPENING = ("model_index.json", "config.json")
-# Workers of a process that was killed look every 5 seconds whether it is there. Till then they hold
-# its locks, where filelock does not take them away from forks, as it does in its later releases.
+# Workers check every 5 seconds whether their parent was killed. Until then they hold its locks,
+# unless filelock is recent enough to release them in forks.
 SECONDS_OF_ORPHANS = 7.0
-_LONGEST_NAMED = 200  # bytes of a name that goes into that of a temporary folder: 255 are allowed
+_LONGEST_NAMED = 200  # bytes of a name to use for a temporary folder; the limit is 255
 
 
 @contextmanager
 def written_beside(
     path: str | os.PathLike[str], *, durable: bool = False, replaces: FilesOf | None = None
 ) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
-    The block may create a file or a folder there. A file that exists at `path` is replaced after
-    the new one is complete; a folder that exists gets the new files in place of those that they
-    replace, and of those that `replaces` names by subfolder, and keeps its others. When the block
-    fails, or a file cannot be put into its place, everything is as before, and the error names it.
+    The block may create a file or a folder. An existing file is replaced. An existing folder gets
+    the new files; it loses those that `replaces` matches by subfolder, and keeps all others. If the
+    block fails, or a file cannot be moved, nothing changes, and the error names the file.
 
-    With `durable`, the disk has it all before the renaming, which else could outlive a loss of
-    power that the content does not, and after. A killed process needs no such care.
+    `durable` flushes to disk before and after renaming, to survive a power loss. It is not needed
+    to survive a killed process.
     """
     target = Path(path)
     beside = target.parent
-    if target.name in ("", ".."):  # the current folder, or one above: from within
+    if target.name in ("", ".."):  # the current folder or a parent: write inside it
         beside = target = target.resolve()
     scratch: Path | None = None
     with naming_file(target):
@@ -46,7 +45,7 @@ def written_beside(
             try:
                 beside.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
-                # Python's own words, "File exists", would mislead: the parent is a file.
+                # Python's message, "File exists", would mislead: the parent is a file.
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
             scratch = Path(tempfile.mkdtemp(dir=beside, prefix=_scratch_prefix(target)))
             new = scratch / target.name
@@ -67,8 +66,8 @@ def written_beside(
 def _exchange(new: Path, target: Path, old: Path, replaces: FilesOf) -> None:
     """Move the old files out of a folder, then the new ones in.
 
-    A process that is killed meanwhile leaves some of the old files or some of the new ones, never
-    both, and not the one without which the others are not found.
+    A killed process leaves either some old or some new files, never a mix, and without the opening
+    file that makes them loadable.
     """
     come = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
     go = {place for place in come if os.path.lexists(target / place)}
@@ -82,7 +81,7 @@ def _exchange(new: Path, target: Path, old: Path, replaces: FilesOf) -> None:
     )
     for folder in replaces:
         if folder:
-            with suppress(OSError):  # there is none, or something is in it
+            with suppress(OSError):  # it does not exist or is not empty
                 (target / folder).rmdir()
 
 
@@ -91,7 +90,7 @@ def _order(place: Path) -> tuple[int, bool, str]:
 
 
 def _move(moves: Iterable[tuple[Path, Path]]) -> None:
-    """Move files, all or none of them."""
+    """Move all files, or none on failure."""
     done: list[tuple[Path, Path]] = []
     try:
         for source, place in moves:
@@ -106,7 +105,7 @@ def _move(moves: Iterable[tuple[Path, Path]]) -> None:
 
 @contextmanager
 def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let errors of writing name the file."""
+    """Convert write errors to a FileError that names the file."""
     try:
         yield
     except Exception as error:
@@ -116,19 +115,19 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def folder_to_save_in(who: str, place: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder that is there or can be made."""
+    """Return a folder's path; raise FileError if it is a file."""
     if os.path.isfile(place):
         raise FileError(f"{who}: expected a folder to save in, got {os.fspath(place)}.")
     return Path(place)
 
 
 def is_hidden(name: str) -> bool:
-    """Tell by its name whether a file is not the user's: `._x` is what macOS adds to `x`."""
+    """Whether a file name is hidden, such as the `._x` that macOS adds to `x`."""
     return name.startswith(".")
 
 
 def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
-    """List what is in a folder, sorted, without hidden files."""
+    """List the contents of a folder, sorted, without hidden files."""
     try:
         return sorted(path for path in Path(folder).iterdir() if not is_hidden(path.name))
     except OSError as error:
@@ -136,18 +135,18 @@ def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there, so that no half of it is ever seen under its name."""
+    """Remove a folder if it exists, by renaming it first so that it is never half removed."""
     doomed = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a killed process
     try:
         path.rename(doomed)
     except OSError:
-        return  # there is none, or it cannot be helped: it takes space, no more
+        return  # it does not exist, or stays and only takes space
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sync_all(path: Path) -> None:
-    """Wait until the disk has a file, or a folder and all that is in it."""
+    """Flush a file, or a folder with all its contents, to disk."""
     if path.is_dir():
         for inner in path.iterdir():
             sync_all(inner)
@@ -155,10 +154,10 @@ def sync_all(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():
-        return  # no such thing there
-    # Windows syncs what is open for writing only.
+        return  # not supported
+    # Windows only syncs files that are open for writing.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -174,7 +173,7 @@ def _scratch_prefix(target: Path) -> str:
 
 
 def _is_write_error(error: Exception) -> bool:
-    # safetensors and torch.save word a full disk in errors of their own.
+    # safetensors and torch.save raise their own errors when the disk is full.
     of_torch = "PytorchStreamWriter", "inline_container.cc", "iostream error"
     return (
         isinstance(error, OSError)

@@ -1,4 +1,4 @@
-"""What metrics over a data set share: the tensors of its batches, gathered until they are asked."""
+"""Base of metrics over a data set, which collects the tensors of its batches."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -11,7 +11,7 @@ from tmapdiff.errors import ArgumentError
 
 
 class Gathered:
-    """Rows that batches add, in several columns; put before the verbs `update` and `compute`."""
+    """Rows of tensors, in columns, that batches add; subclasses define `update` and `compute`."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Tensor, ...]] = []
@@ -21,14 +21,14 @@ class Gathered:
         self._rows = []
 
     def on_cpu(self) -> Self:
-        """Copy the metrics, with the queries so far, to the CPU."""
+        """Return a copy of the metrics, with the queries so far, on the CPU."""
         copied = copy(self)
         copied._rows = [tuple(column.cpu() for column in batch) for batch in self._rows]
         return copied
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join `parts`, metrics of several parts of a data set: alike ones, at least one."""
+        """Join `parts`: one or more metrics of the same kind, over parts of a data set."""
         whole = copy(parts[0])
         whole._rows = [batch for part in parts for batch in part._rows]
         return whole

@@ -1,4 +1,4 @@
-"""Packages whose names load when they are first used, so that importing them stays light."""
+"""Lazy loading of a package's names, so that importing it stays light."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def loaded_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a package."""
+    """Return the `__getattr__` of a package that loads names from their `homes` on first use."""
 
     def load(name: str) -> Any:
         if name not in homes:

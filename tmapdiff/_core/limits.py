@@ -1,4 +1,4 @@
-"""How much of the memory one item of a file may take: an untrusted one may declare anything."""
+"""Memory limits for single items of untrusted files."""
 
 import os
 from typing import BinaryIO
@@ -9,17 +9,17 @@ from tmapdiff.errors import ArgumentError, SizeLimitError
 
 LIMIT_VARIABLE = "TMAPDIFF_MAX_ITEM_BYTES"
 DEFAULT_MAX_ITEM_BYTES = 512 * 2**20
-# Bytes of memory that one byte may become: of JSON, where `[],` is a list of some seventy, and of
-# a text that is cut into pieces.
+# Bytes of memory per byte of a file: for JSON, where `[],` becomes a list of about 70 bytes, and
+# for a text that is cut into pieces.
 JSON_GROWTH = 24
 TEXT_GROWTH = 8
 
 
 def max_item_bytes() -> int:
-    """Most bytes that one item may take: the features of a video, a line of text, a table.
+    """Return the limit in bytes for one item: a video's features, a line of text, a table.
 
-    The environment variable TMAPDIFF_MAX_ITEM_BYTES says it, also of worker processes; 512 MiB, if
-    it is not set.
+    Set by the environment variable TMAPDIFF_MAX_ITEM_BYTES, which worker processes inherit.
+    Defaults to 512 MiB.
     """
     stated = os.environ.get(LIMIT_VARIABLE)
     if not stated:
@@ -32,7 +32,7 @@ def max_item_bytes() -> int:
 
 
 def check_item_bytes(who: str, what: str, declared: int) -> None:
-    """Raise SizeLimitError if an item declares that it takes more than it may, before it does."""
+    """Raise SizeLimitError if an item declares more bytes than the limit."""
     most = max_item_bytes()
     if declared > most:
         expected = f"{what} of at most {most:,} bytes"
@@ -40,21 +40,21 @@ def check_item_bytes(who: str, what: str, declared: int) -> None:
 
 
 def limit_hint() -> str:
-    """Say how the limit is raised."""
-    return f"Set the environment variable {LIMIT_VARIABLE} if it is meant."
+    """Return a hint on how to raise the limit."""
+    return f"Set the environment variable {LIMIT_VARIABLE} to raise the limit."
 
 
 def read_at_most(who: str, file: BinaryIO, growth: int) -> bytes:
-    """Read the rest of a file that is kept in memory."""
+    """Read the rest of a file, within the limit at `growth` bytes of memory per byte."""
     check_item_bytes(who, "a text", os.fstat(file.fileno()).st_size * growth)
-    # Of devices and pipes, nothing but reading tells the size.
+    # Devices and pipes do not report their size.
     content = file.read(max_item_bytes() // growth + 1)
     check_item_bytes(who, "a text", len(content) * growth)
     return content
 
 
 def read_line(who: str, file: BinaryIO, growth: int) -> bytes:
-    """Read a line of a file, with its end; empty at the end of the file."""
+    """Read a line of a file, with its line end; empty at the end of the file."""
     line = file.readline(max_item_bytes() // growth + 1)
     check_item_bytes(who, "a line", len(line) * growth)
     return line

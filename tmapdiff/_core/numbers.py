@@ -1,6 +1,7 @@
-"""What is a number: among values of any kind, and in the texts of files and commands.
+"""Recognizing numbers among arbitrary values, and in text.
 
-In texts, `float` and `int` accept more: `1_0` as 10, `nan`, `inf`, digits of all scripts, blanks.
+Parsing is stricter than `float` and `int`, which accept `1_0`, `nan`, `inf`, non-ASCII digits and
+surrounding blanks.
 """
 
 import math
@@ -13,36 +14,36 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def parse_number(text: str) -> float | None:
-    """Return a finite decimal number, or None if a text is anything else."""
+    """Return a finite decimal number, or None if the text is not one."""
     number = float(text) if _NUMBER.fullmatch(text) else math.inf
     return number if math.isfinite(number) else None
 
 
 def parse_integer(text: str) -> int | None:
-    """Return an integer, or None if a text is anything else."""
+    """Return an integer, or None if the text is not one."""
     return int(text) if _INTEGER.fullmatch(text) else None
 
 
 def plain(value: Any) -> Any:
-    """Return NumPy's and torch's numbers as Python's; None for arrays, whatever they hold."""
+    """Return NumPy and torch scalars as Python numbers, None for arrays, other values unchanged."""
     if not hasattr(value, "item"):
         return value
     return None if getattr(value, "ndim", 0) else value.item()
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a real number: no text, boolean, None or array of several."""
+    """Whether `value` is a real number, not a string, boolean, None or array."""
     number = plain(value)
-    # bool is a number to Python, but never what a caller means by one.
+    # In Python, bool is a number.
     return isinstance(number, Real) and not isinstance(number, bool)
 
 
 def finite_number(value: Any) -> float | None:
-    """Return a real number as a float, or None if `value` is none or not finite."""
+    """Return a real number as a float, or None if `value` is not a finite number."""
     try:
-        # First for most: asking whether these are real is what large files would be waited for.
+        # A fast path for large files.
         known = type(value) in (float, int)
         number = float(value) if known or is_number(value) else math.nan
-    except OverflowError:  # an integer of more digits than a float has
+    except OverflowError:  # an integer too large for a float
         return None
     return number if math.isfinite(number) else None

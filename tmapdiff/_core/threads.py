@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Lock:
-    """A lock for `with`; copies and pickles of what holds it have one of their own."""
+    """A lock for `with`; copies and pickles of its owner get their own lock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Models of transformers and what stands beside them, from folders and the hub, as files alone."""
+"""Load transformers models, tokenizers and processors without running code from them."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from tmapdiff.errors import CheckpointError
 
 
 def load_model(who: str, name: str, classes: Mapping[str, str]) -> Any:
-    """Load a model: of the class that `classes` has for its type, else of `AutoModel`'s."""
+    """Load a model with the class that `classes` has for its type. Defaults to `AutoModel`."""
     transformers = require("transformers", extra="text", purpose=who)
     place = f"{who}: cannot load {name}"
     with foreign_errors(CheckpointError, place), _quietly(transformers, name):
@@ -28,7 +28,7 @@ def load_model(who: str, name: str, classes: Mapping[str, str]) -> Any:
         if os.path.isdir(name):
             check_declared_weights(place, Path(name), lambda: _build(model_class, name, config))
         model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
-    # Heads that models were not trained with are not used.
+    # Pooler heads may be untrained, but are not used.
     missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
     if missing:
         reason = f"it has no weights {', '.join(missing[:3])}"
@@ -37,7 +37,7 @@ def load_model(who: str, name: str, classes: Mapping[str, str]) -> Any:
 
 
 def load_beside(who: str, name: str, what: str, kind: str) -> Any:
-    """Load what stands beside a model: `what`, such as its tokenizer, by `kind`, its AutoClass."""
+    """Load a companion of a model: `what`, such as its tokenizer, by `kind`, its AutoClass."""
     transformers = require("transformers", extra="text", purpose=who)
     place = f"{who}: cannot load the {what} of {name}"
     with foreign_errors(CheckpointError, place), _quietly(transformers, name):
@@ -47,14 +47,13 @@ def load_beside(who: str, name: str, what: str, kind: str) -> Any:
 
 
 def _loading(name: str) -> dict[str, bool]:
-    # A folder must not bring code, about which transformers would ask at the terminal, and must not
-    # name something else on the hub.
+    # A folder must not run code (transformers would ask at the terminal) or refer to the hub.
     return {"trust_remote_code": False, "local_files_only": os.path.isdir(name)}
 
 
 @contextmanager
 def _quietly(transformers: Any, name: str) -> Iterator[None]:
-    """Keep back a table of the weights of the other tower, and bars where nothing is downloaded."""
+    """Silence warnings about the other tower's weights, and progress bars of local files."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -69,18 +68,18 @@ def _quietly(transformers: Any, name: str) -> Iterator[None]:
 
 
 def _check_attention(place: str, config: dict[str, Any]) -> None:
-    """Refuse attention that is code from the hub, which a configuration may name."""
+    """Reject attention implementations that a configuration would load from the hub as code."""
     for name, value in config.items():
         if isinstance(value, dict):
             _check_attention(place, value)
         if name in _ATTENTION_FIELDS and value not in _ATTENTION:
             expected = "attn_implementation to be eager, sdpa or flex_attention"
-            hint = "Load it with transformers, and pass the model itself."
+            hint = "Load the model with transformers, and pass the object."
             raise CheckpointError(message(place, expected, short(str(value)), hint))
 
 
 def _check_texts(folder: Path) -> None:
-    """Refuse texts that would take too much memory; a configuration has a limit of its own."""
+    """Reject text files that would take too much memory; configurations have their own limit."""
     for path in folder.iterdir():
         if path.suffix in (".json", ".txt", ".model"):
             check_item_bytes(str(path), "a text", path.stat().st_size * TEXT_GROWTH)
@@ -93,7 +92,7 @@ def _build(model_class: Any, name: str, config: Any) -> Any:
     return model_class(model_class.config_class.from_pretrained(name, local_files_only=True))
 
 
-# Of transformers itself; where it has flash attention not at hand, it takes that from the hub.
+# Only implementations within transformers; it may download flash attention from the hub.
 _ATTENTION_FIELDS = (
     "attn_implementation",
     "_attn_implementation",
