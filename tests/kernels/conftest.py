@@ -11,13 +11,13 @@ def allocations(monkeypatch: pytest.MonkeyPatch) -> Allocations:
 
 @pytest.fixture
 def aligned_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of products begin at 16 numbers, as on a GPU."""
+    """Align rows of products to 16 numbers, as on a GPU."""
     monkeypatch.setattr(_alignment, "_ALIGNED", {"cpu": 16, "cuda": 16})
 
 
 @pytest.fixture(params=[False, True], ids=["as it comes", "aligned"])
 def aligned(request: pytest.FixtureRequest) -> bool:
-    """Whether they do, or begin anywhere."""
+    """Whether rows are aligned."""
     if request.param:
         request.getfixturevalue("aligned_on_the_cpu")
     return bool(request.param)

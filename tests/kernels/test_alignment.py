@@ -1,4 +1,4 @@
-"""Products of half precision on a GPU: rows of all their matrices begin at 16 bytes."""
+"""Half-precision products on a GPU: rows of all their matrices are aligned to 16 bytes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +47,7 @@ def test_rows_of_tables_are_aligned(columns: int) -> None:
     assert found.stride(0) % 8 == found.stride(1) % 8 == 0
 
 
-# Room for more channels
+# Padded channels
 
 
 @pytest.mark.usefixtures("aligned_on_the_cpu")
@@ -64,11 +64,11 @@ def test_gradients_have_the_room_that_features_have(rows: int) -> None:
     assert empty_like_maps(narrow).stride() == narrow.stride()
 
 
-# All products of a GPU
+# All products on a GPU
 
 
 class _Products(TorchDispatchMode):
-    """Gathers the matrices of all products, and those that are read or written one by one."""
+    """Collects the matrices of all products, and those with misaligned rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Products(TorchDispatchMode):
 
 def _in_whole_loads(matrix: Tensor) -> bool:
     if min(matrix.shape[-2:]) <= 2:
-        return True  # such as scores, or noisy map and mask: too few numbers a row to align
+        return True  # such as scores, or noisy map and mask: rows too short to align
     strides = [step for step, n in zip(matrix.stride(), matrix.shape, strict=True) if n > 1]
     starts = [matrix.storage_offset(), *(step for step in strides if step != 1)]
     return (1 in strides or not strides) and all(step % 8 == 0 for step in starts)
@@ -134,7 +134,7 @@ def test_denoising_in_half_precision(
     with torch.no_grad(), products:
         prepared = decoder.eval().prepare(features, torch.tensor([9, 5]))
         prepared.denoise(noisy, 0)
-    # Of each scale, the kernels are transformed and two convolutions done: 5 and 2 * 8 products.
+    # Per scale, kernels are transformed and two convolutions computed: 5 and 2 * 8 products.
     assert products.count > 3 * 20
     assert products.slow == []
 

@@ -1,4 +1,4 @@
-"""Derivatives that formulas written by hand do not have, of every operation in all its forms."""
+"""Derivatives beyond hand-written gradients, of every operation and backend."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ CASES = [
 
 
 def called(name: str, backend: str | None, mask: str) -> Callable[..., Tensor]:
-    """The operation as a function of its inputs, in their order."""
+    """The operation as a function of its inputs."""
     operation = OPERATIONS[name]
     options: dict[str, Any] = {"backend": backend}
     if operation.masked:
@@ -52,9 +52,9 @@ def called(name: str, backend: str | None, mask: str) -> Callable[..., Tensor]:
 def second_gradients(
     call: Callable[..., Tensor], values: list[Tensor], wanted: list[bool], spoil: Tensor | None
 ) -> list[Tensor]:
-    """Gradients of a penalty on the gradients of the wanted inputs, by these alone.
+    """Gradients of a penalty on the gradients of the wanted inputs, with respect to these.
 
-    The gradient of the result is a constant, NaN where `spoil`.
+    The gradient of the result is constant, with NaN where `spoil`.
     """
     leaves = [one.detach().requires_grad_(want) for one, want in zip(values, wanted, strict=True)]
     chosen = [one for one in leaves if one.requires_grad]
@@ -68,7 +68,7 @@ def second_gradients(
         + one.square().sum()
         for seed, one in enumerate(first)
     )
-    if not penalty.requires_grad:  # of what is linear
+    if not penalty.requires_grad:  # linear operations
         return [torch.zeros_like(one) for one in chosen]
     return list(torch.autograd.grad(penalty, chosen, materialize_grads=True))
 
@@ -86,7 +86,7 @@ def test_second_gradients_are_those_of_the_definition(name: str, backend: str, m
     invalid = None
     if mask != "none":
         invalid = ~(MASK if mask == "shared" else MASKS).unsqueeze(-3)
-        # What they hold does not matter, even where it is no number.
+        # Invalid cells do not matter, even if they hold NaN.
         inputs[0] = inputs[0].detach().masked_fill(invalid.to(device), torch.nan)
     every = [True] * len(inputs)
     for wanted in (
@@ -161,20 +161,20 @@ DEFAULTS = [
     (name, mask)
     for name, operation in OPERATIONS.items()
     for mask in (("none", "shared", "batched") if operation.masked else ("none",))
-    if name != "map_conv of long maps"  # as short ones: all go the direct way
+    if name != "map_conv of long maps"  # direct, like short ones
 ]
 
 
 @pytest.fixture
 def fast_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fast forms wherever they can run, as on large maps."""
+    """Use fast implementations wherever they can run, as for large maps."""
     monkeypatch.setattr("tmapdiff.kernels.gate._FEW", 0)
     monkeypatch.setattr("tmapdiff.kernels.gate._FEW_WITH_GRADIENT", 0)
     monkeypatch.setattr(map_conv_package, "_candidates", lambda *_: ["spectral"])
 
 
 def weighted(call: Callable[..., Tensor], *values: Tensor) -> Callable[..., Tensor]:
-    """The weighted sum of what an operation makes of inputs like these."""
+    """The weighted sum of an operation's result."""
     with torch.no_grad():
         result = call(*values)
     upper = draw(*result.shape, seed=9, dtype=result.dtype)
@@ -188,7 +188,7 @@ def test_torch_func_equals_autograd(name: str, mask: str) -> None:
     plain = [one.detach() for one in values]
     call, places = called(name, None, mask), tuple(range(len(values)))
     along = tuple(draw(*one.shape, seed=30, dtype=one.dtype) for one in plain)
-    # First, so that no table is left behind that belongs to the transform.
+    # First, so that no cached table belongs to the transform.
     jacobian = torch.func.jacrev(call)(*plain)
     total = weighted(call, *plain)
     found = torch.func.grad(total, argnums=places)(*plain)
@@ -233,7 +233,7 @@ def test_vmap_equals_a_loop(name: str, mask: str) -> None:
 )
 def test_fast_forms_refuse_what_torch_func_transforms(name: str, backend: str) -> None:
     plain = [one.detach().float() for one in made(name).values()]
-    text = f"inputs that backend {backend!r} can run, got others: torch.func or forward-mode"
+    text = f"inputs that backend {backend!r} supports, got others: torch.func or forward-mode"
     with refuses(ConfigError, text):
         torch.func.vmap(called(name, backend, "none"))(*(one[None] for one in plain))
     with forward_ad.dual_level():
@@ -255,7 +255,7 @@ def test_plans_give_way_to_derivatives() -> None:
         strict=True,
     ):
         assert_close(one, other)
-    with torch.no_grad():  # which forward mode does not heed
+    with torch.no_grad():  # which forward mode ignores
         found = torch.func.jvp(total, plain, plain)[1]
         assert_close(found, torch.func.jvp(unplanned, plain, plain)[1])
 
@@ -275,7 +275,7 @@ def test_spectra_are_not_kept_from_within_a_transform() -> None:
     assert_close(planned(weight), map_conv(x, weight).detach())
 
 
-# The helpers
+# Helpers
 
 
 def test_inputs_may_depend_on_each_other() -> None:

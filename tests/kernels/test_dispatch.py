@@ -61,7 +61,7 @@ def test_refuses_what_there_is_not(monkeypatch) -> None:
     text = "kernels.op: expected backend to be one of quick, plain, slow, got 'fast'."
     with refuses(ConfigError, text):
         choose("op", USABLE, "fast")
-    with refuses(ConfigError, "can run, got others: they are on paper."):
+    with refuses(ConfigError, "supports, got others: they are on paper."):
         choose("op", USABLE, "quick")
     monkeypatch.setenv(BACKEND_VARIABLE, "op=fast")
     with refuses(ConfigError, "expected TMAPDIFF_BACKEND to be one of quick, plain, slow"):
@@ -80,7 +80,7 @@ def test_operations_are_the_packages_of_kernels() -> None:
 
 
 class Runner:
-    """Backends of which one is slow; counts their runs."""
+    """Backends, one of them slow, with counts of their runs."""
 
     def __init__(self, slow: str) -> None:
         self.slow = slow
@@ -192,7 +192,7 @@ def test_deterministic_algorithms_ask_no_clock() -> None:
 
 
 def test_what_was_measured_counts_where_nothing_may_be(monkeypatch) -> None:
-    """As while a GPU captures a graph, after the run that measured."""
+    """As during CUDA graph capture, after a run that measured."""
     run = Runner("one")
     assert run.choose() == "two"
     monkeypatch.setattr(_dispatch, "_may_measure", lambda _: False)
@@ -203,7 +203,7 @@ def test_what_was_measured_counts_where_nothing_may_be(monkeypatch) -> None:
 
 
 def test_trials_leave_no_trace_in_activation_checkpoints() -> None:
-    """A checkpoint counts what is kept for gradients, in the first pass and again in the second."""
+    """Checkpointing compares the numbers of saved tensors in both passes."""
 
     def work(x: torch.Tensor) -> torch.Tensor:
         choose_fastest(

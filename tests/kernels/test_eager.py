@@ -1,4 +1,4 @@
-"""Gradients written by hand, in few passes, against what autograd makes of the reference."""
+"""Eager implementations with hand-written gradients, against autograd of the reference."""
 
 from collections.abc import Callable
 from itertools import product
@@ -20,17 +20,17 @@ EAGER = [name for name, one in OPERATIONS.items() if "eager" in one.backends]
 
 
 def operation(name: str) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
-    """What is called, and its inputs, the maps first."""
+    """The operation and its inputs, maps first."""
     inputs = {one: tensor.detach() for one, tensor in made(name, batch=3).items()}
     maps, *_ = inputs
     inputs[maps] = 1 + 2 * inputs[maps]
     if name == "unit_product":
-        inputs[maps][0, :, 0, 0] = 0  # a cell without direction
+        inputs[maps][0, :, 0, 0] = 0  # a zero vector
         inputs[maps][0, :, 1, 0] = 1e-13
     return OPERATIONS[name].call, inputs
 
 
-PIECES = [2 * 6 * 7 * 5, 1]  # values of a piece of `add_styled`
+PIECES = [2 * 6 * 7 * 5, 1]  # values per piece of `add_styled`
 
 
 @pytest.mark.parametrize("name", EAGER)
@@ -91,7 +91,7 @@ def is_eager(call: Callable[..., Tensor], inputs: dict[str, Tensor], dtype: torc
 
 @pytest.fixture
 def large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As large maps: small ones are left to the reference."""
+    """Treat maps as large; small ones use the reference."""
     monkeypatch.setattr("tmapdiff.kernels.gate._FEW_WITH_GRADIENT", 0)
 
 
@@ -105,7 +105,7 @@ def test_is_what_the_cpu_runs_but_in_half_precision(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixes = name in ("add_styled", "unit_product")  # which autocast chooses the dtype of
         assert is_eager(call, inputs, torch.float32) is not mixes
-    with refuses(ConfigError, "inputs that backend 'eager' can run, got others: they hold"):
+    with refuses(ConfigError, "inputs that backend 'eager' supports, got others: they hold"):
         call(**{one: tensor.half() for one, tensor in inputs.items()}, backend="eager")
 
 
@@ -121,7 +121,7 @@ def test_the_compiler_sees_the_parts(name: str) -> None:
 
 def test_layer_norm_has_no_eager_form() -> None:
     x, style = draw(2, 4, 3, 3), draw(2, 4)
-    with refuses(ConfigError, "can run, got others: there are no groups."):
+    with refuses(ConfigError, "supports, got others: there are no groups."):
         stylize(x, style, style, num_groups=None, backend="eager")
 
 
@@ -133,7 +133,7 @@ def test_a_large_mean_costs_little_accuracy(mean: float) -> None:
     assert float((stylize(x, style, style, **given, backend="eager") - expected).abs().max()) < 5e-3
 
 
-# Layouts in which cells are no one dimension.
+# Layouts in which cells cannot be viewed as one dimension.
 APART: dict[str, Callable[[Tensor], Tensor]] = {
     "fewer_durations": lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]],
     "samples_between": lambda x: x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),

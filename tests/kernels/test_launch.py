@@ -111,7 +111,7 @@ def test_triton_is_best_on_a_gpu_only() -> None:
 
 
 def launches(path: Path) -> list[bool]:
-    """Of each launch of a kernel in a file: whether it is on the device of a tensor."""
+    """Whether each kernel launch in a file is on the device of a tensor."""
     found = []
 
     def visit(node: ast.AST, guarded: bool) -> None:
@@ -127,7 +127,7 @@ def launches(path: Path) -> list[bool]:
 
 
 def test_kernels_run_where_their_tensors_are() -> None:
-    """Else they would run on the current GPU, which cannot read the memory of another."""
+    """Otherwise they would run on the current GPU, which cannot read another's memory."""
     found = {path: launches(path) for path in Path(tmapdiff.kernels.__path__[0]).rglob("triton.py")}
     assert sum(map(len, found.values())) >= 10
     assert [path for path, guarded in found.items() if not all(guarded)] == []
@@ -135,7 +135,7 @@ def test_kernels_run_where_their_tensors_are() -> None:
 
 @pytest.fixture
 def matmul():
-    """Settings of products on a GPU, put back afterwards."""
+    """Settings of products on a GPU, restored afterwards."""
     settings = torch.backends.cuda.matmul
     in_words = hasattr(settings, "fp32_precision")
     before = settings.fp32_precision if in_words else settings.allow_tf32
@@ -150,7 +150,7 @@ def test_tf32_is_known_by_its_old_setting(matmul) -> None:
 
 
 def test_tf32_is_known_by_its_setting_in_words(matmul) -> None:
-    """After that, torch refuses to read the old one; map convolutions ask on a CPU, too."""
+    """After that, torch refuses to read the old one, which map convolutions do on a CPU, too."""
     if not hasattr(matmul, "fp32_precision"):
         pytest.skip("torch has no settings in words yet")
     for wanted in ("tf32", "ieee"):
@@ -164,7 +164,7 @@ def test_tf32_is_known_by_its_setting_in_words(matmul) -> None:
 @pytest.mark.interpreter
 @pytest.mark.parametrize("op", ["gate", "stylization", "layer"])
 def test_results_are_within_reach_of_32_bits(monkeypatch, op: str) -> None:
-    """Where a sample is spread over the memory of all, as with durations outermost."""
+    """If samples are interleaved in memory, as with durations outermost."""
     pytest.importorskip("triton")
     x = LAYOUTS["durations_outermost"](draw(6, 4, 5, 3)).to(DEVICE).requires_grad_()
     styles = [draw(6, 4, seed=seed).to(DEVICE) for seed in (1, 2)]

@@ -11,7 +11,7 @@ from tmapdiff.layers import masked_group_norm
 
 
 class MaskedGroupNorm(nn.Module):
-    """The function as a module, so that it can be put to the contract."""
+    """The function as a module, for the contract tests."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         check_map_features("MaskedGroupNorm", x, mask, 6)
@@ -70,7 +70,7 @@ def test_a_large_mean_costs_little_accuracy(mean: float) -> None:
     x = mean + draw(2, 4, 16, 8)
     mask = triangle(16, 8)
     expected = masked_group_norm(x.double(), mask, 2)
-    # Float32 holds 10,000 to about 0.001; mean square minus squared mean would be off by more
+    # Float32 represents 10,000 to about 0.001; mean square minus squared mean would be off by more
     # than the values themselves.
     error = (masked_group_norm(x, mask, 2) - expected).abs().max()
     assert float(error) < 2e-3

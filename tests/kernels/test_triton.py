@@ -1,4 +1,4 @@
-"""Kernels against the reference in float64; in Triton's interpreter where there is no GPU."""
+"""Kernels against the reference in float64, in Triton's interpreter without a GPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,10 +29,10 @@ class Form:
 
     Attributes:
         call: The operation.
-        op: Its operator, called with the inputs by name and a mask: the arguments of it.
-        maps: Name of the maps; they have so many `channels`.
+        op: Its operator and arguments, from inputs by name and a mask.
+        maps: Name of the maps, which have `channels` channels.
         others: Names of the other inputs.
-        tiles: What tiles are made by, so small that there are several.
+        tiles: Tile settings, small enough for several tiles.
     """
 
     call: Callable[..., Tensor]
@@ -243,13 +243,13 @@ def test_a_large_mean_costs_little_accuracy(style: Form) -> None:
     exact = {name: one.double() for name, one in inputs.items()}
     expected = run(style.call, exact, mask, "reference")["result"]
     found = run(style.call, inputs, mask, "triton")["result"]
-    # Float32 holds 10,000 to about 0.001; mean square less squared mean would be off by 1 and more.
+    # Float32 represents 10,000 to about 0.001; mean square minus squared mean would be off by > 1.
     assert float((found - expected).abs().max()) < 5e-3
 
 
 def test_tiles_cover_everything_once() -> None:
     sizes = product(
-        [1, 8, 64, 1000],  # samples of 8 groups each
+        [1, 8, 64, 1000],  # samples with 8 groups each
         [1, 8, 12, 64, 512, 5000],
         [1, 35, 256, 1024, 5000],
         [0, stylization._WHOLE],

@@ -1,12 +1,12 @@
-"""Operations on maps that decide the speed: a plain definition of each, and fast forms beside it.
+"""Performance-critical operations on maps: a plain definition of each, and fast implementations.
 
-Every folder is one operation: `reference.py` defines it in plain torch, the other files compute the
-same faster, and `README.md` says why. Nothing outside this package imports triton.
+Each folder is one operation: `reference.py` defines it in plain torch, the other files are faster
+implementations, and `README.md` derives them. Nothing outside this package imports triton.
 
-Which one runs is chosen by the argument `backend`, by the environment variable `TMAPDIFF_BACKEND`
-(such as `reference`, or `map_conv=direct,gate=reference`), by arithmetic, or by the clock; what the
-clock chose is kept in `kernels.json` in the folder `TMAPDIFF_CACHE_DIR`, or in the user's cache.
+The backend is chosen by the argument `backend`, then by the environment variable `TMAPDIFF_BACKEND`
+(such as `reference`, or `map_conv=direct,gate=reference`), then by estimate or by timing. Timed
+choices are cached in `kernels.json` in the folder `TMAPDIFF_CACHE_DIR`, or in the user's cache.
 
-Fast forms have one gradient, written by hand; second derivatives, forward ones and those of
-`torch.func` are what torch derives from the definition (`_derivatives.py`).
+Fast implementations have a hand-written first gradient. Second and forward derivatives and
+`torch.func` use the definition (`_derivatives.py`).
 """

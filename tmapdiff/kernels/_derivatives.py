@@ -1,9 +1,8 @@
-"""Derivatives that formulas written by hand do not have: second ones, forward ones, `torch.func`'s.
+"""Second and forward derivatives, and `torch.func`, for operations with a hand-written gradient.
 
-A fast form has one gradient, written by hand. Where more is asked for, torch derives the plain
-definition instead: it is slower, but has every derivative. `torch.func` and forward derivatives are
-noticed before an operation runs (`is_transformed`), second derivatives in its backward pass: under
-`create_graph`, gradients are enabled there.
+A fast implementation has only a first gradient. For more, torch differentiates the slower plain
+definition instead. `torch.func` and forward derivatives are detected before an operation runs
+(`is_transformed`), second derivatives in its backward pass, where `create_graph` enables gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +14,15 @@ from torch.autograd import forward_ad
 
 
 def is_transformed(*tensors: Tensor) -> bool:
-    """Tell whether `torch.func` transforms what is computed, or a tensor has a forward derivative.
+    """Whether `torch.func` transforms are active, or a tensor has a forward derivative.
 
-    While torch's compiler traces, it does not matter: what it traces is transformed as a whole.
+    Always False while compiling, as the traced code is transformed as a whole.
     """
     if torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():
         return True
-    # Asked tensor by tensor only where forward derivatives are computed at all.
+    # Skip the check of each tensor outside forward-mode differentiation.
     if getattr(forward_ad, "_current_level", 0) < 0:
         return False
     return any(forward_ad.unpack_dual(one).tangent is not None for one in tensors)
@@ -35,17 +34,15 @@ def gradients_of(
     wanted: Sequence[bool],
     gradient: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of a function so that they can be differentiated again.
-
-    For a backward pass in which gradients are enabled.
+    """Compute differentiable gradients, for backward passes with gradients enabled.
 
     Args:
         function: The plain definition.
-        inputs: What it was given, tensors as they were saved.
-        wanted: Of which inputs the gradient is wanted (`ctx.needs_input_grad`).
-        gradient: Of the function's result.
+        inputs: Its inputs, with tensors as they were saved.
+        wanted: Which inputs need a gradient (`ctx.needs_input_grad`).
+        gradient: Gradient of the function's result.
     """
-    # Aliases: where one input was made of another, its own gradient must not go through that.
+    # Aliases cut the graph between inputs that were computed from each other.
     own = [one.view_as(one) if want else one for one, want in zip(inputs, wanted, strict=True)]
     leaves = [one for one, want in zip(own, wanted, strict=True) if want]
     found = iter(torch.autograd.grad(function(*own), leaves, gradient, create_graph=True))
@@ -55,12 +52,12 @@ def gradients_of(
 def with_second_gradient(
     result: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None
 ) -> Tensor:
-    """Return the result of a torch operation that has no second derivatives, as if it had them.
+    """Add second derivatives to the result of a torch operation that lacks them.
 
     Args:
-        result: What the operation made of the inputs.
-        function: Does the same, by operations that have them.
-        *inputs: The inputs.
+        result: Result of the operation.
+        function: Computes the same with differentiable operations.
+        *inputs: Inputs of both.
     """
     if not result.requires_grad or torch.compiler.is_compiling():
         return result

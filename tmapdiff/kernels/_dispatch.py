@@ -1,13 +1,6 @@
-"""Which implementation of an operation runs: by argument, by environment, by rule or by the clock.
+"""Choice of an operation's backend (implementation): by argument, environment variable, or speed.
 
-An operation offers its implementations ("backends") in order of preference. The argument `backend`
-of a call decides, then the environment variable TMAPDIFF_BACKEND, for all operations ("reference")
-or for some ("map_conv=direct,gate=reference"), then the first backend that can run the inputs; or,
-where arithmetic cannot tell (`choose_fastest`), the one that was fastest.
-
-Measured choices are kept in a file of the machine, so that a program makes the same choice, and
-computes the same bits, whenever it runs there again: `kernels.json` in TMAPDIFF_CACHE_DIR, or else
-in the user's cache folder.
+Measured choices are stored per machine, so that a program computes the same bits in every run.
 """
 
 import hashlib
@@ -29,8 +22,8 @@ from tmapdiff.errors import ConfigError, FileError
 BACKEND_VARIABLE = "TMAPDIFF_BACKEND"
 CACHE_VARIABLE = "TMAPDIFF_CACHE_DIR"
 OPERATIONS = ("map_conv", "stylization", "styled_residual", "gate", "unit_product", "ddim_step")
-# Turns that are measured: at least so many, and more of what is over soon. The shortest counts, as
-# others who use the machine only ever make them longer.
+# Timed runs: at least this many, and more if they are short. The shortest counts, as other load on
+# the machine only ever makes runs longer.
 _REPEATS, _MOST_REPEATS = 3, 12
 _SECONDS = 0.2
 
@@ -38,12 +31,12 @@ _measured: dict[str, str] = {}
 
 
 def choose(op: str, usable: Mapping[str, str | None], backend: str | None = None) -> str:
-    """Name the backend that an operation runs.
+    """Return the name of the backend to run.
 
     Args:
         op: Name of the operation.
-        usable: For each backend, best first: None if it can run the inputs, else why not.
-        backend: The one that the caller asks for.
+        usable: For each backend, best first: None if it can run the inputs, otherwise the reason.
+        backend: The backend that the caller requests.
 
     Raises:
         ConfigError: If there is no backend of that name, or it cannot run the inputs.
@@ -61,24 +54,20 @@ def choose_fastest(
     run: Callable[[str], Any],
     device: torch.device,
 ) -> str:
-    """Name the backend that an operation runs: if nobody asks for one, the fastest.
+    """Return the name of the backend to run: the fastest, unless one is requested.
 
-    It is measured once for each key. Nothing is measured where the clock would lie or the choice
-    must not depend on it: while torch traces or captures a graph, or with
-    `torch.use_deterministic_algorithms`; then it is the first candidate.
+    Speed is measured once per key. The first candidate is used without measuring where timing is
+    unreliable or must not matter: while torch traces or captures a graph, and with
+    `torch.use_deterministic_algorithms`.
 
     Args:
         op: Name of the operation.
         usable: As for `choose`.
-        backend: The one that the caller asks for.
-        candidates: Usable backends that may be the fastest, as far as arithmetic can tell, the
-            likeliest first.
-        key: What the speed depends on, besides the machine: sizes, dtype, whether gradients follow.
-        run: Runs the operation once, with the backend of a name.
+        backend: The backend that the caller requests.
+        candidates: Usable backends that may be the fastest, by estimate, the likeliest first.
+        key: What the speed depends on besides the machine: sizes, dtype, whether gradients follow.
+        run: Runs the operation once with the named backend.
         device: Where it runs.
-
-    Raises:
-        ConfigError: As for `choose`.
     """
     asked = _asked_for(op, usable, backend)
     no_clock = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
@@ -102,14 +91,14 @@ def _asked_for(op: str, usable: Mapping[str, str | None], backend: str | None) -
         setting = os.environ.get(BACKEND_VARIABLE, "")
         named = _parsed(setting) if setting else {}
         source, backend = BACKEND_VARIABLE, named.get(op, named.get(""))
-        # One for all operations, not all of which have it.
+        # A name for all operations is ignored by those without such a backend.
         if backend is None or (backend not in usable and "=" not in setting):
             return None
     if backend not in usable:
         expected = f"{source} to be one of {', '.join(usable)}"
         raise ConfigError(message(f"kernels.{op}", expected, repr(backend)))
     if usable[backend]:
-        expected = f"inputs that backend {backend!r} can run"
+        expected = f"inputs that backend {backend!r} supports"
         raise ConfigError(message(f"kernels.{op}", expected, f"others: {usable[backend]}"))
     return backend
 
@@ -138,7 +127,7 @@ def _may_measure(device: torch.device) -> bool:
 def _measure(
     names: Sequence[str], run: Callable[[str], Any], device: torch.device
 ) -> dict[str, float]:
-    """Shortest time of each backend, the backends taking turns."""
+    """Return the shortest time of each backend; backends take turns."""
     seconds = dict.fromkeys(names, float("inf"))
     deadline = time.perf_counter() + _SECONDS
     for repeat in range(1 + _MOST_REPEATS):
@@ -147,11 +136,11 @@ def _measure(
         for name in names:
             _wait(device)
             began = time.perf_counter()
-            # What is kept for gradients is kept as it is: activation checkpointing would count it.
+            # Disable outer hooks on saved tensors: activation checkpointing would count them.
             with torch.autograd.graph.saved_tensors_hooks(_same, _same):
                 run(name)
             _wait(device)
-            if repeat:  # not the first: it makes tables, and wakes the device
+            if repeat:  # the first is a warm-up
                 seconds[name] = min(seconds[name], time.perf_counter() - began)
     return seconds
 
@@ -172,7 +161,7 @@ def _machine(device: torch.device) -> str:
 
 
 def _kernels_digest() -> str:
-    """Name the code that is measured: a version is changed while it is developed."""
+    """Identify the measured code, which may change within a version during development."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -201,7 +190,7 @@ def _choices_file() -> Path:
 def _read_choices() -> dict[str, str]:
     try:
         choices = json.loads(_choices_file().read_text())
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder
         return {}
     found = choices.items() if isinstance(choices, dict) else ()
     return {key: name for key, name in found if isinstance(name, str)}
@@ -210,7 +199,7 @@ def _read_choices() -> dict[str, str]:
 def _write_choices() -> None:
     try:
         with written_beside(_choices_file()) as new:
-            # What another process measured meanwhile stays: its results depend on it.
+            # Another process's choices take precedence, as its results depend on them.
             new.write_text(json.dumps({**_measured, **_read_choices()}, indent=1) + "\n")
     except (FileError, RuntimeError):
         pass  # measured again next time

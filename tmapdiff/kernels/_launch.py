@@ -1,4 +1,4 @@
-"""What fast forms share: whether they can run, and strides and sizes for launches of Triton."""
+"""Shared helpers of fast implementations: can they run, and strides and sizes for Triton."""
 
 import os
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from torch import Tensor
 from tmapdiff.kernels._derivatives import is_transformed
 
 _HAS_TRITON = find_spec("triton") is not None
-# triton reads it when a kernel is decorated, which a later change does not undo.
+# Read once, as triton does when it decorates a kernel.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_ELEMENTS = 2**31  # offsets within a sample are 32 bits wide
@@ -17,9 +17,9 @@ TRANSFORMED = "torch.func or forward-mode differentiation transforms them"
 
 
 def why_not_triton(*tensors: Tensor) -> str | None:
-    """Say why no Triton kernel can run on these tensors; None if one can.
+    """Return why no Triton kernel can run on these tensors, or None if one can.
 
-    On the CPU, only triton's interpreter can: for tests, as it is slow.
+    On the CPU, only triton's slow interpreter can, for tests.
     """
     if not _HAS_TRITON:
         return "triton is not installed"
@@ -40,13 +40,13 @@ def why_not_triton(*tensors: Tensor) -> str | None:
 
 
 def why_not_eager(*tensors: Tensor) -> str | None:
-    """Say why no implementation by torch's operations, with gradients of its own, can run.
+    """Return why no eager implementation with its own gradient can run, or None if one can.
 
-    These are for the CPU in float32 or float64: elsewhere Triton is quicker, and half precision
-    would need the copies that they save. The compiler traces the reference, and fuses it itself.
+    These are for the CPU in float32 or float64. On GPUs Triton is faster, and half precision would
+    need the copies that they avoid. The compiler fuses the reference itself.
     """
     if torch.compiler.is_compiling():
-        return "torch traces them"
+        return "torch's compiler traces them"
     if is_transformed(*tensors):
         return TRANSFORMED
     if any(tensor.device.type != "cpu" for tensor in tensors):
@@ -57,12 +57,12 @@ def why_not_eager(*tensors: Tensor) -> str | None:
     return None
 
 
-# Not every release of torch compiles the question.
+# Some releases of torch cannot compile this.
 @torch.compiler.assume_constant_result
 def uses_tf32() -> bool:
-    """Tell whether torch multiplies matrices of float32 in TF32 on a GPU.
+    """Whether torch multiplies float32 matrices in TF32 on a GPU.
 
-    Releases that have a setting for it in words refuse to read the old one, once that is used.
+    Newer releases raise if the old setting is read after the new one was set.
     """
     matmul = torch.backends.cuda.matmul
     precision = getattr(matmul, "fp32_precision", None)
@@ -72,14 +72,14 @@ def uses_tf32() -> bool:
 def in_order(
     device: torch.device, triton: str | None, **others: str | None
 ) -> dict[str, str | None]:
-    """Order backends for `choose`, best first: triton is that only on a GPU."""
+    """Order backends for `choose`, best first: triton comes first on a GPU, last elsewhere."""
     if device.type == "cuda":
         return {"triton": triton, **others}
     return {**others, "triton": triton}
 
 
 def within_reach(x: Tensor) -> Tensor:
-    """Return `x`, or a copy where offsets within a sample exceed 32 bits."""
+    """Return `x`, or a contiguous copy if offsets within a sample exceed 32 bits."""
     reach = sum(
         (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
     )
@@ -87,17 +87,17 @@ def within_reach(x: Tensor) -> Tensor:
 
 
 def mask_bytes(mask: Tensor | None) -> tuple[Tensor | None, int]:
-    """View a mask as bytes, cell after cell, and count those from one sample's to the next's."""
+    """Return a mask viewed as bytes, and its stride from sample to sample."""
     if mask is None:
         return None, 0
     return mask.contiguous().view(torch.uint8), mask[0].numel() if mask.dim() == 3 else 0
 
 
 def cell_strides(*maps: Tensor) -> tuple[int, list[list[int]]]:
-    """Count columns, and list the strides of maps over (batch, channel, row, column).
+    """Return the number of columns, and strides of maps over (batch, channel, row, column).
 
-    Where the rows of all follow each other in memory, cells are taken for one column of many rows:
-    then columns are 1, and their strides 0.
+    If the rows of all maps are adjacent in memory, cells are treated as a single column: the number
+    is 1 and column strides are 0.
     """
     rows, columns = maps[0].shape[-2:]
     strides = [list(one.stride()) for one in maps]
@@ -107,15 +107,15 @@ def cell_strides(*maps: Tensor) -> tuple[int, list[list[int]]]:
 
 
 def power_of_2(size: int) -> int:
-    """Smallest power of 2 that is not below `size`, at least 1."""
+    """Return the smallest power of 2 >= `size`, at least 1."""
     return 1 << max(size - 1, 0).bit_length()
 
 
 def ceil_div(size: int, part: int) -> int:
-    """Parts that cover `size`."""
+    """Return the number of parts that cover `size`."""
     return -(-size // part)
 
 
 def warps_for(elements: int) -> int:
-    """Warps of a program that holds so many elements: 32 each thread, 1 to 16 warps."""
+    """Return the warps of a program for `elements`, at 32 per thread: 1 to 16."""
     return min(max(elements // 1024, 1), 16)

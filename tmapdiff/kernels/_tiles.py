@@ -1,4 +1,4 @@
-"""What Triton kernels on tiles of maps, (cells, channels), share."""
+"""Shared helpers of Triton kernels on tiles of maps, (cells, channels)."""
 
 import triton
 import triton.language as tl
@@ -21,7 +21,7 @@ def tile_offsets(
 
 @triton.jit
 def valid_cells(mask, first, cell, last, HAS_MASK: tl.constexpr):
-    # A sample's cells follow each other in the mask, from `first` on.
+    # A sample's cells are contiguous in the mask, starting at `first`.
     valid = cell < last
     if HAS_MASK:
         valid = valid & (tl.load(mask + first + cell, mask=valid, other=0) != 0)
@@ -30,7 +30,7 @@ def valid_cells(mask, first, cell, last, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def valid_tile(mask, first, cell, last, own, HAS_MASK: tl.constexpr):
-    # Valid cells; and of the tile those that are valid, and those that there are.
+    # Valid cells, valid elements of the tile, and existing elements of the tile.
     valid = valid_cells(mask, first, cell, last, HAS_MASK)
     return valid, valid[:, None] & own[None, :], (cell < last)[:, None] & own[None, :]
 
@@ -42,8 +42,8 @@ def load(pointer, offsets, inside):
 
 @triton.jit
 def load_tile(pointer, offsets, inside, within, SKIP: tl.constexpr):
-    # Where channels are neighbours in memory, invalid cells are not read. Where cells are, that
-    # would split each load into single elements.
+    # Skip invalid cells only if channels are contiguous; if cells are, that would split each load
+    # into single elements.
     if SKIP:
         return load(pointer, offsets, inside)
     return tl.where(inside, load(pointer, offsets, within), 0.0)

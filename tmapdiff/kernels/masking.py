@@ -1,4 +1,4 @@
-"""What operations on maps with invalid cells share: checks, zeros, statistics without them."""
+"""Shared helpers for maps with invalid cells: checks, filling with zeros, masked statistics."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ def check_styles(
     num_groups: int | None,
     eps: float,
 ) -> dict[str, int]:
-    """Check what `stylize` takes, as it says; return the sizes by name."""
+    """Check the inputs of `stylize`, and return the sizes by name."""
     check_map_features(who, x, mask, "C")
     sizes = {"B": x.shape[0], "C": x.shape[1]}
     check_shape(who, "scale", scale, "B C", sizes)
@@ -50,14 +50,14 @@ def check_styles(
 
 
 def of_all_samples(mask: Tensor | None) -> Tensor | None:
-    """Drop the batch of a mask of one sample: one mask for all samples is the quicker to apply."""
+    """Drop a batch axis of size 1 from a mask: a shared mask is faster to apply."""
     return mask[0] if mask is not None and mask.dim() == 3 and mask.shape[0] == 1 else mask
 
 
 def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set invalid cells to 0, in the gradient too, whatever they hold (a product keeps NaN).
+    """Set invalid cells to 0, also in the gradient; unlike a product, this removes NaN.
 
-    The memory order stays: `torch.where` keeps that of maps with channels outermost, a copy any.
+    Keeps the memory order.
 
     Shape:
         - x: (B, C, N_k, A)
@@ -79,20 +79,20 @@ class _Filled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(mask)
-        # clone, as elementwise operations: contiguous() would change the order of memory.
+        # Not contiguous(), which would change the memory order.
         return fill_invalid_(x.clone(), mask)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Linear in the gradient: it is the same operation, however often it is differentiated.
+        # Linear, so every derivative is the same operation.
         return fill_invalid(gradient, ctx.saved_tensors[0]), None
 
 
 def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set invalid cells to 0 in place, for code with gradients of its own; returns `x`.
+    """Set invalid cells to 0 in place, for code with its own gradients, and return `x`.
 
-    One mask for all samples has few invalid cells: they are looked up, and nothing else is touched.
-    On other devices than the CPU, looking up would make the host wait.
+    A shared mask only has few invalid cells, which are indexed. For CPU tensors, as indexing would
+    synchronize with other devices.
     """
     mask = of_all_samples(mask)
     if mask is None:
@@ -101,7 +101,7 @@ def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
         return x.masked_fill_(~mask.unsqueeze(-3), 0)
     order = memory_order(x)
     invalid = dict(zip((2, 3), cells_of(mask).invalid, strict=True))
-    # Indexed in the order of memory: otherwise as slow as a pass over all cells.
+    # Indexing out of memory order would be as slow as a pass over all cells.
     x.permute(order)[tuple(invalid.get(dim, slice(None)) for dim in order)] = 0
     return x
 
@@ -110,10 +110,10 @@ class CellLists(NamedTuple):
     """Cells of a mask, on the CPU.
 
     Attributes:
-        valid: Places of the valid cells in the flattened mask, (valid,).
-        invalid: The invalid cells, as the tensors that index the mask's two dimensions.
-        sources: Of each cell of the flattened mask: its place in `valid`; one more than the last
-            for invalid cells.
+        valid: Positions of the valid cells in the flattened mask, (valid,).
+        invalid: The invalid cells, as index tensors for the mask's two dimensions.
+        sources: For each cell of the flattened mask, its position in `valid`, or `len(valid)` if it
+            is invalid.
     """
 
     valid: Tensor
@@ -122,7 +122,7 @@ class CellLists(NamedTuple):
 
 
 def cells_of(mask: Tensor) -> CellLists:
-    """List the cells of a mask on the CPU, (N_k, A) or its transpose; equal ones only once."""
+    """List the cells of a CPU mask, (N_k, A) or its transpose; cached by value."""
     return _listed(mask.numpy().tobytes(), tuple(mask.shape))
 
 
@@ -136,20 +136,20 @@ def _listed(values: bytes, shape: tuple[int, int]) -> CellLists:
 
 
 def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
-    """Return one over the standard deviation; NaN of a variance that overflowed, which gives 0."""
+    """Return 1 / standard deviation; NaN, not 0, if the variance overflowed."""
     return (variance + eps).rsqrt() + 0 * variance
 
 
 def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: float = 1e-5) -> Tensor:
-    """Normalise each group of channels by the mean and variance of its valid cells.
+    """Normalize each group of channels by the mean and variance of its valid cells.
 
-    Statistics are computed in float32 at least; where the variance exceeds that, from values of
-    about 1e19, the result is NaN. A sample without valid cells gives zeros.
+    Statistics are computed in float32 or wider. The result is NaN if the variance overflows, from
+    values of about 1e19, and 0 for samples without valid cells.
 
     Args:
         x: Map features.
-        mask: Which cells are valid. All, if None.
-        num_groups: Groups of channels; divides the channels.
+        mask: Which cells are valid. Defaults to all.
+        num_groups: Groups of channels; must divide the channels.
         eps: Added to the variance.
 
     Shape:
@@ -167,8 +167,8 @@ def masked_group_norm(x: Tensor, mask: Tensor | None, num_groups: int, eps: floa
     per_group = "b g c n a -> b g 1 1 1"
     count = (valid.sum((-2, -1), keepdim=True) * groups.shape[2]).clamp(min=1)
     mean = reduce(groups, per_group, "sum") / count
-    centred = torch.where(valid, groups - mean, 0)
-    variance = reduce(centred.square(), per_group, "sum") / count
-    # Filled again: a NaN gradient in an invalid cell must not reach the statistics.
-    normalized = torch.where(valid, centred * inverse_deviation(variance, eps), 0)
+    centered = torch.where(valid, groups - mean, 0)
+    variance = reduce(centered.square(), per_group, "sum") / count
+    # Fill again, so that NaN gradients of invalid cells do not reach the statistics.
+    normalized = torch.where(valid, centered * inverse_deviation(variance, eps), 0)
     return rearrange(normalized, "b g c n a -> b (g c) n a").to(x.dtype)

@@ -1,4 +1,4 @@
-"""The order in which map features lie in memory, and new maps in the same order."""
+"""Memory order of map features, and creating maps in the same order."""
 
 import torch
 from torch import Tensor
@@ -7,23 +7,23 @@ from tmapdiff.kernels._alignment import aligned_channels
 
 
 def memory_order(x: Tensor) -> list[int]:
-    """Name the dimensions of map features, (B, C, N_k, A), outermost in memory first."""
+    """Return the dimensions of map features, (B, C, N_k, A), outermost in memory first."""
     strides = x.stride()
-    # Dimensions of one entry have any stride: they are no reason to call channels the innermost.
+    # Ignore dimensions of size 1, whose strides are arbitrary.
     inner = x.shape[1] > 1 and all(strides[1] < strides[d] for d in (0, 2, 3) if x.shape[d] > 1)
     order = sorted((0, 1, 2, 3), key=lambda dim: -strides[dim])
     return [dim for dim in order if dim != 1] + [1] if inner else [0, 1, 2, 3]
 
 
 def inverse_order(order: list[int]) -> list[int]:
-    """Give the order that brings dimensions back which were permuted to `order`."""
+    """Return the inverse permutation of `order`."""
     return [order.index(dim) for dim in range(len(order))]
 
 
 def empty_like_maps(x: Tensor, channels: int | None = None) -> Tensor:
-    """Make room for maps in the memory order of `x`, (B, C, N_k, A), with C or other `channels`.
+    """Allocate maps in the memory order of `x`, (B, C, N_k, A), with C or `channels` channels.
 
-    Where room for more channels aligns those of `x`, new maps of as many channels have it, too.
+    If `x` has padded, aligned channels, so does a result with C channels.
     """
     shape = [x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:]]
     own = shape[1]

@@ -1,4 +1,4 @@
-"""Against the scheduler, and the kernel against the reference."""
+"""The reference against the scheduler, and the kernel against the reference."""
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def test_refuses_schedules(
         ddim_coefficients(alphas, signal_scale=signal_scale)
 
 
-# The kernel, in triton's interpreter where there is no GPU
+# The kernel, in triton's interpreter without a GPU
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The definition, against the words of the papers; `gate_features` itself, whatever computes it."""
+"""The definition against the papers, and `gate_features` with any backend."""
 
 import math
 
@@ -54,14 +54,14 @@ def test_refuses() -> None:
         (
             {"convolved": draw(2, 6, ROWS, COLUMNS)},
             ShapeError,
-            "4 channels and a gate of 1 or 4, got 6 in all.",
+            "4 channels and a gate of 1 or 4, got 6 channels.",
         ),
         ({"mask": triangle(ROWS, 2)}, ShapeError, "mask of shape (N_k, A) with N_k = 5"),
         ({"mask": triangle(ROWS, COLUMNS).float()}, ShapeError, "a mask of dtype bool"),
     ):
         with refuses(kind, f"gate_features: expected {text}"):
             gate_features(**{**maps, "channels": 4, **changes})
-    with refuses(ConfigError, "kernels.gate: expected inputs that backend 'triton' can run"):
+    with refuses(ConfigError, "kernels.gate: expected inputs that backend 'triton' supports"):
         gate_features(maps["convolved"].double(), channels=4, backend="triton")
 
 

@@ -17,7 +17,7 @@ def sizes(batch: int, device: str = "cuda", kernel_size: int = 17) -> ConvSizes:
 
 def test_operations_are_those_of_the_definition() -> None:
     small = ConvSizes(2, 3, 5, 7, 4, 3, torch.float32, "cpu")
-    # For each sample, cell, output channel, input channel and tap: a product and a sum.
+    # One product and one sum per sample, cell, output channel, input channel and tap.
     assert direct_operations(small) == 2 * 2 * (7 * 4) * 5 * 3 * 9
 
 

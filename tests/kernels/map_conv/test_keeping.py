@@ -1,4 +1,4 @@
-"""Spectra that the gradient keeps, against spectra that it makes again."""
+"""Gradients with saved spectra, against gradients with recomputed spectra."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_keeps_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keeps()
     with torch.no_grad():
         assert map_conv(*made().values(), backend="spectral").grad_fn is None
-    # Spectra of at least so many numbers as the maps of 2 x 3 x 10 x 6.
+    # At least as many numbers as the maps of 2 x 3 x 10 x 6.
     monkeypatch.setattr(package, "_MOST_KEPT", 3 * 2 * 3 * 10 * 6 // 2)
     assert not keeps()
 

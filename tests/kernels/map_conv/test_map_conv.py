@@ -190,11 +190,11 @@ def test_plans_compute_the_same(backend, dtype, batch, rows, columns, size, alig
 @pytest.mark.interpreter
 def test_the_fused_product_is_the_plain_one_in_all_blocks() -> None:
     triton = pytest.importorskip("tmapdiff.kernels.map_conv.triton")
-    # More rows, channels and output channels than a block has, and none a multiple.
+    # More rows, channels and output channels than a block, and no multiples of it.
     transform = MapTransform(3, 2, 3, 2)
     spectra = transform.forward(draw(2, 3, 70, 70).to(DEVICE), rotated=True)
     kernel = draw(transform.num_frequencies, 2, 70, 67, seed=1).to(DEVICE)
-    torch.use_deterministic_algorithms(True)  # fills memory that is not written with NaN
+    torch.use_deterministic_algorithms(True)  # fills unwritten memory with NaN
     try:
         found = triton.multiply_spectra(spectra[:, 1:], kernel)
     finally:
@@ -213,7 +213,7 @@ def test_a_plan_for_any_batch_gives_what_it_should() -> None:
 def test_fused_needs_its_dtype() -> None:
     pytest.importorskip("triton")
     _, weight, _ = inputs()
-    with refuses(ConfigError, "kernels.map_conv: expected inputs that backend 'fused' can run"):
+    with refuses(ConfigError, "kernels.map_conv: expected inputs that backend 'fused' supports"):
         plan_map_conv(weight, (2, 3, 9, 4), F64, backend="fused")
 
 

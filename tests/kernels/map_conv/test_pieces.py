@@ -38,7 +38,7 @@ def test_joined_pieces_are_the_map(batch, rows, columns, piece, reach, at_once):
     assert len(given) == -(-count // at_once)
     assert sum(len(one) for one in given) == batch * count
     assert all(one.shape[1:] == (2, piece + 2 * reach, columns) for one in given)
-    # The starts around a piece are its neighbours', and zeros beyond the map.
+    # A piece is surrounded by its neighbors' starts, and by zeros beyond the map.
     padded = F.pad(x, (0, 0, reach, reach + piece * count - rows))
     for place, one in enumerate(torch.cat(given).unflatten(0, (count, batch)) if batch else ()):
         assert torch.equal(one, padded[:, :, place * piece : (place + 1) * piece + 2 * reach])

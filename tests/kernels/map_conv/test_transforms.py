@@ -97,7 +97,7 @@ def test_the_scale_is_that_of_constant_maps() -> None:
 
 
 def test_tables_stay_where_they_are() -> None:
-    """CUDA graphs go on reading them, however many other maps come between."""
+    """CUDA graphs keep reading them, however many other maps come in between."""
 
     def tables(columns: int) -> int:
         found = _forward_tables(MapTransform(2, columns, 3, 2), False, F64, torch.device("cpu"))

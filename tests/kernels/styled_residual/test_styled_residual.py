@@ -1,4 +1,4 @@
-"""The styled residual in pieces against its definition, and against the layer it is part of."""
+"""The styled residual in pieces, against its definition and against its layer."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_is_the_block_in_its_residual(fields: dict[str, object], masked: str) ->
         wanted = [x, *block.mlp.parameters(), *block.project.parameters()]
         upper = draw(*result.shape, seed=11)
         gradients = torch.autograd.grad(result, wanted, upper, retain_graph=True)
-        # Cells that are invalid pass the gradient on only where nothing sets them to 0.
+        # Invalid cells pass gradients only if nothing sets them to 0.
         results += [result, gradients[0] * (1 if given is None else mask), *gradients[1:]]
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
@@ -83,5 +83,5 @@ def test_refuses_what_it_cannot_do() -> None:
         with refuses(error, text):
             add_styled(**{**given, "num_groups": 2, **changes})  # type: ignore[arg-type]
     batched = MASK.expand(BATCH, -1, -1)
-    with refuses(ConfigError, "can run, got others: each sample has a mask of its own."):
+    with refuses(ConfigError, "supports, got others: each sample has its own mask."):
         add_styled(**given, mask=batched, num_groups=2, backend="eager")

@@ -1,4 +1,4 @@
-"""The definition, against other definitions; `stylize` itself, whatever computes it."""
+"""The definition against other definitions, and `stylize` with any backend."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_refuses_backends_that_cannot_run() -> None:
     x, style = draw(2, 6, 5, 3, dtype=torch.float64), draw(2, 6)
     with refuses(ConfigError, "kernels.stylization: expected backend to be one of", "'cuda'"):
         stylize(x, style, style, num_groups=3, backend="cuda")
-    with refuses(ConfigError, "inputs that backend 'triton' can run"):
+    with refuses(ConfigError, "inputs that backend 'triton' supports"):
         stylize(x, style, style, num_groups=3, backend="triton")
 
 

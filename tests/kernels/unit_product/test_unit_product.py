@@ -1,4 +1,4 @@
-"""The unit product itself, whatever computes it."""
+"""The unit product with any backend."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tmapdiff.kernels.unit_product import unit_product
 
 def made() -> dict[str, Tensor]:
     maps = draw(2, 6, 7, 5, dtype=torch.float64)
-    maps[0, :, 0, 0] = 0  # a cell without direction
+    maps[0, :, 0, 0] = 0  # a zero vector
     return {"maps": maps, "vector": draw(2, 6, seed=1, dtype=torch.float64)}
 
 

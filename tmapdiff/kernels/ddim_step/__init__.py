@@ -1,4 +1,4 @@
-"""A DDIM step: everything that happens to packed maps between two passes of the decoder."""
+"""A DDIM step: all computation on packed maps between two passes of the decoder."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -21,7 +21,7 @@ class DDIMStep(NamedTuple):
     Shape:
         - noisy: (B, cells), the less noisy maps
         - clean: (B, cells), the predicted clean maps, as a signal
-        - scaled: (B, cells), `noisy` scaled for the decoder, in the dtype of its scores
+        - scaled: (B, cells), `noisy` scaled for the decoder, in the dtype of the scores
     """
 
     noisy: Tensor
@@ -32,18 +32,18 @@ class DDIMStep(NamedTuple):
 def ddim_coefficients(
     alphas: Tensor | Sequence[float], *, signal_scale: float, normalize_input: bool = True
 ) -> Tensor:
-    """Compute the numbers of every step of a run, in float64 on the CPU: `ddim_step` takes one row.
+    """Compute the coefficients of all steps, in float64 on the CPU; `ddim_step` takes one row.
 
     Args:
-        alphas: Cumulative alphas that the steps start from, from noise to clean; each arrives at
-            the next, and the last at clean maps.
+        alphas: Cumulative alphas at which the steps start, from noise to clean. Each step ends at
+            the next, the last at clean maps.
         signal_scale: Largest absolute value of the signal.
-        normalize_input: Whether the decoder's input is brought to about unit variance.
+        normalize_input: Whether to scale the decoder's input to about unit variance.
 
     Shape:
         - alphas: (steps,)
-        - returns: (steps, 4): weights of the clean and of the noisy maps in the sum that a step
-          arrives at, scale of the decoder's input there, `signal_scale`
+        - returns: (steps, 4): weights of clean and of noisy maps in the result of a step, scale of
+          the decoder's next input, `signal_scale`
 
     Raises:
         ShapeError: If `alphas` is not (steps,).
@@ -79,17 +79,17 @@ def ddim_step(
 ) -> DDIMStep:
     """Take one DDIM step without fresh noise, from the decoder's scores to its next input.
 
-    `MapScheduler.step` at `eta` = 0 and what comes before and after it: the activation of the
-    scores, their signal, clipping, the step, and `MapScheduler.scale_model_input` of the maps it
-    arrives at. Computed in float32 at least. No value is read from the device.
+    Fuses the activation of the scores, `MapScheduler.to_signal`, clipping, `MapScheduler.step` at
+    `eta` = 0, and `MapScheduler.scale_model_input` of the result. Computes in float32 or wider.
+    Never synchronizes with the device.
 
     Args:
         scores: Predictions of the decoder.
-        noisy: The maps that it predicted them from, before scaling.
+        noisy: Current noisy maps, before scaling.
         coefficients: A row of `ddim_coefficients`, as numbers or as a tensor on the device.
         activation: Turns scores into IoU.
         clip: Whether to clip the clean maps to the range of the signal.
-        backend: `triton` or `reference`; by default the best for the device.
+        backend: `triton` or `reference`. Defaults to the best for the device.
 
     Shape:
         - scores, noisy: (B, cells)

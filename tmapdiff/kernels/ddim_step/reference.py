@@ -1,4 +1,4 @@
-"""The definition: what lies between two passes of the decoder."""
+"""The definition of a DDIM step."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def ddim_step(
     sigmoid: bool,
     clip: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the less noisy maps, the clean ones, and the decoder's next input."""
+    """Compute the less noisy maps, the clean maps, and the decoder's next input."""
     clean_weight, noisy_weight, input_scale, signal_scale = coefficients
     iou = scores.to(torch.promote_types(noisy.dtype, torch.float32))
     if sigmoid:

@@ -1,4 +1,4 @@
-"""Step of DDIM in Triton: two reads, three writes, one launch."""
+"""A DDIM step in Triton: two reads, three writes, one launch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tmapdiff.kernels._launch import ceil_div
 
-# Few, as maps are small: 512 of a program of 128 threads are 16 bytes a thread in float32.
+# Few elements, as maps are small: with 128 threads, 16 bytes per thread in float32.
 _ELEMENTS, _WARPS = 512, 4
 
 
@@ -33,7 +33,7 @@ def _step(
         iou = tl.sigmoid(iou)
     signal = (2.0 * iou - 1.0) * signal_scale
     if CLIP:
-        # Not minimum and maximum, which would make numbers of NaN.
+        # Not minimum and maximum, which would drop NaN.
         signal = tl.where(signal > signal_scale, signal_scale, signal)
         signal = tl.where(signal < -signal_scale, -signal_scale, signal)
     before = tl.load(noisy + place, mask=inside, other=0.0).to(tl.float32)
@@ -46,7 +46,7 @@ def _step(
 @torch.library.custom_op(
     "tmapdiff::ddim_step",
     mutates_args=(),
-    # Written out, as torch before 2.7 knows the Sequence of `typing` only.
+    # Explicit, as torch before 2.7 only infers `typing.Sequence`.
     schema="(Tensor scores, Tensor noisy, Tensor? coefficients, float[] numbers, bool sigmoid, "
     "bool clip) -> (Tensor, Tensor, Tensor)",
 )

@@ -1,4 +1,4 @@
-"""Gate: what follows the convolution in a gated convolution."""
+"""The gate of a gated convolution."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton
 from tmapdiff.kernels.gate import eager, reference
 from tmapdiff.kernels.masking import check_map_features
 
-# Below so many values, the overhead of `eager` costs more than it saves (README.md).
+# Below this many values, the overhead of `eager` exceeds its savings (README.md).
 _FEW, _FEW_WITH_GRADIENT = 2**17, 2**16
 
 
@@ -22,16 +22,16 @@ def gate_features(
     bias: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Rectify features and let their gate through: `relu(features) * sigmoid(gate)`.
+    """Apply a gate to features: `relu(features) * sigmoid(gate)`.
 
-    Computed in float32 at least, and rounded once. The result has the memory order of `convolved`.
+    Computes in float32 or wider, and rounds once. The result has the memory order of `convolved`.
 
     Args:
         convolved: Features, then their gate: one channel for all, or one for each.
-        mask: Which cells are valid. All, if None.
+        mask: Which cells are valid. Defaults to all.
         channels: Channels of the features.
         bias: Added to each channel of `convolved` first.
-        backend: `triton`, `eager` or `reference`; by default the best for the device.
+        backend: `triton`, `eager` or `reference`. Defaults to the best for the device.
 
     Shape:
         - convolved: (B, channels + 1, N_k, A) or (B, 2 * channels, N_k, A)
@@ -52,7 +52,7 @@ def gate_features(
     given = convolved.shape[1]
     if given not in (channels + 1, 2 * channels):
         expected = f"{channels} channels and a gate of 1 or {channels}"
-        raise ShapeError(message(who, expected, f"{given} in all"))
+        raise ShapeError(message(who, expected, f"{given} channels"))
     if bias is not None:
         check_shape(who, "bias", bias, f"{given}")
 

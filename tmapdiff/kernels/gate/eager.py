@@ -1,4 +1,4 @@
-"""The gate by torch's operations in few passes over memory, with a gradient of its own."""
+"""The gate in torch operations with few passes over memory, and its own gradient."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from tmapdiff.kernels.gate import reference
 from tmapdiff.kernels.masking import fill_invalid_
 from tmapdiff.kernels.memory_order import empty_like_maps, memory_order
 
-# Values of maps in a piece: some four such tensors fit into a core's second cache.
+# Values per piece: about four such tensors fit a core's L2 cache.
 _PIECE = 2**17
 
 
@@ -50,7 +50,7 @@ class _Gate(torch.autograd.Function):
             of_wide[:, : ctx.channels],
             of_wide[:, ctx.channels :],
         ):
-            # What came through, times 1 - s, is the features times s * (1 - s).
+            # gated * (1 - s) = features * s * (1 - s), with s = through.
             weighted = gated * above
             if through.shape[1] == 1:
                 weighted = weighted.sum(dim=1, keepdim=True)
@@ -60,7 +60,7 @@ class _Gate(torch.autograd.Function):
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut maps into pieces that stay in the cache, along the outermost dimension of the first."""
+    """Split maps into pieces that fit the cache, along the outermost dimension of the first."""
     outermost = memory_order(maps[0])[0]
     parts = -(-maps[0].numel() // _PIECE)
     step = max(-(-maps[0].shape[outermost] // max(parts, 1)), 1)

@@ -1,4 +1,4 @@
-"""The definition: rectified features, times the sigmoid of their gate."""
+"""The definition of the gate."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from tmapdiff.kernels.masking import fill_invalid
 def gate_features(
     convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
 ) -> Tensor:
-    """Compute `relu(features) * sigmoid(gate)` in float32 at least; see the operation."""
+    """Compute `relu(features) * sigmoid(gate)` in float32 or wider; see the operation."""
     wide = convolved.to(torch.promote_types(convolved.dtype, torch.float32))
     if bias is not None:
         wide = wide + bias.to(wide.dtype)[:, None, None]
-    # Filled first: an invalid cell may hold NaN. The product of zeros is 0.
+    # Fill first, as invalid cells may hold NaN. The product of zeros is 0.
     wide = fill_invalid(wide, mask)
     return (F.relu(wide[:, :channels]) * wide[:, channels:].sigmoid()).to(convolved.dtype)

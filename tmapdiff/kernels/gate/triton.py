@@ -1,4 +1,4 @@
-"""Gate in Triton: one read and one write, invalid cells never read."""
+"""The gate in Triton: one read and one write; invalid cells are never read."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ from tmapdiff.kernels.memory_order import empty_like_maps
 
 # Elements and channels of a tile.
 _TILE, _CHANNELS = 4096, 64
-# Programs that a backward pass aims at: about eight for each multiprocessor of an H100 or H200.
+# Target number of programs in a backward pass: about eight per multiprocessor of an H100 or H200.
 _PROGRAMS = 1024
 
 
@@ -64,7 +64,7 @@ def _forward(
         gate = load_tile(gates, offsets, inside, within, SKIP)
         if HAS_BIAS:
             gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
-    # Not a maximum, which would make 0 of NaN.
+    # Not a maximum, which would turn NaN into 0.
     result = tl.where(features <= 0.0, 0.0, features) * tl.sigmoid(gate)
     offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
     tl.store(y + sample * y_batch + offsets, tl.where(inside, result, 0.0), mask=within)
@@ -117,7 +117,7 @@ def _backward(
         offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
         upper = load_tile(dy, offsets, inside, within, SKIP)
         dfeatures = tl.where(features <= 0.0, 0.0, upper * open_share)
-        # Of the sigmoid's argument, but for the factor 1 - sigmoid.
+        # Gradient of the sigmoid's argument, without the factor 1 - sigmoid.
         product = dfeatures * features
         offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
         tl.store(dx + offsets, dfeatures, mask=within)
@@ -151,13 +151,13 @@ def _constants(
 
 
 def _tile_of(channels: int, cells: int) -> tuple[int, int]:
-    """Cells and channels of a tile."""
+    """Return the cells and channels of a tile."""
     tile_channels = min(power_of_2(channels), _CHANNELS)
     return min(_TILE // tile_channels, power_of_2(cells)), tile_channels
 
 
 def _backward_tile_of(channels: int, cells: int, batch: int) -> tuple[int, int]:
-    """Cells and channels of a tile, where one program goes through all channels of its cells."""
+    """Return the cells and channels of a tile, for programs that loop over all channels."""
     tile_cells, tile_channels = _tile_of(channels, cells)
     while tile_cells > 16 and batch * ceil_div(cells, tile_cells) < _PROGRAMS:
         tile_cells //= 2
@@ -197,7 +197,7 @@ def _empty_gate(
 def _gate_backward_op(
     dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of `convolved` and of `bias`, the latter empty without one."""
+    """Compute the gradients of `convolved` and of `bias`; the latter is empty without a bias."""
     dy, convolved = within_reach(dy), within_reach(convolved)
     dconvolved, dbias = _empty_gradients(dy, convolved, mask, channels, bias)
     if not convolved.numel():

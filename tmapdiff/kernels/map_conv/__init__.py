@@ -1,4 +1,4 @@
-"""Convolution of maps with large kernels: direct, or as a product of spectra."""
+"""Convolution of maps with large kernels: direct, or spectral (by Fourier transforms)."""
 
 import math
 from collections.abc import Sequence
@@ -31,28 +31,29 @@ from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 __all__ = ["KernelSpectra", "MapConvPlan", "map_conv", "plan_map_conv"]
 
-# Below so many seconds, by arithmetic, direct convolution is not worth replacing.
+# Below this many estimated seconds, direct convolution is not worth replacing.
 _QUICK = {"cpu": 2e-4, "cuda": 1e-5}
-# Direct over spectral seconds, by arithmetic: below the first, direct is surely the faster, above
-# the second, spectral is; the clock decides between, and may be wrong where others use the machine.
+# Ratio of estimated direct to spectral seconds. Below the first, direct is surely faster; above the
+# second, spectral is. In between, both are timed, which may go wrong on a busy machine.
 _DOUBTFUL = {"cpu": (0.5, 1.7)}
 _DOUBTFUL_ELSEWHERE = (0.7, 8.0)
-# Nor is a direct convolution that takes longer, if arithmetic is against it: oneDNN's gradient of
-# large kernels can take minutes.
+# Direct convolutions estimated to be slower than this and than spectral are not timed, as oneDNN's
+# gradient of large kernels can take minutes.
 _LONGEST_TRIAL = 0.2  # seconds
-# Numbers in spectra that a gradient may keep: of small maps, which are quick to convolve.
+# Largest spectra, in numbers, to save for a gradient: those of small maps.
 _MOST_KEPT = 2**23
 
 
 @dataclass(frozen=True)
 class MapConvPlan:
-    """How one convolution of fixed weights is done, over and over.
+    """Plan for repeated convolutions with fixed weights.
 
     Args:
-        backend: `direct`, `spectral`, or `fused`: spectral, with a kernel for the product.
-        transform: Unless direct: its transform.
-        spectrum: Unless direct: the kernel's spectrum, (frequencies, 2, C, D or more).
-        exponent: Of float16, unless direct: of the power of two that the kernel was shrunk by.
+        backend: `direct`, `spectral`, or `fused` (spectral, with a Triton kernel for the product).
+        transform: The transform, unless direct.
+        spectrum: The kernel's spectrum, (frequencies, 2, C, D or more), unless direct.
+        exponent: Only for float16, unless direct: exponent of the power of two that scaled the
+            kernel down.
     """
 
     backend: str
@@ -69,21 +70,22 @@ def map_conv(
     plan: MapConvPlan | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Convolve maps with a kernel of odd size, zeros around the map; cells are all read.
+    """Convolve maps with a kernel of odd size and zero padding; invalid cells are read, too.
 
-    The spectral way needs far fewer operations for large kernels: 70 times fewer for 17x17 on maps
-    of 64x16. Both are differentiable, any number of times, and equal up to rounding. Time and
-    memory of both grow with the starts of a map: for the spectral way, long maps are cut into
-    pieces. Under `torch.func` and forward-mode differentiation, the direct way is taken.
+    The spectral backend needs far fewer operations for large kernels: 70 times fewer for 17x17 on
+    maps of 64x16. Both are differentiable any number of times, and equal up to rounding. Time and
+    memory are linear in the starts of a map, as the spectral backend cuts long maps into pieces.
+    `torch.func` and forward-mode differentiation use the direct backend.
 
     Args:
-        x: Maps. Any strides; results of the spectral way have durations outermost and channels
-            innermost in memory, which the next layers keep and the next convolution reads best.
+        x: Maps of any strides. Spectral results have durations outermost and channels innermost in
+            memory, which suits the next layers and the next convolution.
         weight: Kernel.
         bias: Added to all cells.
-        plan: How to do it, from `plan_map_conv`. Unless it is direct, the weight is then not looked
-            at. Where derivatives are to be computed, there is no plan, whatever is given.
-        backend: `direct` or `spectral`; by TMAPDIFF_BACKEND, arithmetic and the clock, if None.
+        plan: From `plan_map_conv`. The weight is then ignored, unless the plan is direct. Ignored
+            when derivatives are computed.
+        backend: `direct` or `spectral`. Defaults to TMAPDIFF_BACKEND, then an estimate, then
+            timing.
 
     Shape:
         - x: (B, C, N_k, A)
@@ -148,7 +150,7 @@ def map_conv(
 
 
 def _may_keep_spectra(sizes: ConvSizes, transform: MapTransform) -> bool:
-    """Whether the gradient may keep spectra, which takes memory but saves making them again."""
+    """Whether to save spectra for the gradient, which takes memory but avoids recomputing them."""
     if sizes.device != "cpu" or sizes.dtype == torch.float16 or torch.compiler.is_compiling():
         return False
     maps = 3 * transform.num_tiles * sizes.batch * sizes.in_channels
@@ -164,13 +166,13 @@ def plan_map_conv(
     spectra: KernelSpectra | None = None,
     backend: str | None = None,
 ) -> MapConvPlan:
-    """Plan a convolution whose weights stay: the kernel's spectrum is made once, not in each call.
+    """Plan convolutions with unchanging weights, to compute the kernel's spectrum only once.
 
     Args:
         weight: Kernel.
         shape: Shape of the maps.
-        dtype: Of the maps.
-        spectra: Where the spectrum is kept from one plan to the next.
+        dtype: Dtype of the maps.
+        spectra: Cache of the spectrum between plans.
         backend: As for `map_conv`, or `fused`: spectral, with a Triton kernel for the product.
 
     Shape:
@@ -180,7 +182,7 @@ def plan_map_conv(
         ConfigError: If there is no such backend, or it cannot run here.
     """
     if is_transformed(weight):
-        return MapConvPlan("direct")  # its values are known within the transform only
+        return MapConvPlan("direct")  # values are not accessible within the transform
     dtype = _computed_in(dtype, weight.device)
     sizes = _sizes(shape, weight, dtype)
     at_once = pieces.at_once(sizes, planned=True)
@@ -250,7 +252,7 @@ def _candidates(sizes: ConvSizes, spectral: float) -> list[str]:
     low, high = _DOUBTFUL.get(sizes.device, _DOUBTFUL_ELSEWHERE)
     if direct < _QUICK.get(sizes.device, math.inf) or direct < low * spectral:
         return ["direct"]
-    # On a GPU a direct convolution too many is soon over, and the arithmetic is rougher.
+    # On a GPU, timing direct convolutions is cheap, and the estimate is rougher.
     slow = direct > high * spectral or direct > max(spectral, _LONGEST_TRIAL)
     if sizes.device == "cpu" and slow:
         return ["spectral"]
@@ -277,14 +279,14 @@ def _key(sizes: ConvSizes, purpose: str) -> str:
 
 
 def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Name the dtype that autocast asks for, else the tensors' own."""
+    """Return autocast's dtype, or the tensors' own without autocast."""
     kind = device.type
     if dtype != torch.float64 and _has_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return dtype
 
 
-# Not every release of torch compiles the question.
+# Some releases of torch cannot compile this.
 @torch.compiler.assume_constant_result
 def _has_autocast(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind)

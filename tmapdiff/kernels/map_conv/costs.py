@@ -1,7 +1,7 @@
-"""What a map convolution costs, by arithmetic: which way may be fastest, and how long tiles are.
+"""Cost estimates of map convolutions, to choose backends and tile lengths.
 
-Seconds on a machine of round numbers: the larger of operations and bytes, each at full speed. It
-tells ways apart that differ by much; what lies closer is left to the clock.
+Estimates are seconds on an idealized machine: the longer of computing and moving memory, each at
+full speed. They settle clear cases; close ones are timed.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ import torch
 from tmapdiff.kernels._launch import uses_tf32
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
-# Of the speed of matrix products, what direct convolutions reach.
+# Speed of direct convolutions, as a share of that of matrix products.
 _DIRECT_SPEED = {"cpu": 0.6}
 
 
 @dataclass(frozen=True)
 class ConvSizes:
-    """Sizes of a map convolution: `in_channels` are C, `out_channels` D.
+    """Sizes of a map convolution: C is `in_channels`, D is `out_channels`.
 
-    `rows` and `columns` are the starts and durations of each of a `batch` of maps, `kernel_size`
-    the cells that the kernel spans. The `device` is a kind, such as `cpu`; `dtype` is that of both.
+    `rows` and `columns` are the starts and durations of each map in a `batch`. `device` is a device
+    type, such as `cpu`.
     """
 
     batch: int
@@ -39,8 +39,8 @@ class ConvSizes:
         return self.dtype.itemsize
 
     @property
-    def operations_a_second(self) -> float:
-        """Floating-point operations a second, in matrix products."""
+    def operations_per_second(self) -> float:
+        """Floating-point operations per second in matrix products."""
         if self.device == "cpu":
             return 2.5e11
         if self.item_bytes == 2:
@@ -48,24 +48,24 @@ class ConvSizes:
         return 3e14 if uses_tf32() else 5e13
 
     @property
-    def bytes_a_second(self) -> float:
-        """Bytes a second to and from memory."""
+    def bytes_per_second(self) -> float:
+        """Bytes per second to and from memory."""
         return 1e10 if self.device == "cpu" else 2.6e12
 
     def seconds(self, operations: float, numbers: float) -> float:
-        """Time of a step with so many operations, which moves so many numbers."""
+        """Estimate the time of a step that computes `operations` and moves `numbers`."""
         moved = numbers * self.item_bytes
-        return max(operations / self.operations_a_second, moved / self.bytes_a_second)
+        return max(operations / self.operations_per_second, moved / self.bytes_per_second)
 
 
 def direct_operations(sizes: ConvSizes) -> float:
-    """Operations of the convolution as it is defined, padding included."""
+    """Count the operations of the direct convolution, padding included."""
     cells, taps = sizes.rows * sizes.columns, sizes.kernel_size**2
     return 2.0 * sizes.batch * cells * taps * sizes.in_channels * sizes.out_channels
 
 
 def direct_seconds(sizes: ConvSizes) -> float:
-    """Time of the direct convolution."""
+    """Estimate the time of the direct convolution."""
     taps, channels = sizes.kernel_size**2, sizes.in_channels + sizes.out_channels
     maps = sizes.batch * sizes.rows * sizes.columns * channels
     weight = taps * sizes.in_channels * sizes.out_channels
@@ -74,7 +74,7 @@ def direct_seconds(sizes: ConvSizes) -> float:
 
 
 def spectral_seconds(sizes: ConvSizes, transform: MapTransform, *, with_kernel: bool) -> float:
-    """Time of the spectral convolution; `with_kernel`, the kernel's spectrum is made, too."""
+    """Estimate the time of the spectral convolution, including the kernel's if `with_kernel`."""
     kernels = sizes.in_channels * sizes.out_channels
     rows = sizes.batch * transform.num_tiles
     frequencies = transform.num_frequencies
@@ -107,7 +107,7 @@ def _transform_seconds(
 
 
 def best_transform(sizes: ConvSizes, *, with_kernel: bool) -> MapTransform:
-    """Find the transform whose tiles cost least; arguments as for `spectral_seconds`."""
+    """Return the transform with the cheapest tiles; arguments are as for `spectral_seconds`."""
     if torch.compiler.is_compiling():
         return _best_transform(sizes, with_kernel)
     in_tf32 = uses_tf32()
@@ -116,12 +116,12 @@ def best_transform(sizes: ConvSizes, *, with_kernel: bool) -> MapTransform:
 
 @lru_cache(maxsize=256)
 def _known_best_transform(sizes: ConvSizes, with_kernel: bool, in_tf32: bool) -> MapTransform:
-    # TF32 is a setting of torch's that `sizes` look at: it belongs to what the result depends on.
+    # `sizes` reads torch's TF32 setting, so it must be part of the cache key.
     return _best_transform(sizes, with_kernel)
 
 
 def _best_transform(sizes: ConvSizes, with_kernel: bool) -> MapTransform:
-    # As plainly as can be: the compilers of older torch know no generators and no `min(key=...)`.
+    # A plain loop, as older torch cannot compile generators and `min(key=...)`.
     parts, tile = 1, sizes.rows
     best = MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile)
     least = spectral_seconds(sizes, best, with_kernel=with_kernel)

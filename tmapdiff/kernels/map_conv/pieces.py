@@ -1,9 +1,9 @@
-"""Long maps, cut into pieces that are convolved like a batch.
+"""Cutting long maps into pieces that are convolved as a batch.
 
-A transform is a dense matrix over all starts that it reads: of one map of N starts it grows with
-N^2, of pieces of one length with N. Each piece takes along the starts around it that its cells
-read; what is computed of those is dropped. On a CPU, some pieces at a time are convolved: spectra
-of all would be far larger than the map, and memory that is fresh costs more than arithmetic.
+A transform is a dense matrix over the starts that it reads, so its cost is quadratic in the starts
+of a map, but linear with pieces of fixed length. Each piece includes the surrounding starts that
+its cells depend on, whose results are dropped. A CPU convolves a few pieces at a time: the spectra
+of all would be far larger than the map, and fresh memory costs more than arithmetic.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,20 @@ from torch import Tensor
 from tmapdiff.kernels.map_conv.costs import ConvSizes
 
 LONGEST = 256  # starts of the longest map that is transformed whole
-PIECE = 128  # starts of a piece
-_AT_ONCE = {"cpu": 2**21}  # numbers in the pieces that are convolved at once; all, elsewhere
+PIECE = 128  # starts per piece
+_AT_ONCE = {"cpu": 2**21}  # numbers in the pieces convolved together; other devices: all pieces
 
 
 def count(rows: int) -> int:
-    """Pieces of a map of so many starts."""
+    """Return the number of pieces of a map with `rows` starts."""
     return -(-rows // PIECE)
 
 
 def at_once(sizes: ConvSizes, *, planned: bool) -> int:
-    """Pieces of each map that are convolved at once; 0 where maps are convolved whole."""
+    """Return how many pieces of each map are convolved together; 0 means whole maps."""
     if sizes.rows <= LONGEST:
         return 0
-    # All, where each call would make the spectrum of the kernel anew.
+    # All, if each call would recompute the kernel's spectrum.
     if not planned or sizes.device not in _AT_ONCE:
         return count(sizes.rows)
     numbers = max(sizes.batch * sizes.in_channels * PIECE * sizes.columns, 1)
@@ -37,7 +37,7 @@ def at_once(sizes: ConvSizes, *, planned: bool) -> int:
 
 
 def cut_sizes(sizes: ConvSizes, at_once: int) -> ConvSizes:
-    """Give the sizes of what `convolve` convolves at once."""
+    """Return the sizes of the convolutions in `convolve`."""
     if not at_once:
         return sizes
     rows = PIECE + 2 * (sizes.kernel_size // 2)
@@ -45,13 +45,13 @@ def cut_sizes(sizes: ConvSizes, at_once: int) -> ConvSizes:
 
 
 def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
-    """Convolve maps, (B, C, N_k, A), piece by piece, by what convolves maps of fewer starts.
+    """Convolve maps, (B, C, N_k, A), piece by piece.
 
     Args:
         x: Maps.
         reach: Cells that the kernel reaches to either side.
-        at_once: Pieces of each map that are convolved at once; 0 for whole maps.
-        conv: Convolves maps, or pieces of PIECE + 2 * reach starts, with zeros around them.
+        at_once: Pieces of each map to convolve together; 0 for whole maps.
+        conv: Convolves maps, or pieces of PIECE + 2 * reach starts, with zero padding.
     """
     if not at_once:
         return conv(x)
@@ -67,16 +67,16 @@ def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tenso
 
 
 def cut(x: Tensor, reach: int, first: int, number: int) -> Tensor:
-    """Cut a `number` of pieces from the `first` on, with the starts around that a kernel reaches.
+    """Cut `number` pieces from `first` on, each with the surrounding starts that a kernel reaches.
 
     Returns (number * B, C, PIECE + 2 * reach, A), durations outermost and channels innermost.
     """
     rows = x.shape[2]
     start, end = first * PIECE - reach, (first + number) * PIECE + reach
-    # In this order of memory, pieces are copied in runs: padded as they come, cell by cell.
+    # Reorder before padding: in this memory order, copies are contiguous.
     inner = rearrange(x[:, :, max(start, 0) : min(end, rows)], "b c n a -> a n b c")
     if start < 0 or end > rows:
-        # Not `F.pad`: torch 2.6 refuses maps of no samples.
+        # Not `F.pad`, as torch 2.6 rejects empty batches.
         around = (max(-start, 0), max(end - rows, 0))
         before, after = (inner.new_zeros(len(inner), n, *inner.shape[2:]) for n in around)
         inner = torch.cat([before, inner, after], dim=1)

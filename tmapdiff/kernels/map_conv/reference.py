@@ -1,4 +1,4 @@
-"""The definition: a convolution that keeps the map's size, zeros around the map."""
+"""The definition of the map convolution: it keeps the map's size, with zero padding."""
 
 import torch.nn.functional as F
 from torch import Tensor

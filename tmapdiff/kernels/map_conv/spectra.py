@@ -1,4 +1,4 @@
-"""Spectra of kernels, kept while the kernel does not change."""
+"""Cache of kernel spectra."""
 
 from typing import Any
 
@@ -9,16 +9,15 @@ from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 
 class KernelSpectra:
-    """Keeps the spectrum of a kernel, and makes a new one when the kernel's values change.
+    """Caches the spectrum of a kernel until the kernel's values change.
 
-    Values are compared with a copy, as version counters miss `weight.data.copy_(...)`, which is how
-    moving averages are put in place. That costs reading the kernel twice, and on a GPU waiting for
-    it; so spectra are asked for once before a loop, not within. One spectrum is kept at a time.
-    Copies and pickles start without. Threads may share it.
+    Values are compared with a copy, as version counters miss `weight.data.copy_(...)`, which moving
+    averages use. This reads the kernel twice and synchronizes with a GPU, so get spectra before a
+    loop, not inside. Holds one spectrum. Copies and pickles start empty. Thread-safe.
     """
 
     def __init__(self) -> None:
-        # One value: a thread never sees the key of one spectrum with another.
+        # A single value, so that threads always see a key with its own spectrum.
         self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
 
     def get(self, weight: Tensor, transform: MapTransform, dtype: torch.dtype) -> Tensor:
@@ -29,13 +28,13 @@ class KernelSpectra:
         if kept is not None and key == kept[0] and torch.equal(weight, kept[1]):
             return kept[2]
         kept = None
-        self.clear()  # first: there may be no room for two
+        self.clear()  # first, as there may be no memory for two
         spectrum = transform.kernel(weight.to(dtype)).contiguous()
         self._kept = key, weight.clone(), spectrum
         return spectrum
 
     def clear(self) -> None:
-        """Forget the spectrum."""
+        """Discard the spectrum."""
         self._kept = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KernelSpectra":

@@ -1,6 +1,6 @@
 """The map convolution as a product at each frequency.
 
-Maps go in with any strides and come out with durations outermost and channels innermost, the order
+Input maps may have any strides. Results have durations outermost and channels innermost, the order
 in which transforms and products read and write; elementwise operations keep it.
 """
 
@@ -16,7 +16,7 @@ from tmapdiff.kernels.map_conv.transforms import MapTransform
 
 
 def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
-    """Multiply the spectra of maps, rotated, with that of a kernel, at each frequency."""
+    """Multiply rotated spectra of maps with that of a kernel, at each frequency."""
     frequencies, _, tiles, batch, channels = spectra.shape
     shape = (frequencies, 2 * tiles * batch, channels)
     times_i, plain = spectra[:, :2].reshape(shape), spectra[:, 1:].reshape(shape)
@@ -34,21 +34,20 @@ def convolve_with_spectrum(
     exponent: Tensor | None = None,
     fused: bool = False,
 ) -> Tensor:
-    """Convolve maps with a kernel whose spectrum is known.
+    """Convolve maps with a kernel of known spectrum.
 
     Args:
         x: Maps.
-        kernel: The kernel's spectrum, of `aligned_channels` output channels.
+        kernel: The kernel's spectrum, with `aligned_channels` output channels.
         bias: Added to all cells.
-        transform: The transform that it was made with.
+        transform: The kernel's transform.
         channels: Output channels, D.
-        exponent: In float16: of the power of two that the kernel was shrunk by.
-        fused: Whether the Triton kernel multiplies the spectra.
-
+        exponent: Only for float16: exponent of the power of two that scaled the kernel down.
+        fused: Whether to multiply spectra with the Triton kernel.
     """
     of_maps = None
     if exponent is not None:
-        # Maps each by themselves: a sample's result does not depend on the others.
+        # Scale each map separately, so that samples do not affect each other.
         x, of_maps = shrunk(x, (1, 2, 3), 0)
     spectra = transform.forward(_durations_first(x), rotated=not fused)
     if fused:
@@ -65,17 +64,17 @@ def convolve_with_spectrum(
 
 def _maps_of(product: Tensor, bias: Tensor | None, transform: MapTransform) -> Tensor:
     if bias is not None:
-        # Constant maps have one frequency.
+        # A constant map only has frequency 0.
         product[0, 0, ..., : len(bias)] += bias / transform.scale
     return _batch_first(transform.inverse(product))
 
 
 @torch.library.custom_op("tmapdiff::map_conv_spectral", mutates_args=())
 def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
-    """Convolve maps as `reference.map_conv` does, in tiles of so many starts.
+    """Convolve maps as `reference.map_conv` does, in tiles of `tile` starts.
 
-    Keeps no spectra for the gradient: they are larger than what they are made of. Where that does
-    not matter, `spectral_map_conv_keeping` is quicker.
+    Does not save spectra for the gradient, as they are larger than maps and kernel. If memory does
+    not matter, `spectral_map_conv_keeping` is faster.
     """
     transform = _transform(x, weight, tile)
     kernel, exponent = shrunk_kernel(weight, transform, x.dtype)
@@ -84,14 +83,14 @@ def spectral_map_conv(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int)
 
 
 def with_aligned_channels(weight: Tensor) -> Tensor:
-    """Give a kernel, (D, C, S, S), more output channels, all 0, where products are quicker so."""
+    """Pad a kernel, (D, C, S, S), with zero output channels where that speeds up products."""
     return with_channels(weight, aligned_channels(len(weight), weight.device), 0)
 
 
 def shrunk_kernel(
     weight: Tensor, transform: MapTransform, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Shrink a kernel, (D, C, S, S), for a convolution in float16; others need no exponent."""
+    """Scale a kernel, (D, C, S, S), down for float16; other dtypes need no exponent."""
     if dtype != torch.float16:
         return weight, None
     return shrunk(weight, (0, 1, 2, 3), kernel_room(transform, weight.shape[1]))
@@ -150,9 +149,10 @@ def _gradients_of_spectra(
     kernel_spectrum: Callable[[], Tensor] | None,
     map_spectra: Callable[[], Tensor] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Gradients of maps, kernel and bias; the first of the kernel's spectrum, the second of maps'.
+    """Compute the gradients of maps, kernel and bias.
 
-    These are called when they are needed, and not given where there is no gradient to compute.
+    The gradient of maps needs the kernel's spectrum, that of the kernel the maps' spectra; both are
+    functions, called when needed. None skips the gradient.
     """
     batch, channels = gradient.shape[:2]
     tiles = transform.num_tiles
@@ -217,8 +217,8 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 def _apply_second_backward(
     ctx: Any, of_maps: Tensor | None, of_kernel: Tensor | None, of_bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    # The convolution and both its gradients are linear in each of two of maps, kernel and gradient:
-    # what is differentiated takes the place of the third.
+    # The convolution and both its gradients are bilinear in two of maps, kernel and gradient, so
+    # their derivatives are again these operations.
     gradient, x, weight = ctx.saved_tensors
     of_gradient, of_x, of_weight = ctx.needs_input_grad[:3]
     found: list[Tensor | None] = [None] * 6
@@ -242,10 +242,9 @@ _backward.register_autograd(_apply_second_backward, setup_context=_keep_inputs)
 
 
 def spectral_map_conv_keeping(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
-    """Do the same, to the bit, but keep the spectra for the gradient instead of maps and kernel.
+    """Compute `spectral_map_conv`, bit for bit, but save the spectra for the gradient.
 
-    A gradient that is to be differentiated itself makes them again. Not in float16, where spectra
-    depend on powers of two that are found on the way.
+    Second derivatives recompute them. Not for float16, whose scaling the spectra depend on.
     """
     result: Tensor = _Keeping.apply(x, weight, bias, tile)
     return result

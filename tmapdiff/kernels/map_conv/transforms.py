@@ -1,15 +1,15 @@
 """Discrete Fourier transforms of maps, as products with small dense matrices.
 
-A map convolution is a circular one on a slightly larger map, and that is a product of matrices at
-each frequency. The transforms are themselves products: first along the durations, whose input is
-real, then along the starts. So they run in any dtype, on any device, at the speed of its matrix
-products, and write their results where the next product reads them.
+A map convolution is a circular convolution of a slightly larger map, which is a matrix product at
+each frequency. The transforms are matrix products, too: first along the durations, whose input is
+real, then along the starts. They run in any dtype, on any device, at the speed of matrix products,
+and write their results in the order in which the next product reads them.
 
-Frequencies of the durations whose transform is real (the first and the last) need half of the
-frequencies of the starts; these are the `edge`, the others the `middle`.
+For the first and last frequency of the durations, the transform is real, so half of the frequencies
+of the starts suffice. These are the `edge`; the others are the `middle`.
 
-Maps are held `[durations, starts, samples, channels]` and spectra `[frequencies, parts, tiles,
-samples, channels]`; the parts of a complex number are planes of their own.
+Maps are `[durations, starts, samples, channels]` and spectra `[frequencies, parts, tiles, samples,
+channels]`, with real and imaginary parts as separate planes.
 """
 
 import math
@@ -35,16 +35,16 @@ class Tables(NamedTuple):
 
 @dataclass(frozen=True)
 class MapTransform:
-    """Transforms between maps of one size and the spectra that convolve them with one kernel size.
+    """Transforms between maps and spectra, for given sizes of map and kernel.
 
-    The starts are divided into tiles that are convolved alike: shorter tiles have fewer
-    frequencies, hence smaller spectra of the kernel, but more of them to multiply.
+    The starts are divided into tiles, which are convolved separately. Shorter tiles have fewer
+    frequencies, hence a smaller spectrum of the kernel, but more tiles to multiply.
 
     Args:
         rows: Starts of the map.
         columns: Durations of the map.
         kernel_size: Cells that the kernel spans; odd.
-        tile: Starts of a tile; at most `rows`.
+        tile: Starts per tile; at most `rows`.
 
     Source: overlap-save, Oppenheim and Schafer, Discrete-Time Signal Processing, section 8.7.3;
         transforms as products, FlashFFTConv, arXiv 2311.05908.
@@ -57,42 +57,42 @@ class MapTransform:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles that cover the starts."""
+        """Number of tiles that cover the starts."""
         return -(-self.rows // self.tile)
 
     @property
     def period(self) -> tuple[int, int]:
         """Cells of the circular map, along starts and durations; even."""
         reach = self.kernel_size // 2
-        # Only what is cut off again may wrap around. One tile has nothing but zeros around it.
+        # Only cells that are cut off may wrap around. A single tile is surrounded by zeros.
         starts = self.tile + (reach if self.num_tiles == 1 else 2 * reach)
         return _even(starts), _even(self.columns + reach)
 
     @property
     def edge_starts(self) -> int:
-        """Frequencies along the starts, at an edge frequency of the durations."""
+        """Frequencies of the starts, at each edge frequency of the durations."""
         return self.period[0] // 2 + 1
 
     @property
     def middle_durations(self) -> int:
-        """Frequencies of the durations in the middle."""
+        """Middle frequencies of the durations."""
         return self.period[1] // 2 - 1
 
     @property
     def num_edge(self) -> int:
-        """Frequencies at the edges."""
+        """Frequencies of both edges."""
         return 2 * self.edge_starts
 
     @property
     def num_frequencies(self) -> int:
-        """Frequencies of a tile."""
+        """Frequencies per tile."""
         return self.num_edge + self.middle_durations * self.period[0]
 
     @property
     def scale(self) -> float:
-        """Factor of `forward`, and of `inverse`: half each, so that half precision stays in range.
+        """Factor of both `forward` and `inverse`, split evenly to keep half precision in range.
 
-        Also what a constant map is of its spectrum at frequency 0, the first.
+        Also the ratio of a constant map to its spectrum at frequency 0.
         """
         return 1 / math.sqrt(math.prod(self.period))
 
@@ -101,35 +101,35 @@ class MapTransform:
     def forward(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
         """Transform `maps`, (A, N, B, C), to spectra, (frequencies, 2, tiles, B, C).
 
-        Where `rotated`, there is a third plane, so that the first two are the spectra times i and
-        the last two the spectra.
+        `rotated` adds a third plane: the first two are the spectra times i, the last two the
+        spectra.
         """
         tables = _forward_tables(self, rotated, maps.dtype, maps.device)
         return self._transform(tables, maps, (3 if rotated else 2, self.num_tiles))
 
     def forward_adjoint(self, spectra: Tensor) -> Tensor:
-        """Apply the adjoint of `forward`: from a gradient of `spectra` to one of maps."""
+        """Apply the adjoint of `forward`: from a gradient of `spectra` to that of maps."""
         tables = _forward_tables(self, False, spectra.dtype, spectra.device)
         return self._transform_back(_transposed(tables), spectra, self.columns, self.rows)
 
     def inverse(self, spectra: Tensor) -> Tensor:
-        """Transform `spectra` back to maps, the part that no wrapping reaches."""
+        """Transform `spectra` back to maps, keeping the part free of wrap-around."""
         tables = _inverse_tables(self, False, spectra.dtype, spectra.device)
         return self._transform_back(tables, spectra, self.columns, self.rows)
 
     def inverse_adjoint(self, maps: Tensor, *, rotated: bool = False) -> Tensor:
-        """Apply the adjoint of `inverse`: from a gradient of `maps` to one of spectra.
+        """Apply the adjoint of `inverse`: from a gradient of `maps` to that of spectra.
 
-        Where `rotated`, there is a third plane, so that the first two are the spectra and the last
-        two the spectra over i.
+        `rotated` adds a third plane: the first two are the spectra, the last two the spectra over
+        i.
         """
         tables = _transposed(_inverse_tables(self, rotated, maps.dtype, maps.device))
         return self._transform(tables, maps, (3 if rotated else 2, self.num_tiles))
 
     def kernel(self, weight: Tensor) -> Tensor:
-        """Transform a kernel, (D, C, S, S): what spectra of maps are multiplied with.
+        """Transform a kernel, (D, C, S, S), to its spectrum, (frequencies, 2, C, D).
 
-        Returns (frequencies, 2, C, D), with C innermost in memory, as in `weight`.
+        C is innermost in memory, as in `weight`.
         """
         if self.kernel_size <= _SMALL_KERNEL:
             table = _small_kernel_table(self, weight.dtype, weight.device)
@@ -139,13 +139,13 @@ class MapTransform:
         return self._transform(tables, weight.permute(3, 2, 0, 1), (2,)).mT
 
     def kernel_adjoint(self, real: Tensor, imaginary: Tensor) -> Tensor:
-        """Apply the adjoint of `kernel`: from a gradient of its spectrum to one of the kernel.
+        """Apply the adjoint of `kernel`: from a gradient of its spectrum to that of the kernel.
 
         `real` and `imaginary` are (frequencies, C, D), best with C innermost in memory.
         """
         size, planes = self.kernel_size, (real.mT, imaginary.mT)
         if self.kernel_size <= _SMALL_KERNEL:
-            # Long rows of the result: as columns, the product would take twice the time.
+            # The transposed product, with long columns, would take twice the time.
             of_cell = _small_kernel_table(self, real.dtype, real.device).unbind(dim=1)
             kernel = torch.mm(of_cell[0].T, planes[0].flatten(1))
             kernel.addmm_(of_cell[1].T, planes[1].flatten(1))
@@ -157,7 +157,7 @@ class MapTransform:
     def _transform(self, tables: Tables, maps: Tensor, parts: tuple[int, ...]) -> Tensor:
         columns, rows, *inner = maps.shape
         width, planes = math.prod(inner), math.prod(parts)
-        # Real and imaginary parts of all starts below each other.
+        # Stack the real and imaginary parts of all starts.
         durations = tables.durations @ maps.reshape(columns, rows * width)
         durations = durations.view(self.middle_durations + 2, 2 * rows, width)
         spectra = maps.new_empty(self.num_frequencies, planes, width)
@@ -178,7 +178,7 @@ class MapTransform:
         return maps.view(columns, rows, *inner)
 
     def _bands(self, spectra: Tensor) -> tuple[Tensor, Tensor]:
-        """View edge and middle: for each frequency of the durations, those of the starts."""
+        """Return views of edge and middle, by frequency of the durations, then of the starts."""
         _, planes, width = spectra.shape
         edge = spectra[: self.num_edge].view(2, self.edge_starts * planes, width)
         middle = spectra[self.num_edge :].view(
@@ -187,11 +187,10 @@ class MapTransform:
         return edge, middle
 
 
-# Tables. In float64, whatever they are rounded to. They are small, and stay: CUDA graphs go on
-# reading them.
+# Tables, computed in float64 and then rounded. They are small and cached forever, as CUDA graphs
+# keep reading them.
 
-# Cells that the largest kernel spans which is transformed at once: one dense product is quicker
-# than two small ones.
+# Up to this size, one dense product transforms a kernel faster than two small ones.
 _SMALL_KERNEL = 7
 
 
@@ -218,7 +217,7 @@ def _inverse_tables(
     transform: MapTransform, rotated: bool, dtype: torch.dtype, device: torch.device
 ) -> Tables:
     frequencies = _duration_frequencies(transform)
-    # The frequencies of the middle stand for their conjugates, too.
+    # Middle frequencies also represent their conjugates.
     pairs = torch.full_like(frequencies, 2.0)[:, None]
     pairs[:2] = 1
     cosine, sine = (one * pairs for one in _waves(frequencies, _positions(transform.columns)))
@@ -229,7 +228,7 @@ def _inverse_tables(
         written = (position >= 0) & (position < transform.tile)
         cosine, sine = (wave * written for wave in _waves(frequencies, position))
         is_edge = len(frequencies) != transform.period[0]
-        if is_edge:  # of a real map, likewise
+        if is_edge:  # the same, as its input is real
             pairs = torch.full_like(frequencies, 2.0)[:, None, None]
             pairs[[0, -1]] = 1
             cosine, sine = cosine * pairs, sine * pairs
@@ -237,7 +236,7 @@ def _inverse_tables(
         if is_edge:
             real[1], imaginary[1] = 0, 0
         planes = [real, imaginary, -real] if rotated else [real, imaginary]
-        # Transposed below: what is read here is of spectra, and what is written of maps.
+        # Transposed below, to map spectra to maps.
         return rearrange(planes, "plane part f tile n -> (f plane tile) (part n)")
 
     return _transposed(_rounded(transform, durations, starts, dtype, device))
@@ -245,7 +244,7 @@ def _inverse_tables(
 
 @cache
 def _kernel_tables(transform: MapTransform, dtype: torch.dtype, device: torch.device) -> Tables:
-    # Conjugated, as a convolution layer does not turn its kernel round.
+    # Conjugated, as convolution layers do not flip the kernel.
     offsets = _positions(transform.kernel_size) - transform.kernel_size // 2
     cosine, sine = _waves(_duration_frequencies(transform), offsets)
     durations = rearrange([cosine, sine], "part f a -> (f part) a")
@@ -263,7 +262,7 @@ def _small_kernel_table(
 ) -> Tensor:
     """Transform each cell of a kernel: (frequencies, 2, S * S)."""
     size = transform.kernel_size
-    cpu = torch.device("cpu")  # whatever the default is
+    cpu = torch.device("cpu")  # not the default device
     cells = torch.eye(size**2, dtype=torch.float64, device=cpu).view(size, size, 1, size**2)
     tables = _kernel_tables(transform, torch.float64, cpu)
     return in_aligned_rows(
@@ -289,7 +288,7 @@ def _transposed(tables: Tables) -> Tables:
 
 
 def _duration_frequencies(transform: MapTransform) -> Tensor:
-    """Angles per cell: the edge's first, then the middle's."""
+    """Return angles per cell: the edge's first, then the middle's."""
     period = transform.period[1]
     index = [0, period // 2, *range(1, period // 2)]
     return torch.tensor(index, dtype=torch.float64) * (2 * math.pi / period)
@@ -300,18 +299,18 @@ def _positions(count: int) -> Tensor:
 
 
 def _positions_in_tiles(transform: MapTransform) -> Tensor:
-    """Where each start is, from the first of each tile: (tiles, starts)."""
+    """Return the position of each start relative to the first of each tile: (tiles, starts)."""
     return _positions(transform.rows) - transform.tile * _positions(transform.num_tiles)[:, None]
 
 
 def _waves(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (frequencies, *positions)."""
+    """Return cosines and sines, (frequencies, *positions)."""
     angles = frequencies.reshape(-1, *[1] * positions.dim()) * positions
     return angles.cos(), angles.sin()
 
 
 def _turned(cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
-    """Give what each part of a complex number, turned back by angles, is made of: (2, ...) each."""
+    """Return the real and imaginary rows of a rotation of complex numbers by minus the angles."""
     return torch.stack([cosine, sine]), torch.stack([-sine, cosine])
 
 

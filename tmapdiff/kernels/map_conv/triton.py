@@ -1,4 +1,4 @@
-"""The product of spectra in one Triton kernel: complex numbers multiplied where they are read."""
+"""The product of complex spectra in one Triton kernel."""
 
 import torch
 import triton
@@ -15,8 +15,8 @@ def _multiply(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # Programs that read the same part of the kernel's spectrum follow each other: it is read from
-    # memory once, then from the cache.
+    # Programs that read the same part of the kernel's spectrum are adjacent, so that it is read
+    # from memory once, then from the cache.
     row_blocks = tl.cdiv(rows, ROWS)
     block = tl.program_id(0)
     frequency = tl.program_id(1).to(tl.int64)
@@ -39,7 +39,7 @@ def _multiply(
         w_real = tl.load(kernel, mask=read, other=0.0)
         w_imaginary = tl.load(kernel + kernel_part, mask=read, other=0.0)
         real = tl.dot(x_real, w_real, real, input_precision=PRECISION)
-        # Subtracted at the end: operands go to the tensor cores as they were read.
+        # Subtracted at the end, so that operands go to the tensor cores unmodified.
         from_imaginary = tl.dot(x_imaginary, w_imaginary, from_imaginary, input_precision=PRECISION)
         imaginary = tl.dot(x_real, w_imaginary, imaginary, input_precision=PRECISION)
         imaginary = tl.dot(x_imaginary, w_real, imaginary, input_precision=PRECISION)
@@ -54,15 +54,15 @@ def _multiply(
 
 
 def multiply_spectra(spectra: Tensor, kernel: Tensor) -> Tensor:
-    """Multiply spectra as `spectral.multiply_spectra` does, from two planes."""
+    """Compute `spectral.multiply_spectra` from spectra with two planes."""
     frequencies, _, tiles, batch, channels = spectra.shape
     out_channels, rows = kernel.shape[-1], tiles * batch
     product = spectra.new_empty(frequencies, 2, tiles, batch, out_channels)
     if not product.numel():
         return product
     in_tf32 = spectra.is_cuda and uses_tf32()
-    # Tensor cores take 16 rows at least. Three accumulators of 64 x 64 leave registers for loads;
-    # without tensor cores, operands are held in registers, too.
+    # Tensor cores need at least 16 rows. Three accumulators of 64 x 64 leave registers for loads;
+    # without tensor cores, operands take registers, too.
     most_channels = 64 if spectra.itemsize == 2 else 32 if in_tf32 else 16
     block = {
         "ROWS": min(max(power_of_2(rows), 16), 64),

@@ -1,4 +1,4 @@
-"""Styled residual: stylization, its linear layer and the sum with its input, as one."""
+"""Styled residual: stylization, its linear layer and the sum with its input, fused."""
 
 import torch
 from torch import Tensor
@@ -28,15 +28,15 @@ def add_styled(
 
     Args:
         x: Map features.
-        scale: Scale of each normalised channel, minus 1.
+        scale: Scale of each normalized channel, minus 1.
         shift: Shift of each channel.
-        weight: Of the linear layer.
-        bias: Of the linear layer.
-        mask: Which cells are valid. All, if None.
-        num_groups: Groups of channels, each normalised by the mean and variance of its valid cells;
-            divides the channels.
+        weight: Weight of the linear layer.
+        bias: Bias of the linear layer.
+        mask: Which cells are valid. Defaults to all.
+        num_groups: Groups of channels, each normalized by the mean and variance of its valid cells;
+            must divide the channels.
         eps: Added to the variance.
-        backend: `eager` or `reference`; by default eager, if it can run.
+        backend: `eager` or `reference`. Defaults to eager, if it can run.
 
     Shape:
         - x: (B, C, N_k, A)
@@ -51,7 +51,7 @@ def add_styled(
         ArgumentError: If `num_groups` is below 1 or `eps` is not positive.
         ConfigError: If `num_groups` does not divide the channels, or `backend` cannot run.
 
-    Source: Zhang et al., arXiv 2401.08232, Eq. 6, in its residual.
+    Source: Zhang et al., arXiv 2401.08232, Eq. 6, as a residual.
     """
     who = "add_styled"
     sizes = check_styles(who, x, scale, shift, mask, num_groups, eps)
@@ -65,10 +65,10 @@ def add_styled(
 
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:
-    """Say why `add_styled` cannot run its fast form on `x`, `others` and `mask`; None if it can."""
+    """Return why `add_styled` cannot run eagerly on `x`, `others` and `mask`, or None if it can."""
     mask = of_all_samples(mask)
     if mask is not None and mask.dim() == 3:
-        return "each sample has a mask of its own"
+        return "each sample has its own mask"
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return "autocast chooses their dtype"
     return _launch.why_not_eager(x, *others)

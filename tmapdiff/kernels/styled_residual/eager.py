@@ -1,4 +1,4 @@
-"""The styled residual in pieces that stay in the cache, with a gradient of its own."""
+"""The styled residual in pieces that fit the cache, with its own gradient."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,14 +13,14 @@ from tmapdiff.kernels.masking import CellLists, cells_of
 from tmapdiff.kernels.memory_order import empty_like_maps
 from tmapdiff.kernels.styled_residual import reference
 
-# Values of maps in a piece: some four such tensors fit into the second cache of two cores.
+# Values per piece: about four such tensors fit the L2 caches of two cores.
 _PIECE = 2**18
 
 
 def add_styled(*given: Any) -> Tensor:
     """Compute `x + linear(stylize(x))`; see the operation.
 
-    Derivation: README.md. Keeps nothing for the gradient but the inputs and the statistics.
+    Derivation: README.md. Saves only the inputs and the statistics for the gradient.
     """
     result: Tensor = _AddStyled.apply(*given)
     return result
@@ -44,15 +44,15 @@ class _AddStyled(torch.autograd.Function):
         result = empty_like_maps(x)
         mean, rstd = (x.new_empty(scale.shape) for _ in range(2))
         for piece in cells.pieces(3, mean, rstd, 1 + scale, shift):
-            values, centred, styled = piece.buffers
+            values, centered, styled = piece.buffers
             own_mean, own_rstd, factor, own_shift = piece.of_samples
             cells.take(x, piece, out=values)
             torch.mm(values.sum(0), average, out=own_mean)
-            torch.sub(values, own_mean, out=centred)
-            torch.mul(centred, centred, out=styled)
+            torch.sub(values, own_mean, out=centered)
+            torch.mul(centered, centered, out=styled)
             variance = torch.mm(styled.sum(0), average)
             torch.rsqrt(variance.add_(eps), out=own_rstd)
-            torch.addcmul(own_shift, centred, own_rstd * factor, out=styled)
+            torch.addcmul(own_shift, centered, own_rstd * factor, out=styled)
             F.silu(styled, inplace=True)
             _rows(values.add_(bias)).addmm_(_rows(styled), weight.T)
             cells.put(result, piece)
@@ -75,12 +75,12 @@ class _AddStyled(torch.autograd.Function):
         factor = 1 + scale
         given = mean, rstd, factor, rstd * factor, shift, of_scale, of_shift
         for piece in cells.pieces(5, *given):
-            above, centred, styled, of_styled, scratch = piece.buffers
+            above, centered, styled, of_styled, scratch = piece.buffers
             own_mean, own_rstd, own_factor, slope, own_shift, *of_style = piece.of_samples
             of_own_scale, of_own_shift = of_style
             cells.take(gradient, piece, out=above)
-            cells.take(x, piece, out=centred).sub_(own_mean)
-            torch.addcmul(own_shift, centred, slope, out=styled)
+            cells.take(x, piece, out=centered).sub_(own_mean)
+            torch.addcmul(own_shift, centered, slope, out=styled)
             torch.ops.aten.silu.out(styled, out=scratch)
             rows = _rows(above)
             of_weight.addmm_(rows.T, _rows(scratch))
@@ -88,28 +88,28 @@ class _AddStyled(torch.autograd.Function):
             torch.mm(rows, weight, out=_rows(of_styled))
             torch.ops.aten.silu_backward.grad_input(of_styled, styled, grad_input=of_styled)
             torch.sum(of_styled, 0, out=of_own_shift)
-            torch.mul(of_styled, centred, out=scratch)
+            torch.mul(of_styled, centered, out=scratch)
             torch.mul(scratch.sum(0), own_rstd, out=of_own_scale)
 
             mean_gradient = torch.mm(own_factor * of_own_shift, average).mul_(own_rstd)
             mean_product = torch.mm(own_factor * of_own_scale, average).mul_(own_rstd.square())
             above.addcmul_(of_styled, slope)
-            above.addcmul_(centred, mean_product, value=-1).sub_(mean_gradient)
+            above.addcmul_(centered, mean_product, value=-1).sub_(mean_gradient)
             cells.put(of_x, piece)
         return of_x, of_scale, of_shift, of_weight, of_bias, None, None, None
 
 
 class _Piece(NamedTuple):
-    """Some samples, and room for copies of their valid cells."""
+    """Some samples, and buffers for copies of their valid cells."""
 
     samples: slice
-    of_samples: list[Tensor]  # their rows of what is known of each sample
+    of_samples: list[Tensor]  # their rows of per-sample tensors
     buffers: tuple[Tensor, ...]  # (valid, samples, C) each
-    first: Tensor  # of the buffers, and behind it what invalid cells get: (valid + 1, samples, C)
+    first: Tensor  # first buffer, and a last row for invalid cells: (valid + 1, samples, C)
 
 
 class _Cells:
-    """Takes the valid cells of samples out of maps, in the memory order of `x`, and puts them back.
+    """Copies the valid cells of samples out of maps, in the memory order of `x`, and back.
 
     `mask` is (N_k, A), or None if all are valid.
     """
@@ -125,13 +125,13 @@ class _Cells:
             self.num_valid = len(self.cells.valid)
 
     def averaging(self, num_groups: int) -> Tensor:
-        """Give a matrix that makes means over groups, for each channel, of sums over cells."""
+        """Return a matrix that turns sums over cells into group means for each channel."""
         return _averaging(self.channels, num_groups, self.num_valid, self.like.dtype)
 
     def pieces(self, buffers: int, *of_samples: Tensor) -> Iterator[_Piece]:
-        """Divide the samples into pieces, and give room for some copies of each.
+        """Divide the samples into pieces, each with some buffers.
 
-        The room is the same for all pieces: fresh memory costs the CPU more than arithmetic.
+        Pieces share the buffers, as fresh memory costs the CPU more than arithmetic.
         """
         most = max(min(_PIECE // max(self.num_valid * self.channels, 1), self.batch), 1)
         rows = self.num_valid + 1
@@ -162,7 +162,7 @@ class _Cells:
         if self.cells is None:
             cells.copy_(piece.buffers[0].view_as(cells))
         elif cells.stride(0) == cells.shape[1] * cells.stride(1):
-            # Reads listed rows of the buffer: three times as quick as writing to listed cells.
+            # Gathering from the buffer is three times as fast as scattering to the cells.
             torch.index_select(piece.first, 0, self.cells.sources, out=cells.flatten(0, 1))
         else:
             cells.copy_(piece.first[self.cells.sources].view_as(cells))

@@ -1,4 +1,4 @@
-"""The definition: maps, plus a linear map of the channels of what stylization makes of them."""
+"""The definition of the styled residual: maps plus a linear map of their stylization."""
 
 from einops import einsum
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Stylization: normalise map features, scale and shift their channels, SiLU."""
+"""Stylization: normalize map features, scale and shift their channels, apply SiLU."""
 
 from torch import Tensor
 
@@ -18,20 +18,20 @@ def stylize(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """Let a condition scale and shift the channels: `silu(norm(x) * (1 + scale) + shift)`.
+    """Normalize, scale and shift map features: `silu(norm(x) * (1 + scale) + shift)`.
 
-    Computed in float32 at least, and rounded once. The result has the memory order of `x`.
+    Computes in float32 or wider, and rounds once. The result has the memory order of `x`.
 
     Args:
         x: Map features.
         scale: Scale of each channel, minus 1.
         shift: Shift of each channel.
-        mask: Which cells are valid. All, if None.
-        num_groups: Groups of channels, each normalised by the mean and variance of its valid cells
-            (`masked_group_norm`); divides the channels. None normalises the channels of each cell
-            (layer norm).
+        mask: Which cells are valid. Defaults to all.
+        num_groups: Groups of channels, each normalized by the mean and variance of its valid cells
+            (`masked_group_norm`); must divide the channels. None normalizes the channels of each
+            cell (layer norm).
         eps: Added to the variance.
-        backend: `triton`, `eager` or `reference`; by default the best for the device.
+        backend: `triton`, `eager` or `reference`. Defaults to the best for the device.
 
     Shape:
         - x: (B, C, N_k, A)

@@ -1,4 +1,4 @@
-"""Stylization by torch's operations in few passes over memory, with a gradient of its own."""
+"""Stylization in torch operations with few passes over memory, and its own gradient."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from tmapdiff.kernels.stylization import reference
 def stylize(*given: Any) -> Tensor:
     """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm; see the operation.
 
-    Derivation: README.md. Keeps nothing for the gradient but the inputs and the statistics, and
-    works in place on what it made itself: fresh memory costs the CPU more than the arithmetic.
+    Derivation: README.md. Saves only the inputs and the statistics for the gradient, and works in
+    place where possible, as fresh memory costs the CPU more than arithmetic.
     """
     result: Tensor = _Stylize.apply(*given)
     return result
@@ -33,16 +33,16 @@ class _Stylize(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         count = _count(x, mask, num_groups)
-        # clone, as elementwise operations: contiguous() would change the order of memory.
-        centred = fill_invalid_(x.clone(), mask)
-        mean = _per_channel(_per_group(centred.sum((2, 3)), num_groups) / count, x)
-        centred = fill_invalid_(centred.sub_(mean), mask)
-        variance = _per_group(centred.square().sum((2, 3)), num_groups) / count
+        # Not contiguous(), which would change the memory order.
+        centered = fill_invalid_(x.clone(), mask)
+        mean = _per_channel(_per_group(centered.sum((2, 3)), num_groups) / count, x)
+        centered = fill_invalid_(centered.sub_(mean), mask)
+        variance = _per_group(centered.square().sum((2, 3)), num_groups) / count
         rstd = _per_channel(inverse_deviation(variance, eps), x)
         ctx.save_for_backward(x, mean, rstd, scale, shift, mask)
         ctx.num_groups, ctx.count, ctx.eps = num_groups, count, eps
         slope = rstd * _cells(1 + scale)
-        styled = torch.addcmul(_cells(shift), centred, slope, out=centred)
+        styled = torch.addcmul(_cells(shift), centered, slope, out=centered)
         return fill_invalid_(F.silu(styled, inplace=True), mask)
 
     @staticmethod
@@ -51,27 +51,27 @@ class _Stylize(torch.autograd.Function):
         if torch.is_grad_enabled():
             inputs = x, scale, shift, mask, ctx.num_groups, ctx.eps
             return gradients_of(reference.stylize, inputs, ctx.needs_input_grad, gradient)
-        centred = fill_invalid_(x - mean_of_x, mask)
+        centered = fill_invalid_(x - mean_of_x, mask)
         factor = _cells(1 + scale)
-        styled = torch.addcmul(_cells(shift), centred, rstd * factor)
-        # In the memory order of the maps, whatever the gradient's is.
+        styled = torch.addcmul(_cells(shift), centered, rstd * factor)
+        # In the memory order of the maps.
         torch.ops.aten.silu_backward.grad_input(gradient, styled, grad_input=styled)
         of_styled = fill_invalid_(styled, mask)
         of_shift = of_styled.sum((2, 3))
-        of_scale = (of_styled * centred).sum((2, 3)) * rstd[..., 0, 0]
+        of_scale = (of_styled * centered).sum((2, 3)) * rstd[..., 0, 0]
 
         def mean(of_style: Tensor) -> Tensor:
             total = _per_group(factor[..., 0, 0] * of_style, ctx.num_groups)
-            return _per_channel(total / ctx.count, centred)
+            return _per_channel(total / ctx.count, centered)
 
         of_x = of_styled.mul_(rstd * factor)
-        of_x.addcmul_(centred, rstd.square() * mean(of_scale), value=-1)
+        of_x.addcmul_(centered, rstd.square() * mean(of_scale), value=-1)
         of_x = fill_invalid_(of_x.sub_(rstd * mean(of_shift)), mask)
         return of_x, of_scale, of_shift, None, None, None
 
 
 def _count(x: Tensor, mask: Tensor | None, num_groups: int) -> Tensor:
-    """Count the valid values of each group, at least 1: (B, 1), or (1, 1) for all samples."""
+    """Count the valid values of each group, at least 1: (B, 1), or (1, 1) for a shared mask."""
     cells = x.new_tensor([x.shape[2] * x.shape[3]]) if mask is None else mask.sum((-2, -1)).to(x)
     return (cells.reshape(-1, 1) * (x.shape[1] // num_groups)).clamp(min=1)
 
@@ -82,7 +82,7 @@ def _per_group(of_channels: Tensor, num_groups: int) -> Tensor:
 
 
 def _per_channel(of_groups: Tensor, like: Tensor) -> Tensor:
-    """Give each channel what its group has: (B, groups) to (B, C, 1, 1)."""
+    """Repeat values of groups for each of their channels: (B, groups) to (B, C, 1, 1)."""
     return _cells(of_groups.repeat_interleave(like.shape[1] // of_groups.shape[1], dim=1))
 
 

@@ -1,4 +1,4 @@
-"""The definition: normalise, scale and shift, SiLU."""
+"""The definition of stylization."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def stylize(
     num_groups: int | None,
     eps: float,
 ) -> Tensor:
-    """Compute `silu(norm(x) * (1 + scale) + shift)` in float32 at least; see the operation."""
+    """Compute `silu(norm(x) * (1 + scale) + shift)` in float32 or wider; see the operation."""
     compute = torch.promote_types(x.dtype, torch.float32)
     scale, shift = (rearrange(style, "b c -> b c 1 1").to(compute) for style in (scale, shift))
     if num_groups is None:

@@ -1,8 +1,8 @@
-"""Stylization in Triton: statistics in float32, no atomics, invalid cells never read.
+"""Stylization in Triton: statistics in float32, no atomics; invalid cells are never read.
 
-A tile is (cells, channels). Where a group of a sample fits into one (`WHOLE`), a program holds it
-and reads memory once; else several programs share the group, in two launches (`_group_part*`, then
-`_group*`). With layer norm, a tile holds all channels of its cells.
+A tile is (cells, channels). If a group of a sample fits a tile (`WHOLE`), one program handles it
+and reads memory once. Otherwise several programs share the group, in two launches (`_group_part*`,
+then `_group*`). With layer norm, a tile holds all channels of its cells.
 """
 
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_tile
 from tmapdiff.kernels.memory_order import empty_like_maps
 from tmapdiff.kernels.stylization import reference
 
-# Elements of a tile: of a whole group, forward and backward (which holds two), and of a part of it.
+# Elements of a tile: for a whole group, forward and backward (two tiles), and for a part of one.
 _WHOLE, _WHOLE_BACKWARD, _PART = 32768, 16384, 4096
-# Programs to aim at: about eight for each multiprocessor of an H100 or H200.
+# Target number of programs: about eight per multiprocessor of an H100 or H200.
 _PROGRAMS = 1024
-# With fewer rows than this, programs that hold whole ones leave multiprocessors idle: only small
-# rows, where the second launch would cost more, are whole then.
+# With fewer rows than this, one program per row leaves multiprocessors idle. Rows are then whole
+# only if they are so small that a second launch would cost more.
 _FEW_ROWS, _SMALL = 128, 8192
 
 
@@ -39,7 +39,7 @@ _FEW_ROWS, _SMALL = 128, 8192
 
 @triton.jit
 def _inverse_deviation(variance, eps):
-    # NaN of a variance that overflowed: its root would make zeros of the values.
+    # NaN, not 0, if the variance overflowed.
     return tl.rsqrt(variance + eps) + 0.0 * variance
 
 
@@ -59,11 +59,11 @@ def _silu_slope(u):
 
 @triton.jit
 def _moments(values, valid, inside, WIDTH: tl.constexpr):
-    # Count, mean and sum of squared distances from it.
+    # Count, mean and sum of squared deviations.
     count = tl.sum(valid.to(tl.float32)) * WIDTH
     mean = tl.sum(values) / tl.maximum(count, 1.0)
-    centred = tl.where(inside, values - mean, 0.0)
-    return count, mean, tl.sum(centred * centred)
+    centered = tl.where(inside, values - mean, 0.0)
+    return count, mean, tl.sum(centered * centered)
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _group_part(
         offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
         values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         tile_count, tile_mean, tile_squares = _moments(values, valid, inside, WIDTH)
-        # Chan et al. (1983): joins the moments of two sets without cancellation.
+        # Chan et al. (1983): merges the moments of two sets without cancellation.
         share = tile_count / tl.maximum(count + tile_count, 1.0)
         apart = tile_mean - mean
         squares += tile_squares + apart * apart * count * share
@@ -251,11 +251,11 @@ def _layer(
     offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
     values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
     mean = tl.sum(values, axis=1) / WIDTH
-    centred = tl.where(inside, values - mean[:, None], 0.0)
-    rstd = _inverse_deviation(tl.sum(centred * centred, axis=1) / WIDTH, eps)
+    centered = tl.where(inside, values - mean[:, None], 0.0)
+    rstd = _inverse_deviation(tl.sum(centered * centered, axis=1) / WIDTH, eps)
     factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
     offset = load(shift + sample * shift_batch, channel * shift_channel, own)
-    styled = _silu(centred * rstd[:, None] * factor[None, :] + offset[None, :])
+    styled = _silu(centered * rstd[:, None] * factor[None, :] + offset[None, :])
     offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
     tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
 
@@ -286,9 +286,9 @@ def _layer_backward(
         offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
         values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
         mean = tl.sum(values, axis=1) / WIDTH
-        centred = tl.where(inside, values - mean[:, None], 0.0)
-        rstd = _inverse_deviation(tl.sum(centred * centred, axis=1) / WIDTH, eps)
-        normalized = centred * rstd[:, None]
+        centered = tl.where(inside, values - mean[:, None], 0.0)
+        rstd = _inverse_deviation(tl.sum(centered * centered, axis=1) / WIDTH, eps)
+        normalized = centered * rstd[:, None]
         slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
         offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
         du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
@@ -310,18 +310,18 @@ def _layer_backward(
 
 
 class _Tiling(NamedTuple):
-    """How rows of (cells, width channels) are cut into tiles, and shared by programs."""
+    """How rows of (cells, width channels) are divided into tiles and among programs."""
 
     width: int
-    cells: int  # of a tile
-    channels: int  # of a tile: the power of 2 from `width` up
+    cells: int  # per tile
+    channels: int  # per tile: `width` rounded up to a power of 2
     whole: bool  # whether one tile holds a row
-    tiles: int  # of a row
-    splits: int  # programs that share a row where each goes through several tiles
-    part_cells: int  # of each of those
+    tiles: int  # per row
+    splits: int  # programs per row, if each loops over several tiles
+    part_cells: int  # per such program
 
     def constants(self, x: Tensor, mask: Tensor | None, columns: int) -> dict[str, Any]:
-        """Name what kernels are compiled for."""
+        """Return the compile-time constants of kernels."""
         return {
             "WIDTH": self.width,
             "HAS_MASK": mask is not None,
@@ -334,7 +334,7 @@ class _Tiling(NamedTuple):
 
 
 def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
-    """Cut `rows` rows; a row of `most` elements or fewer is one tile, unless rows are few."""
+    """Divide `rows` rows; a row of up to `most` elements is one tile, unless rows are few."""
     channels, all_cells = power_of_2(width), power_of_2(cells)
     if all_cells * channels <= (most if rows >= _FEW_ROWS else min(most, _SMALL)):
         return _Tiling(width, all_cells, channels, True, 1, 1, cells)
@@ -345,7 +345,7 @@ def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
     return _Tiling(width, tile_cells, channels, False, tiles, splits, part_cells)
 
 
-# The operator, which torch can differentiate and compile; without groups, it is layer norm
+# The operator, which torch can differentiate and compile; without groups, it uses layer norm
 
 
 @torch.library.custom_op("tmapdiff::stylize", mutates_args=())
@@ -357,7 +357,7 @@ def _stylize_op(
     num_groups: int | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the result, and mean, rstd and count of each group, (B, groups, 3)."""
+    """Compute the result, and the mean, rstd and count of each group, (B, groups, 3)."""
     x = within_reach(x)
     y, statistics = _empty(x, scale, shift, mask, num_groups, eps)
     if not x.numel():

@@ -1,4 +1,4 @@
-"""Unit product: how map features of a video meet a sentence."""
+"""Unit product: the fusion of a video's map features with a sentence."""
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ def unit_product(
 ) -> Tensor:
     """Multiply the channels of maps by one vector per sample, and scale each cell to unit norm.
 
-    Computed in float32 at least; NaN in cells whose norm overflows. The memory order is that of
+    Computes in float32 or wider; cells whose norm overflows are NaN. Keeps the memory order of
     `maps`.
 
     Args:
         maps: Map features.
         vector: Factor of each channel.
-        mask: Which cells are valid. All, if None.
-        backend: `eager` or `reference`; by default eager, if it can run.
+        mask: Which cells are valid. Defaults to all.
+        backend: `eager` or `reference`. Defaults to eager, if it can run.
 
     Shape:
         - maps: (B, C, N_k, A)

@@ -1,4 +1,4 @@
-"""The unit product in few passes over memory, with a gradient of its own."""
+"""The unit product with few passes over memory, and its own gradient."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class _UnitProduct(torch.autograd.Function):
         if torch.is_grad_enabled():
             inputs = maps, vector, mask
             return gradients_of(reference.unit_product, inputs, ctx.needs_input_grad, gradient)
-        # In the memory order of the maps, whatever the gradient's is.
+        # In the memory order of the maps.
         scratch = result * gradient
         along = scratch.sum(1, keepdim=True).mul_(is_long)
         of_product = torch.addcmul(gradient, result, along, value=-1, out=scratch).div_(norm)
