@@ -42,10 +42,10 @@ def diffusers_twin(scheduler: MapScheduler) -> DDIMScheduler:
 
 
 def recover_with_exact_noise(scheduler, x0: torch.Tensor) -> torch.Tensor:
-    """Denoise with the prediction that the true noise implies: x0 must come back exactly.
+    """Denoise with predictions from the true noise, which must recover x0 exactly.
 
-    Each prediction is made from the current sample and the noise that was mixed into it, so a
-    scheduler that arrives at other noise levels than it announces goes wrong.
+    Each prediction uses the current sample and the noise in it, so a scheduler whose actual noise
+    levels differ from its declared ones fails.
     """
     noise = torch.randn_like(x0)
     alphas = scheduler.alphas_cumprod.double()
@@ -59,7 +59,7 @@ def recover_with_exact_noise(scheduler, x0: torch.Tensor) -> torch.Tensor:
 
 
 def run(scheduler, predictions: torch.Tensor, **options) -> list[torch.Tensor]:
-    """Samples after each step of a run in which the model predicts these maps in turn."""
+    """Samples after each step of a run with these predictions."""
     scheduler.set_timesteps(len(predictions))
     return resume(scheduler, predictions, torch.ones_like(predictions[0]), **options)
 
@@ -95,7 +95,7 @@ def test_steps_equal_diffusers_where_its_steps_divide(spacing, schedule):
                 sample,
                 eta=eta,
                 use_clipped_model_output=True,
-                # diffusers adds noise after the last step too, by the variance of its last alpha.
+                # diffusers also adds noise after the last step, from its last alpha.
                 variance_noise=torch.zeros_like(noise) if last else noise,
             )
             found = ours.step(prediction, timestep, sample, eta=eta, variance_noise=noise)
@@ -122,7 +122,7 @@ def test_published_timesteps_are_sound_and_the_ones_used(spacing, train_timestep
             assert walked == [*published[1:], -1]
         if spacing == "trailing":  # sampling starts where training ends
             assert timesteps[0] == train_timesteps - 1
-            # Evenly: each is where it would be on a continuous scale, but for rounding.
+            # Evenly spaced, up to rounding.
             ideal = train_timesteps * torch.arange(steps, 0, -1).double() / steps - 1
             assert float((timesteps - ideal).abs().max()) <= 0.5 + 1e-9
 
@@ -138,7 +138,7 @@ def test_exact_noise_recovers_the_clean_maps(spacing):
 
 
 def test_diffusers_itself_fails_where_steps_do_not_divide():
-    # Or the test before this one would not notice the fault it is there for.
+    # Otherwise the previous test could not detect its fault.
     theirs = DDIMScheduler(prediction_type="sample", timestep_spacing="linspace", clip_sample=False)
     theirs.set_timesteps(10)
     x0 = torch.full((2, 5), 0.7, dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_the_usual_loop_of_diffusers_runs(solver):
     scheduler.set_timesteps(4)
     x0, noise = torch.randn(2, 3, 5, dtype=torch.float64)
     sample = noise
-    for t in scheduler.timesteps:  # tensors of no axis
+    for t in scheduler.timesteps:  # 0-d tensors
         every = t.expand(3)
         for one in (t, int(t), t.numpy()[()]):
             assert_close(scheduler.add_noise(x0, noise, one), scheduler.add_noise(x0, noise, every))
@@ -338,9 +338,9 @@ def test_timesteps_of_any_integer_type(dtype):
 
 
 def multistep_twin(scheduler: MapScheduler, kind, **fields):
-    """diffusers' scheduler of order 2, with our timesteps and our noise levels in float64."""
+    """diffusers' second-order scheduler, with our timesteps and noise levels in float64."""
     twin = kind(prediction_type="sample", solver_order=2, **fields)
-    # What its set_timesteps sets; that rounds noise levels to float32.
+    # As its set_timesteps does, but that rounds noise levels to float32.
     twin.num_inference_steps = len(scheduler.timesteps)
     alphas = scheduler.alphas_cumprod[scheduler.timesteps]
     twin.timesteps = scheduler.timesteps
@@ -349,7 +349,7 @@ def multistep_twin(scheduler: MapScheduler, kind, **fields):
 
 
 def plain_unipc(**fields):
-    # Without its corrector, UniPC is DPM-Solver++(2M): in float64, as diffusers' own of it is not.
+    # Without its corrector, UniPC is DPM-Solver++(2M), which diffusers lacks in float64.
     return UniPCMultistepScheduler(disable_corrector=list(range(1000)), **fields)
 
 
@@ -396,7 +396,7 @@ def test_every_solver_arrives_at_true_predictions(solver, spacing):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_solver_moves_with_the_ode_of_one_clean_map(schedule, solver):
-    # All mass in one map: the noise in it never changes, whatever the size of the steps.
+    # All mass in one map: its noise never changes, whatever the step size.
     scheduler = MapScheduler(solver=solver, beta_schedule=schedule)
     scheduler.set_timesteps(7)
     x0 = scheduler.to_signal(torch.rand(2, 5, dtype=torch.float64))
@@ -436,10 +436,10 @@ def test_every_solver_clips_predictions(solver):
 
 
 def gaussian_errors(solver: str, spacing: str, steps: int) -> tuple[float, float]:
-    """How far a run ends from the ODE's solution, and how far its last noisy maps are.
+    """Distance of a run's end, and of its last noisy maps, from the ODE's solution.
 
-    Cells of clean maps are normal, so that the best prediction is known, and so is the ODE's
-    solution: a cell remains as many deviations from the mean as it was.
+    Cells of clean maps are normal, so the best prediction and the ODE's solution are known: each
+    cell keeps its number of standard deviations from the mean.
     """
     mean, spread = 0.3, 0.5
     scheduler = MapScheduler(solver=solver, timestep_spacing=spacing, clip_sample=False)
@@ -469,7 +469,7 @@ def test_errors_fall_with_steps(solver):
 
 @pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpmsolver++", 2), ("unipc", 2)])
 def test_solvers_are_of_their_order(solver, order):
-    # linspace arrives at timestep 0 with every number of steps: errors at one place compare.
+    # linspace always ends at timestep 0, which makes errors comparable.
     errors = [gaussian_errors(solver, "linspace", steps)[1] for steps in (80, 160, 320)]
     for more, fewer in itertools.pairwise(errors):
         assert 0.85 * 2**order < more / fewer < 1.4 * 2**order
@@ -549,7 +549,7 @@ def test_half_precision_is_near_full_precision(solver):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10])
-@pytest.mark.parametrize("train_timesteps", [10, 1000])  # one alpha is 0; over a hundred are
+@pytest.mark.parametrize("train_timesteps", [10, 1000])  # one alpha is 0, or over a hundred
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_signal_at_all_is_no_obstacle(solver, train_timesteps, steps):
     size = {"num_train_timesteps": train_timesteps}
@@ -559,7 +559,7 @@ def test_no_signal_at_all_is_no_obstacle(solver, train_timesteps, steps):
     samples = run(scheduler, predictions)
     assert all(bool(sample.isfinite().all()) for sample in samples)
     assert_same(samples[-1], predictions[-1])
-    # A line through a point infinitely far away is level.
+    # A line through a point at infinity is level.
     empty = int((scheduler.alphas_cumprod[scheduler.timesteps] == 0).sum())
     assert empty >= 1
     if solver == "dpmsolver++":
@@ -606,7 +606,7 @@ class TestMultistepRefuses:
         for wrong in (999, 499, 249):
             with refused(wrong, due=749):
                 scheduler.step(maps, wrong, maps)
-        scheduler.step(maps, torch.tensor(749), maps)  # what was refused has changed nothing
+        scheduler.step(maps, torch.tensor(749), maps)  # rejected calls changed nothing
         scheduler.step(maps, 499, maps)
         scheduler.step(maps, 249, maps)
         with refused(249, due=999):

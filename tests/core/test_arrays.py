@@ -1,4 +1,4 @@
-"""Files that were made to do harm. Ordinary damage is the fuzzer's, tests/fuzz."""
+"""Malicious files. Ordinary damage is tested in tests/fuzz."""
 
 import io
 import struct
@@ -50,13 +50,13 @@ class TestNpy:
             load_npy(path)
 
     def test_negative_lengths(self, tmp_path):
-        # NumPy takes a length of -1 for whatever is there.
+        # NumPy infers a length of -1.
         path = write_header(tmp_path / "A.npy", (-1, 2), rest=bytes(16))
         with refuses(FileError, "a header with the shape (-1, 2)."):
             load_npy(path)
 
     def test_a_header_that_does_not_end(self, tmp_path):
-        # Python's tokenizer has an error of its own for that.
+        # Python's tokenizer raises its own error for that.
         path = tmp_path / "A.npy"
         header = b"{'descr': '<f4', 'shape': ((2, 2), 'fortran_order': False"
         path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
@@ -90,7 +90,7 @@ class TestNpz:
         with refuses(SizeLimitError, "an array 'features' of at most 100,000 bytes, got 4,000,128"):
             load_npz(path, "features")
         content = path.read_bytes()
-        # A lie: the member says that it is small.
+        # The member declares a false, small size.
         lie = content.replace(struct.pack("<I", 4_000_128), struct.pack("<I", 90_000))
         assert lie != content
         path.write_bytes(lie)
@@ -137,7 +137,7 @@ class TestTensors:
 
         path = tmp_path / "A.pt"
         path.write_bytes(rewritten(saved(torch.arange(8.0).reshape(2, 4)), more))
-        # By torch, or by us: old releases read past the end of the memory.
+        # Rejected by torch or by us: old releases read out of bounds.
         with refuses(FileError, "cannot read"):
             load_tensors(path)
 
@@ -153,7 +153,7 @@ class TestTensors:
         torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
         assert load_tensors(path)["a"].tolist() == [1, 1]
         content = path.read_bytes()
-        # A text that says it has two gigabytes: they are not made room for.
+        # A string that declares two gigabytes, which are not allocated.
         place = content.index(b"X\x10\x00\x00\x00protocol_version")
         path.write_bytes(content[: place + 1] + b"\xff\xff\xff\x7f" + content[place + 5 :])
         with refuses(FileError, "cannot read"):

@@ -38,7 +38,7 @@ class TestMomentPositionEmbedder(ModuleContract):
 
     def test_is_the_network_on_sinusoids_of_start_and_duration(self) -> None:
         module = self.ready(torch.float64)
-        # Of two frequencies: 1, and 10,000 to the power of -1/2.
+        # Two frequencies: 1, and 10,000 to the power of -1/2.
         sinusoids = [
             [
                 f(x * w)

@@ -82,7 +82,7 @@ class TestMultiplyConditioning(ConditioningContract):
         return f"product={self.product}"
 
     def factor(self, features: float) -> float:
-        """What the embedded noisy map is multiplied with."""
+        """The factor of the embedded noisy map."""
         return features
 
     def test_is_the_product_in_every_valid_cell(self) -> None:

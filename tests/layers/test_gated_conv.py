@@ -10,7 +10,7 @@ from tmapdiff.layers import GatedConv2d, GatedConv2dStack
 
 
 class GatedContract(MaskArgumentContract):
-    """What a layer and a stack share."""
+    """Tests of both a layer and a stack."""
 
     def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         return {"x": draw(batch, 3, 5, 3, dtype=dtype), "mask": triangle(5, 3)}
@@ -76,7 +76,7 @@ class TestGatedConv2dStack(GatedContract):
 
 
 def by_hand(layer: GatedConv2d, x: Tensor, mask: Tensor) -> Tensor:
-    """Equation with two convolutions, on a map whose invalid cells are 0."""
+    """The equation, with two convolutions, on a map whose invalid cells are 0."""
     weight, bias = layer.conv.weight, layer.conv.bias
     same, width = weight.shape[-1] // 2, layer.out_channels
     features = F.conv2d(x * mask, weight[:width], bias[:width], padding=same)
@@ -111,7 +111,7 @@ def test_an_open_gate_passes_and_a_closed_gate_stops(gate: str) -> None:
 
 @pytest.mark.parametrize("kernel_size", [3, 7])
 def test_more_invalid_cells_change_nothing(kernel_size: int) -> None:
-    # Invalid cells are what lies outside the map: zeros.
+    # Invalid cells are zeros, like the padding.
     layer = randomize_(GatedConv2d(3, 4, kernel_size))
     x, mask = draw(2, 3, 5, 3), triangle(5, 3)
     small = layer(x, mask)

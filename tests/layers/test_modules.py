@@ -4,7 +4,7 @@ from tmapdiff.layers._modules import is_plain
 
 
 class Other(Tensor):
-    """Weights of a kind of their own."""
+    """A subclass of weights."""
 
 
 def test_what_adds_to_a_call_has_to_be_called() -> None:

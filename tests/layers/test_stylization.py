@@ -43,7 +43,7 @@ class StylizationContract(MaskArgumentContract):
     def test_starts_as_zero_and_knows_no_time(self) -> None:
         block, inputs = self.make(), self.inputs(3)
         assert_zero(block(**inputs), torch.tensor(True))
-        # With its last layer the identity, what is inside shows: lambda_w is 1 and lambda_b is 0.
+        # With an identity as its last layer, the result shows that lambda_w = 1 and lambda_b = 0.
         nn.init.dirac_(block.mlp.weight)
         inside = block(**inputs)
         normalized = normalize(block, inputs["x"].double(), inputs["mask"])
@@ -73,7 +73,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def normalize(block: StylizationBlock, x: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean and unit variance: of a group over the valid cells, or of each cell."""
+    """Zero mean and unit variance, of groups over the valid cells or of each cell."""
     cells, result = x[..., mask], torch.zeros_like(x)
     if block.norm == "layer":
         result[..., mask] = F.layer_norm(cells.mT, x.shape[1:2]).mT

@@ -21,7 +21,7 @@ from tmapdiff.maps.contrasts import (
     contrast_features,
 )
 
-# The definition, in loops over plain numbers: a row at a time, a candidate at a time.
+# The definition, in loops over rows and candidates.
 
 
 def smoothed(similarity: list[float], size: int) -> list[float]:

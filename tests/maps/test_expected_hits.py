@@ -32,7 +32,7 @@ quick = settings(max_examples=40, deadline=None)
 
 @contextmanager
 def as_on_a_device() -> Iterator[None]:
-    """Compute as on a device that must not be waited for: all gains, and nothing is sparse."""
+    """Compute as on a GPU, without synchronizing: all gains, and no sparse matrices."""
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "_may_wait", lambda tensor: False)
@@ -58,7 +58,7 @@ def response_of(grid, target):
 
 
 def looped_deconvolution(scores, response, valid, num_iterations):
-    """Richardson and Lucy's iteration, a moment and a cell at a time."""
+    """Richardson-Lucy iteration, one moment and cell at a time."""
     cells = [c for c in range(len(scores)) if valid[c]]
     likelihood = {m: 1 / len(cells) for m in cells}
     for _ in range(num_iterations):
@@ -74,7 +74,7 @@ def looped_deconvolution(scores, response, valid, num_iterations):
 
 
 def looped_cover(likelihood, hits, valid, top_n, first=None):
-    """Greedy coverage, a moment and a candidate at a time; the first pick may be given."""
+    """Greedy coverage, one moment and candidate at a time; the first pick may be fixed."""
     picks, gains = [], []
     for _ in range(min(top_n, sum(valid))):
         covered = [max([0.0, *(hits[m][p] for p in picks)]) for m in range(len(hits))]
@@ -113,8 +113,8 @@ def test_deconvolution_equals_a_plain_loop(count, num_iterations, seed):
 @given(grids(), st.sampled_from([lambda iou: iou, rescale_iou]), st.integers(0, 10**6))
 @example(MapGrid(24, 6, 3), rescale_iou, 32)
 def test_the_map_of_one_moment_leads_to_that_moment(grid, target, pick):
-    # By Jensen's inequality an iteration raises the log of the true moment's share of the map by at
-    # least the divergence of what is expected, which falls. The log is at most 0.
+    # By Jensen's inequality, an iteration raises the log of the true moment's share of the map by
+    # at least the divergence of the expected map, which falls. The log is at most 0.
     response = response_of(grid, target)
     chosen, seen = pick % len(response), response.sum(dim=1)
     observed, counts = response[chosen], [1, 2, 5, 20, 100]
@@ -141,7 +141,7 @@ def test_the_map_of_one_moment_is_that_moment(grid, target):
 
 
 def test_a_mixture_is_taken_apart():
-    # Three moments, two of them so near each other that their mean map has a single top.
+    # Three moments, two of them so close that their mean map has a single peak.
     response = response_of(MapGrid(16, 8, 2), rescale_iou)
     moments = candidates_of(MapGrid(16, 8, 2)).tolist()
     truth = torch.zeros(len(moments), dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_a_mixture_is_taken_apart():
 
 
 def test_each_iteration_fits_the_map_better():
-    # Richardson and Lucy's iteration never raises this divergence.
+    # Richardson-Lucy iteration never raises this divergence.
     response = response_of(MapGrid(12, 6, 2), rescale_iou)
     observed = torch.rand(4, len(response), dtype=torch.float64).softmax(dim=1) @ response
 
@@ -265,7 +265,7 @@ def test_the_highest_cell_first_and_then_what_hits_where_it_fails(grid, seed, to
 
 
 def test_the_two_first_answers_differ_where_boundaries_are_unsure():
-    # One moment is sharp; three alike that share an end are together likelier.
+    # One sharp moment; three similar ones that share an end are together more likely.
     grid = MapGrid(16, 16, 1)
     response, moments = response_of(grid, rescale_iou), candidates_of(grid).tolist()
     shares = {(1, 3): 0.4, (8, 12): 0.2, (8, 14): 0.2, (8, 16): 0.2}
@@ -392,14 +392,14 @@ def test_bounds_are_above_the_gains_and_near(grid, seed, thresholds):
     bounds = tables._bound_gains(likelihood, covered)
     gains = tables.hits.all_gains(likelihood, covered)
     assert bool((bounds >= gains - 1e-12).all())
-    # In a layer w high, a chord is off by w / 4 at most: half a threshold's step over 4.
+    # In a layer of height w, a chord is off by at most w / 4: half a threshold's step over 4.
     assert bool((bounds <= gains + 1 / (8 * len(thresholds)) + 1e-12).all())
 
 
 @pytest.mark.parametrize("share", [0, 1])
 def test_skipping_zeros_changes_no_answer(monkeypatch, share):
     grid = MapGrid(16, 8, 2)
-    # Random cells, as of events some gains are equal: rounding then decides.
+    # Random cells, as events give equal gains, which rounding would decide.
     packed = torch.rand(20, grid.num_cells, generator=torch.Generator().manual_seed(0))
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed)
     given = (candidates, scores, torch.ones(20))
@@ -497,7 +497,7 @@ def test_candidates_are_ranked_as_dense_maps(grid, seed, batched):
     expected = rank_by_expected_hits(*dense, seconds, **options)
     assert torch.equal(found.valid, expected.valid)
     assert torch.allclose(found.scores, expected.scores, atol=1e-6)
-    # Gains may be equal but for rounding.
+    # Gains may be equal up to rounding.
     apart = (expected.scores[:, :-1] - expected.scores[:, 1:]).amin(dim=1) > 1e-5
     assert torch.equal(found.moments[apart], expected.moments[apart])
 
@@ -548,7 +548,7 @@ def test_no_queries_no_candidates_and_empty_maps():
 
 @pytest.mark.parametrize("value", [0.0, -0.1, -2.0])
 def test_maps_without_a_positive_cell_are_answered_with_the_highest(value):
-    # A model that predicts squared error's mean is not bounded by 0.
+    # A model trained by squared error may predict values below 0.
     mask = MapGrid(8, 4, 2).dense_mask()
     dense = torch.full((2, 8, 8), value - 0.05)
     dense[0, 5, 1] = dense[1, 2, 3] = value

@@ -20,7 +20,7 @@ def candidates_of(grid):
 
 @st.composite
 def long_candidates(draw):
-    """Candidates of a grid over many more clips than its longest moment has."""
+    """Candidates of a grid with many more clips than its longest moment."""
     anchors, scales = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     clips = draw(st.integers(6, 12)) * anchors * 2 ** (scales - 1)
     return candidates_of(MapGrid(clips, anchors, scales))
@@ -127,7 +127,7 @@ def test_many_candidates_are_ranked_as_few(way, target, highest_first, monkeypat
 
 
 def test_gains_of_a_long_video_are_settled_at_once(monkeypatch):
-    # Were far moments bounded loosely, nearly all candidates would have to be looked at.
+    # With loose bounds for far moments, nearly all candidates would need exact gains.
     torch.manual_seed(0)
     grid = MapGrid(4096, 4, 2)
     scores = 0.5 + 0.01 * torch.rand(1, grid.num_cells)

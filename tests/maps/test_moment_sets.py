@@ -1,4 +1,4 @@
-"""Sets of moments, against what is true of every possible world, counted one by one."""
+"""Sets of moments, against an enumeration of all possible truths."""
 
 from functools import cache
 from itertools import combinations, permutations
@@ -22,12 +22,12 @@ quick = settings(max_examples=10, deadline=None)
 GRID = MapGrid(16, 16, 1)
 CANDIDATES = MultiScaleMapSampler(GRID).merge_packed(torch.zeros(0, GRID.num_cells))[0]
 PLACES = {tuple(one): place for place, one in enumerate(CANDIDATES.tolist())}
-EVENTS = [(0, 3), (4, 7), (8, 10), (11, 16)]  # that do not overlap
+EVENTS = [(0, 3), (4, 7), (8, 10), (11, 16)]  # disjoint
 LONG = (0, 7)
 
 
 def intensity(shares):
-    """Likelihoods of candidates, (1, M), of moments with their shares."""
+    """Likelihoods of candidates, (1, M), from moments and their shares."""
     found = torch.zeros(1, len(CANDIDATES))
     for moment, share in shares.items():
         found[0, PLACES[moment]] = share
@@ -35,7 +35,7 @@ def intensity(shares):
 
 
 def maps_of(*worlds):
-    """The map that each set of moments has, as training makes it: (worlds, M)."""
+    """The training map of each set of moments: (worlds, M)."""
     maps = []
     for world in worlds:
         moments = torch.tensor([world], dtype=torch.float32).reshape(1, -1, 2)
@@ -84,12 +84,12 @@ def test_what_is_there_is_the_set(count):
 
 
 def test_f1_of_pairs_is_that_of_the_best_matching():
-    # Neighbours hit the same moment, which counts once, whichever set is the truth.
+    # Neighbors hit the same moment, which counts once, whichever set is the truth.
     sets = [[(0, 10), (0, 9)], [(0, 10)], [(0, 10), (11, 16)], [(4, 7), (8, 10)], []]
     moments = torch.tensor([one + [(0, 0)] * (2 - len(one)) for one in sets]).float()
     counted = torch.arange(2) < torch.tensor([len(one) for one in sets])[:, None]
     f1, _ = expected_pair_f1(moments, counted, soft_hits)
-    # Of two empty sets it is left to who asks.
+    # The F1 of two empty sets is left to the caller.
     expected = [[looped_f1(a, b) if a or b else 0.0 for b in sets] for a in sets]
     assert_close(f1, torch.tensor(expected))
 
@@ -97,7 +97,7 @@ def test_f1_of_pairs_is_that_of_the_best_matching():
 @quick
 @given(st.lists(st.floats(0.02, 1), min_size=2, max_size=4), st.floats(0, 1))
 def test_f1_is_exact_where_the_number_of_moments_is_known(weights, present):
-    # One moment, of which it is not known which it is.
+    # A single unknown moment.
     shares = [one / sum(weights) for one in weights]
     found = expected_set_f1(torch.tensor([shares]), torch.ones(1))[0]
     for count in range(1, len(shares) + 1):
@@ -116,7 +116,7 @@ def test_f1_is_exact_where_the_number_of_moments_is_known(weights, present):
 @quick
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_no_other_set_is_much_better_where_moments_are_independent(shares):
-    # The definition of what is wanted, over all worlds and all sets of these moments.
+    # The definition, over all worlds and all sets of these moments.
     def chance(world):
         there = [share if one in world else 1 - share
                  for one, share in zip(EVENTS, shares, strict=True)]  # fmt: skip
@@ -144,7 +144,7 @@ def test_how_likely_it_is_there_decides_about_no_answer():
     assert found.num_moments.tolist() == [0, 0, 2]
     assert_close(found.present, torch.tensor([0.0, 0.45, 0.9]))
     assert float(found.scores[2, 0]) == pytest.approx(0.9, abs=0.05)
-    by_itself = read(scores * torch.tensor([[0.2], [0.6], [1.0]]))  # there by as many chances
+    by_itself = read(scores * torch.tensor([[0.2], [0.6], [1.0]]))  # chances that it is there
     assert by_itself.num_moments.tolist() == [0, 2, 2]
 
 
@@ -152,7 +152,7 @@ def test_unsure_bounds_may_be_answered_twice_or_not():
     shares = intensity({(0, 3): 0.5, (0, 9): 0.5})
     scores = expect_map(CANDIDATES, shares, rescale_iou)
     ((_, first), (_, second)) = sorted(sets_of(read(scores, num_iterations=300))[0])
-    assert (first, second in (8, 9, 10)) == (3, True)  # which hit alike
+    assert (first, second in (8, 9, 10)) == (3, True)  # equally good
     assert int(read(scores, nms_threshold=0.0).num_moments) == 1
 
 
@@ -216,7 +216,7 @@ def test_the_set_of_least_risk_is_that_of_plain_loops(worlds, presence):
 
 
 def test_samples_say_what_comes_together():
-    # Two moments or one long: the mean of the maps cannot tell it from other mixtures.
+    # Two moments or a long one: the mean of the maps is ambiguous.
     several, one = maps_of(EVENTS[:2], [LONG])
     samples = torch.stack([several] * 3 + [one] * 2)[None]
     options = {"target": rescale_iou, "clip_seconds": torch.tensor([2.0])}

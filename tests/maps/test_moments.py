@@ -15,7 +15,7 @@ quick = settings(max_examples=60, deadline=None)
 
 @st.composite
 def candidates(draw, count):
-    """Whole numbers, so that many IoU are exactly at a threshold and some moments are equal."""
+    """Integers, so that many IoUs are exactly at a threshold and some moments are equal."""
     starts = draw(st.lists(st.integers(0, 8), min_size=count, max_size=count))
     lengths = draw(st.lists(st.integers(1, 6), min_size=count, max_size=count))
     return [[a, a + b] for a, b in zip(starts, lengths, strict=True)]
@@ -49,7 +49,7 @@ def test_nms_equals_a_plain_loop(data, batch, count, shared):
 
 
 def test_both_ways_to_compare_candidates_agree():
-    # Few queries compare on the fly, many look pairs up.
+    # Few queries compare on the fly; many use a table of pairs.
     moments = torch.rand(50, 2).sort(dim=1).values
     scores = torch.rand(64, 50)
     together = temporal_nms(moments, scores, threshold=0.3, top_n=3)
@@ -102,7 +102,7 @@ def test_map_without_candidates_ranks_nothing():
 def test_equal_moments_of_two_scales_count_once():
     grid = MapGrid(8, 4, 2)
     dense, mask = torch.zeros(1, 8, 8), grid.dense_mask()
-    dense[0, 2, 3] = 1  # clips 2 to 6: on both scales
+    dense[0, 2, 3] = 1  # clips 2 to 6, which are on both scales
     ranked = rank_moments(dense, mask, torch.ones(1), top_n=2, nms_threshold=0.99)
     assert ranked.moments[0, 0].tolist() == [2, 6]
     assert ranked.moments[0, 1].tolist() != [2, 6]
@@ -181,7 +181,7 @@ def test_nan_scores_are_never_picked():
 )
 def test_candidates_are_ranked_as_dense_maps(grid, top_n, threshold, seed, batched):
     random, sampler = torch.Generator().manual_seed(seed), MultiScaleMapSampler(grid)
-    # Few values: many scores are equal, and the earliest cell is the best of them.
+    # Few distinct values: ties go to the earliest cell.
     packed = torch.randint(0, 4, (3, grid.num_cells), generator=random).float()
     packed[torch.rand(packed.shape, generator=random) < 0.1] = torch.nan
     num_clips = torch.randint(1, grid.num_clips + 1, (3,), generator=random) if batched else None

@@ -169,7 +169,7 @@ def test_packed_candidates_equal_a_loop(grid, seed):
 @given(grids(), st.booleans())
 def test_packed_candidates_are_the_cells_of_the_dense_map(grid, batched):
     sampler, packed = MultiScaleMapSampler(grid), torch.randn(2, grid.num_cells)
-    packed[0, 0] = torch.nan  # is handed on, as by a dense map
+    packed[0, 0] = torch.nan  # propagates, as with a dense map
     num_clips = torch.tensor([grid.num_clips, 1]) if batched else None
     dense, mask = sampler.merge(grid.unpack(packed), num_clips)
     candidates, scores = sampler.merge_packed(packed, num_clips)

@@ -20,7 +20,7 @@ F64 = torch.float64
 
 
 def poisoned(grid, num_clips, seed):
-    """Packed maps that hold NaN and infinity wherever no candidate of a video is."""
+    """Packed maps with NaN and infinity in all cells without a candidate."""
     random = torch.Generator().manual_seed(seed)
     packed = 0.01 + torch.rand(len(num_clips), grid.num_cells, generator=random, dtype=F64) ** 3
     outside = ~grid.packed_mask(num_clips=num_clips)
@@ -37,7 +37,7 @@ def test_equals_a_loop_over_the_candidates_of_each_video(grid, seed, data):
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
     found = map_saliency(packed, grid, num_clips, target=rescale_iou)
     for row, clips in enumerate(num_clips.tolist()):
-        # Of this video alone, its candidates picked from the grid by hand.
+        # This video alone, with its candidates picked by hand.
         kept = [
             index
             for index, (_, end) in enumerate(candidates.tolist())
@@ -70,7 +70,7 @@ def test_videos_in_blocks_and_cells_that_no_window_holds(monkeypatch):
     few = candidate_likelihoods(candidates, scores, target=rescale_iou)
     calls, spread = [], fast.CandidateBlocks.spread
     monkeypatch.setattr(fast, "_LARGEST_KEPT", 0)
-    monkeypatch.setattr(fast, "_CACHED_ROWS", 1)  # a query at a time
+    monkeypatch.setattr(fast, "_CACHED_ROWS", 1)  # one query at a time
     monkeypatch.setattr(fast.CandidateBlocks, "spread", lambda *a: calls.append(1) or spread(*a))
     many = candidate_likelihoods(candidates, scores, target=rescale_iou)
     assert len(calls) == 3
@@ -129,7 +129,7 @@ def test_pieces_have_the_mean_of_their_time(saliency, clip_seconds, share, secon
 def test_pieces_as_long_as_clips_are_the_clips():
     saliency = torch.rand(7, dtype=F64)
     assert_close(resample_saliency(saliency, 2.0, 14.0), saliency)
-    # What does not end inside the video is left out.
+    # Pieces that do not end inside the video are omitted.
     assert_close(resample_saliency(saliency, 2.0, 13.9), saliency[:6])
 
 

@@ -139,21 +139,10 @@ def cell_context(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None) -
     """Compute means of a video's rows in and around each candidate moment, in float32 or wider.
 
     The five means are over all rows inside, the first 2, the last 2, and equally many rows before
-    and after as inside; 0 where there are none.
-
-    Args:
-        rows: Features. Rows after a video's clips are ignored.
-        grid: The candidate moments.
-        num_clips: Clips of each video. Defaults to the grid's.
+    and after as inside; 0 where there are none. Arguments and errors are as for `cell_means`.
 
     Shape:
-        - rows: (B, num_clips * rows per clip, D)
-        - num_clips: (B,), integer
         - returns: (B, 5 * D, cells), 0 in invalid cells
-
-    Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: If `rows` is not floating, or as in `MapGrid.check_num_clips`.
     """
     check_shape("cell_context", "rows", rows, "B T D")
     cells = _Cells("cell_context", "rows", rows.mT, grid, num_clips)
@@ -168,21 +157,11 @@ def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None
 
     Changes (`change_of`) over 1, 3 and 6 rows are standardized over the rows of their video.
     `CHANGES` holds their values at the start and end, and their mean inside; the ends of the video
-    count as 0. No query is needed: moments tend to begin and end where the image changes.
-
-    Args:
-        rows: Features. Rows after a video's clips are ignored.
-        grid: The candidate moments.
-        num_clips: Clips of each video. Defaults to the grid's.
+    count as 0. No query is needed: moments tend to begin and end where the image changes. Arguments
+    and errors are as for `cell_means`.
 
     Shape:
-        - rows: (B, num_clips * rows per clip, D)
-        - num_clips: (B,), integer
         - returns: (B, 9, cells), 0 in invalid cells
-
-    Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: If `rows` is not floating, or as in `MapGrid.check_num_clips`.
     """
     check_shape("change_features", "rows", rows, "B T D")
     cells = _Cells("change_features", "rows", rows.mT, grid, num_clips)

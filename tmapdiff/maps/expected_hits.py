@@ -243,16 +243,13 @@ def rank_candidates_by_expected_hits(
     """Rank a list of candidates: `rank_by_expected_hits` without a dense map.
 
     Takes candidates and scores as `rank_candidates` does; `target`, `top_n`, `thresholds`,
-    `num_iterations`, `highest_first` and `temperature` are as for `rank_by_expected_hits`.
+    `num_iterations`, `highest_first`, `temperature` and errors are as for `rank_by_expected_hits`.
     Synchronizes with a GPU once if there are more than 2,048 candidates, otherwise never.
 
     Shape:
         - candidates: (M, 2)
         - scores: (B, M)
         - clip_seconds, durations: (B,)
-
-    Raises:
-        ShapeError, ArgumentError: As for `rank_by_expected_hits`.
     """
     who = "rank_candidates_by_expected_hits"
     reading = target, durations, top_n, thresholds, num_iterations, highest_first, temperature

@@ -26,6 +26,8 @@ class MapGrid:
 
     When videos are shorter than the grid, pass `num_clips`, the clips of each: results then have a
     batch axis. `device` is where results go; defaults to the device of `num_clips`, or the CPU.
+    Methods raise ArgumentError for a `scale` that does not exist, and the errors of
+    `check_num_clips`.
 
     Args:
         num_clips: Clips of the finest scale (the paper's N), divisible by `2**(num_scales - 1)`.
@@ -80,11 +82,7 @@ class MapGrid:
             )
 
     def resized(self, num_clips: int) -> "MapGrid":
-        """Return a grid with the same durations and scales over `num_clips` clips.
-
-        Raises:
-            ArgumentError, ConfigError: As for the class.
-        """
+        """Return a grid with the same durations and scales over `num_clips` clips."""
         return self if num_clips == self.num_clips else replace(self, num_clips=num_clips)
 
     # Sizes
@@ -94,11 +92,7 @@ class MapGrid:
         return 2**scale
 
     def shape(self, scale: int) -> tuple[int, int]:
-        """Return the rows and columns `(N_k, A)` of the map of `scale`.
-
-        Raises:
-            ArgumentError: If there is no such scale.
-        """
+        """Return the rows and columns `(N_k, A)` of the map of `scale`."""
         if not 0 <= scale < self.num_scales:
             raise ArgumentError(
                 f"MapGrid: expected scale in 0 to {self.num_scales - 1}, got {scale}."
@@ -162,10 +156,6 @@ class MapGrid:
         Shape:
             - num_clips: (B,), integer
             - returns: (N_k, A), bool; (B, N_k, A) with `num_clips`
-
-        Raises:
-            ArgumentError: If there is no such scale, or as in `check_num_clips`.
-            ShapeError: If `num_clips` is not (B,).
         """
         self.check_num_clips(num_clips)
         return self._mask(scale, device, num_clips)
@@ -191,9 +181,6 @@ class MapGrid:
         Shape:
             - num_clips: (B,), integer
             - returns: (cells,), bool; (B, cells) with `num_clips`
-
-        Raises:
-            ShapeError, ArgumentError: As in `check_num_clips`.
         """
         self.check_num_clips(num_clips)
         masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -209,9 +196,6 @@ class MapGrid:
         Shape:
             - num_clips: (B,), integer
             - returns: (N, N), bool; (B, N, N) with `num_clips`
-
-        Raises:
-            ShapeError, ArgumentError: As in `check_num_clips`.
         """
         self.check_num_clips(num_clips)
         masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
@@ -237,9 +221,6 @@ class MapGrid:
 
         Shape:
             - returns: (N_k, A, 2), int64; ends of invalid cells lie beyond `num_clips`
-
-        Raises:
-            ArgumentError: If there is no such scale.
         """
         rows, columns = self.shape(scale)
         starts = torch.arange(rows, device=device)[:, None].expand(rows, columns)
@@ -261,9 +242,6 @@ class MapGrid:
 
         Args:
             scales: The scales to include, in ascending order. Defaults to all.
-
-        Raises:
-            ArgumentError: If there is no such scale.
         """
         # Without tensors: torch's compiler would not know their values.
         cells: list[int] = []

@@ -27,7 +27,8 @@ class IoUMapBuilder:
 
     Every method takes `moments`, the start and end of the annotated moments in seconds,
     `clip_seconds`, the seconds per clip (without it, moments are in clips), and `num_moments`, how
-    many of the M moments of each sample count, 0 to M (defaults to all).
+    many of the M moments of each sample count, 0 to M (defaults to all). Every method raises the
+    errors of the call.
 
     Args:
         grid: The candidate moments.
@@ -73,9 +74,6 @@ class IoUMapBuilder:
 
         Shape:
             - returns: (B, cells), in [0, 1]
-
-        Raises:
-            ShapeError, ArgumentError: As for the call.
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         cells = self.grid.packed_moments(moments.device)
@@ -85,7 +83,7 @@ class IoUMapBuilder:
     def check(
         self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> None:
-        """Check the moments as the call does with `validate`, and raise the same errors."""
+        """Check the moments as the call does with `validate`."""
         IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
 
     def dense(
@@ -97,9 +95,6 @@ class IoUMapBuilder:
 
         Shape:
             - returns: (B, N, N), in [0, 1], 0 where the candidate ends outside the video
-
-        Raises:
-            ShapeError, ArgumentError: As for the call.
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         whole = MapGrid(self.grid.num_clips, self.grid.num_clips, 1)

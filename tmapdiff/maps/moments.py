@@ -143,16 +143,13 @@ def rank_candidates(
 
     Takes the start and end of each candidate in clips, and its score, as
     `MultiScaleMapSampler.merge_packed` returns them. A score of -inf or NaN marks a missing
-    candidate; ties go to the first. `clip_seconds`, `durations`, `top_n` and `nms_threshold` are as
-    for `rank_moments`. Never synchronizes with the device.
+    candidate; ties go to the first. `clip_seconds`, `durations`, `top_n`, `nms_threshold` and
+    errors are as for `rank_moments`. Never synchronizes with the device.
 
     Shape:
         - candidates: (M, 2)
         - scores: (B, M)
         - clip_seconds, durations: (B,)
-
-    Raises:
-        ShapeError, ArgumentError: As for `rank_moments`.
     """
     return _rank(
         "rank_candidates", candidates, scores, clip_seconds, durations, top_n, nms_threshold
@@ -200,10 +197,6 @@ def candidates_of(who: str, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
         - dense: (B, N, N)
         - mask: (N, N) or (B, N, N), bool
         - returns: (M, 2), int64, and (B, M), -inf where a sample's mask has no candidate
-
-    Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: If the mask is not bool.
     """
     sizes = check_shape(who, "dense", dense, "B N N")
     batched = isinstance(mask, Tensor) and mask.dim() == 3

@@ -24,16 +24,10 @@ def map_presence(
     likelihoods sum to 1 by construction. It is not calibrated: `tmapdiff.evaluation.fit_presence`
     turns it into a probability.
 
-    Arguments are as for `map_saliency`.
+    Arguments and errors are as for `map_saliency`.
 
     Shape:
-        - packed: (B, cells)
-        - num_clips: (B,), integer
         - returns: (B,), in [0, 1]
-
-    Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: As in `MapGrid.check_num_clips`, or if `target` is not a function.
     """
     candidates, scores = MultiScaleMapSampler(grid).merge_packed(packed, num_clips)
     return candidate_likelihoods(candidates, scores, target=target).sum(dim=1).clamp(max=1)

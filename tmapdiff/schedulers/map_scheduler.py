@@ -252,17 +252,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: Tensor, timesteps: Tensor | int) -> Tensor:
         """Divide noisy maps by their standard deviation at a timestep.
 
-        Args:
-            sample: Noisy maps.
-            timesteps: As for `add_noise`.
+        `timesteps` and errors are as for `add_noise`.
 
         Shape:
             - sample: (B, cells)
-            - timesteps: (B,) or (), integer
             - returns: (B, cells); `sample` itself when `normalize_input` is off
-
-        Raises:
-            ShapeError, ArgumentError: As for `add_noise`.
         """
         who = "MapScheduler.scale_model_input"
         sizes = check_shape(who, "sample", sample, "B cells")
@@ -294,11 +288,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(self._run.timesteps, device=device)
 
     def begin(self, num_inference_steps: int) -> SchedulerRun:
-        """Begin a separate run of `num_inference_steps`, independent of `set_timesteps`.
-
-        Raises:
-            ArgumentError: As for `set_timesteps`.
-        """
+        """Begin a separate run of `num_inference_steps`, with the errors of `set_timesteps`."""
         who, most = "MapScheduler", self.config.num_train_timesteps
         steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
         check_range(who, "num_inference_steps", steps, 1, most)
