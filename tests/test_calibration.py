@@ -13,7 +13,7 @@ from tmapdiff import CalibrationMetrics, PlattCalibrator, reliability_bins, risk
 from tmapdiff.errors import ArgumentError, ShapeError
 
 quick = settings(max_examples=60, deadline=None)
-# Few distinct values, so that many are equal; all on a grid that floats hold exactly.
+# Few distinct values, for many ties, which floats represent exactly.
 levels = st.integers(0, 8).map(lambda step: step / 8)
 queries = st.lists(st.tuples(levels, st.booleans()), min_size=1, max_size=24)
 
@@ -24,7 +24,7 @@ def tensors(rows) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def simulated(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Confidences, and truths that are right as often as these say."""
+    """Confidences, and answers that are right with these probabilities."""
     generator = torch.Generator().manual_seed(seed)
     confidence = torch.rand(count, generator=generator, dtype=torch.float64)
     return confidence, torch.rand(count, generator=generator, dtype=torch.float64) < confidence
@@ -39,7 +39,7 @@ def test_curve_equals_a_plain_loop(rows):
     curve = risk_coverage_curve(*tensors(rows))
     assert_close(curve.coverage, torch.arange(1, len(rows) + 1).double() / len(rows))
     for answered in range(1, len(rows) + 1):
-        # Expected hits: each query is answered with the chance that its rank is early enough.
+        # Expected hits, with the probability that each query is answered.
         hits = Fraction(0)
         for confidence, correct in rows:
             before = sum(other > confidence for other, _ in rows)
@@ -93,7 +93,7 @@ def test_extremes_of_the_curve():
     assert worst.accuracy_at(0.4) == 0
     assert best.accuracy_at(1) == worst.accuracy_at(1) == pytest.approx(0.6)
     assert best.area < 0.4 < worst.area
-    # What says nothing gains nothing.
+    # An uninformative confidence gains nothing.
     assert risk_coverage_curve(torch.zeros(10), correct).area == pytest.approx(0.4)
 
 
@@ -111,7 +111,7 @@ def test_accuracy_at_takes_the_fewest_queries_that_make_up_the_share(count):
 
 
 def bins_by_loops(rows, num_bins, equal_mass):
-    """Mean confidence, accuracy and count of the bins that hold any query."""
+    """Mean confidence, accuracy and count of nonempty bins."""
     members = [[] for _ in range(num_bins)]
     for confidence, correct in rows:
         if equal_mass:
@@ -162,7 +162,7 @@ def test_bins_of_equal_width_hold_their_upper_edge():
 def test_calibrated_confidences_have_hardly_any_error(equal_mass):
     count, num_bins = 20_000, 15
     bins = reliability_bins(*simulated(count), num_bins, equal_mass=equal_mass)
-    # Each gap is about normal with a standard error of at most this.
+    # Each gap is approximately normal, with at most this standard error.
     error = 0.5 / (count / num_bins) ** 0.5
     assert 0 < bins.calibration_error < 1.2 * error
     assert (bins.accuracy - bins.confidence).abs().max() < 4 * error
@@ -171,12 +171,12 @@ def test_calibrated_confidences_have_hardly_any_error(equal_mass):
 def test_error_of_overconfidence_is_its_amount():
     confidence, correct = simulated(20_000)
     bins = reliability_bins(0.5 + confidence / 2, correct)
-    # Half of what it says too much: the mean of (1 - p) / 2.
+    # Overconfident by the mean of (1 - p) / 2.
     assert bins.calibration_error == pytest.approx(0.25, abs=0.01)
 
 
 def test_equal_queries_go_to_the_bin_of_their_middle():
-    # Ranks 1 to 8 of 10 are equal: three bins could have them.
+    # Ranks 1 to 8 of 10 are tied across three bins.
     confidence = torch.tensor([0.1] + [0.5] * 8 + [0.9])
     bins = reliability_bins(confidence, torch.ones(10).bool(), 3)
     assert bins.count.tolist() == [1, 8, 1]
@@ -257,7 +257,7 @@ def test_single_and_half_precision_and_gradients_are_fine():
 
 
 def newton_by_hand(features: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Unpenalised logistic regression on Platt's targets, the bias last."""
+    """Unpenalized logistic regression on Platt's targets, the bias last."""
     right = int(correct.sum())
     wrong = len(correct) - right
     targets = np.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
@@ -339,7 +339,7 @@ def test_platt_of_all_right_or_all_wrong(right, count):
 
 def test_platt_gives_constant_features_no_weight_and_equal_ones_a_share():
     features, correct = logistic(300, [1.0], 0.3)
-    # Of one of these the mean of 300 is not the value itself.
+    # The mean of 300 copies of one of these differs from the value by rounding.
     for value in (0.1, 1e8 / 3, 0.7):
         constant = torch.full_like(features, value)
         calibrator = PlattCalibrator(3).fit(torch.cat([features, constant, features], 1), correct)
@@ -424,9 +424,7 @@ def test_bad_confidences_and_truths_are_refused():
     with refuses(ArgumentError, f"{who}: expected at least one query, got none."):
         risk_coverage_curve(confidence[:0], correct[:0])
     confidence[2] = torch.nan
-    with refuses(
-        ArgumentError, f"{who}: expected confidence that can be ordered, got nan in row 2."
-    ):
+    with refuses(ArgumentError, f"{who}: expected confidence without NaN, got nan in row 2."):
         risk_coverage_curve(confidence, correct)
     hint = "Turn raw scores into probabilities with PlattCalibrator."
     for bad in (torch.nan, 1.5, -0.25, torch.inf):

@@ -1,4 +1,4 @@
-"""Random weights throughout; a local Ray of two workers, which starts once."""
+"""Corpus runs with random weights, on a shared local Ray with two workers."""
 
 import gc
 import json
@@ -45,7 +45,7 @@ def run(corpus, output, **options):
 
 
 def rows_of(output):
-    """Rows by video and query; fails if one is there twice."""
+    """Rows by video and query; fails on duplicates."""
     found = {}
     for path in sorted(output.glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
@@ -57,7 +57,7 @@ def rows_of(output):
 
 @pytest.fixture(scope="module")
 def expected(corpus, tmp_path_factory):
-    """What one process finds."""
+    """Results of a single process."""
     output = tmp_path_factory.mktemp("expected")
     run(corpus, output)
     return rows_of(output)
@@ -102,7 +102,7 @@ def test_videos_longer_than_those_of_training_are_counted(corpus, tmp_path):
     pipeline = MomentLocalizationPipeline.from_pretrained(corpus / "pipeline", durations=[12.0])
     pipeline.save_pretrained(tmp_path / "pipeline")
     report = run(corpus, tmp_path / "out", pipeline=tmp_path / "pipeline")
-    # 10 to 15.5 s, of which 3 % more than in training are no other length.
+    # 10 to 15.5 s; up to 3 % more than in training counts as the same length.
     assert (report.videos, report.in_windows) == (12, 4)
     assert "12 videos (4 in windows)" in str(report)
 
@@ -120,14 +120,14 @@ def _ray():
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     yield
     with warnings.catch_warnings():
-        # Old releases do not wait for the processes that they end.
+        # Old releases do not wait for processes to end.
         warnings.simplefilter("ignore", ResourceWarning)
         ray.shutdown()
         gc.collect()
 
 
 def uses_ray(test):
-    """Mark a test that needs Ray, which warns of settings of its own."""
+    """Mark a test that needs Ray, which warns about its own settings."""
     for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
         test = pytest.mark.filterwarnings(f"ignore::{kind}")(test)
     return pytest.mark.process(pytest.mark.usefixtures("_ray")(test))
@@ -142,7 +142,7 @@ def test_rows_are_what_the_pipeline_answers(corpus, expected):
     assert row["query"] == "the door"
     from tmapdiff.corpus import _generator
 
-    # A query's noise is its own, whatever it is asked with.
+    # A query's noise does not depend on the other queries.
     found = pipe(video, "the door", generator=[_generator(0, "video03", "8")]).moments[0]
     for moment, other in zip(found, row["moments"], strict=True):
         assert vars(moment) == pytest.approx(other, rel=1e-4)
@@ -279,7 +279,7 @@ def test_a_worker_that_is_killed_loses_and_repeats_nothing(tmp_path):
 
 @uses_ray
 def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch):
-    class Telling:  # a local class, which workers get as it is
+    class Telling:  # a local class, which is pickled by value
         def __init__(self, job):
             pass
 
@@ -291,9 +291,9 @@ def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch
             failed = json.dumps([["a video", told]])
             return {"videos": 0, "pairs": 0, "in_windows": 0, "failed": failed}
 
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # as where nobody has chosen
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # as if unset by the user
         monkeypatch.delenv(name, raising=False)
-    # Another number than what Ray's own processes may have been started with.
+    # Different from the number that Ray's own processes may have.
     monkeypatch.setattr("tmapdiff.spinning._BRIEF", {"GOMP_SPINCOUNT": "1234"})
     monkeypatch.setattr("tmapdiff.corpus._ShareLocalizer", Telling)
     report = run(corpus, tmp_path / "out", num_workers=1, videos_per_file=12)
@@ -324,15 +324,15 @@ def test_a_run_that_is_killed_is_gone_on_with(tmp_path):
 
 def test_results_of_another_run_are_kept_apart(corpus, tmp_path):
     run(corpus, tmp_path / "out")
-    start = f"localize_corpus: expected {tmp_path / 'out'} to be of a run with the same "
+    start = f"localize_corpus: expected {tmp_path / 'out'} to belong to a run with the same "
     other = write(tmp_path / "queries", query_id=[7], query=["a door"])
-    with refuses(ConfigError, f"{start}queries, got another one. Use another output folder."):
+    with refuses(ConfigError, f"{start}queries, got a different one. Use another output folder."):
         run(corpus, tmp_path / "out", queries=other)
-    with refuses(ConfigError, f"{start}options, got another one."):
+    with refuses(ConfigError, f"{start}options, got a different one."):
         run(corpus, tmp_path / "out", options=CorpusOptions(seed=3))
     manifest = json.loads((tmp_path / "out" / "_corpus.json").read_text())
     (tmp_path / "out" / "_corpus.json").write_text(json.dumps({**manifest, "pipeline": "?"}))
-    with refuses(ConfigError, f"{start}pipeline, got another one."):
+    with refuses(ConfigError, f"{start}pipeline, got a different one."):
         run(corpus, tmp_path / "out")
 
 
@@ -360,7 +360,7 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
         (
             ArgumentError,
             {"queries": astray},
-            "localize_corpus: expected queries of the videos, got",
+            "localize_corpus: expected queries for the given videos, got",
         ),
         (
             AnnotationError,
@@ -384,7 +384,9 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
     assert not (tmp_path / "out").exists()
     run(corpus, tmp_path / "out")
     (tmp_path / "out" / "part-of-others.parquet").write_bytes(text.read_bytes())
-    with refuses(FileError, f"{tmp_path / 'out' / 'part-of-others.parquet'}: expected a file of a"):
+    with refuses(
+        FileError, f"{tmp_path / 'out' / 'part-of-others.parquet'}: expected an intact file of a"
+    ):
         run(corpus, tmp_path / "out")
 
 
@@ -397,7 +399,7 @@ def test_tables_that_declare_more_than_memory_holds(corpus, tmp_path, monkeypatc
     assert many.stat().st_size < 2**12
     with refuses(SizeLimitError, f"{many}: expected a table of at most 1,048,576 bytes, got 12,8"):
         run(corpus, tmp_path / "out", queries=many)
-    # Each of the files is small enough, all together are not.
+    # Each file is small enough, but together they are not.
     folder = tmp_path / "folder"
     folder.mkdir()
     for index in range(3):
@@ -413,7 +415,7 @@ def test_tables_that_declare_more_than_memory_holds(corpus, tmp_path, monkeypatc
 
 
 def test_columns_of_files_of_one_table(corpus, tmp_path):
-    """A column that is in some of the files is a column with gaps."""
+    """A column that only some files have is a column with gaps."""
     table = tmp_path / "queries"
     table.mkdir()
     write(table / "a.parquet", query_id=[1], query=["door"])
@@ -432,7 +434,7 @@ def test_files_of_moments_that_say_nothing_of_use(corpus, tmp_path):
     for content in ("3", '[["a"]]', "[" * 2000, '{"a": 1}'):
         schema = pa.schema([("video_id", pa.string())], metadata={"tmapdiff.videos": content})
         pq.write_table(schema.empty_table(), path)
-        with refuses(FileError, f"{path}: expected a file of a corpus run, got "):
+        with refuses(FileError, f"{path}: expected an intact file of a corpus run, got "):
             run(corpus, tmp_path / "out")
 
 
@@ -445,8 +447,8 @@ def test_damaged_moments_are_noticed(corpus, tmp_path, expected):
         content = bytearray(good)
         content[place] ^= 0x10
         path.write_bytes(content)
-        got = "got one whose moments are not those that were written. Remove it, and its videos"
-        with refuses(FileError, f"{path}: expected a file of a corpus run, {got} are localized"):
+        got = "got one whose content does not match its checksum. Remove it to localize its videos"
+        with refuses(FileError, f"{path}: expected an intact file of a corpus run, {got} again."):
             run(corpus, tmp_path / "out")
     path.unlink()
     report = run(corpus, tmp_path / "out")

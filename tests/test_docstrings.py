@@ -1,9 +1,8 @@
-"""The docstring of each public class, function and method is true.
+"""Docstrings of public classes, functions and methods match the code.
 
-It names the parameters and no others, errors that exist, and its examples give what they show.
-
-A parameter is named by an entry of `Args`, `Attributes` or `Shape`, or in code font in the text. A
-method may leave to its class what the class says, and an override to what it overrides.
+They name all parameters and no others, and only errors that exist; their examples work. A parameter
+is named by an entry of `Args`, `Attributes` or `Shape`, or in code font. Methods may rely on their
+class's docstring, and overrides on that of the overridden method.
 """
 
 import builtins
@@ -52,7 +51,7 @@ def public_methods(owner: type) -> Iterator[tuple[str, Any]]:
         method = inspect.getattr_static(owner, name)
         method = getattr(method, "__func__", method)  # of a class or static method
         is_public = name == "__call__" or not name.startswith("_")
-        # Methods of other libraries are documented there, and so are those that fill them in.
+        # Methods of other libraries, and overrides of these, are documented there.
         home = getattr(method, "__module__", None) or ""
         if is_public and inspect.isfunction(method) and re.match(r"tmapdiff\.(?!_)", home):
             yield name, getattr(owner, name)  # a class method too: its override has no docstring
@@ -76,7 +75,7 @@ def objects() -> dict[str, tuple[Any, type | None]]:
 def parameters(value: Any) -> set[str]:
     is_protocol = getattr(value, "_is_protocol", False)
     if is_protocol or (inspect.isclass(value) and issubclass(value, Exception)):
-        return set()  # not made by users
+        return set()  # not created by users
     names = inspect.signature(value).parameters
     return {name for name in names if name != "self" and not name.startswith("_")}
 

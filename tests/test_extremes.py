@@ -1,4 +1,4 @@
-"""Half precision at the ends of its range, against float64: right, or NaN, never silently zero."""
+"""Half precision at the limits of its range, against float64: right or NaN, never silently 0."""
 
 import math
 
@@ -15,7 +15,7 @@ from tmapdiff.maps import MapGrid
 from tmapdiff.models import MultimodalEncoder
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
-# Relative to the largest value: a few roundings.
+# Relative to the largest value, for a few roundings.
 LARGEST_ERROR = {HALF: 2e-3, BFLOAT: 2e-2}
 RANGE = [(HALF, 6e4), (HALF, 1e-3), (HALF, 1e-7), (BFLOAT, 1e18), (BFLOAT, 6e4), (BFLOAT, 1e-30)]
 by_range = pytest.mark.parametrize(
@@ -26,7 +26,7 @@ MASK = torch.ones(16, 8, dtype=torch.bool).tril(4)
 
 
 def draw(*shape: int, dtype: torch.dtype, size: float) -> Tensor:
-    """Values up to a size, of both signs, with a mean that is not 0."""
+    """Values up to a size, of both signs, with a nonzero mean."""
     return ((2 * torch.rand(shape, dtype=torch.float64) - 0.8) / 1.2 * size).to(dtype)
 
 
@@ -34,7 +34,7 @@ def assert_right(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert found.isfinite().all()
     assert expected.isfinite().all()
     error = float((found.double() - expected).abs().max())
-    # Below its least number, no dtype can do better.
+    # No dtype can represent errors below its smallest number.
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     assert error < LARGEST_ERROR[dtype] * float(expected.abs().max()) + least
 
@@ -108,7 +108,7 @@ def test_a_norm_beyond_float32_is_seen():
 @pytest.mark.parametrize("with_context", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention(dtype, size, with_context, autocast):
-    size = min(size, 2e4)  # of what linear layers make of more, float16 has no finite number
+    size = min(size, 2e4)  # above, outputs of linear layers overflow float16
     layer = MapTransformerLayer(16, 8, num_heads=4, stylized=False).to(dtype).eval()
     exact = MapTransformerLayer(16, 8, num_heads=4, stylized=False).double().eval()
     exact.load_state_dict({name: one.double() for name, one in layer.state_dict().items()})
@@ -190,7 +190,7 @@ def test_map_convolution(dtype, size, weight_size, backend):
     [
         (HALF, (1.0, 0.1, 1.0)),
         (HALF, (6e4, 1e-3, 1e-3)),  # maps, weights, gradient
-        (HALF, (1.0, 0.01, 300.0)),  # as gradient scalers make them
+        (HALF, (1.0, 0.01, 300.0)),  # as from gradient scalers
         (HALF, (1.0, 0.01, 1e-5)),
         (HALF, (1e-5, 50.0, 1.0)),
         (BFLOAT, (1e15, 1e-3, 1e15)),

@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused():
 
 
 def all_segments(count: int) -> list[tuple[int, int]]:
-    """First and last segment, inclusive, of every moment."""
+    """First and last segment of every moment, inclusive."""
     return [(s, e) for s in range(count) for e in range(s, count)]
 
 
@@ -199,7 +199,7 @@ def test_didemo_on_hand_made_cases(count, annotators, rank_1, rank_5, miou):
         ranking.append((4, 4))
         assert len(ranking) == 15
     metrics = DiDeMoMetrics()
-    # As a model of six segments gives it: what a video of five lacks is not valid.
+    # From a model of six segments: moments that a video of five lacks are invalid.
     padded = torch.zeros(1, 21, 2)
     padded[0, : len(ranking)] = torch.tensor(in_seconds(ranking))
     valid = torch.arange(21)[None] < len(ranking)
@@ -213,7 +213,7 @@ def test_didemo_refuses_a_ranking_with_gaps():
     metrics = DiDeMoMetrics()
     with refuses(
         ArgumentError,
-        "DiDeMoMetrics: expected a ranking of all moments, got none of 5 to 10 s in row 0.",
+        "DiDeMoMetrics: expected a ranking of all moments, got one without 5 to 10 s in row 0.",
     ):
         metrics.update(torch.tensor([[[0.0, 5.0]]]), torch.tensor([[[5.0, 10.0]]]))
     with refuses(ArgumentError, "DiDeMoMetrics: expected at least one query, got none."):
@@ -234,14 +234,14 @@ def load_official() -> Callable[[str], AnnotationSet]:
 
 @cache
 def best_iou(count: int, annotators: tuple[tuple[int, int], ...]) -> float:
-    """IoU of a query whose answer is free."""
+    """Best IoU of a query over all answers."""
     legal = all_segments(count)
     return max(official([one, *legal], annotators)[1] for one in legal)
 
 
 @pytest.mark.parametrize(("split", "ceilings"), [("val", (74.81, 96.04)), ("test", (74.76, 96.05))])
 def test_didemo_gives_the_known_values_of_the_official_files(load_official, split, ceilings):
-    """The frequency prior of the official evaluation, and what annotators can agree on.
+    """The frequency prior of the official evaluation, and the ceilings of annotators' agreement.
 
     Source: the official README (prior); counted from the files (ceilings).
     """
@@ -260,7 +260,7 @@ def test_didemo_gives_the_known_values_of_the_official_files(load_official, spli
         found = metrics.compute()
         assert found["Rank@1"] == pytest.approx(18.6842, abs=1e-4)
         assert found["mIoU"] == pytest.approx(25.2216, abs=1e-4)
-    # Any three annotators, when the answer is free.
+    # Any three annotators, over all answers.
     agreed, ious = 0, 0.0
     for item in items:
         segments = sorted((int(s / 5), int(e / 5) - 1) for s, e in item.moments)
@@ -326,7 +326,7 @@ def set_f1(given, truth, threshold):
 @given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 4), st.integers(0, 99))
 def test_sets_are_matched_one_to_one_in_the_best_way(queries, returned, annotated, seed):
     generator = torch.Generator().manual_seed(seed)
-    # Long ones, which fit several of the others.
+    # Long moments, which match several others.
     predicted, truth = (
         torch.rand(queries, count, 2, generator=generator) * 0.4 + torch.tensor([0.0, 0.5])
         for count in (returned, annotated)

@@ -11,7 +11,7 @@ from tmapdiff.recipes import Recipe
 
 
 def sizes(name, words=10, clip_channels=4):
-    is_aligned = "aligned" in PRESETS[name].encoder  # which reads features of words
+    is_aligned = "aligned" in PRESETS[name].encoder  # which reads word features
     return {"vocabulary_size": None if is_aligned else words, "clip_channels": clip_channels}
 
 
@@ -126,7 +126,7 @@ def test_presets_cannot_be_changed_by_accident():
 def test_every_preset_trains_saves_loads_and_localizes(name, tmp_path):
     torch.manual_seed(0)
     preset = PRESETS[name]
-    if name == "paper":  # whole, it takes minutes and 9 GB
+    if name == "paper":  # at full size, it takes minutes and 9 GB
         narrow = {"channels": 64, "time_channels": 64}
         preset = replace(
             preset, encoder={**preset.encoder, "channels": 64}, decoder={**preset.decoder, **narrow}

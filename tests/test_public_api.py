@@ -89,12 +89,12 @@ def test_import_is_as_quick_as_torch_s():
         run_python(f"import {module}")
         return time.perf_counter() - began
 
-    # The quickest of several: other work on the machine only ever adds time.
+    # The fastest of several, as other load on the machine only adds time.
     pairs = [(seconds("torch"), seconds("tmapdiff")) for _ in range(4)]
     assert min(ours for _, ours in pairs) < min(torch for torch, _ in pairs) + 0.3
 
 
-# A file may import from its own folder, and from the lines above its own.
+# A file may import from its own folder, and from the lines above it.
 ROOMS = """
 errors _version spinning
 _core

@@ -1,4 +1,4 @@
-"""Whether threads are told to wait busily for a moment only, before torch is imported."""
+"""Spinning of threads is limited before torch is imported."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-# Runs a script or module up to where it imports torch, and tells what torch would find.
+# Runs a script or module until it imports torch, and prints the environment that torch would see.
 CODE = """
 import json, os, runpy, sys
 

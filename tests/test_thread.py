@@ -1,4 +1,4 @@
-"""Annotation to metric in one thread, with an oracle for a model: every convention must hold."""
+"""From annotation to metric with an oracle as the model: all conventions must agree."""
 
 from functools import cache
 
@@ -23,7 +23,7 @@ CLIP_SECONDS = torch.linspace(0.3, 2.0, QUERIES)
 
 @cache
 def reachable_moments(grid: MapGrid) -> torch.Tensor:
-    """Moments that lie on no grid line, and that some cell hits with IoU above 0.7."""
+    """Moments off the grid lines, each hit by some cell with IoU above 0.7."""
     generator, moments = torch.Generator().manual_seed(0), []
     while len(moments) < QUERIES:
         seconds = float(CLIP_SECONDS[len(moments)])

@@ -1,4 +1,4 @@
-"""A text, a boolean or None where a number belongs is refused at once, not somewhere later."""
+"""A string, boolean or None in place of a number is rejected immediately."""
 
 import inspect
 import json
@@ -84,7 +84,7 @@ class Store(dict):
 STORE = Store(v=torch.zeros(8, 4))
 WORDS = Vocabulary(["a", "door", "b", "c", "d"])
 DATASET = MomentDataset(AnnotationSet([ITEM, replace(ITEM, qid=1)]), STORE, WORDS, 8)
-# What makes one, beside its numbers.
+# Other required arguments, besides numbers.
 MADE = {
     ActionTimelineFeatures: {"videos": {"v": CharadesVideo(**VIDEO)}, "num_classes": 1},
     Annotation: vars(ITEM),
@@ -146,7 +146,7 @@ MADE = {
     TransformerMapDecoder: {**WIDTHS, "num_layers": 1, "num_heads": 2},
     VideoFeatures: {"features": torch.zeros(8, 4), "seconds_per_feature": 1.0, "duration": 8.0},
 }
-# What the library makes, and nobody else.
+# Classes that only the library creates.
 RESULTS = {
     "SchedulerRun",
     "ExportReport", "ExtractionReport",
@@ -155,7 +155,7 @@ RESULTS = {
     "MS2DTANExperiment", "Progress", "Results", "SampledFrame", "ShapeAction", "ShapeVideo",
     "VideoInfo",
 }  # fmt: skip
-# Made of what is not here, or checked elsewhere: a grid by `MapGrid`, attributes by the writer.
+# Need unavailable arguments, or are checked elsewhere (grids by `MapGrid`).
 OTHERWISE = {"FeatureStoreWriter", "OnnxLocalizer", "Preset", "TransformersTextEncoder"}
 ARRAYS = ([1], np.ones(2), torch.ones(2))
 WRONG = ("1", "a", b"1", True, np.bool_(True), None, 1j, object(), {}, *ARRAYS)
@@ -178,7 +178,7 @@ CASES = [
 
 
 def holders(note: str, value: Any, wrong: Any) -> Iterator[Any]:
-    """Values of a field that are a wrong kind, or hold one somewhere."""
+    """Values of the wrong type for a field, also nested ones."""
     nested = "Sequence" in note or "tuple" in note
     listed = any(wrong is one for one in ARRAYS)
     if not (wrong is None and "None" in note) and not (nested and listed):
@@ -214,7 +214,7 @@ SWITCHES = [
     pytest.param(kind, name, id=f"{kind.__name__}.{name}")
     for kind, fields in MADE.items()
     for name, field in inspect.signature(kind).parameters.items()
-    # Of a store and a trainer, which no file configures.
+    # Arguments of a store and a trainer, which no file configures.
     if field.annotation in (bool, "bool") and kind.__module__ != "tmapdiff.data.features"
     if kind is not Trainer
 ]
@@ -222,7 +222,7 @@ SWITCHES = [
 
 @pytest.mark.parametrize(("kind", "name"), SWITCHES)
 def test_a_switch_is_true_or_false(kind, name):
-    """The text "false", as a file may have it, would switch it on."""
+    """The string "false", which a file may contain, would be truthy."""
     for wrong in ("false", "", None, 2, 1.0, float("nan"), [], [1], np.ones(2)):
         with refuses(TmapdiffError, f"expected {name} to be True or False"):
             kind(**{**MADE[kind], name: wrong})
@@ -261,7 +261,7 @@ def test_no_public_class_with_numbers_is_left_out():
 
 @pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25)])
 def test_numbers_of_numpy_and_torch_are_saved_as_numbers(number, tmp_path):
-    """A configuration is JSON: of float32 it could not be written, long after it was taken."""
+    """A configuration is JSON: with float32 values, writing it would fail much later."""
     count = np.int64(8)
     MapScheduler(signal_scale=number).save_pretrained(tmp_path / "scheduler")
     assert MapScheduler.from_pretrained(tmp_path / "scheduler").config.signal_scale == 0.25

@@ -106,7 +106,7 @@ if TYPE_CHECKING:
     from tmapdiff.video import open_video as open_video
     from tmapdiff.video import probe_video as probe_video
 
-# Where each public name lives, in the order the data flows.
+# Home module of each public name, in the order the data flows.
 _NAMES = {
     "maps": """
         MapGrid IoUMapBuilder MultiScaleMapSampler rank_moments rank_by_expected_hits

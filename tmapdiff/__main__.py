@@ -1,4 +1,4 @@
-"""`python -m tmapdiff` is the command line `tmapdiff`."""
+"""`python -m tmapdiff` runs the command `tmapdiff`."""
 
 import sys
 

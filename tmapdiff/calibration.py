@@ -1,8 +1,8 @@
-"""How far a localizer's confidence in its best moment can be trusted, and how to make it so.
+"""Measuring and calibrating a localizer's confidence in its best moment.
 
-A confidence serves two ends. To decide which queries to leave unanswered, only its order counts:
-`risk_coverage_curve`. To be read as a chance of being right, its values count: `reliability_bins`
-measures them, and `PlattCalibrator` makes such values from raw scores.
+To decide which queries to leave unanswered, only the order of confidences matters:
+`risk_coverage_curve`. To read them as probabilities of being right, their values matter:
+`reliability_bins` measures them, and `PlattCalibrator` turns raw scores into probabilities.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from tmapdiff.errors import ArgumentError
 
 @dataclass(frozen=True)
 class RiskCoverageCurve:
-    """Accuracy of answering only the most certain queries, for every number of them.
+    """Accuracy when answering only the most confident queries, for every coverage.
 
     Attributes:
-        coverage: Share of the queries that are answered: 1 / Q, 2 / Q, ... 1.
-        accuracy: Share of the answers that are right.
+        coverage: Share of queries that are answered: 1 / Q, 2 / Q, ... 1.
+        accuracy: Share of answers that are right.
 
     Shape:
         - coverage, accuracy: (Q,), float64
@@ -34,33 +34,33 @@ class RiskCoverageCurve:
 
     @property
     def area(self) -> float:
-        """Area under the curve of risks (AURC): mean of 1 - accuracy, in [0, 1], less is better."""
+        """Area under the risk curve (AURC): mean of 1 - accuracy, in [0, 1]; lower is better."""
         return float((1 - self.accuracy).mean())
 
     def accuracy_at(self, coverage: float) -> float:
-        """Accuracy, in [0, 1], of the fewest answers that make up a share of the queries.
+        """Return the accuracy, in [0, 1], of the fewest answers that reach a coverage.
 
         Args:
-            coverage: The share, in (0, 1]; `accuracy_at(1)` is the accuracy of all answers.
+            coverage: Share of queries, in (0, 1]; `accuracy_at(1)` is the accuracy of all answers.
 
         Raises:
             ArgumentError: If `coverage` is outside (0, 1].
         """
         who = "RiskCoverageCurve.accuracy_at"
         share = check_range(who, "coverage", coverage, 0, 1, open_low=True)
-        # Coverages are quotients rounded once, as are 0.8 and the like: equal if they should be.
+        # Both are correctly rounded quotients, so equal values compare equal.
         return float(self.accuracy[int((self.coverage < share).sum())])
 
 
 def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> RiskCoverageCurve:
-    """Accuracy of answering only the most certain share of the queries, for every share.
+    """Compute the accuracy when answering only the most confident queries, for every coverage.
 
-    Tells whether a confidence finds the queries that had better be left to a human. Only its order
-    counts. Queries of equal confidence are answered in random order: the accuracy is the expected
-    one, and does not depend on the order of the queries.
+    Shows whether a confidence finds the queries that are better left to a human. Only its order
+    matters. Ties are answered in random order: accuracies are expectations over it, and do not
+    depend on the order of the queries.
 
     Args:
-        confidence: Confidence in the best moment, more is surer, in any unit; may be infinite.
+        confidence: Confidence in the best moment, higher is surer, in any unit; may be infinite.
         correct: Whether that moment is right, for example `best_ious(...)[:, 0] > 0.7`.
 
     Shape:
@@ -70,7 +70,7 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> RiskCoverageCurv
     Raises:
         ShapeError: If a shape does not fit.
         ArgumentError: If there is no query, a confidence is NaN, `confidence` is not of a floating
-            dtype, or `correct` not bool.
+            dtype, or `correct` is not bool.
 
     Source: Geifman and El-Yaniv, arXiv 1705.08500 (selective classification).
 
@@ -81,11 +81,11 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> RiskCoverageCurv
         (0.75, 1.0)
     """
     confidence, correct = _checked("risk_coverage_curve", confidence, correct)
-    _, size, right = _tie_groups(-confidence, correct)  # the surest first
+    _, size, right = _tie_groups(-confidence, correct)  # most confident first
     end, right_so_far = size.cumsum(0), right.cumsum(0)
     group = torch.repeat_interleave(size)  # of the query at each rank
     rank = torch.arange(1, len(confidence) + 1, device=confidence.device)
-    # Whole groups, and the group at this rank in part.
+    # Whole groups, and part of the group at this rank.
     left = end[group] - rank
     hits = right_so_far[group] - (left * right[group]).double() / size[group]
     return RiskCoverageCurve(rank.double() / len(confidence), hits / rank)
@@ -93,13 +93,11 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> RiskCoverageCurv
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Confidence and accuracy of queries of similar confidence, the least certain bin first.
-
-    Bins that no query falls into are left out.
+    """Confidence and accuracy in nonempty bins of queries of similar confidence, ascending.
 
     Attributes:
         confidence: Mean confidence in each bin.
-        accuracy: Share of each bin's queries that are right.
+        accuracy: Share of right answers in each bin.
         count: Queries in each bin.
 
     Shape:
@@ -113,7 +111,7 @@ class ReliabilityBins:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (ECE), in [0, 1]: mean |accuracy - confidence| of a query."""
+        """Expected calibration error (ECE), in [0, 1]: mean |accuracy - confidence|."""
         gaps = (self.accuracy - self.confidence).abs()
         return float((gaps * self.count).sum() / self.count.sum())
 
@@ -123,16 +121,16 @@ def reliability_bins(
 ) -> ReliabilityBins:
     """Compare confidence with accuracy, in bins of queries of similar confidence.
 
-    Of a calibrated localizer, 70 % of the moments that it is 70 % sure of are right. Equal queries
-    share a bin, so that the result does not depend on their order; bins of equal mass then hold as
-    many queries as near as can be.
+    If a localizer is calibrated, 70 % of its moments with confidence 0.7 are right. Equal
+    confidences share a bin, so that the result does not depend on the order of queries; bins of
+    equal mass are then only approximately equal.
 
     Args:
         confidence: Probability that the best moment is right.
         correct: Whether it is, for example `best_ious(...)[:, 0] > 0.7`.
-        num_bins: Bins; fewer come back if some are empty.
-        equal_mass: Bins hold as many queries each; if False, they are as wide each, and hold
-            their upper edge.
+        num_bins: Number of bins, before omitting empty ones.
+        equal_mass: Whether bins have equal numbers of queries, or else equal widths and closed
+            upper edges.
 
     Shape:
         - confidence: (Q,)
@@ -141,7 +139,7 @@ def reliability_bins(
     Raises:
         ShapeError: If a shape does not fit.
         ArgumentError: If there is no query, a confidence is outside [0, 1], `num_bins` is below 1,
-            `confidence` is not of a floating dtype, or `correct` not bool.
+            `confidence` is not of a floating dtype, or `correct` is not bool.
 
     Source: Naeini et al., AAAI 2015, and Guo et al., arXiv 1706.04599 (bins of equal width); Nixon
         et al., arXiv 1904.01685 (of equal mass).
@@ -151,7 +149,7 @@ def reliability_bins(
     confidence, correct = _checked(who, confidence, correct, probabilities=True)
     value, size, right = _tie_groups(confidence, correct)
     if equal_mass:
-        # A group goes where its middle falls; in whole numbers, doubled.
+        # A group of ties goes where its middle falls; doubled, to stay in integers.
         middle = 2 * size.cumsum(0) - size
         home = middle * num_bins // (2 * len(confidence))
     else:
@@ -166,20 +164,20 @@ def reliability_bins(
 
 
 class CalibrationMetrics(Gathered):
-    """Calibration and selective accuracy over a data set, gathered batch by batch, in percent.
+    """Calibration and selective accuracy over a data set, collected batch by batch, in percent.
 
     ECE is the expected calibration error with bins of equal mass, ECE-width with bins of equal
     width; Brier is the mean squared difference between confidence and truth; AURC is the mean risk
-    over all coverages. Of these less is better. Accuracy@0.8 is the share of right answers among
-    the most certain 80 % of the queries, Accuracy@1.0 among all; Gain@0.8 is their difference, in
-    points. `reset` forgets all queries so far.
+    over all coverages. For all four, lower is better. Accuracy@0.8 is the share of right answers
+    among the most confident 80 % of queries, Accuracy@1.0 among all; Gain@0.8 is their difference,
+    in points.
 
     Args:
         num_bins: Bins of the two ECEs.
-        coverage: Share of the queries that are answered, in (0, 1].
+        coverage: Share of queries that are answered, in (0, 1].
 
     Raises:
-        ArgumentError: If `num_bins` is below 1 or `coverage` outside (0, 1].
+        ArgumentError: If `num_bins` is below 1 or `coverage` is outside (0, 1].
 
     Source: `reliability_bins` and `risk_coverage_curve`; Brier, 1950.
 
@@ -197,19 +195,11 @@ class CalibrationMetrics(Gathered):
         self.coverage = check_range(who, "coverage", coverage, 0, 1, open_low=True)
 
     def update(self, confidence: Tensor, correct: Tensor) -> None:
-        """Add a batch of queries, as for `reliability_bins`.
-
-        Shape:
-            - confidence: (Q,)
-            - correct: (Q,), bool
-
-        Raises:
-            ShapeError, ArgumentError: As `reliability_bins`.
-        """
+        """Add queries; `confidence`, `correct` and errors are as in `reliability_bins`."""
         confidence, correct = _checked(
             "CalibrationMetrics", confidence, correct, probabilities=True, at_least=0
         )
-        # Copies: the caller may use the memory again.
+        # Copies, as the caller may reuse the memory.
         self._rows.append((confidence.to("cpu", copy=True), correct.to("cpu", copy=True)))
 
     def compute(self) -> dict[str, float]:
@@ -235,18 +225,18 @@ class CalibrationMetrics(Gathered):
 
 
 class PlattCalibrator(nn.Module):
-    """Turn raw confidences into probabilities of being right, by logistic regression.
+    """Turns raw confidences into probabilities of being right, by logistic regression.
 
-    One confidence a query, or several features that tell how sure one can be (the best score, its
-    lead over the second, the agreement of several samples). Fit it on queries that the localizer
-    was not trained on, and that are not tested on. Weights are saved with `state_dict`.
+    Takes one confidence per query, or several features that indicate it, such as the best score,
+    its lead over the second, and the agreement of several samples. Fit it on queries that are used
+    neither for training nor for testing. Weights are saved with `state_dict`.
 
-    The targets are Platt's, (right + 1) / (right + 2) and 1 / (wrong + 2) instead of 1 and 0, so
-    that the fit is finite where the features separate right from wrong, or all are right. Constant
-    features get the weight 0, and equal features share theirs.
+    The targets are Platt's, (right + 1) / (right + 2) and 1 / (wrong + 2) instead of 1 and 0, which
+    keeps the fit finite if features separate right from wrong, or all answers are right. Constant
+    features get weight 0; equal features get equal weights.
 
     Args:
-        num_features: Features a query.
+        num_features: Features per query.
 
     Raises:
         ArgumentError: If `num_features` is below 1.
@@ -260,7 +250,7 @@ class PlattCalibrator(nn.Module):
         tensor([0.5000], dtype=torch.float64)
     """
 
-    penalty = 1e-6  # on the squared weights of features of unit variance, beside the mean loss
+    penalty = 1e-6  # on squared weights of unit-variance features, relative to the mean loss
     max_steps = 100
 
     weight: Tensor
@@ -275,9 +265,9 @@ class PlattCalibrator(nn.Module):
         self.register_buffer("bias", torch.tensor(torch.nan).double())
 
     @torch.no_grad()
-    @torch.inference_mode(False)  # weights made in it could not be loaded into later
+    @torch.inference_mode(False)  # inference tensors could not be loaded into later
     def fit(self, features: Tensor, correct: Tensor) -> Self:
-        """Fit to queries of which it is known whether the best moment is right; return itself.
+        """Fit to queries with known answers, and return `self`.
 
         Args:
             features: Raw confidences, in any unit.
@@ -290,7 +280,7 @@ class PlattCalibrator(nn.Module):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If there is no query, a feature is not finite, `features` is not of a
-                floating dtype, or `correct` not bool.
+                floating dtype, or `correct` is not bool.
         """
         features = self._checked(features)
         _check_correct("PlattCalibrator", correct, len(features), at_least=1)
@@ -312,15 +302,15 @@ class PlattCalibrator(nn.Module):
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        """Probability that the best moment is right, of `features` as in `fit`.
+        """Return the probability that the best moment is right, from `features` as in `fit`.
 
         Shape:
             - returns: (Q,), float64, in [0, 1]
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If it was not fitted, a feature is not finite, or `features` is not of a
-                floating dtype.
+            ArgumentError: If `fit` was not called, a feature is not finite, or `features` is not of
+                a floating dtype.
         """
         features = self._checked(features)
         if bool(self.bias.isnan()):
@@ -343,8 +333,8 @@ class PlattCalibrator(nn.Module):
         return features.double()
 
     def _newton(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Weights of least cross-entropy plus penalty, the bias last."""
-        # torch.optim.LBFGS stops at gradients of 1e-8 here, and needs autograd and torch._dynamo.
+        """Return the weights that minimize cross-entropy plus penalty, the bias last."""
+        # Not torch.optim.LBFGS, which stops at gradients of 1e-8 and needs autograd.
         penalty = inputs.new_full((inputs.shape[1],), self.penalty)
         penalty[-1] = 0
 
@@ -358,7 +348,7 @@ class PlattCalibrator(nn.Module):
             chance = (inputs @ weights).sigmoid()
             gradient = inputs.T @ (chance - targets) / len(inputs) + penalty * weights
             curvature = (inputs.T * (chance * (1 - chance))) @ inputs / len(inputs)
-            # The bias too, which has no penalty: the equations can always be solved.
+            # Also for the bias, which has no penalty, to keep the system solvable.
             curvature.diagonal().add_(self.penalty)
             step = torch.linalg.solve(curvature, gradient)
             while bool(loss_of(weights - step) > loss) and bool(step.abs().max() > 1e-12):
@@ -388,7 +378,7 @@ def _checked(
         hint = "Turn raw scores into probabilities with PlattCalibrator."
         _check_rows(who, "confidence in [0, 1]", confidence, inside, hint)
     else:
-        _check_rows(who, "confidence that can be ordered", confidence, ~confidence.isnan())
+        _check_rows(who, "confidence without NaN", confidence, ~confidence.isnan())
     return confidence, correct.to(confidence.device)
 
 
@@ -409,6 +399,6 @@ def _check_rows(who: str, expected: str, values: Tensor, good: Tensor, hint: str
 
 
 def _tie_groups(values: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the distinct values, ascending, how often each occurs, and how often it is right."""
+    """Return the distinct values, ascending, with counts of queries and of right answers."""
     distinct, group, size = torch.unique(values, return_inverse=True, return_counts=True)
     return distinct, size, torch.zeros_like(size).index_add_(0, group, correct.long())

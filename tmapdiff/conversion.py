@@ -1,4 +1,4 @@
-"""From one feature store to another of any format."""
+"""Conversion between feature stores of any format."""
 
 import io
 import json
@@ -29,14 +29,14 @@ Attributes = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `convert_features` did.
+    """Result of `convert_features`.
 
     Attributes:
         path: The new store.
         format: Its format.
-        converted: Ids of the videos whose features were written.
-        kept: Ids of those that were there already.
-        skipped: Videos whose features cannot be used, or whose id contains `/` or the like.
+        converted: Ids of videos whose features were written.
+        kept: Ids of videos whose features already existed.
+        skipped: Videos with unusable features, or with an id that contains `/` or the like.
     """
 
     path: Path
@@ -60,30 +60,30 @@ def convert_features(
     seconds_per_feature: float | None = None,
     on_video: Callable[[str], Any] | None = None,
 ) -> ConversionReport:
-    """Copy all features of a store to one of another format, and read them back.
+    """Copy all features of a store to another format, and verify the copy.
 
-    Features are written as float32, as stores give them. Attributes, of the store and of each
-    video, are kept: by HDF5 files as such, by folders in a file `attributes.json`, which stores
-    read. Run again, it goes on where it was interrupted, however hard, and adds what is new.
+    Features are written as float32. Attributes of the store and of each video are kept: as HDF5
+    attributes, or in a file `attributes.json` in a folder. Run again, it resumes after any
+    interruption, and adds new videos.
 
-    Of HDF5 files, texts of variable length are read, too, which stores leave out with a warning: in
-    a process of its own, since HDF5 may hang where they are damaged.
+    Variable-length strings in HDF5 files, which stores omit with a warning, are read, too: in a
+    subprocess, as damaged ones can hang HDF5.
 
     Args:
-        source: The store, as for `open_feature_store`; or simulated features, which the target
-            then says they are.
-        target: HDF5 file or folder, to be made or added to.
-        format: Format of the target. Defaults to HDF5 if its name ends with `.h5` or `.hdf5`, else
-            to a folder of `.npy`.
-        seconds_per_feature: As for `open_feature_store`; the target will say it.
-        on_video: Called with the id of each video when it is done, for a progress bar.
+        source: The store, as for `open_feature_store`; or simulated features, which the target then
+            declares as simulated.
+        target: HDF5 file or folder, new or existing.
+        format: Format of the target. Defaults to HDF5 if its name ends with `.h5` or `.hdf5`,
+            otherwise to a folder of `.npy` files.
+        seconds_per_feature: As for `open_feature_store`; the target will declare it.
+        on_video: Called with the id of each finished video, for a progress bar.
 
     Raises:
         FileError: If the source cannot be read or the target cannot be written.
-        FeatureError: If the target has other features of a video, or other attributes; or if what
-            was written is not what is read back.
-        ArgumentError: If source and target are the same, or simulated features are given another
-            `seconds_per_feature`.
+        FeatureError: If the target has other features for a video, or other attributes; or if the
+            features read back differ from the source.
+        ArgumentError: If source and target are the same, or `seconds_per_feature` differs from that
+            of simulated features.
         ConfigError: If there is no such format.
         MissingDependencyError: If h5py is needed and not installed.
     """
@@ -93,13 +93,13 @@ def convert_features(
     if isinstance(source, ActionTimelineFeatures):
         store = source
         if seconds_per_feature not in (None, store.seconds_per_feature):
-            expected = f"seconds_per_feature = {store.seconds_per_feature}, as it simulates"
+            expected = f"seconds_per_feature = {store.seconds_per_feature}, as simulated"
             raise ArgumentError(message(who, expected, seconds_per_feature))
     elif path.exists() and path.samefile(source):
-        raise ArgumentError(message(who, "two stores", f"{path} twice"))
+        raise ArgumentError(message(who, "source and target to differ", f"{path} twice"))
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of attributes that it leaves out: not here
+            warnings.simplefilter("ignore")  # about omitted attributes, which are recovered below
             store = open_feature_store(source, seconds_per_feature)
     if format is None:
         format = "hdf5" if path.suffix.lower() in HDF5_SUFFIXES else "npy"
@@ -141,15 +141,15 @@ def convert_features(
 
 
 def _verify(store: Any, path: Path, videos: tuple[str, ...]) -> None:
-    """Compare what was written, or was there, with the source."""
+    """Compare new and existing features of the target with the source."""
     written: Any = open_feature_store(path)
     if written.seconds_per_feature != store.seconds_per_feature:
-        expected = f"{written.description} to say {store.seconds_per_feature} s a feature"
+        expected = f"{written.description} to declare {store.seconds_per_feature} s per feature"
         raise FeatureError(message("convert_features", expected, written.seconds_per_feature))
     for video_id in videos:
         try:
             same = torch.equal(written[video_id], store[video_id])
-            found = "others"
+            found = "different ones"
         except TmapdiffError as error:
             same, found = False, str(error).rstrip(".")
         if not same:
@@ -161,7 +161,7 @@ def _verify(store: Any, path: Path, videos: tuple[str, ...]) -> None:
 class _FolderWriter:
     """Fills a folder with one file per video, and `attributes.json`.
 
-    What is known of each video is written before its features are there: then it is not lost.
+    Attributes of videos are written before their features, so that an interruption loses none.
     """
 
     def __init__(
@@ -172,9 +172,9 @@ class _FolderWriter:
         files = list_visible(folder) if folder.is_dir() else ()
         others = {file.suffix for file in files} & {".npy", ".npz", ".pt"} - {suffix}
         if others:
-            expected = f"no features but {suffix} files in {folder}"
+            expected = f"only {suffix} features in {folder}"
             raise FeatureError(message("convert_features", expected, ", ".join(sorted(others))))
-        for left in folder.glob(f".*{suffix}.*"):  # by a process that was killed
+        for left in folder.glob(f".*{suffix}.*"):  # left by a killed process
             shutil.rmtree(left, ignore_errors=True)
         stated = read_folder_attributes(folder)
         for name, value in attributes.items():
@@ -191,14 +191,14 @@ class _FolderWriter:
         if any(stated.values()):
             with written_beside(folder / ATTRIBUTES) as new:
                 text = json.dumps(stated, indent=1, ensure_ascii=False)
-                # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
+                # File names that are not UTF-8 become escapes, which JSON supports.
                 new.write_bytes(text.encode(errors="backslashreplace"))
 
     def __contains__(self, video_id: str) -> bool:
         return find_file(self.folder, video_id, self.suffix) is not None
 
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
-        # In memory first: on a full disk NumPy and torch have errors of their own.
+        # In memory first, as NumPy and torch raise their own errors when the disk is full.
         buffer = io.BytesIO()
         if self.suffix == ".pt":
             torch.save(torch.from_numpy(features), buffer)
@@ -211,7 +211,7 @@ class _FolderWriter:
 
 
 def _simple(attributes: Mapping[str, Any]) -> Attributes:
-    """Bring attributes into a form that HDF5 and JSON hold alike."""
+    """Convert attributes to values that both HDF5 and JSON can store."""
     return {
         name: value if isinstance(value, str | int | float) else json.dumps(value)
         for name, value in attributes.items()

@@ -1,4 +1,4 @@
-"""Localizing many queries in many videos, on Ray Data: from tables to Parquet tables."""
+"""Localizing many queries in many videos with Ray Data, from input tables to Parquet files."""
 
 import hashlib
 import io
@@ -38,27 +38,27 @@ from tmapdiff.spinning import brief_spin
 from tmapdiff.video import VideoFeatures
 from tmapdiff.video.extraction import find_videos, videos_by_id
 
-MANIFEST = "_corpus.json"  # readers of Parquet folders leave out what begins so
+MANIFEST = "_corpus.json"  # readers of Parquet folders skip files that start with an underscore
 _VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
-_DIGEST_OF_BODY = b"tmapdiff.sha256"  # likewise
-_END_OF_FOOTER = 8  # bytes of its length and of the format's name, which end a Parquet file
+_DIGEST_OF_BODY = b"tmapdiff.sha256"  # key of a Parquet file's metadata
+_END_OF_FOOTER = 8  # last bytes of a Parquet file: the footer's length and the magic number
 _COLUMNS = ("video_id", "query_id", "query", "moments")
 _ROWS_AT_ONCE = 4096
-_BYTES_OF_VALUE = 64  # of a number or an empty text, as Python's
+_BYTES_OF_VALUE = 64  # of a Python number or empty string
 _Asked = Mapping[str | None, Sequence[tuple[str, str]]]
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
 
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """How the moments of a corpus are found; what is None is the model's.
+    """How the moments of a corpus are found. None means the model's setting.
 
     Attributes:
         num_inference_steps: Denoising steps.
-        num_samples: Samples of each query that are averaged.
+        num_samples: Number of samples per query, which are averaged.
         ranking: How moments are read off the maps.
-        top_n: Moments a query, at most.
-        seed: Seed of the noise; that of a query in a video depends on it and their ids alone.
+        top_n: Largest number of moments per query.
+        seed: Seed of the noise, which depends only on it and on the ids of query and video.
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -78,12 +78,7 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class FailedVideo:
-    """A video that could not be localized, and why.
-
-    Attributes:
-        video_id: The video.
-        error: What went wrong, in a line.
-    """
+    """The `video_id` of a video that could not be localized, and the `error` in one line."""
 
     video_id: str
     error: str
@@ -91,16 +86,16 @@ class FailedVideo:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What a run over a corpus did.
+    """Result of a run over a corpus.
 
     Attributes:
-        videos: Videos that were localized now.
+        videos: Videos localized by this run.
         pairs: Queries in these videos.
-        done_before: Videos that earlier runs had localized.
-        failed: Videos that could not be; a further run tries them again.
-        in_windows: Videos, of those localized now, that are longer than those of training and were
-            searched in windows.
-        spelling: How the features spell the ids, where it differs, such as `with '.avi'`.
+        done_before: Videos localized by earlier runs.
+        failed: Videos that could not be localized; the next run retries them.
+        in_windows: Videos of this run that were longer than training videos and searched in
+            windows.
+        spelling: How the features spell the ids, if it differs, such as `with '.avi'`.
         seconds: Wall time.
     """
 
@@ -137,42 +132,42 @@ def localize_corpus(
     batch_size: int = 64,
     on_file: Callable[[int, int], None] | None = None,
 ) -> CorpusReport:
-    """Find the moments of every query in every video that it is asked of.
+    """Find the moments of all queries in a corpus of videos.
 
     Features of a video are read or computed once for all its queries. Results are Parquet files in
     `output`: one row per video and query, with columns `video_id`, `query_id`, `query` and
-    `moments`, a list of start and end in seconds, score and spread, best first. A video is in one
-    file with all its queries; a file appears when it is complete, so that a kill loses only the
-    videos at work. The same call again does what is missing, and videos that were added.
+    `moments`, a list of start and end in seconds, score and spread, best first. All queries of a
+    video are in one file. Files appear when they are complete, so a killed run only loses videos in
+    progress. The same call resumes, and processes new videos.
 
     Args:
         pipeline: Folder of a saved `MomentLocalizationPipeline` that all workers can read.
         videos: A folder of videos, whose ids are their names without suffix; or a table with
             columns `video_id` and `path`, a file, or, with `features`, `video_id` and `duration`,
             in seconds. Tables are Parquet files, folders of such, or JSON lines (`.jsonl`).
-        queries: Table with columns `query_id` and `query`; and `video_id`, if each is asked of one
-            video, else all are asked of all.
-        output: Folder.
-        features: Feature stores of the videos, as `open_feature_store` takes them. They may spell
-            ids without or with a suffix such as `.avi`, or `v_`; the report names the spelling.
-        options: How moments are found. Defaults to the model's way.
+        queries: Table with columns `query_id` and `query`. With a column `video_id`, each query is
+            for that video; without, for all videos.
+        output: Output folder.
+        features: Feature stores of the videos, as for `open_feature_store`. Their ids may differ by
+            a suffix such as `.avi` or the prefix `v_`, which the report names.
+        options: How moments are found. Defaults to the model's settings.
         num_workers: Ray actors, each with a copy of the model; 0 runs in this process, without Ray.
-        gpus_per_worker: GPUs of each actor; several may share one.
-        threads_per_worker: CPU threads of each actor.
-        device: Where each computes. Defaults to a GPU where there is one.
-        videos_per_file: Videos that are written together.
-        batch_size: Queries at a time.
-        on_file: Called after each file with the numbers of videos done and to do.
+        gpus_per_worker: GPUs per actor; fractions share a GPU.
+        threads_per_worker: CPU threads per actor.
+        device: Device of each worker. Defaults to a GPU if there is one.
+        videos_per_file: Videos per output file.
+        batch_size: Queries per batch.
+        on_file: Called after each file with the number of finished videos and the total.
 
     Raises:
         MissingDependencyError: If Ray or pyarrow is not installed.
-        FileError: If a table cannot be read or (`SizeLimitError`) takes more memory than it may, or
+        FileError: If a table cannot be read or (`SizeLimitError`) takes too much memory, or
             `output` cannot be written.
-        AnnotationError: If JSON lines are none, or lack a field.
-        ArgumentError: If a table lacks a column or a value, holds something else in one, or has an
-            id twice; if a query is asked of an unknown video or has no word that the model knows,
+        AnnotationError: If JSON lines are invalid, or lack a field.
+        ArgumentError: If a table lacks a column or a value, has a column of the wrong type, or
+            repeats an id; if a query is for an unknown video or has no word that the model knows,
             or a number is out of range.
-        ConfigError: If `output` is of another pipeline, other queries or options.
+        ConfigError: If `output` belongs to another pipeline, other queries or options.
         CheckpointError: If the pipeline cannot be loaded.
     """
     who = "localize_corpus"
@@ -186,17 +181,17 @@ def localize_corpus(
         check_int(who, name, count, at_least=1)
     began = time.perf_counter()
     options, folder = options or CorpusOptions(), Path(output)
-    # 1. what is asked of which video
+    # 1. Queries of each video.
     by_video = _read_queries(queries)
     listed = _read_videos(videos, "duration" if features else "path")
     unknown = [one for one in by_video if one is not None and one not in listed]
     if unknown:
-        got = f"queries of {len(unknown)} others, such as {unknown[0]!r}"
-        raise ArgumentError(message(who, "queries of the videos", got))
+        got = f"queries for {len(unknown)} others, such as {unknown[0]!r}"
+        raise ArgumentError(message(who, "queries for the given videos", got))
     for_all = by_video.get(None)
     asked = {one: for_all or by_video.get(one, ()) for one in listed}
     _check_words(Path(pipeline), by_video)
-    # 2. what is there already
+    # 2. Features, and finished videos.
     stores = [os.fspath(place) for place in features]
     store = _open_stores(stores)
     ids = [] if store is None else list(listed)
@@ -204,7 +199,7 @@ def localize_corpus(
     _check_manifest(folder, pipeline, by_video, stores, options)
     before = set(_videos_done(folder))
     todo = [(one, source) for one, source in listed.items() if one not in before and asked[one]]
-    # 3. the rest, one share of the videos after the other
+    # 3. Remaining videos, in shares of one output file each.
     starts = range(0, len(todo), videos_per_file)
     shares = [todo[first : first + videos_per_file] for first in starts]
     job = _Job(
@@ -240,7 +235,7 @@ def localize_corpus(
 def _run(
     job: "_Job", shares: Sequence[Any], num_workers: int, gpus_per_worker: float
 ) -> Iterator[Mapping[str, Any]]:
-    # As text: rows of Ray are tables, which have no pairs of mixed types.
+    # As text, as Ray's rows cannot hold pairs of mixed types.
     rows = [{"share": json.dumps(share)} for share in shares]
     if num_workers == 0:
         localizer = _ShareLocalizer(job)
@@ -248,7 +243,7 @@ def _run(
         return
     if not rows:
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     ray: Any = require("ray", **_PURPOSE)
     data: Any = require("ray.data", **_PURPOSE)
     if not ray.is_initialized():
@@ -267,16 +262,16 @@ def _run(
     yield from results.iter_rows()
 
 
-# What a worker does
+# Workers
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all workers are told."""
+    """Settings of all workers."""
 
     pipeline: str
     features: Sequence[str]
-    names: Mapping[str, str]  # of videos in the features, where they are spelled otherwise
+    names: Mapping[str, str]  # ids in the features, if they are spelled differently
     queries: Mapping[str, Sequence[tuple[str, str]]]  # ids and sentences, by video
     options: CorpusOptions
     output: Path
@@ -314,7 +309,7 @@ class _ShareLocalizer:
                 values = (video_id, *query, [vars(moment) for moment in moments])
                 rows.append(dict(zip(_COLUMNS, values, strict=True)))
         if done:
-            # Of all videos of the share: done again after a kill, it replaces what there is.
+            # Named after the whole share, so that a repeated share replaces its file.
             name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
             _write(self.job.output / f"part-{name}.parquet", done, rows)
         return {
@@ -325,12 +320,12 @@ class _ShareLocalizer:
         }
 
     def _localize(self, video_id: str, source: Any, queries: Sequence[tuple[str, str]]) -> Any:
-        """Ask all queries of a video; `source` is its file, or its duration."""
+        """Localize all queries of a video; `source` is its file or its duration."""
         check_video_id("localize_corpus", video_id)
         options = dict(vars(self.job.options))
         seed = options.pop("seed")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` has warned
+            warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` warned
             return self.pipeline(
                 self._features(video_id, source),
                 [sentence for _, sentence in queries],
@@ -369,7 +364,7 @@ def _write(path: Path, videos: Sequence[str], rows: list[dict[str, Any]]) -> Non
     columns = dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.string(), moments), strict=True))
     schema = pa.schema(columns, metadata={_VIDEOS_IN_FILE: json.dumps(list(videos))})
     table = pa.Table.from_pylist(rows, schema=schema)
-    # The digest is written behind what it is of, and does not change that.
+    # The digest goes into the footer, and covers only the bytes before it.
     trial = io.BytesIO()
     pq.write_table(table, trial)
     metadata = {**table.schema.metadata, _DIGEST_OF_BODY: _digest_of_body(trial)}
@@ -378,7 +373,7 @@ def _write(path: Path, videos: Sequence[str], rows: list[dict[str, Any]]) -> Non
 
 
 def _digest_of_body(file: BinaryIO) -> bytes:
-    """Compute the digest of all in a Parquet file but what its end says of it."""
+    """Compute the digest of a Parquet file without its footer."""
     size = file.seek(0, os.SEEK_END)
     file.seek(-_END_OF_FOOTER, os.SEEK_END)
     left = size - _END_OF_FOOTER - int.from_bytes(file.read(4), "little")
@@ -391,7 +386,7 @@ def _digest_of_body(file: BinaryIO) -> bytes:
 
 
 def _videos_done(output: Path) -> Iterator[str]:
-    """Give the videos of the files in a folder, by what the files say of themselves."""
+    """Yield the videos in the output files of a folder, from the files' metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -400,21 +395,21 @@ def _videos_done(output: Path) -> Iterator[str]:
             metadata = pq.read_schema(path).metadata or {}
             videos = json.loads(metadata[_VIDEOS_IN_FILE])
             if not isinstance(videos, list) or not all(isinstance(one, str) for one in videos):
-                raise ValueError("its videos are no list of ids")
+                raise ValueError("one whose videos are not a list of ids")
             with path.open("rb") as file:
                 if metadata.get(_DIGEST_OF_BODY) not in (None, _digest_of_body(file)):
-                    raise ValueError("one whose moments are not those that were written")
+                    raise ValueError("one whose content does not match its checksum")
         except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
             expected, hint = (
-                "a file of a corpus run",
-                "Remove it, and its videos are localized again.",
+                "an intact file of a corpus run",
+                "Remove it to localize its videos again.",
             )
             raise FileError(message(str(path), expected, first_line(error), hint)) from error
         yield from videos
 
 
 def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Read columns of a table, and `video_id` if there is one."""
+    """Read columns of a table, and the column `video_id` if it exists."""
     path = Path(place)
     read = _read_json_lines if path.suffix == ".jsonl" else _read_parquet
     found = read(path, columns)
@@ -460,7 +455,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
             with pq.ParquetFile(file) as table:
                 names = _columns_to_read(path, columns, table.schema_arrow)
                 _check_declared(path, names, table.metadata)
-                # A few bytes may stand for a billion rows.
+                # Compressed, a billion rows may be a few bytes.
                 for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
                     taken += batch.nbytes * TEXT_GROWTH
                     taken += batch.num_rows * len(names) * _BYTES_OF_VALUE
@@ -471,7 +466,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
                     rows += batch.num_rows
     except TmapdiffError:
         raise
-    # Damaged texts are a UnicodeError.
+    # Damaged text raises UnicodeError, a ValueError.
     except (OSError, ValueError, pa.ArrowException) as error:
         raise FileError(f"cannot read {path}: {first_line(error)}.") from error
     for values in found.values():
@@ -480,16 +475,16 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _check_declared(path: Path, names: Sequence[str], metadata: Any) -> None:
-    """Refuse a file whose rows, or a group of them unpacked, would take more than they may."""
+    """Reject a file whose rows, or an unpacked row group, would exceed the memory limit."""
     declared = max(metadata.num_rows, 0) * len(names) * _BYTES_OF_VALUE
     check_item_bytes(str(path), "a table", declared)
     for index in range(metadata.num_row_groups):
-        # Of all columns: to be asked for one, damage can let pyarrow end the process.
+        # Total of all columns: reading one column's size from a damaged file can crash pyarrow.
         check_item_bytes(str(path), "a group of rows", metadata.row_group(index).total_byte_size)
 
 
 def _columns_to_read(path: Path, columns: Sequence[str], schema: Any) -> list[str]:
-    """Check that columns are there, and hold what they should; add `video_id` if it is there."""
+    """Check that columns exist and have the right types; add `video_id` if it exists."""
     lacking = [name for name in columns if name not in schema.names]
     if lacking:
         got = ", ".join(schema.names) or "none"
@@ -529,7 +524,7 @@ def _kinds_of(kind: Any) -> set[str]:
 
 
 def _read_queries(place: str | os.PathLike[str]) -> _Asked:
-    """Read ids and sentences of queries by the video that they are asked of; None: of all."""
+    """Read ids and sentences of queries, by video id, or None for queries for all videos."""
     table = _read_table(place, ("query_id", "query"))
     ids = [str(one) for one in table["query_id"]]
     videos: list[Any] = table.get("video_id", [None] * len(ids))
@@ -542,7 +537,7 @@ def _read_queries(place: str | os.PathLike[str]) -> _Asked:
 
 
 def _read_videos(place: str | os.PathLike[str], source: str) -> dict[str, Any]:
-    """Read what there is to read of each video, its `path` or `duration`, by id."""
+    """Read the `path` or `duration` of each video, by id."""
     if source == "path" and os.path.isdir(place) and (files := find_videos(Path(place))[0]):
         by_id, _ = videos_by_id("localize_corpus", files)
         return {one: str(path) for one, path in sorted(by_id.items())}
@@ -561,7 +556,7 @@ def _check_unique(place: Any, name: str, ids: Sequence[Any]) -> None:
 
 def _check_words(pipeline: Path, queries: _Asked) -> None:
     path = pipeline / "vocabulary" / VOCABULARY
-    if path.is_file():  # else a text encoder reads all words
+    if path.is_file():  # without it, a text encoder reads all words
         sentences = {sentence: None for listed in queries.values() for _, sentence in listed}
         check_known_words("localize_corpus", Vocabulary.load(path), sentences)
 
@@ -573,7 +568,7 @@ def _check_manifest(
     features: Sequence[str],
     options: CorpusOptions,
 ) -> None:
-    """Write down what the results in a folder depend on, or compare with what is written there."""
+    """Record what the results in a folder depend on, or compare it with an existing record."""
     asked = json.dumps(sorted(queries.items(), key=str))
     wanted = {
         "pipeline": _digest_of(Path(pipeline)),
@@ -595,9 +590,9 @@ def _check_manifest(
         raise FileError(f"cannot read {path}: {first_line(error)}.") from error
     for name, value in wanted.items():
         if not isinstance(written, dict) or written.get(name) != value:
-            expected = f"{output} to be of a run with the same {name}"
+            expected = f"{output} to belong to a run with the same {name}"
             hint = "Use another output folder."
-            raise ConfigError(message("localize_corpus", expected, "another one", hint))
+            raise ConfigError(message("localize_corpus", expected, "a different one", hint))
 
 
 def _digest_of(folder: Path) -> str:

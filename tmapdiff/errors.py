@@ -1,8 +1,8 @@
-"""Every error that tmapdiff raises on purpose, and its warning.
+"""All errors that tmapdiff raises on purpose, and its warning.
 
-Each error is a `TmapdiffError` and also the built-in error that Python users would expect, so that
-both `except TmapdiffError` and `except ValueError` work. Messages are one line: who, what was
-expected, what came, and a hint.
+Each error is a `TmapdiffError` and also a suitable built-in error, so that both
+`except TmapdiffError` and `except ValueError` work. Messages are one line: who, what was expected,
+what was given, and a hint.
 """
 
 
@@ -12,16 +12,16 @@ class TmapdiffError(Exception):
 
 class _MissingError(TmapdiffError, KeyError):
     def __str__(self) -> str:
-        # KeyError shows the repr of its argument: a sentence in quotation marks.
+        # KeyError would show the repr of the message, in quotes.
         return str(self.args[0]) if self.args else ""
 
 
 class ArgumentError(TmapdiffError, ValueError):
-    """An argument has a value that the callee cannot work with."""
+    """An argument has an invalid value."""
 
 
 class ShapeError(ArgumentError):
-    """A tensor has another shape than expected."""
+    """A tensor does not have the expected shape."""
 
 
 class ConfigError(TmapdiffError, ValueError):
@@ -29,11 +29,11 @@ class ConfigError(TmapdiffError, ValueError):
 
 
 class UnknownNameError(_MissingError, ConfigError):
-    """A table of named things, such as `PRESETS`, has none of that name."""
+    """A name is not in a table such as `PRESETS`."""
 
 
 class AnnotationError(TmapdiffError, ValueError):
-    """An annotation file, or one line of it, cannot be understood."""
+    """An annotation file, or a line of it, cannot be parsed."""
 
 
 class UnknownWordsWarning(UserWarning):
@@ -41,19 +41,19 @@ class UnknownWordsWarning(UserWarning):
 
 
 class FeatureError(TmapdiffError, ValueError):
-    """Video features cannot be read, or are not what the model was built for."""
+    """Video features cannot be read, or do not fit the model."""
 
 
 class MissingFeatureError(_MissingError):
-    """A feature store holds no features of a video."""
+    """A feature store has no features for a video."""
 
 
 class VideoError(TmapdiffError, ValueError):
-    """A video has no pictures that can be decoded."""
+    """A video has no frames that can be decoded."""
 
 
 class NoVideoStreamError(VideoError):
-    """A file, such as one of sound alone, has no video stream."""
+    """A file has no video stream, only audio for example."""
 
 
 class CheckpointError(TmapdiffError, ValueError):
@@ -65,7 +65,7 @@ class FileError(TmapdiffError, OSError):
 
 
 class SizeLimitError(FileError, ValueError):
-    """What a file declares takes more memory than one item may (`TMAPDIFF_MAX_ITEM_BYTES`)."""
+    """A file declares an item that takes more memory than `TMAPDIFF_MAX_ITEM_BYTES` allows."""
 
 
 class MissingDependencyError(TmapdiffError, ImportError):

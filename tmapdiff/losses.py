@@ -1,4 +1,4 @@
-"""Training objectives: what the decoder's scores mean, and how wrong they are."""
+"""Training objectives: targets, activations and losses of maps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ HUBER_DELTA = 0.1  # error, in IoU, above which the Huber loss is linear
 
 @dataclass(frozen=True)
 class MapObjective:
-    """One training objective.
+    """A training objective.
 
     Attributes:
         name: Its name in configurations.
-        target: IoU in [0, 1] -> the map in [0, 1] that is noised and learned.
-        activation: Scores of the decoder -> that map.
+        target: IoU in [0, 1] -> target map in [0, 1], which is noised and learned.
+        activation: Scores of the decoder -> target map.
         cell_loss: (scores, target map) -> loss of each cell.
     """
 
@@ -29,11 +29,11 @@ class MapObjective:
     cell_loss: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Mean loss over the valid cells of all maps.
+        """Compute the mean loss over the valid cells of all maps.
 
         Args:
-            scores: What the decoder predicts.
-            target: The map that is learned.
+            scores: Predictions of the decoder.
+            target: Target map.
             mask: Which cells are valid.
 
         Shape:
@@ -50,14 +50,14 @@ class MapObjective:
         batched = isinstance(mask, Tensor) and mask.dim() == 2
         check_shape(who, "mask", mask, "B cells" if batched else "cells", sizes)
         scores = scores.to(torch.promote_types(scores.dtype, target.dtype))
-        # Filled before the loss, not weighted after it: an invalid cell may hold NaN.
+        # Fill before the loss rather than weight it, as invalid cells may hold NaN.
         scores, target = scores.masked_fill(~mask, 0), target.masked_fill(~mask, 0)
         losses = self.cell_loss(scores, target).masked_fill(~mask, 0)
         return losses.sum() / mask.expand_as(scores).sum().clamp(min=1)
 
 
 def rescale_iou(iou: Tensor, low: float = 0.5, high: float = 1.0) -> Tensor:
-    """Stretch IoU from [`low`, `high`] to [0, 1] and cut what is outside.
+    """Stretch IoU from [`low`, `high`] to [0, 1], and clip values outside.
 
     Shape:
         - iou, returns: any
@@ -68,7 +68,7 @@ def rescale_iou(iou: Tensor, low: float = 0.5, high: float = 1.0) -> Tensor:
 
 
 def identity(values: Tensor) -> Tensor:
-    """Return `values` as they are."""
+    """Return `values` unchanged."""
     return values
 
 
@@ -81,7 +81,7 @@ def _absolute_error(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def _huber(scores: Tensor, target: Tensor) -> Tensor:
-    # Divided by its width, it rises like the absolute error.
+    # Divided by delta, so that it has the slope of the absolute error.
     return F.huber_loss(scores, target, reduction="none", delta=HUBER_DELTA) / HUBER_DELTA
 
 
@@ -104,14 +104,14 @@ OBJECTIVES = tuple(_OBJECTIVES)
 
 
 def get_objective(name: str) -> MapObjective:
-    """Find a training objective by `name`.
+    """Return the training objective called `name`.
 
-    A name is a loss (`mse`, `l1`, `huber`, `bce`) and what is learned: `full` is the IoU itself,
-    `rescaled` the IoU stretched from [0.5, 1] to [0, 1], as MS-2D-TAN does. `bce-rescaled`,
+    A name combines a loss (`mse`, `l1`, `huber`, `bce`) and a target: `full` is the IoU itself,
+    `rescaled` the IoU stretched from [0.5, 1] to [0, 1], as in MS-2D-TAN. `bce-rescaled`,
     `bce-full` and `mse-full` are the rows of Table 4.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If there is no objective of that name.
 
     Source: Zhang et al., arXiv 2401.08232, Table 4.
     """

@@ -1,4 +1,4 @@
-"""How good ranked moments are: Rank n@m and mean IoU, and DiDeMo's own metric."""
+"""Metrics of predicted moments: Rank n@m, mean IoU, F1 of sets, and DiDeMo's metric."""
 
 from collections.abc import Sequence
 
@@ -19,12 +19,12 @@ from tmapdiff.maps import RankedMoments, temporal_iou
 
 
 def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None) -> Tensor:
-    """IoU of each predicted moment with the annotated moment that it fits best.
+    """Compute the IoU of each predicted moment with its best-fitting annotated moment.
 
     Args:
         predicted: Ranked moments, in seconds.
         truth: Annotated moments, in seconds.
-        num_truths: Annotated moments that count, per query. Defaults to all.
+        num_truths: Number of annotated moments per query. Defaults to all M.
 
     Shape:
         - predicted: (B, n, 2)
@@ -51,17 +51,17 @@ def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None
 
 
 class LocalizationMetrics(Gathered):
-    """Rank n@m and mean IoU over a data set, gathered batch by batch.
+    """Rank n@m and mean IoU over a data set, collected batch by batch.
 
     Rank n@m is the share of queries for which one of the first n moments has an IoU above m with an
-    annotated one: strictly above, as in 2D-TAN and MS-2D-TAN. mIoU is the mean IoU of the first.
-    Queries without an annotated moment are left out: no answer could be right. `reset` forgets all
-    queries so far.
+    annotated one. mIoU is the mean IoU of the first moments. Queries without an annotated moment
+    are excluded, as no answer could be right.
 
     Args:
-        ranks: The n's.
-        thresholds: The m's, in [0, 1).
-        strict: Count IoU above m; at or above it, if False, as in moment_detr.
+        ranks: Values of n.
+        thresholds: Values of m, in [0, 1).
+        strict: Count IoUs strictly above m, as in 2D-TAN and MS-2D-TAN; if False, also those equal
+            to m, as in moment_detr.
 
     Raises:
         ArgumentError: If there is no rank, one is below 1, a threshold is outside [0, 1], or
@@ -97,13 +97,13 @@ class LocalizationMetrics(Gathered):
         truth: Tensor,
         num_truths: Tensor | None = None,
     ) -> None:
-        """Add a batch of queries, without waiting for their device.
+        """Add a batch of queries, without synchronizing the device.
 
         Args:
-            predicted: Ranked moments in seconds, at least as many as the largest rank; fewer
-                count as they are.
+            predicted: Ranked moments in seconds. With fewer than the largest rank, the others count
+                as misses.
             truth: Annotated moments, in seconds.
-            num_truths: Annotated moments that count, per query. Defaults to all.
+            num_truths: Number of annotated moments per query. Defaults to all M.
 
         Shape:
             - predicted: (B, n, 2), or `RankedMoments`
@@ -116,7 +116,7 @@ class LocalizationMetrics(Gathered):
         moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
         ious = best_ious(moments, truth, num_truths)
         if isinstance(predicted, RankedMoments):
-            # -1 is no hit at any threshold.
+            # -1 is a miss at every threshold.
             ious = ious.masked_fill(~predicted.valid, -1)
         most = max(self.ranks)
         padded = ious.new_full((len(ious), most), -1)
@@ -149,16 +149,16 @@ class LocalizationMetrics(Gathered):
 
 
 class SetMetrics(Gathered):
-    """F1 of answers that are sets of moments, how far their count is off, and how many are exact.
+    """F1, count error and exact matches of answers that are sets of moments.
 
-    Predicted and annotated moments are matched one to one, as many as can be, where their IoU is
-    above the threshold. F1 is twice their number over that of all moments of both, 1 if there are
-    none; the mean over queries. `Set-count-error` is the mean absolute difference of the counts, in
-    moments. `Set-exact` is the share of sets of the right count that match at the first threshold.
-    All queries count, also those without an annotated moment.
+    Predicted and annotated moments with an IoU above the threshold are matched one to one, as many
+    as possible. F1 is twice the number of matches over the number of moments in both sets, 1 if
+    both are empty, averaged over queries. `Set-count-error` is the mean absolute difference of the
+    counts. `Set-exact` is the share of sets with the right count in which all moments match at the
+    first threshold. Queries without an annotated moment count, too.
 
     Args:
-        thresholds: IoU above which two moments match, in [0, 1).
+        thresholds: IoUs above which two moments match, in [0, 1).
 
     Raises:
         ArgumentError: If there is no threshold, or one is outside [0, 1].
@@ -181,20 +181,9 @@ class SetMetrics(Gathered):
     def update(
         self, predicted: Tensor | RankedMoments, truth: Tensor, num_truths: Tensor | None = None
     ) -> None:
-        """Add a batch of queries.
+        """Add a batch of queries, with `predicted` sets of moments.
 
-        Args:
-            predicted: The moments of each set, in seconds.
-            truth: Annotated moments, in seconds.
-            num_truths: Annotated moments that count, per query. Defaults to all.
-
-        Shape:
-            - predicted: (B, n, 2), or `RankedMoments`
-            - truth: (B, 2) or (B, M, 2)
-            - num_truths: (B,)
-
-        Raises:
-            ShapeError: If a shape does not fit.
+        `truth`, `num_truths`, shapes and errors are as in `LocalizationMetrics.update`.
         """
         who = "SetMetrics"
         moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
@@ -219,7 +208,7 @@ class SetMetrics(Gathered):
         self._rows.append((counts, given, found))
 
     def compute(self) -> dict[str, float]:
-        """Compute all metrics over the queries so far, all but `Set-count-error` in percent.
+        """Compute all metrics over the queries so far, in percent except for `Set-count-error`.
 
         Raises:
             ArgumentError: If there were no queries.
@@ -237,14 +226,14 @@ class SetMetrics(Gathered):
 
 
 def count_matches(pairs: Sequence[Sequence[bool]]) -> int:
-    """Count the pairs of a largest one-to-one matching of rows and columns.
+    """Return the size of a maximum matching of rows and columns.
 
-    By augmenting paths: a row takes a column that is free, or whose row finds another one. `pairs`
-    tells whether a row may be matched with a column.
+    Uses augmenting paths: a row takes a free column, or one whose row finds another column.
+    `pairs` holds, by row and column, whether the two may be matched.
 
     Source: Kuhn, doi 10.1002/nav.3800020109.
     """
-    row_of: dict[int, int] = {}  # of each column that is matched
+    row_of: dict[int, int] = {}  # row of each matched column
 
     def finds(row: int, tried: set[int]) -> bool:
         for column, fits in enumerate(pairs[row]):
@@ -259,9 +248,9 @@ def count_matches(pairs: Sequence[Sequence[bool]]) -> int:
 
 
 def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
-    """Moment of the annotator who agrees best with the others: of highest mean IoU with them.
+    """Return the annotated moment with the highest mean IoU with the others.
 
-    The first of them, if several are as good; where there is no moment, 0 to 0.
+    Ties go to the first; without annotated moments, returns 0 to 0.
 
     Shape:
         - moments: (B, M, 2)
@@ -286,13 +275,14 @@ def consensus_moments(moments: Tensor, num_moments: Tensor) -> Tensor:
 class DiDeMoMetrics(Gathered):
     """DiDeMo's official metric: Rank@1, Rank@5 and mean IoU against several annotators.
 
-    All moments of a video are ranked. The rank of a query is the mean rank of the moments of its
-    three best served annotators; Rank@n is the share of queries whose rank is at most n. mIoU is
-    the mean IoU of the first moment with the three annotators that it fits best. Moments are of
-    whole segments, and compared as such. Queries without an annotated moment are left out.
+    All moments of a video are ranked. The rank of a query is the mean rank of the annotated
+    moments, over the three annotators with the best ranks; Rank@n is the share of queries with a
+    rank of at most n. mIoU is the mean IoU of the first moment with the three best-fitting
+    annotators. Moments are compared as whole segments. Queries without an annotated moment are
+    excluded.
 
     Args:
-        segment_seconds: Seconds a segment lasts.
+        segment_seconds: Seconds per segment.
 
     Raises:
         ArgumentError: If `segment_seconds` is not positive.
@@ -300,7 +290,7 @@ class DiDeMoMetrics(Gathered):
     Source: Hendricks et al., arXiv 1708.01641, section 5.
     """
 
-    annotators = 3  # that count
+    annotators = 3  # number of best annotators that count
 
     def __init__(self, segment_seconds: float = 5.0) -> None:
         super().__init__()
@@ -313,8 +303,8 @@ class DiDeMoMetrics(Gathered):
         """Add a batch of queries.
 
         Args:
-            predicted: All moments of the video in seconds, best first; of six segments they are 21.
-            truth: Moments of the annotators in seconds, equal ones as often as they were given.
+            predicted: All moments of the video in seconds, best first: 21 for six segments.
+            truth: Moment of each annotator in seconds, including repeated ones.
             num_truths: Annotators of each query. Defaults to M.
 
         Shape:
@@ -324,8 +314,7 @@ class DiDeMoMetrics(Gathered):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If an annotated moment is not among the predicted ones: not all were
-                ranked.
+            ArgumentError: If `predicted` does not include every annotated moment.
         """
         who = "DiDeMoMetrics"
         moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
@@ -345,7 +334,7 @@ class DiDeMoMetrics(Gathered):
             start, end = truth[row, index].tolist()
             raise ArgumentError(
                 f"{who}: expected a ranking of all moments, "
-                f"got none of {start:g} to {end:g} s in row {row}."
+                f"got one without {start:g} to {end:g} s in row {row}."
             )
         ranks = (same.int().argmax(-1) + 1).double().masked_fill(~counted, torch.inf)
         ious = temporal_iou(ranked[:, 0, :1].double(), marked[:, :, 0].double())
@@ -377,5 +366,5 @@ class DiDeMoMetrics(Gathered):
 
 
 def _mean_of_finite(values: Tensor) -> Tensor:
-    """Mean of each row over what is finite: there may be fewer annotators than count."""
+    """Average the finite values of each row, as there may be fewer than three annotators."""
     return values.where(values.isfinite(), torch.nan).nanmean(dim=1)

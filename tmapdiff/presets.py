@@ -15,17 +15,17 @@ from tmapdiff.training import TrainingConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's size and how it is trained.
+    """Size and training settings of a model.
 
     Attributes:
-        description: What it is for, in a line.
-        measured: On what data it was trained, and how long that took.
+        description: Its purpose, in one line.
+        measured: Data and time of its training.
         grid: Fields of `MapGrid`.
-        encoder: Fields of `MultimodalEncoder` that the data do not decide.
+        encoder: Fields of `MultimodalEncoder` that do not depend on the data.
         decoder: Fields of `MapDiffusionDecoder`.
         scheduler: Fields of `MapScheduler`.
         localizer: The other fields of `MomentLocalizer`.
-        training: How it is trained.
+        training: Training settings.
     """
 
     description: str
@@ -38,7 +38,7 @@ class Preset:
     measured: str = "never trained"
 
     def as_published(self) -> "Preset":
-        """Make a preset of the same sizes and training, with the paper's settings only."""
+        """Return a preset of the same sizes and training, but with the paper's settings."""
         return replace(
             self,
             encoder={
@@ -49,7 +49,7 @@ class Preset:
         )
 
     def make_grid(self) -> MapGrid:
-        """Make the grid of candidate moments."""
+        """Build the grid of candidate moments."""
         return MapGrid(**self.grid)
 
     def build(
@@ -61,21 +61,22 @@ class Preset:
         decoder: dict[str, Any] | None = None,
         **localizer: Any,
     ) -> MomentLocalizer:
-        """Make a model of this size with random weights.
+        """Build a model of this size with random weights.
 
-        What follows from another field follows its change: the decoder's `feature_channels` are the
-        encoder's `channels`, and the grid of one part is that of the other.
+        Changes to one part also update the other: the decoder's `feature_channels` follow the
+        encoder's `channels`, and both have the same grid.
 
         Args:
-            vocabulary_size: Words, padding and unknown word included; None for words that are
-                features (`encoder={"text_channels": ...}`; with `aligned`, the clips' channels).
+            vocabulary_size: Words, including padding and the unknown word; None if words are
+                features (of `encoder={"text_channels": ...}` channels; with `aligned`, defaults to
+                `clip_channels`).
             clip_channels: Channels of the video features.
-            encoder: Fields of the encoder to change, for example `word_channels`.
-            decoder: Fields of the decoder to change, for example one of `DECODERS`.
-            **localizer: Fields of the localizer to change, for example `objective`.
+            encoder: Encoder fields to change, for example `word_channels`.
+            decoder: Decoder fields to change, for example one of `DECODERS`.
+            **localizer: Localizer fields to change, for example `objective`.
 
         Raises:
-            ArgumentError, ConfigError: If a size is out of range or a field unknown.
+            ArgumentError, ConfigError: If a size is out of range or a field is unknown.
         """
         encoder, decoder = encoder or {}, decoder or {}
         changed = {**encoder, **decoder}
@@ -97,13 +98,10 @@ class Preset:
         encoder: dict[str, Any] | None = None,
         **model: Any,
     ) -> MS2DTAN:
-        """Make the baseline with this encoder and these kernels, with random weights.
+        """Build the baseline with this encoder and these kernels, with random weights.
 
-        `vocabulary_size`, `clip_channels` and `encoder` are as for `build`; `**model` are fields of
-        `MS2DTAN` to change, for example `objective`.
-
-        Raises:
-            ArgumentError, ConfigError: If a size is out of range or a field unknown.
+        `vocabulary_size`, `clip_channels`, `encoder` and errors are as for `build`; `**model` are
+        fields of `MS2DTAN` to change, for example `objective`.
         """
         read = {name: self.localizer[name] for name in _READING if name in self.localizer}
         fields = {"kernel_sizes": self.decoder["kernel_sizes"], **read, **model}
@@ -111,13 +109,10 @@ class Preset:
         return MS2DTAN(encoder_config=config, **fields)
 
     def build_similarity(self, *, clip_channels: int, **model: Any) -> SimilarityLocalizer:
-        """Make the localizer without a decoder, on this grid.
+        """Build the localizer without a decoder, on this grid.
 
-        `clip_channels` are those of the features, `**model` fields of `SimilarityLocalizer` to
-        change, for example `spaces`.
-
-        Raises:
-            ArgumentError, ConfigError: If a size is out of range or a field unknown.
+        `clip_channels` are the channels of the video features, `**model` fields of
+        `SimilarityLocalizer` to change, for example `spaces`. Errors are as for `build`.
         """
         read = {name: self.localizer[name] for name in _READING if name in self.localizer}
         pooled = {"features_per_clip": self.encoder.get("features_per_clip", 1)}
@@ -133,9 +128,9 @@ class Preset:
         return fields
 
 
-_READING = ("ranking", "nms_threshold")  # alike for every model of a preset
+_READING = ("ranking", "nms_threshold")  # shared by all models of a preset
 
-# What won on held-out training videos and is not the paper's (docs/research-log.md).
+# Settings that won on held-out training videos and differ from the paper (docs/research-log.md).
 _BEST_ENCODER = {"map_layer": "max-pool", "dropout": 0.3, "word_dropout": 0.15}
 _ALIGNED: dict[str, Any] = {
     "aligned": True,
@@ -172,7 +167,7 @@ FORMER_NAMES: Mapping[str, str] = MappingProxyType({"best": "nano_tuned", "base"
 
 
 class _Presets(dict[str, Preset]):
-    """Presets by name. A former name finds its preset, but is not listed."""
+    """Presets by name. Former names work, but are not listed."""
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and super().__contains__(FORMER_NAMES.get(name, name))
@@ -246,7 +241,7 @@ PRESETS = MappingProxyType(
             grid={**_LARGE_GRID},
             encoder={"channels": 512, "num_text_layers": 3},
             decoder={"channels": 512, "time_channels": 512, "kernel_sizes": [17, 17]},
-            # Of what won, the paper leaves only this open.
+            # The only winning setting that the paper does not specify.
             localizer={"timestep_power": 2.0},
             training=TrainingConfig(epochs=20, learning_rate=1e-4),
         ),
@@ -255,20 +250,20 @@ PRESETS = MappingProxyType(
 
 
 def list_models(filter: str = "*") -> list[str]:
-    """List the names of presets that match a pattern of file names, `filter`, as timm's does."""
+    """List the names of presets that match a shell pattern, `filter`, as in timm."""
     return sorted(fnmatch.filter(PRESETS, filter))
 
 
 def create_model(
     name: str, *, vocabulary_size: int | None, clip_channels: int, **overrides: Any
 ) -> MomentLocalizer:
-    """Make the model of a preset, one of `list_models()` by its `name`, with random weights.
+    """Build the model of the preset `name`, one of `list_models()`, with random weights.
 
     `vocabulary_size`, `clip_channels` and `**overrides` are as for `Preset.build`.
 
     Raises:
         UnknownNameError: If there is no such preset.
-        ArgumentError, ConfigError: If a size is out of range or a field unknown.
+        ArgumentError, ConfigError: If a size is out of range or a field is unknown.
 
     Example:
         >>> model = create_model("nano", vocabulary_size=99, clip_channels=4, objective="bce-full")

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit and machine, to be stored beside it."""
+"""Provenance of results: versions, commit and machine, to store with them."""
 
 import platform
 import subprocess
@@ -12,15 +12,15 @@ _PACKAGES = ("tmapdiff", "torch", "diffusers", "timm", "accelerate", "einops", "
 
 
 def describe_run(folder: str | None = None) -> dict[str, Any]:
-    """Describe the software and machine of this process, in a form that JSON can hold.
+    """Describe the software and machine of this process, as JSON-compatible values.
 
     Args:
-        folder: A folder of the git checkout whose commit counts. Defaults to the working folder.
+        folder: A folder of the git checkout to describe. Defaults to the working folder.
 
     Returns:
-        `versions` of Python and packages (None where one is not installed); `git_commit`, with
-        "-dirty" appended when files differ from it, or None outside a checkout; `machine`, the
-        processor's architecture; `gpu`, its name or None; `threads` that torch uses.
+        `versions` of Python and packages (None for missing ones); `git_commit`, with "-dirty"
+        appended if files are modified, or None outside a checkout; `machine`, the operating system
+        and processor architecture; `gpu`, its name or None; `threads` that torch uses.
     """
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},

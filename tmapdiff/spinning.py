@@ -1,26 +1,25 @@
-"""How long the threads of torch wait busily for each other."""
+"""Limiting the busy waiting (spinning) of torch's threads."""
 
 import os
 
 _BRIEF = {"GOMP_SPINCOUNT": "1000"}
-_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # whoever has set one has chosen
+_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # settings that the user may have made
 
 
 def brief_spin() -> dict[str, str]:
-    """Return the environment of a process whose threads wait busily for a moment only.
+    """Return environment variables that limit the spinning of a process's threads.
 
-    OpenMP's threads wait for the last of them in a loop before they sleep. Where other work
-    wants the cores, those that wait keep the last from computing. Empty if the user has chosen
-    how they wait.
+    OpenMP threads spin while they wait for the slowest, before they sleep. On a busy machine, they
+    then take cores from the threads that still compute. Empty if the user has set how they wait.
     """
     return {} if any(name in os.environ for name in _CHOICES) else dict(_BRIEF)
 
 
 def spin_briefly() -> None:
-    """Let the threads of torch wait busily for a moment only; call it before torch is imported.
+    """Limit the spinning of torch's threads; call it before torch is imported.
 
-    Beside other work on the same cores, training is many times faster so (docs/speed.md has
-    figures). It sets `GOMP_SPINCOUNT` for this process and those that it starts, unless that or
+    This makes training many times faster if the cores are shared with other work (see
+    docs/speed.md). Sets `GOMP_SPINCOUNT` for this process and its children, unless that or
     `OMP_WAIT_POLICY` is set.
     """
     os.environ.update(brief_spin())
