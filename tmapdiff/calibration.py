@@ -111,7 +111,7 @@ class ReliabilityBins:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (ECE), in [0, 1]: mean |accuracy - confidence|."""
+        """Expected calibration error (ECE) in [0, 1]: mean |accuracy - confidence| over queries."""
         gaps = (self.accuracy - self.confidence).abs()
         return float((gaps * self.count).sum() / self.count.sum())
 
@@ -309,8 +309,8 @@ class PlattCalibrator(nn.Module):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `fit` was not called, a feature is not finite, or `features` is not of
-                a floating dtype.
+            ArgumentError: If weights are neither fitted nor loaded, a feature is not finite, or
+                `features` is not of a floating dtype.
         """
         features = self._checked(features)
         if bool(self.bias.isnan()):

@@ -91,8 +91,8 @@ class _Filled(torch.autograd.Function):
 def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set invalid cells to 0 in place, for code with its own gradients, and return `x`.
 
-    A shared mask only has few invalid cells, which are indexed. For CPU tensors, as indexing would
-    synchronize with other devices.
+    Only for the CPU: the few invalid cells of a shared mask are indexed, which would synchronize
+    with a GPU.
     """
     mask = of_all_samples(mask)
     if mask is None:

@@ -30,9 +30,8 @@ _CACHED_ROWS = 2**19  # numbers of a queries x candidates table that fit a CPU's
 _REFRESHED = 2  # candidates whose gains are recomputed together
 _SPARSE = 1 / 8  # share of nonzeros below which a CPU uses sparse products
 _KEPT_GRIDS, _LARGEST_KEPT = 4, 2**22  # cached tables, and numbers in the largest
-_BLOCKS_PER_MOMENT = (
-    4  # of the longest candidate: fewer mean larger tables, more mean more products
-)
+# Blocks that the longest moment spans: fewer make larger tables, more make more products.
+_BLOCKS_PER_MOMENT = 4
 
 
 class PairTable:

@@ -76,8 +76,8 @@ def read_moment_sets(
     A map is first turned into the expected number of moments at each candidate; unlike in
     `deconvolve_map`, these may sum to more than 1. That is exact for the rescaled IoU of separate
     moments, and nearly so for the full IoU. Candidates are then picked as in
-    `rank_by_expected_hits`, and the first picks with the highest expected F1 form the set. It is
-    empty if no moment is likelier.
+    `rank_by_expected_hits`, and the first picks with the highest expected F1 form the set, or none
+    if the empty set's is higher.
 
     With several samples, a set is read from each. The answer is the one with the highest mean F1
     against all (minimum Bayes risk), which keeps the moments that occur together; a mean of maps
@@ -93,8 +93,8 @@ def read_moment_sets(
         clip_seconds: Seconds per clip, for each sample. Without it, moments are in clips.
         target: The quantity that the map is an expectation of, as a function of the IoU.
         durations: Seconds each video lasts. Moments are cut there.
-        presence: How likely each query has a moment at all. Defaults to the expected number of
-            moments, at most 1; for samples, to the share of nonempty sets.
+        presence: Likelihood that each query has a moment at all. Defaults to the expected number
+            of moments, at most 1; for samples, to the share of nonempty sets.
         top_n: Largest number of moments in a set.
         thresholds: IoU thresholds of a hit, see `soft_hits`; F1 is averaged over them.
         num_iterations: Iterations of `deconvolve_map`.

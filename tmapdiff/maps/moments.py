@@ -22,7 +22,7 @@ class RankedMoments:
         - valid: (B, n), bool; False for padding
         - clips: (B, n, 2), int64, the moments' map cells as first clip and clip after the last;
           padded with 0. None for moments that are not read from a map
-        - present: (B,), how likely the query has a moment at all. None unless moments form sets
+        - present: (B,), likelihood that the query has a moment. None unless moments form sets
     """
 
     moments: Tensor

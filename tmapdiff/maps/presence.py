@@ -16,7 +16,7 @@ def map_presence(
     *,
     target: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Compute how likely the video holds the answer: the sum of its moments' likelihoods.
+    """Compute the likelihood that the video holds the answer: the sum over its moments.
 
     The map is an expectation over queries with and without an answer, and 0 for the latter. So the
     likelihoods of moments (`candidate_likelihoods`) sum to that of an answer. The sum means nothing

@@ -288,7 +288,7 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(self._run.timesteps, device=device)
 
     def begin(self, num_inference_steps: int) -> SchedulerRun:
-        """Begin a separate run of `num_inference_steps`, with the errors of `set_timesteps`."""
+        """Return a separate run; `num_inference_steps` and errors are as in `set_timesteps`."""
         who, most = "MapScheduler", self.config.num_train_timesteps
         steps = check_int(who, "num_inference_steps", num_inference_steps, at_least=1)
         check_range(who, "num_inference_steps", steps, 1, most)

@@ -82,8 +82,8 @@ def map_conv(
             memory, which suits the next layers and the next convolution.
         weight: Kernel.
         bias: Added to all cells.
-        plan: From `plan_map_conv`. The weight is then ignored, unless the plan is direct. Ignored
-            when derivatives are computed.
+        plan: From `plan_map_conv`. Replaces the weight, unless it is direct. Ignored when
+            derivatives are computed.
         backend: `direct` or `spectral`. Defaults to TMAPDIFF_BACKEND, then an estimate, then
             timing.
 
