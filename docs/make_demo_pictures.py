@@ -1,4 +1,4 @@
-r"""Take pictures of the demo, while it is served.
+r"""Take screenshots of the demo while it is being served.
 
     tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test --port 7860
     python docs/make_demo_pictures.py shapes-test-0-0.mp4 "the yellow triangle rises" --name demo
@@ -20,14 +20,18 @@ SIZES = {"": (1280, 900), "-phone": (390, 844)}
 
 
 def main() -> None:
-    """Take the pictures."""
+    """Take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("video", help="of those to pick")
-    add("sentence", help="what to ask")
-    add("--name", default="demo", help="of the files (default: demo)")
-    add("--dark", action="store_true", help="dark ones, too")
-    add("--address", default="http://127.0.0.1:7860/", help="(default: http://127.0.0.1:7860/)")
+    add("video", help="name of a video to pick")
+    add("sentence", help="the sentence to search for")
+    add("--name", default="demo", help="name of the files (default: demo)")
+    add("--dark", action="store_true", help="also in dark mode")
+    add(
+        "--address",
+        default="http://127.0.0.1:7860/",
+        help="of the demo (default: http://127.0.0.1:7860/)",
+    )
     add("--output", type=Path, default=Path(__file__).parent / "images", help="folder")
     args = parser.parse_args()
     with sync_playwright() as playwright:
@@ -48,7 +52,7 @@ def main() -> None:
 
 
 def ask(page: Page, video: str, sentence: str) -> None:
-    """Pick a video and ask, and wait for the answer to be drawn."""
+    """Pick a video, ask, and wait until the answer is drawn."""
     page.click("#picker input")
     page.click(f"ul[role=listbox] li:has-text('{video}')")
     page.wait_for_selector(f"#status >> text={video} is here")
@@ -60,7 +64,7 @@ def ask(page: Page, video: str, sentence: str) -> None:
         seen = "document.querySelector('#player video')"
         page.wait_for_function(f"{seen}.readyState >= 2")
         page.evaluate(f"{seen}.currentTime = {start} * {seen}.duration + 2")
-    page.wait_for_timeout(1500)  # for what scrolls
+    page.wait_for_timeout(1500)  # until scrolling has ended
 
 
 if __name__ == "__main__":

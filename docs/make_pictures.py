@@ -1,9 +1,9 @@
-"""Draw the pictures of the documentation, from made-up data, with the library's own code.
+"""Draw the figures of the documentation, from made-up data, with the library's own code.
 
     python docs/make_pictures.py
 
-The pictures are the same on every run on one machine. Those of denoising show a small model, which
-the script trains on made-up videos first.
+Every run on one machine draws the same figures. The script first trains a small model on made-up
+videos, for the figure of denoising.
 """
 
 import argparse
@@ -49,11 +49,11 @@ GRID = MapGrid(num_clips=32, num_anchors=16, num_scales=2)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw and save all pictures."""
+    """Draw and save all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--output", type=Path, default=Path(__file__).parent / "images", help="folder")
-    add("--epochs", type=int, default=12, help="of the model that is trained (default: 12)")
+    add("--epochs", type=int, default=12, help="epochs of training (default: 12)")
     add("--videos", type=int, default=135, help="made-up videos to train on (default: 135)")
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -77,11 +77,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-# The method in one picture
+# The method in one figure
 
 
 def draw_method() -> Figure:
-    """Draw the way from video and sentence to moments."""
+    """Draw the steps from video and sentence to moments."""
     figure = new_figure(9, 3.1)
     ax = figure.subplots()
     ax.set(xlim=(0, 18), ylim=(0, 6.2))
@@ -124,7 +124,7 @@ def draw_method() -> Figure:
     ax.text(10.5, 2.1, "scheduler:\nless noise", size=8, va="center", color=INK)
     ax.text(8.8, 2.1, "repeat", size=8, va="center", ha="right", color=INK)
     ax.text(7.9, 0.85, "starts as\npure noise", size=8, va="center", ha="right", color=INK)
-    ax.text(5.65, 4.35, "once a query", size=8, ha="center", color=INK)
+    ax.text(5.65, 4.35, "once per query", size=8, ha="center", color=INK)
     ax.text(15.2, 4.35, "merge, then NMS or expected hits", size=8, ha="center", color=INK)
     return figure
 
