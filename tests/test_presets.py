@@ -76,7 +76,7 @@ def test_what_follows_from_a_changed_field_follows_its_change(name, encoder, dec
 def test_changes_that_contradict_each_other_are_refused():
     size = {"vocabulary_size": 10, "clip_channels": 4}
     for encoder, decoder, text in (
-        ({"num_clips": 32}, {"num_clips": 64}, "expected encoder and decoder of one grid"),
+        ({"num_clips": 32}, {"num_clips": 64}, "expected encoder and decoder with the same grid"),
         ({"channels": 24}, {"feature_channels": 16}, "expected the decoder's feature_channels"),
     ):
         with torch.device("meta"), refuses(ConfigError, text):

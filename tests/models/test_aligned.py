@@ -178,7 +178,7 @@ def test_a_video_is_encoded_once_for_several_queries() -> None:
     query = encoder.encode_query(given["words"], given["num_words"])
     for one, other in zip(encoder.fuse(once, query), encoder(**given), strict=True):
         assert_close(one, other)
-    with refuses(ArgumentError, "what encode_query gives, as the encoder is aligned, got Tensor."):
+    with refuses(ArgumentError, "the result of encode_query, as the encoder is aligned, got"):
         encoder.fuse(once, query.sentence)
     with refuses(ShapeError, "video_maps to be a list of 3, got 2."):
         encoder.fuse(once[:2], query)
@@ -220,7 +220,7 @@ def test_the_baseline_can_be_aligned() -> None:
         (
             {"clip_channels": 6},
             ConfigError,
-            "MultimodalEncoder: expected words that are features of the clips' space, "
+            "MultimodalEncoder: expected word features in the clips' space, "
             "text_channels = 6, got text_channels = 5.",
         ),
         (

@@ -266,7 +266,7 @@ def test_a_damaged_model_is_an_error_that_names_the_weights(name, answer, spoil,
     model = make(name)
     where = spoil(model, value)
     who = type(model).__name__
-    text = f"got nan in row 0. Weights are not finite: {where} (1 in all)."
+    text = f"got nan in row 0. These weights are not finite: {where} (1 in all)."
     with refuses(ArgumentError, f"{who}: expected finite scores, {text}"):
         ANSWERS[answer](model)
 
@@ -276,7 +276,7 @@ def test_a_damaged_model_is_an_error_that_names_the_weights(name, answer, spoil,
 def test_features_that_are_not_finite_are_an_error(name, value):
     model, (features, words, num_words) = make(name), inputs()
     features[1, 2, 3] = value
-    text = "expected finite scores, got nan in row 1. All weights are finite: check features of"
+    text = "expected finite scores, got nan in row 1. All weights are finite: check the features"
     with refuses(ArgumentError, text):
         model.localize(features, words, num_words, torch.ones(3), **seeds(model))
 

@@ -228,7 +228,7 @@ class TestSave:
 
     @pytest.mark.parametrize("option", [{"safe_serialization": False}, {"use_flashpack": True}])
     def test_weights_that_would_not_be_loaded_are_not_saved(self, model, tmp_path, option):
-        with refuses(ArgumentError, ", as only safetensors are read, got "):
+        with refuses(ArgumentError, ", as only safetensors can be loaded, got "):
             model.save_pretrained(tmp_path / "new", **option)
         assert not (tmp_path / "new").exists()
 

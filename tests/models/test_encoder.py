@@ -126,7 +126,7 @@ class TestTextEncoder(EagerContract):
 
     def test_words_are_checked_apart_from_the_call(self) -> None:
         encoder = self.ready()
-        with refuses(ArgumentError, "TextEncoder: expected words in 0 to 7, the vocabulary, got 8"):
+        with refuses(ArgumentError, "expected word indices in 0 to 7, the vocabulary, got 8"):
             encoder.check_words(WORDS.where(WORDS != 7, 8))
         with refuses(ArgumentError, "TextEncoder: expected integer words, got torch.float32."):
             encoder.check_words(WORDS.float())

@@ -91,7 +91,7 @@ class TestConstruction:
             (
                 ConfigError,
                 {"encoder_config": {**ENCODER, "num_anchors": 3}},
-                "MomentLocalizer: expected encoder and decoder of one grid, got MapGrid(",
+                "MomentLocalizer: expected encoder and decoder with the same grid, got MapGrid(",
             ),
             (
                 ConfigError,
@@ -177,7 +177,7 @@ class TestFromParts:
 
     def test_other_schedulers_are_refused(self):
         model = make()
-        text = "MomentLocalizer: expected a MapScheduler, got DDIMScheduler. MapScheduler has"
+        text = "MomentLocalizer: expected a MapScheduler, got DDIMScheduler. MapScheduler also has"
         with refuses(ArgumentError, text):
             model.scheduler = DDIMScheduler()
         assert isinstance(model.scheduler, MapScheduler)
@@ -280,11 +280,11 @@ WRONG_FIELDS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "parts of two grids": (
         lambda config: config["encoder_config"].update(num_anchors=3),
-        "expected encoder and decoder of one grid",
+        "expected encoder and decoder with the same grid",
     ),
     "a part that nobody registered": (
         lambda config: config["decoder_config"].update(part="os.system"),
-        "expected a part that is registered, got 'os.system'.",
+        "expected a registered part, got 'os.system'.",
     ),
 }
 
@@ -360,7 +360,7 @@ class TestLoss:
         model, batch = ready(), annotated(3)
         given = {n: batch[n] for n in ("features", "words", "moments", "clip_seconds")}
         model.check_values(**given)
-        with refuses(ArgumentError, "TextEncoder: expected words in 0 to 11, the vocabulary"):
+        with refuses(ArgumentError, "expected word indices in 0 to 11, the vocabulary"):
             model.check_values(**{**given, "words": given["words"] + 12})
         with refuses(ArgumentError, "IoUMapBuilder: expected 0 <= start < end"):
             model.check_values(**{**given, "moments": given["moments"].flip(1)})
@@ -961,10 +961,10 @@ class TestRanking:
             make(ranking="vote")
         with refuses(ConfigError, text):
             ready().localize(**queries(2), ranking="vote")
-        text = "expected no nms_threshold with ranking 'expected-hits', got 0.6. Pass ranking='nms'"
+        text = "expected no nms_threshold with ranking 'expected-hits', got 0.6. To use it, pass"
         with refuses(ArgumentError, text):
             ready(ranking="expected-hits").localize(**queries(2), nms_threshold=0.6)
-        text = "expected no temperature with ranking 'nms', got 2.0. Pass ranking='expected-hits'"
+        text = "expected no temperature with ranking 'nms', got 2.0. To use it, pass"
         with refuses(ArgumentError, text):
             ready().localize(**queries(2), temperature=2.0)
 

@@ -282,7 +282,7 @@ def test_refuses_parts_that_lack_something(tmp_path):
         MomentLocalizer.from_parts(OwnEncoder(), decoder)
     with refuses(ConfigError, "got a function without name, target, activation."):
         MomentLocalizer(ENCODER, DECODER, objective=lambda *given: 0)
-    with refuses(ConfigError, "expected a part that is registered, got 'nobody'. Import what"):
+    with refuses(ConfigError, "expected a registered part, got 'nobody'. Import the module"):
         MomentLocalizer(ENCODER, {"part": "nobody"})
     with refuses(ArgumentError, "register_part('own'): expected a class with a configuration"):
         register_part("own")(OwnDecoder)

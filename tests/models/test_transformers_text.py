@@ -262,7 +262,7 @@ def test_refusals(monkeypatch):
             encoder(wrong)
     with refuses(ArgumentError, "expected a list of sentences, got 'a door'."):
         encoder("a door")
-    with refuses(ArgumentError, "expected a tokenizer beside a model, got none."):
+    with refuses(ArgumentError, "expected a tokenizer with the model, got none."):
         TransformersTextEncoder(make_model("bert"))
     bare = make_tokenizer()
     bare.pad_token = None
@@ -279,7 +279,7 @@ def test_a_tokenizer_of_more_words_than_the_model_knows(tmp_path):
     make_encoder().save_pretrained(tmp_path)
     config = transformers.BertConfig(**{**SIZES, "vocab_size": 8})
     transformers.BertModel(config).save_pretrained(tmp_path)
-    expected = "TransformersTextEncoder: expected a tokenizer of the model's 8 tokens, got one of a"
+    expected = "TransformersTextEncoder: expected a tokenizer with the model's 8 tokens, got one "
     with refuses(CheckpointError, expected):
         TransformersTextEncoder(tmp_path)
 

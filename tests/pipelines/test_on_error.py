@@ -119,7 +119,7 @@ def test_scores_that_are_not_finite_are_skipped_unless_weights_make_them(parts, 
         pipe(videos, QUERIES[0])
     with torch.no_grad():
         next(pipe.localizer.parameters()).fill_(torch.nan)
-    with refuses(ArgumentError, "Weights are not finite: "):
+    with refuses(ArgumentError, "These weights are not finite: "):
         pipe(videos, QUERIES[0], on_error="skip")
 
 
@@ -171,7 +171,7 @@ def test_queries_and_generators_that_are_none(pipe):
         with refuses(ArgumentError, "query to be a sentence or a list of them, got "):
             pipe(GOOD, query)
     for generator in (0, "cpu", [0], [None], 1.5, seeds):
-        with refuses(ArgumentError, "expected generator to be a torch.Generator or a list of such"):
+        with refuses(ArgumentError, "expected generator to be a torch.Generator or a list of them"):
             pipe(GOOD, QUERIES[0], generator=generator)
     with refuses(ShapeError, "expected generator to be a list of 1, got 2."):
         pipe(GOOD, QUERIES[0], generator=seeds(2))

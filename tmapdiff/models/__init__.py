@@ -1,4 +1,4 @@
-"""Models, and the parts that only models use."""
+"""Models and their parts."""
 
 from tmapdiff.models.decoder import MapDiffusionDecoder
 from tmapdiff.models.encoder import MapFeatureBuilder, MultimodalEncoder, TextEncoder

@@ -1,4 +1,4 @@
-"""What all models share: strict configurations, saving and loading, and answers in any mode."""
+"""The base of all models: strict configurations, saving and loading, answers in any mode."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ Given = ParamSpec("Given")
 Model = TypeVar("Model", bound="MapModel")
 Result = TypeVar("Result")
 
-# What `save_pretrained` may write, in any release of diffusers and with any arguments: weights in
-# one file or in several with an index, of any variant.
+# Files that `save_pretrained` may write in any release of diffusers: the configuration, and weights
+# of any variant, in one file or sharded with an index.
 MODEL_FILES = re.compile(r"config\.json|diffusion_pytorch_model[\w.-]*\.(safetensors|bin|json)")
 
 
@@ -37,18 +37,13 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
 
     @override
     def __getattr__(self, name: str) -> Any:
-        # A part goes before the field of that name, which diffusers would return.
+        # Parts take precedence over configuration fields of the same name.
         parts = vars(self).get("_modules", {})
         return parts[name] if name in parts else super().__getattr__(name)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the model, as `torch.nn.Module.to`.
-
-        Args:
-            *args: Device, dtype, or both.
-            **kwargs: As for `torch.nn.Module.to`.
-        """
-        # Some releases of diffusers warn of parts to keep in float32 where there are none.
+        """Move or cast the model; `*args` and `**kwargs` are those of `torch.nn.Module.to`."""
+        # Some releases of diffusers warn about an empty list of parts to keep in float32.
         logger = logging.getLogger(ModelMixin.__module__)
         logger.addFilter(_names_a_part)
         try:
@@ -58,19 +53,19 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         return moved
 
     def evaluation_view(self) -> Self:
-        """Return the model in evaluation mode, and leave it in the mode that it is in.
+        """Return the model in evaluation mode without changing the mode of this one.
 
-        Where any part is in training mode, what is returned is a view: it has the same weights and
-        statistics, but modes of its own, which other threads neither see nor change. Use a view
-        once: it does not see parts that the model gets later. A model in evaluation mode is
-        returned itself, and must stay in it while it answers.
+        If any part is in training mode, this is a view: it shares weights and statistics but has
+        its own modes, so other threads are not affected. Use a view once, as it does not see parts
+        that are replaced later. A model that is already in evaluation mode is returned itself, and
+        must stay in it while it answers.
 
         Raises:
-            ArgumentError: If it is in training mode and the `forward` of a part was replaced, as
-                diffusers' offloading does: a view would run the part itself.
+            ArgumentError: If a part is in training mode and the `forward` of a part was replaced,
+                as diffusers' offloading does: a view would run the original part.
         """
         parts: list[nn.Module] = [self]
-        for part in parts:  # which grows
+        for part in parts:  # grows inside the loop
             parts += [child for child in part._modules.values() if child is not None]
         if not any(part.training for part in parts):
             return self
@@ -89,21 +84,21 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
         return own
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write config.json and the weights into a folder, in place of what was saved there before.
+        """Save config.json and the weights to a folder, replacing a model saved there before.
 
-        A new folder appears whole or not at all. In one that exists, config.json and all files of
-        weights (`diffusion_pytorch_model*`: in one or in several with their index, of any variant)
-        are replaced together; any other file stays. With a `variant`, weights of other variants
-        stay too, if they are of the same configuration.
+        Saving is atomic: a new folder appears whole or not at all, and in an existing folder
+        config.json and all weight files (`diffusion_pytorch_model*`, of any variant) are replaced
+        together. Other files stay. With a `variant`, weights of other variants stay too, if they
+        have the same configuration.
 
         Args:
-            save_directory: Folder, made if need be.
-            **kwargs: As for diffusers' `ModelMixin.save_pretrained`. Where `is_main_process` is
+            save_directory: Folder, created if needed.
+            **kwargs: As for diffusers' `ModelMixin.save_pretrained`. If `is_main_process` is
                 False, nothing is written.
 
         Raises:
-            FileError: If the place is a file or cannot be written; what was there is as before.
-            ArgumentError: If weights are to be written in another form than safetensors.
+            FileError: If the folder is a file or cannot be written; it is then left as it was.
+            ArgumentError: If another format than safetensors is requested.
         """
         who = type(self).__name__
         check_safe(who, kwargs)
@@ -130,28 +125,28 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
-        """Read a model from a folder or the hub, as diffusers does, in evaluation mode.
+        """Load a model from a folder or the hub, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: Folder, or name on the hub.
             **kwargs: As for diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            CheckpointError: If there is no such model, it is damaged, its weights do not fit its
-                configuration, or that declares far more of them than there are, or names another
-                configuration in place of one.
+            CheckpointError: If the model does not exist or is damaged, its weights do not match its
+                configuration, the configuration declares far more weights than the files hold, or
+                the configuration names another configuration in place of one.
             ConfigError: If the configuration has an unknown field.
         """
         place = f"{cls.__name__}: cannot load {pretrained_model_name_or_path}"
         name = str(pretrained_model_name_or_path)
         if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-            # diffusers would look for it on the hub and complain of the network.
+            # diffusers would look for it on the hub and report a network error.
             raise CheckpointError(f"{place}: there is no such folder.")
         return_info = kwargs.pop("output_loading_info", False)
-        # Without accelerate, diffusers would say on every load that it loads in the plain way.
+        # Without accelerate, diffusers warns on every load that it falls back to this setting.
         kwargs.setdefault("low_cpu_mem_usage", False)
         kwargs.setdefault("use_safetensors", True)
-        # Reported below, by name: torch names them in the second line of its error.
+        # Mismatches are reported below, by name: torch's error names them only in its second line.
         kwargs["ignore_mismatched_sizes"] = True
         with foreign_errors(CheckpointError, place):
             config = cls.load_config(
@@ -179,8 +174,8 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
             if info.get(key):
                 names = ", ".join(_describe(one) for one in sorted(info[key], key=str)[:3])
                 raise CheckpointError(f"{place}: it {what}: {names} ({len(info[key])} in all).")
-        # As read, weights are views of the mapped file: they would change with it, and where they
-        # are not aligned, some processors round differently.
+        # Loaded weights are views of the memory-mapped file. They would change with the file, and
+        # where they are not aligned, some processors round differently.
         for one in (*model.parameters(), *model.buffers()):
             one.data = one.data.clone()
         return (model, info) if return_info else model  # type: ignore[return-value]
@@ -193,7 +188,7 @@ def _names_a_part(record: logging.LogRecord) -> bool:
 def answering(
     method: Callable[Concatenate[Model, Given], Result],
 ) -> Callable[Concatenate[Model, Given], Result]:
-    """Let a method of a model answer as in evaluation mode, and without gradients, in any mode."""
+    """Make a method run in evaluation mode and without gradients, whatever the model's mode."""
 
     @wraps(method)
     def answer(self: Model, *args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -204,22 +199,22 @@ def answering(
 
 
 def _view(part: nn.Module) -> nn.Module:
-    """Make a module of the same tensors, and still of the same children, in evaluation mode."""
+    """Copy a module into evaluation mode; tensors and children are shared."""
     view: nn.Module = object.__new__(type(part))
     own: dict[str, Any] = {"training": False}
     own["_compiled_call_impl"] = None  # would run `part`
     for name, value in vars(part).items():
-        if isinstance(value, KernelSpectra):  # which a model in training does not keep
+        if isinstance(value, KernelSpectra):  # not kept by a model in training
             own[name] = KernelSpectra()
     vars(view).update({**vars(part), **own})
     return view
 
 
 def check_safe(who: str, options: Mapping[str, Any]) -> None:
-    """Raise ArgumentError if weights are to be written in a form that is not read."""
+    """Raise ArgumentError if another format than safetensors is requested."""
     for option, needed in (("safe_serialization", True), ("use_flashpack", False)):
         if bool(options.get(option, needed)) != needed:
-            expected = f"{option}={needed}, as only safetensors are read"
+            expected = f"{option}={needed}, as only safetensors can be loaded"
             raise ArgumentError(message(who, expected, repr(options[option])))
 
 

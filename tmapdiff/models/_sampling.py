@@ -1,4 +1,4 @@
-"""Checks of how a localizer is asked."""
+"""Checks of the arguments that localizers take."""
 
 from typing import Any, get_args
 
@@ -7,7 +7,7 @@ from tmapdiff.models.map_localizer import Ranking
 
 
 def check_sampling(who: str, *, ranking: Any, seed: Any, **counts: Any) -> None:
-    """Check a ranking, a seed, and numbers of at least 1; None is the model's choice."""
+    """Check a ranking, a seed, and counts of at least 1. None, the model's default, is valid."""
     for name, count in counts.items():
         if count is not None:
             check_int(who, name, count, at_least=1)

@@ -1,4 +1,4 @@
-"""Map features of clips and words whose features share a space: what is known before training."""
+"""Map features from clip and word features that share a space."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -23,40 +23,40 @@ from tmapdiff.models.aligned_sequence import SequenceEncoder
 from tmapdiff.models.aligned_similarities import AlignedQuery, Similarities
 
 AlignedPart = Literal["sentence", "words", "metric", "sequence", "product", "learned"]
-# Of those that were tried on held-out queries, the best (docs/results/qvhighlights.md).
+# The best on held-out queries of the combinations tried (docs/results/qvhighlights.md).
 DEFAULT_PARTS: tuple[AlignedPart, ...] = ("sentence", "sequence")
 _SEQUENCE_CHANNELS = 32
-# What brings contrasts to about unit size, where they are not.
+# Factors that bring contrasts to about unit size; 1 for the others.
 _SCALES = {"middle above": 0.25, "log length": 0.5, "log length squared": 0.125}
 
 
 class AlignedFusion(nn.Module):
-    """Map features of videos and queries whose features share a space.
+    """Build map features from clip and word features that share a space.
 
-    Each part gives numbers of every candidate; side by side they go through two linear layers:
+    Each part computes several numbers per candidate. Two linear layers read them all:
 
-    - `sentence`, `words`, `metric`: the contrasts (`contrast_features`) of the similarity to the
-      mean of the words, of the highest and the mean over the words, and of a learned one
-      (`Similarities`); with `sequence`, always also the first
-    - `sequence`: means, in and around the candidate (`cell_context`), of what convolutions along
-      the video make of those similarities, the sentence's in any case, and of where the video
-      changes (`SequenceEncoder`)
-    - `product`: the sentence times the mean of the candidate's rows, less that of the video
+    - `sentence`, `words`, `metric`: contrasts (`contrast_features`) of the similarity to the mean
+      of the words, of its maximum and mean over the words, and of a learned similarity
+      (`Similarities`). With `sequence`, the first is always included
+    - `sequence`: means in and around the candidate (`cell_context`) of convolutions along the
+      video. They read those similarities, always including the sentence's, and the places where
+      the video changes (`SequenceEncoder`)
+    - `product`: the sentence times the candidate's mean row, after subtracting the video's mean
 
-    Contrasts and products are brought to about unit size by fixed factors; results are about
-    1 / sqrt(out_channels) each, as a cell of unit norm has them, but keep their scale. The part
-    `learned` is of `MultimodalEncoder`, and not read here.
+    Fixed factors bring contrasts and products to about unit size. The results are about
+    1 / sqrt(out_channels) each, as in a cell of unit norm, but are not normalized. The part
+    `learned` belongs to `MultimodalEncoder` and is ignored here.
 
     Args:
         channels: Channels of the features, of clips and of words.
         out_channels: Channels of the map features.
         spaces: As for `Similarities`.
-        parts: What is used, see above.
-        dropout: Share of the products, and of the channels of the sequence, dropped in training.
+        parts: Parts to use, see above.
+        dropout: Share of the products and of the `sequence` channels dropped in training.
 
     Shape:
-        - rows: (B, T, channels), as `embed` of `similarities` gives them
-        - query: as its `embed_query` gives it
+        - rows: (B, T, channels), from `similarities.embed`
+        - query: from `similarities.embed_query`
         - num_clips: (B,), integer
         - returns: K tensors (B, out_channels, N_k, A), 0 in invalid cells
 
@@ -92,7 +92,7 @@ class AlignedFusion(nn.Module):
             self.sequence = SequenceEncoder(count, _SEQUENCE_CHANNELS, dropout)
             width += 5 * _SEQUENCE_CHANNELS
         if "product" in parts:
-            # Of unit norm, entries of width w are about 1 / sqrt(w), and products 1 / w.
+            # In w channels of unit norm, entries are about 1 / sqrt(w), and products 1 / w.
             widths = [width for width in self.similarities.spaces for _ in range(width)]
             self.product_scales: Tensor
             self.register_buffer("product_scales", torch.tensor(widths).float(), persistent=False)
@@ -102,14 +102,14 @@ class AlignedFusion(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(width, out_channels), nn.ReLU(), nn.Linear(out_channels, out_channels)
         )
-        for layer in self.layers:  # else they would shrink what comes in
+        for layer in self.layers:  # torch's defaults would shrink the input
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(
         self, rows: Tensor, query: AlignedQuery, grid: MapGrid, num_clips: Tensor | None = None
     ) -> list[Tensor]:
-        """Make the map features; see the class."""
+        """Build the map features; see the class."""
         inside = None
         if num_clips is not None:
             each = rows.shape[1] // grid.num_clips
@@ -131,7 +131,7 @@ class AlignedFusion(nn.Module):
             means = cell_means(centred, grid, num_clips)
             product = means * (query.sentence * self.product_scales)[..., None]
             parts.append(self.dropout(product))
-        # Channels innermost, as linear layers read them.
+        # Linear layers read the innermost axis.
         packed = torch.cat([rearrange(one, "b c cells -> cells b c") for one in parts], dim=-1)
         made = self.layers(packed.to(dtype_of(self.layers)))
         made = made * made.shape[-1] ** -0.5
@@ -144,7 +144,7 @@ class AlignedFusion(nn.Module):
 
 
 def check_parts(who: str, parts: Sequence[AlignedPart]) -> Sequence[AlignedPart]:
-    """Return the parts of a fusion, or raise ConfigError if there is none or one is unknown."""
+    """Return the parts, or raise ConfigError if there are none or one is unknown."""
     known = get_args(AlignedPart)
     if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
         expected = f"aligned_parts to be a list of {', '.join(known)}"

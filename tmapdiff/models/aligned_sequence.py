@@ -1,4 +1,4 @@
-"""The course of a video, and of its similarities to a query, by convolutions along it."""
+"""Convolutions along a video over its similarities to a query."""
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,21 @@ _SMALLEST_NORM = 1e-12
 
 
 class SequenceEncoder(nn.Module):
-    """Residual convolutions along a video: what a row is in the course of the video.
+    """Encode each row in its temporal context, by residual convolutions along the video.
 
-    It reads the similarities as they are, standardised in their video, and averaged over rows that
-    are alike and near; and, whatever the query, where the video changes (1 less the cosine of the
-    rows before and after) and how like its mean a row is.
+    The inputs are the similarities: raw, standardized over the video, and averaged over nearby
+    rows with similar features. Two more do not depend on the query: where the video changes
+    (1 minus the cosine of the rows before and after), and how similar a row is to the video's mean.
 
     Args:
-        num_similarities: Similarities of each row.
+        num_similarities: Similarities per row.
         channels: Channels of the result.
         dropout: Share of the channels dropped in training.
 
     Shape:
         - rows: (B, T, C), of unit norm in each space; 0 after the video
         - similarities: (B, num_similarities, T)
-        - inside: (B, T), bool: which rows are of the video; all without it
+        - inside: (B, T), bool: which rows belong to the video. Defaults to all
         - returns: (B, T, channels), 0 after the video
     """
 
@@ -46,7 +46,7 @@ class SequenceEncoder(nn.Module):
         """Encode; see the class."""
         if inside is None:
             inside = rows.new_ones(rows.shape[:2], dtype=torch.bool)
-        # What is standardised differs little along a video: less precision would lose it.
+        # The inputs differ little along a video: lower precision would lose the differences.
         with torch.autocast(rows.device.type, enabled=False):
             x = self._read(rows, similarities, inside)
         inside = inside[:, None]
@@ -57,7 +57,7 @@ class SequenceEncoder(nn.Module):
 
     @staticmethod
     def _read(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
-        """Describe each row: (B, inputs, T)."""
+        """Compute the inputs of each row: (B, inputs, T)."""
         similarities = similarities.where(inside[:, None], 0)
         alike = average_alike(rows, similarities, inside)
         inside = inside[:, None]
@@ -68,7 +68,7 @@ class SequenceEncoder(nn.Module):
 
 
 def average_alike(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
-    """Average similarities over rows that are alike and near: a bilateral filter."""
+    """Average similarities over nearby rows with similar features: a bilateral filter."""
     places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
     apart = (places[:, None] - places).abs() / _NEAR_ROWS
     norm = rows.square().sum(-1).amax(1)[:, None, None].clamp(min=_SMALLEST_NORM)

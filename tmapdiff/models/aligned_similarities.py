@@ -1,4 +1,4 @@
-"""How alike the clips of a video and a query are, where their features share a space."""
+"""Similarities of clips and queries whose features share a space."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from tmapdiff._core.checks import check_bool, check_int, check_shape, check_size
 from tmapdiff.errors import ArgumentError, ConfigError
 from tmapdiff.layers._modules import dtype_of
 
-_METRIC_RANK = 32  # of what the learned metric adds to the identity
-_SMALLEST_NORM = 1e-12  # shorter features are divided by it
+_METRIC_RANK = 32  # of the matrices that the learned metric adds to the identity
+_SMALLEST_NORM = 1e-12  # shorter features are divided by this
 
 
 class AlignedQuery(NamedTuple):
-    """Queries as `Similarities` reads them, with unit norm in each space.
+    """Queries embedded for `Similarities`, with unit norm in each space.
 
     Shape:
         - sentence: (B, C)
@@ -29,29 +29,29 @@ class AlignedQuery(NamedTuple):
 
 
 class Similarities(nn.Module):
-    """How alike the rows of a video and a query are, by cosine, in one space or several.
+    """Compute cosine similarities of video rows and a query, in one feature space or several.
 
-    Features of several spaces, such as those of two models, stand side by side. Each gives a
-    similarity of its own.
+    Features of several spaces, such as those of two models, are concatenated. Each space has its
+    own similarities.
 
     Args:
         channels: Channels of the features, of clips and of words.
-        spaces: Channels of each space. Defaults to one space of all.
-        words: Whether to add the highest and the mean similarity over the words.
-        metric: Whether to add a similarity that is learned, `<f + A f, e + B e>` with A and B of
-            low rank: it begins as the mean over the spaces.
-        sentence: Whether the similarity to the sentence, the mean of the words, is one.
+        spaces: Channels of each space. Defaults to a single space.
+        words: Whether to add the maximum and the mean of the similarities over the words.
+        metric: Whether to add a learned similarity, `<f + A f, e + B e>` with A and B of low rank.
+            It starts as the mean over the spaces.
+        sentence: Whether to include the similarity to the sentence, the mean of the words.
 
     Shape:
-        - rows: (B, T, channels), as `embed` gives them
-        - query: as `embed_query` gives it
+        - rows: (B, T, channels), from `embed`
+        - query: from `embed_query`
         - returns: (B, num_similarities, T)
 
     Raises:
-        ArgumentError: If a number of channels is below 1 or a switch not True or False, at
-            construction; if a query has no word or more than there are, in `embed_query`.
-        ConfigError: If `spaces` do not add up, at construction.
-        ShapeError: If a shape does not fit, in the call.
+        ArgumentError: At construction, if a number of channels is below 1 or a switch is not True
+            or False; in `embed_query`, if `num_words` is out of range.
+        ConfigError: At construction, if `spaces` do not add up to `channels`.
+        ShapeError: In the call, if a shape does not fit.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class Similarities(nn.Module):
 
     @property
     def num_similarities(self) -> int:
-        """Similarities of each row."""
+        """Similarities per row."""
         return len(self.spaces) * (self.sentence + 2 * self.words) + (self.of_rows is not None)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Give features, (..., channels), unit norm in each space, in float32 at least."""
+        """Normalize features, (..., channels), in each space, in float32 at least."""
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         parts = wide.split(self.spaces, dim=-1)
         squares = (part.square().sum(-1, keepdim=True) for part in parts)
-        # Not torch's norm, whose second derivative is NaN where it is 0.
+        # The second derivative of torch's norm is NaN at 0.
         norms = (one.clamp(min=_SMALLEST_NORM**2).sqrt() for one in squares)
         return torch.cat([part / norm for part, norm in zip(parts, norms, strict=True)], dim=-1)
 
     def embed_query(self, words: Tensor, num_words: Tensor) -> AlignedQuery:
-        """Embed words and their mean: the sentence.
+        """Embed words and the sentence, their mean.
 
         Shape:
             - words: (B, L, channels)
@@ -103,16 +103,16 @@ class Similarities(nn.Module):
         num_words = num_words.to(words.device, non_blocking=True)
         inside = torch.arange(sizes["L"], device=words.device) < num_words[:, None]
         words = words.where(inside[..., None], 0)
-        # The sum points where the mean does.
+        # The sum has the direction of the mean.
         return AlignedQuery(self.embed(words.sum(1)), self.embed(words), num_words)
 
     def forward(self, rows: Tensor, query: AlignedQuery) -> Tensor:
-        """Compare; see the class."""
+        """Compute the similarities; see the class."""
         sizes = check_shape("Similarities", "rows", rows, f"B T {self.channels}")
         check_shape("Similarities", "sentence", query.sentence, f"B {self.channels}", sizes)
         wide = torch.promote_types(rows.dtype, query.sentence.dtype)
         query = AlignedQuery(query.sentence.to(wide), query.words.to(wide), query.num_words)
-        # Differences of similarities are small: less precision would lose them.
+        # Differences between similarities are small: lower precision would lose them.
         with torch.autocast(rows.device.type, enabled=False):
             return self._compare(rows.to(wide), query)
 
@@ -134,7 +134,7 @@ class Similarities(nn.Module):
         return torch.cat(found, dim=1)
 
     def to_sentence(self, rows: Tensor, query: AlignedQuery) -> Tensor:
-        """Compare with the sentence alone, by cosine in each space: (B, spaces, T)."""
+        """Compute the cosine to the sentence in each space: (B, spaces, T)."""
         with torch.autocast(rows.device.type, enabled=False):
             return self._cosines(rows, query.sentence[:, None].to(rows.dtype))[:, 0]
 
@@ -143,7 +143,7 @@ class Similarities(nn.Module):
         return layer(x.to(dtype_of(layer))).to(x.dtype)
 
     def _cosines(self, rows: Tensor, words: Tensor) -> Tensor:
-        """Compare words, (B, L, C), and rows, (B, T, C), in each space: (B, L, spaces, T)."""
+        """Compute cosines of words, (B, L, C), and rows, (B, T, C): (B, L, spaces, T)."""
         parts = zip(rows.split(self.spaces, -1), words.split(self.spaces, -1), strict=True)
         return torch.stack([word @ row.mT for row, word in parts], dim=2)
 
@@ -156,7 +156,7 @@ def _from_zero(channels: int) -> nn.Sequential:
 
 
 def check_num_words(who: str, num_words: Tensor, most: int) -> None:
-    """Raise ArgumentError unless each query has 1 to `most` words; waits for their device."""
+    """Raise ArgumentError unless each query has 1 to `most` words; waits for the device."""
     if torch.compiler.is_compiling() or num_words.is_meta or not len(num_words):
         return
     if int(num_words.min()) < 1 or int(num_words.max()) > most:
@@ -168,11 +168,11 @@ def check_num_words(who: str, num_words: Tensor, most: int) -> None:
 def check_aligned(
     who: str, clip_channels: int, text_channels: int | None, vocabulary_size: int | None = None
 ) -> None:
-    """Raise ConfigError unless clips and words are features of as many channels."""
+    """Raise ConfigError unless words are features with as many channels as the clips'."""
     if text_channels is not None:
         text_channels = check_int(who, "text_channels", text_channels, at_least=1)
     if text_channels != clip_channels or vocabulary_size is not None:
-        expected = f"words that are features of the clips' space, text_channels = {clip_channels}"
+        expected = f"word features in the clips' space, text_channels = {clip_channels}"
         got = f"text_channels = {text_channels}"
         if vocabulary_size is not None:
             got += f" and a vocabulary of {vocabulary_size} words"

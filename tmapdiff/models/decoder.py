@@ -1,4 +1,4 @@
-"""The denoiser: condition-injected decoders of the maps of all scales."""
+"""The denoiser: conditioned decoders of the maps of all scales."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -45,38 +45,39 @@ Architecture = Literal["conv", "transformer"]
 class MapDiffusionDecoder(MapModel):
     """Predicts clean maps from noisy ones, given the timestep and the map features.
 
-    One decoder a scale, of the same architecture with weights of its own, or one Transformer over
-    the cells of all scales. The prediction is a score a cell, which the objective turns into IoU
+    It has one decoder per scale, each with its own weights, or one Transformer over the cells of
+    all scales. It predicts a score per cell, which the objective turns into IoU
     (`tmapdiff.losses`).
 
     Args:
         num_clips: Clips of the finest scale.
-        num_anchors: Durations a scale.
-        num_scales: Scales.
+        num_anchors: Durations per scale.
+        num_scales: Number of scales.
         feature_channels: Channels of the map features.
-        channels: Channels inside.
+        channels: Channels of the hidden layers.
         time_channels: Channels of the time embedding.
-        architecture: Gated convolutions over each map, or attention between its cells (Table 3).
-        conditioning: How noisy map H and map features F meet (Table 3). `concat` is [H, F],
-            `multiply` H * F, `multiply-residual` H * (1 + F), `multiply-gated` H * sigmoid(F), each
-            of linear maps of both; with `cross-attention`, of the Transformer only, H attends to
-            H and F.
-        kernel_sizes: Of `conv`: kernel of each convolution, first to last; odd.
-        gate: Of `conv`: `shared` has one gate a cell, `channel` one a cell and channel.
-        num_layers: Of `transformer`: layers.
-        num_heads: Of `transformer`: heads of the attention; divides `channels`.
-        joint_scales: Of `transformer`: whether the cells of all scales are one sequence.
-        stylization: Where the timestep comes in: after the fusion of noisy map and features, after
-            each layer ("conv"), at both places, or at none (Table 5).
-        norm: Normalisation in the stylization blocks, `group` or `layer`.
-        num_groups: Groups of `group`; divides the channels that are normalised.
+        architecture: `conv` applies gated convolutions to each map, `transformer` attention
+            between its cells (Table 3).
+        conditioning: How the noisy map H is combined with the map features F, after a linear layer
+            on each (Table 3): `concat` is [H, F], `multiply` H * F, `multiply-residual`
+            H * (1 + F), `multiply-gated` H * sigmoid(F). With `cross-attention`, only for
+            `transformer`, H attends to H and F.
+        kernel_sizes: Only for `conv`: kernel of each convolution, first to last; odd.
+        gate: Only for `conv`: `shared` has one gate per cell, `channel` one per cell and channel.
+        num_layers: Only for `transformer`: number of layers.
+        num_heads: Only for `transformer`: attention heads; must divide `channels`.
+        joint_scales: Only for `transformer`: whether the cells of all scales form one sequence.
+        stylization: Where the timestep is injected: after the fusion of noisy map and features
+            (`fusion`), after each layer (`conv`), at both places, or nowhere (Table 5).
+        norm: Normalization in the stylization blocks, `group` or `layer`.
+        num_groups: Groups of `group`; must divide the normalized channels.
         dropout: Share of activations dropped in training, in stylization blocks and Transformer
             layers.
 
     Raises:
         ArgumentError: If a size is too small, or `joint_scales` is not True or False.
-        ConfigError: If sizes do not divide, a kernel is even, a choice is unknown, or `conv` is to
-            use cross-attention or join scales.
+        ConfigError: If sizes do not divide, a kernel is even, a choice is unknown, or `conv` is
+            used with `cross-attention` or `joint_scales`.
 
     Source: Zhang et al., arXiv 2401.08232, section 3.3.
 
@@ -118,7 +119,7 @@ class MapDiffusionDecoder(MapModel):
         check_int(who, "channels", channels, at_least=1)
         check_bool(who, "joint_scales", joint_scales)
         check_choice(who, "architecture", architecture, get_args(Architecture))
-        # Fields of the other architecture are saved, too.
+        # Check the fields of the other architecture, too: they are saved.
         if architecture == "conv":
             check_int(who, "num_layers", num_layers, at_least=1)
             check_int(who, "num_heads", num_heads, at_least=1)
@@ -128,7 +129,7 @@ class MapDiffusionDecoder(MapModel):
             raise ConfigError(
                 f"{who}: expected joint_scales to be off. It needs architecture 'transformer'."
             )
-        # Without stylization nothing would train it.
+        # Without stylization, nothing uses the timestep.
         self.embed_timestep = None if stylization == "none" else TimestepEmbedder(time_channels)
 
         def decoder() -> ConvMapDecoder | TransformerMapDecoder:
@@ -161,10 +162,10 @@ class MapDiffusionDecoder(MapModel):
         Args:
             noisy: Noisy maps of all scales, packed.
             timestep: Diffusion timestep of each sample, or one for all.
-            features: Map features, one tensor per scale, finest first; one tensor if there is one
-                scale.
-            num_clips: Clips of each video, when they differ. Maps may then be of another number of
-                clips than the configuration's.
+            features: Map features, one tensor per scale, finest first. With one scale, a tensor
+                also works.
+            num_clips: Clips of each video, if they differ. The number of clips N may then be other
+                than the configured one.
 
         Shape:
             - noisy: (B, cells)
@@ -175,8 +176,8 @@ class MapDiffusionDecoder(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `timestep` is no tensor and no integer from 0.
-            ConfigError: If maps of another size do not divide into the scales.
+            ArgumentError: If `timestep` is neither a tensor nor an integer of at least 0.
+            ConfigError: If N does not divide into the scales.
         """
         who = "MapDiffusionDecoder"
         sizes = check_shape(who, "noisy", noisy, "B cells")
@@ -185,15 +186,15 @@ class MapDiffusionDecoder(MapModel):
         features, grid = self._check(features, num_clips)
         check_shape(who, "noisy", noisy, f"B {grid.num_cells}", {"B": features[0].shape[0]})
 
-        # 1. Embed the timestep; there is none without stylization.
+        # 1. Embed the timestep.
         time = None if self.embed_timestep is None else self.embed_timestep(timestep)
 
-        # 2. Take the maps apart: of convolutions by scale, of Transformers into sequences of cells.
+        # 2. Split the maps: by scale for convolutions, into sequences of cells for Transformers.
         sequences = self._sequences(grid, noisy.device)
         noisy_maps = split_maps(noisy, grid, sequences)
         conditions = self._conditions(features, time, num_clips, grid, sequences)
 
-        # 3. Score each by its own decoder, given its map features, the time, and its valid cells.
+        # 3. Score each with its own decoder, given its map features, the time, and its valid cells.
         scores = [
             self._score(decoder, noisy_map, *condition)
             for decoder, noisy_map, condition in zip(
@@ -208,19 +209,19 @@ class MapDiffusionDecoder(MapModel):
         timesteps: Tensor,
         num_clips: Tensor | None = None,
     ) -> PreparedDecoder | CalledDecoder:
-        """Compute what depends only on map features and timesteps, once for a run of steps.
+        """Precompute everything in a denoising run that does not depend on the noisy maps.
 
-        Without gradients, these are also the spectra of kernels: do not change the weights before
-        the next call. Where decoders or their parts were subclassed, replaced, hooked or compiled,
-        nothing is: each step of the run is a call.
+        Without gradients, this includes the spectra of kernels, so do not change the weights
+        during the run. If decoders or their parts are subclassed, replaced, hooked or compiled,
+        nothing is precomputed: each step calls the decoder.
 
         Args:
-            features: As for the call.
+            features: As for `forward`.
             timesteps: The timesteps of the run, in their order; (S,), integer.
-            num_clips: As for the call.
+            num_clips: As for `forward`.
 
         Raises:
-            ShapeError, ConfigError: As the call.
+            ShapeError, ConfigError: As `forward`.
         """
         features, grid = self._check(features, num_clips)
         steps = check_shape("MapDiffusionDecoder", "timesteps", timesteps, "S")["S"]
@@ -256,7 +257,7 @@ class MapDiffusionDecoder(MapModel):
         return list(features), grid
 
     def _sequences(self, grid: MapGrid, device: torch.device) -> tuple[Tensor, ...]:
-        """List the cells of each Transformer's sequence (valid ones, to save time); () of maps."""
+        """Return the valid cells of each Transformer's sequence; () for `conv`."""
         if self.config.architecture == "conv":
             return ()
         scales = range(grid.num_scales)
@@ -271,7 +272,7 @@ class MapDiffusionDecoder(MapModel):
         grid: MapGrid,
         sequences: Sequence[Tensor],
     ) -> list[tuple[Any, ...]]:
-        """List what each decoder is given besides its noisy map, in its order."""
+        """Return the arguments of each decoder after its noisy map."""
         device = features[0].device
         if not sequences:
             masks = [grid.mask(scale, device, num_clips) for scale in range(grid.num_scales)]

@@ -1,4 +1,4 @@
-"""From words and clips to map features that the decoder is conditioned on."""
+"""Encoders of words and clips into map features, which condition the decoder."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -30,24 +30,25 @@ from tmapdiff.models.aligned import DEFAULT_PARTS, AlignedFusion, AlignedPart, c
 from tmapdiff.models.aligned_similarities import AlignedQuery, check_aligned, check_num_words
 from tmapdiff.models.lstm import PaddedLSTM
 
-PADDING, UNKNOWN = 0, 1  # indices of the padding word and of words not in the vocabulary
+PADDING, UNKNOWN = 0, 1  # indices of padding and of words outside the vocabulary
 MapLayer = Literal["conv", "max-pool"]
 
 
 class TextEncoder(nn.Module):
-    """One vector a sentence: embeddings, bidirectional LSTM, mean over the words.
+    """Encode each sentence as one vector: embeddings, bidirectional LSTM, mean over the words.
 
-    With `text_channels`, words are not indices but features that another model made, such as
-    `TransformersTextEncoder`'s tokens: a linear layer takes the place of the embeddings.
+    With `text_channels`, words are features of another model, such as the tokens of
+    `TransformersTextEncoder`, and a linear layer replaces the embeddings.
 
     Args:
-        vocabulary_size: Words, padding (index 0) and unknown word included; None with
+        vocabulary_size: Words, including padding (index 0) and the unknown word; None with
             `text_channels`.
         word_channels: Channels of a word's embedding.
         channels: Channels of the result; even.
         num_layers: Layers of the LSTM.
-        train_words: Whether training changes the embeddings.
-        word_dropout: Share of the words that training makes unknown; features become 0.
+        train_words: Whether the embeddings are trained.
+        word_dropout: Share of the words that training replaces by the unknown word; features are
+            set to 0.
         text_channels: Channels of the words, if they are features.
 
     Shape:
@@ -56,16 +57,16 @@ class TextEncoder(nn.Module):
         - returns: (B, channels)
 
     Attributes:
-        validate: Whether the call checks that words are in the vocabulary, for which it waits for
-            the device; turn it off for words that `check_words` has seen.
+        validate: Whether the call checks that words are in the vocabulary, which makes it wait for
+            the device. Turn it off if `check_words` has checked them.
 
     Raises:
-        ArgumentError: If a size is too small or `train_words` not True or False, at construction;
-            if a sentence is empty or longer than L, or a word is no integer or not in the
-            vocabulary, in the call.
-        ConfigError: If `channels` is odd, or there are not either words or features, at
-            construction.
-        ShapeError: If a shape does not fit, in the call.
+        ArgumentError: At construction, if a size is too small or `train_words` is not True or
+            False. In the call, if a sentence is empty or longer than L, or a word is not an
+            integer in the vocabulary.
+        ConfigError: At construction, if `channels` is odd, or both `vocabulary_size` and
+            `text_channels` are given.
+        ShapeError: In the call, if a shape does not fit.
 
     Source: MS-2D-TAN, arXiv 2012.02646, section 3.1.
     """
@@ -119,19 +120,19 @@ class TextEncoder(nn.Module):
         if self.text_channels is not None:
             words = words.to(dtype_of(self.embedding))
         if self.training and self.word_dropout:
-            # Padding too: it is not read.
+            # Padding may be dropped too, as it is not read.
             dropped = torch.rand(words.shape[:2], device=words.device) < self.word_dropout
             if self.text_channels is None:
                 words = words.masked_fill(dropped, UNKNOWN)
             else:
                 words = words.masked_fill(dropped[..., None], 0)
         states = self.lstm(self.embedding(words), lengths)
-        # Padded states are zero: the sum is one over words.
+        # States of padding are zero.
         count = lengths[:, None].to(states.device, states.dtype, non_blocking=True)
         return self.linear(reduce(states, "b l c -> b c", "sum") / count)
 
     def check_words(self, words: Tensor) -> None:
-        """Raise ArgumentError unless words are integers of the vocabulary; reads their values."""
+        """Raise ArgumentError unless all words are in the vocabulary; waits for the device."""
         if self.text_channels is not None:
             return
         if words.is_floating_point():
@@ -141,32 +142,32 @@ class TextEncoder(nn.Module):
         if low < 0 or high >= known:
             got = low if low < 0 else high
             hint = "Encode sentences with the vocabulary that the model was trained with."
-            expected = f"words in 0 to {known - 1}, the vocabulary"
+            expected = f"word indices in 0 to {known - 1}, the vocabulary"
             raise ArgumentError(message("TextEncoder", expected, got, hint))
 
 
 class MapFeatureBuilder(nn.Module):
-    """Features of every candidate moment, from features of clips, by stacked layers.
+    """Build features of every candidate moment from clip features, by stacked layers.
 
-    A column of the finest map comes from the one before it by a layer over two neighbouring starts,
-    so that column `j` sees `j + 1` clips. Scale `k` reuses every second column of scale `k - 1`,
-    and continues from its last column with a strided layer. A layer is a convolution with batch
-    normalisation and tanh, or a maximum.
+    In the finest map, a layer over two neighboring starts computes each column from the previous
+    one, so that column `j` sees `j + 1` clips. Scale `k` reuses every second column of scale
+    `k - 1`, and continues from its last column with a strided layer.
 
     Args:
-        grid: The candidate moments; clips may be more or fewer than its own.
+        grid: The candidate moments. N may differ from its number of clips.
         channels: Channels of clip features and map features.
-        layer: `conv` learns how clips make a moment, `max-pool` takes the maximum of its clips.
+        layer: `conv` is a convolution with batch normalization and tanh, `max-pool` takes the
+            maximum over the moment's clips.
 
     Shape:
         - clips: (B, channels, N)
         - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 
     Raises:
-        ArgumentError: If `channels` is below 1, at construction.
-        ConfigError: If there is no such layer, at construction; if the clips do not divide into the
-            scales, in the call.
-        ShapeError: If `clips` does not fit, in the call.
+        ArgumentError: At construction, if `channels` is below 1.
+        ConfigError: At construction, if `layer` is unknown; in the call, if N does not divide into
+            the scales.
+        ShapeError: In the call, if the shape of `clips` does not fit.
 
     Source: MS-2D-TAN, arXiv 2012.02646, section 3.3.
     """
@@ -178,8 +179,8 @@ class MapFeatureBuilder(nn.Module):
         self.grid = grid
         self.channels = channels
         self.layer = layer
-        # Coarse scales start where the last column of the scale before ends: at A of its clips.
-        # The next duration that is a whole number of their own clips is 1 or 2 of those longer.
+        # The last column of the previous scale lasts A of its clips. The next duration that is a
+        # whole number of this scale's clips is 1 or 2 of those clips longer.
         reused = grid.num_anchors // 2
         bridge = (3, 2) if grid.num_anchors % 2 == 0 else (2, 2)
         kernels = [[(1, 1), *[(2, 1)] * (grid.num_anchors - 1)]]
@@ -201,8 +202,8 @@ class MapFeatureBuilder(nn.Module):
         """Build the map features; see the class."""
         sizes = check_shape("MapFeatureBuilder", "clips", clips, f"B {self.channels} N")
         maps: list[Tensor] = []
-        # Starts outermost and channels innermost: layers are then products of large matrices, and
-        # the maps lie in memory as spectral convolutions read them.
+        # With starts outermost and channels innermost, layers are products of large matrices, and
+        # the maps have the memory layout that spectral convolutions read.
         x = rearrange(clips, "b c n -> n b c")
         for scale, (rows, columns) in enumerate(self.grid.resized(sizes["N"]).shapes):
             pieces = list(maps[-1][1::2, : 2 * rows : 2]) if scale else []
@@ -214,7 +215,7 @@ class MapFeatureBuilder(nn.Module):
         return [rearrange(one, "a n b c -> b c n a") for one in maps]
 
 
-# Layers of the `MapFeatureBuilder` go over rows: (N, B, C).
+# The layers of `MapFeatureBuilder` read rows: (N, B, C).
 
 
 class NeighbourConv1d(nn.Conv1d):
@@ -230,7 +231,7 @@ class NeighbourConv1d(nn.Conv1d):
 
 
 class NeighbourLayer(nn.Sequential):
-    """Convolution, batch normalisation and activation of rows."""
+    """Convolution, batch normalization and activation of rows."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -248,7 +249,7 @@ class NeighbourMax(nn.MaxPool1d):
 
 
 class EncodedQuery(NamedTuple):
-    """Queries of an encoder with `aligned`.
+    """Queries encoded by an encoder with `aligned`.
 
     Shape:
         - sentence: (B, channels); None without the part `learned`
@@ -259,47 +260,47 @@ class EncodedQuery(NamedTuple):
 
 
 class MultimodalEncoder(MapModel):
-    """Encodes a query and the clips of a video into map features: what the decoder is told.
+    """Encodes queries and videos into map features, which condition the decoder.
 
     Words -> embeddings -> LSTM -> mean -> linear; clips -> linear, ReLU -> stacked convolutions ->
-    linear; both are multiplied, and L2-normalised over the channels of each cell.
+    linear; both are multiplied, and L2-normalized over the channels of each cell.
 
-    With `aligned`, for features of clips and words that share a space (CLIP, SigLIP, one sentence
-    encoder for captions and queries), what the features know already is added after that: how each
-    candidate's similarity to the query contrasts with its video, and the course of the similarity
-    along it (`AlignedFusion`). Without the part `learned`, there is only that.
+    `aligned` is for clip and word features that share a space (CLIP, SigLIP, one sentence encoder
+    for captions and queries). It adds features of their similarity: how each candidate contrasts
+    with the rest of its video, and how the similarity changes along it (`AlignedFusion`). Without
+    the part `learned`, these are the only map features.
 
     Args:
         num_clips: Clips of the finest scale.
-        num_anchors: Durations a scale.
-        num_scales: Scales.
-        vocabulary_size: Words, padding (index 0) and unknown word included; None with
+        num_anchors: Durations per scale.
+        num_scales: Number of scales.
+        vocabulary_size: Words, including padding (index 0) and the unknown word; None with
             `text_channels`.
-        clip_channels: Channels of the clip features that come in.
+        clip_channels: Channels of the clip features.
         word_channels: Channels of a word's embedding.
-        channels: Channels inside, and of the map features that go out.
+        channels: Channels of the hidden layers and of the map features.
         num_text_layers: Layers of the LSTM.
-        train_words: Whether training changes the word embeddings.
-        dropout: Share of the incoming clip features dropped in training.
-        map_layer: How map features come from clips, `conv` or `max-pool` (`MapFeatureBuilder`).
-        features_per_clip: Features that come in for each clip; they are averaged after the first
-            linear layer.
-        word_dropout: Share of the words that training makes unknown; features become 0.
-        text_channels: Channels of words that are not indices but features that another model made,
-            such as `TransformersTextEncoder`: its tokens; or its sentences, as one word each.
-        aligned: Whether `text_channels` are of the space that `clip_channels` are of; or, if
-            features of several spaces stand side by side, the channels of each.
-        aligned_parts: What is used with `aligned`: contrasts of the similarity to the `sentence`
-            (the mean of its words), to the `words` (the highest and the mean) and of a `metric`
-            that is learned and begins as the first; the `sequence`, convolutions along the video
-            that read these similarities and where the video changes; the `product` of the
-            features (all of `AlignedFusion`); and what is `learned` without it. Trained on a
-            thousand queries, more parts than the default ones were no better.
+        train_words: Whether the word embeddings are trained.
+        dropout: Share of the clip features dropped in training.
+        map_layer: `conv` or `max-pool`, see `MapFeatureBuilder`.
+        features_per_clip: Feature rows per clip, averaged after the first linear layer.
+        word_dropout: Share of the words that training replaces by the unknown word; features are
+            set to 0.
+        text_channels: Channels of the words, if they are features of another model, such as the
+            tokens of `TransformersTextEncoder`, or its sentences as one word each.
+        aligned: Whether clip and word features share a space. If features of several spaces are
+            concatenated, the channels of each space.
+        aligned_parts: Parts to use with `aligned`. `sentence`, `words` and `metric` are contrasts
+            of a similarity: to the mean of the words; its maximum and mean over the words; a
+            learned one. `sequence` is a convolutional network along the video that reads these
+            similarities and where the video changes. `product` is the product of the features, and
+            `learned` the network without `aligned`. Trained on a thousand queries, more parts than
+            the defaults were no better.
 
     Raises:
-        ArgumentError, ConfigError: If a size is too small or does not divide, there is no such
-            layer or part, there are not either words or features, or, with `aligned`, not features
-            of as many channels as the clips'.
+        ArgumentError, ConfigError: If a size is too small or does not divide, a layer or part is
+            unknown, not exactly one of `vocabulary_size` and `text_channels` is given, or, with
+            `aligned`, `text_channels` is not `clip_channels`.
 
     Source: MS-2D-TAN, arXiv 2012.02646, sections 3.1 to 3.3; Zhang et al., arXiv 2401.08232, 3.1.
     """
@@ -329,7 +330,7 @@ class MultimodalEncoder(MapModel):
         check_int(who, "clip_channels", clip_channels, at_least=1)
         check_int(who, "features_per_clip", features_per_clip, at_least=1)
         self.grid = MapGrid(num_clips, num_anchors, num_scales)
-        # Not `dropout`: diffusers answers an attribute named as a field with the field.
+        # Not named `dropout`: diffusers returns the field for an attribute of its name.
         self.clip_dropout = nn.Dropout(check_range(who, "dropout", dropout, 0, 1))
         spaces, is_learned = None, True
         if aligned is not False:
@@ -356,7 +357,7 @@ class MultimodalEncoder(MapModel):
             )
 
     def load_word_vectors(self, vectors: Tensor) -> None:
-        """Set the word embeddings, for example to GloVe's.
+        """Set the word embeddings, for example to GloVe vectors.
 
         Shape:
             - vectors: (vocabulary_size, word_channels)
@@ -376,21 +377,21 @@ class MultimodalEncoder(MapModel):
             weight[PADDING] = 0
 
     def encode_video(self, features: Tensor, num_clips: Tensor | None = None) -> list[Tensor]:
-        """Encode clips; the result serves all queries about the same video.
+        """Encode videos. The result can be reused for all queries about the same video.
 
         Args:
-            features: As for the call.
-            num_clips: As for the call.
+            features: As for `forward`.
+            num_clips: As for `forward`.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
             - num_clips: (B,), integer
-            - returns: K tensors (B, channels, N_k, A); with `aligned`, then the features of unit
-              norm, and without the part `learned`, these only
+            - returns: K tensors (B, channels, N_k, A). With `aligned`, the normalized features
+              follow; without the part `learned`, they are the only tensor
 
         Raises:
             ShapeError: If the shape does not fit.
-            ConfigError: If another number of clips does not divide into the scales.
+            ConfigError: If N does not divide into the scales.
         """
         pooled = self.config.features_per_clip
         rows = self.grid.num_clips * pooled if num_clips is None else "N"
@@ -413,13 +414,13 @@ class MultimodalEncoder(MapModel):
         """Encode queries, for `fuse`.
 
         Args:
-            words: As for the call.
-            num_words: As for the call.
+            words: As for `forward`.
+            num_words: As for `forward`.
 
         Shape:
             - words: (B, L), integer; or (B, L, text_channels)
             - num_words: (B,), integer
-            - returns: (B, channels); with `aligned`, that and what it reads
+            - returns: (B, channels); with `aligned`, an `EncodedQuery`
 
         Raises:
             ShapeError: If a shape does not fit.
@@ -438,16 +439,16 @@ class MultimodalEncoder(MapModel):
         sentence: Tensor | EncodedQuery,
         num_clips: Tensor | None = None,
     ) -> list[Tensor]:
-        """Multiply encoded videos and sentences, and normalise; add what `aligned` makes of them.
+        """Combine encoded videos and queries into map features.
 
         Args:
-            video_maps: What `encode_video` gave.
-            sentence: What `encode_query` gave.
-            num_clips: As for the call.
+            video_maps: Result of `encode_video`.
+            sentence: Result of `encode_query`.
+            num_clips: As for `forward`.
 
         Shape:
-            - video_maps: K tensors (B, channels, N_k, A), and what else `encode_video` gave
-            - sentence: (B, channels), and what else `encode_query` gave
+            - video_maps: as returned by `encode_video`
+            - sentence: as returned by `encode_query`
             - num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 
@@ -458,7 +459,7 @@ class MultimodalEncoder(MapModel):
             return self._multiply(video_maps, sentence, num_clips)
         who = "MultimodalEncoder.fuse"
         if not isinstance(sentence, EncodedQuery):
-            expected = "what encode_query gives, as the encoder is aligned"
+            expected = "the result of encode_query, as the encoder is aligned"
             raise ArgumentError(message(who, expected, type(sentence).__name__))
         check_length(who, "video_maps", video_maps, self.grid.num_scales * self.is_learned + 1)
         *maps, rows = video_maps
@@ -501,10 +502,10 @@ class MultimodalEncoder(MapModel):
 
         Args:
             features: Features of the clips.
-            words: Word indices, padded with 0; features, with `text_channels`.
+            words: Word indices, padded with 0; with `text_channels`, features.
             num_words: Words of each query.
-            num_clips: Clips of each video, when they differ. The features may then be of another
-                number of clips than the configuration's.
+            num_clips: Clips of each video, if they differ. The number of clips N may then be other
+                than the configured one.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
@@ -515,7 +516,7 @@ class MultimodalEncoder(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a sentence is empty or longer than L.
-            ConfigError: If another number of clips does not divide into the scales.
+            ConfigError: If N does not divide into the scales.
         """
         query = self.encode_query(words, num_words)
         return self.fuse(self.encode_video(features, num_clips), query, num_clips)

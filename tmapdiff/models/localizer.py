@@ -1,4 +1,4 @@
-"""The whole model: encoder and decoder, loss, and the sampling loop."""
+"""The diffusion model: encoder and decoder, loss, and sampling loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,21 +30,21 @@ from tmapdiff.models.protocols import (
 )
 from tmapdiff.schedulers import MapScheduler, SchedulerRun
 
-_MOST_SAMPLES = 10_000  # a file that asks for more would never get its answer
-# Activations of which `ddim_step` knows the fused form.
+_MOST_SAMPLES = 10_000  # a saved model that asks for more would never finish
+# Activations that `ddim_step` can fuse.
 _FUSED: dict[Any, Activation] = {identity: "identity", torch.sigmoid: "sigmoid"}
 
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """State of a denoising run after one step; given to callbacks.
+    """State of a denoising run after one step, passed to callbacks.
 
     Attributes:
         index: Number of the step, from 0.
-        timestep: Its timestep.
-        clean: The clean maps predicted at this step, 0 in invalid cells.
-        noisy: The maps that the next step starts from, mapped to IoU: noise goes far beyond [0, 1].
-            0 in invalid cells.
+        timestep: Timestep of this step.
+        clean: Clean maps predicted at this step, 0 in invalid cells.
+        noisy: Maps that the next step starts from, on the scale of IoU, 0 in invalid cells. Noise
+            takes them far outside [0, 1].
 
     Shape:
         - clean, noisy: (B, cells)
@@ -61,7 +61,7 @@ StepCallback = Callable[[DenoisingStep], None]
 
 @dataclass(frozen=True)
 class _Run:
-    """What the denoising steps, and samples, of one batch have in common."""
+    """State shared by all denoising steps and samples of one batch."""
 
     decoder: DenoisingRun
     scheduler: MapScheduler
@@ -77,29 +77,30 @@ class MomentLocalizer(MapLocalizer):
 
     Args:
         encoder_config: Fields of the `MultimodalEncoder`; or of a registered encoder, with its name
-            as `part`.
-        decoder_config: Fields of the `MapDiffusionDecoder`, of the same grid; or of a registered
-            one. Encoders and decoders that exist go into `from_parts`.
+            as `part`. To use existing modules, see `from_parts`.
+        decoder_config: Fields of the `MapDiffusionDecoder`, or of a registered decoder, on the same
+            grid.
         scheduler_config: Fields of the `MapScheduler`. Defaults to the scheduler's defaults.
         objective: What is learned: a name (`tmapdiff.losses.get_objective`) or an `Objective`.
-        nms_threshold: Highest IoU that two returned moments may have, with `nms`.
+        nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
         ranking: How moments are read off the map, see `localize`.
-        num_inference_steps: Denoising steps of `localize` when the call names none.
-        num_samples: Samples that `localize` averages when the call does not say; each costs
+        num_inference_steps: Default number of denoising steps of `localize`.
+        num_samples: Default number of samples that `localize` averages; each costs
             `num_inference_steps` passes of the decoder.
-        timestep_power: Training draws a timestep t with density proportional to its power of this
-            number: 0 is uniform, more is more noise. Much noise is where video and query have to be
-            read, little where the noisy map already gives the moment away.
-        deterministic: Predict in one pass from an empty map at the last timestep, in training too:
-            the same network as a plain regressor, the control of what diffusion is worth.
-        presence_weights: What `tmapdiff.evaluation.fit_presence` finds, to tell how likely a query
-            has an answer in its video. By default, the model does not tell.
+        timestep_power: Training draws timestep t with a density proportional to t to this power. 0
+            is uniform; higher powers draw more noise. With much noise, the model has to read video
+            and query; with little, the noisy map already shows the moment.
+        deterministic: Predict in one pass from an empty map at the last timestep, in training too.
+            This is the deterministic twin: the same network as a plain regressor.
+        presence_weights: Weights fitted by `tmapdiff.evaluation.fit_presence`, which predict
+            `presence`, the probability that a query has an answer in its video. Defaults to none:
+            `presence` is then None.
 
     Raises:
         ConfigError: If a field is unknown, encoder and decoder do not fit each other, or a part
-            lacks what its protocol (`MapEncoder`, `MapDecoder`, `Objective`) names.
-        ArgumentError: If a size is out of range, `num_samples` above 10,000, or `deterministic` not
-            True or False.
+            lacks something that its protocol (`MapEncoder`, `MapDecoder`, `Objective`) requires.
+        ArgumentError: If a size is out of range, `num_samples` is above 10,000, or `deterministic`
+            is not True or False.
 
     Source: Zhang et al., arXiv 2401.08232.
     """
@@ -132,7 +133,7 @@ class MomentLocalizer(MapLocalizer):
         self._set_up(self.decoder.grid, objective, nms_threshold, ranking)
         if self.encoder.grid != self.grid:
             got = f"{self.encoder.grid} and {self.grid}"
-            raise ConfigError(message(who, "encoder and decoder of one grid", got))
+            raise ConfigError(message(who, "encoder and decoder with the same grid", got))
         channels = part_field(self.encoder, "channels")
         got = part_field(self.decoder, "feature_channels")
         if got != channels:
@@ -151,34 +152,35 @@ class MomentLocalizer(MapLocalizer):
         scheduler: MapScheduler | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a localizer of parts that exist already, weights included.
+        """Build a localizer from an existing `encoder` and `decoder`, with their weights.
 
         Args:
             encoder: Encoder to use.
             decoder: Decoder to use.
             scheduler: Scheduler to use. Defaults to a new one.
-            **kwargs: The other fields of the configuration.
+            **kwargs: Other fields of the configuration.
 
         Raises:
-            ConfigError: If the parts do not fit each other, or lack what their protocols name.
+            ConfigError: If the parts do not fit each other, or lack something that their protocols
+                require.
         """
-        # By name: diffusers takes what is not for default values.
+        # By name: diffusers would record positional arguments as default values.
         parts: Any = {"encoder": encoder, "decoder": decoder, "scheduler": scheduler}
         return cls(**{f"{name}_config": part for name, part in parts.items()}, **kwargs)
 
     @property
     def scheduler(self) -> MapScheduler:
-        """Adds the noise of training, and denoises; saved with the model, also one set later.
+        """Scheduler that adds noise in training and denoises; saved with the model.
 
         Raises:
-            ArgumentError: If it is set to no `MapScheduler`.
+            ArgumentError: If it is set to something other than a `MapScheduler`.
         """
         return self._scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: MapScheduler) -> None:
         if not isinstance(scheduler, MapScheduler):
-            hint = "MapScheduler has diffusers' solvers, too: see its `solver`."
+            hint = "MapScheduler also has diffusers' solvers: see its `solver`."
             got = type(scheduler).__name__
             raise ArgumentError(message(type(self).__name__, "a MapScheduler", got, hint))
         self._scheduler = scheduler
@@ -213,7 +215,7 @@ class MomentLocalizer(MapLocalizer):
         return self.objective(scores, target, mask)
 
     def _corrupt(self, target: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-        """Noisy maps and their timesteps; of a regressor, empty maps at the last one."""
+        """Return noisy maps and their timesteps; if deterministic, empty maps at the last one."""
         batch, device, last = len(target), target.device, len(self.scheduler) - 1
         if self.config.deterministic:
             return torch.zeros_like(target), torch.full((batch,), last, device=device)
@@ -222,8 +224,8 @@ class MomentLocalizer(MapLocalizer):
         if generator is None or isinstance(generator, torch.Generator):
             generators = [generator]
         else:
-            generators = list(generator) or [None]  # of no queries
-        rows = batch // len(generators)  # of each generator
+            generators = list(generator) or [None]  # an empty batch
+        rows = batch // len(generators)  # per generator
 
         def draw(function: Callable[..., Tensor], *shape: int, **options: Any) -> Tensor:
             drawn = [
@@ -239,7 +241,7 @@ class MomentLocalizer(MapLocalizer):
 
     def _timesteps_of(self, uniform: Tensor) -> Tensor:
         share = uniform ** (1 / (self.config.timestep_power + 1))
-        # Rounding may reach the end of [0, 1).
+        # Rounding may give 1, outside [0, 1).
         return (share * len(self.scheduler)).long().clamp(max=len(self.scheduler) - 1)
 
     def predict_scores(
@@ -252,14 +254,14 @@ class MomentLocalizer(MapLocalizer):
         """Predict the scores of all cells from noisy maps, at their timesteps.
 
         Shape:
-            - noisy: (B, cells), as a signal
+            - noisy: (B, cells), on the scheduler's signal scale
             - timesteps: (B,)
             - features: K tensors (B, channels, N_k, A)
             - num_clips: (B,)
             - returns: (B, cells), scores of the objective
         """
         scaled = self.scheduler.scale_model_input(noisy, timesteps)
-        # A decoder of one's own need not know its dtype.
+        # Custom decoders need not have a dtype.
         dtype = getattr(self.decoder, "dtype", None) or self.dtype
         scores: Tensor = self.decoder(scaled.to(dtype), timesteps, features, num_clips)
         return scores
@@ -269,10 +271,7 @@ class MomentLocalizer(MapLocalizer):
     @answering
     @override
     def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Sample the map that the objective learns; `localize` passes these arguments on.
-
-        It is the mean of `predict_samples`, which takes the same `args` and `kwargs`: the
-        expectation that `rank_by_expected_hits` reads.
+        """Return the mean of `predict_samples`, which takes the same `args` and `kwargs`.
 
         Shape:
             - returns: (B, cells), 0 in invalid cells
@@ -297,7 +296,7 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Sample maps that the objective learns: `num_samples`, by default the configuration's.
+        """Sample `num_samples` maps of each query. Defaults to the configured number.
 
         `features`, `words`, `num_words` and `num_clips` are as for `localize`,
         `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
@@ -332,11 +331,11 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Denoise several maps of each query, one after another, from noise of their own.
+        """Denoise several maps of each query, one after another, each from new noise.
 
-        The first samples are the same whatever `num_samples`, 1 of a deterministic localizer.
-        `features`, `num_clips`, `num_inference_steps`, `eta`, `generator` and `callback` are as for
-        `sample_maps`.
+        The first samples do not depend on `num_samples`, which must be 1 for a deterministic
+        localizer. `features`, `num_clips`, `num_inference_steps`, `eta`, `generator` and `callback`
+        are as for `sample_maps`.
 
         Shape:
             - returns: (B, num_samples, cells), 0 in invalid cells
@@ -346,7 +345,7 @@ class MomentLocalizer(MapLocalizer):
         """
         count = self._check_samples(num_samples)
         run = self._begin(features, num_clips, num_inference_steps)
-        # Not in one batch: it would repeat the features, the largest tensors of all.
+        # One batch of all samples would repeat the features, the largest tensors.
         samples = [self._denoise(run, None, eta, generator, callback) for _ in range(count)]
         return torch.stack(samples, dim=1)
 
@@ -364,18 +363,16 @@ class MomentLocalizer(MapLocalizer):
     ) -> Tensor:
         """Denoise maps from pure noise; a deterministic localizer predicts them in one pass.
 
-        What steps have in common is computed before the first (`MapDiffusionDecoder.prepare`).
         Without a callback, and with `eta` 0, no step waits for the device.
 
         Args:
-            features: Map features, as the encoder gives them.
-            num_clips: Clips of each video, as the encoder was given them.
-            num_inference_steps: Denoising steps. Defaults to the configuration's.
-            eta: 0 is deterministic, 1 adds as much noise as DDPM: with the scheduler's solver ddim
-                only.
-            generator: Source of noise: one, or one per sample (results are then independent of how
-                samples are batched).
-            noise: The noise to start from, instead of `generator`.
+            features: Map features from the encoder.
+            num_clips: Clips of each video, as passed to the encoder.
+            num_inference_steps: Denoising steps. Defaults to the configured number.
+            eta: 0 is deterministic, 1 adds as much noise as DDPM. Only for the solver `ddim`.
+            generator: Source of noise: one, or one per sample, which makes results independent of
+                batching.
+            noise: Noise to start from, instead of drawing it with `generator`.
             callback: Called with a `DenoisingStep` after each step.
 
         Shape:
@@ -386,8 +383,8 @@ class MomentLocalizer(MapLocalizer):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If `num_inference_steps` or `eta` is out of range, or the solver takes no
-                `eta`.
+            ArgumentError: If `num_inference_steps` or `eta` is out of range, or the solver does not
+                support `eta`.
         """
         run = self._begin(features, num_clips, num_inference_steps)
         return self._denoise(run, noise, eta, generator, callback)
@@ -395,7 +392,7 @@ class MomentLocalizer(MapLocalizer):
     def _begin(
         self, features: Sequence[Tensor], num_clips: Tensor | None, num_inference_steps: int | None
     ) -> _Run:
-        """Choose timesteps, and compute what depends on them and on the map features alone."""
+        """Choose the timesteps and prepare the decoder for them."""
         scheduler, device = self.scheduler, features[0].device
         if self.config.deterministic:
             if num_inference_steps not in (None, 1):
@@ -420,7 +417,7 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators,
         callback: StepCallback | None,
     ) -> Tensor:
-        """Denoise maps step by step: the loop of sampling."""
+        """Denoise maps step by step."""
         scheduler, objective, mask = run.scheduler, self.objective, run.mask
         if self.config.deterministic:
             empty = torch.zeros(run.batch, run.grid.num_cells, device=mask.device)
@@ -437,12 +434,12 @@ class MomentLocalizer(MapLocalizer):
         check_shape(who, "noise", noise, f"{run.batch} {run.grid.num_cells}")
         noisy, steps = noise, SchedulerRun(run.timesteps)
 
-        # 2. A step of DDIM without fresh noise is one operation between two passes of the decoder.
+        # 2. Without fresh noise, a DDIM step can be fused into one operation.
         fused = None
         if eta == 0 and scheduler.config.solver == "ddim":
             fused = _FUSED.get(objective.activation)
         if fused is not None:
-            # Copied once: a number that changed from step to step would keep a GPU waiting.
+            # Copied to the device once: passing a number at each step would stall a GPU.
             coefficients = scheduler.coefficients(steps).to(torch.float32).to(mask.device)
 
         for index, timestep in enumerate(run.timesteps):
@@ -451,7 +448,7 @@ class MomentLocalizer(MapLocalizer):
                 scaled = scheduler.scale_model_input(noisy, timestep).to(self.dtype)
             scores = run.decoder.denoise(scaled, index)
 
-            # 4. Go on to less noisy maps.
+            # 4. Step to less noisy maps.
             if fused is not None:
                 noisy, clean, scaled = ddim_step(
                     scores,
@@ -473,14 +470,14 @@ class MomentLocalizer(MapLocalizer):
         return scheduler.to_iou(noisy).masked_fill(~mask, 0)
 
     def _draw(self, run: _Run, generator: Generators) -> Tensor:
-        """Draw noise, of each sample with a generator of its own from that alone."""
+        """Draw noise. With one generator per sample, it does not depend on the batch."""
         grid, batch, device = run.grid, run.batch, run.mask.device
         several = list(generator) if isinstance(generator, list | tuple) else None
         if run.num_clips is None or not several:
-            # A list of no generators is one of no samples.
+            # An empty list is valid for an empty batch.
             source = generator if several is None else several or None
             return randn_tensor((batch, grid.num_cells), generator=source, device=device)
-        # On the grid that the video would have alone: its noise must not depend on the padding.
+        # Draw on the grid of the video alone, so that its noise does not depend on the padding.
         coarsest = grid.stride(grid.num_scales - 1)
         maps = [torch.zeros(batch, *shape, device=device) for shape in grid.shapes]
         for row, clips in enumerate(run.num_clips.tolist()):

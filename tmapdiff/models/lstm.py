@@ -1,4 +1,4 @@
-"""Bidirectional LSTMs over sequences of different lengths."""
+"""Bidirectional LSTM over sequences of different lengths."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tmapdiff.kernels._derivatives import is_transformed
 
-# Channels of a direction up to which padding costs a CPU less than packing does.
+# Channels per direction up to which a CPU is faster with padding than with packing.
 _SMALL = 64
 
 
 class PaddedLSTM(nn.LSTM):
     """A bidirectional LSTM over padded sequences, whose states do not depend on the padding.
 
-    On a CPU, torch's LSTM takes packed sequences step by step, in many small operations. Small
-    LSTMs go over the padding instead, each direction as one operation of oneDNN. What `torch.func`
-    transforms goes over it, too, in operations that can be transformed.
+    On a CPU, torch's LSTM runs packed sequences step by step, in many small operations. Small
+    LSTMs therefore run over the padded sequences, with one oneDNN call per direction. Under
+    `torch.func` they do so in operations that can be transformed.
 
     Args:
         input_size: Channels of the input.
@@ -28,7 +28,7 @@ class PaddedLSTM(nn.LSTM):
     Shape:
         - x: (B, L, input_size)
         - lengths: (B,), integer, 1 to L, on the CPU
-        - returns: (B, L, 2 * hidden_size), 0 behind the end of a sequence
+        - returns: (B, L, 2 * hidden_size), 0 after the end of a sequence
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
@@ -50,7 +50,7 @@ class PaddedLSTM(nn.LSTM):
         )
 
     def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        # Longest first, as the LSTM wants them. It would sort them itself, but wait for the device.
+        # The LSTM expects the longest first. Sorting them itself, it would wait for the device.
         lengths, order = lengths.sort(descending=True)
         order = order.to(x.device, non_blocking=True)
         packed = pack_padded_sequence(x[order], lengths, batch_first=True)
@@ -62,7 +62,7 @@ class PaddedLSTM(nn.LSTM):
     def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
         place = torch.arange(x.shape[1], device=x.device)
         behind = (place >= lengths[:, None])[..., None]
-        # The way back begins at the last word, and leaves the padding for its end, too.
+        # The backward direction starts at the last word, and also has its padding at the end.
         backwards = torch.where(behind[..., 0], place, lengths[:, None] - 1 - place)[..., None]
         x = x.masked_fill(behind, 0)
         start = x.new_zeros(1, x.shape[0], self.hidden_size)
@@ -79,7 +79,7 @@ def _ordered(x: Tensor, places: Tensor) -> Tensor:
 
 
 def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    # An export goes over the padding as `torch.func` does: torch's LSTM would fix the batch.
+    # Exports use plain operations, too: torch's LSTM would fix the batch size.
     exports = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
     if exports or is_transformed(x, *weights):
         return _step_by_step(x, start[0], *weights)
@@ -100,7 +100,7 @@ def _one_direction(x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tenso
 def _step_by_step(
     x: Tensor, state: Tensor, of_input: Tensor, of_state: Tensor, bias: Tensor, other: Tensor
 ) -> Tensor:
-    """Do the same in plain operations: torch's LSTM has neither forward derivatives nor `vmap`."""
+    """Run in plain operations, as torch's LSTM has neither forward derivatives nor `vmap`."""
     cell, states = state, []
     for given in F.linear(x, of_input, bias + other).unbind(dim=1):
         gates = given + F.linear(state, of_state)

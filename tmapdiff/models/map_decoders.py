@@ -1,4 +1,4 @@
-"""What denoises the map of one scale, or of several: convolutions, or attention between cells."""
+"""Decoders of the map of one scale or several: convolutions, or attention between cells."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -31,20 +31,20 @@ Conditioning = Literal[
 class ConvMapDecoder(nn.Module):
     """Denoises the map of one scale by convolutions.
 
-    Noisy map and map features are combined; then a stylization block ("fusion"); then layers of
-    gated convolution, each followed by a stylization block ("conv"); then a 1x1 head.
+    The noisy map is combined with the map features. A stylization block ("fusion") follows, then
+    gated convolutions, each followed by a stylization block ("conv"), then a 1x1 head.
 
     Args:
         feature_channels: Channels of the map features.
-        channels: Channels inside.
+        channels: Channels of the hidden layers.
         time_channels: Channels of the time embedding.
         kernel_sizes: Kernel of each convolution, first to last.
-        conditioning: How noisy map and map features are combined; not `cross-attention`.
-        gate: As in `GatedConv2d`.
-        stylization: Where stylization blocks are.
-        norm: As in `StylizationBlock`.
-        num_groups: As in `StylizationBlock`.
-        dropout: As in `StylizationBlock`.
+        conditioning: As for `MapDiffusionDecoder`, except `cross-attention`.
+        gate: As for `GatedConv2d`.
+        stylization: Which stylization blocks to use.
+        norm: As for `StylizationBlock`.
+        num_groups: As for `StylizationBlock`.
+        dropout: As for `StylizationBlock`.
 
     Shape:
         - noisy: (B, N_k, A)
@@ -54,9 +54,9 @@ class ConvMapDecoder(nn.Module):
         - returns: (B, N_k, A), 0 in invalid cells
 
     Raises:
-        ArgumentError, ConfigError: As its parts, or if `conditioning` needs attention, at
-            construction.
-        ShapeError: If a shape does not fit, in the call.
+        ArgumentError, ConfigError: At construction, as its layers, or if `conditioning` is
+            `cross-attention`.
+        ShapeError: In the call, if a shape does not fit.
 
     Source: Zhang et al., arXiv 2401.08232, section 3.3.
     """
@@ -107,23 +107,23 @@ class ConvMapDecoder(nn.Module):
 
 
 class TransformerMapDecoder(nn.Module):
-    """Denoises maps by attention between their cells, of one scale or of several.
+    """Denoises the maps of one scale or several by attention between their cells.
 
-    Noisy map and map features are combined, and told which candidate moment each cell is; then a
-    stylization block ("fusion"); then Transformer layers with stylization blocks ("conv", for the
-    place that convolutions have in the other decoder); then a linear head. With `cross-attention`
-    the layers go over the noisy map alone, and attend to it and to the map features.
+    The noisy map is combined with the map features and with a position embedding of each cell's
+    moment. A stylization block ("fusion") follows, then Transformer layers with stylization blocks
+    ("conv", named after `ConvMapDecoder`'s), then a linear head. With `cross-attention`, the layers
+    transform the noisy map, which attends to itself and to the map features.
 
     Args:
         feature_channels: Channels of the map features.
-        channels: Channels inside.
+        channels: Channels of the hidden layers.
         time_channels: Channels of the time embedding.
         num_layers: Transformer layers.
-        num_heads: Heads of the attention; divides `channels`.
-        conditioning: How noisy map and map features are combined.
-        stylization: Where stylization blocks are.
-        norm: As in `StylizationBlock`.
-        num_groups: As in `StylizationBlock`.
+        num_heads: Attention heads; must divide `channels`.
+        conditioning: As for `MapDiffusionDecoder`.
+        stylization: Which stylization blocks to use.
+        norm: As for `StylizationBlock`.
+        num_groups: As for `StylizationBlock`.
         dropout: Share of activations dropped in training.
 
     Shape:
@@ -131,12 +131,12 @@ class TransformerMapDecoder(nn.Module):
         - features: (B, feature_channels, T)
         - moments: (T, 2), start and end of each cell in clips
         - time_embedding: (B, time_channels); None without stylization
-        - mask: (B, T), bool; all cells are valid if None
+        - mask: (B, T), bool. Defaults to all True
         - returns: (B, T), 0 in invalid cells
 
     Raises:
-        ArgumentError, ConfigError: As its parts, at construction.
-        ShapeError: If a shape does not fit, in the call.
+        ArgumentError, ConfigError: At construction, as its layers.
+        ShapeError: In the call, if a shape does not fit.
 
     Source: Zhang et al., arXiv 2401.08232, section 3.3 and Table 3.
     """
@@ -158,7 +158,7 @@ class TransformerMapDecoder(nn.Module):
         who = "TransformerMapDecoder"
         in_layers = _is_stylized(who, stylization, "conv")
         self.attends_to_features = conditioning == "cross-attention"
-        self.condition: Any  # a conditioning; for cross-attention, the embedding of the noisy map
+        self.condition: Any  # with cross-attention, the embedding of the noisy map
         if self.attends_to_features:
             self.condition = PointwiseConv2d(1, channels)
             self.project = PointwiseConv2d(feature_channels, channels)
@@ -208,13 +208,13 @@ class TransformerMapDecoder(nn.Module):
         return self.score(x, mask)
 
     def embed_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed the map features that layers attend to; (B, feature_channels, T, 1)."""
-        # Features of unit norm are about 1 / sqrt(channels) each, positions about 1.
+        """Embed the map features for cross-attention; (B, feature_channels, T, 1)."""
+        # Entries of unit-norm features are about 1 / sqrt(channels), those of positions about 1.
         scaled = fill_invalid(features, mask) * features.shape[1] ** 0.5
         return self.project(scaled.to(dtype_of(self.project)))
 
     def score(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the scores off `x`, the last layer's cells, (B, channels, T, 1)."""
+        """Compute the scores from the last layer's cells `x`, (B, channels, T, 1)."""
         scores = rearrange(self.head(rearrange(x, "b c t 1 -> b t c")), "b t 1 -> b t")
         return scores if mask is None else scores.masked_fill(~mask[..., 0], 0)
 

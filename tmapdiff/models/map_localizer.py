@@ -1,4 +1,4 @@
-"""What all localizers share: targets from moments, and moments from maps."""
+"""The base of all localizers: targets from moments, and moments from maps."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -45,34 +45,34 @@ AnswerKind = Literal["ranked", "set"]
 
 
 def check_generators(who: str, generator: Any, count: int) -> None:
-    """Check that `generator` is one, one for each of `count`, or None.
+    """Check that `generator` is a generator, a list of `count` generators, or None.
 
     Raises:
         ArgumentError: If it is something else.
-        ShapeError: If there are not as many.
+        ShapeError: If the list has another length.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return
     several = isinstance(generator, list | tuple)
     if not several or not all(isinstance(one, torch.Generator) for one in generator):
-        expected = "generator to be a torch.Generator or a list of such"
+        expected = "generator to be a torch.Generator or a list of them"
         raise ArgumentError(message(who, expected, repr(generator)))
     check_length(who, "generator", generator, count)
 
 
 @dataclass(frozen=True)
 class Localization:
-    """What a localizer found.
+    """Result of a localizer.
 
     Attributes:
-        ranked: Best moments of each query, in seconds, with scores; or its set of moments, of which
-            there are `ranked.num_moments`, possibly none.
+        ranked: Best moments of each query, in seconds, with scores; or its set of
+            `ranked.num_moments` moments, possibly none.
         grid: The candidate moments.
         maps: Predicted maps of all scales, packed.
-        num_clips: Clips of each video, when they differ.
-        target: What the maps are an expectation of, as a function of the IoU; None if not known.
-        presence: How likely each query has an answer in its video at all; None of a model that was
-            not fitted to tell (`tmapdiff.evaluation.fit_presence`).
+        num_clips: Clips of each video, if they differ.
+        target: Function of the IoU whose expectation the maps predict; None if unknown.
+        presence: Predicted probability that each query has an answer in its video; None if the
+            model has no presence weights (`tmapdiff.evaluation.fit_presence`).
 
     Shape:
         - maps: (B, cells)
@@ -89,7 +89,7 @@ class Localization:
 
     @cached_property
     def dense(self) -> Tensor:
-        """Merged map, `[start clip, duration in clips - 1]`: (B, N, N). Made on first request."""
+        """Merged map, `[start clip, duration in clips - 1]`: (B, N, N). Computed on first use."""
         return MultiScaleMapSampler(self.grid).merge(self.grid.unpack(self.maps), self.num_clips)[0]
 
     @cached_property
@@ -99,34 +99,34 @@ class Localization:
 
     @cached_property
     def saliency(self) -> Tensor:
-        """How likely each clip of the grid lies in the answer: (B, N). Made on first request.
+        """Probability that each clip lies in the answer: (B, N). Computed on first use.
 
-        Of the maps, whatever the ranking, by `map_saliency`; `resample_saliency` brings a row to
-        clips of another length.
+        It comes from the maps (`map_saliency`), whatever the ranking. `resample_saliency` converts
+        a row to clips of another length.
 
         Raises:
             ArgumentError: If `target` is None.
         """
         if self.target is None:
-            raise ArgumentError(message("Localization", "a target, for saliency", "none"))
+            raise ArgumentError(message("Localization", "a target to compute saliency", "none"))
         return map_saliency(self.maps, self.grid, self.num_clips, target=self.target)
 
     @property
     def confidence(self) -> Tensor:
-        """Score of each query's best moment, (B,); more is surer.
+        """Score of each query's best moment, (B,); 0 for an empty set.
 
-        With another ranking than `nms` and an objective of the rescaled IoU, how often it should
-        hit. A `PlattCalibrator`, fitted on queries not trained on, makes a probability of any. An
-        empty set has 0.
+        With an objective of the rescaled IoU and another ranking than `nms`, it estimates how often
+        the moment is a hit. A `PlattCalibrator`, fitted on held-out queries, turns any score into a
+        probability.
         """
         best = self.ranked.scores[:, 0]
         return best if self.ranked.present is None else best.clamp(min=0)
 
 
 class MapLocalizer(MapModel):
-    """Base of the models that answer a query with a score of every candidate moment.
+    """Base of the models that score every candidate moment for a query.
 
-    A subclass makes an `encoder` and calls `_set_up` in its constructor, and has `loss` and
+    A subclass sets `encoder` and calls `_set_up` in its constructor, and implements `loss` and
     `predict_maps`.
     """
 
@@ -138,7 +138,7 @@ class MapLocalizer(MapModel):
     def _set_up(
         self, grid: MapGrid, objective: str | Objective, nms_threshold: float, ranking: Ranking
     ) -> None:
-        """Set up what answers are made with, and check it."""
+        """Set and check the grid, objective and ranking."""
         who = type(self).__name__
         check_range(who, "nms_threshold", nms_threshold, 0, 1)
         check_choice(who, "ranking", ranking, get_args(Ranking))
@@ -149,7 +149,7 @@ class MapLocalizer(MapModel):
         self.sampler = MultiScaleMapSampler(grid)
 
     def register_to_config(self, **fields: Any) -> None:
-        """Keep `fields` as JSON gives them back; of parts, what makes them anew."""
+        """Store `fields` in JSON types, and parts as their configurations."""
         for name, value in fields.items():
             if name == "objective":
                 fields[name] = getattr(value, "name", value)
@@ -159,7 +159,7 @@ class MapLocalizer(MapModel):
 
     @override
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        # Parts may have been exchanged since the model was made.
+        # Parts may have been replaced since construction.
         for name in ("encoder", "decoder", "scheduler"):
             field = f"{name}_config"
             if field in self.config:
@@ -172,7 +172,7 @@ class MapLocalizer(MapModel):
 
     @property
     def is_generative(self) -> bool:
-        """Whether predictions are samples: drawn from noise, in a number of denoising steps."""
+        """Whether predictions are samples, denoised from noise in several steps."""
         return False
 
     def loss(
@@ -193,12 +193,12 @@ class MapLocalizer(MapModel):
             words: Word indices, padded with 0.
             num_words: Words of each query.
             moments: Annotated moments, in seconds.
-            clip_seconds: Seconds a clip lasts, for each sample.
-            num_moments: Moments that count, for each sample; may be 0. All, if None.
-            num_clips: Clips of each video, when videos are shorter than the grid.
-            generator: Source of timesteps and noise, on the features' device: one, or one per query
-                (these are then independent of how queries are batched). Not used where nothing is
-                drawn.
+            clip_seconds: Seconds per clip of each sample.
+            num_moments: Valid moments of each sample, possibly 0. Defaults to all.
+            num_clips: Clips of each video, if any is shorter than the grid.
+            generator: Source of timesteps and noise, on the features' device: one, or one per
+                query, which makes them independent of batching. Ignored by models that draw
+                nothing.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -209,8 +209,8 @@ class MapLocalizer(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, a moment is no moment of the video, or a video
-                has no clip or more than there are features of.
+            ArgumentError: If a sentence is empty, a moment is invalid (see `IoUMapBuilder`), or
+                `num_clips` is out of range.
         """
         raise NotImplementedError
 
@@ -223,15 +223,15 @@ class MapLocalizer(MapModel):
         num_moments: Tensor | None = None,
         num_clips: Tensor | None = None,
     ) -> None:
-        """Check what a batch holds, as `loss` does: where that is free, before it goes to a device.
+        """Check the values of a batch as `loss` does, but on the CPU, where checks are cheap.
 
-        Takes `features`, `words`, `moments`, `clip_seconds`, `num_moments` and `num_clips` of
+        `features`, `words`, `moments`, `clip_seconds`, `num_moments` and `num_clips` are as for
         `loss`.
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a word is not in the vocabulary, a moment is no moment of the video,
-                or a video has no clip or more than there are features of.
+            ArgumentError: If a word is not in the vocabulary, a moment is invalid (see
+                `IoUMapBuilder`), or `num_clips` is out of range.
         """
         if (text_encoder := self._text_encoder) is not None:
             text_encoder.check_words(words)
@@ -240,7 +240,7 @@ class MapLocalizer(MapModel):
         IoUMapBuilder(grid).check(moments, clip_seconds, num_moments)
 
     def count_cells(self, features: Tensor, num_clips: Tensor | None = None) -> Tensor:
-        """Count the valid cells of a batch: what `loss` is the mean over.
+        """Count the valid cells of a batch, over which `loss` is the mean.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -251,7 +251,7 @@ class MapLocalizer(MapModel):
         return mask.sum() if num_clips is not None else mask.sum() * len(features)
 
     def weights_not_finite(self) -> list[str]:
-        """Name the weights and statistics that hold NaN or infinity: of a damaged model."""
+        """Return the names of weights and buffers that hold NaN or infinity."""
         return [
             name
             for name, one in (*self.named_parameters(), *self.named_buffers())
@@ -260,9 +260,9 @@ class MapLocalizer(MapModel):
 
     @contextmanager
     def without_checks(self) -> Iterator[None]:
-        """Trust what batches hold: for those that `check_values` has seen.
+        """Skip checks of values, for batches that `check_values` has checked.
 
-        On a device each check of a value makes the host wait until all that was asked for is done.
+        On a GPU, each check makes the CPU wait until all queued work is done.
         """
         checking: list[Any] = [self.build_iou_maps, *filter(None, [self._text_encoder])]
         before = [one.validate for one in checking]
@@ -275,13 +275,13 @@ class MapLocalizer(MapModel):
                 one.validate = validate
 
     def compile_parts(self) -> None:
-        """Let torch.compile speed up what holds most of the work, in place.
+        """Compile the most expensive parts with torch.compile, in place.
 
-        Names of weights stay, and copies are not compiled. What draws random numbers is left out,
-        as compiled code draws others; but for dropout.
+        Weights keep their names, and copies of the model are not compiled. Parts that draw random
+        numbers are not compiled, as they would draw different ones; dropout is the exception.
         """
         for part in self._compilable_parts():
-            # Once for each size of batch: layers ask for strides, which must be numbers.
+            # Not dynamic: layers need strides to be numbers. Each batch size is compiled once.
             part.compile(dynamic=False)
 
     def _compilable_parts(self) -> list[nn.Module]:
@@ -290,20 +290,20 @@ class MapLocalizer(MapModel):
 
     @property
     def _text_encoder(self) -> TextEncoder | None:
-        """What checks words; an encoder of one's own does that itself, if at all."""
+        """Return the text encoder, which checks words; None for a custom encoder."""
         found = getattr(self.encoder, "text_encoder", None)
         return found if isinstance(found, TextEncoder) else None
 
     # accelerate and DistributedDataParallel wrap `forward`.
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the training loss; `args` and `kwargs` are those of `loss`."""
+        """Call `loss` with `args` and `kwargs`."""
         return self.loss(*args, **kwargs)
 
     def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
         """Predict the map that the objective learns.
 
-        `*args` are `features`, `words`, `num_words` and, when videos differ in length, `num_clips`,
-        as for `localize`; `**kwargs` tell how samples are drawn, if the model is generative.
+        `*args` are `features`, `words`, `num_words` and, if videos differ in length, `num_clips`,
+        as for `localize`. `**kwargs` are the sampling options of a generative model.
 
         Shape:
             - returns: (B, cells), 0 in invalid cells
@@ -311,12 +311,12 @@ class MapLocalizer(MapModel):
         raise NotImplementedError
 
     def predict_samples(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Predict the maps that a set of moments is read off: all samples, if the model draws some.
+        """Predict all samples of the map; `predict_maps` returns their mean.
 
-        `*args` and `**kwargs` are those of `predict_maps`, which is the mean of these.
+        `*args` and `**kwargs` are those of `predict_maps`.
 
         Shape:
-            - returns: (B, S, cells), 0 in invalid cells; S is 1 of a model that does not sample
+            - returns: (B, S, cells), 0 in invalid cells; S is 1 if the model is not generative
         """
         return self.predict_maps(*args, **kwargs)[:, None]
 
@@ -340,32 +340,32 @@ class MapLocalizer(MapModel):
     ) -> Localization:
         """Find the moments that queries describe: predict maps, merge, rank.
 
-        As in evaluation mode, whatever mode the model is in.
+        It runs as in evaluation mode, whatever mode the model is in.
 
         Args:
             features: Features of the clips.
             words: Word indices, padded with 0.
             num_words: Words of each query.
-            clip_seconds: Seconds a clip lasts, for each sample.
-            num_clips: Clips of each video, when they differ. The features may then be of another
-                number of clips than the configuration's.
-            durations: Seconds each video lasts; moments end there at the latest, and are float64 if
-                these are. (Seconds that float32 rounds up lie after the video: `MomentBatch` rounds
-                down.)
-            top_n: Moments per query; of a set, at most.
-            ranking: How moments are read off the map: `nms` takes the highest cells that do not
+            clip_seconds: Seconds per clip of each sample.
+            num_clips: Clips of each video, if they differ. The number of clips N may then be other
+                than the configured one.
+            durations: Length of each video in seconds. Moments are cut there, and are float64 if
+                the durations are. (A duration that float32 rounds up lies after the video's end;
+                `MomentBatch` rounds down.)
+            top_n: Moments per query; for sets, at most this many.
+            ranking: How moments are read off the map. `nms` takes the highest cells that do not
                 overlap (`rank_moments`), `expected-hits` the moments that together hit most often
-                (`rank_by_expected_hits`), `nms-then-expected-hits` the highest cell first, and then
-                those that hit most often where it fails. Defaults to the configuration's.
+                (`rank_by_expected_hits`), and `nms-then-expected-hits` the highest cell, then the
+                moments that hit most often where it fails. Defaults to the configured ranking.
             nms_threshold: Highest IoU that two moments of a query may have. Only for `nms`, where
-                it defaults to the configuration's, and for sets, where it defaults to 1: any.
+                it defaults to the configured threshold, and for sets, where it defaults to 1: any.
             temperature: Not for `nms`: how flat the likelihoods of moments are, see
-                `rank_by_expected_hits`. Defaults to 1, as deconvolved.
-            answer: `ranked` gives the best moments, however well they fit; `set` those that there
-                seem to be, possibly none, with probabilities for scores (`read_moment_sets`): of
-                several samples, the set that agrees best with all.
-            presence: For sets: how likely each query has a moment at all. Defaults to what the
-                model was fitted to tell (`presence`), else to what the maps say.
+                `rank_by_expected_hits`. Defaults to 1, which leaves them as deconvolved.
+            answer: `ranked` returns the best moments, however poor; `set` a set of moments,
+                possibly empty, with probabilities as scores (`read_moment_sets`). From several
+                samples, it is the set that agrees best with all of them.
+            presence: Only for sets: probability that each query has a moment. Defaults to the
+                result of `presence`, or, without presence weights, to an estimate from the maps.
             **sampling: As for `predict_maps`.
 
         Shape:
@@ -375,11 +375,10 @@ class MapLocalizer(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, or an argument is out of range; if there is an
-                `nms_threshold` with neither `nms` nor a set, a `temperature` with either, a
-                `ranking` with a set, or a `presence` without one; if scores are not finite, as
-                damaged weights or features make them.
-            ConfigError: If there is no such ranking or kind of answer.
+            ArgumentError: If a sentence is empty, an argument is out of range, or scores are not
+                finite because weights or features are damaged; if an argument is given that the
+                ranking or kind of answer does not use.
+            ConfigError: If the ranking or the kind of answer is unknown.
         """
         self._check_reading(ranking, nms_threshold, temperature, answer, presence)
         predict = self.predict_samples if answer == "set" else self.predict_maps
@@ -411,11 +410,11 @@ class MapLocalizer(MapModel):
         maps: Tensor,
         num_clips: Tensor | None = None,
     ) -> Tensor | None:
-        """Tell how likely each query has an answer in its video at all, of the map it was given.
+        """Predict the calibrated probability that each query has an answer in its video.
 
-        A calibrated probability, which `tmapdiff.evaluation.fit_presence` has to have fitted; None
-        of a model for which it has not: maps alone do not tell. `maps` is what `predict_maps` gave,
-        or a mean of such; `features`, `words`, `num_words` and `num_clips` are as for `localize`.
+        Returns None unless `tmapdiff.evaluation.fit_presence` has fitted the model. `maps` is the
+        result of `predict_maps`, or a mean of several; `features`, `words`, `num_words` and
+        `num_clips` are as for `localize`.
 
         Shape:
             - maps: (B, cells)
@@ -446,14 +445,13 @@ class MapLocalizer(MapModel):
         presence: Tensor | None = None,
         held: Tensor | None = None,
     ) -> Localization:
-        """Read moments off predicted maps: what `localize` does with them.
+        """Read moments off predicted maps, as `localize` does.
 
-        `maps` is what `predict_maps` or `predict_samples` gave, or a mean of such; a ranking is
-        read off the mean over samples. `grid` has the candidate moments, when clips are not as many
-        as the configuration's (`grid_of`). `held` tells which cells are candidates, of maps that
-        are put together of windows; by default all valid ones are. `clip_seconds`, `num_clips`,
-        `durations`, `top_n`, `ranking`, `nms_threshold`, `temperature`, `answer` and `presence` are
-        as for `localize`.
+        `maps` is the result of `predict_maps` or `predict_samples`, or a mean of several; rankings
+        read the mean over samples. `grid` defaults to the configured one (see `grid_of`). `held`
+        marks the candidate cells of maps merged from windows, and defaults to all valid cells.
+        `clip_seconds`, `num_clips`, `durations`, `top_n`, `ranking`, `nms_threshold`,
+        `temperature`, `answer` and `presence` are as for `localize`.
 
         Shape:
             - maps: (B, cells) or (B, S, cells)
@@ -462,9 +460,8 @@ class MapLocalizer(MapModel):
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If an argument is out of range, or given with an answer that has no use
-                for it, as for `localize`; if a map is not finite in a valid cell.
-            ConfigError: If there is no such ranking or kind of answer.
+            ArgumentError: As `localize`.
+            ConfigError: If the ranking or the kind of answer is unknown.
         """
         ranking = self._check_reading(ranking, nms_threshold, temperature, answer, presence)
         grid = self.grid if grid is None else grid
@@ -530,23 +527,23 @@ class MapLocalizer(MapModel):
             ("nms_threshold", nms_threshold, not nms and not is_set, by_hits),
         ):
             if in_vain and value is not None:
-                hint = f"Pass {instead} with it."
+                hint = f"To use it, pass {instead}."
                 raise ArgumentError(message(who, f"no {name} with {other}", value, hint))
         return chosen
 
     def _check_scores(
         self, maps: Tensor, grid: MapGrid, num_clips: Tensor | None, held: Tensor | None
     ) -> None:
-        """Refuse scores that are not finite: ranking would pass over them without a word."""
+        """Reject scores that are not finite, which ranking would silently ignore."""
         sizes = check_shape(type(self).__name__, "maps", maps, f"B {grid.num_cells}")
         mask = grid.packed_mask(maps.device, num_clips).expand(sizes["B"], -1)
         if held is not None:
             check_shape(type(self).__name__, "held", held, f"B {grid.num_cells}", sizes)
             mask = mask & held
         for row, cell in (~maps.isfinite() & mask).nonzero().tolist():
-            hint = "All weights are finite: check features of video and query, and the precision."
+            hint = "All weights are finite: check the features and the precision."
             if bad := self.weights_not_finite():
-                hint = f"Weights are not finite: {', '.join(bad[:3])} ({len(bad)} in all)."
+                hint = f"These weights are not finite: {', '.join(bad[:3])} ({len(bad)} in all)."
             got = f"{maps[row, cell]:g} in row {row}"
             raise ArgumentError(message(type(self).__name__, "finite scores", got, hint))
 
@@ -558,7 +555,7 @@ class MapLocalizer(MapModel):
         num_moments: Tensor | None,
         num_clips: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Map to learn, (B, cells), and which of its cells are valid."""
+        """Return the target map, (B, cells), and its mask."""
         iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
         grid = self.grid_of(features, num_clips)
         return self.objective.target(iou), grid.packed_mask(iou.device, num_clips)
@@ -571,7 +568,7 @@ class MapLocalizer(MapModel):
         num_moments: Tensor | None,
         num_clips: Tensor | None,
     ) -> Tensor:
-        """IoU of each cell with the annotated moments, (B, cells)."""
+        """Compute the IoU of each cell with the annotated moments, (B, cells)."""
         grid, build = self.grid_of(features, num_clips), self.build_iou_maps
         grid.check_num_clips(num_clips, wait=build.validate)
         if grid != self.grid:
@@ -579,7 +576,7 @@ class MapLocalizer(MapModel):
         return build.packed(moments, clip_seconds, num_moments)
 
     def grid_of(self, features: Tensor, num_clips: Tensor | None) -> MapGrid:
-        """Return the candidate moments of a batch: the configuration's, unless clips are counted.
+        """Return the grid of a batch: the configured one, or with `num_clips` that of `features`.
 
         Shape:
             - features: (B, N, clip_channels)

@@ -1,4 +1,4 @@
-"""MS-2D-TAN: the localizer that predicts maps in one pass, the baseline of map diffusion."""
+"""MS-2D-TAN: the baseline of map diffusion, which predicts maps in one pass."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,20 +24,21 @@ class MS2DTAN(MapLocalizer):
     """Predicts the map of every scale from the map features, by gated convolutions.
 
     The published configuration for Charades-STA has 512 channels, two layers of 17x17 kernels, and
-    map features by convolution; `map_layer="max-pool"` in `encoder_config` is the other variant.
+    map features by convolution. `map_layer="max-pool"` in `encoder_config` is the other variant.
 
     Args:
         encoder_config: Fields of the `MultimodalEncoder`; its channels are those of all layers.
         kernel_sizes: Kernel of each gated convolution, first to last; odd.
-        gate: As in `GatedConv2d`.
+        gate: As for `GatedConv2d`.
         objective: What is learned, see `tmapdiff.losses.get_objective`.
-        nms_threshold: Highest IoU that two returned moments may have, with `nms`.
+        nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
         ranking: How moments are read off the map, see `localize`.
-        presence_weights: What `tmapdiff.evaluation.fit_presence` finds, to tell how likely a query
-            has an answer in its video. By default, the model does not tell.
+        presence_weights: Weights fitted by `tmapdiff.evaluation.fit_presence`, which predict
+            `presence`, the probability that a query has an answer in its video. Defaults to none:
+            `presence` is then None.
 
     Raises:
-        ConfigError: If a field is unknown, a kernel is even or a choice unknown.
+        ConfigError: If a field or choice is unknown, or a kernel is even.
         ArgumentError: If a size is out of range.
 
     Source: Zhang et al., Multi-Scale 2D Temporal Adjacent Networks, arXiv 2012.02646.
@@ -76,7 +77,7 @@ class MS2DTAN(MapLocalizer):
         num_words: Tensor,
         num_clips: Tensor | None = None,
     ) -> list[Tensor]:
-        """Score every candidate moment: the objective's scores, not yet its map.
+        """Score every candidate moment; `objective.activation` turns scores into the map.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -92,8 +93,8 @@ class MS2DTAN(MapLocalizer):
         maps = self.encoder(features, words, num_words, num_clips)
         scores = []
         for scale, (one, convs, head) in enumerate(zip(maps, self.convs, self.heads, strict=True)):
-            # The published model lets its second layer see what the first makes of cells that end
-            # outside the video. What starts there is not seen: it would depend on the batch.
+            # As in the published model, later layers read the first layer's results in cells that
+            # end outside the video. Cells that start there are hidden: they depend on the padding.
             starts_inside = None
             if num_clips is not None:
                 starts_inside = grid.mask(scale, one.device, num_clips)[..., :1].expand_as(
@@ -120,7 +121,7 @@ class MS2DTAN(MapLocalizer):
         num_clips: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        # The mean of each scale, summed over the scales.
+        # Sum of the losses of all scales.
         grid = self.grid_of(features, num_clips)
         target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
         scores = grid.pack(self.score(features, words, num_words, num_clips))
@@ -143,12 +144,12 @@ class MS2DTAN(MapLocalizer):
         return maps.masked_fill(~grid.packed_mask(maps.device, num_clips), 0)
 
     def load_public_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Take over weights in the naming of the public implementation.
+        """Load weights of the public implementation.
 
-        Its word vectors are not among its weights: set them with `encoder.load_word_vectors`.
+        They do not include word vectors: set those with `encoder.load_word_vectors`.
 
         Args:
-            state_dict: Weights by name, as `torch.load(path, weights_only=True)` gives them.
+            state_dict: Weights by name, from `torch.load(path, weights_only=True)`.
 
         Raises:
             CheckpointError: If weights are missing, unknown or of another shape.
@@ -183,8 +184,8 @@ class MS2DTAN(MapLocalizer):
         self.load_state_dict(renamed, strict=False)
 
 
-# Public names and ours. In `prop_module` 0 is the convolution and 1 its normalisation; in
-# `map_modules` 0 is the convolution and 1 its gate, which are one convolution here.
+# Public names and ours. In `prop_module`, 0 is the convolution and 1 its normalization. In
+# `map_modules`, 0 is the convolution and 1 its gate; here they are one convolution.
 _NAMES = (
     (r"clip_module\.vis_conv\.(\w+)", r"encoder.clip_encoder.\1"),
     (r"prop_module\.layers\.(\d+\.\d+\.[01]\.\w+)", r"encoder.map_features.scales.\1"),
@@ -211,7 +212,7 @@ def _join_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if conv != name and conv in joined and joined[conv].shape[1:] == gate.shape[1:]:
             joined[conv] = torch.cat([joined[conv], gate])
         elif conv != name:
-            joined[name] = gate  # reported as further weights
+            joined[name] = gate  # reported as weights of further layers
     return joined
 
 

@@ -1,4 +1,4 @@
-"""Runs of denoising steps: the decoders' `forward`, with what all steps share computed once."""
+"""Denoising runs: the decoders' `forward`, with everything that steps share computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ from tmapdiff.layers.stylization import NoStylization
 from tmapdiff.maps import MapGrid
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 
-Styles = tuple[Tensor, ...]  # of stylization blocks, (S, 2 * channels) each; empty if there is none
+Styles = tuple[Tensor, ...]  # of each stylization block: (S, 2 * channels)
 
 
 @dataclass(frozen=True)
 class PreparedDecoder:
-    """A run of denoising steps, which `MapDiffusionDecoder.prepare` returns.
+    """A denoising run, returned by `MapDiffusionDecoder.prepare`.
 
     Args:
         grid: The candidate moments.
-        batch: Samples.
-        steps: Timesteps.
-        parts: What each of the decoders prepared.
-        sequences: For Transformers, the cells of each one's sequence.
+        batch: Number of samples.
+        steps: Number of timesteps.
+        parts: The prepared run of each decoder.
+        sequences: For Transformers, the cells of each decoder's sequence.
     """
 
     grid: MapGrid
@@ -48,11 +48,11 @@ class PreparedDecoder:
     sequences: tuple[Tensor, ...] = ()
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
-        """Predict the clean maps at one of the prepared timesteps: equal to the call, but faster.
+        """Predict the clean maps at one of the prepared timesteps, as the decoder's call does.
 
         Args:
             noisy: Noisy maps of all scales, packed.
-            step: Which of the timesteps, from 0.
+            step: Index of the timestep, from 0.
 
         Shape:
             - noisy: (B, cells)
@@ -60,7 +60,7 @@ class PreparedDecoder:
 
         Raises:
             ShapeError: If a shape does not fit.
-            ArgumentError: If there is no such step.
+            ArgumentError: If `step` is out of range.
         """
         who = "MapDiffusionDecoder"
         _check_step(who, step, self.steps)
@@ -77,7 +77,7 @@ def split_maps(packed: Tensor, grid: MapGrid, sequences: Sequence[Tensor]) -> li
 
 
 def join_maps(maps: list[Tensor], grid: MapGrid, sequences: Sequence[Tensor]) -> Tensor:
-    """Pack what `split_maps` took apart; 0 in cells of no sequence."""
+    """Undo `split_maps`; cells of no sequence are 0."""
     if not sequences:
         return grid.pack(maps)
     packed = maps[0].new_zeros(maps[0].shape[0], grid.num_cells)
@@ -88,7 +88,7 @@ def join_maps(maps: list[Tensor], grid: MapGrid, sequences: Sequence[Tensor]) ->
 
 @dataclass(frozen=True)
 class CalledDecoder:
-    """A run of a decoder that computes nothing before, and calls it at each step."""
+    """A denoising run that prepares nothing and calls the decoder at each step."""
 
     decoder: nn.Module
     features: Sequence[Tensor]
@@ -109,9 +109,9 @@ def _check_step(who: str, step: int, steps: int) -> None:
 
 
 def is_preparable(decoder: nn.Module) -> bool:
-    """Tell whether a prepared run does all that a call of one of the decoders does.
+    """Return whether a prepared run equals calls of the decoder.
 
-    It calls some of their parts by other methods than `forward`: those must be plain.
+    It bypasses `forward` of some layers, which must therefore not be subclassed or hooked.
     """
     parts: list[nn.Module]
     if is_plain(decoder, ConvMapDecoder):
@@ -139,17 +139,17 @@ _KINDS: tuple[type[nn.Module], ...] = (
 
 @dataclass(frozen=True)
 class PreparedMap:
-    """A run of a `ConvMapDecoder`.
+    """A prepared run of a `ConvMapDecoder`.
 
-    With `folded`, the kernel of the first convolution over the noisy map, (D, 1, S, S), `features`
-    are their part of that convolution; else they are encoded.
+    `folded` is the kernel of the first convolution over the noisy map, (D, 1, S, S). `features` are
+    then already convolved; without `folded`, they are encoded only.
     """
 
     decoder: ConvMapDecoder
     mask: Tensor
     features: Tensor
     folded: Tensor | None
-    plans: tuple[MapConvPlan | None, ...]  # of each convolution, with weights that stay
+    plans: tuple[MapConvPlan | None, ...]  # one per convolution, valid while weights stay
     fusion_style: Tensor
     conv_styles: Styles
 
@@ -174,7 +174,7 @@ class PreparedMap:
 def prepare_map(
     decoder: ConvMapDecoder, features: Tensor, time_embedding: Tensor | None, mask: Tensor
 ) -> PreparedMap:
-    """Prepare a run of a decoder; arguments are those of its call."""
+    """Prepare a run; arguments are as for the decoder's call."""
     encoded = decoder.condition.encode_features(features, mask)
     folds, folded = is_foldable(decoder), None
     plans: list[MapConvPlan | None] = [None] * len(decoder.convs)
@@ -187,7 +187,7 @@ def prepare_map(
     if folds:
         encoded, folded = _fold(decoder, encoded, mask)
     elif plans[0] is not None and plans[0].transform is not None:
-        # In the order that the first convolution reads, and all that follows keeps.
+        # The memory layout that the first convolution reads and later layers keep.
         inner = rearrange(encoded, "b c n a -> a n b c").contiguous()
         encoded = rearrange(inner, "a n b c -> b c n a")
     return PreparedMap(
@@ -202,10 +202,10 @@ def prepare_map(
 
 
 def is_foldable(decoder: ConvMapDecoder) -> bool:
-    """Tell whether the first convolution takes noisy map and map features apart from each other.
+    """Return whether the first convolution can process noisy map and map features separately.
 
-    It is linear in both where nothing lies between: then it goes over the map features once, and
-    over the noisy map as one channel instead of `channels`.
+    Without layers in between, it is linear in both. It then runs over the map features once, and
+    over the noisy map as a single channel instead of `channels`.
     """
     return (
         isinstance(decoder.condition, ConcatConditioning)
@@ -216,7 +216,7 @@ def is_foldable(decoder: ConvMapDecoder) -> bool:
 
 
 def _fold(decoder: ConvMapDecoder, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolve the map features, and find the kernel that is left for the noisy map.
+    """Convolve the map features, and compute the remaining kernel for the noisy map.
 
     The noisy map is embedded as `e * noisy + b`. Convolving it, by linearity, is convolving the
     noisy map with `sum_c e_c W_c` and the mask with `sum_c b_c W_c`.
@@ -233,7 +233,7 @@ def _fold(decoder: ConvMapDecoder, features: Tensor, mask: Tensor) -> tuple[Tens
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """A run of a `TransformerMapDecoder`; `features` are None where layers attend to `contexts`."""
+    """A prepared run of a `TransformerMapDecoder`; with `contexts`, `features` are None."""
 
     decoder: TransformerMapDecoder
     position: Tensor
@@ -269,7 +269,7 @@ def prepare_cells(
     time_embedding: Tensor | None,
     mask: Tensor | None,
 ) -> PreparedCells:
-    """Prepare a run of a decoder; arguments are those of its call."""
+    """Prepare a run; arguments are as for the decoder's call."""
     features, mask = features[..., None], None if mask is None else mask[..., None]
     position = rearrange(decoder.embed_position(moments), "t c -> c t 1")
     encoded: Tensor | None = None

@@ -1,4 +1,4 @@
-"""What tells whether a video holds the answer at all: of a map, and of plain similarities."""
+"""Features that predict presence: whether a video contains an answer to a query at all."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from tmapdiff.models.aligned_similarities import Similarities
 if TYPE_CHECKING:
     from tmapdiff.models.map_localizer import MapLocalizer
 
-_TOP_SHARE = 0.05  # of a video's rows: the best similarity, but not of a single row
+_TOP_SHARE = 0.05  # of a video's rows, as the single best row would be noisy
 
 
 def presence_features(
@@ -27,19 +27,19 @@ def presence_features(
     maps: Tensor,
     num_clips: Tensor | None = None,
 ) -> Tensor:
-    """Give the numbers of each query that tell whether its video holds the answer at all.
+    """Compute the numbers from which presence is predicted, for each query.
 
-    Of the map, what its likelihoods sum to (`map_presence`) and its highest cell. Where clips and
-    words share a space, also the plain cosine of rows and sentence, which the map does not know, as
-    encoders standardise it in each video: the mean over the best twentieth of the rows. (That of
-    the video, or of the rows of the highest cell, added nothing to it.)
+    They are the sum of the map's likelihoods (`map_presence`) and its highest cell. If clips and
+    words share a space, the mean cosine to the sentence of the best twentieth of the rows is added.
+    The map does not contain it, as encoders standardize cosines in each video. (The mean over the
+    video, or over the rows of the highest cell, brought no further gain.)
 
     Args:
         model: The localizer.
         features: As for `localize`.
         words: As for `localize`.
         num_words: As for `localize`.
-        maps: What `predict_maps` gave, or a mean of such.
+        maps: Result of `predict_maps`, or a mean of several.
         num_clips: As for `localize`.
 
     Shape:
@@ -47,11 +47,11 @@ def presence_features(
         - words: (B, L) or (B, L, text_channels)
         - num_words, num_clips: (B,)
         - maps: (B, cells)
-        - returns: (B, 3), or (B, 2) where there is no such space; float64
+        - returns: (B, 3), or (B, 2) without a shared space; float64
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If a query is empty, or a video has no clip or more than there are.
+        ArgumentError: If a query is empty, or `num_clips` is out of range.
     """
     grid = model.grid_of(features, num_clips)
     cells = maps.float().masked_fill(~grid.packed_mask(maps.device, num_clips), -torch.inf)
@@ -59,7 +59,7 @@ def presence_features(
     similarities = _similarities_of(model.encoder)
     if similarities is not None:
         query = similarities.embed_query(words, num_words)
-        # Spaces are as one: their mean.
+        # Mean over the spaces.
         cosines = similarities.to_sentence(similarities.embed(features), query).mean(1)
         rows = torch.arange(cosines.shape[1], device=cosines.device)
         count = torch.full_like(cosines[:, :1], len(rows))
@@ -72,7 +72,7 @@ def presence_features(
 
 
 def presence_reader(model: "MapLocalizer") -> PlattCalibrator | None:
-    """Return what makes a probability of `presence_features`; None of a model that has no such."""
+    """Return the fitted calibrator that turns `presence_features` into a probability, or None."""
     numbers = model.config.get("presence_weights")
     if numbers is None:
         return None
@@ -83,12 +83,12 @@ def presence_reader(model: "MapLocalizer") -> PlattCalibrator | None:
 
 
 def check_presence_weights(who: str, encoder: nn.Module, numbers: Sequence[float] | None) -> None:
-    """Raise ConfigError unless there are none, or as many as a reader of `encoder` has."""
+    """Raise ConfigError unless `numbers` is None or has as many numbers as `encoder` needs."""
     count = 3 if _similarities_of(encoder) is None else 4
     given: Any = numbers
     listed = isinstance(given, list | tuple) and len(given) == count
     if numbers is not None and (not listed or None in map(finite_number, given)):
-        expected = f"presence_weights to be {count} numbers, as fit_presence finds them"
+        expected = f"presence_weights to be {count} numbers, as returned by fit_presence"
         raise ConfigError(message(who, expected, shown(given)))
 
 

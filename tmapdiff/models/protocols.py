@@ -1,4 +1,4 @@
-"""What a `MomentLocalizer` needs of its parts, and names for parts of one's own in saved models."""
+"""Protocols of a `MomentLocalizer`'s parts, and names for custom parts in saved models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -20,10 +20,10 @@ Part = TypeVar("Part")
 
 
 class MapEncoder(Protocol):
-    """A `torch.nn.Module` that makes map features of videos and queries.
+    """A `torch.nn.Module` that encodes videos and queries into map features.
 
-    `grid` and `channels` are attributes, or fields of its configuration. With `features_per_clip`,
-    that many features come in for each clip.
+    `grid` and `channels` are attributes, or fields of its configuration. It may also have
+    `features_per_clip`, the number of feature rows per clip.
 
     Attributes:
         grid: The candidate moments.
@@ -41,7 +41,7 @@ class MapEncoder(Protocol):
         Shape:
             - features: (B, N, clip_channels)
             - words: (B, L), indices padded with 0, or (B, L, text_channels)
-            - num_words, num_clips: (B,); N may be another than the grid's with `num_clips`
+            - num_words, num_clips: (B,); with `num_clips`, N may differ from the grid's
             - returns: K tensors (B, channels, N_k, A)
         """
         ...
@@ -50,9 +50,9 @@ class MapEncoder(Protocol):
 class MapDecoder(Protocol):
     """A `torch.nn.Module` that predicts clean maps from noisy ones.
 
-    `grid` and `feature_channels` are attributes, or fields of its configuration. It may offer
-    `prepare(features, timesteps, num_clips)`, which returns a `DenoisingRun`; otherwise, and where
-    a subclass overrides `forward` alone, each step of sampling calls it.
+    `grid` and `feature_channels` are attributes, or fields of its configuration. It may also have
+    `prepare(features, timesteps, num_clips)`, which returns a `DenoisingRun`. Otherwise, or if a
+    subclass overrides only `forward`, each sampling step calls the decoder.
 
     Attributes:
         grid: The candidate moments.
@@ -80,7 +80,7 @@ class MapDecoder(Protocol):
 
 
 class DenoisingRun(Protocol):
-    """A run of denoising steps, with what they have in common computed before."""
+    """A run of denoising steps, with everything that they share computed in advance."""
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Score all cells of `noisy` maps, (B, cells), at a `step` of the run, from 0."""
@@ -88,7 +88,7 @@ class DenoisingRun(Protocol):
 
 
 class Objective(Protocol):
-    """What a localizer learns, as `tmapdiff.losses.MapObjective` does."""
+    """What a localizer learns, for example a `tmapdiff.losses.MapObjective`."""
 
     @property
     def name(self) -> str:
@@ -96,11 +96,11 @@ class Objective(Protocol):
         ...
 
     def target(self, iou: Tensor) -> Tensor:
-        """Make the map in [0, 1] that is noised and learned, from `iou` of the same shape."""
+        """Turn the `iou` of all cells into the map in [0, 1] that is noised and learned."""
         ...
 
     def activation(self, scores: Tensor) -> Tensor:
-        """Make that map from the decoder's `scores`, of the same shape."""
+        """Turn the decoder's `scores` into that map."""
         ...
 
     def __call__(self, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Objective(Protocol):
 def begin_run(
     decoder: Any, features: Sequence[Tensor], timesteps: Tensor, num_clips: Tensor | None
 ) -> DenoisingRun:
-    """Begin a run of denoising steps: a prepared one, if it equals the decoder's own calls."""
+    """Begin a run of denoising steps: a prepared one, if it equals calls of the decoder."""
     if _prepares_its_calls(decoder):
         run: DenoisingRun = decoder.prepare(features, timesteps, num_clips)
         return run
@@ -130,7 +130,7 @@ def _prepares_its_calls(decoder: nn.Module) -> bool:
     for owner in type(decoder).__mro__:
         if "prepare" in vars(owner):
             return True
-        if "forward" in vars(owner):  # of a subclass that left `prepare` as it was
+        if "forward" in vars(owner):  # overridden without `prepare`
             return False
     return False
 
@@ -140,16 +140,18 @@ _UNREGISTERED = "unregistered "
 
 
 def register_part(name: str) -> Callable[[Part], Part]:
-    """Let saved localizers name a part of one's own; put it above the class, as a decorator.
+    """Register a custom encoder or decoder class, as a decorator, or a custom objective.
 
-    It must be registered where the model is loaded, too. The last part of a name counts.
+    Models with such parts can be saved. Register them also wherever such a model is loaded. A name
+    can be registered again; the last registration wins.
 
     Args:
         name: Name in configurations.
 
     Raises:
-        ArgumentError: If it is neither a class of encoders or decoders with a configuration
-            (`diffusers.ConfigMixin`) nor an objective of that name; if that is one of `OBJECTIVES`.
+        ArgumentError: If the part is neither an encoder or decoder class with a configuration
+            (`diffusers.ConfigMixin`) nor an objective of that name, or the name is one of
+            `OBJECTIVES`.
 
     Example:
         >>> from tmapdiff.losses import MapObjective, rescale_iou
@@ -162,12 +164,12 @@ def register_part(name: str) -> Callable[[Part], Part]:
         who = f"register_part({name!r})"
         is_class = isinstance(part, type) and issubclass(part, nn.Module)
         if is_class and not issubclass(part, ConfigMixin):  # type: ignore[arg-type]
-            hint = "Let it inherit diffusers' ConfigMixin, and decorate __init__."
+            hint = "Inherit from diffusers' ConfigMixin, and decorate __init__."
             raise ArgumentError(message(who, "a class with a configuration", part, hint))
         if not is_class and (getattr(part, "name", None) != name or name in OBJECTIVES):
-            expected = "a class of encoders or decoders, or an objective of that name"
+            expected = "an encoder or decoder class, or an objective of that name"
             raise ArgumentError(message(who, expected, part))
-        # A module of its own weights: what uses `part` later may train it.
+        # Copy weights, as the caller may go on to train `part`.
         _REGISTERED[name] = deepcopy(part) if isinstance(part, nn.Module) else part
         return part
 
@@ -175,7 +177,7 @@ def register_part(name: str) -> Callable[[Part], Part]:
 
 
 def part_config(part: Any) -> dict[str, Any]:
-    """Return what a configuration says of a part: its fields, and the name of one's own."""
+    """Return the configuration of a part: its fields, and the name of a custom part."""
     name = None
     if isinstance(part, nn.Module) and type(part) not in (MultimodalEncoder, MapDiffusionDecoder):
         names = (name for name, kind in _REGISTERED.items() if kind is type(part))
@@ -187,7 +189,7 @@ def part_config(part: Any) -> dict[str, Any]:
 
 
 def part_field(part: Any, name: str) -> Any:
-    """Return a field of a part's configuration, or an attribute; None if there is neither."""
+    """Return a field of a part's configuration, an attribute, or None."""
     config = getattr(part, "config", None)
     if isinstance(config, dict) and name in config:
         return config[name]
@@ -195,18 +197,18 @@ def part_field(part: Any, name: str) -> Any:
 
 
 def make_part(who: str, config: Any, default: Any, needs: Sequence[str]) -> Any:
-    """Make a part of its configuration, or take one that is there; check what it `needs`.
+    """Build a part from its configuration, or use an existing one; check the fields it `needs`.
 
     Raises:
-        ConfigError: If no part is registered by that name, a field is wrong, or something missing.
+        ConfigError: If no part is registered under that name, or a field is wrong or missing.
     """
     part = config
     if isinstance(config, dict) and "part" in config:
         fields = dict(config)
         name = fields.pop("part")
         if not isinstance(_REGISTERED.get(name), type):
-            hint = "Import what registers it, with register_part, before the model is made."
-            raise ConfigError(message(who, "a part that is registered", repr(name), hint))
+            hint = "Import the module that calls register_part for it before loading the model."
+            raise ConfigError(message(who, "a registered part", repr(name), hint))
         part = _REGISTERED[name].from_config(fields)
     elif not isinstance(config, nn.Module):
         part = default.from_config(config)
@@ -215,15 +217,15 @@ def make_part(who: str, config: Any, default: Any, needs: Sequence[str]) -> Any:
 
 
 def find_objective(who: str, objective: str | Objective) -> Objective:
-    """Return an objective itself, or the one of a name.
+    """Return the objective, or look it up by name.
 
     Raises:
-        ConfigError: If there is none of that name, or it lacks something.
+        ConfigError: If the name is unknown, or the objective lacks an attribute.
     """
     if isinstance(objective, str) and objective in _REGISTERED:
         objective = _REGISTERED[objective]
         if isinstance(objective, nn.Module):
-            objective = deepcopy(objective)  # no two models share weights and modes
+            objective = deepcopy(objective)  # models must not share weights and modes
     elif not callable(objective):
         return get_objective(check_choice(who, "objective", objective, OBJECTIVES))
     _check_needs(who, objective, ("name", "target", "activation"))
@@ -234,15 +236,15 @@ def _check_needs(who: str, part: Any, names: Sequence[str]) -> None:
     missing = [name for name in names if part_field(part, name) is None]
     if missing:
         got = f"a {type(part).__name__} without {', '.join(missing)}"
-        hint = "tmapdiff.models.protocols says what parts need."
+        hint = "See tmapdiff.models.protocols."
         raise ConfigError(message(who, f"a part with {', '.join(names)}", got, hint))
 
 
 def check_registered(who: str, config: Mapping[str, Any], objective: Objective) -> None:
-    """Check that a model's configuration can make its parts anew.
+    """Check that a model's parts can be rebuilt from its configuration.
 
     Raises:
-        ArgumentError: If one is not registered.
+        ArgumentError: If a custom part is not registered.
     """
     hint = "Register it with tmapdiff.models.register_part."
     for fields in config.values():
@@ -251,7 +253,7 @@ def check_registered(who: str, config: Mapping[str, Any], objective: Objective) 
     found = _REGISTERED.get(objective.name)
     if found is None and objective.name in OBJECTIVES:
         found = get_objective(objective.name)
-    # Not one and the same: the objective of a model's copy is a copy.
+    # Compare by value, as copies of a model have copies of the objective.
     differs = isinstance(found, MapObjective) and found != objective
     if differs or type(found) is not type(objective):
         got = f"the objective {_UNREGISTERED}{objective.name}"

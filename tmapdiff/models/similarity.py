@@ -1,4 +1,4 @@
-"""Answers without training: from the similarity of clips and sentence straight to the map."""
+"""Answers without training, from the similarity of clips and sentence."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -29,33 +29,33 @@ from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"
 _DEFAULT_TEMPERATURE = 0.25
-_MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # of Newton's method, and what a step gains at the end
-_LEAST_DECAY = 1e-9  # so that there is a solution whatever the contrasts
-_SMALLEST_SHARE = 1e-12  # of the squared mean, that a variance has
+_MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # when Newton's method stops
+_LEAST_DECAY = 1e-9  # makes the solution unique
+_SMALLEST_SHARE = 1e-12  # variances below this share of the squared mean are rounding errors
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
 
 
 class SimilarityEncoder(MapModel):
-    """Map features without weights: how each candidate's similarity to the query contrasts.
+    """Computes map features without weights: contrasts of each candidate's similarity to the query.
 
-    Features of clips and words must share a space, as those of CLIP, of SigLIP, or of one sentence
-    encoder for captions and queries do.
+    Features of clips and words must share a space, like those of CLIP, SigLIP, or one sentence
+    encoder for captions and queries.
 
     Args:
         num_clips: Clips of the finest scale.
-        num_anchors: Durations a scale.
-        num_scales: Scales.
-        clip_channels: Channels of the clip features that come in.
-        text_channels: Channels of the word features. Defaults to `clip_channels`, as must be.
+        num_anchors: Durations per scale.
+        num_scales: Number of scales.
+        clip_channels: Channels of the clip features.
+        text_channels: Channels of the word features; `clip_channels`, which is the default.
         vocabulary_size: None, as words are features.
-        features_per_clip: Features that come in for each clip.
-        spaces: Channels of each space, if features of several stand side by side.
-        words: Whether to compare each word, too, and not only their mean.
+        features_per_clip: Feature rows per clip.
+        spaces: Channels of each space, if features of several spaces are concatenated.
+        words: Whether to compare each word in addition to their mean.
         smoothings: As for `contrast_features`.
 
     Raises:
-        ArgumentError, ConfigError: If a size is too small or does not divide, or clips and words
-            share no space.
+        ArgumentError, ConfigError: If a size is too small or does not divide, or word features do
+            not have `clip_channels` channels.
     """
 
     @register_to_config
@@ -88,13 +88,13 @@ class SimilarityEncoder(MapModel):
         return len(CONTRASTS) * self.similarities.num_similarities + len(GEOMETRY) + len(CHANGES)
 
     def similarity(self, features: Tensor, words: Tensor, num_words: Tensor) -> Tensor:
-        """Compare clips and queries.
+        """Compute the similarities of clips and queries.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
             - words: (B, L, clip_channels)
             - num_words: (B,), integer
-            - returns: (B, similarities, N * features_per_clip), float32 at least
+            - returns: (B, similarities, N * features_per_clip), in float32 at least
 
         Raises:
             ShapeError: If a shape does not fit.
@@ -108,7 +108,7 @@ class SimilarityEncoder(MapModel):
     def packed(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Do as the call, with the cells of all scales packed.
+        """Compute the map features, packed over all scales.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
@@ -117,7 +117,7 @@ class SimilarityEncoder(MapModel):
             - returns: (B, channels, cells)
 
         Raises:
-            ShapeError, ArgumentError, ConfigError: As the call.
+            ShapeError, ArgumentError, ConfigError: As `forward`.
         """
         similarity = self.similarity(features, words, num_words)
         clips, rest = divmod(similarity.shape[2], self.config.features_per_clip)
@@ -136,7 +136,7 @@ class SimilarityEncoder(MapModel):
     def forward(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
     ) -> list[Tensor]:
-        """Make map features of videos and queries; arguments are as for `MultimodalEncoder`.
+        """Compute the map features; arguments are as for `MultimodalEncoder`.
 
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
@@ -147,7 +147,7 @@ class SimilarityEncoder(MapModel):
         Raises:
             ShapeError: If a shape does not fit.
             ArgumentError: If a query is empty or longer than L.
-            ConfigError: If another number of clips does not divide into the scales.
+            ConfigError: If N does not divide into the scales.
         """
         packed = self.packed(features, words, num_words, num_clips)
         grid = self.grid.resized(features.shape[1] // self.config.features_per_clip)
@@ -158,34 +158,37 @@ class SimilarityEncoder(MapModel):
 class SimilarityLocalizer(MapLocalizer):
     """Finds moments by the similarity of clips and sentence alone: usable without training.
 
-    Of features that share a space, a weighted sum of the contrasts of each candidate
-    (`contrast_features`) and of how the video changes there (`change_features`) is its score,
-    softmax over the candidates makes probabilities of moments, and the map holds the expectation
-    that these give. The weights are a handful of numbers. The default ones do without fitting: how
-    much the similarity, smoothed over 5 rows and standardised in its video, is above 0.5, summed
-    over the candidate, over its length to the power 0.3. `fit` finds better ones, and a temperature
-    for the confidence, on a few hundred queries.
+    Features of clips and words must share a space. A candidate's score is a weighted sum of its
+    contrasts (`contrast_features`) and of how the video changes there (`change_features`). Softmax
+    over the candidates turns scores into probabilities of moments, and the map holds the
+    expectation of the target under them.
 
-    Every moment of up to 32 clips is a candidate of the default grid; longer ones go by two clips.
-    Of up to 2,048 candidates, tables are kept from call to call: larger grids take longer.
+    There are only a few dozen weights. The default weights need no fitting: the similarity is
+    smoothed over 5 rows and standardized in its video, and the score is its excess over 0.5,
+    summed over the candidate and divided by the candidate's length to the power 0.3. `fit` finds
+    better weights, and a temperature for the confidence, on a few hundred queries.
+
+    In the default grid, every moment of up to 32 clips is a candidate; longer ones have steps of
+    two clips. Grids of more than 2,048 candidates are slower, as their tables are not cached.
 
     Args:
         clip_channels: Channels of the features, of clips and of words.
         num_clips: Clips of the finest scale.
-        num_anchors: Durations a scale.
-        num_scales: Scales.
-        spaces: Channels of each space, if features of several stand side by side; the default
-            weights take the mean of their scores.
-        words: Whether to compare each word, too, and not only their mean.
-        features_per_clip: Features that come in for each clip.
-        smoothings: Rows (features) that similarities are averaged over, as `contrast_features` has
-            them.
-        target_power: Training takes the IoU to this power for how likely a candidate should be.
-        objective: What the map expects (`tmapdiff.losses.get_objective`); its target alone counts.
-        nms_threshold: Highest IoU that two returned moments may have, with `nms`.
+        num_anchors: Durations per scale.
+        num_scales: Number of scales.
+        spaces: Channels of each space, if features of several spaces are concatenated; the default
+            weights average their scores.
+        words: Whether to compare each word in addition to their mean.
+        features_per_clip: Feature rows per clip.
+        smoothings: Numbers of rows to average similarities over, see `contrast_features`.
+        target_power: In training, a candidate's target probability is proportional to its IoU to
+            this power.
+        objective: Defines the target map (`tmapdiff.losses.get_objective`); its loss is not used.
+        nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
         ranking: How moments are read off the map, see `localize`.
-        presence_weights: What `tmapdiff.evaluation.fit_presence` finds, to tell how likely a query
-            has an answer in its video. By default, the model does not tell.
+        presence_weights: Weights fitted by `tmapdiff.evaluation.fit_presence`, which predict
+            `presence`, the probability that a query has an answer in its video. Defaults to none:
+            `presence` is then None.
 
     Raises:
         ArgumentError, ConfigError: If a number is out of range or a choice unknown.
@@ -230,7 +233,7 @@ class SimilarityLocalizer(MapLocalizer):
         check_range("SimilarityLocalizer", "target_power", target_power, 0, open_low=True)
         self._set_up(self.encoder.grid, objective, nms_threshold, ranking)
         weight = torch.zeros(self.encoder.channels)
-        # Contrasts go over all similarities: those of the sentence are the first, one a space.
+        # Each contrast has all similarities in order, first those to the sentence, one per space.
         count, similarities = len(self.encoder.similarities.spaces), self.encoder.similarities
         first = CONTRASTS.index(_DEFAULT_CONTRAST) * similarities.num_similarities
         weight[first : first + count] = 1 / count
@@ -241,7 +244,7 @@ class SimilarityLocalizer(MapLocalizer):
     def score(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Score every candidate moment: the weighted sum of its contrasts.
+        """Compute the score of every candidate moment, the weighted sum of its contrasts.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -254,7 +257,7 @@ class SimilarityLocalizer(MapLocalizer):
             ArgumentError: If a query is empty or longer than L.
         """
         contrasts = self.encoder.packed(features, words, num_words, num_clips)
-        cells = rearrange(contrasts, "b c cells -> cells c b")  # as they lie in memory
+        cells = rearrange(contrasts, "b c cells -> cells c b")  # their memory layout
         with torch.autocast(cells.device.type, enabled=False):
             return (self.weight.to(cells.dtype)[None, None] @ cells)[:, 0].T
 
@@ -270,9 +273,8 @@ class SimilarityLocalizer(MapLocalizer):
         num_clips: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        # Cross-entropy to probabilities that are proportional to a power of the IoU; 0 of a query
-        # where no candidate overlaps a moment, or without a moment: scores say which candidate it
-        # is, not whether it is one.
+        # Cross-entropy to probabilities proportional to a power of the IoU. It is 0 if no candidate
+        # overlaps a moment: scores rank candidates, and do not predict whether there is a moment.
         iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
         scores = self.score(features, words, num_words, num_clips) / self.temperature
         candidates = _Candidates.of(self.grid_of(features, num_clips), scores.device)
@@ -281,33 +283,32 @@ class SimilarityLocalizer(MapLocalizer):
         return -(wanted * logs.masked_fill(wanted == 0, 0)).sum(1).mean()
 
     def _wanted(self, iou: Tensor) -> Tensor:
-        """How likely each candidate should be, from its IoU; both are (B, M)."""
+        """Compute the target probability of each candidate from its IoU; both are (B, M)."""
         power = iou**self.config.target_power
         return power / power.sum(1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[MomentBatch], *, weight_decay: float = 1e-4) -> float:
-        """Fit weights and temperature on queries with their moments; in seconds, on a CPU.
+        """Fit weights and temperature on annotated queries. This takes seconds on a CPU.
 
-        The weights minimise the loss, which is convex in them, by Newton's method. Then the
-        temperature minimises the squared error of the map: confidences are then what they say.
-        Queries without a moment teach it nothing: their loss is 0 whatever the weights, and the
-        temperature is that of the others, as the map's likelihoods always sum to 1. That there is
-        no answer it tells by `tmapdiff.evaluation.fit_presence`.
+        The weights minimize the loss, which is convex, by Newton's method. The temperature then
+        minimizes the squared error of the map, which calibrates the confidence. Queries without a
+        moment have no effect; to predict that there is no answer, use
+        `tmapdiff.evaluation.fit_presence`.
 
-        Contrasts are kept meanwhile: 4 bytes for each of 34 or more, candidate and query.
+        Memory: 4 bytes per query, candidate and contrast, of which there are 34 or more.
 
         Args:
-            batches: `MomentBatch`es, such as a `DataLoader` of a `MomentDataset` gives; a few
-                hundred queries do, but none that the model is then judged by.
+            batches: `MomentBatch`es, for example from a `DataLoader` of a `MomentDataset`. A few
+                hundred queries suffice; do not evaluate on them.
             weight_decay: Factor of the squared weights in the loss, for contrasts of unit size.
 
         Returns:
-            Mean loss of a query, decay included.
+            Mean loss per query, including decay.
 
         Raises:
             ArgumentError: If no query has a moment that a candidate overlaps, features are not
-                finite, or a number is out of range; the model is then as it was.
+                finite, or a number is out of range; the model is then unchanged.
         """
         who = "SimilarityLocalizer.fit"
         check_range(who, "weight_decay", weight_decay, 0)
@@ -320,7 +321,7 @@ class SimilarityLocalizer(MapLocalizer):
             got = f"{total} with no moment that a candidate overlaps" if total else "none"
             raise ArgumentError(message(who, "at least one query", got))
 
-        # 1. Weights, of contrasts of unit size.
+        # 1. Weights, for contrasts of unit size.
         sizes = _deviations(parts)
         if not bool(sizes.isfinite().all()):
             raise ArgumentError(message(who, "finite features", "NaN or infinity"))
@@ -336,7 +337,7 @@ class SimilarityLocalizer(MapLocalizer):
                 curvature += sums.curvature / sizes / sizes[:, None] / total
             step = torch.linalg.solve(curvature, slope)
             gain = float(step @ slope)
-            # Whole steps at the end, short ones far from it.
+            # Damped steps far from the minimum, full ones near it.
             weight -= step / (1 + max(gain, 0.0) ** 0.5)
             if gain < _SMALLEST_GAIN:
                 break
@@ -367,7 +368,7 @@ class SimilarityLocalizer(MapLocalizer):
         valid, iou = (one.repeat(count, 1) for one in (part.valid, part.iou))
         maps = self._expect(scores.flatten(0, 1), valid, part.candidates)
         errors = (maps - self.objective.target(iou)).square().masked_fill(~valid, 0)
-        errors = errors * (iou > 0).any(1, keepdim=True)  # of queries that have a moment
+        errors = errors * (iou > 0).any(1, keepdim=True)  # only queries with a moment
         return errors.unflatten(0, (count, -1)).sum((1, 2)).double()
 
     @answering
@@ -386,22 +387,22 @@ class SimilarityLocalizer(MapLocalizer):
         picked = candidates.pick(scores, num_clips, -torch.inf)
         maps = self._expect(picked, picked > -torch.inf, candidates)
         mask = grid.packed_mask(maps.device, num_clips)
-        # Cells of several scales may be one candidate.
+        # Cells of different scales may share a candidate.
         return maps.index_select(1, candidates.places).masked_fill(~mask, 0)
 
     def _expect(self, logits: Tensor, valid: Tensor, candidates: "_Candidates") -> Tensor:
-        """Expect what the map holds, from scores over the temperature: all are (B, M)."""
+        """Compute the map's expectation from scores / temperature; all are (B, M)."""
         likelihood = logits.masked_fill(~valid, -torch.inf).softmax(1)
         return expect_map(candidates.moments, likelihood, self.objective.target)
 
 
 class _Candidates(NamedTuple):
-    """The moments that a grid holds, each once, by start and then by end.
+    """The distinct moments of a grid, sorted by start, then end.
 
     Shape:
         - moments: (M, 2), in clips
-        - cells: (M,), a cell of each
-        - places: (cells,), the moment of each; any, of invalid ones
+        - cells: (M,), a cell of each moment
+        - places: (cells,), the moment of each cell; arbitrary for invalid cells
     """
 
     moments: Tensor
@@ -411,7 +412,7 @@ class _Candidates(NamedTuple):
     @staticmethod
     @lru_cache(maxsize=16)
     def of(grid: MapGrid, device: torch.device) -> "_Candidates":
-        """List those of a grid."""
+        """List the candidates of a grid."""
         with torch.inference_mode(False):
             valid = grid.packed_mask().nonzero()[:, 0]
             moments = grid.packed_moments()
@@ -422,7 +423,7 @@ class _Candidates(NamedTuple):
             return _Candidates(*(x.to(device) for x in (moments[cells], cells, places)))
 
     def pick(self, packed: Tensor, num_clips: Tensor | None, outside: float) -> Tensor:
-        """Pick the numbers of each out of (B, cells); `outside` where a video ends before."""
+        """Pick each candidate's number from (B, cells); `outside` if it ends after the video."""
         picked = packed.index_select(1, self.cells)
         if num_clips is None:
             return picked
@@ -432,7 +433,7 @@ class _Candidates(NamedTuple):
 
 
 class _Derivatives(NamedTuple):
-    """Cross-entropy of a part, summed, and its derivatives by the weights: (C,) and (C, C)."""
+    """Summed cross-entropy of a part, its gradient, (C,), and its Hessian, (C, C)."""
 
     loss: Tensor
     slope: Tensor
@@ -440,7 +441,7 @@ class _Derivatives(NamedTuple):
 
 
 class _FitPart(NamedTuple):
-    """What fitting reads of a batch: contrasts, (B, M, C), and of candidates, (B, M)."""
+    """Data of a batch for fitting: contrasts, (B, M, C), and data of each candidate, (B, M)."""
 
     contrasts: Tensor
     valid: Tensor
@@ -449,15 +450,15 @@ class _FitPart(NamedTuple):
     candidates: _Candidates
 
     def rows(self) -> Tensor:
-        """List the contrasts of all candidates, (rows, C), in double."""
+        """Return the contrasts of all candidates, (rows, C), in double."""
         return self.contrasts[self.valid].double()
 
     def derivatives(self, weight: Tensor) -> _Derivatives:
-        """Differentiate the cross-entropy by the weights, in double: it is a small difference."""
+        """Compute the cross-entropy and its derivatives, in double for small differences."""
         contrasts = self.contrasts.double()
         logits = (contrasts @ weight).masked_fill(~self.valid, -torch.inf)
         logs, wanted = logits.log_softmax(1), self.wanted.double()
-        # A query counts as much as it is wanted: not at all, if no candidate is.
+        # Targets sum to 1 for each query, or to 0 if no candidate overlaps a moment.
         chances = logs.exp() * wanted.sum(1, keepdim=True)
         loss = -(wanted * logs.masked_fill(~self.valid, 0)).sum()
         mean = (chances[:, None] @ contrasts)[:, 0]
@@ -467,10 +468,10 @@ class _FitPart(NamedTuple):
 
 
 def _deviations(parts: Sequence[_FitPart]) -> Tensor:
-    """Find the standard deviation of each contrast over all candidates; 1 where it is 0."""
+    """Compute the standard deviation of each contrast over all candidates; 1 where it is 0."""
     total = sum(int(part.valid.sum()) for part in parts)
     mean = torch.stack([part.rows().sum(0) for part in parts]).sum(0) / total
     squares = torch.stack([(part.rows() - mean).square().sum(0) for part in parts])
     variance = squares.sum(0) / total
-    # Equal numbers differ from their mean by rounding alone; what is NaN stays so.
+    # Equal numbers differ from their mean only by rounding. NaN stays NaN.
     return variance.sqrt().masked_fill(variance <= _SMALLEST_SHARE * mean.square(), 1)

@@ -1,4 +1,4 @@
-"""Features of sentences, by text models of transformers."""
+"""Sentence features from text models of transformers."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tmapdiff._core.threads import Lock
 from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError
 
-# What `save_pretrained` of transformers' models and tokenizers may write.
+# Files that `save_pretrained` of transformers' models and tokenizers may write.
 TEXT_ENCODER_FILES = re.compile(
     r"(generation_|tokenizer_|adapter_)?config\.json|(pytorch_|adapter_)?model[.-][\w.-]*(safetensors|bin|json)"
     r"|(tokenizer|special_tokens_map|added_tokens|vocab)\.json|vocab\.(txt|bpe)|merges\.txt"
@@ -30,8 +30,8 @@ class SentenceFeatures:
     """Features of sentences.
 
     Attributes:
-        sentences: One vector a sentence.
-        tokens: One vector a token, those of beginning and end included; 0 after the last.
+        sentences: One vector per sentence.
+        tokens: One vector per token, including start and end tokens; 0 after the last.
         num_tokens: Tokens of each sentence.
 
     Shape:
@@ -46,36 +46,37 @@ class SentenceFeatures:
 
 
 class TransformersTextEncoder(nn.Module):
-    """Sentence and token features by a frozen text model of transformers, kept in memory.
+    """Computes sentence and token features with a frozen text model of transformers.
 
-    Of CLIP, SigLIP and all that have `get_text_features` it is the text tower, and the vector of a
-    sentence lies in the space of the pictures' (`TransformersFrameEncoder` of the same model). Of
-    others, such as BERT, RoBERTa, T5's encoder and sentence-transformers' models, it is the mean
-    over the tokens.
+    For CLIP, SigLIP and other models with `get_text_features`, it uses the text tower: sentence
+    vectors share a space with the images of a `TransformersFrameEncoder` of the same model. For
+    other models, such as BERT, RoBERTa, T5's encoder and those of sentence-transformers, the
+    sentence vector is the mean over the tokens.
 
     `MultimodalEncoder(text_channels=encoder.token_channels)` takes `tokens` and `num_tokens` in
     place of words and their number.
 
     Args:
-        model: Folder, name on the hub, or a model of transformers.
-        tokenizer: Folder or name of the tokenizer, or a tokenizer; that of `model`, if None.
-        device: Where to compute.
-        batch_size: Sentences at a time.
-        cache_size: Sentences whose features are kept, the latest used.
+        model: Folder, name on the hub, or a transformers model.
+        tokenizer: Folder, name or tokenizer. Defaults to the one of `model`.
+        device: Device to compute on.
+        batch_size: Sentences per batch.
+        cache_size: Number of sentences whose features are cached; the least recently used are
+            evicted.
 
     Shape:
-        - sentences: B strings; what is longer than the model reads is cut off
+        - sentences: B strings, truncated to the model's maximum length
         - returns: `SentenceFeatures`, on the CPU
 
     Raises:
         MissingDependencyError: If transformers is not installed.
-        CheckpointError: If the model or its tokenizer cannot be loaded, for example for want of a
-            network, or do not fit each other; if the configuration names attention that is code
-            from the hub.
-        SizeLimitError: If a text in the folder takes more memory than it may.
-        ArgumentError: If `model` is no model of text, or there is no tokenizer beside it, the
-            tokenizer has no token for padding, or a number is out of range; if a sentence is no
-            string or blank, in the call.
+        CheckpointError: If the model or its tokenizer cannot be loaded, for example without a
+            network, or do not fit each other; if the configuration asks for an attention
+            implementation from the hub, which would run its code.
+        SizeLimitError: If a text file in the folder exceeds the memory limit.
+        ArgumentError: At construction, if `model` is not a text model, a model is given without a
+            tokenizer, the tokenizer has no padding token, or a number is out of range. In the call,
+            if a sentence is blank or not a string.
 
     Example:
         >>> encoder = TransformersTextEncoder("openai/clip-vit-base-patch16")  # doctest: +SKIP
@@ -99,7 +100,7 @@ class TransformersTextEncoder(nn.Module):
         self.cache_size = check_int(who, "cache_size", cache_size, at_least=0)
         if tokenizer is None:
             if not isinstance(model, str | os.PathLike):
-                raise ArgumentError(message(who, "a tokenizer beside a model", "none"))
+                raise ArgumentError(message(who, "a tokenizer with the model", "none"))
             tokenizer = model
         name = type(model).__name__
         if isinstance(model, str | os.PathLike):
@@ -109,19 +110,19 @@ class TransformersTextEncoder(nn.Module):
             tokenizer = load_beside(who, os.fspath(tokenizer), "tokenizer", "AutoTokenizer")
         if tokenizer.pad_token_id is None:
             raise ArgumentError(message(who, "a tokenizer with a pad_token", "none"))
-        # Of a model of text and pictures, its text is asked for.
+        # Models of text and images have this method.
         self._is_whole = hasattr(model, "get_text_features")
         config = getattr(model.config, "text_config", model.config)
         if not self._is_whole and not hasattr(config, "hidden_size"):
             raise ArgumentError(message(who, "a text model", type(model).__name__))
         self.model = model.eval().requires_grad_(False).to(device)
         self.tokenizer = tokenizer
-        # SigLIP learned with sentences padded to one length, and reads the padding. They were in
-        # small letters, which not all tokenizers that come with it see to.
+        # SigLIP was trained on lowercase sentences padded to one length, and reads the padding.
+        # Not all of its tokenizers lowercase.
         self._reads_padding = config.model_type.startswith("siglip")
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
-        self._lock = Lock()  # tokenizers and the cache take one thread at a time
-        # What a model and a tokenizer that do not fit each other, or are damaged, end in.
+        self._lock = Lock()  # tokenizers and the cache are not thread-safe
+        # A damaged model or an unsuitable tokenizer can raise any error here.
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
             self.max_tokens = min(positions, tokenizer.model_max_length, _MAX_TOKENS)
@@ -132,35 +133,35 @@ class TransformersTextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model."""
         device: torch.device = self.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of its weights."""
+        """Data type of the weights."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write model and tokenizer into a folder, for `TransformersTextEncoder(folder)`.
+        """Save model and tokenizer to a folder, for `TransformersTextEncoder(folder)`.
 
-        A new folder appears whole or not at all. In one that exists, all files that transformers
-        saves of models and tokenizers (configurations, weights in one file or in several with their
-        index, vocabularies, chat templates) are replaced together; any other stays.
+        Saving is atomic: a new folder appears whole or not at all, and in an existing folder all
+        files that transformers saves for models and tokenizers are replaced together. Other files
+        stay.
 
         Args:
-            save_directory: Folder, made if need be.
+            save_directory: Folder, created if needed.
 
         Raises:
-            FileError: If the place cannot be written; what was there is as before.
+            FileError: If the folder cannot be written; it is then left as it was.
         """
         with written_beside(save_directory, replaces={"": TEXT_ENCODER_FILES}) as folder:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever `mode` is: it is frozen."""
+        """Stay in evaluation mode, whatever `mode` is: the model is frozen."""
         return super().train(False)
 
     def forward(self, sentences: Sequence[str]) -> SentenceFeatures:
@@ -196,13 +197,13 @@ class TransformersTextEncoder(nn.Module):
         with self._lock:
             for sentence, features in used.items():
                 self._cache.pop(sentence, None)
-                self._cache[sentence] = features  # as the latest
+                self._cache[sentence] = features  # moves it to the end
             while len(self._cache) > self.cache_size:
                 del self._cache[next(iter(self._cache))]
 
     @torch.no_grad()
     def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
-        """Vector and tokens of each sentence."""
+        """Compute the vector and tokens of each sentence."""
         with self._lock:
             inputs = self._tokens_of(sentences).to(self.model.device)
         outputs = (self.model.get_text_features if self._is_whole else self.model)(**inputs)
@@ -211,7 +212,7 @@ class TransformersTextEncoder(nn.Module):
         else:
             mask = inputs["attention_mask"].bool()
         vectors: Tensor | None
-        if isinstance(outputs, Tensor):  # of a whole model, before transformers 5
+        if isinstance(outputs, Tensor):  # `get_text_features` before transformers 5
             vectors, tokens, mask = outputs, outputs[:, None].float(), mask[:, :1]
         else:
             tokens = outputs.last_hidden_state.float()
@@ -229,7 +230,7 @@ class TransformersTextEncoder(nn.Module):
         ]
 
     def _tokens_of(self, sentences: list[str]) -> Any:
-        # A damaged one shows with the words that it does not know.
+        # A damaged tokenizer may fail only on words that it does not know.
         what = f"{type(self).__name__}: cannot tokenize {sentences[0]!r}"
         with foreign_errors(CheckpointError, what):
             return self.tokenizer(
@@ -246,12 +247,12 @@ class TransformersTextEncoder(nn.Module):
     def _check_tokens(self, known: int) -> None:
         largest = max(self.tokenizer.get_vocab().values(), default=0)
         if largest >= known:
-            expected = f"a tokenizer of the model's {known} tokens"
-            got = f"one of a token {largest}"
+            expected = f"a tokenizer with the model's {known} tokens"
+            got = f"one with token {largest}"
             raise CheckpointError(message(type(self).__name__, expected, got))
 
 
-# By the type that the configuration tells: the text part of models that are more than that.
+# Text towers of multimodal models, by the model type in the configuration.
 _TEXT_MODELS = {
     "clip": "CLIPTextModelWithProjection",
     "clip_text_model": "CLIPTextModelWithProjection",
