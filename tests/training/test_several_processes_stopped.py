@@ -87,6 +87,6 @@ def test_processes_that_resume_from_different_places_are_refused(tmp_path):
     steps = json.loads((tmp_path / "result-0.json").read_text())["step"]
     for rank in range(2):
         assert (tmp_path / f"error-{rank}").read_text() == (
-            "Trainer: expected all processes to resume from one checkpoint, got "
+            "Trainer: expected all processes to resume from the same checkpoint, got "
             f"epoch 1 step {steps}, epoch 0 step 0. All machines must share {tmp_path}."
         )

@@ -1,4 +1,4 @@
-"""Training on accelerate: mixed precision, EMA, checkpoints that resume exactly."""
+"""Training with accelerate: mixed precision, EMA, and checkpoints that resume bit for bit."""
 
 from tmapdiff.training.config import MAX_SEED, RESUME_MAY_CHANGE, MixedPrecision, TrainingConfig
 from tmapdiff.training.progress import Progress

@@ -1,11 +1,11 @@
-"""Reading numbers of a device without waiting for it."""
+"""Asynchronous copies from a device to the host."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """Numbers on their way from a device to the host, which waits only when it reads them."""
+    """Numbers that are copied from a device to the host, which waits only when it reads them."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.numbers, self.arrived = numbers.detach().flatten(), None

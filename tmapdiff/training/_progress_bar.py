@@ -1,4 +1,4 @@
-"""What a training run shows."""
+"""Progress output of a training run."""
 
 import math
 import time
@@ -51,7 +51,7 @@ class ProgressBar:
         if self.bar.disable:
             return
         self.bar.update(self.task, advance=1, speed=self.pairs / self._seconds())
-        # Rarely: reading the loss waits for the device.
+        # Not every step, as reading the loss waits for the device.
         if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_LOSSES:
             self.bar.update(self.task, loss=float(loss))
             self.shown_at = time.monotonic()
@@ -66,7 +66,7 @@ class ProgressBar:
     def print(self, line: str) -> None:
         if self.shown:
             self.bar.console.print(line, highlight=False, soft_wrap=True)
-            # Or a log file would stay empty for hours.
+            # Otherwise, a log file could stay empty for hours.
             self.bar.console.file.flush()
 
     def _seconds(self) -> float:

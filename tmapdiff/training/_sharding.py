@@ -1,4 +1,4 @@
-"""Training with weights sharded over processes: FSDP2, by accelerate."""
+"""Training with weights sharded over processes, by accelerate's FSDP2."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def prepare_sharding(accelerator: "Accelerator") -> bool:
-    """Tell whether accelerate is to shard weights; ConfigError if in a way that is not FSDP2's."""
+    """Return whether accelerate shards weights; raise ConfigError unless it does so by FSDP2."""
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if kind in ("DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError(message("Trainer", "accelerate with DDP or FSDP2", kind))
@@ -30,14 +30,14 @@ def prepare_sharding(accelerator: "Accelerator") -> bool:
             raise ConfigError(message("Trainer", f"{name} {wanted}", got, hint))
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    # Arithmetic is autocast's, as without shards. FSDP's own would round all inputs of the model,
-    # times in seconds too.
+    # Leave precision to autocast, as without sharding. FSDP's own policy would round all inputs of
+    # the model, including times in seconds.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     return True
 
 
 def register_forward_methods(model: nn.Module) -> None:
-    """Let FSDP2 gather the weights of its units for `prepare`, too."""
+    """Make FSDP2 gather weights for `prepare`, too."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     for layer in model.modules():
@@ -46,7 +46,7 @@ def register_forward_methods(model: nn.Module) -> None:
 
 
 class GatheredWeights:
-    """The whole weights of a sharded model; all processes must ask for them."""
+    """The full weights of a sharded model; all processes must request them together."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -57,6 +57,6 @@ class GatheredWeights:
 
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded; all processes must ask for it."""
+    """Gather a tensor that may be sharded; all processes must call this together."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole

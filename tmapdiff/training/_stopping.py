@@ -11,29 +11,29 @@ from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_FINISH = 30.0
-# A launcher passes on, within this time, what a scheduler has sent to all processes.
+# Time in which a launcher repeats a signal that a scheduler has sent to all processes.
 SECONDS_OF_ECHO = 5.0
 
 
 class SignalGuard:
-    """Context manager that notes SIGTERM and SIGINT (Ctrl-C) instead of ending the process.
+    """Context manager that records SIGTERM and SIGINT (Ctrl-C) instead of ending the process.
 
-    A second signal has its default effect. Does nothing outside a program's main thread, which
-    alone receives signals.
+    A second signal has its default effect. Outside the main thread, which alone receives signals,
+    it does nothing.
 
     Args:
-        under_launcher: Whether a launcher started the process. It repeats the signals of a job
-            scheduler: for a while, a second one is an echo.
+        under_launcher: Whether a launcher started the process. Launchers repeat the signals of a
+            job scheduler, so a second signal is ignored for a short time.
 
     Attributes:
-        signal: The signal that came; None so far.
+        signal: The signal received, or None.
     """
 
     def __init__(self, under_launcher: bool = False) -> None:
         self.signal: int | None = None
         self._seconds_of_echo = SECONDS_OF_ECHO if under_launcher else 0.0
         self._came_at = 0.0
-        self._handlers: dict[int, Any] = {}  # those before
+        self._handlers: dict[int, Any] = {}  # to restore
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -42,7 +42,7 @@ class SignalGuard:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
-            # None: set by code that is not Python's, which cannot be restored.
+            # None: set by non-Python code, and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
@@ -57,8 +57,7 @@ class SignalGuard:
 def ignore_signals_in_worker(_worker: int = 0) -> None:
     """Keep a data worker alive after a stop signal until the current step is done.
 
-    Terminals and schedulers signal all processes at once, and a training run whose workers die has
-    no step to finish.
+    Terminals and schedulers signal all processes together, but the last step needs its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_soon)
@@ -71,7 +70,7 @@ def _end_soon(number: int, frame: FrameType | None) -> None:
 
 
 def end_workers(loader: Any) -> None:
-    """End the worker processes of a data loader, or of accelerate's wrapper of one."""
+    """End the worker processes of a data loader, or of one that accelerate has wrapped."""
     plain = getattr(loader, "base_dataloader", loader)
     shut_down = getattr(getattr(plain, "_iterator", None), "_shutdown_workers", None)
     if shut_down is not None:

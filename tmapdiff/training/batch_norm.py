@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes that train together."""
+"""Batch normalization over the batches of all training processes."""
 
 from typing import Any
 
@@ -12,29 +12,28 @@ from tmapdiff._core.checks import check_shape
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation of rows over the batches of all processes, in training.
+    """Batch normalization that uses the batches of all processes in training.
 
-    Forward and backward equal `BatchNorm1d` on all batches together, whatever number of rows each
-    process has: `torch.nn.SyncBatchNorm` for processes without a GPU.
+    Forward and backward equal `BatchNorm1d` on the concatenated batches, whatever number of rows
+    each process has. It replaces `torch.nn.SyncBatchNorm`, which needs GPUs.
 
     Shape:
-        - x: (N, C)
-        - returns: (N, C)
+        - x, returns: (N, C)
 
     Raises:
-        ShapeError: If `x` is not (N, C), in training.
+        ShapeError: In training, if `x` is not (N, C).
     """
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> Self:
-        """Make one that shares the parameters and statistics of a `BatchNorm1d`."""
+        """Return a layer that shares the parameters and statistics of a `BatchNorm1d`."""
         shared = cls(norm.num_features, norm.eps, norm.momentum)
         shared.train(norm.training)
         shared._parameters, shared._buffers = norm._parameters, norm._buffers
         return shared
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalize."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         check_shape("SharedBatchNorm1d", "x", x, f"N {self.num_features}")
@@ -43,7 +42,7 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         sums = _sum_over_processes(torch.cat([reduce(values, "n c -> c", "sum"), count]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        # In two passes: E[x^2] - E[x]^2 loses precision.
+        # Two passes, as E[x^2] - E[x]^2 loses precision.
         squares = reduce((values - mean).square(), "n c -> c", "sum")
         variance = _sum_over_processes(squares) / count
         self._remember(mean, variance * count / (count - 1))
@@ -61,10 +60,7 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let a model's batch normalisations use the statistics of all processes, in place.
-
-    Parameters stay the same tensors, and keep their names.
-    """
+    """Make a model's batch normalization use all processes; parameters and their names stay."""
     if any(parameter.is_cuda for parameter in model.parameters()):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return
@@ -83,7 +79,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass  # `torch.func` wants it apart
+        pass  # `torch.func` needs it
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A run's checkpoints on disk: whole or not there, checked when read, and not too many."""
+"""Checkpoints of a run on disk: written atomically, verified when read, and pruned."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ def checkpoint_name(epoch: int, step: int | None = None) -> str:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: folders in a folder.
+    """The folder with the checkpoints of one run.
 
-    A checkpoint is written beside its place, with a digest of each file, and renamed once the disk
-    has it; it is renamed again before it is removed. So whatever has the name of a checkpoint was
-    whole once, and the digests tell whether it still is.
+    A checkpoint is written under a temporary name, with a digest of each file, and renamed when it
+    is on disk. It is renamed again before it is removed. So a folder with the name of a checkpoint
+    was complete once, and the digests show whether it still is.
 
     Args:
         path: The folder; it need not exist.
@@ -44,10 +44,10 @@ class CheckpointFolder:
 
     @contextmanager
     def write(self, name: str) -> Iterator[Path]:
-        """Give a folder to write a checkpoint into, which appears when the block succeeds.
+        """Yield a folder to write a checkpoint into; it gets its name if the block succeeds.
 
         Raises:
-            FileError: If it cannot be written; the other checkpoints are as before.
+            FileError: If it cannot be written; other checkpoints are not affected.
         """
         with written_beside(self.path / name, durable=True) as new:
             yield new
@@ -57,11 +57,7 @@ class CheckpointFolder:
             remove_folder(self.path / name)  # files of two checkpoints must not mix
 
     def check(self, checkpoint: Path) -> None:
-        """Check that a checkpoint is as it was written.
-
-        Raises:
-            CheckpointError: If it is not.
-        """
+        """Raise CheckpointError unless a checkpoint is as it was written."""
         try:
             digests = json.loads((checkpoint / DIGESTS).read_text())
             wrong = [name for name, sha in digests.items() if _digest(checkpoint / name) != sha]
@@ -79,13 +75,13 @@ class CheckpointFolder:
                 remove_folder(path)
 
     def clear_up(self) -> None:
-        """Remove what killed processes left behind; nobody else may be writing here."""
+        """Remove the remains of killed processes; no other process may be writing here."""
         for left in self.path.glob(".epoch-*"):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def is_after(checkpoint: Path, epoch: int, step: int) -> bool:
-    """Tell whether a checkpoint is later than a number of epochs and steps."""
+    """Return whether a checkpoint is later than a number of epochs and steps."""
     epochs, steps = _place_in_run(checkpoint)
     return epochs > epoch or (epochs == epoch and steps > step)
 

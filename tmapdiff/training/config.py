@@ -1,4 +1,4 @@
-"""How a localizer is trained."""
+"""Configuration of training."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -8,7 +8,7 @@ from tmapdiff.data.negatives import MOST_NEGATIVES
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_SEED = 2**32 - 1  # NumPy's limit
-# Fields that a resumed run may change: they do not change its result.
+# Fields that do not affect the result, so that a resumed run may change them.
 RESUME_MAY_CHANGE = (
     "num_workers",
     "heat_map_every",
@@ -22,34 +22,34 @@ RESUME_MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a localizer is trained.
+    """Configuration of training.
 
     Args:
         epochs: Passes over the training set.
-        batch_size: Queries per step on each process, at least two. Batch normalisation uses the
+        batch_size: Queries per step on each process, at least two. Batch normalization uses the
             statistics of all processes.
-        learning_rate: Highest learning rate, after warm-up.
-        weight_decay: AdamW's, on matrices and kernels.
+        learning_rate: Peak learning rate, reached after warm-up.
+        weight_decay: Weight decay of AdamW, on matrices and kernels.
         warmup: Share of the steps in which the learning rate rises; it then falls as a cosine.
         gradient_clip: Largest norm of the gradient.
         ema_decay: Decay of the moving average of the weights, reached after a warm-up.
-        mixed_precision: Arithmetic of the forward pass.
-        seed: Seed of weights drawn by the trainer's caller, data order and noise.
+        mixed_precision: Precision of the forward pass.
+        seed: Seed of the data order and noise, and of initial weights if the caller uses it.
         num_workers: Processes that read data; 0 reads in the training process.
         heat_map_every: Epochs between heat maps in TensorBoard.
-        activation_checkpointing: Recompute most activations of the decoders for the gradient: less
-            memory, more time, the same results to the bit.
-        compile: Let torch.compile speed up what holds most of the work (`compile_parts`); results
-            are rounded differently.
-        deterministic: Train with `torch.use_deterministic_algorithms`, and choose no kernel by the
-            clock: two runs are equal to the bit, on a GPU too, and slower.
+        activation_checkpointing: Recompute most activations of the decoders in the backward pass.
+            This saves memory and takes time; results are the same bit for bit.
+        compile: Compile the most expensive parts (`MapLocalizer.compile_parts`); results are
+            rounded differently.
+        deterministic: Train with `torch.use_deterministic_algorithms` and without cuDNN's
+            benchmark. Two runs are then equal bit for bit, on a GPU too, but slower.
         checkpoint_steps: Steps between checkpoints within an epoch. Defaults to none.
-        checkpoint_minutes: Minutes between further checkpoints within an epoch; None for none.
-        keep_checkpoints: Number of newest checkpoints that are kept; so is the one that was best
-            in validation.
-        best_metric: Validation metric that decides which is best: `mIoU`, `Rank1@0.5`, ...
-        negatives: Share of the sentences that come with another video and no moment, drawn anew in
-            each epoch (`MomentDataset.with_negatives`), for a model that tells "not in this video".
+        checkpoint_minutes: Minutes between further checkpoints within an epoch, or None.
+        keep_checkpoints: Number of newest checkpoints to keep, besides the best one.
+        best_metric: Validation metric that selects the best checkpoint: `mIoU`, `Rank1@0.5`, ...
+        negatives: Share of the sentences that are paired with another video and no moment, drawn
+            anew in each epoch (`MomentDataset.with_negatives`), so that the model learns to predict
+            "not in this video".
 
     Raises:
         ArgumentError: If a number is out of range, or a switch is not True or False.

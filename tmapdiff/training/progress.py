@@ -1,4 +1,4 @@
-"""Where a training run is."""
+"""Progress of a training run."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,21 +9,21 @@ from torch import Tensor
 from tmapdiff._core.configs import flatten
 from tmapdiff.errors import CheckpointError
 
-# What checkpoints do not say that are older than the setting.
+# Values of settings that older checkpoints lack.
 _ADDED = {"negatives": 0.0}
 
 
 @dataclass
 class Progress:
-    """Where a training run is; part of each checkpoint.
+    """Progress of a training run; part of each checkpoint.
 
     Attributes:
-        config: What decides the run's result, to refuse a checkpoint of another run.
+        config: Settings that determine the result, to reject a checkpoint of another run.
         epoch: Epochs finished.
         step: Optimizer steps taken.
-        batch: Batches done of the epoch that is under way.
-        losses: Losses of these batches; those of the last epoch if there are none.
-        skipped: Steps in a row that half precision skipped for want of finite gradients.
+        batch: Batches done in the current epoch.
+        losses: Losses of these batches; between epochs, those of the last epoch.
+        skipped: Consecutive steps skipped in half precision because gradients were not finite.
     """
 
     config: dict[str, Any]
@@ -34,14 +34,14 @@ class Progress:
     skipped: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """State for accelerate's checkpoints."""
+        """Return the state for accelerate's checkpoints."""
         return {**vars(self), "losses": self._losses_on_host()}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Check that `state` is of a run with this configuration, of as many epochs or fewer.
+        """Check that `state` has this configuration, with as many epochs or fewer.
 
         Raises:
-            CheckpointError: If it is not.
+            CheckpointError: If it does not.
         """
         other = {**_ADDED, **dict(flatten(state["config"]))}
         for name, value in flatten(self.config):
@@ -57,19 +57,19 @@ class Progress:
         """Continue from a saved `state`.
 
         Raises:
-            CheckpointError: If it is of a run with another configuration.
+            CheckpointError: If `check` rejects it.
         """
         self.check(state)
         self.epoch, self.step, self.batch = state["epoch"], state["step"], state["batch"]
         self.losses, self.skipped = list(state["losses"].unbind()), state["skipped"]
 
     def mean_loss(self) -> float:
-        """Mean loss of the last epoch."""
+        """Return the mean loss of the last epoch."""
         return float(self._losses_on_host().mean())
 
     def _losses_on_host(self) -> Tensor:
         if not self.losses:
             return torch.empty(0)
-        # Those of a checkpoint are on the host, the others on the device: one wait for all.
+        # Losses of a checkpoint are on the host, others on the device: copy them together.
         device = self.losses[-1].device
         return torch.stack([loss.to(device) for loss in self.losses]).cpu()

@@ -1,4 +1,4 @@
-"""Training on accelerate: mixed precision, EMA, checkpoints that resume exactly."""
+"""The trainer."""
 
 import copy
 import json
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-_PROGRESS_INDEX = 1  # second of what is registered for checkpointing
-# The gradient scaler starts at 2**16 and halves it at each step that it skips: a gradient that is
-# not finite at 2**-8 has not overflowed.
+_PROGRESS_INDEX = 1  # second object that is registered for checkpointing
+# The gradient scale starts at 2**16 and is halved at each skipped step. A gradient that is still
+# not finite at 2**-8 is no overflow.
 _MOST_SKIPPED_STEPS = 24
 _CHECK = "Lower the learning rate, or check the features of these videos."
 
@@ -54,33 +54,33 @@ _CHECK = "Lower the learning rate, or check the features of these videos."
 class Trainer:
     """Trains a `MomentLocalizer`, or any other `MapLocalizer`.
 
-    Keeps in `output_dir`: `checkpoints/`, which resume a run to the bit whenever and however it
-    stopped; `history.json`, with the loss and the metrics of each epoch; `tensorboard/`; and
+    It writes to `output_dir`: `checkpoints/`, which resume a run bit for bit after any
+    interruption; `history.json`, with the loss and metrics of each epoch; `tensorboard/`; and
     `training.json`, the configuration.
 
     Args:
         model: The localizer, with its initial weights.
-        dataset: What to train on, usually a `MomentDataset`; with `negatives` it has to be one.
-        config: How to train.
+        dataset: Training set, usually a `MomentDataset`, which `negatives` requires.
+        config: Configuration of the training.
         output_dir: Folder of the run.
         validation: Data set to evaluate and draw after epochs. Defaults to none.
-        validate_every: Epochs between evaluations; None draws heat maps only, at their own rhythm.
-        overwrite: Whether a new run removes the checkpoints and the history of an earlier one in
-            `output_dir`; otherwise it is refused.
+        validate_every: Epochs between evaluations. With None, only heat maps are drawn.
+        overwrite: Whether to remove the checkpoints and history of an earlier run in `output_dir`.
+            Otherwise, `train` raises a `FileError` if there is one.
         device: `cpu`, or None for accelerate's choice.
         show_progress: Whether to show a progress bar and a line per epoch.
 
     Raises:
         MissingDependencyError: If the extra `train` is not installed.
         ArgumentError: If the data set has fewer than two queries, `validate_every` is below 1, or
-            there are to be negatives and the data set is no `MomentDataset`, or of one video.
-        ConfigError: If another training of this process has another `mixed_precision`, or
-            accelerate is to shard the model in a way that is not supported.
+            `negatives` are requested and the data set is not a `MomentDataset` of several videos.
+        ConfigError: If an earlier trainer in this process used another `mixed_precision`, or
+            accelerate is configured for an unsupported way of sharding.
         FileError: If `output_dir` cannot be written.
 
     Attributes:
-        progress: Where the run is.
-        history: For each epoch `epoch`, `step`, `loss`, `learning_rate` and, if it was validated,
+        progress: Progress of the run.
+        history: For each epoch, `epoch`, `step`, `loss`, `learning_rate` and, if it was validated,
             the metrics.
 
     Example:
@@ -124,11 +124,12 @@ class Trainer:
         self._folder = CheckpointFolder(self.output_dir / "checkpoints")
         self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=SECONDS_OF_ORPHANS)
         self._replaces = overwrite
-        self._extends: int | None = None  # epochs of the run that is extended
+        self._extends: int | None = None  # original epochs of a run that is extended
         self._saved_at = time.monotonic()
         self._guard = SignalGuard()
-        self._requests = HostCopy(torch.zeros(2))  # to stop and to save, by how many processes
-        # The norm of the last step's gradient, with the step and its batch.
+        # How many processes request to stop, and to save.
+        self._requests = HostCopy(torch.zeros(2))
+        # The last step's gradient norm, its step and its batch.
         self._unchecked: tuple[HostCopy, int, MomentBatch] | None = None
 
         self.accelerator = self._make_accelerator(device)
@@ -148,8 +149,8 @@ class Trainer:
         wanted = self.config.mixed_precision
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
             first = f"mixed_precision {AcceleratorState().mixed_precision!r}"
-            expected = f"{first}, as in this process's first training"
-            hint = "accelerate allows one a process: use another process."
+            expected = f"{first}, as in the first training of this process"
+            hint = "accelerate allows one per process: start another process."
             raise ConfigError(message("Trainer", expected, repr(wanted), hint))
         return Accelerator(
             cpu=device == "cpu",
@@ -162,14 +163,14 @@ class Trainer:
         from accelerate.utils import set_seed
 
         if self.config.deterministic:
-            # Read when cuBLAS starts, and without it torch would refuse its products.
+            # cuBLAS reads it when it starts; without it, torch rejects matrix products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.accelerator.is_main_process:
-            # Now, rather than after the first epoch.
+            # Fail now if the folder is not writable, rather than after the first epoch.
             with written_beside(self.output_dir / ".writable") as new:
                 new.touch()
             (self.output_dir / ".writable").unlink()
-        # For dropout and the like: processes must not draw the same.
+        # Each process must draw its own dropout.
         set_seed(self.config.seed, device_specific=True)
 
     def _make_loader(self, dataset: Dataset[Any], queries: int) -> DataLoader[Any]:
@@ -178,14 +179,13 @@ class Trainer:
         self._batches = BatchShares(
             self._order, config.batch_size, accelerator.num_processes, accelerator.process_index
         )
-        # Not prepared by accelerate, which would repeat samples where shares are not equal.
+        # Not prepared by accelerate, which would repeat samples to make shares equal.
         return DataLoader(
             SeededSamples(dataset),
             batch_sampler=self._batches,
             collate_fn=collate_moments,
             num_workers=config.num_workers,
-            # Of its own: the loader would draw from torch's once an epoch, or with workers once a
-            # process, and the noise after it would depend on that.
+            # Drawing from torch's generator would make later noise depend on the workers.
             generator=torch.Generator(),
             persistent_workers=config.num_workers > 0,
             worker_init_fn=ignore_signals_in_worker,
@@ -193,7 +193,7 @@ class Trainer:
         )
 
     def _prepare_model(self, model: MapLocalizer) -> None:
-        """Make what trains: the model on its device, its optimizer, and its moving average."""
+        """Prepare the model, its optimizer, and its moving average."""
         from timm.optim import param_groups_weight_decay
         from timm.utils import ModelEmaV3
 
@@ -208,14 +208,14 @@ class Trainer:
         )
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
-        if self._is_sharded:  # before: shards cannot be copied, and the average has none
+        if self._is_sharded:  # copied before sharding: the average is not sharded
             self.ema = ModelEmaV3(model, **ema)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if self._is_sharded:
             register_forward_methods(self.model)
         else:
             self.ema = ModelEmaV3(self._unwrapped, **ema)
-        if config.compile:  # after the copy, which is only evaluated
+        if config.compile:  # after the copy for the average, which is only evaluated
             self._unwrapped.compile_parts()
 
     def _make_schedule(self) -> None:
@@ -233,7 +233,7 @@ class Trainer:
         )
 
     def _identify(self, dataset: Dataset[Any], model: MapLocalizer) -> dict[str, Any]:
-        """Collect what decides the run's result, as JSON holds it."""
+        """Collect the settings that determine the run's result, in JSON types."""
         fields = {k: v for k, v in asdict(self.config).items() if k not in RESUME_MAY_CHANGE}
         of_model = {k: v for k, v in model.config.items() if not k.startswith("_")}
         return {
@@ -249,7 +249,8 @@ class Trainer:
     def raw_model(self) -> MapLocalizer:
         """The model with the weights of the last step.
 
-        Where weights are sharded (FSDP2), a copy with whole ones, for which all processes must ask.
+        With sharded weights (FSDP2), it is a copy with gathered weights, and all processes must
+        request it together.
         """
         if not self._is_sharded:
             return self._unwrapped
@@ -259,7 +260,7 @@ class Trainer:
 
     @cached_property
     def _unwrapped(self) -> MapLocalizer:
-        # Kept: unwrapping goes through all modules, and each step asks for it several times.
+        # Cached, as unwrapping walks all modules, and each step needs it several times.
         unwrapped: MapLocalizer = self.accelerator.unwrap_model(self.model)
         return unwrapped
 
@@ -276,7 +277,7 @@ class Trainer:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint that was best in validation; None if none was validated."""
+        """The checkpoint with the best validation metric; None if none was validated."""
         metric = self.config.best_metric
         scores = {
             checkpoint_name(int(entry["epoch"])): entry[metric]
@@ -287,23 +288,22 @@ class Trainer:
         return max(validated, key=lambda path: scores[path.name], default=None)
 
     def resume(self, checkpoint: str | os.PathLike[str] | None = None) -> Self:
-        """Continue from the last checkpoint in `output_dir`; from the start if there is none.
+        """Continue from the last checkpoint in `output_dir`, or from the start if there is none.
 
-        A damaged checkpoint is passed over, with a warning that names it, for the one before.
+        A damaged checkpoint is skipped, with a warning, for the one before.
 
-        A run, interrupted or finished, may get more epochs than it had. The learning rate is a
-        function of the step and of the number of epochs: steps that are done had that of the old
-        number, those that follow have that of the new one. Where a finished run of 10 epochs is
-        extended to 20, the learning rate, which had fallen to zero, starts again from what it is in
-        the middle of a run of 20.
+        A run, interrupted or finished, can be extended to more epochs. The learning rate depends on
+        the step and the number of epochs, and now follows the new number. If a finished run of 10
+        epochs is extended to 20, the learning rate, which had fallen to zero, restarts from its
+        value in the middle of a run of 20.
 
         Args:
             checkpoint: Continue from this one of `checkpoints`, such as the `best_checkpoint`.
-                Later ones are removed when training goes on.
+                `train` then removes later ones.
 
         Raises:
-            CheckpointError: If the checkpoint is of another configuration or of more epochs, or
-                none is whole.
+            CheckpointError: If the checkpoint has another configuration or more epochs, or all are
+                damaged.
             FileError: If another process trains in `output_dir`.
         """
         with self._alone():
@@ -323,12 +323,12 @@ class Trainer:
             else:
                 if damage is not None:
                     raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
-        self._replaces = True  # checkpoints later than the one that was taken
+        self._replaces = True  # later checkpoints
         return self
 
     def _load(self, checkpoint: Path) -> None:
         try:
-            # First: weights of another model would end in a less helpful error.
+            # First, as loading weights of another model raises a less helpful error.
             state = load_tensors(checkpoint / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl")
             self.progress.check(state)
             self.accelerator.load_state(str(checkpoint))
@@ -343,11 +343,11 @@ class Trainer:
         self.history = [entry for entry in written if entry["epoch"] <= self.progress.epoch]
 
     def save_checkpoint(self) -> None:
-        """Write the state of the run, then remove checkpoints that need not be kept.
+        """Save the state of the run, then remove old checkpoints.
 
         Raises:
-            FileError: If the place cannot be written; the checkpoints before are as they were.
-            ArgumentError: If the last gradient was not finite: the checkpoints before are better.
+            FileError: If the checkpoint cannot be written; earlier ones are not affected.
+            ArgumentError: If the last gradient was not finite; nothing is saved.
         """
         self._check_gradient()
         progress = self.progress
@@ -364,7 +364,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _save_state(self, folder: Path | None) -> None:
-        """Write this process's part; the main process tells the others where."""
+        """Save this process's state in the folder that the main process chose."""
         place = [None if folder is None else str(folder)]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
@@ -376,20 +376,19 @@ class Trainer:
     def train(self) -> None:
         """Train until the configured number of epochs is done.
 
-        The model is then in evaluation mode, however training ended.
+        Afterwards, the model is in evaluation mode, however training ended.
 
-        On SIGTERM or SIGINT (Ctrl-C) to any of its processes, it finishes the step, writes a
-        checkpoint and exits; a second signal ends it at once.
+        On SIGTERM or SIGINT (Ctrl-C) to any of its processes, the run finishes the step, saves a
+        checkpoint and exits. A second signal ends it immediately.
 
         Raises:
-            FileError: If a file cannot be written, another process trains in `output_dir`, or that
-                holds an earlier run and neither `resume` was called nor `overwrite` given.
-            ArgumentError: If the loss or a gradient is not finite; the message names the queries
-                and videos of the batch, and the checkpoints before stay.
-            ConfigError: If the validation gives no `best_metric`.
-            CheckpointError: If processes of the run have resumed from different checkpoints.
-            SystemExit: If asked to stop, with 128 plus the signal's number: 143 for SIGTERM, 130
-                for SIGINT.
+            FileError: If a file cannot be written, another process trains in `output_dir`, or it
+                holds an earlier run, without `resume` or `overwrite`.
+            ArgumentError: If the loss or a gradient is not finite. The message names the queries
+                and videos of the batch; earlier checkpoints are not affected.
+            ConfigError: If validation does not compute `best_metric`.
+            CheckpointError: If processes have resumed from different checkpoints.
+            SystemExit: After a signal, with 128 plus its number: 143 for SIGTERM, 130 for SIGINT.
         """
         launched = self.accelerator.num_processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
         self._guard = SignalGuard(under_launcher=launched)
@@ -402,7 +401,7 @@ class Trainer:
                     if self._extends is not None:
                         bar.print(
                             f"a run of {self._extends} epochs is extended to {self.config.epochs}: "
-                            f"from step {done} on, the learning rate is that of a run of "
+                            f"from step {done} on, the learning rate follows a run of "
                             f"{self.config.epochs}"
                         )
                     self._close_epoch(bar)
@@ -415,13 +414,13 @@ class Trainer:
                 self.model.eval()
                 end_workers(self._loader_in_use)
             with naming_file(self.output_dir / "tensorboard"):
-                # Not end_training: processes that evaluate afterwards still need each other.
+                # end_training would end the process group, which a later evaluation needs.
                 for tracker in self.accelerator.trackers:
                     tracker.finish()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other runs out of the output folder."""
+        """Lock the output folder against other runs."""
         if not self.accelerator.is_main_process:
             yield
             return
@@ -431,13 +430,13 @@ class Trainer:
             try:
                 acquired = self._lock.acquire()
             except Timeout:
-                expected = f"to be the only process that trains in {self.output_dir}"
-                raise FileError(message("Trainer", expected, "another one")) from None
+                expected = f"no other process that trains in {self.output_dir}"
+                raise FileError(message("Trainer", expected, "one")) from None
         with acquired:
             yield
 
     def _begin(self) -> None:
-        """Check that the run may begin where it is, and clear the way."""
+        """Check that the run may start, and prepare the output folder."""
         self._check_same_place()
         self._check_unused()
         if self.accelerator.is_main_process:
@@ -447,24 +446,24 @@ class Trainer:
             self._write_history()
         self.accelerator.init_trackers(
             "tensorboard",
-            # What was logged of steps that were lost is not to be drawn twice.
+            # Drop logs of steps that were lost, which will be logged again.
             init_kwargs={"tensorboard": {"purge_step": self.progress.step + 1}},
         )
         self._saved_at = time.monotonic()
 
     def _check_same_place(self) -> None:
-        """Refuse to train when processes have resumed from different checkpoints."""
+        """Raise CheckpointError if processes have resumed from different checkpoints."""
         place = torch.tensor([[self.progress.epoch, self.progress.step]])
         places = self.accelerator.gather(place.to(self.accelerator.device)).tolist()
         if any(other != places[0] for other in places):
             raise CheckpointError(
-                "Trainer: expected all processes to resume from one checkpoint, got "
+                "Trainer: expected all processes to resume from the same checkpoint, got "
                 + ", ".join(f"epoch {epoch} step {step}" for epoch, step in places)
                 + f". All machines must share {self.output_dir}."
             )
 
     def _check_unused(self) -> None:
-        """Refuse to begin a run where an earlier one would be lost: on all processes alike."""
+        """Raise FileError, on all processes, if the run would overwrite an earlier one."""
         if self._replaces or self.progress.step:
             return
         earlier = [self._folder.path.name] if self.checkpoints else []
@@ -476,7 +475,7 @@ class Trainer:
             raise FileError(message("Trainer", expected, ", ".join(earlier), hint))
 
     def _remove_later_checkpoints(self) -> None:
-        """Remove those of an earlier run, or of a later part of this one: they would be resumed."""
+        """Remove checkpoints of an earlier run and later ones of this run, lest they be resumed."""
         self._folder.clear_up()
         epoch, step = self.progress.epoch, self.progress.step if self.progress.batch else 0
         keep = [path for path in self.checkpoints if not is_after(path, epoch, step)]
@@ -504,7 +503,7 @@ class Trainer:
             bar.advance(progress.losses[-1], len(batch) * self.accelerator.num_processes)
             if progress.batch < len(self.loader):
                 if self._agreed_requests()[0]:
-                    # Before saving: a worker that ends by itself would be an error.
+                    # Before saving, as a worker that ends by itself raises an error.
                     end_workers(loader)
                     self.save_checkpoint()
                     self._exit_if_signalled()
@@ -516,7 +515,7 @@ class Trainer:
         progress.batch = 0
 
     def _close_epoch(self, bar: ProgressBar) -> None:
-        """Log, validate and write down the epoch that is done, unless that was done before."""
+        """Log, validate and record the finished epoch, unless it was recorded before."""
         progress = self.progress
         is_known = any(entry["epoch"] == progress.epoch for entry in self.history)
         if progress.batch or not progress.epoch or is_known:
@@ -542,13 +541,13 @@ class Trainer:
                 new.write_text(json.dumps(self.history, indent=1) + "\n")
 
     def _own_requests(self) -> tuple[bool, bool]:
-        """Tell whether this process was asked to stop, and whether its last checkpoint is old."""
+        """Return whether this process was asked to stop, and whether its last checkpoint is old."""
         minutes = self.config.checkpoint_minutes
         is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         return self._guard.signal is not None, is_late
 
     def _agreed_requests(self) -> tuple[bool, bool]:
-        """Return requests raised by any process, as reduced in the last step."""
+        """Return the requests of any process, as of the last step."""
         if self.accelerator.num_processes == 1:
             return self._own_requests()
         stop, save = self._requests.read()
@@ -560,16 +559,16 @@ class Trainer:
         return is_due or self._agreed_requests()[1]
 
     def _exit_if_signalled(self) -> None:
-        """Exit if any process got a signal; all wait for each other, and exit alike."""
+        """Exit all processes if any received a signal."""
         here = torch.tensor([self._guard.signal or 0], device=self.accelerator.device)
         if number := int(self.accelerator.gather(here).max()):
-            raise SystemExit(128 + number)  # as shells report a process that a signal ended
+            raise SystemExit(128 + number)  # the convention of shells
 
     def _step(self, batch: MomentBatch) -> Tensor:
         """Take one step of the optimizer."""
-        # On a GPU the host waits once: for the loss, while the backward pass is under way. The
-        # gradient's norm is looked at a step later; till then, the optimizer itself leaves the
-        # weights alone if it is not finite.
+        # On a GPU, the host waits once: for the loss, during the backward pass. It checks the
+        # gradient's norm one step later; until then, the optimizer skips updates if the norm is not
+        # finite.
         features, words, _, *annotated = _inputs(batch)
         self._unwrapped.check_values(features, words, *annotated)
         generators = self._generators(len(batch))
@@ -601,20 +600,19 @@ class Trainer:
         return loss.detach()
 
     def _generators(self, queries: int) -> list[torch.Generator]:
-        """Make each query's source of timestep and noise: the same on any number of processes."""
+        """Make each query's source of timestep and noise, whatever the number of processes."""
         first = self._batches.rows(self.progress.batch).start
         first += self.progress.step * self._batches.size
         seed, device = self.config.seed, self.accelerator.device
         return [torch_generator_for(seed, first + row, device) for row in range(queries)]
 
     def _share_loss(self, loss: Tensor, batch: MomentBatch) -> tuple[Tensor, Tensor]:
-        """Weigh the loss by this process's share of all cells; return the mean over all, too."""
+        """Return the loss weighted by this process's share of all cells, and the overall mean."""
         processes = self.accelerator.num_processes
         if processes == 1:
             return loss, loss
         cells = self._unwrapped.count_cells(batch.features, batch.num_clips)
-        # Reduced with the cells, and filled in on the device: a copy would wait for the forward
-        # pass.
+        # Reduced with the cells. Filled on the device, as a copy would wait for the forward pass.
         requests = [cells.new_full((), int(request)) for request in self._own_requests()]
         sums = self.accelerator.reduce(torch.stack([cells, *requests]), "sum")
         self._requests = HostCopy(sums[1:])
@@ -622,7 +620,7 @@ class Trainer:
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
     def _check_gradient(self) -> None:
-        """Look at the norm of the last step's gradient, which has been computed meanwhile."""
+        """Check the norm of the last step's gradient."""
         if self._unchecked is None:
             return
         (on_host, step, batch), self._unchecked = self._unchecked, None
@@ -643,7 +641,7 @@ class Trainer:
             )
 
     def _validate(self, bar: ProgressBar) -> dict[str, float]:
-        """Evaluate and draw the validation set where that is due; return the metrics."""
+        """Evaluate and draw the validation set if due; return the metrics."""
         if self.validation is None:
             return {}
         epoch, seed = self.progress.epoch, self.config.seed
@@ -665,13 +663,13 @@ class Trainer:
 
 @contextmanager
 def _algorithms(deterministic: bool) -> Iterator[None]:
-    """Let torch use deterministic algorithms only, if that is asked for."""
+    """Restrict torch to deterministic algorithms, if `deterministic`."""
     cudnn = torch.backends.cudnn
     before, benchmark = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if deterministic:
         torch.use_deterministic_algorithms(True)
-        cudnn.benchmark = False  # would choose algorithms by the clock
+        cudnn.benchmark = False  # would choose algorithms by timing
     try:
         yield
     finally:
@@ -681,9 +679,9 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
 
 @contextmanager
 def _skipping_unless_finite(optimizer: "AcceleratedOptimizer", norm: Tensor) -> Iterator[None]:
-    """Let a step of the optimizer do nothing if a norm is not finite, without waiting for it."""
+    """Make the optimizer skip its step if a norm is not finite, without waiting for the norm."""
     plain = optimizer.optimizer
-    # Fused optimizers can do that for gradient scalers, which use it themselves if there is one.
+    # Fused optimizers have this flag for gradient scalers. If there is one, it sets the flag.
     if optimizer.scaler is not None or not plain.defaults.get("fused"):
         yield
         return
@@ -695,7 +693,7 @@ def _skipping_unless_finite(optimizer: "AcceleratedOptimizer", norm: Tensor) -> 
 
 
 def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
-    """Arguments of `MapLocalizer.loss`."""
+    """Return the arguments of `MapLocalizer.loss`."""
     annotated = batch.moments, batch.clip_seconds, batch.num_moments, batch.num_clips
     return batch.features, batch.words, batch.num_words, *annotated
 
@@ -710,10 +708,10 @@ def _read_history(path: Path) -> list[dict[str, float]]:
         entries = json.loads(path.read_text())
         return [entry for entry in entries if {"epoch", "step", "loss"} <= entry.keys()]
     except (OSError, ValueError, TypeError, AttributeError):
-        return []  # written anew from the checkpoint
+        return []  # rewritten from the checkpoint
 
 
 def _refuse_code(models: list[Any], folder: str) -> None:
-    """Refuse a checkpoint that would run code: accelerate unpickles what is registered."""
+    """Reject a checkpoint that would run code, as accelerate unpickles registered objects."""
     for path in sorted(Path(folder).glob("custom_checkpoint_*.pkl")):
         load_tensors(path)
