@@ -171,7 +171,7 @@ def test_the_protocol_of_qvhighlights_and_a_score_of_what_it_wrote(run, passes, 
     assert set(KEYS) < by_rank.keys()
     wrong = run("score", tmp_path / "predictions.jsonl", "--test", corpus.train)
     assert (wrong.code, wrong.err.count("\n")) == (1, 1)
-    assert "a prediction of each query, by qid" in wrong.err
+    assert "a prediction for each query" in wrong.err
 
 
 def test_highlights_and_the_consensus_of_didemo_are_scored(passes, tmp_path):

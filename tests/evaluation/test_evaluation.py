@@ -156,10 +156,10 @@ def test_predictions_of_other_queries():
     item = Annotation(0, "v", "a query", 10.0, ((0.0, 10.0),))
     annotations = AnnotationSet([item, replace(item, qid=1)])
     for qids, text in (
-        ([0], "expected a prediction of each query, by qid, got 1 queries otherwise, such as 1."),
-        ([0, 1, 2], "predictions of the annotated queries alone, by qid, got 1 queries otherwise"),
-        ([0, 1, "1"], "such as '1'."),
-        ([0, 1, 1], "evaluate_predictions: expected one prediction a query, got 3 of 2 queries."),
+        ([0], "expected a prediction for each query, got 1 queries without one, such as qid 1."),
+        ([0, 1, 2], "predictions for annotated queries only, got 1 queries not annotated"),
+        ([0, 1, "1"], "such as qid '1'."),
+        ([0, 1, 1], "expected one prediction per query, got 3 for 2 queries."),
     ):
         with refuses(ArgumentError, text):
             evaluate_predictions([answers((0.0, 1.0), qid=qid) for qid in qids], annotations)
@@ -223,7 +223,7 @@ def test_metrics_of_sets_are_those_of_their_predictions(model, dataset):
     assert best == {"Set-F1@0.5": 100, "Set-F1@0.7": 100, "Set-count-error": 0, "Set-exact": 100}
     none = [replace(one, windows=()) for one in exact]
     assert evaluate_sets(none, dataset.annotations)["Set-F1@0.5"] == 0
-    with refuses(ArgumentError, "a prediction of each query"):
+    with refuses(ArgumentError, "a prediction for each query"):
         evaluate_sets(exact[1:], dataset.annotations)
 
 

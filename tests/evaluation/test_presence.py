@@ -147,7 +147,7 @@ def test_a_model_tells_what_it_was_fitted_to_tell_and_so_does_the_saved_one(
     model.save_pretrained(tmp_path)
     again = evaluate(type(model).from_pretrained(tmp_path), mixed)
     assert torch.equal(again.presence, found.presence)
-    with refuses(ConfigError, "MS2DTAN: expected presence_weights to be 3 numbers, as fit_pres"):
+    with refuses(ConfigError, "MS2DTAN: expected presence_weights to be 3 numbers, as returned"):
         type(model)(**{**model.config, "presence_weights": [1.0]})
     with refuses(ArgumentError, "fit_presence: expected queries with and without a moment, got on"):
         fit_presence(model, plain)
@@ -161,7 +161,7 @@ def test_queries_that_are_drawn_anew_are_not_evaluated(model, plain):
         lambda: fit_moment_prior(model.grid, drawn),
         lambda: draw_queries(model, drawn, [0]),
     ):
-        with refuses(ArgumentError, "expected queries that stay, got negatives = 0.5."):
+        with refuses(ArgumentError, "expected fixed queries, got negatives = 0.5."):
             judge()
 
 

@@ -250,9 +250,9 @@ def test_controls_are_judged_by_the_protocol(dataset):
 
 def test_what_the_protocol_needs_of_evaluate(dataset):
     model = make_model(dataset)
-    with refuses(ArgumentError, "expected top_n to be an integer >= 10, got 5. It is the number"):
+    with refuses(ArgumentError, "expected top_n to be an integer >= 10, got 5. Protocol 'qv"):
         evaluate(model, dataset, top_n=5, protocol="qvhighlights")
-    with refuses(ArgumentError, "expected a MomentDataset, for its annotations, with protocol"):
+    with refuses(ArgumentError, "expected a MomentDataset, whose annotations protocol"):
         evaluate(model, Subset(dataset, [0]), protocol="qvhighlights")
     with refuses(ConfigError, "evaluate: expected protocol to be one of rank, didemo, qvhighl"):
         evaluate(model, dataset, protocol="map")

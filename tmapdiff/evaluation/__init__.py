@@ -1,4 +1,4 @@
-"""Running a localizer over a data set: metrics, predictions, and the best constant answer."""
+"""Evaluation on data sets: metrics, predictions, presence, and the best constant answer."""
 
 from tmapdiff.evaluation.controls import (
     Protocol,

@@ -1,4 +1,4 @@
-"""What a localizer answers to the queries of a data set, batch by batch."""
+"""A localizer's answers to the queries of a data set, batch by batch."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ def localize_batch(
     seed: int,
     options: Mapping[str, Any],
 ) -> Localization:
-    """Localize the queries at some positions of a data set, each with noise of its own."""
+    """Localize the queries at the given positions of a data set, each with its own noise."""
     options = dict(options)
     if model.is_generative:
         options["generator"] = [torch_generator_for(seed, position) for position in positions]
@@ -84,44 +84,42 @@ def whole_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[MomentBatc
 
 
 def check_fixed(who: str, dataset: Dataset[Any]) -> None:
-    """Refuse a data set whose queries are drawn anew at each access."""
+    """Raise ArgumentError if a data set draws its negative queries anew at each access."""
     if share := getattr(dataset, "negatives", 0.0):
-        hint = "Pass the data set without negatives; add_negatives draws them once, to be judged."
-        raise ArgumentError(message(who, "queries that stay", f"negatives = {share}", hint))
+        hint = "Pass the data set without negatives; for fixed ones, use add_negatives."
+        raise ArgumentError(message(who, "fixed queries", f"negatives = {share}", hint))
 
 
 def check_whole(batch: MomentBatch) -> None:
-    # A window is drawn around the annotated moment, and would give the answer away.
+    # Windows are drawn around the annotated moment, and would reveal the answer.
     if batch.has_windows:
         hint = "Pass whole_videos=True to MomentDataset."
         raise ArgumentError(message("evaluate", "whole videos", "windows of them", hint))
 
 
 def batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
-    # With a generator of its own: the loader would draw from torch's, and an evaluation between two
-    # epochs would change the noise of the second.
+    # Without its own generator, the loader would draw from torch's, and an evaluation between
+    # epochs would change later training noise.
     return DataLoader(
         dataset, batch_size=batch_size, collate_fn=collate_moments, generator=torch.Generator()
     )
 
 
 class Answers:
-    """Collects answers, and how sure and how right the best moment of each query is.
+    """Collects answers, with the confidence and IoU of each query's best moment.
 
-    IoUs of queries without a moment are NaN: no answer is right, and none is a little wrong.
-
-    Like metrics, it is updated batch by batch, and nothing waits for the device until the end.
-    Predictions have saliency if it is constructed so.
+    IoUs of queries without a moment are NaN. It is updated batch by batch, like metrics, and does
+    not wait for the device until the end.
     """
 
     def __init__(self, with_saliency: bool = False) -> None:
         self.with_saliency = with_saliency
-        self.queries: list[tuple[int | str, str, str]] = []  # id, query and video
+        self.queries: list[tuple[int | str, str, str]] = []  # (id, query, video)
         self.ranked: list[RankedMoments] = []
         self.confidence: list[Tensor] = []
         self.iou: list[Tensor] = []
         self.presence: list[Tensor | None] = []
-        self.saliency: list[tuple[Tensor, ...]] = []  # of clips; seconds of a clip, and of a video
+        self.saliency: list[tuple[Tensor, ...]] = []  # (saliency, clip seconds, durations)
 
     def update(
         self,
@@ -154,7 +152,7 @@ class Answers:
 
     @classmethod
     def joined(cls, parts: Iterable["Answers"]) -> Self:
-        """Join those of several processes, in their order."""
+        """Join the answers of several processes, in their order."""
         whole = cls()
         for part in parts:
             whole.queries += part.queries
@@ -166,7 +164,7 @@ class Answers:
         return whole
 
     def compute(self, began: float) -> dict[str, Any]:
-        """Return the fields of `Evaluation` but for the metrics; seconds are since `began`."""
+        """Return the fields of `Evaluation` except the metrics; seconds are since `began`."""
         windows = chain.from_iterable(map(windows_of, self.ranked))
         predictions = tuple(
             Prediction(*query, of_query, saliency)
@@ -184,7 +182,7 @@ class Answers:
         }
 
     def _saliency(self) -> Iterator[tuple[float, ...] | None]:
-        """Give the scores of each query's clips of 2 s, if there are some."""
+        """Yield the scores of each query's clips of 2 s, or None."""
         if not self.saliency:
             yield from [None] * len(self.queries)
         for some in self.saliency:
@@ -194,14 +192,14 @@ class Answers:
 
 
 def windows_of(ranked: RankedMoments) -> Iterator[tuple[tuple[float, float, float], ...]]:
-    """Give the moments of each query, as a `Prediction` has them."""
+    """Yield the moments of each query in the form of `Prediction`."""
     rows = torch.cat([ranked.moments, ranked.scores[..., None]], dim=-1)
     for row, valid in zip(rows.tolist(), ranked.valid.tolist(), strict=True):
         yield tuple((start, end, score) for start, end, score in compress(row, valid))
 
 
 def of_all_processes(accelerator: "Accelerator | None", *parts: Any) -> tuple[Any, ...]:
-    """Join what each process collected of its share; shares lie one after another."""
+    """Join the parts that each process collected; their shares are consecutive."""
     if accelerator is None or accelerator.num_processes == 1:
         return parts
     from accelerate.utils import gather_object

@@ -17,18 +17,18 @@ from tmapdiff.maps import temporal_iou
 
 MOST_WINDOWS = 10
 _THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-# In seconds. As in the official evaluation, "full" has moments longer than those of "long".
+# In seconds. As in the official evaluation, moments above 150 s are only in "full".
 _LENGTHS = {"full": (0, math.inf), "short": (0, 10), "middle": (10, 30), "long": (30, 150)}
 _RATINGS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # from 0 to 4
 
 
 def annotations_of(who: str, dataset: Dataset[Any], protocol: str) -> AnnotationSet:
-    """Return the annotations of a data set if its batches do not say all that a protocol needs."""
+    """Return the annotations of a data set if the protocol needs more than its batches."""
     if protocol != "qvhighlights":
         return AnnotationSet(())
     annotations = getattr(dataset, "annotations", None)
     if not isinstance(annotations, AnnotationSet):
-        expected = f"a MomentDataset, for its annotations, with protocol {protocol!r}"
+        expected = f"a MomentDataset, whose annotations protocol {protocol!r} needs"
         raise ArgumentError(message(who, expected, type(dataset).__name__))
     return annotations
 
@@ -36,9 +36,9 @@ def annotations_of(who: str, dataset: Dataset[Any], protocol: str) -> Annotation
 def qvhighlights_metrics(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> dict[str, float]:
-    """Compute what `evaluate_predictions` does with this protocol; one prediction per query.
+    """Compute the metrics of `evaluate_predictions` with this protocol; one prediction per query.
 
-    Of highlights only if the predictions have saliency, and some queries.
+    Metrics of highlights need saliency in the predictions and in some annotations.
     """
     if not any(item.moments for item in annotations):
         expected = "at least one query with a moment"
@@ -46,11 +46,11 @@ def qvhighlights_metrics(
     results = _moment_metrics(predictions, annotations)
     lacking = [prediction.qid for prediction in predictions if prediction.saliency is None]
     if 0 < len(lacking) < len(predictions):
-        got = f"{len(lacking)} of {len(predictions)} without, such as {lacking[0]!r}"
+        got = f"{len(lacking)} of {len(predictions)} without it, such as {lacking[0]!r}"
         expected = "saliency in all predictions or in none"
         raise ArgumentError(message("evaluate_predictions", expected, got))
     pairs = zip(predictions, annotations, strict=True)
-    # Of a query that is not in its video, no clip is right or wrong.
+    # If the video has no moment for the query, no clip is right or wrong.
     rated = [
         (one.saliency or (), item.saliency) for one, item in pairs if item.saliency and item.moments
     ]
@@ -89,14 +89,14 @@ def _moment_metrics(
 def _highlight_metrics(
     rated: Sequence[tuple[Sequence[float], Sequence[Sequence[float]]]],
 ) -> dict[str, float]:
-    """Compare the scores of the clips of each query with their ratings, (clips, annotators)."""
+    """Compare the scores of each query's clips with their ratings, (clips, annotators)."""
     best: list[float] = []  # rating of the clip with the highest score
-    tables: list[list[tuple[float, float]]] = []  # score and rating of clips, by each annotator
-    shares: list[float] = []  # of each annotator in the query
+    tables: list[list[tuple[float, float]]] = []  # (score, rating) of clips, per annotator
+    shares: list[float] = []  # weight of each annotator in the query
     for scores, clips in rated:
         first = scores.index(max(scores)) if scores else len(clips)
         best.append(max(clips[first], default=0) if first < len(clips) else 0)
-        # Clips that have no score count as scored 0.
+        # Clips without a score count as 0.
         filled = (*scores[: len(clips)], *[0.0] * (len(clips) - len(scores)))
         of_each = [list(zip(filled, ratings, strict=True)) for ratings in zip(*clips, strict=True)]
         tables += of_each
@@ -113,11 +113,11 @@ def _highlight_metrics(
 
 
 def moment_precision(ious: Tensor, counted: Tensor, thresholds: Tensor) -> Tensor:
-    """Average precision of ranked moments, where each annotated one can be found once.
+    """Compute the average precision of ranked moments; each annotated one can be found once.
 
     Shape:
         - ious: (B, predicted, annotated), best prediction first
-        - counted: (B, annotated), bool, annotated moments to be found
+        - counted: (B, annotated), bool: annotated moments to find
         - thresholds: (T,)
         - returns: (B, T)
     """
@@ -125,7 +125,7 @@ def moment_precision(ious: Tensor, counted: Tensor, thresholds: Tensor) -> Tenso
     found = []
     for row in ious.unbind(dim=1):
         fits = row[:, None].where(free, -1)
-        # The best that is free; the last of equal ones, as in the official evaluation.
+        # The best that is not found yet; the last of equals, as in the official evaluation.
         best = free.shape[2] - 1 - fits.flip(2).argmax(dim=2, keepdim=True)
         found.append(fits.take_along_dim(best, dim=2) >= thresholds[:, None])
         free &= ~(found[-1] & (torch.arange(free.shape[2]) == best))
@@ -135,9 +135,9 @@ def moment_precision(ious: Tensor, counted: Tensor, thresholds: Tensor) -> Tenso
 
 
 def clip_precision(scores: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
-    """Average precision of clips ranked by score: the mean over the recalls that it reaches.
+    """Compute the average precision of clips ranked by score: the mean over the reached recalls.
 
-    1 of clips that are all positive, and 0 where none is.
+    It is 1 if all clips are positive, and 0 if none is.
 
     Shape:
         - scores: (B, clips)
@@ -147,7 +147,7 @@ def clip_precision(scores: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
     positive = positive & counted
     scores, order = scores.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True)
     found = positive.take_along_dim(order, dim=1).cumsum(dim=1)
-    # The last of clips with equal scores: they are found at once.
+    # The last of clips with equal scores, which are found together.
     last = pad(scores[:, 1:] != scores[:, :-1], (0, 1), value=True) & scores.isfinite()
     precision = found.double() / torch.arange(1, found.shape[1] + 1)
     before = pad(found.masked_fill(~last, 0).cummax(dim=1)[0][:, :-1], (1, 0))

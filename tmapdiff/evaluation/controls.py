@@ -1,4 +1,4 @@
-"""Metrics without a model: of predictions, a prior, and the upper bound of a grid."""
+"""Metrics without a model: of predictions, of a prior, and of a grid's upper bound."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
@@ -41,36 +41,38 @@ def evaluate_predictions(
     strict: bool = True,
     protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
-    """Compute the metrics of predictions, one's own or another program's, in percent.
+    """Compute metrics of predictions, of this library or any other program, in percent.
 
-    Queries without a moment are left out, whatever is answered to them.
+    Queries without a moment are ignored.
 
-    The protocol `qvhighlights` is that of moment_detr's `standalone_eval`, and so are the names of
-    its metrics. `MR-full-R1@0.5` to `@0.95`: the best moment has at least this IoU with an
-    annotated one. `MR-full-mAP@0.5` to `@0.95`: average precision of the first ten moments, by
-    their scores, and `MR-full-mAP` the mean over these thresholds. The same of annotated moments up
-    to 10 s (`MR-short`), 30 s (`MR-middle`) and 150 s (`MR-long`); longer ones count in `MR-full`
-    alone, and a length that no moment has is left out. With saliency in predictions and
-    annotations, `HL-min-Fair-mAP`, `-Good-` and `-VeryGood-`: average precision of the clips that
-    annotators gave at least 2, 3 or 4 of 4; `-Hit1`: the best clip is one of them. Queries whose
-    clips nobody rated are left out of these.
+    The protocol `qvhighlights` follows moment_detr's `standalone_eval`, with the same names:
+
+    - `MR-full-R1@0.5` to `@0.95`: how often the best moment has at least this IoU with an annotated
+      one
+    - `MR-full-mAP@0.5` to `@0.95`: average precision of the first ten moments, by their scores;
+      `MR-full-mAP` is the mean over these thresholds
+    - `MR-short`, `MR-middle`, `MR-long`: the same for annotated moments of up to 10, 30 and 150 s,
+      if there are any. Longer moments count only in `MR-full`
+    - `HL-min-Fair-mAP`, `-Good-`, `-VeryGood-`: average precision of the clips that annotators
+      rated at least 2, 3 or 4 of 4; `-Hit1`: how often the best clip is one of them. They need
+      saliency in the predictions, and ignore queries without rated clips
 
     Args:
-        predictions: One per query, in any order, such as `read_submission` returns; the moments of
-            each, best first.
+        predictions: One per query, in any order, for example from `read_submission`; the moments of
+            each with the best first.
         annotations: The queries.
         ranks: As for `LocalizationMetrics`.
         thresholds: As for `LocalizationMetrics`.
-        strict: Count an IoU above a threshold; if False, at the threshold too, as moment_detr,
-            lighthouse and VSLNet do.
-        protocol: `rank` for Rank n@m and mean IoU; `qvhighlights` takes none of `ranks`,
+        strict: Whether an IoU must be above a threshold. False also counts an IoU at the threshold,
+            as moment_detr, lighthouse and VSLNet do.
+        protocol: `rank` for Rank n@m and mean IoU, or `qvhighlights`, which has fixed `ranks`,
             `thresholds` and `strict`.
 
     Raises:
-        ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
-            there are no queries, or none with a moment, a rank or threshold is out of range or
-            given with `qvhighlights`, or only some of the predictions have saliency.
-        ConfigError: If there is no such protocol.
+        ArgumentError: If there is not exactly one prediction per query, a prediction belongs to no
+            query, no query has a moment, a rank or threshold is out of range or given with
+            `qvhighlights`, or only some of the predictions have saliency.
+        ConfigError: If the protocol is unknown.
 
     Source: for `qvhighlights`, Lei et al., arXiv 2107.09609.
     """
@@ -94,19 +96,19 @@ def evaluate_sets(
     *,
     thresholds: Sequence[float] = (0.5, 0.7),
 ) -> dict[str, float]:
-    """Compute the metrics of predictions that are sets, one's own or another program's.
+    """Compute metrics of predictions that are sets, of this library or any other program.
 
-    All moments of a prediction count, in whatever order, whatever their scores: for a program that
-    always gives many, choose first. See `SetMetrics` for what is computed.
+    All moments of a prediction count, whatever their order and scores. If a program always returns
+    many, select some first. For the metrics, see `SetMetrics`.
 
     Args:
-        predictions: One per query, in any order; its moments may be none.
+        predictions: One per query, in any order; it may have no moments.
         annotations: The queries.
         thresholds: As for `SetMetrics`.
 
     Raises:
-        ArgumentError: If a query has no prediction or two, a prediction is of none of the queries,
-            there are no queries, or a threshold is out of range.
+        ArgumentError: If there are no queries, there is not exactly one prediction per query, a
+            prediction belongs to no query, or a threshold is out of range.
     """
     metrics = SetMetrics(thresholds)
     given = _in_order("evaluate_sets", predictions, annotations)
@@ -117,21 +119,21 @@ def evaluate_sets(
 def _in_order(
     who: str, predictions: Iterable[Prediction], annotations: AnnotationSet
 ) -> list[Prediction]:
-    """Return the prediction of each annotated query; there must be one."""
+    """Return the predictions in the order of the annotated queries; there must be one for each."""
     check_int(who, "queries", len(annotations), at_least=1)
     given = list(predictions)
     by_qid = {prediction.qid: prediction for prediction in given}
     wanted = [item.qid for item in annotations]
-    for name, qids in (
-        ("a prediction of each query", set(wanted) - by_qid.keys()),
-        ("predictions of the annotated queries alone", by_qid.keys() - set(wanted)),
+    for expected, fault, qids in (
+        ("a prediction for each query", "without one", set(wanted) - by_qid.keys()),
+        ("predictions for annotated queries only", "not annotated", by_qid.keys() - set(wanted)),
     ):
         if qids:
-            got = f"{len(qids)} queries otherwise, such as {min(map(repr, qids))}"
-            raise ArgumentError(message(who, f"{name}, by qid", got))
+            got = f"{len(qids)} queries {fault}, such as qid {min(map(repr, qids))}"
+            raise ArgumentError(message(who, expected, got))
     if len(by_qid) != len(given):
-        got = f"{len(given)} of {len(by_qid)} queries"
-        raise ArgumentError(message(who, "one prediction a query", got))
+        got = f"{len(given)} for {len(by_qid)} queries"
+        raise ArgumentError(message(who, "one prediction per query", got))
     return [by_qid[qid] for qid in wanted]
 
 
@@ -146,21 +148,22 @@ def _truths(annotations: AnnotationSet) -> tuple[Tensor, Tensor]:
 
 
 def fit_moment_prior(grid: MapGrid, dataset: Dataset[Any], *, threshold: float = 0.5) -> Tensor:
-    """Share of a data set's queries that each cell hits: a prior that ignores video and query.
+    """Compute the share of a data set's queries that each cell hits: a prior that ignores inputs.
 
-    Ranked like a model's maps, it gives the best constant answer. Queries without a moment are left
-    out.
+    Ranked like a model's maps, it gives the best constant answer. Queries without a moment are
+    ignored.
 
     Args:
         grid: The candidate moments.
-        dataset: Usually the `MomentDataset` of training.
-        threshold: IoU above which a moment counts as hit.
+        dataset: Usually the training set, a `MomentDataset`.
+        threshold: IoU above which a moment counts as a hit.
 
     Shape:
         - returns: (cells,), in [0, 1]
 
     Raises:
-        ArgumentError: If no query has a moment, or queries are drawn anew (`with_negatives`).
+        ArgumentError: If no query has a moment, or the data set has random negatives
+            (`with_negatives`).
     """
     check_fixed("fit_moment_prior", dataset)
     build = IoUMapBuilder(grid)
@@ -183,11 +186,11 @@ def evaluate_prior(
     nms_threshold: float = 0.49,
     protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
-    """Metrics of answering every query with the best moments of a prior, in percent.
+    """Compute metrics of answering every query with the best moments of a prior, in percent.
 
     Args:
         grid: The candidate moments.
-        prior: How good each is, whatever video and query, such as `fit_moment_prior` returns.
+        prior: Score of each, for example from `fit_moment_prior`.
         dataset: Queries with their moments.
         nms_threshold: Moments with a higher IoU than this with a better one are dropped.
         protocol: As for `evaluate`.
@@ -196,14 +199,14 @@ def evaluate_prior(
         - prior: (cells,)
 
     Raises:
-        ShapeError: If the prior is not of the grid, or videos are longer than it.
-        ArgumentError: If the data set is empty, or not what the protocol needs.
-        ConfigError: If there is no such protocol.
+        ShapeError: If the prior does not have the grid's shape, or a video is longer than the grid.
+        ArgumentError: If the data set is empty, or does not suit the protocol.
+        ConfigError: If the protocol is unknown.
     """
-    grid.unpack(prior[None])  # which checks its shape
+    grid.unpack(prior[None])  # checks its shape
 
     def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
-        # Of features, there may be several a clip.
+        # Not by the rows of the features, of which a clip may have several.
         if batch.num_clips is not None and (most := int(batch.num_clips.max())) > grid.num_clips:
             hint = "The prior is only defined for videos of the grid's length."
             expected = f"videos of at most {grid.num_clips} clips"
@@ -220,7 +223,7 @@ def evaluate_oracle(
     nms_threshold: float = 0.49,
     protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
-    """Metrics of ranking the true IoU maps, in percent: the upper bound of the grid.
+    """Compute metrics of ranking the true IoU maps, in percent: the upper bound of the grid.
 
     Args:
         grid: The candidate moments.
@@ -229,8 +232,8 @@ def evaluate_oracle(
         protocol: As for `evaluate`.
 
     Raises:
-        ArgumentError: If the data set is empty, or not what the protocol needs.
-        ConfigError: If there is no such protocol.
+        ArgumentError: If the data set is empty, or does not suit the protocol.
+        ConfigError: If the protocol is unknown.
     """
 
     def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
@@ -247,7 +250,7 @@ def _evaluate(
     nms_threshold: float,
     protocol: PredictionProtocol,
 ) -> dict[str, float]:
-    """Evaluate what `answer` says of a batch: packed maps and their grid."""
+    """Evaluate `answer`, which returns the grid and the packed maps of a batch."""
     check_choice("evaluate", "protocol", protocol, get_args(PredictionProtocol))
     annotations = annotations_of("evaluate", dataset, protocol)
     check_fixed("evaluate", dataset)

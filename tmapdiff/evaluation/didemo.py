@@ -16,17 +16,17 @@ _SEGMENTS = 6
 
 
 def evaluate_didemo(model: MapLocalizer, dataset: Dataset[Any], **options: Any) -> Evaluation:
-    """Call `evaluate` with protocol `didemo`; `model`, `dataset` and `options` are as there."""
+    """Call `evaluate` with protocol `didemo` and the same `model`, `dataset` and `options`."""
     return evaluate(model, dataset, protocol="didemo", **options)
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
-    """Compute DiDeMo's official metric of ranking moments by how often they were marked.
+    """Compute DiDeMo's official metric for moments ranked by their frequency in `train`.
 
     Args:
-        train: The annotators' moments that are counted.
-        test: The queries, which all get the same answer, less what lies past their video's end;
-            those without a moment are left out.
+        train: Annotations to count moments in.
+        test: The queries. All have the same answer, except for moments that end after their video;
+            queries without a moment are ignored.
 
     Raises:
         ArgumentError: If no query of `test` has a moment.

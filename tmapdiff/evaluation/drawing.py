@@ -1,4 +1,4 @@
-"""Drawing what a localizer answers."""
+"""Figures of a localizer's answers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,17 +27,17 @@ def draw_queries(
     num_inference_steps: int | None = None,
     seed: int = 0,
 ) -> "Figure":
-    """Draw the predicted maps of a few queries, each beside the true one, and the best moments.
+    """Plot the predicted and true maps of a few queries, and the best moments.
 
     Args:
         model: The localizer, in any mode.
         dataset: Data set with the queries.
-        positions: Positions of the queries in it.
+        positions: Indices of the queries in it.
         num_inference_steps: Denoising steps. Defaults to the model's number.
         seed: Seed of the noise, as for `evaluate`.
 
     Raises:
-        ArgumentError: If there are no positions.
+        ArgumentError: If `positions` are empty.
         MissingDependencyError: If matplotlib is not installed.
     """
     check_int("draw_queries", "the number of positions", len(positions), at_least=1)

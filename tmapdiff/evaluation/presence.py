@@ -1,4 +1,4 @@
-"""Whether a localizer knows when a video does not hold what a sentence describes."""
+"""Presence: the probability that a video contains what a sentence describes."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from tmapdiff.models.presence import presence_features
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
-    """Share of pairs of a positive and a negative in which the positive scores higher, in [0, 1].
+    """Compute the area under the ROC curve, in [0, 1].
 
-    A tie counts half. It is the area under the curve of true over false positives; by ranks, so
-    that time grows with N log N.
+    It is the share of pairs of a positive and a negative in which the positive scores higher, where
+    ties count half. Time grows with N log N.
 
     Args:
-        scores: More is surer to be positive; in any unit, may be infinite.
-        positive: Which are.
+        scores: Scores in any unit, higher for positives; may be infinite.
+        positive: Which ones are positive.
 
     Shape:
         - scores: (N,)
@@ -30,8 +30,8 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If there is no positive or no negative, a score is NaN, `scores` are not of a
-            floating dtype, or `positive` not bool.
+        ArgumentError: If there is no positive or no negative, a score is NaN, `scores` do not have
+            a floating dtype, or `positive` is not bool.
 
     Source: Mann and Whitney, doi 10.1214/aoms/1177730491.
     """
@@ -55,17 +55,18 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def presence_metrics(presence: Tensor, present: Tensor) -> dict[str, float]:
-    """Compute how well a probability tells which videos hold an answer, in percent.
+    """Compute metrics of a predicted probability that a query has an answer, in percent.
 
-    `Presence-AUROC`: how often a query with an answer has a higher one than a query without.
-    `Presence-Accuracy`: how often it is on the right side of 0.5. `Presence-Brier`: its mean
-    squared error. `Presence-ECE`: its expected calibration error, with bins of equal mass.
-    `Presence-AURC`: where the queries of least presence are rejected, the share of those left that
-    have no answer, as the mean over all numbers of rejected ones. Of the last three less is better.
+    - `Presence-AUROC`: how often a query with an answer has a higher probability than one without
+    - `Presence-Accuracy`: how often the probability is on the right side of 0.5
+    - `Presence-Brier`: its mean squared error (lower is better, as for the next two)
+    - `Presence-ECE`: its expected calibration error, with bins of equal mass
+    - `Presence-AURC`: the share of queries without an answer among those left after rejecting the
+      ones of lowest presence, averaged over the number rejected
 
     Args:
-        presence: How likely a query has an answer, such as `Evaluation.presence`.
-        present: Whether it has.
+        presence: Predicted probability that each query has an answer, as `Evaluation.presence`.
+        present: Truth: whether each query has one, as `Evaluation.present`.
 
     Shape:
         - presence: (Q,)
@@ -94,26 +95,26 @@ def fit_presence(
     seed: int = 0,
     **options: Any,
 ) -> MapLocalizer:
-    """Fit how likely a query has an answer in its video at all; return the model itself.
+    """Fit the probability that a query has an answer in its video; return the model itself.
 
-    A logistic regression (`PlattCalibrator`) on a handful of numbers of each query
-    (`tmapdiff.models.presence.presence_features`). What it finds goes into the configuration, and
-    is saved with the model; its answers then have `Localization.presence`.
+    This is a logistic regression (`PlattCalibrator`) on two or three numbers per query
+    (`tmapdiff.models.presence.presence_features`). Its weights become part of the model's
+    configuration, are saved with it, and give its answers `Localization.presence`.
 
-    The map alone tells little unless the model was trained on queries without an answer
-    (`TrainingConfig.negatives`). Where clips and words share a space, their similarity does.
+    The map alone predicts little unless the model was trained with `TrainingConfig.negatives`. If
+    clips and words share a space, their similarity predicts more.
 
     Args:
         model: The localizer, in any mode.
-        dataset: Queries that it was not trained on, with and without a moment, such as a
-            `MomentDataset` of what `add_negatives` gives. The probability is right where as many
-            queries have an answer as in these; half, after `add_negatives`.
-        batch_size: Queries localized at once.
+        dataset: Held-out queries with and without a moment, for example a `MomentDataset` of the
+            annotations that `add_negatives` returns. The probability is calibrated for their share
+            of queries with an answer, which is half after `add_negatives`.
+        batch_size: Queries per batch.
         seed: Seed of the noise, as for `evaluate`.
-        **options: How samples are drawn, as for `evaluate`.
+        **options: Sampling options, as for `evaluate`.
 
     Raises:
-        ArgumentError: If not both kinds of queries are there, or as `evaluate`.
+        ArgumentError: If there are not both kinds of queries, or as `evaluate`.
     """
     rows, present = [], []
     sampling: Any = {"batch_size": batch_size, "seed": seed, "accelerator": None, **options}

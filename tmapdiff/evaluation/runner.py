@@ -1,4 +1,4 @@
-"""Running a localizer over a data set."""
+"""Evaluation of a localizer on a data set."""
 
 import time
 from collections.abc import Callable
@@ -25,18 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics in percent, the predictions behind them, and how long they took.
+    """Result of `evaluate`: metrics, predictions, and the time they took.
+
+    `confidence` and `iou` are the inputs of `CalibrationMetrics` and `plot_calibration`. Index both
+    with `present` to leave out queries without a moment.
 
     Attributes:
-        metrics: `Rank1@0.5` and the like, and `mIoU`; then those of sets and of another protocol.
+        metrics: `Rank1@0.5` and the like, and `mIoU`, in percent; then those of sets and of the
+            protocol.
         predictions: One per query, in the data set's order.
         seconds: Wall time, including the reading of features.
         confidence: Score of each query's best moment, (Q,).
         iou: IoU of each query's best moment with the annotated one, for DiDeMo with the annotators'
-            consensus, (Q,): with `confidence`, the input of `CalibrationMetrics` and
-            `plot_calibration`. NaN of a query without a moment, whose answer is never right: take
-            `[present]` of both to leave these out.
-        presence: How likely it has one, as the model says, (Q,); None if it was not fitted to tell.
+            consensus, (Q,). NaN for a query without a moment.
+        presence: Predicted probability that each query has a moment, (Q,); None if the model was
+            not fitted by `fit_presence`.
     """
 
     metrics: dict[str, float]
@@ -48,7 +51,7 @@ class Evaluation:
 
     @property
     def present(self) -> Tensor:
-        """Whether each query has a moment, (Q,)."""
+        """Truth: whether each query has a moment, (Q,)."""
         return ~self.iou.isnan()
 
     @property
@@ -75,54 +78,53 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> Evaluation:
-    """Localize every query of a data set.
+    """Localize every query of a data set, and compute metrics.
 
-    The noise of a query depends on `seed` and its position only, not on the batch size, device or
-    number of processes.
+    The noise of a query depends only on `seed` and its position in the data set, not on the batch
+    size, device or number of processes.
 
     Queries without a moment ("not in this video") are left out of all metrics of moments. If the
-    model was fitted to tell them (`fit_presence`), and there are queries of both kinds, the metrics
-    of `presence_metrics` are added.
+    model predicts presence (`fit_presence`), and there are queries of both kinds, the metrics of
+    `presence_metrics` are added.
 
-    Whatever the `protocol`, there are Rank n@m and mIoU, where a hit is an IoU above m (2D-TAN):
+    All protocols have Rank n@m and mIoU, where a hit is an IoU above m (2D-TAN):
 
     - `rank` has no others.
     - `qvhighlights` adds those of `evaluate_predictions`, where a hit is an IoU of at least m
-      (moment_detr): mean average precision of the first ten moments, for queries with several,
-      and highlights. Predictions have saliency then, read off the maps (`map_saliency`).
-    - `didemo` adds DiDeMo's own, of all moments ranked by their cells whatever the `ranking`, and
-      of all annotators; its mIoU takes the place of the other. Rank n@m is of the annotators'
-      consensus. It needs a localizer of 6 clips, 6 durations and 1 scale, whose cells are DiDeMo's
-      moments, and a `MomentDataset` of `load_didemo` with `clip_seconds` of 5.
+      (moment_detr): mean average precision of the first ten moments, for queries with several
+      moments, and highlights. Predictions then have saliency, computed by `map_saliency`.
+    - `didemo` adds DiDeMo's own metrics. They rank all moments by their cells, whatever the
+      `ranking`, and use all annotators; their mIoU replaces the other one. Rank n@m uses the
+      annotators' consensus. It needs a localizer of 6 clips, 6 durations and 1 scale, whose cells
+      are DiDeMo's moments, and a `MomentDataset` of `load_didemo` with `clip_seconds` of 5.
 
-    With `answer="set"`, all are of the moments of the sets, and those of `SetMetrics` are added.
+    With `answer="set"`, metrics are computed on the sets, and those of `SetMetrics` are added.
 
     Args:
         model: The localizer, in any mode.
         dataset: Usually a `MomentDataset`.
         num_inference_steps: Denoising steps. Defaults to the model's number.
-        num_samples: Samples of each query that are averaged, or from whose sets one is chosen.
+        num_samples: Samples per query, which are averaged, or from whose sets one is chosen.
             Defaults to the model's number.
         eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM.
-        ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
-            model's way.
-        nms_threshold: Only for ranking by `nms` and sets, see `MapLocalizer.localize`.
-        temperature: Not for ranking by `nms`, see `MapLocalizer.localize`.
-        answer: `ranked` for the best moments, `set` for a set of them, see `MapLocalizer.localize`.
+        ranking: As for `MapLocalizer.localize`. Defaults to the model's ranking.
+        nms_threshold: As for `MapLocalizer.localize`.
+        temperature: As for `MapLocalizer.localize`.
+        answer: `ranked` or `set`, see `MapLocalizer.localize`.
         seed: Seed of the noise.
         top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10.
-        batch_size: Queries localized at once.
-        protocol: What is computed; `qvhighlights` reads the annotations of a `MomentDataset`.
-        on_batch: Called after each batch with the number of its queries, for a progress bar.
+        batch_size: Queries per batch.
+        protocol: Metrics to compute, see above.
+        on_batch: Called after each batch with its number of queries, for a progress bar.
         accelerator: The `accelerate.Accelerator` of several processes that all call this: each
-            localizes a share of the queries, none twice, and all return the whole evaluation.
+            localizes a different share of the queries, and all return the whole evaluation.
 
     Raises:
-        ArgumentError: If the data set is empty, an argument is out of range, steps or samples are
-            asked of a model that is not generative, there is an argument that the ranking or kind
-            of answer has no use for (`MapLocalizer.localize`), scores are not finite, as damaged
-            weights or features make them, or the data set is not what the protocol needs.
-        ConfigError: If there is no such ranking, protocol or kind of answer.
+        ArgumentError: If the data set is empty or does not suit the protocol, an argument is out of
+            range, steps or samples are requested from a model that is not generative, an argument
+            is given that the ranking or kind of answer does not use, or scores are not finite
+            because weights or features are damaged.
+        ConfigError: If the ranking, protocol or kind of answer is unknown.
 
     Source: Hendricks et al., arXiv 1708.01641 (`didemo`); Lei et al., arXiv 2107.09609
     (`qvhighlights`).
@@ -133,7 +135,7 @@ def evaluate(
     if top_n is None:
         top_n = MOST_WINDOWS if annotations else 5
     elif annotations:
-        hint = "It is the number of moments that protocol 'qvhighlights' judges."
+        hint = "Protocol 'qvhighlights' evaluates this many moments."
         check_int(who, "top_n", top_n, at_least=MOST_WINDOWS, hint=hint)
     began, answers = time.perf_counter(), Answers(with_saliency=bool(annotations))
     metrics, of_didemo, of_sets = LocalizationMetrics(), DiDeMoMetrics(), SetMetrics()
