@@ -208,7 +208,7 @@ def test_errors_are_one_line(run, corpus, finished, tmp_path):
         (tmp_path / "none", [], "cannot load"),
         (corpus.pipeline, [*data, tmp_path], "channels, as in training, got 5 from"),
         (corpus.pipeline, ["--root", corpus.test.parent, "--features", "timeline"], "Charades_v1"),
-        (finished / "pipeline", ["--dataset", "didemo"], "a pipeline of DiDeMo's 21 moments"),
+        (finished / "pipeline", ["--dataset", "didemo"], "a pipeline with DiDeMo's 21 moments"),
         (finished / "pipeline", ["--steps", "0"], "expected steps to be an integer >= 1, got 0"),
     ):
         found = run("evaluate", place, *options)

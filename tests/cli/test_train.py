@@ -95,7 +95,7 @@ def test_without_the_encoder_it_says_so(passes, corpus, tmp_path):
     found = passes("train", *QUICK, *data, "--output", tmp_path)
     line = (
         "the pipeline takes features, not videos: its frame encoder has random weights, "
-        "which cannot be made anew"
+        "which cannot be rebuilt"
     )
     assert line in found.out.splitlines()
     pipeline = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
@@ -147,12 +147,12 @@ def test_a_used_folder_is_refused(run, finished):
         1,
         f"error: --output: expected no earlier run in {finished}, got checkpoints, metrics.json, "
         "predictions.jsonl, maps.png, pipeline. Continue it with --resume, replace it with "
-        "--overwrite, or name another folder with --output.\n",
+        "--overwrite, or choose another folder with --output.\n",
     )
     # A control would leave the other model's answers beside its own metrics.
     found = run("train", *QUICK, "--model", "prior", "--overwrite", "--output", finished)
     assert found.code == 1
-    assert "This run does not write such. Name another folder with --output." in found.err
+    assert "This run does not write such files. Choose another folder with --output." in found.err
     assert files_of(finished) == before
 
 
@@ -172,7 +172,7 @@ def test_settings_reach_the_training_of_a_regressor(passes, tmp_path):
     options = ["--deterministic", "--checkpoint-minutes", 7, "--resume", "--output", tmp_path]
     options += ["--model", "deterministic", "--decoder", "transformer-concat", "--limit", 12]
     found = passes("train", *QUICK, *options)
-    assert f"there is no checkpoint in {tmp_path}: from the start" in found.out
+    assert f"there is no checkpoint in {tmp_path}: training from the start" in found.out
     config = json.loads((tmp_path / "training.json").read_text())
     assert config["deterministic"] is True
     assert config["checkpoint_minutes"] == 7

@@ -95,7 +95,7 @@ def test_files_that_are_no_answers_stay_as_they_are(pipe, videos, tmp_path):
         ("my notes", AnnotationError, "line 1: expected JSON"),
         ('{"a": 1}\n', AnnotationError, "line 1: expected an answer of tmapdiff localize, got oth"),
         ('{"video": "a", "sentence": "b", "model": "other"}\n', ArgumentError,
-         "line 1: expected answers with model = 'm', got 'other'. Name another file."),
+         "line 1: expected answers with model = 'm', got 'other'. Use another file."),
         (good() + "x\n", AnnotationError, "line 2: expected JSON"),
         (good(moments=3), AnnotationError, "line 1: expected moments to be a list, got 3."),
         (good(moments=[{}]), AnnotationError, "line 1: expected the field 'spread', got "),
@@ -104,7 +104,7 @@ def test_files_that_are_no_answers_stay_as_they_are(pipe, videos, tmp_path):
         (good(windows=[1]), AnnotationError, "line 1: expected windows to be pairs [start, end]"),
         # Of the model of this name before it was trained again, and of another call.
         (good(pipeline_sha256="0"), ArgumentError, "line 1: expected answers with pipeline_sha256"),
-        (good(top_n=3), ArgumentError, "line 1: expected answers with top_n = 2, got 3. Name anot"),
+        (good(top_n=3), ArgumentError, "line 1: expected answers with top_n = 2, got 3. Use anoth"),
     ):  # fmt: skip
         out.write_text(content)
         with refuses(kind, text):

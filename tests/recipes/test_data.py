@@ -91,7 +91,7 @@ def test_didemo_is_judged_by_its_own_protocol(tmp_path):
     # A store that states its rate keeps it.
     finer = [store(tmp_path / "g.h5", "0.mov", length=60, seconds_per_feature=0.5)]
     assert LocalizationData.load(tmp_path, features=finer).store.seconds_per_feature == 0.5
-    with refuses(ArgumentError, "protocol 'didemo' for DiDeMo, and for DiDeMo alone, got 'rank' f"):
+    with refuses(ArgumentError, "protocol 'didemo' for DiDeMo, and only for DiDeMo, got 'rank' f"):
         LocalizationData.load(tmp_path, features=features, protocol="rank")
 
 
@@ -132,11 +132,11 @@ def test_features_of_several_stores_are_put_side_by_side(tmp_path):
 
 
 def test_timeline_stands_alone_and_needs_charades(tmp_path):
-    with refuses(ArgumentError, "expected timeline alone, and the folder of Charades, got none."):
+    with refuses(ArgumentError, "expected only timeline, and the folder of Charades, got none."):
         open_features(["timeline"])
     with refuses(ArgumentError, "got other stores."):
         open_features(["timeline", "f.h5"], charades_root=tmp_path)
-    with refuses(ArgumentError, "expected features, got none. Name a store, or timeline."):
+    with refuses(ArgumentError, "expected features, got none. Pass a store, or timeline."):
         open_features([])
 
 

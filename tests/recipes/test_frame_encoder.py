@@ -66,7 +66,7 @@ def test_other_weights_at_the_same_place_do_not_count(extracted, weights, tmp_pa
     save_file(other.model.state_dict(), place)
     found = find_frame_encoder(store)
     assert (found.encoder, found.fps) == (None, None)
-    assert found.remark.endswith("made anew is not the one that made the features")
+    assert found.remark.endswith("as rebuilt is not the one that made the features")
     place.unlink()
     assert "no such file" in find_frame_encoder(store).remark
 
@@ -74,7 +74,7 @@ def test_other_weights_at_the_same_place_do_not_count(extracted, weights, tmp_pa
 def test_what_a_stranger_s_store_says_is_not_loaded(extracted, weights):
     store = extracted(FrameEncoder("test_resnet", weights=weights, keep_head=True))
     for said, text in (
-        ('{"model_name": "hf-hub:any/one", "pretrained": true}', "may be anyone's"),
+        ('{"model_name": "hf-hub:any/one", "pretrained": true}', "is untrusted"),
         ('{"model_name": "test_resnet", "pretrained": true, "weights": "/x/w.pth"}', "no safeten"),
         ('{"model_name": "test_resnet", "pretrained": false}', "random weights"),
         ('{"model_name": "test_resnet", "pretrained": true, "device": "x", "no": 1}', "argument"),
@@ -87,7 +87,7 @@ def test_what_a_stranger_s_store_says_is_not_loaded(extracted, weights):
         assert text in found.remark
         assert "\n" not in found.remark
     found = find_frame_encoder(change(store, frame_encoder=None))
-    assert found.remark.endswith("does not say which frame encoder made its features")
+    assert found.remark.endswith("does not record its frame encoder")
 
 
 def test_a_saved_encoder_must_be_the_one_that_made_the_features(extracted, tmp_path):
@@ -105,7 +105,7 @@ def test_a_saved_encoder_must_be_the_one_that_made_the_features(extracted, tmp_p
     with pytest.warns(UserWarning, match="of variable length"):
         # As earlier releases wrote them, and stores leave them out.
         old = change(store, model_sha256=np.array(made.fingerprint, object))
-    told = "leaves out which frame encoder made its features: tmapdiff convert makes one that says"
+    told = "does not record its frame encoder completely: recreate it with tmapdiff convert"
     with refuses(FeatureError, "find_frame_encoder: HDF5 features f.h5 ", told):
         find_frame_encoder(old, tmp_path / "other")
     assert told in find_frame_encoder(old).remark

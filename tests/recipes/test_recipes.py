@@ -236,7 +236,7 @@ def test_pipelines_that_do_not_fit_the_data_are_refused(data):
         make_pipeline_test_set(pipeline, data)
     didemo = LocalizationData.make_up("didemo")
     pipeline = MomentLocalizationPipeline(Recipe("nano").build(VOCABULARY, 256), VOCABULARY)
-    with refuses(ConfigError, "expected a pipeline of DiDeMo's 21 moments"):
+    with refuses(ConfigError, "expected a pipeline with DiDeMo's 21 moments"):
         make_pipeline_test_set(pipeline, didemo)
 
 
@@ -252,5 +252,5 @@ def test_pipelines_keep_the_durations_that_they_were_trained_on(data):
     assert lasted[0] < pipeline.config.durations[1] < lasted[-1]
     pipeline = MomentLocalizationPipeline(model, vocabulary, durations=[1.0])
     videos = len({item.video_id for item in data.test})
-    with pytest.warns(UserWarning, match=f"{videos} videos are more than twice as long as any"):
+    with pytest.warns(UserWarning, match=f"{videos} videos are more than twice as long as the"):
         make_pipeline_test_set(pipeline, data)

@@ -122,8 +122,7 @@ def test_two_processes_in_one_folder_are_refused(tmp_path):
     wait(first)
     error = (tmp_path / "error").read_text()
     assert error == (
-        f"FileError: Trainer: expected no other process that trains in {tmp_path}, "
-        "got one."
+        f"FileError: Trainer: expected no other process that trains in {tmp_path}, got one."
     )
     # One that was killed does not keep others out.
     assert wait(crash_run.start(crash_run.train, tmp_path, {"epochs": 1}, False)) == 0

@@ -84,9 +84,7 @@ def test_a_recipe_holds_out_videos_to_fit_whether_an_answer_is_there(tmp_path):
     training = {"negatives": 0.3, "epochs": 1}
     recipe = Recipe("nano", "ms2dtan", training=training)
     trained = recipe.train(data, tmp_path, device="cpu", say=lines.append)
-    assert any(
-        line.endswith("held out of training, to fit if there is an answer") for line in lines
-    )
+    assert any(line.endswith("held out of training, to fit presence") for line in lines)
     assert len(trained.train_set) < len(data.train)
     assert trained.train_set.negatives == 0
     assert trained.model.config.presence_weights

@@ -1,4 +1,4 @@
-"""From files to a trained and evaluated localizer: what the examples and the command line share."""
+"""From files to a trained and evaluated localizer: code of the examples and the command line."""
 
 from tmapdiff.evaluation import Protocol
 from tmapdiff.recipes.answers import answer_videos, pair

@@ -1,4 +1,4 @@
-"""Many videos, and what is asked of them: one after another, and again from where it stopped."""
+"""Answers for many videos, resumable after an interruption."""
 
 import hashlib
 import json
@@ -21,16 +21,16 @@ Record = dict[str, Any]
 
 
 def pair(videos: Sequence[Path], sentences: Sequence[str], pairs: Pairs) -> dict[Path, list[str]]:
-    """Say what is asked of each video: every sentence, or one each, in order.
+    """Pair each video with every sentence, or with one each, in order.
 
     Args:
-        videos: The videos; one may be there several times.
+        videos: The videos, possibly with duplicates.
         sentences: The sentences.
         pairs: `product` or `zip`.
 
     Raises:
-        ConfigError: If there is no such way.
-        ArgumentError: If there are not as many sentences as videos, with `zip`.
+        ConfigError: If `pairs` is unknown.
+        ArgumentError: If, with `zip`, there are not as many sentences as videos.
     """
     who = "localize"
     if check_choice(who, "pairs", pairs, get_args(Pairs)) == "product":
@@ -53,31 +53,33 @@ def answer_videos(
     seed: int = 0,
     **options: Any,
 ) -> Iterator[list[Record]]:
-    """Ask sentences of videos, each of which is read once; yield the answers a video at a time.
+    """Find the moments that sentences describe in videos; yield the answers of one video at a time.
 
-    A record has `video`, `sentence`, and `duration`, `windows`, `moments` and `unknown_words`, and
-    of sets `present`, or else an `error`. With `out`, records are written there as they come, one a
-    line, and those of an earlier run are not made again, as long as the video is as it was: they
-    are yielded from there. Errors are tried again. `seed`, `settings`, `options` and a digest of
-    the pipeline's parts are in each record, and have to be those of the earlier run.
+    Each video is read once. A record has `video` and `sentence`, then either `error` or `duration`,
+    `windows`, `moments`, `unknown_words` and, for sets, `present`, the probability that the video
+    has a moment. It also has `seed`, `settings`, `options` and, with `out`, a digest of the
+    pipeline.
+
+    With `out`, records are appended to that file. Records of an earlier run with the same settings
+    are yielded from the file, unless the video has changed or the record is an error.
 
     Args:
-        pipeline: What answers.
-        asked: The sentences that are asked of each video.
-        out: File of JSON lines to make or go on with.
-        settings: What else is to be in each record, such as the name of the model.
+        pipeline: The pipeline to use.
+        asked: The sentences for each video.
+        out: File of JSON lines to create or continue.
+        settings: Further fields of each record, such as the name of the model.
         seed: Seed of the noise of each answer.
         **options: As for the call of the pipeline: `num_samples`, `top_n`, `answer`, ...
 
     Raises:
-        ArgumentError: If a sentence has no word that the model knows, or `out` has answers of other
-            settings.
+        ArgumentError: If a sentence has no word that the model knows, or `out` has answers with
+            other settings.
         FileError, AnnotationError: If `out` cannot be read or written, or holds something else.
-        TmapdiffError: As the pipeline, of what is no fault of a video.
+        TmapdiffError: As the pipeline, for errors that no video causes.
     """
     check_int("answer_videos", "the number of videos", len(asked), at_least=1)
     sentences = dict.fromkeys(one for several in asked.values() for one in several)
-    pipeline.encode_queries(list(sentences))  # what is wrong with them is wrong with all
+    pipeline.encode_queries(list(sentences))  # raise errors of sentences before reading videos
     settings = {**(settings or {}), **options, "seed": seed}
     if out is not None:
         settings["pipeline_sha256"] = _digest(pipeline)
@@ -113,7 +115,7 @@ def _ask(
     found: Any = pipeline(
         video,
         sentences,
-        # One each: an answer does not depend on what else is asked.
+        # One each, so that an answer does not depend on the other sentences.
         generator=[torch.Generator().manual_seed(seed) for _ in sentences],
         on_error="skip",
         **options,
@@ -135,7 +137,7 @@ def _ask(
 
 
 def _digest(pipeline: MomentLocalizationPipeline) -> str:
-    """Tell what answers from what had its name before it was trained again."""
+    """Identify the pipeline by its parts, as a model may be retrained under the same name."""
     scheduler = getattr(pipeline.scheduler, "config", {})
     configs = [pipeline.config, pipeline.localizer.config, scheduler]
     stated: list[Any] = [
@@ -151,7 +153,7 @@ def _digest(pipeline: MomentLocalizationPipeline) -> str:
 
 
 def _identity(video: Path) -> dict[str, int] | None:
-    """Tell a file from itself after a change; None of what is not there."""
+    """Return size and time of change of a file; None if it does not exist."""
     try:
         status = video.stat()
     except (OSError, ValueError):
@@ -160,7 +162,7 @@ def _identity(video: Path) -> dict[str, int] | None:
 
 
 def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
-    """Read the answers of an earlier run, and leave those alone in the file."""
+    """Read the answers of an earlier run, and rewrite the file without errors."""
     known: dict[tuple[str, str], Record] = {}
     read = 0
     try:
@@ -169,14 +171,14 @@ def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], R
                 raise AnnotationError(message(who, "an answer of tmapdiff localize", "other JSON"))
             for name, value in settings.items():
                 if record.get(name) != value:
-                    expected, hint = f"answers with {name} = {value!r}", "Name another file."
+                    expected, hint = f"answers with {name} = {value!r}", "Use another file."
                     raise ArgumentError(message(who, expected, repr(record.get(name)), hint))
             if "error" not in record:
                 _check_answer(who, record)
                 known[str(record["video"]), str(record["sentence"])] = record
             read = line
     except AnnotationError:
-        # Of a run that was killed, the last line may be half written.
+        # If a run was killed, its last line may be incomplete.
         if not read or read != _count_lines(path):
             raise
     with written_beside(path) as new:

@@ -1,4 +1,4 @@
-"""What a localizer is trained and evaluated on: a data set on disk, or made up."""
+"""Data to train and evaluate localizers on: a data set on disk, or a synthetic one."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,24 +33,24 @@ from tmapdiff.evaluation import Protocol
 from tmapdiff.maps import MapGrid
 from tmapdiff.models import TransformersTextEncoder
 
-_ENCODED_AT_ONCE = 256  # sentences: together each takes as much as the longest
-HOLDOUT_SEED = 0  # The same videos are held out whatever the seed of a training.
+_ENCODED_AT_ONCE = 256  # sentences per batch, which are padded to the longest
+HOLDOUT_SEED = 0  # The same videos are held out whatever the training's seed.
 
 
 @dataclass(frozen=True)
 class LocalizationData:
-    """Queries to train on and to evaluate on, and the features of their videos.
+    """Training and test queries, and the features of their videos.
 
     Attributes:
         name: Name of the data set, for folders of results.
         train: Queries to train on.
         test: Queries to evaluate on.
         store: Features of the videos.
-        protocol: How answers are judged, see `evaluate`. Of `didemo`, the grid has DiDeMo's 21
-            moments, and queries have those of all annotators.
-        is_synthetic: Whether it is made up.
-        files: The annotation file of each part, `train` and `test`; none of made-up data.
-        is_held_out: Whether `test` are videos of the training part.
+        protocol: Protocol of `evaluate`. With `didemo`, the grid has DiDeMo's 21 moments, and
+            queries have the moments of all annotators.
+        is_synthetic: Whether the data are synthetic.
+        files: The annotation files of `train` and `test`; empty for synthetic data.
+        is_held_out: Whether `test` has videos of the training part.
         word_features: Features of the words of all queries, as for `MomentDataset`. By default,
             words are looked up in a vocabulary.
     """
@@ -72,31 +72,31 @@ class LocalizationData:
 
     @property
     def evaluated_on(self) -> str:
-        """How many queries there are to evaluate on, and where they come from."""
+        """Description of the queries to evaluate on: their number and origin."""
         return _described(self.test, ", held out of training" if self.is_held_out else "")
 
     @property
     def text_channels(self) -> int | None:
-        """Channels of the features of words, where there are such."""
+        """Channels of word features; None with a vocabulary."""
         if self.word_features is None:
             return None
         return next(iter(self.word_features.values())).shape[-1]
 
     def make_vocabulary(self) -> Vocabulary | None:
-        """Make the vocabulary of the training queries; None where words are features."""
+        """Build the vocabulary of the training queries; None if words are features."""
         if self.word_features is not None:
             return None
         return Vocabulary.from_sentences(pair.query for pair in self.train)
 
     @classmethod
     def make_up(cls, protocol: Protocol = "rank") -> Self:
-        """Make up a small data set of scripted activities for `protocol`, which needs no file."""
+        """Build a small synthetic data set of scripted activities for `protocol`."""
         kind = SyntheticDiDeMo if protocol == "didemo" else SyntheticActivities
         train, test = kind(split="train"), kind(split="test")
         store = ActionTimelineFeatures(
             {**train.videos, **test.videos},
             num_classes=kind.num_classes,
-            # Clearer than Charades' simulated features: there is little data to learn from.
+            # Less noise than in Charades' simulated features, as there is less training data.
             drop=0.0,
             jitter=0.5,
             noise=1.0,
@@ -123,18 +123,17 @@ class LocalizationData:
             test: File of the queries to evaluate on, or folder. Defaults to `train`.
             features: As for `open_features`.
             format: As for `find_annotations`.
-            test_split: The part of a folder to evaluate on.
+            test_split: Part of a folder to evaluate on.
             seconds_per_feature: As for `open_features`.
             charades_root: As for `open_features`. Defaults to the folder of the queries.
-            protocol: How answers are judged: of DiDeMo by `didemo` alone, else by `rank`, which is
-                the default, or `qvhighlights`.
+            protocol: Protocol of `evaluate`: for DiDeMo `didemo`, otherwise `rank`, the default, or
+                `qvhighlights`.
 
         Raises:
-            FileError: If a file is missing or cannot be read, or several could be meant.
+            FileError: If a file is missing, ambiguous or cannot be read.
             AnnotationError, ConfigError: As the loader of the format.
             FeatureError, ArgumentError: As `open_features`.
-            ArgumentError: If the two parts are of different formats, or the protocol is not one for
-                them.
+            ArgumentError: If the parts have different formats, or the protocol does not suit them.
         """
         parts: dict[str, tuple[Any, Split]] = {
             "train": (train, "train"),
@@ -151,7 +150,7 @@ class LocalizationData:
             raise ArgumentError(message("LocalizationData", expected, " and ".join(formats)))
         protocol = protocol or ("didemo" if formats[0] == "didemo" else "rank")
         if (protocol == "didemo") != (formats[0] == "didemo"):
-            expected = "protocol 'didemo' for DiDeMo, and for DiDeMo alone"
+            expected = "protocol 'didemo' for DiDeMo, and only for DiDeMo"
             raise ArgumentError(
                 message("LocalizationData", expected, f"{protocol!r} for {formats[0]}")
             )
@@ -170,7 +169,7 @@ class LocalizationData:
         )
 
     def encode_queries(self, encoder: TransformersTextEncoder) -> Self:
-        """Let a text encoder make the features of all queries: a vector a sentence, as one word.
+        """Encode all queries with a text encoder, each sentence as a single word.
 
         Args:
             encoder: The text encoder.
@@ -183,7 +182,7 @@ class LocalizationData:
         return replace(self, word_features=features)
 
     def hold_out(self, fraction: float) -> Self:
-        """Evaluate on a share of the training videos instead, 0 < `fraction` < 1; the same always.
+        """Evaluate on a fixed share of the training videos instead, 0 < `fraction` < 1.
 
         Raises:
             ArgumentError: As `AnnotationSet.split_videos`.
@@ -193,12 +192,12 @@ class LocalizationData:
         return replace(self, train=train, test=test, files=files, is_held_out=True)
 
     def with_features_only(self) -> Self:
-        """Leave out the videos that the store lacks; the reports count and list them."""
+        """Drop videos without features; the reports count and list them."""
         train, test = (part.restrict_to(self.store) for part in (self.train, self.test))
         return replace(self, train=train, test=test)
 
     def limit(self, n: int | None) -> Self:
-        """Keep the first `n` queries of each part; all of them if `n` is None.
+        """Keep the first `n` queries of each part, or all if `n` is None.
 
         Raises:
             ArgumentError: If `n` is not an integer >= 0.
@@ -214,11 +213,11 @@ class LocalizationData:
         clip_seconds: float | None = None,
         features_per_clip: int = 1,
     ) -> MomentDataset:
-        """Make the data set to train on; of DiDeMo, with the moment that annotators agree on.
+        """Build the training set; for DiDeMo, with the moment that annotators agree on.
 
         Args:
             grid: The model's grid.
-            vocabulary: Words to encode the queries with; None with `word_features`.
+            vocabulary: Vocabulary to encode the queries with; None with `word_features`.
             clip_seconds: Seconds per clip, to train on windows of long videos. By default, clips
                 divide each video equally.
             features_per_clip: As for `MomentDataset`.
@@ -244,7 +243,7 @@ class LocalizationData:
         clip_seconds: float | None = None,
         features_per_clip: int = 1,
     ) -> MomentDataset:
-        """Make the data set to evaluate on, whole videos.
+        """Build the test set, of whole videos.
 
         `grid`, `vocabulary`, `clip_seconds` and `features_per_clip` are as for `make_train_set`.
         """
@@ -262,18 +261,18 @@ class LocalizationData:
 def _described(part: AnnotationSet, detail: str = "") -> str:
     counts = f"{len(part):,} queries of {len(part.video_ids):,} videos{detail}"
     if absent := sum(not item.moments for item in part):
-        counts += f", {absent:,} without a moment, which metrics of moments leave out"
+        counts += f", {absent:,} without a moment, which metrics of moments ignore"
     return f"{counts}; {part.report}"
 
 
 def encode_queries(
     pairs: Iterable[Annotation], encode: Callable[[list[str]], Iterable[Tensor]]
 ) -> dict[str, Tensor]:
-    """Encode the sentence of each pair once, a few at a time.
+    """Encode the sentences of all pairs, each once, in batches.
 
     Args:
         pairs: The pairs.
-        encode: Makes the features of the words of each of some sentences.
+        encode: Returns the word features of each sentence of a batch.
     """
     queries = list(dict.fromkeys(pair.query for pair in pairs))
     parts = (queries[i : i + _ENCODED_AT_ONCE] for i in range(0, len(queries), _ENCODED_AT_ONCE))
@@ -294,13 +293,13 @@ def make_test_set(
     features_per_clip: int = 1,
     word_features: Mapping[str, Tensor] | None = None,
 ) -> MomentDataset:
-    """Make a data set to evaluate on: whole videos.
+    """Build a test set, of whole videos.
 
     Args:
         annotations: The queries.
         store: Features of their videos.
         grid: The model's grid.
-        vocabulary: Words to encode the queries with; None with `word_features`.
+        vocabulary: Vocabulary to encode the queries with; None with `word_features`.
         clip_seconds: Seconds per clip. By default, clips divide each video equally.
         features_per_clip: As for `MomentDataset`.
         word_features: As for `MomentDataset`.
@@ -327,26 +326,26 @@ def open_features(
     *,
     charades_root: str | os.PathLike[str] | None = None,
 ) -> FeatureStore:
-    """Open one feature store or several side by side.
+    """Open one feature store, or several and concatenate their features.
 
     Args:
         places: HDF5 files or folders of `.npy`, `.npz` or `.pt` files; or `timeline`, features
             simulated from Charades' action annotations.
         seconds_per_feature: As for `open_feature_store`.
-        charades_root: Folder of Charades' files, for `timeline`.
+        charades_root: Only for `timeline`: folder of Charades' files.
 
     Raises:
-        ArgumentError: If there is no place, `timeline` stands beside others or has no folder, or
-            stores differ in rate.
+        ArgumentError: If `places` are empty, `timeline` is combined with others or has no folder,
+            or stores differ in rate.
         FileError, FeatureError, AnnotationError: If features or annotations cannot be read.
     """
     who = "open_features"
     if not places:
-        raise ArgumentError(message(who, "features", "none", "Name a store, or timeline."))
+        raise ArgumentError(message(who, "features", "none", "Pass a store, or timeline."))
     if TIMELINE in map(str, places):
         if len(places) > 1 or charades_root is None:
             got = "other stores" if len(places) > 1 else "none"
-            expected = f"{TIMELINE} alone, and the folder of Charades"
+            expected = f"only {TIMELINE}, and the folder of Charades"
             raise ArgumentError(message(who, expected, got))
         check_charades_actions(charades_root)
         return ActionTimelineFeatures.from_charades(charades_root)

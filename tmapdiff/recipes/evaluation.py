@@ -1,4 +1,4 @@
-"""Evaluating a localizer, or a control, and writing down what was found."""
+"""Evaluation of a localizer or a control, and files of results."""
 
 import json
 import os
@@ -36,18 +36,18 @@ _DRAWN = 4
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How answers are drawn from a localizer; what is None is the model's.
+    """How answers are sampled from a localizer; None stands for the model's setting.
 
     Attributes:
-        steps: Denoising steps; each number is evaluated, and the first is the one that counts.
-        num_samples: Samples of each query that are averaged.
+        steps: Numbers of denoising steps. All are evaluated; the first gives the main result.
+        num_samples: Samples per query, which are averaged.
         ranking: How moments are read off the maps.
         seed: Seed of the noise.
-        answer: Whether the best moments are judged, or a set of moments.
+        answer: `ranked` for the best moments, `set` for a set of moments.
 
     Raises:
         ArgumentError: If a number is out of range.
-        ConfigError: If there is no such ranking or kind of answer.
+        ConfigError: If the ranking or kind of answer is unknown.
     """
 
     steps: tuple[int, ...] = ()
@@ -64,7 +64,7 @@ class SamplingOptions:
         check_choice(who, "answer", self.answer, get_args(AnswerKind))
 
     def completed(self, model: MapLocalizer) -> "SamplingOptions":
-        """Return what `model` makes of the options; one that draws no samples has no number."""
+        """Return the options with the defaults of `model` filled in."""
         config = model.config
         ranking = None if self.answer == "set" else self.ranking or config.ranking
         if not model.is_generative:
@@ -76,14 +76,14 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation found.
+    """Results of an evaluation. Of a control, there are only `rows`.
 
     Attributes:
-        rows: Metrics in percent, by what gave them.
-        evaluation: The one that counts; None of a control.
-        sampling: How its answers were drawn; None of a control.
-        model: The localizer; None of a control.
-        dataset: The queries; None of a control.
+        rows: Metrics in percent, by the name of the row.
+        evaluation: The main evaluation.
+        sampling: How its answers were sampled.
+        model: The localizer.
+        dataset: The queries.
     """
 
     rows: Mapping[str, Mapping[str, float]]
@@ -93,7 +93,7 @@ class Results:
     dataset: MomentDataset | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Return what metrics.json says: the metrics that count, what gave them, and all rows."""
+        """Return the content of metrics.json: the main metrics, their settings, and all rows."""
         if self.evaluation is None or self.model is None or self.sampling is None:
             (only,) = self.rows.values()
             return {**only, "rows": self.rows}
@@ -110,11 +110,11 @@ class Results:
         }
 
     def write(self, output: str | os.PathLike[str], details: Mapping[str, Any]) -> tuple[str, ...]:
-        """Write metrics.json and, of a localizer, predictions.jsonl and maps.png.
+        """Write metrics.json and, for a localizer, predictions.jsonl and maps.png.
 
         Args:
             output: Folder.
-            details: What else metrics.json is to say: where the results come from.
+            details: Further fields of metrics.json, such as the origin of the results.
 
         Returns:
             Names of the files.
@@ -155,9 +155,9 @@ def evaluate_localizer(
     Args:
         model: The localizer.
         dataset: The queries.
-        sampling: How its answers are drawn.
-        protocol: How they are judged.
-        label: Put before the name of each row.
+        sampling: How answers are sampled.
+        protocol: As for `tmapdiff.evaluation.evaluate`.
+        label: Prefix of the name of each row.
         accelerator: As for `tmapdiff.evaluation.evaluate`.
 
     Raises:
@@ -186,16 +186,15 @@ def evaluate_localizer(
 def evaluate_trained(
     trained: TrainedLocalizer, sampling: SamplingOptions, data: LocalizationData
 ) -> Results:
-    """Evaluate what a training gave, beside the best constant answer and the last step's weights.
+    """Evaluate a trained model, the last step's weights, and the best constant answer.
 
-    Of a model that was fitted to tell whether an answer is there, a row has the metrics of that: of
-    the same queries, each asked of another video, too, if there are such, and the data have none
-    without a moment.
+    If the model predicts presence and all test queries have a moment, each query is also asked of
+    another video, for a row with the metrics of presence.
 
     Args:
-        trained: What the training gave.
-        sampling: How answers are drawn.
-        data: What it was trained on.
+        trained: Result of `Recipe.train`.
+        sampling: How answers are sampled.
+        data: The data that it was trained on.
 
     Raises:
         ArgumentError, ConfigError: As `tmapdiff.evaluation.evaluate`.
@@ -230,20 +229,20 @@ def evaluate_trained(
 def make_pipeline_test_set(
     pipeline: MomentLocalizationPipeline, data: LocalizationData
 ) -> MomentDataset:
-    """Make the data set to evaluate a pipeline on.
+    """Build the test set to evaluate a pipeline on.
+
+    Warns if videos are more than twice as long as all training videos: the pipeline would search
+    them in windows, but here they are searched as a whole.
 
     Args:
         pipeline: The pipeline.
-        data: Where the queries come from; its training queries are not read.
-
-    Warns if videos are more than twice as long as any of training: the pipeline would search them
-    in windows, here each is one.
+        data: Source of the test queries.
 
     Raises:
-        ConfigError: If the features are not of the model's width, or, of DiDeMo, the pipeline's
-            grid is not that of DiDeMo's 21 moments.
+        ConfigError: If the features do not have the model's number of channels, or, for DiDeMo, the
+            pipeline's grid does not consist of DiDeMo's 21 moments.
         ArgumentError: As `MomentDataset`.
-        CheckpointError: If the pipeline's text encoder turns out to be damaged.
+        CheckpointError: If the pipeline's text encoder is damaged.
     """
     who = "make_pipeline_test_set"
     encoder = pipeline.localizer.encoder.config
@@ -253,14 +252,14 @@ def make_pipeline_test_set(
         raise ConfigError(message(who, expected, got))
     grid, clip_seconds = pipeline.localizer.grid, pipeline.config.clip_seconds
     if data.protocol == "didemo" and (grid != MapGrid(**DIDEMO_GRID) or not clip_seconds):
-        expected = "a pipeline of DiDeMo's 21 moments, such as train makes of DiDeMo"
+        expected = "a pipeline with DiDeMo's 21 moments, as trained on DiDeMo"
         raise ConfigError(message(who, expected, repr(grid)))
     durations = pipeline.config.durations
     if clip_seconds is None and durations is not None:
         longer = {item.video_id for item in data.test if item.duration > 2 * durations[-1]}
         if longer:
-            text = f"more than twice as long as any of training ({durations[-1]:g} s at most): here"
-            text += " each is searched as a whole, by the pipeline in windows."
+            text = f"more than twice as long as the training videos ({durations[-1]:g} s at most)."
+            text += " They are searched as a whole here, but in windows by the pipeline."
             warnings.warn(f"{len(longer)} videos are {text}", stacklevel=2)
     if pipeline.text_encoder is not None:
         words = encode_queries(data.test, pipeline.encode_queries)
@@ -269,16 +268,16 @@ def make_pipeline_test_set(
 
 
 def evaluate_control(control: Control, recipe: Recipe, data: LocalizationData) -> Results:
-    """Evaluate an answer that no model gives, on a recipe's grid.
+    """Evaluate a control without a model, on a recipe's grid.
 
     Args:
         control: `prior`, the best constant answer, or `oracle`, the true maps.
-        recipe: Says which grid.
+        recipe: Recipe that defines the grid.
         data: The data set.
 
     Raises:
         ArgumentError: If a part of the data set is empty.
-        ConfigError: If there is no such control.
+        ConfigError: If the control is unknown.
     """
     check_choice("evaluate_control", "control", control, get_args(Control))
     if data.protocol == "didemo" and control == "prior":

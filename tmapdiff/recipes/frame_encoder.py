@@ -1,4 +1,4 @@
-"""The frame encoder that made the features of a store, for pipelines that take videos."""
+"""The frame encoder of a feature store, for pipelines that take videos."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from tmapdiff.video import FrameEncoder, load_frame_encoder
 
 @dataclass(frozen=True)
 class EncoderMatch:
-    """What is known of the frame encoder of a feature store.
+    """Result of the search for a feature store's frame encoder.
 
     Attributes:
-        encoder: The encoder; None if it could not be had.
+        encoder: The encoder; None if it could not be found.
         fps: Features per second; None without an encoder.
-        remark: What to tell a user, in one line.
+        remark: A line for the user.
     """
 
     encoder: FrameEncoder | None
@@ -31,23 +31,23 @@ def find_frame_encoder(
 ) -> EncoderMatch:
     """Find the frame encoder that made the features of a store.
 
-    It is made anew from the store's attributes, as `extract_features` writes them, and counts if it
-    is the same, weights and all.
+    It is rebuilt from the store's attributes, as written by `extract_features`, and used only if
+    its weights are the same.
 
     Args:
         store: The feature store.
-        folder: Folder of a saved encoder, to take in place of the store's attributes; must be the
-            one that made the features, if these name one.
+        folder: Folder of a saved encoder to use instead. If the store records its encoder, it must
+            be the same.
 
     Raises:
         CheckpointError: If there is no encoder in `folder`.
-        FeatureError: If that in `folder` is another one, or the store's rate is not known, or it
-            leaves out what it says of the encoder.
+        FeatureError: If `folder` holds another encoder, or the store lacks its rate or part of its
+            record of the encoder.
     """
     attributes: dict[str, Any] = getattr(store, "attributes", {})
     rate = store.seconds_per_feature
     left_out = getattr(store, "left_out", ())
-    mend = "leaves out which frame encoder made its features: tmapdiff convert makes one that says"
+    mend = "does not record its frame encoder completely: recreate it with tmapdiff convert"
     if folder is not None:
         encoder = load_frame_encoder(folder)
         who = "find_frame_encoder"
@@ -59,33 +59,33 @@ def find_frame_encoder(
             raise FeatureError(message(who, expected, got))
         if rate is None:
             expected = f"the rate of {store.description}, for a pipeline that takes videos"
-            raise FeatureError(message(who, expected, "none", "Give its seconds_per_feature."))
+            raise FeatureError(message(who, expected, "none", "Pass seconds_per_feature."))
         return EncoderMatch(encoder, 1 / rate, f"frame encoder: {encoder.description}")
     try:
         if {"frame_encoder", "model_sha256"} & {*left_out}:
             raise FeatureError(f"the store {mend}")
         if "frame_encoder" not in attributes or rate is None:
-            raise FeatureError("the store does not say which frame encoder made its features")
-        encoder = _make_anew(json.loads(attributes["frame_encoder"]))
+            raise FeatureError("the store does not record its frame encoder")
+        encoder = _rebuild(json.loads(attributes["frame_encoder"]))
         if encoder.fingerprint != attributes.get("model_sha256"):
-            made = f"{encoder.description} made anew"
-            raise FeatureError(f"{made} is not the one that made the features")
-    # Whatever a file may say; and there may be no network.
+            rebuilt = f"{encoder.description} as rebuilt"
+            raise FeatureError(f"{rebuilt} is not the one that made the features")
+    # The file is untrusted, and there may be no network.
     except (TmapdiffError, TypeError, ValueError, AttributeError) as error:
         return EncoderMatch(None, None, f"the pipeline takes features, not videos: {error}")
     fps = attributes.get("fps", 1 / rate)
     return EncoderMatch(encoder, fps, f"frame encoder: {encoder.description}")
 
 
-def _make_anew(arguments: dict[str, Any]) -> FrameEncoder:
-    """Make an encoder from the attributes of an untrusted file."""
+def _rebuild(arguments: dict[str, Any]) -> FrameEncoder:
+    """Rebuild an encoder from the attributes of an untrusted file."""
     name, weights = str(arguments.get("model_name")), arguments.get("weights")
     if ":" in name:
         raise FeatureError(
-            f"the store names {name}, which may be anyone's: save the encoder and name its folder"
+            f"the store names {name}, which is untrusted: save the encoder and pass its folder"
         )
     if weights is not None and not str(weights).endswith(".safetensors"):
         raise FeatureError(f"the weights {weights} are no safetensors: save the encoder")
     if not arguments.get("pretrained"):
-        raise FeatureError("its frame encoder has random weights, which cannot be made anew")
+        raise FeatureError("its frame encoder has random weights, which cannot be rebuilt")
     return FrameEncoder(**arguments)

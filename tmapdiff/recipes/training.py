@@ -1,4 +1,4 @@
-"""Making and training a localizer, from a preset and what is to be different."""
+"""Training of a localizer, from a preset and changes to it."""
 
 import hashlib
 import json
@@ -39,37 +39,36 @@ from tmapdiff.training.checkpoints import CheckpointFolder
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan", "similarity"]
 SYNTHETIC_EPOCHS = 30
-# What is left of a run beside its logs: what another would replace.
+# Results of a run, which another run would replace.
 RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
-# Of the training videos, for whether an answer is there; others than those held out to be judged.
+# Share of the training videos to fit presence on. The seed differs from `HOLDOUT_SEED`.
 _PRESENCE_SHARE, _PRESENCE_SEED = 0.1, 1
-_LONGEST_NAME = 160  # bytes, of which file systems allow 255
+_LONGEST_NAME = 160  # bytes; file systems allow 255
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a localizer is made and trained: a preset, and what is to be different.
+    """How a localizer is built and trained: a preset, and changes to it.
 
     Attributes:
         preset: Name of the preset.
-        model: What to train: the diffusion model, the same decoder as a plain regressor, the
-            baseline, or the few numbers of `SimilarityLocalizer`, which are fitted.
+        model: `diffusion`; `deterministic`, its deterministic twin; `ms2dtan`, the baseline; or
+            `similarity`, a `SimilarityLocalizer`, which is only fitted.
         decoder: Name of a decoder of Table 3. Defaults to the preset's.
         objective: What is learned. Defaults to the model's.
-        glove: Text file of GloVe vectors. By default, words are learned.
-        clip_seconds: Seconds per clip: train on windows of long videos, evaluate on whole ones. By
-            default, clips divide each video equally; of DiDeMo, they are its segments.
+        glove: Text file of GloVe vectors. By default, word embeddings are learned.
+        clip_seconds: Seconds per clip, to train on windows of long videos and evaluate on whole
+            ones. By default, clips divide each video equally; for DiDeMo, they are its segments.
         seed: Seed of weights, data order and noise.
         training: Fields of `TrainingConfig` to change; None leaves the preset's. With `negatives`,
-            a tenth of the training videos is held out, on which `fit_presence` fits how likely the
-            answer is in a video; of `similarity`, which learns nothing from them, they ask for this
-            alone.
+            a tenth of the training videos is held out, and `fit_presence` is called on them. It is
+            all that `negatives` do for `similarity`, which does not learn from them.
 
     Raises:
         ArgumentError: If a number is out of range.
-        ConfigError: If there is no such preset, model or decoder.
+        ConfigError: If the preset, model or decoder is unknown.
     """
 
     preset: str = "tiny"
@@ -91,12 +90,12 @@ class Recipe:
         check_int("Recipe", "seed", self.seed, at_least=0)
 
     def preset_for(self, protocol: Protocol) -> Preset:
-        """Return the preset, with the grid that `protocol` and the model ask for."""
+        """Return the preset, with the grid that `protocol` and the model need."""
         preset = PRESETS[self.preset]
         if protocol == "didemo":
             return replace(preset, grid=DIDEMO_GRID)
         if self.model == "similarity":
-            # Without a decoder candidates are cheap: they begin and end at any feature.
+            # Without a decoder, candidates are cheap: they can start and end at any feature row.
             grid, each = dict(preset.grid), preset.encoder.get("features_per_clip", 1)
             grid |= {name: each * grid[name] for name in ("num_clips", "num_anchors")}
             return replace(preset, grid=grid, encoder={**preset.encoder, "features_per_clip": 1})
@@ -105,15 +104,15 @@ class Recipe:
     def default_folder(
         self, data: str, sources: Mapping[str, Any], control: str | None = None
     ) -> Path:
-        """Name a folder for a run, so that runs of other data or of another recipe have others.
+        """Return a folder name for a run that is unique to its data and recipe.
 
-        The name holds what is given of preset, model, features, objective, decoder, learning rate,
-        epochs and seed, and ends with a digest of all that is given.
+        It consists of preset, model, features, objective, decoder, learning rate, epochs and seed,
+        as far as they are given, and a digest of everything given.
 
         Args:
             data: Name of the data set.
-            sources: Which data are used: paths and numbers by the name of an option, those of
-                features by `features`; None is not given.
+            sources: Paths and numbers that define the data, by option name, with those of features
+                under `features`; None counts as not given.
             control: Name of the control, if nothing is trained.
         """
         named = ("decoder", "objective", "glove", "clip_seconds")
@@ -136,11 +135,11 @@ class Recipe:
         return Path("runs", name)
 
     def clip_seconds_for(self, protocol: Protocol) -> float | None:
-        """Return the seconds of a clip, if `protocol` or the recipe fixes them."""
+        """Return the seconds per clip, if `protocol` or the recipe fixes them."""
         return SEGMENT_SECONDS if protocol == "didemo" else self.clip_seconds
 
     def training_config(self, data: LocalizationData) -> TrainingConfig:
-        """Return how it is trained on `data`.
+        """Return the training configuration for `data`.
 
         Raises:
             ArgumentError, ConfigError: As `TrainingConfig`.
@@ -158,14 +157,14 @@ class Recipe:
         say: Callable[[str], None] = lambda line: None,
         text_channels: int | None = None,
     ) -> MapLocalizer:
-        """Make the model with its initial weights.
+        """Build the model with its initial weights.
 
         Args:
-            vocabulary: The words that it will know; None with `text_channels`.
+            vocabulary: Its vocabulary; None with `text_channels`.
             feature_dim: Channels of the video features.
-            protocol: How it will be judged, which may decide its grid.
-            say: Called with each line on what was made.
-            text_channels: Channels of words that are features.
+            protocol: Protocol of the evaluation, which may determine the grid.
+            say: Called with each line of progress.
+            text_channels: Channels of the words, if they are features.
 
         Raises:
             FileError: If the GloVe vectors cannot be read.
@@ -190,7 +189,7 @@ class Recipe:
             model = preset.build_ms2dtan(**fields)
         elif self.model == "similarity":
             if text_channels != feature_dim:
-                expected = f"words that are features of the clips' {feature_dim} channels"
+                expected = f"word features with the clips' {feature_dim} channels"
                 got = "a vocabulary" if text_channels is None else f"{text_channels} channels"
                 raise ConfigError(message("Recipe, model similarity", expected, got))
             model = preset.build_similarity(clip_channels=feature_dim)
@@ -228,13 +227,13 @@ class Recipe:
 
         Args:
             data: The data set.
-            output: Folder for checkpoints and logs; a model that is fitted makes none.
-            steps: Denoising steps that will be asked for: refused now, rather than after training.
-            device: `cpu`. Defaults to what accelerate chooses.
-            resume: Whether to continue the run in `output`; it may get more epochs. What is fitted
-                has no run to continue, and is fitted anew.
-            overwrite: Whether to replace the run in `output`; without either, it is refused.
-            say: Called with each line on what is done.
+            output: Folder for checkpoints and logs, which `similarity` does not write.
+            steps: Denoising steps of the later evaluation, checked before training.
+            device: `cpu`. Defaults to accelerate's choice.
+            resume: Whether to continue the run in `output`, possibly for more epochs. `similarity`
+                is fitted again from the start.
+            overwrite: Whether to replace the run in `output`.
+            say: Called with each line of progress.
 
         Raises:
             ArgumentError, ConfigError: If settings do not fit the data or each other.
@@ -250,7 +249,7 @@ class Recipe:
             asked = replace(data, test=add_negatives(held)).make_test_set(**options)
             data = replace(data, train=kept)
             add_presence = partial(fit_presence, dataset=asked, seed=self.seed)
-            say(f"{len(held):,} queries are held out of training, to fit if there is an answer")
+            say(f"{len(held):,} queries are held out of training, to fit presence")
         train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
         width = data.store.feature_dim
         model = self.build(options["vocabulary"], width, data.protocol, say, data.text_channels)
@@ -271,12 +270,12 @@ class Recipe:
             config,
             output,
             validation=test_set,
-            validate_every=None,  # what is to be judged by it at the end is only drawn
+            validate_every=None,  # drawn only: it is also the test set
             overwrite=overwrite,
             device=device,
         )
         if resume and not trainer.resume().progress.step:
-            say(f"there is no checkpoint in {output}: from the start")
+            say(f"there is no checkpoint in {output}: training from the start")
         trainer.train()
         models = trainer.ema_model.eval(), trainer.raw_model
         if add_presence is not None:
@@ -286,14 +285,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainedLocalizer:
-    """What a training gave.
+    """Result of a training.
 
     Attributes:
-        model: With the moving average of the weights: the one to use.
-        raw_model: With the weights of the last step.
-        train_set: What it was trained on.
-        test_set: What to evaluate it on.
-        accelerator: The `accelerate.Accelerator` that it was trained with; None, if it was fitted.
+        model: Model with the moving average of the weights, the one to use.
+        raw_model: Model with the weights of the last step.
+        train_set: Training set.
+        test_set: Test set.
+        accelerator: The `accelerate.Accelerator` that was used; None for `similarity`.
     """
 
     model: MapLocalizer
@@ -307,11 +306,11 @@ class TrainedLocalizer:
         match: EncoderMatch | None = None,
         text_encoder: TransformersTextEncoder | None = None,
     ) -> MomentLocalizationPipeline:
-        """Make a pipeline of the model.
+        """Build a pipeline with the model.
 
         Args:
-            match: The frame encoder of its features, for a pipeline that takes videos.
-            text_encoder: What made the features of its queries, if words are no indices.
+            match: Frame encoder of the features, for a pipeline that takes videos.
+            text_encoder: Text encoder of the queries, if words are features.
         """
         rate = self.test_set.store.seconds_per_feature
         encoder = None if match is None else match.encoder
@@ -334,29 +333,29 @@ def check_run_folder(
     overwrite: bool,
     writes: Sequence[str] = RUN_FILES,
 ) -> None:
-    """Refuse a folder where a script would replace an earlier run without being asked to.
+    """Raise FileError if a script would replace an earlier run without being told to.
 
     Args:
         folder: The folder.
         resume: Whether the option `--resume` was given.
         overwrite: Whether `--overwrite` was given.
-        writes: Which of `RUN_FILES` the script writes; others there are refused in any case.
+        writes: Which of `RUN_FILES` the script writes. If there are others, it always raises.
 
     Raises:
         FileError: If it holds an earlier run.
         ArgumentError: If both options were given.
     """
     if resume and overwrite:
-        raise ArgumentError(message("--overwrite", "no --resume with it", "both"))
+        raise ArgumentError(message("--overwrite", "no --resume", "both"))
     place = Path(folder)
     found = [name for name in RUN_FILES if (place / name).exists()]
     if not CheckpointFolder(place / "checkpoints").list():
         found = [name for name in found if name != "checkpoints"]
     others = [name for name in found if name not in writes]
     if others:
-        hint = "This run does not write such. Name another folder with --output."
+        hint = "This run does not write such files. Choose another folder with --output."
     elif found and not (resume or overwrite):
-        hint = "Continue it with --resume, replace it with --overwrite, or name another folder "
+        hint = "Continue it with --resume, replace it with --overwrite, or choose another folder "
         hint += "with --output."
     else:
         return
@@ -365,7 +364,7 @@ def check_run_folder(
 
 
 def _make_way(output: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
-    """Remove the checkpoints of an earlier run, as `Trainer` does, for what makes none itself."""
+    """Remove the checkpoints of an earlier run, as `Trainer` would."""
     folder = CheckpointFolder(Path(output) / "checkpoints")
     if resume and folder.list():
         expected = f"no checkpoints in {output}, as similarity is fitted"
@@ -376,10 +375,10 @@ def _make_way(output: str | os.PathLike[str], resume: bool, overwrite: bool) -> 
 
 
 def _as_found(place: str | os.PathLike[str]) -> str:
-    """Give the path of what is there as it is found from anywhere; other names as they are."""
+    """Return the absolute path if it exists, or the name unchanged."""
     return str(Path(place).resolve() if Path(place).exists() else place)
 
 
 def is_main_process() -> bool:
-    """Whether this process prints and writes: the first, if torchrun or accelerate ran several."""
+    """Return whether this process prints and writes: the first of several that were launched."""
     return os.environ.get("RANK", "0") == "0"
