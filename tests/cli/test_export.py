@@ -20,5 +20,5 @@ def test_writes_graphs_and_says_how_large_they_are(passes, tmp_path):
 def test_what_cannot_be_exported_is_one_line(refused, tmp_path):
     make_pipe(make_localizer(MS2DTAN)).save_pretrained(tmp_path / "pipe")
     error = refused("export", tmp_path / "pipe", "--steps", 2, "--json")
-    assert error.startswith("export_pipeline: expected one pass of a model that does not sample")
+    assert error.startswith("export_pipeline: expected one pass for a model that is not generative")
     assert "no such folder" in refused("export", tmp_path / "none")

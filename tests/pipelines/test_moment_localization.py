@@ -262,10 +262,10 @@ class TestAnswers:
         found = pipe(video, QUERIES, generator=seeds(3))
         assert_alike(found, pipe(video, QUERIES, num_inference_steps=1, num_samples=1))
         name = type(localizer).__name__
-        text = f"expected one pass of a {name} that does not sample, got num_samples = 3."
+        text = f"expected one pass for a {name}, which is not generative, got num_samples = 3."
         with refuses(ArgumentError, text):
             pipe(video, QUERIES, num_samples=3)
-        text = f"expected a model that samples, for eta or return_steps, got {name}."
+        text = f"expected a generative model for eta or return_steps, got {name}."
         with refuses(ArgumentError, text):
             pipe(video, QUERIES, return_steps=True)
 
@@ -350,7 +350,7 @@ class TestVideos:
             pipe(torch.zeros(0, CHANNELS), "the door")
         with refuses(ConfigError, "features of the video, as there is no frame_encoder, got str."):
             pipe("one.mp4", "the door")
-        with refuses(ArgumentError, "expected the fps of features that are a tensor, got none."):
+        with refuses(ArgumentError, "the pipeline's fps for features that are a tensor, got none."):
             make_pipe(fps=None)(torch.zeros(3, CHANNELS), "the door")
 
 
@@ -384,7 +384,7 @@ class TestArguments:
         few = Vocabulary(WORDS[:3])
         for parts, text in (
             ({"vocabulary": None}, "expected the vocabulary that the model was trained with"),
-            ({"vocabulary": few}, "expected a vocabulary of the model's 7 words, got 5 words."),
+            ({"vocabulary": few}, "expected a vocabulary with the model's 7 words, got 5 words."),
             ({"fps": 0}, "expected fps in (0, 1000], got 0."),
             ({"clip_seconds": -1}, "expected clip_seconds in (0, inf), got -1."),
         ):
@@ -395,7 +395,7 @@ class TestArguments:
         with refuses(ConfigError, "expected fps with a frame_encoder, got none."):
             make_pipe(frame_encoder=frame_encoder, fps=None)
         localizer = make_localizer(encoder={"clip_channels": 9})
-        text = "expected a frame_encoder that gives 9 numbers a picture, got 96 of timm test_resnet"
+        text = "expected a frame_encoder with 9 numbers per frame, got 96 from timm test_resnet"
         with refuses(ConfigError, text):
             make_pipe(localizer, frame_encoder=frame_encoder)
 
@@ -565,7 +565,7 @@ class TestSaving:
             pipe.scheduler = "unipc"
         baseline = make_pipe(make_localizer(MS2DTAN))
         assert baseline.scheduler is None
-        with refuses(ArgumentError, "expected a model that samples, for a scheduler, got MS2DTAN."):
+        with refuses(ArgumentError, "expected a generative model to set a scheduler, got MS2DTAN."):
             baseline.scheduler = MapScheduler()
 
     def test_sentences_by_transformers(self, tmp_path):
@@ -584,7 +584,7 @@ class TestSaving:
         assert_alike(read(make_features(30), QUERIES, generator=seeds(3)), expected)
         with refuses(ConfigError, "expected the text_encoder that the model was trained with"):
             make_pipe(localizer, vocabulary=None)
-        with refuses(ConfigError, "expected no vocabulary, as the model reads features"):
+        with refuses(ConfigError, "expected no vocabulary, as the model has a text"):
             make_pipe(localizer, text_encoder=text)
         with refuses(ConfigError, "expected no text_encoder, as the model reads words"):
             make_pipe(text_encoder=text)
@@ -637,7 +637,7 @@ class TestSaving:
             with refuses(CheckpointError, text):
                 load(folder)
         (folder / "model_index.json").write_text("[]")
-        with refuses(CheckpointError, "model_index.json is no JSON object."):
+        with refuses(CheckpointError, "model_index.json is not a JSON object."):
             load(folder)
         (folder / "model_index.json").unlink()
         with refuses(CheckpointError, "cannot read model_index.json: No such file or directory."):

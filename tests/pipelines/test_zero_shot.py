@@ -115,7 +115,7 @@ def test_what_of_a_sentence_is_read():
 def test_text_features_that_do_not_fit(tmp_path):
     text = tiny_text_encoder(WORDS)
     fields = {"text_channels": 16, "clip_channels": 16, "vocabulary_size": None, "aligned": True}
-    with refuses(ConfigError, "text_features, 'tokens' or 'sentence', whichever the model was tr"):
+    with refuses(ConfigError, "text_features 'tokens' or 'sentence', as in training, got none"):
         make_pipe(make_localizer(encoder=fields), vocabulary=None, text_encoder=text)
     aligned = make_pipe(
         make_localizer(encoder=fields), vocabulary=None, text_encoder=text, text_features="sentence"
@@ -123,11 +123,11 @@ def test_text_features_that_do_not_fit(tmp_path):
     assert aligned.encode_queries(QUERIES)[0].shape == (1, 16)
     clip = tiny_text_encoder(WORDS, kind="clip")  # tokens of 16, sentences of 8
     of_tokens = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
-    with refuses(ConfigError, "a text_encoder that gives 16 channels, got 8 of sentence."):
+    with refuses(ConfigError, "a text_encoder with 16 channels, got 8 of sentence."):
         make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="sentence")
     with refuses(ConfigError, "text_features to be one of tokens, sentence, got 'words'."):
         make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="words")
-    with refuses(ConfigError, "expected no text_encoder, as the model reads words of a"):
+    with refuses(ConfigError, "expected no text_encoder, as the model has a"):
         make_pipe(text_features="tokens")
     make_pipe(of_tokens, vocabulary=None, text_encoder=clip).save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"

@@ -1,4 +1,4 @@
-"""Trained models with all that they need to answer: from a video and a sentence to moments."""
+"""Pipelines from a video and a sentence to moments."""
 
 from tmapdiff.pipelines._sources import list_sources
 from tmapdiff.pipelines.moment_localization import MomentLocalizationPipeline, Pairs

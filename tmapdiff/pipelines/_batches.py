@@ -1,4 +1,4 @@
-"""Queries with their videos on the way into the model, and what comes out of it."""
+"""Batches of queries with their videos, and the answers to them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ from tmapdiff.pipelines.output import LocalizedMoment, PackedMaps
 
 @dataclass(frozen=True)
 class Clips:
-    """A video as the model reads it.
+    """Features of a video for the model.
 
     Attributes:
-        grid: The grid that it would have alone.
-        num_clips: Its clips; None if they are as many as the model's grid has.
-        windows: The windows that it is searched in; none if it is searched as a whole.
+        grid: The grid of the video alone.
+        num_clips: Its number of clips; None if it is that of the model's grid.
+        windows: The windows to search; empty if the video is searched as a whole.
     """
 
     features: Tensor
@@ -36,11 +36,11 @@ class Clips:
 
     @property
     def parts(self) -> tuple[Window, ...]:
-        """Its windows; a whole video is its only one."""
+        """Its windows, or one window for the whole video."""
         return self.windows or ((0, self.grid.num_clips),)
 
     def spans(self) -> list[tuple[float, float]]:
-        """Start and end of its windows in seconds; a whole video is its only window."""
+        """Return start and end of `parts` in seconds."""
         if not self.windows:
             return [(0.0, self.duration)]
         ends = (min(end * self.clip_seconds, self.duration) for _, end in self.windows)
@@ -66,7 +66,7 @@ class Batch:
         places = {key: place for place, key in enumerate(self.different)}
         self.video_of = torch.tensor([places[id(video)] for video in clips], device=device)
         self.words = pad_sequence(list(words), batch_first=True).to(device)
-        self.num_words = torch.tensor([len(one) for one in words])  # the CPU is where it is read
+        self.num_words = torch.tensor([len(one) for one in words])  # read on the CPU
         self.clip_seconds = torch.tensor([video.clip_seconds for video in clips], device=device)
 
     def __len__(self) -> int:
@@ -74,16 +74,16 @@ class Batch:
 
     @cached_property
     def videos(self) -> Tensor:
-        """Features of the videos, each once, filled up to the clips of `grid`."""
+        """Features of the distinct videos, padded to the clips of `grid`."""
         each = self.localizer.encoder.config.features_per_clip
         features = (video.features for video in self.different.values())
         filled = [fill_clips(one, self.grid.num_clips, 1, each) for one in features]
         return torch.stack(filled).to(self.device, self.localizer.dtype)
 
     def windows(self) -> list[tuple[int, Clips]]:
-        """Query and features of each window, in order; a whole video is its only window.
+        """Return (query, features) of each window, or of each whole video.
 
-        Queries of one video stand side by side: they share the features of its windows.
+        All queries of a window are adjacent, as they share its features.
         """
         each = self.localizer.encoder.config.features_per_clip
         grid, windows = self.localizer.grid, []
@@ -102,7 +102,7 @@ class Batch:
         return self.spread(self.videos)
 
     def spread(self, of_videos: Tensor) -> Tensor:
-        """Give each query what is of its video."""
+        """Repeat values of the distinct videos for their queries."""
         if len(of_videos) == 1:
             return of_videos.expand(len(self), *of_videos.shape[1:])
         return of_videos[self.video_of]
@@ -110,16 +110,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a model predicted for the queries of a batch."""
+    """Predicted maps of the queries of a batch."""
 
     samples: Tensor  # (B, S, cells)
-    clean: Tensor | None  # after every step, the mean over the samples: (B, steps, cells)
-    noisy: Tensor | None  # likewise, of the first sample
-    held: Tensor | None = None  # which cells some window holds: (B, cells)
+    clean: Tensor | None  # after each step, the mean over the samples: (B, steps, cells)
+    noisy: Tensor | None  # after each step, of the first sample: (B, steps, cells)
+    held: Tensor | None = None  # which cells lie in a window: (B, cells)
 
     @classmethod
     def join(cls, parts: Sequence["Drawn"], queries: Sequence[int], batch: Batch) -> "Drawn":
-        """Join what was drawn, in parts, of the windows of a batch, each of one of `queries`."""
+        """Join the maps of all windows of a batch; `queries` has the query of each window."""
         own, query_of = batch.localizer.grid, torch.tensor(queries)
 
         def joined(name: str) -> Any:
@@ -139,7 +139,7 @@ class Drawn:
 
 
 class Steps:
-    """Maps after every step: the clean ones' mean over the samples, the first one's noisy ones."""
+    """Maps after each step: the mean clean map of all samples, the noisy map of the first."""
 
     def __init__(self) -> None:
         self._clean: list[Tensor] = []
@@ -165,11 +165,11 @@ class Steps:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for one query."""
+    """The answer to one query."""
 
     moments: list[LocalizedMoment]
     clips: Clips
-    present: float  # how likely there is a moment; NaN unless the moments are a set
+    present: float  # probability that there is a moment; NaN unless the moments are a set
     maps: PackedMaps
     clean: PackedMaps | None
     noisy: PackedMaps | None
@@ -200,9 +200,9 @@ def list_moments(
 ) -> list[list[LocalizedMoment]]:
     """Return the moments of each query; `spread` is (B, n).
 
-    Seconds are computed as Python's numbers: in float32 an end might lie after the video's.
+    Seconds are computed in float64, as a float32 end might lie after the video's.
     """
-    # There are clips, as all was read off a map.
+    # Moments that were read off a map have clips.
     clips, valid = ranked.clips.tolist(), ranked.valid.tolist()  # type: ignore[union-attr]
     scores = ranked.scores.tolist()
     spreads = None if spread is None else spread.tolist()
@@ -222,7 +222,7 @@ def list_moments(
 
 
 def spread_of(found: Localization, samples: Tensor) -> Tensor | None:
-    """Return the spread, over (B, S, cells) samples, of the merged map at each moment, (B, n)."""
+    """Return the standard deviation over samples, (B, S, cells), at each moment, (B, n)."""
     batch, count, _ = samples.shape
     clips, num_clips = found.ranked.clips, found.num_clips
     if count == 1 or clips is None:

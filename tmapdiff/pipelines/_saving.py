@@ -1,4 +1,4 @@
-"""Saved pipelines: where they are, and which parts they may have."""
+"""Saved pipelines: their folders and parts."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from tmapdiff.video.two_towers import FRAME_ENCODER_FILES
 PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
 SETTINGS = ("fps", "clip_seconds", "durations", "text_features")
 VOCABULARY = "vocabulary.json"
-# What saving replaces.
+# Files that saving replaces.
 PIPELINE_FILES = {
     "": re.compile(r"model_index\.json"),
     "localizer": MODEL_FILES,
@@ -49,14 +49,14 @@ def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) 
         return folder
     text = str(name)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        # The hub would be asked in vain.
+        # It cannot be a name on the hub.
         raise CheckpointError(f"{place}: there is no such folder.")
     from huggingface_hub import snapshot_download
 
     patterns = [DiffusionPipeline.config_name, *(f"{part}/*" for part in PARTS)]
     try:
         return Path(snapshot_download(text, allow_patterns=patterns, **options))
-    # The hub has many errors of its own.
+    # The hub's client raises many kinds of errors.
     except Exception as error:
         reason = f"there is no such folder here, and the hub failed: {first_line(error)}."
         raise CheckpointError(f"{place}: {reason}") from error
@@ -74,14 +74,14 @@ def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         index = None
     if not isinstance(index, dict):
-        raise CheckpointError(f"{place}: {path.name} is no JSON object.")
+        raise CheckpointError(f"{place}: {path.name} is not a JSON object.")
     if index.get("_class_name") != class_name:
         raise CheckpointError(f"{place}: it is a {short(str(index.get('_class_name')))}.")
     return index
 
 
 def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
-    """Read a part; the folder may choose among our classes only."""
+    """Load a part; only this library's classes are allowed."""
     if entry is None or entry == [None, None]:
         return None
     is_pair = isinstance(entry, list) and [type(one) for one in entry] == [str, str]

@@ -1,4 +1,4 @@
-"""Which videos are meant."""
+"""Videos given as files or folders."""
 
 import os
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from tmapdiff.video.extraction import find_videos
 def list_sources(
     places: Sequence[str | os.PathLike[str]], *, text_tracks: bool = False
 ) -> list[Path]:
-    """List the videos of folders, and files as they are.
+    """List files, and the videos in folders.
 
     Args:
-        places: Folders, whose own files count, and files.
-        text_tracks: Whether folders are of text tracks in place of videos.
+        places: Files and folders. Subfolders are not searched.
+        text_tracks: Whether to list text tracks in folders instead of videos.
 
     Raises:
-        FileError: If a folder cannot be read, or has none.
+        FileError: If a folder cannot be read or contains none.
     """
     found: list[Path] = []
     for place in map(Path, places):
-        if not os.path.isdir(place):  # of too long a name, too
+        if not os.path.isdir(place):  # unlike Path.is_dir, works for names that are too long
             found.append(place)
             continue
         inside = find_videos(place)[0]

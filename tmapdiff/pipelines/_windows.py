@@ -1,4 +1,4 @@
-"""Videos that are longer than those of training: searched in windows as long as those."""
+"""Windows for videos that are longer than the training videos."""
 
 import math
 import statistics
@@ -11,15 +11,15 @@ from tmapdiff._core.checks import check_list, check_range, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import MapGrid
 
-Durations = tuple[float, float, float]  # the shortest, the median and the longest
-Window = tuple[int, int]  # its first clip, and the clip after its last
+Durations = tuple[float, float, float]  # shortest, median and longest
+Window = tuple[int, int]  # first clip, and the clip after the last
 
 
 def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
-    """Return the shortest, the median and the longest.
+    """Return the shortest, the median and the longest duration.
 
     Raises:
-        ArgumentError: If there is none, or one is not positive.
+        ArgumentError: If there are no durations, or one is not positive.
     """
     listed = check_list(who, "durations", durations)
     seconds = [check_range(who, "durations", one, 0, open_low=True) for one in listed]
@@ -29,10 +29,10 @@ def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
 
 
 def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> int:
-    """Count the clips of a video: the grid's or, if it is longer than any of training, more.
+    """Return the number of clips of a video: the grid's, or more if it is longer than in training.
 
-    In a longer one, as many clips as the grid has last about the median duration of training. The
-    count is rounded to whole clips of the coarsest scale.
+    In a longer video, the grid's number of clips lasts about the median duration of training. The
+    result is rounded to whole clips of the coarsest scale.
     """
     if trained is None or duration <= trained[2]:
         return grid.num_clips
@@ -44,7 +44,7 @@ def count_clips(duration: float, trained: Durations | None, grid: MapGrid) -> in
 def divide_in_windows(num_clips: int, grid: MapGrid) -> tuple[Window, ...]:
     """Divide a video into windows as long as the grid, each overlapping the next by half.
 
-    They start where cells of the coarsest scale do: each of their cells is one of the video.
+    They start where cells of the coarsest scale start, so that their cells are cells of the video.
     """
     coarsest, last = grid.stride(grid.num_scales - 1), num_clips - grid.num_clips
     step = max(grid.num_clips // 2 // coarsest, 1) * coarsest
@@ -54,12 +54,12 @@ def divide_in_windows(num_clips: int, grid: MapGrid) -> tuple[Window, ...]:
 def join_windows(
     maps: Tensor, windows: Iterable[Window], grid: MapGrid, whole: MapGrid
 ) -> tuple[Tensor, Tensor]:
-    """Join the maps of windows into those of their video; cells in several windows get the mean.
+    """Merge the maps of windows into those of their video, with the mean where windows overlap.
 
     Shape:
         - maps: (windows, S, cells) of `grid`, 0 in invalid cells
-        - returns: (S, cells) of `whole`, -inf in the cells that no window holds; and whether
-          a window holds a cell: (cells,), bool
+        - returns: (S, cells) of `whole`, -inf in cells outside all windows; and which cells lie in
+          a window: (cells,), bool
     """
     joined, counts = [], []
     for scale, parts in enumerate(grid.unpack(maps.flatten(0, 1))):
@@ -79,7 +79,7 @@ def join_windows(
 def generators_of_windows(
     generators: Iterable[torch.Generator], counts: Iterable[int]
 ) -> list[list[torch.Generator]]:
-    """Give each window of each query a generator of its own, which does not depend on batches."""
+    """Make a generator for each window of each query, independent of batching."""
     found = []
     for generator, count in zip(generators, counts, strict=True):
         if count == 1:

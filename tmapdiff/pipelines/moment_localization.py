@@ -1,4 +1,4 @@
-"""From a video and a sentence to moments, in one call."""
+"""The pipeline from a video and a sentence to moments."""
 
 import json
 import math
@@ -82,32 +82,32 @@ TextFeatures = Literal["tokens", "sentence"]
 Video = VideoSource | VideoFeatures
 _Callback = Callable[["MomentLocalizationPipeline", int, int, dict[str, Tensor]], Any]
 _KEPT_VIDEOS = 8
-_ROWS_PER_CLIP = 4  # so that the similarity is smoothed over less than clips
+_ROWS_PER_CLIP = 4  # so that similarity is smoothed over less than two clips
 
 
 class MomentLocalizationPipeline(DiffusionPipeline):
-    """Finds the moments of videos that sentences describe: diffusers' way to use a trained model.
+    """Finds the moments of videos that sentences describe: a diffusers pipeline of a trained model.
 
-    Saves, loads and moves as diffusers' pipelines do, with all that it needs: the model, the words
-    that it knows, and what makes features of videos.
+    It is saved, loaded and moved like diffusers' pipelines, with its model, vocabulary and
+    encoders.
 
     Args:
         localizer: The trained model.
-        vocabulary: The words that the model was trained with; None with a `text_encoder`.
-        frame_encoder: Makes features of frames. Without it, videos are features.
-        text_encoder: Makes features of sentences, for a model trained on such.
-        fps: Features per second, as in training; needed with a `frame_encoder`.
-        clip_seconds: Seconds a clip lasts, as in training. By default the model's clips divide
-            every video equally.
-        text_features: What the `text_encoder` gives of a sentence: its `tokens`, or the whole
-            `sentence` as one word. Defaults to what fits the model's channels, to tokens where both
-            do, and to the sentence of a `SimilarityLocalizer` that compares no words. Where both
-            fit a model with `aligned`, it has to be said.
-        durations: Seconds that the videos of training lasted, or the shortest, the median and the
-            longest of them, which are kept. Without `clip_seconds`, a video longer than all of them
-            is searched in overlapping windows as long as the median; by a `SimilarityLocalizer` as
-            a whole, in clips that last as long. By default every video is divided into as many
-            clips, however long its moments then are.
+        vocabulary: Vocabulary of the model; None with a `text_encoder`.
+        frame_encoder: Encodes frames into features. Without it, videos must be features.
+        text_encoder: Encodes sentences, for a model whose words are features.
+        fps: Features per second, as in training; required with a `frame_encoder`.
+        clip_seconds: Seconds per clip, as in training. By default, the model's clips divide each
+            video equally.
+        text_features: Features of a sentence that `text_encoder` supplies: its `tokens`, or the
+            whole `sentence` as one word. Defaults to what matches the model's channels; if both do,
+            to tokens, and to `sentence` for a `SimilarityLocalizer` that compares no words. A model
+            with `aligned` for which both match has no default.
+        durations: Lengths in seconds of the training videos, or their minimum, median and maximum,
+            which are stored. Without `clip_seconds`, a longer video is searched in overlapping
+            windows as long as the median; by a `SimilarityLocalizer`, it is searched as a whole,
+            with clips as long as those of such windows. By default, all videos have the same number
+            of clips.
 
     Raises:
         ConfigError: If the parts do not fit each other.
@@ -144,7 +144,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if durations is not None:
             durations = summarize_durations(who, durations)
         if not isinstance(localizer.encoder, MultimodalEncoder | SimilarityEncoder):
-            got, hint = type(localizer.encoder).__name__, "Call localizer.localize itself."
+            got, hint = type(localizer.encoder).__name__, "Call localizer.localize directly."
             raise ConfigError(message(who, "a localizer with a MultimodalEncoder", got, hint))
         encoder = localizer.encoder.config
         if text_features is not None:
@@ -155,8 +155,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             if fps is None:
                 raise ConfigError(message(who, "fps with a frame_encoder", "none"))
             if frame_encoder.feature_dim != encoder.clip_channels:
-                expected = f"a frame_encoder that gives {encoder.clip_channels} numbers a picture"
-                got = f"{frame_encoder.feature_dim} of {frame_encoder.description}"
+                expected = f"a frame_encoder with {encoder.clip_channels} numbers per frame"
+                got = f"{frame_encoder.feature_dim} from {frame_encoder.description}"
                 raise ConfigError(message(who, expected, got))
         self.register_modules(
             localizer=localizer,
@@ -168,23 +168,23 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             fps=fps, clip_seconds=clip_seconds, durations=durations, text_features=text_features
         )
         self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
-        self._lock = Lock()  # of the videos
+        self._lock = Lock()  # of the cached videos
 
     @classmethod
     def from_two_towers(
         cls, model: str | os.PathLike[str], *, fps: float = 2.0, **fields: Any
     ) -> Self:
-        """Make a pipeline that is not trained: of a model that sees pictures and reads sentences.
+        """Build a pipeline without training, from a model of images and sentences.
 
-        How alike frames and sentence are makes the map (`SimilarityLocalizer`): it finds what a
-        single picture shows, and not what only movement, order or sound tells. Whole videos are
-        searched; moments start and end on the 64ths of a video.
+        The map is computed from the similarity of frames and sentence (`SimilarityLocalizer`). It
+        finds what a single frame shows, and not what only movement, order or sound shows. Moments
+        start and end at multiples of 1/64 of the video.
 
         Args:
-            model: CLIP, SigLIP, or another model of transformers with `get_image_features` and
-                `get_text_features`: its folder, or its name on the hub.
-            fps: Pictures looked at in a second.
-            **fields: Of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
+            model: Folder, or name on the hub, of CLIP, SigLIP, or another transformers model with
+                `get_image_features` and `get_text_features`.
+            fps: Frames per second to encode.
+            **fields: Fields of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
 
         Raises:
             TmapdiffError: As `TransformersFrameEncoder`, `TransformersTextEncoder` and
@@ -202,16 +202,16 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def from_text_encoder(
         cls, model: str | os.PathLike[str], *, fps: float = 1.0, **fields: Any
     ) -> Self:
-        """Make a pipeline that is not trained, for text tracks: of a model that reads sentences.
+        """Build a pipeline for text tracks without training, from a sentence encoder.
 
-        Its videos are subtitles and transcripts (`load_text_track`). How alike what is said and the
-        sentence are makes the map, as for `from_two_towers`.
+        Its videos are subtitles and transcripts (`load_text_track`), whose similarity to the
+        sentence gives the map, as for `from_two_towers`.
 
         Args:
-            model: A sentence encoder of transformers, such as all-MiniLM-L6-v2: its folder, or its
-                name on the hub.
-            fps: Features a second (`encode_text_track`).
-            **fields: Of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
+            model: Folder, or name on the hub, of a transformers sentence encoder, such as
+                all-MiniLM-L6-v2.
+            fps: Features per second (`encode_text_track`).
+            **fields: Fields of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
 
         Raises:
             TmapdiffError: As `TransformersTextEncoder` and `SimilarityLocalizer`.
@@ -242,13 +242,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
     @property
     def scheduler(self) -> MapScheduler | None:
-        """The model's scheduler, which is saved with it; None if the model does not sample.
+        """The model's scheduler, which is saved with it; None if the model is not generative.
 
-        Can be set, as in diffusers: `pipe.scheduler = MapScheduler.from_config(
+        It can be set, as in diffusers: `pipe.scheduler = MapScheduler.from_config(
         pipe.scheduler.config, solver="unipc")`.
 
         Raises:
-            ArgumentError: If it is set to no `MapScheduler`, or the model does not sample.
+            ArgumentError: If it is set to something other than a `MapScheduler`, or the model is
+                not generative.
         """
         return getattr(self.localizer, "scheduler", None)
 
@@ -256,7 +257,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def scheduler(self, scheduler: MapScheduler) -> None:
         if self.scheduler is None:
             kind = type(self.localizer).__name__
-            expected = "a model that samples, for a scheduler"
+            expected = "a generative model to set a scheduler"
             raise ArgumentError(message(type(self).__name__, expected, kind))
         self.localizer.scheduler = scheduler
 
@@ -267,22 +268,22 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write model_index.json and a folder for each part, in place of an earlier save.
+        """Save model_index.json and a folder for each part, replacing an earlier pipeline.
 
-        A new folder appears whole or not at all. In one that exists, model_index.json and the files
-        of all parts are replaced together, even those of parts that this pipeline lacks; any other
-        file stays.
+        Saving is atomic: a new folder appears whole or not at all, and in an existing folder
+        model_index.json and the files of all parts are replaced together, including parts that this
+        pipeline lacks. Other files stay.
 
         Args:
-            save_directory: Folder, made if need be.
-            push_to_hub: Whether to upload it then, to the repository `repo_id`.
+            save_directory: Folder, created if needed.
+            push_to_hub: Whether to upload it afterwards, to the repository `repo_id`.
             **kwargs: `max_shard_size`, as for diffusers' `ModelMixin.save_pretrained`; or as for
                 `push_to_hub`.
 
         Raises:
-            FileError: If the place cannot be written; what was there is as before.
-            ArgumentError: If weights are to be written where `from_pretrained` would not find them:
-                as a `variant`, or in another form than safetensors.
+            FileError: If the folder cannot be written; it is then left as it was.
+            ArgumentError: If a `variant` or another format than safetensors is requested, which
+                `from_pretrained` would not find.
         """
         who = type(self).__name__
         check_safe(who, kwargs)
@@ -315,18 +316,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
-        """Read a pipeline from a folder or the hub, in evaluation mode.
+        """Load a pipeline from a folder or the hub, in evaluation mode.
 
-        Only classes of this library are made, whatever the folder says, and no code of it is run.
+        The folder may be untrusted: only classes of this library are used, and no code from the
+        folder is run.
 
         Args:
             pretrained_model_name_or_path: Folder, or name on the hub.
-            **kwargs: Parts to use in place of the folder's, such as `frame_encoder=None`; `fps`,
-                `clip_seconds` and `durations`; `torch_dtype` of the model; and, from the hub, as
-                for huggingface_hub's `snapshot_download`: `revision`, `token`, ...
+            **kwargs: Parts to use instead of the folder's, such as `frame_encoder=None`; `fps`,
+                `clip_seconds` and `durations`; `torch_dtype` of the model; and, for the hub,
+                arguments of huggingface_hub's `snapshot_download`: `revision`, `token`, ...
 
         Raises:
-            CheckpointError: If there is no such pipeline, it is damaged, or its parts do not fit
+            CheckpointError: If the pipeline does not exist or is damaged, or its parts do not fit
                 each other.
             MissingDependencyError: If a part needs a package that is not installed.
         """
@@ -357,18 +359,18 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> VideoFeatures:
         """Compute the features of a video once, for any number of calls.
 
-        Those of the last few files are kept, and found again while the file stays as it is.
+        The features of the last few files are cached, as long as the files do not change.
 
         Args:
-            video: As in the call.
-            frame_rate: Frames per second, of a `video` that is frames.
-            batch_size: Frames at a time.
+            video: As for the call.
+            frame_rate: Frames per second, if `video` is frames.
+            batch_size: Frames per batch.
 
         Raises:
-            ConfigError: If `video` is no features, and there is no `frame_encoder`.
-            FeatureError: If features are not of the model's size, or not finite.
+            ConfigError: If `video` is not features, and there is no `frame_encoder`.
+            FeatureError: If features do not have the model's channels, or are not finite.
             ArgumentError, FileError, VideoError: As `open_video`.
-            MissingDependencyError: If nothing that decodes videos is installed.
+            MissingDependencyError: If no video decoder is installed.
         """
         if isinstance(video, VideoFeatures):
             return self._checked(video)
@@ -378,13 +380,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if not (self.takes_text_tracks if track else seen):
             expected = "features of the video, as there is no frame_encoder"
             got = "a text track" if track else type(video).__name__
-            hint = "Pass a VideoFeatures, or make the pipeline with frame_encoder and fps."
+            hint = "Pass a VideoFeatures, or build the pipeline with frame_encoder and fps."
             if track and seen:
                 expected = "a video or features"
-                hint = "Text tracks are for pipelines of from_text_encoder (--text-encoder)."
+                hint = "For text tracks, use from_text_encoder (--text-encoder)."
             elif self.takes_text_tracks:
                 expected = "a text track or features, as there is no frame_encoder"
-                hint = "Videos are for pipelines of from_two_towers (--zero-shot)."
+                hint = "For videos, use from_two_towers (--zero-shot)."
             raise ConfigError(message(type(self).__name__, expected, got, hint))
         key = _identity(video)
         with self._lock:
@@ -408,7 +410,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
     @property
     def takes_text_tracks(self) -> bool:
-        """Whether videos may be text tracks: the text encoder makes the features of both."""
+        """Whether videos may be text tracks, which the text encoder encodes like queries."""
         if self.frame_encoder is not None or self.text_encoder is None:
             return False
         channels: int = self.localizer.encoder.config.clip_channels
@@ -421,19 +423,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         return VideoFeatures(features, stride, max(cue.end for cue in cues))
 
     def encode_queries(self, queries: Sequence[str]) -> list[Tensor]:
-        """Encode sentences as the model reads them: with the vocabulary or the text encoder.
+        """Encode sentences for the model, with the vocabulary or the text encoder.
 
-        An `UnknownWordsWarning` names words that the vocabulary lacks, which the model cannot tell
-        apart.
+        An `UnknownWordsWarning` lists words outside the vocabulary, which the model cannot
+        distinguish.
 
         Shape:
-            - returns: (L,) int64 each, of a vocabulary; (L, channels) float32, of a text encoder
+            - returns: (L,) int64 each, with a vocabulary; (L, channels) float32, with a text
+              encoder
 
         Raises:
-            ArgumentError: If a query has no word, or none that the model knows, or `queries` is a
-                single one.
-            ConfigError: If the text encoder is of other channels.
-            CheckpointError: If the text encoder turns out to be damaged.
+            ArgumentError: If a query has no word that the model knows, or `queries` is a string.
+            ConfigError: If the text encoder has other channels than the model.
+            CheckpointError: If the text encoder is damaged.
         """
         who = type(self).__name__
         if isinstance(queries, str):
@@ -450,9 +452,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             if kind == "sentence":
                 return list(found.sentences[:, None])
             lengths = found.num_tokens.tolist()
-            # Copies: one long sentence would keep as much memory for each of the others.
+            # Copies, as views would keep the memory of sentences padded to the longest.
             return [one[:length].clone() for one, length in zip(found.tokens, lengths, strict=True)]
-        expected = f"a text_encoder of {encoder.text_channels} channels"
+        expected = f"a text_encoder with {encoder.text_channels} channels"
         raise ConfigError(message(who, expected, "another"))
 
     def unknown_words(self, query: str) -> list[str]:
@@ -489,61 +491,58 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> MomentLocalizationOutput | tuple[Any, ...]:
         """Find the moments that queries describe.
 
-        Several threads may call one pipeline at a time, with any options: answers are those of one
-        call after another. Give each a generator of its own; do not change weights, parts or modes
+        Several threads may call a pipeline concurrently, with any options, and get the answers of
+        sequential calls. Pass each its own generator, and do not change weights, parts or modes
         meanwhile. A model in training mode answers as in evaluation mode, and stays in training.
 
-        An `UnknownWordsWarning` names words that the model does not know. A video that is longer
-        than those of training (`durations`) is searched in windows, which the output names.
+        An `UnknownWordsWarning` lists words that the model does not know. A video that is longer
+        than the training videos (`durations`) is searched in windows, which the output lists.
 
         Args:
             video: A file; its content, as bytes or as an open binary file; frames, with
-                `frame_rate`; features, as `encode_video` returns them or as a tensor at the
-                pipeline's `fps`; or a text track (`load_text_track`), where the text encoder makes
-                the features of videos, too. Or a list of such: one per query. Or a folder, whose
-                videos are asked in the order of their names.
-            query: A sentence, or several; a single one is asked of each video, a single video is
-                searched for each sentence.
-            pairs: What is asked of several videos: `product` asks every query of the first, then of
-                the second, ..., and is what a folder gets by default; `zip` one of each. Defaults
-                to one of each, or a single one of all.
+                `frame_rate`; features, from `encode_video` or as a tensor at the pipeline's `fps`;
+                or, if `takes_text_tracks`, a text track (`load_text_track`). A list has one per
+                query. A folder stands for its videos, sorted by name.
+            query: A sentence, or several. A single sentence is paired with each video, and a single
+                video with each sentence.
+            pairs: With several videos, `product` pairs every query with the first, then with the
+                second, ...; it is the default for a folder. `zip`, otherwise the default, pairs one
+                query with one video; a single query or video is paired with all.
             num_inference_steps: Denoising steps. Defaults to the model's number.
-            num_samples: Samples of each query that are averaged, or from whose sets one is chosen.
+            num_samples: Samples per query, which are averaged, or from whose sets one is chosen.
                 Defaults to the model's number.
-            top_n: Moments per query, at most.
-            ranking: How moments are read off the map, see `MapLocalizer.localize`. Defaults to the
-                model's way.
-            nms_threshold: Only for `nms` and sets, see `MapLocalizer.localize`.
-            temperature: Not for `nms`, see `MapLocalizer.localize`.
-            answer: `ranked` for the best moments, however well they fit; `set` for those that there
-                seem to be, possibly none, with probabilities for scores, see
-                `MapLocalizer.localize`. The output then has `present`: of a video that is searched
-                in windows, what the maps say, whatever the model was fitted to tell.
+            top_n: Most moments per query.
+            ranking: As for `MapLocalizer.localize`. Defaults to the model's ranking.
+            nms_threshold: As for `MapLocalizer.localize`.
+            temperature: As for `MapLocalizer.localize`.
+            answer: `ranked` for the best moments, however poor; `set` for a set of moments,
+                possibly empty, with probabilities as scores, see `MapLocalizer.localize`. The
+                output then has `present`, which comes from the maps alone if a video is searched in
+                windows.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one per query, which makes answers independent of
-                how queries are batched.
-            frame_rate: Frames per second of videos that are frames.
-            batch_size: Queries, or windows of their videos, at a time; videos may differ in length.
-            output_type: `moments` for lists of `LocalizedMoment`; `pt` and `np` for one tensor or
+                batching.
+            frame_rate: Frames per second, for videos that are frames.
+            batch_size: Queries, or windows of their videos, per batch; videos may differ in length.
+            output_type: `moments` for lists of `LocalizedMoment`; `pt` or `np` for one tensor or
                 array of all.
-            return_steps: Whether to return the map after every step.
-            callback_on_step_end: Called after every step of every sample with the pipeline, the
-                number of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps
-                of a `DenoisingStep`; of windows, where videos are searched in windows.
-            on_error: What to do about a video that cannot be read or whose scores are not finite,
-                or a query that cannot be encoded: `raise` the error, or `skip` the query and answer
-                the others; the output's `errors` then hold the error in its place.
+            return_steps: Whether to return the map after each step.
+            callback_on_step_end: Called after each step of each sample with the pipeline, the index
+                of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps of a
+                `DenoisingStep`; in windows, those of the windows.
+            on_error: If a video cannot be read, its scores are not finite, or a query cannot be
+                encoded, `raise` raises the error. `skip` answers the other queries and stores the
+                error in the output's `errors`.
             return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
 
         Shape:
             - video: (T, H, W, 3) uint8, RGB, for frames; (T, D) for features
 
         Raises:
-            ArgumentError: If the numbers of queries and videos differ, a query has no word, or none
-                that the model knows, an argument is out of range, a model that does not sample is
-                asked to, or scores are not finite, as damaged weights make them.
-            ConfigError: If there is no such output type, ranking, kind of answer or way of
-                `on_error`.
+            ArgumentError: If the numbers of queries and videos differ, a query has no word that the
+                model knows, an argument is out of range, steps or samples are requested from a
+                model that is not generative, or scores are not finite because weights are damaged.
+            ConfigError: If the output type, ranking, kind of answer or `on_error` is unknown.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.
         """
@@ -566,10 +565,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
         skip = on_error == "skip"
         words = self._words(queries, skip)
-        results: dict[int, Answer | TmapdiffError] = {}  # of each query
-        clips: dict[Any, Clips | TmapdiffError] = {}  # of each video once
-        last = {_key(one): row for row, one in enumerate(videos)}  # query of each video
-        # One batch is over before a bar would be read.
+        results: dict[int, Answer | TmapdiffError] = {}  # by query
+        clips: dict[Any, Clips | TmapdiffError] = {}  # by video
+        last = {_key(one): row for row, one in enumerate(videos)}  # last query of each video
+        # A single batch needs no progress bar.
         several = len(queries) > batch_size
         with self.progress_bar(total=len(queries)) if several else nullcontext() as bar:
             for start in range(0, len(queries), batch_size):
@@ -606,7 +605,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
     def _words(self, queries: Sequence[str], skip: bool) -> Sequence[Tensor | TmapdiffError]:
         words = _attempt(skip, self.encode_queries, queries)
-        if isinstance(words, TmapdiffError):  # of one of them, at least
+        if isinstance(words, TmapdiffError):  # at least one query is wrong
             each = (_attempt(skip, self.encode_queries, [query]) for query in queries)
             words = [one if isinstance(one, TmapdiffError) else one[0] for one in each]
         return words
@@ -618,13 +617,13 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         eta: float | None,
         return_steps: bool,
     ) -> dict[str, Any]:
-        """Check how samples are to be drawn; return the arguments of `draw_samples`."""
+        """Check the sampling options; return the arguments of `draw_samples`."""
         who, kind = type(self).__name__, type(self.localizer).__name__
         generative = self.localizer.is_generative
         given = {"num_inference_steps": num_inference_steps, "num_samples": num_samples}
         for name, value in given.items():
             if value is not None and check_int(who, name, value, at_least=1) > 1 and not generative:
-                expected = f"one pass of a {kind} that does not sample"
+                expected = f"one pass for a {kind}, which is not generative"
                 raise ArgumentError(message(who, expected, f"{name} = {value}"))
         if eta is not None:
             check_range(who, "eta", eta, 0, 1)
@@ -632,15 +631,15 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             chosen = {k: v for k, v in {**given, "eta": eta}.items() if v is not None}
             return {"num_samples": self.localizer.config.num_samples, **chosen}
         if eta or return_steps:
-            expected = "a model that samples, for eta or return_steps"
+            expected = "a generative model for eta or return_steps"
             raise ArgumentError(message(who, expected, kind))
         return {}
 
     def _as_features(self, features: Tensor) -> VideoFeatures:
         fps = self.config.fps
         if fps is None:
-            expected = "the fps of features that are a tensor"
-            hint = "Pass a VideoFeatures, which says how long a feature lasts."
+            expected = "the pipeline's fps for features that are a tensor"
+            hint = "Pass a VideoFeatures, which has the length of a feature."
             raise ArgumentError(message(type(self).__name__, expected, "none", hint))
         return VideoFeatures(features, 1 / fps, len(features) / fps)
 
@@ -671,20 +670,20 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             features_per_clip=encoder.features_per_clip,
             seconds_per_feature=video.seconds_per_feature,
         )
-        # 1. clips of one length: as many as the video has
+        # 1. fixed clip_seconds: the number of clips depends on the video
         if seconds is not None:
             count = len(features) // encoder.features_per_clip
             coarsest = grid.stride(grid.num_scales - 1)
             own = grid.resized(max(-(-count // coarsest) * coarsest, grid.num_clips))
             return Clips(features, duration, seconds, own, count)
-        # 2. a video no longer than those of training: the model's clips
+        # 2. not longer than the training videos: the model's number of clips
         if count == grid.num_clips:
             return Clips(features, duration, duration / count, grid, None)
-        # 3. a longer one, of a model whose scores are of a whole video: each window would have an
-        # answer that seems as likely
+        # 3. longer, with a model that normalizes scores over a video: search it as a whole, as each
+        # window would have an equally likely answer
         if isinstance(self.localizer.encoder, SimilarityEncoder):
             return Clips(features, duration, duration / count, grid.resized(count), count)
-        # 4. a longer one: windows
+        # 4. longer: windows
         windows = divide_in_windows(count, grid)
         return Clips(features, duration, duration / count, grid.resized(count), count, windows)
 
@@ -695,7 +694,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         generator: Generators,
         batch_size: int,
     ) -> Drawn:
-        """Draw maps; where there are windows, `batch_size` of them at a time, and join them."""
+        """Draw maps; draw those of windows in batches of `batch_size` and join them."""
         if not any(clips.windows for clips in batch.clips):
             return draw(batch, generator)
         queries, windows = zip(*batch.windows(), strict=True)
@@ -748,7 +747,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     def _read(
         self, batch: Batch, drawn: Drawn, reading: Mapping[str, Any], skip: bool
     ) -> list[Answer | TmapdiffError]:
-        """Read moments off maps; if errors are skipped, one in place of each that is not finite."""
+        """Read moments off maps; with `skip`, return an error for each map that is not finite."""
         scores = drawn.samples
 
         def presence(rows: slice) -> Tensor | None:
@@ -760,7 +759,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             in_windows = torch.tensor([bool(video.windows) for video in batch.clips[rows]])
             if told is None or not in_windows.any():
                 return told
-            # The maps of windows together are not as those that it was fitted on.
+            # Presence weights were not fitted on maps joined from windows.
             target = self.localizer.objective.target
             own = map_presence(maps, batch.grid, num_clips, target=target).to(told)
             return own.where(in_windows.to(own.device), told)
@@ -783,7 +782,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             mask = batch.grid.packed_mask(scores.device, batch.num_clips)
             valid = mask if drawn.held is None else mask & drawn.held
             wrong = (~scores.isfinite().all(dim=1) & valid).any(dim=1)
-            # Damaged weights are no fault of a video.
+            # Damaged weights are not the fault of a video.
             if bool(wrong.any()) and not self.localizer.weights_not_finite():
                 rows = wrong.nonzero().flatten().tolist()
                 errors = {row: _attempt(skip, read, slice(row, row + 1)) for row in rows}
@@ -828,13 +827,13 @@ def _output(
 
 
 def _attempt(skip: bool, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns or, where errors are skipped, its error."""
+    """Return the function's result or, with `skip`, its error."""
     try:
         return function(*arguments)
     except TmapdiffError as error:
         if not skip:
             raise
-        return error.with_traceback(None)  # which would keep what was read
+        return error.with_traceback(None)  # the traceback would keep the video in memory
 
 
 def _error_of(*results: Any) -> TmapdiffError | None:
@@ -846,7 +845,7 @@ def _chosen(generator: Generators, rows: Sequence[int]) -> Generators:
 
 
 def _paired(who: str, video: Any, query: Any, pairs: Pairs | None) -> tuple[list[Any], list[str]]:
-    """Give one video for each query, and one query for each video."""
+    """Return lists of as many videos as queries, one pair per answer."""
     if isinstance(query, str) or not isinstance(query, Iterable):
         query = [query]
     queries = list(query)
@@ -876,17 +875,17 @@ def _is_track(video: Any) -> bool:
 
 
 def _key(video: Any) -> Any:
-    """Tell a video of a call from another."""
+    """Return a key that identifies a video within a call."""
     return os.fspath(video) if isinstance(video, str | os.PathLike) else id(video)
 
 
 def _identity(video: Any) -> tuple[Any, ...] | None:
-    """Tell a file from others, and from itself after a change; None of what is no file."""
+    """Return the identity of a file and its version; None if it is not a file."""
     if not isinstance(video, str | os.PathLike):
         return None
     try:
         status = os.stat(video)
-    except (OSError, ValueError):  # whoever opens it will say so
+    except (OSError, ValueError):  # opening it will raise an error
         return None
     return (os.path.realpath(video), status.st_size, status.st_mtime_ns)
 
@@ -897,39 +896,39 @@ def _misfit_of_text(
     text_encoder: TransformersTextEncoder | None,
     text_features: TextFeatures | None,
 ) -> tuple[str, str] | None:
-    """Return what the model needs to read sentences, and what came, where that does not fit."""
+    """Return what the model expects for sentences and what it got, or None if they match."""
     channels, words = encoder.text_channels, encoder.vocabulary_size
     if channels is None:
         if text_encoder is not None or text_features is not None:
-            expected = "no text_encoder, as the model reads words of a vocabulary"
+            expected = "no text_encoder, as the model has a vocabulary"
             return expected, type(text_encoder).__name__ if text_encoder else "text_features"
         if not isinstance(vocabulary, Vocabulary):
             return "the vocabulary that the model was trained with", _kind(vocabulary)
         if len(vocabulary) != words:
-            return f"a vocabulary of the model's {words} words", f"{len(vocabulary)} words"
+            return f"a vocabulary with the model's {words} words", f"{len(vocabulary)} words"
         return None
     if not isinstance(text_encoder, TransformersTextEncoder):
         return "the text_encoder that the model was trained with", _kind(text_encoder)
     given = _channels_of_text(encoder, text_encoder, text_features)
     if channels not in given.values():
         got = " and ".join(f"{number} of {kind}" for kind, number in given.items())
-        return f"a text_encoder that gives {channels} channels", got
+        return f"a text_encoder with {channels} channels", got
     if getattr(encoder, "aligned", False) and [*given.values()].count(channels) > 1:
-        # Of CLIP and SigLIP, only the sentences are in the space of the pictures.
-        expected = "text_features, 'tokens' or 'sentence', whichever the model was trained with"
-        return expected, f"none, and {channels} channels of both"
+        # In CLIP and SigLIP, only sentences share the space of the images.
+        expected = "text_features 'tokens' or 'sentence', as in training"
+        return expected, f"none, and both have {channels} channels"
     if vocabulary is not None:
-        return "no vocabulary, as the model reads features of a text_encoder", repr(vocabulary)
+        return "no vocabulary, as the model has a text_encoder", repr(vocabulary)
     return None
 
 
 def _channels_of_text(
     encoder: Any, text_encoder: TransformersTextEncoder, chosen: TextFeatures | None
 ) -> dict[str, int]:
-    """Channels of what may be given of a sentence; what fits first is."""
+    """Return the channels of the possible text features; the first that matches is used."""
     given = {"tokens": text_encoder.token_channels, "sentence": text_encoder.sentence_channels}
     if chosen is None and not getattr(encoder, "words", True):
-        chosen = "sentence"  # the mean of CLIP's tokens is none
+        chosen = "sentence"  # the mean of CLIP's tokens is not in its shared space
     return given if chosen is None else {chosen: given[chosen]}
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline returns."""
+"""Output of pipelines."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from tmapdiff.maps import MapGrid, MultiScaleMapSampler, map_saliency
 
 @dataclass(frozen=True)
 class LocalizedMoment:
-    """A moment of a video that a query may describe.
+    """A moment of a video that may answer a query.
 
     Attributes:
-        start: Seconds at which it begins.
-        end: Seconds at which it ends.
-        score: How well it answers the query; more is better.
-        spread: Standard deviation over the samples of its cell of the merged map; None for one
+        start: Start in seconds.
+        end: End in seconds.
+        score: How well it answers the query; higher is better.
+        spread: Standard deviation of its cell of the merged map over the samples; None for one
             sample.
     """
 
@@ -37,9 +37,10 @@ class LocalizedMoment:
 
 @dataclass(frozen=True)
 class PackedMaps:
-    """Maps of one query, (cells,) or (steps, cells); `num_clips` of the clips are video, or all.
+    """Maps of one query, (cells,) or (steps, cells).
 
-    `target` is what they are an expectation of, as a function of the IoU.
+    The video has `num_clips` clips, or with None all of the grid. `target` is the function of the
+    IoU whose expectation the maps predict.
     """
 
     grid: MapGrid
@@ -48,15 +49,15 @@ class PackedMaps:
     target: Callable[[Tensor], Tensor]
 
     def merge(self) -> Tensor:
-        """Make the dense map, (N, N) or (steps, N, N), NaN where there is no candidate."""
+        """Compute the dense map, (N, N) or (steps, N, N), NaN where there is no candidate."""
         rows, clips, end = self._rows()
         dense, _ = MultiScaleMapSampler(self.grid).merge(self.grid.unpack(rows), clips)
-        # Also where no window of a long video holds a moment.
+        # -inf: candidates outside all windows of a long video.
         dense = dense.masked_fill(dense == -torch.inf, torch.nan)[:, :end, :end]
         return dense if self.maps.dim() == 2 else dense[0]
 
     def saliency(self) -> Tensor:
-        """Compute how likely each clip of the video lies in the answer, (N,) or (steps, N)."""
+        """Compute the probability that each clip lies in the answer, (N,) or (steps, N)."""
         rows, clips, end = self._rows()
         found = map_saliency(rows, self.grid, clips, target=self.target)[:, :end]
         return found if self.maps.dim() == 2 else found[0]
@@ -68,13 +69,8 @@ class PackedMaps:
         return rows, torch.full((len(rows),), self.num_clips), self.num_clips
 
 
-class _MadeWhenAsked(Sequence[Any]):
-    """What is made of the maps of each query, when it is asked for.
-
-    Attributes:
-        packed: What it is made of; None for what could not be answered.
-        as_numpy: Whether each is a NumPy array instead of a tensor.
-    """
+class _LazySequence(Sequence[Any]):
+    """Results per query, computed from its packed maps on access."""
 
     def __init__(self, packed: Sequence["PackedMaps | None"], as_numpy: bool) -> None:
         self.packed = packed
@@ -96,35 +92,35 @@ class _MadeWhenAsked(Sequence[Any]):
         return f"{type(self).__name__}({len(self)} queries)"
 
 
-class MergedMaps(_MadeWhenAsked):
-    """Merged maps of queries, each made when it is asked for: they grow with N squared.
+class MergedMaps(_LazySequence):
+    """Merged maps of queries, each computed on access, as their size is N squared.
 
     Attributes:
-        packed: What they are made of; None for what could not be answered.
+        packed: The packed maps of each query; None if it could not be answered.
         as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
-          (steps, N, N) for several maps per query; (0, 0) for what could not be answered
+          (steps, N, N) for several maps per query; (0, 0) if it could not be answered
     """
 
     def _make(self, packed: PackedMaps | None) -> Tensor:
         return torch.empty(0, 0) if packed is None else packed.merge()
 
     def saliency(self) -> "ClipSaliency":
-        """How likely each clip lies in the answer, of each query."""
+        """Return the probability that each clip lies in the answer, for each query."""
         return ClipSaliency(self.packed, self._as_numpy)
 
 
-class ClipSaliency(_MadeWhenAsked):
-    """How likely each clip lies in the answer to a query, each computed when it is asked for.
+class ClipSaliency(_LazySequence):
+    """Probability that each clip lies in the answer to a query, computed on access.
 
     Attributes:
-        packed: The maps of which it is computed; None for what could not be answered.
+        packed: The packed maps of each query; None if it could not be answered.
         as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
-        - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) for what could not be
+        - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) if it could not be
           answered
     """
 
@@ -134,25 +130,26 @@ class ClipSaliency(_MadeWhenAsked):
 
 @dataclass
 class MomentLocalizationOutput(BaseOutput):
-    """What a `MomentLocalizationPipeline` found.
+    """Output of a `MomentLocalizationPipeline`.
 
     Attributes:
-        moments: The best moments of each query, best first; with `answer="set"` all that there
-            seem to be, possibly none.
+        moments: The best moments of each query, best first; with `answer="set"` its set of moments,
+            possibly none.
         maps: The merged map of each query, on the CPU.
-        clip_seconds: Seconds that a clip of each query's map lasts.
-        durations: Seconds that each query's video lasts.
-        steps: Merged clean maps of each query as predicted at each step, averaged over samples;
-            None unless asked for.
-        noisy_steps: Likewise, the noisy maps that the next step starts from, of the first sample.
-        windows: Start and end in seconds of the windows that each query's video was searched in: no
-            moment is longer. None if every video was searched as a whole.
-        errors: Why each query could not be answered, or None if it was. Those that were not have an
-            empty list of moments (or NaN), empty maps and NaN for seconds. None without
-            `on_error="skip"`.
-        videos: The video of each query; None unless `pairs` or a folder was asked.
-        queries: The queries, one for each answer; likewise.
-        present: How likely each query has a moment in its video; None unless `answer="set"`.
+        clip_seconds: Seconds per clip of each query's map.
+        durations: Length of each query's video in seconds.
+        steps: Merged clean maps of each query after each step, averaged over samples. None without
+            `return_steps`.
+        noisy_steps: Merged noisy maps that the next step starts from, of the first sample. None
+            without `return_steps`.
+        windows: Start and end in seconds of the windows in which each query's video was searched;
+            no moment is longer. None if all videos were searched as a whole.
+        errors: The error of each query, or None if it was answered. Queries with an error have no
+            moments (or NaN), empty maps and NaN for seconds. None without `on_error="skip"`.
+        videos: The video of each answer. None unless `pairs` or a folder was passed.
+        queries: The query of each answer. None unless `pairs` or a folder was passed.
+        present: Predicted probability that each query has a moment in its video. None unless
+            `answer="set"`.
 
     Shape:
         - moments: lists of `LocalizedMoment`, or (Q, top_n, 4) with `output_type` "pt" or "np":
@@ -175,10 +172,11 @@ class MomentLocalizationOutput(BaseOutput):
 
     @property
     def saliency(self) -> ClipSaliency:
-        """How likely each clip of each query's video lies in the answer: highlights.
+        """Probability that each clip of each query's video lies in the answer: highlights.
 
-        Clip n goes from `n * clip_seconds` to `(n + 1) * clip_seconds`; `resample_saliency` brings
-        clips to another length. It is read off the maps (`map_saliency`), when it is asked for.
+        Clip n lasts from `n * clip_seconds` to `(n + 1) * clip_seconds`; `resample_saliency`
+        converts to clips of another length. It is computed from the maps (`map_saliency`) on
+        access.
 
         Shape:
             - each: (N,), in [0, 1]; (0,) for a query that could not be answered
