@@ -159,11 +159,11 @@ def test_what_does_not_fit_is_refused_in_a_line(exported, tmp_path):
         onnx(make_features(36).features.numpy(), ["person"])
     with refuses(FeatureError, "features of shape (T, 96)"):
         onnx(features.T, ["person"])
-    with refuses(ArgumentError, "Export with more max_words"):
+    with refuses(ArgumentError, "export with more max_words"):
         onnx(features, ["person " * 9])
     with refuses(ArgumentError, "a list of queries"):
         onnx(features, "person")
-    with refuses(ArgumentError, "a ranking of the pipeline's"):
+    with refuses(ArgumentError, "expected ranking to be"):
         onnx(features, ["person"], ranking="best")
     with refuses(CheckpointError, "OnnxLocalizer: cannot load"):
         OnnxLocalizer(tmp_path)

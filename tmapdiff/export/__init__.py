@@ -1,6 +1,6 @@
-"""Models for programs without this library, or without torch: `torch.export` and ONNX.
+"""Export of models for use without this library (`torch.export`) or without torch (ONNX).
 
-`OnnxLocalizer` imports onnxruntime and NumPy, and not torch.
+`OnnxLocalizer` imports onnxruntime and NumPy, but not torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Writing the graphs of a localizer, and the numbers that the loop around them needs."""
+"""Export of a localizer's graphs, and of the numbers that the loop around them needs."""
 
 import json
 import os
@@ -31,21 +31,20 @@ FORMATS = get_args(Format)
 _WHO = "export_pipeline"
 _INFO = "export.json"
 _FILES = re.compile(r"(encoder|decoder|localizer)\.(pt2|onnx)|export\.json|vocabulary\.json")
-_BATCH, _CHECKED = 3, (1, 5)  # queries that graphs are traced with, and compared with the model on
+_BATCH, _CHECKED = 3, (1, 5)  # batch sizes for tracing, and for the comparison with the model
 _TOLERANCE = 1e-4
-_MOST_MOMENTS = 4096  # of a SimilarityLocalizer, which has a table of all pairs: 64 MB
+_MOST_MOMENTS = 4096  # of a SimilarityLocalizer, whose table of all pairs then takes 64 MB
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         folder: The folder.
         sizes: Bytes of each file, by name.
-        difference: Largest difference of the graphs' results from the model's, over queries in
-            batches of other sizes than they were traced with; of results above 1, the share of the
-            largest.
+        difference: Largest difference between the results of the graphs and of the model, relative
+            to the largest result if that is above 1.
     """
 
     folder: Path
@@ -66,25 +65,23 @@ def export_pipeline(
     max_words: int = 32,
     num_inference_steps: int | None = None,
 ) -> ExportReport:
-    """Write the localizer of a pipeline as graphs that run without this library.
+    """Export the localizer of a pipeline as graphs that run without this library.
 
-    A `MomentLocalizer` becomes `encoder` and `decoder`, which does one denoising step; another
-    localizer one graph, `localizer`. They take any number of queries at once, and of each video its
-    number of clips, up to the grid's. `export.json` says what comes in and out, and has the grid
-    and the numbers of all denoising steps; `vocabulary.json` has the words. `OnnxLocalizer` is the
-    loop around these for onnxruntime. Frame and text encoders are not exported: features go in.
+    A `MomentLocalizer` becomes the graphs `encoder` and `decoder`, which does one denoising step.
+    Other localizers become one graph, `localizer`. Graphs take batches of any size, and the number
+    of clips of each video, up to the grid's. `export.json` has their inputs and outputs, the grid
+    and the numbers of all denoising steps; `vocabulary.json` has the words. `OnnxLocalizer` runs
+    them with onnxruntime. Frame and text encoders are not exported.
 
-    Before it is written, each graph is compared with the model, in batches of other sizes.
+    Each graph is compared with the model before it is written, in batches of other sizes than it
+    was traced with.
 
     Args:
-        pipeline: The pipeline; it stays as it is.
-        folder: Where to write; files of an earlier export there are replaced.
+        pipeline: The pipeline; it is not changed.
+        folder: Output folder. Files of an earlier export are replaced.
         format: `pt2` for `torch.export.load`, or `onnx`.
-        max_words: Words of the longest sentence; 1 for a text encoder that gives whole sentences.
+        max_words: Words of the longest sentence; 1 if a text encoder supplies whole sentences.
         num_inference_steps: Denoising steps. Defaults to the model's number.
-
-    Returns:
-        What was written.
 
     Raises:
         ConfigError: If the format is unknown, or the model, or its scheduler's solver, cannot be
@@ -125,13 +122,12 @@ def export_pipeline(
 def _describe(
     pipeline: MomentLocalizationPipeline, max_words: int, steps: int | None
 ) -> dict[str, Any]:
-    """Say what the loop around the graphs has to know."""
     model, grid = pipeline.localizer, pipeline.localizer.grid
     encoder = model.encoder.config
     name = model.objective.name
     if name not in OBJECTIVES:
-        expected = f"an objective of {', '.join(OBJECTIVES)}"
-        raise ConfigError(message(_WHO, expected, name, "Export a model of one of these."))
+        expected = f"a model with one of the objectives {', '.join(OBJECTIVES)}"
+        raise ConfigError(message(_WHO, expected, name))
     durations = pipeline.config.durations
     info: dict[str, Any] = {
         "tmapdiff": __version__,
@@ -157,19 +153,19 @@ def _describe(
         info["scheduler"] = _steps_of(model, steps)
         info["num_samples"] = model.config.num_samples
     elif steps is not None and steps != 1:
-        expected = "one pass of a model that does not sample"
+        expected = "one pass for a model that is not generative"
         raise ConfigError(message(_WHO, expected, f"num_inference_steps = {steps}"))
     return info
 
 
 def _steps_of(model: MomentLocalizer, steps: int | None) -> dict[str, Any]:
-    """List the numbers of each denoising step: rows of `MapScheduler.coefficients`."""
+    """Return the numbers of each denoising step: rows of `MapScheduler.coefficients`."""
     scheduler = model.scheduler
     if scheduler.config.solver != "ddim":
         hint = "Set pipe.scheduler = MapScheduler.from_config(pipe.scheduler.config, solver='ddim')"
         got = scheduler.config.solver
         raise ConfigError(message(_WHO, "a scheduler with solver ddim", got, f"{hint}."))
-    # A deterministic model passes once, from an empty map.
+    # A deterministic model takes one pass, from an empty map.
     deterministic = model.config.deterministic
     if deterministic and steps not in (None, 1):
         expected = "one step, as the model is deterministic"
@@ -189,7 +185,7 @@ def _steps_of(model: MomentLocalizer, steps: int | None) -> dict[str, Any]:
 
 
 def _portable(localizer: MapLocalizer) -> MapLocalizer:
-    """Copy a model, with plain operations in place of those that look at sizes and places."""
+    """Copy a model, replacing operations that depend on sizes or devices by plain ones."""
     model = deepcopy(localizer).to("cpu", torch.float32).eval()
     for part in model.modules():
         if isinstance(part, MapConv2d | PointwiseConv2d):
@@ -201,13 +197,13 @@ def _portable(localizer: MapLocalizer) -> MapLocalizer:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A part to be exported, with what comes in; the first axis of all tensors is the batch."""
+    """A part to export, with its inputs; the first axis of all tensors is the batch."""
 
     name: str
     module: nn.Module
     inputs: list[str]
     outputs: list[str]
-    draw: Any  # makes inputs, of a batch of some size
+    draw: Any  # makes inputs for a batch size
 
     def write(self, program: Any, folder: Path, format: Format) -> None:
         if format == "pt2":
@@ -222,7 +218,7 @@ class _Graph:
                 output_names=self.outputs,
                 verbose=False,
             )
-        if made is None:  # only of the exporter before this one
+        if made is None:  # older torch has another exporter
             raise ConfigError(message(_WHO, "torch with the ONNX exporter", torch.__version__))
         made.save(folder / f"{self.name}.onnx", external_data=False)
 
@@ -237,7 +233,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """One step: from noisy maps, scaled for the decoder, to clean ones, as the objective has."""
+    """One step: from noisy maps, scaled for the decoder, to the objective's clean maps."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -272,7 +268,7 @@ def _graphs_of(model: MapLocalizer, info: dict[str, Any]) -> list[_Graph]:
         words = random(batch, length, channels) if channels else None
         if words is None:
             words = integers(0, vocabulary, (batch, length))
-        # Videos as long as the grid, and shorter ones.
+        # Videos that fill the grid, and shorter ones.
         num_clips = integers(1, grid.num_clips + 1, (batch,))
         num_clips[-1] = grid.num_clips
         features = random(batch, grid.num_clips * each, info["clip_channels"])
@@ -306,11 +302,11 @@ def _graphs_of(model: MapLocalizer, info: dict[str, Any]) -> list[_Graph]:
 
 
 def _fix_table(model: SimilarityLocalizer) -> None:
-    """Let a model expect maps by a table of its grid's moments, which is then part of the graph."""
+    """Make a model compute map expectations with a table of its moments, stored in the graph."""
     moments, _ = MultiScaleMapSampler(model.grid).merge_packed(torch.zeros(1, model.grid.num_cells))
     if len(moments) > _MOST_MOMENTS:
         expected = f"a grid of at most {_MOST_MOMENTS:,} moments"
-        hint = "Take fewer num_anchors and more num_scales."
+        hint = "Use fewer num_anchors and more num_scales."
         raise ConfigError(message(_WHO, expected, f"{len(moments):,}", hint))
     table = expect_map(moments, torch.eye(len(moments)), model.objective.target)
     model.register_buffer("table", table, persistent=False)
@@ -326,15 +322,14 @@ def _trace(graph: _Graph) -> Any:
     batch = torch.export.Dim("batch", min=1)
     shapes: Any = tuple({0: batch} for _ in inputs)
     if isinstance(graph.module, _Encoder | _Localizer):
-        shapes = (shapes,)  # they take `*inputs`
+        shapes = (shapes,)  # for `*inputs`
     else:
         shapes = (*shapes[:3], shapes[3:])
-    graph.module(*inputs)  # tables that models keep must not be made while torch traces
+    graph.module(*inputs)  # fills caches of tables, which must not happen during tracing
     return torch.export.export(graph.module, inputs, dynamic_shapes=shapes, strict=False)
 
 
 def _compare(graph: _Graph, program: Any) -> float:
-    """Compare a traced graph with its module, on batches of other sizes than it was traced with."""
     largest, run = 0.0, program.module()
     for batch in _CHECKED:
         inputs = graph.draw(batch)
@@ -343,10 +338,10 @@ def _compare(graph: _Graph, program: Any) -> float:
         if isinstance(expected, tuple):
             pairs = list(zip(expected, found, strict=True))
         for one, other in pairs:
-            # Of large values, float32 has fewer digits behind the point.
+            # Relative for large values, as float32 has.
             scale = one.abs().max().clamp(min=1)
             largest = max(largest, ((one - other).abs().max() / scale).item())
     if not largest <= _TOLERANCE:
         got = f"a difference of {largest:.2g}"
-        raise ConfigError(message(_WHO, "graphs that answer as the model does", got))
+        raise ConfigError(message(_WHO, "graphs with the model's results", got))
     return largest

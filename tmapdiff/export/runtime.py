@@ -1,4 +1,4 @@
-"""The loop around exported graphs, by onnxruntime and NumPy: torch is not imported."""
+"""Inference with exported graphs by onnxruntime and NumPy, without torch."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _FLOOR, _ITERATIONS, _THRESHOLDS, _WIDTH = 1e-6, 20, (0.5, 0.7), 0.05  # of expe
 
 
 class OnnxMoment(NamedTuple):
-    """A moment that was found: start and end in seconds, and its score."""
+    """A moment, with start and end in seconds, and its score."""
 
     start: float
     end: float
@@ -26,17 +26,17 @@ class OnnxMoment(NamedTuple):
 
 
 class OnnxLocalizer:
-    """Finds moments by the graphs that `export_pipeline` wrote with `format="onnx"`.
+    """Finds moments with graphs that `export_pipeline` wrote with `format="onnx"`.
 
-    Gives the moments that the pipeline gives, from the same noise. Neither makes features of
-    pictures nor of sentences; a vocabulary's words it reads itself.
+    It returns the same moments as the pipeline, from the same noise. It reads words of a
+    vocabulary, but computes no features of frames or sentences.
 
     Args:
         folder: The folder of the export.
-        threads: Threads of onnxruntime; by default as many as it likes.
+        threads: Threads of onnxruntime. Defaults to its own choice.
 
     Raises:
-        CheckpointError: If the folder holds no such export, or it is damaged.
+        CheckpointError: If the folder holds no ONNX export, or it is damaged.
         MissingDependencyError: If onnxruntime is not installed.
 
     Example:
@@ -64,7 +64,7 @@ class OnnxLocalizer:
         self.vocabulary = Vocabulary.load(words) if words.exists() else None
 
     def _set_up_moments(self, num_clips: int, num_anchors: int, num_scales: int) -> None:
-        """List the moments of the grid, by start and then by end, and the valid cells of each."""
+        """List the moments of the grid, sorted by start, then end, and the valid cells of each."""
         moments = []
         for scale in range(num_scales):
             start, length = np.indices((num_clips >> scale, num_anchors)).reshape(2, -1)
@@ -90,14 +90,14 @@ class OnnxLocalizer:
 
         Args:
             features: Features of the video.
-            queries: Sentences, or features of such, of a model that reads features.
-            duration: Seconds the video lasts. By default what the features last, at the rate that
-                the pipeline had.
-            seconds_per_feature: Seconds from one feature to the next. By default they divide the
-                video equally.
-            top_n: Moments per query, at most.
-            ranking: As for the pipeline. Defaults to the model's.
-            seed: Seed of the noise of each query: that of torch's generators.
+            queries: Sentences; or their features, if the model reads features.
+            duration: Length of the video in seconds. Defaults to the length of the features at the
+                pipeline's rate.
+            seconds_per_feature: Seconds from one feature to the next. By default, features divide
+                the video equally.
+            top_n: Most moments per query.
+            ranking: As for the pipeline. Defaults to the model's ranking.
+            seed: Seed of the noise of each query, as for torch's generators.
 
         Shape:
             - features: (T, clip_channels)
@@ -109,15 +109,16 @@ class OnnxLocalizer:
         Raises:
             ArgumentError: If a sentence is too long or has no known word, or a number is out of
                 range.
-            FeatureError: If features are of another size, or not finite, or a video is longer than
-                the model was exported for.
+            FeatureError: If features do not have the model's channels or are not finite, or the
+                video is longer than the exported model supports.
         """
         who = "OnnxLocalizer"
         check_int(who, "top_n", top_n, at_least=1)
         check_int(who, "seed", seed, at_least=0)
         ranking = self.info["ranking"] if ranking is None else ranking
         if ranking not in ("nms", "expected-hits", "nms-then-expected-hits"):
-            raise ArgumentError(message(who, "a ranking of the pipeline's", repr(ranking)))
+            expected = "ranking to be 'nms', 'expected-hits' or 'nms-then-expected-hits'"
+            raise ArgumentError(message(who, expected, repr(ranking)))
         words, num_words = self._encode(queries)
         clips, count, seconds, duration = self._clips(features, duration, seconds_per_feature)
         batch = len(words)
@@ -146,10 +147,10 @@ class OnnxLocalizer:
         num_clips: np.ndarray,
         seed: int = 0,
     ) -> np.ndarray:
-        """Predict the maps of all scales, packed, as `MapLocalizer.predict_maps`.
+        """Predict the packed maps of all scales, as `MapLocalizer.predict_maps`.
 
-        Takes `features` of clips, filled up to the grid's, `words`, filled up to `max_words` of the
-        export, `num_words` and `num_clips` as there, and a `seed` for each query's noise.
+        `features` must be padded to the grid's clips, and `words` to `max_words` of the export.
+        `num_words` and `num_clips` are as there; `seed` is that of each query's noise.
 
         Shape:
             - features: (B, N, clip_channels)
@@ -191,7 +192,7 @@ class OnnxLocalizer:
         return found
 
     def _encode(self, queries: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Give words, filled up to the longest that the graph takes, and their number."""
+        """Return words, padded to the graph's `max_words`, and their number."""
         who, most, channels = "OnnxLocalizer", self.info["max_words"], self.info["text_channels"]
         if isinstance(queries, str | np.ndarray) or not len(queries):
             raise ArgumentError(message(who, "a list of queries", type(queries).__name__))
@@ -205,7 +206,7 @@ class OnnxLocalizer:
         for row, one in enumerate(each):
             if one.shape[1:] != shape or one.ndim == 0 or not 1 <= len(one) <= most:
                 expected = f"queries of shape {('1 to ' + str(most), *shape)}"
-                hint = "Export with more max_words for longer ones."
+                hint = "For longer ones, export with more max_words."
                 raise ArgumentError(message(who, expected, one.shape, hint))
             words[row, : len(one)] = one
         return words, np.array([len(one) for one in each])
@@ -213,7 +214,7 @@ class OnnxLocalizer:
     def _clips(
         self, features: np.ndarray, duration: float | None, stride: float | None
     ) -> tuple[np.ndarray, int, float, float]:
-        """Pool features to clips as `divide_video` does; also count them, and their seconds."""
+        """Pool features to clips as `divide_video` does; return them, their number and seconds."""
         who, info = "OnnxLocalizer", self.info
         rows = np.asarray(features, np.float32)
         if rows.ndim != 2 or rows.shape[1] != info["clip_channels"] or not len(rows):
@@ -232,7 +233,7 @@ class OnnxLocalizer:
             seconds = info["clip_seconds"]
             count, longest = max(1, math.ceil(duration / seconds - 1e-6)), most * seconds
         if count > most or (longest is not None and duration > longest):
-            hint = "Cut it into windows, or ask the pipeline."
+            hint = "Cut it into windows, or use the pipeline."
             raise FeatureError(message(who, f"a video of at most {longest:g} s", duration, hint))
         pooled = _pool(rows, count * each, duration, stride, seconds and seconds / each)
         filled = np.zeros((most * each, rows.shape[1]), np.float32)
@@ -240,7 +241,7 @@ class OnnxLocalizer:
         return filled, count, seconds or duration / count, duration
 
     def _pick_highest(self, scores: np.ndarray, top_n: int, _: bool) -> list[tuple[Any, float]]:
-        """Do as `temporal_nms`."""
+        """Rank as `temporal_nms`."""
         left = scores.copy()
         picked: list[tuple[Any, float]] = []
         while len(picked) < top_n and (best := int(left.argmax())) >= 0 and left[best] > -np.inf:
@@ -253,7 +254,7 @@ class OnnxLocalizer:
     def _pick_hits(
         self, scores: np.ndarray, top_n: int, highest_first: bool
     ) -> list[tuple[Any, float]]:
-        """Do as `rank_candidates_by_expected_hits`: deconvolve, then cover greedily."""
+        """Rank as `rank_candidates_by_expected_hits`: deconvolve, then cover greedily."""
         moments = self.moments[valid := np.flatnonzero(scores > -np.inf)]
         scores = scores[valid].copy()
         best = int(scores.argmax())
@@ -294,7 +295,7 @@ def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _pool(
     rows: np.ndarray, clips: int, duration: float, stride: float | None, seconds: float | None
 ) -> np.ndarray:
-    """Do as `pool_features`: the mean of the rows whose centre a clip holds, or the nearest row."""
+    """Pool as `pool_features`: the mean of the rows with centers in a clip, or the nearest row."""
     if stride is None and seconds is None:
         stride, duration = 1.0, float(len(rows))
     stride = stride or duration / len(rows)
@@ -317,7 +318,7 @@ def _pool(
 class _TorchNormal:
     """Normal numbers as torch draws them on a CPU with `Generator().manual_seed(seed)`.
 
-    Fewer than 16, which torch draws in another way, are others.
+    They differ for fewer than 16 numbers, which torch draws in another way.
     """
 
     def __init__(self, seed: int) -> None:
