@@ -1,4 +1,4 @@
-"""What passes of the decoder buy: a model's maps after each number of them, read in several ways.
+"""Accuracy by number of decoder passes and way of reading the map.
 
 Used by `tables.py` for its tables "target" and "steps".
 """
@@ -19,14 +19,14 @@ from tmapdiff.metrics import best_ious
 from tmapdiff.models import MapLocalizer
 
 BUDGETS = (1, 2, 5, 10, 25, 50)
-# How moments are read off a map. 0.49 is the literature's threshold; 0.55 is the best of 0.49, 0.55
+# Ways to read moments off a map. 0.49 is the literature's threshold; 0.55 is the best of 0.49, 0.55
 # and 0.6 for Rank5@0.5 + Rank5@0.7 of a diffusion model on held-out training videos.
 READINGS: dict[str, dict[str, Any]] = {
     "NMS 0.49": {"ranking": "nms", "nms_threshold": 0.49},
     "NMS 0.55": {"ranking": "nms", "nms_threshold": 0.55},
     "expected hits": {"ranking": "expected-hits"},
 }
-# How passes are spent. `samples` is the default: it averages samples of one step each.
+# Ways to use passes. `samples` is the default: it averages samples of one step each.
 DEFAULT_RECIPE = "samples"
 RECIPES = {
     DEFAULT_RECIPE: "mean of as many samples of one step",
@@ -34,7 +34,7 @@ RECIPES = {
     "fresh noise": "control: as ddim, the noise drawn anew at each step",
     "frozen t": "control: as fresh noise, all steps at the first timestep",
 }
-# Budgets of steps are runs of their own, of samples parts of one: the control stops earlier.
+# Each number of steps is a run of its own, so controls stop earlier; samples share one run.
 LARGEST_CONTROL = 25
 
 
@@ -74,7 +74,7 @@ def _renewed(
     generators: Sequence[torch.Generator],
     timesteps: Sequence[int],
 ) -> Iterator[Tensor]:
-    """Denoise at given timesteps; each step's noisy maps are its clean ones with fresh noise."""
+    """Denoise at given timesteps, adding fresh noise to the clean maps at each step."""
     scheduler, device = model.scheduler, features[0].device
     clean: Tensor | None = None
     for timestep in timesteps:
@@ -90,7 +90,7 @@ def _renewed(
 
 
 class _Reader:
-    """Ranks maps in each way, and gathers metrics."""
+    """Reads maps in each way, and collects metrics."""
 
     def __init__(self, model: MapLocalizer) -> None:
         self.model = model
@@ -98,7 +98,7 @@ class _Reader:
             LocalizationMetrics
         )
         self.seconds: dict[tuple[str, int], float] = defaultdict(float)
-        # How certain the default is, and how right: {"confidence": ..., "iou": ...}.
+        # Confidence and IoU of the default's answers.
         self.certainty: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def read(self, recipe: str, passes: int, maps: Tensor, batch: MomentBatch) -> None:
@@ -129,15 +129,15 @@ class _Reader:
 
 @torch.no_grad()
 def measure_budgets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> dict[str, Any]:
-    """Measure each recipe, budget and reading, and the seconds of a generative model's passes.
+    """Measure each recipe, number of passes and reading, and the seconds of the passes.
 
-    It encodes each query once for all: what differs is the decoder's passes. The seconds of other
+    A generative model encodes each query once, outside the measured time. The seconds of other
     models include encoding.
     """
     reader, first = _Reader(model), 0
     for batch in DataLoader(dataset, batch_size=64, collate_fn=collate_moments):
         batch = batch.to(model.device)
-        # Each query's noise is its own, as in `evaluate`.
+        # Each query has its own noise, as in `evaluate`.
         seeds = [seed * 1_000_000_007 + first + row for row in range(len(batch))]
         first += len(batch)
         words = (batch.features, batch.words, batch.num_words)
@@ -151,7 +151,7 @@ def measure_budgets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> d
         for recipe in RECIPES:
             began, spent = _now(model), 0.0
             for passes, maps in maps_of(recipe, model, features, seeds):
-                # Budgets of samples are parts of one run; those of steps are runs of their own.
+                # Samples share one run; each number of steps is a run of its own.
                 seconds = _now(model) - began
                 spent = spent + seconds if recipe in ("samples", "frozen t") else seconds
                 reader.seconds[recipe, passes] += spent
@@ -167,7 +167,7 @@ def _now(model: MapLocalizer) -> float:
 
 
 def print_target(found: dict[str, list[dict[str, Any]]], metrics: Sequence[str]) -> None:
-    """Print each model read in each way, and what diffusion has over the others."""
+    """Print each model and reading, and the differences between diffusion and the others."""
     ways = [(passes, reading) for passes in (1, 10) for reading in READINGS]
     found = dict(found)
     print_head(["", "passes", "read by", "seeds", *metrics])
@@ -192,7 +192,7 @@ def print_target(found: dict[str, list[dict[str, Any]]], metrics: Sequence[str])
 
 
 def print_steps(results: list[dict[str, Any]], metrics: Sequence[str]) -> None:
-    """Print what each budget of passes buys, spent in each way."""
+    """Print the metrics of each number of passes and way to use them."""
     for recipe, meaning in RECIPES.items():
         print(f"\n`{recipe}`: {meaning}.\n")
         print_head(["passes", "read by", "seconds", "seeds", *metrics])
@@ -205,7 +205,7 @@ def print_steps(results: list[dict[str, Any]], metrics: Sequence[str]) -> None:
 
 
 def _entry(result: dict[str, Any], recipe: str, passes: int, reading: str) -> dict[str, Any]:
-    """Find what a run measured; nothing if it did not measure that."""
+    """Return a measurement of a run; {} if it is missing."""
     wanted = {"recipe": recipe, "passes": passes, "reading": reading}.items()
     return next((entry for entry in result["budgets"] if wanted <= entry.items()), {})
 
@@ -228,7 +228,7 @@ def _print_row(
 
 
 def format_mean(values: Sequence[float], signed: bool = False) -> str:
-    """Write a mean and, of several values, their standard deviation."""
+    """Format a mean and, for several values, their standard deviation."""
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

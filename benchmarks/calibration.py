@@ -1,13 +1,13 @@
-r"""Print and draw how far confidence can be trusted, from the runs of `tables.py --table steps`.
+r"""Measure and plot the calibration of confidence, from runs of `tables.py --table steps`.
 
     python benchmarks/tables.py --table steps --preset best --data path/to/charades \
         --holdout 0.1 --seeds 1 --results runs/holdout
     python benchmarks/tables.py --table steps --preset best --data path/to/charades
     python benchmarks/calibration.py --fit runs/holdout --runs runs/tables-best
 
-A Platt calibrator is fitted on the held-out training videos of `--fit`, never on what it is judged
-by. Runs of the other models in `--runs` are printed as they are. An answer is right if its IoU with
-the annotated moment is above `--threshold`.
+A Platt calibrator is fitted on the held-out training videos of `--fit`. Runs of other models in
+`--runs` are printed without it. An answer is right if its IoU with the annotated moment is above
+`--threshold`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OTHERS = {"deterministic twin": "deterministic", "MS-2D-TAN": "ms2dtan"}
 
 
 def load_runs(folder: Path, model: str = "diffusion") -> list[dict[str, Any]]:
-    """Load a model's runs that recorded how certain they were."""
+    """Load a model's runs that recorded confidence."""
     loaded = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{model}_*.json"))]
     runs = [one for one in loaded if "certainty" in one]
     if not runs and model == "diffusion":
@@ -38,7 +38,7 @@ def load_runs(folder: Path, model: str = "diffusion") -> list[dict[str, Any]]:
 
 
 def certainty(run: dict[str, Any], passes: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """Confidence of each query, (Q,), and whether its best moment is right, (Q,) bool."""
+    """Return each query's confidence, (Q,), and whether its best moment is right, (Q,) bool."""
     found = run["certainty"][f"samples, {passes} passes"]
     return torch.tensor(found["confidence"]), torch.tensor(found["iou"]) > threshold
 
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--fit", type=Path, required=True, help="folder of runs on held-out training videos")
-    add("--runs", type=Path, required=True, help="folder of the runs to judge")
+    add("--runs", type=Path, required=True, help="folder of the runs to evaluate")
     add("--passes", type=int, default=1, choices=(1, 10), help="decoder passes (default: 1)")
     add("--threshold", type=float, default=0.7, help="IoU of a right answer (default: 0.7)")
-    add("--plot", type=Path, help="write a picture of the first run here")
+    add("--plot", type=Path, help="write a plot of the first run here")
     args = parser.parse_args(arguments)
 
     fit_on = load_runs(args.fit)

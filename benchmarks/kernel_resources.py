@@ -1,10 +1,10 @@
-"""Compile the Triton kernels for a GPU that need not be there, and tell what of it they take.
+"""Compile the Triton kernels for a GPU, which is not needed, and print the resources they use.
 
 python benchmarks/kernel_resources.py [--architecture 90] [--dtype bfloat16] [--quick] [--json]
 
-Of each kernel, at the sizes of the paper: registers a thread, bytes that a thread spills for want
-of them, shared memory and warps of a program, loads and stores of 16 bytes and of fewer a thread,
-and the tensor cores' instructions. Nothing is timed.
+For each kernel, at the sizes of the paper: registers and spilled bytes per thread, shared memory
+and warps per program, loads and stores of 16 bytes and of fewer per thread, and tensor core
+instructions. Nothing is timed.
 """
 
 import argparse
@@ -36,32 +36,32 @@ from tmapdiff.kernels.gate import triton as gate
 from tmapdiff.kernels.map_conv import triton as map_conv
 from tmapdiff.kernels.stylization import triton as stylization
 
-CHANNELS, ROOM, GROUPS = 512, 528, 8  # of the gate's input, one more channel in aligned rows
+CHANNELS, ROOM, GROUPS = 512, 528, 8  # ROOM: the gate's input of 513 channels, in aligned rows
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes of a GPU."""
+    """Resources of a GPU that a kernel uses."""
 
-    kernel: str  # its name
-    case: str  # what it was compiled for
+    kernel: str
+    case: str
     dtype: str  # of the maps
-    programs: int  # programs of a launch
-    warps: int  # warps of a program
-    registers: int  # registers of a thread
-    spilled: int  # bytes of a thread's that did not fit into registers
-    shared: int  # bytes of shared memory of a program
-    wide: int  # loads and stores of global memory that move 16 bytes a thread
-    narrow: int  # those that move fewer
-    tensor_cores: int  # instructions of the tensor cores
+    programs: int  # per launch
+    warps: int  # per program
+    registers: int  # per thread
+    spilled: int  # bytes per thread that did not fit into registers
+    shared: int  # bytes of shared memory per program
+    wide: int  # loads and stores of global memory with 16 bytes per thread
+    narrow: int  # loads and stores of global memory with fewer bytes
+    tensor_cores: int  # instructions
 
 
 @contextmanager
 def compiled_only(architecture: int) -> Iterator[list[tuple[str, int, Any]]]:
-    """Compile what is launched in the block, and launch nothing.
+    """Compile kernels that the block launches, without launching them.
 
-    Gives a list of name, programs and compiled kernel, which grows with each launch.
+    Yields a list that gets the name, programs and compiled kernel of each launch.
     """
     found: list[tuple[str, int, Any]] = []
     run = JITFunction.run
@@ -71,14 +71,14 @@ def compiled_only(architecture: int) -> Iterator[list[tuple[str, int, Any]]]:
         found.append((self.fn.__name__, math.prod(grid), kernel))
         return kernel
 
-    # Stands for the driver of a GPU that is not there.
+    # Replaces the driver of a GPU.
     gpu = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", architecture, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
     )
     driver.set_active(gpu)
-    # Tensors are on the CPU, but made as they would be on the GPU.
+    # Tensors are on the CPU, but aligned as on the GPU.
     aligned = _alignment._ALIGNED
     _alignment._ALIGNED = {"cpu": aligned["cuda"]}
     JITFunction.run = compile_only
@@ -89,7 +89,7 @@ def compiled_only(architecture: int) -> Iterator[list[tuple[str, int, Any]]]:
 
 
 def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """List launches: a name, and what launches."""
+    """Yield the name and the function of each launch."""
     batch, back = 32, stylization._stylize_backward_op
     bias = torch.empty(CHANNELS + 1, dtype=dtype)
     style = torch.empty(batch, CHANNELS, dtype=dtype)
@@ -100,7 +100,7 @@ def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], A
         for layout in ("channels innermost", "cells innermost")[: 1 if quick else 2]:
             x, wide = torch.empty(2, batch, CHANNELS + 1, rows, columns, dtype=dtype)
             x = x[:, :CHANNELS].contiguous()
-            if layout == "channels innermost":  # as convolutions make them
+            if layout == "channels innermost":  # the layout that convolutions return
                 x = torch.empty(columns, rows, batch, CHANNELS, dtype=dtype).permute(2, 3, 1, 0)
                 wide = torch.empty(columns, rows, batch, ROOM, dtype=dtype)
                 wide = wide[..., : CHANNELS + 1].permute(2, 3, 1, 0)
@@ -123,7 +123,7 @@ def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], A
 
 
 def resources(architecture: int, dtype: torch.dtype, quick: bool = False) -> list[Resources]:
-    """Compile all cases, and tell what they take."""
+    """Compile all cases, and return the resources they use."""
     found = []
     with compiled_only(architecture) as compiled:
         for case, launch in cases(dtype, quick):

@@ -1,4 +1,4 @@
-"""How much memory something takes at most."""
+"""Peak memory of tensors."""
 
 import gc
 import weakref
@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Largest number of bytes in tensors while something runs.
+    """Return the peak number of bytes in tensors during a call.
 
-    On a GPU, of all tensors; elsewhere of those that it makes, as far as torch's Python dispatch
-    sees them: not what an operation takes and frees within.
+    On a GPU, all tensors count. Elsewhere, only new tensors that torch's Python dispatch sees, so
+    not the temporary memory inside operations.
     """
     gc.collect()
     if device.type == "cuda":
@@ -28,18 +28,18 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, while they live."""
+    """Counts the bytes of live storages that operations have created."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = self.peak = 0  # bytes that live, and the most there were
+        self.current = self.peak = 0  # bytes
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
+        """Run an operation, and count its new storages."""
         kwargs = kwargs or {}
         for storage in _storages((args, kwargs)):
-            self._remember(storage, 0)  # it was there before
+            self._remember(storage, 0)  # existed before
         result = func(*args, **kwargs)
         for storage in _storages(result):
             self._remember(storage, storage.nbytes())

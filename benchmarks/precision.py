@@ -1,11 +1,11 @@
-"""Measure what half precision and spectral convolutions change: Rank metrics of a trained model.
+"""Measure how half precision and spectral convolutions affect a trained model's Rank metrics.
 
     tmapdiff train --root path/to/charades --features timeline --preset nano --output runs/nano
     python benchmarks/precision.py --pipeline runs/nano/pipeline --data path/to/charades
 
-The same model localizes the same queries from the same noise, in each dtype with each way to
-convolve (`TMAPDIFF_BACKEND`). Features are simulated from Charades' action annotations; without
---data, queries and videos are made up.
+The model localizes the same queries from the same noise, in each dtype and with each convolution
+backend (`TMAPDIFF_BACKEND`). Features are simulated from Charades' action annotations; without
+--data, queries and videos are synthetic.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--pipeline", type=Path, required=True, help="folder of a trained pipeline")
-    add("--data", type=Path, help="folder with the Charades-STA files (default: made-up queries)")
+    add("--data", type=Path, help="folder with the Charades-STA files (default: synthetic queries)")
     add("--limit", type=int, help="queries (default: all)")
     add("--steps", type=int, default=10, help="denoising steps (default: 10)")
     add("--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="(default: all)")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 largest, *(abs(found.metrics[name] - first.metrics[name]) for name in RANKS)
             )
             ranks = (f"{found.metrics[name]:10.2f}" for name in RANKS)
-            # Of the same cell, whatever the rounding of seconds.
+            # The same cell, up to the rounding of seconds.
             apart = (best_moments(found) - best_moments(first)).abs().amax(dim=1)
             same = f"{100 * (apart < 0.01).double().mean().item():11.2f} %"
             print(f"{dtype:<10}{way:<10}", *ranks, same, flush=True)

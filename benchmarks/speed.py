@@ -1,24 +1,25 @@
-"""Measure speed and memory: ours beside the plain definition, torch.compile of it, and the peer.
+"""Measure speed and memory, compared with plain torch, torch.compile, and MS-2D-TAN.
 
     python benchmarks/speed.py --suite kernels --preset stack128 --batch 8 32
     python benchmarks/speed.py --suite sampling decoder --device cuda --dtype bfloat16
     python benchmarks/speed.py --quick
 
-Candidates take turns, on inputs that change; times are medians after warm-up, and the result is
-the ratio to the case's reference in the same run: below 1 is faster. Where others use the CPU, too,
---cpu-time says more: what one thread computes, whatever passes meanwhile. Backends: `reference` is
-plain torch, `compiled` is torch.compile of it, `auto` is what users get, the others are asked for
-by name; `ms2dtan` is one pass of MS-2D-TAN over the same map features, its convolutions direct. On
-a GPU, half precision is channels_last, float32 has TF32 allowed, and cuDNN tries its algorithms.
+Candidates take turns on changing inputs. Times are medians after warm-up; results are ratios to the
+case's reference in the same run, below 1 if faster. On a CPU that others use, too, --cpu-time is
+more reliable: the CPU time of a single thread. Backends: `reference` is plain torch, `compiled` is
+torch.compile of it, `auto` is the default, and others are selected by name. `ms2dtan` is one pass
+of MS-2D-TAN over the same map features, with direct convolutions. On a GPU, half precision uses
+channels_last, float32 may use TF32, and cuDNN benchmarks its algorithms.
 
-Suites: kernels (single operations), decoder (one denoising step), sampling (ten steps beside one
-pass of the peer), training (with --baseline also beside another checkout), postprocess, memory
-(peaks). With --quick these run at small sizes, without torch.compile, within a minute or two on two
-CPU cores. Only when named: operations (`eager` beside the definition), choices (direct beside
-spectral convolution), parts (of a training step), long-videos, corpus, export, glove.
+Suites: kernels (single operations), decoder (one denoising step), sampling (ten steps, compared
+with one pass of MS-2D-TAN), training (with --baseline, compared with another checkout),
+postprocess, memory (peaks). With --quick, these run at small sizes, without torch.compile, within a
+minute or two on two CPU cores. Only when named: operations (`eager` against the definition),
+choices (direct against spectral convolution), parts (of a training step), long-videos, corpus,
+export, glove.
 
-The result is a table, and a JSON file in runs/speed (or at --output). Exits with 1 if anything
-failed; the rest is measured all the same.
+It prints a table, and writes a JSON file to runs/speed or --output. If a case fails, the others are
+still measured, and the exit status is 1.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def measure(
     only: str,
     save: Callable[[list[Record]], None],
 ) -> list[Record]:
-    """Run suites, printing each case when it is done, and saving what there is by then."""
+    """Run suites; after each case, print it and save all results so far."""
     records: list[Record] = []
     for name in names:
         for case in {**SUITES, **EXTRA_SUITES}[name](setting):
@@ -71,7 +72,7 @@ def measure(
             print_records(found)
             records += found
             save(records)
-            # Room for the next.
+            # Free the memory for the next case.
             if setting.compiled:
                 torch.compiler.reset()
             gc.collect()
@@ -95,7 +96,7 @@ def describe(setting: Setting) -> dict[str, Any]:
 
 
 def default_output(names: Sequence[str], setting: Setting) -> Path:
-    """Name the file by suites, device and dtypes."""
+    """Return a file name with suites, device and dtypes."""
     device = "cpu"
     if setting.on_gpu:
         device = torch.cuda.get_device_name(setting.device).lower().replace(" ", "-")
@@ -111,16 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--suite", nargs="+", default=["all"], choices=[*SUITES, *EXTRA_SUITES, "all"])
-    add("--device", choices=("cpu", "cuda"), help="(default: cuda, if there is a GPU)")
+    add("--device", choices=("cpu", "cuda"), help="(default: cuda if there is a GPU)")
     add("--preset", choices=PRESET_NAMES, help="sizes (default: each suite's own)")
     add("--batch", nargs="+", type=int, default=[], help="(default: each suite's own)")
     add("--dtype", nargs="+", choices=DTYPES, help="(default: float32; bfloat16 on a GPU)")
-    add("--only", default="", metavar="TEXT", help="only cases whose name holds this")
-    add("--no-compile", action="store_true", help="leave torch.compile out; it is slow on a CPU")
+    add("--only", default="", metavar="TEXT", help="only cases whose name contains this")
+    add("--no-compile", action="store_true", help="skip torch.compile, which is slow on a CPU")
     add("--baseline", type=Path, metavar="CHECKOUT", help="compare training and sampling with it")
-    add("--seconds", type=float, default=2.0, help="to measure each candidate (default: 2)")
-    add("--cpu-time", action="store_true", help="of one thread: on a CPU that others use, too")
-    add("--quick", action="store_true", help="small sizes: to see that everything runs")
+    add("--seconds", type=float, default=2.0, help="seconds per candidate (default: 2)")
+    add("--cpu-time", action="store_true", help="measure the CPU time of one thread")
+    add("--quick", action="store_true", help="small sizes, to check that everything runs")
     add("--output", type=Path, help="JSON file (default: in runs/speed)")
     args = parser.parse_args(arguments)
 
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     torch.manual_seed(SEED)
-    # It warns whenever a model is moved.
+    # It warns about each model that is moved.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     clock = clock_of(device)
     if setting.cpu_time:
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with written_beside(output) as new:
             new.write_text(json.dumps({**about, "results": list(map(asdict, records))}, indent=1))
 
-    # What was fastest is measured in this run, not remembered from another.
+    # Measure the fastest convolutions in this run, without the cache of earlier ones.
     with tempfile.TemporaryDirectory() as fresh, patch.dict(os.environ, {CACHE_VARIABLE: fresh}):
         records = measure(names, setting, bench, args.only, save)
     save(records)
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in errors:
         print(f"FAILED {one.suite}: {one.case}, {one.backend or 'all'}: {one.error}")
     if not records:
-        print(f"FAILED no case's name holds {args.only!r}")
+        print(f"FAILED no case's name contains {args.only!r}")
     return 1 if errors or not records else 0
 
 

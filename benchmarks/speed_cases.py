@@ -1,4 +1,4 @@
-"""What is measured: cases, the candidates that compete in each, and the records that come out."""
+"""Cases to measure, their candidates, and the records of results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,54 +15,54 @@ MIB = 2**20
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Name a dtype without its module."""
+    """Return the name of a dtype without its module."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do, measured in the same run."""
+    """Highest rates of the machine, measured in the same run."""
 
     bytes_a_second: float  # read and written by a large copy
     operations_a_second: Mapping[torch.dtype, float]  # of a large matrix product, by dtype
 
     def seconds(self, operations: float, bytes_moved: float, dtype: torch.dtype) -> float:
-        """Shortest time of something that does and moves so much."""
+        """Return the shortest time for so many operations and bytes."""
         return max(operations / self.operations_a_second[dtype], bytes_moved / self.bytes_a_second)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a way of computing does."""
+    """Floating-point operations and memory traffic of a computation; 0 if unknown or ignored."""
 
-    operations: float = 0.0  # floating-point operations; 0 if they do not count, or are not known
-    bytes_moved: float = 0.0  # bytes read from memory and written to it; 0 likewise
+    operations: float = 0.0
+    bytes_moved: float = 0.0  # read and written
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do what a case is about."""
+    """One way to do the work of a case."""
 
     backend: str  # its name
     run: Callable[[Any], Any]  # does it once, on one of the inputs
-    inputs: Sequence[Any]  # what calls take in turns
-    # Makes the context that it runs in.
+    inputs: Sequence[Any]  # used by calls in turn
+    # Makes the context to run in.
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
-    items: int = 1  # What one call does so many of: queries, pairs. Ratios are of the time an item.
-    work: Work | None = None  # what it does in a call, if known
-    # The first sample's outputs, to compare with the expected; None if it computes something else.
+    items: int = 1  # queries or pairs per call; ratios are of the time per item
+    work: Work | None = None  # per call, if known
+    # The first sample's outputs, to compare with the expected; None to skip the comparison.
     outputs: Callable[[Any], Sequence[Tensor]] | None = None
-    times_itself: bool = False  # whether `run` gives seconds, for what is done in another process
+    times_itself: bool = False  # whether `run` returns seconds, measured in another process
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Candidates that do the same."""
+    """Candidates that do the same work."""
 
-    candidates: Sequence[Candidate]  # in the order in which they are warmed up
+    candidates: Sequence[Candidate]  # in the order of their warm-up
     # Computes the outputs of the first sample in float64.
     expected: Callable[[], Sequence[Tensor]] | None = None
-    # Ends what was started for them, when the case is over.
+    # Cleans up after the case.
     close: Callable[[], object] = lambda: None
 
 
@@ -70,27 +70,27 @@ class Contest:
 class Record:
     """One line of the results; times are of one call, in microseconds."""
 
-    suite: str  # the suite
-    case: str  # what was done
-    backend: str  # how; empty if the case failed before that
-    shape: Mapping[str, Any]  # its sizes
-    dtype: str  # the dtype that it computed in
-    median_us: float | None = None  # median time
-    p20_us: float | None = None  # a fifth of the times was shorter
-    p80_us: float | None = None  # a fifth was longer
-    samples: int = 0  # times that were taken
-    reference: str | None = None  # the backend that ratios are to
+    suite: str
+    case: str
+    backend: str  # empty if the case failed before its candidates
+    shape: Mapping[str, Any]  # sizes
+    dtype: str  # of the computation
+    median_us: float | None = None
+    p20_us: float | None = None  # 20th percentile
+    p80_us: float | None = None  # 80th percentile
+    samples: int = 0  # number of times measured
+    reference: str | None = None  # backend that ratios refer to
     # Median over the rounds of the time per item, divided by the reference's in the same round. In
-    # suite `memory`, of the peaks.
+    # suite `memory`, ratio of the peaks.
     ratio_to_reference: float | None = None
-    ratio_p20: float | None = None  # a fifth of these was smaller
-    ratio_p80: float | None = None  # a fifth was larger
-    items_per_second: float | None = None  # Queries, pairs, ... per second.
+    ratio_p20: float | None = None  # 20th percentile
+    ratio_p80: float | None = None  # 80th percentile
+    items_per_second: float | None = None  # queries, pairs, ...
     floor_us: float | None = None  # shortest time by the machine's ceilings
     ratio_to_floor: float | None = None  # median time divided by it
-    achieved_tflops: float | None = None  # 1e12 operations per second that this backend did
-    achieved_tbs: float | None = None  # 1e12 bytes per second that it had to move
-    # Root mean square of the error over that of the result in float64; the largest of the outputs'.
+    achieved_tflops: float | None = None  # 1e12 operations per second
+    achieved_tbs: float | None = None  # 1e12 bytes per second
+    # Relative root mean square error against float64; the largest over the outputs.
     error_vs_float64: float | None = None
     # In suite `memory`.
     peak_mib: float | None = None
@@ -102,25 +102,25 @@ RECORD_FIELDS = tuple(one.name for one in fields(Record))
 
 @dataclass(frozen=True)
 class Bench:
-    """What cases are measured with."""
+    """Device and tools of measurements."""
 
-    device: torch.device  # where they run
-    clock: Clock  # its clock
-    effort: Effort  # how much is measured, unless a case says otherwise
-    ceilings: Ceilings  # what the device can do
+    device: torch.device
+    clock: Clock
+    effort: Effort  # default of cases
+    ceilings: Ceilings  # of the device
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a suite consists of."""
+    """A measurement of a suite."""
 
-    suite: str  # the suite
-    name: str  # what is done
-    shape: Mapping[str, Any]  # its sizes
-    dtype: torch.dtype  # the dtype that is computed in
+    suite: str
+    name: str
+    shape: Mapping[str, Any]  # sizes
+    dtype: torch.dtype  # of the computation
 
     def measure(self, bench: Bench) -> list[Record]:
-        """Run it. What fails is recorded with its error, and the others go on."""
+        """Run the case; record a failure with its error, so that others still run."""
         try:
             return self._measure(bench)
         except Exception as error:
@@ -140,13 +140,13 @@ class Case:
 
 @dataclass(frozen=True)
 class TimedCase(Case):
-    """Candidates that do the same, against the clock."""
+    """A comparison of times."""
 
     build: Callable[[], Contest]  # makes the candidates and their inputs
-    reference: str = "reference"  # backend that ratios are to
+    reference: str = "reference"  # backend that ratios refer to
     # Shortest time of a call, in seconds, by the machine's ceilings.
     floor: Callable[[Ceilings], float] | None = None
-    effort: Effort | None = None  # how much is measured, if not the run's
+    effort: Effort | None = None  # defaults to the run's
 
     def _measure(self, bench: Bench) -> list[Record]:
         contest = self.build()
@@ -187,7 +187,7 @@ class TimedCase(Case):
         effort: Effort,
         expected: Sequence[Tensor] | None,
     ) -> tuple[Record, float]:
-        """Run a candidate until it is ready; what it computes and takes, and seconds per call."""
+        """Warm up a candidate; return a record with its error, and seconds per call."""
         record = self._record(candidate.backend)
         shortest = float("inf")
         for number in range(effort.warm_up):
@@ -200,7 +200,7 @@ class TimedCase(Case):
 
 
 def _run(candidate: Candidate, first: int, calls: int, clock: Clock) -> tuple[float, Any]:
-    """Make some calls, each on the next of the inputs; seconds per call, and the last result."""
+    """Make several calls on successive inputs; return seconds per call and the last result."""
     inputs = candidate.inputs
     *others, last = (inputs[(first + call) % len(inputs)] for call in range(calls))
     results: list[Any] = []
@@ -226,7 +226,7 @@ def with_times(
     reference: Candidate | None,
     floor: float | None,
 ) -> Record:
-    """Add the times that a candidate took, and their ratios to the reference's."""
+    """Add a candidate's times and their ratios to the reference's."""
     own = seconds_of[candidate.backend]
     spread = Spread.of(own)
     record = replace(
@@ -259,18 +259,18 @@ def with_times(
 
 @dataclass(frozen=True)
 class Run:
-    """Something whose peak of memory is measured."""
+    """A call whose peak memory is measured."""
 
-    backend: str  # how it is done
-    shape: Mapping[str, Any]  # sizes of its own
-    call: Callable[[], object]  # does it once
+    backend: str
+    shape: Mapping[str, Any]  # its sizes
+    call: Callable[[], object]
 
 
 @dataclass(frozen=True)
 class MemoryCase(Case):
-    """Peaks of memory; ratios are to the first."""
+    """A comparison of peak memory; ratios refer to the first run."""
 
-    build: Callable[[], Sequence[Run]]  # makes what is run
+    build: Callable[[], Sequence[Run]]
 
     def _measure(self, bench: Bench) -> list[Record]:
         records: list[Record] = []
@@ -278,7 +278,7 @@ class MemoryCase(Case):
         for run in self.build():
             shape = {**self.shape, **run.shape}
             try:
-                run.call()  # what is made once and kept is no part of the growth
+                run.call()  # fill caches, which do not count
                 peak = peak_bytes(run.call, bench.device) / MIB
             except Exception as error:
                 records.append(self._failed(run.backend, error, shape=shape))
@@ -292,7 +292,7 @@ class MemoryCase(Case):
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Root mean square of the error, over that of the expected values; the worst of the tensors."""
+    """Return the relative root mean square error, the largest over the tensors."""
     errors = []
     for one, truth in zip(found, expected, strict=True):
         truth = truth.double()

@@ -1,4 +1,4 @@
-"""Results as lines on a terminal."""
+"""Tables of results for the terminal."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def print_records(records: Sequence[Record]) -> None:
         return
     print(f"\n{first.suite}: {first.case}, {shape_text(first)}".rstrip(", "))
     for cells in [tuple(_COLUMNS), *map(_cells, records)]:
-        # What fails has fewer cells, the last of any length.
+        # Failed records have fewer cells, and the last may be long.
         line = " ".join(
             f"{cell:{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=False)
         )

@@ -1,4 +1,4 @@
-"""Clocks, and calls timed in turns: what is compared meets the same state of the machine."""
+"""Clocks, and timing in turns, so that all candidates meet the same state of the machine."""
 
 import os
 import subprocess
@@ -13,20 +13,20 @@ import torch
 
 
 class CpuClock:
-    """Wall time of a call; `now` gives seconds since some moment."""
+    """Time of a call by the clock `now`, in seconds. Defaults to wall time."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.now = now
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Run once, and tell how long it took."""
+        """Run once, and return how long it took."""
         began = self.now()
         run()
         return self.now() - began
 
 
 class CudaClock:
-    """Time between two events on a GPU: from the first launch until all work is done.
+    """Time on a GPU from the first launch until all work is done.
 
     Work of other streams counts if the current stream waits for it.
     """
@@ -35,7 +35,7 @@ class CudaClock:
         self.device = device
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Run once, and tell how long it took."""
+        """Run once, and return how long it took."""
         began = torch.cuda.Event(enable_timing=True)
         ended = torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(self.device)
@@ -57,10 +57,10 @@ def clock_of(device: torch.device) -> Clock:
 class Effort:
     """How much is measured."""
 
-    rounds: int = 7  # rounds at least; in each round every candidate has a turn
-    seconds: float = 2.0  # rounds go on until this many seconds a candidate have passed
-    most_rounds: int = 100  # rounds at most
-    shortest_turn: float = 2e-3  # seconds that a turn lasts at least: shorter calls are repeated
+    rounds: int = 7  # fewest rounds; in each, every candidate has a turn
+    seconds: float = 2.0  # time per candidate until which rounds continue
+    most_rounds: int = 100
+    shortest_turn: float = 2e-3  # in seconds; shorter calls are repeated
     warm_up: int = 2  # calls before the first round
 
 
@@ -69,7 +69,7 @@ QUICK = Effort(rounds=3, seconds=0.05, most_rounds=20, shortest_turn=5e-4)
 
 @dataclass(frozen=True)
 class Spread:
-    """Median of measurements, and what a fifth of them lies below and above."""
+    """Median of measurements, and their 20th and 80th percentiles."""
 
     median: float
     p20: float
@@ -77,13 +77,13 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Spread":
-        """Compute it."""
+        """Compute the spread."""
         p20, median, p80 = np.percentile(np.asarray(values, dtype=float), [20, 50, 80]).tolist()
         return Spread(median, p20, p80)
 
 
 def calls_a_turn(seconds_a_call: float, effort: Effort) -> int:
-    """Tell how often a call is repeated in a turn, so that it lasts long enough for the clock."""
+    """Return how often to repeat a call in a turn, so that the clock can measure it."""
     if seconds_a_call <= 0:
         return 1
     return max(1, min(1000, round(effort.shortest_turn / seconds_a_call)))
@@ -94,9 +94,9 @@ def take_turns(
     effort: Effort,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Measure candidates in rounds; each round begins with another one.
+    """Measure candidates in rounds, each starting with another candidate.
 
-    A turn takes the number of the round and gives seconds per call; they come back round by round.
+    A turn takes the number of the round and returns seconds per call.
     """
     names = list(turns)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -111,7 +111,7 @@ def take_turns(
 
 
 def seconds_elsewhere(program: str, *arguments: str, folder: Path) -> float:
-    """Run Python code in a new process in a folder, and give the seconds that it prints last."""
+    """Run Python code in a new process in a folder; return the seconds that it prints last."""
     command = [sys.executable, "-c", program, *arguments]
     environment = {name: one for name, one in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(

@@ -3,9 +3,9 @@
     python examples/train_charades.py
     python examples/train_charades.py --root path/to/charades --preset nano_tuned
 
-Without --root it makes up a small data set of scripted activities, and needs no download. With
---root it reads charades_sta_{train,test}.txt and Charades_v1_{train,test}.csv from that folder.
-`tmapdiff train` does the same and has options for all else.
+Without --root, it uses a small synthetic data set of scripted activities, without a download. With
+--root, it reads charades_sta_{train,test}.txt and Charades_v1_{train,test}.csv from that folder.
+`tmapdiff train` does the same with more options.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tmapdiff.recipes import SYNTHETIC_EPOCHS, LocalizationData, is_main_process
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", help="folder of Charades-STA (default: made-up data)")
+    parser.add_argument("--root", help="folder of Charades-STA (default: synthetic data)")
     parser.add_argument("--features", default="timeline", help="an HDF5 file, or a folder")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the model")
     parser.add_argument("--epochs", type=int, help="passes over the data (default: the preset's)")
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = data.with_features_only().limit(args.limit)
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
 
-    # 2. model: a preset is a named size, with settings of its training
+    # 2. model: a preset is a named size with training settings
     preset = PRESETS[args.preset]
     torch.manual_seed(0)
     model = preset.build(vocabulary_size=len(vocabulary), clip_channels=data.store.feature_dim)
@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.train()
     model = trainer.ema_model.eval()
 
-    # 4. evaluation, beside the best answer that looks at neither video nor sentence
+    # 4. evaluation, compared with the best constant answer
     evaluation = evaluate(model, test_set, accelerator=trainer.accelerator)
     prior = evaluate_prior(model.grid, fit_moment_prior(model.grid, train_set), test_set)
-    if not is_main_process():  # of those that `accelerate launch` started
+    if not is_main_process():  # with `accelerate launch`
         return
     print(data)
     for name, value in evaluation.metrics.items():

@@ -3,11 +3,11 @@
     python examples/train_didemo.py
     python examples/train_didemo.py --root path/to/didemo --features average_fc7.h5
 
-The map of six clips, six durations and one scale has exactly DiDeMo's 21 moments as its cells.
-Without --root it makes up a small data set of scripted activities, and needs no download. With
---root it reads train_data.json and test_data.json from that folder; the features are an HDF5 file
+The cells of a map with six clips, six durations and one scale are exactly DiDeMo's 21 moments.
+Without --root, it uses a small synthetic data set of scripted activities, without a download. With
+--root, it reads train_data.json and test_data.json from that folder; the features are an HDF5 file
 with one array of (6, D) per video, one row per segment, or a folder of such arrays.
-`tmapdiff train --dataset didemo` does the same and has options for all else.
+`tmapdiff train --dataset didemo` does the same with more options.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from tmapdiff.recipes import (
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", help="folder of DiDeMo (default: made-up data)")
-    parser.add_argument("--features", nargs="+", default=[], help="needed with --root")
+    parser.add_argument("--root", help="folder of DiDeMo (default: synthetic data)")
+    parser.add_argument("--features", nargs="+", default=[], help="required with --root")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the model")
     parser.add_argument("--epochs", type=int, help="passes over the data (default: the preset's)")
     parser.add_argument("--limit", type=int, help="queries to train and test on (default: all)")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = Recipe(preset=args.preset, training={"epochs": args.epochs})
     trained = recipe.train(data, args.output, say=print)
     results = evaluate_trained(trained, SamplingOptions(), data)
-    if not is_main_process():  # of those that `accelerate launch` started
+    if not is_main_process():  # with `accelerate launch`
         return
     for row, metrics in results.rows.items():
         print(f"{row:<24}", *(f"{name} {value:.2f}" for name, value in metrics.items()))

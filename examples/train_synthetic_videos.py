@@ -1,10 +1,10 @@
-"""Train a whole pipeline on made-up videos, from pictures to moments.
+"""Train a whole pipeline on synthetic videos, from frames to moments.
 
     python examples/train_synthetic_videos.py
     tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
 
-Needs no file and no network: the videos are drawn, and the frame encoder, whose weights would
-otherwise come from the hub, first learns on their pictures what is where.
+It needs no files and no network: it draws the videos, and trains the frame encoder on them to
+predict what each frame shows where.
 """
 
 import argparse
@@ -33,32 +33,32 @@ from tmapdiff.recipes import check_run_folder, make_test_set
 from tmapdiff.video import FeatureStoreWriter, FramePreprocessor
 
 FPS = SyntheticVideos.frame_rate / 2
-PICTURES_A_VIDEO = 12  # that the frame encoder learns from
+FRAMES_PER_VIDEO = 12  # to train the frame encoder
 
 
 def see_shapes(data: SyntheticVideos, passes: int) -> FrameEncoder:
-    """Train a small frame encoder to tell what the pictures show."""
+    """Train a small frame encoder to predict what frames show."""
     encoder = FrameEncoder("test_resnet", pretrained=False)
     size = {"input_size": (3, 64, 64), "crop_pct": 1.0}
     encoder.preprocess = FramePreprocessor({**encoder.preprocess.config, **size})
-    encoder.description = "timm test_resnet, trained on made-up pictures"
+    encoder.description = "timm test_resnet, trained on made-up frames"
     random, frames, layouts = np.random.default_rng(0), [], []
     for video_id, video in data.videos.items():
         count = round(video.duration * data.frame_rate)
-        numbers = random.choice(count, PICTURES_A_VIDEO, replace=False)
+        numbers = random.choice(count, FRAMES_PER_VIDEO, replace=False)
         frames += [encoder.preprocess(image) for image in data.pictures(video_id, numbers)]
         layouts += list(torch.from_numpy(data.layout(video_id, numbers)).flatten(1))
-    pictures, targets = torch.stack(frames), torch.stack(layouts)
-    # Its last layer gives what it has seen, so features are few and all matter.
+    inputs, targets = torch.stack(frames), torch.stack(layouts)
+    # Its features are the predicted layout: few, and all of them matter.
     encoder.feature_dim = targets.shape[1]
     encoder.model.reset_classifier(encoder.feature_dim)
     model = encoder.model.requires_grad_(True).train()
-    steps = passes * len(pictures) // 64
+    steps = passes * len(inputs) // 64
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps, pct_start=0.1)
     for _ in range(steps):
-        chosen = torch.randint(len(pictures), (64,))
-        loss: Tensor = nn.functional.mse_loss(model(pictures[chosen]), targets[chosen])
+        chosen = torch.randint(len(inputs), (64,))
+        loss: Tensor = nn.functional.mse_loss(model(inputs[chosen]), targets[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -69,7 +69,7 @@ def see_shapes(data: SyntheticVideos, passes: int) -> FrameEncoder:
 
 
 def write_features(parts: list[SyntheticVideos], encoder: FrameEncoder, path: Path) -> None:
-    """Encode each second picture: as extract_features would of files, but without writing them."""
+    """Encode every second frame, as `extract_features` does for files."""
     with FeatureStoreWriter(path, {"seconds_per_feature": 1 / FPS}) as store:
         for data in parts:
             for video_id, video in data.videos.items():
@@ -84,9 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--output", type=Path, default=Path("runs/shapes"), help="(default: runs/shapes)")
     add("--overwrite", action="store_true", help="replace the run in --output")
-    add("--videos", type=int, default=600, help="to train on (default: 600)")
-    add("--passes", type=int, default=5, help="of the frame encoder (default: 5)")
-    add("--epochs", type=int, default=20, help="of the localizer (default: 20)")
+    add("--videos", type=int, default=600, help="training videos (default: 600)")
+    add("--passes", type=int, default=5, help="epochs of the frame encoder (default: 5)")
+    add("--epochs", type=int, default=20, help="epochs of the localizer (default: 20)")
     add("--seed", type=int, default=0, help="(default: 0)")
     args = parser.parse_args(arguments)
     files = ("checkpoints", "pipeline")

@@ -1,4 +1,4 @@
-"""Suites of `speed.py`: each is a function from the setting to its cases, in the order they run."""
+"""Suites of `speed.py`: functions from the setting to their cases, in the order they run."""
 
 from speed_suites import (
     corpus,
@@ -21,7 +21,7 @@ SUITES = {
     "postprocess": postprocess.cases,
     "memory": training.memory_cases,
 }
-# Suites that take long, or measure one page's figures: run when they are named.
+# Suites that take long or measure the figures of a single page, and run only when named.
 EXTRA_SUITES = {
     "operations": elementwise.operation_cases,
     "choices": kernels.choice_cases,

@@ -1,8 +1,8 @@
-"""What localizing a corpus costs: each step of it, and workers against one process.
+"""Cost of localizing a corpus: of each step, and with workers compared with one process.
 
-Made-up features, two per second, of videos of a minute, and random weights. Throughput is that of
-`tmapdiff.corpus.localize_corpus` between its first file and its last: without the start of Ray and
-of its workers, which is a case of its own.
+Features are random, two per second, for videos of a minute; weights are random. Throughput is that
+of `tmapdiff.corpus.localize_corpus` between its first file and its last. The start of Ray and its
+workers is a separate case.
 """
 
 import os
@@ -25,7 +25,7 @@ from tmapdiff.video import VideoFeatures
 
 CHANNELS, SECONDS_PER_FEATURE, DURATION = 512, 0.5, 60.0
 WORDS = [f"word{index}" for index in range(100)]
-WAYS = {  # workers, and threads of each; 0 workers are this process
+WAYS = {  # (workers, threads of each); 0 workers: in this process
     "one process, one thread": (0, 1),
     "one process, all threads": (0, os.cpu_count() or 1),
     "two workers of Ray, one thread each": (2, 1),
@@ -33,7 +33,7 @@ WAYS = {  # workers, and threads of each; 0 workers are this process
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure the steps, and each way to go through a corpus."""
+    """Measure the steps, and each way to localize a corpus."""
     name = setting.preset or ("nano" if setting.quick else "tiny")
     videos, queries = (4, 3) if setting.quick else (48, 64)
     ways = [way for way in WAYS if not setting.quick or WAYS[way][0] == 0]
@@ -88,7 +88,7 @@ def make_corpus(folder: Path, preset: str, videos: int, queries: int) -> None:
 
 
 def localize(folder: Path, way: str) -> tuple[float, float]:
-    """Localize the corpus; seconds until the first file, and from there to the last."""
+    """Localize the corpus; return seconds until the first file, and from there to the last."""
     workers, threads = WAYS[way]
     began, times = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as output:
@@ -107,7 +107,7 @@ def localize(folder: Path, way: str) -> tuple[float, float]:
         import ray
 
         ray.shutdown()
-    # Each worker has its first file when as many are there.
+    # Every worker has finished its first file by then.
     (first, done_first), (last, done_last) = times[max(1, workers) - 1], times[-1]
     return times[0][0] - began, (last - first) * done_last / (done_last - done_first)
 
@@ -129,7 +129,7 @@ def _ways(preset: str, videos: int, queries: int, ways: list[str], until_first: 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute without gradients in one thread, unless told otherwise; restore the number."""
+    """Compute without gradients, at first in one thread; restore the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

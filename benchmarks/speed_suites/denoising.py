@@ -1,4 +1,4 @@
-"""One denoising step of prepared features, and ten steps beside one pass of the peer."""
+"""One denoising step with prepared features, and ten steps compared with one pass of MS-2D-TAN."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -110,7 +110,7 @@ def _sampling_contest(setting: Setting, name: str, batch: int, dtype: torch.dtyp
     noise = [setting.random(batch, model.grid.num_cells) for _ in features]
     inputs = list(zip(features, noise, strict=True))
 
-    # Each has a model of its own, which keeps what it needs of the weights: spectra or none.
+    # Each has its own model, as models cache spectra of their weights or not.
     models = [
         (backend, named, deepcopy(model)) for backend, named in map_conv_backends(setting).items()
     ]
@@ -143,13 +143,13 @@ def _sample(model: MomentLocalizer, given: tuple[Sequence[Tensor], Tensor]) -> T
     return model.sample_maps(features, num_inference_steps=STEPS, noise=noise)
 
 
-# The peer: one pass of MS-2D-TAN over the same map features.
+# One pass of MS-2D-TAN over the same map features.
 
 
 def peer_candidates(
     setting: Setting, preset: str, inputs: Sequence[Sequence[Tensor]], dtype: torch.dtype
 ) -> list[Candidate]:
-    """Make the candidates `ms2dtan`, as it is published, and `ms2dtan, auto`, with our kernels."""
+    """Make the candidates `ms2dtan`, as published, and `ms2dtan, auto`, with our kernels."""
     model, batch = make_peer(preset, setting.device, dtype), len(inputs[0][0])
     with inference(AUTO):
         auto = [
@@ -175,7 +175,7 @@ def _direct(model: MS2DTAN) -> Plans:
 
 
 def peer_pass(model: MS2DTAN, plans: Plans, features: Sequence[Tensor]) -> list[Tensor]:
-    """Score all cells, as `MS2DTAN.score` does once it has the map features."""
+    """Score all cells from the map features, as in `MS2DTAN.score`."""
     scores = []
     for scale, (x, convs, head) in enumerate(zip(features, model.convs, model.heads, strict=True)):
         for layer, plan in zip(convs.layers, plans[scale], strict=True):

@@ -1,4 +1,4 @@
-"""Operations on each cell or channel, which should cost no more than reading and writing maps."""
+"""Elementwise operations, which should cost no more than reading and writing maps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from tmapdiff.kernels.stylization import stylize
 from tmapdiff.kernels.unit_product import unit_product
 
 NUM_GROUPS = 8
-# Samples, channels, starts, durations, of suite "operations".
+# (samples, channels, starts, durations) of suite "operations".
 SIZES = (
     (1, 32, 16, 8),
     (8, 16, 16, 8),
@@ -36,15 +36,15 @@ Inputs = Sequence[Tensor]
 class Operation:
     """An operation on maps."""
 
-    name: str  # its name
-    shape: dict[str, Any]  # sizes that say how large it is
-    # Draws its inputs, a sample per row; gradients are of all of them.
+    name: str
+    shape: dict[str, Any]  # sizes
+    # Draws its inputs, a sample per row. Gradients are for all of them.
     draw: Callable[[torch.dtype], Inputs]
-    # Runs it on them, with a backend.
+    # Runs it with a backend.
     call: Callable[[Inputs, str | None], Tensor | tuple[Tensor, ...]]
-    moved: int  # numbers that it reads and writes, at least
-    moved_back: int = 0  # the same of its gradient; 0 if it has none
-    shared: tuple[int, ...] = ()  # places of the inputs that all samples share
+    moved: int  # fewest numbers that it must read and write
+    moved_back: int = 0  # the same for its gradient; 0 if it has none
+    shared: tuple[int, ...] = ()  # indices of inputs that all samples share
 
 
 def map_operations(
@@ -68,7 +68,7 @@ def map_operations(
         weight = setting.random(channels, channels, dtype=dtype) / channels**0.5
         return [*maps_and(2, dtype), weight, setting.random(channels, dtype=dtype)]
 
-    # Backward, each reads the maps and the gradient of the result, and writes one of the maps.
+    # Each backward reads the maps and the result's gradient, and writes the maps' gradient.
     yield Operation(
         "stylize",
         shape,
@@ -105,7 +105,7 @@ def map_operations(
 
 
 def ddim_operation(setting: Setting, cells: int, batch: int) -> Operation:
-    """Make the update of all cells after a denoising step."""
+    """Return the update of all cells after a denoising step."""
     row = ddim_coefficients([0.1, 0.6], signal_scale=0.1)[0].tolist()
     return Operation(
         "ddim_step",
@@ -129,7 +129,7 @@ def cases(
 
 
 def operation_cases(setting: Setting) -> Iterator[Case]:
-    """Measure `eager` on maps of several sizes; it is not taken for the smallest."""
+    """Measure `eager` on maps of several sizes; by default, the smallest do not use it."""
     setting = replace(setting, as_in_decoder=True)
     for batch, channels, rows, columns in SIZES[: 1 if setting.quick else None]:
         grid = MapGrid(rows, columns, 1)
@@ -140,7 +140,7 @@ def operation_cases(setting: Setting) -> Iterator[Case]:
 def _timed(
     setting: Setting, suite: str, operation: Operation, dtype: torch.dtype, ours: str
 ) -> Iterator[Case]:
-    """Measure an operation, and with its gradient if it has one."""
+    """Measure an operation, and its gradient if it has one."""
     modes = {"forward": (_forward, operation.moved)}
     if operation.moved_back:
         moved = operation.moved + operation.moved_back
@@ -189,7 +189,7 @@ def _contest(
     inputs = [first, *(draw() for _ in range(setting.num_inputs(first[0].nbytes) - 1))]
 
     def first_samples(results: Inputs) -> Inputs:
-        """Leave out gradients of what samples share."""
+        """Leave out gradients of shared inputs."""
         return [one[:1] for place, one in enumerate(results) if place - 1 not in operation.shared]
 
     def expected() -> Inputs:

@@ -1,6 +1,6 @@
-"""Exported graphs in onnxruntime beside the library in torch: maps from clips and words.
+"""Exported graphs in onnxruntime compared with the library in torch: maps from clips and words.
 
-Random weights, videos as long as the grid, words at random; one process, as many threads each.
+Weights and words are random, videos fill the grid; both run in one process with as many threads.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ KINDS = ("conv", "transformer", "ms2dtan", "similarity", "aligned")
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure each kind of model, alone and in batches."""
+    """Measure each kind of model, with single queries and batches."""
     name = setting.preset or ("nano" if setting.quick else "tiny")
     for kind in KINDS:
         for batch in setting.batch_sizes(gpu=(1, 16), cpu=(1, 16)):
@@ -30,7 +30,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def make_model(kind: str, preset: str) -> Any:
-    """Make a model of random weights, whose zeros are numbers."""
+    """Make a model with random weights, none of them zero."""
     torch.manual_seed(0)
     sizes, channels = find_preset(preset), DATA_SIZES["clip_channels"]
     if kind == "similarity":

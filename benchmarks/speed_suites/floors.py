@@ -1,9 +1,9 @@
-"""Shortest times by arithmetic: operations and bytes, at the rates that the machine showed.
+"""Shortest times by arithmetic: operations and bytes, at the machine's measured rates.
 
-A layer reads what it needs from memory once and writes its result once. A spectral convolution is
-three such steps: it writes the spectra of the maps, multiplies them with the kernel's, which are
-there already, and transforms the product back. The cheaper of both ways counts, with the best
-tiles.
+A layer reads its inputs from memory once and writes its result once. A spectral convolution has
+three such steps: it transforms the maps, multiplies their spectra with the kernel's, which are
+cached, and transforms the product back. The cheaper of direct and spectral convolution counts, with
+the best tiles.
 """
 
 import torch
@@ -18,7 +18,7 @@ from tmapdiff.models.prepared import is_foldable
 
 
 def conv_floor(sizes: ConvSizes, ceilings: Ceilings) -> float:
-    """Shortest time of a convolution whose weights stay."""
+    """Return the shortest time of a convolution with fixed weights."""
     ways = [[direct_work(sizes)]]
     ways += [spectral_work(sizes, transform) for transform in all_transforms(sizes)]
     return min(sum(seconds_of(step, ceilings, sizes.dtype) for step in way) for way in ways)
@@ -33,7 +33,7 @@ def total(*steps: Work) -> Work:
 
 
 def direct_work(sizes: ConvSizes) -> Work:
-    """Work of a convolution as it is defined."""
+    """Return the work of a direct convolution."""
     channels = sizes.in_channels + sizes.out_channels
     maps = sizes.batch * sizes.rows * sizes.columns * channels
     kernel = sizes.kernel_size**2 * sizes.in_channels * sizes.out_channels
@@ -41,7 +41,7 @@ def direct_work(sizes: ConvSizes) -> Work:
 
 
 def spectral_work(sizes: ConvSizes, transform: MapTransform) -> list[Work]:
-    """Work of the steps of a spectral convolution, the kernel's spectrum given."""
+    """Return the work of each step of a spectral convolution, given the kernel's spectrum."""
     frequencies, rows = transform.num_frequencies, sizes.batch * transform.num_tiles
     cells = sizes.batch * sizes.rows * sizes.columns
     kernel = sizes.in_channels * sizes.out_channels
@@ -61,7 +61,7 @@ def spectral_work(sizes: ConvSizes, transform: MapTransform) -> list[Work]:
 
 
 def all_transforms(sizes: ConvSizes) -> list[MapTransform]:
-    """List the transforms of a map, one for each length of tiles."""
+    """List the transforms of a map, one per tile length."""
     tiles = {-(-sizes.rows // parts) for parts in range(1, sizes.rows + 1)}
     return [
         MapTransform(sizes.rows, sizes.columns, sizes.kernel_size, tile) for tile in sorted(tiles)
@@ -71,10 +71,10 @@ def all_transforms(sizes: ConvSizes) -> list[MapTransform]:
 def decoder_floor(
     setting: Setting, preset: str, batch: int, dtype: torch.dtype, ceilings: Ceilings
 ) -> float:
-    """Shortest time of a denoising step, by convolutions, of prepared features.
+    """Return the shortest time of a denoising step by convolutions, with prepared features.
 
-    Its layers are the convolutions, with their gates, and the stylization blocks; the step also
-    reads the features. The rest is small beside them.
+    It counts the convolutions with their gates, the stylization blocks, and reading the features;
+    the rest is small.
     """
     decoder, seconds = make_localizer(preset, setting.device, dtype).decoder, 0.0
     for (rows, columns), one in zip(decoder.grid.shapes, decoder.decoders, strict=True):
@@ -107,7 +107,7 @@ _REPEATS = 10
 
 
 def measure_ceilings(setting: Setting, clock: Clock) -> Ceilings:
-    """Measure both, the product in each dtype; of several times the shortest counts."""
+    """Measure both rates, that of products in each dtype, by the shortest of several times."""
     numbers, size = (2**30, 8192) if setting.on_gpu else (2**26, 2048)
     if setting.quick:
         numbers, size = 2**22, 512

@@ -1,6 +1,6 @@
-"""Reading of GloVe vectors: the text file the first time, the cache beside it after that.
+"""Reading of GloVe vectors: first from the text file, then from the cache beside it.
 
-Makes up a file of the size of GloVe 6B (400,000 words, 300 numbers each; about 1 GB).
+Uses a synthetic file of the size of GloVe 6B (400,000 words, 300 numbers each; about 1 GB).
 """
 
 import shutil
@@ -44,7 +44,7 @@ def _contest(words: int) -> Contest:
             for cache in {*path.parent.iterdir()} - {path}:
                 shutil.rmtree(cache)
         vectors, found = load_glove(path).rows_for(used)
-        if found != len(used) - 2 or not vectors.isfinite().all():  # all but padding, unknown
+        if found != len(used) - 2 or not vectors.isfinite().all():  # except padding and unknown
             raise RuntimeError("the vectors read are not the vectors written")
 
     return Contest(

@@ -1,4 +1,4 @@
-"""Single operations, at the sizes that a preset gives them."""
+"""Single operations, at the sizes of a preset."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ from tmapdiff.layers import GatedConv2dStack
 from tmapdiff.presets import Preset
 
 SUITE = "kernels"
-# Of suite "choices": batch, channels in and out, starts, durations, cells that the kernel spans.
+# (batch, input and output channels, starts, durations, kernel size) of suite "choices".
 SIZES = (
     (1, 1, 129, 64, 16, 17),
     (1, 32, 33, 16, 8, 5),
@@ -86,7 +86,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def conv_sizes(setting: Setting, preset: Preset, batch: int, dtype: torch.dtype) -> list[ConvSizes]:
-    """List the convolutions of a decoder that concatenates: finest map first, first layer first."""
+    """List the convolutions of a `concat` decoder: finest map first, first layer first."""
     channels, kernels = preset.decoder["channels"], preset.decoder["kernel_sizes"]
     widths = [2 * channels, *[channels] * (len(kernels) - 1)]
     return [
@@ -102,7 +102,7 @@ def conv_work(sizes: ConvSizes, plan: MapConvPlan) -> Work:
     return total(*spectral_work(sizes, plan.transform))
 
 
-# Gated convolutions over all maps, as the decoder runs them: with weights that stay.
+# Gated convolutions over all maps, as the decoder runs them: with fixed weights.
 
 
 def _gated_stacks(
@@ -110,7 +110,7 @@ def _gated_stacks(
 ) -> Contest:
     channels, kernels = preset.decoder["channels"], preset.decoder["kernel_sizes"]
     shapes, layout = preset.make_grid().shapes, memory_format(setting.device, dtype)
-    with setting.device:  # where large kernels are initialised in no time
+    with setting.device:  # initializes large kernels quickly on a GPU
         stacks = [GatedConv2dStack(2 * channels, channels, kernels).eval() for _ in shapes]
     stacks = [stack.to(dtype=dtype, memory_format=layout) for stack in stacks]
 
@@ -177,7 +177,7 @@ def _run_stacks(
 
 
 def map_conv_cases(setting: Setting, sizes: ConvSizes) -> Iterator[Case]:
-    """Time one convolution in the three ways that it is used."""
+    """Time one convolution in its three uses."""
     span = sizes.kernel_size
     shape = {
         "batch": sizes.batch,
@@ -201,10 +201,10 @@ def map_conv_cases(setting: Setting, sizes: ConvSizes) -> Iterator[Case]:
 
 
 def choice_cases(setting: Setting) -> Iterator[Case]:
-    """Measure what arithmetic says of direct and spectral convolution.
+    """Compare measured and estimated ratios of spectral to direct convolution.
 
-    Where clock and arithmetic are far apart, or on two sides of 1, the library would choose wrongly
-    if it did not ask the clock (`_DOUBTFUL` in `map_conv/__init__.py`).
+    Where they differ much, or are on different sides of 1, the library would choose wrongly without
+    measuring (`_DOUBTFUL` in `map_conv/__init__.py`).
     """
     setting = replace(setting, as_in_decoder=True)
     for sizes in SIZES[: 2 if setting.quick else None]:
@@ -217,13 +217,13 @@ def choice_cases(setting: Setting) -> Iterator[Case]:
 
 
 def expected_ratio(sizes: ConvSizes, *, training: bool) -> float:
-    """Spectral over direct time by arithmetic: in training with gradients, else weights stay."""
+    """Estimate spectral over direct time: with gradients in training, else with fixed weights."""
     transform = best_transform(sizes, with_kernel=training)
     return spectral_seconds(sizes, transform, with_kernel=training) / direct_seconds(sizes)
 
 
 class _ConvInputs:
-    """What one convolution takes, drawn anew."""
+    """New random inputs of a convolution."""
 
     def __init__(self, setting: Setting, sizes: ConvSizes) -> None:
         span, maps = sizes.kernel_size, (sizes.rows, sizes.columns)
@@ -278,7 +278,7 @@ def _forward_and_backward(setting: Setting, sizes: ConvSizes, given: _ConvInputs
         _called(setting, run),
         works,
         backends,
-        # Gradients of weight and bias have no sample per row.
+        # Gradients of weight and bias are not per sample.
         lambda results: [one[:1] for one in results[:2]],
     )
     return Contest(candidates, expected)

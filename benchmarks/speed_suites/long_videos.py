@@ -1,7 +1,7 @@
-"""What a query about a long video costs: time and memory over the number of clips.
+"""Time and memory of a query about a long video, by the number of clips.
 
-One query, random weights and features, two denoising steps. Ratios are of the time per clip, to
-that of the fewest clips.
+One query, random weights and features, two denoising steps. Ratios are of the time per clip,
+relative to the fewest clips.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ CLIPS = tuple(2**power for power in range(6, 15))
 STEPS = 2
 SIZES = {"vocabulary_size": 100, "clip_channels": 64}
 TINY, PAPER = PRESETS["tiny"], PRESETS["paper"]
-# The paper's maps and kernels, of channels few enough for an hour of video on two cores.
+# The paper's maps and kernels, with few enough channels for an hour of video on two cores.
 NARROW = replace(
     PAPER,
     encoder={**PAPER.encoder, "channels": 32, "word_channels": 32},
@@ -44,7 +44,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def ask(model: MapLocalizer, ranking: str, clips: int) -> Localization:
-    """Localize one query in a video of so many clips."""
+    """Localize one query in a video of `clips` clips."""
     random = torch.Generator().manual_seed(clips)
     return model.localize(
         torch.randn(1, clips, SIZES["clip_channels"], generator=random),

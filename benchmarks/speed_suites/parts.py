@@ -1,7 +1,7 @@
-"""Where the time of a training step on the CPU goes, and what a second thread helps with.
+"""Time of the parts of a training step on the CPU, with one thread and with several.
 
-Epochs of the trainer take turns with one thread and with several. A part's time is its own, without
-that of the parts within it; `backward` is what autograd does besides the gradients that are named.
+Epochs of the trainer alternate between one thread and several. A part's time excludes the parts
+within it; `backward` is autograd without the named gradients.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from speed_suites.setting import Setting, find_preset
 from tmapdiff import ActionTimelineFeatures, MomentDataset, Trainer, TrainingConfig, Vocabulary
 from tmapdiff.data import SyntheticActivities
 
-Epochs = list[Counter[str]]  # seconds of each part
+Epochs = list[Counter[str]]  # seconds per part
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -43,7 +43,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 class PartsCase(Case):
     """The parts of a training step, with one thread and with several; times are per step."""
 
-    videos: int  # videos of the data set; each has about four queries
+    videos: int  # size of the data set; each video has about four queries
 
     def _measure(self, bench: Bench) -> list[Record]:
         """Train as many epochs of each kind as there are rounds."""
@@ -55,14 +55,14 @@ class PartsCase(Case):
                 for threads, epochs in (("one thread", one), ("several threads", several))
             }
             both = [Candidate(name, lambda given: None, []) for name in seconds]
-            if all(seconds[both[0].backend]):  # else too short for the clock
+            if all(seconds[both[0].backend]):  # 0: too short for the clock
                 for candidate in both:
                     record = self._record(candidate.backend)
                     records.append(with_times(record, candidate, seconds, both[0], None))
         return records
 
     def _train(self, rounds: int) -> tuple[int, Epochs, Epochs]:
-        """Give the steps of an epoch, and epochs with one thread and with several."""
+        """Return the steps per epoch, and the epochs with one thread and with several."""
         preset = find_preset(self.shape["preset"])
         data = SyntheticActivities(num_videos=self.videos)
         store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes)
@@ -88,7 +88,7 @@ class PartsCase(Case):
 
 
 class AlternatingTrainer(Trainer):
-    """Trains epochs with several threads and with one by turns, and notes the times of parts."""
+    """Trains epochs with several threads and one in turn, and records the times of parts."""
 
     stopwatch: "Stopwatch"
 
@@ -100,23 +100,23 @@ class AlternatingTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def save_checkpoint(self) -> None:
-        """Note the times of an epoch that is over, instead of writing anything."""
+        """Record the times of a finished epoch, instead of saving anything."""
         self.epochs.append(self.stopwatch.seconds.copy())
         torch.set_num_threads(self.threads[len(self.epochs) % 2])
         self.stopwatch.seconds.clear()
 
 
 class Stopwatch(ExitStack):
-    """Adds up the time that named parts take, each without the parts within it."""
+    """Sums up the time of named parts, each without the parts within it."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         super().__init__()
         self.now = now
-        self.seconds: Counter[str] = Counter()  # of each part since it was last cleared
+        self.seconds: Counter[str] = Counter()  # per part since the last clear
         self._within: list[float] = []
 
     def watch(self, owner: Any, attribute: str, name: str) -> None:
-        """Time a function of a class or module until the stopwatch is left."""
+        """Time a function of a class or module until the stopwatch exits."""
         timed: Any = self._timed(getattr(owner, attribute), name)
         if isinstance(vars(owner).get(attribute), staticmethod):
             timed = staticmethod(timed)
@@ -159,7 +159,7 @@ def watch_everything(stopwatch: Stopwatch, trainer: Trainer, model: Any) -> None
 
 
 def _gradient_functions() -> Iterator[tuple[type, str]]:
-    """Find the operations on maps that have gradients of their own."""
+    """Find the operations on maps that define their own gradients."""
     for module in pkgutil.walk_packages(tmapdiff.kernels.__path__, "tmapdiff.kernels."):
         name = module.name.removeprefix("tmapdiff.kernels.").removesuffix(".eager")
         if not name.endswith("triton"):

@@ -1,7 +1,7 @@
-"""What comes after the model, for Charades-STA's test set: merge, ranking, top 5 and all metrics.
+"""Postprocessing of Charades-STA's test set: merge, ranking, top 5 and all metrics.
 
-Made-up maps, one per query: of a query that may mean one of three moments, with noise. Beside the
-library, a plain loop over queries does the same for some of them.
+There is a synthetic map per query, which has three possible moments and noise. The library is
+compared with a plain loop over some of the queries.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class Data:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure each grid; the loop over queries does some of them."""
+    """Measure each grid; the loop covers some of the queries."""
     queries = 200 if setting.quick else QUERIES
     for grid in GRIDS[-1:] if setting.quick else GRIDS:
         yield TimedCase(
@@ -60,7 +60,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 def _contest(grid: MapGrid, queries: int) -> Contest:
     data, few = make_data(grid, queries), make_data(grid, LOOPED)
     if not torch.allclose(by_nms(grid, few).scores, by_nms_in_a_loop(grid, few).scores, atol=1e-5):
-        raise RuntimeError("the loop's answers are others")
+        raise RuntimeError("the loop's answers differ")
     return Contest(
         [
             Candidate("loop", partial(metrics_of, by_nms_in_a_loop, grid), [few], items=len(few)),
@@ -99,7 +99,7 @@ def by_nms(grid: MapGrid, data: Data) -> RankedMoments:
 
 
 def by_nms_in_a_loop(grid: MapGrid, data: Data) -> RankedMoments:
-    """Query by query: sort, then greedy NMS, as the field's code does it."""
+    """Rank query by query: sort, then greedy NMS, as is usual in the field."""
     dense, mask = MultiScaleMapSampler(grid).merge(grid.unpack(data.packed))
     starts, columns = mask.nonzero(as_tuple=True)
     candidates = torch.stack([starts, starts + columns + 1], dim=-1).double()

@@ -1,4 +1,4 @@
-"""What a run measures: device, sizes, dtypes; and the models and inputs that suites share."""
+"""Settings of a run: device, sizes, dtypes; and models and inputs that suites share."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from tmapdiff.kernels._dispatch import BACKEND_VARIABLE
 from tmapdiff.models import MS2DTAN
 from tmapdiff.presets import FORMER_NAMES, PRESETS, Preset
 
-# Every operation as it is defined, in plain torch; and every one as it is chosen by default.
+# Backends of all operations: plain torch, and the library's defaults.
 REFERENCE = (
     "map_conv=direct,stylization=reference,styled_residual=reference,gate=reference,"
     "unit_product=reference,ddim_step=reference"
@@ -33,7 +33,7 @@ VOCABULARY_SIZE, CLIP_CHANNELS, WORDS = 500, 256, 12
 DATA_SIZES = {"vocabulary_size": VOCABULARY_SIZE, "clip_channels": CLIP_CHANNELS}
 STEPS = 10
 
-# Inputs rotated on a GPU fill its cache twice at least, where that takes no more than so many.
+# Inputs rotated on a GPU fill its cache at least twice, up to a largest number of inputs.
 _GPU_CACHE_BYTES, _MOST_INPUTS = 64 * 2**20, 32
 _FEWEST_INPUTS = 3
 
@@ -42,17 +42,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run measures."""
+    """Settings of a run."""
 
-    device: torch.device  # where
-    dtypes: Sequence[torch.dtype]  # in which dtypes, one after another
-    batches: Sequence[int] = ()  # batch sizes; each suite's own, if empty
-    preset: str | None = None  # sizes; each suite's own, if None
-    compiled: bool = True  # whether `torch.compile` of the reference competes
-    quick: bool = False  # whether everything is as small as can be
-    baseline: Path | None = None  # another checkout, to compare training with
-    cpu_time: bool = False  # whether times are what one thread computes, not what passes meanwhile
-    # Whether maps lie as in a decoder: durations outermost, channels innermost.
+    device: torch.device
+    dtypes: Sequence[torch.dtype]
+    batches: Sequence[int] = ()  # batch sizes; defaults to each suite's
+    preset: str | None = None  # sizes; defaults to each suite's
+    compiled: bool = True  # whether to measure `torch.compile` of the reference
+    quick: bool = False  # whether to use the smallest sizes
+    baseline: Path | None = None  # another checkout to compare with
+    cpu_time: bool = False  # whether to measure the CPU time of one thread, not wall time
+    # Whether maps have a decoder's layout: durations outermost, channels innermost.
     as_in_decoder: bool = False
 
     @property
@@ -61,27 +61,27 @@ class Setting:
         return self.device.type == "cuda"
 
     def preset_name(self, *, cpu: str, quick: str = "stack16") -> str:
-        """Name the sizes of a suite: those asked for, or its own for the device."""
+        """Return the preset of a suite: the chosen one, or its default for the device."""
         own = "paper" if self.on_gpu else cpu
         return self.preset or (quick if self.quick else own)
 
     def batch_sizes(self, *, gpu: Sequence[int], cpu: Sequence[int]) -> Sequence[int]:
-        """Choose the batch sizes of a suite: those asked for, or its own for the device."""
+        """Return the batch sizes of a suite: the chosen ones, or its defaults for the device."""
         own = gpu if self.on_gpu else cpu
         return self.batches or ((2,) if self.quick else own)
 
     def training_batch_sizes(self) -> Sequence[int]:
-        """Choose the batch sizes of training; batch normalisation cannot train on one query."""
+        """Return the batch sizes of training; batch normalization cannot train on one query."""
         return [one for one in self.batch_sizes(gpu=(32,), cpu=(32,)) if one > 1]
 
     def num_inputs(self, item_bytes: int) -> int:
-        """Tell how many inputs of a size are rotated."""
+        """Return how many inputs of a size to rotate."""
         if not self.on_gpu:
             return _FEWEST_INPUTS
         return min(max(2 * _GPU_CACHE_BYTES // item_bytes, _FEWEST_INPUTS), _MOST_INPUTS)
 
     def layout(self, maps: Tensor) -> Tensor:
-        """Lay maps out as models of their dtype want them on the device."""
+        """Convert maps to the memory layout of models on the device."""
         if self.as_in_decoder:
             return maps.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
         return maps.contiguous(memory_format=memory_format(self.device, maps.dtype))
@@ -92,7 +92,7 @@ class Setting:
 
 
 def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """Tell which layout direct convolution wants: channels_last in half precision on a GPU."""
+    """Return the layout for direct convolution: channels_last in half precision on a GPU."""
     half = dtype in (torch.float16, torch.bfloat16)
     return torch.channels_last if half and device.type == "cuda" else torch.contiguous_format
 
@@ -120,7 +120,7 @@ def find_preset(name: str) -> Preset:
 
 @contextmanager
 def backends(named: str) -> Iterator[None]:
-    """Let the environment name the backends of all operations, whatever the user's does."""
+    """Set the backends of all operations, replacing the user's setting."""
     with patch.dict(os.environ):
         os.environ.pop(BACKEND_VARIABLE, None)
         if named:
@@ -130,15 +130,15 @@ def backends(named: str) -> Iterator[None]:
 
 @contextmanager
 def inference(named: str) -> Iterator[None]:
-    """Name the backends, and keep no gradients."""
+    """Set the backends, and compute without gradients."""
     with backends(named), torch.no_grad():
         yield
 
 
 def map_conv_backends(setting: Setting) -> dict[str, str]:
-    """Name the ways to run a model without gradients, and the backends of each.
+    """Return the ways to run a model without gradients, with the backends of each.
 
-    The reference comes first: planning it forgets the spectra that the others keep.
+    The reference is first, as planning it drops the spectra that the others cache.
     """
     names = {"reference": REFERENCE, "spectral": "map_conv=spectral"}
     if setting.on_gpu:
@@ -146,17 +146,14 @@ def map_conv_backends(setting: Setting) -> dict[str, str]:
     return {**names, "auto": AUTO}
 
 
-# Few are kept: the paper's model is large.
+# Only one is cached, as the paper's model is large.
 @lru_cache(maxsize=1)
 def make_localizer(name: str, device: torch.device, dtype: torch.dtype) -> MomentLocalizer:
     return _prepared(_build(name, device), device, dtype).eval()
 
 
 def make_trainable(name: str, device: torch.device, dtype: torch.dtype) -> MomentLocalizer:
-    """Make the localizer of a preset for training, with weights in float32, to compute in a dtype.
-
-    Its layout is the dtype's.
-    """
+    """Make a localizer for training in a dtype, with weights in float32 and the dtype's layout."""
     model = _prepared(_build(name, device), device, torch.float32)
     return model.to(memory_format=memory_format(device, dtype)).train()
 
@@ -179,7 +176,7 @@ def _build(name: str, device: torch.device) -> MomentLocalizer:
 
 
 def _prepared(model: Module, device: torch.device, dtype: torch.dtype) -> Module:
-    """Move a model, and make zeros numbers: what a new block adds is zero, whatever it does."""
+    """Move a model, and replace zero weights, which would hide errors of new residual blocks."""
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -190,7 +187,7 @@ def _prepared(model: Module, device: torch.device, dtype: torch.dtype) -> Module
 def map_features(
     setting: Setting, grid: MapGrid, channels: int, batch: int, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Draw features as the encoder gives them: of unit norm, 0 in invalid cells."""
+    """Draw features like the encoder's: of unit norm, 0 in invalid cells."""
     features = []
     for scale, (rows, columns) in enumerate(grid.shapes):
         drawn = F.normalize(setting.random(batch, channels, rows, columns), dim=1)
@@ -200,16 +197,16 @@ def map_features(
 
 
 def feature_bytes(grid: MapGrid, channels: int, batch: int, dtype: torch.dtype) -> int:
-    """Bytes of one such set of features."""
+    """Return the bytes of one such set of features."""
     return batch * channels * grid.num_cells * dtype.itemsize
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function, from nothing: what was compiled for other sizes is forgotten."""
+    """Compile a function, after clearing what was compiled for other sizes."""
     torch.compiler.reset()
     return torch.compile(function)
 
 
 def first_sample(result: Tensor) -> list[Tensor]:
-    """Give the first sample's output, which is held against float64."""
+    """Return the first sample's output, which is compared with float64."""
     return [result[:1]]

@@ -1,4 +1,4 @@
-"""A training step, peaks of memory; and training and sampling beside another checkout's."""
+"""A training step, peak memory, and training and sampling compared with another checkout."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from speed_suites.setting import (
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Measure a step in each dtype; if there is a baseline, also epochs and sampling beside it."""
+    """Measure a step in each dtype; with a baseline, also compare epochs and sampling."""
     name = setting.preset_name(cpu="tiny", quick="nano")
     batches = setting.training_batch_sizes()
     for shape, dtype, build in each_size(setting, name, batches, _steps):
@@ -44,7 +44,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             yield replace(case, reference="baseline", effort=effort)
 
 
-# Forward, backward and optimizer, of weights in float32; in other dtypes under autocast.
+# Forward, backward and optimizer, with weights in float32; other dtypes by autocast.
 
 
 def _steps(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Contest:
@@ -53,7 +53,7 @@ def _steps(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Conte
     inputs = [draw_batch(setting, model.grid.num_clips, batch) for _ in range(3)]
 
     def step(loss: Any, given: Sequence[Tensor]) -> None:
-        # As in the trainer, which checks values on the CPU, before they are sent.
+        # As in the trainer, which checks values on the CPU beforehand.
         with model.without_checks(), autocast(setting, dtype):
             value = loss(*given)
         value.backward()
@@ -73,7 +73,7 @@ def _steps(setting: Setting, name: str, batch: int, dtype: torch.dtype) -> Conte
 
 
 def autocast(setting: Setting, dtype: torch.dtype) -> torch.autocast:
-    """Compute in a dtype what can be."""
+    """Return an autocast context of a dtype."""
     return torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32)
 
 
@@ -81,7 +81,7 @@ def draw_batch(setting: Setting, num_clips: int, batch: int) -> Sequence[Tensor]
     """Draw a batch, in the order of the arguments of `MomentLocalizer.loss`."""
     device = setting.device
     words = torch.randint(1, VOCABULARY_SIZE, (batch, WORDS), device=device)
-    num_words = torch.full((batch,), WORDS)  # on the CPU, where the text encoder reads it
+    num_words = torch.full((batch,), WORDS)  # read on the CPU by the text encoder
     moments = torch.rand(batch, 2, device=device).sort(dim=1).values * (num_clips - 1)
     moments[:, 1] += 1
     return (
@@ -93,14 +93,14 @@ def draw_batch(setting: Setting, num_clips: int, batch: int) -> Sequence[Tensor]
     )
 
 
-# Peaks of memory: of sampling in few steps and in many, and of training.
+# Peak memory of sampling in few and many steps, and of training.
 
 
 def memory_cases(setting: Setting) -> Iterator[Case]:
     name, batches = setting.preset_name(cpu="stack128"), setting.batch_sizes(gpu=(64,), cpu=(8,))
     for shape, dtype, build in each_size(setting, name, batches, _memory_of_sampling):
         yield MemoryCase("memory", "sampling", shape, dtype, build)
-    # On a CPU, of few weights: their gradients would hide what activations take.
+    # A small model on a CPU, as gradients of many weights would hide the memory of activations.
     name, batches = setting.preset_name(cpu="tiny", quick="nano"), setting.training_batch_sizes()
     for shape, dtype, build in each_size(setting, name, batches, _memory_of_training):
         yield MemoryCase("memory", "training, forward and backward", shape, dtype, build)
@@ -137,9 +137,9 @@ def _memory_of_training(setting: Setting, name: str, batch: int, dtype: torch.dt
     ]
 
 
-# The trainer and the sampler of two checkouts, each turn in a process of its own. What the program
-# uses is as old as the first version: public names, and that `save_checkpoint` is called after each
-# epoch. It prints the shortest of several times, after one that warms up.
+# The trainer and the sampler of two checkouts, each turn in its own process. To work with old
+# checkouts, the program uses only names of the first version, and that `save_checkpoint` is called
+# after each epoch. It prints the shortest of several times after a warm-up.
 
 _PROGRAM = """
 import sys, tempfile, time, warnings

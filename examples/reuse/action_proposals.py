@@ -1,9 +1,9 @@
-"""Propose where something happens: several moments a signal, of no class, read off one map.
+"""Propose when something happens: several moments per signal, without class, from one map.
 
     python examples/reuse/action_proposals.py
 
-Made-up signals hold one to three oscillations of any frequency in loud noise. AR@n is the recall
-of n proposals, averaged over IoU from 0.5 to 0.95; chance, of the best made without looking.
+The synthetic signals hold one to three oscillations of any frequency in loud noise. AR@n is the
+recall of n proposals, averaged over IoU from 0.5 to 0.95; `chance` is the best constant answer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ GRID, CLIP = tm.MapGrid(num_clips=32, num_anchors=8, num_scales=3), 32  # sample
 
 
 def make_signals(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return signals, (count, 1, samples), three moments of each, in clips, and how many happen."""
+    """Return signals, (count, 1, samples), three moments each, in clips, and how many occur."""
     edges = (torch.rand(count, 7) + 0.3).cumsum(1)
     moments = (GRID.num_clips * edges / edges[:, -1:])[:, :6].unflatten(1, (3, 2))
     moments = moments.gather(1, torch.rand(count, 3, 1).argsort(1).expand(-1, -1, 2))  # shuffled
@@ -40,7 +40,7 @@ def recall(proposals: Tensor, moments: Tensor, num_moments: Tensor) -> float:
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of training (default: 300)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
     steps = parser.parse_args(arguments).steps
     torch.manual_seed(0)
     filters, pool = nn.Conv1d(1, 32, kernel_size=33, padding=16), nn.AvgPool1d(CLIP)

@@ -2,8 +2,8 @@
 
     python examples/reuse/audio_moments.py
 
-Made-up recordings hold two tones, and two chirps that differ in direction only, in loud noise.
-Chance is the best answer without listening.
+The synthetic recordings hold two tones, and two chirps that differ only in direction, in loud
+noise. `chance` is the best constant answer.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SOUNDS = {  # from Hz, to Hz
 
 
 def make_recordings(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean spectra of clips, which sound is asked for, and from when to when it lasts."""
+    """Return mean spectra of clips, the index of the sound to find, and its start and end."""
     waves, moments = torch.randn(count, SECONDS * RATE), []
     for low, high in SOUNDS.values():
         length = 4 ** torch.rand(count, 1)
@@ -44,7 +44,7 @@ def make_recordings(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of training (default: 300)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
     steps = parser.parse_args(arguments).steps
     torch.manual_seed(0)
     vocabulary = tm.Vocabulary.from_sentences(SOUNDS)

@@ -2,9 +2,9 @@
 
     python examples/reuse/text_spans.py
 
-Made-up texts hold a pair of brackets of each of four kinds, in any order, and letters. The query
-is a kind; its answer reaches from the opening to the closing bracket. IoU above 0.99 is exact;
-chance is the best answer without looking.
+The synthetic texts hold letters and a pair of brackets of each of four kinds, in any order. The
+query is a kind, the answer the span from its opening to its closing bracket. An IoU above 0.99 is
+exact; `chance` is the best constant answer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ GRID = tm.MapGrid(num_clips=LENGTH, num_anchors=LENGTH, num_scales=1)  # its cel
 
 
 def make_texts(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens, the kind that is asked for, and the span, from its first to past its last."""
+    """Return tokens, the kind to find, and its span: first token, and the one after the last."""
     tokens = torch.randint(2 * KINDS, TOKENS, (count, LENGTH))
     places = torch.rand(count, LENGTH).argsort(1)[:, : 2 * KINDS].unflatten(1, (KINDS, 2))
     places = places.sort().values
@@ -33,12 +33,12 @@ def make_texts(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: 400)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     steps = parser.parse_args(arguments).steps
     torch.manual_seed(0)
     first, last, query = (nn.Embedding(size, 32) for size in (TOKENS, TOKENS, KINDS))
     decoder = tm.MapDiffusionDecoder(LENGTH, LENGTH, 1, 32, 32, 32, kernel_sizes=[7, 7])
-    starts, ends = GRID.moments(0).clamp(max=LENGTH).unbind(-1)  # spans past the text do not count
+    starts, ends = GRID.moments(0).clamp(max=LENGTH).unbind(-1)  # spans past the end are invalid
 
     def denoise(noisy: Tensor, timestep: Tensor, tokens: Tensor, asked: Tensor) -> Tensor:
         spans = first(tokens[:, starts]) + last(tokens[:, ends - 1])

@@ -181,5 +181,5 @@ def test_other_answers_are_not_timed(monkeypatch):
     monkeypatch.setattr(postprocess, "by_nms_in_a_loop", by_another_threshold)
     [case] = postprocess.cases(SETTING)
     [record] = case.measure(BENCH)
-    assert record.error == "RuntimeError: the loop's answers are others"
+    assert record.error == "RuntimeError: the loop's answers differ"
     assert postprocess.by_nms is ours

@@ -92,7 +92,7 @@ def test_synthetic_videos(example, tmp_path, capsys, monkeypatch):
     pipe = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.frame_encoder.preprocess.input_size == (3, 64, 64)
     assert pipe.frame_encoder.feature_dim == 20  # what `layout` tells
-    assert "trained on made-up pictures" in pipe.frame_encoder.description
+    assert "trained on made-up frames" in pipe.frame_encoder.description
     path = tmp_path / "videos" / "test" / "shapes-test-0-0.mp4"
     (moment,) = pipe(path, "the red circle grows", top_n=1).moments[0]
     assert 0 <= moment.start < moment.end <= 40.1
