@@ -586,7 +586,7 @@ class TestSaving:
             make_pipe(localizer, vocabulary=None)
         with refuses(ConfigError, "expected no vocabulary, as the model has a text"):
             make_pipe(localizer, text_encoder=text)
-        with refuses(ConfigError, "expected no text_encoder, as the model reads words"):
+        with refuses(ConfigError, "expected no text_encoder, as the model has a"):
             make_pipe(text_encoder=text)
         other = make_localizer(encoder={"text_channels": 9, "vocabulary_size": None})
         with refuses(ConfigError, "that gives 9 channels, got 16 of tokens and 16 of sentence."):

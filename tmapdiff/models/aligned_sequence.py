@@ -57,7 +57,6 @@ class SequenceEncoder(nn.Module):
 
     @staticmethod
     def _read(rows: Tensor, similarities: Tensor, inside: Tensor) -> Tensor:
-        """Compute the inputs of each row: (B, inputs, T)."""
         similarities = similarities.where(inside[:, None], 0)
         alike = average_alike(rows, similarities, inside)
         inside = inside[:, None]

@@ -213,12 +213,8 @@ class MapDiffusionDecoder(MapModel):
 
         Without gradients, this includes the spectra of kernels, so do not change the weights
         during the run. If decoders or their parts are subclassed, replaced, hooked or compiled,
-        nothing is precomputed: each step calls the decoder.
-
-        Args:
-            features: As for `forward`.
-            timesteps: The timesteps of the run, in their order; (S,), integer.
-            num_clips: As for `forward`.
+        nothing is precomputed: each step calls the decoder. `features` and `num_clips` are as for
+        `forward`; `timesteps`, (S,), are those of the run in their order.
 
         Raises:
             ShapeError, ConfigError: As `forward`.

@@ -379,10 +379,6 @@ class MultimodalEncoder(MapModel):
     def encode_video(self, features: Tensor, num_clips: Tensor | None = None) -> list[Tensor]:
         """Encode videos. The result can be reused for all queries about the same video.
 
-        Args:
-            features: As for `forward`.
-            num_clips: As for `forward`.
-
         Shape:
             - features: (B, N * features_per_clip, clip_channels)
             - num_clips: (B,), integer
@@ -413,10 +409,6 @@ class MultimodalEncoder(MapModel):
     def encode_query(self, words: Tensor, num_words: Tensor) -> Tensor | EncodedQuery:
         """Encode queries, for `fuse`.
 
-        Args:
-            words: As for `forward`.
-            num_words: As for `forward`.
-
         Shape:
             - words: (B, L), integer; or (B, L, text_channels)
             - num_words: (B,), integer
@@ -441,14 +433,9 @@ class MultimodalEncoder(MapModel):
     ) -> list[Tensor]:
         """Combine encoded videos and queries into map features.
 
-        Args:
-            video_maps: Result of `encode_video`.
-            sentence: Result of `encode_query`.
-            num_clips: As for `forward`.
+        `video_maps` is the result of `encode_video`, `sentence` that of `encode_query`.
 
         Shape:
-            - video_maps: as returned by `encode_video`
-            - sentence: as returned by `encode_query`
             - num_clips: (B,), integer
             - returns: K tensors (B, channels, N_k, A), 0 in invalid cells
 

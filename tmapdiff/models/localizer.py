@@ -417,7 +417,6 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators,
         callback: StepCallback | None,
     ) -> Tensor:
-        """Denoise maps step by step."""
         scheduler, objective, mask = run.scheduler, self.objective, run.mask
         if self.config.deterministic:
             empty = torch.zeros(run.batch, run.grid.num_cells, device=mask.device)

@@ -32,7 +32,7 @@ class ConvMapDecoder(nn.Module):
     """Denoises the map of one scale by convolutions.
 
     The noisy map is combined with the map features. A stylization block ("fusion") follows, then
-    gated convolutions, each followed by a stylization block ("conv"), then a 1x1 head.
+    gated convolutions, each with a stylization block ("conv"), then a 1x1 head.
 
     Args:
         feature_channels: Channels of the map features.

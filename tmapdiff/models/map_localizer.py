@@ -138,7 +138,6 @@ class MapLocalizer(MapModel):
     def _set_up(
         self, grid: MapGrid, objective: str | Objective, nms_threshold: float, ranking: Ranking
     ) -> None:
-        """Set and check the grid, objective and ranking."""
         who = type(self).__name__
         check_range(who, "nms_threshold", nms_threshold, 0, 1)
         check_choice(who, "ranking", ranking, get_args(Ranking))
@@ -191,7 +190,7 @@ class MapLocalizer(MapModel):
         Args:
             features: Features of the clips.
             words: Word indices, padded with 0.
-            num_words: Words of each query.
+            num_words: Number of words of each query.
             moments: Annotated moments, in seconds.
             clip_seconds: Seconds per clip of each sample.
             num_moments: Valid moments of each sample, possibly 0. Defaults to all.
@@ -568,7 +567,6 @@ class MapLocalizer(MapModel):
         num_moments: Tensor | None,
         num_clips: Tensor | None,
     ) -> Tensor:
-        """Compute the IoU of each cell with the annotated moments, (B, cells)."""
         grid, build = self.grid_of(features, num_clips), self.build_iou_maps
         grid.check_num_clips(num_clips, wait=build.validate)
         if grid != self.grid:

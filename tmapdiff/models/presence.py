@@ -27,20 +27,14 @@ def presence_features(
     maps: Tensor,
     num_clips: Tensor | None = None,
 ) -> Tensor:
-    """Compute the numbers from which presence is predicted, for each query.
+    """Compute the numbers from which `model` predicts presence, for each query.
 
     They are the sum of the map's likelihoods (`map_presence`) and its highest cell. If clips and
     words share a space, the mean cosine to the sentence of the best twentieth of the rows is added.
     The map does not contain it, as encoders standardize cosines in each video. (The mean over the
     video, or over the rows of the highest cell, brought no further gain.)
 
-    Args:
-        model: The localizer.
-        features: As for `localize`.
-        words: As for `localize`.
-        num_words: As for `localize`.
-        maps: Result of `predict_maps`, or a mean of several.
-        num_clips: As for `localize`.
+    `maps` is the result of `predict_maps`, or a mean of several; the rest is as for `localize`.
 
     Shape:
         - features: (B, N * features_per_clip, clip_channels)

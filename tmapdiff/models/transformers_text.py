@@ -203,7 +203,6 @@ class TransformersTextEncoder(nn.Module):
 
     @torch.no_grad()
     def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
-        """Compute the vector and tokens of each sentence."""
         with self._lock:
             inputs = self._tokens_of(sentences).to(self.model.device)
         outputs = (self.model.get_text_features if self._is_whole else self.model)(**inputs)

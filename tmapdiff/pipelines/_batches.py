@@ -98,7 +98,6 @@ class Batch:
 
     @property
     def features(self) -> Tensor:
-        """Features of the video of each query."""
         return self.spread(self.videos)
 
     def spread(self, of_videos: Tensor) -> Tensor:
@@ -165,8 +164,6 @@ class Steps:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one query."""
-
     moments: list[LocalizedMoment]
     clips: Clips
     present: float  # probability that there is a moment; NaN unless the moments are a set

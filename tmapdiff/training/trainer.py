@@ -193,7 +193,6 @@ class Trainer:
         )
 
     def _prepare_model(self, model: MapLocalizer) -> None:
-        """Prepare the model, its optimizer, and its moving average."""
         from timm.optim import param_groups_weight_decay
         from timm.utils import ModelEmaV3
 
@@ -565,7 +564,6 @@ class Trainer:
             raise SystemExit(128 + number)  # the convention of shells
 
     def _step(self, batch: MomentBatch) -> Tensor:
-        """Take one step of the optimizer."""
         # On a GPU, the host waits once: for the loss, during the backward pass. It checks the
         # gradient's norm one step later; until then, the optimizer skips updates if the norm is not
         # finite.
@@ -620,7 +618,6 @@ class Trainer:
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
     def _check_gradient(self) -> None:
-        """Check the norm of the last step's gradient."""
         if self._unchecked is None:
             return
         (on_host, step, batch), self._unchecked = self._unchecked, None
@@ -641,7 +638,6 @@ class Trainer:
             )
 
     def _validate(self, bar: ProgressBar) -> dict[str, float]:
-        """Evaluate and draw the validation set if due; return the metrics."""
         if self.validation is None:
             return {}
         epoch, seed = self.progress.epoch, self.config.seed
@@ -693,7 +689,6 @@ def _skipping_unless_finite(optimizer: "AcceleratedOptimizer", norm: Tensor) -> 
 
 
 def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
-    """Return the arguments of `MapLocalizer.loss`."""
     annotated = batch.moments, batch.clip_seconds, batch.num_moments, batch.num_clips
     return batch.features, batch.words, batch.num_words, *annotated
 
