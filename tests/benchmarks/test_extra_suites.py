@@ -1,4 +1,4 @@
-"""The suites behind single pages' figures, at their smallest."""
+"""The suites that run only when named, at their smallest sizes."""
 
 import importlib.util
 
@@ -21,7 +21,7 @@ BENCH = Bench(CPU, CpuClock(), Effort(rounds=2, seconds=0, shortest_turn=0), CEI
 
 
 def measure(name):
-    """Run a suite, in which nothing may fail."""
+    """Run a suite, and check that nothing fails."""
     records = [one for case in EXTRA_SUITES[name](SETTING) for one in case.measure(BENCH)]
     assert not [one for one in records if one.error]
     assert {one.suite for one in records} == {name}
@@ -53,7 +53,7 @@ def test_arithmetic_stands_beside_the_clock():
     assert {one.case for one in records} == {"map_conv planned", "map_conv forward+backward"}
     assert {one.backend for one in records} >= {"reference", "spectral"}
     assert all(float(one.shape["ratio by arithmetic"]) > 0 for one in records)
-    # 17x17 kernels are faster as spectra by far, single cells are not.
+    # Spectral convolution is much faster for 17x17 kernels, but not for 1x1.
     sizes = [ConvSizes(2, 16, 17, 32, 8, size, torch.float32, "cpu") for size in (17, 1)]
     large, small = (kernels.expected_ratio(one, training=False) for one in sizes)
     assert large < 0.5 < 1 < small
@@ -112,7 +112,7 @@ def test_parts_do_not_count_the_parts_within_them():
 
 @pytest.mark.exhaustive
 def test_long_videos_are_measured_over_the_number_of_clips(monkeypatch):
-    # Chosen by the clock, implementations of another memory could be compared.
+    # Timing could choose implementations that need different memory.
     monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
     monkeypatch.setattr(long_videos, "MODELS", {"NMS": long_videos.MODELS["preset tiny, NMS"]})
     monkeypatch.setattr(long_videos, "CLIPS", (32, 64, 128))

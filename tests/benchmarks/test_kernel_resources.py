@@ -1,4 +1,4 @@
-"""Kernels are compiled for GPUs that are not there: the interpreter accepts more than they do."""
+"""Kernels compile for GPUs, without one: Triton's interpreter accepts more than its compiler."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 
 
 def resources(cache: Path, *arguments: str) -> list[dict[str, Any]]:
-    # In a process of its own, as triton decides on import whether it interprets.
+    # In a separate process, as triton chooses on import whether to interpret.
     command = [sys.executable, SCRIPT, "--json", "--quick", *arguments]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     output = subprocess.run(
@@ -49,7 +49,7 @@ def test_registers_suffice(on_hopper: list[dict[str, Any]]) -> None:
 
 
 def test_maps_are_read_and_written_16_bytes_a_thread(on_hopper: list[dict[str, Any]]) -> None:
-    # Masks, styles and sums are narrower, as they are smaller.
+    # Masks, styles and sums have narrower accesses, as they are smaller.
     for one in on_hopper:
         maps_alone = one["kernel"] == "_multiply"
         assert one["narrow"] <= (0 if maps_alone else 16), one

@@ -1,4 +1,4 @@
-"""The script that compares dtypes, on a model that was never trained."""
+"""The script that compares dtypes, on an untrained model."""
 
 import pytest
 import torch

@@ -56,7 +56,7 @@ def test_models_and_kernels_run_in_seconds(tmp_path, capsys):
         if one["backend"] in ("reference", "spectral", "auto") and one["suite"] != "training":
             assert one["error_vs_float64"] < 1e-4, one
     assert all(one["floor_us"] > 0 for one in records if one["suite"] == "decoder")
-    # Ten steps are compared with a pass of the peer.
+    # Ten steps are compared with one pass of MS-2D-TAN.
     sampling = [one for one in records if one["suite"] == "sampling"]
     assert {one["reference"] for one in sampling} == {"ms2dtan"}
     assert {"ms2dtan", "auto", "reference"} <= {one["backend"] for one in sampling}

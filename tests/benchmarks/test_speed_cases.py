@@ -70,7 +70,7 @@ def test_ratios_are_of_the_time_per_item(time, bench):
 
 
 def test_ratios_are_taken_round_by_round(time, bench):
-    # Both slow down together: the ratio does not see it, a quotient of extremes would.
+    # Both slow down together, which ratios per round ignore.
     rounds = {"reference": 0, "auto": 0}
 
     def slowing(name, seconds):
@@ -97,7 +97,7 @@ def test_inputs_rotate_through_all_calls(time):
     bench = Bench(CPU, CpuClock(time), effort, CEILINGS)
     case_of(Candidate("reference", run, ["a", "b", "c"])).measure(bench)
     assert seen[:2] == ["a", "b"]  # warm-up
-    assert seen[2:] == ["a", "b", "c", "a", "b", "c"]  # two calls a turn
+    assert seen[2:] == ["a", "b", "c", "a", "b", "c"]  # two calls per turn
 
 
 def test_each_candidate_runs_in_its_scope(time, bench):
@@ -124,7 +124,7 @@ def test_each_candidate_runs_in_its_scope(time, bench):
 
 def test_candidates_may_time_themselves(time, bench):
     def elsewhere(given):
-        time.wait(50.0)  # not what counts
+        time.wait(50.0)  # not counted
         return 0.125
 
     record = case_of(Candidate("reference", elsewhere, ["x"], times_itself=True)).measure(bench)[0]
@@ -136,7 +136,7 @@ def test_what_fails_is_recorded_and_the_others_go_on(time, bench):
     assert (broken.backend, broken.error) == ("broken", "ValueError: first line")
     assert broken.median_us is None
     assert (good.backend, good.error, good.median_us) == ("reference", None, 1e6)
-    # Without its reference, a case has times and no ratios.
+    # Without its reference, a case has times but no ratios.
     other = case_of(BROKEN, takes(time, 1.0), reference="broken").measure(bench)[1]
     assert (other.median_us, other.ratio_to_reference) == (1e6, None)
 

@@ -50,8 +50,8 @@ def paper_sizes(batch):
 # Floors.
 
 
-# Milliseconds of the paper's step on an H100, worked out elsewhere, for fewer lengths of tiles: the
-# best of all lengths is lower, most of all where reading the kernel's spectra is what takes time.
+# Milliseconds of the paper's step on an H100, computed independently for fewer tile lengths: the
+# best of all lengths is lower, most so if reading the kernel's spectra dominates.
 @pytest.mark.parametrize(
     ("batch", "direct", "spectral"),
     [(1, 1.086, 0.871), (8, 8.69, 1.204), (32, 34.8, 1.873), (64, 69.5, 2.561)],
@@ -169,7 +169,7 @@ def test_nothing_is_zero():
         assert torch.allclose(norms, model.grid.mask(scale).float().expand_as(norms))
 
 
-# What is compared.
+# Comparisons.
 
 
 def test_the_peer_passes_as_the_model_does(monkeypatch):

@@ -90,7 +90,7 @@ def test_rounds_go_on_until_the_time_is_up_and_end_at_a_number():
     def count(**effort):
         return len(take_turns({"slow": slow, "too": slow}, Effort(**effort), time)["slow"])
 
-    assert count(rounds=2, seconds=5.0) == 5  # a candidate: ten seconds in all
+    assert count(rounds=2, seconds=5.0) == 5  # per candidate: ten seconds in all
     assert count(rounds=7, seconds=5.0) == 7
     assert count(rounds=2, seconds=5.0, most_rounds=4) == 4
 

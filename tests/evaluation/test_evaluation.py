@@ -57,7 +57,7 @@ def model(dataset) -> MomentLocalizer:
     model = make_model(dataset, dropout=0.0)
     with torch.no_grad():
         for decoder in model.decoder.decoders:
-            decoder.head.bias.fill_(0.5)  # far from where scores are clipped
+            decoder.head.bias.fill_(0.5)  # far from the clipping of scores
     return model.eval()
 
 
@@ -88,13 +88,13 @@ def test_batch_size_does_not_matter_and_the_seed_does(model, dataset):
     other = evaluate(model, dataset, seed=1)
     other_windows = torch.tensor([p.windows for p in other.predictions])
     assert not torch.allclose(other_windows, windows[2])
-    # Every query has noise of its own.
+    # Every query has its own noise.
     scores = windows[2][:, 0, 2]
     assert len(scores.unique()) == len(scores)
 
 
 def twin(kind, model: MomentLocalizer, **changes):
-    """A model of another kind with the configuration of a model."""
+    """Build a model of another class with the configuration of a model."""
     fields = {name: value for name, value in model.config.items() if not name.startswith("_")}
     return kind(**{**fields, **changes})
 
@@ -122,7 +122,7 @@ def test_a_submission_that_is_read_has_the_metrics_that_were_printed(model, data
     write_submission(found.predictions, path)
     read = read_submission(path)
     assert [one.qid for one in read] == [item.qid for item in dataset.annotations]
-    # Windows are written to a tenth of a millisecond.
+    # Windows are rounded to a tenth of a millisecond.
     metrics = evaluate_predictions(reversed(read), dataset.annotations)
     assert metrics == pytest.approx(found.metrics, abs=1e-3)
     assert any(0 < value < 100 for value in metrics.values())
@@ -231,7 +231,7 @@ def test_metrics_of_sets_are_those_of_their_predictions(model, dataset):
 
 
 class Truth(MomentLocalizer):
-    """Answers every query with the true maps of `dataset`, in its order."""
+    """Answers the queries of `dataset`, in its order, with the true maps."""
 
     dataset: MomentDataset
     position = 0
@@ -260,7 +260,7 @@ def test_whole_videos_are_searched_to_their_end(model, dataset, batch_size):
     truth = twin(Truth, model)
     truth.dataset = videos
     found = evaluate(truth, videos, batch_size=batch_size)
-    # Moments longer than the grid's longest, 8 clips, cannot be hit.
+    # Moments longer than the grid's longest of 8 clips cannot be hit.
     short = [item for item in dataset.annotations if item.moments[0][1] - item.moments[0][0] < 8]
     assert 100 >= found.metrics["Rank1@0.5"] >= 100 * len(short) / len(dataset) > 60
     for prediction, item in zip(found.predictions, dataset.annotations, strict=True):
@@ -344,7 +344,7 @@ def test_highlights_of_true_maps_are_in_the_true_moments(model, dataset, tmp_pat
     read = read_submission(tmp_path / "answers.jsonl")
     again = evaluate_predictions(read, annotations, protocol="qvhighlights")
     assert again == pytest.approx(metrics, abs=1e-9)
-    # The grid's clips are longer than 2 s, and their ends others.
+    # The grid's clips are longer than 2 s, and end elsewhere.
     assert metrics["HL-min-VeryGood-Hit1"] > 75
     assert metrics["HL-min-VeryGood-mAP"] > 75
 
@@ -439,7 +439,7 @@ def test_didemo_with_the_consensus_as_answer(didemo):
             mask = self.grid.dense_mask(num_clips=num_clips)
             dense = dense.masked_fill(~mask, -torch.inf)
             ranked = rank_moments(dense, mask, clip_seconds)
-            # Of one scale and all durations, packed maps are dense ones.
+            # With one scale and all durations, packed maps are dense maps.
             return Localization(ranked, self.grid, dense.flatten(1), num_clips)
 
     model = twin(Consensus, didemo_model(didemo))
@@ -489,13 +489,13 @@ def test_the_didemo_prior_answers_inside_the_video():
 
     late, early = (25.0, 30.0), (0.0, 5.0)
     train = AnnotationSet([item(0, 30.0, late, late, early)])
-    # The most frequent answer lies past the end of a video of five segments.
+    # The most frequent answer lies after the end of a video of five segments.
     test = AnnotationSet([item(0, 25.0, early, early, early)])
     assert evaluate_didemo_prior(train, test)["Rank@1"] == 100
 
 
 def test_rank_of_didemo_is_of_the_consensus(didemo):
-    """An answer that pleases a lone annotator is no hit."""
+    """An answer that matches only one annotator is no hit."""
     items = AnnotationSet(
         [Annotation(0, didemo.annotations[0].video_id, "a door", 30.0,
                     ((25.0, 30.0), (0.0, 5.0), (0.0, 5.0), (0.0, 5.0)))]

@@ -1,4 +1,4 @@
-"""Whether a localizer knows that the answer is not in the video."""
+"""Prediction of whether the answer is in the video."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def plain() -> MomentDataset:
 
 @pytest.fixture(scope="module")
 def mixed(plain) -> MomentDataset:
-    """The queries, and each again, of a video that it does not describe."""
+    """The queries, and each query again with another video."""
     return other(plain, add_negatives(plain.annotations))
 
 
@@ -97,10 +97,10 @@ def test_the_plain_similarity_is_a_mean_of_cosines():
     grid = {"num_clips": 8, "num_anchors": 8, "num_scales": 1}
     model = SimilarityLocalizer(clip_channels=6, spaces=[4, 2], features_per_clip=3, **grid)
     features, words = torch.randn(2, 24, 6), torch.randn(2, 3, 6)
-    features[1, 21:] = words[1, 0]  # fits best, and lies after the video
+    features[1, 21:] = words[1, 0]  # the best match, after the end of the video
     inputs, num_clips = (features, words, torch.tensor([3, 1])), torch.tensor([8, 7])
     found = model.localize(*inputs, torch.ones(2), num_clips=num_clips)
-    assert found.presence is None  # it was not fitted, and does not pretend
+    assert found.presence is None  # it was not fitted
     numbers = presence_features(model, *inputs, found.maps, num_clips)
     for row, (clips, count) in enumerate(((8, 3), (7, 1))):
         sentence = words[row, :count].sum(0)
@@ -130,12 +130,12 @@ def test_a_model_tells_what_it_was_fitted_to_tell_and_so_does_the_saved_one(
     assert float(found.presence.mean()) == pytest.approx(0.5, abs=0.05)
     metrics = presence_metrics(found.presence, found.present)
     assert {name: found.metrics[name] for name in metrics} == metrics
-    # Metrics of moments are of the others alone.
+    # Metrics of moments cover only queries with a moment.
     assert {name: found.metrics[name] for name in alone.metrics} == alone.metrics
     assert found.iou[half:].isnan().all()
     assert torch.equal(found.iou[:half], alone.iou)
 
-    # Sets take it for how likely there is a moment, unless they are told otherwise.
+    # Sets use it as the probability of a moment, unless another is passed.
     batch = collate_moments([mixed[0], mixed[len(mixed) - 1]])
     inputs = batch.features, batch.words, batch.num_words, batch.clip_seconds
     sets = model.localize(*inputs, answer="set")
@@ -184,7 +184,7 @@ def test_queries_without_a_moment_count_in_no_metric_of_moments(model, plain, mi
     for protocol in ("rank", "qvhighlights"):
         expected = evaluate_predictions(predict(rated), rated, protocol=protocol)
         assert evaluate_predictions(predict(both), both, protocol=protocol) == expected
-        # To answer nothing where there is something is a miss.
+        # An empty answer where there is a moment is a miss.
         silent = [replace(one, windows=()) for one in predict(rated)]
         missed = evaluate_predictions(silent, rated, protocol=protocol)
         assert {value for name, value in missed.items() if not name.startswith("HL")} == {0.0}

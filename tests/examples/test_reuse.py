@@ -1,4 +1,4 @@
-"""The components outside video: each example learns its task within seconds."""
+"""Components outside video: each example learns its task within seconds."""
 
 import ast
 import importlib.util
@@ -8,8 +8,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "reuse"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-# Steps of training, the metric, and how many times as high as chance it is at least; full runs
-# reach 99.8, 53 and 100 percent where chance is 26, 25 and 1.
+# Training steps, the metric, and its least multiple of chance. Full runs
+# reach 99.8, 53 and 100 percent; chance is 26, 25 and 1.
 QUICK = {
     "audio_moments": (80, "Rank1@0.5", 1.5),
     "action_proposals": (100, "AR@3", 1.6),

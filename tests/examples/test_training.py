@@ -1,4 +1,4 @@
-"""The scripts to copy: each loads or makes data, trains, evaluates and saves a pipeline."""
+"""The example scripts: each loads or makes data, trains, evaluates and saves a pipeline."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ QUICK = ["--preset", "nano", "--epochs", "1"]
 
 @pytest.fixture
 def example(request):
-    """The script `train_<what the test's name ends with>`."""
+    """Import the script `train_<suffix of the test's name>`."""
     AcceleratorState._reset_state(reset_partial_state=True)
     name = request.function.__name__.removeprefix("test_")
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"train_{name}.py")
@@ -51,7 +51,7 @@ def test_charades(example, tmp_path, capsys):
     assert "SIMULATED" in printed
     assert len((output / "predictions.jsonl").read_text().splitlines()) == 2
     assert (output / "maps.png").read_bytes().startswith(b"\x89PNG")
-    # The pipeline answers as the script says, and the files are those of the command.
+    # The pipeline gives the script's results, and the files are those of the command.
     command = ["evaluate", str(output / "pipeline"), "--root", root, "--features", "timeline"]
     assert tmapdiff([*command, "--device", "cpu"]) == 0
     again = json.loads((output / "evaluation" / "metrics.json").read_text())
@@ -83,7 +83,7 @@ def test_didemo(example, tmp_path, capsys):
 @pytest.mark.train
 def test_synthetic_videos(example, tmp_path, capsys, monkeypatch):
     pytest.importorskip("av")
-    # As many videos as there are to test on by default would be drawn for nothing.
+    # The default number of test videos is not needed.
     monkeypatch.setattr(
         example.SyntheticVideos, "__init__", partialmethod(_few, SyntheticVideos.__init__)
     )
@@ -91,17 +91,17 @@ def test_synthetic_videos(example, tmp_path, capsys, monkeypatch):
     assert "best constant" in capsys.readouterr().out
     pipe = MomentLocalizationPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.frame_encoder.preprocess.input_size == (3, 64, 64)
-    assert pipe.frame_encoder.feature_dim == 20  # what `layout` tells
+    assert pipe.frame_encoder.feature_dim == 20  # the size of `layout`
     assert "trained on made-up frames" in pipe.frame_encoder.description
     path = tmp_path / "videos" / "test" / "shapes-test-0-0.mp4"
     (moment,) = pipe(path, "the red circle grows", top_n=1).moments[0]
     assert 0 <= moment.start < moment.end <= 40.1
-    # What it was trained on is what the pipeline makes of the file, but for compression.
+    # The pipeline's features of the file are those of training, up to compression.
     stored = open_feature_store(tmp_path / "features.h5")[path.stem]
     encoded = pipe.encode_video(path).features
     assert stored.shape == encoded.shape
     assert float((stored - encoded).abs().mean()) < 0.1 * float(stored.std())
-    # Again, the run before is neither lost nor touched.
+    # A second run neither loses nor changes the first.
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     with refuses(FileError, f"--output: expected no earlier run in {tmp_path}, got checkpoints, "):
         example.main(["--output", str(tmp_path), "--videos", "12", "--passes", "1"])

@@ -52,7 +52,7 @@ def _decoder(fields: dict[str, Any]) -> torch.nn.Module:
 
 
 def inputs_of(pipe: Any, batch: int) -> tuple[torch.Tensor, ...]:
-    """Draw inputs of some size."""
+    """Draw inputs for a batch size."""
     model, source = pipe.localizer, torch.Generator().manual_seed(100 + batch)
     clips, channels = model.grid.num_clips, model.encoder.config.text_channels
     rows = clips * model.encoder.config.features_per_clip

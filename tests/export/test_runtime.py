@@ -19,7 +19,7 @@ from .conftest import KINDS, LENGTH, inputs_of
 
 
 class WithoutGraphs(OnnxLocalizer):
-    """Reads moments off maps, by a grid alone."""
+    """Reads moments off maps, with only a grid."""
 
     def __init__(self, grid: MapGrid, target: str = "full") -> None:
         self.info = {"target": target, "nms_threshold": 0.49}
@@ -153,7 +153,7 @@ def test_maps_are_the_models(exported, pipes, kind):
 
 @pytest.mark.compile
 def test_what_does_not_fit_is_refused_in_a_line(exported, tmp_path):
-    onnx, folder = exported("ms2dtan")  # with clips of 1 s, of which the grid has 8
+    onnx, folder = exported("ms2dtan")  # with 8 clips of 1 s
     features = make_features(20).features.numpy()
     with refuses(FeatureError, "a video of at most 8 s", "got 9.0"):
         onnx(make_features(36).features.numpy(), ["person"])

@@ -160,7 +160,7 @@ def test_short_videos_are_encoded_as_if_they_were_alone() -> None:
     for one, other in zip(maps, encoder(**alone, num_clips=num_clips[1:]), strict=True):
         assert_close(one[1:, :, : other.shape[2]], other)
         assert_zero(one[1:, :, other.shape[2] :], torch.tensor(True))
-    # What is after a video is not read, nor has it a gradient: but the learned part reads it.
+    # Rows after a video are not read and have no gradient, except in the learned part.
     apart = randomize_(aligned(aligned_parts=ALL[:-1])).eval()
     expected = apart(**given, num_clips=num_clips)
     given["features"][1, 7:] = torch.nan

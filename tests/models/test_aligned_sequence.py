@@ -32,7 +32,7 @@ def test_similarities_are_averaged_over_rows_that_are_alike_and_near() -> None:
 def test_autocast_keeps_the_precision_of_what_is_standardised() -> None:
     encoder, read = SequenceEncoder(2, 8).eval(), []
     encoder.project.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    # As of one scene: all rows are alike.
+    # As in a single scene: all rows are similar.
     rows = F.normalize(4 + draw(2, 9, 4), dim=-1)
     similarities = 0.9 + 0.01 * draw(2, 2, 9, seed=1)
     encoder(rows, similarities)
@@ -51,6 +51,6 @@ def test_a_sequence_reads_nothing_after_its_video() -> None:
     assert not found[1, 6:].any()
     poisoned = similarities.masked_fill(~inside[:, None], torch.nan)
     assert_same(encoder(rows, poisoned, inside), found)
-    # Standardised similarities alone would not tell a video that fits from one that does not.
+    # Standardized similarities alone could not distinguish a matching video from another one.
     moved = encoder(rows, similarities + 1, inside)
     assert float((moved - found).detach().abs().mean()) > 0.05

@@ -1,4 +1,4 @@
-"""Answers are those of evaluation mode, whatever the mode, which they leave; and are numbers."""
+"""Answers are those of evaluation mode, leave the mode as it is, and are finite."""
 
 from collections.abc import Callable
 from functools import partial
@@ -113,7 +113,7 @@ def modes(model: nn.Module) -> list[bool]:
 
 
 def mixed(model: MapLocalizer) -> None:
-    """Freeze a part, as those do who train the rest: statistics stay as they are."""
+    """Freeze a part and its statistics, as when training only the rest."""
     model.train()
     model.encoder.map_features.eval()
 
@@ -139,7 +139,7 @@ def test_a_model_in_training_answers_as_in_evaluation_and_stays_as_it_is(name, a
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training_differs_from_evaluation(name):
-    # Or the tests here could not fail.
+    # Otherwise, the tests here could not fail.
     model = make(name).train()
     features, words, num_words = inputs()
     given = {"words": words, "num_words": num_words, "clip_seconds": torch.ones(3)}
@@ -207,7 +207,7 @@ def test_a_model_in_evaluation_is_its_own_view_and_keeps_its_spectra(monkeypatch
     assert conv.spectra._kept is not None
     model.train()
     pipe(model)
-    assert conv.spectra._kept is None  # weights are to change: nothing is kept
+    assert conv.spectra._kept is None  # weights may change: nothing is cached
 
 
 def test_weights_that_change_are_seen():
@@ -221,7 +221,7 @@ def test_weights_that_change_are_seen():
 def test_replaced_forwards_are_refused_in_training_only():
     model = make("conv")
     part = model.encoder.map_features
-    part.forward = partial(part.forward)  # as hooks of offloading do
+    part.forward = partial(part.forward)  # as offloading hooks do
     pipe(model)
     model.train()
     text = (
@@ -232,7 +232,7 @@ def test_replaced_forwards_are_refused_in_training_only():
         pipe(model)
 
 
-# Scores that are not finite were passed over: answers were empty.
+# Scores that are not finite used to be ignored, which gave empty answers.
 
 
 READING = [(name, answer) for name in MODELS for answer in ("localize", "pipeline", "evaluate")]
@@ -258,7 +258,7 @@ def spoil_statistics(model: MapLocalizer, value: float) -> str:
         (spoil_weight, torch.nan),
         (spoil_weight, torch.inf),
         (spoil_weight, -torch.inf),
-        (spoil_statistics, torch.nan),  # tanh makes a number of infinity
+        (spoil_statistics, torch.nan),  # tanh makes infinity finite
     ],
 )
 @pytest.mark.parametrize(("name", "answer"), READING)
@@ -295,7 +295,7 @@ def test_maps_are_read_in_valid_cells_only(ranking, value):
         model.read_moments(maps, seconds, **options)
 
 
-# Batches of videos of other lengths, and of videos without the event.
+# Batches with videos of other lengths, and with videos without the event.
 
 
 def loss(model: MapLocalizer, **changes: Any) -> Tensor:
@@ -341,7 +341,7 @@ def test_samples_without_any_event_are_learned_as_empty_maps(name):
     model = make(name)
     moments = torch.tensor([[1.0, 5.0]]).expand(3, 2)[:, None]
     counted = loss(model, moments=moments, num_moments=torch.tensor([1, 0, 1]))
-    # Its map is empty, as that of a moment that no candidate overlaps.
+    # Its map is empty, like that of a moment that no candidate overlaps.
     build = model.build_iou_maps
     targets = build.packed(moments, torch.ones(3))
     targets[1] = 0
@@ -357,7 +357,7 @@ def test_samples_without_any_event_are_learned_as_empty_maps(name):
 
 
 class _Given:
-    """Stands for the builder of maps."""
+    """Replaces the builder of maps."""
 
     validate = True
 

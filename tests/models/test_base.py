@@ -93,7 +93,7 @@ def test_parts_to_keep_in_float32_are_still_warned_of(model, warnings_of_diffuse
 @pytest.mark.process
 def test_imports_warn_of_nothing():
     code = "import tmapdiff.layers, tmapdiff.models, sys; sys.stdout.write('done')"
-    # torch 2.6 leaves an empty folder of its own to the interpreter's end.
+    # torch 2.6 removes an empty folder only at exit.
     warnings = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
     command = [sys.executable, *warnings, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

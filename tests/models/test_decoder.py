@@ -192,7 +192,7 @@ class TestJointTransformerDecoder(TestTransformerDecoder):
         assert_zero(result, ~PACKED)
 
     def test_scales_do_not_influence_each_other(self) -> None:
-        # They do: that is what the joint sequence is for.
+        # With a joint sequence, scales do exchange information.
         evaluation = evaluate(_OneScale(self.ready(), slice(0, 24)), self.inputs(2))
         assert float(evaluation.inputs["noisy"][:, 24:].abs().max()) > 1e-3
         assert float(evaluation.inputs["features[1]"].abs().max()) > 1e-3
@@ -289,10 +289,10 @@ def test_stylization_is_where_the_time_comes_in(
         if (kind == "fusion_style" and has_fusion)
         or (kind == "conv_styles" and stylization in ("conv", "both"))
     }  # fmt: skip
-    # Parameters that nothing trains would stop distributed training.
+    # Unused parameters would break distributed training.
     assert any(name.startswith("embed_timestep") for name in added) == (stylization != "none")
 
-    # Time is unknown to a new decoder, and to one without stylization.
+    # A new decoder, and one without stylization, ignores the time.
     assert_same(outputs_at(whole, 0), outputs_at(whole, 999))
     randomize_(whole)
     difference = float((outputs_at(whole, 0) - outputs_at(whole, 999)).abs().max())
@@ -305,7 +305,7 @@ def test_stylization_starts_as_the_identity() -> None:
     left = styled.load_state_dict(plain.state_dict(), strict=False)
     assert left.unexpected_keys == []
     assert left.missing_keys
-    # Without a block before the first convolution, that is computed in two parts.
+    # Without a block before it, the first convolution is computed in two parts.
     assert_close(outputs_at(styled, 500), outputs_at(plain, 500))
 
 

@@ -1,4 +1,4 @@
-"""Second gradients and `torch.func` of whole models, in the forms that a CPU runs on large maps."""
+"""Second gradients and `torch.func` of whole models, as a CPU computes them on large maps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +36,7 @@ decoders = mostly_exhaustive("fields", DECODERS, "conv, multiply", "cross-attent
 
 @pytest.fixture(autouse=True)
 def fast_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fast forms wherever they can run."""
+    """Use the fast implementations wherever they can run."""
     monkeypatch.setattr("tmapdiff.kernels.gate._FEW", 0)
     monkeypatch.setattr("tmapdiff.kernels.gate._FEW_WITH_GRADIENT", 0)
     monkeypatch.setattr(map_conv_package, "_candidates", lambda *_: ["spectral"])
@@ -61,7 +61,7 @@ def parameters(module: nn.Module) -> Weights:
 
 
 def loss_of(module: nn.Module) -> Callable[..., Tensor]:
-    """A loss as a function of weights and inputs."""
+    """Return a loss as a function of weights and inputs."""
     return lambda weights, given: functional_call(module, weights, (), given).square().sum()
 
 
@@ -140,7 +140,7 @@ def test_forward_derivatives(decoder: MapDiffusionDecoder) -> None:
     weights, given = parameters(decoder), inputs()
     along = directions(weights)
     expected = product(gradients_by_autograd(decoder, given), along)
-    with torch.no_grad():  # forward derivatives do not heed it
+    with torch.no_grad():  # does not affect forward derivatives
         _, found = jvp(lambda weights: loss_of(decoder)(weights, given), (weights,), (along,))
     assert_close(found, expected)
     with forward_ad.dual_level(), torch.no_grad():
@@ -198,7 +198,7 @@ def test_jacobians(decoder: MapDiffusionDecoder) -> None:
 
 @decoders
 def test_second_derivatives(decoder: MapDiffusionDecoder) -> None:
-    """Forward over reverse, reverse over reverse, and autograd, against finite differences."""
+    """Compare forward over reverse, reverse over reverse, and autograd with finite differences."""
     weights, given = parameters(decoder), inputs(2)
     along = directions(weights)
     slope = grad(loss_of(decoder))
@@ -285,7 +285,7 @@ class _Loss(nn.Module):
 @decoders
 def test_grad_of_the_training_loss(fields: dict[str, Any]) -> None:
     module = _Loss(localizer(**fields))
-    # Training changes running statistics: torch wants what changes as an argument.
+    # Training changes running statistics, which must therefore be arguments.
     statistics = {name: one.clone() for name, one in module.named_buffers()}
 
     def total(weights: Weights, statistics: Weights) -> Tensor:
@@ -295,12 +295,12 @@ def test_grad_of_the_training_loss(fields: dict[str, Any]) -> None:
     names, leaves = zip(*module.named_parameters(), strict=True)
     expected = torch.autograd.grad(module(), leaves)
     for name, one in zip(names, expected, strict=True):
-        # Not by the largest value: of biases that batch normalisation takes off it is 0.
+        # Not by the largest value: for biases that batch normalization removes, it is 0.
         torch.testing.assert_close(found[name], one, rtol=1e-8, atol=1e-10)
 
 
 def penalty_gradients(model: MomentLocalizer, of: Sequence[str] | None) -> list[Tensor | None]:
-    """Gradients of a penalty on the gradients of some weights."""
+    """Return gradients of a penalty on the gradients of some weights."""
     named = dict(model.named_parameters())
     chosen = [named[name] for name in of or named]
     first = torch.autograd.grad(losses(model), chosen, create_graph=True)
@@ -322,5 +322,5 @@ def test_a_penalty_on_gradients_reaches_all_weights(
     for (name, _), one, other in zip(model.named_parameters(), found, expected, strict=True):
         assert (one is None) == (other is None), name
         if one is not None and other is not None:
-            # Not by the largest value: of biases that batch normalisation takes off it is 0.
+            # Not by the largest value: for biases that batch normalization removes, it is 0.
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)

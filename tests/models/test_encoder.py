@@ -32,13 +32,13 @@ NUM_WORDS = torch.tensor([3, 5, 1])
 
 
 class EagerContract(ModuleContract):
-    """For modules with an LSTM over packed sentences, whose lengths the compiler cannot follow."""
+    """Contract of modules with an LSTM over packed sentences, which the compiler cannot trace."""
 
     @pytest.mark.compile
     def test_compiled_equals_eager(self) -> None:
         module, inputs = self.ready(), self.inputs(2)
         torch._dynamo.reset()
-        compiled = torch.compile(module, backend="eager")  # in pieces
+        compiled = torch.compile(module, backend="eager")  # with graph breaks
         with torch.no_grad():
             pairs = zip(tensors(compiled(**inputs)), tensors(module(**inputs)), strict=True)
         for one, other in pairs:
@@ -106,7 +106,7 @@ class TestTextEncoder(EagerContract):
     def test_waits_for_no_device_once_words_are_checked(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Lengths have values, so they and all else is on the CPU here: copies are not seen.
+        # Lengths need values, so everything is on the CPU here, and copies are not detected.
         encoder = self.make()
         monkeypatch.setattr(encoder.lstm, "_goes_over_padding", lambda _: False)  # as on a device
         with host_syncs() as of_lengths:
@@ -251,7 +251,7 @@ class TestMapFeatureBuilder(MaskedContract):
 
 
 def by_torch(layer: nn.Module) -> nn.Module:
-    """A layer by torch's own, over (B, C, N)."""
+    """Apply a layer with torch's modules, over (B, C, N)."""
     if isinstance(layer, nn.MaxPool1d):
         return nn.MaxPool1d(layer.kernel_size, layer.stride)
     conv, norm, activation = layer
@@ -263,7 +263,7 @@ def by_torch(layer: nn.Module) -> nn.Module:
 GRIDS = pytest.mark.parametrize(
     ("num_clips", "num_anchors", "num_scales"),
     [
-        # Even and odd durations; one, and several a scale; up to all clips of the coarsest scale.
+        # Even and odd numbers of durations, up to all clips of the coarsest scale.
         (8, 4, 2),
         (8, 2, 3),
         (12, 3, 3),
@@ -327,7 +327,7 @@ def test_scales_share_what_they_both_hold() -> None:
     grid = MapGrid(16, 4, 3)
     maps = randomize_(MapFeatureBuilder(grid, 2)).eval()(draw(2, 2, 16))
     for scale in (1, 2):
-        # Duration j + 1 of this scale is duration 2 (j + 1) of the one before.
+        # Duration j + 1 of this scale is duration 2 (j + 1) of the previous one.
         assert_same(maps[scale][..., :2], maps[scale - 1][:, :, ::2, 1::2][:, :, :, :2])
 
 
@@ -551,7 +551,7 @@ def test_short_videos_are_encoded_as_if_they_were_alone(map_layer: str) -> None:
         mask = grid.mask(scale, num_clips=num_clips)
         assert_zero(one, ~mask[:, None].expand_as(one))
         assert_close(one[:1], encoder(longer, words, num_words, num_clips)[scale][:1])
-    # The same clips, alone on the encoder's own grid: the cells that both grids hold are equal.
+    # The same clips alone, on the encoder's own grid: cells of both grids are equal.
     alone = encoder(longer[1:, :8], words[1:], num_words[1:], num_clips[1:])
     for scale, one in enumerate(alone):
         assert_close(maps[scale][1:, :, : one.shape[2]], one)

@@ -374,7 +374,7 @@ class TestLoss:
     @pytest.mark.compile
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
     def test_is_one_graph_for_the_compiler_but_for_the_words(self, monkeypatch):
-        # A packed sequence goes into an LSTM, which torch's compiler leaves alone.
+        # torch's compiler skips the LSTM with its packed sequence.
         one_scale = {"num_scales": 1}
         model = ready(
             encoder_config={**ENCODER, **one_scale},
@@ -398,14 +398,14 @@ class TestLoss:
         with on_a_device() as put, torch.device("cuda"):
             model, batch = make(), put(annotated(2))
             model.scheduler = scheduler
-            # It reads lengths, which have no value here (see its own test).
+            # It reads lengths, which have no values here (see its own test).
             model.encoder.text_encoder.forward = lambda words, _: words.new_ones(len(words), 8) / 3
             if counted:
                 batch["num_clips"] = put(torch.tensor([8, 6]))
             with model.without_checks():
                 with host_syncs() as found:
                     model.loss(**batch)
-                assert found == ["copy from cpu to cuda"]  # the noise schedule, which is kept
+                assert found == ["copy from cpu to cuda"]  # the noise schedule, which is cached
                 with no_host_sync():
                     assert model.loss(**batch).device.type == "cuda"
 
@@ -485,7 +485,7 @@ class TestSampleMaps:
         iou = IoUMapBuilder(model.grid).packed(inputs["moments"], inputs["clip_seconds"])
         target = model.objective.target(iou)
         scores = target.logit(eps=1e-7) if objective.startswith("bce") else target
-        # What a decoder says about cells that do not exist is not read.
+        # Scores of invalid cells are not read.
         scores = scores.masked_fill(~model.grid.packed_mask(), torch.nan)
         model.decoder = OracleDecoder(model.grid, scores)
         features = [draw(4, 8, 8, 4), draw(4, 8, 4, 4)]
@@ -531,7 +531,7 @@ class TestSampleMaps:
         features, noise = [draw(2, 8, 8, 4), draw(2, 8, 4, 4)], draw(2, CELLS)
         options = {"num_inference_steps": steps, "noise": noise}
         maps = model.sample_maps(features, **options)
-        # As a loop over a scheduler of its own does it.
+        # The same by a loop over a separate scheduler.
         scheduler, sample = MapScheduler(solver=solver), noise
         scheduler.set_timesteps(steps)
         for timestep in scheduler.timesteps:
@@ -544,7 +544,7 @@ class TestSampleMaps:
         same = torch.allclose(maps, plain, rtol=0, atol=1e-6)
         assert same == (solver == "ddim" or steps < 3)
 
-        # A run that was broken off leaves nothing behind.
+        # An interrupted run leaves no state behind.
         def stop(step: DenoisingStep) -> None:
             raise KeyboardInterrupt
 
@@ -750,7 +750,7 @@ class TestLocalize:
 
 @pytest.fixture(scope="module")
 def overfitted() -> tuple[MomentLocalizer, list[float]]:
-    """A model that has seen 8 samples very often."""
+    """Overfit a model to 8 samples."""
     torch.manual_seed(0)
     wide = {**ENCODER, "channels": 16}
     model = make(
@@ -797,7 +797,7 @@ class TestOverfitting:
 
 
 class TestNoiseOfTraining:
-    """Which timesteps training sees."""
+    """Timesteps drawn in training."""
 
     @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
     def test_density_of_timesteps_is_a_power(self, power):

@@ -1,4 +1,4 @@
-"""Time and memory grow with the clips of a video, not with their square."""
+"""Time and memory grow linearly with the clips of a video."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ CASES = [
 
 
 class _LargestTensor(TorchDispatchMode):
-    """Numbers of the largest tensor that an operation makes, and its shape."""
+    """Records the size and shape of the largest tensor that an operation creates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _LargestTensor(TorchDispatchMode):
 
 @contextmanager
 def no_squares(clips: int) -> Iterator[None]:
-    """Fail if a tensor is made that has half as many numbers as a dense map, or more."""
+    """Fail if a tensor has at least half as many numbers as a dense map."""
     with _LargestTensor() as made:
         yield
     numbers, shape = made.largest
@@ -90,7 +90,7 @@ def test_twice_the_clips_take_twice_the_memory(ranking):
     model = make_model(17, ranking)
     peaks = []
     for clips in (CLIPS // 2, CLIPS):
-        ask(model, clips)  # which makes what is kept
+        ask(model, clips)  # fills caches
         peaks.append(peak_bytes(lambda clips=clips: ask(model, clips), torch.device("cpu")))
     assert peaks[1] <= 2.1 * peaks[0]
 

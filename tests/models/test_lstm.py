@@ -74,7 +74,7 @@ def test_second_gradients_are_those_of_each_sequence_alone(way: str, dtype: torc
         assert_close(one, other, dtype)
 
 
-@pytest.mark.parametrize("hidden", [4, 65])  # padded and packed, where nothing is transformed
+@pytest.mark.parametrize("hidden", [4, 65])  # padded, and packed unless transformed
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_torch_func_transforms_it(hidden: int, dtype: torch.dtype) -> None:
     lstm, x = PaddedLSTM(6, hidden, 2).to(dtype), draw(4, 7, 6, dtype=dtype)

@@ -54,7 +54,7 @@ class Recording:
         self.tensors = tensors
         vectors = tensors["words"]
         batch, length, channels = vectors.shape
-        # A word of its own for every word vector; 0 is the padding.
+        # One word per word vector; 0 is padding.
         self.words = torch.arange(1, batch * length + 1).reshape(batch, length)
         self.vectors = torch.cat([torch.zeros(1, channels), vectors.flatten(0, 1)])
         encoder = {
@@ -91,7 +91,7 @@ class Recording:
 def test_equals_the_public_implementation(name, prefix):
     recording = Recording(name)
     model, given = recording.load(prefix), recording.inputs()
-    # Videos of different length are one batch here. What lies beyond their ends must not matter.
+    # A batch of videos of different lengths: rows after their ends must not matter.
     clips = torch.arange(given["features"].shape[1]) // model.encoder.config.features_per_clip
     outside = clips >= given["num_clips"][:, None]
     given["features"] = given["features"].masked_fill(outside[..., None], 7.0)
@@ -137,7 +137,7 @@ def test_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = MS2DTAN(encoder_config=encoder)
     words = model.encoder.text_encoder.embedding.weight.numel()
-    # Of the public MS-2D-TAN-G-I3D configuration for Charades-STA, counted on its own code.
+    # Count of the public code for its MS-2D-TAN-G-I3D configuration for Charades-STA.
     assert sum(one.numel() for one in model.parameters()) - words == 477_885_449
 
 
@@ -216,7 +216,7 @@ def test_learns_three_queries():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
-    # In training mode: the statistics of three samples are not the running ones yet.
+    # In training mode, as running statistics do not match three samples yet.
     found = model.localize(**inputs(), clip_seconds=given["clip_seconds"], top_n=1)
     assert float(temporal_iou(found.ranked.moments[:, 0], given["moments"]).min()) > 0.7
 

@@ -1,4 +1,4 @@
-"""Encoders, decoders and objectives that know nothing of the library's classes."""
+"""Custom encoders, decoders and objectives, independent of the library's classes."""
 
 from typing import Any
 

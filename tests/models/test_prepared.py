@@ -1,4 +1,4 @@
-"""Prepared runs: equal to calls, whatever the decoder is made of."""
+"""Prepared runs equal calls, whatever the decoder's parts."""
 
 from collections.abc import Iterator
 from itertools import cycle, product
@@ -81,7 +81,7 @@ def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) 
         )
         assert len(before) == 4
         assert all(one is other for one, other in zip(before, again, strict=True))
-        # A moving average of the weights is put in place.
+        # As when weights are replaced by their moving average.
         for parameter in whole.parameters():
             parameter.data.copy_(parameter.data * 1.1)
         changed = prepare().denoise(noisy, 0)

@@ -48,7 +48,7 @@ def inputs(rows: int = 12) -> dict[str, Tensor]:
 
 
 def candidates(num_clips: int) -> list[tuple[int, int]]:
-    """All moments of the grid, each once."""
+    """List the distinct moments of the grid."""
     found = set()
     for step in (1, 2, 4):
         for start in range(0, 12, step):
@@ -59,7 +59,7 @@ def candidates(num_clips: int) -> list[tuple[int, int]]:
 
 
 def baseline(similarity: list[float], start: int, end: int) -> float:
-    """Three numbers and a running sum: 5 clips, 0.5, and 0.3."""
+    """Compute the default scores by a running sum, with 5 clips, 0.5, and 0.3."""
     last = len(similarity) - 1
     smooth = [
         statistics.fmean(similarity[min(max(row + offset, 0), last)] for offset in range(-2, 3))
@@ -84,7 +84,7 @@ def test_without_fitting_the_score_is_three_numbers_and_a_running_sum() -> None:
 
 
 def expected_maps(model: SimilarityLocalizer, scores: Tensor, num_clips: list[int]) -> Tensor:
-    """What `predict_maps` is defined as, a candidate at a time."""
+    """Compute `predict_maps` by its definition, one candidate at a time."""
     moments = [tuple(one) for one in model.grid.packed_moments().tolist()]
     maps = torch.zeros(scores.shape, dtype=torch.float64)
     for sample, clips in enumerate(num_clips):
@@ -108,7 +108,7 @@ def test_maps_hold_the_expectation_over_all_candidates(each: int) -> None:
     num_clips = torch.tensor([12, 7, 2])
     scores = model.score(**given, num_clips=num_clips).detach()
     found = model.predict_maps(**given, num_clips=num_clips)
-    # Cells of a coarse scale may end after a short video where another scale holds their moment.
+    # Cells of a coarse scale may end after a short video; another scale may have their moment.
     expected = expected_maps(model, scores, [12, 7, 2])
     mask = model.grid.packed_mask(num_clips=num_clips)
     assert_close(found, (expected * mask).float())

@@ -121,12 +121,12 @@ def test_sentences_are_computed_once_while_they_are_kept():
     again = encoder(SENTENCES[:2])
     assert seen == [2]
     assert torch.equal(first.tokens, again.tokens)
-    # The caller owns what it got.
+    # Results belong to the caller.
     again.sentences.zero_()
     again.tokens.zero_()
     assert torch.equal(encoder(SENTENCES[:2]).tokens, first.tokens)
     encoder(SENTENCES[:1])
-    encoder(SENTENCES[2:])  # puts out the one used longest ago
+    encoder(SENTENCES[2:])  # evicts the least recently used one
     assert seen == [2, 1]
     encoder(SENTENCES[:1])
     assert seen == [2, 1]
@@ -181,7 +181,7 @@ def test_text_tower_of_a_whole_model_in_a_folder(tmp_path, kind):
         expected = whole.get_text_features(input_ids=ids)
     expected = getattr(expected, "pooler_output", expected)
     assert_close(encoder(SENTENCES[:1]).sentences, expected)
-    # A model of no class of its own for the text, as others are, is asked for its text.
+    # A model without a separate text class: its text features are requested.
     again = TransformersTextEncoder(whole, make_tokenizer())
     assert_close(again(SENTENCES).sentences, encoder(SENTENCES).sentences)
     assert again.sentence_channels == encoder.sentence_channels
@@ -239,7 +239,7 @@ def test_what_was_saved_last_is_loaded(tmp_path, before):
         make_encoder("clip").save_pretrained(folder)
     else:
         make_encoder().save_pretrained(folder)
-        # Of tokenizers of other kinds, and of earlier releases.
+        # Files of other kinds of tokenizers, and of earlier releases.
         for name in ("added_tokens.json", "special_tokens_map.json", "vocab.txt", "spiece.model"):
             (folder / name).write_text("{}")
         (folder / "pytorch_model.bin").write_bytes(b"")
@@ -311,7 +311,7 @@ def test_a_folder_cannot_name_attention_that_is_code_of_the_hub(field, kind, nes
     tiny_text_encoder(["a"]).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    if nested:  # as a model of text and pictures has it
+    if nested:  # as in a model of text and images
         config = {"model_type": "clip", "text_config": {field: kind}}
     else:
         config[field] = kind

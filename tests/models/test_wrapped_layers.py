@@ -1,4 +1,4 @@
-"""Every layer with weights is called: hooks fire, and what wraps or replaces layers works."""
+"""Every layer with weights is called, so that hooks, wrappers and replaced layers work."""
 
 from pathlib import Path
 from types import MethodType
@@ -188,7 +188,7 @@ def test_a_compiled_part_is_called() -> None:
 
 @variants
 def test_layers_of_a_kind_that_nobody_knows(fields: dict[str, Any]) -> None:
-    """A wrapper with the layer's weights, and a delta, as fine-tuning writes them."""
+    """A wrapper of a layer that adds a delta to its weights, as in fine-tuning."""
 
     class Wrapped(nn.Module):
         def __init__(self, base: nn.Module) -> None:
@@ -235,7 +235,7 @@ def test_weights_that_a_parametrization_computes(
     decoder, plain = make(**fields), make(**fields)
     kinds = (nn.Conv2d, nn.Linear)
     layers = {name: one for name, one in decoder.named_modules() if isinstance(one, kinds)}
-    denoised(decoder)  # from here on, spectra that are kept are old
+    denoised(decoder)  # cached spectra are outdated from here on
     for layer in layers.values():
         if change == "prune":
             prune.l1_unstructured(layer, "weight", amount=0.3)
@@ -268,7 +268,7 @@ def test_layerwise_casting(fields: dict[str, Any]) -> None:
         assert len(kept) > 10
         for found, exact in ((called(decoder), expected), (denoised(decoder), run)):
             assert found.dtype == torch.float32
-            assert float((found - exact).norm() / exact.norm()) < 0.15  # 3 bits a weight
+            assert float((found - exact).norm() / exact.norm()) < 0.15  # 3 bits per weight
 
 
 def lora(decoder: MapDiffusionDecoder, name: str | None = None) -> Any:
@@ -302,7 +302,7 @@ def test_lora_trains_is_sampled_saved_and_merged(fields: dict[str, Any], tmp_pat
     assert all(bool(one.grad.any()) for one in trained.values())
     after = {name.replace(".base_layer", "").replace("base_model.model.", ""): one
              for name, one in model.state_dict().items() if "lora_" not in name}  # fmt: skip
-    moving = ("running", "num_batches")  # statistics of the encoder's batch normalisation
+    moving = ("running", "num_batches")  # statistics of the encoder's batch normalization
     for name, one in before.items():
         assert any(part in name for part in moving) or torch.equal(after[name], one), name
 
@@ -323,7 +323,7 @@ def test_lora_trains_is_sampled_saved_and_merged(fields: dict[str, Any], tmp_pat
     assert_close(denoised(merged), denoised(model.decoder))
 
 
-@pytest.mark.filterwarnings("ignore")  # of torchao's, on some releases of torch
+@pytest.mark.filterwarnings("ignore")  # torchao's, on some releases of torch
 @variants
 def test_quantised_linear_layers(fields: dict[str, Any]) -> None:
     quantization = pytest.importorskip("torchao.quantization")

@@ -1,4 +1,4 @@
-"""Videos that are longer than those of training are searched in windows."""
+"""Videos longer than the training videos are searched in windows."""
 
 import json
 import warnings
@@ -69,7 +69,7 @@ def test_without_durations_it_does_as_before():
 
 
 def see_events(pipe, monkeypatch):
-    """Let the model answer with the true maps of what channel 0 marks, of each window alone."""
+    """Make the model answer each window with the true maps of the event that channel 0 marks."""
     build, grid = IoUMapBuilder(MapGrid(**GRID)), GRID["num_clips"]
     rows = []
 
@@ -90,7 +90,7 @@ def see_events(pipe, monkeypatch):
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_an_event_is_found_wherever_it_lies(monkeypatch, ranking):
-    # 240 s in 64 clips of 3.75 s, and an event of two clips: also across the ends of windows.
+    # 240 s in 64 clips of 3.75 s, and an event of two clips, which may cross the ends of windows.
     pipe = make_pipe(make_localizer(MS2DTAN), durations=[30.0])
     see_events(pipe, monkeypatch)
     for clip in range(63):
@@ -136,7 +136,7 @@ def test_saliency_goes_on_over_the_ends_of_windows(monkeypatch):
 
 
 def test_the_map_is_the_mean_of_the_windows():
-    """Against a loop over cells, with the model asked of one window at a time."""
+    """Compare with a loop over cells and windows."""
     model = make_localizer(MS2DTAN)
     pipe, video, grid = make_pipe(model, durations=[10.0]), make_long(40), MapGrid(**GRID)
     found = pipe(video, QUERIES[0])
@@ -198,7 +198,7 @@ def test_steps_of_windows():
 
 @pytest.mark.parametrize("seconds", [5.0, 30.0, 40.0, 40.5])
 def test_a_video_as_long_as_in_training_is_searched_as_a_whole(seconds):
-    # 40.5 s and all: a hair more, as files last, is no other length.
+    # 40.5 s also tests that small excess lengths, as files have, do not matter.
     video, trained = make_long(seconds), [40.0] if seconds > 40 else TRAINED
     found = make_pipe(durations=trained)(video, QUERIES, generator=seeds(3))
     assert found.windows is None
@@ -227,7 +227,7 @@ def test_a_long_video_is_compared_as_a_whole():
         float(temporal_iou(torch.tensor([best.start, best.end]), torch.tensor([200.0, 212.0])))
         > 0.5
     )
-    # Of the other 29 stretches of ten seconds none seems as likely.
+    # None of the other 29 intervals of ten seconds is as likely.
     assert all(one.score < best.score / 2 for one in found.moments[0][1:])
     for row, video in enumerate((long, short)):
         alone = pipe(video, QUERIES[0])

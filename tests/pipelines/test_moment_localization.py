@@ -148,7 +148,7 @@ class TestAnswers:
         assert sizes == ([8, 8, 8] if clip_seconds is None else [20, 5, 38])
 
     def test_moments_end_with_the_video(self):
-        # 9 features are 2.25 s, the fifth clip of 0.5 s reaches past it.
+        # 9 features last 2.25 s; the fifth clip of 0.5 s ends later.
         options = {"top_n": 50, "ranking": "nms", "nms_threshold": 1.0}
         found = make_pipe(clip_seconds=0.5)(make_features(9), "the door", **options)
         ends = {one.end for one in found.moments[0]}
@@ -164,7 +164,7 @@ class TestAnswers:
         videos = [make_features(40), make_features(21, seed=1)]
         options = {"num_inference_steps": 2, "ranking": ranking}
         found = pipe(videos, QUERIES[:2], num_samples=5, generator=seeds(2), **options)
-        # The same samples, one at a time: a generator goes on where it was.
+        # The same samples one by one: the generator keeps its state.
         going_on = seeds(2)
         maps = [
             pipe(videos, QUERIES[:2], num_samples=1, generator=going_on, **options).maps
@@ -178,7 +178,7 @@ class TestAnswers:
                 last = first + max(1, -int(-(moment.end / clip - first - 1e-3) // 1))
                 cell = spread[first, last - first - 1]
                 assert moment.spread == pytest.approx(float(cell), rel=1e-3, abs=1e-6)
-            # Scales are averaged, then merged by the maximum: where two hold a cell, it is lower.
+            # The mean over samples precedes the maximum over scales, so shared cells may be lower.
             lower = (stacked.mean(dim=0) - found.maps[index]).nan_to_num()
             assert float(lower.min()) > -1e-5
             assert float((lower < 1e-5).float().mean()) > 0.6
@@ -250,7 +250,7 @@ class TestAnswers:
             clips = -(-len(video.features) // 2)
             assert found.steps[index].shape == (3, clips, clips)
             assert found.noisy_steps[index].shape == (3, clips, clips)
-            # What the last step believes in is the answer.
+            # The last step's map is the answer.
             assert_close(found.steps[index][-1].nan_to_num(), found.maps[index].nan_to_num())
             assert bool((found.noisy_steps[index][0] < 0).any())
 
@@ -330,7 +330,7 @@ class TestVideos:
             for index in range(8):
                 pipe.encode_video(shutil.copy(path, tmp_path / f"{index}.mp4"))
             before = len(calls)
-            pipe.encode_video(path)  # forgotten for newer ones
+            pipe.encode_video(path)  # evicted by newer ones
             assert len(calls) == before + 1
         finally:
             handle.remove()
@@ -471,7 +471,7 @@ class TestSaving:
         replace = os.replace
 
         def watched(source, place):
-            # What a process leaves that is killed here.
+            # The state that a process killed here would leave.
             shutil.copytree(folder, states / f"{len(list(states.iterdir())):03}")
             replace(source, place)
 
@@ -662,7 +662,7 @@ def test_a_moment_says_what_it_is():
 
 
 def test_a_folder_that_is_missing_is_not_only_the_hub_s_error(monkeypatch):
-    # It has the form of a name on the hub, which is asked without a network.
+    # It could be a name on the hub, which is unavailable here.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with refuses(CheckpointError, "there is no such folder here, and the hub failed: "):
         MomentLocalizationPipeline.from_pretrained("runs/pipeline")

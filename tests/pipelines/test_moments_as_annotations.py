@@ -1,4 +1,4 @@
-"""Answers are moments of their video: they may be annotations, wherever they are written."""
+"""Answers are valid annotations of their video, in every file format."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from tmapdiff.demo.answers import find_answer
 from tmapdiff.evaluation import evaluate
 from tmapdiff.video import VideoFeatures
 
-# In float32 most are longer than they are; the last is so to a tenth of a millisecond, too.
+# float32 rounds most of them up; rounding to a tenth of a millisecond also does so for the last.
 DURATIONS = (30.53, 9.999999, 100 / 3, 7200.1, math.pi, 0.1, 30.530071)
 ALL = {"top_n": 800, "ranking": "nms", "nms_threshold": 1.0}
 
@@ -32,7 +32,7 @@ def make_video(duration):
 
 
 def check(duration, moments):
-    """Moments of a video are annotations of it, and one of all ends with it."""
+    """Check that moments are valid annotations, and that one ends with the video."""
     Annotation(0, "v", "q", duration, tuple((float(start), float(end)) for start, end in moments))
     assert max(float(end) for _, end in moments) == pytest.approx(duration, abs=1e-3)
 

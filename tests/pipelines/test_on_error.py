@@ -1,4 +1,4 @@
-"""One bad file, or query, must not lose the answers of a whole list."""
+"""One bad file or query must not lose the answers of a whole list."""
 
 import math
 
@@ -96,7 +96,7 @@ def test_a_bad_query_is_skipped_too(pipe):
         pipe(GOOD, ["the door", "?!", "person"])
 
 
-# As a whole, in clips of one length, and, if longer than the first, in windows.
+# Searched as a whole, in clips of fixed length, and in windows.
 @pytest.mark.parametrize("parts", [{}, {"clip_seconds": 0.5}, {"durations": [8.0]}], ids=str)
 def test_scores_that_are_not_finite_are_skipped_unless_weights_make_them(parts, monkeypatch):
     pipe, videos = make_pipe(**parts), [GOOD, make_features(40), OTHER]
@@ -161,7 +161,7 @@ def test_there_are_no_errors_unless_they_are_skipped(pipe):
     assert pipe(GOOD, QUERIES[0], on_error="skip").errors == [None]
     with refuses(ConfigError, "expected on_error to be one of raise, skip, got 'ignore'."):
         pipe(GOOD, QUERIES[0], on_error="ignore")
-    # What is wrong with the call, and not with one of its videos, is no reason to skip all.
+    # Errors of the call itself are raised, not skipped.
     with refuses(ArgumentError, "top_n to be an integer >= 1, got 0."):
         pipe(GOOD, QUERIES[0], on_error="skip", top_n=0)
 

@@ -1,4 +1,4 @@
-"""Several videos and what is asked of each."""
+"""Several videos and the queries for each."""
 
 import pytest
 import torch

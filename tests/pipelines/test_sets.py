@@ -1,4 +1,4 @@
-"""Answers that are sets: as many moments as there seem to be, or none."""
+"""Answers that are sets, possibly empty."""
 
 import math
 
@@ -24,7 +24,7 @@ VIDEO = make_features(32)
 
 
 def truthful(pipe, monkeypatch, *, generative):
-    """Let the model answer with the map of each run of clips that channel 0 marks."""
+    """Make the model answer with the map of the events that channel 0 marks."""
     grid = pipe.localizer.grid
 
     def maps_of(features):

@@ -1,4 +1,4 @@
-"""One pipeline in eight threads answers as in one, whatever the threads ask for."""
+"""One pipeline in eight threads gives the same answers as in one, whatever the options."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from helpers.tiers import mostly_exhaustive
 from tmapdiff import MS2DTAN, MapScheduler
 from tmapdiff._core.threads import Lock
 
-STEPS = [1, 2, 3, 4, 5, 7, 9, 12]  # one a thread
+STEPS = [1, 2, 3, 4, 5, 7, 9, 12]  # one per thread
 ROUNDS = 3
 SOLVERS = {
     "ddim": ("ddim", 0.0),
@@ -65,7 +65,7 @@ def test_threads_of_a_model_that_does_not_sample(fields):
 
 
 def test_threads_with_videos_of_other_lengths(monkeypatch):
-    # Each length has spectra of its own, of which a layer keeps one.
+    # Each length has its own spectra, and a layer caches only one.
     monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=spectral")
     pipe = make_pipe(clip_seconds=0.5)
 
@@ -82,7 +82,7 @@ def test_threads_with_videos_of_other_lengths(monkeypatch):
 
 
 class _GivingWay(dict):
-    """A dictionary that lets other threads go on after each look, so that they meet."""
+    """A dictionary that yields to other threads after each lookup, to provoke races."""
 
     def __contains__(self, key):
         found = super().__contains__(key)
@@ -92,7 +92,7 @@ class _GivingWay(dict):
 
 def test_threads_whose_sentences_are_encoded_by_transformers():
     text_encoder = tiny_text_encoder(WORDS)
-    text_encoder.cache_size = 3  # so that threads drop what others look for
+    text_encoder.cache_size = 3  # so that threads evict entries that others use
     channels = {"vocabulary_size": None, "text_channels": text_encoder.token_channels}
     pipe = make_pipe(make_localizer(encoder=channels), vocabulary=None, text_encoder=text_encoder)
     sentences = [" ".join(WORDS[:count]) for count in range(1, 6)]

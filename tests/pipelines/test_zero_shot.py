@@ -1,4 +1,4 @@
-"""Pipelines that are made of encoders alone; random weights, as there is no network."""
+"""Pipelines without training; random weights, as there is no network."""
 
 import json
 
@@ -24,7 +24,7 @@ TRACK = "".join(
 
 
 def expected_of(localizer, rows, duration, sentences):
-    """Ask the model itself: rows of features, and a vector a sentence as its one word."""
+    """Call the model directly, with each sentence as a single word."""
     count = localizer.grid.num_clips * 4
     clips = pool_features(rows, count, duration=duration)
     return localizer.localize(
@@ -77,7 +77,7 @@ def test_text_tracks_by_a_sentence_encoder(tmp_path):
     encoder = TransformersTextEncoder(tmp_path / "model")
     rows = encode_text_track(load_text_track(tmp_path / "talk.srt"), encoder)
     assert_answers(found, expected_of(pipe.localizer, rows, 40.0, encoder(QUERIES).sentences))
-    # Changed, it is read again.
+    # A changed file is read again.
     first = pipe.encode_video(tmp_path / "talk.srt")
     assert pipe.encode_video(tmp_path / "talk.srt") is first
     (tmp_path / "talk.srt").write_text(TRACK[: len(TRACK) // 2])
@@ -89,7 +89,7 @@ def test_text_tracks_by_a_sentence_encoder(tmp_path):
 
 
 def test_what_of_a_sentence_is_read():
-    text = tiny_text_encoder(WORDS)  # whose tokens are as wide as its sentences
+    text = tiny_text_encoder(WORDS)  # tokens and sentences have the same channels
     features = text(QUERIES)
     similar = {"num_clips": 4, "num_anchors": 4, "num_scales": 1}
     for localizer, chosen, kind in (
@@ -137,7 +137,7 @@ def test_text_features_that_do_not_fit(tmp_path):
 
 
 def test_a_moment_of_a_track_that_means_something(tmp_path):
-    # Words of their own directions, as a sentence encoder has for topics.
+    # Words with distinct directions, as a sentence encoder gives to topics.
     topics = dict(zip(["door", "budget", "roads", "walks"], np.eye(4), strict=True))
 
     class Topics:

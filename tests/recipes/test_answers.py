@@ -71,7 +71,7 @@ def test_a_run_goes_on_where_it_was(pipe, videos, tmp_path, monkeypatch):
     assert everything[0] == first
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert lines == [one for several in everything for one in several]
-    # Again: what failed is tried again, a new sentence and what has changed are asked.
+    # Second run: failed videos, changed videos and new sentences are localized.
     asked.clear()
     assert ask(pipe, videos, out)[:2] == everything[:2]
     assert asked == ["bad.mp4"]
@@ -102,7 +102,7 @@ def test_files_that_are_no_answers_stay_as_they_are(pipe, videos, tmp_path):
         (good(moments=[{"spread": None, "start": "x"}]), AnnotationError,
          "line 1: expected start to be a number, got 'x'."),
         (good(windows=[1]), AnnotationError, "line 1: expected windows to be pairs [start, end]"),
-        # Of the model of this name before it was trained again, and of another call.
+        # From the same model name before retraining, and from another call.
         (good(pipeline_sha256="0"), ArgumentError, "line 1: expected answers with pipeline_sha256"),
         (good(top_n=3), ArgumentError, "line 1: expected answers with top_n = 2, got 3. Use anoth"),
     ):  # fmt: skip

@@ -84,7 +84,7 @@ def test_didemo_is_judged_by_its_own_protocol(tmp_path):
     data = LocalizationData.load(tmp_path, features=features)
     assert (data.protocol, data.store.seconds_per_feature) == ("didemo", 5.0)
     vocabulary, grid = Vocabulary(["a", "dog"]), MapGrid(**DIDEMO_GRID)
-    # One moment to learn from, those of all annotators to be judged by.
+    # One moment for training, those of all annotators for evaluation.
     assert data.make_train_set(grid, vocabulary, 5.0)[0].annotation.moments == ((5.0, 15.0),)
     test_set = make_test_set(data.test, data.store, grid, vocabulary, 5.0)
     assert len(test_set[0].annotation.moments) == 3

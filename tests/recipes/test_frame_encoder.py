@@ -37,7 +37,7 @@ def extracted(tmp_path):
 
 
 def change(store, **attributes):
-    """A copy of a store that says other things."""
+    """Copy a store with other attributes."""
     path = Path(tempfile.mkdtemp(dir=store.path.parent)) / store.path.name
     shutil.copy(store.path, path)
     with h5py.File(path, "a") as file:
@@ -100,10 +100,10 @@ def test_a_saved_encoder_must_be_the_one_that_made_the_features(extracted, tmp_p
     assert (found.encoder.fingerprint, found.fps) == (made.fingerprint, 2.0)
     with refuses(FeatureError, "expected the encoder that made HDF5 features f.h5", "got another"):
         find_frame_encoder(store, tmp_path / "other")
-    # A store that does not say takes the user's word.
+    # Without a record of the encoder, any encoder is accepted.
     assert find_frame_encoder(change(store, model_sha256=None), tmp_path / "other").encoder
     with pytest.warns(UserWarning, match="of variable length"):
-        # As earlier releases wrote them, and stores leave them out.
+        # The format of earlier releases, which stores ignore.
         old = change(store, model_sha256=np.array(made.fingerprint, object))
     told = "does not record its frame encoder completely: recreate it with tmapdiff convert"
     with refuses(FeatureError, "find_frame_encoder: HDF5 features f.h5 ", told):

@@ -1,4 +1,4 @@
-"""What recipes do with a trained model; training itself is tested with the examples."""
+"""Evaluation and pipelines of recipes; training is tested with the examples."""
 
 import json
 import re
@@ -95,8 +95,8 @@ def test_default_folders_tell_runs_apart(tmp_path, monkeypatch):
     long = {**given, "features": [f"{'動' * 60}{n}.h5" for n in range(2)]}
     for sources in (long, {**long, "features": long["features"][::-1]}):
         names.append(str(recipe.default_folder("charades", sources)))
-        (tmp_path / names[-1]).mkdir(parents=True)  # fails where names are too long, or the same
-    # What changes no result, and another way to write a path, are the same run.
+        (tmp_path / names[-1]).mkdir(parents=True)  # fails if names are too long or equal
+    # Settings that do not affect results, and another spelling of a path, give the same run.
     same = replace(recipe, training={**recipe.training, "num_workers": 2, "compile": False})
     assert str(same.default_folder("charades", {**given, "features": ["./a/clip.h5"]})) == names[0]
     assert str(Recipe("nano").default_folder("synthetic", {"limit": None})) == (
@@ -160,7 +160,7 @@ def test_results_are_written_with_what_they_come_from(data, tmp_path):
 def test_each_sampling_option_reaches_the_answers(data):
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
     model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
-    with torch.no_grad():  # whose last layers are 0 before training
+    with torch.no_grad():  # last layers are 0 before training
         for weight in model.parameters():
             weight += 0.1 * torch.randn_like(weight)
     test_set = make_test_set(data.test.limit(3), data.store, model.grid, vocabulary)
@@ -172,8 +172,8 @@ def test_each_sampling_option_reaches_the_answers(data):
 
 
 def as_the_pipeline_answers(pipeline, data):
-    """Compare an evaluation with calls of the pipeline: another way to the same answers."""
-    with torch.no_grad():  # whose last layers are 0 before training
+    """Compare an evaluation with calls of the pipeline, which should give the same answers."""
+    with torch.no_grad():  # last layers are 0 before training
         for weight in pipeline.localizer.parameters():
             weight += 0.1 * torch.randn_like(weight)
     test_set = make_pipeline_test_set(pipeline, data)

@@ -21,13 +21,13 @@ def make_norm():
 
 
 def alone(run):
-    """Call a function in a group of one process."""
+    """Call a function in a process group of one process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         return run()
     finally:
-        # torch 2.6 waits for Gloo's threads with the interpreter in hand, and hangs where one is
-        # still letting go of a result.
+        # torch 2.6 waits for Gloo's threads while holding the GIL, and hangs if one is
+        # still releasing a result.
         time.sleep(0.1)
         dist.destroy_process_group()
 
@@ -49,7 +49,7 @@ def test_one_process_alone_normalises_as_batch_norm_does():
 
 
 def test_second_gradients_are_those_of_all_batches_together(monkeypatch):
-    """Two processes of the same rows: what is summed over both is twice its own."""
+    """Simulate two processes with the same rows: sums over both are twice the own ones."""
     norm = make_norm()
     shared = SharedBatchNorm1d.of(copy.deepcopy(norm))
     monkeypatch.setattr(dist, "is_initialized", lambda: True)

@@ -82,7 +82,7 @@ def test_what_need_not_stay_is_removed(tmp_path):
     folder.keep({paths[1], paths[3]})
     assert folder.list() == [paths[1], paths[3]]
     assert len(list(tmp_path.iterdir())) == 2
-    # Left by processes that were killed while they wrote or removed.
+    # Left by processes that were killed while writing or removing.
     for name in (".epoch-0002.removed", ".epoch-0004.x8f_k2"):
         (tmp_path / name / "epoch-0004").mkdir(parents=True)
     folder.clear_up()

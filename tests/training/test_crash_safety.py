@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and starved, for real. TMAPDIFF_KILLS=20 is the long test."""
+"""Real runs that are killed or stopped. TMAPDIFF_KILLS=20 is the long test."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from helpers.processes import SECONDS
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")]
 KILLS = int(os.environ.get("TMAPDIFF_KILLS", "3"))
-# One a step: about half of the kills come while one is written.
+# One per step, so that about half of the kills come while one is written.
 OFTEN = {"checkpoint_steps": 1, "num_workers": 1}
 
 
@@ -38,11 +38,11 @@ def wait_for(file: Path, process, seconds: float = SECONDS) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[dict, float]:
-    """What a run ends with that nothing stops, and the seconds it takes."""
+    """Result of an uninterrupted run, and its duration in seconds."""
     folder = tmp_path_factory.mktemp("whole")
     wait(crash_run.start(crash_run.do_nothing))
     began = time.monotonic()
-    # Without checkpoints within epochs, and without workers: neither changes anything.
+    # Checkpoints within epochs and workers do not change the result.
     assert wait(crash_run.start(crash_run.train, folder, {})) == 0
     return finished(folder), time.monotonic() - began
 
@@ -83,7 +83,7 @@ def wait_for_write(folder: Path, process) -> None:
 def test_a_signal_saves_and_ends(whole, tmp_path, number, code):
     process = crash_run.start(crash_run.train_slowly, tmp_path, {"num_workers": 1}, 0.2)
     wait_for(tmp_path / "started-0", process)
-    # A terminal signals the workers, too.
+    # A terminal also signals the workers.
     os.kill(process.pid, number)
     for worker in children(process.pid):
         os.kill(worker, number)
@@ -115,7 +115,7 @@ def test_a_second_signal_does_not_wait(tmp_path):
 
 def test_two_processes_in_one_folder_are_refused(tmp_path):
     first = crash_run.start(crash_run.train_slowly, tmp_path, {}, 600.0)
-    wait_for(tmp_path / "training.json", first)  # written with the lock in hand
+    wait_for(tmp_path / "training.json", first)  # written while holding the lock
     second = crash_run.start(crash_run.train_and_report, tmp_path, {})
     assert wait(second) == 0
     first.kill()
@@ -124,5 +124,5 @@ def test_two_processes_in_one_folder_are_refused(tmp_path):
     assert error == (
         f"FileError: Trainer: expected no other process that trains in {tmp_path}, got one."
     )
-    # One that was killed does not keep others out.
+    # A killed run releases the lock.
     assert wait(crash_run.start(crash_run.train, tmp_path, {"epochs": 1}, False)) == 0

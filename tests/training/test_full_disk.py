@@ -22,7 +22,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a small disk needs root")
     yield place
-    # Lazily: torch may still hold a file that it could not write.
+    # Lazily, as torch may still have a file open that it could not write.
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
@@ -48,7 +48,7 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, small_disk)
             fill(small_disk / "of somebody else", leave=2**16)  # for half of a checkpoint
 
     before_steps(stuck, fill_at_third_step)
-    # In words of torch's: it notices in the middle of a file.
+    # torch's message, as the disk fills up in the middle of a file.
     text = r"^cannot write .*epoch-0000-step-00000004: [^\n]*(No space|inline_container)[^\n]*$"
     with pytest.raises(FileError, match=text):
         stuck.train()
@@ -68,7 +68,7 @@ def fill(path: Path, leave: int = 0) -> None:
     os.truncate(path, path.stat().st_size - leave)
 
 
-# TensorBoard's writer has a thread of its own.
+# TensorBoard's writer has its own thread.
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_fills_after_a_checkpoint_loses_no_metrics(small_disk):

@@ -1,4 +1,4 @@
-"""Training on sentences with videos that they do not describe."""
+"""Training with sentences paired with other videos."""
 
 from collections import Counter
 from dataclasses import replace
@@ -30,7 +30,7 @@ def dataset():
 
 
 def pairs_of(trainer, epoch: int) -> list[tuple]:
-    """The queries of an epoch, with the video and the number of moments that each came with."""
+    """Return the queries of an epoch, each with its video and number of moments."""
     trainer._order.set_epoch(epoch)
     return [
         pair

@@ -1,4 +1,4 @@
-"""Runs that are stopped anywhere, and go on as if they had not been."""
+"""Runs that are stopped anywhere and resume as if they had not been."""
 
 import copy
 import hashlib
@@ -44,7 +44,7 @@ def dataset() -> MomentDataset:
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory) -> SimpleNamespace:
-    """A run of three epochs that nothing stops, and what it ends with."""
+    """An uninterrupted run of three epochs, and its result."""
     folder = tmp_path_factory.mktemp("whole")
     trainer = make_trainer(dataset, folder)
     trainer.train()
@@ -131,7 +131,7 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     ):
         with refuses(CheckpointError, SAME_RUN + text):
             make_trainer(data, parts, config, model).resume()
-    # A refused run has not touched the files of the other.
+    # A rejected run has not touched the files of the other.
     assert (parts / "training.json").read_text() == written
     free = replace(CONFIG, heat_map_every=3, keep_checkpoints=5, checkpoint_minutes=None)
     assert make_trainer(dataset, parts, free).resume().progress.epoch == 1
@@ -163,7 +163,7 @@ def test_training_in_a_used_folder_is_refused_and_loses_nothing(dataset, state, 
         refuses(CheckpointError, "Trainer: cannot resume from "),
     ):
         damaged.resume()
-    # Whoever goes on after that has not asked for it.
+    # Continuing after that still needs to be requested.
     with refuses(FileError, "Continue it with resume, replace it with overwrite=True, or use ano"):
         damaged.train()
     assert contents(folder).keys() == before.keys()
@@ -191,7 +191,7 @@ def test_an_aborted_start_is_no_earlier_run_and_replaces_one_only_if_asked(
 
 
 def learning_rate_at(step: int, epochs: int, steps: int) -> float:
-    """Warm-up and cosine, from their definition."""
+    """Compute warm-up and cosine by their definition."""
     total, highest = epochs * steps, CONFIG.learning_rate
     rising = math.ceil(CONFIG.warmup * total)
     if step < rising:
@@ -219,7 +219,7 @@ def test_a_run_may_get_more_epochs(dataset, whole, finished, parts, tmp_path, ca
     assert [entry["epoch"] for entry in second.history] == [1, 2, 3, 4, 5]
     said = capsys.readouterr().out
     assert f"a run of 3 epochs is extended to 5: from step {done} on, the learning rate" in said
-    # From here on it is a run of five epochs, as exact as any.
+    # From here on, it is an ordinary run of five epochs.
     assert make_trainer(dataset, folder, longer).resume().progress.step == total
     with refuses(CheckpointError, f"{SAME_RUN}epochs = 3, got 5."):
         make_trainer(dataset, folder).resume()
@@ -238,7 +238,7 @@ def test_an_extended_run_that_is_interrupted_equals_one_that_is_not(dataset, who
 
 
 class Scribbled:
-    """A data set whose samples draw random numbers, as windows do."""
+    """A data set whose samples draw random numbers, as for windows."""
 
     def __init__(self, dataset: MomentDataset) -> None:
         self.dataset = dataset
@@ -391,7 +391,7 @@ def test_an_untrusted_checkpoint_runs_no_code(dataset, parts, tmp_path):
     (checkpoint,) = (parts / "checkpoints").iterdir()
     harm = checkpoint / "custom_checkpoint_0.pkl"
     torch.save(Payload(), harm)
-    # Whoever made it made digests, too.
+    # An attacker can write digests, too.
     digests = json.loads((checkpoint / "digests.json").read_text())
     digests[harm.name] = hashlib.sha256(harm.read_bytes()).hexdigest()
     (checkpoint / "digests.json").write_text(json.dumps(digests))

@@ -25,7 +25,7 @@ def run_evaluation(folder, count, queries):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two processes make of 21 queries, and where."""
+    """Results of two processes on 21 queries, and their folder."""
     # The last batch of 8 has 5 queries: shares of 2 and 3.
     folder = tmp_path_factory.mktemp("two")
     return *run_training(folder, 2, 4, queries=21), folder
@@ -37,7 +37,7 @@ def assert_trained_alike(two, one):
     for which in ("raw", "ema"):
         assert two[which].keys() == one[which].keys()
         for name, value in one[which].items():
-            # Adam divides by gradients: where one is rounding alone, it moves weights all the same.
+            # Adam divides by gradients: even one that is only a rounding error moves weights.
             torch.testing.assert_close(two[which][name], value, rtol=1e-5, atol=1e-7, msg=name)
     assert two["history"][-1]["mIoU"] == pytest.approx(one["history"][-1]["mIoU"], rel=1e-4)
 
@@ -45,7 +45,7 @@ def assert_trained_alike(two, one):
 def test_two_processes_train_as_one(two, tmp_path):
     found, printed, folder = two
     assert_trained_alike(found, run_training(tmp_path, 1, 8, queries=21)[0])
-    # Logged once, and saved once.
+    # Logged and saved once.
     assert printed.count("epoch 1/2") == 1
     assert len(list((folder / "tensorboard").rglob("events.*"))) == 1
     assert not list((folder / "checkpoints").glob(".*"))
@@ -53,7 +53,7 @@ def test_two_processes_train_as_one(two, tmp_path):
 
 
 def test_two_processes_train_on_videos_of_unequal_length_as_one(tmp_path):
-    # Which have unequal numbers of valid cells.
+    # They have unequal numbers of valid cells.
     one, other = (
         run_training(tmp_path / str(count), count, 8 // count, queries=16, clip_seconds=6)[0]
         for count in (1, 2)

@@ -1,4 +1,4 @@
-"""Several processes of one training that are signalled or killed, all or one of them."""
+"""Several processes of one training, of which all or one are signaled or killed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no such signals"),
 ]
 RUN = {"batch_size": 8, "epochs": 2}
-SECONDS = 60  # much more than what ends takes, much less than what waits for ever
+SECONDS = 60  # much longer than any exit takes, but less than waiting forever
 
 
 def finish(folder: Path) -> list[dict]:
@@ -27,7 +27,7 @@ def finish(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> list[dict]:
-    """What two processes end with that nothing stops."""
+    """Result of two uninterrupted processes."""
     first, second = finished = finish(tmp_path_factory.mktemp("whole"))
     assert first["weights"] == second["weights"]
     assert first["random"] != second["random"]
@@ -54,7 +54,7 @@ def printed(folder: Path) -> str:
     [
         pytest.param(signal.SIGTERM, [0], 143, id="SIGTERM to the first"),
         pytest.param(signal.SIGINT, [1], 130, id="SIGINT to the second"),
-        # A scheduler signals all processes, and the launcher passes on what it got.
+        # A scheduler signals all processes, and the launcher repeats its signal.
         pytest.param(signal.SIGTERM, [0, 1, 0, 1], 143, id="SIGTERM to both, twice"),
     ],
 )
@@ -62,7 +62,7 @@ def test_a_signal_to_any_stops_all_at_one_step(whole, tmp_path, number, ranks, c
     running = start_slowly(tmp_path)
     for rank in ranks:
         os.kill(running[rank].pid, number)
-        time.sleep(0.02)  # or two signals to one process would be one
+        time.sleep(0.02)  # otherwise, two signals to one process would merge
     assert end_processes(running, SECONDS) == [code, code], printed(tmp_path)
     (saved,) = (tmp_path / "checkpoints").glob("epoch-*")
     assert saved.name.startswith("epoch-0000-step-")

@@ -1,4 +1,4 @@
-"""Weights in shards (FSDP2): as without, of the settings in examples/accelerate."""
+"""Sharded weights (FSDP2) with the settings in examples/accelerate: results as without."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ if not hasattr(utils.FullyShardedDataParallelPlugin(), "fsdp_version"):
 
 
 def launch(name):
-    """What `accelerate launch --config_file` makes of settings: arguments, and variables."""
+    """Convert settings to arguments and variables, as `accelerate launch --config_file` does."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -46,7 +46,7 @@ def test_settings_are_those_that_accelerate_reads():
     assert not arguments.multi_gpu
     assert variables["ACCELERATE_MIXED_PRECISION"] == written["mixed_precision"]
     for name, value in written["fsdp_config"].items():
-        variable = name.upper().replace("_LAYER_CLS_", "_CLS_")  # as accelerate names it
+        variable = name.upper().replace("_LAYER_CLS_", "_CLS_")  # accelerate's name
         assert variables[variable].lower() == str(value).lower()
     arguments, variables = launch("gpus.yaml")
     assert arguments.multi_gpu
@@ -55,7 +55,7 @@ def test_settings_are_those_that_accelerate_reads():
 
 
 def train(folder, variables, **options):
-    # Gradients are clipped, by a norm that shards must add up.
+    # The norm for gradient clipping must be summed over shards.
     function = partial(train_in_shards, queries=16, gradient_clip=0.05, **options)
     run_processes(function, 2, folder / "logs", folder, variables)
     return torch.load(folder / "found.pt", weights_only=True)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals
 
 @pytest.fixture
 def came():
-    """The signals that come through."""
+    """Record signals that are not caught."""
     numbers, found = (signal.SIGTERM, signal.SIGINT), []
     before = [signal.signal(one, lambda number, frame: found.append(number)) for one in numbers]
     yield found

@@ -46,7 +46,7 @@ def dataset() -> MomentDataset:
 
 @pytest.mark.train
 def test_features_of_words_train_as_their_indices_do(dataset, tmp_path):
-    # One-hot features, and a linear layer of the embeddings: the same function of the sentences.
+    # One-hot features with the embeddings as linear layer: the same function of the sentences.
     vocabulary, size = dataset.vocabulary, len(dataset.vocabulary)
     features = {
         item.query: torch.eye(size)[vocabulary.encode(item.query)] for item in dataset.annotations
@@ -61,11 +61,11 @@ def test_features_of_words_train_as_their_indices_do(dataset, tmp_path):
     state[f"{embedding}.weight"] = state[f"{embedding}.weight"].T
     state[f"{embedding}.bias"] = torch.zeros(8)
     by_feature.load_state_dict(state)
-    # So small a step that the bias, which indices do not have, stays zero.
+    # Steps so small that the bias, which embeddings lack, stays zero.
     config = replace(CONFIG, learning_rate=1e-12)
     histories = []
     for name, data, model in (("index", dataset, by_index), ("feature", of_features, by_feature)):
-        torch.manual_seed(1)  # of dropout
+        torch.manual_seed(1)  # for dropout
         trainer = make_trainer(data, tmp_path / name, config, model)
         trainer.train()
         histories.append(torch.tensor([entry["loss"] for entry in trainer.history]))
@@ -87,9 +87,9 @@ def test_training_learns_and_moves_both_sets_of_weights(dataset, tmp_path):
     for which in ("raw", "ema"):
         assert not torch.equal(before[f"{which}.{HEAD}"], after[f"{which}.{HEAD}"])
     assert not torch.equal(after[f"raw.{HEAD}"], after[f"ema.{HEAD}"])
-    # In training mode, and in evaluation mode afterwards.
+    # Training mode during training, evaluation mode afterwards.
     assert modes == [True] * 12 * len(trainer.loader)
-    # The learning rate warms up, and falls.
+    # The learning rate warms up, then falls.
     peak = max(range(len(rates)), key=rates.__getitem__)
     assert rates[peak] == pytest.approx(config.learning_rate)
     assert peak == math.ceil(config.warmup * len(rates))
@@ -123,12 +123,12 @@ def test_one_precision_a_process(dataset, tmp_path):
         Trainer(make_model(dataset), dataset, replace(CONFIG, mixed_precision="bf16"), tmp_path)
 
 
-# What is not finite
+# Values that are not finite
 
 
 def assert_not_moved(trainer: Trainer, before: dict[str, torch.Tensor]) -> None:
     for name, value in weights(trainer).items():
-        # Batch norm has seen the batch.
+        # Batch norm's statistics include the batch.
         if name.startswith("raw.") and "running" not in name and "num_batches" not in name:
             assert torch.equal(value, before[name]), name
 
@@ -147,7 +147,7 @@ def test_stops_before_the_weights_take_a_loss_that_is_not_finite(dataset, tmp_pa
 
 
 def spoil_gradient(trainer: Trainer, steps: range, value: float) -> None:
-    """Let the gradient of one weight be of a value in some steps."""
+    """Set the gradient of one weight to a value in some steps."""
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         return torch.full_like(gradient, value) if trainer.progress.step in steps else gradient
@@ -155,7 +155,7 @@ def spoil_gradient(trainer: Trainer, steps: range, value: float) -> None:
     trainer.raw_model.decoder.decoders[0].head.weight.register_hook(spoil)
 
 
-# Found by the next step, before a checkpoint, and at the end of an epoch.
+# Detected by the next step, before a checkpoint, and at the end of an epoch.
 @pytest.mark.parametrize(
     ("step", "checkpoint_steps", "value"), [(1, None, math.nan), (1, 1, math.inf), (3, 1, math.nan)]
 )
@@ -174,7 +174,7 @@ def test_gradient_that_is_not_finite_names_the_batch_and_spoils_nothing(
         trainer.train()
     for qid, video_id in zip(batches[step].qids, batches[step].video_ids, strict=True):
         assert f"{qid} (video {video_id})" in str(caught.value)
-    # Neither the weights nor the checkpoints have taken it.
+    # Neither weights nor checkpoints are affected.
     assert_not_moved(trainer, states[step])
     names = [path.name for path in trainer.checkpoints[-1:]]
     assert names == ([f"epoch-0000-step-{step:08d}"] if checkpoint_steps else [])
@@ -220,7 +220,7 @@ def test_looking_at_loss_and_gradient_waits_for_no_more_than_the_forward_pass(
     monkeypatch.setattr("tmapdiff.training.trainer.HostCopy", Watched)
     loader = iter(trainer.loader)
     trainer._step(next(loader))
-    assert len(read) == 1  # the loss: the gradient's norm is not read by its own step
+    assert len(read) == 1  # the loss; the gradient's norm is read one step later
     norm, *_ = trainer._unchecked
     assert norm not in read
     trainer._step(next(loader))
@@ -231,7 +231,7 @@ def test_features_that_are_not_finite_end_training_and_name_the_video(dataset, t
     video_id = dataset.annotations[0].video_id
 
     class Spoilt:
-        """A store of one's own, which does not look at its features."""
+        """A custom store that does not check its features."""
 
         feature_dim, description = dataset.store.feature_dim, "my features"
         seconds_per_feature = dataset.store.seconds_per_feature
@@ -255,7 +255,7 @@ def test_batches_are_checked_before_they_are_moved(dataset, tmp_path):
     before_steps(trainer, spoil)
     with refuses(ArgumentError, "IoUMapBuilder: expected 0 <= start < end"):
         trainer.train()
-    # And evaluation checks for itself.
+    # Evaluation still checks values.
     assert trainer.raw_model.build_iou_maps.validate
     assert trainer.raw_model.encoder.text_encoder.validate
 
@@ -286,7 +286,7 @@ def test_deterministic_runs_are_equal_and_choose_nothing_by_the_clock(
 
     def look(_: Any) -> None:
         modes.append(torch.are_deterministic_algorithms_enabled())
-        # What the clock would be asked for, were it not for this mode.
+        # Would be timed without this mode.
         choose_fastest(
             "op", {"a": None, "b": None}, None, candidates=["a", "b"], key=f"{len(modes)}",
             run=lambda name: None, device=torch.device("cpu"),
@@ -305,7 +305,7 @@ def test_deterministic_runs_are_equal_and_choose_nothing_by_the_clock(
 
 
 def one_step(dataset, folder, config, **kind) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of the first step."""
+    """Return loss and gradients of the first step."""
     trainer = make_trainer(dataset, folder, config, make_model(dataset, **kind))
     gradients = {}
 
@@ -320,7 +320,7 @@ def one_step(dataset, folder, config, **kind) -> tuple[float, dict[str, torch.Te
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_activation_checkpointing_changes_no_bit(dataset, tmp_path, baseline):
-    # With dropout: the second forward pass has to draw what the first drew.
+    # With dropout, the recomputed forward pass has to draw the same numbers.
     loss, gradients = one_step(dataset, tmp_path / "kept", CONFIG, baseline=baseline)
     checkpointing = replace(CONFIG, activation_checkpointing=True)
     again, others = one_step(dataset, tmp_path / "anew", checkpointing, baseline=baseline)
@@ -337,7 +337,7 @@ def test_activation_checkpointing_keeps_less_for_the_gradient(dataset):
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)  # or another could get its place
+            held.append(tensor)  # keeps its address from being reused
             return tensor
 
         held: list[torch.Tensor] = []
@@ -354,7 +354,7 @@ def test_activation_checkpointing_keeps_less_for_the_gradient(dataset):
 
 
 def trace_only(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """Trace what is to be compiled, but make no code: that takes a minute, and a compiler."""
+    """Trace for compilation without generating code, which needs a compiler and a minute."""
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **how: compiled(self, **how, backend=backend)
@@ -362,7 +362,7 @@ def trace_only(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     torch._dynamo.reset()
 
 
-# torch's compiler looks at the gradients of all that comes in.
+# torch's compiler reads the gradients of all inputs.
 of_compiler = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
@@ -373,7 +373,7 @@ def test_compiled_training_is_close(dataset, tmp_path, monkeypatch, baseline):
     trace_only(monkeypatch, "aot_eager")
     losses, states = [], []
     for name, compiles in (("eager", False), ("compiled", True)):
-        # Without dropout: compiled code draws other random numbers.
+        # Without dropout, as compiled code draws other random numbers.
         model = make_model(dataset, baseline=baseline, dropout=0.0)
         trainer = make_trainer(dataset, tmp_path / name, replace(CONFIG, compile=compiles), model)
         losses.append(torch.stack([trainer._step(batch) for batch in trainer.loader]))
