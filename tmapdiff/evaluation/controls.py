@@ -96,10 +96,10 @@ def evaluate_sets(
     *,
     thresholds: Sequence[float] = (0.5, 0.7),
 ) -> dict[str, float]:
-    """Compute metrics of predictions that are sets, of this library or any other program.
+    """Compute `SetMetrics` of predictions, of this library or any other program.
 
     All moments of a prediction count, whatever their order and scores. If a program always returns
-    many, select some first. For the metrics, see `SetMetrics`.
+    many, select some first.
 
     Args:
         predictions: One per query, in any order; it may have no moments.

@@ -18,7 +18,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     """Compute the area under the ROC curve, in [0, 1].
 
     It is the share of pairs of a positive and a negative in which the positive scores higher, where
-    ties count half. Time grows with N log N.
+    ties count half.
 
     Args:
         scores: Scores in any unit, higher for positives; may be infinite.

@@ -91,8 +91,7 @@ def evaluate(
 
     - `rank` has no others.
     - `qvhighlights` adds those of `evaluate_predictions`, where a hit is an IoU of at least m
-      (moment_detr): mean average precision of the first ten moments, for queries with several
-      moments, and highlights. Predictions then have saliency, computed by `map_saliency`.
+      (moment_detr). Predictions then have saliency, computed by `map_saliency`.
     - `didemo` adds DiDeMo's own metrics. They rank all moments by their cells, whatever the
       `ranking`, and use all annotators; their mIoU replaces the other one. Rank n@m uses the
       annotators' consensus. It needs a localizer of 6 clips, 6 durations and 1 scale, whose cells
@@ -120,10 +119,8 @@ def evaluate(
             localizes a different share of the queries, and all return the whole evaluation.
 
     Raises:
-        ArgumentError: If the data set is empty or does not suit the protocol, an argument is out of
-            range, steps or samples are requested from a model that is not generative, an argument
-            is given that the ranking or kind of answer does not use, or scores are not finite
-            because weights or features are damaged.
+        ArgumentError: If the data set is empty or does not suit the protocol, steps or samples are
+            requested from a model that is not generative, or as `MapLocalizer.localize`.
         ConfigError: If the ranking, protocol or kind of answer is unknown.
 
     Source: Hendricks et al., arXiv 1708.01641 (`didemo`); Lei et al., arXiv 2107.09609

@@ -57,8 +57,7 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
 
         If any part is in training mode, this is a view: it shares weights and statistics but has
         its own modes, so other threads are not affected. Use a view once, as it does not see parts
-        that are replaced later. A model that is already in evaluation mode is returned itself, and
-        must stay in it while it answers.
+        that are replaced later. A model in evaluation mode is returned itself.
 
         Raises:
             ArgumentError: If a part is in training mode and the `forward` of a part was replaced,
@@ -86,10 +85,9 @@ class MapModel(StrictConfigMixin, ModelMixin, ConfigMixin):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save config.json and the weights to a folder, replacing a model saved there before.
 
-        Saving is atomic: a new folder appears whole or not at all, and in an existing folder
-        config.json and all weight files (`diffusion_pytorch_model*`, of any variant) are replaced
-        together. Other files stay. With a `variant`, weights of other variants stay too, if they
-        have the same configuration.
+        Saving is atomic: a new folder appears whole or not at all, and in an existing one
+        config.json and all weight files are replaced together. Other files stay, and so do weights
+        of other variants than `variant`, if they have the same configuration.
 
         Args:
             save_directory: Folder, created if needed.

@@ -43,9 +43,8 @@ class AlignedFusion(nn.Module):
       the video changes (`SequenceEncoder`)
     - `product`: the sentence times the candidate's mean row, after subtracting the video's mean
 
-    Fixed factors bring contrasts and products to about unit size. The results are about
-    1 / sqrt(out_channels) each, as in a cell of unit norm, but are not normalized. The part
-    `learned` belongs to `MultimodalEncoder` and is ignored here.
+    Results are about 1 / sqrt(out_channels) each, as in a cell of unit norm, but are not
+    normalized. The part `learned` belongs to `MultimodalEncoder` and is ignored here.
 
     Args:
         channels: Channels of the features, of clips and of words.

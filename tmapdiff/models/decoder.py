@@ -45,9 +45,8 @@ Architecture = Literal["conv", "transformer"]
 class MapDiffusionDecoder(MapModel):
     """Predicts clean maps from noisy ones, given the timestep and the map features.
 
-    It has one decoder per scale, each with its own weights, or one Transformer over the cells of
-    all scales. It predicts a score per cell, which the objective turns into IoU
-    (`tmapdiff.losses`).
+    It has a decoder per scale, or one Transformer over the cells of all scales. It predicts a score
+    per cell, which the objective turns into IoU (`tmapdiff.losses`).
 
     Args:
         num_clips: Clips of the finest scale.

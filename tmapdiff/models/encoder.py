@@ -284,8 +284,7 @@ class MultimodalEncoder(MapModel):
         dropout: Share of the clip features dropped in training.
         map_layer: `conv` or `max-pool`, see `MapFeatureBuilder`.
         features_per_clip: Feature rows per clip, averaged after the first linear layer.
-        word_dropout: Share of the words that training replaces by the unknown word; features are
-            set to 0.
+        word_dropout: As for `TextEncoder`.
         text_channels: Channels of the words, if they are features of another model, such as the
             tokens of `TransformersTextEncoder`, or its sentences as one word each.
         aligned: Whether clip and word features share a space. If features of several spaces are

@@ -88,13 +88,11 @@ class MomentLocalizer(MapLocalizer):
         num_samples: Default number of samples that `localize` averages; each costs
             `num_inference_steps` passes of the decoder.
         timestep_power: Training draws timestep t with a density proportional to t to this power. 0
-            is uniform; higher powers draw more noise. With much noise, the model has to read video
-            and query; with little, the noisy map already shows the moment.
+            is uniform; higher powers draw more noise, so that the model has to read the inputs.
         deterministic: Predict in one pass from an empty map at the last timestep, in training too.
             This is the deterministic twin: the same network as a plain regressor.
-        presence_weights: Weights fitted by `tmapdiff.evaluation.fit_presence`, which predict
-            `presence`, the probability that a query has an answer in its video. Defaults to none:
-            `presence` is then None.
+        presence_weights: Weights of `presence`, as fitted by `tmapdiff.evaluation.fit_presence`.
+            Defaults to none.
 
     Raises:
         ConfigError: If a field is unknown, encoder and decoder do not fit each other, or a part
@@ -251,14 +249,13 @@ class MomentLocalizer(MapLocalizer):
         features: Sequence[Tensor],
         num_clips: Tensor | None = None,
     ) -> Tensor:
-        """Predict the scores of all cells from noisy maps, at their timesteps.
+        """Predict the objective's scores of all cells from noisy maps, at their timesteps.
 
         Shape:
             - noisy: (B, cells), on the scheduler's signal scale
-            - timesteps: (B,)
+            - timesteps, num_clips: (B,)
             - features: K tensors (B, channels, N_k, A)
-            - num_clips: (B,)
-            - returns: (B, cells), scores of the objective
+            - returns: (B, cells)
         """
         scaled = self.scheduler.scale_model_input(noisy, timesteps)
         # Custom decoders need not have a dtype.

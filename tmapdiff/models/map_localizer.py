@@ -276,8 +276,8 @@ class MapLocalizer(MapModel):
     def compile_parts(self) -> None:
         """Compile the most expensive parts with torch.compile, in place.
 
-        Weights keep their names, and copies of the model are not compiled. Parts that draw random
-        numbers are not compiled, as they would draw different ones; dropout is the exception.
+        Parts that draw random numbers are not compiled, except for dropout, as compiled code draws
+        different ones. Copies of the model are not compiled.
         """
         for part in self._compilable_parts():
             # Not dynamic: layers need strides to be numbers. Each batch size is compiled once.
@@ -337,9 +337,7 @@ class MapLocalizer(MapModel):
         presence: Tensor | None = None,
         **sampling: Any,
     ) -> Localization:
-        """Find the moments that queries describe: predict maps, merge, rank.
-
-        It runs as in evaluation mode, whatever mode the model is in.
+        """Find the moments that queries describe, as in evaluation mode.
 
         Args:
             features: Features of the clips.
@@ -349,8 +347,7 @@ class MapLocalizer(MapModel):
             num_clips: Clips of each video, if they differ. The number of clips N may then be other
                 than the configured one.
             durations: Length of each video in seconds. Moments are cut there, and are float64 if
-                the durations are. (A duration that float32 rounds up lies after the video's end;
-                `MomentBatch` rounds down.)
+                the durations are.
             top_n: Moments per query; for sets, at most this many.
             ranking: How moments are read off the map. `nms` takes the highest cells that do not
                 overlap (`rank_moments`), `expected-hits` the moments that together hit most often

@@ -33,9 +33,8 @@ class MS2DTAN(MapLocalizer):
         objective: What is learned, see `tmapdiff.losses.get_objective`.
         nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
         ranking: How moments are read off the map, see `localize`.
-        presence_weights: Weights fitted by `tmapdiff.evaluation.fit_presence`, which predict
-            `presence`, the probability that a query has an answer in its video. Defaults to none:
-            `presence` is then None.
+        presence_weights: Weights of `presence`, as fitted by `tmapdiff.evaluation.fit_presence`.
+            Defaults to none.
 
     Raises:
         ConfigError: If a field or choice is unknown, or a kernel is even.

@@ -163,10 +163,10 @@ class SimilarityLocalizer(MapLocalizer):
     over the candidates turns scores into probabilities of moments, and the map holds the
     expectation of the target under them.
 
-    There are only a few dozen weights. The default weights need no fitting: the similarity is
-    smoothed over 5 rows and standardized in its video, and the score is its excess over 0.5,
-    summed over the candidate and divided by the candidate's length to the power 0.3. `fit` finds
-    better weights, and a temperature for the confidence, on a few hundred queries.
+    The default weights need no fitting: the similarity is smoothed over 5 rows and standardized in
+    its video, and the score is its excess over 0.5, summed over the candidate and divided by the
+    candidate's length to the power 0.3. `fit` finds better weights, and a temperature for the
+    confidence, on a few hundred queries.
 
     In the default grid, every moment of up to 32 clips is a candidate; longer ones have steps of
     two clips. Grids of more than 2,048 candidates are slower, as their tables are not cached.
@@ -186,9 +186,8 @@ class SimilarityLocalizer(MapLocalizer):
         objective: Defines the target map (`tmapdiff.losses.get_objective`); its loss is not used.
         nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
         ranking: How moments are read off the map, see `localize`.
-        presence_weights: Weights fitted by `tmapdiff.evaluation.fit_presence`, which predict
-            `presence`, the probability that a query has an answer in its video. Defaults to none:
-            `presence` is then None.
+        presence_weights: Weights of `presence`, as fitted by `tmapdiff.evaluation.fit_presence`.
+            Defaults to none.
 
     Raises:
         ArgumentError, ConfigError: If a number is out of range or a choice unknown.
@@ -293,10 +292,8 @@ class SimilarityLocalizer(MapLocalizer):
 
         The weights minimize the loss, which is convex, by Newton's method. The temperature then
         minimizes the squared error of the map, which calibrates the confidence. Queries without a
-        moment have no effect; to predict that there is no answer, use
-        `tmapdiff.evaluation.fit_presence`.
-
-        Memory: 4 bytes per query, candidate and contrast, of which there are 34 or more.
+        moment have no effect; for these, see `tmapdiff.evaluation.fit_presence`. It takes 4 bytes
+        per query, candidate and contrast (34 or more).
 
         Args:
             batches: `MomentBatch`es, for example from a `DataLoader` of a `MomentDataset`. A few

@@ -70,9 +70,8 @@ class TransformersTextEncoder(nn.Module):
 
     Raises:
         MissingDependencyError: If transformers is not installed.
-        CheckpointError: If the model or its tokenizer cannot be loaded, for example without a
-            network, or do not fit each other; if the configuration asks for an attention
-            implementation from the hub, which would run its code.
+        CheckpointError: If the model or its tokenizer cannot be loaded, or do not fit each other,
+            or the configuration asks for attention code from the hub.
         SizeLimitError: If a text file in the folder exceeds the memory limit.
         ArgumentError: At construction, if `model` is not a text model, a model is given without a
             tokenizer, the tokenizer has no padding token, or a number is out of range. In the call,
@@ -146,9 +145,7 @@ class TransformersTextEncoder(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Save model and tokenizer to a folder, for `TransformersTextEncoder(folder)`.
 
-        Saving is atomic: a new folder appears whole or not at all, and in an existing folder all
-        files that transformers saves for models and tokenizers are replaced together. Other files
-        stay.
+        Saving is atomic, and replaces an earlier model and tokenizer. Other files stay.
 
         Args:
             save_directory: Folder, created if needed.

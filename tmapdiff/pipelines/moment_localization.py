@@ -86,10 +86,9 @@ _ROWS_PER_CLIP = 4  # so that similarity is smoothed over less than two clips
 
 
 class MomentLocalizationPipeline(DiffusionPipeline):
-    """Finds the moments of videos that sentences describe: a diffusers pipeline of a trained model.
+    """Finds the moments of videos that sentences describe.
 
-    It is saved, loaded and moved like diffusers' pipelines, with its model, vocabulary and
-    encoders.
+    It is saved, loaded and moved like other pipelines of diffusers.
 
     Args:
         localizer: The trained model.
@@ -270,9 +269,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> None:
         """Save model_index.json and a folder for each part, replacing an earlier pipeline.
 
-        Saving is atomic: a new folder appears whole or not at all, and in an existing folder
-        model_index.json and the files of all parts are replaced together, including parts that this
-        pipeline lacks. Other files stay.
+        Saving is atomic: a new folder appears whole or not at all, and in an existing one all files
+        of an earlier pipeline are replaced together. Other files stay.
 
         Args:
             save_directory: Folder, created if needed.
@@ -540,8 +538,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Raises:
             ArgumentError: If the numbers of queries and videos differ, a query has no word that the
-                model knows, an argument is out of range, steps or samples are requested from a
-                model that is not generative, or scores are not finite because weights are damaged.
+                model knows, or as `MapLocalizer.localize`.
             ConfigError: If the output type, ranking, kind of answer or `on_error` is unknown.
             ShapeError: If there are not as many generators as queries.
             TmapdiffError: As `encode_video`.

@@ -55,10 +55,9 @@ def answer_videos(
 ) -> Iterator[list[Record]]:
     """Find the moments that sentences describe in videos; yield the answers of one video at a time.
 
-    Each video is read once. A record has `video` and `sentence`, then either `error` or `duration`,
-    `windows`, `moments`, `unknown_words` and, for sets, `present`, the probability that the video
-    has a moment. It also has `seed`, `settings`, `options` and, with `out`, a digest of the
-    pipeline.
+    A record has `video` and `sentence`, then either `error` or `duration`, `windows`, `moments`,
+    `unknown_words` and, for sets, `present`, the probability that the video has a moment. It also
+    has `seed`, `settings`, `options` and, with `out`, a digest of the pipeline.
 
     With `out`, records are appended to that file. Records of an earlier run with the same settings
     are yielded from the file, unless the video has changed or the record is an error.

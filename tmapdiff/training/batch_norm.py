@@ -14,8 +14,8 @@ from tmapdiff._core.checks import check_shape
 class SharedBatchNorm1d(nn.BatchNorm1d):
     """Batch normalization that uses the batches of all processes in training.
 
-    Forward and backward equal `BatchNorm1d` on the concatenated batches, whatever number of rows
-    each process has. It replaces `torch.nn.SyncBatchNorm`, which needs GPUs.
+    It equals `BatchNorm1d` on the concatenated batches, and replaces `torch.nn.SyncBatchNorm`,
+    which needs GPUs.
 
     Shape:
         - x, returns: (N, C)

@@ -291,10 +291,9 @@ class Trainer:
 
         A damaged checkpoint is skipped, with a warning, for the one before.
 
-        A run, interrupted or finished, can be extended to more epochs. The learning rate depends on
-        the step and the number of epochs, and now follows the new number. If a finished run of 10
-        epochs is extended to 20, the learning rate, which had fallen to zero, restarts from its
-        value in the middle of a run of 20.
+        A run, interrupted or finished, can be extended to more epochs. The learning rate then
+        follows the new number: if a finished run of 10 epochs is extended to 20, it restarts from
+        its value in the middle of a run of 20.
 
         Args:
             checkpoint: Continue from this one of `checkpoints`, such as the `best_checkpoint`.
