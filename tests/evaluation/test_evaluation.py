@@ -294,10 +294,10 @@ def test_regressors_take_one_step(model, dataset):
     plain = twin(MomentLocalizer, model, deterministic=True)
     first = evaluate(plain, dataset, num_inference_steps=1)
     assert evaluate(plain, dataset, seed=5).predictions == first.predictions
-    text = "evaluate: expected one pass for a MomentLocalizer that does not sample, got num_inf"
+    text = "evaluate: expected one pass for a MomentLocalizer, which is not generative, got"
     with refuses(ArgumentError, text):
         evaluate(plain, dataset, num_inference_steps=2)
-    with refuses(ArgumentError, "that does not sample, got num_samples = 3."):
+    with refuses(ArgumentError, "which is not generative, got num_samples = 3."):
         evaluate(plain, dataset, num_samples=3)
 
 

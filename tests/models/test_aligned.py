@@ -228,7 +228,7 @@ def test_the_baseline_can_be_aligned() -> None:
             ConfigError,
             "got text_channels = None and a vocabulary of 9 words.",
         ),
-        ({"aligned": (2, 2)}, ConfigError, "spaces of 5 channels together, got [2, 2]: 4."),
+        ({"aligned": (2, 2)}, ConfigError, "spaces that add up to 5 channels, got [2, 2]: 4."),
         ({"aligned": ()}, ConfigError, "aligned to be a list of at least one size, got ()."),
         ({"aligned": (5, 0)}, ArgumentError, "aligned to be an integer >= 1, got 0."),
         ({"aligned": "yes"}, ConfigError, "aligned to be a list"),

@@ -879,7 +879,7 @@ class TestSamples:
             model.localize(**inputs, num_samples=0)
         with refuses(ArgumentError, "expected generator to be a list of 2, got 1."):
             model.localize(**inputs, num_samples=2, generator=[seeded(0)])
-        text = "MomentLocalizer: expected one sample, as it is deterministic, got num_samples = 3."
+        text = "expected one sample, as the model is deterministic, got num_samples = 3."
         with refuses(ArgumentError, text):
             make(deterministic=True, num_samples=3)
         with refuses(ArgumentError, text):
@@ -1014,7 +1014,7 @@ class TestDeterministicTwin:
         assert_same(
             twin.localize(**inputs, num_inference_steps=1).dense, twin.localize(**inputs).dense
         )
-        text = "MomentLocalizer: expected one step, as it is deterministic, got num_inference_st"
+        text = "expected one step, as the model is deterministic, got num_inference_st"
         with refuses(ArgumentError, text):
             twin.localize(**inputs, num_inference_steps=5)
 

@@ -331,7 +331,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with refuses(ArgumentError, "weight_decay in [0, inf), got -1."):
         model.fit([training_batch()], weight_decay=-1)
     for fields, error, text in (
-        ({"spaces": (2, 2)}, ConfigError, "spaces of 5 channels together, got [2, 2]: 4."),
+        ({"spaces": (2, 2)}, ConfigError, "spaces that add up to 5 channels, got [2, 2]: 4."),
         ({"smoothings": (1, 4, 9)}, ConfigError, "odd smoothings, got 4."),
         ({"target_power": 0}, ArgumentError, "target_power in (0, inf), got 0."),
         ({"words": "no"}, ArgumentError, "words to be True or False, got 'no'."),

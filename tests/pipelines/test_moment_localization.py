@@ -307,7 +307,7 @@ class TestVideos:
     def test_pictures(self, pipe, frame_encoder):
         pictures = make_pictures(40)
         found = pipe(pictures, "the door", frame_rate=8, generator=seeds(1))
-        # 4 features a second of 8 pictures a second, in the middle of each quarter.
+        # 4 features per second from 8 frames per second, each near the middle of its interval.
         features = frame_encoder.encode(pictures[1::2])
         assert_alike(found, pipe(features, "the door", generator=seeds(1)))
         with refuses(ArgumentError, "expected the frame_rate of the pictures, got none."):

@@ -64,7 +64,7 @@ def localize_batch(
         options.pop("eta", None)
         for name in ("num_inference_steps", "num_samples"):
             if (value := options.pop(name, None)) not in (None, 1):
-                expected = f"one pass for a {type(model).__name__} that does not sample"
+                expected = f"one pass for a {type(model).__name__}, which is not generative"
                 raise ArgumentError(message("evaluate", expected, f"{name} = {value}"))
     return model.localize(
         batch.features,

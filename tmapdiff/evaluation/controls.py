@@ -206,7 +206,7 @@ def evaluate_prior(
     grid.unpack(prior[None])  # checks its shape
 
     def answer(batch: MomentBatch) -> tuple[MapGrid, Tensor]:
-        # Not by the rows of the features, of which a clip may have several.
+        # Count clips, not rows of features: a clip may have several.
         if batch.num_clips is not None and (most := int(batch.num_clips.max())) > grid.num_clips:
             hint = "The prior is only defined for videos of the grid's length."
             expected = f"videos of at most {grid.num_clips} clips"

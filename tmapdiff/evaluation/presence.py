@@ -46,7 +46,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     counts = [int(positive.sum()), int((~positive).sum())]
     if not all(counts):
         got = f"{counts[0]} positives and {counts[1]} negatives"
-        raise ArgumentError(message(who, "at least one of each", got))
+        raise ArgumentError(message(who, "at least one positive and one negative", got))
     _, value, size = torch.unique(scores, return_inverse=True, return_counts=True)
     found = torch.zeros_like(size).index_add_(0, value, positive.to(size.device).long()).double()
     others = size - found

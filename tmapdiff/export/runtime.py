@@ -95,7 +95,7 @@ class OnnxLocalizer:
                 pipeline's rate.
             seconds_per_feature: Seconds from one feature to the next. By default, features divide
                 the video equally.
-            top_n: Most moments per query.
+            top_n: Maximum number of moments per query.
             ranking: As for the pipeline. Defaults to the model's ranking.
             seed: Seed of the noise of each query, as for torch's generators.
 
@@ -303,9 +303,9 @@ def _pool(
     if not covers(len(rows), stride, duration):
         expected = f"features that cover the {duration:g} s of the video"
         raise FeatureError(message("OnnxLocalizer", expected, f"{len(rows) * stride:g} s"))
-    centres = (np.arange(len(rows)) + 0.5) * stride
-    clip = np.floor(centres * clips / end).clip(max=clips).astype(int)
-    clip[centres == end] = clips - 1
+    centers = (np.arange(len(rows)) + 0.5) * stride
+    clip = np.floor(centers * clips / end).clip(max=clips).astype(int)
+    clip[centers == end] = clips - 1
     inside = clip < clips
     sums, counts = np.zeros((clips, rows.shape[1]), np.float32), np.zeros((clips, 1), np.float32)
     np.add.at(sums, clip[inside], rows[inside])

@@ -31,7 +31,7 @@ _SCALES = {"middle above": 0.25, "log length": 0.5, "log length squared": 0.125}
 
 
 class AlignedFusion(nn.Module):
-    """Build map features from clip and word features that share a space.
+    """Builds map features from clip and word features that share a space.
 
     Each part computes several numbers per candidate. Two linear layers read them all:
 
@@ -126,8 +126,8 @@ class AlignedFusion(nn.Module):
             parts.append(cell_context(encoded, grid, num_clips).to(rows.dtype))
         if self.has_product:
             count = rows.shape[1] if inside is None else inside.sum(1)[:, None, None]
-            centred = rows - rows.sum(1, keepdim=True) / count
-            means = cell_means(centred, grid, num_clips)
+            centered = rows - rows.sum(1, keepdim=True) / count
+            means = cell_means(centered, grid, num_clips)
             product = means * (query.sentence * self.product_scales)[..., None]
             parts.append(self.dropout(product))
         # Linear layers read the innermost axis.

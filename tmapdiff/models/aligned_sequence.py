@@ -14,7 +14,7 @@ _SMALLEST_NORM = 1e-12
 
 
 class SequenceEncoder(nn.Module):
-    """Encode each row in its temporal context, by residual convolutions along the video.
+    """Encodes each row in its temporal context, by residual convolutions along the video.
 
     The inputs are the similarities: raw, standardized over the video, and averaged over nearby
     rows with similar features. Two more do not depend on the query: where the video changes

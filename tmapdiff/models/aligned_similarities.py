@@ -29,7 +29,7 @@ class AlignedQuery(NamedTuple):
 
 
 class Similarities(nn.Module):
-    """Compute cosine similarities of video rows and a query, in one feature space or several.
+    """Computes cosine similarities of video rows and a query, in one feature space or several.
 
     Features of several spaces, such as those of two models, are concatenated. Each space has its
     own similarities.
@@ -67,7 +67,7 @@ class Similarities(nn.Module):
         self.channels = check_int(who, "channels", channels, at_least=1)
         self.spaces = [channels] if spaces is None else check_sizes(who, "spaces", spaces)
         if sum(self.spaces) != channels:
-            expected = f"spaces of {channels} channels together"
+            expected = f"spaces that add up to {channels} channels"
             raise ConfigError(message(who, expected, f"{self.spaces}: {sum(self.spaces)}"))
         for name, switch in (("words", words), ("metric", metric), ("sentence", sentence)):
             check_bool(who, name, switch)

@@ -35,7 +35,7 @@ MapLayer = Literal["conv", "max-pool"]
 
 
 class TextEncoder(nn.Module):
-    """Encode each sentence as one vector: embeddings, bidirectional LSTM, mean over the words.
+    """Encodes each sentence as one vector: embeddings, bidirectional LSTM, mean over the words.
 
     With `text_channels`, words are features of another model, such as the tokens of
     `TransformersTextEncoder`, and a linear layer replaces the embeddings.
@@ -147,7 +147,7 @@ class TextEncoder(nn.Module):
 
 
 class MapFeatureBuilder(nn.Module):
-    """Build features of every candidate moment from clip features, by stacked layers.
+    """Builds features of every candidate moment from clip features, by stacked layers.
 
     In the finest map, a layer over two neighboring starts computes each column from the previous
     one, so that column `j` sees `j + 1` clips. Scale `k` reuses every second column of scale

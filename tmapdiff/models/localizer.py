@@ -394,7 +394,7 @@ class MomentLocalizer(MapLocalizer):
         if self.config.deterministic:
             if num_inference_steps not in (None, 1):
                 got = f"num_inference_steps = {num_inference_steps}"
-                expected = "one step, as it is deterministic"
+                expected = "one step, as the model is deterministic"
                 raise ArgumentError(message("MomentLocalizer", expected, got))
             timesteps = [len(scheduler) - 1]
         else:
@@ -487,6 +487,6 @@ class MomentLocalizer(MapLocalizer):
         count = check_int("MomentLocalizer", "num_samples", num_samples, at_least=1)
         check_range("MomentLocalizer", "num_samples", count, 1, _MOST_SAMPLES)
         if self.config.deterministic and count != 1:
-            expected, got = "one sample, as it is deterministic", f"num_samples = {count}"
+            expected, got = "one sample, as the model is deterministic", f"num_samples = {count}"
             raise ArgumentError(message("MomentLocalizer", expected, got))
         return count

@@ -380,9 +380,9 @@ class MapLocalizer(MapModel):
         predict = self.predict_samples if answer == "set" else self.predict_maps
         maps = predict(features, words, num_words, num_clips, **sampling)
         mean = maps.mean(dim=1) if maps.dim() == 3 else maps
-        told = self.presence(features, words, num_words, mean, num_clips)
+        predicted = self.presence(features, words, num_words, mean, num_clips)
         if answer == "set" and presence is None:
-            presence = told
+            presence = predicted
         found = self.read_moments(
             maps,
             clip_seconds,
@@ -396,7 +396,7 @@ class MapLocalizer(MapModel):
             answer=answer,
             presence=presence,
         )
-        return replace(found, presence=told)
+        return replace(found, presence=predicted)
 
     def presence(
         self,

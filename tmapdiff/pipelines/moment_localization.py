@@ -98,10 +98,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         fps: Features per second, as in training; required with a `frame_encoder`.
         clip_seconds: Seconds per clip, as in training. By default, the model's clips divide each
             video equally.
-        text_features: Features of a sentence that `text_encoder` supplies: its `tokens`, or the
-            whole `sentence` as one word. Defaults to what matches the model's channels; if both do,
-            to tokens, and to `sentence` for a `SimilarityLocalizer` that compares no words. A model
-            with `aligned` for which both match has no default.
+        text_features: Features of a sentence from `text_encoder`: its `tokens`, or the whole
+            `sentence` as one word. Defaults to `sentence` for a `SimilarityLocalizer` that compares
+            no words, otherwise to what matches the model's channels, first `tokens`. Required if
+            both match a model with `aligned`.
         durations: Lengths in seconds of the training videos, or their minimum, median and maximum,
             which are stored. Without `clip_seconds`, a longer video is searched in overlapping
             windows as long as the median; by a `SimilarityLocalizer`, it is searched as a whole,
@@ -501,15 +501,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 `frame_rate`; features, from `encode_video` or as a tensor at the pipeline's `fps`;
                 or, if `takes_text_tracks`, a text track (`load_text_track`). A list has one per
                 query. A folder stands for its videos, sorted by name.
-            query: A sentence, or several. A single sentence is paired with each video, and a single
-                video with each sentence.
-            pairs: With several videos, `product` pairs every query with the first, then with the
-                second, ...; it is the default for a folder. `zip`, otherwise the default, pairs one
-                query with one video; a single query or video is paired with all.
+            query: A sentence, or several.
+            pairs: `product` pairs every query with the first video, then with the second, ...; it
+                is the default for a folder. `zip` pairs one query with one video. Otherwise, the
+                default is to zip, repeating a single query or a single video.
             num_inference_steps: Denoising steps. Defaults to the model's number.
             num_samples: Samples per query, which are averaged, or from whose sets one is chosen.
                 Defaults to the model's number.
-            top_n: Most moments per query.
+            top_n: Maximum number of moments per query.
             ranking: As for `MapLocalizer.localize`. Defaults to the model's ranking.
             nms_threshold: As for `MapLocalizer.localize`.
             temperature: As for `MapLocalizer.localize`.
@@ -752,14 +751,14 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             held = True if drawn.held is None else drawn.held[rows]
             maps = scores[rows].mean(dim=1).where(torch.as_tensor(held, device=scores.device), 0)
             asked = batch.features[rows], batch.words[rows], batch.num_words[rows]
-            told = self.localizer.presence(*asked, maps, num_clips)
+            fitted = self.localizer.presence(*asked, maps, num_clips)
             in_windows = torch.tensor([bool(video.windows) for video in batch.clips[rows]])
-            if told is None or not in_windows.any():
-                return told
+            if fitted is None or not in_windows.any():
+                return fitted
             # Presence weights were not fitted on maps joined from windows.
             target = self.localizer.objective.target
-            own = map_presence(maps, batch.grid, num_clips, target=target).to(told)
-            return own.where(in_windows.to(own.device), told)
+            own = map_presence(maps, batch.grid, num_clips, target=target).to(fitted)
+            return own.where(in_windows.to(own.device), fitted)
 
         def read(rows: slice) -> Localization:
             num_clips = None if batch.num_clips is None else batch.num_clips[rows]

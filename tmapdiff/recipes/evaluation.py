@@ -218,8 +218,8 @@ def evaluate_trained(
         if asked is not None:
             of_test = test_set.vocabulary, test_set.clip_seconds, test_set.features_per_clip
             dataset = replace(data, test=asked).make_test_set(model.grid, *of_test)
-            told = evaluate_localizer(model, dataset, first, accelerator=trained.accelerator)
-            (found,) = told.rows.values()
+            answered = evaluate_localizer(model, dataset, first, accelerator=trained.accelerator)
+            (found,) = answered.rows.values()
             rows["in this video, or in another"] = {
                 name: one for name, one in found.items() if name.startswith("Presence-")
             }
