@@ -88,7 +88,6 @@ if TYPE_CHECKING:
     from tmapdiff.plots import plot_comparison as plot_comparison
     from tmapdiff.plots import plot_denoising as plot_denoising
     from tmapdiff.plots import plot_map as plot_map
-    from tmapdiff.plots import plot_steps as plot_steps
     from tmapdiff.plots import plot_video_strip as plot_video_strip
     from tmapdiff.plots import save_animation as save_animation
     from tmapdiff.presets import DECODERS as DECODERS
@@ -130,7 +129,7 @@ _NAMES = {
     """,
     "plots": """
         plot_map plot_comparison plot_denoising animate_denoising save_animation
-        plot_video_strip plot_steps plot_calibration
+        plot_video_strip plot_calibration
     """,
     "data": """
         load_charades_sta load_didemo load_activitynet_captions load_tacos load_moment_jsonl

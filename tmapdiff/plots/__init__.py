@@ -3,7 +3,6 @@
 from tmapdiff.plots.animation import animate_denoising, save_animation
 from tmapdiff.plots.calibration import plot_calibration
 from tmapdiff.plots.maps import plot_comparison, plot_denoising, plot_map
-from tmapdiff.plots.steps import plot_steps
 from tmapdiff.plots.video import plot_video_strip
 
 __all__ = [  # from a map to results
@@ -12,7 +11,6 @@ __all__ = [  # from a map to results
     "plot_comparison",
     "plot_denoising",
     "plot_map",
-    "plot_steps",
     "plot_video_strip",
     "save_animation",
 ]
