@@ -15,7 +15,7 @@ MASK = GRID.dense_mask()
 
 
 def animated(*arguments, **options):
-    """Animate; that it is not rendered is no reason to warn."""
+    """Animate, without matplotlib's warning about animations that are never rendered."""
     animation = animate_denoising(*arguments, **options)
     animation._draw_was_started = True
     return animation
@@ -30,8 +30,8 @@ def frames_of(path) -> list[tuple[np.ndarray, float]]:
     return found
 
 
-def test_the_picture_has_a_frame_a_step_and_stays_at_the_result(tmp_path):
-    # Equal maps are steps, too.
+def test_the_animation_has_a_frame_per_step_and_holds_the_result(tmp_path):
+    # Equal maps count as steps too.
     maps = [torch.full((8, 8), value) for value in (0.0, 0.5, 0.5, 1.0)]
     animation = animate_denoising(maps, MASK, timesteps=[999, 499, 250, 0], title="a query")
     save_animation(animation, tmp_path / "run.gif", steps_per_second=5)
@@ -74,7 +74,7 @@ def test_frames_show_maps_moments_and_timesteps():
         assert axes["map"].get_title() == f"t = {(7, 3)[index]}   ({index + 1} of 2)"
         assert len(axes["map"].texts) == len(found[index])
         assert drawn_bars(axes["moments"]) == [[(1, 4)], *[[moment] for moment in found[index]]]
-        # Rows stay where they are when there are fewer.
+        # Rows keep their places when there are fewer.
         assert axes["moments"].get_ylim() == (-3, 0)
 
 
@@ -102,7 +102,9 @@ def test_mp4_asks_for_ffmpeg(tmp_path, monkeypatch):
         save_animation(animation, tmp_path / "run.mp4")
         assert (tmp_path / "run.mp4").stat().st_size > 1000
     monkeypatch.setitem(matplotlib_animation.mpl.rcParams, "animation.ffmpeg_path", "no-ffmpeg")
-    text = "save_animation: .mp4 needs the program ffmpeg, which is not installed. Write a .gif."
+    text = (
+        "save_animation: .mp4 needs the program ffmpeg, which is not installed. Use .gif instead."
+    )
     with refuses(MissingDependencyError, text):
         save_animation(animation, tmp_path / "run.mp4")
     assert not list(tmp_path.glob("*.mp4.*"))

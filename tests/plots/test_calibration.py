@@ -12,7 +12,7 @@ def simulated(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return confidence, torch.rand(count, dtype=torch.float64) < confidence
 
 
-def test_picture_shows_bins_and_curves_of_all_methods_in_percent():
+def test_figure_shows_bins_and_curves_of_all_methods_in_percent():
     confidence, correct = simulated(200)
     methods = {"one": (confidence, correct), "two": (confidence.square(), correct)}
     figure = plot_calibration(methods, num_bins=5, title="a title")
@@ -43,7 +43,7 @@ def test_picture_shows_bins_and_curves_of_all_methods_in_percent():
     assert "queries" in counts_ax.get_ylabel()
 
 
-def test_picture_uses_the_figure_it_is_given_and_the_bins_it_is_told(tmp_path):
+def test_given_figure_and_bins_are_used(tmp_path):
     confidence, correct = simulated(200)
     own = Figure()
     assert plot_calibration({"one": (confidence.square(), correct)}, figure=own) is own

@@ -145,7 +145,7 @@ def test_denoising_shows_every_step():
 
 
 @pytest.mark.parametrize("count", [5, 6, 11])
-def test_many_steps_go_on_in_further_rows(count):
+def test_many_steps_take_several_rows(count):
     *axes, _ = plot_denoising([torch.rand(8, 8)] * count).axes
     assert len(axes) == count
     assert {ax.get_subplotspec().colspan.start for ax in axes} == set(range(min(count, 5)))
@@ -156,8 +156,8 @@ def test_many_steps_go_on_in_further_rows(count):
 
 
 @pytest.mark.process
-def test_pictures_can_be_saved_without_a_display_and_no_window_opens(tmp_path):
-    # In a process of its own: others may have loaded pyplot, which keeps windows and figures.
+def test_figures_can_be_saved_without_a_display_and_no_window_opens(tmp_path):
+    # In a new process: other tests may have imported pyplot, which keeps windows and figures.
     code = (
         "import sys, torch, tmapdiff\n"
         "tmapdiff.plot_denoising([torch.rand(8, 8)]).savefig(sys.argv[1])\n"

@@ -9,7 +9,7 @@ from tmapdiff.plots import style
 
 
 def lightness(color) -> float:
-    """CIE L*, 0 to 100: what is left of a colour in greyscale."""
+    """Return CIE L*, 0 to 100: what is left of a color in grayscale."""
     srgb = np.array(to_rgb(color))
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ [0.2126, 0.7152, 0.0722])
@@ -21,7 +21,7 @@ def test_lightness_is_that_of_known_colors():
         assert lightness(color) == pytest.approx(expected, abs=0.5)
 
 
-def test_lines_are_told_apart_in_greyscale():
+def test_lines_are_told_apart_in_grayscale():
     for first, second in combinations(style.COLORS, 2):
         assert abs(lightness(first) - lightness(second)) > 18
     assert all(lightness(color) < 75 for color in style.COLORS)  # on white paper
@@ -33,7 +33,7 @@ def test_models_of_one_color_differ_in_line_or_marker():
     assert len(looks) == 84
 
 
-def test_true_and_predicted_moments_are_told_apart_in_greyscale():
+def test_true_and_predicted_moments_are_told_apart_in_grayscale():
     assert lightness(style.TRUTH_COLOR) - lightness(style.PREDICTION_COLOR) > 40
 
 

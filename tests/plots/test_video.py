@@ -26,7 +26,7 @@ def test_thumbnails_are_the_frames_nearest_to_the_middles_of_equal_parts():
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 16), (16, 9)])
-def test_pictures_keep_their_shape_and_fill_the_width(height, width):
+def test_frames_keep_their_shape_and_fill_the_width(height, width):
     moments = [(1, 4), (2, 9)]
     figure = plot_video_strip(video(20, height, width), TIMES, moments, duration=10)
     figure.draw_without_rendering()

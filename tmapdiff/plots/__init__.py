@@ -1,4 +1,4 @@
-"""Pictures of maps, of runs and of results: for people to look at, with matplotlib."""
+"""Figures of maps, denoising runs and results, drawn with matplotlib (extra `viz`)."""
 
 from tmapdiff.plots.animation import animate_denoising, save_animation
 from tmapdiff.plots.calibration import plot_calibration

@@ -1,4 +1,4 @@
-"""A denoising run as a moving picture: GIF with Pillow, MP4 with ffmpeg."""
+"""Animations of denoising runs: GIF with Pillow, MP4 with ffmpeg."""
 
 import os
 import textwrap
@@ -18,8 +18,8 @@ from tmapdiff.plots.style import new_figure
 if TYPE_CHECKING:
     from matplotlib.animation import Animation
 
-_HOLD = 4  # frames that the result stays for
-_LONGEST_LIST = 5  # predicted moments that are shown as bars
+_HOLD = 4  # extra frames of the final result
+_LONGEST_LIST = 5  # predicted moments shown as bars
 
 
 def animate_denoising(
@@ -33,26 +33,26 @@ def animate_denoising(
     title: str = "",
     label: str = "IoU",
 ) -> "Animation":
-    """Animate a denoising run: the map after each step, and the moments read off it below.
+    """Animate a denoising run: the map after each step, and its predicted moments below.
 
     Args:
-        maps: The map after each step, in order of the run.
-        mask: Which cells are candidates. Defaults to all finite cells.
+        maps: The map after each step.
+        mask: True for candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
-        clip_seconds: Seconds a clip lasts.
-        truth: Annotated moments, start and end in seconds: rings, and a hatched bar.
-        predictions: Moments read off the map after each step, start and end in seconds, best
-            first: numbers and bars, five at most.
-        title: Text above the map; long ones are broken into lines.
-        label: What the maps hold, beside the colour scale.
+        clip_seconds: Duration of a clip.
+        truth: Annotated moments, (start, end) in seconds, drawn as rings and a hatched bar.
+        predictions: Moments predicted after each step, (start, end) in seconds, best first. Up to
+            five are drawn as numbers and bars.
+        title: Text above the map. Long titles are wrapped.
+        label: Label of the color bar.
 
     Shape:
         - maps: each (N, N)
         - mask: (N, N), bool
 
     Raises:
-        ShapeError: If a shape does not fit, or `timesteps` or `predictions` has another length than
-            `maps`.
+        ShapeError: If a shape is wrong, or `timesteps` or `predictions` differs from `maps` in
+            length.
         ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
         MissingDependencyError: If matplotlib is not installed.
 
@@ -94,7 +94,7 @@ def animate_denoising(
 
     draw(0)
     figure.colorbar(axes["map"].images[0], ax=axes["map"], label=label, shrink=0.9)
-    # The places of all parts are those of the first frame: nothing trembles.
+    # Keep the layout of the first frame, so that nothing moves between frames.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     order = [*range(len(maps)), *[len(maps) - 1] * _HOLD]
@@ -108,14 +108,14 @@ def save_animation(
     """Write an animation as .gif, or as .mp4 if ffmpeg is installed.
 
     Args:
-        animation: What `animate_denoising` gave.
+        animation: Returned by `animate_denoising`.
         path: File to write.
-        steps_per_second: How fast the run goes.
+        steps_per_second: Denoising steps shown per second.
 
     Raises:
-        ArgumentError: If `path` ends otherwise, or `steps_per_second` is not positive.
+        ArgumentError: If `path` has another suffix, or `steps_per_second` is not positive.
         MissingDependencyError: If matplotlib is not installed, or ffmpeg for .mp4.
-        FileError: If the place cannot be written.
+        FileError: If the file cannot be written.
     """
     who = "save_animation"
     matplotlib: Any = require("matplotlib.animation", extra="viz", purpose=who)
@@ -126,7 +126,7 @@ def save_animation(
     writer = matplotlib.PillowWriter if suffix == ".gif" else matplotlib.FFMpegWriter
     if not writer.isAvailable():
         raise MissingDependencyError(
-            f"{who}: {suffix} needs the program ffmpeg, which is not installed. Write a .gif."
+            f"{who}: {suffix} needs the program ffmpeg, which is not installed. Use .gif instead."
         )
     with written_beside(path) as new:
         animation.save(new, writer=writer(fps=steps_per_second))

@@ -1,4 +1,4 @@
-"""Moments as bars over the time of a video: the true ones, and the predicted ones by rank."""
+"""Bars over the time of a video: true moments, and predicted moments by rank."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Moments = Sequence[Sequence[float]]
-SALIENCY_ROWS = 2  # of bars, that a curve takes
+SALIENCY_ROWS = 2  # height of the saliency curve, in rows of bars
 
 
 def draw_bars(
@@ -22,9 +22,9 @@ def draw_bars(
     top: float = 0.0,
     row_height: float = 1.0,
 ) -> float:
-    """Draw a row for the true moments and one per predicted moment; return the lowest y.
+    """Draw one row for all true moments and one per predicted moment; return the lowest y.
 
-    Rows go down from `top` and are labelled with rank and score; x is in seconds.
+    Rows go down from `top`, labeled with rank and score; x is in seconds.
     """
     rows: list[tuple[str, Moments, dict[str, Any]]] = []
     if truth:
@@ -53,9 +53,9 @@ def draw_bars_panel(
     num_rows: int = 0,
     saliency: Sequence[float] = (),
 ) -> None:
-    """Draw bars into axes of their own, of at least `num_rows`, over a video of so many seconds.
+    """Draw at least `num_rows` rows of bars into `ax`, for a video of `seconds`.
 
-    Above them, the saliency of equal clips, as high as the highest, which is written beside it.
+    Above them goes the saliency of equal clips, scaled to its maximum, which is its label.
     """
     bottom, top = min(draw_bars(ax, truth, predictions, scores), -num_rows), 0
     if len(saliency):
@@ -71,11 +71,11 @@ def draw_bars_panel(
 
 
 def bars_inches(rows: int) -> float:
-    """Height that axes of so many rows of bars ask for, with their labels."""
+    """Return the height of axes with `rows` rows of bars, with labels."""
     return 0.6 + 0.19 * rows if rows else 0.0
 
 
 def check_scores(who: str, scores: Sequence[float], predictions: Moments) -> None:
-    """Raise ShapeError unless there are no scores, or as many as predicted moments."""
+    """Raise ShapeError if there are scores, but not one per predicted moment."""
     if len(scores):
         check_length(who, "scores", scores, len(predictions))

@@ -22,33 +22,33 @@ def plot_calibration(
     title: str = "",
     figure: "FigureBase | None" = None,
 ) -> "FigureBase":
-    """Draw how confidence and accuracy of some methods go together, all in percent.
+    """Draw reliability diagrams and risk-coverage curves of methods, in percent.
 
-    Left a reliability diagram: accuracy over mean confidence per bin, on the diagonal if
-    calibrated, over the number of queries. Right the accuracy over the share of queries answered,
-    the most certain first. The legends name ECE and AURC.
+    Left: accuracy over mean confidence per bin, which lies on the diagonal if calibrated, and a
+    histogram of confidence. Right: accuracy over the share of queries answered, most certain first.
+    The legends give ECE and AURC.
 
     Args:
-        methods: Confidence and correctness, as in `reliability_bins`, by name of the method.
-        num_bins: Bins of the diagram.
-        equal_mass: Whether bins hold as many queries each, or are as wide each.
-        title: Text above both.
-        figure: Empty figure or sub-figure to draw in. Defaults to a new one.
+        methods: Confidence and correctness by name of the method, as in `reliability_bins`.
+        num_bins: Number of bins.
+        equal_mass: Use bins with equal numbers of queries instead of equal widths.
+        title: Text above both plots.
+        figure: Empty figure or subfigure to draw in. Defaults to a new one.
 
     Shape:
         - methods: each (Q,), and (Q,), bool
 
     Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: If there is no method, or one of them has no query or a confidence outside
-            [0, 1]; or `num_bins` is below 1.
+        ShapeError: If a shape is wrong.
+        ArgumentError: If `methods` is empty, a method has no query or a confidence outside [0, 1],
+            or `num_bins` is below 1.
         MissingDependencyError: If matplotlib is not installed.
 
     Source: Guo et al., arXiv 1706.04599, Fig. 1; Geifman and El-Yaniv, arXiv 1705.08500, Fig. 1.
     """
     if not methods:
         raise ArgumentError("plot_calibration: expected at least one method, got none.")
-    # All is checked before anything is drawn.
+    # Compute all before drawing anything, so that bad input leaves no half-drawn figure.
     measured = {
         name: (
             reliability_bins(confidence, correct, num_bins, equal_mass=equal_mass),

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
 
 MAP_INCHES = 3.4  # height of a square map with its labels
-_SALIENCY_INCHES = 0.9  # of a curve under it, likewise
-_MAPS_A_ROW = 5
+_SALIENCY_INCHES = 0.9  # height of a saliency curve with its labels
+_MAPS_PER_ROW = 5
 
 
 def plot_map(
@@ -40,18 +40,20 @@ def plot_map(
     saliency: Tensor | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw one map: starts upwards, durations to the right, both in seconds.
+    """Draw one map, with starts going up and durations to the right, both in seconds.
 
     Args:
-        dense: Score of every candidate `[start clip, duration in clips - 1]`.
-        mask: Which cells are candidates; the others stay blank. Defaults to all finite cells.
-        clip_seconds: Seconds a clip lasts.
-        truth: Annotated moments, start and end in seconds: rings.
-        predictions: Predicted moments, start and end in seconds, best first: numbered discs.
+        dense: Score of every candidate, by `[start clip, duration in clips - 1]`.
+        mask: True for candidates; other cells stay blank. Defaults to all finite cells.
+        clip_seconds: Duration of a clip.
+        truth: Annotated moments, (start, end) in seconds, drawn as rings.
+        predictions: Predicted moments, (start, end) in seconds, best first, drawn as numbered
+            discs.
         title: Text above the map.
-        limits: Scores at the two ends of the colour scale; None takes the map's.
-        saliency: How likely each clip lies in the answer (`map_saliency`): a curve under the map.
-        ax: Where to draw. Defaults to a new figure.
+        limits: Scores at the ends of the color scale. None uses the range of the map.
+        saliency: Probability that a clip lies in the answer (`map_saliency`), drawn as a curve
+            below the map.
+        ax: Axes to draw in. Defaults to a new figure.
 
     Shape:
         - dense: (N, N)
@@ -59,7 +61,7 @@ def plot_map(
         - saliency: (N,)
 
     Raises:
-        ShapeError: If a shape does not fit.
+        ShapeError: If a shape is wrong.
         ArgumentError: If `clip_seconds` is not positive.
         MissingDependencyError: If matplotlib is not installed.
     """
@@ -89,7 +91,7 @@ def plot_map(
     # A moment is drawn in the middle of its cell: columns hold the durations up to their right end.
     half = clip_seconds / 2
     for start, end in truth:
-        # Ringed in black, to be seen on blank places too.
+        # The black edge makes it visible on blank cells too.
         ring: dict[str, Any] = {"ms": 14, "mfc": "none", "clip_on": False}
         for color, width in (("black", 3.4), (TRUTH_COLOR, 1.7)):
             ax.plot(end - start - half, start + half, "o", mec=color, mew=width, **ring)
@@ -103,7 +105,7 @@ def plot_map(
             weight="bold",
             ha="center",
             va="center_baseline",
-            # Whole discs over each other, so that no two numbers mix.
+            # Better moments cover worse ones completely, so that numbers never overlap.
             zorder=5 + 1 / rank,
             bbox={"boxstyle": "circle,pad=0.15", "fc": PREDICTION_COLOR, "ec": "white", "lw": 0.7},
         )
@@ -136,20 +138,21 @@ def plot_comparison(
     saliency: Tensor | None = None,
     figure: "FigureBase | None" = None,
 ) -> "FigureBase":
-    """Draw a predicted map beside the true one, and the moments as bars below both.
+    """Draw a predicted and a true map side by side, with moments as bars below.
 
     Args:
         prediction: Predicted score of every candidate.
         truth: True IoU of every candidate.
-        mask: Which cells are candidates. Defaults to all finite cells.
-        clip_seconds: Seconds a clip lasts.
-        moments: Annotated moments, start and end in seconds: rings, and a hatched bar.
-        predicted_moments: Predicted ones, start and end in seconds, best first: numbers and bars.
+        mask: True for candidates. Defaults to all finite cells.
+        clip_seconds: Duration of a clip.
+        moments: Annotated moments, (start, end) in seconds, drawn as rings and a hatched bar.
+        predicted_moments: Predicted moments, (start, end) in seconds, best first, drawn as numbers
+            and bars.
         scores: Scores of the predicted moments, written beside their bars.
-        title: Text above both maps, for example the query; long ones are broken into lines.
-        label: What the maps hold, beside the colour scale.
-        saliency: How likely each clip lies in the answer: a curve above the bars.
-        figure: Empty figure or sub-figure to draw in. Defaults to a new one.
+        title: Text above the maps, for example the query. Long titles are wrapped.
+        label: Label of the color bar.
+        saliency: Probability that a clip lies in the answer, drawn as a curve above the bars.
+        figure: Empty figure or subfigure to draw in. Defaults to a new one.
 
     Shape:
         - prediction, truth: (N, N)
@@ -157,7 +160,7 @@ def plot_comparison(
         - saliency: (N,)
 
     Raises:
-        ShapeError: If a shape does not fit, or there are not as many scores as predicted moments.
+        ShapeError: If a shape is wrong, or there is not one score per predicted moment.
         ArgumentError: If `clip_seconds` is not positive.
         MissingDependencyError: If matplotlib is not installed.
 
@@ -188,7 +191,7 @@ def plot_comparison(
 
 
 def axes_over_bars(figure: "FigureBase", maps: list[str], rows: int) -> "dict[str, Axes]":
-    """Make axes for maps side by side and, if there are rows of bars, `moments` below them."""
+    """Make axes for maps side by side and, if `rows` is not 0, the axes `moments` below them."""
     ratios = (MAP_INCHES, bars_inches(rows)) if rows else None
     names = [maps, ["moments"] * len(maps)] if rows else [maps]
     axes: dict[str, Axes] = figure.subplot_mosaic(names, height_ratios=ratios)
@@ -196,7 +199,7 @@ def axes_over_bars(figure: "FigureBase", maps: list[str], rows: int) -> "dict[st
 
 
 def comparison_inches(rows: int) -> float:
-    """Height that a comparison with a title and so many rows of bars asks for."""
+    """Return the height of a figure with a title, a row of maps and `rows` rows of bars."""
     return 0.3 + MAP_INCHES + bars_inches(rows)
 
 
@@ -210,28 +213,28 @@ def plot_denoising(
     title: str = "",
     label: str = "IoU",
 ) -> "Figure":
-    """Draw the maps of a denoising run side by side, from noise to result, five a row.
+    """Draw the maps of a denoising run from noise to result, five per row.
 
     Args:
-        maps: The map after each step, in order of the run.
-        mask: Which cells are candidates. Defaults to all finite cells.
+        maps: The map after each step.
+        mask: True for candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
-        clip_seconds: Seconds a clip lasts.
-        truth: Annotated moments, start and end in seconds.
+        clip_seconds: Duration of a clip.
+        truth: Annotated moments, (start, end) in seconds.
         title: Text above all maps.
-        label: What the maps hold, beside the colour scale.
+        label: Label of the color bar.
 
     Shape:
         - maps: each (N, N)
         - mask: (N, N), bool
 
     Raises:
-        ShapeError: If a shape does not fit, or `timesteps` has another length than `maps`.
+        ShapeError: If a shape is wrong, or `timesteps` differs from `maps` in length.
         ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
         MissingDependencyError: If matplotlib is not installed.
     """
     above = step_titles("plot_denoising", maps, timesteps)
-    columns = min(len(maps), _MAPS_A_ROW)
+    columns = min(len(maps), _MAPS_PER_ROW)
     rows = -(-len(maps) // columns)
     figure = new_figure(2.3 * columns + 0.9, 2.55 * rows + 0.4, "plot_denoising")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -254,7 +257,7 @@ def plot_denoising(
 def step_titles(
     who: str, maps: Sequence[Tensor], timesteps: Sequence[int] | Tensor | None
 ) -> list[str]:
-    """Name each step of a denoising run: by its timestep, or else its number."""
+    """Return a title per denoising step: its timestep if known, otherwise its number."""
     if not len(maps):
         raise ArgumentError(f"{who}: expected at least one map, got none.")
     if timesteps is None:

@@ -1,4 +1,4 @@
-"""What all pictures share: colours that print well, and figures without pyplot."""
+"""Colors that print well, and figures without pyplot."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,27 +7,26 @@ from tmapdiff._core.checks import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Perceptually uniform, the same in print, and readable by the colour-blind.
+# Perceptually uniform, also in grayscale, and readable by the color-blind.
 COLORMAP = "viridis"
 TRUTH_COLOR = "white"  # always edged in black, or hatched
 PREDICTION_COLOR = "#BB5566"
 
-# Paul Tol's high-contrast colours: told apart by the colour-blind, and in greyscale by their
-# lightness.
+# Paul Tol's high-contrast colors, which color-blind readers and grayscale prints tell apart.
 COLORS = ("#004488", "#DDAA33", "#BB5566", "#000000")
 MARKERS = "osD^vP*"
-LINES = ("-", "--", ":")  # methods of equal order have the same curve
+LINES = ("-", "--", ":")  # methods that rank queries alike have the same curve
 
 DPI = 120
 
 
 def look_of(index: int) -> tuple[str, str, str]:
-    """Colour, line and marker of a method."""
+    """Return the color, line style and marker of a method."""
     return COLORS[index % len(COLORS)], LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
 
 
 def new_figure(width: float, height: float, purpose: str) -> "Figure":
-    """Make an empty figure, of so many inches."""
+    """Make an empty figure; sizes are in inches."""
     matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
     # Not pyplot: a library must not open windows or keep figures alive.
     figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=DPI)

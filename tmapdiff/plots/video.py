@@ -1,4 +1,4 @@
-"""A video as a strip of pictures, with moments marked below."""
+"""A video as a strip of frames, with moments marked below."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ from tmapdiff.plots.style import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDTH = 9.0  # inches of the figure
-_AXES_WIDTH = 8.0  # of which about so many are the strip
-_ROW = 0.24  # inches of a row of bars
+# In inches.
+_WIDTH = 9.0  # of the figure
+_AXES_WIDTH = 8.0  # of the strip, about
+_ROW = 0.24  # height of a row of bars
 
 
 def plot_video_strip(
@@ -33,43 +34,44 @@ def plot_video_strip(
     title: str = "",
     num_thumbnails: int = 8,
 ) -> "Figure":
-    """Draw frames of a video in a row over time, and moments as bars below.
+    """Draw frames of a video in a row, and moments as bars below.
 
-    Thumbnails divide the duration evenly; each shows the frame nearest to the middle of its part.
-    Dashed lines mark the ends of the true moments, or else of the best predicted one.
+    Each thumbnail shows the frame nearest to the middle of an equal part of the video. Dashed lines
+    mark where the true moments start and end, or the best predicted one if none are given.
 
     Args:
         frames: Frames of the video.
         timestamps: Time of each frame, in seconds.
-        predictions: Predicted moments, best first, start and end in seconds: numbered bars.
+        predictions: Predicted moments, (start, end) in seconds, best first, drawn as numbered bars.
         scores: Scores of the predicted moments, written beside their numbers.
-        truth: Annotated moments, start and end in seconds: hatched bars.
-        duration: Seconds the video lasts. Defaults to the end of the last frame or moment.
-        title: Text above, for example the query; long ones are broken into lines.
-        num_thumbnails: Frames to show.
+        truth: Annotated moments, (start, end) in seconds, drawn as hatched bars.
+        duration: Duration of the video, in seconds. Defaults to the last timestamp or end of a
+            moment, whichever is later.
+        title: Text above, for example the query. Long titles are wrapped.
+        num_thumbnails: Number of frames shown.
 
     Shape:
         - frames: (T, H, W, 3), uint8
         - timestamps: (T,)
 
     Raises:
-        ShapeError: If a shape does not fit, or there are not as many scores as predicted moments.
-        ArgumentError: If `frames` is not of uint8, there are none, `duration` is not positive, or
+        ShapeError: If a shape is wrong, or there is not one score per predicted moment.
+        ArgumentError: If `frames` is empty or not uint8, `duration` is not positive, or
             `num_thumbnails` is below 1.
         MissingDependencyError: If matplotlib is not installed.
     """
     who = "plot_video_strip"
-    pictures, times = _checked(who, frames, timestamps)
+    images, times = _checked(who, frames, timestamps)
     check_scores(who, scores, predictions)
     check_int(who, "num_thumbnails", num_thumbnails, at_least=1)
     if duration is None:
         duration = max([float(times.max()), *(end for _, end in [*truth, *predictions])])
     seconds = check_range(who, "duration", duration, 0, open_low=True)
 
-    # One pair of axes for all, both in the strip's seconds: bars stay below their frames, and
-    # pictures keep their shape.
+    # Frames and bars share axes, with both x and y in seconds of the strip: bars stay below their
+    # frames, and frames keep their aspect ratio.
     width = seconds / num_thumbnails
-    height = width * pictures.shape[1] / pictures.shape[2]
+    height = width * images.shape[1] / images.shape[2]
     row = seconds * _ROW / _AXES_WIDTH
     depth = row * (len(predictions) + bool(truth) + 0.3)
     lines = textwrap.wrap(title, 110)
@@ -79,7 +81,7 @@ def plot_video_strip(
     for place in range(num_thumbnails):
         left = place * width
         nearest = int(np.abs(times - (left + width / 2)).argmin())
-        ax.imshow(pictures[nearest], extent=(left, left + width, 0, height), aspect="equal")
+        ax.imshow(images[nearest], extent=(left, left + width, 0, height), aspect="equal")
         if place:
             ax.plot((left, left), (0, height), color="white", lw=1)
     bottom = draw_bars(ax, truth, predictions, scores, top=-0.3 * row, row_height=row)
@@ -97,17 +99,17 @@ def plot_video_strip(
 def _checked(
     who: str, frames: Tensor | np.ndarray, timestamps: Tensor | ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    pictures = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
-    if pictures.ndim != 4 or pictures.shape[3] != 3:
-        raise ShapeError(message(who, "frames of shape (T, H, W, 3)", pictures.shape))
-    if pictures.dtype != np.uint8:
-        raise ArgumentError(message(who, "frames of uint8", pictures.dtype))
-    if not pictures.size:
-        raise ArgumentError(message(who, "at least one frame", pictures.shape))
+    images = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise ShapeError(message(who, "frames of shape (T, H, W, 3)", images.shape))
+    if images.dtype != np.uint8:
+        raise ArgumentError(message(who, "frames of uint8", images.dtype))
+    if not images.size:
+        raise ArgumentError(message(who, "at least one frame", images.shape))
     if isinstance(timestamps, Tensor):
         timestamps = timestamps.to("cpu", torch.float64)
     times = np.asarray(timestamps, dtype=np.float64)
-    if times.shape != pictures.shape[:1]:
-        expected = f"timestamps of shape (T) with T = {len(pictures)}"
+    if times.shape != images.shape[:1]:
+        expected = f"timestamps of shape (T) with T = {len(images)}"
         raise ShapeError(message(who, expected, times.shape))
-    return pictures, times
+    return images, times
