@@ -40,9 +40,8 @@ def animate_denoising(
         mask: True for candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
         clip_seconds: Duration of a clip.
-        truth: Annotated moments, (start, end) in seconds, drawn as rings and a hatched bar.
-        predictions: Moments predicted after each step, (start, end) in seconds, best first. Up to
-            five are drawn as numbers and bars.
+        truth: Annotated (start, end) in seconds, drawn as rings and a hatched bar.
+        predictions: Predicted (start, end) in seconds after each step, best first. Five are drawn.
         title: Text above the map. Long titles are wrapped.
         label: Label of the color bar.
 
@@ -51,8 +50,7 @@ def animate_denoising(
         - mask: (N, N), bool
 
     Raises:
-        ShapeError: If a shape is wrong, or `timesteps` or `predictions` differs from `maps` in
-            length.
+        ShapeError: If a shape is wrong, or the number of `timesteps` or `predictions`.
         ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
         MissingDependencyError: If matplotlib is not installed.
 

@@ -46,13 +46,11 @@ def plot_map(
         dense: Score of every candidate, by `[start clip, duration in clips - 1]`.
         mask: True for candidates; other cells stay blank. Defaults to all finite cells.
         clip_seconds: Duration of a clip.
-        truth: Annotated moments, (start, end) in seconds, drawn as rings.
-        predictions: Predicted moments, (start, end) in seconds, best first, drawn as numbered
-            discs.
+        truth: Annotated (start, end) in seconds, drawn as rings.
+        predictions: Predicted (start, end) in seconds, best first, drawn as numbered discs.
         title: Text above the map.
         limits: Scores at the ends of the color scale. None uses the range of the map.
-        saliency: Probability that a clip lies in the answer (`map_saliency`), drawn as a curve
-            below the map.
+        saliency: Score of each clip, as by `map_saliency`, drawn as a curve below the map.
         ax: Axes to draw in. Defaults to a new figure.
 
     Shape:
@@ -145,13 +143,12 @@ def plot_comparison(
         truth: True IoU of every candidate.
         mask: True for candidates. Defaults to all finite cells.
         clip_seconds: Duration of a clip.
-        moments: Annotated moments, (start, end) in seconds, drawn as rings and a hatched bar.
-        predicted_moments: Predicted moments, (start, end) in seconds, best first, drawn as numbers
-            and bars.
+        moments: Annotated (start, end) in seconds, drawn as rings and a hatched bar.
+        predicted_moments: Predicted (start, end) in seconds, best first: numbers and bars.
         scores: Scores of the predicted moments, written beside their bars.
         title: Text above the maps, for example the query. Long titles are wrapped.
         label: Label of the color bar.
-        saliency: Probability that a clip lies in the answer, drawn as a curve above the bars.
+        saliency: Score of each clip, drawn as a curve above the bars.
         figure: Empty figure or subfigure to draw in. Defaults to a new one.
 
     Shape:
@@ -220,7 +217,7 @@ def plot_denoising(
         mask: True for candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
         clip_seconds: Duration of a clip.
-        truth: Annotated moments, (start, end) in seconds.
+        truth: Annotated (start, end) in seconds, drawn as rings.
         title: Text above all maps.
         label: Label of the color bar.
 

@@ -17,10 +17,9 @@ from tmapdiff.plots.style import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# In inches.
-_WIDTH = 9.0  # of the figure
-_AXES_WIDTH = 8.0  # of the strip, about
-_ROW = 0.24  # height of a row of bars
+_WIDTH = 9.0  # of the figure, in inches
+_AXES_WIDTH = 8.0  # of the strip, roughly, in inches
+_ROW = 0.24  # height of a row of bars, in inches
 
 
 def plot_video_strip(
@@ -42,11 +41,10 @@ def plot_video_strip(
     Args:
         frames: Frames of the video.
         timestamps: Time of each frame, in seconds.
-        predictions: Predicted moments, (start, end) in seconds, best first, drawn as numbered bars.
+        predictions: Predicted (start, end) in seconds, best first, drawn as numbered bars.
         scores: Scores of the predicted moments, written beside their numbers.
-        truth: Annotated moments, (start, end) in seconds, drawn as hatched bars.
-        duration: Duration of the video, in seconds. Defaults to the last timestamp or end of a
-            moment, whichever is later.
+        truth: Annotated (start, end) in seconds, drawn as hatched bars.
+        duration: Duration of the video in seconds. Defaults to the end of the last frame or moment.
         title: Text above, for example the query. Long titles are wrapped.
         num_thumbnails: Number of frames shown.
 
