@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def queries(tmp_path):
-    """Write a file of queries, each of a whole video, by the durations of these."""
+    """Write a file of queries, each about a whole video, given the videos' durations."""
 
     def write(name="queries.jsonl", **durations):
         path = tmp_path / name

@@ -32,10 +32,10 @@ def test_facts(tmp_path):
             "queries": 3,
             "videos": 2,
             "moments": 4,
-            "moments a query": "1 to 2, median 1",
+            "moments per query": "1 to 2, median 1",
             "duration of videos": "10 to 30 s, median 20 s",
             "length of moments": "3 to 8 s, median 4.5 s",
-            "words a query": "2 to 5, median 3",
+            "words per query": "2 to 5, median 3",
             "vocabulary": 8,
         }
     }
@@ -64,7 +64,7 @@ def test_the_same_words_about_another_moment_are_no_duplicate(tmp_path):
     assert inspect(path).findings == ()
 
 
-def test_a_file_without_any_query_left_is_told(tmp_path):
+def test_a_file_without_any_query_left_is_reported(tmp_path):
     path = write(tmp_path / "{a} {0}.jsonl", line(1, windows=[(5, 5)]))
     assert set(kinds(inspect(path))) == {"moments left out", "no annotations"}
 
@@ -75,12 +75,12 @@ def test_videos_of_training_in_the_test_are_found(tmp_path):
     assert kinds(inspect(tmp_path)) == {"shared videos": ("two",)}
     found = inspect(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
     assert kinds(found) == {"shared videos": ("two",)}
-    assert str(found.findings[0]) == "shared videos: 1 videos are in both: two"
+    assert str(found.findings[0]) == "shared videos: 1 videos in common: two"
 
 
 def test_a_line_names_the_first_few_and_the_finding_has_all(tmp_path):
     path = write(tmp_path / "a.jsonl", *(line(n) for n in range(1234)))
     (finding,) = inspect(path).findings
-    assert finding.text.endswith("before, qids: 1, 2, 3, 4, 5, ...")
+    assert finding.text.endswith("moments), qids: 1, 2, 3, 4, 5, ...")
     assert "1,233 queries repeat" in finding.text
     assert finding.items == tuple(map(str, range(1, 1234)))

@@ -29,17 +29,17 @@ def test_facts(store):
             "format": "HDF5",
             "videos": 3,
             "features": 120,
-            "features a video": "20 to 60, median 40",
+            "features per video": "20 to 60, median 40",
             "width": 4,
             "stored as": "float16",
-            "seconds a feature": 0.5,
+            "seconds per feature": 0.5,
             "model": "vgg",
         }
     }
 
 
 DAMAGE = np.bytes_(b"it ends at 3 s of 20 s")
-# Of which video what is changed: features, or an attribute; or None, where it is a new one.
+# Video, place (an index of features, an attribute, or None for a new video), value, finding.
 PLANTED = [
     ("b", (3, 1), np.nan, "features that cannot be used", ("b",)),
     ("d", None, np.zeros((0, 4)), "features that cannot be used", ("d",)),
@@ -97,7 +97,7 @@ def test_features_that_do_not_cover_the_annotated_duration(queries, store, durat
         assert found.findings == ()
     else:
         assert kinds(found) == {"wrong rate": ("b (20 s of 21.2 s)",)}
-        assert found.findings[0].text.endswith("to cover them a feature would last 0.53 s")
+        assert found.findings[0].text.endswith("they would fit at 0.53 s per feature")
 
 
 def test_without_a_rate_there_is_nothing_to_cover(queries, tmp_path):
@@ -116,7 +116,7 @@ def test_videos_against_features(store, tmp_path):
     assert kinds(found) == {"missing features": ("d",), "wrong rate": ("b (20 s of 10 s)",)}
 
 
-def test_what_it_is_must_be_known(tmp_path):
+def test_a_place_of_no_known_kind_is_refused(tmp_path):
     with refuses(FileError, f"inspect: expected something at {tmp_path / 'no'}, got nothing."):
         inspect(tmp_path / "no")
     (tmp_path / "notes.md").write_text("")

@@ -1,4 +1,4 @@
-"""What an inspection loads: a small file is told of at once, on a small machine, too."""
+"""Inspection imports only the packages it needs, so that small files take little time."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ print(json.dumps([kinds, list(sys.modules)]))
 
 
 def inspected(*groups):
-    """Kinds of what was inspected, in a process of its own, and the packages that it loaded."""
+    """Inspect in a new process; return the kinds, and the packages it imported."""
     command = [sys.executable, "-W", "error", "-c", CODE, json.dumps(groups, default=str)]
     kinds, modules = json.loads(subprocess.check_output(command, text=True))
     return kinds, {name.split(".")[0] for name in modules}
@@ -29,7 +29,7 @@ def inspected(*groups):
 
 @pytest.fixture
 def places(tmp_path):
-    """A place of each kind of input, by name."""
+    """Return a folder with an input of each kind."""
     record = {"duration": 50.5, "timestamps": [[0.5, 9.0]], "sentences": ["A man lifts."]}
     (tmp_path / "x.json").write_text(json.dumps({"v_a": record}))
     line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}

@@ -33,7 +33,7 @@ def test_facts(saved):
     assert facts["model"] == "MomentLocalizer"
     assert facts["million parameters"] == round(pipeline.localizer.num_parameters() / 1e6, 2)
     assert facts["takes"] == "videos or features"
-    assert (facts["vocabulary"], facts["frames a second"]) == (5, 2.0)
+    assert (facts["vocabulary"], facts["frames per second"]) == (5, 2.0)
 
 
 def test_weights_that_are_not_finite_are_found(saved, tmp_path):
@@ -53,9 +53,9 @@ def test_against_features(saved, tmp_path):
         path = tmp_path / "f.h5"
         with h5py.File(path, "w") as file:
             made_by = np.bytes_(encoder.fingerprint.encode())
-            said = {"seconds_per_feature": 0.5, "model_sha256": made_by, **attributes}
-            columns = said.pop("width", width)
-            file.attrs.update(said)
+            attributes = {"seconds_per_feature": 0.5, "model_sha256": made_by, **attributes}
+            columns = attributes.pop("width", width)
+            file.attrs.update(attributes)
             file["a"] = np.ones((4, columns), np.float32)
         return path
 

@@ -48,7 +48,7 @@ def test_fields_have_their_places():
     assert localizer.config.nms_threshold == 0.45
 
 
-def test_what_stays_behind_is_reported_with_a_reason():
+def test_fields_not_carried_over_are_reported_with_a_reason():
     found = ms2dtan_config(EXPERIMENT)
     assert {one.field for one in found.not_carried} == {
         "WORKERS",
@@ -63,7 +63,7 @@ def test_what_stays_behind_is_reported_with_a_reason():
         "LOSS.PARAMS.TEMPERATURE",
     }
     assert not any(one.of_model for one in found.not_carried)
-    assert "WORKERS = 16: it is of the machine: TrainingConfig.num_workers" in found.report
+    assert "WORKERS = 16: use TrainingConfig.num_workers" in found.report
     assert len(found.report.splitlines()) == len(found.not_carried)
 
 
@@ -88,23 +88,24 @@ def test_no_field_is_without_effect():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"MODEL.NAME": "TAN"}, "no other model is known here"),
+        ({"MODEL.NAME": "TAN"}, "no other model is supported here"),
         ({"MODEL.MAP_MODULE.NAME": "Conv"}, "convolutions over the map are gated here"),
         ({"MODEL.MAP_MODULE.PARAMS.DILATIONS": [1, 2]}, "are not dilated here"),
         ({"MODEL.MAP_MODULE.PARAMS.PADDINGS": [2, 0]}, "keep its size here"),
-        ({"MODEL.MAP_MODULE.PARAMS.GROUPS": [1, 2]}, "there is no such thing here"),
-        ({"MODEL.CLIP_MODULE.PARAMS.KERNEL_SIZE": 2}, "features of a clip are averaged"),
+        ({"MODEL.MAP_MODULE.PARAMS.GROUPS": [1, 2]}, "it is not supported here"),
+        ({"MODEL.CLIP_MODULE.PARAMS.KERNEL_SIZE": 2}, "a clip is the mean of its own features"),
         ({"MODEL.PROP_MODULE.NAME": "MultiScalePropConv"}, "map layers are MultiScalePropConvT"),
         ({"MODEL.FUSION_MODULE.PARAMS.TXT_HIDDEN_SIZE": 16}, "all layers have the same channels"),
         ({"MODEL.FUSION_MODULE.PARAMS.TXT_ENCODER.NAME": "GRU"}, "text encoder is an LSTM"),
     ],
 )
-def test_models_that_ours_is_not_take_no_weights(changes, reason, tmp_path):
+def test_unsupported_models_take_no_weights(changes, reason, tmp_path):
     found = ms2dtan_config(changed(changes))
     (other,) = [one for one in found.not_carried if one.of_model]
     assert (other.field, other.value) == (*changes, *changes.values())
     assert reason in other.reason
-    text = f"load_ms2dtan: expected a model that MS2DTAN is, got {other.field} = {other.value!r}."
+    got = f"{other.field} = {other.value!r}"
+    text = f"load_ms2dtan: expected a model that MS2DTAN supports, got {got}."
     with refuses(ConfigError, text, reason):
         load_ms2dtan(found, tmp_path / "none.pkl", tmp_path / "none.txt")
 
@@ -191,11 +192,11 @@ def test_files(tmp_path):
     assert found.preset.description == "MS-2D-TAN's experiment MS-2D-TAN-G-I3D.yaml"
     assert found.preset.grid == ms2dtan_config(EXPERIMENT).preset.grid
     for content, text in (
-        ("a: [1", "expected yaml, got while parsing a flow sequence."),
+        ("a: [1", "expected YAML, got while parsing a flow sequence."),
         ("- 1", "expected fields of an experiment, got list."),
         ("", "expected fields of an experiment, got NoneType."),
-        ("a: !!python/object/apply:os.getcwd []", "expected yaml, got could not determine"),
-        ("\x00", "expected yaml, got unacceptable character"),
+        ("a: !!python/object/apply:os.getcwd []", "expected YAML, got could not determine"),
+        ("\x00", "expected YAML, got unacceptable character"),
         ("DATASET: {}", "expected the field DATASET.OUTPUT_NUM_CLIPS, got none."),
     ):
         path.write_text(content)
@@ -211,7 +212,7 @@ def test_files(tmp_path):
 
 
 class Published:
-    """What a user of MS-2D-TAN has on disk, made of a recording of it."""
+    """Files of a user of MS-2D-TAN, made from a recording of its outputs."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.tensors = recording(name)
@@ -368,7 +369,7 @@ def test_data_are_read_as_the_file_says(tmp_path):
 def test_experiment_files_that_grow(tmp_path):
     path = tmp_path / "experiment.yml"
     path.write_text("a: &a [1, 2]\nb: [*a, *a]\n")
-    with refuses(ConfigError, "experiment.yml: expected yaml without aliases, got an alias."):
+    with refuses(ConfigError, "experiment.yml: expected YAML without aliases, got an alias."):
         ms2dtan_config(path)
     path.write_text("# " + "x" * 2**20)
     with refuses(ConfigError, "expected an experiment file of at most 1,048,576 bytes, got more."):

@@ -189,7 +189,7 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path, encoder):
     assert str(report).endswith("suffixes: 1 without any, 1 .srt, 2 .txt")
     again = extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
     assert (again.kept, again.passed_over) == (("a",), counts)
-    assert inspect(folder).facts["videos"]["passed over"] == "1 without any, 1 .srt, 2 .txt"
+    assert inspect(folder).facts["videos"]["skipped files"] == "1 without any, 1 .srt, 2 .txt"
 
 
 def test_a_gif_beside_its_video_is_no_second_one(tmp_path, encoder):

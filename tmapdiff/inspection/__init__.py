@@ -1,4 +1,4 @@
-"""What is in a file or folder, and what is wrong with it."""
+"""Summaries of files and folders, and the problems in them."""
 
 from tmapdiff.inspection.inspecting import inspect
 from tmapdiff.inspection.report import Finding, Inspection

@@ -1,4 +1,4 @@
-"""Inspecting annotations: queries, moments, words."""
+"""Inspection of annotations: queries, moments, words."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from tmapdiff.inspection.report import Finding, Inspection, about, spread
 def inspect_annotations(
     path: Path, format: AnnotationFormat | None
 ) -> tuple[Inspection, dict[str, AnnotationSet]]:
-    """Inspect the annotation files of a data set; with it come the annotations."""
+    """Inspect the annotation files of a dataset; return the annotations too."""
     sets: dict[str, AnnotationSet] = {}
     splits: dict[str, str | None] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -67,10 +67,10 @@ def _facts(
         "videos": len(durations),
         "moments": len(moments),
         **({"queries without a moment": absent} if absent else {}),
-        "moments a query": spread([len(item.moments) for item in annotations]),
+        "moments per query": spread([len(item.moments) for item in annotations]),
         "duration of videos": spread(list(durations.values()), " s"),
         "length of moments": spread([end - start for start, end in moments], " s"),
-        "words a query": spread([len(one) for one in words]),
+        "words per query": spread([len(one) for one in words]),
         "vocabulary": len({word for one in words for word in one}),
     }
 
@@ -80,14 +80,14 @@ def _findings(
 ) -> Iterator[Finding]:
     report = annotations.report
     if report.cut_starts:
-        text = f"{name}: {report.cut_starts:,} moments start before their video, and are cut to it"
+        text = f"{name}: {report.cut_starts:,} moments start before their video and were clipped"
         yield Finding("moments before the start", text)
     if report.cut_ends:
-        text = f"{name}: {report.cut_ends:,} moments end past their video, and are cut to it"
+        text = f"{name}: {report.cut_ends:,} moments end after their video and were clipped"
         yield Finding("moments past the end", text)
     for reason in dict.fromkeys(drop.reason for drop in report.dropped):
         lines = [drop.line for drop in report.dropped if drop.reason == reason]
-        what = f"{name}: {{n}} moments are left out, {reason}, in lines"
+        what = f"{name}: {{n}} moments were left out, {reason}, in lines"
         yield from about("moments left out", what, lines)
     if not len(annotations):
         yield Finding("no annotations", f"{name}: no query is left")
@@ -97,7 +97,7 @@ def _findings(
     for item in annotations:
         same[item.video_id, " ".join(item.query.lower().split()), item.moments].append(item.qid)
         durations[item.video_id].add(item.duration)
-    what = f"{name}: {{n}} queries repeat the words, video and moments of one before, qids"
+    what = f"{name}: {{n}} queries repeat an earlier one (words, video and moments), qids"
     yield from about("duplicates", what, [qid for qids in same.values() for qid in qids[1:]])
     what = f"{name}: {{n}} videos have more than one duration"
     unsure = [video for video, found in durations.items() if len(found) > 1]

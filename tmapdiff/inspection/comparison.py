@@ -1,4 +1,4 @@
-"""Comparing two inspected things: whether they fit each other."""
+"""Checks that two inspected files or folders fit together."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ from tmapdiff.inspection.report import Finding, Kind, about
 if TYPE_CHECKING:
     from tmapdiff.pipelines import MomentLocalizationPipeline
 
-_SECONDS = 1.0  # that a moment may end past a video: annotations are rounded
+_TOLERANCE = 1.0  # seconds a moment may end after its video, as annotations are rounded
 
 
 def compare(kinds: tuple[Kind, Kind], contents: tuple[Any, Any]) -> list[Finding]:
-    """Tell in what two things do not fit each other.
+    """Return the mismatches of two inspected places.
 
     Raises:
-        ArgumentError: If they have nothing to do with each other.
+        ArgumentError: If their kinds cannot be compared.
     """
     comparisons: Mapping[tuple[Kind, Kind], Callable[[Any, Any], Iterator[Finding]]] = {
         ("annotations", "annotations"): _two_annotations,
@@ -53,7 +53,7 @@ def _two_annotations(
     one: Mapping[str, AnnotationSet], other: Mapping[str, AnnotationSet]
 ) -> Iterator[Finding]:
     ids = [{item.video_id for item in _all(sets)} for sets in (one, other)]
-    yield from about("shared videos", "{n} videos are in both", sorted(ids[0] & ids[1]))
+    yield from about("shared videos", "{n} videos in common", sorted(ids[0] & ids[1]))
 
 
 def _annotations_and_features(
@@ -63,7 +63,7 @@ def _annotations_and_features(
     durations = {item.video_id: item.duration for item in _all(sets)}
     spelling, names = find_spelling(list(durations), set(store.video_ids))
     if spelling:
-        what = f"{{n}} videos are named {spelling} in the features"
+        what = f"the features spell the ids of {{n}} videos {spelling}"
         yield from about("other spelling", what, list(names.values()))
     durations = {names.get(one, one): duration for one, duration in durations.items()}
     yield from _missing(list(durations), list(store.video_ids), "features")
@@ -79,9 +79,9 @@ def _annotations_and_videos(
         f"{item.qid} ({end:.4g} s of {durations[item.video_id]:.4g} s)": None
         for item in items
         for _, end in item.moments
-        if item.video_id in durations and end > durations[item.video_id] + _SECONDS
+        if item.video_id in durations and end > durations[item.video_id] + _TOLERANCE
     }
-    what = "moments of {n} queries end past the video, qids"
+    what = "moments of {n} queries end after the video, qids"
     yield from about("moments past the end", what, list(late))
 
 
@@ -90,14 +90,14 @@ def _annotations_and_pipeline(
 ) -> Iterator[Finding]:
     if (vocabulary := pipeline.vocabulary) is not None:
         unknown = [item.qid for item in _all(sets) if _knows_none(vocabulary, item.query)]
-        what = "{n} queries have no word that the pipeline knows, qids"
+        what = "the pipeline knows no word of {n} queries, qids"
         yield from about("unknown words", what, unknown)
 
 
 def _knows_none(vocabulary: Vocabulary, query: str) -> bool:
     try:
         return bool((vocabulary.encode(query) == 1).all())
-    except ArgumentError:  # it has no word, which is told of where the annotations are
+    except ArgumentError:  # it has no word, which inspecting the annotations reports
         return False
 
 
@@ -114,19 +114,19 @@ def _features_and_pipeline(
     store, _ = features
     wanted = pipeline.localizer.encoder.config.clip_channels
     if store.feature_dim != wanted:
-        text = f"the pipeline takes {wanted} numbers a feature, the store has {store.feature_dim}"
+        text = f"the pipeline takes features of width {wanted}, the store has {store.feature_dim}"
         yield Finding("wrong width", text)
     rate, fps = store.seconds_per_feature, pipeline.config.fps
     if rate and fps and abs(rate * fps - 1) > 0.01:
-        text = f"the pipeline takes {fps:g} features a second, the store has {1 / rate:.4g}"
+        text = f"the pipeline takes {fps:g} features per second, the store has {1 / rate:.4g}"
         yield Finding("wrong rate", text)
     encoder, made_by = pipeline.frame_encoder, store.attributes.get("model_sha256")
     if encoder is not None and made_by not in (None, encoder.fingerprint):
         text = (
-            f"the pipeline's features are of {encoder.description}, the store's of "
-            f"{store.attributes.get('model')} with other weights or settings"
+            f"the pipeline uses {encoder.description}, the store {store.attributes.get('model')} "
+            "with other weights or settings"
         )
         yield Finding("another frame encoder", text)
     if encoder is not None and "model_sha256" in store.left_out:
-        text = "the store leaves out which frame encoder made its features: convert it"
+        text = "the store does not record the frame encoder of its features; convert it"
         yield Finding("unknown frame encoder", text)

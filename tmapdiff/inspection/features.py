@@ -1,4 +1,4 @@
-"""Inspecting a feature store: every feature of it is read."""
+"""Inspection of feature stores, which reads every feature."""
 
 import hashlib
 from collections import defaultdict
@@ -12,17 +12,17 @@ from tmapdiff._core.files import list_visible
 from tmapdiff.data._durations import covers, stated_duration
 from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError
-from tmapdiff.inspection.report import Finding, Inspection, Told, about, spread
+from tmapdiff.inspection.report import Finding, Inspection, OnItem, about, spread
 
-# A store, and the number of features of each video that has some which can be used.
+# A store, and the number of features per video with usable features.
 Features = tuple[Any, Mapping[str, int]]
 
 
 def inspect_features(
-    path: Path, seconds_per_feature: float | None, told: Told
+    path: Path, seconds_per_feature: float | None, on_item: OnItem
 ) -> tuple[Inspection, Features]:
-    """Inspect a feature store; with it comes the store."""
-    from tmapdiff.data import open_feature_store  # here: `coverage` does not need it
+    """Inspect a feature store; return the store and its lengths too."""
+    from tmapdiff.data import open_feature_store  # imported here, as `coverage` does not need it
 
     store: Any = open_feature_store(path, seconds_per_feature)
     lengths: dict[str, int] = {}
@@ -34,12 +34,12 @@ def inspect_features(
     findings: list[Finding] = []
     videos = store.video_ids
     for video_id in videos:
-        told()
+        on_item()
         try:
             features = store[video_id].numpy()
-            dtype = dtype or store.stored_dtype(video_id)  # of one: it is to be read once more
-            said = store.attributes_of(video_id)
-            duration = stated_duration(f"{store.description}, video {video_id!r}", said)
+            dtype = dtype or store.stored_dtype(video_id)  # of one video, as it reads a file again
+            attributes = store.attributes_of(video_id)
+            duration = stated_duration(f"{store.description}, video {video_id!r}", attributes)
         except TmapdiffError as error:
             findings.append(Finding("features that cannot be used", str(error), (video_id,)))
             continue
@@ -47,8 +47,8 @@ def inspect_features(
         digests[hashlib.sha256(np.ascontiguousarray(features).data).digest()].append(video_id)
         if not features.any():
             empty.append(video_id)
-        if "damage" in said:
-            damaged.append(f"{video_id} ({said['damage']})")
+        if "damage" in attributes:
+            damaged.append(f"{video_id} ({attributes['damage']})")
         if store.seconds_per_feature is not None and duration is not None:
             durations[video_id] = duration
     findings += coverage(store, lengths, durations)
@@ -64,10 +64,10 @@ def inspect_features(
             "format": type(store).__name__.removesuffix("FeatureStore"),
             "videos": len(videos),
             "features": sum(lengths.values()),
-            "features a video": spread(list(lengths.values())),
+            "features per video": spread(list(lengths.values())),
             "width": store.feature_dim,
             "stored as": dtype,
-            "seconds a feature": store.seconds_per_feature,
+            "seconds per feature": store.seconds_per_feature,
             **stated,
         }
     }
@@ -86,17 +86,17 @@ def coverage(
         if video_id not in lengths:
             continue
         covered = lengths[video_id] * seconds
-        # As `pool_features`, which would refuse them.
+        # The condition on which `pool_features` refuses them.
         if not covers(lengths[video_id], seconds, duration):
             if covers(store.feature_dim, seconds, duration):
                 turned.append(video_id)
             wrong.append(f"{video_id} ({covered:.4g} s of {duration:.4g} s)")
             lasting.append(duration / lengths[video_id])
-    what = f"at {seconds:.4g} s a feature, those of {{n}} videos do not cover them"
-    detail = f"; to cover them a feature would last {spread(lasting, ' s')}"
+    what = f"at {seconds:.4g} s per feature, the features of {{n}} videos do not fit the duration"
+    detail = f"; they would fit at {spread(lasting, ' s')} per feature"
     yield from about("wrong rate", what, wrong, detail)
-    if len(turned) == len(wrong):  # the width alone may be that of a video by chance
-        what = "the other axis of the features of {n} videos covers them: transpose them"
+    if len(turned) == len(wrong):  # of all videos: the width may fit one duration by chance
+        what = "the features of {n} videos fit the duration when transposed; transpose them"
         yield from about("transposed features", what, turned)
 
 
@@ -104,5 +104,5 @@ def _unfinished(path: Path) -> list[Finding]:
     parts = path.with_name(f"{path.name}.parts")
     names = [one.name for one in list_visible(parts)] if parts.is_dir() else []
     left = [video_id_of(name, ".npz") for name in names if name.endswith(".npz")]
-    what = f"features of {{n}} videos are still in {parts.name}: extract or convert again"
+    what = f"features of {{n}} videos are still in {parts.name}; extract or convert again"
     return about("unfinished store", what, left)

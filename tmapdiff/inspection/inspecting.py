@@ -1,4 +1,4 @@
-"""Telling what a file or folder is, and inspecting it."""
+"""Recognizing and inspecting a file or folder."""
 
 import os
 from collections.abc import Callable
@@ -28,28 +28,26 @@ def inspect(
     seconds_per_feature: float | None = None,
     on_item: Callable[[], Any] = lambda: None,
 ) -> Inspection:
-    """Tell what is in a file or folder, and what is wrong with it.
+    """Summarize a file or folder, and find problems in it.
 
-    All of it is read: each feature, each frame of a video, each weight.
+    It is read completely: every feature, video frame and weight.
 
     Args:
-        path: Annotations (a file, or the folder of a data set), a feature store, a video or a
-            folder of videos, or a saved pipeline.
-        against: Another such thing, to tell whether the two fit each other: ids that are in one
-            only, features that do not cover their videos, moments past the end, features that a
-            pipeline cannot take, ...
-        format: Format of the annotations. Defaults to what their names and contents tell.
+        path: Annotations (a file, or the folder of a dataset), a feature store, a video or a folder
+            of videos, or a saved pipeline.
+        against: Another such place, to check that both fit together: the same ids, features and
+            moments within the videos, features that the pipeline takes.
+        format: Format of the annotations. Defaults to the one of their names and contents.
         seconds_per_feature: As for `open_feature_store`.
         on_item: Called before each video is read, for a progress bar.
 
     Raises:
-        FileError: If there is nothing at a path, or nothing that can be recognised, or it is an
-            address.
-        ArgumentError: If the two have nothing to do with each other.
+        FileError: If a path does not exist, is not recognized or is a URL.
+        ArgumentError: If the two places cannot be compared.
         TmapdiffError: If annotations, a store or a pipeline cannot be opened.
     """
 
-    # Each kind loads what it needs alone: torch for features and videos, all for a pipeline.
+    # Imported per kind, as only features and videos need torch, and only pipelines the models.
     def look(place: Path) -> tuple[Inspection, Any]:
         kind = _kind(place, format)
         if kind == "annotations":
@@ -102,7 +100,7 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
             return "videos"
         expected = f"annotations, a feature store, videos or a pipeline at {path}"
         got = ", ".join(names[:5]) or "an empty folder"
-        # Of a file that is nearly one, what is wrong with it.
+        # The error of a file that is almost one of annotations is of use.
         hint = str(error) if str(error).startswith(str(path)) else ""
         raise FileError(message("inspect", expected, got, hint)) from error
     return "annotations"

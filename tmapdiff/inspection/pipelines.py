@@ -1,4 +1,4 @@
-"""Inspecting a saved pipeline: all of it is loaded."""
+"""Inspection of saved pipelines, which loads them completely."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from tmapdiff.pipelines import MomentLocalizationPipeline
 
 
 def inspect_pipeline(path: Path) -> tuple[Inspection, MomentLocalizationPipeline]:
-    """Inspect a saved pipeline; with it comes the pipeline."""
+    """Inspect a saved pipeline; return the pipeline too."""
     pipeline = MomentLocalizationPipeline.from_pretrained(path)
     model, encoder = pipeline.localizer, pipeline.frame_encoder
     config = model.config
@@ -22,11 +22,11 @@ def inspect_pipeline(path: Path) -> tuple[Inspection, MomentLocalizationPipeline
         "denoising steps": config.num_inference_steps if model.is_generative else None,
         "samples": config.num_samples if model.is_generative else None,
         "vocabulary": None if pipeline.vocabulary is None else len(pipeline.vocabulary),
-        "width of features": model.encoder.config.clip_channels,
+        "feature width": model.encoder.config.clip_channels,
         "takes": f"{taken} or features" if taken else "features",
         "frame encoder": None if encoder is None else encoder.description,
-        "frames a second": pipeline.config.fps,
-        "seconds a clip": pipeline.config.clip_seconds or "videos are divided equally",
+        "frames per second": pipeline.config.fps,
+        "seconds per clip": pipeline.config.clip_seconds or "videos are divided equally",
     }
     bad = model.weights_not_finite()
     findings = about("weights that are not finite", "{n} weights have NaN or inf", bad)

@@ -1,4 +1,4 @@
-"""The answer of an inspection."""
+"""Results of inspections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from typing import Any, Literal
 from tmapdiff._core.checks import short
 
 Kind = Literal["annotations", "features", "videos", "pipeline"]
-Told = Callable[[], Any]  # called for each item, for a progress bar
-_LISTED = 5  # items that a line names; all are in `Finding.items`
+OnItem = Callable[[], Any]  # called for each item, for a progress bar
+_LISTED = 5  # items named in a text; `Finding.items` has all
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong.
+    """A problem.
 
     Attributes:
-        kind: What it is, in a few words that are always the same.
-        text: What it is here, in a line.
-        items: The videos, queries or lines concerned, all of them.
+        kind: Kind of problem, in a few fixed words.
+        text: Description, in one line.
+        items: All videos, queries or lines concerned.
     """
 
     kind: str
@@ -33,13 +33,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a file or folder, and what is wrong with it.
+    """Summary of a file or folder, with its problems.
 
     Attributes:
-        path: What was inspected.
-        kind: What it holds.
-        facts: What is in it: of each file or part, numbers and texts by name.
-        findings: What is wrong.
+        path: The file or folder.
+        kind: Kind of its contents.
+        facts: Numbers and texts by name, for each file or part.
+        findings: Problems.
     """
 
     path: Path
@@ -49,16 +49,16 @@ class Inspection:
 
 
 def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> list[Finding]:
-    """Word a finding about several items, how many and the first few of them; none about none."""
+    """Return a finding that counts some items and names the first few, or nothing without items."""
     names = tuple(map(str, items))
     shown = short(", ".join(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
-    # Not `format`: names of files may have braces.
+    # Not `format`, as file names may have braces.
     text = f"{what.replace('{n}', f'{len(names):,}')}: {shown}{detail}"
     return [Finding(kind, text, names)] if names else []
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """Smallest, median and largest of some numbers, in words."""
+    """Describe numbers by their minimum, maximum and median."""
     if not values:
         return "none"
     low, middle, high = (f"{value:,.4g}" for value in (min(values), median(values), max(values)))

@@ -1,23 +1,23 @@
-"""Inspecting videos: every frame is decoded."""
+"""Inspection of videos, which decodes every frame."""
 
 from pathlib import Path
 from typing import Any
 
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import TmapdiffError
-from tmapdiff.inspection.report import Finding, Inspection, Told, about, spread
+from tmapdiff.inspection.report import Finding, Inspection, OnItem, about, spread
 from tmapdiff.video import VideoInfo, open_video
 from tmapdiff.video.extraction import find_videos, list_suffixes
 
 
-def inspect_videos(path: Path, told: Told) -> tuple[Inspection, dict[str, float]]:
-    """Inspect a video, or all videos of a folder; with it come their durations."""
-    files, passed_over = find_videos(path) if path.is_dir() else ([path], {})
+def inspect_videos(path: Path, on_item: OnItem) -> tuple[Inspection, dict[str, float]]:
+    """Inspect a video, or all videos in a folder; return their durations too."""
+    files, skipped = find_videos(path) if path.is_dir() else ([path], {})
     durations: dict[str, float] = {}
     infos: dict[str, VideoInfo] = {}
     findings: list[Finding] = []
     for file in files:
-        told()
+        on_item()
         try:
             check_video_id(str(file), file.stem)
             with open_video(file) as video:
@@ -31,19 +31,19 @@ def inspect_videos(path: Path, told: Told) -> tuple[Inspection, dict[str, float]
             findings.append(Finding("not a video", str(error), (file.stem,)))
     stems = [file.stem for file in files]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    findings += about("duplicates", "{n} ids are those of several files", twice)
+    findings += about("duplicates", "{n} ids belong to several files", twice)
     shown = list(infos.values())
     facts: dict[str, Any] = {
         "videos": len(files),
         "duration": spread(list(durations.values()), " s"),
-        "pictures a second": spread([one.frame_rate for one in shown if one.frame_rate]),
+        "frames per second": spread([one.frame_rate for one in shown if one.frame_rate]),
         "size": _counted([f"{one.width} x {one.height}" for one in shown]),
         "rotation": _counted([f"{one.rotation}" for one in shown]),
         "codec": _counted([f"{one.codec}" for one in shown]),
         "bytes": sum(file.stat().st_size for file in files),
     }
-    if passed_over:
-        facts["passed over"] = list_suffixes(passed_over)
+    if skipped:
+        facts["skipped files"] = list_suffixes(skipped)
     found = Inspection(path, "videos", {path.resolve().name: facts}, tuple(findings))
     return found, durations
 

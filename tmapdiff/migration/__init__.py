@@ -1,4 +1,4 @@
-"""For people who come from another implementation: its experiment files and its weights."""
+"""Experiment files and weights of other implementations."""
 
 from tmapdiff.migration.ms2dtan import MS2DTANExperiment, NotCarried, load_ms2dtan, ms2dtan_config
 

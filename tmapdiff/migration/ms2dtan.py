@@ -1,4 +1,4 @@
-"""MS-2D-TAN: its experiment files become configurations, its checkpoints models."""
+"""Loading experiment files and checkpoints of MS-2D-TAN."""
 
 import os
 from collections.abc import Mapping
@@ -49,9 +49,8 @@ class NotCarried:
     Attributes:
         field: Its dotted name.
         value: Its value.
-        reason: Why, or what takes its place.
-        of_model: Whether it makes the file's model another function than ours, which cannot use its
-            weights.
+        reason: Why, or what replaces it.
+        of_model: True if it changes the model so that `MS2DTAN` cannot use the weights.
     """
 
     field: str
@@ -68,22 +67,21 @@ class MS2DTANExperiment:
     """An experiment file of MS-2D-TAN, in the terms of this library.
 
     Attributes:
-        preset: Sizes and training, for MS-2D-TAN and for a diffusion localizer alike.
+        preset: Sizes and training settings of MS-2D-TAN and of a diffusion localizer.
         clip_channels: Channels of the video features.
-        objective: What MS-2D-TAN learns, see `tmapdiff.losses.get_objective`.
-        dataset: Name of the data set; `load_annotations` knows `charades`, `activitynet` and
+        objective: Objective of MS-2D-TAN, see `tmapdiff.losses.get_objective`.
+        dataset: Name of the dataset. `load_annotations` supports `charades`, `activitynet` and
             `tacos`.
-        data_dir: Folder of annotations and features, as the file gives it.
+        data_dir: Folder of annotations and features, as written in the file.
         features: Name of the HDF5 file in `data_dir`.
         normalized: Whether features are divided by their L2 norm.
-        clip_seconds: Seconds a clip lasts; None if clips divide each video equally.
-        seconds_per_feature: Seconds from one feature to the next; None if they divide each video
-            equally.
-        ranks: The n's of Rank n@m.
-        thresholds: The m's of Rank n@m.
-        test_batch_size: Queries localized at once.
-        checkpoint: The weights, as the file gives their place; None if it gives none.
-        not_carried: Every field of the file that is not in the above, and why.
+        clip_seconds: Duration of a clip in seconds, or None if clips divide each video equally.
+        seconds_per_feature: Seconds between features, or None if they divide each video equally.
+        ranks: Values of n in Rank n@m.
+        thresholds: Values of m in Rank n@m.
+        test_batch_size: Queries per batch in evaluation.
+        checkpoint: Path of the weights as written in the file, or None.
+        not_carried: All other fields of the file, with reasons.
     """
 
     preset: Preset
@@ -103,14 +101,14 @@ class MS2DTANExperiment:
 
     @property
     def report(self) -> str:
-        """What was not carried over, one line per field."""
+        """List the fields without a counterpart, one line each."""
         return "\n".join(map(str, self.not_carried))
 
     def build_ms2dtan(self, vocabulary_size: int) -> MS2DTAN:
-        """Make the file's model with random weights.
+        """Build the model of the file with random weights.
 
         Args:
-            vocabulary_size: Words, padding and unknown word included.
+            vocabulary_size: Number of words, including padding and the unknown word.
         """
         return self.preset.build_ms2dtan(
             vocabulary_size=vocabulary_size,
@@ -119,10 +117,10 @@ class MS2DTANExperiment:
         )
 
     def build_localizer(self, vocabulary_size: int, **localizer: Any) -> MomentLocalizer:
-        """Make a diffusion localizer of the same sizes with random weights.
+        """Build a diffusion localizer of the same sizes with random weights.
 
         Args:
-            vocabulary_size: Words, padding and unknown word included.
+            vocabulary_size: Number of words, including padding and the unknown word.
             **localizer: As for `Preset.build`.
         """
         return self.preset.build(
@@ -130,15 +128,15 @@ class MS2DTANExperiment:
         )
 
     def load_annotations(self, split: str, root: str | os.PathLike[str] = ".") -> AnnotationSet:
-        """Load the annotations that the file trains or tests on.
+        """Load the annotations of a split.
 
         Args:
-            split: `train`, `val` or `test`, the name of the file in `data_dir`.
-            root: Folder that `data_dir` is relative to: that of MS-2D-TAN.
+            split: `train`, `val` or `test`.
+            root: Folder of MS-2D-TAN, which `data_dir` is relative to.
 
         Raises:
-            ConfigError: If the data set is another than those three.
-            FileError, AnnotationError, ConfigError: As the loader of the data set.
+            ConfigError: If the dataset is not supported.
+            FileError, AnnotationError, ConfigError: As the loader of the dataset.
         """
         who = "MS2DTANExperiment.load_annotations"
         check_choice(who, "DATASET.NAME", self.dataset, _DATASETS)
@@ -152,7 +150,7 @@ class MS2DTANExperiment:
         """Open the video features.
 
         Args:
-            root: Folder that `data_dir` is relative to: that of MS-2D-TAN.
+            root: Folder of MS-2D-TAN, which `data_dir` is relative to.
 
         Raises:
             FileError, FeatureError, MissingDependencyError: As `HDF5FeatureStore`.
@@ -169,13 +167,13 @@ class MS2DTANExperiment:
         *,
         training: bool,
     ) -> MomentDataset:
-        """Make a data set: where clips are of one length, of windows for training, else whole.
+        """Build a dataset, with windows of long videos for training if clips have a fixed duration.
 
         Args:
             annotations: The queries.
             store: Features of their videos.
-            vocabulary: Words to encode the queries with.
-            training: Whether to see long videos through windows.
+            vocabulary: Vocabulary to encode the queries with.
+            training: Whether to cut windows from long videos.
 
         Raises:
             ArgumentError: As `MomentDataset`.
@@ -196,17 +194,16 @@ class MS2DTANExperiment:
 def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTANExperiment:
     """Read an experiment file of MS-2D-TAN, such as `experiments/charades/MS-2D-TAN-G-I3D.yaml`.
 
-    Every field of the file is either in the result or in its `not_carried`, with the reason.
+    Fields without a counterpart are listed in `not_carried`, with reasons.
 
     Args:
-        source: The yaml file, or what is in it.
+        source: Path of the YAML file, or its contents.
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        ConfigError: If it is no such file: it is no yaml, a field is missing, or its scales are not
-            those of a `MapGrid`.
+        ConfigError: If it is not YAML, a field is missing, or its scales do not form a `MapGrid`.
         ArgumentError: If a number is out of range.
-        MissingDependencyError: If a file is to be read and the extra `migration` is not installed.
+        MissingDependencyError: If `source` is a path and the extra `migration` is not installed.
 
     Source: Zhang et al., arXiv 2012.02646; MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
     """
@@ -228,8 +225,8 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         fields.leave(
             "DATASET.SLIDING_WINDOW",
             False,
-            "clips divide each video equally, as there; but a clip is the mean of its features "
-            "here, and the middle one there",
+            "clips divide each video equally, as in MS-2D-TAN; but a clip is the mean of its "
+            "features, and not the middle one",
         )
     objective = _read_objective(fields)
     training = TrainingConfig(
@@ -275,34 +272,34 @@ def load_ms2dtan(
 ) -> tuple[MS2DTAN, Vocabulary]:
     """Load a checkpoint of the public MS-2D-TAN, ready to localize.
 
-    Its word vectors are not among its weights: they are GloVe's, and unknown words are zero.
+    The checkpoint has no word vectors: they are GloVe's, and zero for unknown words.
 
     Args:
-        config: The experiment file that the checkpoint was trained with.
-        checkpoint: The weights, `epoch....pkl`. They are read as weights: no code in them runs.
-        glove: Vectors of `glove.6B.300d.txt`, or that file.
-        vocabulary: The words to know. Defaults to all of GloVe's: 400,000, which take 480 MB.
+        config: Experiment file the checkpoint was trained with.
+        checkpoint: The weights, `epoch....pkl`. Code in the file is never run.
+        glove: The file `glove.6B.300d.txt`, or its vectors.
+        vocabulary: Known words. Defaults to all 400,000 of GloVe, which take 480 MB.
 
     Returns:
         The model, in evaluation mode, and the vocabulary to encode queries with.
 
     Raises:
         FileError: If a file is missing or cannot be read.
-        ConfigError: If the experiment's model has what ours lacks, or its words are of another
-            width than GloVe's vectors; or as `ms2dtan_config`.
+        ConfigError: If `MS2DTAN` cannot represent the experiment's model, or its word vectors have
+            another width than GloVe's; or as `ms2dtan_config`.
         ArgumentError: As `ms2dtan_config`.
-        CheckpointError: If the file holds no weights, or those of another model.
+        CheckpointError: If the file has no weights, or those of another model.
     """
     who = "load_ms2dtan"
     experiment = config if isinstance(config, MS2DTANExperiment) else ms2dtan_config(config)
     if other := [one for one in experiment.not_carried if one.of_model]:
         got = f"{other[0].field} = {other[0].value!r}"
-        raise ConfigError(message(who, "a model that MS2DTAN is", got, f"{other[0].reason}."))
+        raise ConfigError(message(who, "a model that MS2DTAN supports", got, f"{other[0].reason}."))
     weights = _read_weights(who, Path(checkpoint))
     if not isinstance(glove, GloveVectors):
         glove = load_glove(glove, None if vocabulary is None else vocabulary.words)
     if vocabulary is None:
-        words = dict.fromkeys(glove.words)  # some files have a word twice
+        words = dict.fromkeys(glove.words)  # some files repeat words
         vocabulary = Vocabulary(word for word in words if word not in (PADDING, UNKNOWN))
     word_channels = experiment.preset.encoder["word_channels"]
     if glove.vectors.shape[1] != word_channels:
@@ -325,35 +322,35 @@ _MAP = "MODEL.MAP_MODULE.PARAMS"
 _LAYERS = "MODEL.PROP_MODULE.PARAMS.NUM_LAYERS"
 _MAP_LAYERS = {"MultiScalePropConvTanhBN": "conv", "MultiScalePropMaxPool": "max-pool"}
 
-_CUDNN = "it is of the machine: torch.backends.cudnn"
-_VALIDATION = "what to evaluate on is an argument: Trainer(validation=...)"
+_CUDNN = "set torch.backends.cudnn"
+_VALIDATION = "use Trainer(validation=...)"
 _UNREAD = (
     "DATASET.ALIGNMENT", "DATASET.FPS", "DATASET.INPUT_CLIP_SIZE", "DATASET.NUM_FRAMES",
     "DATASET.OUTPUT_CLIP_SIZE", "DATASET.OUTPUT_TYPE", "DATASET.QUERY_NUM_CLIPS", "DATASET.SPLIT",
     "DATASET.VIDEO_WINDOW_SIZE", "LOSS.PARAMS.TEMPERATURE", "OPTIM.SCHEDULER.FACTOR",
     "OPTIM.SCHEDULER.PATIENCE", "TEST.EVAL_TRAIN", "TEST.TOP_K",
 )  # fmt: skip
-# Why fields that say nothing about model or data stay behind.
-_LEFT = {
-    "WORKERS": "it is of the machine: TrainingConfig.num_workers",
-    "MODEL_DIR": "a place to write to: Trainer(output_dir=...)",
-    "RESULT_DIR": "a place to write to: write_submission(..., path)",
-    "LOG_DIR": "a place to write to: Trainer(output_dir=...)",
+# What replaces fields that describe neither model nor data.
+_REPLACED = {
+    "WORKERS": "use TrainingConfig.num_workers",
+    "MODEL_DIR": "use Trainer(output_dir=...)",
+    "RESULT_DIR": "use write_submission(..., path)",
+    "LOG_DIR": "use Trainer(output_dir=...)",
     "CUDNN.BENCHMARK": _CUDNN,
     "CUDNN.DETERMINISTIC": _CUDNN,
     "CUDNN.ENABLED": _CUDNN,
     "DATASET.NO_VAL": _VALIDATION,
     "DATASET.NO_TEST": _VALIDATION,
-    "TRAIN.CONTINUE": "Trainer.resume() continues a training",
+    "TRAIN.CONTINUE": "use Trainer.resume()",
     **dict.fromkeys(_UNREAD, "the public code does not read it"),
 }
 
 
-_LONGEST_FILE = 1 << 20  # bytes of an experiment file; those of MS-2D-TAN have two thousand
+_LONGEST_FILE = 1 << 20  # bytes of an experiment file; those of MS-2D-TAN have about 2,000
 
 
 class _Fields:
-    """The fields of an experiment file by dotted name, and what became of each."""
+    """Fields of an experiment file by dotted name, and those not carried over."""
 
     def __init__(self, who: str, content: Mapping[str, Any]) -> None:
         self.who = who
@@ -361,7 +358,7 @@ class _Fields:
         self._left: list[NotCarried] = []
 
     def take(self, name: str, default: Any = _MISSING) -> Any:
-        """Return a field, which is carried over then."""
+        """Return the value of a field, which counts as carried over."""
         value = self._values.pop(name, default)
         if value is _MISSING:
             raise ConfigError(message(self.who, f"the field {name}", "none"))
@@ -378,16 +375,16 @@ class _Fields:
         self._left.append(NotCarried(name, value, reason, of_model))
 
     def expect(self, name: str, expected: Any, reason: str, of_model: bool = False) -> None:
-        """Take a field of which only one value has a counterpart, and report any other."""
+        """Take a field with only one supported value; report any other."""
         value = self.take(name, expected)
         if value != expected:
             self.leave(name, value, reason, of_model)
 
     def not_carried(self) -> tuple[NotCarried, ...]:
-        """All that was left, including what nobody asked for."""
+        """Return all fields that were not carried over, including those not taken."""
         for name, value in self._values.items():
-            # What a layer of the model is told is never without effect.
-            reason = _LEFT.get(name, "there is no such thing here")
+            # A field of the model that was not taken always changes it.
+            reason = _REPLACED.get(name, "it is not supported here")
             self.leave(name, value, reason, of_model=name.startswith("MODEL."))
         self._values = {}
         return tuple(self._left)
@@ -403,22 +400,22 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         if len(text) > _LONGEST_FILE:
             expected = f"an experiment file of at most {_LONGEST_FILE:,} bytes"
             raise ConfigError(message(str(path), expected, "more"))
-        # A few of them can stand for more than a memory holds.
+        # Nested aliases can expand to more than fits in memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ConfigError(message(str(path), "yaml without aliases", "an alias"))
+            raise ConfigError(message(str(path), "YAML without aliases", "an alias"))
         content = yaml.safe_load(text)
     except TmapdiffError:
         raise
-    # Deep nesting ends in a RecursionError, and bytes that are no text in a ValueError.
+    # Deep nesting raises RecursionError, bytes that are not text ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(message(str(path), "yaml", first_line(error))) from error
+        raise ConfigError(message(str(path), "YAML", first_line(error))) from error
     if not isinstance(content, Mapping):
         raise ConfigError(message(str(path), "fields of an experiment", type(content).__name__))
     return content
 
 
 def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
-    """Fields of `MapGrid`, and features per clip."""
+    """Return the fields of `MapGrid`, and the features per clip."""
     who = fields.who
     sizes = {}
     for name in ("DATASET.OUTPUT_NUM_CLIPS", "DATASET.NUM_ANCHORS", _LAYERS):
@@ -439,13 +436,13 @@ def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
         expected = f"DATASET.INPUT_NUM_CLIPS to be {num_clips} clips of {stride} features"
         raise ConfigError(message(who, expected, inputs))
     fields.expect(
-        f"{_CLIP}.KERNEL_SIZE", stride, "the features of a clip are averaged, and no others", True
+        f"{_CLIP}.KERNEL_SIZE", stride, "a clip is the mean of its own features here", True
     )
     return {"num_clips": num_clips, "num_anchors": num_anchors, "num_scales": scales}, stride
 
 
 def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
-    """Fields of `MultimodalEncoder`, kernels of the map convolutions, and channels of a clip."""
+    """Return the fields of `MultimodalEncoder`, the kernel sizes, and the channels of a clip."""
     who = fields.who
     channels = fields.size(f"{_CLIP}.HIDDEN_SIZE")
     kernel_sizes = check_sizes(who, f"{_MAP}.KERNEL_SIZES", fields.take(f"{_MAP}.KERNEL_SIZES"))
@@ -462,7 +459,7 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
     ):
         fields.expect(name, channels, same, of_model=True)
     for name, expected, reason in (
-        ("MODEL.NAME", "MultiScale_TAN", "no other model is known here"),
+        ("MODEL.NAME", "MultiScale_TAN", "no other model is supported here"),
         ("MODEL.CLIP_MODULE.NAME", "ClipAvgPool", "the features of a clip are averaged here"),
         ("MODEL.FUSION_MODULE.NAME", "MulNormFusion", "query and map are multiplied here"),
         ("MODEL.PRED_MODULE.NAME", "ProposalHead", "a 1x1 convolution scores a cell here"),
@@ -492,12 +489,12 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
 
 
 def _read_objective(fields: _Fields) -> str:
-    fields.expect("LOSS.NAME", "bce_rescale_loss", "the binary cross-entropy takes its place")
+    fields.expect("LOSS.NAME", "bce_rescale_loss", "binary cross-entropy replaces it")
     fields.expect("LOSS.PARAMS.BIAS", 0, "targets have no bias here")
     low, high = fields.take("LOSS.PARAMS.MIN_IOU", 0.5), fields.take("LOSS.PARAMS.MAX_IOU", 1)
     if (low, high) == (0, 1):
         return "bce-full"
-    reason = "targets are the IoU stretched from [0.5, 1] here, or from [0, 1]"
+    reason = "targets are the IoU rescaled from [0.5, 1] or [0, 1] here"
     for name, value, expected in (("MIN_IOU", low, 0.5), ("MAX_IOU", high, 1)):
         if value != expected:
             fields.leave(f"LOSS.PARAMS.{name}", value, reason)
@@ -513,7 +510,7 @@ def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
 
 
 def _number(value: Any) -> Any:
-    """Read a number such as 1e-4, which yaml takes for a text as it has no point."""
+    """Parse numbers such as 1e-4, which YAML reads as text because they have no point."""
     number = parse_number(value) if isinstance(value, str) and "e" in value.lower() else None
     return value if number is None else number
 
