@@ -310,7 +310,7 @@ class TestVideos:
         # 4 features per second from 8 frames per second, each near the middle of its interval.
         features = frame_encoder.encode(pictures[1::2])
         assert_alike(found, pipe(features, "the door", generator=seeds(1)))
-        with refuses(ArgumentError, "expected the frame_rate of the pictures, got none."):
+        with refuses(ArgumentError, "expected the frame_rate of the frames, got none."):
             pipe(pictures, "the door")
 
     def test_a_file_is_encoded_once_while_it_stays(self, pipe, frame_encoder, tmp_path):

@@ -78,7 +78,7 @@ def test_what_a_stranger_s_store_says_is_not_loaded(extracted, weights):
         ('{"model_name": "test_resnet", "pretrained": true, "weights": "/x/w.pth"}', "no safeten"),
         ('{"model_name": "test_resnet", "pretrained": false}', "random weights"),
         ('{"model_name": "test_resnet", "pretrained": true, "device": "x", "no": 1}', "argument"),
-        ('{"model_name": "no_model", "pretrained": true}', "expected the name of a model of timm"),
+        ('{"model_name": "no_model", "pretrained": true}', "expected the name of a timm model"),
         ("[]", "'list'"),
         ("{", "the pipeline takes features, not videos: "),
     ):

@@ -41,7 +41,7 @@ FORMATS = [
 
 
 def shown_at(times, fps):
-    """Oracle: numbers of the pictures at the middles, when picture i is shown from times[i] on."""
+    """Oracle: numbers of the frames at the middles, where frame i is shown from times[i] on."""
     end, last = times[-1], len(times) - 2
     middles = [Fraction(2 * i + 1, 2) / Fraction(fps) for i in range(math.ceil(end * fps) + 1)]
     return [
@@ -63,7 +63,7 @@ def numbers(frames):
 
 
 @pytest.mark.parametrize(("suffix", "codec", "time_base"), FORMATS, ids=lambda p: str(p)[:7])
-def test_pictures_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base):
+def test_frames_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_base):
     path = write_video(tmp_path / f"a.{suffix}", TENTHS, codec=codec, time_base=time_base)
     for fps in (Fraction(1, 2), 2, 3, 7.3, 10, 25):
         frames, video = sampled(path, fps)
@@ -88,7 +88,7 @@ def test_pictures_are_those_shown_at_the_middles(tmp_path, suffix, codec, time_b
     fps=st.fractions(Fraction(1, 10), 30, max_denominator=1000),
     suffix=st.sampled_from(["mp4", "mkv"]),
 )
-def test_uneven_pictures(tmp_path, gaps, fps, suffix):
+def test_uneven_frames(tmp_path, gaps, fps, suffix):
     times = [Fraction(sum(gaps[:i]), 1000) for i in range(len(gaps) + 1)]
     path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000))
     frames, video = sampled(path, fps)
@@ -97,7 +97,7 @@ def test_uneven_pictures(tmp_path, gaps, fps, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["mov", "mkv"])
-def test_pictures_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix):
+def test_frames_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix):
     times = [time + 1 for time in TENTHS]
     path = write_video(tmp_path / f"a.{suffix}", times, time_base=Fraction(1, 1000), sound=(0, 4))
     frames, video = sampled(path, 2)
@@ -106,7 +106,7 @@ def test_pictures_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix)
     assert video.info.start == pytest.approx(1.0)
     assert video.duration == pytest.approx(4.0)
     assert video.info.duration == pytest.approx(4.0)
-    # Sound that goes on after the pictures.
+    # Sound that continues after the frames.
     path = write_video(tmp_path / f"b.{suffix}", TENTHS, time_base=Fraction(1, 1000), sound=(0, 9))
     frames, video = sampled(path, 2)
     assert len(frames) == 6
@@ -114,7 +114,7 @@ def test_pictures_that_begin_after_the_sound_and_end_before_it(tmp_path, suffix)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_time_begins_with_the_first_picture_where_there_is_no_sound(tmp_path, suffix):
+def test_time_begins_with_the_first_frame_where_there_is_no_sound(tmp_path, suffix):
     times = [time + 5 for time in TENTHS]
     base = Fraction(1, 90_000) if suffix == "ts" else Fraction(1, 1000)
     frames, video = sampled(write_video(tmp_path / f"a.{suffix}", times, time_base=base), 2)
@@ -129,7 +129,7 @@ def test_rotated_videos_come_upright(tmp_path, degrees, mirrored):
     corners = np.zeros((32, 64, 3), np.uint8)
     corners[:16, :32], corners[:16, 32:], corners[16:, :32] = 60, 120, 180
     path = write_video(tmp_path / "a.mp4", [0, 1], images=[corners], rotation=(degrees, mirrored))
-    # PyAV counts counterclockwise, as NumPy does, and mirrors then.
+    # PyAV counts counterclockwise, as NumPy does, and mirrors after that.
     expected = np.rot90(corners, degrees // 90)
     expected = expected[:, ::-1] if mirrored else expected
     (frame,), video = sampled(path, 1)
@@ -139,7 +139,7 @@ def test_rotated_videos_come_upright(tmp_path, degrees, mirrored):
         assert video.info.rotation == -degrees % 360
 
 
-# PyAV cannot write it for codecs that do not tell it themselves.
+# PyAV cannot write the aspect for codecs that do not store it themselves.
 ANAMORPHIC = [one for one in FORMATS if one[1] != "libvpx"]
 
 
@@ -158,9 +158,9 @@ def test_anamorphic_videos_are_as_wide_as_shown(tmp_path, suffix, codec, time_ba
 def test_the_limit_of_pixels_is_that_of_frames_as_shown(tmp_path):
     path = write_video(tmp_path / "a.mp4", TENTHS, pixel_aspect=Fraction(2))
     assert len(sampled(path, 2, max_pixels=128 * 32)[0]) == 6
-    with refuses(VideoError, "expected pictures of at most 4095 pixels, got 128 x 32. Pass max"):
+    with refuses(VideoError, "expected frames of at most 4,095 pixels, got 128 x 32. Pass a"):
         sampled(path, 2, max_pixels=128 * 32 - 1)
-    with refuses(VideoError, "expected pictures of at most 2047 pixels, got 64 x 32. Pass max"):
+    with refuses(VideoError, "expected frames of at most 2,047 pixels, got 64 x 32. Pass a"):
         open_video(path, max_pixels=2047)  # as stored
 
 
@@ -192,7 +192,7 @@ def test_sources(tmp_path):
     for source in (path, str(path), content, io.BytesIO(content)):
         assert numbers(sampled(source, 2)[0]) == expected
     with path.open("rb") as file:
-        file.read(100)  # it is read from its start all the same
+        file.read(100)  # it is read from its start anyway
         assert numbers(sampled(file, 2)[0]) == expected
         assert not file.closed
         assert probe_video(file) == probe_video(path)
@@ -214,26 +214,26 @@ def test_a_source_that_cannot_seek(tmp_path):
 
 
 def test_arrays_have_the_same_interface():
-    pictures = np.stack([number_image(index) for index in range(30)])
-    for source in (pictures, torch.from_numpy(pictures)):
+    array = np.stack([number_image(index) for index in range(30)])
+    for source in (array, torch.from_numpy(array)):
         frames, video = sampled(source, 2, frame_rate=10)
         assert numbers(frames) == shown_at(TENTHS, 2)
         assert video.duration == video.info.duration == 3.0
         assert (video.info.frame_rate, video.info.width, video.info.height) == (10.0, 64, 32)
-    # 30000 / 1001 pictures a second: no time may be off by a rounding.
+    # 30000 / 1001 frames per second: no time may be off by a rounding error.
     rate = Fraction(30_000, 1001)
-    frames, _ = sampled(pictures, rate, frame_rate=rate)
+    frames, _ = sampled(array, rate, frame_rate=rate)
     assert numbers(frames) == list(range(30))
 
 
-def test_pictures_are_shared_where_they_are_the_same():
-    pictures = np.stack([number_image(index) for index in range(3)])
-    frames, _ = sampled(pictures, 30, frame_rate=10)
+def test_samples_of_one_frame_share_its_image():
+    array = np.stack([number_image(index) for index in range(3)])
+    frames, _ = sampled(array, 30, frame_rate=10)
     assert numbers(frames) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert frames[0].image is frames[2].image
 
 
-def test_a_video_shorter_than_half_a_piece_gives_one_picture(tmp_path):
+def test_a_video_shorter_than_half_a_piece_yields_one_frame(tmp_path):
     path = write_video(tmp_path / "a.mp4", TENTHS[:3])
     frames, video = sampled(path, 1)
     assert numbers(frames) == [1]
@@ -264,7 +264,7 @@ def test_truncated_videos_give_what_there_is(tmp_path, suffix):
     found, video = damaged(cut(path, 0.8))
     whole = shown_at(SIXTY, 2)
     assert 1 < len(found) < len(whole)
-    # The last pictures may be damaged themselves.
+    # The last frames may be damaged themselves.
     assert found[:-2] == whole[: len(found) - 2]
     assert "it ends at " in video.damage
     assert "\n" not in video.damage
@@ -287,12 +287,10 @@ def test_a_hole_in_a_video(tmp_path):
     found, video = damaged(bytes(content), 10)
     whole = shown_at(SIXTY, 10)
     wrong = [index for index, (a, b) in enumerate(zip(found, whole, strict=True)) if a != b]
-    # What is lost is as long as a group of pictures; the picture before is shown on.
+    # At most a group of pictures is lost; the frame before it stays on screen.
     assert 0 < len(wrong) <= 10
     assert all(found[index] <= whole[index] for index in wrong)
-    assert "pictures could not be decoded (Invalid data found when processing input)" in (
-        video.damage
-    )
+    assert "frames could not be decoded (Invalid data found when processing input)" in video.damage
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
@@ -304,16 +302,16 @@ def test_too_little_of_a_video_is_an_error(tmp_path, share):
 
 
 @pytest.mark.parametrize("start", [3600, 3601])
-def test_a_first_picture_more_than_an_hour_after_the_start_is_refused(tmp_path, start):
+def test_a_first_frame_more_than_an_hour_after_the_start_is_refused(tmp_path, start):
     times = [start, start + 1, start + 2]
     path = write_video(
         tmp_path / "a.mkv", times, time_base=Fraction(1, 1000), sound=(0, Fraction(1, 2))
     )
     with open_video(path) as video:
-        if start == 3600:  # the first picture stands for what is before it
+        if start == 3600:  # the first frame is used for all times before it
             assert len(list(video.sample(1))) == 3602
             return
-        expected = "a.mkv: expected pictures within an hour of its start, got the first at 3601.00"
+        expected = "a.mkv: expected frames within an hour of its start, got the first at 3601.00"
         with refuses(VideoError, expected, "Its timestamps are damaged."):
             list(video.sample(1))
 
@@ -329,7 +327,7 @@ def test_files_that_are_no_video(tmp_path):
         ("list.ffconcat", "ffconcat version 1.0\nfile 'a.ts'\n"),
     ):
         (tmp_path / name).write_text(text)
-        with refuses(VideoError, f"{tmp_path / name}: expected a video, got a text."):
+        with refuses(VideoError, f"{tmp_path / name}: expected a video, got text."):
             open_video(tmp_path / name)
     (tmp_path / "empty.mp4").write_bytes(b"")
     for source in (tmp_path / "empty.mp4", b"", io.BytesIO()):
@@ -360,8 +358,8 @@ def test_sound_only(tmp_path):
         open_video(path)
 
 
-def test_the_cover_of_a_record_is_no_video():
-    # PyAV has had flags for it, and has numbers.
+def test_cover_art_is_not_a_video():
+    # Older releases of PyAV have flags, newer ones numbers.
     cover = av.stream.Disposition.attached_pic
     for disposition, is_cover in ((cover, True), (int(cover.value), True), (0, False)):
         assert _is_cover(SimpleNamespace(disposition=disposition)) == is_cover
@@ -370,7 +368,7 @@ def test_the_cover_of_a_record_is_no_video():
 def test_files_that_cannot_be_read(tmp_path):
     with refuses(FileError, f"cannot read {tmp_path / 'none.mp4'}: No such file or directory."):
         open_video(tmp_path / "none.mp4")
-    with refuses(FileError, f"cannot read {tmp_path}: it is no file."):
+    with refuses(FileError, f"cannot read {tmp_path}: it is not a file."):
         open_video(tmp_path)
     with refuses(FileError, "embedded null byte"):
         open_video("a\0b")
@@ -425,26 +423,26 @@ def test_an_open_file_that_fails(tmp_path):
 
 def test_refusals(tmp_path):
     path = write_video(tmp_path / "a.mp4", TENTHS)
-    pictures = np.zeros((2, 4, 4, 3), np.uint8)
-    expected = "open_video: expected a path, bytes, an open binary file or an array of pictures"
+    array = np.zeros((2, 4, 4, 3), np.uint8)
+    expected = "open_video: expected a path, bytes, an open binary file or an array of frames"
     for source, options, text in (
         (3, {}, f"{expected}, got int."),
         (io.StringIO("x"), {}, f"{expected}, got a file opened as text."),
-        (pictures, {}, "expected the frame_rate of the pictures, got none."),
-        (path, {"frame_rate": 3}, "expected frame_rate with pictures only, got 3. A file has"),
-        (pictures, {"frame_rate": 0}, "expected frame_rate in (0, inf), got 0."),
+        (array, {}, "expected the frame_rate of the frames, got none."),
+        (path, {"frame_rate": 3}, "expected frame_rate only for frames, got 3. A file declares"),
+        (array, {"frame_rate": 0}, "expected frame_rate in (0, inf), got 0."),
         (path, {"max_pixels": 0}, "expected max_pixels to be an integer >= 1, got 0."),
     ):
         with refuses(ArgumentError, text):
             open_video(source, **options)
-    rates = "open_video: expected a frame_rate from one an hour to 1,000,000 a second, got"
+    rates = "open_video: expected a frame_rate from 1 per hour to 1,000,000 per second, got"
     for wrong in (1e-320, 1e-9, 1 / 3601, 1_000_001, 1e300):
         with refuses(ArgumentError, f"{rates} {wrong}."):
-            open_video(pictures, frame_rate=wrong)
+            open_video(array, frame_rate=wrong)
     for right in (Fraction(1, 3600), 1_000_000):
-        assert open_video(pictures, frame_rate=right).info.frame_rate == pytest.approx(right)
-    for wrong in (pictures[0], pictures.astype(float), pictures[..., :2], pictures[:0]):
-        with refuses(ArgumentError, "expected pictures of shape (T, H, W, 3) and dtype uint8"):
+        assert open_video(array, frame_rate=right).info.frame_rate == pytest.approx(right)
+    for wrong in (array[0], array.astype(float), array[..., :2], array[:0]):
+        with refuses(ArgumentError, "expected frames of shape (T, H, W, 3) and dtype uint8"):
             open_video(wrong, frame_rate=1)
     with open_video(path) as video:
         for wrong in (0, -1, math.nan, "x", 1e12):
@@ -453,7 +451,7 @@ def test_refusals(tmp_path):
         video.sample(1)
         with refuses(VideoError, f"{path}: expected to be read once, got a second reading."):
             video.sample(1)
-    for source, options in ((path, {}), (pictures, {"frame_rate": 1})):
+    for source, options in ((path, {}), (array, {"frame_rate": 1})):
         with open_video(source, **options) as video:
             frames = video.sample(2)
             next(frames)
@@ -461,7 +459,7 @@ def test_refusals(tmp_path):
             list(frames)
 
 
-def test_pictures_pass_one_at_a_time(tmp_path):
+def test_frames_are_decoded_one_at_a_time(tmp_path):
     path = write_video(tmp_path / "a.mp4", SIXTY)
     seen = []
     with open_video(path) as video:
@@ -478,8 +476,8 @@ def test_without_pyav_only_arrays_can_be_read(monkeypatch, tmp_path):
     text = "decoding videos needs the package av, which is not installed."
     with refuses(MissingDependencyError, text):
         open_video(path)
-    pictures = np.zeros((2, 4, 4, 3), np.uint8)
-    assert len(sampled(pictures, 1, frame_rate=1)[0]) == 2
+    array = np.zeros((2, 4, 4, 3), np.uint8)
+    assert len(sampled(array, 1, frame_rate=1)[0]) == 2
 
 
 def test_real_video(real_video):
@@ -493,7 +491,7 @@ def test_real_video(real_video):
     assert video.duration == pytest.approx(13.013)
     for frame in frames:
         assert 0 <= frame.time - frame.shown_from < 1001 / 30_000 + 1e-9
-    # Every picture, at the rate of the file itself.
+    # Every frame, at the frame rate of the file.
     rate = Fraction(30_000, 1001)
     starts = [frame.shown_from for frame in sampled(real_video, rate)[0]]
     assert len(starts) == 390
@@ -538,7 +536,7 @@ def test_damage_that_would_be_logged_blocks_nothing(tmp_path, codec, size, round
 
 @pytest.fixture
 def level():
-    """Level of PyAV's messages that the user has chosen."""
+    """Set PyAV's log level as a user would; return how to read it."""
     before = av.logging.get_level()
     av.logging.set_level(av.logging.FATAL)
     yield av.logging.get_level
@@ -573,13 +571,13 @@ def test_a_level_that_is_set_while_a_video_is_open_stays(tmp_path, level):
     assert level() is None
 
 
-def test_decoders_are_told_how_large_pictures_may_be(tmp_path):
+def test_decoders_enforce_the_largest_frame_size(tmp_path):
     path = write_video(tmp_path / "a.webm", TENTHS, codec="libvpx")
     content = path.read_bytes()
-    # In the headers of pictures of VP8; the file goes on to say 64 x 32.
-    pictures = re.compile(rb"(\x9d\x01\x2a)....", re.DOTALL)
+    # In the headers of VP8's frames; the file still declares 64 x 32.
+    headers = re.compile(rb"(\x9d\x01\x2a)....", re.DOTALL)
     size = (12_000).to_bytes(2, "little")
-    path.write_bytes(pictures.sub(lambda found: found[1] + 2 * size, content))
-    with refuses(VideoError, "expected pictures, got none that can be decoded (Invalid argument)."):
+    path.write_bytes(headers.sub(lambda found: found[1] + 2 * size, content))
+    with refuses(VideoError, "expected frames, got none that can be decoded (Invalid argument)."):
         open_video(path)
     assert probe_video(path, max_pixels=2**28).width == 12_000

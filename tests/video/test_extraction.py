@@ -59,7 +59,7 @@ def expected_features(path, encoder, fps):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three videos, one that is cut off, and four files that are none."""
+    """Make a folder of three videos, a truncated one, and four other files."""
     folder = tmp_path / "videos"
     folder.mkdir()
     make_video(folder / "first.mp4")
@@ -86,12 +86,12 @@ def test_a_folder_of_videos(tmp_path, folder, encoder, num_workers):
     skipped = {note.video_id: note.reason for note in report.skipped}
     assert list(skipped) == ["a\\b", "empty", "text"]
     assert skipped["empty"] == f"{folder / 'empty.mp4'}: expected a video, got an empty file."
-    assert "expected a video, got a text" in skipped["text"]
+    assert "expected a video, got text" in skipped["text"]
     assert "expected a video id without" in skipped["a\\b"]
     assert report.passed_over == {".txt": 1}
     lines = str(report).splitlines()
     assert lines[0] == f"{out}: 4 videos extracted, 0 kept, 1 damaged, 3 skipped"
-    assert lines[-1] == "passed over, as no videos by their suffixes: 1 .txt"
+    assert lines[-1] == "other files by suffix: 1 .txt"
     assert len(lines) == 6
     assert sorted(os.listdir(tmp_path)) == ["features.h5", "videos", "whole.mkv"]
 
@@ -175,18 +175,18 @@ def test_every_suffix_that_ffmpeg_knows_of_formats_that_are_read_is_looked_for()
     assert {".gif", ".3g2", ".f4v", ".mkv"} <= known
 
 
-def test_what_is_passed_over_is_counted_by_suffix(tmp_path, encoder):
+def test_other_files_are_counted_by_suffix(tmp_path, encoder):
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in ("a.txt", "b.TXT", "c.srt", "none"):
         (folder / name).write_text("text")
     counts = {"": 1, ".srt": 1, ".txt": 2}
-    with refuses(ArgumentError, f"in {folder}, but 1 without any, 1 .srt, 2 .txt."):
+    with refuses(ArgumentError, f"in {folder}, only 1 without any, 1 .srt, 2 .txt."):
         extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
     make_video(folder / "a.mp4", 1)
     report = extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
     assert (report.extracted, report.passed_over) == (("a",), counts)
-    assert str(report).endswith("suffixes: 1 without any, 1 .srt, 2 .txt")
+    assert str(report).endswith("files by suffix: 1 without any, 1 .srt, 2 .txt")
     again = extract_features(folder, encoder, tmp_path / "a.h5", fps=2)
     assert (again.kept, again.passed_over) == (("a",), counts)
     assert inspect(folder).facts["videos"]["skipped files"] == "1 without any, 1 .srt, 2 .txt"
@@ -218,7 +218,7 @@ def test_a_second_run_does_what_is_left(tmp_path, folder, encoder):
     assert again.extracted == ()
     assert again.kept == ("cut", "first", "second one", "v_3.0")
     assert len(again.skipped) == 3
-    # One is mended, one changed, one touched only, one new.
+    # One is repaired, one changed, one only touched, one new.
     make_video(folder / "empty.mp4", 2)
     make_video(folder / "v_3.0.MOV", 2, start=100)
     os.utime(folder / "first.mp4", (0, 0))
@@ -256,13 +256,13 @@ def test_models_and_rates_are_not_mixed(tmp_path, encoder):
     out = tmp_path / "a.h5"
     extract_features([tmp_path / "a.mp4"], encoder, out, fps=2)
     content = out.read_bytes()
-    with refuses(FeatureError, "to have fps = 3.0, as new ones, got 2.0. Use another file"):
+    with refuses(FeatureError, "to have fps = 3.0, got 2.0. Write the new features to another"):
         extract_features([tmp_path / "a.mp4"], encoder, out, fps=3)
     with refuses(FeatureError, "to have model_sha256 = "):
         extract_features([tmp_path / "a.mp4"], make_encoder(1), out, fps=2)
     torch.manual_seed(0)
     other = FrameEncoder("test_vit", pretrained=False)
-    with refuses(FeatureError, "to have model = 'timm test_vit, random weights', as new ones, got"):
+    with refuses(FeatureError, "to have model = 'timm test_vit, random weights', got"):
         extract_features([tmp_path / "a.mp4"], other, out, fps=2)
     assert out.read_bytes() == content
 
@@ -270,7 +270,7 @@ def test_models_and_rates_are_not_mixed(tmp_path, encoder):
 def test_lists_and_mappings(tmp_path, encoder):
     (tmp_path / "sub").mkdir()
     one, two = make_video(tmp_path / "a.mp4"), make_video(tmp_path / "sub" / "a.mkv")
-    with refuses(ArgumentError, f"expected one video an id, got {one} and {two}. Pass a mapping"):
+    with refuses(ArgumentError, f"expected one video per id, got {one} and {two}. Pass a mapping"):
         extract_features([one, two], encoder, tmp_path / "f.h5", fps=1)
     videos = {"a.mp4": one, "b": str(two), "none": tmp_path / "none.mp4", "web": "https://h/a.mp4"}
     report = extract_features(videos, encoder, tmp_path / "f.h5", fps=1)
@@ -292,7 +292,7 @@ def test_nothing_that_can_be_decoded_makes_no_store(tmp_path, encoder):
 def test_one_video_in_memory(tmp_path, encoder):
     path = make_video(tmp_path / "a.mp4")
     expected = expected_features(path, encoder, 2)
-    pictures = np.stack([number_image(index) for index in range(15)])
+    array = np.stack([number_image(index) for index in range(15)])
     for source, options in (
         (path, {}),
         (path.read_bytes(), {}),
@@ -302,7 +302,7 @@ def test_one_video_in_memory(tmp_path, encoder):
         assert_close(video.features, expected)
         assert video.duration == pytest.approx(3.0)
         assert (video.seconds_per_feature, video.damage) == (0.5, None)
-    video = encode_video(pictures, encoder, fps=2, frame_rate=5)
+    video = encode_video(array, encoder, fps=2, frame_rate=5)
     assert video.features.shape == (6, encoder.feature_dim)
     clips = pool_features(
         video.features, 3, duration=video.duration, seconds_per_feature=video.seconds_per_feature
@@ -313,20 +313,20 @@ def test_one_video_in_memory(tmp_path, encoder):
         encode_video(b"", encoder, fps=2)
 
 
-def test_frames_that_would_be_repeated_for_ever_are_refused_at_once(encoder, monkeypatch):
+def test_frames_that_would_be_repeated_too_often_are_refused_immediately(encoder, monkeypatch):
     monkeypatch.setattr(encoder, "encode", lambda *_: pytest.fail("it has begun"))
-    pictures = np.zeros((8, 16, 16, 3), np.uint8)
+    array = np.zeros((8, 16, 16, 3), np.uint8)
     size = 8 * 3600 * 1000 * encoder.feature_dim * 4
     expected = "encode_video: expected features of frames of at most 536,870,912 bytes, got"
     with refuses(SizeLimitError, f"{expected} {size:,}. Set the environment variable"):
-        encode_video(pictures, encoder, fps=1000, frame_rate=1 / 3600)
+        encode_video(array, encoder, fps=1000, frame_rate=1 / 3600)
 
 
 def test_refusals(tmp_path, encoder, monkeypatch):
     out = tmp_path / "a.h5"
     videos = [make_video(tmp_path / "a.mp4")]
     (tmp_path / "empty").mkdir()
-    with refuses(ArgumentError, "expected a folder of videos, got no file with such a suffix in"):
+    with refuses(ArgumentError, "expected a folder of videos, got no file with a video suffix in"):
         extract_features(tmp_path / "empty", encoder, out, fps=1)
     with refuses(FileError, f"cannot read the folder {tmp_path / 'none'}: No such file"):
         extract_features(tmp_path / "none", encoder, out, fps=1)
@@ -360,7 +360,7 @@ extract_features(sys.argv[1], encoder, sys.argv[2], fps=2)
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_run_goes_on(tmp_path, encoder):
+def test_a_killed_run_resumes(tmp_path, encoder):
     folder, out = tmp_path / "videos", tmp_path / "features.h5"
     folder.mkdir()
     for index in range(6):

@@ -22,7 +22,7 @@ def encoder():
     return FrameEncoder("test_resnet", pretrained=False)
 
 
-def test_features_are_what_timm_gives(encoder):
+def test_features_are_those_of_timm(encoder):
     images = make_images(5)
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", pretrained=False, num_classes=0).eval()
@@ -37,13 +37,13 @@ def test_features_are_what_timm_gives(encoder):
     assert "test_resnet" in repr(encoder)
 
 
-def test_pictures_of_any_size(encoder):
+def test_images_of_any_size(encoder):
     images = [make_images(1, *size)[0] for size in ((30, 30), (500, 20), (224, 224), (1, 1))]
     features = encoder.encode(images)
     assert features.shape == (4, 96)
     assert features.isfinite().all()
     assert encoder.encode([]).shape == (0, 96)
-    # Views that are not contiguous: mirrored and turned.
+    # Views that are not contiguous: mirrored and rotated.
     image = make_images(1)[0]
     turned = image.swapaxes(0, 1)[:, ::-1]
     assert torch.equal(encoder.encode([turned]), encoder.encode([np.ascontiguousarray(turned)]))
@@ -94,7 +94,7 @@ def test_it_is_frozen(encoder):
     images = make_images(2)
     before = encoder.encode(images)
     torch.nn.Sequential(encoder).train()
-    # Batch normalisation would take the batch's own statistics, and change its own.
+    # Batch normalization would use the batch's statistics and change its own.
     assert torch.equal(encoder.encode(images), before)
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert not before.requires_grad
@@ -149,12 +149,12 @@ def test_without_a_network(tmp_path, monkeypatch):
 
 
 def test_refusals(encoder):
-    expected = "the name of a model of timm, got"
+    expected = "the name of a timm model, got"
     for name, text in (
         ("resnet_18", f"{expected} 'resnet_18'. Did you mean resnet18"),
-        ("qqqq", f"{expected} 'qqqq'. timm.list_models() lists them."),
+        ("qqqq", f"{expected} 'qqqq'. See timm.list_models()."),
         (3, f"{expected} 3."),
-        ("resnet18.x", "a tag of timm's weights, got 'resnet18.x'. There is resn"),
+        ("resnet18.x", "a tag of the model's weights, got 'resnet18.x'. Known: resn"),
     ):
         with refuses(ConfigError, f"FrameEncoder: expected {text}"):
             FrameEncoder(name, pretrained=False)
@@ -180,7 +180,7 @@ def test_on_a_gpu(encoder):
     assert (features - encoder.encode(images)).abs().max() < 1e-2 * features.abs().max()
 
 
-def test_a_preprocessing_that_is_none_of_timm_s(tmp_path):
+def test_a_preprocessing_unlike_timm_s(tmp_path):
     FrameEncoder("test_resnet", pretrained=False).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     saved = json.loads(path.read_text())
@@ -198,7 +198,7 @@ def test_a_preprocessing_that_is_none_of_timm_s(tmp_path):
     ):
         changed = {**saved, "preprocessing": {**saved["preprocessing"], **change}}
         path.write_text(json.dumps(changed))
-        with refuses(CheckpointError, "config.json has a preprocessing that is none of timm's."):
+        with refuses(CheckpointError, "the preprocessing in config.json is not one of timm's."):
             FrameEncoder.from_pretrained(tmp_path)
             pytest.fail(str(change))
 

@@ -88,14 +88,14 @@ def test_other_attributes_are_refused(tmp_path):
         store.write("A", array(0), {})
         store.finish()
     for name, value in (("model", "timm y"), ("fps", 3.0), ("new", 1)):
-        expected = f"expected the features in {path} to have {name} = {value!r}, as new ones, got "
+        expected = f"expected the features in {path} to have {name} = {value!r}, got "
         refused(FeatureError, expected, path, {**SHARED, name: value})
     assert os.listdir(tmp_path) == ["a.h5"]
-    # Of parts, too.
+    # In parts, too.
     other = tmp_path / "b.h5"
     with FeatureStoreWriter(other, SHARED) as store:
         store.write("A", array(0), {})
-    expected = "to have fps = 3.0, as new ones, got 2.0. Use another file"
+    expected = "to have fps = 3.0, got 2.0. Write the new features to another file"
     refused(FeatureError, expected, other, {**SHARED, "fps": 3.0})
     with FeatureStoreWriter(other, SHARED) as store:
         assert "A" in store
@@ -105,7 +105,7 @@ def test_foreign_and_broken_files_are_refused(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["A"] = array(0)
-    refused(FeatureError, "to have model = 'timm x', as new ones, got none.", path)
+    refused(FeatureError, "to have model = 'timm x', got none.", path)
     content = path.read_bytes()
     path.write_bytes(content[:-100])
     refused(FileError, f"cannot read {path} as HDF5: ", path)
@@ -254,17 +254,17 @@ def test_attributes_that_cannot_be_read(tmp_path, content):
         store.write("video", np.ones((2, 3)), {})
     path = store.parts / "attributes.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    expected = "attributes.json: expected attributes that were written, got others."
+    expected = "attributes.json: expected attributes as JSON, got damaged ones."
     refused(FileError, expected, tmp_path / "a.h5")
 
 
-def test_spoilt_parts_are_made_anew(tmp_path):
+def test_damaged_parts_are_dropped(tmp_path):
     with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
         for name in "ABCD":
             store.write(name, np.ones((2, 3)), {})
     content = (store.parts / "A.npz").read_bytes()
-    for name, spoilt in (("A", content[:-50]), ("B", content[:200]), ("C", b"PK\3\4" * 9)):
-        (store.parts / f"{name}.npz").write_bytes(spoilt)
+    for name, damaged in (("A", content[:-50]), ("B", content[:200]), ("C", b"PK\3\4" * 9)):
+        (store.parts / f"{name}.npz").write_bytes(damaged)
     with FeatureStoreWriter(tmp_path / "a.h5", SHARED) as store:
         assert [name for name in "ABCD" if name in store] == ["D"]
 

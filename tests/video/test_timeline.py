@@ -1,4 +1,4 @@
-"""When frames are shown: joined files, B-frames, clocks that go back or leap."""
+"""Display times of frames: joined files, B-frames, clocks that go back or jump."""
 
 import re
 from fractions import Fraction
@@ -51,7 +51,7 @@ def write_joined(folder, kind, *parts):
 
 
 def place_all(clock, start=Fraction(0), may_restart=True):
-    """Place the frames of a clock that shows the first at 0; with their places, the time line."""
+    """Return the times of a clock's frames, and the timeline; the first frame is shown at 0."""
     timeline = Timeline(
         clock.frames[0],
         start,
@@ -71,7 +71,7 @@ def sampled(path, fps, **options):
 
 
 def shown(path, fps=10, **options):
-    """Numbers of the frames that are shown at the middles of pieces of `1 / fps` seconds."""
+    """Return the numbers of the frames shown at the middles of pieces of `1 / fps` seconds."""
     frames, video = sampled(path, fps, **options)
     return [read_number(frame.image) for frame in frames], video
 
@@ -94,7 +94,7 @@ def test_joined_files_are_shown_one_after_the_other(tmp_path, kind, one, two):
 
 
 @pytest.mark.parametrize("kind", JOINED[:-1], ids=str)
-def test_a_clock_that_leaps_does_not_show_one_frame_for_an_hour(tmp_path, kind):
+def test_a_clock_that_jumps_does_not_show_one_frame_for_an_hour(tmp_path, kind):
     path = write_joined(tmp_path, kind, (1, evenly(40)), (101, evenly(40, start=3000)))
     numbers, video = shown(path)
     assert numbers == [*range(1, 41), *range(101, 141)]
@@ -115,7 +115,7 @@ def test_a_frame_every_ten_seconds_stays_so(tmp_path, suffix, codec, base):
     times = evenly(12, period=Fraction(10))
     path = write(tmp_path / f"a.{suffix}", times, codec=codec, b_frames=0, time_base=base)
     frames, video = sampled(path, Fraction(1, 10))
-    count = 11 if suffix == "ts" else 12  # ts does not tell how long the last one is shown
+    count = 11 if suffix == "ts" else 12  # ts does not declare how long the last one is shown
     assert [read_number(frame.image) for frame in frames] == list(range(count))
     assert [frame.shown_from for frame in frames] == pytest.approx([10 * i for i in range(count)])
     assert video.damage is None
@@ -124,7 +124,7 @@ def test_a_frame_every_ten_seconds_stays_so(tmp_path, suffix, codec, base):
 @pytest.mark.parametrize("format", ["mpeg", "vob", "dvd", "svcd"])
 @pytest.mark.parametrize("b_frames", [0, 1, 2])
 def test_small_frames_of_program_streams_are_all_shown(tmp_path, format, b_frames):
-    """Several are in a packet, which tells the time of one."""
+    """Several share a packet, which declares the time of one."""
     options = {"format": format, "codec": "mpeg2video", "b_frames": b_frames, "time_base": PERIOD}
     path = write(tmp_path / "a.mpg", evenly(100), 1, **options)
     numbers, video = shown(path)
@@ -134,7 +134,7 @@ def test_small_frames_of_program_streams_are_all_shown(tmp_path, format, b_frame
     assert video.damage is None
 
 
-# Formats that do not tell when frames are shown.
+# Formats without display times.
 DECODING_ONLY = [
     ("avi", None, "mpeg4", 1),
     ("avi", None, "mpeg4", 2),
@@ -150,7 +150,7 @@ DECODING_ONLY = [
 
 @pytest.mark.parametrize(("suffix", "format", "codec", "b_frames"), DECODING_ONLY)
 @pytest.mark.parametrize("num_threads", [1, 4])
-def test_frames_of_formats_that_do_not_tell_when_they_are_shown(
+def test_frames_of_formats_without_display_times(
     tmp_path, suffix, format, codec, b_frames, num_threads
 ):
     period = Fraction(1, 25)
@@ -187,7 +187,7 @@ def packets_of(path):
 
 
 def write_packets(path, packets, codec="mpeg4"):
-    """Write packets, one a period, as a container does that knows of no order but theirs."""
+    """Write packets, one per period, as a container does that knows no other order."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
@@ -278,7 +278,7 @@ def test_the_first_frame_that_can_be_shown_is_at_time_0(tmp_path):
 
 
 class Clock:
-    """Frames as decoders give them: their pts, and the dts of the packet upon which they come."""
+    """Frames as decoders return them, with their pts and the dts of the current packet."""
 
     def __init__(self, delay):
         self.delay = delay
@@ -289,13 +289,13 @@ class Clock:
             pts = start + index
             frame = SimpleNamespace(pts=pts, dts=pts, duration=1, time_base=PERIOD)
             self.frames.append(frame)
-        # The last ones come upon the packets that follow.
+        # The last ones are returned upon the packets that follow.
         for index in range(1, min(self.delay, count) + 1):
             self.frames[-index].dts = None
 
 
 def test_one_frame_out_of_order_moves_no_other():
-    """A decoder that learns late of B-frames gives a frame too early."""
+    """A decoder that notices B-frames late returns a frame too early."""
     clock = Clock(0)
     clock.run(0, 40)
     clock.frames[20].pts, clock.frames[21].pts, clock.frames[22].pts = 22, 20, 21
@@ -321,7 +321,7 @@ def test_whatever_clocks_do_every_frame_is_shown_once(delay, parts, may_restart)
         if end is not None and end - delay - 1 <= start < end:
             start = end  # an overlap of less than the decoder's delay
         clock.run(start, count)
-        # A gap of at most ten seconds is one; else frames follow each other.
+        # Gaps of up to ten seconds are kept; otherwise frames follow each other.
         gap = 0 if end is None or not 0 <= start - end <= 100 else start - end
         begin = expected[-1] + 1 + gap if expected else 0
         expected += [begin + index for index in range(count)]

@@ -54,7 +54,7 @@ def test_similarities_are_those_of_transformers(folders, kind):
     assert logits.std(dim=1).min() > 1e-4  # sentences differ
 
 
-def test_of_clip_and_siglip_the_image_tower_alone_is_kept(folders, tmp_path):
+def test_only_the_image_tower_of_clip_and_siglip_is_kept(folders, tmp_path):
     images = make_images(2)
     for kind, precision in (("clip", "bf16"), ("siglip", "no"), ("altclip", "no")):
         folder, whole = folders[kind]
@@ -100,19 +100,19 @@ def test_preprocessing_can_be_sent_to_workers(folders):
 def test_what_is_no_two_tower_model(folders, tmp_path, monkeypatch):
     who = "TransformersFrameEncoder"
     processor = transformers.CLIPImageProcessor()
-    with refuses(ArgumentError, f"{who}: expected an image_processor beside a model, got none."):
+    with refuses(ArgumentError, f"{who}: expected an image_processor for the model, got none."):
         TransformersFrameEncoder(folders["clip"][1])
     vit = transformers.ViTModel(
         transformers.ViTConfig(
             hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
         )
     )
-    with refuses(ConfigError, f"{who}: expected a model of images and texts in one space, got "):
+    with refuses(
+        ConfigError, f"{who}: expected a model that embeds images and texts in one space, got"
+    ):
         TransformersFrameEncoder(vit, processor)
     many_sizes = transformers.CLIPImageProcessor(do_center_crop=False)
-    with refuses(
-        ConfigError, "expected an image processor that makes pictures of one size, got (3,"
-    ):
+    with refuses(ConfigError, "expected an image processor with a fixed output size, got (3,"):
         TransformersFrameEncoder(folders["clip"][1], many_sizes)
     with refuses(CheckpointError, f"{who}: cannot encode with CLIPModel: "):  # 224 instead of 32
         TransformersFrameEncoder(folders["clip"][1], processor)
@@ -127,7 +127,7 @@ def test_what_is_no_two_tower_model(folders, tmp_path, monkeypatch):
         TransformersFrameEncoder("openai/clip-vit-base-patch32")
 
 
-def test_a_folder_brings_no_code_and_no_large_pictures(tmp_path):
+def test_a_folder_brings_no_code_and_no_large_images(tmp_path):
     save_two_towers(tmp_path, WORDS)
     path = tmp_path / "preprocessor_config.json"
     saved = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""From raw videos to feature stores: decoding, encoding pictures, extraction."""
+"""Decoding videos, encoding frames, and extracting features into stores."""
 
 from tmapdiff.video.decoding import (
     MAX_PIXELS,

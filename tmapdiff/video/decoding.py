@@ -1,4 +1,4 @@
-"""From a video to the images that are shown at chosen times."""
+"""Decoding videos and sampling frames at chosen times."""
 
 import heapq
 import io
@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,27 +32,27 @@ from tmapdiff.video.timeline import LONGEST, Timeline, Timestamps
 
 _File = str | os.PathLike[str] | bytes | BinaryIO
 VideoSource = _File | np.ndarray | Tensor
-MAX_FPS = 1000  # that are sampled: more would only repeat pictures
-MAX_PIXELS = 8192 * 8192  # of a picture; in RGB some 200 MB
+MAX_FPS = 1000  # samples per second; more would only repeat frames
+MAX_PIXELS = 8192 * 8192  # per frame; 200 MB as RGB
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video when its first frame has been decoded.
+    """Properties of a video, known once its first frame is decoded.
 
-    Time 0 is where a player begins: the start of the first frame or sound, whichever is earlier.
+    Time 0 is the start of the first frame or sound, whichever is earlier.
 
     Attributes:
-        has_video: Whether there are frames at all; all else is None if not.
-        duration: Seconds to the end of the last frame as the file declares, or None.
-        frame_rate: Mean frames per second as the file declares, or None.
-        width: Pixels per row, as shown: after rotation, with square pixels. Rows are stretched or
-            shrunk where stored pixels are wider or narrower than high by more than 2 %.
-        height: Rows, as shown.
-        rotation: Degrees clockwise from stored to shown: 0, 90, 180 or 270; mirrored frames are
-            mirrored left to right first.
+        has_video: Whether there are frames. If not, all else is None.
+        duration: Declared end of the last frame in seconds, or None.
+        frame_rate: Declared mean number of frames per second, or None.
+        width: Pixels per row as shown: after rotation, with rows rescaled if stored pixels deviate
+            from squares by more than 2 %.
+        height: Rows as shown.
+        rotation: Degrees clockwise from stored to shown: 0, 90, 180 or 270. Mirrored frames are
+            first mirrored left to right.
         codec: Name of the codec; None for arrays.
-        start: Seconds from time 0 to the first frame.
+        start: Time of the first frame in seconds.
     """
 
     has_video: bool
@@ -69,9 +70,9 @@ class SampledFrame:
     """An image, and when it is shown.
 
     Attributes:
-        time: Seconds at which it was asked for.
-        shown_from: Seconds from which on it is shown; later than `time` only before the first.
-        image: RGB. Samples of one frame share it: do not change it in place.
+        time: Requested time in seconds.
+        shown_from: Start of its display in seconds; later than `time` only before the first frame.
+        image: RGB. Samples of one frame share it, so do not change it in place.
 
     Shape:
         - image: (height, width, 3) uint8
@@ -83,16 +84,15 @@ class SampledFrame:
 
 
 class VideoReader:
-    """A video opened by `open_video`, which is read once, from its start.
+    """A video opened by `open_video`, to be read once from its start.
 
     Args:
-        who: The video's name in messages.
-        info: What the file declares.
+        who: Name of the video in messages.
 
     Attributes:
-        info: What the file declares.
-        duration: Seconds to the end of the last decoded frame; None until all are read.
-        damage: What was wrong with the video, in a line; None if nothing is known to be.
+        info: Its properties.
+        duration: End of the last decoded frame in seconds; None until all are read.
+        damage: Description of any damage found so far, in one line, or None.
     """
 
     def __init__(self, who: str, info: VideoInfo) -> None:
@@ -109,31 +109,30 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; one that the caller opened stays open."""
+        """Close the video; a file object passed to `open_video` stays open."""
         self._closed = True
 
     def sample(self, fps: float | Fraction) -> Iterator[SampledFrame]:
-        """Yield the images shown at evenly spaced times.
+        """Yield the frames shown at evenly spaced times.
 
-        Sample i is the image at `(i + 0.5) / fps` seconds, the middle of a piece of `1 / fps`, as
-        `pool_features` takes it. The last piece counts if at least half of it is there; a video
-        shorter than half a piece gives its last image.
+        Sample i is the frame at `(i + 0.5) / fps` seconds, the middle of a piece of `1 / fps`, as
+        in `pool_features`. The last piece counts if at least half of it exists. A video shorter
+        than half a piece yields its last frame.
 
-        Frames need not be evenly spaced. Before the first one it is taken itself; where one could
-        not be decoded, the one before it. Where timestamps go back, as in joined files, or leap,
-        the next frame follows the one before. Where clocks may start again (MPEG-TS, MPEG-PS, Ogg),
-        a gap of more than ten seconds is a leap; elsewhere, one longer than the declared duration,
-        or than an hour. A leap is damage; so is a clock that goes back where clocks may not start
-        again.
+        Frames may be unevenly spaced. The first frame is used before its time, and the previous one
+        for a frame that cannot be decoded. Where timestamps go back (as in joined files) or jump,
+        the next frame directly follows the previous one. A jump is a gap above ten seconds where
+        clocks may restart (MPEG-TS, MPEG-PS, Ogg), and elsewhere above the declared duration or an
+        hour. Jumps are damage, and so are clocks that go back where they may not restart.
 
         Args:
             fps: Samples per second.
 
         Raises:
             ArgumentError: If `fps` is not positive, or above 1000.
-            VideoError: If the video was sampled before; while iterating, if it was closed, its
-                first frame comes more than an hour after its start, or a frame has too many pixels
-                or cannot be converted.
+            VideoError: If the video was sampled before. While iterating: if it was closed, its
+                first frame starts after more than an hour, or a frame has too many pixels or cannot
+                be converted.
         """
         check_range("VideoReader.sample", "fps", fps, 0, MAX_FPS, open_low=True)
         if self._begun:
@@ -144,21 +143,21 @@ class VideoReader:
 
     def _sample(self, fps: Fraction) -> Iterator[SampledFrame]:
         index = 0
-        shown: _Picture | None = None
-        for picture in self._pictures():
+        shown: _TimedFrame | None = None
+        for frame in self._timed_frames():
             self._check_open()
-            if shown is None and picture.start > LONGEST:
-                expected = "pictures within an hour of its start"
-                got = f"the first at {float(picture.start):.2f} s"
+            if shown is None and frame.start > LONGEST:
+                expected = "frames within an hour of its start"
+                got = f"the first at {float(frame.start):.2f} s"
                 raise VideoError(message(self._who, expected, got, "Its timestamps are damaged."))
             if shown is not None:
-                while _middle(index, fps) < picture.start:
+                while _middle(index, fps) < frame.start:
                     yield shown.at(_middle(index, fps))
                     index += 1
-            shown = picture
+            shown = frame
         self._check_open()
         if shown is None:
-            raise VideoError(message(self._who, "pictures", "none that can be decoded"))
+            raise VideoError(message(self._who, "frames", "none that can be decoded"))
         while _middle(index, fps) < shown.end:
             yield shown.at(_middle(index, fps))
             index += 1
@@ -170,16 +169,16 @@ class VideoReader:
         if self._closed:
             raise VideoError(message(self._who, "to be open while it is read", "a closed video"))
 
-    def _pictures(self) -> Iterator["_Picture"]:
-        """Give all pictures, in order of their start."""
+    def _timed_frames(self) -> Iterator["_TimedFrame"]:
+        """Yield all frames in order of their start."""
         raise NotImplementedError
 
     def _finish(self, end: Fraction | float) -> None:
         self.duration = float(end)
 
 
-class _Picture:
-    """A picture that is converted when it is first needed."""
+class _TimedFrame:
+    """A frame that is converted to RGB when first needed."""
 
     def __init__(self, start: Fraction, end: Fraction, convert: Callable[[], np.ndarray]) -> None:
         self.start = start
@@ -202,23 +201,23 @@ def open_video(
 ) -> VideoReader:
     """Open a video, to inspect it and to sample its frames.
 
-    Frames pass by one at a time: a long video takes no more memory than a short one.
+    Frames are decoded one at a time, so long videos take no more memory than short ones.
 
     Args:
-        source: A file; its content, as bytes or as a binary file, read from its start; or frames.
-        frame_rate: Frames per second, only for frames.
-        max_pixels: Most pixels that a frame may have.
-        num_threads: Threads that decode; 0 lets PyAV choose.
+        source: A path; the content of a file, as bytes or a binary file object; or frames.
+        frame_rate: Frames per second. Only for frames, which need it.
+        max_pixels: Largest number of pixels per frame.
+        num_threads: Decoding threads; 0 lets PyAV choose.
 
     Shape:
         - source: (T, H, W, 3) uint8, RGB, if it is frames
 
     Raises:
-        ArgumentError: If `source` is nothing of the kind, frames have no `frame_rate` or anything
-            else has one, or a number is out of range.
-        FileError: If there is no such file, it cannot be read, or it is an address.
-        VideoError: If it is empty, no video, only sound, has frames of more than `max_pixels`, or
-            none that can be decoded.
+        ArgumentError: If `source` has another type, `frame_rate` is missing or not allowed, or a
+            number is out of range.
+        FileError: If a file cannot be read, or the path is a URL.
+        VideoError: If it is empty, not a video, has only sound, has frames of more than
+            `max_pixels`, or none that can be decoded.
         MissingDependencyError: If the extra `video` is not installed.
 
     Example:
@@ -231,25 +230,25 @@ def open_video(
     check_int(who, "num_threads", num_threads, at_least=0)
     if isinstance(source, np.ndarray | Tensor):
         if frame_rate is None:
-            raise ArgumentError(message(who, "the frame_rate of the pictures", "none"))
+            raise ArgumentError(message(who, "the frame_rate of the frames", "none"))
         rate = check_range(who, "frame_rate", frame_rate, 0, open_low=True)
         if not 1 / float(LONGEST) <= rate <= _FASTEST:
-            expected = f"a frame_rate from one an hour to {_FASTEST:,} a second"
+            expected = f"a frame_rate from 1 per hour to {_FASTEST:,} per second"
             raise ArgumentError(message(who, expected, frame_rate))
         return _ArrayReader(source, Fraction(frame_rate))
     if frame_rate is not None:
-        hint = "A file has its own."
-        raise ArgumentError(message(who, "frame_rate with pictures only", frame_rate, hint))
+        hint = "A file declares its own."
+        raise ArgumentError(message(who, "frame_rate only for frames", frame_rate, hint))
     return _AvReader(source, _check_source(source), max_pixels, num_threads)
 
 
 def require_av() -> Any:
-    """Return the package that decodes videos, or raise as `open_video` does without it."""
+    """Import PyAV, or raise MissingDependencyError."""
     return require("av", extra="video", purpose="decoding videos")
 
 
 def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
-    """Inspect a video; a file with sound only has no video.
+    """Return the properties of a video; a file with only sound has none.
 
     Args:
         source: As for `open_video`.
@@ -266,11 +265,11 @@ def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
 
 
 class _ArrayReader(VideoReader):
-    def __init__(self, pictures: np.ndarray | Tensor, frame_rate: Fraction) -> None:
-        array = pictures.detach().cpu().numpy() if isinstance(pictures, Tensor) else pictures
+    def __init__(self, frames: np.ndarray | Tensor, frame_rate: Fraction) -> None:
+        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
         who = "open_video"
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
-            expected = "pictures of shape (T, H, W, 3) and dtype uint8, T >= 1"
+            expected = "frames of shape (T, H, W, 3) and dtype uint8, T >= 1"
             raise ArgumentError(message(who, expected, f"{array.shape} {array.dtype}"))
         num_frames, height, width, _ = array.shape
         duration = float(num_frames / frame_rate)
@@ -278,21 +277,21 @@ class _ArrayReader(VideoReader):
         super().__init__(who, info)
         self._array, self._frame_rate = array, frame_rate
 
-    def _pictures(self) -> Iterator[_Picture]:
+    def _timed_frames(self) -> Iterator[_TimedFrame]:
         for index, image in enumerate(self._array):
             start, end = index / self._frame_rate, (index + 1) / self._frame_rate
-            yield _Picture(start, end, lambda image=image: image)  # type: ignore[misc]
+            yield _TimedFrame(start, end, lambda image=image: image)  # type: ignore[misc]
 
 
 class _Messages:
-    """FFmpeg's messages in Python's logging: off while videos are open, then as they were.
+    """Turns off FFmpeg's logging through Python while videos are open.
 
-    Else decoding threads wait for the interpreter to log, and who ends a decoder holds it and waits
-    for them: a deadlock. torchvision before 0.26 turns logging on.
+    It can deadlock: a decoding thread waits for the interpreter lock to log, while the thread that
+    closes the decoder holds the lock and waits for it. torchvision before 0.26 turns logging on.
     """
 
     def __init__(self) -> None:
-        # The garbage collector may end a reader within these very methods.
+        # Reentrant, as the garbage collector may finalize a reader inside these methods.
         self._lock = threading.RLock()
         self._num_open = 0
         self._level: int | None = None
@@ -310,7 +309,7 @@ class _Messages:
             self._num_open -= 1
             if self._num_open or self._level is None:
                 return
-            if logging.get_level() is None:  # else somebody has set another one
+            if logging.get_level() is None:  # otherwise the user has set another level
                 logging.set_level(self._level)
             self._level = None
 
@@ -320,12 +319,12 @@ _MESSAGES = _Messages()
 
 def _end_decoders(logging: Any, decoders: Sequence[Any]) -> None:
     for one in decoders:
-        one.flush_buffers()  # waits for its threads, and lets go of the interpreter meanwhile
+        one.flush_buffers()  # waits for its threads, with the interpreter lock released
     _MESSAGES.restore(logging)
 
 
 class _AvReader(VideoReader):
-    """A reader of files, which reports what it missed."""
+    """Reads files with PyAV and reports damage."""
 
     def __init__(self, source: _File, name: str, max_pixels: int, threads: int) -> None:
         self._av = require_av()
@@ -333,7 +332,7 @@ class _AvReader(VideoReader):
         self._who = name
         decoders: list[Any] = []
         _MESSAGES.silence(self._av.logging)
-        # Also of a reader that nobody closes.
+        # Runs even if the reader is never closed.
         self._let_go = weakref.finalize(self, _end_decoders, self._av.logging, decoders)
         self._let_go.atexit = False
         options = {"format_whitelist": _FORMATS}
@@ -362,17 +361,17 @@ class _AvReader(VideoReader):
         best = self._container.streams.best("video")
         stream = best if best in streams else streams[0]
         if stream.codec_context is None:
-            raise VideoError(message(self._who, "pictures", "some in a codec that is not known"))
+            raise VideoError(message(self._who, "frames", "some of an unknown codec"))
         _check_pixels(self._who, stream.width or 0, stream.height or 0, self._max_pixels)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
-        # Pictures may be larger than the file says; the decoder would take the memory first.
+        # Frames may be larger than declared, and decoding would allocate them before any check.
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream = stream
         decoders.append(stream.codec_context)
         super().__init__(self._who, VideoInfo(has_video=True))
         self._problems: list[str] = []
-        self._lost, self._reason = 0, ""  # frames that could not be decoded, and why the first
+        self._lost, self._reason = 0, ""  # number of undecodable frames, and the first reason
         self._is_avi = self._container.format.name == "avi"
         self._first_dts: int | None = None
         self._is_packed: bool | None = None
@@ -380,20 +379,20 @@ class _AvReader(VideoReader):
         first = next(self._frames, None)
         if first is None:
             got = f"none that can be decoded ({self._reason or 'the file ends before'})"
-            raise VideoError(message(self._who, "pictures", got))
+            raise VideoError(message(self._who, "frames", got))
         self._first = first
         rate = stream.average_rate or stream.guessed_rate
         self._stated_end: float | None = None
         stated = self._make_timeline(first, 1 / Fraction(rate) if rate else Fraction(0))
-        turned, rotation = _turning(first)[0], _rotation(first)
+        swapped, rotation = _orientation(first)[0], _rotation(first)
         width, height = self._shown_width(first), first.height
         _check_pixels(self._who, width, height, self._max_pixels)
         self.info = VideoInfo(
             has_video=True,
             duration=stated,
             frame_rate=float(rate) if rate else None,
-            width=height if turned else width,
-            height=width if turned else height,
+            width=height if swapped else width,
+            height=width if swapped else height,
             rotation=rotation,
             codec=stream.codec_context.name,
             start=float(self._timeline.start),
@@ -406,17 +405,17 @@ class _AvReader(VideoReader):
         self._container.close()
 
     def _packs_frames(self, packet: Any) -> bool:
-        """Whether packets hold two frames, then none, by a video's first packet."""
+        """Return whether packets alternately hold two frames and none, given the first one."""
         decoder = self._stream.codec_context
         described = (decoder.extradata or b"") + bytes(packet)
         return decoder.name == "mpeg4" and bool(_PACKED.search(described))
 
     def _make_timeline(self, first: Any, period: Fraction) -> float | None:
-        """Find out what the timestamps mean, and return the duration that the file states."""
+        """Interpret the timestamps, and return the declared duration."""
         stream, flags = self._stream, int(self._container.format.flags)
         timestamps: Timestamps = "decoded" if self._is_avi or self._is_packed else "shown"
         if self._container.format.name == "mpeg":
-            timestamps = "guessed"  # a packet of MPEG-PS has one for all of its frames
+            timestamps = "guessed"  # in MPEG-PS, all frames of a packet share one
         ticks = first.pts
         if self._is_avi:
             # The first frame is shown when the first packet is decoded, unless that was lost.
@@ -429,11 +428,11 @@ class _AvReader(VideoReader):
             begun.append(stream)
         self._origin = min([start, *(one.start_time * one.time_base for one in begun)])
         stated = None
-        if timestamps != "none":  # else FFmpeg guesses it from the size
+        if timestamps != "none":  # otherwise FFmpeg guesses it from the file size
             stated, of_stream = self._stated_duration()
             self._stated_end = stated if of_stream else None
-        # No picture is shown for longer than the video lasts, but damage may be in that, too.
-        longest_gap = min(max(Fraction(stated or LONGEST), _LEAP), LONGEST)
+        # No frame is shown for longer than the video, whose declared duration may be damaged too.
+        longest_gap = min(max(Fraction(stated or LONGEST), _JUMP), LONGEST)
         may_restart = bool(flags & _MAY_RESTART)
         self._timeline = Timeline(
             first,
@@ -441,13 +440,13 @@ class _AvReader(VideoReader):
             self._origin,
             timestamps,
             period=period,
-            longest_gap=_LEAP if may_restart else longest_gap,
+            longest_gap=_JUMP if may_restart else longest_gap,
             may_restart=may_restart,
         )
         return stated
 
     def _stated_duration(self) -> tuple[float | None, bool]:
-        """Seconds to the end of the pictures as the file says, and whether it says it of them."""
+        """Return the declared duration in seconds, and whether it is that of the frames."""
         stream = self._stream
         if stream.duration:
             start = (stream.start_time or 0) * stream.time_base
@@ -460,14 +459,14 @@ class _AvReader(VideoReader):
         return None, False
 
     def _decode(self) -> Generator[Any, None, None]:
-        """Give all frames that can be decoded, in the order they are shown."""
+        """Yield all decodable frames in display order."""
         packets = self._container.demux(self._stream)
         waiting: list[Any] = []
         while True:
             try:
                 packet = next(packets, None)
             except IndexError:
-                # PyAV, of a stream that it did not know yet; it goes on behind that packet.
+                # PyAV met a stream that the header does not declare; resume after that packet.
                 packets = self._container.demux(self._stream)
                 continue
             except (self._av.error.FFmpegError, OSError) as error:
@@ -480,7 +479,7 @@ class _AvReader(VideoReader):
                 self._is_packed = self._packs_frames(packet)
                 waiting = [packet.pts]
             if self._is_packed and not self._is_avi and None not in (packet.pts, waiting[0]):
-                # FFmpeg guessed dts of frames that are elsewhere: here they are pts, in order.
+                # FFmpeg's dts are wrong guesses for packed frames: take the pts in order.
                 packet.dts = heapq.heappushpop(waiting, packet.pts)
             try:
                 frames = packet.decode()
@@ -492,17 +491,17 @@ class _AvReader(VideoReader):
                     self._count_lost("in part")
                 yield frame
 
-    def _pictures(self) -> Iterator[_Picture]:
+    def _timed_frames(self) -> Iterator[_TimedFrame]:
         frame = self._first
         while frame is not None:
             start, end = self._timeline.place(frame)
-            yield _Picture(start, end, lambda frame=frame: self._convert(frame))  # type: ignore[misc]
+            yield _TimedFrame(start, end, partial(self._convert, frame))
             frame = next(self._frames, None)
 
     def _shown_width(self, frame: Any) -> int:
-        """Pixels of a row where they are as wide as high."""
+        """Return the width in square pixels."""
         aspect = self._stream.sample_aspect_ratio or 1
-        is_square = abs(aspect - 1) <= _NEARLY_SQUARE  # encoders round: 1280:1281 is meant to be
+        is_square = abs(aspect - 1) <= _NEARLY_SQUARE  # encoders round, for example to 1280:1281
         return max(1, round(frame.width * (1 if is_square else aspect)))
 
     def _convert(self, frame: Any) -> np.ndarray:
@@ -511,9 +510,9 @@ class _AvReader(VideoReader):
         try:
             image: np.ndarray = frame.to_ndarray(format="rgb24", width=width)
         except (self._av.error.FFmpegError, ValueError) as error:
-            got = f"pictures in {frame.format.name} ({first_line(error)})"
-            raise VideoError(message(self._who, "pictures that convert to RGB", got)) from error
-        swapped, right_to_left, bottom_up = _turning(frame)
+            got = f"format {frame.format.name} ({first_line(error)})"
+            raise VideoError(message(self._who, "frames that convert to RGB", got)) from error
+        swapped, right_to_left, bottom_up = _orientation(frame)
         image = image.swapaxes(0, 1) if swapped else image
         image = image[:, ::-1] if right_to_left else image
         image = image[::-1] if bottom_up else image
@@ -529,7 +528,7 @@ class _AvReader(VideoReader):
         if self._timeline.problem:
             problems.append(self._timeline.problem)
         if self._lost:
-            problems.append(f"{self._lost} pictures could not be decoded ({self._reason})")
+            problems.append(f"{self._lost} frames could not be decoded ({self._reason})")
         rate = self.info.frame_rate or math.inf
         stated = None if self._timeline.is_mended else self._stated_end
         if stated is not None and end < stated - max(_END_TOLERANCE, 2 / rate):
@@ -542,13 +541,13 @@ def _middle(index: int, fps: Fraction) -> Fraction:
 
 
 def _check_source(source: object) -> str:
-    """Return what messages call a source, or raise when it cannot be read or is empty."""
+    """Return the name of a source in messages; raise if it is unreadable, empty or text."""
     if isinstance(source, str | os.PathLike):
         check_no_address("open_video", source)
         path, name = Path(source), str(Path(source))
         try:
             if path.exists() and not path.is_file():
-                raise ValueError("it is no file")
+                raise ValueError("it is not a file")
             with path.open("rb") as file:
                 head = file.read(_HEAD)
         except (OSError, ValueError) as error:
@@ -557,7 +556,7 @@ def _check_source(source: object) -> str:
         name, head = "the video", source[:_HEAD]
     elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
         given = getattr(source, "name", None)
-        name = given if isinstance(given, str) else "the video"  # a number, of a pipe
+        name = given if isinstance(given, str) else "the video"  # a pipe's name is a number
         try:
             head = None
             if source.seekable():  # type: ignore[attr-defined]
@@ -567,41 +566,41 @@ def _check_source(source: object) -> str:
         except (OSError, ValueError) as error:
             raise FileError(f"cannot read {name}: {first_line(error)}.") from error
     else:
-        expected = "a path, bytes, an open binary file or an array of pictures"
+        expected = "a path, bytes, an open binary file or an array of frames"
         got = "a file opened as text" if hasattr(source, "read") else type(source).__name__
         raise ArgumentError(message("open_video", expected, got))
     if head == b"":
         raise VideoError(message(name, "a video", "an empty file"))
     if head and not _CONTROL.intersection(head):
-        # FFmpeg renders texts as videos, and follows playlists to other files and hosts.
-        raise VideoError(message(name, "a video", "a text"))
+        # FFmpeg renders text as video, and follows playlists to other files and hosts.
+        raise VideoError(message(name, "a video", "text"))
     return name
 
 
 def _check_pixels(who: str, width: int, height: int, most: int) -> None:
     if width * height > most:
-        expected = f"pictures of at most {most} pixels"
-        hint = "Pass max_pixels if they are meant."
+        expected = f"frames of at most {most:,} pixels"
+        hint = "Pass a larger max_pixels to allow them."
         raise VideoError(message(who, expected, f"{width} x {height}", hint))
 
 
 def _av_file(source: _File) -> Any:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    # Or a name with a colon would be taken for an address.
+    # Without the prefix, FFmpeg takes a name with a colon for a URL.
     return f"file:{os.fspath(source)}" if isinstance(source, str | os.PathLike) else source
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether a video stream is the picture on a record's sleeve."""
+    """Return whether a video stream is the cover art of an audio file."""
     disposition = getattr(stream, "disposition", 0)
-    # A flag in releases before 18, a number since.
+    # PyAV has flags before release 18, numbers since.
     flags = int(getattr(disposition, "value", disposition))
     return bool(flags & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
 
 
-def _turning(frame: Any) -> tuple[bool, bool, bool]:
-    """Whether to swap rows and columns, then to mirror them, so that a frame is as shown."""
+def _orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Return whether to swap the axes of a frame, then to flip its columns and its rows."""
     a, b, c, d = _display_matrix(frame)
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return False, a < 0, d < 0
@@ -610,13 +609,13 @@ def _turning(frame: Any) -> tuple[bool, bool, bool]:
 
 def _rotation(frame: Any) -> int:
     a, b, c, d = _display_matrix(frame)
-    if a * d < b * c:  # mirrored, left to right before it is turned
+    if a * d < b * c:  # mirrored left to right before the rotation
         a, b = -a, -b
     return round(math.degrees(math.atan2(b, a)) / 90) * 90 % 360
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """Entries a, b, c, d: what is at (x, y) is shown at (a x + c y, b x + d y)."""
+    """Return a, b, c, d: the pixel stored at (x, y) is shown at (a x + c y, b x + d y)."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1
@@ -625,24 +624,24 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def _seconds(clock: str) -> float | None:
-    """Seconds of a time written as hours:minutes:seconds."""
+    """Parse hours:minutes:seconds into seconds."""
     numbers = [parse_number(one) for one in clock.split(":")]
     if len(numbers) != 3 or None in numbers:
         return None
     return sum(one * unit for one, unit in zip(numbers, (3600, 60, 1), strict=True) if one)
 
 
-_LEAP = Fraction(10)  # seconds: where clocks may start again, a longer gap is a leap, as in FFmpeg
+_JUMP = Fraction(10)  # seconds; longer gaps are jumps where clocks may restart, as in FFmpeg
 _NO_TIMESTAMPS, _MAY_RESTART = 0x80, 0x200  # AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
-# DivX and XviD: a packet with two frames, then an empty one. Containers do not know of it.
+# DivX and XviD may pack two frames into a packet and leave the next one empty, unknown to the file.
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")
-_NEARLY_SQUARE = Fraction(2, 100)  # that pixels may be wider or narrower than high
-_FASTEST = 1_000_000  # frames a second, of frames that the caller has
-_END_TOLERANCE = 0.5  # seconds that a whole video may end before it says
-_HEAD = 4096  # bytes that tell a text from a video
+_NEARLY_SQUARE = Fraction(2, 100)  # ignored deviation of the pixel aspect ratio from 1
+_FASTEST = 1_000_000  # frames per second of an array
+_END_TOLERANCE = 0.5  # seconds an intact video may end before its declared end
+_HEAD = 4096  # bytes read to tell text from video
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
-# Of FFmpeg's formats those that are one file of pictures or sound: not texts and stills, which it
-# renders as videos, and not playlists, which name other files and hosts.
+# FFmpeg's formats of a single video or audio file. Left out are text and still images, which FFmpeg
+# renders as videos, and playlists, which refer to other files and hosts.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,gif,"
     "h264,hevc,av1,obu,ivf,m4v,mjpeg,mxf,rm,dv,nut,yuv4mpegpipe,wtv,swf,"

@@ -1,4 +1,4 @@
-"""Features of one video in memory, or of many videos in a store."""
+"""Extracting features of one video into memory, or of many into a store."""
 
 import gc
 import hashlib
@@ -45,10 +45,10 @@ class VideoFeatures:
     """Features of one video.
 
     Attributes:
-        features: One per piece of the video.
-        seconds_per_feature: Seconds from one feature to the next.
-        duration: Seconds the video lasts.
-        damage: What was wrong with the video, in a line; None if nothing is known to be.
+        features: One feature per sampled frame.
+        seconds_per_feature: Seconds between features.
+        duration: Duration of the video in seconds.
+        damage: Description of any damage to the video, in one line, or None.
 
     Shape:
         - features: (T, D) float32
@@ -80,14 +80,14 @@ def encode_video(
 
     Args:
         source: As for `open_video`: a file, its content, or frames.
-        encoder: Computes features from images.
+        encoder: Encoder of the frames.
         fps: Features per second.
-        batch_size: Images at a time.
+        batch_size: Frames per batch.
         **options: As for `open_video`: `frame_rate`, `max_pixels`, ...
 
     Raises:
-        FeatureError: If the features are not finite: in half precision a model can overflow.
-        SizeLimitError: If `source` is frames whose features take more memory than an item may.
+        FeatureError: If features are not finite, for example by overflow in half precision.
+        SizeLimitError: If `source` is frames and their features would exceed the memory limit.
         TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
 
     Example:
@@ -102,7 +102,7 @@ def encode_video(
     with open_video(source, **options) as video:
         frames = video.sample(fps)
         if video.info.codec is None and video.info.duration is not None:
-            # How long frames last is the caller's word, and may be out by a thousand.
+            # With a wrong frame_rate, frames may last a thousand times longer than intended.
             shape = (math.ceil(video.info.duration * fps), encoder.feature_dim)
             check_item_bytes("encode_video", "features of frames", features_bytes(shape, 4))
         images = (frame.image for frame in frames)
@@ -115,11 +115,11 @@ def encode_video(
 
 @dataclass(frozen=True)
 class VideoNote:
-    """A remark on one video.
+    """Why a video is damaged or was skipped.
 
     Attributes:
-        video_id: The video.
-        reason: The remark, in one line.
+        video_id: Id of the video.
+        reason: The reason, in one line.
     """
 
     video_id: str
@@ -128,15 +128,15 @@ class VideoNote:
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What `extract_features` did.
+    """Results of `extract_features`.
 
     Attributes:
         path: The store.
         extracted: Ids of the videos whose features were computed.
-        kept: Ids of those that were in the store already.
-        damaged: Those of `extracted` whose features are only of what could be decoded.
-        skipped: Videos without features, and why; also those whose features are not finite.
-        passed_over: How many other files the folder has, by suffix.
+        kept: Ids of the videos that were in the store already.
+        damaged: Extracted videos of which only a part could be decoded.
+        skipped: Videos without features, for example because these are not finite.
+        passed_over: Number of other files in the folder, by suffix.
     """
 
     path: Path
@@ -154,8 +154,7 @@ class ExtractionReport:
         for what, notes in (("damaged", self.damaged), ("skipped", self.skipped)):
             lines += [short(f"{what} {note.video_id}: {note.reason}") for note in notes]
         if self.passed_over:
-            others = list_suffixes(self.passed_over)
-            lines.append(f"passed over, as no videos by their suffixes: {others}")
+            lines.append(f"other files by suffix: {list_suffixes(self.passed_over)}")
         return "\n".join(lines)
 
 
@@ -170,33 +169,33 @@ def extract_features(
     skip_damaged: bool = False,
     show_progress: bool = True,
 ) -> ExtractionReport:
-    """Compute the features of many videos, into one HDF5 file for `open_feature_store`.
+    """Compute the features of many videos into an HDF5 file for `open_feature_store`.
 
     The file and each dataset have the attributes `model`, `model_sha256`, `fps` and
-    `seconds_per_feature`; the file also `frame_encoder`, the arguments of `FrameEncoder` as JSON if
-    known; a dataset also `duration`, `num_frames`, `source`, `source_size`, `source_mtime_ns`,
-    `source_sha256` and, of a damaged video, `damage`.
+    `seconds_per_feature`. The file also has `frame_encoder`, the arguments of `FrameEncoder` as
+    JSON if known. Datasets also have `duration`, `num_frames`, `source`, `source_size`,
+    `source_mtime_ns`, `source_sha256` and, for damaged videos, `damage`.
 
-    Run again, it resumes after any interruption, adds what is new, computes again what has changed,
-    and tries again what was skipped.
+    A second run resumes after any interruption, adds new videos, recomputes changed ones and
+    retries skipped ones.
 
     Args:
-        videos: A folder, of which all files with a video's suffix count, but no .gif beside a video
-            of its name; files, whose ids are their names without suffix; or a mapping from ids.
-        encoder: Computes features from images.
-        out: The HDF5 file, to be made or added to.
+        videos: A folder, whose files with a video suffix are used, except a .gif next to a video of
+            the same name; files, whose ids are their names without suffix; or files by id.
+        encoder: Encoder of the frames.
+        out: HDF5 file to create or extend.
         fps: Features per second.
-        batch_size: Images at a time.
-        num_workers: Processes that decode, a video each; 0 decodes in this one.
-        skip_damaged: Whether to leave out damaged videos instead of keeping what can be decoded.
-        show_progress: Whether to show a progress bar on a terminal.
+        batch_size: Frames per batch.
+        num_workers: Processes that decode one video each; 0 decodes in this process.
+        skip_damaged: Skip damaged videos instead of using the part that can be decoded.
+        show_progress: Show a progress bar on a terminal.
 
     Raises:
-        FileError: If the folder cannot be read or is an address, or the file cannot be written or
-            is being written by another process.
+        FileError: If the folder cannot be read or is a URL, or the file cannot be written or is
+            being written by another process.
         FeatureError: If the file has features of another model or rate.
-        ArgumentError: If there are no videos, two have one id, or a number is out of range.
-        AnnotationError: If an id cannot be one, such as one with a slash.
+        ArgumentError: If there are no videos, two have the same id, or a number is out of range.
+        AnnotationError: If an id is not allowed, such as one with a slash.
         MissingDependencyError: If the extra `video` is not installed.
 
     Example:
@@ -239,8 +238,8 @@ def extract_features(
                 skipped[video_id] = str(error)
         frames = _FrameBatches(tuple(todo.items()), encoder.preprocess, fps, batch_size)
         loader = DataLoader(frames, batch_size=None, num_workers=min(num_workers, len(todo)))
-        # Garbage of PyAV that a forked worker collects would wait for ever for its decoder's
-        # threads, which are not in the fork.
+        # Otherwise a forked worker may collect PyAV's garbage, and wait forever for decoder threads
+        # that the fork does not have.
         gc.collect()
         progress: Any = require("rich.progress", extra="video", purpose=who)
         bar = progress.Progress(
@@ -252,12 +251,12 @@ def extract_features(
             progress.TimeRemainingColumn(),
             transient=True,
         )
-        # Off a terminal, rich would print the bar's last state into the log; before 14.3, even
-        # disabled, an empty line.
+        # Without a terminal, rich prints the final bar into the log, or (before 14.3) an empty line
+        # even if disabled.
         bar.disable = not (show_progress and bar.console.is_terminal)
         task, num_frames = bar.add_task("extracting", total=len(todo), count=0), 0
         with nullcontext() if bar.disable else bar:
-            features: dict[str, list[Tensor]] = {}  # by video: each worker is at one
+            features: dict[str, list[Tensor]] = {}  # by video, as each worker decodes another
             for video_id, item in loader:
                 if isinstance(item, Tensor):
                     features.setdefault(video_id, []).append(encoder(item))
@@ -296,7 +295,7 @@ def _notes(order: Iterable[str], reasons: Mapping[str, str]) -> tuple[VideoNote,
 class _FrameBatches(IterableDataset[tuple[str, Any]]):
     """Preprocessed frames of videos, in batches of one video.
 
-    Gives (id, frames) any number of times, then (id, attributes) or (id, why it failed).
+    Yields (id, frames) any number of times, then (id, attributes) or (id, error text).
     """
 
     def __init__(
@@ -314,7 +313,7 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        # Workers share the processors among them; alone, decoding may use them all.
+        # Workers share the cores; a single process may use them all.
         threads = 1 if worker else 0
         for video_id, path in self.videos[first::step]:
             try:
@@ -344,10 +343,10 @@ def _seconds_per_feature(fps: float | Fraction) -> float:
 
 
 def find_videos(folder: Path) -> tuple[list[Path], dict[str, int]]:
-    """Return the videos of a folder, by suffix, and how many other files it has of each suffix."""
+    """Return the files of a folder with a video suffix, and count the others by suffix."""
     files = [path for path in list_visible(folder) if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    # A .gif beside a video of its name is its preview.
+    # A .gif next to a video of the same name is its preview.
     names = {path.stem for path in videos if path.suffix.lower() != ".gif"}
     videos = [path for path in videos if path.suffix.lower() != ".gif" or path.stem not in names]
     others = Counter(path.suffix.lower() for path in set(files).difference(videos))
@@ -355,19 +354,19 @@ def find_videos(folder: Path) -> tuple[list[Path], dict[str, int]]:
 
 
 def list_suffixes(suffixes: Mapping[str, int]) -> str:
-    """Say how many files there are of each suffix."""
+    """Word the numbers of files by suffix."""
     return ", ".join(f"{number} {suffix or 'without any'}" for suffix, number in suffixes.items())
 
 
 def videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
-    """Return the videos of a folder, a list or a mapping by id, and the other files by suffix."""
+    """Return videos by id, and the number of a folder's other files by suffix."""
     passed_over: dict[str, int] = {}
     if isinstance(videos, str | os.PathLike):
         folder = Path(videos)
         files, passed_over = find_videos(folder)
         if not files:
-            got = f"no file with such a suffix in {folder}"
-            got += f", but {list_suffixes(passed_over)}" if passed_over else ""
+            got = f"no file with a video suffix in {folder}"
+            got += f", only {list_suffixes(passed_over)}" if passed_over else ""
             raise ArgumentError(message(who, "a folder of videos", got))
     elif isinstance(videos, Mapping):
         paths = {str(video_id): Path(path) for video_id, path in videos.items()}
@@ -381,7 +380,7 @@ def videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]
         if path.stem in paths:
             hint = "Pass a mapping from ids to files."
             got = f"{paths[path.stem]} and {path}"
-            raise ArgumentError(message(who, "one video an id", got, hint))
+            raise ArgumentError(message(who, "one video per id", got, hint))
         paths[path.stem] = path
     return paths, passed_over
 
@@ -389,7 +388,7 @@ def videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]
 def _source_attributes(path: Path) -> dict[str, Any]:
     size, mtime = _size_and_time(path)
     return {
-        # HDF5 holds no name that is no UTF-8.
+        # HDF5 stores only valid UTF-8.
         "source": path.name.encode(errors="backslashreplace").decode(),
         "source_size": size,
         "source_mtime_ns": mtime,
@@ -398,11 +397,11 @@ def _source_attributes(path: Path) -> dict[str, Any]:
 
 
 def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
-    """Whether a file is the one that features were made of."""
+    """Return whether features were computed from this file."""
     size, mtime = _size_and_time(path)
     if size != attributes.get("source_size"):
         return False
-    # A copy has another time.
+    # A copy of the file has another time, so compare contents.
     same_time = mtime == attributes.get("source_mtime_ns")
     return same_time or _digest(path) == attributes.get("source_sha256")
 

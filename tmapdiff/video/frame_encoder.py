@@ -1,4 +1,4 @@
-"""Features of images, by any image model of timm."""
+"""Image features of any timm model."""
 
 import difflib
 import hashlib
@@ -35,33 +35,34 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class FrameEncoder(nn.Module):
-    """One vector per image: timm's preprocessing, and a frozen image model without its head.
+    """Computes one vector per image with timm's preprocessing and a frozen model without its head.
 
-    `vgg16` gives the 4096 numbers before its classifier (fc7), `vit_base_patch16_clip_224.openai`
-    CLIP's 768; with `keep_head` the 512 of the space shared with CLIP's text tower.
+    `vgg16` returns 4096 features (fc7), `vit_base_patch16_clip_224.openai` CLIP's 768 or, with
+    `keep_head`, the 512 of the space shared with CLIP's text tower.
 
     Args:
         model_name: Name of the model, with or without the tag of its weights
             (`timm.list_models()`, `timm.list_pretrained()`).
-        pretrained: Whether to load its weights, from timm's cache or the hub, or leave them random.
-        weights: File with the weights, in place of the hub's.
-        keep_head: Whether to keep the last layer: class scores or, for CLIP, the projection.
-        mixed_precision: Arithmetic, by autocast; the features are float32 all the same.
+        pretrained: Load weights from timm's cache or the hub; otherwise they are random.
+        weights: File of weights to use instead of the hub's.
+        keep_head: Keep the last layer: class scores or, for CLIP, the projection.
+        mixed_precision: Precision of autocast. Features are always float32.
         device: Where to compute.
 
     Attributes:
-        arguments: The arguments it was made with, except the device; None if read from a folder.
+        arguments: The arguments it was made with, except `device`; None if loaded from a folder.
 
     Shape:
-        - frames: (B, 3, height, width), as `preprocess` makes them
-        - returns: (B, feature_dim) float32, on the frames' own device
+        - frames: (B, 3, height, width), as returned by `preprocess`
+        - returns: (B, feature_dim) float32, on the device of the frames
 
     Raises:
-        ConfigError: If there is no such model or precision, or it gives no vector per image.
+        ConfigError: If the model or precision is unknown, or the model does not return one vector
+            per image.
         CheckpointError: If the weights cannot be loaded, for example without a network.
-        FileError: If there is no file `weights`.
-        ArgumentError: If there are `weights` but not `pretrained`, or a switch is no bool.
-        ShapeError: If the frames have another shape, in the call.
+        FileError: If the file `weights` does not exist.
+        ArgumentError: If there are `weights` but `pretrained` is False, or a flag is not a bool.
+        ShapeError: In the call, if the frames have another shape.
 
     Example:
         >>> encoder = FrameEncoder("vgg16", device="cuda", mixed_precision="fp16")  # doctest: +SKIP
@@ -98,7 +99,7 @@ class FrameEncoder(nn.Module):
             options["pretrained_cfg_overlay"] = {"file": str(weights)}
         try:
             model = timm.create_model(model_name, pretrained=pretrained, **options)
-        # The hub, timm and torch each have errors of their own.
+        # The hub, timm and torch raise errors of many types.
         except Exception as error:
             if not pretrained:
                 raise
@@ -127,7 +128,7 @@ class FrameEncoder(nn.Module):
             example = self._vectors(frame)
         if not isinstance(example, Tensor) or example.dim() != 2:
             got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-            expected = "a model that gives (B, D)"
+            expected = "a model that returns (B, D)"
             raise ConfigError(message(type(self).__name__, expected, f"{got} of {self.model_name}"))
         self.feature_dim: int = example.shape[1]
 
@@ -138,17 +139,14 @@ class FrameEncoder(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into a folder, for `from_pretrained`.
 
-        A new folder appears whole or not at all; in an existing one these two files are replaced
-        together.
-
         Args:
-            save_directory: Folder, made if need be.
+            save_directory: Folder, created if needed. Its other files stay.
 
         Raises:
-            FileError: If the place cannot be written; what was there is as before.
+            FileError: If the folder cannot be written, which leaves it unchanged.
         """
         name = self.model_name
-        if ":" in name:  # on the hub, where it would be looked for
+        if ":" in name:  # loading would look it up on the hub
             name = self.model.pretrained_cfg["architecture"]
         config = {
             "format": _FORMAT,
@@ -168,14 +166,14 @@ class FrameEncoder(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
     ) -> Self:
-        """Read an encoder that `save_pretrained` wrote, without a network.
+        """Load an encoder written by `save_pretrained`, without a network.
 
         Args:
-            folder: Where it is.
+            folder: Folder of the encoder.
             device: Where to compute.
 
         Raises:
-            CheckpointError: If there is no such encoder, it is damaged, or its weights do not fit.
+            CheckpointError: If the encoder is missing or damaged, or its weights do not fit.
         """
         import timm
 
@@ -183,8 +181,8 @@ class FrameEncoder(nn.Module):
         try:
             config = json.loads((Path(folder) / _CONFIG).read_bytes())
             if not isinstance(config, dict) or config.get("format") != _FORMAT:
-                raise CheckpointError(f"{place}: {_CONFIG} has not the format {_FORMAT!r}.")
-            # JSON knows no tuples, which the fingerprint tells from lists.
+                raise CheckpointError(f"{place}: {_CONFIG} is not of the format {_FORMAT!r}.")
+            # JSON turns tuples into lists, which would change the fingerprint.
             preprocessing = {
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in config["preprocessing"].items()
@@ -193,8 +191,7 @@ class FrameEncoder(nn.Module):
             architecture, classes = config["architecture"], config["num_classes"]
             _check_name(cls.__name__, architecture)
             if ":" in architecture:
-                raise CheckpointError(f"{place}: {architecture} is no architecture of timm.")
-
+                raise CheckpointError(f"{place}: {architecture} is not an architecture of timm.")
             build = partial(timm.create_model, architecture, pretrained=False, num_classes=classes)
             check_declared_weights(place, Path(folder), build)
             model = build()
@@ -213,39 +210,39 @@ class FrameEncoder(nn.Module):
             encoder._set_up(model.to(device), FramePreprocessor(preprocessing))
         except CheckpointError:
             raise
-        # JSON, safetensors, timm and torch each have errors of their own.
+        # JSON, safetensors, timm and torch raise errors of many types.
         except Exception as error:
             raise CheckpointError(f"{place}: {first_line(error)}.") from error
         return encoder
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever `mode` is: it is frozen."""
+        """Stay in evaluation mode whatever `mode` is, as the model is frozen."""
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of its weights."""
+        """Dtype of the weights."""
         return next(self.model.parameters()).dtype
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all that decides the features; of the weights when it is first asked for."""
+        """Digest of preprocessing, precision and the weights as they are on first access."""
         digest = hashlib.sha256(f"{self.preprocess}{self.mixed_precision}".encode())
         add_tensors(digest, self.model.state_dict().items())
         return digest.hexdigest()
 
     def extra_repr(self) -> str:
-        """Name the model: timm's own representation does not."""
+        """Name the model, as timm's representation does not."""
         return self.description
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        """Encode preprocessed images; see the class."""
+        """Encode preprocessed frames; see the class."""
         channels, height, width = self.preprocess.input_size
         check_shape(type(self).__name__, "frames", frames, f"B {channels} {height} {width}")
         if not len(frames):
@@ -256,18 +253,18 @@ class FrameEncoder(nn.Module):
         return features.float().to(frames.device)
 
     def encode(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Tensor:
-        """Preprocess and encode images, a batch at a time.
+        """Preprocess and encode images in batches.
 
         Args:
-            images: RGB images of any size; a generator will do.
-            batch_size: Images at a time.
+            images: RGB images of any size.
+            batch_size: Images per batch.
 
         Shape:
             - images: each (height, width, 3) uint8
             - returns: (T, feature_dim) float32, on the CPU
 
         Raises:
-            ArgumentError: If an image is of another shape or dtype, or `batch_size` is below 1.
+            ArgumentError: If an image has another shape or dtype, or `batch_size` is below 1.
         """
         check_int(f"{type(self).__name__}.encode", "batch_size", batch_size, at_least=1)
         frames = (self.preprocess(image) for image in images)
@@ -279,7 +276,7 @@ class Preprocessor(Protocol):
     """Turns an image into a model's input.
 
     Attributes:
-        config: What decides the result.
+        config: Settings that determine the result.
     """
 
     config: dict[str, Any]
@@ -293,17 +290,17 @@ class Preprocessor(Protocol):
 
 
 class FramePreprocessor:
-    """Turns an image into a model's input: timm's own transform for evaluation.
+    """Turns an image into a model's input with timm's evaluation transform.
 
     Args:
-        config: What `timm.data.resolve_model_data_config` gives.
+        config: Returned by `timm.data.resolve_model_data_config`.
 
     Shape:
         - image: (height, width, 3) uint8, RGB
         - returns: (3, height, width) float32
 
     Raises:
-        ArgumentError: If an image has another shape or dtype, in the call.
+        ArgumentError: In the call, if an image has another shape or dtype.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -331,14 +328,14 @@ class FramePreprocessor:
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Cut a stream into lists of `size`; the last may be shorter."""
+    """Split a stream into lists of `size`; the last may be shorter."""
     stream = iter(items)
     while batch := list(islice(stream, size)):
         yield batch
 
 
 def check_image(who: str, image: Any) -> None:
-    """Raise ArgumentError unless `image` is an RGB picture of 8 bits."""
+    """Raise ArgumentError unless `image` is RGB with 8 bits."""
     shape, dtype = getattr(image, "shape", type(image).__name__), getattr(image, "dtype", "")
     is_image = isinstance(image, np.ndarray) and dtype == np.uint8
     if not is_image or len(shape) != 3 or shape[2] != 3:
@@ -349,7 +346,7 @@ def check_image(who: str, image: Any) -> None:
 def _check_name(who: str, name: str) -> None:
     import timm
 
-    expected = "the name of a model of timm"
+    expected = "the name of a timm model"
     if not isinstance(name, str):
         raise ConfigError(message(who, expected, repr(name)))
     if ":" in name:  # hf-hub:..., local-dir:...
@@ -357,16 +354,16 @@ def _check_name(who: str, name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them."
+        hint = f"Did you mean {' or '.join(near)}?" if near else "See timm.list_models()."
         raise ConfigError(message(who, expected, repr(name), hint))
     known = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in known:
-        hint = f"There is {', '.join(known[:5])}." if known else "It has no weights."
-        raise ConfigError(message(who, "a tag of timm's weights", repr(name), hint))
+        hint = f"Known: {', '.join(known[:5])}." if known else "The model has no weights."
+        raise ConfigError(message(who, "a tag of the model's weights", repr(name), hint))
 
 
 def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
-    """Refuse what timm's own models do not have: images that would fill the memory."""
+    """Refuse settings beyond those of timm's models, such as sizes that would fill the memory."""
 
     def within(name: str, count: int, least: float, most: float, kinds: tuple[type, ...]) -> bool:
         numbers = config.get(name)
@@ -384,9 +381,9 @@ def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
         and _SMALLEST_CROP <= crop <= 1 / _SMALLEST_CROP
     )
     if not fine:
-        raise CheckpointError(f"{place}: {_CONFIG} has a preprocessing that is none of timm's.")
+        raise CheckpointError(f"{place}: the preprocessing in {_CONFIG} is not one of timm's.")
 
 
 _PREPROCESSING = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
-LARGEST_SIDE = 2048  # twice the largest of timm's models
-_SMALLEST_CROP = 0.25  # images are enlarged by its inverse, then cropped
+LARGEST_SIDE = 2048  # twice the largest input of timm's models
+_SMALLEST_CROP = 0.25  # images are enlarged by its inverse before cropping

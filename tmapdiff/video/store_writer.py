@@ -1,4 +1,4 @@
-"""Filling a feature store video by video, so that a process that is killed spoils nothing."""
+"""Writing a feature store video by video, safe against being killed."""
 
 import json
 import os
@@ -31,25 +31,24 @@ _PART = ".npz"
 
 
 class FeatureStoreWriter:
-    """Fills an HDF5 file for `HDF5FeatureStore`: a dataset per video, with attributes.
+    """Writes an HDF5 file for `HDF5FeatureStore`, with one dataset per video and attributes.
 
-    HDF5 files do not survive a killed writer. So each video first gets a file of its own in the
-    folder `{path}.parts`; `finish` makes a new HDF5 file of the old one and these, and renames it.
-    At any moment each file is whole or not there, and the next writer resumes. This takes the disk
-    space of the features twice.
+    A killed writer would corrupt an HDF5 file. So each video is first written to its own file in
+    the folder `{path}.parts`; `finish` merges them with the old HDF5 file into a new one. All files
+    are complete at any time, and the next writer resumes. This takes the disk space twice.
 
-    Used as a context manager, it keeps other writers out.
+    Use it as a context manager, which keeps other writers out.
 
     Args:
-        path: The HDF5 file, to be made or added to.
-        attributes: What all features of the file share, such as the model that made them.
+        path: HDF5 file to create or extend.
+        attributes: Attributes shared by all features of the file, such as the model.
         remarks: Other attributes of the file, which may change.
 
     Raises:
-        FileError: On entering, if the place cannot be written, another process writes there, or
-            `path` cannot be read; later, if the disk is full or the like.
-        FeatureError: If an attribute is a text of more than 64,000 bytes. On entering, if the
-            features at `path` or in its parts have other attributes.
+        FileError: On entering, if the file cannot be written or read, or another process writes it.
+            Later, for example if the disk is full.
+        FeatureError: If an attribute is a text of more than 64,000 bytes. On entering, if existing
+            features have other `attributes`.
         MissingDependencyError: If h5py is not installed.
     """
 
@@ -86,22 +85,20 @@ class FeatureStoreWriter:
         self._leave()
 
     def __len__(self) -> int:
-        """Count the videos that are written."""
         return len(self._written)
 
     def __contains__(self, video_id: object) -> bool:
-        """Tell whether a video is written."""
         return video_id in self._written
 
     def __getitem__(self, video_id: str) -> dict[str, Any]:
-        """Return the attributes that a video was written with."""
+        """Return the attributes of a written video."""
         return self._written[video_id]
 
     def write(self, video_id: str, features: np.ndarray, attributes: Attributes) -> None:
-        """Write the features of a video, in place of earlier ones.
+        """Write the features of a video, replacing earlier ones.
 
         Args:
-            video_id: The video.
+            video_id: Id of the video.
             features: Its features.
             attributes: Attributes of its dataset.
 
@@ -110,18 +107,18 @@ class FeatureStoreWriter:
 
         Raises:
             FileError: If they cannot be written.
-            AnnotationError: If the id contains `/` or the like.
+            AnnotationError: If the id is not allowed, such as one with a slash.
             FeatureError: If an attribute is a text of more than 64,000 bytes.
         """
         check_video_id("FeatureStoreWriter.write", video_id)
-        _in_place(attributes)  # or `finish` would be the first to refuse them
+        _in_place(attributes)  # checked here, not only in `finish`
         texts: Any = {"video_id": json.dumps(video_id), "attributes": json.dumps(dict(attributes))}
         with written_beside(self.parts / file_name(video_id, _PART), durable=True) as new:
             np.savez(new, features=features, **texts)
         self._written[video_id] = dict(attributes)
 
     def finish(self) -> None:
-        """Put what was written into the HDF5 file.
+        """Merge the written videos into the HDF5 file.
 
         Raises:
             FileError: If it cannot be written.
@@ -150,9 +147,9 @@ class FeatureStoreWriter:
             raise FileError(f"cannot write {self.path}: {error.strerror}.") from error
 
     def _enter(self, seconds: float) -> bool:
-        """Become the one writer, if that is possible within some seconds.
+        """Try to take the lock within `seconds`; return whether it succeeded.
 
-        A writer that is done removes the folder with the lock: who waited for it must start over.
+        A finished writer removes the folder with its lock, and those waiting must try again.
         """
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
@@ -160,9 +157,9 @@ class FeatureStoreWriter:
         except Timeout:
             return False
         except OSError as error:
-            came_and_went = isinstance(error, FileNotFoundError | FileExistsError)
+            was_removed = isinstance(error, FileNotFoundError | FileExistsError)
             in_the_way = self.parts.is_file() or self.parts.is_symlink()
-            if came_and_went and self.parts.parent.is_dir() and not in_the_way:
+            if was_removed and self.parts.parent.is_dir() and not in_the_way:
                 return False
             raise FileError(f"cannot write {self.parts}: {error.strerror}.") from error
         if self._has_lock():
@@ -171,7 +168,7 @@ class FeatureStoreWriter:
         return False
 
     def _has_lock(self) -> bool:
-        # Later releases of filelock look themselves, and need not have this attribute.
+        # Later releases of filelock check this themselves and may lack the attribute.
         held = getattr(getattr(self._lock, "_context", None), "lock_file_fd", None)
         if held is None:
             return True
@@ -181,9 +178,9 @@ class FeatureStoreWriter:
             return False
 
     def _take_over(self) -> None:
-        """Clear up after a writer that was killed, and learn what it wrote."""
+        """Clean up after a killed writer, and read what it wrote."""
         for left in self.parts.glob(".*"):
-            if left.is_dir():  # a file that was being written
+            if left.is_dir():  # of an unfinished file
                 shutil.rmtree(left, ignore_errors=True)
         (self.parts / "whole.h5").unlink(missing_ok=True)
         if self.path.exists():
@@ -198,18 +195,18 @@ class FeatureStoreWriter:
             try:
                 video_id, _, attributes = _read_part(part)
                 self._written[video_id] = attributes
-            # Spoilt by a failing disk or machine; NumPy passes on whatever the damage causes.
+            # Corrupted by a failing disk or machine; NumPy may raise any error.
             except Exception:
                 part.unlink()
 
     def _read_store(self) -> None:
-        # h5py has no error of its own: damage shows as any.
+        # On damaged files h5py may raise any error.
         unreadable = foreign_errors(FileError, f"cannot read {self.path} as HDF5")
         with unreadable, self._h5py.File(self.path, "r") as file:
             shared, left_out = read_attributes(str(self.path), file)
             ours = self.attributes.keys() | self.remarks.keys()
             if lost := sorted(ours & set(left_out)):
-                expected = f"attributes in {self.path} as this release writes them"
+                expected = f"fixed-length attributes in {self.path}, as this release writes them"
                 hint = "Convert it to a new file first: tmapdiff convert OLD NEW."
                 raise FeatureError(message("FeatureStoreWriter", expected, lost, hint))
             self._check_same(shared)
@@ -219,13 +216,13 @@ class FeatureStoreWriter:
 
     def _check_same(self, found: dict[str, Any]) -> None:
         for name, value in self.attributes.items():
-            kept = value  # as HDF5 has it
+            stored = value  # as written to HDF5
             if isinstance(value, str):
-                kept = value.encode(errors="backslashreplace").decode()
-            if found.get(name) not in (value, kept):
-                expected = f"the features in {self.path} to have {name} = {value!r}, as new ones"
+                stored = value.encode(errors="backslashreplace").decode()
+            if found.get(name) not in (value, stored):
+                expected = f"the features in {self.path} to have {name} = {value!r}"
                 got = repr(found[name]) if name in found else "none"
-                hint = "Use another file for these."
+                hint = "Write the new features to another file."
                 raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
 
     def _parts(self) -> list[Path]:
@@ -234,7 +231,7 @@ class FeatureStoreWriter:
 
     def _leave(self) -> None:
         if not self._parts():
-            # The lock last: without it, what is here may be the next writer's.
+            # Remove the lock last: without it, the next writer may already put its files here.
             for left in self.parts.glob("*"):
                 if left != Path(self._lock.lock_file):
                     with suppress(OSError):
@@ -248,10 +245,10 @@ def _in_place(attributes: Attributes) -> dict[str, Any]:
 
 
 def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
-    # Opened here: NumPy leaves a broken one open.
+    # Opened here, as NumPy leaves damaged files open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
         video_id = video_id_of(path.name, _PART)
-        if "video_id" in part:  # parts of earlier releases have none
+        if "video_id" in part:  # not in parts of earlier releases
             video_id = json.loads(part["video_id"].item())
         attributes = dict(json.loads(part["attributes"].item()))
         return check_video_id(str(path), video_id), part["features"], attributes
@@ -262,7 +259,5 @@ def _read_attributes(path: Path) -> dict[str, Any]:
         with reading(path):
             return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
-        hint = f"Remove the folder {path.parent}, and the features in it."
-        raise FileError(
-            message(str(path), "attributes that were written", "others", hint)
-        ) from error
+        hint = f"Remove the folder {path.parent} with its features."
+        raise FileError(message(str(path), "attributes as JSON", "damaged ones", hint)) from error

@@ -1,35 +1,35 @@
-"""When frames are shown, whatever the timestamps of their file do."""
+"""Display times of frames, robust to damaged timestamps."""
 
 import math
 from fractions import Fraction
 from typing import Any, Literal
 
 Timestamps = Literal["shown", "guessed", "decoded", "none"]
-LONGEST = Fraction(3600)  # seconds that one frame may be shown
-_MOST_FAULTS = 2  # times that frames may come out of order before their pts are believed to be dts
+LONGEST = Fraction(3600)  # seconds a frame may be shown
+_MOST_FAULTS = 2  # frames out of order; if there are more, pts are taken to be dts
 
 
 class Timeline:
-    """When the frames that a decoder gives are shown.
+    """Display times of decoded frames.
 
-    A decoder gives frames in the order they are shown. Timestamps need not follow it: they may be
-    those of decoding, start again where files were joined, leap, or be missing. Here no frame comes
-    before an earlier one: where timestamps go back or leap, it follows the one before it.
+    A decoder returns frames in display order. Their timestamps may be times of decoding, restart
+    where files were joined, jump, or be missing. Where they go back or jump, a frame is placed
+    directly after the previous one.
 
     Args:
-        first: The first frame, as PyAV gives it.
-        start: Seconds at which it is shown, by the file's own clock.
-        origin: Time 0, by the same clock.
-        timestamps: What those of the file mean: when frames are `shown`; the same, `guessed` for
-            some frames, wrong by up to four periods; when they are `decoded`; or nothing (`none`):
-            then frames follow each other.
-        period: Seconds from one frame to the next, on average; 0 if unknown.
-        longest_gap: Seconds that a frame may be shown beyond `period`: what is longer is a leap.
-        may_restart: Whether clocks of this format start again without being damaged.
+        first: First frame, from PyAV.
+        start: Its display time in seconds, on the clock of the file.
+        origin: Time 0, on the same clock.
+        timestamps: Meaning of the timestamps: when frames are `shown`; the same, but `guessed` for
+            some frames and wrong by up to four periods; when frames are `decoded`; or `none`, where
+            frames directly follow each other.
+        period: Mean seconds per frame; 0 if unknown.
+        longest_gap: Seconds a frame may be shown beyond `period`. Longer gaps are jumps.
+        may_restart: Whether clocks of this format may restart without damage.
 
     Attributes:
-        start: Seconds at which the frame that was placed last is shown, or the first one.
-        is_mended: Whether timestamps went back or leapt.
+        start: Display time in seconds of the frame placed last, initially the first one.
+        is_mended: Whether timestamps went back or jumped.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Timeline:
         self._period = period
         self._longest_gap = longest_gap
         self._may_restart = may_restart
-        self._shift = -origin  # from the file's clock to the time line
+        self._shift = -origin  # from the file's clock to the timeline
         self.start = self._end = start - origin
-        # Of a frame, PyAV states when the packet was decoded upon which the decoder gave it.
+        # In PyAV, a frame's dts is that of the packet upon which the decoder returned the frame.
         decoded = _seconds(first, first.dts)
         self._delay = Fraction(0) if decoded is None else decoded - start
         self._last_decoded: Fraction | float = -math.inf if decoded is None else decoded
         self._faults: list[str] = []
 
     def place(self, frame: Any) -> tuple[Fraction, Fraction]:
-        """Return from when until when the next frame is shown, in seconds."""
+        """Return when the display of the next frame starts and ends, in seconds."""
         start = self._start_of(frame)
         duration = _seconds(frame, frame.duration) or self._period
         self.start, self._end = start, start + min(duration, LONGEST)
@@ -65,7 +65,7 @@ class Timeline:
 
     @property
     def problem(self) -> str | None:
-        """What was wrong with the timestamps, in a line; None if nothing was."""
+        """Faults of the timestamps, in one line, or None."""
         if not self._faults:
             return None
         more = len(self._faults) - 1
@@ -73,17 +73,17 @@ class Timeline:
 
     def _start_of(self, frame: Any) -> Fraction:
         decoded, last_decoded = _seconds(frame, frame.dts), self._last_decoded
-        # The last frames of a file, which come without a packet, have no dts.
-        goes_on = last_decoded > -math.inf if decoded is None else decoded > last_decoded
+        # The last frames of a file come without a packet and have no dts.
+        in_order = last_decoded > -math.inf if decoded is None else decoded > last_decoded
         if decoded is not None:
             self._last_decoded = max(decoded, last_decoded)
         start = self._time_of(frame)
         if start is None:
             return self._end
         is_near = abs(start - self._end) <= 4 * self._period
-        if self._timestamps == "guessed" and is_near and (start <= self.start or not goes_on):
+        if self._timestamps == "guessed" and is_near and (start <= self.start or not in_order):
             return self._end
-        if start < self.start and goes_on:
+        if start < self.start and in_order:
             self._faults.append("its timestamps are not in the order of its frames")
             if len(self._faults) > _MOST_FAULTS and self._timestamps == "shown":
                 self._timestamps = "decoded"

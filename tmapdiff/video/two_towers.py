@@ -1,4 +1,4 @@
-"""Features of images in the space of sentences, by two-tower models of transformers."""
+"""Image features in the space of sentences, from two-tower models of transformers."""
 
 import json
 import os
@@ -18,46 +18,47 @@ from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.video.frame_encoder import LARGEST_SIDE, FrameEncoder, Precision, check_image
 
-HF = "hf:"  # before the name of a model of transformers, where timm's have none
-# What `save_pretrained` may write, of either kind.
+HF = "hf:"  # prefix of names of transformers models; names without it are timm's
+# Files that `save_pretrained` of both classes may write.
 FRAME_ENCODER_FILES = re.compile(
     r"(generation_|preprocessor_|processor_)?config\.json|model[\w.-]*\.(safetensors|json)"
 )
-# By the type that the configuration tells: the image part of models that are more than that.
+# Class of the image tower, by the model type in the configuration.
 _IMAGE_MODELS = {
     "clip": "CLIPVisionModelWithProjection",
     "clip_vision_model": "CLIPVisionModelWithProjection",
     "siglip": "SiglipVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
 }
-_SAVED = "tmapdiff"  # field of a configuration of transformers that has ours
+_SAVED = "tmapdiff"  # field of the model's configuration with our settings
 
 
 class TransformersFrameEncoder(FrameEncoder):
-    """One unit vector per image, in the space of its model's sentences.
+    """Computes one unit vector per image, in the space of the model's sentence embeddings.
 
-    By the image tower of CLIP, SigLIP, or another model of transformers with `get_image_features`.
-    `TransformersTextEncoder` of the same model gives the sentences.
+    Uses the image tower of CLIP, SigLIP, or another model of transformers with
+    `get_image_features`. `TransformersTextEncoder` of the same model embeds sentences.
 
     Args:
         model: Folder, name on the hub, or a model of transformers.
-        image_processor: Folder, name or image processor of transformers; that of `model`, if None.
-        mixed_precision: Arithmetic, by autocast; by default as saved, else none. The features are
-            float32 all the same.
+        image_processor: Folder, name, or image processor of transformers. Defaults to the one of
+            the folder or name in `model`.
+        mixed_precision: Precision of autocast. Defaults to the saved one or `no`. Features are
+            always float32.
         device: Where to compute.
 
     Shape:
-        - frames: (B, 3, height, width), as `preprocess` makes them
-        - returns: (B, feature_dim) float32, on the frames' own device
+        - frames: (B, 3, height, width), as returned by `preprocess`
+        - returns: (B, feature_dim) float32, on the device of the frames
 
     Raises:
         MissingDependencyError: If transformers is not installed.
         CheckpointError: If model or processor cannot be loaded, for example without a network.
-        SizeLimitError: If a text in the folder takes more memory than it may.
-        ArgumentError: If a model comes without `image_processor`.
-        ConfigError: If it is no model of images and texts in one space, takes pictures of more
-            sizes than one, or there is no such precision.
-        ShapeError: If the frames have another shape, in the call.
+        SizeLimitError: If a text file in the folder exceeds the memory limit.
+        ArgumentError: If `model` is an object and `image_processor` is missing.
+        ConfigError: If the model does not embed images and texts in one space or the image size
+            varies, or the precision is unknown.
+        ShapeError: In the call, if the frames have another shape.
 
     Example:
         >>> encoder = TransformersFrameEncoder("openai/clip-vit-base-patch32")  # doctest: +SKIP
@@ -78,7 +79,7 @@ class TransformersFrameEncoder(FrameEncoder):
         require("transformers", extra="text", purpose=who)
         if image_processor is None:
             if not isinstance(model, str | os.PathLike):
-                raise ArgumentError(message(who, "an image_processor beside a model", "none"))
+                raise ArgumentError(message(who, "an image_processor for the model", "none"))
             image_processor = model
         name: str = type(model).__name__
         saved: Any = {}
@@ -111,10 +112,10 @@ class TransformersFrameEncoder(FrameEncoder):
             self._processor.save_pretrained(folder)
 
     @classmethod
+    @override
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
     ) -> Self:
-        """Make an encoder of a `folder`, as the constructor does."""
         return cls(os.fspath(folder), device=device)
 
     @override
@@ -124,26 +125,26 @@ class TransformersFrameEncoder(FrameEncoder):
         elif self.model.config.model_type in _IMAGE_MODELS:
             found = self.model(pixel_values=frames)
         else:
-            expected = "a model of images and texts in one space"
+            expected = "a model that embeds images and texts in one space"
             raise ConfigError(message(type(self).__name__, expected, self.description))
-        if not isinstance(found, Tensor):  # of a tower, or since transformers 5
+        if not isinstance(found, Tensor):  # from a tower, or since transformers 5
             pooled = getattr(found, "image_embeds", None)
             found = found.pooler_output if pooled is None else pooled
-        # In float32: squares of half precision overflow.
+        # In float32, as squares overflow in half precision.
         return nn.functional.normalize(found.float(), dim=-1)
 
 
 def load_frame_encoder(
     folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> FrameEncoder:
-    """Read what `save_pretrained` of a frame encoder wrote, whichever it was.
+    """Load a frame encoder of either class, written by its `save_pretrained`.
 
     Args:
-        folder: Where it is.
+        folder: Folder of the encoder.
         device: Where to compute.
 
     Raises:
-        CheckpointError: If there is no such encoder, it is damaged, or its weights do not fit.
+        CheckpointError: If the encoder is missing or damaged, or its weights do not fit.
         MissingDependencyError, ConfigError: As `TransformersFrameEncoder`.
     """
     has_processor = (Path(folder) / "preprocessor_config.json").is_file()
@@ -152,7 +153,7 @@ def load_frame_encoder(
 
 
 class _TransformersPreprocessor:
-    """Turns an image into a model's input: transformers' own processor."""
+    """Turns an image into a model's input with an image processor of transformers."""
 
     def __init__(self, who: str, processor: Any) -> None:
         self.processor = processor
@@ -160,15 +161,13 @@ class _TransformersPreprocessor:
         self.config = {name: stated.get(name) for name in _PROCESSING}
         numbers = [*_numbers(stated)]
         if not all(abs(one) <= LARGEST_SIDE for one in numbers):
-            got = f"{max(numbers, key=abs):g} in its configuration"
-            raise CheckpointError(
-                message(who, f"an image processor of at most {LARGEST_SIDE}", got)
-            )
+            expected = f"an image processor with no number above {LARGEST_SIDE}"
+            raise CheckpointError(message(who, expected, f"{max(numbers, key=abs):g}"))
         wide, high = (self(np.zeros(size, np.uint8)) for size in ((9, 16, 3), (16, 9, 3)))
         if wide.shape != high.shape or wide.dim() != 3:
-            expected = "an image processor that makes pictures of one size"
+            expected = "an image processor with a fixed output size"
             got = f"{tuple(wide.shape)} and {tuple(high.shape)}"
-            hint = "Of SigLIP 2, take one of one size: google/siglip2-base-patch16-224."
+            hint = "For SigLIP 2, use a fixed size: google/siglip2-base-patch16-224."
             raise ConfigError(message(who, expected, got, hint))
         self.input_size: tuple[int, int, int] = tuple(wide.shape)  # type: ignore[assignment]
 
@@ -177,14 +176,14 @@ class _TransformersPreprocessor:
 
     def __call__(self, image: np.ndarray) -> Tensor:
         check_image("TransformersFrameEncoder", image)
-        # A height of 3 would pass for the channels.
+        # Stated, as a height of 3 could be mistaken for channels.
         made = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")
         frame: Tensor = made["pixel_values"][0]
         return frame
 
 
 def _numbers(config: Any) -> Iterator[float]:
-    """Find all numbers of a configuration."""
+    """Yield all numbers of a configuration."""
     if isinstance(config, Mapping):
         config = list(config.values())
     if isinstance(config, list | tuple):
@@ -194,7 +193,7 @@ def _numbers(config: Any) -> Iterator[float]:
         yield config
 
 
-# Of transformers: what decides the pixels.
+# Settings of transformers that determine the pixels.
 _PROCESSING = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale"),
     *("rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb"),
