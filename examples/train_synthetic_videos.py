@@ -46,7 +46,7 @@ def see_shapes(data: SyntheticVideos, passes: int) -> FrameEncoder:
     for video_id, video in data.videos.items():
         count = round(video.duration * data.frame_rate)
         numbers = random.choice(count, FRAMES_PER_VIDEO, replace=False)
-        frames += [encoder.preprocess(image) for image in data.pictures(video_id, numbers)]
+        frames += [encoder.preprocess(image) for image in data.frames(video_id, numbers)]
         layouts += list(torch.from_numpy(data.layout(video_id, numbers)).flatten(1))
     inputs, targets = torch.stack(frames), torch.stack(layouts)
     # Its features are the predicted layout: few, and all of them matter.
@@ -74,7 +74,7 @@ def write_features(parts: list[SyntheticVideos], encoder: FrameEncoder, path: Pa
         for data in parts:
             for video_id, video in data.videos.items():
                 numbers = np.arange(1, round(video.duration * data.frame_rate), 2)
-                features = encoder.encode(data.pictures(video_id, numbers), batch_size=64)
+                features = encoder.encode(data.frames(video_id, numbers), batch_size=64)
                 store.write(video_id, features.numpy(), {"duration": video.duration})
         store.finish()
 

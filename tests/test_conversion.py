@@ -105,7 +105,7 @@ def test_features_that_cannot_be_used_are_skipped_and_told(source, tmp_path, arr
     report = convert_features(source, place(tmp_path, format), format=format)
     assert [note.video_id for note in report.skipped] == ["nan", "narrow"]
     assert "NaN or infinity in 12 places" in report.skipped[0].reason
-    assert "6 numbers a feature" in report.skipped[1].reason
+    assert "features of width 6" in report.skipped[1].reason
     assert sorted(open_feature_store(place(tmp_path, format)).video_ids) == sorted(arrays)
     assert str(report).splitlines()[0].endswith("3 videos converted, 0 kept, 2 skipped; verified")
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_refused(source, tmp_path):
 def test_attributes_that_are_none_are_told(source, tmp_path, content):
     convert_features(source, tmp_path / "new", format="npy")
     (tmp_path / "new" / "attributes.json").write_text(content)
-    with refuses(FeatureError, "expected a JSON object of the objects 'attributes' and 'videos'"):
+    with refuses(FeatureError, "expected a JSON object with objects 'attributes' and 'videos'"):
         open_feature_store(tmp_path / "new")
 
 
@@ -257,7 +257,7 @@ def test_attributes_that_stores_leave_out_are_mended(tmp_path, arrays, format):
             file[name]["x"].attrs.update({"source": f"{name}.mp4", "duration": 2.0})
     with pytest.warns(UserWarning, match="'description', 'frame_encoder' of variable length"):
         old = open_feature_store(tmp_path / "old.h5")
-    assert old.description == "HDF5 features old.h5 (which leaves its description out)"
+    assert old.description == "HDF5 features old.h5 (its description was left out)"
     for _ in range(2):  # without a warning, also when everything exists
         report = convert_features(tmp_path / "old.h5", place(tmp_path, format), format=format)
     assert (len(report.kept), report.skipped) == (3, ())
@@ -273,5 +273,7 @@ def test_folders_say_what_they_hold_as_json(source, tmp_path):
     said = json.loads((tmp_path / "new" / "attributes.json").read_text())
     assert said["attributes"]["seconds_per_feature"] == 0.5
     assert said["videos"]["z"] == {"duration": 4.6}
-    with refuses(FeatureError, "expected seconds_per_feature = 0.5, as the store says, got 2"):
+    with refuses(
+        FeatureError, "expected seconds_per_feature = 0.5, as declared by the store, got 2"
+    ):
         open_feature_store(tmp_path / "new", 2)

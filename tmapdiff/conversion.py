@@ -180,8 +180,8 @@ class _FolderWriter:
         for name, value in attributes.items():
             before = stated["attributes"].setdefault(name, value)
             if before != value:
-                expected = f"the features in {folder} to have {name} = {value!r}, as new ones"
-                hint = "Use another folder for these."
+                expected = f"the features in {folder} to have {name} = {value!r}"
+                hint = "Write the new features to another folder."
                 raise FeatureError(message("convert_features", expected, repr(before), hint))
         stated["videos"] |= {
             video_id: dict(found)

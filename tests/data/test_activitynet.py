@@ -37,7 +37,7 @@ def test_captions(write):
     assert (report.source, report.lines, report.kept, report.cut_ends) == ("val.json", 5, 3, 1)
     assert [(drop.line, drop.reason) for drop in report.dropped] == [
         (2, "start not before end"),
-        (4, "starts past the video's end"),
+        (4, "starts after the video's end"),
     ]
 
 
@@ -59,11 +59,11 @@ def changed(**fields):
     ("content", "text"),
     [
         ("", "val.json: expected JSON, got Expecting value"),
-        ([], "val.json: expected an object with a field a video, got []."),
+        ([], "val.json: expected an object with a field per video, got []."),
         ({"v": 3}, "video 'v': expected an object with the field 'duration', got 3."),
         (changed(duration=-1), "video 'v': expected duration to be a number > 0, got -1."),
         (changed(sentences="x"), "video 'v': expected a list of sentences, got 'x'."),
-        (changed(sentences=["a", "b"]), "as many timestamps as sentences, 2, got 1."),
+        (changed(sentences=["a", "b"]), "one timestamp per sentence, 2, got 1."),
         (changed(sentences=[""]), "video 'v': expected a sentence, got ''."),
         (changed(timestamps=5), "video 'v': expected timestamps to be a list of pairs, got 5."),
         (changed(timestamps=[[1, 2, 3]]), "timestamps to be pairs [start, end], got [1, 2, 3]."),

@@ -29,7 +29,7 @@ def annotations_of(videos):
         ({"video_id": "."}, "video id without"),
         ({"video_id": ""}, "video id without .* got ''"),
         ({"video_id": "a/" + "x" * 1000}, r"got 'a/x+\.\.\.'\."),
-        ({"video_id": 7}, "expected a video id of text, got 7"),
+        ({"video_id": 7}, "expected a video id as text, got 7"),
         ({"query": " "}, "expected a sentence as query, got ' '"),
         ({"query": None}, "expected a sentence as query, got None"),
         ({"duration": 0.0}, "expected a duration > 0 seconds, got 0.0"),
@@ -69,7 +69,7 @@ def test_set_is_an_immutable_sequence():
 
 
 def test_qids_must_differ():
-    with refuses(AnnotationError, "expected qids that differ, got 0 twice"):
+    with refuses(AnnotationError, "expected unique qids, got 0 twice"):
         AnnotationSet([annotation(), annotation()])
 
 
@@ -147,8 +147,9 @@ def test_report_reads_as_one_line():
     dropped = tuple(DroppedLine(line, "start not before end") for line in range(1, 8))
     report = AnnotationReport("file.txt", 12408, 12401, 1805, (*dropped, DroppedLine(9, "late")))
     assert str(report) == (
-        "file.txt: 12,408 lines, 12,401 kept; 1,805 ends cut to the video; 7 moments dropped: "
-        "start not before end (lines 1, 2, 3, 4, 5, ...); 1 moments dropped: late (lines 9)"
+        "file.txt: 12,408 lines, 12,401 kept; 1,805 ends clipped to the video's end; "
+        "7 moments dropped: start not before end (lines 1, 2, 3, 4, 5, ...); "
+        "1 moments dropped: late (lines 9)"
     )
     assert str(annotations_of("AB").report) == "annotations in memory: 2 lines, 2 kept"
 

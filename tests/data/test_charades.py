@@ -29,7 +29,7 @@ def test_a_small_folder(charades):
     assert report.cut_ends == 1
     assert [(drop.line, drop.reason) for drop in report.dropped] == [
         (4, "start not before end"),
-        (5, "starts past the video's end"),
+        (5, "starts after the video's end"),
     ]
 
 

@@ -77,23 +77,23 @@ def changed(**fields):
         (changed(times=[[1, None]]), "record 2: expected times to be a number, got None."),
         (
             changed(times=[[-1, 2]]),
-            "record 2: expected times of segments 0 to 5, first to last, got [-1, 2].",
+            "record 2: expected times as [first, last] of segments 0 to 5, got [-1, 2].",
         ),
         (
             changed(times=[[5, 6]]),
-            "record 2: expected times of segments 0 to 5, first to last, got [5, 6].",
+            "record 2: expected times as [first, last] of segments 0 to 5, got [5, 6].",
         ),
-        (changed(times=[[2, 1]]), "first to last, got [2, 1]."),
-        (changed(times=[[0.5, 1]]), "first to last, got [0.5, 1]."),
+        (changed(times=[[2, 1]]), "of segments 0 to 5, got [2, 1]."),
+        (changed(times=[[0.5, 1]]), "of segments 0 to 5, got [0.5, 1]."),
         (changed(description=" "), "record 2: expected a sentence, got ' '."),
         (changed(description=None), "record 2: expected a sentence, got None."),
         (changed(annotation_id="x"), "record 2: expected annotation_id to be a number >= 0"),
         (
             changed(annotation_id=7),
-            "record 2: expected a qid of its own, got 7 again, as in record 1.",
+            "record 2: expected a unique qid, got 7 again, as in record 1.",
         ),
         (changed(video="../../x"), "expected a video id without '/'"),
-        (changed(video=3), "record 2: expected a video id of text, got 3."),
+        (changed(video=3), "record 2: expected a video id as text, got 3."),
     ],
 )
 def test_refuses_other_files(write, records, text):

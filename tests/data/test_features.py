@@ -118,7 +118,7 @@ def test_hdf5_files_that_say_their_rate(tmp_path):
         del store  # lets go of the file
     with refuses(
         FeatureError,
-        "HDF5 features rgb.hdf5: expected seconds_per_feature = 0.5, as the store says, got 1.0.",
+        "rgb.hdf5: expected seconds_per_feature = 0.5, as declared by the store, got 1.0.",
     ):
         open_feature_store(path, 1)
     with h5py.File(path, "a") as file:
@@ -155,7 +155,7 @@ def test_ids_stay_inside(tmp_path, kind, video_id):
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (np.ones((2, 4)), "expected 3 numbers a feature, as in the rest of the store, got 4"),
+        (np.ones((2, 4)), "expected features of width 3, as in the rest of the store, got 4"),
         (np.ones(3), r"expected features of shape \(T, D\) with T >= 1, got \(3,\)"),
         (np.ones((2, 3, 3)), r"T >= 1, got \(2, 3, 3\)"),
         (np.ones((2, 1, 2, 3)), r"T >= 1, got \(2, 1, 2, 3\)"),
@@ -261,7 +261,7 @@ def test_hdf5_files_that_cannot_be_read(tmp_path):
     with refuses(FileError, "cannot read ", "text.h5 as HDF5: ", "signature"):
         open_feature_store(text)
     h5py.File(tmp_path / "empty.h5", "w").close()
-    with refuses(FileError, "expected a dataset for each video, got an empty file"):
+    with refuses(FileError, "expected a dataset per video, got an empty file"):
         HDF5FeatureStore(tmp_path / "empty.h5")
     path = write(tmp_path, "hdf5", random_arrays())
     path.write_bytes(path.read_bytes()[:-100])
@@ -406,12 +406,14 @@ class TestConcat:
     def test_refuses_what_does_not_fit(self, tmp_path):
         both = ConcatFeatureStore(self.stores(tmp_path, (5, 3), (1.0, 1.0)))
         assert both.seconds_per_feature == 1.0
-        with refuses(FeatureError, "video 'A': expected stores that differ by one feature at most"):
+        with refuses(FeatureError, "video 'A': expected stores that differ by at most one feature"):
             both["A"]
         with refuses(ArgumentError, "ConcatFeatureStore: expected stores to be an integer >= 1"):
             ConcatFeatureStore([])
         other = NpyFeatureStore(tmp_path / "0", 2.0)
-        with refuses(ArgumentError, "expected stores of one seconds_per_feature, got 1.0, 2.0."):
+        with refuses(
+            ArgumentError, "expected stores with equal seconds_per_feature, got 1.0, 2.0."
+        ):
             ConcatFeatureStore([both.stores[0], other])
 
 
@@ -473,7 +475,7 @@ def test_normalized_features_side_by_side(tmp_path):
     ]
     np.testing.assert_allclose(store["A"], np.concatenate(expected, axis=1), rtol=1e-5)
     assert (store.feature_dim, store.seconds_per_feature) == (6, 2.0)
-    assert "L2-normalised" in store.description
+    assert "L2-normalized" in store.description
     assert "NormalizedFeatureStore(NpzFeatureStore(" in repr(store)
     assert "A" in store
     assert "Z" not in store
@@ -494,7 +496,7 @@ def test_folders_that_hold_no_features(tmp_path):
 
 
 def test_open_feature_store_tells_what_it_found(tmp_path):
-    expected = r"expected an HDF5 file, or a folder of \.npy, of \.npz or of \.pt files, got"
+    expected = r"expected an HDF5 file, or a folder of \.npy, \.npz or \.pt files, got"
     with pytest.raises(FileError, match=rf"{expected} nothing at .*none"):
         open_feature_store(tmp_path / "none")
     with pytest.raises(FileError, match=rf"{expected} 0 entries \(empty\) in "):
@@ -594,7 +596,7 @@ def test_a_wrong_stride_is_an_error_that_names_both():
     features = torch.randn(100, 3)
     text = (
         r"pool_features: expected features that cover the 30 s of the video, got 100 s \(100 "
-        r"features of 1 s\)\. Over the whole video a feature would last 0.3 s\."
+        r"features of 1 s\)\. They would fit with seconds_per_feature = 0.3\."
     )
     with pytest.raises(FeatureError, match=text):
         pool_features(features, 8, duration=30.0, seconds_per_feature=1.0)
@@ -637,7 +639,7 @@ class TestLinks:
         with refuses(
             FileError,
             f"B.npy: expected a file in its folder, got a link to {elsewhere / 'A.npy'}. "
-            "Pass follow_links=True if it is meant.",
+            "Pass follow_links=True to allow it.",
         ):
             store["B"]
         with refuses(FileError, "expected a file in its folder"):
@@ -653,7 +655,7 @@ class TestLinks:
     def test_pipes_are_not_waited_for(self, tmp_path):
         folder, _ = self.folders(tmp_path)
         os.mkfifo(folder / "0.npy")
-        with refuses(FileError, "0.npy: it is no file."):
+        with refuses(FileError, "0.npy: it is not a file."):
             open_feature_store(folder)
 
 
@@ -746,17 +748,17 @@ class TestThreads:
 
 
 def test_transposed_features_are_told_where_the_other_axis_fits():
-    hint = "The other axis, of 60, covers them: transpose these features."
+    hint = "The other axis, of size 60, fits: transpose the features."
     with refuses(FeatureError, "features that cover the 30 s of the video, got 256 s", hint):
         pool_features(torch.ones(512, 60), 16, duration=30.0, seconds_per_feature=0.5)
-    with refuses(FeatureError, "got 256 s", "Over the whole video a feature would last 0.0586 s."):
+    with refuses(FeatureError, "got 256 s", "They would fit with seconds_per_feature = 0.0586."):
         pool_features(torch.ones(512, 20), 16, duration=30.0, seconds_per_feature=0.5)
     pool_features(torch.ones(60, 512), 16, duration=30.0, seconds_per_feature=0.5)
 
 
 def test_one_transposed_video_among_others(tmp_path, kind):
     store = open_feature_store(write(tmp_path, kind, {"A": np.ones((9, 4)), "B": np.ones((4, 7))}))
-    hint = "The other axis has as many: transpose these features."
-    with refuses(FeatureError, "expected 4 numbers a feature, as in the rest of the store", hint):
+    hint = "The other axis has this size: transpose the features."
+    with refuses(FeatureError, "expected features of width 4, as in the rest of the store", hint):
         store["B"]
     assert store["A"].shape == (9, 4)

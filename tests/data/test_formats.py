@@ -120,12 +120,12 @@ def test_what_cannot_be_told_is_refused(folders, tmp_path):
         load_annotations(folders["tacos"], "dev")
     with refuses(
         FileError,
-        "one file of annotations for val at",
+        "one annotation file for val at",
         "train.json (train), test.json",
         "Name the file.",
     ):
         load_annotations(folders["tacos"], "val")
-    with refuses(FileError, "one file of annotations at", "Name the split."):
+    with refuses(FileError, "one annotation file at", "Name the split."):
         load_annotations(folders["tacos"])
 
 

@@ -130,9 +130,7 @@ class TestPackedChunks:
     def test_a_chunk_that_is_more_than_it_declares(self, path, monkeypatch):
         monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", str(2**20))
         self.write(path, zlib.compress(bytes(2**24)))
-        with refuses(
-            SizeLimitError, "a chunk that is unpacked of at most 1,048,576 bytes, got 16,"
-        ):
+        with refuses(SizeLimitError, "an unpacked chunk of at most 1,048,576 bytes, got 16,"):
             HDF5FeatureStore(path)["A"]
 
     @pytest.mark.parametrize("options", [{}, {"fletcher32": True, "shuffle": True}])
@@ -148,7 +146,7 @@ class TestPackedChunks:
     def test_large_chunks_of_lzf(self, path, monkeypatch):
         monkeypatch.setenv("TMAPDIFF_MAX_ITEM_BYTES", str(2**20))
         self.write(path, bytes(2**19), compression="lzf")
-        with refuses(SizeLimitError, "a chunk that is unpacked of at most 1,048,576 bytes"):
+        with refuses(SizeLimitError, "an unpacked chunk of at most 1,048,576 bytes"):
             HDF5FeatureStore(path)["A"]
 
     def test_packed_twice(self, path):

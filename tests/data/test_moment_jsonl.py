@@ -37,14 +37,14 @@ def changed(**fields):
     [
         ("{", "val.jsonl line 2: expected JSON, got "),
         ("3", "line 2: expected an object with the field 'qid', got 3."),
-        (changed(qid=None), "line 2: expected qid to be a number or a text, got None."),
-        (changed(qid=True), "line 2: expected qid to be a number or a text, got True."),
+        (changed(qid=None), "line 2: expected qid to be an integer or text, got None."),
+        (changed(qid=True), "line 2: expected qid to be an integer or text, got True."),
         (changed(qid="b", query=7), "line 2: expected a sentence, got 7."),
         (changed(duration=[]), "line 2: expected duration to be a number > 0, got []."),
-        (changed(vid=None), "val.jsonl line 2: expected a video id of text, got None."),
-        (changed(vid=0), "val.jsonl line 2: expected a video id of text, got 0."),
+        (changed(vid=None), "val.jsonl line 2: expected a video id as text, got None."),
+        (changed(vid=0), "val.jsonl line 2: expected a video id as text, got 0."),
         (changed(relevant_windows=[[1, "2"]]), "relevant_windows to be a number, got '2'."),
-        (LINES[0], "val.jsonl line 2: expected a qid of its own, got 25 again, as in line 1."),
+        (LINES[0], "val.jsonl line 2: expected a unique qid, got 25 again, as in line 1."),
     ],
 )
 def test_refuses_other_lines(write, line, text):
@@ -54,7 +54,7 @@ def test_refuses_other_lines(write, line, text):
 
 def test_refuses_a_set_without_labels(write, tmp_path):
     unlabelled = {name: LINES[0][name] for name in ("qid", "query", "duration", "vid")}
-    text = "line 1: expected the field 'relevant_windows', got none. A set without moments, such"
+    text = "line 1: expected the field 'relevant_windows', got none. A file without moments, such"
     # Lighthouse's sets of highlights write null.
     for line in (unlabelled, {**unlabelled, "relevant_windows": None}):
         with refuses(AnnotationError, text):

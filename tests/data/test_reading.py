@@ -97,9 +97,11 @@ def test_both_ends_are_cut_to_the_video_and_counted(tmp_path, format):
     assert (report.lines, report.kept, report.cut_starts, report.cut_ends) == (6, 4, 2, 2)
     assert [(one.line, one.reason) for one in report.dropped] == [
         (5, "ends before the video's start"),
-        (6, "starts past the video's end"),
+        (6, "starts after the video's end"),
     ]
-    assert "2 starts cut to 0; 2 ends cut to the video; 1 moments dropped" in str(report)
+    assert "2 starts clipped to 0; 2 ends clipped to the video's end; 1 moments dropped" in str(
+        report
+    )
     kinds = {one.kind for one in inspect(tmp_path / format.name).findings}
     assert {"moments before the start", "moments past the end", "moments left out"} <= kinds
 
@@ -113,7 +115,9 @@ def test_a_file_in_utf_16_is_named_with_its_line(tmp_path, format, order):
         with refuses(TmapdiffError, f"{path}"):
             read()
     if order == "utf-16":
-        hint = "line 1: expected UTF-8 text, got the byte 0xff. It is UTF-16: save it as UTF-8."
+        hint = (
+            "line 1: expected UTF-8 text, got the byte 0xff. The file is UTF-16: save it as UTF-8."
+        )
         with refuses(AnnotationError, f"{path} {hint}"):
             format.load(tmp_path)
         with refuses(AnnotationError, f"{path} {hint}"):
@@ -132,12 +136,12 @@ def test_a_json_file_of_something_else_does_not_matter_beside(tmp_path):
 def test_a_submission_in_utf_16_is_named_with_its_line(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_bytes('{"qid": 1}'.encode("utf-16"))
-    with refuses(AnnotationError, f"{path} line 1: expected UTF-8 text", "It is UTF-16"):
+    with refuses(AnnotationError, f"{path} line 1: expected UTF-8 text", "The file is UTF-16"):
         read_submission(path)
 
 
 def test_durations_without_end_name_the_place(tmp_path):
-    # Of TACoS, a number of pictures over a rate.
+    # In TACoS, a number of frames over a rate.
     (tmp_path / "train.json").write_text(
         json.dumps(
             {"A": {"fps": 1e-300, "num_frames": 1e300, "timestamps": [[0, 1]], "sentences": ["a"]}}

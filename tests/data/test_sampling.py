@@ -113,8 +113,8 @@ MADE_UP = """
 import zlib
 from tmapdiff.data import *
 activities, videos = SyntheticActivities(3), SyntheticVideos(2)
-pictures = zlib.crc32(videos.pictures("shapes-train-0-1").tobytes())
-made = str((list(activities.annotations), list(videos.annotations), pictures))
+frames = zlib.crc32(videos.frames("shapes-train-0-1").tobytes())
+made = str((list(activities.annotations), list(videos.annotations), frames))
 total = ActionTimelineFeatures(activities.videos)["synthetic-train-0-1"].double().sum().item()
 """
 

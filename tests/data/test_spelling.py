@@ -72,7 +72,7 @@ def test_other_spellings_are_found_and_told(tmp_path, kind, asked, there, words)
         assert found.video_ids == tuple(there)
         assert [item.qid for item in found] == [0, 1]
         assert found.report.missing_videos == ("lost",)
-        assert str(found.report).count(f"videos are named {words}, as the features are") == 1
+        assert str(found.report).count(f"video ids spelled {words}, as in the features") == 1
         assert found.restrict_to(one) == found
     vocabulary = Vocabulary(["a", "dog"])
     assert MomentDataset(found, store, vocabulary, num_clips=2)[0].features.shape == (2, 2)
@@ -105,7 +105,10 @@ def test_no_two_ids_get_the_same_features(ids, store):
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_none_fits_three_of_each_side_are_shown(tmp_path, kind):
     store = open_feature_store(write_store(tmp_path, kind, ["k1", "k2", "k3", "k4"]))
-    sides = ["no features of 4 videos (a, b, c, d)", "the features are of 'k1', 'k2', 'k3', ..."]
+    sides = [
+        "no features of 4 videos (a, b, c, d)",
+        "the features are of other videos: 'k1', 'k2', 'k3', ...",
+    ]
     for one in (store, NormalizedFeatureStore(store), ConcatFeatureStore([store])):
         found = annotated(*"abcd").restrict_to(one)
         assert len(found) == 0
@@ -140,14 +143,15 @@ def test_the_command_line_finds_them_too(tmp_path):
     assert (data.train.video_ids, data.test.video_ids) == (("v_x", "v_y"), ("v_z",))
     data = DataOptions(features=[str(place)]).load(train, test)
     assert data.test.video_ids == ("v_z",)
-    assert str(data).count("videos are named with 'v_', as the features are") == 2  # a part each
+    assert str(data).count("video ids spelled with 'v_', as in the features") == 2  # a part each
 
 
 def test_inspect_tells_of_another_spelling_and_compares_by_it(tmp_path):
     place = write_store(tmp_path, "npy", ["v_x", "v_y", "v_unasked"])
     lines = write_lines(tmp_path / "train.jsonl", "xyz")
     found = {one.kind: one for one in inspect(lines, place).findings if "dup" not in one.kind}
-    assert found["other spelling"].text == "2 videos are named with 'v_' in the features: v_x, v_y"
+    text = "the features spell the ids of 2 videos with 'v_': v_x, v_y"
+    assert found["other spelling"].text == text
     assert found["missing features"].items == ("z",)
     assert found["features without annotations"].items == ("v_unasked",)
     assert load_moment_jsonl(lines).video_ids == ("x", "y", "z")

@@ -68,9 +68,9 @@ WINDOW = "line 2: expected pred_relevant_windows of [start, end, score] with sta
     [
         ("{", "hl_val_submission.jsonl line 2: expected JSON, got "),
         ("3", "line 2: expected an object with the field 'qid', got 3."),
-        (changed(qid=True), "line 2: expected qid to be a number or a text, got True."),
-        (changed(qid=2579), "line 2: expected qids that differ, got 2579 twice."),
-        (changed(vid=3), "line 2: expected a video id of text, got 3."),
+        (changed(qid=True), "line 2: expected qid to be an integer or text, got True."),
+        (changed(qid=2579), "line 2: expected unique qids, got 2579 twice."),
+        (changed(vid=3), "line 2: expected a video id as text, got 3."),
         (changed(vid="../x"), "line 2: expected a video id without '/'"),
         (changed(query=""), "line 2: expected a sentence, got ''."),
         (changed(pred_relevant_windows="x"), "pred_relevant_windows to be a list, got 'x'."),

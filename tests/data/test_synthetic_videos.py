@@ -64,24 +64,24 @@ def test_sentences_tell_what_happens(large):
     assert all(len(one) > 40 for one in wordings.values())
 
 
-def colored(picture):
+def colored(frame):
     """For each colour, which pixels have it, however pale: the nearest hue, if there is any."""
     hues = np.array([(214, 40, 40), (36, 88, 214), (32, 150, 72), (240, 180, 20)], float)
     rays = hues - BACKGROUND
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    away = picture.astype(float) - BACKGROUND
+    away = frame.astype(float) - BACKGROUND
     length = np.linalg.norm(away, axis=2)
     nearest = (away @ rays.T).argmax(axis=2)
     return [(nearest == color) & (length > 40) for color in range(4)]
 
 
-def test_pictures_show_the_layout(small):
+def test_frames_show_the_layout(small):
     """Where pixels of a colour are is where the layout says, and how large."""
     checked = 0
     for video_id in small.videos:
-        pictures, layout = small.pictures(video_id), small.layout(video_id)
-        assert pictures.dtype == np.uint8
-        assert pictures.shape == (len(layout), 96, 96, 3)
+        frames, layout = small.frames(video_id), small.layout(video_id)
+        assert frames.dtype == np.uint8
+        assert frames.shape == (len(layout), 96, 96, 3)
         for index in range(0, len(layout), 12):
             shown = layout[index, :, 0] > 0.6
             places = layout[index, :, 1:3] / np.maximum(layout[index, :, :1], 1e-6)
@@ -93,7 +93,7 @@ def test_pictures_show_the_layout(small):
             ]
             if min(apart, default=9) < 0.85:
                 continue  # one may cover the other
-            for color, pixels in enumerate(colored(pictures[index])):
+            for color, pixels in enumerate(colored(frames[index])):
                 assert pixels.any() == shown[color] or 0 < layout[index, color, 0] <= 0.6
                 if shown[color]:
                     rows, columns = np.nonzero(pixels)
@@ -127,16 +127,14 @@ def test_what_moves_moves_when_it_is_said(large):
         assert moved[still[1:] & still[:-1]].max(initial=0) < 1e-6
 
 
-def test_some_pictures(small):
+def test_some_frames(small):
     video_id = next(iter(small.videos))
     numbers = [5, 0, 17]
-    np.testing.assert_array_equal(
-        small.pictures(video_id, numbers), small.pictures(video_id)[numbers]
-    )
+    np.testing.assert_array_equal(small.frames(video_id, numbers), small.frames(video_id)[numbers])
     np.testing.assert_array_equal(small.layout(video_id, numbers), small.layout(video_id)[numbers])
     larger = SyntheticVideos(8, size=128)
     assert larger.videos == small.videos
-    assert larger.pictures(video_id, [0]).shape == (1, 128, 128, 3)
+    assert larger.frames(video_id, [0]).shape == (1, 128, 128, 3)
 
 
 def test_written_videos_show_the_same(small, tmp_path):
@@ -144,21 +142,21 @@ def test_written_videos_show_the_same(small, tmp_path):
     video_id = next(iter(small.videos))
     (path,) = small.write(tmp_path / "new", [video_id])
     assert path == tmp_path / "new" / f"{video_id}.mp4"
-    pictures = small.pictures(video_id)
+    frames = small.frames(video_id)
     with open_video(path) as video:
         read = np.stack([frame.image for frame in video.sample(small.frame_rate)])
         assert video.duration == pytest.approx(small.videos[video_id].duration)
         assert video.info.codec == "h264"
         assert video.damage is None
-    assert read.shape == pictures.shape
-    assert np.abs(read.astype(float) - pictures).mean() < 4
+    assert read.shape == frames.shape
+    assert np.abs(read.astype(float) - frames).mean() < 4
 
 
 def test_arguments_are_checked(small):
     with refuses(ArgumentError, "expected size to be even, got 97"):
         SyntheticVideos(1, size=97)
     with refuses(ArgumentError, "expected one of its videos, got 'mine'"):
-        small.pictures("mine")
+        small.frames("mine")
     for numbers in ([-1], [4000], [[0]], [0.5]):
-        with refuses(ArgumentError, "expected numbers of pictures from 0 to "):
+        with refuses(ArgumentError, "expected numbers of frames from 0 to "):
             small.layout(next(iter(small.videos)), numbers)

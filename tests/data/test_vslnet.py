@@ -71,7 +71,9 @@ def test_malformed_files_are_named(charades):
         load_vslnet(charades("AAAAA 1 2##x", "AAAAA##x"), "charades", "train")
     with refuses(AnnotationError, "charades.json, video 'AAAAA': expected duration to be a number"):
         load_vslnet(charades(lengths={"AAAAA": {"duration": None}}), "charades", "train")
-    with refuses(AnnotationError, "charades.json: expected an object with a field a video, got 3."):
+    with refuses(
+        AnnotationError, "charades.json: expected an object with a field per video, got 3."
+    ):
         load_vslnet(charades(lengths=3), "charades", "train")
 
 

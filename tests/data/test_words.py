@@ -235,7 +235,7 @@ def test_vocabulary_errors():
     with refuses(ArgumentError, "got '<pad>' twice"):
         Vocabulary(["<pad>"])
     for bad in ("", 3):
-        with refuses(ArgumentError, "expected words of text"):
+        with refuses(ArgumentError, "expected nonempty texts as words"):
             Vocabulary(["a", bad])
     with refuses(ArgumentError, "min_count to be an integer >= 1, got 0"):
         Vocabulary.from_sentences(["a"], min_count=0)
@@ -265,7 +265,7 @@ def test_vocabulary_round_trip(tmp_path):
         ("[" * 100_000, "got something else"),
         ('{"format": "tmapdiff vocabulary 1"}', "expected a list of words, got NoneType"),
         ('{"format": "tmapdiff vocabulary 1", "words": ["a", "a"]}', "expected each word once"),
-        ('{"format": "tmapdiff vocabulary 1", "words": [3]}', "expected words of text"),
+        ('{"format": "tmapdiff vocabulary 1", "words": [3]}', "expected nonempty texts as words"),
         ('{"format": "tmapdiff vocabulary 1", "words": [[]]}', "unhashable"),
     ],
 )
@@ -449,11 +449,11 @@ def test_files_that_are_no_glove(tmp_path):
     with refuses(FileError, "cannot read ", "none: No such file"):
         load_glove(tmp_path / "none")
     (tmp_path / "empty").write_text("")
-    with refuses(FileError, "expected a word and its vector a line, got an empty file"):
+    with refuses(FileError, "expected a word and its vector per line, got an empty file"):
         load_glove(tmp_path / "empty")
     (tmp_path / "words").write_text("the\na\n")
     with pytest.raises(
-        FileError, match="line 1: expected a word and its vector a line, with spaces"
+        FileError, match="line 1: expected a word and its vector, separated by spaces"
     ):
         load_glove(tmp_path / "words")
     with refuses(FileError, "cannot read"):

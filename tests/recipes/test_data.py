@@ -53,7 +53,7 @@ def test_two_files_or_the_parts_of_a_folder(tmp_path):
     assert named.name == "moment-jsonl"
     found = LocalizationData.load(tmp_path, test_split="val", features=features)
     assert (found.train, found.test) == (named.train, named.test)
-    with refuses(FileError, "one file of annotations for test at"):
+    with refuses(FileError, "one annotation file for test at"):
         LocalizationData.load(tmp_path, features=features)
     alone = LocalizationData.load(None, test, features=features)
     assert (len(alone.train), alone.test) == (0, named.test)

@@ -1,6 +1,6 @@
-"""Annotations, features and words: from files to the batches that a model trains on.
+"""Annotations, features and words, from files to training batches.
 
-What needs torch loads when it is first used: annotations are read without it.
+Names that need torch load on first use, as annotations are read without it.
 """
 
 from typing import TYPE_CHECKING
@@ -107,7 +107,7 @@ __all__ = [  # noqa: RUF022
     "read_submission",
 ]
 
-# What needs torch, by the module that has it.
+# Names that need torch, by module.
 _LAZY = {
     "clips": ("divide_video", "fill_clips", "pool_features"),
     "dataset": ("MomentBatch", "MomentDataset", "MomentSample", "collate_moments"),
@@ -123,7 +123,7 @@ _LAZY = {
 }
 _HOMES = {name: home for home, names in _LAZY.items() for name in names}
 
-if not TYPE_CHECKING:  # which knows no other names than those above
+if not TYPE_CHECKING:  # type checkers see only the imports above
     __getattr__ = loaded_when_used(__name__, _HOMES)
 
 

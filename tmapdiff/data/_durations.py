@@ -1,4 +1,4 @@
-"""Seconds that videos and their features last."""
+"""Durations of videos and their features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ from tmapdiff.errors import FeatureError
 
 
 def covers(num_features: int, seconds: float, duration: float) -> bool:
-    """Tell whether features last about as long as their video."""
+    """Return whether features last about as long as their video."""
     return abs(num_features * seconds - duration) <= max(2 * seconds, 0.05 * duration)
 
 
-def stated_duration(who: str, said: Mapping[str, Any]) -> float | None:
-    """Return the seconds that the attributes of a video state as its duration; None if they do not.
+def stated_duration(who: str, attributes: Mapping[str, Any]) -> float | None:
+    """Return the duration among a video's attributes, or None if there is none.
 
     Anything but a number > 0 is a FeatureError.
     """
-    duration = said.get("duration")
+    duration = attributes.get("duration")
     if duration is None:
         return None
     seconds = finite_number(duration)

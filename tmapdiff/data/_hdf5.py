@@ -1,7 +1,6 @@
-"""Reading untrusted HDF5 files: only what lies in the file, and no larger than it may be.
+"""Reading untrusted HDF5 files: only data in the file itself, and within the memory limit.
 
-What is something else, or lies in another file, is a FeatureError; what takes more memory than it
-may, a SizeLimitError. `who` names it in messages.
+Anything else raises FeatureError or SizeLimitError, with `who` as its name.
 """
 
 import json
@@ -24,26 +23,25 @@ from tmapdiff.errors import FeatureError, FileError
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_DEFLATE, _LZF = 1, 32000  # HDF5's numbers of filters
-# To how much a byte can be unpacked at most.
-_MOST_UNPACKED = {_DEFLATE: 1032, _LZF: 132}
-# Kinds of attributes that lie in place. Texts of variable length and the like lie in a heap, where
-# damage can hold HDF5 in a loop for ever, or crash it.
+_DEFLATE, _LZF = 1, 32000  # HDF5's filter numbers
+_MOST_UNPACKED = {_DEFLATE: 1032, _LZF: 132}  # largest compression ratios
+# Kinds of attributes stored in place. Others, such as variable-length texts, are stored in a heap,
+# where damage can hang or crash HDF5.
 _IN_PLACE = "fiubS"
-_LONGEST_TEXT = 64_000  # bytes of an attribute in place; HDF5 allows 65,500 or so
-_MOST_LINKS = 16  # as HDF5
-_SECONDS = 10  # for what takes less than one
+_LONGEST_TEXT = 64_000  # bytes of an attribute in place; HDF5 allows about 65,500
+_MOST_LINKS = 16  # as in HDF5
+_SECONDS = 10  # timeout; normally it takes less than one
 _HEAP_PROGRAM = Path(__file__).with_name("_hdf5_heaps.py")
 
 
 def is_hdf5(path: Path) -> bool:
-    """Tell by its name or beginning whether a file is of HDF5."""
+    """Return whether a file is HDF5, by its suffix or first bytes."""
     with reading(path), path.open("rb") as file:
         return path.suffix.lower() in HDF5_SUFFIXES or file.read(8) == _SIGNATURE
 
 
 def dataset_of(who: str, file: Any, name: str) -> Any:
-    """Return a dataset, or the only one in a group; None if there is nothing of that name."""
+    """Return a dataset, or the only one in a group; None if the name does not exist."""
     h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
     item = find_member(who, file, name)
     if isinstance(item, h5py.Group):
@@ -57,21 +55,21 @@ def dataset_of(who: str, file: Any, name: str) -> Any:
         return None
     if not isinstance(item, h5py.Dataset):
         raise FeatureError(message(who, "a dataset", f"a {type(item).__name__.lower()}"))
-    if item.external or item.is_virtual:  # their shape alone may be what other files say
+    if item.external or item.is_virtual:  # even their shape may depend on other files
         raise FeatureError(message(who, "features in the file itself", "some in other files"))
     return item
 
 
 def find_member(who: str, group: Any, name: str) -> Any:
-    """Return what a name leads to inside of the file; None if there is nothing."""
+    """Return the object of a name inside the file, or None."""
     found = find_place(who, group, name)
     return None if found is None else found[0][found[1]]
 
 
 def find_place(who: str, group: Any, name: str) -> tuple[Any, str] | None:
-    """Find in which group, and under which name, that is which a name leads to.
+    """Return the group of an object and its name there, after following links, or None.
 
-    Links are followed here: HDF5 would open other files, which may be pipes, before it tells.
+    HDF5 itself would open other files, which may be pipes.
     """
     h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
     path, links = [name], 0
@@ -96,7 +94,7 @@ def find_place(who: str, group: Any, name: str) -> tuple[Any, str] | None:
 
 
 def check_dataset(who: str, dataset: Any) -> None:
-    """Check what a dataset declares, before it is read."""
+    """Check the declarations of a dataset before reading it."""
     if dataset.dtype.kind not in "fiu":
         raise FeatureError(message(who, "features that are real numbers", f"dtype {dataset.dtype}"))
     if dataset.shape is None:
@@ -104,14 +102,14 @@ def check_dataset(who: str, dataset: Any) -> None:
     itemsize = dataset.dtype.itemsize
     check_item_bytes(who, "features", math.prod(dataset.shape) * max(itemsize, 4))  # as float32
     if dataset.chunks and math.prod(dataset.shape):
-        # Each is unpacked as a whole, however little of it lies in the dataset.
+        # Chunks are unpacked completely, even if little of them lies in the dataset.
         chunk = math.prod(dataset.chunks) * itemsize
         check_item_bytes(who, "a chunk of features", chunk)
         _check_packed_chunks(who, dataset, chunk)
 
 
 def _check_packed_chunks(who: str, dataset: Any, declared: int) -> None:
-    """Refuse chunks that are unpacked to more than they declare: HDF5 would unpack them wholly."""
+    """Refuse chunks that unpack to more than they declare, which HDF5 would allocate."""
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     packing = [one for one in filters if one in _MOST_UNPACKED]
@@ -127,24 +125,24 @@ def _check_packed_chunks(who: str, dataset: Any, declared: int) -> None:
         if packing[0] == _DEFLATE:
             _, packed = dataset.id.read_direct_chunk(info.chunk_offset)
             unpacked = zlib.decompressobj()
-            # A checksum that HDF5 puts behind the numbers takes four bytes.
+            # HDF5 may append a checksum of four bytes.
             unpacked.decompress(packed, declared + 4)
             if not unpacked.unconsumed_tail:
                 continue
-        check_item_bytes(who, "a chunk that is unpacked", info.size * _MOST_UNPACKED[packing[0]])
+        check_item_bytes(who, "an unpacked chunk", info.size * _MOST_UNPACKED[packing[0]])
 
 
 def read_attributes(who: str, item: Any) -> tuple[dict[str, Any], list[str]]:
-    """Read the attributes of a group or dataset that lie in place, as JSON would hold them.
+    """Read the attributes of a group or dataset that are stored in place, as for JSON.
 
-    With them come the names of the others, which `read_heaps` reads.
+    The names of the others are returned too, for `read_heaps`.
     """
     in_place, others, size = [], [], 0
     for name in item.attrs:
         declared = item.attrs.get_id(name)
         try:
             dtype = declared.dtype
-        except TypeError:  # nothing that NumPy has
+        except TypeError:  # a type that NumPy lacks
             dtype = np.dtype(object)
         if dtype.kind in _IN_PLACE:
             in_place.append(name)
@@ -156,7 +154,7 @@ def read_attributes(who: str, item: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _plain(value: Any) -> Any:
-    """Bring what h5py gives of an attribute into a form that JSON holds."""
+    """Convert an attribute from h5py to what JSON can hold."""
     if not hasattr(value, "tolist"):
         return str(value)
     return (
@@ -165,10 +163,10 @@ def _plain(value: Any) -> Any:
 
 
 def in_place(who: str, name: str, value: str | int | float) -> np.ndarray | int | float:
-    """Return an attribute in the form in which HDF5 keeps it in place."""
+    """Convert an attribute so that HDF5 stores it in place."""
     if not isinstance(value, str):
         return value
-    content = value.encode(errors="backslashreplace")  # names of files may be no UTF-8
+    content = value.encode(errors="backslashreplace")  # file names may not be UTF-8
     if len(content) > _LONGEST_TEXT:
         expected = f"an attribute {name!r} of at most {_LONGEST_TEXT:,} bytes"
         raise FeatureError(message(who, expected, f"{len(content):,}"))
@@ -177,14 +175,14 @@ def in_place(who: str, name: str, value: str | int | float) -> np.ndarray | int 
 
 
 def read_heaps(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Read all attributes of some objects of a file, in a process that may hang or crash.
+    """Read all attributes of some objects in a subprocess, which may hang or crash.
 
-    If they cannot be read, or not soon, it is a FileError.
+    FileError is raised if they cannot be read, or not in time.
     """
     if not names:
         return []
     seconds = _SECONDS + len(names) // 50  # each takes three milliseconds
-    # Isolated: neither the folder that one is in nor variables bring modules of their own.
+    # Isolated, so that neither the current folder nor environment variables add modules.
     command = [sys.executable, "-I", str(_HEAP_PROGRAM), str(path)]
     limits = [str(max_item_bytes() // JSON_GROWTH), str(seconds)]
     try:
@@ -192,12 +190,12 @@ def read_heaps(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
             command + limits + [place for place in sys.path if place],
             input=json.dumps(names).encode(),
             capture_output=True,
-            timeout=seconds + 60,  # Python and h5py take a while to start on a busy machine
+            timeout=seconds + 60,  # Python and h5py start slowly on a busy machine
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             check=True,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        why = short(told[-1].rstrip(".")) if told else "HDF5 hung or crashed"
+        lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        why = short(lines[-1].rstrip(".")) if lines else "HDF5 hung or crashed"
         raise FileError(f"cannot read the attributes of {path}: {why}.") from error
     return [json.loads(line) for line in done.stdout.splitlines()]

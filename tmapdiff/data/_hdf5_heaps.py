@@ -1,7 +1,7 @@
-"""Writes out all attributes of HDF5 objects: the program that `_hdf5.read_heaps` runs.
+"""Program of `_hdf5.read_heaps`: print all attributes of HDF5 objects.
 
-Its arguments are the file, the most bytes that the attributes of an object may take as JSON, the
-seconds that it may take, and the places to import from. The names of the objects come as JSON.
+Arguments are the file, the limits of JSON bytes per object and of seconds, and the import paths.
+The names of the objects come on standard input as JSON.
 """
 
 import json
@@ -10,11 +10,11 @@ import sys
 import time
 from typing import Any
 
-_BYTES_BESIDE = 2**28  # of HDF5
+_BYTES_BESIDE = 2**28  # for HDF5 itself
 
 
 def main() -> None:
-    """Write the attributes of each object, in a line of JSON."""
+    """Print the attributes of each object as a line of JSON."""
     path, most, seconds, *sys.path[:] = sys.argv[1:]
     import h5py
 
@@ -42,7 +42,7 @@ def _plain(value: Any) -> Any:
 
 
 def _set_limits(memory: int, seconds: int) -> None:
-    """Let it end by itself where that is possible: whoever started it may be gone."""
+    """Limit memory and time where possible, as the parent process may be gone."""
     try:
         import resource
 

@@ -1,8 +1,8 @@
-"""What the readers of annotation files share: text, JSON, and a tally of what was done.
+"""Shared parts of the readers of annotation files: text, JSON, and the report.
 
-They raise FileError if a file is missing, cannot be read, or (`SizeLimitError`) takes more memory
-than it may; AnnotationError, which names the file and the line or record, if it holds something
-else. `who` is that name; a byte of a file may become `growth` bytes of memory.
+They raise FileError if a file is missing or unreadable, SizeLimitError above the memory limit, and
+AnnotationError if the content is wrong. `who` names the file and the line or record in messages;
+`growth` is the most bytes of memory per byte of the file.
 """
 
 import json
@@ -22,14 +22,11 @@ from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSe
 from tmapdiff.errors import AnnotationError, FileError
 
 Parts = Mapping[str, Sequence[str]]
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how files begin that Windows calls "Unicode"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # first bytes of files that Windows calls "Unicode"
 
 
 class AnnotationCollector:
-    """Gathers the annotations of a file, cuts moments to their videos, and drops empty ones.
-
-    Both ends are cut: annotators' times are rounded, or start a frame early.
-    """
+    """Collects the annotations of a file, clips moments to their videos, and drops empty ones."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +35,7 @@ class AnnotationCollector:
         self.cut_ends = 0
         self.annotations: list[Annotation] = []
         self.dropped: list[DroppedLine] = []
-        self._places: dict[int | str, str] = {}  # of queries, by their names
+        self._places: dict[int | str, str] = {}  # places of queries in the file, by qid
 
     def add(
         self,
@@ -51,10 +48,10 @@ class AnnotationCollector:
         qid: int | str | None = None,
         saliency: tuple[tuple[float, ...], ...] | None = None,
     ) -> None:
-        """Add a record, of `line` in the report; it is dropped when none of its moments is left.
+        """Add a record, unless all of its moments are dropped; the report names it by `line`.
 
-        One that has no moments stays: the query describes nothing in the video. Its `qid` defaults
-        to its position among the kept ones.
+        A record without moments is kept: its query describes nothing in the video. `qid` defaults
+        to the position among the kept records.
         """
         self.lines += 1
         check_video_id(who, video_id)
@@ -63,7 +60,7 @@ class AnnotationCollector:
             if start >= end:
                 self.dropped.append(DroppedLine(line, "start not before end"))
             elif start >= duration:
-                self.dropped.append(DroppedLine(line, "starts past the video's end"))
+                self.dropped.append(DroppedLine(line, "starts after the video's end"))
             elif end <= 0:
                 self.dropped.append(DroppedLine(line, "ends before the video's start"))
             else:
@@ -75,7 +72,7 @@ class AnnotationCollector:
         name = len(self.annotations) if qid is None else qid
         if name in self._places:
             got = f"{shown(name)} again, as in {self._places[name]}"
-            raise AnnotationError(message(who, "a qid of its own", got))
+            raise AnnotationError(message(who, "a unique qid", got))
         self._places[name] = who.removeprefix(f"{self.path} ")
         try:
             annotation = Annotation(name, video_id, query, duration, tuple(kept), saliency)
@@ -84,7 +81,7 @@ class AnnotationCollector:
         self.annotations.append(annotation)
 
     def collected(self) -> AnnotationSet:
-        """Return all annotations with their report."""
+        """Return all annotations with the report."""
         report = AnnotationReport(
             self.path.name,
             self.lines,
@@ -98,9 +95,9 @@ class AnnotationCollector:
 
 
 def find_part(who: str, place: str | os.PathLike[str], split: str | None, files: Parts) -> Path:
-    """Find the file of a part in a folder, by the names that it may have; or take `place` itself.
+    """Return the file of a split in a folder, or `place` itself if it is a file.
 
-    There being several is a FileError, and there being no such part a ConfigError.
+    Several files raise FileError, an unknown split ConfigError.
     """
     path = Path(place)
     if split is None and not path.is_dir():
@@ -114,13 +111,13 @@ def find_part(who: str, place: str | os.PathLike[str], split: str | None, files:
 
 
 def read_text(path: Path, growth: int = TEXT_GROWTH) -> str:
-    """Read a file as UTF-8."""
+    """Read a UTF-8 file."""
     with _annotations(path), path.open("rb") as file:
         return _decoded(path, 1, read_at_most(str(path), file, growth))
 
 
 def text_lines(path: Path, growth: int = TEXT_GROWTH) -> Iterator[tuple[int, str]]:
-    """Yield number and content of each line of a file in UTF-8, of which only one is kept."""
+    """Yield number and content of each line of a UTF-8 file, one at a time."""
     with _annotations(path), path.open("rb") as file:
         for line in count(1):
             content = read_line(f"{path} line {line}", file, growth)
@@ -144,7 +141,7 @@ def _annotations(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Let errors of the system that a file cannot be read be a FileError that names it."""
+    """Turn OSError into a FileError that names the file."""
     try:
         yield
     except FileError:
@@ -159,17 +156,17 @@ def _decoded(path: Path, line: int, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
         got = f"the byte 0x{content[error.start]:02x}"
-        hint = "It is UTF-16: save it as UTF-8." if content.startswith(_UTF_16) else ""
+        hint = "The file is UTF-16: save it as UTF-8." if content.startswith(_UTF_16) else ""
         raise AnnotationError(message(f"{path} line {line}", "UTF-8 text", got, hint)) from error
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON."""
+    """Read a JSON file."""
     return _parsed(str(path), read_text(path, JSON_GROWTH))
 
 
 def json_or_none(path: Path) -> Any:
-    """Read a file of JSON; None if it is none."""
+    """Read a JSON file; return None if it is not JSON."""
     with reading(path), path.open("rb") as file:
         content = read_at_most(str(path), file, JSON_GROWTH)
     try:
@@ -181,13 +178,13 @@ def json_or_none(path: Path) -> Any:
 def _parsed(who: str, text: str) -> Any:
     try:
         return json.loads(text)
-    # Deep nesting ends in a RecursionError, and a number of many digits in a ValueError.
+    # Deep nesting raises RecursionError, numbers of many digits ValueError.
     except (ValueError, RecursionError) as error:
         raise AnnotationError(message(who, "JSON", first_line(error))) from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Yield line number, name for messages, and content of each line of JSON that is not blank."""
+    """Yield line number, name for messages, and content of each nonblank line of JSON."""
     for line, text in text_lines(path, JSON_GROWTH):
         if text.strip():
             who = f"{path} line {line}"
@@ -195,10 +192,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 def videos(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Yield name for messages, id and record of each video of a JSON object."""
+    """Yield name for messages, id and record of each video in a JSON object."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise AnnotationError(message(str(path), "an object with a field a video", shown(content)))
+        expected = "an object with a field per video"
+        raise AnnotationError(message(str(path), expected, shown(content)))
     for video_id, record in content.items():
         yield f"{path}, video {shown(video_id)}", video_id, record
 
@@ -214,17 +212,17 @@ def field(who: str, record: Any, name: str) -> Any:
 
 
 def query_id(who: str, record: Any) -> int | str:
-    """Return the field `qid` of a JSON object: a number or a text."""
+    """Return the field `qid` of a JSON object, an integer or text."""
     qid = field(who, record, "qid")
     if isinstance(qid, bool) or not isinstance(qid, int | str):
-        raise AnnotationError(message(who, "qid to be a number or a text", shown(qid)))
+        raise AnnotationError(message(who, "qid to be an integer or text", shown(qid)))
     return qid
 
 
 def number(
     who: str, record: Any, name: str, *, above: float = -math.inf, at_least: float = -math.inf
 ) -> float:
-    """Return a field of a JSON object that is a finite number within bounds, as a float."""
+    """Return a numeric field of a JSON object, which must be finite and within bounds."""
     value = field(who, record, name)
     found = finite_number(value)
     if found is None or found < at_least or found <= above:
@@ -237,7 +235,7 @@ def number(
 def pairs(
     who: str, record: Any, name: str, *, may_be_empty: bool = False
 ) -> list[tuple[float, float]]:
-    """Return a field of a JSON object: a list of pairs of numbers, at least one unless allowed."""
+    """Return a field of a JSON object that is a list of pairs of numbers."""
     value = field(who, record, name)
     if not isinstance(value, list) or not (value or may_be_empty):
         raise AnnotationError(message(who, f"{name} to be a list of pairs", shown(value)))
@@ -251,7 +249,7 @@ def pairs(
 
 
 def sentence(who: str, value: Any) -> str:
-    """Return a JSON text that is not blank on one line, without blanks at its ends."""
+    """Return a nonblank JSON text as one line, with whitespace normalized."""
     if not isinstance(value, str) or not value.strip():
         raise AnnotationError(message(who, "a sentence", shown(value)))
     return " ".join(value.split())

@@ -1,28 +1,28 @@
-"""How a feature store spells the ids of videos that annotations spell otherwise."""
+"""Matching the video ids of annotations with those of a feature store."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice, product
 from typing import Any
 
-# As TACoS' and DiDeMo's ids have them in some feature files, and have not in others.
+# Ids of TACoS and DiDeMo have them in some feature files, but not in others.
 _SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".3gp")
-_PREFIX = "v_"  # of ActivityNet's
+_PREFIX = "v_"  # of ActivityNet's ids
 _SHOWN = 3
 
 
 def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str, Mapping[str, str]]:
-    """Find how a store spells the ids of videos.
+    """Find the spelling of video ids in a store.
 
-    As they are, if the store has one of them. Else with or without a suffix, with or without `v_`,
-    or both: the spelling that finds the most videos, for all ids alike.
+    If the store has any of the ids, they are spelled alike. Otherwise the store may add or omit a
+    suffix or `v_` in all ids; the spelling that matches the most videos is chosen.
 
     Args:
-        video_ids: The ids, each once.
+        video_ids: The ids, without duplicates.
         store: A feature store, or any container of ids.
 
     Returns:
-        How the store's spelling differs, in words, empty if it does not; and the store's ids of the
-        videos that it has, by their own.
+        The difference in words, empty if there is none; and the store's id by id, for the videos in
+        the store.
     """
     found: tuple[str, dict[str, str]] = "", {one: one for one in video_ids if one in store}
     if found[1]:
@@ -30,14 +30,14 @@ def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str,
     for prefix, suffix in product((None, _PREFIX, ""), (None, "", *_SUFFIXES)):
         spelled = {one: _spelled(one, prefix, suffix) for one in video_ids}
         there = {one: name for one, name in spelled.items() if name and name in store}
-        # Not a spelling that makes one video of two.
+        # The spelling must not map two videos to one.
         if len(there) > len(found[1]) and len(set(there.values())) == len(there):
             found = _in_words(prefix, suffix), there
     return found
 
 
 def some_ids(store: Any) -> tuple[str, ...]:
-    """Give a few of the ids in a store, or a container, if it can list them."""
+    """Return a few ids in a store or container, if it can list them."""
     for part in (store, getattr(store, "store", None), *getattr(store, "stores", ())):
         ids = part if isinstance(part, Iterable) else getattr(part, "video_ids", ())
         if found := tuple(islice(ids, _SHOWN)):
@@ -46,7 +46,7 @@ def some_ids(store: Any) -> tuple[str, ...]:
 
 
 def _spelled(video_id: str, prefix: str | None, suffix: str | None) -> str:
-    """Give an id another prefix and suffix, or none if they are empty; None keeps its own."""
+    """Replace the prefix and suffix of an id; None keeps them, "" removes them."""
     if prefix is not None:
         video_id = prefix + video_id.removeprefix(_PREFIX)
     return video_id if suffix is None else _without_suffix(video_id) + suffix

@@ -1,4 +1,4 @@
-"""ActivityNet Captions and TACoS: JSON objects of videos, each with its sentences and times."""
+"""ActivityNet Captions and TACoS: JSON objects of videos with their sentences and times."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tmapdiff.data._reading import (
 from tmapdiff.data.annotations import AnnotationSet
 from tmapdiff.errors import AnnotationError
 
-# The names of the publishers, and those of 2D-TAN, which like MS-2D-TAN tests on val_2.
+# The official names, and those of 2D-TAN, which like MS-2D-TAN tests on val_2.
 _CAPTIONS = {
     "train": ("train.json",),
     "val": ("val_1.json", "val.json"),
@@ -31,19 +31,19 @@ def load_activitynet_captions(
 ) -> AnnotationSet:
     """Load the sentences and moments of ActivityNet Captions.
 
-    Moments are cut to the video; those that are empty, or lie outside of it, are dropped. `qid` is
-    the position among the kept sentences, from 0.
+    Moments are clipped to the video, and dropped if empty or outside. `qid` is the position among
+    the kept sentences, from 0.
 
     Args:
-        root: Folder with `train.json`, `val_1.json` and `val_2.json`: by video `duration`,
-            `timestamps` (seconds) and `sentences`. Or one such file, without `split`.
-        split: Which part to load: `val` is `val_1.json` (or `val.json`), and `test` is `val_2.json`
-            (or `test.json`), as in 2D-TAN and MS-2D-TAN; papers differ in it.
+        root: Folder with `train.json`, `val_1.json` and `val_2.json`, which have `duration`,
+            `timestamps` (seconds) and `sentences` per video. Or one such file, without `split`.
+        split: Split to load. `val` is `val_1.json` (or `val.json`) and `test` is `val_2.json` (or
+            `test.json`), as in 2D-TAN and MS-2D-TAN; papers differ.
 
     Raises:
-        FileError: If the file is missing or cannot be read, or there are two of the part.
-        AnnotationError: If it is not of this form; the message names the video.
-        ConfigError: If `split` is unknown, or none for a folder.
+        FileError: If the file is missing or cannot be read, or the split has two files.
+        AnnotationError: If the content is wrong; the message names the video.
+        ConfigError: If `split` is unknown, or missing for a folder.
 
     Source: Krishna et al., "Dense-Captioning Events in Videos", arXiv 1705.00754.
     """
@@ -62,16 +62,14 @@ def load_tacos(
     *,
     keep_suffix: bool = False,
 ) -> AnnotationSet:
-    """Load the sentences and moments of TACoS, whose times are frames.
-
-    Moments are treated as by `load_activitynet_captions`.
+    """Load the sentences and moments of TACoS, as `load_activitynet_captions` does.
 
     Args:
-        root: Folder with `train.json`, `val.json` and `test.json`: by video `num_frames`, `fps`,
-            `timestamps` (frames) and `sentences`. Or one such file, without `split`.
-        split: Which of the three parts to load.
-        keep_suffix: Whether video ids keep their `.avi`. Feature files do in 2D-TAN, and do not in
-            MS-2D-TAN and lighthouse.
+        root: Folder with `train.json`, `val.json` and `test.json`, which have `num_frames`, `fps`,
+            `timestamps` (frames) and `sentences` per video. Or one such file, without `split`.
+        split: Split to load.
+        keep_suffix: Keep the `.avi` of video ids, as feature files of 2D-TAN do. Those of MS-2D-TAN
+            and lighthouse omit it.
 
     Raises:
         FileError, AnnotationError, ConfigError: As `load_activitynet_captions`.
@@ -95,7 +93,7 @@ def _sentences(who: str, record: Any) -> Iterator[tuple[str, tuple[float, float]
         raise AnnotationError(message(who, "a list of sentences", shown(sentences)))
     times = pairs(who, record, "timestamps") if sentences else []
     if len(times) != len(sentences):
-        expected = f"as many timestamps as sentences, {len(sentences)}"
+        expected = f"one timestamp per sentence, {len(sentences)}"
         raise AnnotationError(message(who, expected, len(times)))
     for text, moment in zip(sentences, times, strict=True):
         yield sentence(who, text), moment

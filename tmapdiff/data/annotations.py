@@ -1,4 +1,4 @@
-"""Annotations: which moments of which video a sentence describes."""
+"""Annotations: sentences and the moments of videos that they describe."""
 
 import hashlib
 import re
@@ -13,10 +13,8 @@ from tmapdiff.data._spelling import find_spelling, some_ids
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError
 
-_LISTED = 5  # lines or videos that a report lists by name; the rest are counted
-
-# Of a video: where it starts and ends.
-_PIECE = re.compile(r"_\d+(\.\d+)?_\d+(\.\d+)?$")
+_LISTED = 5  # lines or videos listed in a report; the rest are counted
+_PIECE = re.compile(r"_\d+(\.\d+)?_\d+(\.\d+)?$")  # start and end of a piece of a video
 
 
 @dataclass(frozen=True)
@@ -24,19 +22,19 @@ class Annotation:
     """A sentence and the moments of a video that it describes.
 
     Args:
-        qid: Names the query; unique in its set.
-        video_id: Names the video; a feature store is asked for it.
+        qid: Id of the query, unique in its set.
+        video_id: Id of the video, as in the feature store.
         query: The sentence.
-        duration: Seconds the video lasts.
-        moments: Start and end in seconds, inside the video; none, if it is known that the sentence
-            describes nothing in this video.
-        saliency: How well each clip of 2 s fits the query, from 0 to 4, by annotator: the
-            highlights of QVHighlights.
+        duration: Duration of the video in seconds.
+        moments: Start and end in seconds, inside the video. Empty if the sentence is known to
+            describe nothing in this video.
+        saliency: Ratings of how well each clip of 2 s fits the query, from 0 to 4, one per
+            annotator, as in QVHighlights.
 
     Raises:
-        AnnotationError: If the id could leave a folder of features, the query is blank, the
-            duration is not positive, a moment is empty or outside the video, or `saliency` is not
-            the same count of numbers for each clip.
+        AnnotationError: If the video id could leave a folder of features, the query is blank, the
+            duration is not positive, a moment is empty or outside the video, or clips differ in the
+            number of ratings.
     """
 
     qid: int | str
@@ -52,7 +50,7 @@ class Annotation:
         if not isinstance(self.query, str) or not self.query.strip():
             raise AnnotationError(message(who, "a sentence as query", shown(self.query)))
         if isinstance(self.qid, bool) or not isinstance(self.qid, Integral | str):
-            expected = "a qid that is an integer or a text"
+            expected = "an integer or text as qid"
             raise AnnotationError(message(who, expected, shown(self.qid)))
         check_duration(who, self.duration)
         if not isinstance(self.moments, list | tuple):
@@ -73,11 +71,11 @@ class Annotation:
 
 @dataclass(frozen=True)
 class DroppedLine:
-    """A line or record of an annotation file that was left out, whole or in part, and why.
+    """A line or record of an annotation file of which a moment was dropped.
 
     Attributes:
         line: Its number, from 1.
-        reason: Why, in a few words.
+        reason: The reason, in a few words.
     """
 
     line: int
@@ -86,23 +84,22 @@ class DroppedLine:
 
 @dataclass(frozen=True)
 class AnnotationReport:
-    """What was done to the lines of an annotation file while reading it.
+    """What was kept, changed and dropped while reading an annotation file.
 
-    It tells of the file: a part of the set (a slice, a split) carries the same report.
+    Slices and splits of a set carry the report of the whole file.
 
     Args:
-        source: The file or generator that the annotations come from.
-        lines: Lines in the file that are not blank; of a JSON file, its records.
-        kept: Lines that became an annotation.
-        cut_ends: Moments that ended past their video; their end became the video's.
-        dropped: The lines that were left out.
-        without_features: Annotations that `AnnotationSet.restrict_to` left out.
-        missing_videos: The videos of which the feature store had nothing.
-        cut_starts: Moments that started before their video; their start became 0.
-        spelling: How the feature store, and now the annotations, spell the ids, such as "with
-            '.avi'".
-        other_videos: A few videos of the feature store, if it had none of these.
-        without_moment: Annotations of nothing in their video: the file lists no moment.
+        source: File or generator of the annotations.
+        lines: Number of nonblank lines, or of records in a JSON file.
+        kept: Number of annotations.
+        cut_ends: Number of moments that were clipped to the end of their video.
+        dropped: Lines of dropped moments, with reasons.
+        without_features: Number of annotations that `AnnotationSet.restrict_to` left out.
+        missing_videos: Videos that the feature store lacks.
+        cut_starts: Number of moments that were clipped to the start of their video.
+        spelling: Spelling of video ids taken over from the feature store, such as "with '.avi'".
+        other_videos: A few videos of the feature store, if it has none of the annotated ones.
+        without_moment: Number of annotations without a moment.
     """
 
     source: str
@@ -122,9 +119,9 @@ class AnnotationReport:
         if self.without_moment:
             facts.append(f"{self.without_moment:,} of them without a moment")
         if self.cut_starts:
-            facts.append(f"{self.cut_starts:,} starts cut to 0")
+            facts.append(f"{self.cut_starts:,} starts clipped to 0")
         if self.cut_ends:
-            facts.append(f"{self.cut_ends:,} ends cut to the video")
+            facts.append(f"{self.cut_ends:,} ends clipped to the video's end")
         for reason in dict.fromkeys(drop.reason for drop in self.dropped):
             lines = [drop.line for drop in self.dropped if drop.reason == reason]
             facts.append(f"{len(lines):,} moments dropped: {reason} (lines {_listed(lines)})")
@@ -132,20 +129,20 @@ class AnnotationReport:
             videos = f"{len(self.missing_videos):,} videos ({_listed(self.missing_videos)})"
             facts.append(f"{self.without_features:,} queries left out: no features of {videos}")
         if self.spelling:
-            facts.append(f"videos are named {self.spelling}, as the features are")
+            facts.append(f"video ids spelled {self.spelling}, as in the features")
         if self.other_videos:
             others = ", ".join(map(shown, self.other_videos))
-            facts.append(f"the features are of {others}, ...")
+            facts.append(f"the features are of other videos: {others}, ...")
         return "; ".join(facts)
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class AnnotationSet(Sequence[Annotation]):
-    """An immutable sequence of annotations, with a report of where they come from.
+    """An immutable sequence of annotations with a report of how they were read.
 
     Args:
-        annotations: The annotations; their `qid`s differ.
-        report: What reading them did. Defaults to one that says that all were kept.
+        annotations: The annotations, with unique `qid`s.
+        report: The report. Defaults to one of annotations in memory.
 
     Raises:
         AnnotationError: If two annotations have the same `qid`.
@@ -162,7 +159,7 @@ class AnnotationSet(Sequence[Annotation]):
         for item in items:
             if item.qid in seen:
                 got = f"{shown(item.qid)} twice"
-                raise AnnotationError(message("AnnotationSet", "qids that differ", got))
+                raise AnnotationError(message("AnnotationSet", "unique qids", got))
             seen.add(item.qid)
         object.__setattr__(self, "annotations", items)
         if report is None:
@@ -188,11 +185,11 @@ class AnnotationSet(Sequence[Annotation]):
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The videos, each once, in the order of their first annotation."""
+        """Ids of the videos, in order of their first annotation."""
         return tuple(dict.fromkeys(item.video_id for item in self.annotations))
 
     def limit(self, n: int) -> "AnnotationSet":
-        """Keep the first `n` annotations, or all when there are fewer.
+        """Return the first `n` annotations, or all if there are fewer.
 
         Raises:
             ArgumentError: If `n` is not an integer >= 0.
@@ -200,11 +197,11 @@ class AnnotationSet(Sequence[Annotation]):
         return self[: check_int("AnnotationSet.limit", "n", n, at_least=0)]
 
     def restrict_to(self, store: Container[str]) -> "AnnotationSet":
-        """Leave out the videos that a feature store lacks; the report counts and lists them.
+        """Leave out videos that a feature store lacks; the report lists them.
 
-        Where the store has none of the videos under their ids, but has some under another spelling,
-        the annotations take that: without or with a suffix such as `.avi` (TACoS), without or with
-        `v_` (ActivityNet), or both. It is one spelling for all, and the report names it.
+        If the store has none of the ids, but has some with or without a suffix such as `.avi`
+        (TACoS) or the prefix `v_` (ActivityNet), the annotations take over that spelling, and the
+        report names it.
 
         Args:
             store: A feature store, or any container of video ids.
@@ -226,20 +223,20 @@ class AnnotationSet(Sequence[Annotation]):
     def split_videos(self, fraction: float, seed: int = 0) -> "tuple[AnnotationSet, AnnotationSet]":
         """Hold out some of the videos, with all their annotations, for validation.
 
-        A video's fate depends on `seed` and its id, not on the order of the annotations. Pieces of
-        one video, whose ids end with their times, as QVHighlights' `b9aeZfR0_Xc_60.0_210.0`, are
-        held out together.
+        The choice depends on `seed` and the video ids only, not on their order. Pieces of one
+        source video stay together. Their ids end with their times, as in QVHighlights'
+        `b9aeZfR0_Xc_60.0_210.0`.
 
         Args:
-            fraction: Share of the videos to hold out; at least one is, and at least one is not.
-            seed: Another seed holds out other videos.
+            fraction: Share of the source videos to hold out, but at least one, and not all.
+            seed: Seed of the choice.
 
         Returns:
-            What stays and what is held out; the two share no video.
+            The annotations that stay, and those held out.
 
         Raises:
             ArgumentError: If `fraction` is not inside (0, 1), `seed` is not an integer >= 0, or
-                there are fewer than two videos, pieces of one counted once.
+                there are fewer than two source videos.
         """
         who = "AnnotationSet.split_videos"
         fraction = check_range(who, "fraction", fraction, 0, 1, open_low=True)
@@ -249,7 +246,7 @@ class AnnotationSet(Sequence[Annotation]):
             expected = "fraction < 1 and at least two videos"
             hint = ""
             if len(self.video_ids) > len(videos):
-                hint = "Ids that end with two times, as x_0.0_150.0, are of one video."
+                hint = "Ids that end with two times, as x_0.0_150.0, are pieces of one video."
             got = f"{fraction:g} and {len(videos)} videos"
             raise ArgumentError(message(who, expected, got, hint))
         ranked = sorted(videos, key=lambda id_: _digest(f"{seed}/{id_}"))
@@ -261,7 +258,7 @@ class AnnotationSet(Sequence[Annotation]):
 
 
 def source_of(video_id: str) -> str:
-    """Name the video of which one is a piece, told by times at the end of its id; or itself."""
+    """Return the id of the source video: `video_id` without times of a piece at its end."""
     return _PIECE.sub("", video_id)
 
 
@@ -282,7 +279,7 @@ def check_numbers(who: str, name: str, value: Any, count: int | None = None) -> 
 
 
 def _digest(text: str) -> bytes:
-    # An id may be the name of a file that is no UTF-8.
+    # An id may be a file name that is not UTF-8.
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 

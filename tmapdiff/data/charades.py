@@ -1,4 +1,4 @@
-"""Charades-STA: the moments and sentences, and the action annotations of Charades itself."""
+"""Charades-STA: sentences and moments, and the action annotations of Charades."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import AnnotationSet, check_duration, check_numbers
 from tmapdiff.errors import AnnotationError, FileError
 
-TIMELINE = "timeline"  # what stands for features simulated from the actions, in place of a store
+TIMELINE = "timeline"  # name of features simulated from the actions, in place of a store's path
 NUM_CHARADES_CLASSES = 157
 
 _ACTION_CLASS = re.compile(r"c([0-9]{3})")
@@ -24,12 +24,12 @@ _ACTION_CLASS = re.compile(r"c([0-9]{3})")
 
 @dataclass(frozen=True)
 class CharadesVideo:
-    """A video and the actions in it, as Charades annotates them.
+    """A video and the actions in it, as annotated in Charades.
 
     Args:
-        duration: Seconds the video lasts.
-        actions: Class index (0 to 156 in Charades), start and end in seconds. An end may lie past
-            the video: the annotators' times are rounded.
+        duration: Duration of the video in seconds.
+        actions: Class index (0 to 156 in Charades), start and end in seconds. Ends may lie after
+            the video, as annotators' times are rounded.
 
     Raises:
         AnnotationError: If the duration is not positive, or an action is not three numbers.
@@ -52,20 +52,20 @@ def load_charades_sta(
 ) -> AnnotationSet:
     """Load the sentences and moments of Charades-STA.
 
-    Moments are cut to their video. Those that are empty then are dropped: four of the official
-    training file. 12,404 (train) and 3,720 (test) remain. `report` says all this. `qid` is the
-    position among the kept lines, from 0.
+    Moments are clipped to their video, and dropped if empty then: four of the official training
+    file. 12,404 (train) and 3,720 (test) remain. `qid` is the position among the kept lines, from
+    0.
 
     Args:
         root: Folder with `charades_sta_{split}.txt` and, for the durations,
             `Charades_v1_{split}.csv`.
-        split: Which of the two parts to load.
+        split: Split to load.
 
     Raises:
         FileError: If a file is missing or cannot be read.
-        AnnotationError: If a line of a file cannot be understood, names a video that the csv lacks,
-            or has an id that could leave a folder.
-        ConfigError: If `split` is neither "train" nor "test".
+        AnnotationError: If a line cannot be parsed, or its video is not in the csv or has an id
+            that could leave a folder.
+        ConfigError: If `split` is unknown.
 
     Source: Gao et al., "TALL: Temporal Activity Localization via Language Query",
     arXiv 1705.02101. Lines read `VIDEO START END##sentence.`
@@ -77,7 +77,7 @@ def load_charades_sta(
 
 
 def read_sta(path: Path, durations: Mapping[str, float], source: str) -> AnnotationSet:
-    """Read lines of `VIDEO START END##sentence.`, cut to durations, which the file `source` has."""
+    """Read lines of `VIDEO START END##sentence.`; clip to the durations of the file `source`."""
     collector = AnnotationCollector(path)
     for line, text in text_lines(path):
         if not text.strip():
@@ -91,13 +91,13 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
 
 
 def check_charades_actions(root: str | os.PathLike[str]) -> None:
-    """Raise FileError if a folder lacks what `timeline` is simulated from, without reading it."""
+    """Raise FileError if a folder lacks the files of `timeline` features."""
     folder = Path(root)
     for split in ("train", "test"):
         path = folder / f"Charades_v1_{split}.csv"
         if not path.is_file():
             got = "no such file" if folder.is_dir() else "no such folder"
-            hint = "Name the folder of Charades: --root, or charades_root."
+            hint = "Pass the folder of Charades as --root or charades_root."
             raise FileError(message(TIMELINE, f"{path.name} in {folder}", got, hint))
 
 
@@ -106,17 +106,17 @@ def load_charades_actions(
 ) -> dict[str, CharadesVideo]:
     """Load the durations and action annotations of Charades, by video id.
 
-    Starts before the video are cut to 0. Actions that do not end after they start, or that start
-    past the video, are left out: 7 of 49,809 in the official training file, none in the test file.
+    Starts are clipped to 0. Actions that are empty or start after the video are dropped: 7 of
+    49,809 in the official training file, none in the test file.
 
     Args:
         root: Folder with `Charades_v1_{split}.csv`.
-        split: Which of the two parts to load.
+        split: Split to load.
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        AnnotationError: If a column is missing, or a row cannot be understood.
-        ConfigError: If `split` is neither.
+        AnnotationError: If a column is missing, or a row cannot be parsed.
+        ConfigError: If `split` is unknown.
 
     Source: Sigurdsson et al., "Hollywood in Homes", arXiv 1604.01753.
     """
@@ -142,7 +142,7 @@ def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
     if not separator:
         expected = "'VIDEO START END##sentence', with '##'"
         raise AnnotationError(message(who, expected, shown(line)))
-    fields = left.rsplit(maxsplit=2)  # a video may be named `Wait... what`
+    fields = left.rsplit(maxsplit=2)  # video ids may contain blanks
     if len(fields) != 3:
         expected = "three fields before '##': video, start, end"
         raise AnnotationError(message(who, expected, f"{len(fields)}: {shown(left)}"))
@@ -170,7 +170,7 @@ def _parse_seconds(who: str, text: str) -> float:
 
 
 def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line number and row of a csv file; every one of `columns` is there."""
+    """Yield line number and row of a csv file, which must have `columns`."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
@@ -178,7 +178,7 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
             got = f"none named {', '.join(lacking)}"
             raise AnnotationError(message(f"{path} line 1", expected, got))
         for row in reader:
-            # DictReader fills a short row with None, and keeps surplus fields under the key None.
+            # DictReader fills short rows with None, and keeps extra fields under the key None.
             if None in row or None in row.values():
                 expected = f"{len(reader.fieldnames or ())} fields, as in the header"
                 got = "fewer" if None in row.values() else "more"

@@ -1,4 +1,4 @@
-"""From the features of a video to those of its clips."""
+"""Pooling the features of a video to its clips."""
 
 import math
 
@@ -12,7 +12,7 @@ from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._durations import covers
 from tmapdiff.errors import ArgumentError, FeatureError
 
-_CLIPS_OF_A_FEATURE = 1000  # that are cut out of one feature at most, on average
+_CLIPS_PER_FEATURE = 1000  # at most, on average
 
 
 def divide_video(
@@ -27,11 +27,11 @@ def divide_video(
     """Divide a video into clips, and pool its features to them.
 
     Args:
-        features: One feature for each piece of the video, in order.
-        duration: Seconds the video lasts.
-        num_clips: Clips that divide the video equally; not read with `clip_seconds`.
-        clip_seconds: Seconds a clip lasts; the last one may reach past the end.
-        features_per_clip: Features that each clip gets.
+        features: Features of consecutive pieces of the video.
+        duration: Duration of the video in seconds.
+        num_clips: Number of equal clips. Ignored with `clip_seconds`.
+        clip_seconds: Duration of a clip in seconds. The last clip may extend past the end.
+        features_per_clip: Features per clip in the result.
         seconds_per_feature: As for `pool_features`.
 
     Shape:
@@ -39,20 +39,19 @@ def divide_video(
         - returns: (clips * features_per_clip, D)
 
     Raises:
-        ArgumentError: If there would be more than 1,000 clips for each feature; or as
-            `pool_features`.
+        ArgumentError: If there would be more than 1,000 clips per feature; or as `pool_features`.
         ShapeError, FeatureError, SizeLimitError: As `pool_features`.
     """
     each = check_int("divide_video", "features_per_clip", features_per_clip, at_least=1)
     if clip_seconds is not None:
         check_range("divide_video", "clip_seconds", clip_seconds, 0, open_low=True)
         check_range("divide_video", "duration", duration, 0, open_low=True)
-        most = _CLIPS_OF_A_FEATURE * check_shape("divide_video", "features", features, "T D")["T"]
+        most = _CLIPS_PER_FEATURE * check_shape("divide_video", "features", features, "T D")["T"]
         if most and duration / most > clip_seconds:
             expected = f"clip_seconds of at least {duration / most:.3g}"
-            hint = f"There are {most // _CLIPS_OF_A_FEATURE} features of the {duration:g} s."
+            hint = f"There are {most // _CLIPS_PER_FEATURE} features of the {duration:g} s."
             raise ArgumentError(message("divide_video", expected, clip_seconds, hint))
-        # A little of a clip too many is float error, not video.
+        # A tiny remainder is rounding error, not another clip.
         num_clips = max(1, math.ceil(duration / clip_seconds - 1e-6))
         clip_seconds /= each
     return pool_features(
@@ -67,18 +66,18 @@ def divide_video(
 def fill_clips(
     features: Tensor, num_clips: int, clip_multiple: int = 1, features_per_clip: int = 1
 ) -> Tensor:
-    """Fill a video up with clips of zeros, for models that want a number of clips.
+    """Pad a video with clips of zeros.
 
     Args:
         features: Features of the clips.
-        num_clips: Fewest clips of the result.
-        clip_multiple: The clips of the result are a multiple of these: for a `MapGrid`, the clips
-            of its coarsest scale, `2**(num_scales - 1)`.
-        features_per_clip: Features of each clip.
+        num_clips: Smallest number of clips of the result.
+        clip_multiple: Number that divides the clips of the result. For a `MapGrid`, it is the
+            stride of the coarsest scale, `2**(num_scales - 1)`.
+        features_per_clip: Features per clip.
 
     Shape:
         - features: (clips * features_per_clip, D)
-        - returns: (filled clips * features_per_clip, D), not the memory of `features`
+        - returns: (padded clips * features_per_clip, D), in new memory
     """
     clips = len(features) // features_per_clip
     whole = -(-max(clips, num_clips) // clip_multiple) * clip_multiple
@@ -93,18 +92,17 @@ def pool_features(
     seconds_per_feature: float | None = None,
     clip_seconds: float | None = None,
 ) -> Tensor:
-    """Turn the features of a video into those of its clips.
+    """Pool the features of a video to its clips.
 
-    A clip gets the mean of the features whose centre lies in it or, when there is none, the feature
-    whose centre is nearest to the clip's.
+    A clip gets the mean of the features centered in it or, if there are none, the feature whose
+    center is nearest to the clip's.
 
     Args:
-        features: One feature for each piece of the video, in order.
+        features: Features of consecutive pieces of the video.
         num_clips: Number of clips N.
-        duration: Seconds the video lasts.
-        seconds_per_feature: Seconds from one feature to the next. By default, the features divide
-            the video equally.
-        clip_seconds: Seconds a clip lasts. By default, the clips divide the video equally.
+        duration: Duration of the video in seconds.
+        seconds_per_feature: Seconds between features. By default, they divide the video equally.
+        clip_seconds: Duration of a clip in seconds. By default, clips divide the video equally.
 
     Shape:
         - features: (T, D), T >= 1
@@ -112,11 +110,11 @@ def pool_features(
 
     Raises:
         ShapeError: If `features` has another shape.
-        ArgumentError: If `features` are not floating or there is none, `num_clips` is not an
-            integer >= 1, or a number of seconds is not positive.
-        FeatureError: If the features cover a time that differs from `duration` by more than 2
-            features and more than 5 %: `seconds_per_feature` is wrong, or they are transposed.
-        SizeLimitError: If the features of all clips take more memory than an item may.
+        ArgumentError: If `features` is empty or not floating, `num_clips` is not an integer >= 1,
+            or a number of seconds is not positive.
+        FeatureError: If the time the features cover differs from `duration` by more than 2 features
+            and more than 5 %, as with a wrong `seconds_per_feature` or transposed features.
+        SizeLimitError: If the features of all clips exceed the memory limit.
     """
     who = "pool_features"
     num_features = check_shape(who, "features", features, "T D")["T"]
@@ -132,7 +130,7 @@ def pool_features(
     if clip_seconds is not None:
         check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
     if stride is None and clip_seconds is None:
-        # In units of features: then a centre on the edge of two clips is exact.
+        # In units of features, so that centers on an edge of clips are exact.
         stride, duration = 1.0, float(num_features)
     elif stride is None:
         stride = duration / num_features
@@ -140,24 +138,24 @@ def pool_features(
     if not covers(num_features, stride, duration):
         expected = f"features that cover the {duration:g} s of the video"
         got = f"{covered:g} s ({num_features} features of {stride:g} s)"
-        hint = f"Over the whole video a feature would last {duration / num_features:.3g} s."
+        hint = f"They would fit with seconds_per_feature = {duration / num_features:.3g}."
         if covers(features.shape[1], stride, duration):
-            hint = f"The other axis, of {features.shape[1]}, covers them: transpose these features."
+            hint = f"The other axis, of size {features.shape[1]}, fits: transpose the features."
         raise FeatureError(message(who, expected, got, hint))
 
-    centres = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
+    centers = (torch.arange(num_features, dtype=torch.float64) + 0.5) * stride
     end = duration if clip_seconds is None else num_clips * clip_seconds
-    # Beyond what an integer holds lies no clip, and no feature.
-    clip = (centres * num_clips / end).floor().clamp(max=num_clips).long()
-    # The last clip is closed at its end; features past it belong to no clip.
-    clip[centres == end] = num_clips - 1
+    # Clamped, as the quotients may exceed the range of integers.
+    clip = (centers * num_clips / end).floor().clamp(max=num_clips).long()
+    # The last clip includes its end; features after it belong to no clip.
+    clip[centers == end] = num_clips - 1
     inside = (clip < num_clips).to(features.device)
     clip = clip.to(features.device)[inside]
-    # Summed in float32 at least: a few hundred features overflow float16.
+    # Summed at least in float32, as a few hundred features overflow float16.
     wide = features[inside].to(torch.promote_types(features.dtype, torch.float32))
     sums = wide.new_zeros(num_clips, features.shape[1]).index_add_(0, clip, wide)
     counts = torch.bincount(clip, minlength=num_clips)[:, None]
-    # The feature during which the clip's centre comes is the one with the nearest centre.
+    # The nearest feature is the one that contains the clip's center.
     middles = (torch.arange(num_clips, dtype=torch.float64) + 0.5) * end / num_clips
     nearest = (middles / stride).floor().clamp(max=num_features - 1).long().to(features.device)
     means = (sums / counts.clamp(min=1)).to(features.dtype)

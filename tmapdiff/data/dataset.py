@@ -1,4 +1,4 @@
-"""From annotations and features to batches."""
+"""Datasets and batches of annotations with features."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,19 +24,19 @@ from tmapdiff.errors import ArgumentError, FeatureError, ShapeError, TmapdiffErr
 
 @dataclass(frozen=True, eq=False)
 class MomentSample:
-    """One query and its video, or a window of it, as `MomentDataset` gives it.
+    """A sample of `MomentDataset`: one query with its video, or a window of it.
 
     Args:
         features: Features of the clips.
-        words: Indices of the words; or features of them, of a dataset of such.
-        annotation: What they were made of; of a window, with times from the window's start.
-        clip_seconds: Seconds a clip lasts.
-        num_clips: Clips inside the video, after which features are 0; None if all are.
-        is_window: Whether it is a window of a longer video, drawn around a moment.
+        words: Indices or features of the words.
+        annotation: The annotation. For a window, times are from its start.
+        clip_seconds: Duration of a clip in seconds.
+        num_clips: Number of clips inside the video, after which features are 0; None if all are.
+        is_window: Whether it is a window of a longer video.
 
     Shape:
-        - features: (N, D) float32; (N * features_per_clip, D) of a dataset with several per clip
-        - words: (L,) int64; (L, C) of features
+        - features: (N, D) float32, or (N * features_per_clip, D)
+        - words: (L,) int64, or (L, C) if they are features
     """
 
     features: Tensor
@@ -49,25 +49,25 @@ class MomentSample:
 
 @dataclass(frozen=True, eq=False)
 class MomentBatch:
-    """B queries with their videos and moments: what a model trains on.
+    """A batch of B queries with their videos and moments.
 
     Args:
         features: Features of the clips.
-        words: Indices of the words, or features of them; 0 after the last.
-        num_words: How many words each query has.
-        moments: Start and end in seconds; 0 after the last.
-        num_moments: How many moments each query has; 0, if it describes nothing in the video.
-        clip_seconds: Seconds a clip lasts.
-        durations: Seconds the video, or the window of it, lasts; rounded down.
-        num_clips: Clips inside each video; None if all are.
-        qids: Names of the queries.
-        video_ids: Names of the videos.
+        words: Indices or features of the words, padded with 0.
+        num_words: Number of words per query.
+        moments: Start and end in seconds, padded with 0.
+        num_moments: Number of moments per query; 0 if it describes nothing in the video.
+        clip_seconds: Duration of a clip in seconds.
+        durations: Duration of each video or window in seconds, rounded down.
+        num_clips: Number of clips inside each video; None if all are.
+        qids: Ids of the queries.
+        video_ids: Ids of the videos.
         queries: The sentences.
-        has_windows: Whether some are windows of longer videos, drawn around a moment.
+        has_windows: Whether some samples are windows of longer videos.
 
     Shape:
-        - features: (B, N, D) float32; (B, N * features_per_clip, D) with several per clip
-        - words: (B, L) int64; (B, L, C) of features
+        - features: (B, N, D) float32, or (B, N * features_per_clip, D)
+        - words: (B, L) int64, or (B, L, C) if they are features
         - moments: (B, M, 2) float32
         - num_words, num_moments, num_clips: (B,) int64
         - clip_seconds, durations: (B,) float32
@@ -94,19 +94,17 @@ class MomentBatch:
         return f"MomentBatch({len(self)} queries, features {features}, {self.features.device})"
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "MomentBatch":
-        """Return the batch with its tensors on a device, but `num_words` on the CPU.
-
-        There the LSTM of the text encoder reads it; from elsewhere it would wait for the device.
+        """Return the batch on a device, except `num_words`, which an LSTM reads on the CPU.
 
         Args:
             device: The device.
-            non_blocking: Do not wait for the copy; it is only quicker from pinned memory.
+            non_blocking: Copy asynchronously, which needs pinned memory to be faster.
         """
         moved = self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return replace(moved, num_words=self.num_words.cpu())
 
     def pin_memory(self) -> "MomentBatch":
-        """Return the batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
+        """Return the batch in pinned memory; `DataLoader(pin_memory=True)` calls this."""
         return self._with(lambda tensor: tensor.pin_memory())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "MomentBatch":
@@ -119,39 +117,37 @@ class MomentBatch:
 class MomentDataset(Dataset[MomentSample]):
     """The queries of an annotation set, with the features of their videos pooled to clips.
 
-    Without `clip_seconds`, every video is divided into N clips, long or short as it is (as in
-    2D-TAN). With it, clips are of one length (as in MS-2D-TAN): a video that has more than N is
-    seen through a window of N clips, drawn anew at each access from torch's random numbers (which
-    `Trainer` seeds for each sample), with the moment inside; or as a whole, with `whole_videos`, as
-    for tests. A moment longer than the window fills it; other moments of the query stay, cut to the
-    window, when more than half of them is inside. Of a query without a moment, any window is drawn.
-
-    `with_negatives` gives one that trains on queries with no answer, too.
+    Without `clip_seconds`, every video is divided into N clips (as in 2D-TAN). With it, clips have
+    a fixed duration (as in MS-2D-TAN), and a longer video is represented by a window of N clips
+    around a moment, drawn at each access from torch's random numbers (which `Trainer` seeds per
+    sample), or by all its clips with `whole_videos`, for evaluation. A moment longer than the
+    window fills it. Other moments of the query are kept if more than half of them is inside,
+    clipped to the window. Without a moment, any window is drawn.
 
     Args:
         annotations: The queries.
         store: Features of their videos.
-        vocabulary: Words to encode the queries with; None with `word_features`.
-        num_clips: Clips a video is divided into, or a window has, N.
-        clip_seconds: Seconds a clip lasts. By default, the clips divide each video equally.
-        whole_videos: Give videos that have more than N clips as a whole; needs `clip_seconds`.
-        clip_multiple: As for `fill_clips`, of whole videos.
-        features_per_clip: Features that each clip is pooled to, for a model that averages them
-            itself (`MultimodalEncoder`).
-        word_features: Features of the words of each query, by its sentence, for a model with
-            `text_channels`: from `TransformersTextEncoder` or a pipeline's `encode_queries`.
-        cache: Keep the pooled features of each video in memory, in each worker: N * D * 4 bytes per
-            video (437 MB for all of Charades-STA with N = 64, D = 256).
+        vocabulary: Vocabulary to encode the queries with. None with `word_features`.
+        num_clips: Number of clips N per video or window.
+        clip_seconds: Duration of a clip in seconds. By default, clips divide each video equally.
+        whole_videos: Return all clips of videos with more than N; needs `clip_seconds`.
+        clip_multiple: As for `fill_clips`, for whole videos.
+        features_per_clip: Features per clip, for a model that averages them itself
+            (`MultimodalEncoder`).
+        word_features: Features of the words by sentence, for a model with `text_channels`, from
+            `TransformersTextEncoder` or a pipeline's `encode_queries`.
+        cache: Keep pooled features in memory, in each worker: N * D * 4 bytes per video (437 MB for
+            all of Charades-STA with N = 64, D = 256).
 
     Shape:
         - word_features: (L, C) each, L >= 1
 
     Raises:
-        ArgumentError: If there are no annotations, a query has no word or no features, a number of
-            clips or features is not an integer >= 1, `num_clips` is no multiple, `clip_seconds` is
-            not positive, or missing for `whole_videos`, a switch is not True or False, there is
-            neither a vocabulary nor features of words, or both, or features are not finite.
-        ShapeError: If features of words have no such shape.
+        ArgumentError: If there are no annotations, a query has no word or no features, a number is
+            out of range, `num_clips` is not a multiple of `clip_multiple`, `clip_seconds` is
+            missing for `whole_videos`, a flag is not a bool, there is not exactly one of
+            `vocabulary` and `word_features`, or features are not finite.
+        ShapeError: If `word_features` have another shape.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -204,7 +200,7 @@ class MomentDataset(Dataset[MomentSample]):
         if (vocabulary is None) == (word_features is None):
             got = "none" if vocabulary is None else "both"
             raise ArgumentError(message(who, "a vocabulary or word_features", got))
-        # Encode now, so that a sentence without a word fails here and not in the midst of an epoch.
+        # Encode now, so that a sentence without a word fails here and not mid-epoch.
         self._words = [_encoded(vocabulary, word_features, item) for item in annotations]
         self._pooled: dict[tuple[str, float], Tensor] = {}
         self._negatives = 0.0
@@ -212,21 +208,19 @@ class MomentDataset(Dataset[MomentSample]):
 
     @property
     def negatives(self) -> float:
-        """Share of the sentences that are paired with another video, see `with_negatives`."""
+        """Share of sentences paired with another video, see `with_negatives`."""
         return self._negatives
 
     def with_negatives(self, share: float) -> "MomentDataset":
-        """Return this data set with queries that have no answer: to train on, not to evaluate.
+        """Return this dataset with random queries without an answer, for training.
 
-        At each access, a sentence comes with probability `share` with another of the videos and no
-        moment. It is drawn as windows are, from torch's random numbers, which `Trainer` seeds for
-        each sample and epoch; and never from a source video (`AnnotationSet.split_videos` says what
-        that is) of which the same sentence is annotated. A query that has no moment, or for which
-        there is no such video, stays as it is. Features are shared with this data set. To evaluate,
-        `add_negatives` draws once.
+        At each access, a sentence is paired with probability `share` with another video and no
+        moment, unless it has no moment anyway or no such video exists. The other video comes from
+        another source video (see `AnnotationSet.split_videos`) in which the sentence is not
+        annotated, and is drawn as windows are. For evaluation, use `add_negatives`.
 
         Args:
-            share: From 0, as it is without this, to 0.9.
+            share: Probability from 0 to 0.9.
 
         Raises:
             ArgumentError: If `share` is outside [0, 0.9], or there is no query to pair.
@@ -242,7 +236,7 @@ class MomentDataset(Dataset[MomentSample]):
 
     @property
     def word_features_sha256(self) -> str | None:
-        """Digest of the features of all queries' words; None with a vocabulary."""
+        """Digest of the word features of all queries; None with a vocabulary."""
         if self.vocabulary is not None:
             return None
         digest = hashlib.sha256()
@@ -250,15 +244,15 @@ class MomentDataset(Dataset[MomentSample]):
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Spawned workers fill their own cache: it would not be quick to send.
+        # Spawned workers fill their own cache, as sending it would be slow.
         return {**self.__dict__, "_pooled": {}}
 
     def __getitem__(self, index: int) -> MomentSample:
         """Return a query with its video.
 
         Raises:
-            FeatureError: If the video's features cannot be used, or are not finite. The message, as
-                that of what the store raises, names the video and the query.
+            FeatureError: If the video's features cannot be used. Messages, including the store's,
+                name the video and the query.
         """
         item = self.annotations[index]
         others = self._others
@@ -286,7 +280,7 @@ class MomentDataset(Dataset[MomentSample]):
         )
 
     def _clips(self, video_id: str, duration: float) -> Tensor:
-        """Return the features of all clips, in order; the memory may be the cache's."""
+        """Return the features of all clips, possibly in the memory of the cache."""
         key = (video_id, duration)
         if key in self._pooled:
             return self._pooled[key]
@@ -309,15 +303,14 @@ class MomentDataset(Dataset[MomentSample]):
 
 
 def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
-    """Make a batch of samples; whole videos are filled up to the longest with zeros.
+    """Make a batch of samples, padding whole videos to the longest.
 
     Args:
-        samples: Samples of one dataset, at least one.
+        samples: Samples of one dataset.
 
     Raises:
         ArgumentError: If there is no sample.
-        ShapeError: If the features of two samples differ in channels or, where clips are not
-            counted, in clips.
+        ShapeError: If samples differ in channels or, without `num_clips`, in clips.
     """
     if len(samples) == 0:
         raise ArgumentError(message("collate_moments", "at least one sample", "none"))
@@ -347,7 +340,7 @@ def collate_moments(samples: Sequence[MomentSample]) -> MomentBatch:
 
 
 def _not_after(seconds: Sequence[float]) -> Tensor:
-    """Round down to float32: a moment that ends there must not end after the video."""
+    """Round down to float32, so that no moment ends after the video."""
     exact = torch.tensor(seconds, dtype=torch.float64)
     near = exact.float()
     return near.where(near.double() <= exact, near.nextafter(near.new_zeros(())))

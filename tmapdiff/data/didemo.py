@@ -1,4 +1,4 @@
-"""DiDeMo: moments of whole five-second segments, marked by several annotators."""
+"""DiDeMo: moments of whole segments of 5 s, marked by several annotators."""
 
 import os
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ def load_didemo(
 ) -> AnnotationSet:
     """Load the sentences and moments of DiDeMo.
 
-    Videos are taken to last 5 seconds a segment: 30 seconds, or 25. Segment indices are inclusive,
-    so that `[1, 3]` is 5 to 20 seconds.
+    A segment counts as 5 s, so videos last 30 or 25 s. Segment indices are inclusive: `[1, 3]` is 5
+    to 20 s.
 
     Args:
         root: Folder with `{split}_data.json`.
-        split: Which of the three parts to load.
-        moments: `all` keeps the moment of every annotator, also where they are equal: what the
-            official metric (`DiDeMoMetrics`) asks for. `consensus` keeps the one of each query that
-            agrees best with the others: what to train with.
+        split: Split to load.
+        moments: `all` keeps the moments of all annotators, even equal ones, for the official metric
+            (`DiDeMoMetrics`). `consensus` keeps the moment per query that agrees best with the
+            others, for training.
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        AnnotationError: If a record is not of this form; the message has its number, from 1.
+        AnnotationError: If the content is wrong; the message has the number of the record, from 1.
         ConfigError: If `split` or `moments` is unknown.
 
     Source: Hendricks et al., "Localizing Moments in Video with Natural Language",
@@ -52,7 +52,7 @@ def load_didemo(
         times = pairs(who, record, "times")
         for start, end in times:
             if start % 1 or end % 1 or not 0 <= start <= end < segments:
-                expected = f"times of segments 0 to {segments - 1:g}, first to last"
+                expected = f"times as [first, last] of segments 0 to {segments - 1:g}"
                 raise AnnotationError(message(who, expected, f"[{start:g}, {end:g}]"))
         collector.add(
             who,
@@ -68,10 +68,9 @@ def load_didemo(
 
 
 def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
-    """Keep one moment per query: that of highest mean IoU with those of the other annotators.
+    """Return `annotations` with one moment per query: the one closest to all others by mean IoU.
 
-    The first of them, if several are as good; none of a query that has none. `annotations` stay as
-    they are.
+    Ties go to the first moment. Queries without a moment stay.
     """
     return AnnotationSet(
         (
@@ -83,7 +82,7 @@ def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
 
 
 def _consensus(moments: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    # In plain Python: there are four, and data knows no tensors of moments.
+    # In plain Python, as there are only about four.
     return max(moments, key=lambda one: sum(_iou(one, other) for other in moments))
 
 

@@ -1,4 +1,4 @@
-"""Feature stores: the video features that other models computed, by video id."""
+"""Feature stores: video features of other models, by video id."""
 
 import os
 import warnings
@@ -42,16 +42,16 @@ from tmapdiff.data._video_ids import (
 )
 from tmapdiff.errors import ArgumentError, FeatureError, FileError, MissingFeatureError
 
-ATTRIBUTES = "attributes.json"  # in a folder, what HDF5 files have as attributes
+ATTRIBUTES = "attributes.json"  # the attributes of a folder, which HDF5 files have inside
 _STRIDE = "seconds_per_feature"
-_DESCRIPTION = "description"  # likewise: what the features are, such as simulated ones
+_DESCRIPTION = "description"  # for example that features are simulated
 
 
 @runtime_checkable
 class FeatureStore(Protocol):
-    """Anything that gives the features of a video by its id.
+    """Anything that returns the features of a video by its id.
 
-    A store may be used from several processes and threads at once, and can be pickled.
+    Stores can be used in several processes and threads, and can be pickled.
     """
 
     @property
@@ -60,17 +60,17 @@ class FeatureStore(Protocol):
 
     @property
     def seconds_per_feature(self) -> float | None:
-        """Seconds from one feature to the next; None if the features divide each video equally."""
+        """Seconds between features; None if they divide each video equally."""
 
     @property
     def description(self) -> str:
-        """One line that names the features in a table of results."""
+        """Name of the features in tables of results, in one line."""
 
     def __contains__(self, video_id: object) -> bool:
-        """Tell whether the store has features of a video."""
+        """Return whether the store has features of a video."""
 
     def __getitem__(self, video_id: str) -> Tensor:
-        """Return the features of a video, (T, D) float32; the caller may change them.
+        """Return the features of a video, (T, D) float32, which the caller may change.
 
         Raises:
             MissingFeatureError: If the store has none.
@@ -78,7 +78,7 @@ class FeatureStore(Protocol):
 
 
 class _StoredFeatures:
-    """What stores in files share."""
+    """Base class of stores in files."""
 
     feature_dim: int
     seconds_per_feature: float | None
@@ -94,17 +94,17 @@ class _StoredFeatures:
 
         Raises:
             MissingFeatureError: If there are none.
-            FileError: If they are damaged, cannot be read, are behind a link that is not followed,
-                or (`SizeLimitError`) declare more than a video may take.
-            FeatureError: If they are not of shape (T, D) with T >= 1 and the store's D, not
-                numbers, not finite, or lie in another file.
-            AnnotationError: If the id contains `/` or the like.
+            FileError: If they are damaged, unreadable, behind a link that is not followed, or
+                (`SizeLimitError`) above the memory limit.
+            FeatureError: If they do not have shape (T, D) with T >= 1 and the store's D, are not
+                numbers or not finite, or lie in another file.
+            AnnotationError: If the id is not allowed, such as one with a slash.
         """
         return self._checked(video_id, self._read(video_id))
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The videos that there are features of.
+        """Ids of the videos with features.
 
         Raises:
             FileError: If the file or folder cannot be read.
@@ -112,16 +112,15 @@ class _StoredFeatures:
         raise NotImplementedError
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
-        """Return what the store says of the features of video `video_id`.
+        """Return the attributes of video `video_id`. Folders return none for unknown videos.
 
         Raises:
-            MissingFeatureError, FeatureError, FileError, AnnotationError: As for the features, but
-                not by folders, which say nothing then.
+            MissingFeatureError, FeatureError, FileError, AnnotationError: As for the features.
         """
         raise NotImplementedError
 
     def stored_dtype(self, video_id: str) -> str:
-        """Return the type that the features of video `video_id` have in the file.
+        """Return the dtype of the features of video `video_id` in the file.
 
         Raises:
             MissingFeatureError, FeatureError, FileError, AnnotationError: As for the features.
@@ -132,22 +131,22 @@ class _StoredFeatures:
         raise NotImplementedError
 
     def _describe(self, seconds_per_feature: float | None) -> None:
-        """Take over what the attributes say, unless something else was asked for."""
+        """Take over the description and rate of the attributes; refuse another rate."""
         stated = _checked_stride(self.description, self.attributes.get(_STRIDE))
         asked = _checked_stride(type(self).__name__, seconds_per_feature)
         text = self.attributes.get(_DESCRIPTION)
         if text and isinstance(text, str):
             self.description += f": {short(text)}"
-        elif _DESCRIPTION in self.left_out:  # it may say that they are simulated
-            self.description += " (which leaves its description out)"
+        elif _DESCRIPTION in self.left_out:  # they may be simulated
+            self.description += " (its description was left out)"
         if stated is not None and asked not in (None, stated):
-            expected = f"seconds_per_feature = {stated}, as the store says"
+            expected = f"seconds_per_feature = {stated}, as declared by the store"
             raise FeatureError(message(self.description, expected, asked))
         self.seconds_per_feature = asked if stated is None else stated
 
     def _missing(self, video_id: str) -> MissingFeatureError:
-        hint = "AnnotationSet.restrict_to(store) leaves such videos out, or finds how it spells"
-        hint += f" them. The store has {', '.join(map(shown, some_ids(self)))}, ..."
+        hint = "AnnotationSet.restrict_to(store) leaves such videos out, or corrects the spelling."
+        hint += f" The store has {', '.join(map(shown, some_ids(self)))}, ..."
         expected = f"features of {shown(video_id)}"
         return MissingFeatureError(message(self.description, expected, "none", hint))
 
@@ -161,12 +160,12 @@ class _StoredFeatures:
         if array.ndim != 2 or array.shape[0] == 0:
             raise FeatureError(message(who, "features of shape (T, D) with T >= 1", array.shape))
         if array.shape[1] != self.feature_dim:
-            expected = f"{self.feature_dim} numbers a feature, as in the rest of the store"
-            hint = "The other axis has as many: transpose these features."
+            expected = f"features of width {self.feature_dim}, as in the rest of the store"
+            hint = "The other axis has this size: transpose the features."
             hint = hint if array.shape[0] == self.feature_dim else ""
             raise FeatureError(message(who, expected, array.shape[1], hint))
         with np.errstate(over="ignore"):
-            # A copy: nobody else's memory, in the machine's byte order.
+            # A copy in its own memory and in native byte order.
             features = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
         finite = torch.isfinite(features)
         if not finite.all():
@@ -182,27 +181,26 @@ class _StoredFeatures:
 class HDF5FeatureStore(_StoredFeatures):
     """Features in one HDF5 file: one dataset per video, or a group with one, as in MS-2D-TAN.
 
-    The file is opened once in each process, when first read: workers may be forked or spawned, and
-    any number of threads may read. Links to other files are not followed.
+    Each process opens the file on first use, so workers may be forked or spawned, and many threads
+    may read. Links to other files are not followed.
 
-    Attributes that are texts of variable length, as other programs and earlier releases write them,
-    are left out with a warning: damage in them can hang HDF5. `recover_attributes` reads them, and
-    `tmapdiff convert` makes a file that has all.
+    Variable-length text attributes, written by other programs and earlier releases, are left out
+    with a warning, as damage in them can hang HDF5. `recover_attributes` reads them, and `tmapdiff
+    convert` writes a file with all attributes.
 
     Args:
         path: The file.
-        seconds_per_feature: Seconds from one feature to the next. Defaults to the file's attribute
-            of that name, as `extract_features` writes it; where it has none, the features divide
-            each video equally.
+        seconds_per_feature: Seconds between features. Defaults to the file's attribute of that
+            name, which `extract_features` writes; without it, features divide each video equally.
 
     Attributes:
-        attributes: What the file says of all its features, such as the model that made them.
-        left_out: Names of the attributes that it leaves out.
+        attributes: Attributes of all features, such as the model that made them.
+        left_out: Names of the attributes that are left out.
 
     Raises:
-        FileError: If the file is missing, is no HDF5 file, is truncated, or is empty.
+        FileError: If the file is missing, not HDF5, truncated or empty.
         FeatureError: If the first video's features have no width or lie in another file, or the
-            file says another `seconds_per_feature`.
+            file declares another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If h5py is not installed.
 
@@ -264,14 +262,14 @@ class HDF5FeatureStore(_StoredFeatures):
             return str(self._dataset(file, video_id).dtype)
 
     def recover_attributes(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Read all attributes, those that were left out in a process that may hang or crash.
+        """Read all attributes, including those left out, which a subprocess reads.
 
         Returns:
-            What the file says of all its features, and of each video by its id.
+            The attributes of the file, and those of each video by id.
 
         Raises:
-            FileError: If they cannot be read, or not soon.
-            FeatureError: If the file has something else than features.
+            FileError: If they cannot be read, or not in time.
+            FeatureError: If the file has other contents than features.
         """
         found, names = {"/": dict(self.attributes)}, {}
         hidden = ["/"] if self.left_out else []
@@ -299,13 +297,13 @@ class HDF5FeatureStore(_StoredFeatures):
         if left_out:
             listed = ", ".join(map(shown, left_out[:5]))
             expected, got = f"{what} of fixed length", f"{listed} of variable length"
-            hint = "They are left out; `tmapdiff convert` makes a file that has all."
+            hint = "They are left out; `tmapdiff convert` writes a file with all."
             warnings.warn(message(self.description, expected, got, hint), stacklevel=3)
 
     def _width_of_first(self, file: Any) -> int:
         first = next(iter(file), None)
         if first is None:
-            expected = "a dataset for each video"
+            expected = "a dataset per video"
             raise FileError(message(str(self.path), expected, "an empty file"))
         who = self._named(video_id_of_key(first))
         shape = getattr(_hdf5.dataset_of(who, file, first), "shape", None)
@@ -315,18 +313,18 @@ class HDF5FeatureStore(_StoredFeatures):
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
-        """Give the file as this process opened it; what goes wrong with it is a FileError."""
-        # h5py has no error of its own: damage shows as any.
+        """Yield the file as opened in this process; errors of h5py become FileError."""
+        # On damaged files h5py may raise any error.
         with foreign_errors(FileError, f"cannot read {self.path} as HDF5"):
             yield self._opened()
 
     def _opened(self) -> Any:
         h5py = require("h5py", extra="train", purpose="reading HDF5 features")
-        # Threads may be the first to read it at once. h5py's own lock, for which forks wait: of two
-        # locks, each could be held by a thread that waits for the other.
+        # Several threads may open it first. A second lock beside h5py's could deadlock, and forks
+        # wait for h5py's.
         with h5py._objects.phil:
             if self._handle_pid != os.getpid():
-                # From before a fork, both would be shared with the parent.
+                # After a fork, the handle would be shared with the parent.
                 self._close()
                 if not self.path.is_file():
                     expected = f"a file {self.path}"
@@ -387,7 +385,7 @@ class _FolderFeatureStore(_StoredFeatures):
     def video_ids(self) -> tuple[str, ...]:
         names = [name for name in _names(self.folder) if name.endswith(self._suffix)]
         known: dict[str, str] = {}
-        if any(map(is_shortened, names)):  # `attributes.json` says of which videos they are
+        if any(map(is_shortened, names)):  # their ids are in `attributes.json`
             known = {file_name(one, self._suffix): one for one in self._stated["videos"]}
         return tuple(sorted(known.get(one) or video_id_of(one, self._suffix) for one in names))
 
@@ -408,12 +406,12 @@ class _FolderFeatureStore(_StoredFeatures):
 
     def _read_inside(self, name: str) -> np.ndarray:
         path = self.folder / name
-        if not path.is_file():  # a pipe, say, which would be waited for
-            raise FileError(f"cannot read {path}: it is no file.")
+        if not path.is_file():  # reading a pipe, for example, would block
+            raise FileError(f"cannot read {path}: it is not a file.")
         if path.is_symlink() and not self.follow_links:
             target = path.resolve()
             if not target.is_relative_to(self.folder.resolve()):
-                hint = "Pass follow_links=True if it is meant."
+                hint = "Pass follow_links=True to allow it."
                 got = f"a link to {target}"
                 raise FileError(message(str(path), "a file in its folder", got, hint))
         return type(self)._load(path)
@@ -424,17 +422,17 @@ class NpyFeatureStore(_FolderFeatureStore):
 
     Args:
         folder: The folder.
-        seconds_per_feature: Seconds from one feature to the next. Defaults to what the file
-            `attributes.json` in the folder says, as `convert_features` writes it; where it says
-            nothing, the features divide each video equally.
-        follow_links: Whether links to files outside of the folder are followed.
+        seconds_per_feature: Seconds between features. Defaults to the value in the folder's
+            `attributes.json`, which `convert_features` writes; without it, features divide each
+            video equally.
+        follow_links: Follow links to files outside the folder.
 
     Attributes:
-        attributes: What `attributes.json` says of all features.
+        attributes: Attributes of all features in `attributes.json`.
 
     Raises:
-        FileError: If the folder is missing or has no such file, or its first cannot be read.
-        FeatureError: If the first file holds no numbers or has no width, or the folder says another
+        FileError: If the folder is missing or has no such file, or the first file cannot be read.
+        FeatureError: If the first file has no numbers or no width, or the folder declares another
             `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
     """
@@ -456,8 +454,8 @@ class NpzFeatureStore(_FolderFeatureStore):
 class PtFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.pt`, one tensor each of any precision.
 
-    `folder`, `seconds_per_feature`, `follow_links` and errors are as for `NpyFeatureStore`. Files
-    are read without running code of theirs.
+    `folder`, `seconds_per_feature`, `follow_links` and errors are as for `NpyFeatureStore`. Code in
+    the files is never run.
     """
 
     _suffix = ".pt"
@@ -470,7 +468,7 @@ class PtFeatureStore(_FolderFeatureStore):
         if content.layout != torch.strided or content.is_quantized or content.device.type != "cpu":
             kind = f"{content.layout} of {content.dtype} on {content.device}"
             raise FeatureError(message(str(path), "a dense tensor of numbers", kind))
-        # A tensor may repeat what is in the file: one number, a million times.
+        # A tensor may be larger than the file, for example by repeating one number.
         declared = features_bytes(tuple(content.shape), content.element_size())
         check_item_bytes(str(path), "a tensor", declared)
         if content.is_floating_point():
@@ -479,13 +477,13 @@ class PtFeatureStore(_FolderFeatureStore):
 
 
 class ConcatFeatureStore:
-    """Features of several stores side by side, such as SlowFast's and CLIP's.
+    """Concatenated features of several stores, such as SlowFast's and CLIP's.
 
-    Where the stores differ by one feature in a video, the longer ones lose their last; where they
-    differ by more, asking for it is a FeatureError.
+    If the stores' lengths of a video differ by one feature, the longer ones lose their last; a
+    larger difference raises FeatureError on access.
 
     Args:
-        stores: The stores, of one rate.
+        stores: The stores, with equal rates.
 
     Raises:
         ArgumentError: If there is no store, or their rates differ.
@@ -498,7 +496,7 @@ class ConcatFeatureStore:
         rates = {store.seconds_per_feature for store in self.stores}
         if len(rates) > 1:
             got = ", ".join(f"{rate}" for rate in rates)
-            raise ArgumentError(message(who, "stores of one seconds_per_feature", got))
+            raise ArgumentError(message(who, "stores with equal seconds_per_feature", got))
         (self.seconds_per_feature,) = rates
         self.feature_dim = sum(store.feature_dim for store in self.stores)
         self.description = " + ".join(store.description for store in self.stores)
@@ -514,16 +512,16 @@ class ConcatFeatureStore:
         lengths = [len(part) for part in parts]
         if max(lengths) - min(lengths) > 1:
             who = f"{self.description}, video {video_id!r}"
-            expected = "stores that differ by one feature at most"
+            expected = "stores that differ by at most one feature"
             raise FeatureError(message(who, expected, f"lengths {lengths}"))
         return torch.cat([part[: min(lengths)] for part in parts], dim=1)
 
 
 class NormalizedFeatureStore:
-    """Features of another store, each divided by its L2 norm; features of zeros stay so.
+    """Features of another store, each divided by its L2 norm unless it is 0.
 
-    2D-TAN, MS-2D-TAN, moment_detr and lighthouse read theirs so. Of stores side by side, each is
-    normalised on its own: `ConcatFeatureStore([NormalizedFeatureStore(one), ...])`.
+    2D-TAN, MS-2D-TAN, moment_detr and lighthouse do this, for concatenated features per store:
+    `ConcatFeatureStore([NormalizedFeatureStore(one), ...])`.
 
     Args:
         store: The store.
@@ -533,7 +531,7 @@ class NormalizedFeatureStore:
         self.store = store
         self.feature_dim = store.feature_dim
         self.seconds_per_feature = store.seconds_per_feature
-        self.description = f"{store.description}, L2-normalised"
+        self.description = f"{store.description}, L2-normalized"
 
     def __repr__(self) -> str:
         return f"NormalizedFeatureStore({self.store!r})"
@@ -551,18 +549,18 @@ def open_feature_store(
     *,
     follow_links: bool = False,
 ) -> FeatureStore:
-    """Open the features at `path`, whichever of the formats they have.
+    """Open the features at `path` in any of the formats.
 
     Args:
-        path: An HDF5 file, or a folder of `.npy`, of `.npz` or of `.pt` files.
-        seconds_per_feature: Seconds from one feature to the next. Defaults to what the store says
-            of itself; where it says nothing, the features divide each video equally.
-        follow_links: Whether links in a folder to files outside of it are followed.
+        path: An HDF5 file, or a folder of `.npy`, `.npz` or `.pt` files.
+        seconds_per_feature: Seconds between features. Defaults to the value declared by the store;
+            without it, features divide each video equally.
+        follow_links: Follow links in a folder to files outside it.
 
     Raises:
-        FileError: If there is nothing at `path`, or something else.
-        FeatureError: If the features of the first video cannot be used, or the store says another
-            `seconds_per_feature`.
+        FileError: If `path` does not exist or has no features.
+        FeatureError: If the features of the first video cannot be used, or the store declares
+            another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If it is an HDF5 file and h5py is not installed.
     """
@@ -580,7 +578,7 @@ def open_feature_store(
         found = " and ".join(kind._suffix for kind in kinds)
         got = f"{found} files in {place}" if found else _contents(place, names)
     check_no_address("open_feature_store", path)
-    expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
+    expected = "an HDF5 file, or a folder of .npy, .npz or .pt files"
     raise FileError(message("open_feature_store", expected, got))
 
 
@@ -588,7 +586,7 @@ _FOLDER_STORES = (NpyFeatureStore, NpzFeatureStore, PtFeatureStore)
 
 
 def read_folder_attributes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what a folder says of its features: of all, and of each video."""
+    """Read the attributes in a folder: of all features, and of each video."""
     path = folder / ATTRIBUTES
     if not path.is_file():
         return {"attributes": {}, "videos": {}}
@@ -598,7 +596,7 @@ def read_folder_attributes(folder: Path) -> dict[str, dict[str, Any]]:
         or not all(isinstance(content.get(name), dict) for name in ("attributes", "videos"))
         or not all(isinstance(one, dict) for one in content["videos"].values())
     ):
-        expected = "a JSON object of the objects 'attributes' and 'videos'"
+        expected = "a JSON object with objects 'attributes' and 'videos'"
         raise FeatureError(message(f"{path}", expected, "something else"))
     return content
 

@@ -1,4 +1,4 @@
-"""Which annotation files are at a place, and loading them whatever their format."""
+"""Finding annotation files, and loading them in any format."""
 
 import os
 import re
@@ -22,19 +22,19 @@ AnnotationFormat = Literal[
 ]
 Split = Literal["train", "val", "test"]
 
-# Of ActivityNet Captions, 2D-TAN and MS-2D-TAN test on val_2.
+# For ActivityNet Captions, 2D-TAN and MS-2D-TAN test on val_2.
 _JSON_SPLITS = {"train": "train", "val": "val", "test": "test", "val_1": "val", "val_2": "test"}
 _VSLNET_SPLITS = {**_JSON_SPLITS, "val_1": "test", "val_2": "val"}
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A file of annotations, and how it is read.
+    """An annotation file with its format.
 
     Attributes:
         path: The file.
         format: Its format.
-        split: The part of the data set that it holds; None if its name does not tell.
+        split: Its split, or None if its name does not indicate one.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class AnnotationFile:
     split: Split | None
 
     def load(self) -> AnnotationSet:
-        """Load the annotations; of DiDeMo, with the moments of all annotators.
+        """Load the annotations (for DiDeMo, with the moments of all annotators).
 
         Raises:
             FileError, AnnotationError, ConfigError: As the loader of the format.
@@ -64,31 +64,31 @@ class AnnotationFile:
 def find_annotations(
     place: str | os.PathLike[str], format: AnnotationFormat | None = None
 ) -> tuple[AnnotationFile, ...]:
-    """Find the annotation files of a data set, and tell their format.
+    """Find the annotation files of a dataset with their formats.
 
     Args:
-        place: The folder of the data set, with the files named as they are published, or one file.
-            ActivityNet Captions' `val_1.json` counts as `val` and `val_2.json` as `test`, but with
-            `format` vslnet the other way round.
-        format: Format of the files. Defaults to what their names and contents tell. The files of
-            VSLNet for TACoS and ActivityNet Captions are those of the data sets: name it.
+        place: Folder of the dataset, with the official file names, or one file. ActivityNet
+            Captions' `val_1.json` counts as `val` and `val_2.json` as `test`; in the format
+            `vslnet`, it is the other way round.
+        format: Format of the files. Defaults to the one of their names and contents, which cannot
+            identify VSLNet's files of TACoS and ActivityNet Captions.
 
     Returns:
-        The files, training first, then validation and test.
+        The files, ordered by training, validation and test.
 
     Raises:
-        FileError: If there is no such place, it cannot be read, or no annotation file is there.
-        AnnotationError: If it is one file in no known format, or a file is no text.
-        ConfigError: If there is no such format.
+        FileError: If the place does not exist, cannot be read or has no annotation files.
+        AnnotationError: If it is one file of no known format, or a file is not text.
+        ConfigError: If `format` is unknown.
     """
     who = "find_annotations"
     if format is not None:
         check_choice(who, "format", format, get_args(AnnotationFormat))
     path = Path(place)
     if path.is_file():
-        found = _recognised(path, format, alone=True)
+        found = _recognized(path, format, alone=True)
         if found is None:
-            expected = f"a file of annotations in the format {format or 'of a known data set'}"
+            expected = f"annotations in {f'the format {format}' if format else 'a known format'}"
             hint = "Formats: " + ", ".join(get_args(AnnotationFormat)) + "."
             raise AnnotationError(message(who, expected, f"the file {path}", hint))
         return (found,)
@@ -96,7 +96,7 @@ def find_annotations(
         got = "no such file" if path.suffix else "no such folder"
         raise FileError(message(who, f"annotations at {path}", got))
     files = [one for one in list_visible(path) if one.is_file()]
-    listed = [one for file in files if (one := _recognised(file, format, alone=False))]
+    listed = [one for file in files if (one := _recognized(file, format, alone=False))]
     if not listed:
         expected = f"annotation files{f' of {format}' if format else ''} in {path}"
         raise FileError(message(who, expected, f"{len(files)} other files"))
@@ -109,16 +109,16 @@ def find_split(
     split: Split | None = None,
     format: AnnotationFormat | None = None,
 ) -> AnnotationFile:
-    """Find the one annotation file of a part of a data set.
+    """Find the annotation file of one split of a dataset.
 
     Args:
         place: As for `find_annotations`.
-        split: The part, if there are several.
+        split: The split, if there are several.
         format: As for `find_annotations`.
 
     Raises:
-        FileError: As `find_annotations`, or if there is no such part, or several files are of it.
-        AnnotationError, ConfigError: As `find_annotations`, or if there is no such part.
+        FileError: As `find_annotations`, or if the split has no file or several.
+        AnnotationError, ConfigError: As `find_annotations`, or if `split` is unknown.
     """
     who = "find_split"
     if split is not None:
@@ -126,7 +126,7 @@ def find_split(
     found = find_annotations(place, format)
     chosen = found if split is None else [one for one in found if one.split == split]
     if len(chosen) != 1:
-        expected = f"one file of annotations{f' for {split}' if split else ''} at {place}"
+        expected = f"one annotation file{f' for {split}' if split else ''} at {place}"
         got = ", ".join(f"{one.path.name} ({one.split or 'no split'})" for one in chosen or found)
         hint = "Name the file." if split else "Name the split."
         raise FileError(message(who, expected, got, hint))
@@ -138,19 +138,19 @@ def load_annotations(
     split: Split | None = None,
     format: AnnotationFormat | None = None,
 ) -> AnnotationSet:
-    """Load the annotations of a part of a data set, whatever the format.
+    """Load the annotations of one split of a dataset in any format.
 
-    `place`, `split`, `format` and errors are those of `find_split`, and errors also of the loader.
+    `place`, `split`, `format` and errors are as for `find_split`; the loader may raise errors too.
     """
     return find_split(place, split, format).load()
 
 
-def _recognised(
+def _recognized(
     path: Path, format: AnnotationFormat | None, *, alone: bool
 ) -> AnnotationFile | None:
-    """Tell what annotations a file holds; None if it is none, or none in `format`.
+    """Return the kind of an annotation file, or None if it is another file or format.
 
-    Of a file among others, what cannot be read may be anything.
+    Unreadable files among others are ignored, as they may be anything.
     """
     try:
         found: Any = _name_and_split(path, format)
@@ -175,13 +175,13 @@ def _name_and_split(
         is_other = format is None and _is_submission(path)
         return None if is_other else ("moment-jsonl", _split_in(path.stem))
     kind = _json_format(path) if path.suffix == ".json" else None
-    if kind is not None and format == "vslnet":  # whose names say which part each file is
+    if kind is not None and format == "vslnet":  # where file names indicate the split
         return ("vslnet", _VSLNET_SPLITS[path.stem]) if path.stem in _VSLNET_SPLITS else None
     return kind and (kind, _JSON_SPLITS.get(path.stem, _split_in(path.stem)))
 
 
 def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
-    """Tell of which data set a JSON file by video is; None if of neither."""
+    """Return the format of a JSON file with one record per video, or None."""
     content = read_json(path)
     record = next(iter(content.values()), None) if isinstance(content, dict) else None
     if not isinstance(record, dict) or not {"timestamps", "sentences"} <= record.keys():
@@ -190,7 +190,7 @@ def _json_format(path: Path) -> Literal["activitynet", "tacos"] | None:
 
 
 def _is_submission(path: Path) -> bool:
-    # By its first line; damaged ones are for the loader to tell of.
+    # The first line suffices; the loader reports damage.
     return "pred_relevant_windows" in next(text_lines(path), (1, ""))[1]
 
 

@@ -1,4 +1,4 @@
-"""QVHighlights and all other sets in the JSON lines of moment_detr: several moments a query."""
+"""QVHighlights and other datasets in moment_detr's JSON lines, with several moments per query."""
 
 import os
 from pathlib import Path
@@ -17,26 +17,25 @@ from tmapdiff.data._reading import (
 from tmapdiff.data.annotations import AnnotationSet, check_numbers
 from tmapdiff.errors import AnnotationError
 
-CLIP_SECONDS = 2  # of saliency
+CLIP_SECONDS = 2  # of saliency ratings
 
 
 def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
-    """Load queries in the form of moment_detr: one JSON object per line.
+    """Load queries in the format of moment_detr, one JSON object per line.
 
-    QVHighlights is published so; moment_detr, lighthouse and others bring Charades-STA, ActivityNet
-    Captions, TACoS and more into the same form. Windows are cut to the video; those that are empty,
-    or lie outside of it, are dropped, and queries of which none is left. An empty list of windows
-    says that the query describes nothing in the video.
+    QVHighlights uses it, and moment_detr, lighthouse and others convert Charades-STA, ActivityNet
+    Captions, TACoS and more to it. Windows are clipped to the video and dropped if empty or
+    outside, as are queries that lose all windows. A query with an empty list of windows describes
+    nothing in the video.
 
     Args:
-        path: Lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds); where
-            there are highlights, `relevant_clip_ids` and `saliency_scores`. Other fields are not
-            read.
+        path: File of lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds),
+            and with `relevant_clip_ids` and `saliency_scores` for highlights.
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        AnnotationError: If a line is not of this form, two have the same `qid`, or windows are
-            missing or null, as in the file of a test set or one of highlights alone.
+        AnnotationError: If a line is wrong, two have the same `qid`, or windows are missing or
+            null, as in test sets and sets of highlights only.
 
     Source: Lei et al., "QVHighlights", arXiv 2107.09609.
     """
@@ -44,9 +43,9 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
     for line, who, record in json_lines(collector.path):
         qid = query_id(who, record)
         duration = number(who, record, "duration", above=0)
-        # Sets that have highlights and no moments write null.
+        # Sets with highlights but no moments have null.
         if record.get("relevant_windows") is None:
-            hint = "A set without moments, such as a test set, cannot be evaluated here."
+            hint = "A file without moments, such as a test set, cannot be used here."
             raise AnnotationError(message(who, "the field 'relevant_windows'", "none", hint))
         collector.add(
             who,
@@ -62,14 +61,14 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
 
 
 def _saliency(who: str, record: Any, duration: float) -> tuple[tuple[float, ...], ...] | None:
-    """Return the ratings of all clips; those that are not listed are rated 0."""
+    """Return the ratings of all clips; clips not listed are rated 0."""
     ratings = record.get("saliency_scores")
     if ratings is None:
         return None
     places = field(who, record, "relevant_clip_ids")
     lists = isinstance(places, list) and isinstance(ratings, list)
     if not lists or len(places) != len(ratings) or not all(isinstance(r, list) for r in ratings):
-        expected = "a list in saliency_scores for each of relevant_clip_ids"
+        expected = "a list in saliency_scores per entry of relevant_clip_ids"
         raise AnnotationError(message(who, expected, shown(ratings)))
     annotators = len(ratings[0]) if ratings else 1
     clips = [(0.0,) * annotators] * int(duration / CLIP_SECONDS)

@@ -1,4 +1,4 @@
-"""Queries with no answer, made of those that have one: sentences paired with other videos."""
+"""Queries without an answer: sentences paired with other videos."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -9,19 +9,19 @@ from tmapdiff._core.checks import check_int, message
 from tmapdiff.data.annotations import Annotation, AnnotationSet, source_of
 from tmapdiff.errors import ArgumentError
 
-MOST_NEGATIVES = 0.9  # of the sentences: something is to be learned of moments, too
+MOST_NEGATIVES = 0.9  # largest share of sentences, so that moments are learned too
 
 
 class OtherVideos:
-    """Draws videos that a sentence is not annotated in.
+    """Draws videos in which a sentence is not annotated, nor in other pieces of them.
 
-    Nor is the same sentence, whatever its case and blanks, in another piece of that video.
+    Sentences that differ only in case and whitespace count as the same.
 
     Args:
         annotations: The queries, and the videos to draw from.
 
     Raises:
-        ArgumentError: If each sentence is annotated in all videos.
+        ArgumentError: If no query can be paired.
     """
 
     def __init__(self, annotations: AnnotationSet) -> None:
@@ -32,16 +32,16 @@ class OtherVideos:
             self._sources[_normal(item.query)].add(source_of(item.video_id))
         self._everywhere = len(set(map(source_of, self._videos)))
         if not any(map(self.can_pair, annotations)):
-            expected = "a sentence with a moment, and another video to pair it with as a negative"
+            expected = "a sentence with a moment, and another video to pair it with"
             got = f"{len(annotations)} queries of {self._everywhere} videos"
             raise ArgumentError(message("negatives", expected, got))
 
     def can_pair(self, item: Annotation) -> bool:
-        """Tell whether a query has a moment, and there is a video to draw."""
+        """Return whether a query has a moment, and there is a video to draw."""
         return bool(item.moments) and len(self._sources[_normal(item.query)]) < self._everywhere
 
     def draw(self, item: Annotation, generator: torch.Generator | None = None) -> Annotation:
-        """Pair a sentence that can be with one of them, each as likely; it has no moment there."""
+        """Pair a query for which `can_pair` is True with a random video, without a moment."""
         own = self._sources[_normal(item.query)]
         while True:
             index = int(torch.randint(len(self._videos), (), generator=generator))
@@ -52,22 +52,22 @@ class OtherVideos:
 
 
 def add_negatives(annotations: AnnotationSet, seed: int = 0) -> AnnotationSet:
-    """Ask each sentence of another video, too, where it has no answer: to judge what tells that.
+    """Add each sentence again with another video and no moment, to evaluate predicted absence.
 
-    Another video is one of another source (`AnnotationSet.split_videos` says what that is), of
-    which the same sentence is not annotated. That nothing in it fits the sentence nobody checked.
+    The other video comes from another source video (see `AnnotationSet.split_videos`) in which the
+    sentence is not annotated. Nobody checked that it does not fit the sentence.
 
     Args:
-        annotations: Queries; of those that have no moment already, or whose sentence is annotated
-            in all videos, there is no second.
-        seed: Another seed draws other videos.
+        annotations: Queries. Those without a moment, or with a sentence annotated in all videos,
+            are not added again.
+        seed: Seed of the choice of videos.
 
     Returns:
-        The queries, and after them those with no answer, whose `qid` ends with `-absent`.
+        The queries, followed by those without an answer, whose `qid` ends with `-absent`.
 
     Raises:
         ArgumentError: If `seed` is not an integer >= 0, or there is no query to pair.
-        AnnotationError: If there is a `qid` that ends so already.
+        AnnotationError: If an added `qid` exists already.
     """
     seed = check_int("add_negatives", "seed", seed, at_least=0)
     others, generator = OtherVideos(annotations), torch.Generator().manual_seed(seed)

@@ -1,7 +1,6 @@
-"""Which samples come when, on which process, and with which random numbers.
+"""Order of the samples, their shares per process, and their random numbers.
 
-All of it is a function of seed, epoch and position alone: the same in every process and on every
-machine.
+All depend only on seed, epoch and position, and are the same in every process and on every machine.
 """
 
 import hashlib
@@ -24,10 +23,8 @@ class _Order(Sized, Iterable[Any], Protocol):
 
 
 def generator_for(*parts: object) -> np.random.Generator:
-    """Return a generator that depends on `parts`, such as a seed and a video id, alone.
-
-    Python's own `hash` differs from process to process.
-    """
+    """Return a generator that depends only on `parts`, such as a seed and a video id."""
+    # Not by `hash`, which differs between processes.
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
@@ -36,29 +33,29 @@ def torch_generator_for(
     seed: int, position: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
     """Return a generator on a device for the query at `position` of a run with `seed`."""
-    # Generators seeded with neighbouring numbers are independent enough; a large prime keeps the
-    # seeds of two runs apart.
+    # Generators with adjacent seeds are independent enough; a large prime keeps the seeds of two
+    # runs apart.
     return torch.Generator(device).manual_seed((seed * 1_000_000_007 + position) % 2**63)
 
 
 def share_of(count: int, num_processes: int, process: int) -> range:
-    """Positions that a process does of `count`: shares lie one after another, and differ by one."""
+    """Return the positions of a process's share of `count`; shares are contiguous and even."""
     return range(count * process // num_processes, count * (process + 1) // num_processes)
 
 
 class BatchShares(Sampler[list[Any]]):
-    """The share of a process in each batch that all processes do together.
+    """The share of a process in each batch of all processes.
 
-    All processes know the `order` of the samples. The batches are those that one process would do,
-    with the batch sizes of all added up. A last batch that would leave a process without a sample
-    is left out; so is one of a single sample, on which batch normalisation cannot train.
+    The batches are those of a single process with the total batch size. The last batch is dropped
+    if a process would get no sample, or if it has only one sample, on which batch normalization
+    cannot train.
     """
 
     def __init__(
         self, order: _Order, batch_size: int, num_processes: int = 1, process: int = 0
     ) -> None:
         self.order = order
-        self.size = batch_size * num_processes  # of a whole batch, on all processes
+        self.size = batch_size * num_processes  # of a full batch over all processes
         self.num_processes = num_processes
         self.process = process
 
@@ -73,7 +70,7 @@ class BatchShares(Sampler[list[Any]]):
             yield [together[row] for row in self.rows(batch)]
 
     def rows(self, batch: int) -> range:
-        """Rows of a batch, from 0, that are the process's."""
+        """Return the rows of a batch that belong to the process."""
         return share_of(self._count(batch), self.num_processes, self.process)
 
     def _count(self, batch: int) -> int:
@@ -81,10 +78,9 @@ class BatchShares(Sampler[list[Any]]):
 
 
 class EpochOrder(Sampler[SampleKey]):
-    """Each sample once, in an order of the epoch, with the seed of its random numbers.
+    """Each sample once, in random order, with a seed for its random numbers.
 
-    `seed` and epoch decide both. There is no other state: a run that goes on in the middle of an
-    epoch skips what is done.
+    Both depend only on `seed` and epoch, so that a run resumes mid-epoch by skipping samples.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -102,15 +98,15 @@ class EpochOrder(Sampler[SampleKey]):
         return zip(order, seeds, strict=True)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0."""
+        """Set the epoch, from 0."""
         self.epoch = epoch
 
 
 class SeededSamples(Dataset[Any]):
-    """A data set whose samples draw the random numbers of their seed, in whatever process.
+    """A dataset whose samples use random numbers of their own seed.
 
-    So nothing needs to be known of the workers to go on with a run, and their number decides
-    nothing. Torch's random numbers are meant; in workers, NumPy's and Python's too.
+    So results do not depend on the workers, and runs resume without their state. This holds for
+    torch's random numbers and, in workers, for NumPy's and Python's.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -127,11 +123,11 @@ class SeededSamples(Dataset[Any]):
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    generator = torch.default_generator  # torch.manual_seed would seed the GPU's as well
+    generator = torch.default_generator  # torch.manual_seed would seed GPUs too
     before = generator.get_state()
     generator.manual_seed(seed)
     if get_worker_info() is not None:
-        # Nobody else draws from these there; to save and restore them would take a while.
+        # Nothing else in a worker uses these, and restoring them would be slow.
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
     try:

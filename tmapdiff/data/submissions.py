@@ -1,4 +1,4 @@
-"""What a localizer answered, and the submission files of moment_detr that hold it."""
+"""Predictions of a localizer, and submission files of moment_detr."""
 
 import json
 import os
@@ -23,14 +23,14 @@ class Prediction:
     """Ranked moments of one query.
 
     Attributes:
-        qid: The query's id in its data set.
+        qid: Id of the query in its dataset.
         query: The sentence.
-        video_id: The video.
-        windows: `(start, end, score)`, best first, in seconds; none if it is not in the video.
-        saliency: Score of each clip of 2 s; more fits the query better. None without highlights.
+        video_id: Id of the video.
+        windows: `(start, end, score)` in seconds, best first; none if it is not in the video.
+        saliency: Score of each clip of 2 s, higher for better fits, or None.
 
     Raises:
-        AnnotationError: If a window is not three numbers, or a score of `saliency` not one.
+        AnnotationError: If a window is not three numbers, or `saliency` not a list of numbers.
     """
 
     qid: int | str
@@ -49,14 +49,14 @@ class Prediction:
             check_numbers(who, "saliency", self.saliency)
 
     def as_submission(self) -> dict[str, Any]:
-        """Fields of one line of a moment_detr submission file."""
+        """Return the fields of one line of a moment_detr submission file."""
         return {
             "qid": self.qid,
             "query": self.query,
             "vid": self.video_id,
             _WINDOWS: [
-                # Seconds to a tenth of a millisecond, rounded down: the end must not lie after the
-                # video's. Scores may be small, and must not be tied.
+                # Seconds are rounded down, so that no end lies after the video's. Scores keep six
+                # digits, as small ones must not be tied.
                 [_round_down(start), _round_down(end), float(f"{score:.6g}")]
                 for start, end, score in self.windows
             ],
@@ -65,15 +65,15 @@ class Prediction:
 
 
 def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
-    """Write predictions as moment_detr does: one JSON object per line.
+    """Write predictions in the format of moment_detr, one JSON object per line.
 
     Args:
         predictions: Moments of each query, in seconds.
-        path: The file; one that exists is replaced.
+        path: File to write or replace.
 
     Raises:
-        FileError: If the place cannot be written.
-        AnnotationError: If the id of a video contains `/` or the like.
+        FileError: If the file cannot be written.
+        AnnotationError: If a video id is not allowed, such as one with a slash.
 
     Source: Lei et al., "QVHighlights", arXiv 2107.09609; `standalone_eval` of
     github.com/jayleicn/moment_detr.
@@ -88,19 +88,18 @@ def read_submission(path: str | os.PathLike[str]) -> tuple[Prediction, ...]:
     """Read a submission file of moment_detr, lighthouse or `write_submission`.
 
     Args:
-        path: Lines with `qid`, `query`, `vid` and `pred_relevant_windows` (start and end in
-            seconds, score), best first, possibly none; `pred_saliency_scores` where there are some.
-            Other fields are not read.
+        path: File of lines with `qid`, `query`, `vid` and `pred_relevant_windows` (start and end in
+            seconds, score), best first, possibly empty, and optionally `pred_saliency_scores`.
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        AnnotationError: If a line is not of this form, or two have the same `qid`.
+        AnnotationError: If a line is wrong, or two have the same `qid`.
     """
     found: dict[int | str, Prediction] = {}
     for _, who, record in json_lines(Path(path)):
         qid = query_id(who, record)
         if qid in found:
-            raise AnnotationError(message(who, "qids that differ", f"{qid!r} twice"))
+            raise AnnotationError(message(who, "unique qids", f"{qid!r} twice"))
         video_id = check_video_id(who, field(who, record, "vid"))
         query = sentence(who, field(who, record, "query"))
         windows = field(who, record, _WINDOWS)
@@ -121,7 +120,7 @@ def _round_down(seconds: float) -> float:
 
 def _window(who: str, value: Any) -> tuple[float, float, float]:
     numbers = isinstance(value, list) and all(finite_number(one) is not None for one in value)
-    # Models without bounds may start before the video, or answer an empty moment.
+    # Other models may predict starts before the video, or empty moments.
     if numbers and len(value) == 3 and value[0] <= value[1]:
         return float(value[0]), float(value[1]), float(value[2])
     expected = f"{_WINDOWS} of [start, end, score] with start <= end"

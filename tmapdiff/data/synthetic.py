@@ -1,4 +1,4 @@
-"""Made-up videos of scripted activities: something to learn within minutes, without any file."""
+"""Synthetic videos of scripted activities, learned within minutes and without any files."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from tmapdiff.data.charades import CharadesVideo
 from tmapdiff.data.didemo import SEGMENT_SECONDS
 from tmapdiff.data.sampling import generator_for
 
-# Ways to word each activity, as (what a person does, what a person is doing). Verbs and objects
-# recur, so that neither of them tells the activity alone.
+# Wordings of each activity, in simple present and progressive. Verbs and objects recur, so that
+# neither identifies the activity alone.
 _ACTIVITIES = (
     (("opens a door", "opening a door"), ("pulls the door open", "pulling the door open")),
     (("closes a door", "closing a door"), ("shuts the door", "shutting the door")),
@@ -38,24 +38,24 @@ _IS_DOING = ("a person is {}.", "the person is {}.", "someone is {}.", "the pers
 
 
 class SyntheticActivities:
-    """Videos of scripted activities, with sentences, made up from a seed.
+    """Synthetic videos of scripted activities, with sentences.
 
-    A video lasts 20 to 40 seconds and shows 3 to 6 of 16 activities, each at most once, for 2 to 15
-    seconds, anywhere and at times overlapping. Each gets one sentence, in one of several wordings.
-    `ActionTimelineFeatures` makes features of `videos`, as it does of Charades'.
+    A video lasts 20 to 40 s and shows 3 to 6 of 16 activities, each at most once, for 2 to 15 s,
+    possibly overlapping. Each has one sentence, in one of several wordings.
+    `ActionTimelineFeatures` makes features of `videos`, as for Charades.
 
-    Enough to see whether a model learns: the best single answer to all queries has Rank1@0.5 below
-    20 %. Results on these videos say nothing about real ones.
+    They show whether a model learns: the best constant answer has Rank1@0.5 below 20 %. Results on
+    them say nothing about real videos.
 
     Args:
-        num_videos: Videos to make. Defaults to 135 (about 600 queries) to train and 45 (about 200)
-            to test.
-        seed: Another seed makes other videos.
-        split: Train and test share the activities and no video.
+        num_videos: Number of videos. Defaults to 135 (about 600 queries) for training and 45 (about
+            200) for testing.
+        seed: Seed of the videos.
+        split: Split. Train and test share activities, but no video.
 
     Raises:
-        ArgumentError: If `num_videos` is not an integer >= 1, or `seed` not one >= 0.
-        ConfigError: If `split` is neither.
+        ArgumentError: If `num_videos` is not an integer >= 1, or `seed` not an integer >= 0.
+        ConfigError: If `split` is unknown.
 
     Example:
         >>> data = SyntheticActivities(num_videos=2, split="test")
@@ -92,13 +92,13 @@ class SyntheticActivities:
 
 
 class SyntheticDiDeMo:
-    """Made-up videos in the form of DiDeMo: five or six segments, marked by several annotators.
+    """Synthetic videos in the format of DiDeMo: segments of 5 s, marked by several annotators.
 
-    The videos and sentences are those of `SyntheticActivities`, stretched to 30 seconds, or every
-    sixth to 25. Four annotators (seven for every tenth query) mark the segments that an activity
-    touches; each errs by a segment at an end in one case of four.
+    The videos and sentences of `SyntheticActivities` are stretched to 30 s, or every sixth to 25 s.
+    Four annotators (seven for every tenth query) mark the segments that an activity touches. In one
+    of four cases, they err by a segment at one end.
 
-    Arguments and errors are those of `SyntheticActivities`: `num_videos`, `seed`, `split`.
+    `num_videos`, `seed`, `split` and errors are as for `SyntheticActivities`.
 
     Example:
         >>> data = SyntheticDiDeMo(num_videos=2, split="test")
@@ -144,7 +144,7 @@ class SyntheticDiDeMo:
 def _mark(
     random: np.random.Generator, start: float, end: float, duration: float
 ) -> tuple[float, float]:
-    """Whole segments, in seconds, that an annotator marks."""
+    """Return the start and end of the segments that an annotator marks, in seconds."""
     segments = round(duration / SEGMENT_SECONDS)
     first = min(int(start // SEGMENT_SECONDS), segments - 1)
     last = max(first, min(math.ceil(end / SEGMENT_SECONDS), segments) - 1)
@@ -161,9 +161,9 @@ def _make_video(random: np.random.Generator) -> CharadesVideo:
     activities = random.permutation(len(_ACTIVITIES))[: random.integers(3, 7)]
     actions = []
     for activity in activities.tolist():
-        # Lengths differ by their ratio, and so does IoU: no one length fits most.
+        # Uniform on a log scale, as IoU depends on ratios of lengths: no length fits most.
         length = float(np.exp(random.uniform(np.log(2), np.log(15))))
-        # Somewhat more often near an end of the video: long ones all cover its middle as it is.
+        # More often near the ends of the video, as long activities cover its middle anyway.
         start = round((duration - length) * float(random.beta(0.7, 0.7)), 2)
         actions.append((activity, start, min(round(start + length, 2), duration)))
     return CharadesVideo(duration, tuple(sorted(actions, key=lambda action: action[1])))
@@ -172,7 +172,7 @@ def _make_video(random: np.random.Generator) -> CharadesVideo:
 def check_made_up(
     who: str, num_videos: int | None, seed: int, split: str, *, default: int
 ) -> tuple[int, range]:
-    """Return seed and numbers of the videos to make: `default` to train, or 45 to test."""
+    """Return the checked seed, and the numbers of the videos to make."""
     check_choice(who, "split", split, ("train", "test"))
     if num_videos is None:
         num_videos = default if split == "train" else 45
@@ -183,15 +183,15 @@ def check_made_up(
 def make_sentence(
     random: np.random.Generator,
     wordings: tuple[tuple[str, str], ...],
-    frames: tuple[tuple[str, ...], tuple[str, ...]],
+    templates: tuple[tuple[str, ...], tuple[str, ...]],
     *names: str,
 ) -> str:
-    """Word what somebody does, or is doing, in one of the frames for either."""
+    """Return a random wording in simple present or progressive, filled into a template."""
     does, is_doing = wordings[random.integers(len(wordings))]
-    words, sentences = (does, frames[0]) if random.integers(2) else (is_doing, frames[1])
+    words, sentences = (does, templates[0]) if random.integers(2) else (is_doing, templates[1])
     return sentences[random.integers(len(sentences))].format(*names, words)
 
 
 def made_up(source: str, items: Sequence[Annotation]) -> AnnotationSet:
-    """Make a set of all of `items`, which come from no file."""
+    """Return a set of generated annotations."""
     return AnnotationSet(items, AnnotationReport(source, lines=len(items), kept=len(items)))

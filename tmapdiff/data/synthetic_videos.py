@@ -1,4 +1,4 @@
-"""Made-up videos with real frames: coloured shapes that do one thing after another."""
+"""Synthetic videos of colored shapes, with frames."""
 
 import math
 import os
@@ -24,7 +24,7 @@ _COLORS = {
     "green": (32, 150, 72),
     "yellow": (240, 180, 20),
 }
-# Corners of a shape of radius 1 around (0, 0), with y downwards; a circle has none.
+# Corners of a shape of radius 1 around (0, 0), with y pointing down; a circle has none.
 _CORNERS = {
     "circle": None,
     "square": [(math.sin(a), math.cos(a)) for a in np.pi * (np.arange(4) + 0.5) / 2],
@@ -36,7 +36,7 @@ _SHAPE_WORDS = {
     "triangle": ("triangle",),
 }
 _BACKGROUND = (238, 236, 230)
-# Ways to word each action, as (what a shape does, what it is doing).
+# Wordings of each action, in simple present and progressive.
 _ACTIONS = {
     "left": (("moves to the left", "moving to the left"), ("slides left", "sliding left")),
     "right": (("moves to the right", "moving to the right"), ("slides right", "sliding right")),
@@ -53,20 +53,20 @@ _ACTIONS = {
 _MOVES = {"left": ("x", -1), "right": ("x", 1), "up": ("y", -1), "down": ("y", 1)}
 _DOES = ("{} {}.", "the {} {}.", "a {} {}.")
 _IS_DOING = ("the {} is {}.", "a {} is {}.", "the {} starts {}.")
-_SMALL, _LARGE = 0.09, 0.20  # radii of shapes, of the picture
-_MARGIN = 0.21  # of the picture: centres of shapes keep away from its edges
-_FINER = 4  # shapes are drawn so many times as large, for smooth edges
+_SMALL, _LARGE = 0.09, 0.20  # radii of shapes, relative to the frame
+_MARGIN = 0.21  # smallest distance of centers from the edges, relative to the frame
+_FINER = 4  # oversampling of shapes, for smooth edges
 
 
 @dataclass(frozen=True)
 class ShapeAction:
-    """What a shape does in a video, and when.
+    """An action of a shape in a video.
 
     Attributes:
-        shape: Its colour and form, such as `red circle`.
-        action: What it does, such as `left`.
-        start: Seconds at which it begins: the start of a frame.
-        end: Seconds at which it ends: the end of a frame.
+        shape: Color and form of the shape, such as `red circle`.
+        action: Name of the action, such as `left`.
+        start: Start in seconds, at the start of a frame.
+        end: End in seconds, at the end of a frame.
     """
 
     shape: str
@@ -77,11 +77,11 @@ class ShapeAction:
 
 @dataclass(frozen=True)
 class ShapeVideo:
-    """A made-up video, as its script.
+    """Script of a synthetic video.
 
     Attributes:
-        duration: Seconds it lasts, a whole number of frames.
-        actions: What happens, in order of start.
+        duration: Duration in seconds, a whole number of frames.
+        actions: The actions, in order of their start.
     """
 
     duration: float
@@ -89,32 +89,31 @@ class ShapeVideo:
 
 
 class SyntheticVideos:
-    """Videos of coloured shapes that do one thing after another, with sentences, from a seed.
+    """Synthetic videos of colored shapes, with sentences, for examples, tests and the demo.
 
-    A video lasts 20 to 40 seconds, at 8 frames per second, and shows two or three shapes. They
-    move, grow, shrink, spin, blink, jump, appear and disappear for 1.5 to 10 seconds each, with
-    pauses, and at times two at once. Each action gets one sentence, in one of several wordings,
-    and happens once in a video: moments are exact. For examples, tests and the demo, where frames
-    are needed and there are no data.
+    A video lasts 20 to 40 s at 8 frames per second, and shows two or three shapes. They move, grow,
+    shrink, spin, blink, jump, appear and disappear, for 1.5 to 10 s each, with pauses and sometimes
+    two together. Each action happens once per video, so that moments are exact, and has one
+    sentence, in one of several wordings.
 
-    The best single answer to all queries has Rank1@0.5 below 20 %. Results on these videos say
-    nothing about real ones.
+    The best constant answer has Rank1@0.5 below 20 %. Results on them say nothing about real
+    videos.
 
     Args:
-        num_videos: Videos to make. Defaults to 270 (about 1,500 queries) to train and 45 (about
-            250) to test.
-        seed: Another seed makes other videos.
-        split: Train and test share shapes and actions, and no video.
-        size: Height and width of the frames, in pixels; an even number, as codecs ask for.
+        num_videos: Number of videos. Defaults to 270 (about 1,500 queries) for training and 45
+            (about 250) for testing.
+        seed: Seed of the videos.
+        split: Split. Train and test share shapes and actions, but no video.
+        size: Height and width of the frames in pixels, even as codecs require.
 
     Raises:
-        ArgumentError: If `num_videos` is not an integer >= 1, `seed` not one >= 0, or `size` not an
-            even one >= 16.
-        ConfigError: If `split` is neither.
+        ArgumentError: If `num_videos` is not an integer >= 1, `seed` not an integer >= 0, or `size`
+            not an even integer >= 16.
+        ConfigError: If `split` is unknown.
 
     Example:
         >>> data = SyntheticVideos(num_videos=2, split="test")
-        >>> data.pictures(data.annotations.video_ids[0]).shape[1:]
+        >>> data.frames(data.annotations.video_ids[0]).shape[1:]
         (96, 96, 3)
     """
 
@@ -152,31 +151,31 @@ class SyntheticVideos:
     def __repr__(self) -> str:
         return f"SyntheticVideos({self.split}, seed {self.seed}: {self.annotations!r})"
 
-    def pictures(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
+    def frames(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
         """Draw the frames of a video.
 
         Args:
-            video_id: One of `videos`.
-            numbers: Which frames. Defaults to all.
+            video_id: Id of the video.
+            numbers: Numbers of the frames, from 0. Defaults to all.
 
         Shape:
             - numbers: (T,)
             - returns: (T, size, size, 3) uint8, RGB
 
         Raises:
-            ArgumentError: If there is no such video or picture.
+            ArgumentError: If the video or a frame does not exist.
         """
         stage, times = self._stage(video_id, numbers)
         return stage.draw(times, self.size)
 
     def layout(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
-        """Tell what the frames of a video show: what a frame encoder can be trained to see.
+        """Return the contents of a video's frames, as targets for training a frame encoder.
 
-        For red, blue, green and yellow, five numbers, all 0 where there is no such shape: its
-        opacity, and times that its place from left to right and from top to bottom (-1 to 1), its
-        size (-1 to 1) and how upright it is (1 upright, -1 turned as far as can be).
+        For red, blue, green and yellow, there are five numbers, all 0 without such a shape: its
+        opacity; and, multiplied by that, its x and y (-1 to 1), size (-1 to 1) and orientation (1
+        upright, -1 rotated as far as possible).
 
-        `video_id`, `numbers` and errors are as for `pictures`.
+        `video_id`, `numbers` and errors are as for `frames`.
 
         Shape:
             - numbers: (T,)
@@ -186,7 +185,7 @@ class SyntheticVideos:
         return stage.layout(times)
 
     def _stage(self, video_id: str, numbers: ArrayLike | None) -> tuple["_Stage", np.ndarray]:
-        """Find a video, and the times at the middle of its frames."""
+        """Return a video, and the times of the middles of its frames."""
         who = "SyntheticVideos"
         if video_id not in self._stages:
             raise ArgumentError(message(who, "one of its videos", repr(video_id)))
@@ -195,7 +194,7 @@ class SyntheticVideos:
         chosen = np.arange(count) if numbers is None else np.asarray(numbers)
         is_list = chosen.ndim == 1 and chosen.dtype.kind in "iu"
         if not is_list or not (chosen % count == chosen).all():
-            expected = f"numbers of pictures from 0 to {count - 1}"
+            expected = f"numbers of frames from 0 to {count - 1}"
             raise ArgumentError(message(who, expected, repr(numbers)))
         return stage, (chosen + 0.5) / self.frame_rate
 
@@ -205,21 +204,21 @@ class SyntheticVideos:
         """Write videos as H.264 in `{video_id}.mp4`, which all browsers play.
 
         Args:
-            folder: Where to; made if need be.
-            video_ids: Which videos. Defaults to all.
+            folder: Folder, created if needed.
+            video_ids: Ids of the videos. Defaults to all.
 
         Returns:
-            The files.
+            Paths of the files.
 
         Raises:
-            ArgumentError: If there is no such video.
+            ArgumentError: If a video does not exist.
             FileError: If a file cannot be written.
             MissingDependencyError: If the extra `video` is not installed.
         """
         av = require("av", extra="video", purpose="writing videos")
         paths = []
         for video_id in self.videos if video_ids is None else video_ids:
-            pictures = self.pictures(video_id)
+            frames = self.frames(video_id)
             path = Path(folder) / f"{video_id}.mp4"
             with written_beside(path) as new:
                 options = {"movflags": "+faststart"}
@@ -228,33 +227,33 @@ class SyntheticVideos:
                     stream.width = stream.height = self.size
                     stream.pix_fmt = "yuv420p"
                     stream.options = {"crf": "16", "preset": "veryfast"}
-                    for picture in pictures:
-                        file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+                    for frame in frames:
+                        file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
                     file.mux(stream.encode())
             paths.append(path)
         return paths
 
 
 class _Actor:
-    """A shape whose place, size, angle and opacity change over time, by keyframes."""
+    """A shape with keyframes of place, size, angle and opacity."""
 
     def __init__(self, color: str, form: str, **state: float) -> None:
         self.name = f"{color} {form}"
         self.color = color
         self.corners = _CORNERS[form]
         self.done: set[str] = set()
-        self.free = 0.0  # seconds from which on it does nothing yet
+        self.free = 0.0  # time in seconds from which on it is idle
         self.keys = {track: [(0.0, value)] for track, value in state.items()}
 
     def now(self, track: str) -> float:
         return self.keys[track][-1][1]
 
     def change(self, track: str, *steps: tuple[float, float]) -> None:
-        """Go in straight lines, from where it is at the first step's time."""
+        """Add linear steps from the present value, which holds until the first step's time."""
         self.keys[track] += [(steps[0][0], self.now(track)), *steps[1:]]
 
     def states(self, times: np.ndarray) -> list[np.ndarray]:
-        """Give place, size, angle and opacity over time."""
+        """Return place, size, angle and opacity over time."""
         tracks = [self.keys[name] for name in ("x", "y", "size", "angle", "opacity")]
         return [np.interp(times, *np.transpose(keys)) for keys in tracks]
 
@@ -268,7 +267,7 @@ class _Stage:
         count = int(random.integers(2, 4))
         colors = random.permutation(list(_COLORS))[:count]
         forms = random.choice(list(_CORNERS), count)
-        # A place of its own for each, so that they seldom cover each other.
+        # Separate rows, so that shapes rarely cover each other.
         places = random.permutation((0.22, 0.5, 0.78))[:count]
         self.actors = [
             _Actor(
@@ -304,7 +303,7 @@ class _Stage:
                 actor.done.add(action)
                 actor.free = end + 0.5
                 actions.append(ShapeAction(actor.name, action, start, end))
-            if random.random() < 0.25:  # the next begins before this one ends
+            if random.random() < 0.25:  # the next starts before this one ends
                 clock = random.uniform(start, end)
             else:
                 clock = end + 0.3 + random.exponential(1.2)
@@ -322,16 +321,16 @@ class _Stage:
     def draw(self, times: np.ndarray, size: int) -> np.ndarray:
         shade = np.linspace(1.0, 0.94, size)[:, None, None]
         background = np.array(_BACKGROUND) * shade * np.ones((1, size, 1))
-        pictures = np.tile(background, (len(times), 1, 1, 1))
+        frames = np.tile(background, (len(times), 1, 1, 1))
         for actor in self.actors:
             states = np.stack(actor.states(times), 1).tolist()
-            for picture, state in zip(pictures, states, strict=True):
-                _paint(picture, actor, *state)
-        return pictures.round().astype(np.uint8)
+            for frame, state in zip(frames, states, strict=True):
+                _paint(frame, actor, *state)
+        return frames.round().astype(np.uint8)
 
 
 def _paint(
-    picture: np.ndarray,
+    frame: np.ndarray,
     actor: _Actor,
     x: float,
     y: float,
@@ -339,13 +338,13 @@ def _paint(
     angle: float,
     opacity: float,
 ) -> None:
-    """Paint a shape into a picture."""
+    """Paint a shape into a frame."""
     from PIL import Image, ImageDraw
 
     if not opacity:
         return
-    side = len(picture)
-    # Only the pixels around it.
+    side = len(frame)
+    # Bounds of the shape.
     left, top = (max(0, math.floor((one - size) * side)) for one in (x, y))
     right, bottom = (min(side, math.ceil((one + size) * side)) for one in (x, y))
     image = Image.new("L", ((right - left) * _FINER, (bottom - top) * _FINER))
@@ -360,12 +359,12 @@ def _paint(
         points = [place + turn * complex(*corner) for corner in actor.corners]
         draw.polygon([(point.real, point.imag) for point in points], fill=255)
     cover = opacity * np.asarray(image.reduce(_FINER))[:, :, None] / 255
-    part = picture[top:bottom, left:right]
+    part = frame[top:bottom, left:right]
     part += cover * (np.array(_COLORS[actor.color]) - part)
 
 
 def _possible(actor: _Actor) -> list[str]:
-    """Actions that a shape has not done yet and that would be seen."""
+    """Return visible actions that a shape has not done yet."""
     if not actor.now("opacity"):
         return [] if "appear" in actor.done else ["appear"]
     possible = []

@@ -1,4 +1,4 @@
-"""Subtitles and transcripts: files of texts with times."""
+"""Reading subtitles and transcripts."""
 
 import html
 import os
@@ -19,15 +19,15 @@ TRACK_SUFFIXES = (".srt", ".vtt", ".jsonl")
 
 @dataclass(frozen=True)
 class Cue:
-    """A text of a track, and when it is shown or said.
+    """A text of a track, with its times.
 
     Attributes:
-        start: Seconds from the start of the video.
-        end: Seconds, after `start`.
+        start: Start in seconds.
+        end: End in seconds.
         text: The text, on one line and without markup.
 
     Raises:
-        ArgumentError: If `start` is negative, `end` not after it, or there is no text.
+        ArgumentError: If `start` is negative, `end` is not after it, or the text is blank.
     """
 
     start: float
@@ -42,23 +42,22 @@ class Cue:
 
 
 def load_text_track(path: str | os.PathLike[str]) -> tuple[Cue, ...]:
-    """Load a track of timed texts: subtitles, captions, a transcript.
+    """Load subtitles, captions or a transcript.
 
-    SubRip (`.srt`) and WebVTT (`.vtt`) are read without what is no text: numbers and names of cues,
-    settings, styles, notes, tags and times inside of cues. A file of JSON lines (`.jsonl`) has a
-    `start`, an `end` or a `duration`, in seconds, and a `text` each, as Whisper's segments do. Cues
-    may overlap, and there may be gaps. Cues without text or of no length are left out.
+    SubRip (`.srt`) and WebVTT (`.vtt`) lose numbers and names of cues, settings, styles, notes,
+    tags and inner times. JSON lines (`.jsonl`) have `start`, `end` or `duration` in seconds, and
+    `text`, like Whisper's segments. Cues may overlap and have gaps. Empty cues are dropped.
 
     Args:
-        path: The file, in UTF-8.
+        path: A UTF-8 file.
 
     Returns:
-        The cues, by start.
+        The cues, ordered by start.
 
     Raises:
-        FileError: If the file cannot be read, or (`SizeLimitError`) takes more memory than it may.
-        AnnotationError: If it holds something else, a cue ends before it starts, or there is none.
-        ConfigError: If its suffix is none of these.
+        FileError: If the file cannot be read, or (`SizeLimitError`) exceeds the memory limit.
+        AnnotationError: If the content is wrong, a cue ends before it starts, or there is none.
+        ConfigError: If the suffix is unknown.
     """
     place = Path(path)
     suffix = check_choice("load_text_track", "the suffix", place.suffix.lower(), TRACK_SUFFIXES)
@@ -78,7 +77,7 @@ _Found = Iterator[tuple[str, float, float, str]]
 
 
 def _json_cues(path: Path) -> _Found:
-    if path.is_file():  # of which all lines are kept
+    if path.is_file():  # whose lines are all kept in memory
         with reading(path):
             size = path.stat().st_size
         check_item_bytes(str(path), "a text track", size * JSON_GROWTH)
@@ -108,7 +107,7 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
         if suffix == ".vtt":  # a blank line ends it
             text = _plain(_before_blank(content), _without_entities)
         else:
-            # Blank lines may be inside. The line before the times of the next is its number.
+            # Blank lines may be inside. The last line is the number of the next cue.
             if content and after < len(lines) and content[-1].strip().isdecimal():
                 content.pop()
             text = _plain(content, _without_override)
@@ -116,7 +115,7 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
 
 
 def _places(lines: list[str], suffix: str) -> Iterator[int]:
-    """Find the lines of times; a comment of WebVTT, which a blank line ends, may hold arrows."""
+    """Yield the line numbers of times; notes of WebVTT may have arrows, up to a blank line."""
     in_note, after_blank = False, True
     for place, line in enumerate(lines):
         blank = not line.strip()
@@ -132,9 +131,9 @@ def _before_blank(lines: list[str]) -> list[str]:
     return lines[:blank]
 
 
-def _plain(lines: Iterable[str], mend: Any) -> str:
-    """Put lines into one, without tags."""
-    return " ".join(mend(_TAG.sub("", " ".join(lines))).split())
+def _plain(lines: Iterable[str], clean: Any) -> str:
+    """Join lines without tags."""
+    return " ".join(clean(_TAG.sub("", " ".join(lines))).split())
 
 
 def _without_entities(text: str) -> str:
@@ -159,7 +158,7 @@ def _seconds(times: re.Match[str], name: str) -> float:
 _NEW_LINE = re.compile(r"\r\n|\n|\r")
 _TIME = r"(?:(?P<{0}_hours>[0-9]{{1,6}}):)?(?P<{0}_minutes>[0-9]{{1,2}}):"
 _TIME += r"(?P<{0}_seconds>[0-9]{{2}})(?:[.,](?P<{0}_fraction>[0-9]{{1,3}}))?"
-# What stands after the times are settings, or a place on the screen.
+# Settings, or a place on the screen, may follow the times.
 _TIMES = re.compile(rf"\s*{_TIME.format('start')}\s*-->\s*{_TIME.format('end')}(?!\S)")
 # <i>, </c>, <v Ann>, <c.yellow>, <00:01:02.500>, <font color="red">; not `3 < 4 and 5 > 4`.
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<[0-9:.]+>")

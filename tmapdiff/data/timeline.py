@@ -1,4 +1,4 @@
-"""Simulated features made from action annotations: training without any video."""
+"""Simulated features from action annotations, for training without any video."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,31 +17,29 @@ from tmapdiff.errors import ArgumentError, MissingFeatureError
 
 
 class ActionTimelineFeatures:
-    """A simulated action recogniser, as a feature store: no video and no download needed.
+    """A simulated action recognizer, as a feature store that needs no video and no download.
 
-    **The features are simulated**: results on them compare methods with each other. Never show them
-    as results on I3D, VGG or any other features of the video, and say so in every table.
+    **The features are simulated**: results on them only compare methods with each other. Never
+    present them as results on I3D, VGG or other video features, and label every table.
 
-    The action annotations of a video become a multi-hot track: one row for each sample, a one where
-    an action is going on at the sample's centre. To make it as unsure as a recogniser, each action
-    is left out with probability `drop`, and both its ends are moved. A fixed random matrix projects
-    the track to `feature_dim`; rows with an action in them are scaled to norm 1, and every row
-    gets Gaussian noise. All of it depends on `seed` and the video id alone: each run, process and
-    model sees the same features. Nothing is kept: an access takes well under a millisecond.
+    The action annotations of a video become a multi-hot track with one row per sample, with ones
+    for the actions at its center. To imitate the errors of a recognizer, actions are dropped with
+    probability `drop`, and their ends are shifted. A fixed random matrix projects the track to
+    `feature_dim`; rows with an action are scaled to norm 1, and all rows get Gaussian noise.
+    Features depend only on `seed` and the video id, and are computed in well under a millisecond.
 
     Args:
         videos: Duration and actions, by video id.
-        num_classes: Action classes; the classes in `videos` are below it.
+        num_classes: Number of action classes.
         feature_dim: Width D of the features.
-        samples_per_second: Rows for each second of video.
-        drop: Probability that an action is left out.
-        jitter: Standard deviation, in seconds, of the shift of a start or an end.
-        noise: Expected norm, about, of the noise in a row: `noise / sqrt(D)` a coordinate.
-        seed: Another seed gives other features.
+        samples_per_second: Rows per second of video.
+        drop: Probability that an action is dropped.
+        jitter: Standard deviation in seconds of the shift of a start or end.
+        noise: Approximate norm of the noise in a row; its standard deviation is `noise / sqrt(D)`.
+        seed: Seed of the features.
 
     Raises:
-        ArgumentError: If a number is out of range, or a video has an action of a class that is not
-            in 0 to `num_classes - 1`.
+        ArgumentError: If a number is out of range, or a video has an unknown action class.
     """
 
     def __init__(
@@ -83,12 +81,12 @@ class ActionTimelineFeatures:
         splits: Sequence[Literal["train", "test"]] = ("train", "test"),
         **settings: Any,
     ) -> "ActionTimelineFeatures":
-        """Make the features of Charades' videos from its annotation files alone.
+        """Make features of Charades' videos from its annotation files.
 
         Args:
             root: Folder with `Charades_v1_train.csv` and `Charades_v1_test.csv`.
-            splits: Which of the two to read.
-            **settings: Arguments of `ActionTimelineFeatures`.
+            splits: Splits to read.
+            **settings: Other arguments of `ActionTimelineFeatures`.
 
         Raises:
             FileError, AnnotationError, ConfigError: As `load_charades_actions`.
@@ -101,12 +99,12 @@ class ActionTimelineFeatures:
 
     @property
     def seconds_per_feature(self) -> float:
-        """Seconds from one row to the next."""
+        """Seconds between rows."""
         return 1 / self.samples_per_second
 
     @property
     def description(self) -> str:
-        """One line for tables; it says that the features are simulated."""
+        """Name of the features in tables, labeled as simulated."""
         return (
             f"SIMULATED action timelines ({self.num_classes} classes, D {self.feature_dim}, "
             f"{self.samples_per_second:g}/s, drop {self.drop:g}, jitter {self.jitter:g} s, "
@@ -115,19 +113,19 @@ class ActionTimelineFeatures:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What a file of these features states: that they are simulated, and how."""
+        """Attributes of all features, for a file of them."""
         return {"description": self.description, "seconds_per_feature": self.seconds_per_feature}
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The videos that there are features of."""
+        """Ids of the videos with features."""
         return tuple(self.videos)
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
-        """Return what a file of these features states of video `video_id`.
+        """Return the attributes of video `video_id`, for a file of these features.
 
         Raises:
-            MissingFeatureError: If there are no annotations of the video.
+            MissingFeatureError: If the video has no annotations.
         """
         return {"duration": self._video(video_id).duration}
 
@@ -144,13 +142,13 @@ class ActionTimelineFeatures:
             - returns: (T, D) float32, `T = max(1, round(duration * samples_per_second))`
 
         Raises:
-            MissingFeatureError: If there are no annotations of the video.
-            SizeLimitError: If it is so long that they take more memory than an item may.
+            MissingFeatureError: If the video has no annotations.
+            SizeLimitError: If the features exceed the memory limit.
         """
         video = self._video(video_id)
         random = generator_for("timeline video", self.seed, video_id)
-        # One order of the draws, whatever the settings: with another `noise` or `drop` a video
-        # keeps its other draws, so that settings can be compared.
+        # The order of draws does not depend on settings, so that changing `noise` or `drop` keeps
+        # the other draws.
         dropped = random.random(len(video.actions)) < self.drop
         shifts = random.standard_normal((len(video.actions), 2)) * self.jitter
         num_samples = max(1, int(video.duration * self.samples_per_second + 0.5))
@@ -160,17 +158,17 @@ class ActionTimelineFeatures:
 
         actions = np.array(video.actions, dtype=np.float64).reshape(-1, 3)
         starts, ends = (actions[:, 1:] + shifts).T
-        centres = (np.arange(num_samples)[:, None] + 0.5) / self.samples_per_second
-        active = (centres >= starts) & (centres < ends) & ~dropped
+        centers = (np.arange(num_samples)[:, None] + 0.5) / self.samples_per_second
+        active = (centers >= starts) & (centers < ends) & ~dropped
         classes = actions[:, 0].astype(np.int64)
         track = torch.zeros(num_samples, self.num_classes)
         rows, columns = active.nonzero()
         track[rows, classes[columns]] = 1
 
-        # In torch: NumPy's product has threads of its own, which wait for work by spinning and keep
-        # torch's from the processors (measured on two cores: 6 times slower).
+        # In torch: NumPy's threads spin while they wait for work and slow torch's down (6 times on
+        # two cores).
         features = track @ self._projection
-        # An empty row is exactly zero and stays so.
+        # Empty rows stay exactly zero.
         norms = features.norm(dim=1, keepdim=True).where(track.any(dim=1, keepdim=True), 1)
         return features / norms + torch.from_numpy(noise) * (self.noise / self.feature_dim**0.5)
 

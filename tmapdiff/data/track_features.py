@@ -1,4 +1,4 @@
-"""Features of subtitles and transcripts: what is said in place of what is seen."""
+"""Features of subtitles and transcripts, in place of video features."""
 
 import math
 import os
@@ -17,12 +17,12 @@ from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data.text_tracks import TRACK_SUFFIXES, Cue, load_text_track
 from tmapdiff.errors import ArgumentError, FileError, MissingFeatureError
 
-_TEXTS_AT_A_TIME = 64
-_SMALLEST_WEIGHT = 1e-6  # of a feature's time: what is below is rounding
+_BATCH_SIZE = 64
+_SMALLEST_WEIGHT = 1e-6  # share of a feature's time; less is a rounding error
 
 
 class SentenceEncoder(Protocol):
-    """What makes one vector of each sentence, such as a `TransformersTextEncoder`."""
+    """Computes one vector per sentence, such as a `TransformersTextEncoder`."""
 
     @property
     def sentence_channels(self) -> int:
@@ -39,24 +39,24 @@ def encode_text_track(
     seconds_per_feature: float = 1.0,
     duration: float | None = None,
 ) -> Tensor:
-    """Compute features of a track of timed texts, with those of a sentence in the same space.
+    """Compute features of a track of timed texts.
 
-    A feature is the mean of the sentence vectors of the cues that are there in its piece of time,
-    weighted by how long they are, with unit norm; in gaps it is 0.
+    A feature is the mean sentence vector of the cues in its piece of time, weighted by their time
+    in it and scaled to unit norm; in gaps it is 0.
 
     Args:
         cues: The cues.
-        encoder: What makes a vector of a text.
-        seconds_per_feature: Seconds from one feature to the next.
-        duration: Seconds the video lasts; what is said after is left out. Defaults to the end of
-            the last cue.
+        encoder: Encoder of the texts.
+        seconds_per_feature: Seconds between features.
+        duration: Duration of the video in seconds, after which cues are ignored. Defaults to the
+            end of the last cue.
 
     Shape:
         - returns: (ceil(duration / seconds_per_feature), sentence_channels) float32
 
     Raises:
         ArgumentError: If there is no cue, or a number is not positive.
-        SizeLimitError: If the features take more memory than an item may.
+        SizeLimitError: If the features exceed the memory limit.
         TmapdiffError: As the encoder.
     """
     who = "encode_text_track"
@@ -70,11 +70,10 @@ def encode_text_track(
     check_item_bytes(who, "features of a track", features_bytes(shape, 8))
     check_item_bytes(who, "vectors of cues", features_bytes((len(cues), shape[1]), 8))
     vectors = _vectors([cue.text for cue in cues], encoder)
-    # The last column sums up how long anything is said.
+    # The last column sums the time of all cues.
     vectors = F.pad(F.normalize(vectors.double(), dim=1), (0, 1), value=1.0)
 
-    # What each cue adds from its start on and takes away from its end on, within a feature and in
-    # all after it.
+    # Cumulative sums: each cue is added at its start and subtracted at its end.
     changes = torch.zeros(shape, dtype=torch.float64)
     for name, sign in (("start", 1), ("end", -1)):
         times = torch.tensor([getattr(cue, name) for cue in cues], dtype=torch.float64) / stride
@@ -89,29 +88,29 @@ def encode_text_track(
 
 
 def _vectors(texts: Sequence[str], encoder: SentenceEncoder) -> Tensor:
-    """Encode texts, each once and with those of its length: an encoder fills up the others."""
+    """Encode texts without duplicates, sorted by length to reduce padding."""
     found: dict[str, Tensor] = {}
     different = sorted(dict.fromkeys(texts), key=len)
-    for start in range(0, len(different), _TEXTS_AT_A_TIME):
-        batch = different[start : start + _TEXTS_AT_A_TIME]
+    for start in range(0, len(different), _BATCH_SIZE):
+        batch = different[start : start + _BATCH_SIZE]
         found.update(zip(batch, encoder(batch).sentences, strict=True))
     return torch.stack([found[one] for one in texts])
 
 
 class TextTrackFeatures:
-    """Features of subtitles and transcripts, as a feature store: text tracks as videos.
+    """Features of subtitles and transcripts, as a feature store.
 
-    Tracks (`load_text_track`) are read and encoded when they are asked for (`encode_text_track`).
+    Tracks are read (`load_text_track`) and encoded (`encode_text_track`) on access.
 
     Args:
         tracks: A folder of `.srt`, `.vtt` and `.jsonl` files, whose names are the ids; or files or
             cues by id.
-        encoder: What makes a vector of a text.
-        seconds_per_feature: Seconds from one feature to the next.
-        durations: Seconds each video lasts, by id. Defaults to the end of its last cue.
+        encoder: Encoder of the texts.
+        seconds_per_feature: Seconds between features.
+        durations: Durations of videos in seconds, by id. Defaults to the end of the last cue.
 
     Raises:
-        FileError: If the folder cannot be read, or two files of it have one id.
+        FileError: If the folder cannot be read, or two files have the same id.
         ArgumentError: If a number of seconds is not positive, or there is no track.
 
     Example:
@@ -151,13 +150,13 @@ class TextTrackFeatures:
 
     @property
     def description(self) -> str:
-        """One line for tables."""
+        """Name of the features in tables."""
         rate = 1 / self.seconds_per_feature
         return f"sentences of text tracks (D {self.feature_dim}, {rate:g}/s)"
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The videos that there are tracks of."""
+        """Ids of the videos with tracks."""
         return tuple(self.tracks)
 
     def cues(self, video_id: str) -> tuple[Cue, ...]:
@@ -186,7 +185,7 @@ class TextTrackFeatures:
             - returns: (T, D) float32
 
         Raises:
-            MissingFeatureError: If there is no track of it.
+            MissingFeatureError: If the video has no track.
             TmapdiffError: As `load_text_track` and `encode_text_track`.
         """
         return encode_text_track(
@@ -204,6 +203,6 @@ def _tracks_in(who: str, folder: Path) -> dict[str, Path]:
             continue
         if path.stem in found:
             got = f"{found[path.stem].name} and {path.name}"
-            raise FileError(message(who, "one track an id", got))
+            raise FileError(message(who, "one track per id", got))
         found[path.stem] = path
     return found

@@ -1,4 +1,4 @@
-"""The data sets in the files of VSLNet."""
+"""Datasets in the files of VSLNet."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tmapdiff.data.charades import read_sta
 
 VSLNetTask = Literal["charades", "activitynet", "tacos"]
 
-# Which file each split is: of ActivityNet Captions, VSLNet tests on val_1 and validates on val_2.
+# For ActivityNet Captions, VSLNet tests on val_1 and validates on val_2.
 _FILES = {
     "charades": {"train": "charades_sta_train.txt", "test": "charades_sta_test.txt"},
     "activitynet": {"train": "train.json", "val": "val_2.json", "test": "val_1.json"},
@@ -23,22 +23,22 @@ _FILES = {
 def load_vslnet(
     root: str | os.PathLike[str], task: VSLNetTask, split: Literal["train", "val", "test"]
 ) -> AnnotationSet:
-    """Load the sentences and moments of a data set in the files of VSLNet.
+    """Load the sentences and moments of a dataset in the files of VSLNet.
 
-    Moments are cut to the video; those that are empty then are dropped, which VSLNet trains on.
-    `qid` is the position among the kept sentences, from 0. Its training file of Charades-STA is not
-    the official one: four lines, whose moments were empty, were given others, and all 12,408
-    remain.
+    Moments are clipped to the video and dropped if empty then, while VSLNet trains on them. `qid`
+    is the position among the kept sentences, from 0. VSLNet's training file of Charades-STA differs
+    from the official one: it has other moments in the four lines with empty ones, so that all
+    12,408 lines remain.
 
     Args:
         root: VSLNet's folder `data/dataset/{task}`.
-        task: VSLNet's name of the data set.
-        split: VSLNet's name of the part. Charades-STA has no `val`; of ActivityNet Captions, `val`
-            is `val_2.json` and `test` is `val_1.json`.
+        task: VSLNet's name of the dataset.
+        split: VSLNet's name of the split. Charades-STA has no `val`; for ActivityNet Captions,
+            `val` is `val_2.json` and `test` is `val_1.json`.
 
     Raises:
         FileError, AnnotationError: As `load_charades_sta` and `load_activitynet_captions`.
-        ConfigError: If there is no such task, or the task has no such split.
+        ConfigError: If the task or its split is unknown.
 
     Source: Zhang et al., "Span-based Localizing Network", arXiv 2004.13931; `util/data_gen.py` of
     github.com/26hzhang/VSLNet.

@@ -1,4 +1,4 @@
-"""Windows of videos that have more clips than the grid."""
+"""Windows of videos with more clips than the grid."""
 
 import math
 from dataclasses import replace
@@ -11,25 +11,23 @@ from tmapdiff.data.annotations import Annotation
 def draw_window(
     item: Annotation, clip_seconds: float, num_clips: int, video_clips: int
 ) -> tuple[int, Annotation]:
-    """Draw a window of `num_clips` of a video's clips with one of the annotated moments inside.
+    """Draw a window of `num_clips` clips around one of the annotated moments, if there is any.
 
-    Any window, if there is no moment.
-
-    Each place that holds the moment is as likely; of a moment longer than the window, each that
-    holds nothing else. Torch's global random numbers decide.
+    It is uniform over all windows that contain the moment, or that lie in it if the moment is
+    longer. It uses torch's global random numbers.
 
     Returns:
-        The first clip, and what is annotated in the window, with times from its start.
+        The first clip, and the annotation of the window, with times from its start.
     """
     start, end = 0.0, item.duration
     if item.moments:
         start, end = item.moments[_draw(0, len(item.moments) - 1)]
-    # A little less or more than an edge of clips is float error.
+    # Tiny deviations from the edge of a clip are rounding errors.
     first = min(math.floor(start / clip_seconds + 1e-6), video_clips - 1)
     last = min(math.ceil(end / clip_seconds - 1e-6), video_clips)
     earliest = min(max(last - num_clips, 0), video_clips - num_clips)
     latest = min(first, video_clips - num_clips)
-    # The two change places when the moment is longer than the window.
+    # `earliest` and `latest` are swapped if the moment is longer than the window.
     clip = _draw(min(earliest, latest), max(earliest, latest))
 
     opens = clip * clip_seconds

@@ -1,4 +1,4 @@
-"""Words: from a sentence to indices, and the GloVe vectors of a vocabulary."""
+"""Splitting sentences into words, vocabularies, and GloVe vectors."""
 
 import json
 import os
@@ -34,26 +34,26 @@ PADDING, UNKNOWN = "<pad>", "<unk>"
 WordRule = Literal["unicode", "letters"]
 _FORMAT = "tmapdiff vocabulary 1"
 
-# Endings that are words of their own in GloVe: person's -> person 's, don't -> do n't.
+# Endings that are separate words in GloVe: person's -> person 's, don't -> do n't.
 _ENDING = r"(?:n't|'(?:s|re|ve|ll|d|m))"
 
-# Of UAX 29: letters of scripts that write no spaces. Each is a word, with the marks on it.
+# From UAX 29: letters of scripts without spaces. Each is a word, with its combining marks.
 _ALONE = r"[\p{L}\p{Nl}--[[\p{WB=ALetter}\p{WB=Hebrew_Letter}]--\p{Han}]]"
 _LETTER = rf"[\p{{L}}\p{{N}}--{_ALONE}]"
 _MARK = r"[\p{Mn}\p{Mc}]"
-# Joiners are part of how Persian and Indic words are written; elsewhere they mean nothing.
+# Joiners are part of Persian and Indic spelling; elsewhere they are ignored.
 _IN_WORD = rf"(?:{_LETTER}|{_MARK}|(?<={_MARK})[\u200c\u200d]|[\u200c\u200d](?=[\p{{L}}\p{{M}}]))"
 _RUN = rf"{_LETTER}{_IN_WORD}"
 _LAST = rf"(?![{_LETTER}{_MARK}_])"
-_BETWEEN = r"['\p{WB=MidLetter}--[:\ufe13\ufe55\uff1a]]"  # no colon is part of a word
+_BETWEEN = r"['\p{WB=MidLetter}--[:\ufe13\ufe55\uff1a]]"  # colons separate words
 _WORD = regex.compile(
     rf"{_ENDING}{_LAST}|{_RUN}*?(?={_ENDING}{_LAST})|{_RUN}*(?:{_BETWEEN}{_RUN}*)*|(?={_ALONE})\X",
     regex.V1,
 )
-# Soft hyphens, variation selectors, marks of direction: but not spaces without width, and joiners.
+# Soft hyphens, variation selectors and direction marks, but not zero-width spaces and joiners.
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--[\u200b-\u200d]]+", regex.V1)
 
-# The rule of vocabularies that do not name theirs: combining marks are no part of a word.
+# The rule of vocabularies that do not declare one: combining marks end words.
 _LETTERS_WORD = re.compile(rf"{_ENDING}\b|[^\W_]+?(?={_ENDING}\b)|[^\W_]+(?:'[^\W_]+)*")
 
 _LISTED = 20  # unknown words in a warning
@@ -61,26 +61,24 @@ _CACHE_FORMAT = 1
 
 
 def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
-    """Split `sentence` into words in lower case, as GloVe's vocabulary spells English ones.
+    """Split `sentence` into lowercase words, spelled as in GloVe's English vocabulary.
 
-    Punctuation separates words and is dropped, also inside of a "word": `door.the` is `door`,
-    `the` and `half-eaten` is `half`, `eaten`. The English endings that GloVe's authors split off
-    are words: `person's` is `person`, `'s`, and `don't` is `do`, `n't`. Other apostrophes inside of
-    a word stay: `o'clock`.
+    Punctuation separates words and is dropped: `door.the` is `door`, `the` and `half-eaten` is
+    `half`, `eaten`. English endings are words, as in GloVe: `person's` is `person`, `'s`, and
+    `don't` is `do`, `n't`. Other apostrophes inside words stay: `o'clock`.
 
-    Combining marks, as in Hindi or vocalised Arabic, are part of their word. Where a script writes
-    no spaces, each character is a word: Chinese characters, kana, and Thai, Lao, Khmer and Burmese
-    letters with the vowels and tones on them. Soft hyphens and other invisible characters are
-    dropped.
+    Combining marks, as in Hindi or vocalized Arabic, are part of words. In scripts without spaces,
+    each character is a word, with its vowel and tone marks: Chinese characters, kana, and Thai,
+    Lao, Khmer and Burmese letters. Invisible characters such as soft hyphens are dropped.
 
     Args:
         sentence: The sentence.
-        rule: `unicode`, or `letters`: how vocabularies were made before they named their rule. It
-            ends words at combining marks, and not in scripts without spaces; ASCII is split alike.
+        rule: `unicode`, or `letters` for old vocabularies, which ends words at combining marks and
+            does not split scripts without spaces. Both split ASCII alike.
 
     Raises:
         ArgumentError: If there is no word.
-        ConfigError: If there is no such rule.
+        ConfigError: If `rule` is unknown.
 
     Example:
         >>> tokenize("Person's putting a book on a shelf.")
@@ -102,15 +100,15 @@ def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
 
 
 class Vocabulary:
-    """The words that a model knows, with an index each: 0 is padding, 1 any unknown word.
+    """The words that a model knows, with indices: 0 is padding, 1 is any unknown word.
 
     Args:
         words: The words, without the two special ones; the first gets index 2.
-        rule: How sentences are split into words, as for `tokenize`.
+        rule: Rule for splitting sentences, as for `tokenize`.
 
     Raises:
-        ArgumentError: If a word is no text, is empty, or comes twice.
-        ConfigError: If there is no such rule.
+        ArgumentError: If a word is not text, is empty or occurs twice.
+        ConfigError: If `rule` is unknown.
 
     Example:
         >>> vocabulary = Vocabulary.from_sentences(["a person opens a door."])
@@ -124,18 +122,19 @@ class Vocabulary:
         self._words = (PADDING, UNKNOWN, *words)
         self._index = {word: index for index, word in enumerate(self._words)}
         if not all(isinstance(word, str) and word for word in self._words):
-            raise ArgumentError(message("Vocabulary", "words of text", "an empty word or no text"))
+            expected, got = "nonempty texts as words", "an empty word or another type"
+            raise ArgumentError(message("Vocabulary", expected, got))
         if len(self._index) != len(self._words):
             twice = next(word for word, count in Counter(self._words).items() if count > 1)
             raise ArgumentError(message("Vocabulary", "each word once", f"{twice!r} twice"))
 
     @classmethod
     def from_sentences(cls, sentences: Iterable[str], min_count: int = 1) -> "Vocabulary":
-        """Collect the words of sentences, the most frequent first, equals in alphabetical order.
+        """Collect the words of sentences by frequency, then alphabetically.
 
         Args:
-            sentences: The sentences, as a rule those of the training set.
-            min_count: A word that comes less often counts as unknown.
+            sentences: The sentences, normally those of the training set.
+            min_count: Smallest number of occurrences; rarer words are unknown.
 
         Raises:
             ArgumentError: If a sentence has no word, `sentences` is a single one, or `min_count` is
@@ -151,12 +150,12 @@ class Vocabulary:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words by index, the two special ones first."""
+        """Words by index, with the two special ones first."""
         return self._words
 
     @property
     def rule(self) -> WordRule:
-        """How sentences are split into words."""
+        """Rule for splitting sentences."""
         return self._rule
 
     def __len__(self) -> int:
@@ -185,12 +184,12 @@ class Vocabulary:
         Raises:
             ArgumentError: If the sentence has no word.
         """
-        import torch  # here, and below: words are split without it
+        import torch  # here and below, as splitting works without it
 
         return torch.tensor(self.indices(sentence))
 
     def indices(self, sentence: str) -> list[int]:
-        """Return what `encode` does of `sentence`, without torch.
+        """Return the indices of the words of `sentence` as a list, without torch.
 
         Raises:
             ArgumentError: If the sentence has no word.
@@ -198,7 +197,7 @@ class Vocabulary:
         return [self._index.get(word, 1) for word in tokenize(sentence, self._rule)]
 
     def unknown_words(self, sentence: str) -> list[str]:
-        """Return the words of `sentence` that the vocabulary lacks, each once.
+        """Return the words of `sentence` that the vocabulary lacks, without duplicates.
 
         Raises:
             ArgumentError: If the sentence has no word.
@@ -218,13 +217,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Read a vocabulary that `save` wrote to `path`.
+        """Load a vocabulary that `save` wrote to `path`.
 
-        One that names no rule was written before there were several, and keeps its own: `letters`.
+        Old files without a rule get the rule `letters`.
 
         Raises:
             FileError: If the file is missing or cannot be read.
-            CheckpointError: If it holds something else.
+            CheckpointError: If it is not a vocabulary.
         """
         content = json_or_none(Path(path))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -240,7 +239,7 @@ class Vocabulary:
 
 
 def check_known_words(who: str, vocabulary: Vocabulary, queries: Iterable[str]) -> None:
-    """Warn of words that a model does not know; raise ArgumentError if it knows none of a query."""
+    """Warn of unknown words in queries; raise ArgumentError if all words of a query are unknown."""
     unknown: dict[str, None] = {}
     hopeless: list[str] = []
     for query in queries:
@@ -270,7 +269,7 @@ class GloveVectors:
 
     Args:
         words: The words.
-        vectors: Their vectors; on disk until read, when they come from `load_glove`'s cache.
+        vectors: Their vectors, which may be memory-mapped from `load_glove`'s cache.
 
     Shape:
         - vectors: (len(words), D) float32
@@ -285,32 +284,32 @@ class GloveVectors:
     def rows_for(
         self, vocabulary: Vocabulary, missing: Literal["mean", "zero"] = "mean"
     ) -> "tuple[Tensor, int]":
-        """Return a table of vectors for the words of a vocabulary, and how many were found.
+        """Return a table of vectors for a vocabulary, and the number of words found.
 
         Padding is zero.
 
         Args:
             vocabulary: The words.
-            missing: What unknown words, and words without a vector here, get: the mean of the
-                vectors that were found (zero if none was), or zero, as in MS-2D-TAN.
+            missing: Vector of missing words and the unknown word: the mean of the vectors found
+                (zero if there are none), or zero, as in MS-2D-TAN.
 
         Shape:
             - returns: (len(vocabulary), D) float32, and the number of words found
 
         Raises:
-            ConfigError: If `missing` is neither.
-            ArgumentError: If a vector of the words holds NaN or infinity.
+            ConfigError: If `missing` is unknown.
+            ArgumentError: If a vector has NaN or infinity.
         """
         check_choice("GloveVectors.rows_for", "missing", missing, ("mean", "zero"))
         wanted = set(vocabulary.words[2:])
-        # Of a word that comes twice the first counts: written last.
+        # Reversed, so that the first of duplicate words counts.
         place = {word: i for i, word in reversed(list(enumerate(self.words))) if word in wanted}
         found = [index for index, word in enumerate(vocabulary.words) if word in place]
         table = self.vectors.new_zeros(len(vocabulary), self.vectors.shape[1])
         if found:
             rows = self.vectors[[place[vocabulary.words[index]] for index in found]]
             if not rows.isfinite().all():
-                # A text is checked as it is read; its cache may be damaged later.
+                # Texts are checked while read, but the cache may be damaged later.
                 hint = "If they come from a cache, remove its folder."
                 expected = "vectors of finite numbers"
                 raise ArgumentError(message("GloveVectors", expected, "NaN or infinity", hint))
@@ -323,18 +322,18 @@ class GloveVectors:
 def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None) -> GloveVectors:
     """Load the word vectors of a GloVe text file, such as `glove.6B.300d.txt`.
 
-    The first call reads the text, which takes seconds, and leaves a folder `<name>.cache` beside
-    it. Later calls map that into memory, until the text file's size or date changes.
+    The first call takes seconds and writes a folder `<name>.cache` beside the file, which later
+    calls use until the file's size or date changes.
 
     Args:
-        path: Text file with a word and its vector a line. A word may contain spaces, as some in
-            `glove.840B.300d.txt` do; the first may not. A first line with two integers (word2vec)
-            is passed over.
-        words: Return only these, as far as the file has them. Defaults to all.
+        path: Text file with a word and its vector per line. Words may contain spaces, as in
+            `glove.840B.300d.txt`, but not the first. A first line with two integers (word2vec) is
+            skipped.
+        words: Words to return if they are in the file. Defaults to all.
 
     Raises:
-        FileError: If the file is missing or cannot be read, or a line has too few numbers, none, or
-            one that is not finite.
+        FileError: If the file is missing or cannot be read, or the numbers of a line are too few or
+            not finite.
 
     Source: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014.
     """
@@ -363,15 +362,15 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
 
 
 def _read_cache(folder: Path, stamp: dict[str, int]) -> GloveVectors | None:
-    """Return what the cache holds, or None when there is none, or an old or damaged one."""
+    """Return the vectors in the cache, or None if it is missing, outdated or damaged."""
     try:
         blob = (folder / "words.txt").read_bytes()
         if json.loads((folder / "stamp.json").read_bytes()) != {**stamp, "words_size": len(blob)}:
             return None
-        # Copy-on-write: torch takes no read-only array, and nobody can damage the file.
+        # Copy-on-write, as torch needs writable arrays but must not change the file.
         vectors = np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
         words = tuple(blob.decode().split("\n"))
-    # NumPy passes on whatever the damage happens to cause.
+    # On damaged files NumPy may raise any error.
     except Exception:
         return None
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(words):
@@ -388,7 +387,7 @@ def _parse_glove(path: Path) -> GloveVectors:
     vectors: list[np.ndarray] = []
     width = 0
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("error")  # NumPy's, where a text stops being numbers
+        warnings.simplefilter("error")  # NumPy warns of text that is not numbers
         for number in count(1):
             line = read_line(str(path), file, JSON_GROWTH)
             if not line:
@@ -399,10 +398,10 @@ def _parse_glove(path: Path) -> GloveVectors:
             who = f"{path} line {number}"
             width = width or line.count(b" ")
             if not width:
-                expected = "a word and its vector a line, with spaces between"
+                expected = "a word and its vector, separated by spaces"
                 raise FileError(message(who, expected, _shown(line)))
             try:
-                # Splitting off the word alone is quicker than splitting all of the line.
+                # Faster than splitting the whole line.
                 *word, numbers = line.split(b" ", max(0, line.count(b" ") - width + 1))
                 words.append(b" ".join(word).decode())
                 vectors.append(np.fromstring(numbers.decode("ascii"), np.float32, sep=" "))
@@ -413,7 +412,7 @@ def _parse_glove(path: Path) -> GloveVectors:
                 expected = f"a word in UTF-8 and {width} finite numbers"
                 raise FileError(message(who, expected, _shown(line)))
     if not words:
-        raise FileError(message(str(path), "a word and its vector a line", "an empty file"))
+        raise FileError(message(str(path), "a word and its vector per line", "an empty file"))
     return GloveVectors(tuple(words), torch.from_numpy(np.stack(vectors)))
 
 
