@@ -34,7 +34,7 @@ def charades(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def queries(tmp_path: Path) -> Callable[..., Path]:
-    """Write queries of videos of 30 s, as JSON lines."""
+    """Write queries about videos of 30 s, as JSON lines."""
 
     def write(name: str, *videos: str, times: int = 2) -> Path:
         lines = [
@@ -57,7 +57,7 @@ def _quiet_main(arguments: list[object]) -> int:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Run the command line in this process; what it prints by any way is caught."""
+    """Run the command line in this process, capturing all output."""
 
     def run(*arguments: object) -> Answer:
         capfd.readouterr()
@@ -71,7 +71,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def passes(run: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Run what ends well: exit code 0."""
+    """Run a command that succeeds with exit code 0."""
 
     def passes(*arguments: object) -> Answer:
         found = run(*arguments)
@@ -83,7 +83,7 @@ def passes(run: Callable[..., Answer]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def refused(run: Callable[..., Answer]) -> Callable[..., str]:
-    """Run what is an error: exit code 1, and nothing but one line, which is given."""
+    """Run a command that fails with exit code 1 and one line, and return that."""
 
     def refused(*arguments: object) -> str:
         found = run(*arguments)
@@ -96,7 +96,7 @@ def refused(run: Callable[..., Answer]) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a training on made-up data."""
+    """Return the folder of a training run on synthetic data."""
     output = tmp_path_factory.mktemp("run") / "output"
     assert _quiet_main(["train", *QUICK, "--limit", 16, "--output", output]) == 0
     return output
@@ -104,7 +104,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Videos of 8 seconds, what is asked of them, and their features, 2 a second."""
+    """Videos of 8 s with queries, and their features, 2 per second."""
 
     videos: Path
     train: Path
@@ -149,7 +149,7 @@ def _draw_empty_figures(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _small_pictures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Draw maps.png of evaluations as an empty figure: those of `finished` are real ones."""
+def _small_plots(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Draw an empty figure as maps.png of evaluations; only `finished` has a real one."""
     if "run" in request.fixturenames:
         _draw_empty_figures(monkeypatch)

@@ -57,10 +57,10 @@ WRONG_PLACES = {
         "annotations at none.jsonl, got no such file.",
     "train --root own --features timeline": "Charades_v1_train.csv in own",
     "train --root empty --train own/train.jsonl --test own/test.jsonl --features timeline":
-        "Charades_v1_train.csv in empty, got no such file. Name the",
-    "train --glove none.txt": "--glove: expected a place to read from, got nothing at none.txt.",
+        "Charades_v1_train.csv in empty, got no such file. Pass the",
+    "train --glove none.txt": "--glove: expected an existing path, got nothing at none.txt.",
     "train --root own --features empty --frame-encoder none":
-        "--frame-encoder: expected a place to read from, got nothing at none.",
+        "--frame-encoder: expected an existing path, got nothing at none.",
     "evaluate p --root none --features timeline": "got no such folder.",
     "evaluate p --root own --features timeline": "Charades_v1_train.csv in",
     "evaluate p --test own/test.jsonl --test x/no.jsonl --features own":
@@ -70,7 +70,7 @@ WRONG_PLACES = {
 
 
 @pytest.mark.process
-def test_wrong_places_are_told_before_torch_is_loaded(tmp_path):
+def test_wrong_places_are_reported_before_torch_is_loaded(tmp_path):
     line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
     for folder in ("empty", "own"):
         (tmp_path / folder).mkdir()
@@ -104,7 +104,7 @@ def test_without_typer_the_extra_is_named():
 
 @pytest.mark.process
 def test_ctrl_c_is_code_130(tmp_path):
-    # A hundred thousand pictures to encode: it is still at it, however slow this test is.
+    # A hundred thousand frames to encode: it is still running, however slow this test is.
     write_video(tmp_path / "a.mp4", [0, 50, 100])
     options = ["--model", "test_resnet", "--random-weights", "--fps", "1000", "--out", "x.h5"]
     process = start_program(

@@ -37,7 +37,7 @@ def test_done_again_it_keeps_what_is_there(run, corpus):
     assert sorted(found.document["kept"]) == ["one", "three", "two"]
 
 
-def test_a_file_that_is_no_video_is_told_and_code_1(run, tmp_path):
+def test_a_file_that_is_not_a_video_is_reported_with_code_1(run, tmp_path):
     write_video(tmp_path / "good.mp4", [0, 1, 2])
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     found = run("extract", tmp_path, *ENCODER, "--out", tmp_path / "x.h5", "--fps", 1)

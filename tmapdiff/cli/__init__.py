@@ -1,8 +1,7 @@
 """The command line `tmapdiff`.
 
-A command is a file here with a function of the file's name, of whose parameters typer makes
-options, and with `EXAMPLES` for its help; `app.COMMANDS` lists them. Importing these files stays
-light: what a command needs is imported inside of it.
+Each command in `app.COMMANDS` is a file here, with a function of that name, whose parameters become
+options, and `EXAMPLES` for its help. Heavy imports are inside the functions.
 """
 
 from tmapdiff.cli.entry import main

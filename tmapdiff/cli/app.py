@@ -8,7 +8,7 @@ import typer
 from tmapdiff._version import __version__
 from tmapdiff.cli.options import as_command
 
-# In the order of the help. Each is a file here, with a function of its name and with EXAMPLES.
+# In the order of the help.
 COMMANDS = (
     "train",
     "evaluate",
@@ -23,11 +23,11 @@ COMMANDS = (
 )
 
 app = typer.Typer(
-    # Plain text: reads well without a terminal, and square brackets are what they are.
+    # Plain text reads well without a terminal, and keeps square brackets.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Find the moment of a video that a sentence describes: diffusion over 2D temporal maps.",
-    epilog="Exit codes: 0 all is well, 1 an error or a finding, 2 wrong usage, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 error or finding, 2 wrong usage, 130 interrupted.",
 )
 
 
@@ -40,7 +40,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _tmapdiff(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -48,6 +51,6 @@ def _tmapdiff(
 
 for _name in COMMANDS:
     _file = import_module(f"tmapdiff.cli.{_name}")
-    # The \b keeps the lines of the examples as they are.
+    # \b prevents wrapping of the examples.
     _add = app.command(epilog=f"Examples:\n\n\b\n{_file.EXAMPLES.strip()}")
     _add(as_command(getattr(_file, _name)))

@@ -1,4 +1,4 @@
-"""`tmapdiff convert`: from one feature store to another."""
+"""`tmapdiff convert`: copy features to another format."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,35 +21,34 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="An HDF5 file, or a folder of features; or 'timeline', with --root: features "
+            help="An HDF5 file or folder of features; or 'timeline', with --root, for features "
             "simulated from Charades' action annotations.",
         ),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="DST", help="HDF5 file or folder to make or add to.")
+        Path, typer.Argument(metavar="DST", help="HDF5 file or folder to create or extend.")
     ],
     format: Annotated[
         Literal["hdf5", "npy", "npz", "pt"] | None,
-        typer.Option(help="Format of DST. [default: hdf5 if it ends with .h5 or .hdf5, else npy]"),
+        typer.Option(help="Format of DST. [default: hdf5 for .h5 and .hdf5, otherwise npy]"),
     ] = None,
     seconds_per_feature: Annotated[
         float | None,
-        typer.Option(help="Seconds from one feature to the next, if SRC does not say it."),
+        typer.Option(help="Seconds between features, if SRC does not declare it."),
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of Charades' annotations, for 'timeline'."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of 'timeline'. [default: 0, as train takes]")
+        int | None, typer.Option(help="Seed of 'timeline'. [default: 0, as in train]")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy features to a store of another format, and read them back.
+    """Copy features to a store of another format, and verify them.
 
-    What the store says of itself, such as its rate, is kept: in HDF5 as attributes, in folders in a
-    file attributes.json. A store of simulated features says so. Interrupted, even killed, the same
-    command goes on where it was.
+    Metadata such as the rate is kept, as attributes in HDF5 files and in attributes.json in
+    folders. The same command resumes after any interruption.
 
     The exit code is 1 if the features of a video cannot be used.
     """
@@ -60,7 +59,7 @@ def convert(
         ("--seconds-per-feature", seconds_per_feature and is_simulated, "a store as SRC"),
     )
     if is_simulated and root is None:
-        raise typer.BadParameter("name the folder of Charades.", param_hint="'--root'")
+        raise typer.BadParameter("pass the folder of Charades.", param_hint="'--root'")
     with Output(as_json) as output:
         store: Any = source
         if root is not None:

@@ -1,4 +1,4 @@
-"""The data that `train` and `evaluate` are asked to read."""
+"""Data options of `train` and `evaluate`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,37 +24,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options that name data, beside files of queries; without any, data are made up."""
+    """Options of data other than files of queries. Without any, synthetic data are used."""
 
     dataset: DatasetOption = None
     root: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the data set, with its files named as published; for 'timeline', that "
+            help="Folder of the dataset with its published file names; for 'timeline', the folder "
             "of Charades.",
         ),
     ] = None
-    test_split: Annotated[SplitName, typer.Option(help="The part of --root to evaluate on.")] = (
-        "test"
-    )
+    test_split: Annotated[SplitName, typer.Option(help="Split of --root to evaluate on.")] = "test"
     features: Annotated[
         list[str] | None,
         typer.Option(
             metavar="STORE",
-            help="An HDF5 file, or a folder of .npy, .npz or .pt files; several are put side by "
-            "side. For Charades-STA also 'timeline': features simulated from its action "
-            "annotations.",
+            help="An HDF5 file, or a folder of .npy, .npz or .pt files; several are concatenated. "
+            "For Charades-STA also 'timeline': features simulated from its action annotations.",
         ),
     ] = None
     seconds_per_feature: SecondsPerFeatureOption = None
     protocol: ProtocolOption = None
-    limit: Annotated[
-        int | None, typer.Option(help="Use the first queries only, so many of each part.")
-    ] = None
+    limit: Annotated[int | None, typer.Option(help="Use only this many queries of each split.")] = (
+        None
+    )
 
     def check(self, train: Path | None, tests: Sequence[Path], queries_option: str) -> None:
-        """Refuse what is used wrongly, and places without data, before torch is imported."""
+        """Refuse wrong usage and missing files before torch is imported."""
         from tmapdiff.data import find_split
         from tmapdiff.data.charades import TIMELINE, check_charades_actions
 
@@ -62,18 +59,18 @@ class DataOptions:
         parts: list[tuple[Path, SplitName]] = [] if train is None else [(train, "train")]
         parts += [(test, self.test_split) for test in tests]
         of_root = any(place == self.root for place, _ in parts) or TIMELINE in stores
-        use_of_root = "queries to take from it, or --features timeline"
+        users_of_root = "queries to take from it or --features timeline"
         refuse_idle(
             ("--features", stores and not parts, f"{queries_option} or --root"),
-            ("--root", self.root and not of_root, use_of_root),
+            ("--root", self.root and not of_root, users_of_root),
             ("--seconds-per-feature", self.seconds_per_feature and not stores, "--features"),
         )
         named = {self.dataset, self.protocol}
         if "didemo" in named and len(named - {None}) > 1:
-            text = "DiDeMo has the protocol didemo, and no other data set has."
+            text = "the protocol of DiDeMo is didemo, and no other dataset has it."
             raise typer.BadParameter(text, param_hint="'--protocol'")
         if parts and not stores:
-            raise typer.BadParameter("name the features of the videos.", param_hint="'--features'")
+            raise typer.BadParameter("pass the features of the videos.", param_hint="'--features'")
         files = [
             find_split(place, None if place.is_file() else split, self.dataset)
             for place, split in parts
@@ -82,7 +79,7 @@ class DataOptions:
             if store == TIMELINE:
                 check_charades_actions(self.root or files[0].path.parent)
             elif not Path(store).exists():
-                expected = "an HDF5 file, or a folder of .npy, of .npz or of .pt files"
+                expected = "an HDF5 file, or a folder of .npy, .npz or .pt files"
                 raise FileError(message("--features", expected, f"nothing at {store}"))
 
     def load(

@@ -1,4 +1,4 @@
-"""`tmapdiff demo`: a page in the browser."""
+"""`tmapdiff demo`: serve a web page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,31 +22,29 @@ def demo(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of videos, or with --text-encoder of text tracks, that visitors may pick.",
+            help="Folder of videos to offer; with --text-encoder, of text tracks.",
         ),
     ] = None,
     example: Annotated[
         list[str] | None,
-        typer.Option(metavar="SENTENCE", help="Sentence to click; may be given several times."),
+        typer.Option(metavar="SENTENCE", help="Example sentence; can be repeated."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 allows other machines.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(help="Port to listen at; the first free one from 7860 by default.")
+        int | None, typer.Option(help="Port to listen on. [default: first free one from 7860]")
     ] = None,
-    share: Annotated[bool, typer.Option(help="Ask Gradio's servers for a public address.")] = False,
-    max_megabytes: Annotated[float, typer.Option(help="Largest video file.")] = 200.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest video.")] = 600.0,
+    share: Annotated[bool, typer.Option(help="Get a public URL from Gradio's servers.")] = False,
+    max_megabytes: Annotated[float, typer.Option(help="Largest video file, in MB.")] = 200.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest video, in seconds.")] = 600.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a page: a video, a sentence, and the moments on the player's time line.
+    """Serve a web page that finds moments in videos, or with --text-encoder in transcripts.
 
-    With --text-encoder, a transcript and its lines in place of a video and its player.
-
-    Nothing is reported to anyone, and the page loads nothing from other hosts. Uploads are deleted
-    when the page is closed. Stop it with Ctrl+C.
+    There is no telemetry, and the page loads nothing from other hosts. Uploads are deleted when the
+    page is closed. Stop with Ctrl+C.
     """
     answering.check()
     with Output(as_json) as output:

@@ -14,15 +14,14 @@ _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `tmapdiff`; what goes wrong is one line on standard error, and so is a warning.
+    """Run `tmapdiff`, printing errors and warnings as one line each on standard error.
 
     Args:
-        arguments: What follows the program's name. Defaults to this process's.
+        arguments: Arguments after the program's name. Defaults to those of this process.
 
     Returns:
-        The exit code: 0 if all is well, 1 after an error or when something wrong was found, 2 when
-        the command was used wrongly, 130 when it was interrupted, 143 when a training was asked to
-        stop by SIGTERM.
+        The exit code: 0 for success, 1 after an error or finding, 2 for wrong usage, 130 for an
+        interrupt, 143 if a training was stopped by SIGTERM.
     """
     spin_briefly()
     from tmapdiff._core.checks import require
@@ -31,13 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typer: Any = require("typer", extra="cli", purpose="the command tmapdiff")
     except TmapdiffError as error:
         return _fail(error)
-    # Not by calling the app: typer would replace the way in which all errors are shown.
     from tmapdiff.cli.app import app
 
-    # The base of typer's errors of usage has no public name.
+    # typer has no public name for the base of its usage errors.
     usage_error = typer.BadParameter.__base__
     try:
-        # catch_warnings puts back what is set here.
+        # catch_warnings restores `showwarning`. Calling the app would replace sys.excepthook.
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             code = typer.main.get_command(app).main(
@@ -54,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _left_alone()
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
-    except SystemExit as stop:  # a training that was asked to stop, and has saved its state
+    except SystemExit as stop:  # of a training that was asked to stop and has saved its state
         code = stop.code
     if code in (_INTERRUPTED, _TERMINATED):
         _say("interrupted")
@@ -62,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def printable(text: str) -> str:
-    """Spell out what would command a terminal, such as the escape codes in an untrusted file."""
+    """Escape control characters, as untrusted text could send commands to the terminal."""
     return "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode()
         for one in text
@@ -82,8 +80,8 @@ def _misuse(error: Any) -> int:
 
 
 def _left_alone() -> int:
-    """Stop quietly: whoever read standard output, such as `head`, has what it wanted."""
-    # Python flushes once more as it ends, and would complain.
+    """Stop quietly after the reader of standard output, such as `head`, has closed it."""
+    # Python's flush at exit would fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _FAILED
 

@@ -1,4 +1,4 @@
-"""`tmapdiff evaluate`: how good a pipeline's answers are."""
+"""`tmapdiff evaluate`: compute metrics of a pipeline."""
 
 import os
 import time
@@ -26,7 +26,7 @@ tmapdiff evaluate user/pipeline --test val.jsonl --features clip.h5 --answer set
 
 
 class RankingName(str, Enum):
-    """As `tmapdiff.models.Ranking`: typer takes no list of literals."""
+    """Values of `tmapdiff.models.Ranking`, as typer does not support lists of literals."""
 
     NMS = "nms"
     EXPECTED_HITS = "expected-hits"
@@ -44,8 +44,8 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Queries to evaluate on, in place of those of --root; given several times, each "
-            "has results of its own, in a folder of its name in --output.",
+            help="Queries to evaluate on, instead of those of --root. Can be repeated; each file "
+            "gets its own subfolder of --output.",
         ),
     ] = None,
     steps: options.SeveralStepsOption = None,
@@ -53,8 +53,8 @@ def evaluate(
     ranking: Annotated[
         list[RankingName] | None,
         typer.Option(
-            help="How moments are read off the maps; given several times, each is evaluated, and "
-            "the predictions of the first are written. [default: the model's]",
+            help="How moments are read from the maps. Can be repeated; predictions are those of "
+            "the first. [default: the model's]",
             show_default=False,
         ),
     ] = None,
@@ -64,7 +64,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where to write. [default: the folder evaluation beside that of the pipeline]",
+            help="Folder to write. [default: evaluation, next to the pipeline]",
         ),
     ] = None,
     device: options.DeviceOption = "auto",
@@ -72,11 +72,11 @@ def evaluate(
 ) -> None:
     """Evaluate a pipeline on annotated queries.
 
-    Without data it evaluates on the made-up activities that train makes up. On several processes:
-    accelerate launch -m tmapdiff evaluate ...
+    Without data, it uses the synthetic activities of train. For several processes, run: accelerate
+    launch -m tmapdiff evaluate ...
 
-    With --answer set, there are metrics of sets, too: F1, the mean error of the count, and how many
-    are exact.
+    With --answer set, there are also metrics of sets: F1, the mean error of the count, and the
+    share of exact sets.
 
     Writes metrics.json, predictions.jsonl (a submission file of moment_detr) and maps.png.
     """
@@ -96,7 +96,7 @@ def evaluate(
 
         out.is_muted = not is_main_process()
         accelerator, place_of_model = None, options.find_device(device)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each has the device of its rank
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process has the device of its rank
             from accelerate import Accelerator
 
             accelerator = Accelerator(cpu=device == "cpu")
@@ -138,12 +138,12 @@ def evaluate(
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Name the subfolder of each test's results; of a single test it is the folder itself."""
+    """Return the subfolder of each test's results, empty for a single test."""
     if len(places) < 2:
         return [""]
     stems = [place.stem for place in places]
     if max(Counter(stems).values()) > 1:
         stems = [f"{place.resolve().parent.name}-{place.stem}" for place in places]
     if max(Counter(stems).values()) > 1:
-        raise typer.BadParameter("name files of different names.", param_hint="'--test'")
+        raise typer.BadParameter("pass files with different names.", param_hint="'--test'")
     return stems

@@ -1,4 +1,4 @@
-"""`tmapdiff export`: a pipeline's model as graphs for other programs."""
+"""`tmapdiff export`: write a pipeline's model as graphs for other programs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ tmapdiff export runs/captions/pipeline --format onnx --max-words 1
 
 def export(
     pipeline: Annotated[
-        str, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or its name.")
+        str, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub.")
     ],
     format: Annotated[
         Literal["pt2", "onnx"],
@@ -29,7 +29,7 @@ def export(
     max_words: Annotated[
         int,
         typer.Option(
-            help="Words of the longest sentence; 1 where a text encoder gives whole sentences."
+            help="Longest sentence, in words; 1 if a text encoder embeds whole sentences."
         ),
     ] = 32,
     steps: Annotated[
@@ -37,12 +37,12 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the model as graphs that run without this library: in torch, or in onnxruntime.
+    """Write the model as graphs that run without this library, in torch or onnxruntime.
 
-    Encoder and decoder (one denoising step), or one graph of a model that does not sample, and in
-    export.json what goes in and out, the grid and the numbers of the steps. The graphs take any
-    number of queries, and videos of fewer clips than the grid. Before they are written, they are
-    compared with the model.
+    There are graphs of the encoder and the decoder (one denoising step), or one graph of a model
+    that does not sample. export.json describes inputs, outputs, the grid and the schedule. The
+    graphs accept any number of queries, and videos with fewer clips than the grid. They are
+    compared with the model before they are written.
     """
     with Output(as_json) as output:
         from tmapdiff.export import export_pipeline

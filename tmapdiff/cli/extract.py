@@ -1,4 +1,4 @@
-"""`tmapdiff extract`: from a folder of videos to a feature store."""
+"""`tmapdiff extract`: compute features of videos."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,42 +22,42 @@ _HF = "hf:"
 def extract(
     videos: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder of videos, or one; file names are their ids."),
+        typer.Argument(metavar="DIR", help="Folder of videos, or one video; names are the ids."),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to make or add to.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HDF5 file to create or extend.")],
     model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="An image model of timm, such as vgg16; or hf: and the name or folder of a model "
-            "of transformers that sees pictures and reads sentences, such as CLIP and SigLIP.",
+            help="A timm image model, such as vgg16; or hf: and the name or folder of a "
+            "transformers model that embeds images and sentences, such as CLIP or SigLIP.",
         ),
     ] = None,
     frame_encoder: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="A saved frame encoder in place of --model, such as a pipeline's frame_encoder.",
+            help="A saved frame encoder instead of --model, such as a pipeline's frame_encoder.",
         ),
     ] = None,
     fps: Annotated[float, typer.Option(help="Features per second.")] = 2.0,
-    batch_size: Annotated[int, typer.Option(help="Frames encoded at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Frames per batch.")] = 32,
     workers: Annotated[
-        int, typer.Option(help="Processes that decode, one video each; 0 decodes in this one.")
+        int, typer.Option(help="Processes that decode one video each; 0 decodes in this process.")
     ] = 0,
     device: DeviceOption = "auto",
     mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"], typer.Option(help="Arithmetic of the image model.")
+        Literal["no", "fp16", "bf16"], typer.Option(help="Precision of the image model.")
     ] = "no",
     pretrained: Annotated[
         bool,
         typer.Option(
             "--pretrained/--random-weights",
-            help="Weights from the hub, or random ones, which are good for trials only.",
+            help="Weights from the hub, or random ones for tests.",
         ),
     ] = True,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of weights, in place of the hub's.")
+        Path | None, typer.Option(metavar="FILE", help="File of weights instead of the hub's.")
     ] = None,
     keep_head: Annotated[
         bool, typer.Option(help="Keep the last layer: class scores or CLIP's projection.")
@@ -65,31 +65,31 @@ def extract(
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     save_encoder: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save the frame encoder, too, for train --frame-encoder."),
+        typer.Option(metavar="DIR", help="Also save the frame encoder, for train --frame-encoder."),
     ] = None,
     skip_damaged: Annotated[
-        bool, typer.Option(help="Leave out damaged videos; else, what can be decoded counts.")
+        bool, typer.Option(help="Skip damaged videos instead of using the decodable part.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute features of all videos of a folder, by an image model of timm or transformers.
+    """Compute features of all videos in a folder, with an image model of timm or transformers.
 
-    Interrupted, even killed, the same command goes on where it was. It also adds new videos,
-    computes again what has changed, and tries again what failed.
+    The same command resumes after any interruption, adds new videos, recomputes changed ones and
+    retries failed ones.
 
     The exit code is 1 if a video was skipped or is damaged.
     """
     if (model is None) == (frame_encoder is None):
-        raise typer.BadParameter("name one image model: --model or --frame-encoder.")
+        raise typer.BadParameter("pass one image model: --model or --frame-encoder.")
     of_transformers = (model or "").startswith(_HF)
     refuse_idle(
         ("--weights", weights and model is None, "--model"),
         ("--weights", weights and not pretrained, "--pretrained"),
         ("--random-weights", not pretrained and model is None, "--model"),
         ("--keep-head", keep_head and model is None, "--model"),
-        ("--weights", weights and of_transformers, "a model of timm"),
-        ("--random-weights", not pretrained and of_transformers, "a model of timm"),
-        ("--keep-head", keep_head and of_transformers, "a model of timm"),
+        ("--weights", weights and of_transformers, "a timm model"),
+        ("--random-weights", not pretrained and of_transformers, "a timm model"),
+        ("--keep-head", keep_head and of_transformers, "a timm model"),
         ("--mixed-precision", mixed_precision != "no" and model is None, "--model"),
     )
     with Output(as_json) as output:

@@ -1,4 +1,4 @@
-"""`tmapdiff inspect`: what is in it, and what is wrong with it."""
+"""`tmapdiff inspect`: summarize files and find problems in them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,25 +22,25 @@ def inspect(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="Annotations (a file or the folder of a data set), a feature store, a video or a "
+            help="Annotations (a file or the folder of a dataset), a feature store, a video or a "
             "folder of videos, or a pipeline.",
         ),
     ],
     against: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Another such thing, to tell whether the two fit."),
+        typer.Option(metavar="PATH", help="Another such path, to check that both fit together."),
     ] = None,
     dataset: DatasetOption = None,
     seconds_per_feature: SecondsPerFeatureOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what is in a file or folder, and what is wrong with it.
+    """Summarize a file or folder, and find problems in it.
 
-    All of it is read: each feature, each picture of a video. With --against, it also tells which
-    ids are in one of the two only, which features do not cover their videos, which moments are past
-    the end, and what a pipeline cannot take.
+    It is read completely: every feature, video frame and weight. With --against, it also finds ids
+    that are in one path only, features that do not fit the durations, moments after the end, and
+    features that a pipeline cannot take.
 
-    The exit code is 1 if something is wrong.
+    The exit code is 1 if there is a problem.
     """
     with Output(as_json) as output:
         from tmapdiff.inspection import inspect as inspect_place

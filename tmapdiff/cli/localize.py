@@ -1,4 +1,4 @@
-"""`tmapdiff localize`: from a video and sentences to moments."""
+"""`tmapdiff localize`: find moments in videos."""
 
 import os
 import sys
@@ -34,8 +34,8 @@ tmapdiff localize talk.vtt "where the budget is decided" --text-encoder all-Mini
 _MOMENT = ("start", "end", "score", "spread")
 _THUMBNAILS = 8
 _FEATURES = (".npy", ".npz", ".pt")
-_EXCERPT = 60  # letters of what is said in a moment
-_TITLE = 45  # letters of a line above a map
+_EXCERPT = 60  # characters of the text of a moment
+_TITLE = 45  # characters per line above a map
 
 
 def localize(
@@ -44,59 +44,57 @@ def localize(
         str,
         typer.Argument(
             metavar="VIDEO...",
-            help="A video; a text track (.srt, .vtt or .jsonl); a folder of either, or several of "
-            "these; a file of features (.npy, .npz or .pt); or, with --features, an id.",
+            help="Videos, text tracks (.srt, .vtt or .jsonl) or folders of either; or a file of "
+            "features (.npy, .npz or .pt); or, with --features, an id.",
         ),
     ],
     sentences: Annotated[
-        list[str], typer.Argument(metavar="SENTENCE...", help="What to look for, in words.")
+        list[str], typer.Argument(metavar="SENTENCE...", help="Descriptions of moments to find.")
     ],
     answering: options.PipelineOptions,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
-    top: Annotated[int, typer.Option(help="Moments of each sentence, at most.")] = 5,
+    top: Annotated[int, typer.Option(help="Largest number of moments per sentence.")] = 5,
     ranking: options.RankingOption = None,
     answer: options.AnswerOption = "ranked",
     seed: options.NoiseSeedOption = 0,
     features: Annotated[
         Path | None,
-        typer.Option(metavar="STORE", help="Feature store in which VIDEO is an id."),
+        typer.Option(metavar="STORE", help="Feature store, with VIDEO as an id in it."),
     ] = None,
     seconds_per_feature: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds from one feature to the next. [default: what the store says, or the "
-            "pipeline's]"
-        ),
+        typer.Option(help="Seconds between features. [default: the store's, or the pipeline's]"),
     ] = None,
     map: Annotated[
         Path | None,
         typer.Option(
             metavar="PNG",
-            help="Draw the map of scores, and below it how likely each clip lies in the "
-            "answer; of several sentences, one file each.",
+            help="Plot the map of scores and, below it, the probability that each clip lies in the "
+            "answer. Several sentences get one file each.",
         ),
     ] = None,
     strip: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Draw the moments below a strip of the video; likewise."),
+        typer.Option(metavar="PNG", help="Plot the moments below frames of the video; likewise."),
     ] = None,
     saliency: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="With --json, how likely each piece of so many seconds lies in the answer.",
+            help="With --json, add the probability that each piece of this duration lies in the "
+            "answer.",
         ),
     ] = None,
     pairs: Annotated[
         Literal["product", "zip"],
-        typer.Option(help="Of several videos: ask every sentence of each, or one each, in order."),
+        typer.Option(help="For several videos: every sentence for each, or one each, in order."),
     ] = "product",
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="JSONL",
-            help="Write an answer a line, as they come; the same command goes on where it was.",
+            help="File for answers, one per line as they arrive; the same command resumes.",
         ),
     ] = None,
     device: options.DeviceOption = "auto",
@@ -104,15 +102,14 @@ def localize(
 ) -> None:
     """Find the moments of videos that sentences describe.
 
-    The score tells which moment fits better; with several samples, the spread is the standard
-    deviation of its cell of the map over them. With --answer set, there are as many moments as
-    there seem to be, or none, and a score is the probability that the moment is right.
+    Higher scores mean better fits. With several samples, the spread is the standard deviation of
+    the score over them. With --answer set, the number of moments is estimated and may be 0, and
+    scores are probabilities that a moment is right.
 
-    A video that is longer than those of training is searched in windows of their length, and the
-    answer says so.
+    Videos longer than those of training are searched in windows.
 
-    Of several videos, or with --out, --json prints an answer a line, as they come, and a video that
-    cannot be read does not keep the others from being answered: the exit code is then 1.
+    For several videos, or with --out, --json prints one answer per line as they arrive. Unreadable
+    videos are reported, the others are answered, and the exit code is 1.
     """
     from tmapdiff.data.text_tracks import TRACK_SUFFIXES, load_text_track
 
@@ -123,7 +120,7 @@ def localize(
     is_folder = features is None and os.path.isdir(video)
     several = len(videos) > 1 or is_folder or out is not None
     if len(videos) > 1 and any(Path(one).suffix in _FEATURES for one in videos):
-        text = "name a file of features alone, without other videos."
+        text = "pass a file of features alone, without other videos."
         raise typer.BadParameter(text, param_hint="'VIDEO...'")
     options.refuse_idle(
         ("--seconds-per-feature", seconds_per_feature and not of_features, "features"),
@@ -158,7 +155,7 @@ def localize(
         pipeline = answering.load(device)
         if several:
             listed = list_sources(videos, text_tracks=pipeline.takes_text_tracks)
-            if out is not None:  # which may look like a text track
+            if out is not None:  # as it may look like a text track
                 listed = [one for one in listed if one.resolve() != out.resolve()]
             asked = pair(listed, sentences, pairs)
             about = {"model": answering.name}
@@ -174,7 +171,7 @@ def localize(
             source,
             sentences,
             **sampling,
-            # One each: an answer does not depend on what else is asked.
+            # One each, so that an answer does not depend on the other sentences.
             generator=[torch.Generator().manual_seed(seed) for _ in sentences],
         )
         files: list[Path] = []
@@ -205,12 +202,12 @@ def localize(
 
 
 def _split(video: str, others: Sequence[str], is_id: bool) -> tuple[list[str], list[str]]:
-    """Tell videos from sentences: what begins the list, and is or is named like a file of such."""
+    """Split arguments into videos and sentences; leading names of videos and folders are videos."""
     videos, sentences = [video], list(others)
     while sentences and not is_id and _looks_like_videos(sentences[0]):
         videos.append(sentences.pop(0))
     if not sentences:
-        raise typer.BadParameter("name a sentence after the videos.", param_hint="'SENTENCE...'")
+        raise typer.BadParameter("pass a sentence after the videos.", param_hint="'SENTENCE...'")
     return videos, sentences
 
 
@@ -219,18 +216,18 @@ def _looks_like_videos(text: str) -> bool:
     from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
     suffixes = (*VIDEO_SUFFIXES, *TRACK_SUFFIXES, *_FEATURES)
-    # Of a long sentence, Path.is_dir would raise that it is too long a name.
+    # Not Path.is_dir, which raises OSError for long sentences.
     return Path(text).suffix.lower() in suffixes or os.path.isdir(text)
 
 
 def _print_answers(
     output: Output, answers: Iterator[Sequence[Mapping[str, Any]]], num_videos: int
 ) -> int:
-    """Print answers as they come; return how many there are not."""
+    """Print answers as they arrive; return the number of failures."""
     from tmapdiff.pipelines import LocalizedMoment
 
     failed = 0
-    # A terminal that shows the answers needs no bar.
+    # No bar on a terminal that shows the answers.
     bar = nullcontext(lambda: None) if sys.stdout.isatty() else progress("videos", num_videos)
     with bar as advance:
         for records in answers:
@@ -265,7 +262,7 @@ def _features_of(
     seconds_per_feature: float | None,
     fps: float | None,
 ) -> "VideoFeatures":
-    """Read features of a store, or of a file, which is then part of a folder of such."""
+    """Read the features of a video in a store, or of a file, opening its folder as a store."""
     from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
     from tmapdiff.data._durations import stated_duration
     from tmapdiff.data._spelling import find_spelling
@@ -278,7 +275,7 @@ def _features_of(
         spelling, names = find_spelling([video], opened)
         video_id = names.get(video, video)
         if spelling:
-            out.warning(f"{video} is named {spelling} in the features")
+            out.warning(f"the features spell {video} {spelling}")
     else:
         kinds = {".npy": NpyFeatureStore, ".npz": NpzFeatureStore, ".pt": PtFeatureStore}
         path = Path(video)
@@ -287,7 +284,7 @@ def _features_of(
     array = opened[video_id]
     rate = opened.seconds_per_feature or (1 / fps if fps else None)
     if rate is None:
-        expected = "--seconds-per-feature, as neither the features nor the pipeline say it"
+        expected = "--seconds-per-feature, as neither the features nor the pipeline declare it"
         raise ArgumentError(message("localize", expected, "none"))
     duration = stated_duration(opened.description, opened.attributes_of(video_id))
     return VideoFeatures(array, rate, len(array) * rate if duration is None else duration)
@@ -301,7 +298,7 @@ def _print_moments(
     cues: "Sequence[Cue]" = (),
 ) -> None:
     if present is not None:
-        sentence += f" (in this video: {present:.0%} likely)"
+        sentence += f" (in this video with probability {present:.0%})"
         if not moments:
             out.line(f"{sentence}\nnot found in this video")
             return
@@ -317,14 +314,14 @@ def _print_moments(
 
 
 def _excerpt(moment: "LocalizedMoment", cues: "Sequence[Cue]") -> str:
-    """Give the beginning of what is said for the most part in a moment, or for most of it."""
-    said = []
+    """Return the first words of the cues that overlap the moment by half of either."""
+    texts = []
     for cue in cues:
         overlap = min(cue.end, moment.end) - max(cue.start, moment.start)
         if overlap * 2 >= min(cue.end - cue.start, moment.end - moment.start):
-            said.append(cue.text)
-    text = " ".join(said)
-    # Between words, where the language has blanks there.
+            texts.append(cue.text)
+    text = " ".join(texts)
+    # Cut between words, if the language has spaces.
     return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 4].rsplit(' ', 1)[0]} ..."
 
 
@@ -367,7 +364,7 @@ def _draw_strips(
 
 
 def _save(path: Path, figures: Sequence[Any]) -> Iterator[Path]:
-    """Save figures, numbered where there are several."""
+    """Save figures, numbered if there are several."""
     from tmapdiff._core.files import written_beside
 
     for number, figure in enumerate(figures, start=1):

@@ -1,4 +1,4 @@
-"""`tmapdiff localize-corpus`: many queries in many videos, on Ray."""
+"""`tmapdiff localize-corpus`: find moments in many videos, on Ray."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,48 +27,46 @@ def localize_corpus(
         typer.Argument(
             metavar="VIDEOS",
             help="Folder of videos, whose ids are their names without suffix; or a table with "
-            "columns video_id and path, or with --features video_id and duration, in seconds. "
-            "Tables are Parquet files, folders of such, or JSON lines (.jsonl).",
+            "columns video_id and path or, with --features, video_id and duration in seconds. "
+            "Tables are Parquet files, folders of them, or JSON lines (.jsonl).",
         ),
     ],
     queries: Annotated[
         Path,
         typer.Argument(
             metavar="QUERIES",
-            help="Table with columns query_id and query; and video_id, if each is asked of one "
-            "video, else all are asked of all.",
+            help="Table with columns query_id, query and optionally video_id. Without it, all "
+            "queries are searched in all videos.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the Parquet files to write.")],
     features: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="STORE", help="Feature store of the videos; several are put side by side."
+            metavar="STORE", help="Feature store of the videos; several are concatenated."
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(help="Ray's workers; 0 does everything in this process.")
+        int, typer.Option(help="Ray workers; 0 runs everything in this process.")
     ] = 2,
     gpus_per_worker: Annotated[
-        float, typer.Option(help="GPUs of each worker; with 0.5, two share one.")
+        float, typer.Option(help="GPUs per worker; with 0.5, two workers share one.")
     ] = 0.0,
-    threads_per_worker: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
+    threads_per_worker: Annotated[int, typer.Option(help="Threads per worker.")] = 1,
     device: options.DeviceOption = "auto",
-    videos_per_file: Annotated[int, typer.Option(help="Videos written together.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Queries at a time.")] = 64,
+    videos_per_file: Annotated[int, typer.Option(help="Videos per output file.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Queries per batch.")] = 64,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
-    top: Annotated[int, typer.Option(help="Moments per query, at most.")] = 5,
+    top: Annotated[int, typer.Option(help="Largest number of moments per query.")] = 5,
     seed: options.NoiseSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the moments of many queries in many videos, by several processes or machines.
+    """Find the moments of many queries in many videos, on several processes or machines.
 
-    It writes Parquet files that have ids. To ask sentences of a few videos, and to have answers as
-    JSON lines, use localize, which takes folders, too.
+    It writes Parquet files with ids. For a few videos and JSON lines, use localize.
 
-    Interrupted, even killed, the same command goes on where it was. It also does videos that were
-    added.
+    The same command resumes after any interruption, and processes added videos.
 
     The exit code is 1 if a video failed.
     """
@@ -79,7 +77,7 @@ def localize_corpus(
         place: str | None = device
         if workers == 0:
             place = options.find_device(device)
-        elif device == "auto":  # what workers see may not be what this machine has
+        elif device == "auto":  # workers may have other devices than this machine
             place = None
         report = run(
             pipeline,

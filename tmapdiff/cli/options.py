@@ -1,4 +1,4 @@
-"""Options that several commands have, and what typer is told of a command."""
+"""Options of several commands, and the conversion of functions to typer commands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -22,19 +22,19 @@ ProtocolName = Literal["rank", "didemo", "qvhighlights"]
 
 DatasetOption = Annotated[
     FormatName | None,
-    typer.Option(help="Format of the annotations. [default: found by names and contents]"),
+    typer.Option(help="Format of the annotations. [default: detected from names and contents]"),
 ]
 ProtocolOption = Annotated[
     ProtocolName | None,
     typer.Option(
-        help="How answers are judged: rank counts an IoU above a threshold (2D-TAN), qvhighlights "
-        "from the threshold on, and has mAP, for queries with several moments (moment_detr). "
-        "[default: didemo for DiDeMo, else rank]"
+        help="Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an IoU "
+        "of at least the threshold, with mAP for queries with several moments (moment_detr). "
+        "[default: didemo for DiDeMo, otherwise rank]"
     ),
 ]
 SecondsPerFeatureOption = Annotated[
     float | None,
-    typer.Option(help="Seconds from one feature to the next, of stores that do not say it."),
+    typer.Option(help="Seconds between features, for stores that do not declare it."),
 ]
 ModelOption = Annotated[
     str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
@@ -43,42 +43,42 @@ StepsOption = Annotated[int | None, typer.Option(help="Denoising steps. [default
 SeveralStepsOption = Annotated[
     list[int] | None,
     typer.Option(
-        help="Denoising steps; given several times, each is evaluated, and the predictions of the "
-        "first are written. [default: the model's]",
+        help="Denoising steps. Can be repeated; predictions are those of the first. [default: the "
+        "model's]",
         show_default=False,
     ),
 ]
 SamplesOption = Annotated[
     int | None,
     typer.Option(
-        help="Samples of each query that are averaged or, with --answer set, from whose sets one "
-        "is chosen. [default: the model's]"
+        help="Samples per query. They are averaged; with --answer set, one of their sets is "
+        "chosen. [default: the model's]"
     ),
 ]
 RankingOption = Annotated[
     Literal["nms", "expected-hits", "nms-then-expected-hits"] | None,
-    typer.Option(help="How moments are read off the maps. [default: the model's]"),
+    typer.Option(help="How moments are read from the maps. [default: the model's]"),
 ]
 AnswerOption = Annotated[
     Literal["ranked", "set"],
     typer.Option(
-        help="The best moments, however well they fit; or the set of those that there seem to be, "
-        "possibly none, with probabilities for scores."
+        help="ranked: the best moments, however well they fit; set: an estimated number of "
+        "moments, possibly none, with probabilities as scores."
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 NoiseSeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
-        metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if any."
+        metavar="DEVICE", help="Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."
     ),
 ]
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Which pipeline answers: a trained one, or one that is made of an encoder."""
+    """Options of the pipeline: a trained one, or one made from an encoder."""
 
     model: Annotated[
         str | None,
@@ -88,27 +88,26 @@ class PipelineOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="In place of a trained pipeline, a model of transformers that sees pictures and "
-            "reads sentences, such as openai/clip-vit-base-patch32: its folder, or its name on the "
-            "hub.",
+            help="Instead of a trained pipeline, a transformers model that embeds images and "
+            "sentences, such as openai/clip-vit-base-patch32: folder, or name on the hub.",
         ),
     ] = None
     text_encoder: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="For videos that are text tracks (.srt, .vtt, .jsonl): a sentence encoder of "
-            "transformers, such as all-MiniLM-L6-v2: its folder, or its name on the hub.",
+            help="For text tracks (.srt, .vtt, .jsonl): a sentence encoder of transformers, such "
+            "as all-MiniLM-L6-v2: folder, or name on the hub.",
         ),
     ] = None
 
     @property
     def name(self) -> str:
-        """What was named."""
+        """The name that was passed."""
         return self.model or self.zero_shot or self.text_encoder or ""
 
     def load(self, device: str) -> "MomentLocalizationPipeline":
-        """Make the pipeline, on a device."""
+        """Load the pipeline on a device."""
         from tmapdiff.pipelines import MomentLocalizationPipeline
 
         if self.zero_shot is not None:
@@ -120,22 +119,22 @@ class PipelineOptions:
         return pipeline.to(find_device(device))
 
     def check(self) -> None:
-        """Refuse more than one, and none."""
+        """Refuse anything but exactly one option."""
         named = [one for one in vars(self).values() if one is not None]
         if len(named) != 1:
-            text = "name one: --model, --zero-shot or --text-encoder."
+            text = "pass exactly one of --model, --zero-shot and --text-encoder."
             raise typer.BadParameter(text, param_hint="'--model'")
 
 
 def find_device(name: str) -> str:
-    """Return the device that `name` means; `auto` is a GPU if there is one."""
+    """Return the device of a name; `auto` is a GPU if there is one."""
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    # torch words the lack of a device in errors of several kinds.
+    # torch reports missing devices by errors of several types.
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = f"{first_line(error).rstrip('.')}."
         text = message("--device", "a device of this machine", repr(name), reason)
@@ -144,10 +143,10 @@ def find_device(name: str) -> str:
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make of a function what typer takes.
+    """Convert a function to what typer accepts.
 
-    Parameters that are dataclasses become an option for each field. Flags have no `--no-` form.
-    Numbers are read as those of files are: typer takes `1_0` for 10.
+    Dataclass parameters become one option per field. Flags have no `--no-` form. Numbers are parsed
+    as in files, while typer would read `1_0` as 10.
     """
     hints = get_type_hints(function)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -178,7 +177,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read_number(kind: type, given: Any) -> Any:
-    if not isinstance(given, str):  # what it is by default
+    if not isinstance(given, str):  # the default value
         return given
     number = parse_integer(given) if kind is int else parse_number(given)
     if number is None:
@@ -188,13 +187,13 @@ def _read_number(kind: type, given: Any) -> Any:
 
 
 def refuse_idle(*options: tuple[str, object, str]) -> None:
-    """Refuse options in vain: each by its name, whether it is, and what it needs."""
-    for name, in_vain, needed in options:
-        if in_vain:
+    """Refuse options without effect, given as (name, whether it has none, what it needs)."""
+    for name, is_idle, needed in options:
+        if is_idle:
             raise typer.BadParameter(f"it has no effect without {needed}.", param_hint=f"'{name}'")
 
 
 def given(context: typer.Context) -> dict[str, Any]:
-    """Return the command and all its options, for people who ask later what was run."""
+    """Return the command and all its options, to record them with results."""
     values = {name: value for name, value in context.params.items() if name != "as_json"}
     return {"command": context.info_name, "options": to_json(values)}

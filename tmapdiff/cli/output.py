@@ -1,4 +1,4 @@
-"""What a command answers: tables for people, or one JSON document for programs."""
+"""Output of commands: tables for people, or one JSON document for programs."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ JsonOption = Annotated[
         "--json", help="Print one JSON document on standard output; messages go to standard error."
     ),
 ]
-# What metrics are printed as; of the protocol with many, these alone.
+# Short names of metrics; of QVHighlights' metrics, only these are printed.
 _BRIEF = {
     "MR-full-R1@0.5": "R1@0.5",
     "MR-full-R1@0.7": "R1@0.7",
@@ -41,19 +41,19 @@ _BRIEF = {
     "Set-count-error": "count error",
     "Set-exact": "exact sets",
 }
-_WIDTH = 160  # columns of a table where there is no terminal
+_WIDTH = 160  # columns of a table without a terminal
 
 
 class Output:
-    """Where a command writes.
+    """Output of a command.
 
-    While it is entered with `as_json`, all that is printed goes to standard error, so that nothing
-    but the document is on standard output, whichever library prints.
+    As a context manager with `as_json`, it redirects all printing, also by libraries, to standard
+    error, so that only the document is on standard output.
     """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.is_muted = False  # as all but the first of several processes should be
+        self.is_muted = False  # set in all but the first of several processes
         self._redirection = contextlib.ExitStack()
         self._stdout = sys.stdout
 
@@ -67,7 +67,7 @@ class Output:
         self._redirection.close()
 
     def line(self, text: str) -> None:
-        """Print a line that is part of the answer for people."""
+        """Print a line for people."""
         if not self.is_muted:
             typer.echo(printable(text))
 
@@ -77,14 +77,14 @@ class Output:
             typer.echo(printable(text), err=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-        """Print a table; all but its first column is flush right."""
+        """Print a table, with all but the first column right-aligned."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
         if self.is_muted:
             return
-        if title:  # which a table would break at its own width
+        if title:  # printed here, as the table would wrap it at its own width
             self.line(title)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
@@ -99,17 +99,17 @@ class Output:
         console.print(table)
 
     def record(self, content: Mapping[str, Any]) -> None:
-        """Print one of many answers for programs, on a line of its own, if that is wanted."""
+        """With `--json`, print one of many answers as one line."""
         self._print(content, indent=None)
 
     def document(self, content: Mapping[str, Any]) -> None:
-        """Print the answer for programs, if that is what is wanted."""
+        """With `--json`, print the answer."""
         self._print(content, indent=2)
 
     def _print(self, content: Mapping[str, Any], indent: int | None) -> None:
         if self.as_json and not self.is_muted:
             text = json.dumps(to_json(content), indent=indent, ensure_ascii=False, allow_nan=False)
-            # A name of a file that is no UTF-8 becomes an escape, which JSON knows.
+            # File names that are not UTF-8 are escaped.
             text = text.encode(errors="backslashreplace").decode()
             self._stdout.write(f"{text}\n")
             self._stdout.flush()
@@ -117,9 +117,9 @@ class Output:
 
 @contextlib.contextmanager
 def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on standard error, if that is a terminal; gives what advances it.
+    """Show a progress bar on standard error if it is a terminal; yield a function to advance it.
 
-    What is printed on standard output meanwhile goes there, and should be no terminal.
+    Standard output is not redirected, and should not be a terminal if it is used.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -142,7 +142,7 @@ def report_results(
     details: Mapping[str, Any],
     also_written: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the results into a folder, print them, and return the document for `--json`."""
+    """Write results into a folder, print them, and return the document for `--json`."""
     from tmapdiff.provenance import describe_run
 
     metrics_table(output, results.rows, f"{data.store.description}; percent")
@@ -159,7 +159,7 @@ def report_results(
 
 
 def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
-    """Print metrics in percent, a row for each of what gave them."""
+    """Print metrics in percent by row."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
     if "MR-full-mAP" in names:
         names = [name for name in names if name in _BRIEF or name.startswith("Presence-")]
@@ -172,7 +172,7 @@ def metrics_table(output: Output, rows: Mapping[str, Mapping[str, float]], title
 
 
 def to_json(value: Any) -> Any:
-    """Bring paths, dataclasses, arrays and numbers of any kind into a form that JSON holds."""
+    """Convert paths, dataclasses, arrays and numbers to what JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -181,7 +181,7 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if hasattr(value, "tolist"):  # arrays and tensors, of no dimension too
+    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
         return to_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

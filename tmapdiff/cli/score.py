@@ -1,4 +1,4 @@
-"""`tmapdiff score`: how good the answers in a submission file are, whoever made it."""
+"""`tmapdiff score`: compute metrics of a submission file."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,20 +22,20 @@ def score(
             help="Submission file of moment_detr, or predictions.jsonl of train or evaluate.",
         ),
     ],
-    test: Annotated[Path, typer.Option(metavar="FILE", help="The queries that it answers.")],
+    test: Annotated[Path, typer.Option(metavar="FILE", help="The annotated queries.")],
     dataset: DatasetOption = None,
     protocol: Annotated[
         Literal["rank", "qvhighlights"],
         typer.Option(
-            help="How answers are judged: rank counts an IoU above a threshold (2D-TAN), "
-            "qvhighlights from the threshold on, and has mAP and highlights (moment_detr)."
+            help="Metrics: rank counts an IoU above a threshold (2D-TAN); qvhighlights counts an "
+            "IoU of at least the threshold, with mAP and highlights (moment_detr)."
         ),
     ] = "rank",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a file of answers to annotated queries, of this library or another program.
+    """Score a file of answers to annotated queries, from this library or another program.
 
-    There must be one answer to each query. Rank n@m of DiDeMo is of the annotators' consensus.
+    Each query needs one answer. For DiDeMo, Rank n@m uses the annotators' consensus.
     """
     with Output(as_json) as out:
         from tmapdiff.data import find_split, keep_consensus, read_submission

@@ -1,4 +1,4 @@
-"""`tmapdiff train`: from annotations and features to a pipeline."""
+"""`tmapdiff train`: train a pipeline."""
 
 import json
 import time
@@ -42,8 +42,8 @@ class RecipeOptions:
     preset: Annotated[
         PresetName,
         typer.Option(
-            help="Size of the model, and how to train; best and base are former names of "
-            "nano_tuned and large. large and paper were never trained."
+            help="Model size and training settings. best and base are former names of nano_tuned "
+            "and large. large and paper have never been trained."
         ),
     ] = "tiny"
     decoder: Annotated[
@@ -51,7 +51,7 @@ class RecipeOptions:
     ] = None
     objective: Annotated[
         str | None,
-        typer.Option(help="What is learned, see tmapdiff.losses. [default: the preset's]"),
+        typer.Option(help="Objective, see tmapdiff.losses. [default: the preset's]"),
     ] = None
     glove: Annotated[
         Path | None,
@@ -60,15 +60,15 @@ class RecipeOptions:
     clip_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Seconds of a clip: train on windows of long videos, evaluate on whole ones. "
-            "[default: clips divide each video equally]"
+            help="Duration of a clip in seconds: train on windows of long videos, evaluate on "
+            "whole videos. [default: clips divide each video equally]"
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Fields of `TrainingConfig`; what is None is the preset's."""
+    """Fields of `TrainingConfig`; None means the preset's value."""
 
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training queries. [default: the preset's]")
@@ -81,21 +81,21 @@ class TrainingOptions:
     ] = None
     mixed_precision: Annotated[
         Literal["no", "fp16", "bf16"] | None,
-        typer.Option(help="Arithmetic of training. [default: the preset's]"),
+        typer.Option(help="Precision of training. [default: the preset's]"),
     ] = None
     activation_checkpointing: Annotated[
-        bool, typer.Option(help="Less memory, more time, equal results.")
+        bool, typer.Option(help="Use less memory and more time, with equal results.")
     ] = False
-    compile: Annotated[bool, typer.Option(help="Let torch.compile speed up training.")] = False
+    compile: Annotated[bool, typer.Option(help="Speed up training by torch.compile.")] = False
     deterministic: Annotated[
-        bool, typer.Option(help="Two runs are equal to the bit, on a GPU too; slower.")
+        bool, typer.Option(help="Make runs bit-identical, on GPUs too; slower.")
     ] = False
     negatives: Annotated[
         float | None,
         typer.Option(
-            help="Share of the sentences, 0 to 0.9, that are trained on with a video that they do "
-            "not describe, drawn anew each epoch: answers then say how likely the video holds the "
-            "moment. A tenth of the training videos is held out to fit that. [default: 0]"
+            help="Share of sentences, 0 to 0.9, trained on videos that they do not describe, drawn "
+            "anew each epoch. Answers then give the probability that the video contains the "
+            "moment; a tenth of the training videos is held out to calibrate it. [default: 0]"
         ),
     ] = None
     checkpoint_minutes: Annotated[
@@ -111,42 +111,42 @@ def train(
     training_options: TrainingOptions,
     train: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Queries to train on, in place of those of --root."),
+        typer.Option(metavar="FILE", help="Queries to train on, instead of those of --root."),
     ] = None,
     test: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Queries to evaluate on, in place of those of --root."),
+        typer.Option(metavar="FILE", help="Queries to evaluate on, instead of those of --root."),
     ] = None,
     holdout: Annotated[
         float | None,
         typer.Option(
-            help="Share of the training videos, 0 to 1, to evaluate on in place of the test "
-            "queries: for every choice that you make."
+            help="Share of the training videos, 0 to 1, to evaluate on instead of the test "
+            "queries. Use it for all tuning."
         ),
     ] = None,
     frame_encoder: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Saved frame encoder that made the features (extract --save-encoder), for the "
-            "pipeline to take videos. [default: what the feature store says]",
+            help="Saved frame encoder of the features (extract --save-encoder), so that the "
+            "pipeline accepts videos. [default: the one recorded in the feature store]",
         ),
     ] = None,
     text_encoder: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Text encoder of transformers, its folder or its name on the hub, for the vector "
-            "of each sentence; for --preset aligned and --model similarity the one whose space the "
-            "features share. [default: words are learned]",
+            help="Text encoder of transformers that embeds sentences: folder, or name on the hub. "
+            "For --preset aligned and --model similarity, the features must be in its space. "
+            "[default: words are learned]",
         ),
     ] = None,
     model: Annotated[
         Literal["diffusion", "deterministic", "ms2dtan", "similarity", "prior", "oracle"],
         typer.Option(
-            help="What to train, or a control: the same decoder as a plain regressor, the "
-            "baseline, the few numbers that weigh similarities of clips and sentence, the best "
-            "constant answer, or the true maps."
+            help="Model to train, or a control. deterministic: the same decoder as a regressor; "
+            "ms2dtan: the baseline; similarity: fitted similarities of clips and sentence; prior: "
+            "the best constant answer; oracle: the true maps."
         ),
     ] = "diffusion",
     steps: options.SeveralStepsOption = None,
@@ -156,7 +156,7 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where to write. [default: in runs/, named after the options]"
+            metavar="DIR", help="Folder to write. [default: in runs/, named after the options]"
         ),
     ] = None,
     resume: Annotated[
@@ -164,21 +164,19 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --output.")] = False,
     device: Annotated[
-        Literal["auto", "cpu"], typer.Option(help="auto takes a GPU if there is one.")
+        Literal["auto", "cpu"], typer.Option(help="auto uses a GPU if there is one.")
     ] = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that read data; 0 reads in this one.")] = (
-        0
-    ),
+    workers: Annotated[int, typer.Option(help="Data-loading processes; 0 uses this one.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a localizer, evaluate it, and save a pipeline that evaluate and localize read.
+    """Train a localizer, evaluate it, and save a pipeline for evaluate and localize.
 
-    Without data it makes up a small data set of scripted activities, and needs no download. On
-    several processes: accelerate launch -m tmapdiff train ...
+    Without data, it generates a small dataset of scripted activities. For several processes, run:
+    accelerate launch -m tmapdiff train ...
 
     Writes metrics.json, predictions.jsonl (a submission file of moment_detr), maps.png, checkpoints
-    and the folder pipeline. If the feature store says which frame encoder made it, and that can be
-    had, the pipeline takes videos; else it takes features.
+    and the folder pipeline. The pipeline accepts videos if the feature store records its frame
+    encoder and this can be loaded, and otherwise features.
     """
     untrained = model in ("prior", "oracle")
     made_up = data_options.root is None and train is None
@@ -203,18 +201,20 @@ def train(
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
     )
     if resume and overwrite:
-        raise typer.BadParameter("it does not go with --resume.", param_hint="'--overwrite'")
+        text = "it cannot be combined with --resume."
+        raise typer.BadParameter(text, param_hint="'--overwrite'")
     if not made_up and not (test or data_options.root or holdout is not None):
-        raise typer.BadParameter("name --test, --root or --holdout, too.", param_hint="'--train'")
+        text = "it also needs --test, --root or --holdout."
+        raise typer.BadParameter(text, param_hint="'--train'")
     train_place = train or data_options.root
-    # What is held out is of the queries to train on: no others are needed.
+    # With --holdout, the training queries suffice.
     test_place = test or (data_options.root if holdout is None else None) or train_place
     with Output(as_json) as out:
         data_options.check(train_place, [] if test_place is None else [test_place], "--train")
         places = {"--glove": recipe_options.glove, "--frame-encoder": frame_encoder}
         for option, place in places.items():
             if place is not None and not place.exists():
-                raise FileError(message(option, "a place to read from", f"nothing at {place}"))
+                raise FileError(message(option, "an existing path", f"nothing at {place}"))
         from tmapdiff._core.files import written_beside
         from tmapdiff.recipes import (
             RUN_FILES,
@@ -257,7 +257,7 @@ def train(
         writes = ("metrics.json",) if untrained else RUN_FILES
         check_run_folder(output, resume=resume, overwrite=overwrite, writes=writes)
         asked = options.given(context)
-        if is_main_process():  # now, as the run may be interrupted
+        if is_main_process():  # before training, which may be interrupted
             with written_beside(output / "arguments.json") as new:
                 new.write_text(json.dumps(asked, indent=2) + "\n")
 
