@@ -55,7 +55,7 @@ def ask(page: Page, video: str, sentence: str) -> None:
     """Pick a video, ask, and wait until the answer is drawn."""
     page.click("#picker input")
     page.click(f"ul[role=listbox] li:has-text('{video}')")
-    page.wait_for_selector(f"#status >> text={video} is here")
+    page.wait_for_selector(f"#status >> text={video} is ready")
     page.fill("#query textarea, #query input", sentence)
     page.click("#ask")
     page.wait_for_selector("#map .figure canvas")

@@ -29,7 +29,7 @@ MAX_MEGABYTES = 1
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """A pipeline that answers nonsense, in no time."""
+    """Return a small untrained pipeline."""
     torch.manual_seed(0)
     encoder = FrameEncoder("test_resnet", pretrained=False)
     vocabulary = Vocabulary.from_sentences(["the red circle moves to the left"])
@@ -42,7 +42,7 @@ def pipeline():
 
 @pytest.fixture(scope="session")
 def films(tmp_path_factory):
-    """Files by what is special about them."""
+    """Return files by what is special about them."""
     pytest.importorskip("av")
     folder = tmp_path_factory.mktemp("films")
     data = SyntheticVideos(1, split="test")
@@ -72,23 +72,23 @@ def film(tmp_path):
 
 @dataclass
 class Server:
-    """The demo in a process of its own."""
+    """The demo in its own process."""
 
     address: str
-    scratch: Path  # where its temporary files lie
+    scratch: Path  # folder of its temporary files
     process: subprocess.Popen
     log: Path  # its standard output
-    outside: socket.socket  # where it would go through to other hosts; nothing is to come
+    outside: socket.socket  # proxy for requests to other hosts, which must get none
 
     def files(self):
-        """Files of visitors that lie about."""
+        """Return the names of visitors' files."""
         # Not rglob: what the server deletes meanwhile would be an error to it.
         names = [name for _, _, names in os.walk(self.scratch) for name in names]
-        # While they run, old releases of torch keep a file of theirs there.
+        # Old releases of torch keep a file there while they run.
         return sorted(name for name in names if not name.startswith("_remote_module_"))
 
     def send(self, content):
-        """Upload a file as a program would, which then asks nothing; gives the status."""
+        """Upload a file without using it, as a program would; return the status."""
         head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="film.mp4"\r\n\r\n'
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
         body = head + content + b"\r\n--x--\r\n"
@@ -175,7 +175,7 @@ def browser():
 
 @dataclass
 class Visit:
-    """A visitor's page, the hosts it has asked, and errors of scripts and requests."""
+    """A visitor's page, the hosts it contacted, and errors of scripts and requests."""
 
     page: object
     hosts: set = field(default_factory=set)

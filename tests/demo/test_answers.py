@@ -27,7 +27,7 @@ def ask(pipe, features, **options):
 
 
 def samples_alone(pipe, features, count, *, steps, seed):
-    """What the pipeline answers to one sample after the other, of the same noise."""
+    """Return the pipeline's answers for single samples of the same noise."""
     options = {"num_inference_steps": steps, "num_samples": 1, "top_n": 1}
     generator = torch.Generator().manual_seed(seed)
     return [pipe(features, QUERY, generator=generator, **options) for _ in range(count)]
@@ -53,8 +53,8 @@ def test_answer_is_the_pipelines(pipeline, features):
     np.testing.assert_allclose(
         low + shares * (high - low), dense[drawn > 0], atol=(high - low) / 254
     )
-    assert len(answer["beliefs"]) == len(answer["noise"]) == 3
-    for one in (*answer["beliefs"], *answer["noise"]):
+    assert len(answer["clean"]) == len(answer["noisy"]) == 3
+    for one in (*answer["clean"], *answer["noisy"]):
         np.testing.assert_array_equal(cells(one, 16) == 0, np.isnan(dense))
 
 

@@ -19,7 +19,7 @@ def test_what_is_within(film):
     ("limits", "text"),
     [
         ({"max_seconds": 2}, r"^film.mp4: expected a video of at most 2 seconds, got 3 seconds\. "
-                             r"Cut out the part that you are interested in\.$"),
+                             r"Cut it to the part you need\.$"),
         ({"max_megabytes": 0.0001}, r"^film.mp4: expected a file of at most 0.0001 MB, got "),
         ({"max_pixels": 100}, "100 pixels"),
     ],
@@ -30,7 +30,7 @@ def test_what_is_beyond(film, limits, text):
 
 
 def test_long_videos_are_not_decoded(tmp_path, monkeypatch):
-    """An hour is refused after the first picture, and within a moment."""
+    """An hour is refused after the first frame, without delay."""
     hour = write_video(tmp_path / "hour.mp4", range(0, 3601, 100))
     decoded = []
     reader = pytest.importorskip("tmapdiff.video.decoding")._AvReader
@@ -41,7 +41,7 @@ def test_long_videos_are_not_decoded(tmp_path, monkeypatch):
     assert not decoded
 
 
-def test_files_that_do_not_tell_their_length(tmp_path):
+def test_files_that_do_not_declare_their_length(tmp_path):
     """A live recording of WebM has no duration in its header."""
     live = write_video(
         tmp_path / "live.webm",
@@ -62,7 +62,7 @@ def test_what_is_no_video(tmp_path):
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
         sound.writeframes(bytes(16_000))
-    with pytest.raises(VideoError, match=r"sound\.wav: expected a video, got a file without pic"):
+    with pytest.raises(VideoError, match=r"sound\.wav: expected a video, got a file without fra"):
         DemoLimits().check(tmp_path / "sound.wav")
     (tmp_path / "text.mp4").write_text("Dear Sir or Madam,\n")
     with pytest.raises(VideoError, match="expected a video"):

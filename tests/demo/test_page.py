@@ -38,7 +38,7 @@ def test_upload_ask_and_jump(visit, films, server):
     }
     visit.page.locator("#map .plot").click(position=place)
     eventually(lambda: row * clip <= visit.video("currentTime") < row * clip + 2)
-    # The player plays on from there, and its head on the time line follows.
+    # The player continues from there, and its head on the timeline follows.
     before = visit.video("currentTime")
     eventually(lambda: visit.video("currentTime") > before)
     head = visit.page.evaluate("parseFloat(document.querySelector('.playhead').style.left)")
@@ -52,7 +52,7 @@ def test_upload_ask_and_jump(visit, films, server):
     eventually(lambda: visit.video("paused"))
     assert visit.video("currentTime") == pytest.approx(last, abs=0.5)
 
-    # A bar of the time line: where it is drawn is where the player jumps.
+    # A bar of the timeline: the player jumps to where it is drawn.
     bar = visit.page.locator("#timeline .bar.moment").first
     drawn = bar.bounding_box()
     tracks = visit.page.locator("#timeline .tracks").bounding_box()
@@ -60,7 +60,7 @@ def test_upload_ask_and_jump(visit, films, server):
     bar.click()
     eventually(lambda: abs(visit.video("currentTime") - start) < 1)
 
-    # The curve above the bars: a step for each clip, as wide as the clip.
+    # The curve above the bars: one step per clip.
     curve = visit.page.locator("#timeline .curve svg")
     steps = curve.locator("path").get_attribute("d").removeprefix("M0 1V").split("V")
     heights, ends = zip(*(map(float, one.split("H")) for one in steps[:CLIPS]), strict=True)
@@ -69,14 +69,14 @@ def test_upload_ask_and_jump(visit, films, server):
     assert max(heights) < 1
     assert curve.bounding_box()["width"] == pytest.approx(tracks["width"])
     likeliest = heights.index(0) * clip
-    assert curve.get_attribute("aria-label").endswith(f"at most, at {likeliest:.1f} s")
+    assert curve.get_attribute("aria-label").endswith(f", at {likeliest:.1f} s")
 
     assert visit.hosts <= {urlparse(server.address).netloc, ""}
     assert visit.complaints == []
 
 
 def at_cursor(visit):
-    """Cell (row of starts, column of lengths) that the cursor of the map is drawn around."""
+    """Return the cell (row of starts, column of lengths) of the map's cursor."""
     drawn = visit.page.locator("#map .cursor").bounding_box()
     box = visit.page.locator("#map .plot canvas").bounding_box()
     row = (box["y"] + box["height"] - drawn["y"] - drawn["height"]) / box["height"] * CLIPS
@@ -86,7 +86,7 @@ def at_cursor(visit):
 
 
 def painted(visit):
-    """Cells of the map that have a colour: the candidates."""
+    """Return the colored cells of the map: the candidates."""
     opaque = visit.page.evaluate(
         """() => {
             const canvas = document.querySelector("#map canvas");
@@ -156,7 +156,7 @@ def test_steps_and_samples(visit):
     assert visit.page.locator("#timeline .bar.sample").count() == 5
     assert visit.page.locator("#map .layer .sample-dot").count() == 5
     assert "±" in visit.page.text_content("#timeline .note >> nth=0")
-    # What the model believes after three steps, the noisy maps between them, and the result.
+    # The clean maps after three steps, the noisy maps between them, and the result.
     frames = visit.page.locator("#map .frames")
     assert frames.get_attribute("max") == "5"
     drawn = {pixels(visit)}
@@ -165,7 +165,7 @@ def test_steps_and_samples(visit):
             f"(one) => {{ one.value = {number}; one.dispatchEvent(new Event('input')) }}"
         )
         drawn.add(pixels(visit))
-    assert len(drawn) >= 2  # beliefs of a model that learned nothing are much alike
+    assert len(drawn) >= 2  # clean maps of an untrained model are much alike
     assert visit.page.locator("#map .disc").count() == 0
     visit.page.click("#map .play")
     visit.page.wait_for_function(
@@ -188,21 +188,21 @@ def test_steps_and_samples(visit):
 
 
 def test_an_example_is_asked_by_a_click(visit):
-    assert "Sees by timm test_resnet" in visit.page.text_content("#about")
+    assert "Frame encoder: timm test_resnet" in visit.page.text_content("#about")
     visit.pick("shapes.mp4")
     visit.wait_for_video()
     visit.page.click("#examples button")
     visit.wait_for_answer()
     assert visit.page.input_value("#query textarea, #query input") == QUERY
-    assert "Gaps are no candidates" in visit.page.text_content("#map .gaps")
+    assert "Gaps are not candidates" in visit.page.text_content("#map .gaps")
 
 
 def test_what_is_refused(visit, films, server):
     for film, text in (
         ("broken", "broken.mp4: expected a video, got"),
         ("text", "letter.mp4: expected a video, got"),
-        ("hour", "hour.mp4: expected a video of at most 10 minutes, got 60 minutes. Cut out the "
-                 "part that you are interested in."),
+        ("hour", "hour.mp4: expected a video of at most 10 minutes, got 60 minutes. Cut it to "
+                 "the part you need."),
     ):  # fmt: skip
         visit.upload(films[film])
         said = visit.page.wait_for_selector(f"#status [role=alert] >> text={films[film].name}")
@@ -213,7 +213,7 @@ def test_what_is_refused(visit, films, server):
         assert films[film].name not in server.files()
         visit.ask(QUERY)
         visit.page.wait_for_selector(
-            "#status >> text=Nothing to search yet: upload a file, or pick one."
+            "#status >> text=There is no file to search yet: upload or pick one."
         )
     visit.upload(films["large"])
     visit.page.wait_for_function(
@@ -235,7 +235,7 @@ def test_the_words_that_the_model_knows(visit):
     visit.pick("shapes.mp4")
     visit.wait_for_video()
     visit.ask("  ")
-    assert visit.wait_for_alert() == "Type what to look for."
+    assert visit.wait_for_alert() == "Type a sentence first."
     visit.ask("?!")
     visit.page.wait_for_selector("#status [role=alert] >> text=expected")
     visit.page.click("#words button")
@@ -279,7 +279,7 @@ def test_visitors_do_not_meet(visit, new_visit, server, films):
         one.ask(QUERY)
     for one in (visit, other):
         one.wait_for_answer()
-    # The last second on the time line says which video it is of.
+    # The last second on the timeline identifies the video.
     ends = [one.page.locator("#timeline .tick").last.text_content() for one in (visit, other)]
     assert ends == ["35 s", "4 s"]
     other.page.close()
@@ -303,12 +303,12 @@ def test_visitors_with_the_same_file_at_once(visit, new_visit, server, films):
 
 
 def test_nothing_goes_to_other_hosts(server):
-    """After all of the above, nobody has come to the proxy that all requests would go through."""
+    """After all tests above, the proxy of all requests to other hosts got none."""
     with pytest.raises(BlockingIOError):
         server.outside.accept()
 
 
-def test_only_what_seems_to_be_there(visit):
+def test_the_number_of_moments_is_estimated(visit):
     visit.pick("shapes.mp4")
     visit.wait_for_video()
     visit.page.check("#as-set input")
@@ -317,7 +317,7 @@ def test_only_what_seems_to_be_there(visit):
     said = visit.page.text_content("#timeline .found")
     found = visit.page.locator("#timeline .bar.moment").count()
     assert ("not found in this video" in said) is (found == 0)
-    assert "likely to be there at all" in said
+    assert "in this video with probability" in said
     visit.page.uncheck("#as-set input")
     visit.ask(QUERY, samples=3)
     visit.wait_for_answer()

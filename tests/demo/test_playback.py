@@ -31,7 +31,7 @@ def test_what_is_playable(tmp_path, name, codec, pix_fmt, playable):
 
 
 def test_times_stay(tmp_path):
-    """Pictures are shown when they were, also of a video whose pictures are not evenly spaced."""
+    """Frames keep their times, even if they are unevenly spaced."""
     times = [0, Fraction(1, 2), 2, Fraction(5, 2), 4]
     film = write_video(tmp_path / "odd.mkv", times, rate=10, time_base=Fraction(1, 1000))
     write_playable(film, tmp_path / "new.mp4")
@@ -41,7 +41,7 @@ def test_times_stay(tmp_path):
     assert numbers[0] == numbers[1]
 
 
-def test_large_pictures_are_made_smaller(tmp_path):
+def test_large_frames_are_made_smaller(tmp_path):
     images = [np.zeros((962, 1282, 3), np.uint8)] * 2
     film = write_video(tmp_path / "large.mkv", range(3), images=images, time_base=Fraction(1, 1000))
     write_playable(film, tmp_path / "new.mp4")

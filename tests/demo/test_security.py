@@ -4,7 +4,7 @@ from tmapdiff.demo.security import SameHostOnly
 
 
 def answer_to(path, kind="http"):
-    """What the middleware lets through, and answers."""
+    """Return the paths that the middleware lets through, and its response."""
     reached, sent = [], []
 
     async def app(scope, receive, send):

@@ -16,7 +16,7 @@ def files(videos):
     return [path for path in videos.folder.rglob("*") if path.is_file()]
 
 
-def test_one_video_a_visitor(videos, film, tmp_path):
+def test_one_video_per_visitor(videos, film, tmp_path):
     first = videos.take("ann", film, move=False)
     assert film.exists()
     assert first.source == film
@@ -74,9 +74,9 @@ def test_another_file_is_shown_of_what_browsers_do_not_play(videos, tmp_path):
     assert files(videos) == []
 
 
-def test_who_leaves_while_a_video_is_on_its_way(videos, film):
+def test_who_leaves_during_an_upload(videos, film):
     videos.end("ann")
-    with pytest.raises(VideoError, match=r"film\.mp4: expected its visitor to wait, got a closed"):
+    with pytest.raises(VideoError, match=r"film\.mp4: expected an open page, got a closed one"):
         videos.take("ann", film, move=True)
     assert not film.exists()
     assert files(videos) == []

@@ -40,7 +40,7 @@ async def elsewhere(scope, receive, send):
 
 
 def post(videos, *requests):
-    """Answers to requests that come at once."""
+    """Return the responses to simultaneous requests."""
 
     async def send_all():
         transport = httpx.ASGITransport(UploadRoute(elsewhere, videos))
@@ -70,7 +70,7 @@ def test_eight_visitors_with_the_same_file_are_all_served(videos, film):
     for number, path in enumerate(sent):
         visitor = SimpleNamespace(session_hash=f"visitor {number}")
         shown, _, said, _ = visits.upload({"path": path}, visitor)
-        assert "film.mp4 is here." in said
+        assert "film.mp4 is ready." in said
         assert Path(shown).read_bytes() == content
     assert len(files(videos)) == len(videos) == 8
     videos.end("visitor 0")
@@ -96,7 +96,7 @@ def test_all_uploads_together_are_limited(videos, clock):
     assert sorted(one.status_code for one in answers) == [200] * 4 + [507] * 4
     refused = next(one for one in answers if one.status_code == 507)
     assert refused.text == (
-        "the demo: expected room for 0.4 MB beside the videos of other visitors, got 0.4 MB. "
+        "the demo: expected 0.4 MB of space beside the files of other visitors, got 0.4 MB. "
         "Please try again later."
     )
     assert len(files(videos)) == 4
@@ -119,7 +119,7 @@ def test_what_visitors_have_counts(videos, film, tmp_path):
     assert post(videos, sending(film.read_bytes()))[0].status_code == 507
     # A copy that browsers can play would take room, a link does not.
     odd = write_video(tmp_path / "odd.avi", range(4), codec="mpeg4", rate=1, time_base=1)
-    with pytest.raises(VideoError, match="the demo: expected room for"):
+    with pytest.raises(VideoError, match=r"the demo: expected .* MB of space"):
         videos.take("ann", odd, move=False)
     videos.drop("visitor 0")
     assert videos.take("ann", odd, move=False).shown.exists()
@@ -185,7 +185,7 @@ def test_what_is_no_upload_is_refused(videos):
 
 @pytest.mark.parametrize(("stated", "status"), [(300_000, 507), (700_000, 413)])
 def test_refused_uploads_are_read_before_the_answer(videos, stated, status):
-    """Or a browser that still sends would show an error of the connection."""
+    """Otherwise a browser that still sends would show a connection error."""
     for _ in range(4):
         videos.expect(500_000)  # so there is no room
     left, answered = [bytes(100_000)] * 3, []

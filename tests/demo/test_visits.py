@@ -1,4 +1,4 @@
-"""What visitors are told; the page itself is tested in a browser."""
+"""Messages to visitors; the page itself is tested in a browser."""
 
 import json
 import warnings
@@ -39,7 +39,7 @@ def test_unexpected_errors_are_not_told(visits, caplog):
     one.pick("film.mp4", ANN)
     *_, (said, answer) = one.ask("a red circle", 1, 1, False, ANN)
     assert answer == ""
-    assert "Something went wrong on our side" in said
+    assert "Something went wrong on the server" in said
     assert "secret" not in said
     assert "secret of" in caplog.text  # for who runs the server
 
@@ -81,7 +81,7 @@ def test_a_transcript_is_shown_and_searched(visits, tmp_path):
     assert json.loads(shown) == said
     assert (name, "What is said in it?" in note) == ("talk.vtt", True)
     *_, (note, answer) = one.ask("the budget is decided", 1, 1, False, ANN)
-    assert "its lines come into view" in note
+    assert "to show its lines" in note
     best = json.loads(answer)["moments"][0]
     assert 4 <= (best["start"] + best["end"]) / 2 <= 9
 

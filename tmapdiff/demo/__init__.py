@@ -1,4 +1,4 @@
-"""A page in the browser: a video, a sentence, and the moments on the player's time line."""
+"""A web page to find moments in videos and transcripts."""
 
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.server import launch_demo

@@ -1,4 +1,4 @@
-"""What the page draws, as JSON: moments, maps in one byte a cell, samples, denoising steps."""
+"""Answers for the page as JSON: moments, maps, samples, denoising steps."""
 
 import base64
 import json
@@ -28,14 +28,13 @@ def find_answer(
     seed: int,
     answer: AnswerKind = "ranked",
 ) -> str:
-    """Ask a pipeline, and word the answer for the page, in JSON.
+    """Query a pipeline, and return the answer as JSON for the page.
 
-    `windows` is how many a long video was searched in, else 1; `limits` are the scores at the ends
-    of the colour scale; `saliency` is how likely each clip lies in the answer; `samples` has the
-    best moment of each; `present` is how likely there is a moment, of an `answer` that is a set,
-    else null; `beliefs` and `noise` are the maps after each step. A map is base64 of a byte for
-    each cell, row by row `[start, duration]`: 0 where there is no candidate, else 1 to 255 over the
-    limits.
+    `windows` is the number of windows searched; `limits` are the scores at the ends of the color
+    scale; `saliency` has the score of each clip; `samples` has the best moment of each sample;
+    `present` is the probability that there is a moment, or null without a set; `clean` and `noisy`
+    are the maps after each step. Maps are base64 of one byte per cell, by `[start, duration]`: 0
+    for no candidate, otherwise 1 to 255 over the limits.
     """
     options: dict[str, Any] = {"top_n": _MOMENTS, "answer": answer}
     if pipeline.localizer.is_generative:
@@ -45,7 +44,7 @@ def find_answer(
     drawn: list[Tensor] = []
 
     def keep_samples(_: Any, step: int, timestep: int, maps: dict[str, Tensor]) -> None:
-        if step == steps - 1:  # after which there is no noise left
+        if step == steps - 1:  # after the last step, no noise is left
             drawn.append(maps["noisy"])
 
     found: Any = pipeline(
@@ -58,8 +57,8 @@ def find_answer(
         **options,
     )
     merged = found.maps[0].numpy()
-    beliefs = [] if found.steps is None else list(found.steps[0].numpy())
-    noise = [] if found.noisy_steps is None else list(found.noisy_steps[0].numpy())
+    clean = [] if found.steps is None else list(found.steps[0].numpy())
+    noisy = [] if found.noisy_steps is None else list(found.noisy_steps[0].numpy())
     low, high = float(np.nanmin(merged)), float(np.nanmax(merged))
     document = {
         "query": query,
@@ -73,9 +72,9 @@ def find_answer(
         "moments": [_moment(one) for one in found.moments[0]],
         "present": None if found.present is None else found.present[0],
         "samples": _best_of_each(pipeline, drawn, samples, found) if drawn else [],
-        "beliefs": [_encode(one, low, high) for one in beliefs],
-        # Noise goes far beyond: each map over its own range.
-        "noise": [_encode(one, *np.nanquantile(one, [0.01, 0.99])) for one in noise],
+        "clean": [_encode(one, low, high) for one in clean],
+        # Noise exceeds the limits, so that each noisy map is scaled by its own range.
+        "noisy": [_encode(one, *np.nanquantile(one, [0.01, 0.99])) for one in noisy],
     }
     return json.dumps(document, allow_nan=False)
 
@@ -83,9 +82,9 @@ def find_answer(
 def _best_of_each(
     pipeline: MomentLocalizationPipeline, drawn: Sequence[Tensor], samples: int, found: Any
 ) -> list[dict[str, float | None]]:
-    """Read the best moment off each sample."""
-    # Drawn are packed maps, sample by sample: (1, cells) each; or, of a video in windows,
-    # (windows, cells), for so many windows at a time.
+    """Read the best moment from each sample."""
+    # `drawn` has packed maps by sample: (1, cells) each; for a video in windows, (windows, cells)
+    # for each batch of windows.
     packed, seconds = found.maps.packed[0], found.clip_seconds[0]
     maps = torch.stack([torch.cat(list(drawn[index::samples])) for index in range(samples)], dim=1)
     held = None

@@ -1,14 +1,14 @@
-// The map and the time line: drawn from the JSON of tmapdiff/demo/answers.py, without any library.
+// Draws the map and the timeline from the JSON of tmapdiff/demo/answers.py, without libraries.
 window.tmapdiffDemo = (() => {
   "use strict";
   const RAMP = [ // viridis
     [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
     [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37],
   ];
-  let answer = null; // what is shown, decoded
+  let answer = null; // the present answer
   let timeline = null; // the element below the player
-  let lines = []; // of a transcript: start, end and element of each
-  let stopAt = null; // seconds at which the player stops, after a jump
+  let lines = []; // start, end and element of each line of a transcript
+  let stopAt = null; // time in seconds at which the player stops after a jump
 
   const video = () => document.querySelector("#player video");
   const seconds = (value) => {
@@ -36,10 +36,10 @@ window.tmapdiffDemo = (() => {
   }
 
   function show(moment) { // the lines of a transcript
-    const said = lines.filter((one) => isSaid(one, moment));
-    for (const one of lines) one.element.classList.toggle("now", said.includes(one));
-    if (said.length) { // not by scrollIntoView, which would move the page
-      const [{ element }] = said;
+    const inside = lines.filter((one) => isInside(one, moment));
+    for (const one of lines) one.element.classList.toggle("now", inside.includes(one));
+    if (inside.length) { // not by scrollIntoView, which would scroll the page
+      const [{ element }] = inside;
       element.parentElement.scrollTo({ top: element.offsetTop - 40, behavior: "smooth" });
     }
   }
@@ -54,15 +54,15 @@ window.tmapdiffDemo = (() => {
     follow();
   }
 
-  // Whether a line is for the most part in a moment, or takes most of it.
-  function isSaid(line, one) {
+  // Whether a line and a moment overlap by half of either.
+  function isInside(line, one) {
     const overlap = Math.min(line.end, one.end) - Math.max(line.start, one.start);
     return 2 * overlap >= Math.min(line.end - line.start, one.end - one.start);
   }
 
   function highlight() {
     for (const line of lines) {
-      const at = answer ? answer.moments.findIndex((one) => isSaid(line, one)) : -1;
+      const at = answer ? answer.moments.findIndex((one) => isInside(line, one)) : -1;
       line.element.className = at < 0 ? "cue" : "cue found";
       line.element.style.setProperty("--strength", at ? "0.35" : "1");
       line.element.title = at < 0 ? "" : `moment ${at + 1}`;
@@ -79,7 +79,7 @@ window.tmapdiffDemo = (() => {
 
   const decode = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
 
-  // Time line ------------------------------------------------------------------------------------
+  // Timeline -------------------------------------------------------------------------------------
 
   function follow() {
     const player = video();
@@ -92,7 +92,7 @@ window.tmapdiffDemo = (() => {
     }
     if (!player.paused) requestAnimationFrame(follow);
   }
-  // Events of media do not bubble, but can be caught on their way down.
+  // Media events do not bubble, but can be captured.
   for (const name of ["play", "timeupdate", "seeked"]) document.addEventListener(name, follow, true);
   document.addEventListener("pause", () => { stopAt = null; }, true);
 
@@ -124,7 +124,7 @@ window.tmapdiffDemo = (() => {
     }
   }
 
-  // A step for each clip; as high as the highest, which is returned.
+  // Draw a step per clip, scaled to the maximum, and return that.
   function drawSaliency(tracks) {
     const most = Math.max(...answer.saliency);
     const track = make("div", "track curve", tracks);
@@ -136,7 +136,7 @@ window.tmapdiffDemo = (() => {
     const peak = answer.saliency.indexOf(most) * answer.clip_seconds;
     const svg = image("svg", track, {
       viewBox: `0 0 ${answer.duration} 1`, preserveAspectRatio: "none", role: "img",
-      "aria-label": `how likely each time lies in the answer: ${most.toFixed(2)} at most, `
+      "aria-label": `probability that each time lies in the answer: at most ${most.toFixed(2)}, `
         + `at ${seconds(peak)}`,
     });
     const steps = answer.saliency.map((one, at) =>
@@ -160,7 +160,7 @@ window.tmapdiffDemo = (() => {
     const most = drawSaliency(tracks);
     answer.moments.forEach((one, at) => {
       const track = make("div", "track", tracks);
-      // Of a cell of the map, which is no probability.
+      // In a set, scores are probabilities, but spreads are of cells of the map.
       const bare = one.spread === null || answer.present !== null;
       const spread = bare ? "" : ` ± ${one.spread.toFixed(2)}`;
       const score = `${one.score.toFixed(2)}${spread}`;
@@ -173,10 +173,10 @@ window.tmapdiffDemo = (() => {
       const found = answer.moments.length ? "the score of a moment is the probability that it is right"
         : "not found in this video";
       make("span", "caption found", timeline,
-        `${found}; ${(100 * answer.present).toFixed(0)} % likely to be there at all`);
+        `${found}; in this video with probability ${(100 * answer.present).toFixed(0)} %`);
     }
     make("span", "caption", timeline,
-      `curve: how likely each time lies in the answer, ${most.toFixed(2)} at most`);
+      `curve: probability that each time lies in the answer, at most ${most.toFixed(2)}`);
     if (answer.samples.length) {
       const track = make("div", "track samples", tracks);
       for (const one of answer.samples) {
@@ -203,7 +203,7 @@ window.tmapdiffDemo = (() => {
     for (let start = 0; start < size; start += 1) {
       for (let length = 0; length < size; length += 1) {
         const level = cells[start * size + length];
-        const at = 4 * ((size - 1 - start) * size + length); // starts go upwards
+        const at = 4 * ((size - 1 - start) * size + length); // starts go up
         if (level) {
           image.data.set(color((level - 1) / 254), at);
           image.data[at + 3] = 255;
@@ -222,11 +222,11 @@ window.tmapdiffDemo = (() => {
     dot.style.bottom = percent(one.start / total + half);
   }
 
-  // By how many starts and lengths, in clips, a key moves.
+  // Steps of starts and lengths in clips, by key.
   const MOVES = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] };
 
   function nextCell(cells, from, [up, right]) {
-    // Long moments are on coarse scales only: between their cells lie empty ones.
+    // Long moments are only on coarse scales, with gaps between their cells.
     let start = Math.floor(from / answer.clips) + up;
     let length = (from % answer.clips) + right;
     while (Math.min(start, length) >= 0 && Math.max(start, length) < answer.clips) {
@@ -252,7 +252,7 @@ window.tmapdiffDemo = (() => {
     let at = bestCell(cells);
     if (at < 0) return;
     plot.addEventListener("focus", () => {
-      if (plot.matches(":focus-visible")) show(at); // not of a click
+      if (plot.matches(":focus-visible")) show(at); // not after a click
     });
     plot.addEventListener("blur", () => show(null));
     plot.addEventListener("keydown", (event) => {
@@ -274,7 +274,7 @@ window.tmapdiffDemo = (() => {
     make("span", "y-name", figure, "start");
     const plot = make("div", "plot", figure);
     plot.tabIndex = 0;
-    plot.setAttribute("role", "application"); // the keys are its own
+    plot.setAttribute("role", "application"); // as it handles keys itself
     plot.setAttribute("aria-label", `map of all candidate moments for “${answer.query}”`);
     plot.setAttribute("aria-describedby", "map-keys");
     make("span", "spoken", figure,
@@ -286,7 +286,7 @@ window.tmapdiffDemo = (() => {
     const cursor = make("span", "cursor", plot);
     cursor.hidden = true;
     const readout = make("div", "readout", plot);
-    const spoken = make("span", "spoken said", plot); // where the keys went
+    const spoken = make("span", "spoken said", plot); // for screen readers
     spoken.setAttribute("role", "status");
     make("span", "x-name", figure, "length");
     const total = answer.clips * answer.clip_seconds;
@@ -355,7 +355,7 @@ window.tmapdiffDemo = (() => {
     make("span", "legend", scale, "score");
     if (answer.samples.length) make("span", "legend dotted", scale, "best of a sample");
     if (final.some((level, at) => !level && at % answer.clips < answer.clips - Math.floor(at / answer.clips))) {
-      make("p", "gaps", card, "Gaps are no candidates: long moments start and end at coarser steps. "
+      make("p", "gaps", card, "Gaps are not candidates: long moments start and end at coarser steps. "
         + "Above the diagonal, moments would end after the video.");
     }
 
@@ -369,7 +369,7 @@ window.tmapdiffDemo = (() => {
     paint(canvas, shown);
     marks(true);
     say(null);
-    if (answer.noise.length) drawRun(card, (cells, last) => {
+    if (answer.noisy.length) drawRun(card, (cells, last) => {
       shown = cells === null ? final : cells;
       paint(canvas, shown);
       marks(last);
@@ -378,14 +378,14 @@ window.tmapdiffDemo = (() => {
 
   function drawRun(card, show) {
     const frames = [];
-    answer.beliefs.forEach((belief, at) => {
-      const number = `step ${at + 1} of ${answer.beliefs.length}`;
-      if (at + 1 < answer.noise.length) frames.push([decode(answer.noise[at]), `${number}: noisy map`]);
-      frames.push([decode(belief), `${number}: what the model believes`]);
+    answer.clean.forEach((clean, at) => {
+      const number = `step ${at + 1} of ${answer.clean.length}`;
+      if (at + 1 < answer.noisy.length) frames.push([decode(answer.noisy[at]), `${number}: noisy map`]);
+      frames.push([decode(clean), `${number}: predicted clean map`]);
     });
     const drawn = answer.samples.length;
-    frames.push([null, `result: ${drawn ? `the mean of ${drawn} samples` : "the last belief"}, `
-      + "and the best moments read off it"]);
+    frames.push([null, `result: ${drawn ? `the mean of ${drawn} samples` : "the last clean map"}, `
+      + "with the best moments"]);
     const run = make("div", "run", card);
     const play = make("button", "play", run, "Play the denoising");
     play.type = "button";
@@ -416,7 +416,7 @@ window.tmapdiffDemo = (() => {
     });
   }
 
-  // What the page calls --------------------------------------------------------------------------
+  // Called by the page ---------------------------------------------------------------------------
 
   return {
     timeline(element) {

@@ -1,4 +1,4 @@
-"""What the demo takes: refused before a picture is decoded, wherever the file tells."""
+"""Limits of the demo, checked before frames are decoded if possible."""
 
 import os
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from tmapdiff.video import VideoInfo, probe_video
 
 @dataclass(frozen=True)
 class DemoLimits:
-    """What is refused, since one visitor's video must not keep the others waiting.
+    """Limits of the demo, so that one visitor cannot block the others.
 
     Args:
-        max_megabytes: Largest file.
-        max_seconds: Longest video.
-        max_track_seconds: Longest text track.
-        max_pixels: Most pixels of a frame.
-        max_steps: Most denoising steps.
-        max_samples: Most samples.
-        max_waiting: Most visitors in the queue; one is served at a time.
-        max_total_megabytes: All visitors' files together. Defaults to ten times `max_megabytes`.
+        max_megabytes: Largest file, in MB.
+        max_seconds: Longest video, in seconds.
+        max_track_seconds: Longest text track, in seconds.
+        max_pixels: Largest number of pixels per frame.
+        max_steps: Largest number of denoising steps.
+        max_samples: Largest number of samples.
+        max_waiting: Largest number of visitors in the queue; one is served at a time.
+        max_total_megabytes: Size of all visitors' files, in MB. Defaults to 10 * `max_megabytes`.
 
     Raises:
         ArgumentError: If a number is not positive, or `max_total_megabytes` is less than
@@ -49,33 +49,33 @@ class DemoLimits:
 
     @property
     def max_bytes(self) -> int:
-        """Size of the largest file."""
+        """Size of the largest file in bytes."""
         return int(self.max_megabytes * 1_000_000)
 
     @property
     def max_total_bytes(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         total = self.max_total_megabytes
         return 10 * self.max_bytes if total is None else int(total * 1_000_000)
 
     def check(self, path: str | os.PathLike[str]) -> VideoInfo:
-        """Tell what a video is, if it is within the limits.
+        """Check a video against the limits, and return its properties.
 
-        Only its first frame is decoded. Files may lie about their length or not state it, so all
-        timestamps are read.
+        Only the first frame is decoded, but all timestamps are read, as declared durations may be
+        wrong or missing.
 
         Args:
             path: File of the video.
 
         Raises:
             FileError: If the file cannot be read.
-            VideoError: If it is no video, or beyond a limit.
+            VideoError: If it is not a video, or exceeds a limit.
             MissingDependencyError: If the extra `video` is not installed.
         """
         name = self._check_size(path)
         info = probe_video(path, max_pixels=self.max_pixels)
         if not info.has_video:
-            raise VideoError(message(name, "a video", "a file without pictures"))
+            raise VideoError(message(name, "a video", "a file without frames"))
         seconds = info.duration or 0.0
         if seconds <= self.max_seconds:
             seconds = max(seconds, _last_timestamp(path))
@@ -83,14 +83,14 @@ class DemoLimits:
         return info
 
     def check_track(self, path: str | os.PathLike[str]) -> tuple[Cue, ...]:
-        """Read a text track, if it is within the limits.
+        """Check a text track against the limits, and return its cues.
 
         Args:
-            path: Its file.
+            path: File of the track.
 
         Raises:
             FileError, AnnotationError, ConfigError: As `load_text_track`.
-            VideoError: If it is beyond a limit.
+            VideoError: If it exceeds a limit.
         """
         name = self._check_size(path)
         cues = load_text_track(path)
@@ -111,13 +111,13 @@ class DemoLimits:
 
 def _check_length(name: str, kind: str, seconds: float, most: float) -> None:
     if seconds > most:
-        hint = "Cut out the part that you are interested in."
+        hint = "Cut it to the part you need."
         expected = f"a {kind} of at most {_in_words(most)}"
         raise VideoError(message(name, expected, _in_words(seconds), hint))
 
 
 def _last_timestamp(path: str | os.PathLike[str]) -> float:
-    """Seconds from the first to the last picture, without decoding any."""
+    """Return the seconds from the first to the last frame, without decoding."""
     av = require("av", extra="video", purpose="reading videos")
     first, last = float("inf"), 0.0
     try:
@@ -128,7 +128,7 @@ def _last_timestamp(path: str | os.PathLike[str]) -> float:
                     time = float(packet.pts * packet.time_base)
                     first, last = min(first, time), max(last, time)
     except (av.error.FFmpegError, OSError, ValueError):
-        pass  # of a damaged file, what comes before the damage counts
+        pass  # in a damaged file, only the part before the damage counts
     return max(0.0, last - first) if first < float("inf") else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The page, made with Gradio."""
+"""The page, built with Gradio."""
 
 import html
 import os
@@ -21,8 +21,8 @@ from tmapdiff.video.extraction import VIDEO_SUFFIXES, find_videos
 
 _HERE = Path(__file__).parent
 _TITLE = "Find the moment"
-_INTRODUCTION = "Type {}, and see when: every cell of the map is one candidate moment."
-# Of made-up videos; shown where the model knows all words.
+_INTRODUCTION = "Describe {}, and see when. Every cell of the map is a candidate moment."
+# For synthetic videos; shown if the model knows all words.
 _EXAMPLES = ("the red circle moves to the left", "the yellow triangle rises", "a box is flashing")
 
 
@@ -32,7 +32,7 @@ def build_page(
     video_dir: str | os.PathLike[str] | None = None,
     examples: Sequence[str] = (),
 ) -> gr.Blocks:
-    """Make the page."""
+    """Build the page."""
     limits, tracks = videos.limits, videos.text_tracks
     what, kind = ("what is said", "transcript") if tracks else ("what happens", "video")
     listed = _list_videos(video_dir, tracks)
@@ -115,8 +115,8 @@ def build_page(
                         )
                     ]
                 as_set = gr.Checkbox(
-                    label="Only what seems to be there",
-                    info="As many moments as there are, or none, instead of the best five.",
+                    label="Estimate the number of moments",
+                    info="Show as many moments as there seem to be, or none, instead of five.",
                     elem_id="as-set",
                 )
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
@@ -138,7 +138,7 @@ def build_page(
         queue = {"concurrency_id": "pipeline", "api_visibility": "private"}
         quiet = {**queue, "show_progress": "hidden"}
         shown = [player, picker, status, answer]
-        # Gradio's own preprocessing leaves an empty file behind.
+        # Gradio's preprocessing would leave an empty file behind.
         upload.upload(visits.upload, upload, shown, preprocess=False, **quiet)
         picker.select(visits.pick, picker, shown, **quiet)
         for event in (ask.click, query.submit):
@@ -152,7 +152,7 @@ def build_page(
 
 
 def page_style() -> dict[str, Any]:
-    """Return what `Blocks.launch` is to be told of the looks and scripts of the page."""
+    """Return the arguments of `Blocks.launch` for the theme, style and scripts of the page."""
     script = (_HERE / "demo.js").read_text(encoding="utf-8")
     return {
         "theme": _theme(),
@@ -162,16 +162,16 @@ def page_style() -> dict[str, Any]:
 
 
 def _describe(pipeline: MomentLocalizationPipeline) -> str:
-    """Say what the model knows, beside its words."""
+    """Describe the model to visitors."""
     parts = []
     if isinstance(pipeline.localizer, SimilarityLocalizer):
-        whole = "what is said" if pipeline.takes_text_tracks else "pictures"
+        whole = "the transcript" if pipeline.takes_text_tracks else "frames"
         parts.append(f"Compares {whole} with the sentence, one piece at a time")
     if pipeline.config.durations:
         shortest, *_, longest = pipeline.config.durations
         parts.append(f"Trained on videos of {shortest:.0f} to {longest:.0f} s")
     if pipeline.frame_encoder is not None:
-        parts.append(f"Sees by {pipeline.frame_encoder.description}")
+        parts.append(f"Frame encoder: {pipeline.frame_encoder.description}")
     return "".join(f"{part}. " for part in parts)
 
 
@@ -192,7 +192,7 @@ def _list_videos(folder: str | os.PathLike[str] | None, tracks: bool = False) ->
 
 
 def _natural_order(path: Path) -> list[str | int]:
-    """Sort `film10` behind `film9`."""
+    """Sort `film10` after `film9`."""
     parts = re.split("([0-9]+)", path.name)
     return [int(part) if part.isdecimal() and part.isascii() else part for part in parts]
 

@@ -1,4 +1,4 @@
-"""Videos that every browser plays."""
+"""Converting videos to a form that all browsers play."""
 
 import os
 from fractions import Fraction
@@ -11,7 +11,7 @@ from tmapdiff._core.checks import require
 from tmapdiff._core.files import written_beside
 from tmapdiff.video import open_video
 
-# Containers by FFmpeg's names, and the codecs that browsers play in them.
+# Codecs that browsers play, by FFmpeg's names of containers.
 _PLAYABLE = {
     "mov,mp4,m4a,3gp,3g2,mj2": {"h264"},
     "matroska,webm": {"vp8", "vp9"},
@@ -23,7 +23,7 @@ _MAX_HEIGHT = 480
 
 
 def is_playable(path: str | os.PathLike[str]) -> bool:
-    """Tell whether all browsers play a file as it is, and jump in it."""
+    """Return whether all browsers can play a file and seek in it."""
     av = require("av", extra="video", purpose="reading videos")
     if Path(path).suffix.lower() not in _SUFFIXES:
         return False
@@ -41,10 +41,7 @@ def is_playable(path: str | os.PathLike[str]) -> bool:
 
 
 def write_playable(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Write the pictures of a video as H.264 in mp4, without sound, at most 480 pixels high.
-
-    Its time line is the source's: pictures are shown when they were.
-    """
+    """Write the frames of a video as H.264 in mp4, at their times and at most 480 pixels high."""
     av = require("av", extra="video", purpose="writing videos")
     with written_beside(target) as new, open_video(path) as video:
         rate = Fraction(min(video.info.frame_rate or _MAX_RATE, _MAX_RATE)).limit_denominator(1000)
@@ -57,9 +54,9 @@ def write_playable(path: str | os.PathLike[str], target: str | os.PathLike[str])
             stream.options = {"crf": "23", "preset": "veryfast"}
             for frame in video.sample(rate):
                 image = np.ascontiguousarray(frame.image)
-                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-                picture = picture.reformat(stream.width, stream.height, "yuv420p")
-                file.mux(stream.encode(picture))
+                resized = av.VideoFrame.from_ndarray(image, format="rgb24")
+                resized = resized.reformat(stream.width, stream.height, "yuv420p")
+                file.mux(stream.encode(resized))
             file.mux(stream.encode())
 
 

@@ -1,4 +1,4 @@
-"""Keeps the page, and the server behind it, from talking to other hosts."""
+"""Keeps the page and its server from contacting other hosts."""
 
 from typing import Any
 from urllib.parse import unquote
@@ -11,10 +11,10 @@ _CLOSED = ("/process_recording", "/deep_link")
 
 
 class SameHostOnly:
-    """ASGI middleware: the browser loads from this server only, which fetches nothing for others.
+    """ASGI middleware: the browser loads only from this server, which fetches nothing elsewhere.
 
-    Gradio would fetch a file of another host when its address is asked for as a file. It also has
-    ways to leave files here that this page does not use: they are closed.
+    Gradio would fetch URLs that are requested as files. Its unused routes for storing files are
+    closed too.
     """
 
     def __init__(self, app: Any) -> None:
@@ -28,7 +28,7 @@ class SameHostOnly:
         path = unquote(scope.get("path", ""))
         of_others = "file=" in path and ":/" in path.split("file=", 1)[1]
         if of_others or path.rstrip("/").endswith(_CLOSED):
-            text = b"Only files of this server." if of_others else b"Not here."
+            text = b"Only files of this server." if of_others else b"This route is closed."
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": text})
             return

@@ -31,33 +31,31 @@ def launch_demo(
     limits: DemoLimits | None = None,
     on_start: Callable[[str, str | None], Any] | None = None,
 ) -> None:
-    """Serve the page until it is interrupted, by Ctrl+C or SIGTERM: a KeyboardInterrupt.
+    """Serve the page until Ctrl+C or SIGTERM, which both raise KeyboardInterrupt.
 
-    Nothing is reported to anyone, and without `share` no other host is asked for anything. Uploads
-    lie in a temporary folder. A visitor's is deleted when another comes in its place, when the page
-    is closed, after a day without a question, and when the server ends; one that nobody asks about,
-    after an hour.
+    There is no telemetry, and without `share` no other host is contacted. Uploads are in a
+    temporary folder. They are deleted when the visitor replaces them or closes the page, after a
+    day without a query, after an hour if they are never used, and when the server ends.
 
     Args:
-        pipeline: What answers; it needs a frame encoder, or takes text tracks
-            (`from_text_encoder`).
-        video_dir: Folder of videos, or text tracks, that visitors may pick.
-        examples: Sentences to click. Defaults to those of made-up videos, where the model knows
-            their words.
-        host: Address to listen at; 0.0.0.0 lets other machines in.
-        port: Where to listen. Defaults to the first free one from 7860.
-        share: Whether to ask Gradio's servers for a public address.
-        limits: What is refused. Defaults to `DemoLimits()`.
-        on_start: Called when the page is served, with its address and the public one.
+        pipeline: Pipeline with a frame encoder, or for text tracks (`from_text_encoder`).
+        video_dir: Folder of videos or text tracks to offer.
+        examples: Example sentences. Defaults to those of synthetic videos, if the model knows their
+            words.
+        host: Address to listen on; 0.0.0.0 allows other machines.
+        port: Port to listen on. Defaults to the first free one from 7860.
+        share: Get a public URL from Gradio's servers.
+        limits: Limits of uploads and queries. Defaults to `DemoLimits()`.
+        on_start: Called with the local and the public URL when the page is served.
 
     Raises:
-        FileError: If there is no folder `video_dir`, or no video in it, or the port is taken.
+        FileError: If the folder `video_dir` is missing or has no videos, or the port is in use.
         ConfigError: If the pipeline takes neither videos nor text tracks.
         MissingDependencyError: If gradio is not installed.
     """
     limits = limits or DemoLimits()
     if pipeline.frame_encoder is None and not pipeline.takes_text_tracks:
-        hint = "It works on features, and the demo on videos or text tracks."
+        hint = "This pipeline takes features, but the demo needs videos or text tracks."
         raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))
     if port is not None:
         _check_port(host, port)
@@ -66,9 +64,9 @@ def launch_demo(
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="tmapdiff-demo-") as folder,
     ):
-        # Visitors see it on the page; what they ask is not to be in a log.
+        # The page shows unknown words, and queries should not be logged.
         warnings.simplefilter("ignore", UnknownWordsWarning)
-        # Gradio reads these when it is imported.
+        # Set before Gradio is imported, which reads them.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder
         require("gradio", extra="demo", purpose="the demo")
@@ -98,7 +96,7 @@ def launch_demo(
         try:
             if on_start is not None:
                 on_start(address, public)
-            ended = threading.Event()  # by an interrupt alone
+            ended = threading.Event()  # never set: only an interrupt ends the loop
             while not ended.wait(_BETWEEN_SWEEPS):
                 videos.sweep()
         finally:
@@ -107,7 +105,7 @@ def launch_demo(
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM be a KeyboardInterrupt too: temporary files are deleted then."""
+    """Raise KeyboardInterrupt on SIGTERM too, so that temporary files are deleted."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The one video that each visitor has at a time."""
+"""Videos of the visitors, one per visitor."""
 
 import os
 import secrets
@@ -14,9 +14,9 @@ from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.playback import is_playable, write_playable
 from tmapdiff.errors import VideoError
 
-_WAITING = 3600  # seconds that an upload is kept which no visitor has asked about
-_IDLE = 86_400  # seconds that a visitor's video is kept
-_LEAST = 100_000  # bytes that each counts at least: files without content take room, too
+_WAITING = 3600  # seconds until an unused upload is deleted
+_IDLE = 86_400  # seconds until the video of an inactive visitor is deleted
+_LEAST = 100_000  # bytes that each file counts at least, as empty files take space too
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class SessionVideo:
     """A visitor's video.
 
     Attributes:
-        name: As the visitor calls it.
-        source: The file that is searched: of a file that was not moved, itself, so that its
-            features are computed once for all visitors.
-        shown: The file that the player plays.
-        folder: What is deleted with it.
-        size: Bytes that it takes.
-        cues: What is said, of a text track.
+        name: Name of the file.
+        source: The file to search. For files that are offered to all, the original, so that its
+            features are computed once.
+        shown: The file for the player.
+        folder: Folder that is deleted with it.
+        size: Size in bytes on the disk.
+        cues: Cues of a text track.
     """
 
     name: str
@@ -42,10 +42,7 @@ class SessionVideo:
 
 
 class SessionVideos:
-    """Keeps the videos of all visitors in one folder, each in a folder that cannot be guessed.
-
-    With `text_tracks`, the videos are text tracks.
-    """
+    """Stores the videos (or text tracks) of all visitors, each in a folder with a secret name."""
 
     def __init__(
         self, folder: str | os.PathLike[str], limits: DemoLimits, *, text_tracks: bool = False
@@ -54,8 +51,8 @@ class SessionVideos:
         self.limits = limits
         self.text_tracks = text_tracks
         self._videos: dict[str, SessionVideo] = {}
-        self._used: dict[str, float] = {}  # when, of each video
-        self._ended: dict[str, float] = {}  # when, of each visitor who has left
+        self._used: dict[str, float] = {}  # time of the last use, by visitor
+        self._ended: dict[str, float] = {}  # time of leaving, by visitor
         self._waiting: dict[Path, tuple[int, float]] = {}  # size and time of uploads, by folder
         self._lock = threading.RLock()
 
@@ -70,7 +67,7 @@ class SessionVideos:
             return self._videos.get(session)
 
     def expect(self, size: int) -> Path:
-        """Make a folder for an upload of so many bytes; VideoError if there is no room for it."""
+        """Make a folder for an upload of `size` bytes, or raise VideoError if there is no space."""
         self.sweep()
         folder = self._new_folder()
         with self._lock:
@@ -87,7 +84,7 @@ class SessionVideos:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Delete uploads that nobody asks about, and videos of visitors who have vanished."""
+        """Delete unused uploads and videos of inactive visitors."""
         now = monotonic()
         with self._lock:
             waited = [one for one, (_, since) in self._waiting.items() if now - since > _WAITING]
@@ -99,10 +96,10 @@ class SessionVideos:
             self.drop(session)
 
     def take(self, session: str, path: str | os.PathLike[str], *, move: bool) -> SessionVideo:
-        """Make a file, or a copy of it, a visitor's video, in place of the one before.
+        """Replace a visitor's video by a file, which is moved, or otherwise linked or copied.
 
-        Refused if it is no video, beyond a limit, without room, or of a visitor who has left
-        meanwhile: a VideoError, and what was to be moved is deleted.
+        VideoError is raised, and a file to be moved is deleted, if it is not a video, exceeds a
+        limit or the space, or the visitor has left.
         """
         self.drop(session)
         given = Path(path)
@@ -129,7 +126,7 @@ class SessionVideos:
             video = SessionVideo(given.name, source, shown, folder, size, cues)
             with self._lock:
                 if session in self._ended:
-                    raise VideoError(message(given.name, "its visitor to wait", "a closed page"))
+                    raise VideoError(message(given.name, "an open page", "a closed one"))
                 self._videos[session] = video
                 self._used[session] = monotonic()
         except BaseException:
@@ -151,7 +148,7 @@ class SessionVideos:
             shutil.rmtree(video.folder, ignore_errors=True)
 
     def end(self, session: str) -> None:
-        """Delete the video of a visitor who has left, also if it is still on its way."""
+        """Delete the video of a visitor who has left, and refuse one still being uploaded."""
         with self._lock:
             self._ended[session] = monotonic()
         self.drop(session)
@@ -165,7 +162,7 @@ class SessionVideos:
             taken += [one.size for one in self._videos.values()]
         left = self.limits.max_total_bytes - sum(max(one, _LEAST) for one in taken)
         if max(size, _LEAST) > left:
-            expected = f"room for {size / 1_000_000:.1f} MB beside the videos of other visitors"
+            expected = f"{size / 1_000_000:.1f} MB of space beside the files of other visitors"
             hint = "Please try again later."
             got = f"{max(left, 0) / 1_000_000:.1f} MB"
             raise VideoError(message("the demo", expected, got, hint))

@@ -1,4 +1,4 @@
-"""The way in for uploads, in place of Gradio's own."""
+"""Route for uploads, replacing Gradio's."""
 
 import re
 import shutil
@@ -19,18 +19,18 @@ from tmapdiff._core.checks import message
 from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import VideoError
 
-_AROUND = 10_000  # bytes of a request that are not its file's
+_AROUND = 10_000  # bytes of a request besides its file
 
 
 @dataclass
 class UploadRoute:
-    """ASGI middleware: each upload is a file of its own, and all together are within a limit.
+    """ASGI middleware that stores each upload separately, within a total limit.
 
-    Gradio would keep files by content: visitors with the same video would have one file, which the
-    first of them takes away. And it would keep any number of files that nobody asks about.
+    Gradio stores equal files once, so that the first visitor would delete the file of the others,
+    and it keeps any number of unused files.
     """
 
-    app: Any  # answers all other requests
+    app: Any  # handles all other requests
     videos: SessionVideos
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -68,8 +68,8 @@ class UploadRoute:
             async with limited.form(max_files=1, max_fields=1) as form:
                 file = form.get("files")
                 if not isinstance(file, UploadFile):
-                    raise MultiPartException("There is no file.")
-                # As Gradio names it.
+                    raise MultiPartException("The request has no file.")
+                # The name that Gradio would use.
                 name = strip_invalid_filename_characters(Path(file.filename or "").name)
                 name = name.lstrip(".") or "file"
                 with (folder / name).open("wb") as target:
@@ -78,7 +78,7 @@ class UploadRoute:
             self.videos.forget(folder)
             if isinstance(error, MultiPartException | HTTPException):
                 return PlainTextResponse(getattr(error, "detail", None) or error.message, 400)
-            raise  # the visitor has gone, or the disk is full
+            raise  # the visitor has disconnected, or the disk is full
         return JSONResponse([str(folder / name)])
 
     def _too_large(self) -> str:
@@ -87,7 +87,7 @@ class UploadRoute:
 
 
 async def _discard(request: Request, most: int) -> None:
-    """Read what comes: answered before, a browser that still sends would show no answer."""
+    """Read the request first, as browsers show no response that arrives while they send."""
     with suppress(ClientDisconnect):
         async for part in request.stream():
             most -= len(part)

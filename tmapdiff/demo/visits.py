@@ -1,4 +1,4 @@
-"""What the controls of the page do, for each visitor."""
+"""Actions of the page's controls."""
 
 import html
 import json
@@ -16,32 +16,32 @@ from tmapdiff.errors import TmapdiffError
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
 WELCOME = "Upload a {} or pick one, and type a sentence."
-IDLE = "Click a cell of the map or a bar, or press Enter on it: the player jumps there."
-IDLE_TRACK = "Click a cell of the map or a bar, or press Enter on it: its lines come into view."
+IDLE = "Click a cell of the map or a bar, or press Enter on it, to play its moment."
+IDLE_TRACK = "Click a cell of the map or a bar, or press Enter on it, to show its lines."
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class Visits:
-    """What the page's controls do, for each visitor.
+    """Actions of the page's controls.
 
-    Every method gives new values of controls. What goes wrong becomes a line for the visitor.
+    Methods return new values of controls. Errors become messages to the visitor.
     """
 
     pipeline: MomentLocalizationPipeline
     videos: SessionVideos
-    listed: dict[str, Path]  # those that visitors may pick, by name
+    listed: dict[str, Path]  # files to pick from, by name
 
     def upload(self, upload: dict[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
-        """Take a file that the visitor sent, as Gradio words it: {"path": ...}."""
+        """Take a file that the visitor uploaded, {"path": ...} in Gradio."""
         path = Path(str((upload or {}).get("path", ""))).resolve()
-        # The visitor's browser says which file: one that lies elsewhere was not sent.
+        # The browser sends the path, which could be any other file of the server.
         if not path.is_file() or self.videos.folder.resolve() not in path.parents:
-            return _refused("The upload did not arrive: please try again.")
+            return _refused("The upload did not arrive. Please try again.")
         return self._take(_session(request), path, move=True)
 
     def pick(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """Take a file of the folder."""
+        """Take a file from the folder."""
         if not name:
             return (gr.skip(),) * 4
         if name not in self.listed:
@@ -54,30 +54,30 @@ class Visits:
         except Exception as error:
             return _refused(_word(error, path, path.name))
         if self.videos.text_tracks:
-            said = [[cue.start, cue.end, cue.text] for cue in video.cues]
-            return json.dumps(said), name, line(f"{video.name} is here. What is said in it?"), ""
-        note = f"{video.name} is here. What happens in it?"
+            cues = [[cue.start, cue.end, cue.text] for cue in video.cues]
+            return json.dumps(cues), name, line(f"{video.name} is ready. What is said in it?"), ""
+        note = f"{video.name} is ready. What happens in it?"
         return str(video.shown), name, line(note), ""
 
     def end(self, request: gr.Request) -> None:
-        """Forget the visitor, who has closed the page."""
+        """Forget a visitor who has closed the page."""
         self.videos.end(_session(request))
 
     def ask(
         self, query: str, steps: float, samples: float, as_set: bool, request: gr.Request
     ) -> Iterator[tuple[str, Any]]:
-        """Answer, with a line on what is being done meanwhile."""
+        """Answer a query, with status lines meanwhile."""
         video = self.videos.get(_session(request))
         if video is None:
-            yield line("Nothing to search yet: upload a file, or pick one.", wrong=True), ""
+            yield line("There is no file to search yet: upload or pick one.", wrong=True), ""
             return
         if not query.strip():
-            yield line("Type what to look for.", wrong=True), ""
+            yield line("Type a sentence first.", wrong=True), ""
             return
-        yield line(f"Looking at {video.name} …", busy=True), gr.skip()
+        yield line(f"Encoding {video.name} …", busy=True), gr.skip()
         limits = self.videos.limits
         try:
-            self.pipeline.encode_queries([query])  # what has no known word needs no video
+            self.pipeline.encode_queries([query])  # fails before decoding if no word is known
             unknown = self.pipeline.unknown_words(query)
             features = self.pipeline.encode_video(video.source)
             doing = "Denoising" if self.pipeline.localizer.is_generative else "Comparing"
@@ -107,7 +107,7 @@ def _word(error: Exception, path: Path, name: str) -> str:
     if isinstance(error, TmapdiffError):
         return str(error).replace(str(path), name)
     _LOG.error("the demo failed", exc_info=error)
-    return "Something went wrong on our side, and is in the server's log."
+    return "Something went wrong on the server; see its log."
 
 
 def _refused(text: str) -> tuple[Any, ...]:
@@ -115,7 +115,7 @@ def _refused(text: str) -> tuple[Any, ...]:
 
 
 def line(text: str, *, wrong: bool = False, busy: bool = False) -> str:
-    """Make the line that says how things are."""
+    """Format a status line."""
     kind = "wrong" if wrong else "busy" if busy else "idle"
     role = "alert" if wrong else "status"
     return f'<p class="{kind}" role="{role}">{html.escape(text)}</p>'
