@@ -88,13 +88,16 @@ def localize(
     ] = None,
     pairs: Annotated[
         Literal["product", "zip"],
-        typer.Option(help="For several videos: every sentence for each, or one each, in order."),
+        typer.Option(
+            help="For several videos: search each for every sentence, or for one each, in order."
+        ),
     ] = "product",
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="JSONL",
-            help="File for answers, one per line as they arrive; the same command resumes.",
+            help="Write answers to this file as they arrive, one per line. The same command "
+            "resumes.",
         ),
     ] = None,
     device: options.DeviceOption = "auto",
@@ -108,8 +111,8 @@ def localize(
 
     Videos longer than those of training are searched in windows.
 
-    For several videos, or with --out, --json prints one answer per line as they arrive. Unreadable
-    videos are reported, the others are answered, and the exit code is 1.
+    For several videos, or with --out, --json prints answers as they arrive, one per line.
+    Unreadable videos are reported, the others are answered, and the exit code is 1.
     """
     from tmapdiff.data.text_tracks import TRACK_SUFFIXES, load_text_track
 

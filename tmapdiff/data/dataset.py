@@ -121,8 +121,8 @@ class MomentDataset(Dataset[MomentSample]):
     a fixed duration (as in MS-2D-TAN), and a longer video is represented by a window of N clips
     around a moment, drawn at each access from torch's random numbers (which `Trainer` seeds per
     sample), or by all its clips with `whole_videos`, for evaluation. A moment longer than the
-    window fills it. Other moments of the query are kept if more than half of them is inside,
-    clipped to the window. Without a moment, any window is drawn.
+    window fills it. Other moments of the query are clipped to the window, and kept if more than
+    half of their duration is inside. Without a moment, any window is drawn.
 
     Args:
         annotations: The queries.

@@ -185,8 +185,8 @@ class HDF5FeatureStore(_StoredFeatures):
     may read. Links to other files are not followed.
 
     Variable-length text attributes, written by other programs and earlier releases, are left out
-    with a warning, as damage in them can hang HDF5. `recover_attributes` reads them, and `tmapdiff
-    convert` writes a file with all attributes.
+    with a warning, as damage in them can hang HDF5. `recover_attributes` reads them, and
+    `tmapdiff convert` writes a file with all attributes.
 
     Args:
         path: The file.

@@ -344,7 +344,6 @@ def _paint(
     if not opacity:
         return
     side = len(frame)
-    # Bounds of the shape.
     left, top = (max(0, math.floor((one - size) * side)) for one in (x, y))
     right, bottom = (min(side, math.ceil((one + size) * side)) for one in (x, y))
     image = Image.new("L", ((right - left) * _FINER, (bottom - top) * _FINER))
