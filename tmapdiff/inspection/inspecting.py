@@ -100,7 +100,7 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
             return "videos"
         expected = f"annotations, a feature store, videos or a pipeline at {path}"
         got = ", ".join(names[:5]) or "an empty folder"
-        # The error of a file that is almost one of annotations is of use.
+        # Add the loader's error if the file is almost one of annotations.
         hint = str(error) if str(error).startswith(str(path)) else ""
         raise FileError(message("inspect", expected, got, hint)) from error
     return "annotations"
