@@ -38,6 +38,7 @@ import json
 import os
 import random
 import re
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -53,15 +54,16 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from budgets import format_mean, measure_budgets, print_head, print_steps, print_target
+from sets import load_made_up_sets, measure_sets
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from tmapdiff import PRESETS, TmapdiffError, Trainer
 from tmapdiff._core.checks import message
 from tmapdiff._core.files import remove_folder, written_beside
-from tmapdiff.data import collate_moments
+from tmapdiff.data import AnnotationSet, add_negatives, collate_moments
 from tmapdiff.errors import ArgumentError
-from tmapdiff.evaluation import evaluate
+from tmapdiff.evaluation import evaluate, fit_presence
 from tmapdiff.models import SimilarityLocalizer
 from tmapdiff.presets import DECODERS, Preset
 from tmapdiff.provenance import describe_run
@@ -91,9 +93,13 @@ ENCODER_SETTINGS = ("dropout", "channels")  # the others are fields of `Training
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 QVHIGHLIGHTS = "qvhighlights"
 PARTS, CURVE = "qvhighlights-parts", "qvhighlights-curve"
+SETS, SAMPLING = "qvhighlights-sets", "qvhighlights-sampling"
+PRESENCE = "qvhighlights-presence"
+MADE_UP_SETS = "made-up-sets"
 # Of tables that are not of Charades-STA.
-DATA_SETS = {"2": "didemo"} | dict.fromkeys((QVHIGHLIGHTS, PARTS, CURVE), QVHIGHLIGHTS)
-TARGET, STEPS = "target", "steps"
+DATA_SETS = {"2": "didemo", MADE_UP_SETS: MADE_UP_SETS}
+DATA_SETS |= dict.fromkeys((QVHIGHLIGHTS, PARTS, CURVE, SETS, SAMPLING, PRESENCE), QVHIGHLIGHTS)
+TARGET, STEPS, LENGTHS = "target", "steps", "lengths"
 OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
 QVHIGHLIGHTS_METRICS = (
     *("MR-full-R1@0.5", "MR-full-R1@0.7", "Rank5@0.5", "Rank5@0.7", "MR-full-mAP"),
@@ -122,6 +128,15 @@ class Row:
     encoder: dict[str, Any] = field(default_factory=dict)
     # Whether the few numbers of `similarity` are fitted.
     fitted: bool = True
+    # Whether the run reads sets of moments, and judges them (`sets.py`).
+    sets: bool = False
+    # Share of the training queries that are asked of other videos, to tell "not in this video".
+    negatives: float = 0.0
+    # Which half of the moments it is trained on, `short` or `long`; it is tested on the other half.
+    lengths: str | None = None
+    # Fields of the scheduler and the localizer that differ from the preset's.
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    localizer: dict[str, Any] = field(default_factory=dict)
     # Share of the training videos that it is trained on, in as many steps as on all of them.
     share: float = 1.0
 
@@ -133,22 +148,42 @@ class Row:
     @property
     def name(self) -> str:
         """Names the row's runs; rows of two tables that are the same run share it."""
-        if not self.is_trained:
-            return self.model if self.fitted else f"{self.model}-as-made"
-        share = {"share": self.share} if self.share < 1 else {}
-        changes = sorted((self.decoder | self.encoder | self.settings | share).items())
+        if not self.fitted:
+            return f"{self.model}-as-made"
+        own = {"share": self.share, "negatives": self.negatives, "lengths": self.lengths}
+        own = {name: one for name, one in own.items() if one != getattr(Row, name)}
+        parts = self.decoder | self.encoder | self.scheduler | self.localizer
+        changes = sorted((parts | self.settings | own).items())
         changed = [
             f"{key}={'+'.join(value) if isinstance(value, list) else value}"
             for key, value in changes
         ]
-        measured = ["budgets"] if self.budgets else []
-        return "_".join([self.model, self.objective, *changed, *measured])
+        measured = ["budgets"] if self.budgets else ["sets"] if self.sets else []
+        objective = [self.objective] if self.is_trained else []
+        return "_".join([self.model, *objective, *changed, *measured])
 
 
 def _twin_with(label: str, *parts: str) -> Row:
     encoder = {"aligned_parts": list(parts), "map_layer": "max-pool"} if parts else {}
     return Row(label, model="deterministic", objective="mse-rescaled", encoder=encoder)
 
+
+def _three_models(**changes: Any) -> list[Row]:
+    return [
+        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled", **changes),
+        Row("deterministic twin", model="deterministic", objective="mse-rescaled", **changes),
+        Row("diffusion", objective="mse-rescaled", **changes),
+    ]
+
+
+def _diffusion(change: str = "", **fields: Any) -> Row:
+    label = ", ".join(["diffusion", change]) if change else "diffusion"
+    return Row(label, objective="mse-rescaled", sets=True, **fields)
+
+
+# What may keep samples from being all alike.
+_LOUD: dict[str, Any] = {"scheduler": {"signal_scale": 1.0}}
+_UNIFORM: dict[str, Any] = {"localizer": {"timestep_power": 0.0}}
 
 # Of the paper's own numbers, those of Table 1 on I3D features are known here: MS-2D-TAN's from its
 # public README, the paper's as differences to them. They are of real features: compare the order.
@@ -181,19 +216,13 @@ TABLES = {
         Row("conv", decoder={"stylization": "conv"}),
         Row("both"),
     ],
-    TARGET: [
-        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled", budgets=True),
-        Row("deterministic twin", model="deterministic", objective="mse-rescaled", budgets=True),
-        Row("diffusion", objective="mse-rescaled", budgets=True),
-    ],
+    TARGET: _three_models(budgets=True),
     STEPS: [Row("diffusion", objective="mse-rescaled", budgets=True)],
     QVHIGHLIGHTS: [
         Row("best constant answer", model="prior"),
         Row("similarity, nothing fitted", model="similarity", fitted=False),
         Row("similarity, numbers fitted", model="similarity"),
-        Row("MS-2D-TAN", model="ms2dtan", objective="bce-rescaled"),
-        Row("deterministic twin", model="deterministic", objective="mse-rescaled"),
-        Row("diffusion", objective="mse-rescaled"),
+        *_three_models(),
         Row("oracle (the grid's bound)", model="oracle"),
     ],
     PARTS: [
@@ -205,6 +234,20 @@ TABLES = {
         _twin_with("... and the metric", "sentence", "sequence", "metric"),
         _twin_with("... and the product", "sentence", "sequence", "product"),
         _twin_with("... and what is learned", "sentence", "sequence", "learned"),
+    ],
+    SETS: _three_models(sets=True),
+    PRESENCE: [Row("similarity", model="similarity", negatives=0.2), *_three_models(negatives=0.2)],
+    MADE_UP_SETS: [*_three_models(sets=True), _diffusion("signal scale 1", **_LOUD)],
+    SAMPLING: [
+        _diffusion(),
+        _diffusion("signal scale 1", **_LOUD),
+        _diffusion("uniform timesteps", **_UNIFORM),
+        _diffusion("both", **_LOUD, **_UNIFORM),
+    ],
+    LENGTHS: [
+        replace(row, label=f"{row.label}, trained on {half} moments", lengths=half)
+        for half in ("short", "long")
+        for row in _three_models()
     ],
     CURVE: [
         replace(_twin_with(f"{share:.0%} of the training videos"), share=share)
@@ -235,7 +278,7 @@ class Terms:
     @property
     def protocol(self) -> Protocol:
         """How answers are judged."""
-        return "rank" if self.dataset == "charades-sta" else self.dataset
+        return "rank" if self.dataset in ("charades-sta", MADE_UP_SETS) else self.dataset
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -278,7 +321,7 @@ class Terms:
         """How a row is made and trained; controls have a recipe for the sake of their grid."""
         epochs = self.epochs or PRESETS[self.preset].training.epochs
         tuned = {name: one for name, one in row.settings.items() if name not in ENCODER_SETTINGS}
-        training = {"epochs": round(epochs / row.share), **tuned}
+        training = {"epochs": round(epochs / row.share), "negatives": row.negatives, **tuned}
         return RowRecipe(
             self.preset,
             "diffusion" if row.model in get_args(Control) else row.model,
@@ -298,15 +341,18 @@ class RowRecipe(Recipe):
     @override
     def preset_for(self, protocol: Protocol) -> Preset:
         preset = super().preset_for(protocol)
-        if not self.row.budgets and protocol != QVHIGHLIGHTS:
+        row = self.row
+        if not (row.budgets or row.sets or row.lengths or protocol == QVHIGHLIGHTS):
             preset = preset.as_published()
-        settings = self.row.settings
+        settings = row.settings
         encoder = {name: settings[name] for name in ENCODER_SETTINGS if name in settings}
-        encoder |= self.row.encoder
+        encoder |= row.encoder
         return replace(
             preset,
             encoder={**preset.encoder, **encoder},
-            decoder={**preset.decoder, **self.row.decoder},
+            decoder={**preset.decoder, **row.decoder},
+            scheduler={**preset.scheduler, **row.scheduler},
+            localizer={**preset.localizer, **row.localizer},
         )
 
 
@@ -315,6 +361,8 @@ def load_data(terms: Terms) -> LocalizationData:
     """Load queries and features; training queries of DiDeMo are of all annotators."""
     if terms.dataset == "didemo" and terms.features == "timeline":
         data = LocalizationData.make_up("didemo")
+    elif terms.dataset == MADE_UP_SETS:
+        data = load_made_up_sets()
     elif terms.data is None:
         raise ArgumentError(f"tables: expected --data, the folder of {terms.dataset}, got none.")
     elif terms.dataset == QVHIGHLIGHTS:
@@ -343,6 +391,24 @@ def load_qvhighlights(folder: Path) -> LocalizationData:
     return replace(data, word_features=words)
 
 
+def split_lengths(data: LocalizationData, trained_on: str) -> LocalizationData:
+    """Keep one half of the moments to train on, and the other to test on, split by the median."""
+
+    def lengths(items: AnnotationSet) -> list[float]:
+        return [max(end - start for start, end in item.moments) for item in items]
+
+    middle = statistics.median(lengths(data.train))
+
+    def half(items: AnnotationSet, *, short: bool) -> AnnotationSet:
+        each = zip(items, lengths(items), strict=True)
+        kept = [item for item, length in each if (length <= middle) == short]
+        return AnnotationSet(kept, items.report)
+
+    short = trained_on == "short"
+    train, test = half(data.train, short=short), half(data.test, short=not short)
+    return replace(data, train=train, test=test)
+
+
 def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     """Train and evaluate one row with one seed; the result is also written as JSON."""
     torch.set_num_threads(terms.threads)
@@ -350,6 +416,8 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     data, recipe = load_data(terms), terms.recipe(row, seed)
     if row.share < 1:
         data = replace(data, train=data.train.split_videos(1 - row.share)[0])
+    if row.lengths:
+        data = split_lengths(data, row.lengths)
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, **terms.recorded}
     if row.model in get_args(Control):
         result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
@@ -377,6 +445,9 @@ def to_json(result: dict[str, Any]) -> str:
 def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str, Any]:
     row, protocol = recipe.row, data.protocol
     options = recipe.set_options(data)
+    held = data.hold_out(0.1) if row.negatives else None
+    if held is not None:
+        data = replace(data, train=held.train)
     train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
     width, text_channels = data.store.feature_dim, data.text_channels
     model = recipe.build(options["vocabulary"], width, protocol, text_channels=text_channels)
@@ -399,6 +470,9 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
         trainer.train()
         averaged = trainer.ema_model.eval()
     training_seconds = time.perf_counter() - began
+    if held is not None:
+        asked = replace(held, test=add_negatives(held.test)).make_test_set(**options)
+        fit_presence(averaged, asked, seed=recipe.seed)
     result: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "training": asdict(config),
@@ -406,13 +480,20 @@ def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str,
     }
     if row.budgets and not terms.tuning:
         return result | measure_budgets(averaged, test_set, recipe.seed)
+    if row.sets and not terms.tuning:
+        result |= measure_sets(averaged, test_set, recipe.seed)
     judged: Any = {"seed": recipe.seed, "protocol": protocol}
     found = {
         str(steps): evaluate(averaged, test_set, num_inference_steps=steps, **judged)
         for steps in (terms.steps if averaged.is_generative else (1,))
     }
+    metrics = {steps: dict(one.metrics) for steps, one in found.items()}
+    if row.negatives:
+        asked = replace(data, test=add_negatives(data.test)).make_test_set(**options)
+        told = evaluate(averaged, asked, **judged | {"protocol": "rank"}).metrics
+        metrics["1"] |= {name: one for name, one in told.items() if name.startswith("Presence-")}
     return result | {
-        "metrics": {steps: one.metrics for steps, one in found.items()},
+        "metrics": metrics,
         "queries_per_second": {steps: one.queries_per_second for steps, one in found.items()},
     }
 
