@@ -4,11 +4,12 @@ Used by `tables.py` for its tables "qvhighlights-sets" and "made-up-sets".
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from budgets import format_mean, print_head
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +30,8 @@ from tmapdiff.models import MapLocalizer
 from tmapdiff.recipes import LocalizationData
 
 PASSES = (1, 5, 10, 25)
-SEVERAL = "queries with several moments"
+ALL, SEVERAL = "all queries", "queries with several moments"
+TWIN = "deterministic twin"
 METRICS = ("Set-F1@0.5", "Set-F1@0.7", "Set-count-error", "Set-exact")
 
 
@@ -54,10 +56,10 @@ def ways_of(
             if passes < steps:
                 continue
             some = samples[:, : passes // steps]
-            spent = f"samples of {steps} steps" if steps > 1 else "samples of one step"
-            yield f"{spent}, their mean", passes, some.mean(dim=1)
+            spent = f"{passes // steps} of {steps} {'steps' if steps > 1 else 'step'}"
+            yield f"{spent}, mean map", passes, some.mean(dim=1)
             if some.shape[1] > 1:
-                yield f"{spent}, the best set of theirs", passes, some
+                yield f"{spent}, minimum Bayes risk", passes, some
 
 
 @torch.no_grad()
@@ -90,6 +92,37 @@ def measure_sets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> dict
             for (way, passes, queries), metrics in found.items()
         ]
     }
+
+
+def print_sets(found: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Print how good the sets of each model are, and how much better than its twin's."""
+    for queries in (ALL, SEVERAL):
+        scores = {label: _scores_of(results, queries) for label, results in found.items()}
+        twin = scores.get(TWIN, {}).get(("one map", 1), {})
+        print(f"\nOf {queries}; `minus twin` is of {METRICS[0]}, of the same seed.\n")
+        print_head(
+            ["", "samples, and how they are read", "passes", "seeds", *METRICS, "minus twin"]
+        )
+        for label, ways in scores.items():
+            for (way, passes), by_seed in ways.items():
+                cells = [format_mean([one[name] for one in by_seed.values()]) for name in METRICS]
+                shared = by_seed.keys() & twin.keys() if label != TWIN else ()
+                more = [by_seed[seed][METRICS[0]] - twin[seed][METRICS[0]] for seed in shared]
+                cells.append(format_mean(more, signed=True))
+                print(f"| {label} | {way} | {passes} | {len(by_seed)} |", end=" ")
+                print(*(f"{cell} |" for cell in cells))
+
+
+def _scores_of(
+    results: Sequence[dict[str, Any]], queries: str
+) -> dict[tuple[str, int], dict[int, dict[str, float]]]:
+    """Gather what each way of reading gave in each seed."""
+    scores: dict[tuple[str, int], dict[int, dict[str, float]]] = defaultdict(dict)
+    for result in results:
+        for one in result["sets"]:
+            if one["queries"] == queries:
+                scores[one["way"], one["passes"]][result["seed"]] = one["metrics"]
+    return scores
 
 
 # What a person does in the made-up videos.
@@ -142,8 +175,8 @@ def _occurrences(
 
 
 def load_made_up_sets() -> LocalizationData:
-    """Make up 1,000 videos to train on and 200 to test on, with simulated features."""
-    videos, train = make_up_sets("train", 1000)
+    """Make up 400 videos to train on and 200 to test on, with simulated features."""
+    videos, train = make_up_sets("train", 400)
     others, test = make_up_sets("test", 200)
     store = ActionTimelineFeatures(
         {**videos, **others}, num_classes=len(_DEEDS), drop=0.0, jitter=0.3, noise=1.0

@@ -21,7 +21,10 @@ Table "qvhighlights" is of real videos, described by captions that a model wrote
 Its folder holds the annotations of val, to train on, and of test; `captions.h5`, a sentence
 embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`. Table
 "qvhighlights-parts" compares parts of the aligned encoder, as a deterministic twin, and
-"qvhighlights-curve" shares of the training videos.
+"qvhighlights-curve" shares of the training videos. "qvhighlights-sets" judges answers that are sets
+of moments, "qvhighlights-sampling" ways to train for that, and "qvhighlights-presence" whether
+models tell that a sentence is of another video. "made-up-sets" needs no files. "lengths" trains on
+the shorter half of Charades' moments and tests on the longer one, and the reverse.
 
     python benchmarks/tables.py --table target --data path/to/charades --preset nano_tuned --tune 6
     python benchmarks/tables.py --table target --data path/to/charades --preset nano_tuned \
@@ -54,7 +57,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from budgets import format_mean, measure_budgets, print_head, print_steps, print_target
-from sets import load_made_up_sets, measure_sets
+from sets import load_made_up_sets, measure_sets, print_sets
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -105,6 +108,7 @@ QVHIGHLIGHTS_METRICS = (
     *("MR-full-R1@0.5", "MR-full-R1@0.7", "Rank5@0.5", "Rank5@0.7", "MR-full-mAP"),
     "HL-min-VeryGood-Hit1",
 )
+PRESENCE_METRICS = tuple(f"Presence-{one}" for one in ("AUROC", "Accuracy", "ECE", "AURC"))
 DIDEMO_METRICS = ("Rank@1", "Rank@5", "mIoU", *METRICS[:4])
 
 
@@ -418,11 +422,14 @@ def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
         data = replace(data, train=data.train.split_videos(1 - row.share)[0])
     if row.lengths:
         data = split_lengths(data, row.lengths)
+    held = data.hold_out(0.1) if row.negatives else None
+    if held is not None:
+        data = replace(data, train=held.train)
     result: dict[str, Any] = {"row": asdict(row), "seed": seed, **terms.recorded}
     if row.model in get_args(Control):
         result["metrics"] = {"0": evaluate_control(row.model, recipe, data).rows[row.model]}
     else:
-        result |= _train(recipe, terms, data)
+        result |= _train(recipe, terms, data, held)
     result |= {
         "features": data.store.description,
         "trained_on": f"{len(data.train):,} pairs",
@@ -442,12 +449,11 @@ def to_json(result: dict[str, Any]) -> str:
     return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
 
 
-def _train(recipe: RowRecipe, terms: Terms, data: LocalizationData) -> dict[str, Any]:
+def _train(
+    recipe: RowRecipe, terms: Terms, data: LocalizationData, held: LocalizationData | None
+) -> dict[str, Any]:
     row, protocol = recipe.row, data.protocol
     options = recipe.set_options(data)
-    held = data.hold_out(0.1) if row.negatives else None
-    if held is not None:
-        data = replace(data, train=held.train)
     train_set, test_set = data.make_train_set(**options), data.make_test_set(**options)
     width, text_channels = data.store.feature_dim, data.text_channels
     model = recipe.build(options["vocabulary"], width, protocol, text_channels=text_channels)
@@ -557,6 +563,8 @@ def print_table(table: str, rows: Sequence[Row], terms: Terms, seeds: range) -> 
         print_target(found, terms.metrics)
     elif table == STEPS:
         print_steps(found[rows[0].label], terms.metrics)
+    elif rows[0].sets:
+        print_sets(found)
     else:
         print_rows(rows, found, terms)
 
@@ -565,15 +573,14 @@ def print_rows(
     rows: Sequence[Row], found: Mapping[str, list[dict[str, Any]]], terms: Terms
 ) -> None:
     """Print the metrics of each row after each number of steps, beside the paper's."""
-    print_head(["", "parameters", "steps", "seeds", *terms.metrics, "paper"])
+    metrics = terms.metrics + (PRESENCE_METRICS if rows[0].negatives else ())
+    print_head(["", "parameters", "steps", "seeds", *metrics, "paper"])
     for row in rows:
         results = found[row.label]
         paper = " / ".join(f"{value:.1f}" for value in row.paper) or "-"
         for steps in results[0]["metrics"] if results else ["-"]:
             there = [one["metrics"][steps] for one in results]
-            cells = [
-                format_mean([one[name] for one in there if name in one]) for name in terms.metrics
-            ]
+            cells = [format_mean([one[name] for one in there if name in one]) for name in metrics]
             trained = bool(results) and "parameters" in results[0]
             millions = f"{results[0]['parameters'] / 1e6:.2f} M" if trained else "-"
             shown = steps if trained else "-"

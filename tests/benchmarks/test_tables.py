@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sets
 import tables
 import torch
 from accelerate.state import AcceleratorState
+from budgets import format_mean
 from helpers.assertions import refuses
 from helpers.datasets import write_charades
 
@@ -284,3 +286,75 @@ def test_every_row_gets_the_same_trials_and_its_best_settings(
     assert found["training"]["learning_rate"] == 1e-3
     encoder = terms.recipe(row, 0).preset_for("rank").encoder
     assert (encoder["channels"], encoder["dropout"]) == (64, 0.3)
+
+
+@pytest.mark.train
+def test_sets_are_compared_with_the_twin_s_of_the_same_seed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sets, "PASSES", (1, 5))
+    monkeypatch.setitem(tables.TABLES, "made-up-sets", tables.TABLES["made-up-sets"][1:3])
+    arguments = options(tmp_path, "--table", "made-up-sets", "--limit", "20", "--seeds", "2")
+    assert tables.main(arguments) == 0
+    several = capsys.readouterr().out.split("Of queries with several moments")[1]
+    names, gains = ("diffusion_mse-rescaled_sets", "deterministic_mse-rescaled_sets"), []
+    for seed in (0, 1):
+        paths = (tmp_path / "results" / f"{name}-seed{seed}.json" for name in names)
+        ours, theirs = (
+            next(
+                one["metrics"]["Set-F1@0.5"]
+                for one in json.loads(path.read_text())["sets"]
+                if one["queries"] == "queries with several moments"
+                and one["way"] in ("one map", "5 of 1 step, minimum Bayes risk")
+            )
+            for path in paths
+        )
+        gains.append(ours - theirs)
+    (line,) = (
+        line
+        for line in several.splitlines()
+        if line.startswith("| diffusion | 5 of 1 step, minimum Bayes risk | 5 | 2 |")
+    )
+    assert line.endswith(f"| {format_mean(gains, signed=True)} |")
+
+
+def test_the_truth_of_made_up_sets_is_known():
+    videos, annotations = sets.make_up_sets("test", 40)
+    counts, interrupted = [], 0
+    for item in annotations:
+        deed = next(i for i, name in enumerate(sets._DEEDS) if f" {name} " in item.query)
+        done = [(start, end) for one, start, end in videos[item.video_id].actions if one == deed]
+        counts.append(len(item.moments))
+        bounds = {time for part in done for time in part}
+        assert {time for moment in item.moments for time in moment} <= bounds
+        assert bool(item.moments) == bool(done)
+        whole = len(item.moments) < len(done)
+        interrupted += whole
+        assert whole or sorted(item.moments) == sorted(done)
+    assert counts.count(0) == 40
+    assert set(counts) >= {0, 1, 2, 3, 4}
+    assert interrupted
+
+
+@pytest.mark.train
+def test_whether_a_sentence_is_of_another_video_is_measured_on_other_videos(tmp_path):
+    terms = tables.Terms(tmp_path, tmp_path, dataset="made-up-sets", limit=150, epochs=1)
+    held_out = tables.load_data(terms).hold_out(0.1)
+    for model in ("deterministic", "ms2dtan"):
+        result = tables.run(tables.Row("x", model=model, negatives=0.2), 0, terms)
+        assert 0 <= result["metrics"]["1"]["Presence-AUROC"] <= 100
+        assert result["trained_on"] == f"{len(held_out.train)} pairs"
+        assert result["training"]["negatives"] == 0.2
+
+
+def test_moments_of_other_lengths_are_tested(charades):
+    terms = tables.Terms(charades, charades, data=charades)
+    data = tables.load_data(terms)
+    lengths = [3.0, 5.0, 8.0, 13.0]
+    items = [
+        replace(data.train[0], qid=qid, moments=((1.0, 1.0 + length),))
+        for qid, length in enumerate(lengths)
+    ]
+    every = type(data.train)(items, data.train.report)
+    for trained_on, train, test in (("short", [3, 5], [8, 13]), ("long", [8, 13], [3, 5])):
+        found = tables.split_lengths(replace(data, train=every, test=every), trained_on)
+        assert [item.moments[0][1] - 1 for item in found.train] == train
+        assert [item.moments[0][1] - 1 for item in found.test] == test
