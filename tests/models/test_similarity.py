@@ -219,6 +219,15 @@ def test_fitting_ends_at_the_minimum_of_loss_and_decay() -> None:
     assert 0.2 < temperature < 3
 
 
+@pytest.mark.parametrize("size", [1e-3, 30.0, 1e4])
+def test_fitting_ends_there_from_wherever_it_starts(size: float) -> None:
+    batch, fresh, other = training_batch(), localizer(), randomized()
+    expected = fresh.fit([batch])
+    other.weight.data *= size
+    assert other.fit([batch]) == pytest.approx(expected, rel=1e-6)
+    assert_close(other.weight, fresh.weight)
+
+
 def queries_of(batch: MomentBatch, *rows: int) -> MomentBatch:
     picked = {
         name: value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]

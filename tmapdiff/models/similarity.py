@@ -30,6 +30,8 @@ from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 _DEFAULT_CONTRAST = "middle above 0.5"
 _DEFAULT_TEMPERATURE = 0.25
 _MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # when Newton's method stops
+_LEAST_SHARE = 1e-4  # of the predicted gain: a step that gains less is halved
+_SHORTEST_STEP = 1e-9
 _LEAST_DECAY = 1e-9  # makes the solution unique
 _SMALLEST_SHARE = 1e-12  # variances below this share of the squared mean are rounding errors
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
@@ -322,29 +324,42 @@ class SimilarityLocalizer(MapLocalizer):
         sizes = _deviations(parts)
         if not bool(sizes.isfinite().all()):
             raise ArgumentError(message(who, "finite features", "NaN or infinity"))
-        weight = self.weight.double() / self.temperature.double() * sizes
-        for _ in range(_MOST_STEPS):
-            loss = weight_decay * weight.square().sum()
-            slope = 2 * weight_decay * weight
-            curvature = 2 * max(weight_decay, _LEAST_DECAY) * torch.eye(len(weight)).to(weight)
+
+        def derivatives(weight: Tensor) -> _Derivatives:
+            decay = 2 * max(weight_decay, _LEAST_DECAY) * torch.eye(len(weight)).to(weight)
+            found = _Derivatives(
+                weight_decay * weight.square().sum(), 2 * weight_decay * weight, decay
+            )
             for part in parts:
-                sums = part.derivatives(weight / sizes)
-                loss += sums.loss / total
-                slope += sums.slope / sizes / total
-                curvature += sums.curvature / sizes / sizes[:, None] / total
-            step = torch.linalg.solve(curvature, slope)
-            gain = float(step @ slope)
-            # Damped steps far from the minimum, full ones near it.
-            weight -= step / (1 + max(gain, 0.0) ** 0.5)
+                loss, slope, curvature = part.derivatives(weight / sizes)
+                found = _Derivatives(
+                    found.loss + loss / total,
+                    found.slope + slope / sizes / total,
+                    found.curvature + curvature / sizes / sizes[:, None] / total,
+                )
+            return found
+
+        # Start at zero: from a saturated softmax, Newton's steps lead far away.
+        weight = torch.zeros_like(sizes)
+        found = derivatives(weight)
+        for _ in range(_MOST_STEPS):
+            step = torch.linalg.solve(found.curvature, found.slope)
+            gain = float(step @ found.slope)
             if gain < _SMALLEST_GAIN:
                 break
+            share, before = 1.0, found.loss
+            found = derivatives(weight - step)
+            while found.loss > before - _LEAST_SHARE * share * gain and share > _SHORTEST_STEP:
+                share /= 2
+                found = derivatives(weight - share * step)
+            weight -= share * step
         self.weight.copy_(weight / sizes)
 
         # 2. Temperature.
         tried = weight.new_tensor(_TEMPERATURES)
         errors = torch.stack([self._squared_errors(part, tried.float()) for part in parts]).sum(0)
         self.temperature.copy_(tried[errors.argmin()])
-        return float(loss)
+        return float(found.loss)
 
     def _part(self, batch: MomentBatch) -> "_FitPart":
         own = batch.to(self.weight.device)
