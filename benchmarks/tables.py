@@ -240,7 +240,7 @@ TABLES = {
         _twin_with("... and what is learned", "sentence", "sequence", "learned"),
     ],
     SETS: _three_models(sets=True),
-    PRESENCE: [Row("similarity", model="similarity", negatives=0.2), *_three_models(negatives=0.2)],
+    PRESENCE: [*_three_models(negatives=0.2), Row("similarity", model="similarity", negatives=0.2)],
     MADE_UP_SETS: [*_three_models(sets=True), _diffusion("signal scale 1", **_LOUD)],
     SAMPLING: [
         _diffusion(),
