@@ -49,13 +49,13 @@ def test_a_set_may_be_empty(run, passes, corpus, tmp_path, monkeypatch):
     out = tmp_path / "answers.jsonl"
     assert "not found" in passes("localize", video, SENTENCES[0], *options, "--out", out).out
     record = json.loads(out.read_text())
-    assert (record["moments"], record["present"]) == ([], pytest.approx(0))
+    assert (record["moments"], record["presence"]) == ([], pytest.approx(0))
     (found,) = passes("localize", video, SENTENCES[0], *options, "--json").document["answers"]
     pipeline = MomentLocalizationPipeline.from_pretrained(corpus.pipeline)
     monkeypatch.undo()
     seed = torch.Generator().manual_seed(0)
     wanted = pipeline(str(video), SENTENCES[0], answer="set", generator=seed)
-    assert found["present"] == pytest.approx(wanted.present[0], rel=1e-4)
+    assert found["presence"] == pytest.approx(wanted.presence[0], rel=1e-4)
     starts = [one.start for one in wanted.moments[0]]
     assert [one["start"] for one in found["moments"]] == pytest.approx(starts)
     idle = run("localize", video, "a", *options, "--ranking", "nms")

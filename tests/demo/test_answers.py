@@ -99,12 +99,12 @@ def test_a_set_is_the_pipelines_and_may_be_empty(pipeline, features, monkeypatch
     found = merged(pipeline, features, steps=2, samples=3, seed=1, answer="set")
     answer = ask(pipeline, features, steps=2, samples=3, seed=1, answer="set")
     assert answer["moments"] == [vars(one) for one in found.moments[0]]
-    assert answer["present"] == found.present[0]
-    assert ask(pipeline, features, steps=2, samples=3, seed=1)["present"] is None
+    assert answer["presence"] == found.presence[0]
+    assert ask(pipeline, features, steps=2, samples=3, seed=1)["presence"] is None
     draw = pipeline.localizer.draw_samples
     monkeypatch.setattr(pipeline.localizer, "draw_samples", lambda *a, **k: 0 * draw(*a, **k))
     answer = ask(pipeline, features, steps=2, samples=3, seed=1, answer="set")
-    assert (answer["moments"], answer["present"]) == ([], 0)
+    assert (answer["moments"], answer["presence"]) == ([], 0)
 
 
 def test_one_sample_has_no_spread(pipeline, features):

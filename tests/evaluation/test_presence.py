@@ -140,9 +140,9 @@ def test_a_model_tells_what_it_was_fitted_to_tell_and_so_does_the_saved_one(
     inputs = batch.features, batch.words, batch.num_words, batch.clip_seconds
     sets = model.localize(*inputs, answer="set")
     assert sets.presence.tolist() == pytest.approx(found.presence[[0, -1]].tolist(), rel=1e-4)
-    assert sets.ranked.present.tolist() == pytest.approx(sets.presence.tolist())
+    assert sets.ranked.presence.tolist() == pytest.approx(sets.presence.tolist())
     told = model.localize(*inputs, answer="set", presence=torch.full((2,), 0.25))
-    assert told.ranked.present.tolist() == [0.25, 0.25]
+    assert told.ranked.presence.tolist() == [0.25, 0.25]
 
     model.save_pretrained(tmp_path)
     again = evaluate(type(model).from_pretrained(tmp_path), mixed)

@@ -78,7 +78,7 @@ def test_what_is_there_is_the_set(count):
     found = read(maps_of(*worlds))
     assert [sorted(one) for one in sets_of(found)] == [sorted(one) for one in worlds]
     assert found.num_moments.tolist() == [count] * len(worlds)
-    assert found.present.tolist() == pytest.approx([float(count > 0)] * len(worlds), abs=1e-3)
+    assert found.presence.tolist() == pytest.approx([float(count > 0)] * len(worlds), abs=1e-3)
     assert bool((found.scores[found.valid] > 0.9).all())
     assert bool((found.scores[~found.valid] == -torch.inf).all())
 
@@ -142,7 +142,7 @@ def test_how_likely_it_is_there_decides_about_no_answer():
     scores = maps_of([EVENTS[0], EVENTS[2]]).repeat(3, 1)
     found = read(scores, presence=torch.tensor([0.0, 0.45, 0.9]))
     assert found.num_moments.tolist() == [0, 0, 2]
-    assert_close(found.present, torch.tensor([0.0, 0.45, 0.9]))
+    assert_close(found.presence, torch.tensor([0.0, 0.45, 0.9]))
     assert float(found.scores[2, 0]) == pytest.approx(0.9, abs=0.05)
     by_itself = read(scores * torch.tensor([[0.2], [0.6], [1.0]]))  # chances that it is there
     assert by_itself.num_moments.tolist() == [0, 2, 2]
@@ -201,7 +201,7 @@ def test_the_set_of_least_risk_is_that_of_plain_loops(worlds, presence):
         CANDIDATES, samples[None], target=rescale_iou, presence=given))  # fmt: skip
     full = [one for one in sets if one]
     present = len(full) / len(sets) if presence is None else presence
-    assert float(answer.present) == pytest.approx(present, abs=1e-6)
+    assert float(answer.presence) == pytest.approx(present, abs=1e-6)
 
     def expected(answer):
         if not answer:
@@ -234,7 +234,7 @@ def test_nothing_is_read_off_nothing():
         found = read_moment_sets(none, scores, target=rescale_iou)
         assert (found.moments.shape, bool(found.valid.any())) == ((len(scores), 5, 2), False)
         found = read_moment_sets(none, scores[:, None], target=rescale_iou)
-        assert (found.num_moments.tolist(), found.present.tolist()) == ([0] * len(scores),) * 2
+        assert (found.num_moments.tolist(), found.presence.tolist()) == ([0] * len(scores),) * 2
     missing = read(torch.full((1, len(CANDIDATES)), -torch.inf), presence=torch.ones(1))
     assert int(missing.num_moments) == 0
 

@@ -93,7 +93,7 @@ def sets(model: MapLocalizer, **options: Any) -> RankedMoments:
 ANSWERS: dict[str, Callable[[MapLocalizer], Tensor]] = {
     "predict_maps": lambda model: model.predict_maps(*inputs(), **seeds(model)),
     "localize": lambda model: model.localize(*inputs(), torch.ones(3), **seeds(model)).maps,
-    "set": lambda model: sets(model).present,
+    "set": lambda model: sets(model).presence,
     "sample_maps": lambda model: model.sample_maps(map_features(), **seeds(model)),
     "draw_samples": lambda model: model.draw_samples(map_features(), 2, **seeds(model)),
     "pipeline": pipe,

@@ -66,10 +66,10 @@ def test_the_set_is_what_is_there(monkeypatch, generative):
     found = pipe([marked(*one) for one in worlds], "the door", **options)
     spans = [sorted((one.start, one.end) for one in some) for some in found.moments]
     assert spans == worlds
-    assert found.present == pytest.approx([1, 0, 1], abs=0.1)
+    assert found.presence == pytest.approx([1, 0, 1], abs=0.1)
     table = pipe([marked(*one) for one in worlds], "the door", output_type="np", **options).moments
     assert (~np.isnan(table[..., 0])).sum(axis=1).tolist() == [2, 0, 1]
-    assert pipe(marked(), "the door").present is None
+    assert pipe(marked(), "the door").presence is None
 
 
 def test_long_videos_and_bad_ones_have_sets_too(monkeypatch):
@@ -81,7 +81,7 @@ def test_long_videos_and_bad_ones_have_sets_too(monkeypatch):
     first, *others = found.moments
     assert sorted((one.start, one.end) for one in first) == [(1, 3), (20, 23)]
     assert others == [[], []]
-    assert math.isnan(found.present[1])
+    assert math.isnan(found.presence[1])
     assert found.errors[1] is not None
 
 
@@ -90,7 +90,7 @@ def test_sets_do_not_depend_on_the_batch():
     options = {"answer": "set", "num_samples": 3}
     together = pipe(VIDEO, QUERIES, generator=seeds(3), **options)
     apart = pipe(VIDEO, QUERIES, generator=seeds(3), batch_size=1, **options)
-    assert together.present == pytest.approx(apart.present)
+    assert together.presence == pytest.approx(apart.presence)
     for mine, other in zip(together.moments, apart.moments, strict=True):
         assert [(one.start, one.end) for one in mine] == [(one.start, one.end) for one in other]
 
@@ -111,7 +111,7 @@ def test_what_the_model_was_fitted_to_tell_decides_whether_a_set_is_empty(genera
     for bias, expected in ((9.0, 1.0), (-9.0, 0.0)):
         localizer.register_to_config(presence_weights=[0.0, 0.0, bias])
         found = pipe(videos, "the door", answer="set", generator=seeds(3))
-        assert found.present[:2] == pytest.approx([expected] * 2, abs=1e-3)
+        assert found.presence[:2] == pytest.approx([expected] * 2, abs=1e-3)
         assert [bool(some) for some in found.moments[:2]] == [expected == 1] * 2
         assert found.windows[2]
-        assert found.present[2] == pytest.approx(before.present[2], abs=1e-5)
+        assert found.presence[2] == pytest.approx(before.presence[2], abs=1e-5)

@@ -185,15 +185,15 @@ def localize(
         windows = found.windows[0] if found.windows else []
         _print_windows(output, windows)
         cues = load_text_track(video) if is_track and not of_features else ()
-        present = found.present or [None] * len(sentences)
-        for sentence, moments, share in zip(sentences, found.moments, present, strict=True):
+        presence = found.presence or [None] * len(sentences)
+        for sentence, moments, share in zip(sentences, found.moments, presence, strict=True):
             _print_moments(output, sentence, moments, share, cues)
         if files:
             output.line(f"written: {', '.join(str(file) for file in files)}")
         found_of: list[dict[str, Any]] = [
             {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
-            | ({} if share is None else {"present": share})
-            for one, moments, share in zip(sentences, found.moments, present, strict=True)
+            | ({} if share is None else {"presence": share})
+            for one, moments, share in zip(sentences, found.moments, presence, strict=True)
         ]
         if saliency is not None:
             for record, clips in zip(found_of, found.saliency, strict=True):
@@ -243,7 +243,7 @@ def _print_answers(
                     continue
                 moments = [LocalizedMoment(*map(one.get, _MOMENT)) for one in record["moments"]]
                 _print_windows(output, record["windows"])
-                title, share = f"{record['video']}: {record['sentence']}", record.get("present")
+                title, share = f"{record['video']}: {record['sentence']}", record.get("presence")
                 _print_moments(output, title, moments, share)
             advance()
     return failed
@@ -297,11 +297,11 @@ def _print_moments(
     out: Output,
     sentence: str,
     moments: "Sequence[LocalizedMoment]",
-    present: float | None,
+    presence: float | None,
     cues: "Sequence[Cue]" = (),
 ) -> None:
-    if present is not None:
-        sentence += f" (in this video with probability {present:.0%})"
+    if presence is not None:
+        sentence += f" (in this video with probability {presence:.0%})"
         if not moments:
             out.line(f"{sentence}\nnot found in this video")
             return

@@ -32,7 +32,7 @@ def find_answer(
 
     `windows` is the number of windows searched; `limits` are the scores at the ends of the color
     scale; `saliency` has the probability that each clip lies in the answer; `samples` has the best
-    moment of each sample; `present` is the probability that there is a moment, or null without a
+    moment of each sample; `presence` is the probability that there is a moment, or null without a
     set; `clean` and `noisy` are the maps after each step. Maps are base64 of one byte per cell, by
     `[start, duration]`: 0 for no candidate, otherwise 1 to 255 over the limits.
     """
@@ -70,7 +70,7 @@ def find_answer(
         "map": _encode(merged, low, high),
         "saliency": [float(f"{one:.4g}") for one in found.saliency[0].tolist()],
         "moments": [_moment(one) for one in found.moments[0]],
-        "present": None if found.present is None else found.present[0],
+        "presence": None if found.presence is None else found.presence[0],
         "samples": _best_of_each(pipeline, drawn, samples, found) if drawn else [],
         "clean": [_encode(one, low, high) for one in clean],
         # Noise exceeds the limits, so that each noisy map is scaled by its own range.

@@ -161,7 +161,7 @@ window.tmapdiffDemo = (() => {
     answer.moments.forEach((one, at) => {
       const track = make("div", "track", tracks);
       // In a set, scores are probabilities, but spreads are of cells of the map.
-      const bare = one.spread === null || answer.present !== null;
+      const bare = one.spread === null || answer.presence !== null;
       const spread = bare ? "" : ` ± ${one.spread.toFixed(2)}`;
       const score = `${one.score.toFixed(2)}${spread}`;
       const button = bar(track, one, `moment rank-${at + 1}`, String(at + 1),
@@ -169,11 +169,11 @@ window.tmapdiffDemo = (() => {
       button.style.opacity = String(Math.max(1 - 0.12 * at, 0.5));
       annotate(track, one, `${score}   ${between(one)}`);
     });
-    if (answer.present !== null) {
+    if (answer.presence !== null) {
       const found = answer.moments.length ? "the score of a moment is the probability that it is right"
         : "not found in this video";
       make("span", "caption found", timeline,
-        `${found}; in this video with probability ${(100 * answer.present).toFixed(0)} %`);
+        `${found}; in this video with probability ${(100 * answer.presence).toFixed(0)} %`);
     }
     make("span", "caption", timeline,
       `curve: probability that each time lies in the answer, at most ${most.toFixed(2)}`);

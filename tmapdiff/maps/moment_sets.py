@@ -140,7 +140,7 @@ def read_moment_sets(
     picks, probability, present = found
     probability = probability.masked_fill(picks < 0, -torch.inf)
     ranked = to_ranked_moments(candidates, picks, probability, clip_seconds, durations)
-    return replace(ranked, present=present)
+    return replace(ranked, presence=present)
 
 
 def _read(

@@ -12,7 +12,7 @@ from tmapdiff.maps.overlap import temporal_iou
 
 @dataclass(frozen=True)
 class RankedMoments:
-    """The moments of each query, best first; with `present`, its set of moments.
+    """The moments of each query, best first; with `presence`, its set of moments.
 
     Queries with fewer than n moments are padded.
 
@@ -22,14 +22,14 @@ class RankedMoments:
         - valid: (B, n), bool; False for padding
         - clips: (B, n, 2), int64, the moments' map cells as first clip and clip after the last;
           padded with 0. None for moments that are not read from a map
-        - present: (B,), likelihood that the query has a moment. None unless moments form sets
+        - presence: (B,), probability that the query has a moment. None unless moments form sets
     """
 
     moments: Tensor
     scores: Tensor
     valid: Tensor
     clips: Tensor | None = None
-    present: Tensor | None = None
+    presence: Tensor | None = None
 
     @property
     def num_moments(self) -> Tensor:

@@ -120,7 +120,7 @@ class Localization:
         probability.
         """
         best = self.ranked.scores[:, 0]
-        return best if self.ranked.present is None else best.clamp(min=0)
+        return best if self.ranked.presence is None else best.clamp(min=0)
 
 
 class MapLocalizer(MapModel):

@@ -166,7 +166,7 @@ class Steps:
 class Answer:
     moments: list[LocalizedMoment]
     clips: Clips
-    present: float  # probability that there is a moment; NaN unless the moments are a set
+    presence: float  # probability that there is a moment; NaN unless the moments are a set
     maps: PackedMaps
     clean: PackedMaps | None
     noisy: PackedMaps | None
@@ -179,8 +179,8 @@ def answers_of(
     durations = [video.duration for video in batch.clips]
     listed = list_moments(found.ranked, seconds, durations, spread)
     maps, target = found.maps.float().cpu(), batch.localizer.objective.target
-    present = found.ranked.present
-    shares = [math.nan] * len(batch) if present is None else present.tolist()
+    presence = found.ranked.presence
+    shares = [math.nan] * len(batch) if presence is None else presence.tolist()
     for row, clips in enumerate(batch.clips):
         packed: Any = [
             None if one is None else PackedMaps(found.grid, one[row], batch.counts[row], target)

@@ -514,8 +514,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             temperature: As for `MapLocalizer.localize`.
             answer: `ranked` for the best moments, however poor; `set` for a set of moments,
                 possibly empty, with probabilities as scores, see `MapLocalizer.localize`. The
-                output then has `present`, which comes from the maps alone if a video is searched in
-                windows.
+                output then has `presence`, which comes from the maps alone if a video is
+                searched in windows.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one per query, which makes answers independent of
                 batching.
@@ -592,7 +592,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         answers = [None if isinstance(one, TmapdiffError) else one for one in found]
         output = _output(answers, top_n, output_type, return_steps)
         if answer == "set":
-            output.present = [math.nan if one is None else one.present for one in answers]
+            output.presence = [math.nan if one is None else one.presence for one in answers]
         if pairs is not None:
             output.videos, output.queries = videos, queries
         if skip:

@@ -148,7 +148,7 @@ class MomentLocalizationOutput(BaseOutput):
             moments (or NaN), empty maps and NaN for seconds. None without `on_error="skip"`.
         videos: The video of each answer. None unless `pairs` or a folder was passed.
         queries: The query of each answer. None unless `pairs` or a folder was passed.
-        present: Predicted probability that each query has a moment in its video. None unless
+        presence: Predicted probability that each query has a moment in its video. None unless
             `answer="set"`.
 
     Shape:
@@ -168,7 +168,7 @@ class MomentLocalizationOutput(BaseOutput):
     errors: list[TmapdiffError | None] | None = None
     videos: list[Any] | None = None
     queries: list[str] | None = None
-    present: list[float] | None = None
+    presence: list[float] | None = None
 
     @property
     def saliency(self) -> ClipSaliency:

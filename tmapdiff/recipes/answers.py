@@ -56,7 +56,7 @@ def answer_videos(
     """Find the moments that sentences describe in videos; yield the answers of one video at a time.
 
     A record has `video` and `sentence`, then either `error` or `duration`, `windows`, `moments`,
-    `unknown_words` and, for sets, `present`, the probability that the video has a moment. It also
+    `unknown_words` and, for sets, `presence`, the probability that the video has a moment. It also
     has `seed`, `settings`, `options` and, with `out`, a digest of the pipeline.
 
     With `out`, records are appended to that file. Records of an earlier run with the same settings
@@ -128,8 +128,8 @@ def _ask(
             record["duration"] = found.durations[index]
             record["windows"] = found.windows[index] if found.windows else []
             record["moments"] = [vars(one) for one in found.moments[index]]
-            if found.present is not None:
-                record["present"] = found.present[index]
+            if found.presence is not None:
+                record["presence"] = found.presence[index]
             record["unknown_words"] = pipeline.unknown_words(sentence)
         records.append(record)
     return records
