@@ -217,7 +217,7 @@ PRESETS = MappingProxyType(
         ),
         tiny=Preset(
             description="the default: finer maps, wider layers",
-            measured="Charades-STA with simulated features, 16 minutes on two cores (early version)",
+            measured="Charades-STA with simulated features, 16 minutes on two cores, early version",
             grid={"num_clips": 32, "num_anchors": 8, "num_scales": 3},
             encoder={"channels": 64, **_SMALL_TEXT},
             decoder={**_SMALL_DECODER, "channels": 64, "time_channels": 128, "num_heads": 4},

@@ -22,8 +22,8 @@ class IoUMapBuilder:
     """Builds the IoU maps of annotated moments: what the diffusion model denoises.
 
     Each cell holds the highest IoU of its candidate moment with any annotated moment, or 0 if there
-    is none. Invalid cells are 0. Computed in closed form, on the moments' device and in their
-    dtype; lists and integers become torch's default dtype.
+    is none. Invalid cells, whose candidate ends after the video, are 0. Computed in closed form, on
+    the moments' device and in their dtype; lists and integers become torch's default dtype.
 
     Every method takes `moments`, the start and end of the annotated moments in seconds,
     `clip_seconds`, the seconds per clip (without it, moments are in clips), and `num_moments`, how

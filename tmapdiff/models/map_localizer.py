@@ -189,7 +189,7 @@ class MapLocalizer(MapModel):
 
         Args:
             features: Features of the clips.
-            words: Word indices, padded with 0.
+            words: Word indices, padded with 0; with `text_channels`, features.
             num_words: Number of words of each query.
             moments: Annotated moments, in seconds.
             clip_seconds: Seconds per clip of each sample.
@@ -201,7 +201,7 @@ class MapLocalizer(MapModel):
 
         Shape:
             - features: (B, N, clip_channels)
-            - words: (B, L)
+            - words: (B, L), integer; or (B, L, text_channels)
             - num_words, clip_seconds, num_moments, num_clips: (B,)
             - moments: (B, 2) or (B, M, 2)
             - returns: ()
@@ -341,7 +341,7 @@ class MapLocalizer(MapModel):
 
         Args:
             features: Features of the clips.
-            words: Word indices, padded with 0.
+            words: Word indices, padded with 0; with `text_channels`, features.
             num_words: Words of each query.
             clip_seconds: Seconds per clip of each sample.
             num_clips: Clips of each video, if they differ. The number of clips N may then be other
@@ -366,7 +366,7 @@ class MapLocalizer(MapModel):
 
         Shape:
             - features: (B, N, clip_channels)
-            - words: (B, L)
+            - words: (B, L), integer; or (B, L, text_channels)
             - num_words, clip_seconds, num_clips, durations, presence: (B,)
 
         Raises:

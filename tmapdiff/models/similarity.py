@@ -183,7 +183,7 @@ class SimilarityLocalizer(MapLocalizer):
         words: Whether to compare each word in addition to their mean.
         features_per_clip: Feature rows per clip.
         smoothings: Numbers of rows to average similarities over, see `contrast_features`.
-        target_power: In training, a candidate's target probability is proportional to its IoU to
+        target_power: In `fit`, a candidate's target probability is proportional to its IoU to
             this power.
         objective: Defines the target map (`tmapdiff.losses.get_objective`); its loss is not used.
         nms_threshold: Only for `nms`: highest IoU that two returned moments may have.
