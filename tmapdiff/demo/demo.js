@@ -176,7 +176,8 @@ window.tmapdiffDemo = (() => {
         `${found}; in this video with probability ${(100 * answer.presence).toFixed(0)} %`);
     }
     make("span", "caption", timeline,
-      `curve: probability that each time lies in the answer, at most ${most.toFixed(2)}`);
+      `curve: probability that each time lies in the answer${answer.presence === null ? ""
+        : ", if there is one"}, at most ${most.toFixed(2)}`);
     if (answer.samples.length) {
       const track = make("div", "track samples", tracks);
       for (const one of answer.samples) {
