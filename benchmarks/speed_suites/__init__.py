@@ -5,7 +5,6 @@ from speed_suites import (
     denoising,
     elementwise,
     exported,
-    glove,
     kernels,
     long_videos,
     parts,
@@ -29,5 +28,4 @@ EXTRA_SUITES = {
     "long-videos": long_videos.cases,
     "corpus": corpus.cases,
     "export": exported.cases,
-    "glove": glove.cases,
 }

@@ -151,13 +151,6 @@ def test_a_corpus_is_measured_step_by_step_and_between_its_files():
     assert all(one.items_per_second > 0 for one in between.values())
 
 
-@pytest.mark.exhaustive
-def test_vectors_come_faster_from_the_cache():
-    text, cache = measure("glove")
-    assert (text.backend, cache.backend) == ("text", "cache")
-    assert cache.ratio_to_reference < 1
-
-
 def test_batch_and_loop_give_the_same_answers():
     grid = MapGrid(16, 8, 2)
     data = postprocess.make_data(grid, 12)
