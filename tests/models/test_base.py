@@ -61,9 +61,12 @@ def warnings_of_diffusers() -> Iterator[list[str]]:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
     logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # other tests may have silenced it
     logger.addHandler(handler)
     yield said
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 CASTS: dict[str, Callable[[MapDiffusionDecoder, Path], Any]] = {

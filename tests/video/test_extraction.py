@@ -276,7 +276,7 @@ def test_lists_and_mappings(tmp_path, encoder):
     report = extract_features(videos, encoder, tmp_path / "f.h5", fps=1)
     assert report.extracted == ("a.mp4", "b")
     skipped, address = report.skipped
-    assert "expected a path, got https://h/a.mp4. Addresses are not" in address.reason
+    assert "expected a path, got https://h/a.mp4. URLs are not" in address.reason
     assert skipped.video_id == "none"
     assert skipped.reason == f"cannot read {tmp_path / 'none.mp4'}: No such file or directory."
     assert len(open_feature_store(tmp_path / "f.h5")["a.mp4"]) == 3
