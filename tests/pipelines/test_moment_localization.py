@@ -589,7 +589,8 @@ class TestSaving:
         with refuses(ConfigError, "expected no text_encoder, as the model has a"):
             make_pipe(text_encoder=text)
         other = make_localizer(encoder={"text_channels": 9, "vocabulary_size": None})
-        with refuses(ConfigError, "a text_encoder with 9 channels, got 16 of tokens and 16 of sentence."):
+        text_of_error = "a text_encoder with 9 channels, got 16 of tokens and 16 of sentence."
+        with refuses(ConfigError, text_of_error):
             make_pipe(other, vocabulary=None, text_encoder=text)
 
     def test_what_a_text_encoder_reads_is_known(self):
