@@ -81,7 +81,7 @@ def measure_sets(model: MapLocalizer, dataset: MomentDataset, seed: int) -> dict
                 durations=batch.durations,
                 answer="set",
             ).ranked
-            for queries, kept in (("all queries", torch.ones_like(several)), (SEVERAL, several)):
+            for queries, kept in ((ALL, torch.ones_like(several)), (SEVERAL, several)):
                 if kept.any():
                     rows = (one[kept] for one in (ranked.moments, ranked.scores, ranked.valid))
                     truth = batch.moments[kept], batch.num_moments[kept]
