@@ -334,6 +334,38 @@ def test_the_truth_of_made_up_sets_is_known():
     assert interrupted
 
 
+def test_one_coin_decides_for_all_moments_of_a_query(monkeypatch):
+    class Loaded:
+        def __init__(self, name):
+            self.fair = generator_for(name)
+
+        def __getattr__(self, name):
+            return getattr(self.fair, name)
+
+        def integers(self, sides):
+            self.fair.integers(sides)
+            return side
+
+    generator_for = sets.generator_for
+    monkeypatch.setattr(sets, "generator_for", Loaded)
+    side = 1
+    _, halved = sets.make_up_sets("test", 10)
+    side = 0
+    _, whole = sets.make_up_sets("test", 10)
+    joined = 0
+    for parts, moments in zip(halved, whole, strict=True):
+        for start, end in moments.moments:
+            inside = [part for part in parts.moments if start <= part[0] and part[1] <= end]
+            assert (inside[0][0], inside[-1][1]) == (start, end)
+            assert len(inside) <= 2
+            joined += len(inside) - 1
+        assert len(parts.moments) >= len(moments.moments)
+    assert joined == sum(len(one.moments) for one in halved) - sum(
+        len(one.moments) for one in whole
+    )
+    assert joined > 10
+
+
 @pytest.mark.train
 def test_whether_a_sentence_is_of_another_video_is_measured_on_other_videos(tmp_path):
     terms = tables.Terms(tmp_path, tmp_path, dataset="made-up-sets", limit=150, epochs=1)
