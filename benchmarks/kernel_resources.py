@@ -1,10 +1,10 @@
 """Compile the Triton kernels for a GPU, which is not needed, and print the resources they use.
 
-python benchmarks/kernel_resources.py [--architecture 90] [--dtype bfloat16] [--quick] [--json]
+python benchmarks/kernel_resources.py [--architecture 90] [--dtype bfloat16] [--json]
 
-For each kernel, at the sizes of the paper: registers and spilled bytes per thread, shared memory
-and warps per program, loads and stores of 16 bytes and of fewer per thread, and tensor core
-instructions. Nothing is timed.
+For each kernel, at the sizes of the paper and in the memory layout of convolutions: registers and
+spilled bytes per thread, shared memory and warps per program, loads and stores of 16 bytes and of
+fewer per thread, and tensor core instructions. Nothing is timed.
 """
 
 import argparse
@@ -26,6 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here, not inter
 
 import torch
 import triton
+from budgets import print_head
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -46,7 +47,6 @@ class Resources:
 
     kernel: str
     case: str
-    dtype: str  # of the maps
     programs: int  # per launch
     warps: int  # per program
     registers: int  # per thread
@@ -88,7 +88,7 @@ def compiled_only(architecture: int) -> Iterator[list[tuple[str, int, Any]]]:
         JITFunction.run, _alignment._ALIGNED = run, aligned
 
 
-def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+def cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield the name and the function of each launch."""
     batch, back = 32, stylization._stylize_backward_op
     bias = torch.empty(CHANNELS + 1, dtype=dtype)
@@ -97,22 +97,18 @@ def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], A
     # The finest and the coarsest map of the paper; the former's groups need several programs.
     for rows, columns in ((64, 16), (16, 16)):
         mask = torch.ones(rows, columns, dtype=torch.bool)
-        for layout in ("channels innermost", "cells innermost")[: 1 if quick else 2]:
-            x, wide = torch.empty(2, batch, CHANNELS + 1, rows, columns, dtype=dtype)
-            x = x[:, :CHANNELS].contiguous()
-            if layout == "channels innermost":  # the layout that convolutions return
-                x = torch.empty(columns, rows, batch, CHANNELS, dtype=dtype).permute(2, 3, 1, 0)
-                wide = torch.empty(columns, rows, batch, ROOM, dtype=dtype)
-                wide = wide[..., : CHANNELS + 1].permute(2, 3, 1, 0)
-            for name, launch, arguments in (
-                ("gate", gate._gate_op, (wide, mask, CHANNELS, bias)),
-                ("gate backward", gate._gate_backward_op, (x, wide, mask, CHANNELS, bias)),
-                ("group norm", stylization._stylize_op, (x, style, style, mask, GROUPS, 1e-5)),
-                ("group norm backward", back, (x, x, style, style, mask, kept, GROUPS, 1e-5)),
-                ("layer norm", stylization._stylize_op, (x, style, style, mask, None, 1e-5)),
-                ("layer norm backward", back, (x, x, style, style, mask, kept, None, 1e-5)),
-            ):
-                yield f"{name}, {rows}x{columns}, {layout}", partial(launch, *arguments)
+        x = torch.empty(columns, rows, batch, CHANNELS, dtype=dtype).permute(2, 3, 1, 0)
+        wide = torch.empty(columns, rows, batch, ROOM, dtype=dtype)
+        wide = wide[..., : CHANNELS + 1].permute(2, 3, 1, 0)
+        for name, launch, arguments in (
+            ("gate", gate._gate_op, (wide, mask, CHANNELS, bias)),
+            ("gate backward", gate._gate_backward_op, (x, wide, mask, CHANNELS, bias)),
+            ("group norm", stylization._stylize_op, (x, style, style, mask, GROUPS, 1e-5)),
+            ("group norm backward", back, (x, x, style, style, mask, kept, GROUPS, 1e-5)),
+            ("layer norm", stylization._stylize_op, (x, style, style, mask, None, 1e-5)),
+            ("layer norm backward", back, (x, x, style, style, mask, kept, None, 1e-5)),
+        ):
+            yield f"{name}, {rows}x{columns}", partial(launch, *arguments)
     for rows in (16, 32, 256):
         spectra = torch.empty(2, 2, 1, rows, 2 * CHANNELS, dtype=dtype)
         kernel = torch.empty(2, 2, 2 * CHANNELS, ROOM, dtype=dtype)
@@ -122,25 +118,24 @@ def cases(dtype: torch.dtype, quick: bool) -> Iterator[tuple[str, Callable[[], A
     yield "DDIM step", partial(ddim_step.ddim_step, scores, noisy, row, True, True)
 
 
-def resources(architecture: int, dtype: torch.dtype, quick: bool = False) -> list[Resources]:
+def resources(architecture: int, dtype: torch.dtype) -> list[Resources]:
     """Compile all cases, and return the resources they use."""
     found = []
     with compiled_only(architecture) as compiled:
-        for case, launch in cases(dtype, quick):
+        for case, launch in cases(dtype):
             launch()
-            found += [_resources(case, dtype, *one) for one in compiled]
+            found += [_resources(case, *one) for one in compiled]
             compiled.clear()
     return found
 
 
-def _resources(case: str, dtype: torch.dtype, name: str, programs: int, kernel: Any) -> Resources:
+def _resources(case: str, name: str, programs: int, kernel: Any) -> Resources:
     ptx, used = kernel.asm["ptx"], _usage(kernel.asm["cubin"])
     moves = re.findall(r"\b(?:ld|st)\.global[\w.:]*|\bcp\.async\.c\w\.shared\.global[^;]*", ptx)
     wide = sum(".v4.b32" in one or re.search(r"0x10\b", one) is not None for one in moves)
     return Resources(
         name,
         case,
-        str(dtype).removeprefix("torch."),
         programs,
         kernel.metadata.num_warps,
         used["REG"],
@@ -167,21 +162,16 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--architecture", type=int, default=90, help="compute capability: 80, 90 (H100) or 100")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    add("--tf32", action="store_true", help="float32 on tensor cores")
-    add("--quick", action="store_true", help="one memory layout only")
     add("--json", action="store_true", help="print JSON lines")
     options = parser.parse_args(arguments)
-    torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    found = resources(options.architecture, getattr(torch, options.dtype), options.quick)
+    found = resources(options.architecture, getattr(torch, options.dtype))
     if options.json:
         for one in found:
             print(json.dumps(asdict(one)))
         return
-    names = [field.name for field in fields(Resources) if field.name != "dtype"]
-    print("| " + " | ".join(names) + " |")
-    print("|" + " --- |" * len(names))
+    print_head([field.name for field in fields(Resources)])
     for one in found:
-        print("| " + " | ".join(str(getattr(one, name)) for name in names) + " |")
+        print("|", *(f"{value} |" for value in asdict(one).values()))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ Suites: kernels (single operations), decoder (one denoising step), sampling (ten
 with one pass of MS-2D-TAN), training (with --baseline, compared with another checkout),
 postprocess, memory (peaks). With --quick, these run at small sizes, without torch.compile, within a
 minute or two on two CPU cores. Only when named: operations (`eager` against the definition),
-choices (direct against spectral convolution), parts (of a training step), long-videos, corpus,
-export.
+choices (direct against spectral convolution), long-videos, corpus, export.
 
 It prints a table, and writes a JSON file to runs/speed or --output. If a case fails, the others are
 still measured, and the exit status is 1.

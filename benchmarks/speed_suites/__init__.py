@@ -7,7 +7,6 @@ from speed_suites import (
     exported,
     kernels,
     long_videos,
-    parts,
     postprocess,
     training,
 )
@@ -24,7 +23,6 @@ SUITES = {
 EXTRA_SUITES = {
     "operations": elementwise.operation_cases,
     "choices": kernels.choice_cases,
-    "parts": parts.cases,
     "long-videos": long_videos.cases,
     "corpus": corpus.cases,
     "export": exported.cases,

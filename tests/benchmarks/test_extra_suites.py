@@ -5,10 +5,8 @@ import importlib.util
 import pytest
 import speed
 import torch
-from helpers.clock import FakeTime
 from speed_cases import Bench, Ceilings
 from speed_suites import EXTRA_SUITES, elementwise, exported, kernels, long_videos, postprocess
-from speed_suites.parts import Stopwatch
 from timing import CpuClock, Effort
 
 from tmapdiff import MapGrid
@@ -59,57 +57,6 @@ def test_arithmetic_stands_beside_the_clock():
     assert large < 0.5 < 1 < small
 
 
-@pytest.mark.train
-def test_parts_of_a_training_step_add_up():
-    records = measure("parts")
-    one, several = (
-        {
-            one.backend.removesuffix(f", {name}"): one.median_us
-            for one in records
-            if name in one.backend
-        }
-        for name in ("one thread", "several threads")
-    )
-    assert {"styled_residual", "styled_residual, gradient", "AdamW", "data"} <= {*one}
-    assert one.keys() == several.keys()
-    for times in (one, several):
-        assert sum(times.values()) - times["all"] == pytest.approx(times["all"], rel=0.5)
-
-
-def test_parts_do_not_count_the_parts_within_them():
-    clock = FakeTime()
-
-    class Work:
-        def outer(self):
-            clock.wait(1)
-            self.inner(2)
-            with pytest.raises(ValueError, match="over"):
-                self.inner(4)
-            clock.wait(8)
-            return "done"
-
-        @staticmethod
-        def inner(seconds):
-            clock.wait(seconds)
-            if seconds == 4:
-                Failing.fail()
-
-    class Failing:
-        @classmethod
-        def fail(cls):
-            clock.wait(16)
-            raise ValueError("over")
-
-    with Stopwatch(clock) as stopwatch:
-        stopwatch.watch(Work, "outer", "outside")
-        stopwatch.watch(Work, "inner", "inside")
-        stopwatch.watch(Failing, "fail", "innermost")
-        assert Work().outer() == "done"
-    assert stopwatch.seconds == {"outside": 9, "inside": 6, "innermost": 16}
-    Work().outer()
-    assert stopwatch.seconds.total() == 31
-
-
 @pytest.mark.exhaustive
 def test_long_videos_are_measured_over_the_number_of_clips(monkeypatch):
     # Timing could choose implementations that need different memory.
@@ -138,11 +85,8 @@ def test_exported_graphs_and_the_library_do_the_same(monkeypatch, kind):
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="comes with the extra ray")
-def test_a_corpus_is_measured_step_by_step_and_between_its_files():
+def test_a_corpus_is_measured_between_its_files():
     records = measure("corpus")
-    steps = {one.backend: one.median_us for one in records if one.case.startswith("steps")}
-    assert len(steps) == 5
-    assert all(time > 0 for time in steps.values())
     between, until = (
         {one.backend: one for one in records if one.case == case}
         for case in ("from the first file to the last", "until the first file")

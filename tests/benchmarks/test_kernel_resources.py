@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 
 def resources(cache: Path, *arguments: str) -> list[dict[str, Any]]:
     # In a separate process, as triton chooses on import whether to interpret.
-    command = [sys.executable, SCRIPT, "--json", "--quick", *arguments]
+    command = [sys.executable, SCRIPT, "--json", *arguments]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     output = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True

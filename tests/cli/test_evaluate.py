@@ -3,10 +3,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from helpers.processes import run_processes
 from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
+from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary, recipes
 from tmapdiff.cli import main
 
 KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
@@ -45,6 +46,19 @@ def test_each_number_of_steps_is_a_row(passes, corpus, tmp_path):
     assert [row for row in rows if row[:1] == ["steps"]] == [["steps", "1"], ["steps", "3"]]
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
+
+
+def test_half_precision(passes, corpus, tmp_path, monkeypatch):
+    dtypes, evaluate_localizer = [], recipes.evaluate_localizer
+
+    def spy(localizer, *args, **options):
+        dtypes.append(localizer.dtype)
+        return evaluate_localizer(localizer, *args, **options)
+
+    monkeypatch.setattr(recipes, "evaluate_localizer", spy)
+    data = ["--test", corpus.test, "--features", corpus.features, "--output", tmp_path]
+    passes("evaluate", corpus.pipeline, *data, "--dtype", "bfloat16")
+    assert dtypes == [torch.bfloat16]
 
 
 def test_sets_have_metrics_of_their_own(passes, corpus, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -68,6 +68,10 @@ def evaluate(
         ),
     ] = None,
     device: options.DeviceOption = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number format of weights and maps."),
+    ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a pipeline on annotated queries.
@@ -86,6 +90,8 @@ def evaluate(
     folder = output or Path(pipeline).parent / "evaluation"
     with Output(as_json) as out:
         data_options.check(None, places, "--test")
+        import torch
+
         from tmapdiff.pipelines import MomentLocalizationPipeline
         from tmapdiff.recipes import (
             SamplingOptions,
@@ -101,7 +107,8 @@ def evaluate(
 
             accelerator = Accelerator(cpu=device == "cpu")
             place_of_model = accelerator.device
-        loaded = MomentLocalizationPipeline.from_pretrained(pipeline).to(place_of_model)
+        loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
+        loaded.to(place_of_model, getattr(torch, dtype))
         rankings: list[Any] = list(dict.fromkeys(choice.value for choice in ranking or ()))
         ways = [
             SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
