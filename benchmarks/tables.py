@@ -19,12 +19,13 @@ simulated from its action annotations, and DiDeMo's videos are made up.
 
 Table "qvhighlights" is of real videos, described by captions that a model wrote of their frames.
 Its folder holds the annotations of val, to train on, and of test; `captions.h5`, a sentence
-embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`. Table
-"qvhighlights-parts" compares parts of the aligned encoder, as a deterministic twin, and
-"qvhighlights-curve" shares of the training videos. "qvhighlights-sets" judges answers that are sets
-of moments, "qvhighlights-sampling" ways to train for that, and "qvhighlights-presence" whether
-models tell that a sentence is of another video. "made-up-sets" needs no files. "lengths" trains on
-the shorter half of Charades' moments and tests on the longer one, and the reverse.
+embedding of each clip's caption; and `queries.npz`, with `texts` and their `embeddings`.
+"qvhighlights-similarity" has the rows that need no training. "qvhighlights-parts" compares parts of
+the aligned encoder, as a deterministic twin, and "qvhighlights-curve" shares of the training
+videos. "qvhighlights-sets" judges answers that are sets of moments, "qvhighlights-sampling" ways to
+train for that, and "qvhighlights-presence" whether models tell that a sentence is of another video.
+"made-up-sets" needs no files. "lengths" trains on the shorter half of Charades' moments and tests
+on the longer one, and the reverse.
 
     python benchmarks/tables.py --table target --data path/to/charades --preset nano_tuned --tune 6
     python benchmarks/tables.py --table target --data path/to/charades --preset nano_tuned \
@@ -94,14 +95,16 @@ QVHIGHLIGHTS_SPACE: dict[str, tuple[Any, ...]] = {
 }
 ENCODER_SETTINGS = ("dropout", "channels")  # the others are fields of `TrainingConfig`
 METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
-QVHIGHLIGHTS = "qvhighlights"
+QVHIGHLIGHTS, SIMILARITY = "qvhighlights", "qvhighlights-similarity"
 PARTS, CURVE = "qvhighlights-parts", "qvhighlights-curve"
 SETS, SAMPLING = "qvhighlights-sets", "qvhighlights-sampling"
 PRESENCE = "qvhighlights-presence"
 MADE_UP_SETS = "made-up-sets"
 # Of tables that are not of Charades-STA.
 DATA_SETS = {"2": "didemo", MADE_UP_SETS: MADE_UP_SETS}
-DATA_SETS |= dict.fromkeys((QVHIGHLIGHTS, PARTS, CURVE, SETS, SAMPLING, PRESENCE), QVHIGHLIGHTS)
+DATA_SETS |= dict.fromkeys(
+    (QVHIGHLIGHTS, SIMILARITY, PARTS, CURVE, SETS, SAMPLING, PRESENCE), QVHIGHLIGHTS
+)
 TARGET, STEPS, LENGTHS = "target", "steps", "lengths"
 OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
 QVHIGHLIGHTS_METRICS = (
@@ -185,6 +188,11 @@ def _diffusion(change: str = "", **fields: Any) -> Row:
     return Row(label, objective="mse-rescaled", sets=True, **fields)
 
 
+_BY_SIMILARITY = [
+    Row("similarity, nothing fitted", model="similarity", fitted=False),
+    Row("similarity, numbers fitted", model="similarity"),
+]
+
 # What may keep samples from being all alike.
 _LOUD: dict[str, Any] = {"scheduler": {"signal_scale": 1.0}}
 _UNIFORM: dict[str, Any] = {"localizer": {"timestep_power": 0.0}}
@@ -222,10 +230,10 @@ TABLES = {
     ],
     TARGET: _three_models(budgets=True),
     STEPS: [Row("diffusion", objective="mse-rescaled", budgets=True)],
+    SIMILARITY: _BY_SIMILARITY,
     QVHIGHLIGHTS: [
         Row("best constant answer", model="prior"),
-        Row("similarity, nothing fitted", model="similarity", fitted=False),
-        Row("similarity, numbers fitted", model="similarity"),
+        *_BY_SIMILARITY,
         *_three_models(),
         Row("oracle (the grid's bound)", model="oracle"),
     ],

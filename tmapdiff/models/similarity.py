@@ -289,7 +289,7 @@ class SimilarityLocalizer(MapLocalizer):
         return power / power.sum(1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[MomentBatch], *, weight_decay: float = 1e-4) -> float:
+    def fit(self, batches: Iterable[MomentBatch], *, weight_decay: float = 1e-5) -> float:
         """Fit weights and temperature on annotated queries. This takes seconds on a CPU.
 
         The weights minimize the loss, which is convex, by Newton's method. The temperature then
