@@ -101,15 +101,6 @@ def test_folders_of_videos(tmp_path):
     assert (report.extracted, report.skipped) == (("a",), ())
 
 
-@pytest.mark.browser
-def test_the_demo_s_list(tmp_path):
-    pytest.importorskip("gradio")
-    from tmapdiff.demo.page import _list_videos
-
-    (tmp_path / "a.mp4").write_bytes(b"")
-    assert list(_list_videos(hide_beside(tmp_path, "a.mp4"))) == ["a.mp4"]
-
-
 @pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train_data.json"])
 def test_folders_of_annotations(tmp_path, name):
     moment = {"duration": 9.0, "timestamps": [[1, 2]], "sentences": ["a dog"]}

@@ -36,15 +36,15 @@ def demo(
         int | None, typer.Option(help="Port to listen on. [default: first free one from 7860]")
     ] = None,
     share: Annotated[bool, typer.Option(help="Get a public URL from Gradio's servers.")] = False,
-    max_megabytes: Annotated[float, typer.Option(help="Largest video file, in MB.")] = 200.0,
+    max_megabytes: Annotated[float, typer.Option(help="Largest upload, in MB.")] = 200.0,
     max_seconds: Annotated[float, typer.Option(help="Longest video, in seconds.")] = 600.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Serve a web page that finds moments in videos, or with --text-encoder in transcripts.
 
-    There is no telemetry, and the page loads nothing from other hosts. Uploads are deleted when the
-    page is closed. Stop with Ctrl+C.
+    There is no telemetry, and the page loads nothing from other hosts. Uploads are deleted after a
+    day, and when the server stops. Stop with Ctrl+C.
     """
     answering.check()
     with Output(as_json) as output:

@@ -2,47 +2,48 @@
 
 import html
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from tmapdiff._core.checks import check_no_address, message
-from tmapdiff._core.files import list_visible
 from tmapdiff.data.text_tracks import TRACK_SUFFIXES
-from tmapdiff.demo.sessions import SessionVideos
-from tmapdiff.demo.visits import WELCOME, Visits, line
+from tmapdiff.demo.limits import DemoLimits
+from tmapdiff.demo.visits import Visits, line
 from tmapdiff.errors import FileError
 from tmapdiff.models import SimilarityLocalizer
-from tmapdiff.pipelines import MomentLocalizationPipeline
-from tmapdiff.video.extraction import VIDEO_SUFFIXES, find_videos
+from tmapdiff.pipelines import MomentLocalizationPipeline, list_sources
+from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
 _HERE = Path(__file__).parent
 _TITLE = "Find the moment"
 _INTRODUCTION = "Describe {}, and see when. Every cell of the map is a candidate moment."
 # For synthetic videos; shown if the model knows all words.
 _EXAMPLES = ("the red circle moves to the left", "the yellow triangle rises", "a box is flashing")
+_MOST_WAITING = 16  # visitors; one is served at a time
+_DAY = 86_400  # seconds
 
 
 def build_page(
     pipeline: MomentLocalizationPipeline,
-    videos: SessionVideos,
-    video_dir: str | os.PathLike[str] | None = None,
+    limits: DemoLimits,
+    listed: Mapping[str, Path],
     examples: Sequence[str] = (),
 ) -> gr.Blocks:
-    """Build the page."""
-    limits, tracks = videos.limits, videos.text_tracks
+    """Build the page, with files to pick from by name."""
+    tracks = pipeline.takes_text_tracks
     what, kind = ("what is said", "transcript") if tracks else ("what happens", "video")
-    listed = _list_videos(video_dir, tracks)
     if not examples and pipeline.vocabulary is not None:
         examples = [one for one in _EXAMPLES if not pipeline.unknown_words(one)]
-    visits = Visits(pipeline, videos, listed)
+    visits = Visits(pipeline, limits, listed)
     generative = pipeline.localizer.is_generative
     default_steps = pipeline.localizer.config.get("num_inference_steps", 1)
 
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
+    options: Any = {"analytics_enabled": False, "delete_cache": (3600, _DAY)}
+    with gr.Blocks(title=_TITLE, fill_width=True, **options) as page:
+        source = gr.State()  # the file to search
         gr.HTML(f"<h1>{_TITLE}</h1><p>{_INTRODUCTION.format(what)}</p>", elem_id="heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=6, min_width=320, elem_id="left"):
@@ -120,7 +121,9 @@ def build_page(
                     elem_id="as-set",
                 )
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
-                status = gr.HTML(line(WELCOME.format(kind)), elem_id="status")
+                status = gr.HTML(
+                    line(f"Upload a {kind} or pick one, and type a sentence."), elem_id="status"
+                )
                 gr.HTML(f"<p>{html.escape(_describe(pipeline))}</p>", elem_id="about")
                 if pipeline.vocabulary is not None:
                     known = sorted(pipeline.vocabulary.words[2:])
@@ -137,17 +140,16 @@ def build_page(
 
         queue = {"concurrency_id": "pipeline", "api_visibility": "private"}
         quiet = {**queue, "show_progress": "hidden"}
-        shown = [player, picker, status, answer]
-        # Gradio's preprocessing would leave an empty file behind.
-        upload.upload(visits.upload, upload, shown, preprocess=False, **quiet)
+        shown = [player, picker, status, answer, source]
+        upload.upload(visits.upload, upload, shown, **quiet)
         picker.select(visits.pick, picker, shown, **quiet)
+        asked = [query, *numbers, as_set, source]
         for event in (ask.click, query.submit):
-            event(visits.ask, [query, *numbers, as_set], [status, answer], **quiet)
+            event(visits.ask, asked, [status, answer], **quiet)
         for button in buttons:
             chosen = button.click(lambda text: text, button, query, **quiet)
-            chosen.then(visits.ask, [query, *numbers, as_set], [status, answer], **quiet)
-        page.unload(visits.end)
-    page.queue(max_size=limits.max_waiting, default_concurrency_limit=1)
+            chosen.then(visits.ask, asked, [status, answer], **quiet)
+    page.queue(max_size=_MOST_WAITING, default_concurrency_limit=1)
     return page
 
 
@@ -175,26 +177,17 @@ def _describe(pipeline: MomentLocalizationPipeline) -> str:
     return "".join(f"{part}. " for part in parts)
 
 
-def _list_videos(folder: str | os.PathLike[str] | None, tracks: bool = False) -> dict[str, Path]:
+def list_videos(
+    pipeline: MomentLocalizationPipeline, folder: str | os.PathLike[str] | None
+) -> dict[str, Path]:
+    """List the files of a folder that a pipeline takes, by name."""
     if folder is None:
         return {}
-    check_no_address("demo", folder)
-    videos, others = find_videos(Path(folder))
-    if tracks:
-        files = [path for path in list_visible(Path(folder)) if path.is_file()]
-        videos = [path for path in files if path.suffix.lower() in TRACK_SUFFIXES]
-        others = {"": len(files)}
-    if not videos:
-        got = f"{sum(others.values())} other files"
-        kind = "text tracks" if tracks else "videos"
-        raise FileError(message(str(folder), f"a folder with {kind}", got))
-    return {path.name: path for path in sorted(videos, key=_natural_order)}
-
-
-def _natural_order(path: Path) -> list[str | int]:
-    """Sort `film10` after `film9`."""
-    parts = re.split("([0-9]+)", path.name)
-    return [int(part) if part.isdecimal() and part.isascii() else part for part in parts]
+    check_no_address("the demo", folder)
+    if not os.path.isdir(folder):
+        raise FileError(message("the demo", "a folder", f"{folder}, which does not exist"))
+    found = list_sources([folder], text_tracks=pipeline.takes_text_tracks)
+    return {path.name: path.absolute() for path in found}
 
 
 def _theme() -> Any:

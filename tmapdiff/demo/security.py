@@ -7,15 +7,10 @@ _POLICY = (
     b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     b"frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
 )
-_CLOSED = ("/process_recording", "/deep_link")
 
 
 class SameHostOnly:
-    """ASGI middleware: the browser loads only from this server, which fetches nothing elsewhere.
-
-    Gradio would fetch URLs that are requested as files. Its unused routes for storing files are
-    closed too.
-    """
+    """ASGI middleware: browsers load only from this server, which fetches no URLs for them."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -25,12 +20,11 @@ class SameHostOnly:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = unquote(scope.get("path", ""))
-        of_others = "file=" in path and ":/" in path.split("file=", 1)[1]
-        if of_others or path.rstrip("/").endswith(_CLOSED):
-            text = b"Only files of this server." if of_others else b"This route is closed."
+        # Gradio fetches URLs that are requested as files.
+        _, _, file = unquote(scope.get("path", "")).partition("file=")
+        if ":/" in file:
             await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": text})
+            await send({"type": "http.response.body", "body": b"Only files of this server."})
             return
 
         async def send_with_policy(event: Any) -> None:

@@ -6,18 +6,14 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tmapdiff._core.checks import message, require
+from tmapdiff._core.checks import foreign_errors, message, require
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.security import SameHostOnly
-from tmapdiff.demo.sessions import SessionVideos
 from tmapdiff.errors import ConfigError, FileError, UnknownWordsWarning
 from tmapdiff.pipelines import MomentLocalizationPipeline
-
-_BETWEEN_SWEEPS = 600.0  # seconds
 
 
 def launch_demo(
@@ -33,9 +29,8 @@ def launch_demo(
 ) -> None:
     """Serve the page until Ctrl+C or SIGTERM, which both raise KeyboardInterrupt.
 
-    There is no telemetry, and without `share` no other host is contacted. Uploads are in a
-    temporary folder. They are deleted when the visitor replaces them or closes the page, after a
-    day without a query, after an hour if they are never used, and when the server ends.
+    There is no telemetry, and without `share` the page loads nothing from other hosts. Uploads are
+    in a temporary folder; they are deleted after a day, and when the server ends.
 
     Args:
         pipeline: Pipeline with a frame encoder, or for text tracks (`from_text_encoder`).
@@ -57,10 +52,10 @@ def launch_demo(
     if pipeline.frame_encoder is None and not pipeline.takes_text_tracks:
         hint = "This pipeline takes features, but the demo needs videos or text tracks."
         raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))
-    if port is not None:
-        _check_port(host, port)
+    with foreign_errors(FileError, f"the demo: cannot listen on {host}"), socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind((host, port or 0))
     with (
-        _terminated_as_interrupted(),
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="tmapdiff-demo-") as folder,
     ):
@@ -72,23 +67,25 @@ def launch_demo(
         require("gradio", extra="demo", purpose="the demo")
         from starlette.middleware import Middleware
 
-        from tmapdiff.demo.page import build_page, page_style
-        from tmapdiff.demo.uploads import UploadRoute
+        from tmapdiff.demo.page import build_page, list_videos, page_style
 
-        videos = SessionVideos(folder, limits, text_tracks=pipeline.takes_text_tracks)
-        page = build_page(pipeline, videos, video_dir, examples)
-        middleware = [Middleware(SameHostOnly), Middleware(UploadRoute, videos=videos)]
+        listed = list_videos(pipeline, video_dir)
+        page = build_page(pipeline, limits, listed, examples)
+        if threading.current_thread() is threading.main_thread():
+            # Raises KeyboardInterrupt, so that the temporary folder is deleted.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         _, address, public = page.launch(
             server_name=host,
             server_port=port,
             share=share,
-            max_file_size=limits.max_bytes,
+            allowed_paths=[str(path) for path in listed.values()],
+            max_file_size=int(limits.max_megabytes * 1_000_000),
             show_error=False,
             footer_links=[],
             run_history=False,
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": middleware, "docs_url": None},
+            app_kwargs={"middleware": [Middleware(SameHostOnly)], "docs_url": None},
             prevent_thread_lock=True,
             quiet=True,
             **page_style(),
@@ -96,36 +93,6 @@ def launch_demo(
         try:
             if on_start is not None:
                 on_start(address, public)
-            ended = threading.Event()  # never set: only an interrupt ends the loop
-            while not ended.wait(_BETWEEN_SWEEPS):
-                videos.sweep()
+            threading.Event().wait()  # until an interrupt
         finally:
             page.close(verbose=False)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM too, so that temporary files are deleted."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((host, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        expected = f"port {port} of {host} to be free"
-        raise FileError(message("the demo", expected, reason)) from error
