@@ -25,7 +25,6 @@ _CONTEXT.set_forkserver_preload(
     [
         "helpers.several_processes",
         "matplotlib.figure",
-        "rich.progress",
         "timm.optim",
         "timm.scheduler",
         "timm.utils",

@@ -1,89 +1,67 @@
-import os
 from pathlib import Path
 
-import pytest
 from helpers.assertions import refuses
 
-from tmapdiff.errors import CheckpointError, FileError
-from tmapdiff.training.checkpoints import CheckpointFolder, checkpoint_name, is_after
+from tmapdiff.errors import FileError
+from tmapdiff.training.checkpoints import (
+    checkpoint_name,
+    clear_up,
+    keep_checkpoints,
+    list_checkpoints,
+    place_in_run,
+    write_checkpoint,
+)
 
 
-def write(folder: CheckpointFolder, name: str, content: str = "state") -> Path:
-    with folder.write(name) as new:
+def write(folder: Path, name: str, content: str = "state") -> Path:
+    with write_checkpoint(folder / name) as new:
         (new / "inner").mkdir(parents=True)
         (new / "inner" / "model.bin").write_text(content)
         (new / "random.pkl").write_text("numbers")
-    return folder.path / name
+    return folder / name
 
 
 def test_checkpoints_are_listed_in_the_order_of_the_run(tmp_path):
-    folder = CheckpointFolder(tmp_path / "checkpoints")
-    assert folder.list() == []
+    folder = tmp_path / "checkpoints"
+    assert list_checkpoints(folder) == []
     in_order = [(0, 7), (0, 100_000_000), (1, None), (1, 8), (9, None), (10_000, None)]
     names = [checkpoint_name(*one) for one in in_order]
     for name in reversed(names):
         write(folder, name)
-    (folder.path / "epoch-mine").mkdir()
-    (folder.path / ".epoch-0003").mkdir()
-    assert [path.name for path in folder.list()] == names
-    for index, (epoch, step) in enumerate(in_order):
-        later = [is_after(path, epoch, step or 0) for path in folder.list()]
-        assert later == [other > index for other in range(len(names))]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "text"),
-    [
-        (lambda path: os.truncate(path / "inner" / "model.bin", 2), "another inner/model.bin"),
-        (lambda path: (path / "random.pkl").write_text("numbesr"), "another random.pkl"),
-        (lambda path: (path / "random.pkl").unlink(), "unreadable ones: random.pkl: No such file"),
-        (lambda path: (path / "digests.json").unlink(), "unreadable ones: digests.json: No such"),
-        (lambda path: (path / "digests.json").write_text("{"), "unreadable ones: digests.json: "),
-        (lambda path: (path / "digests.json").write_text("[]"), "unreadable ones: digests.json: "),
-    ],
-)
-def test_damage_is_found_and_named(tmp_path, spoil, text):
-    folder = CheckpointFolder(tmp_path)
-    path = write(folder, "epoch-0001")
-    folder.check(path)
-    spoil(path)
-    with refuses(CheckpointError, f"{path}: expected the files that were written, got {text}"):
-        folder.check(path)
+    (folder / "epoch-mine").mkdir()
+    (folder / ".epoch-0003").mkdir()
+    assert [path.name for path in list_checkpoints(folder)] == names
+    assert [place_in_run(Path(name)) for name in names] == [(e, s or 0) for e, s in in_order]
 
 
 def test_a_failed_write_leaves_the_others(tmp_path):
-    folder = CheckpointFolder(tmp_path)
-    before = write(folder, "epoch-0001")
+    before = write(tmp_path, "epoch-0001")
     with refuses(FileError, f"cannot write {tmp_path / 'epoch-0002'}: "):  # noqa: SIM117
-        with folder.write("epoch-0002") as new:
+        with write_checkpoint(tmp_path / "epoch-0002") as new:
             new.mkdir()
             (new / "full").write_text("x")
             with open("/dev/full", "w") as full:
                 full.write("x")
-    assert folder.list() == [before]
+    assert list_checkpoints(tmp_path) == [before]
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
-    folder.check(before)
 
 
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
-    folder = CheckpointFolder(tmp_path)
-    (write(folder, "epoch-0001") / "left over").touch()
-    with folder.write("epoch-0001") as new:
+    (write(tmp_path, "epoch-0001") / "left over").touch()
+    with write_checkpoint(tmp_path / "epoch-0001") as new:
         new.mkdir()
         (new / "other.bin").write_text("new")
     files = {path.name for path in (tmp_path / "epoch-0001").iterdir()}
-    assert files == {"other.bin", "digests.json"}
-    folder.check(tmp_path / "epoch-0001")
+    assert files == {"other.bin"}
 
 
 def test_what_need_not_stay_is_removed(tmp_path):
-    folder = CheckpointFolder(tmp_path)
-    paths = [write(folder, checkpoint_name(epoch)) for epoch in range(4)]
-    folder.keep({paths[1], paths[3]})
-    assert folder.list() == [paths[1], paths[3]]
+    paths = [write(tmp_path, checkpoint_name(epoch)) for epoch in range(4)]
+    keep_checkpoints(tmp_path, {paths[1], paths[3]})
+    assert list_checkpoints(tmp_path) == [paths[1], paths[3]]
     assert len(list(tmp_path.iterdir())) == 2
     # Left by processes that were killed while writing or removing.
     for name in (".epoch-0002.removed", ".epoch-0004.x8f_k2"):
         (tmp_path / name / "epoch-0004").mkdir(parents=True)
-    folder.clear_up()
+    clear_up(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001", "epoch-0003"]

@@ -35,7 +35,7 @@ from tmapdiff.presets import DECODERS, FORMER_NAMES, PRESETS, Preset
 from tmapdiff.recipes.data import LocalizationData
 from tmapdiff.recipes.frame_encoder import EncoderMatch
 from tmapdiff.training import RESUME_MAY_CHANGE, Trainer, TrainingConfig
-from tmapdiff.training.checkpoints import CheckpointFolder
+from tmapdiff.training.checkpoints import keep_checkpoints, list_checkpoints
 
 ModelKind = Literal["diffusion", "deterministic", "ms2dtan", "similarity"]
 SYNTHETIC_EPOCHS = 30
@@ -349,7 +349,7 @@ def check_run_folder(
         raise ArgumentError(message("--overwrite", "no --resume", "both"))
     place = Path(folder)
     found = [name for name in RUN_FILES if (place / name).exists()]
-    if not CheckpointFolder(place / "checkpoints").list():
+    if not list_checkpoints(place / "checkpoints"):
         found = [name for name in found if name != "checkpoints"]
     others = [name for name in found if name not in writes]
     if others:
@@ -365,13 +365,13 @@ def check_run_folder(
 
 def _make_way(output: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
     """Remove the checkpoints of an earlier run, as `Trainer` would."""
-    folder = CheckpointFolder(Path(output) / "checkpoints")
-    if resume and folder.list():
+    folder = Path(output, "checkpoints")
+    if resume and (found := list_checkpoints(folder)):
         expected = f"no checkpoints in {output}, as similarity is fitted"
-        raise CheckpointError(message("Recipe", expected, f"{len(folder.list())}"))
+        raise CheckpointError(message("Recipe", expected, f"{len(found)}"))
     check_run_folder(output, resume=resume, overwrite=overwrite)
     if is_main_process():
-        folder.keep([])
+        keep_checkpoints(folder, [])
 
 
 def _as_found(place: str | os.PathLike[str]) -> str:

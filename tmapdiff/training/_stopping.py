@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from types import FrameType
 from typing import Any
 
@@ -11,8 +10,6 @@ from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_FINISH = 30.0
-# Time in which a launcher repeats a signal that a scheduler has sent to all processes.
-SECONDS_OF_ECHO = 5.0
 
 
 class SignalGuard:
@@ -23,7 +20,7 @@ class SignalGuard:
 
     Args:
         under_launcher: Whether a launcher started the process. Launchers repeat the signals of a
-            job scheduler, so a second signal is ignored for a short time.
+            job scheduler, so further ones are ignored. They kill what takes too long.
 
     Attributes:
         signal: The signal received, or None.
@@ -31,8 +28,7 @@ class SignalGuard:
 
     def __init__(self, under_launcher: bool = False) -> None:
         self.signal: int | None = None
-        self._seconds_of_echo = SECONDS_OF_ECHO if under_launcher else 0.0
-        self._came_at = 0.0
+        self._under_launcher = under_launcher
         self._handlers: dict[int, Any] = {}  # to restore
 
     def __enter__(self) -> Self:
@@ -48,8 +44,8 @@ class SignalGuard:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
-            self.signal, self._came_at = number, time.monotonic()
-        elif time.monotonic() - self._came_at >= self._seconds_of_echo:
+            self.signal = number
+        elif not self._under_launcher:
             self.__exit__()
             signal.raise_signal(number)
 

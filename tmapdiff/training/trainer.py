@@ -5,7 +5,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 from typing_extensions import Self
 
 from tmapdiff._core.arrays import load_tensors
@@ -27,7 +27,6 @@ from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileErr
 from tmapdiff.evaluation import draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
 from tmapdiff.training._host_copy import HostCopy
-from tmapdiff.training._progress_bar import ProgressBar
 from tmapdiff.training._sharding import (
     GatheredWeights,
     gathered,
@@ -36,19 +35,24 @@ from tmapdiff.training._sharding import (
 )
 from tmapdiff.training._stopping import SignalGuard, end_workers, ignore_signals_in_worker
 from tmapdiff.training.batch_norm import share_batch_norm
-from tmapdiff.training.checkpoints import CheckpointFolder, checkpoint_name, is_after
+from tmapdiff.training.checkpoints import (
+    checkpoint_name,
+    clear_up,
+    keep_checkpoints,
+    list_checkpoints,
+    place_in_run,
+    write_checkpoint,
+)
 from tmapdiff.training.config import RESUME_MAY_CHANGE, TrainingConfig
 from tmapdiff.training.progress import Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from accelerate.optimizer import AcceleratedOptimizer
 
 _PROGRESS_INDEX = 1  # second object that is registered for checkpointing
 # The gradient scale starts at 2**16 and is halved at each skipped step. A gradient that is still
 # not finite at 2**-8 is no overflow.
 _MOST_SKIPPED_STEPS = 24
-_CHECK = "Lower the learning rate, or check the features of these videos."
 
 
 class Trainer:
@@ -76,7 +80,6 @@ class Trainer:
             `negatives` are requested and the data set is not a `MomentDataset` of several videos.
         ConfigError: If an earlier trainer in this process used another `mixed_precision`, or
             accelerate is configured for an unsupported way of sharding.
-        FileError: If `output_dir` cannot be written.
 
     Attributes:
         progress: Progress of the run.
@@ -121,15 +124,14 @@ class Trainer:
         self.show_progress = show_progress
         self.history: list[dict[str, float]] = []
         self._history_file = self.output_dir / "history.json"
-        self._folder = CheckpointFolder(self.output_dir / "checkpoints")
+        self._checkpoints = self.output_dir / "checkpoints"
         self._lock = filelock.FileLock(self.output_dir / ".lock", timeout=SECONDS_OF_ORPHANS)
         self._replaces = overwrite
-        self._extends: int | None = None  # original epochs of a run that is extended
         self._saved_at = time.monotonic()
         self._guard = SignalGuard()
         # How many processes request to stop, and to save.
         self._requests = HostCopy(torch.zeros(2))
-        # The last step's gradient norm, its step and its batch.
+        # The last step's loss and gradient norm, its number and its batch.
         self._unchecked: tuple[HostCopy, int, MomentBatch] | None = None
 
         self.accelerator = self._make_accelerator(device)
@@ -165,11 +167,6 @@ class Trainer:
         if self.config.deterministic:
             # cuBLAS reads it when it starts; without it, torch rejects matrix products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if self.accelerator.is_main_process:
-            # Fail now if the folder is not writable, rather than after the first epoch.
-            with written_beside(self.output_dir / ".writable") as new:
-                new.touch()
-            (self.output_dir / ".writable").unlink()
         # Each process must draw its own dropout.
         set_seed(self.config.seed, device_specific=True)
 
@@ -272,7 +269,7 @@ class Trainer:
     @property
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints of the run, oldest first."""
-        return self._folder.list()
+        return list_checkpoints(self._checkpoints)
 
     @property
     def best_checkpoint(self) -> Path | None:
@@ -289,8 +286,6 @@ class Trainer:
     def resume(self, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Continue from the last checkpoint in `output_dir`, or from the start if there is none.
 
-        A damaged checkpoint is skipped, with a warning, for the one before.
-
         A run, interrupted or finished, can be extended to more epochs. The learning rate then
         follows the new number: if a finished run of 10 epochs is extended to 20, it restarts from
         its value in the middle of a run of 20.
@@ -300,27 +295,14 @@ class Trainer:
                 `train` then removes later ones.
 
         Raises:
-            CheckpointError: If the checkpoint has another configuration or more epochs, or all are
-                damaged.
+            CheckpointError: If the checkpoint has another configuration or more epochs, or is
+                damaged. Remove a damaged one to resume from the one before.
             FileError: If another process trains in `output_dir`.
         """
         with self._alone():
-            damage: CheckpointError | None = None
-            candidates = self.checkpoints if checkpoint is None else [Path(checkpoint)]
-            for path in reversed(candidates):
-                try:
-                    self._folder.check(path)
-                except CheckpointError as error:
-                    damage = damage or error
-                    if path != candidates[0]:
-                        text = "checkpoint is damaged; falling back to the previous one"
-                        warnings.warn(f"Trainer: {text}. {error}", stacklevel=2)
-                    continue
+            newest = self.checkpoints[-1:] if checkpoint is None else [Path(checkpoint)]
+            for path in newest:
                 self._load(path)
-                break
-            else:
-                if damage is not None:
-                    raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
         self._replaces = True  # later checkpoints
         return self
 
@@ -330,8 +312,6 @@ class Trainer:
             state = load_tensors(checkpoint / f"custom_checkpoint_{_PROGRESS_INDEX}.pkl")
             self.progress.check(state)
             self.accelerator.load_state(str(checkpoint))
-            epochs = state["config"]["epochs"]
-            self._extends = epochs if epochs < self.config.epochs else None
         except CheckpointError:
             raise
         except Exception as error:
@@ -345,17 +325,17 @@ class Trainer:
 
         Raises:
             FileError: If the checkpoint cannot be written; earlier ones are not affected.
-            ArgumentError: If the last gradient was not finite; nothing is saved.
+            ArgumentError: If the last loss or gradient was not finite; nothing is saved.
         """
-        self._check_gradient()
+        self._check_last_step()
         progress = self.progress
         if self.accelerator.is_main_process:
             name = checkpoint_name(progress.epoch, progress.step if progress.batch else None)
-            with self._folder.write(name) as new:
+            with write_checkpoint(self._checkpoints / name) as new:
                 self._save_state(new)
             best = self.best_checkpoint
             newest = self.checkpoints[-self.config.keep_checkpoints :]
-            self._folder.keep(newest if best is None else [*newest, best])
+            keep_checkpoints(self._checkpoints, newest if best is None else [*newest, best])
         else:
             self._save_state(None)
         self.accelerator.wait_for_everyone()
@@ -383,7 +363,7 @@ class Trainer:
             FileError: If a file cannot be written, another process trains in `output_dir`, or it
                 holds an earlier run, without `resume` or `overwrite`.
             ArgumentError: If the loss or a gradient is not finite. The message names the queries
-                and videos of the batch; earlier checkpoints are not affected.
+                and videos of the batch. The model's weights are then damaged; checkpoints are not.
             ConfigError: If validation does not compute `best_metric`.
             CheckpointError: If processes have resumed from different checkpoints.
             SystemExit: After a signal, with 128 plus its number: 143 for SIGTERM, 130 for SIGINT.
@@ -392,21 +372,21 @@ class Trainer:
         self._guard = SignalGuard(under_launcher=launched)
         with self._alone(), self._guard, _algorithms(self.config.deterministic):
             self._begin()
-            steps, done = self.config.epochs * len(self.loader), self.progress.step
             shown = self.show_progress and self.accelerator.is_main_process
+            bar = tqdm(
+                total=self.config.epochs * len(self.loader),
+                initial=self.progress.step,
+                desc="training",
+                leave=False,
+                disable=None if shown else True,  # None shows it on terminals only
+            )
             try:
-                with ProgressBar(steps, done, shown) as bar:
-                    if self._extends is not None:
-                        bar.print(
-                            f"a run of {self._extends} epochs is extended to {self.config.epochs}: "
-                            f"from step {done} on, the learning rate follows a run of "
-                            f"{self.config.epochs}"
-                        )
-                    self._close_epoch(bar)
+                with bar:
+                    self._close_epoch()
                     while self.progress.epoch < self.config.epochs:
                         self._train_epoch(bar)
                         self.save_checkpoint()
-                        self._close_epoch(bar)
+                        self._close_epoch()
                         self._exit_if_signalled()
             finally:
                 self.model.eval()
@@ -464,7 +444,7 @@ class Trainer:
         """Raise FileError, on all processes, if the run would overwrite an earlier one."""
         if self._replaces or self.progress.step:
             return
-        earlier = [self._folder.path.name] if self.checkpoints else []
+        earlier = [self._checkpoints.name] if self.checkpoints else []
         if _read_history(self._history_file):
             earlier.append(self._history_file.name)
         if earlier:
@@ -474,12 +454,12 @@ class Trainer:
 
     def _remove_later_checkpoints(self) -> None:
         """Remove checkpoints of an earlier run and later ones of this run, lest they be resumed."""
-        self._folder.clear_up()
-        epoch, step = self.progress.epoch, self.progress.step if self.progress.batch else 0
-        keep = [path for path in self.checkpoints if not is_after(path, epoch, step)]
-        self._folder.keep(keep if self.progress.step else [])
+        clear_up(self._checkpoints)
+        place = self.progress.epoch, self.progress.step if self.progress.batch else 0
+        keep = [path for path in self.checkpoints if place_in_run(path) <= place]
+        keep_checkpoints(self._checkpoints, keep if self.progress.step else [])
 
-    def _train_epoch(self, bar: ProgressBar) -> None:
+    def _train_epoch(self, bar: tqdm) -> None:
         progress, loader = self.progress, self.loader
         self.model.train()
         self._order.set_epoch(progress.epoch)
@@ -490,7 +470,7 @@ class Trainer:
 
             loader = skip_first_batches(loader, progress.batch)
         self._loader_in_use = loader
-        bar.begin_epoch()
+        began, pairs = time.perf_counter(), 0
         for batch in loader:
             self.schedule.step_update(progress.step)
             progress.losses.append(self._step(batch))
@@ -498,7 +478,8 @@ class Trainer:
             progress.batch += 1
             weights = GatheredWeights(self._unwrapped) if self._is_sharded else self._unwrapped
             self.ema.update(weights, step=progress.step)
-            bar.advance(progress.losses[-1], len(batch) * self.accelerator.num_processes)
+            pairs += len(batch) * self.accelerator.num_processes
+            bar.update()
             if progress.batch < len(self.loader):
                 if self._agreed_requests()[0]:
                     # Before saving, as a worker that ends by itself raises an error.
@@ -511,8 +492,19 @@ class Trainer:
             end_workers(loader)
         progress.epoch += 1
         progress.batch = 0
+        seconds = time.perf_counter() - began
+        self._print(
+            f"epoch {progress.epoch}/{self.config.epochs}  loss {progress.mean_loss():.4f}  "
+            f"{pairs / seconds:.0f} pairs/s  {seconds:.1f} s"
+        )
 
-    def _close_epoch(self, bar: ProgressBar) -> None:
+    def _print(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        if self.show_progress and self.accelerator.is_main_process:
+            with tqdm.external_write_mode():
+                print(line, flush=True)  # otherwise, a log file could stay empty for hours
+
+    def _close_epoch(self) -> None:
         """Log, validate and record the finished epoch, unless it was recorded before."""
         progress = self.progress
         is_known = any(entry["epoch"] == progress.epoch for entry in self.history)
@@ -523,8 +515,7 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         self._log(logged)
-        bar.end_epoch(progress.epoch, self.config.epochs, logged["loss"])
-        metrics = self._validate(bar)
+        metrics = self._validate()
         place = {"epoch": progress.epoch, "step": progress.step}
         self.history.append({**place, **logged, **metrics})
         self._write_history()
@@ -563,9 +554,7 @@ class Trainer:
             raise SystemExit(128 + number)  # the convention of shells
 
     def _step(self, batch: MomentBatch) -> Tensor:
-        # On a GPU, the host waits once: for the loss, during the backward pass. It checks the
-        # gradient's norm one step later; until then, the optimizer skips updates if the norm is not
-        # finite.
+        # On a GPU, the host reads loss and gradient norm one step later, lest the device wait.
         features, words, _, *annotated = _inputs(batch)
         self._unwrapped.check_values(features, words, *annotated)
         generators = self._generators(len(batch))
@@ -574,25 +563,14 @@ class Trainer:
         with self._unwrapped.without_checks(), self.accelerator.autocast():
             loss = self.model(*_inputs(batch), generators)
         weighted, loss = self._share_loss(loss, batch)
-        on_host = HostCopy(loss)
         # 2. backward
         self.accelerator.backward(weighted)
-        (value,) = on_host.read()
-        self._check_gradient()
-        if not math.isfinite(value):
-            raise ArgumentError(
-                f"Trainer: expected a finite loss, got {value} at step {self.progress.step}, "
-                f"{_named(batch)}. {_CHECK}"
-            )
+        self._check_last_step()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        norm = gathered(norm)
-        self._unchecked = HostCopy(norm), self.progress.step, batch
+        numbers = torch.stack([loss.detach().float(), gathered(norm).float()])
+        self._unchecked = HostCopy(numbers), self.progress.step, batch
         # 3. update
-        if not self._is_sharded:
-            with _skipping_unless_finite(self.optimizer, norm):
-                self.optimizer.step()
-        elif self.optimizer.scaler is not None or math.isfinite(float(norm)):
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
@@ -616,27 +594,26 @@ class Trainer:
         weighted = loss * (processes * cells / sums[0])
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
-    def _check_gradient(self) -> None:
+    def _check_last_step(self) -> None:
+        """Raise ArgumentError if the last step's loss or gradient was not finite."""
         if self._unchecked is None:
             return
         (on_host, step, batch), self._unchecked = self._unchecked, None
-        (norm,) = on_host.read()
-        if math.isfinite(norm):
+        loss, norm = on_host.read()
+        overflows = self.accelerator.scaler is not None and math.isfinite(loss)
+        if math.isfinite(loss) and math.isfinite(norm):
             self.progress.skipped = 0
-            return
-        self.progress.skipped += 1
-        where = f"at step {step}, {_named(batch)}"
-        if self.accelerator.scaler is None:
-            raise ArgumentError(
-                f"Trainer: expected a finite gradient, got one of norm {norm} {where}. {_CHECK}"
-            )
-        if self.progress.skipped > _MOST_SKIPPED_STEPS:
-            raise ArgumentError(
-                f"Trainer: expected a finite gradient, got none in {self.progress.skipped} steps, "
-                f"last {where}. Use mixed_precision bf16 or no, or lower the learning rate."
-            )
+        elif overflows and self.progress.skipped < _MOST_SKIPPED_STEPS:
+            self.progress.skipped += 1  # the scaler has skipped the update
+        else:
+            got = f"{loss} and {norm} at step {step}, {_named(batch)}"
+            hint = "Lower the learning rate, or check the features of these videos."
+            if overflows:
+                hint = f"{_MOST_SKIPPED_STEPS} steps before had none either. Use bf16 or no."
+            expected = "a finite loss and norm of the gradient"
+            raise ArgumentError(f"Trainer: expected {expected}, got {got}. {hint}")
 
-    def _validate(self, bar: ProgressBar) -> dict[str, float]:
+    def _validate(self) -> dict[str, float]:
         if self.validation is None:
             return {}
         epoch, seed = self.progress.epoch, self.config.seed
@@ -646,7 +623,7 @@ class Trainer:
             metrics = evaluate(self.ema_model, self.validation, **options).metrics
             check_choice("Trainer", "best_metric", self.config.best_metric, metrics)
             self._log(metrics)
-            bar.print("  ".join(f"{name} {value:.1f}" for name, value in metrics.items()))
+            self._print("  ".join(f"{name} {value:.1f}" for name, value in metrics.items()))
         is_drawn = epoch % self.config.heat_map_every == 0 or epoch == self.config.epochs
         if is_drawn and self.accelerator.is_main_process:
             figure = draw_queries(self.ema_model, self.validation, [0], seed=seed)
@@ -670,21 +647,6 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         cudnn.benchmark = benchmark
-
-
-@contextmanager
-def _skipping_unless_finite(optimizer: "AcceleratedOptimizer", norm: Tensor) -> Iterator[None]:
-    """Make the optimizer skip its step if a norm is not finite, without waiting for the norm."""
-    plain = optimizer.optimizer
-    # Fused optimizers have this flag for gradient scalers. If there is one, it sets the flag.
-    if optimizer.scaler is not None or not plain.defaults.get("fused"):
-        yield
-        return
-    plain.found_inf = (~norm.isfinite()).float()
-    try:
-        yield
-    finally:
-        del plain.found_inf
 
 
 def _inputs(batch: MomentBatch) -> tuple[Any, ...]:
