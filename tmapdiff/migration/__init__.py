@@ -1,5 +1,5 @@
 """Experiment files and weights of other implementations."""
 
-from tmapdiff.migration.ms2dtan import MS2DTANExperiment, NotCarried, load_ms2dtan, ms2dtan_config
+from tmapdiff.migration.ms2dtan import MS2DTANExperiment, load_ms2dtan, ms2dtan_config
 
-__all__ = ["MS2DTANExperiment", "NotCarried", "load_ms2dtan", "ms2dtan_config"]
+__all__ = ["MS2DTANExperiment", "load_ms2dtan", "ms2dtan_config"]

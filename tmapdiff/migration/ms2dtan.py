@@ -14,7 +14,7 @@ from tmapdiff._core.checks import (
     check_int,
     check_range,
     check_sizes,
-    first_line,
+    foreign_errors,
     message,
     require,
 )
@@ -36,30 +36,10 @@ from tmapdiff.data import (
 )
 from tmapdiff.data._reading import reading
 from tmapdiff.data.words import PADDING, UNKNOWN
-from tmapdiff.errors import CheckpointError, ConfigError, FileError, TmapdiffError
-from tmapdiff.models import MS2DTAN, MomentLocalizer
+from tmapdiff.errors import CheckpointError, ConfigError, FileError
+from tmapdiff.models import MS2DTAN
 from tmapdiff.presets import Preset
 from tmapdiff.training import TrainingConfig
-
-
-@dataclass(frozen=True)
-class NotCarried:
-    """A field of an experiment file that has no counterpart here.
-
-    Attributes:
-        field: Its dotted name.
-        value: Its value.
-        reason: Why, or what replaces it.
-        of_model: True if it changes the model so that `MS2DTAN` cannot use the weights.
-    """
-
-    field: str
-    value: Any
-    reason: str
-    of_model: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -79,9 +59,7 @@ class MS2DTANExperiment:
         seconds_per_feature: Seconds between features, or None if they divide each video equally.
         ranks: Values of n in Rank n@m.
         thresholds: Values of m in Rank n@m.
-        test_batch_size: Queries per batch in evaluation.
         checkpoint: Path of the weights as written in the file, or None.
-        not_carried: All other fields of the file, with reasons.
     """
 
     preset: Preset
@@ -95,14 +73,7 @@ class MS2DTANExperiment:
     seconds_per_feature: float | None
     ranks: tuple[int, ...]
     thresholds: tuple[float, ...]
-    test_batch_size: int
     checkpoint: Path | None
-    not_carried: tuple[NotCarried, ...]
-
-    @property
-    def report(self) -> str:
-        """List the fields without a counterpart, one line each."""
-        return "\n".join(map(str, self.not_carried))
 
     def build_ms2dtan(self, vocabulary_size: int) -> MS2DTAN:
         """Build the model of the file with random weights.
@@ -114,17 +85,6 @@ class MS2DTANExperiment:
             vocabulary_size=vocabulary_size,
             clip_channels=self.clip_channels,
             objective=self.objective,
-        )
-
-    def build_localizer(self, vocabulary_size: int, **localizer: Any) -> MomentLocalizer:
-        """Build a diffusion localizer of the same sizes with random weights.
-
-        Args:
-            vocabulary_size: Number of words, including padding and the unknown word.
-            **localizer: As for `Preset.build`.
-        """
-        return self.preset.build(
-            vocabulary_size=vocabulary_size, clip_channels=self.clip_channels, **localizer
         )
 
     def load_annotations(self, split: str, root: str | os.PathLike[str] = ".") -> AnnotationSet:
@@ -194,14 +154,16 @@ class MS2DTANExperiment:
 def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTANExperiment:
     """Read an experiment file of MS-2D-TAN, such as `experiments/charades/MS-2D-TAN-G-I3D.yaml`.
 
-    Fields without a counterpart are listed in `not_carried`, with reasons.
+    Fields that describe neither model, objective nor data, such as `WORKERS`, are ignored, and so
+    are the optimizer and its schedule.
 
     Args:
         source: Path of the YAML file, or its contents.
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        ConfigError: If it is not YAML, a field is missing, or its scales do not form a `MapGrid`.
+        ConfigError: If it is not YAML, a field is missing, its scales do not form a `MapGrid`, or
+            `MS2DTAN` cannot represent its model or objective.
         ArgumentError: If a number is out of range.
         MissingDependencyError: If `source` is a path and the extra `migration` is not installed.
 
@@ -220,14 +182,6 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     if fields.take("DATASET.SLIDING_WINDOW", False):
         seconds_per_feature = fields.positive("DATASET.TIME_UNIT")
         clip_seconds = seconds_per_feature * features_per_clip
-    else:
-        fields.expect("DATASET.TIME_UNIT", None, "clips divide each video equally")
-        fields.leave(
-            "DATASET.SLIDING_WINDOW",
-            False,
-            "clips divide each video equally, as in MS-2D-TAN; but a clip is the mean of its "
-            "features, and not the middle one",
-        )
     objective = _read_objective(fields)
     training = TrainingConfig(
         epochs=fields.take("TRAIN.MAX_EPOCH", 20),
@@ -235,10 +189,9 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         learning_rate=fields.positive("OPTIM.PARAMS.LR"),
         weight_decay=0.0,  # AdamW without it is Adam
     )
-    fields.expect("TRAIN.SHUFFLE", True, "Trainer always shuffles")
-    fields.expect("OPTIM.NAME", "Adam", "Trainer has AdamW; it is set up as Adam")
     nms = _number(fields.take("TEST.NMS_THRESH", 0.4))
     checkpoint = fields.take("MODEL.CHECKPOINT", None)
+    fields.check_all_used()
     return MS2DTANExperiment(
         preset=Preset(
             description=f"MS-2D-TAN's experiment {name}",
@@ -258,9 +211,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         seconds_per_feature=seconds_per_feature,
         ranks=tuple(check_sizes(fields.who, "TEST.RECALL", fields.take("TEST.RECALL", [1, 5]))),
         thresholds=_read_thresholds(fields),
-        test_batch_size=fields.size("TEST.BATCH_SIZE", 1),
         checkpoint=Path(str(checkpoint)) if checkpoint else None,
-        not_carried=fields.not_carried(),
     )
 
 
@@ -285,16 +236,12 @@ def load_ms2dtan(
 
     Raises:
         FileError: If a file is missing or cannot be read.
-        ConfigError: If `MS2DTAN` cannot represent the experiment's model, or its word vectors have
-            another width than GloVe's; or as `ms2dtan_config`.
+        ConfigError: If its word vectors have another width than GloVe's, or as `ms2dtan_config`.
         ArgumentError: As `ms2dtan_config`.
         CheckpointError: If the file has no weights, or those of another model.
     """
     who = "load_ms2dtan"
     experiment = config if isinstance(config, MS2DTANExperiment) else ms2dtan_config(config)
-    if other := [one for one in experiment.not_carried if one.of_model]:
-        got = f"{other[0].field} = {other[0].value!r}"
-        raise ConfigError(message(who, "a model that MS2DTAN supports", got, f"{other[0].reason}."))
     weights = _read_weights(who, Path(checkpoint))
     if not isinstance(glove, GloveVectors):
         glove = load_glove(glove, None if vocabulary is None else vocabulary.words)
@@ -321,44 +268,17 @@ _FUSION = "MODEL.FUSION_MODULE.PARAMS"
 _MAP = "MODEL.MAP_MODULE.PARAMS"
 _LAYERS = "MODEL.PROP_MODULE.PARAMS.NUM_LAYERS"
 _MAP_LAYERS = {"MultiScalePropConvTanhBN": "conv", "MultiScalePropMaxPool": "max-pool"}
-
-_CUDNN = "set torch.backends.cudnn"
-_VALIDATION = "use Trainer(validation=...)"
-_UNREAD = (
-    "DATASET.ALIGNMENT", "DATASET.FPS", "DATASET.INPUT_CLIP_SIZE", "DATASET.NUM_FRAMES",
-    "DATASET.OUTPUT_CLIP_SIZE", "DATASET.OUTPUT_TYPE", "DATASET.QUERY_NUM_CLIPS", "DATASET.SPLIT",
-    "DATASET.VIDEO_WINDOW_SIZE", "LOSS.PARAMS.TEMPERATURE", "OPTIM.SCHEDULER.FACTOR",
-    "OPTIM.SCHEDULER.PATIENCE", "TEST.EVAL_TRAIN", "TEST.TOP_K",
-)  # fmt: skip
-# What replaces fields that describe neither model nor data.
-_REPLACED = {
-    "WORKERS": "use TrainingConfig.num_workers",
-    "MODEL_DIR": "use Trainer(output_dir=...)",
-    "RESULT_DIR": "use write_submission(..., path)",
-    "LOG_DIR": "use Trainer(output_dir=...)",
-    "CUDNN.BENCHMARK": _CUDNN,
-    "CUDNN.DETERMINISTIC": _CUDNN,
-    "CUDNN.ENABLED": _CUDNN,
-    "DATASET.NO_VAL": _VALIDATION,
-    "DATASET.NO_TEST": _VALIDATION,
-    "TRAIN.CONTINUE": "use Trainer.resume()",
-    **dict.fromkeys(_UNREAD, "the public code does not read it"),
-}
-
-
 _LONGEST_FILE = 1 << 20  # bytes of an experiment file; those of MS-2D-TAN have about 2,000
 
 
 class _Fields:
-    """Fields of an experiment file by dotted name, and those not carried over."""
+    """Fields of an experiment file by dotted name."""
 
     def __init__(self, who: str, content: Mapping[str, Any]) -> None:
         self.who = who
         self._values = dict(flatten(content))
-        self._left: list[NotCarried] = []
 
     def take(self, name: str, default: Any = _MISSING) -> Any:
-        """Return the value of a field, which counts as carried over."""
         value = self._values.pop(name, default)
         if value is _MISSING:
             raise ConfigError(message(self.who, f"the field {name}", "none"))
@@ -370,45 +290,33 @@ class _Fields:
     def positive(self, name: str) -> float:
         return check_range(self.who, name, _number(self.take(name)), 0, open_low=True)
 
-    def leave(self, name: str, value: Any, reason: str, of_model: bool = False) -> None:
-        """Report a field as not carried over."""
-        self._left.append(NotCarried(name, value, reason, of_model))
+    def expect(self, name: str, *supported: Any) -> Any:
+        """Take a field that must have a supported value; the first is the default."""
+        value = self.take(name, supported[0])
+        if value not in supported:
+            expected = f"{name} to be {' or '.join(map(repr, supported))}"
+            raise ConfigError(message(self.who, expected, repr(value)))
+        return value
 
-    def expect(self, name: str, expected: Any, reason: str, of_model: bool = False) -> None:
-        """Take a field with only one supported value; report any other."""
-        value = self.take(name, expected)
-        if value != expected:
-            self.leave(name, value, reason, of_model)
-
-    def not_carried(self) -> tuple[NotCarried, ...]:
-        """Return all fields that were not carried over, including those not taken."""
-        for name, value in self._values.items():
-            # A field of the model that was not taken always changes it.
-            reason = _REPLACED.get(name, "it is not supported here")
-            self.leave(name, value, reason, of_model=name.startswith("MODEL."))
-        self._values = {}
-        return tuple(self._left)
+    def check_all_used(self) -> None:
+        """Raise ConfigError for a field of the model that was not taken, as it would change it."""
+        for name in self._values:
+            if name.startswith("MODEL."):
+                raise ConfigError(message(self.who, "a model that MS2DTAN supports", name))
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     yaml: Any = require("yaml", extra="migration", purpose="ms2dtan_config")
-    if not path.exists():
-        raise FileError(message("ms2dtan_config", f"a file {path}", "no such file"))
-    try:
-        with reading(path), path.open("rb") as file:
-            text = file.read(_LONGEST_FILE + 1)
-        if len(text) > _LONGEST_FILE:
-            expected = f"an experiment file of at most {_LONGEST_FILE:,} bytes"
-            raise ConfigError(message(str(path), expected, "more"))
+    with reading(path), path.open("rb") as file:
+        text = file.read(_LONGEST_FILE + 1)
+    if len(text) > _LONGEST_FILE:
+        expected = f"an experiment file of at most {_LONGEST_FILE:,} bytes"
+        raise ConfigError(message(str(path), expected, "more"))
+    with foreign_errors(ConfigError, f"{path} is not YAML"):
         # Nested aliases can expand to more than fits in memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ConfigError(message(str(path), "YAML without aliases", "an alias"))
         content = yaml.safe_load(text)
-    except TmapdiffError:
-        raise
-    # Deep nesting raises RecursionError, bytes that are not text ValueError.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(message(str(path), "YAML", first_line(error))) from error
     if not isinstance(content, Mapping):
         raise ConfigError(message(str(path), "fields of an experiment", type(content).__name__))
     return content
@@ -435,9 +343,7 @@ def _read_grid(fields: _Fields) -> tuple[dict[str, int], int]:
     if inputs != num_clips * stride:
         expected = f"DATASET.INPUT_NUM_CLIPS to be {num_clips} clips of {stride} features"
         raise ConfigError(message(who, expected, inputs))
-    fields.expect(
-        f"{_CLIP}.KERNEL_SIZE", stride, "a clip is the mean of its own features here", True
-    )
+    fields.expect(f"{_CLIP}.KERNEL_SIZE", stride)  # a clip is the mean of its own features
     return {"num_clips": num_clips, "num_anchors": num_anchors, "num_scales": scales}, stride
 
 
@@ -447,8 +353,6 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
     channels = fields.size(f"{_CLIP}.HIDDEN_SIZE")
     kernel_sizes = check_sizes(who, f"{_MAP}.KERNEL_SIZES", fields.take(f"{_MAP}.KERNEL_SIZES"))
     layers = len(kernel_sizes)
-    same = "all layers have the same channels here"
-    keeps_size = "convolutions over the map keep its size here"
     for name in (
         "MODEL.PROP_MODULE.PARAMS.HIDDEN_SIZE",
         f"{_FUSION}.HIDDEN_SIZE",
@@ -457,48 +361,38 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
         f"{_MAP}.INPUT_SIZE",
         "MODEL.PRED_MODULE.PARAMS.INPUT_SIZE",
     ):
-        fields.expect(name, channels, same, of_model=True)
-    for name, expected, reason in (
-        ("MODEL.NAME", "MultiScale_TAN", "no other model is supported here"),
-        ("MODEL.CLIP_MODULE.NAME", "ClipAvgPool", "the features of a clip are averaged here"),
-        ("MODEL.FUSION_MODULE.NAME", "MulNormFusion", "query and map are multiplied here"),
-        ("MODEL.PRED_MODULE.NAME", "ProposalHead", "a 1x1 convolution scores a cell here"),
-        (f"{_FUSION}.TXT_ENCODER.NAME", "LSTM", "the text encoder is an LSTM here"),
-        (f"{_FUSION}.TXT_ENCODER.BIDIRECTIONAL", True, "the LSTM reads both ways here"),
-        ("MODEL.MAP_MODULE.NAME", "MapGatedConv", "convolutions over the map are gated here"),
-        (f"{_MAP}.HIDDEN_SIZES", [channels] * layers, same),
-        (f"{_MAP}.STRIDES", [1] * layers, keeps_size),
-        (f"{_MAP}.PADDINGS", [kernel // 2 for kernel in kernel_sizes], keeps_size),
-        (f"{_MAP}.DILATIONS", [1] * layers, "convolutions over the map are not dilated here"),
+        fields.expect(name, channels)
+    for name, expected in (
+        ("MODEL.NAME", "MultiScale_TAN"),
+        ("MODEL.CLIP_MODULE.NAME", "ClipAvgPool"),
+        ("MODEL.FUSION_MODULE.NAME", "MulNormFusion"),
+        ("MODEL.PRED_MODULE.NAME", "ProposalHead"),
+        (f"{_FUSION}.TXT_ENCODER.NAME", "LSTM"),
+        (f"{_FUSION}.TXT_ENCODER.BIDIRECTIONAL", True),
+        ("MODEL.MAP_MODULE.NAME", "MapGatedConv"),
+        (f"{_MAP}.HIDDEN_SIZES", [channels] * layers),
+        (f"{_MAP}.STRIDES", [1] * layers),
+        (f"{_MAP}.PADDINGS", [kernel // 2 for kernel in kernel_sizes]),
+        (f"{_MAP}.DILATIONS", [1] * layers),
+        ("DATASET.TXT_INPUT_TYPE", "glove"),
     ):
-        fields.expect(name, expected, reason, of_model=True)
-    text = fields.take("DATASET.TXT_INPUT_TYPE", "glove")
-    check_choice(who, "DATASET.TXT_INPUT_TYPE", text, ("glove",))
-    name = "MODEL.PROP_MODULE.NAME"
-    value = fields.take(name)
-    if value not in _MAP_LAYERS:
-        fields.leave(name, value, f"map layers are {', '.join(_MAP_LAYERS)} here", of_model=True)
+        fields.expect(name, expected)
+    map_layer = fields.expect("MODEL.PROP_MODULE.NAME", *_MAP_LAYERS)
     encoder = {
         "channels": channels,
         "word_channels": fields.size(f"{_FUSION}.TXT_INPUT_SIZE"),
         "num_text_layers": fields.size(f"{_FUSION}.TXT_ENCODER.NUM_LAYERS"),
         "train_words": False,
-        "map_layer": _MAP_LAYERS.get(value, "conv"),
+        "map_layer": _MAP_LAYERS[map_layer],
     }
     return encoder, kernel_sizes, fields.size(f"{_CLIP}.INPUT_SIZE")
 
 
 def _read_objective(fields: _Fields) -> str:
-    fields.expect("LOSS.NAME", "bce_rescale_loss", "binary cross-entropy replaces it")
-    fields.expect("LOSS.PARAMS.BIAS", 0, "targets have no bias here")
-    low, high = fields.take("LOSS.PARAMS.MIN_IOU", 0.5), fields.take("LOSS.PARAMS.MAX_IOU", 1)
-    if (low, high) == (0, 1):
-        return "bce-full"
-    reason = "targets are the IoU rescaled from [0.5, 1] or [0, 1] here"
-    for name, value, expected in (("MIN_IOU", low, 0.5), ("MAX_IOU", high, 1)):
-        if value != expected:
-            fields.leave(f"LOSS.PARAMS.{name}", value, reason)
-    return "bce-rescaled"
+    fields.expect("LOSS.NAME", "bce_rescale_loss")
+    fields.expect("LOSS.PARAMS.BIAS", 0)
+    fields.expect("LOSS.PARAMS.MAX_IOU", 1)
+    return "bce-full" if fields.expect("LOSS.PARAMS.MIN_IOU", 0.5, 0) == 0 else "bce-rescaled"
 
 
 def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
