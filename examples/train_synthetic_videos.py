@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from tmapdiff import (
     PRESETS,
     FrameEncoder,
+    MomentDataset,
     MomentLocalizationPipeline,
     Trainer,
     Vocabulary,
 )
 from tmapdiff.data import SyntheticVideos, open_feature_store
 from tmapdiff.evaluation import evaluate, evaluate_prior, fit_moment_prior
-from tmapdiff.recipes import check_run_folder, make_test_set
+from tmapdiff.recipes import check_run_folder
 from tmapdiff.video import FeatureStoreWriter, FramePreprocessor
 
 FPS = SyntheticVideos.frame_rate / 2
@@ -104,8 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
     vocabulary = Vocabulary.from_sentences(item.query for item in train.annotations)
     preset = replace(PRESETS["nano"], encoder={**PRESETS["nano"].encoder, "channels": 128})
     model = preset.build(vocabulary_size=len(vocabulary), clip_channels=encoder.feature_dim)
+    clips = model.grid.num_clips
     train_set, test_set = (
-        make_test_set(part.annotations, store, model.grid, vocabulary) for part in (train, test)
+        MomentDataset(part.annotations, store, vocabulary, clips) for part in (train, test)
     )
     config = replace(preset.training, epochs=args.epochs, learning_rate=2e-3, seed=args.seed)
     trainer = Trainer(model, train_set, config, args.output, device="cpu", overwrite=True)

@@ -62,7 +62,7 @@ def test_frames_and_sentences_of_two_towers(kind, tmp_path):
     assert type(again.frame_encoder) is TransformersFrameEncoder
     assert again(tmp_path / "video.mkv", QUERIES).moments == found.moments
     (tmp_path / "talk.srt").write_text(TRACK)
-    with refuses(ConfigError, "expected a video or features, got a text track"):
+    with refuses(ConfigError, "expected features of the video, got a text track"):
         pipe(tmp_path / "talk.srt", QUERIES)
 
 
@@ -127,7 +127,7 @@ def test_text_features_that_do_not_fit(tmp_path):
         make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="sentence")
     with refuses(ConfigError, "text_features to be one of tokens, sentence, got 'words'."):
         make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="words")
-    with refuses(ConfigError, "expected no text_encoder, as the model has a"):
+    with refuses(ConfigError, "and nothing else for sentences, got Vocabulary with"):
         make_pipe(text_features="tokens")
     make_pipe(of_tokens, vocabulary=None, text_encoder=clip).save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
@@ -153,7 +153,7 @@ def test_a_moment_of_a_track_that_means_something(tmp_path):
     rows = encode_text_track(load_text_track(tmp_path / "talk.jsonl"), Topics())
     localizer = SimilarityLocalizer(4, 20, 20, 1, features_per_clip=3)
     pipe = MomentLocalizationPipeline(localizer, text_encoder=tiny_text_encoder(WORDS, 4), fps=1)
-    video = pipe._as_features(rows.float())
+    video = pipe.encode_video(rows.float())
     pipe.encode_queries = lambda queries: list(Topics()(queries).sentences.float()[:, None])
     found = pipe(video, ["the budget", "the roads"])
     best = [(one[0].start, one[0].end) for one in found.moments]

@@ -8,7 +8,7 @@ from helpers.datasets import write_charades
 from tmapdiff.data import ActionTimelineFeatures, ConcatFeatureStore, Vocabulary
 from tmapdiff.errors import ArgumentError, FileError
 from tmapdiff.maps import MapGrid
-from tmapdiff.recipes import LocalizationData, make_test_set, open_features
+from tmapdiff.recipes import LocalizationData, open_features
 from tmapdiff.recipes.training import DIDEMO_GRID
 
 DIDEMO = [
@@ -86,7 +86,7 @@ def test_didemo_is_judged_by_its_own_protocol(tmp_path):
     vocabulary, grid = Vocabulary(["a", "dog"]), MapGrid(**DIDEMO_GRID)
     # One moment for training, those of all annotators for evaluation.
     assert data.make_train_set(grid, vocabulary, 5.0)[0].annotation.moments == ((5.0, 15.0),)
-    test_set = make_test_set(data.test, data.store, grid, vocabulary, 5.0)
+    test_set = data.make_test_set(grid, vocabulary, 5.0)
     assert len(test_set[0].annotation.moments) == 3
     # A store that states its rate keeps it.
     finer = [store(tmp_path / "g.h5", "0.mov", length=60, seconds_per_feature=0.5)]
@@ -117,7 +117,7 @@ def test_whole_videos_are_evaluated_when_clips_have_a_length(tmp_path):
     data = LocalizationData.load(path, path, features=features)
     grid, words = MapGrid(num_clips=4, num_anchors=2, num_scales=2), Vocabulary(["a", "dog"])
     for clip_seconds, clips in ((None, 4), (1.0, 10)):
-        test_set = make_test_set(data.test, data.store, grid, words, clip_seconds)
+        test_set = data.make_test_set(grid, words, clip_seconds)
         assert len(test_set[0].features) == clips, "a multiple of the coarsest clip"
         assert not test_set[0].is_window
     assert data.make_train_set(grid, words, 1.0)[0].is_window

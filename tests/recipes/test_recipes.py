@@ -22,7 +22,6 @@ from tmapdiff.recipes import (
     evaluate_control,
     evaluate_localizer,
     make_pipeline_test_set,
-    make_test_set,
 )
 from tmapdiff.recipes.training import SYNTHETIC_EPOCHS
 from tmapdiff.video import VideoFeatures
@@ -91,7 +90,7 @@ def test_default_folders_tell_runs_apart(tmp_path, monkeypatch):
     ):  # fmt: skip
         names.append(str(replace(recipe, **change).default_folder("charades", given)))
     assert len(set(names)) == len(names)
-    assert re.fullmatch(r"runs/charades-nano-clip-lr0\.001-5epochs-0-[0-9a-f]{8}", names[0])
+    assert re.fullmatch(r"runs/charades-nano-0-[0-9a-f]{8}", names[0])
     long = {**given, "features": [f"{'動' * 60}{n}.h5" for n in range(2)]}
     for sources in (long, {**long, "features": long["features"][::-1]}):
         names.append(str(recipe.default_folder("charades", sources)))
@@ -143,7 +142,7 @@ def test_controls_bracket_every_model(data):
 def test_results_are_written_with_what_they_come_from(data, tmp_path):
     vocabulary = Vocabulary.from_sentences(item.query for item in data.train)
     model = Recipe("nano").build(vocabulary, data.store.feature_dim).eval()
-    test_set = make_test_set(data.test, data.store, model.grid, vocabulary)
+    test_set = data.make_test_set(model.grid, vocabulary)
     results = evaluate_localizer(model, test_set, SamplingOptions((1, 2)), label="raw, ")
     assert list(results.rows) == ["raw, steps 1", "raw, steps 2"]
     names = results.write(tmp_path, {"seed": 7})
@@ -163,7 +162,7 @@ def test_each_sampling_option_reaches_the_answers(data):
     with torch.no_grad():  # last layers are 0 before training
         for weight in model.parameters():
             weight += 0.1 * torch.randn_like(weight)
-    test_set = make_test_set(data.test.limit(3), data.store, model.grid, vocabulary)
+    test_set = data.limit(3).make_test_set(model.grid, vocabulary)
     found = [
         evaluate_localizer(model, test_set, SamplingOptions((1,), **fields)).evaluation.predictions
         for fields in ({}, {"seed": 1}, {"num_samples": 2}, {"ranking": "expected-hits"})
@@ -243,9 +242,8 @@ def test_pipelines_that_do_not_fit_the_data_are_refused(data):
 def test_pipelines_keep_the_durations_that_they_were_trained_on(data):
     vocabulary = Vocabulary.from_sentences(item.query for item in (*data.train, *data.test))
     model = Recipe("nano").build(vocabulary, data.store.feature_dim)
-    train, test = (
-        make_test_set(part, data.store, model.grid, vocabulary) for part in (data.train, data.test)
-    )
+    train = data.make_train_set(model.grid, vocabulary)
+    test = data.make_test_set(model.grid, vocabulary)
     pipeline = TrainedLocalizer(model, model, train, test, None).make_pipeline()
     lasted = sorted(item.duration for item in data.train)
     assert pipeline.config.durations[::2] == (lasted[0], lasted[-1])

@@ -9,10 +9,10 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from tmapdiff._core.checks import first_line, message, short
+from tmapdiff._core.checks import first_line, foreign_errors, message, short
 from tmapdiff._core.limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
-from tmapdiff.errors import ArgumentError, CheckpointError, FileError
+from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.models import (
     MS2DTAN,
     MapLocalizer,
@@ -63,16 +63,8 @@ def find_folder(place: str, name: str | PathLike[str], options: dict[str, Any]) 
 
 
 def read_index(place: str, path: Path, class_name: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            index = json.loads(read_at_most(str(path), file, JSON_GROWTH))
-    except FileError as error:
-        raise CheckpointError(f"{place}: {error}") from error
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CheckpointError(f"{place}: cannot read {path.name}: {reason}.") from error
-    except (ValueError, RecursionError):
-        index = None
+    with foreign_errors(CheckpointError, f"{place}: {path.name}"), path.open("rb") as file:
+        index = json.loads(read_at_most(str(path), file, JSON_GROWTH))
     if not isinstance(index, dict):
         raise CheckpointError(f"{place}: {path.name} is not a JSON object.")
     if index.get("_class_name") != class_name:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,6 @@ from tmapdiff.maps.presence import map_presence
 from tmapdiff.models import (
     AnswerKind,
     DenoisingStep,
-    Localization,
     MapLocalizer,
     MultimodalEncoder,
     Ranking,
@@ -195,11 +194,16 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             >>> found = pipe("holiday.mp4", "a dog runs into the sea")  # doctest: +SKIP
         """
         frames = TransformersFrameEncoder(model)
-        return cls._untrained(TransformersTextEncoder(model), fps, fields, frames)
+        return cls.from_text_encoder(model, fps=fps, frame_encoder=frames, **fields)
 
     @classmethod
     def from_text_encoder(
-        cls, model: str | os.PathLike[str], *, fps: float = 1.0, **fields: Any
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        fps: float = 1.0,
+        frame_encoder: FrameEncoder | None = None,
+        **fields: Any,
     ) -> Self:
         """Build a pipeline for text tracks without training, from a sentence encoder.
 
@@ -210,6 +214,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             model: Folder, or name on the hub, of a transformers sentence encoder, such as
                 all-MiniLM-L6-v2.
             fps: Features per second (`encode_text_track`).
+            frame_encoder: An encoder into the same space, to search videos instead.
             **fields: Fields of `SimilarityLocalizer`, such as `ranking` or `num_clips`.
 
         Raises:
@@ -219,20 +224,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             >>> pipe = MomentLocalizationPipeline.from_text_encoder("minilm")  # doctest: +SKIP
             >>> found = pipe("talk.vtt", "where the budget is decided")  # doctest: +SKIP
         """
-        return cls._untrained(TransformersTextEncoder(model), fps, fields)
-
-    @classmethod
-    def _untrained(
-        cls,
-        text_encoder: TransformersTextEncoder,
-        fps: float,
-        fields: Mapping[str, Any],
-        frame_encoder: FrameEncoder | None = None,
-    ) -> Self:
+        text_encoder = TransformersTextEncoder(model)
         fields = {"features_per_clip": _ROWS_PER_CLIP, **fields}
-        localizer = SimilarityLocalizer(text_encoder.sentence_channels, **fields)
         return cls(
-            localizer,
+            SimilarityLocalizer(text_encoder.sentence_channels, **fields),
             frame_encoder=frame_encoder,
             text_encoder=text_encoder,
             fps=fps,
@@ -373,19 +368,19 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         if isinstance(video, VideoFeatures):
             return self._checked(video)
         if isinstance(video, np.ndarray | Tensor) and video.ndim == 2:
-            return self._checked(self._as_features(torch.as_tensor(video)))
-        track, seen = _is_track(video), self.frame_encoder is not None
-        if not (self.takes_text_tracks if track else seen):
-            expected = "features of the video, as there is no frame_encoder"
+            if self.config.fps is None:
+                expected = "the pipeline's fps for features that are a tensor"
+                hint = "Pass a VideoFeatures, which has the length of a feature."
+                raise ArgumentError(message(type(self).__name__, expected, "none", hint))
+            stride = 1 / self.config.fps
+            return self._checked(VideoFeatures(torch.as_tensor(video), stride, len(video) * stride))
+        is_path = isinstance(video, str | os.PathLike)
+        track = is_path and Path(video).suffix.lower() in TRACK_SUFFIXES
+        if not (self.takes_text_tracks if track else self.frame_encoder is not None):
             got = "a text track" if track else type(video).__name__
-            hint = "Pass a VideoFeatures, or build the pipeline with frame_encoder and fps."
-            if track and seen:
-                expected = "a video or features"
-                hint = "For text tracks, use from_text_encoder (--text-encoder)."
-            elif self.takes_text_tracks:
-                expected = "a text track or features, as there is no frame_encoder"
-                hint = "For videos, use from_two_towers (--zero-shot)."
-            raise ConfigError(message(type(self).__name__, expected, got, hint))
+            hint = "For videos, pass frame_encoder and fps, or use from_two_towers (--zero-shot); "
+            hint += "for text tracks, use from_text_encoder (--text-encoder)."
+            raise ConfigError(message(type(self).__name__, "features of the video", got, hint))
         key = _identity(video)
         with self._lock:
             if key is not None and key in self._videos:
@@ -527,9 +522,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             callback_on_step_end: Called after each step of each sample with the pipeline, the index
                 of the step, its timestep and {"clean": ..., "noisy": ...}, the packed maps of a
                 `DenoisingStep`; in windows, those of the windows.
-            on_error: If a video cannot be read, its scores are not finite, or a query cannot be
-                encoded, `raise` raises the error. `skip` answers the other queries and stores the
-                error in the output's `errors`.
+            on_error: If a video cannot be read or a query cannot be encoded, `raise` raises the
+                error. `skip` answers the other queries and stores the error in the output's
+                `errors`.
             return_dict: Whether to return a `MomentLocalizationOutput` instead of a tuple.
 
         Shape:
@@ -555,7 +550,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             pairs = pairs or "product"
         videos, queries = _paired(who, video, query, pairs)
         check_generators(who, generator, len(queries))
-        sampling = self._sampling(num_inference_steps, num_samples, eta, return_steps)
+        sampling = self._sampling(
+            return_steps, num_inference_steps=num_inference_steps, num_samples=num_samples, eta=eta
+        )
         reading: dict[str, Any] = {"top_n": top_n, "ranking": ranking}
         reading |= {"nms_threshold": nms_threshold, "temperature": temperature, "answer": answer}
         draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
@@ -583,7 +580,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                         self.localizer,
                     )
                     drawn = self._draw_windows(draw, batch, _chosen(generator, good), batch_size)
-                    read = self._read(batch, drawn, reading, skip)
+                    read = self._read(batch, drawn, reading)
                     results.update(zip(good, read, strict=True))
                 clips = {key: one for key, one in clips.items() if last[key] >= rows.stop}
                 if bar is not None:
@@ -606,38 +603,23 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             words = [one if isinstance(one, TmapdiffError) else one[0] for one in each]
         return words
 
-    def _sampling(
-        self,
-        num_inference_steps: int | None,
-        num_samples: int | None,
-        eta: float | None,
-        return_steps: bool,
-    ) -> dict[str, Any]:
+    def _sampling(self, return_steps: bool, **given: Any) -> dict[str, Any]:
         """Check the sampling options; return the arguments of `draw_samples`."""
         who, kind = type(self).__name__, type(self.localizer).__name__
-        generative = self.localizer.is_generative
-        given = {"num_inference_steps": num_inference_steps, "num_samples": num_samples}
-        for name, value in given.items():
-            if value is not None and check_int(who, name, value, at_least=1) > 1 and not generative:
-                expected = f"one pass for a {kind}, which is not generative"
-                raise ArgumentError(message(who, expected, f"{name} = {value}"))
-        if eta is not None:
-            check_range(who, "eta", eta, 0, 1)
-        if generative:
-            chosen = {k: v for k, v in {**given, "eta": eta}.items() if v is not None}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name, value in chosen.items():
+            if name == "eta":
+                check_range(who, name, value, 0, 1)
+            else:
+                check_int(who, name, value, at_least=1)
+        if self.localizer.is_generative:
             return {"num_samples": self.localizer.config.num_samples, **chosen}
-        if eta or return_steps:
-            expected = "a generative model for eta or return_steps"
+        one_pass = {"num_inference_steps": 1, "num_samples": 1, "eta": 0}
+        changed = [name for name, value in chosen.items() if value != one_pass[name]]
+        if changed or return_steps:
+            expected = f"a generative model for {', '.join(changed) or 'return_steps'}"
             raise ArgumentError(message(who, expected, kind))
         return {}
-
-    def _as_features(self, features: Tensor) -> VideoFeatures:
-        fps = self.config.fps
-        if fps is None:
-            expected = "the pipeline's fps for features that are a tensor"
-            hint = "Pass a VideoFeatures, which has the length of a feature."
-            raise ArgumentError(message(type(self).__name__, expected, "none", hint))
-        return VideoFeatures(features, 1 / fps, len(features) / fps)
 
     def _checked(self, video: VideoFeatures) -> VideoFeatures:
         who, features = type(self).__name__, video.features
@@ -740,52 +722,32 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             samples = localizer.predict_maps(*inputs)[:, None]
         return Drawn(samples, steps.clean(), steps.noisy())
 
-    def _read(
-        self, batch: Batch, drawn: Drawn, reading: Mapping[str, Any], skip: bool
-    ) -> list[Answer | TmapdiffError]:
-        """Read moments off maps; with `skip`, return an error for each map that is not finite."""
-        scores = drawn.samples
+    def _read(self, batch: Batch, drawn: Drawn, reading: Mapping[str, Any]) -> Iterator[Answer]:
+        presence = self._presence(batch, drawn) if reading["answer"] == "set" else None
+        found = self.localizer.read_moments(
+            drawn.samples,
+            batch.clip_seconds,
+            grid=batch.grid,
+            num_clips=batch.num_clips,
+            held=drawn.held,
+            presence=presence,
+            **reading,
+        )
+        return answers_of(found, spread_of(found, drawn.samples), batch, drawn)
 
-        def presence(rows: slice) -> Tensor | None:
-            num_clips = None if batch.num_clips is None else batch.num_clips[rows]
-            held = True if drawn.held is None else drawn.held[rows]
-            maps = scores[rows].mean(dim=1).where(torch.as_tensor(held, device=scores.device), 0)
-            asked = batch.features[rows], batch.words[rows], batch.num_words[rows]
-            fitted = self.localizer.presence(*asked, maps, num_clips)
-            in_windows = torch.tensor([bool(video.windows) for video in batch.clips[rows]])
-            if fitted is None or not in_windows.any():
-                return fitted
-            # Presence weights were not fitted on maps joined from windows.
-            target = self.localizer.objective.target
-            own = map_presence(maps, batch.grid, num_clips, target=target).to(fitted)
-            return own.where(in_windows.to(own.device), fitted)
-
-        def read(rows: slice) -> Localization:
-            num_clips = None if batch.num_clips is None else batch.num_clips[rows]
-            held = None if drawn.held is None else drawn.held[rows]
-            return self.localizer.read_moments(
-                scores[rows],
-                batch.clip_seconds[rows],
-                grid=batch.grid,
-                num_clips=num_clips,
-                held=held,
-                presence=presence(rows) if reading["answer"] == "set" else None,
-                **reading,
-            )
-
-        errors: dict[int, TmapdiffError] = {}
-        if skip:
-            mask = batch.grid.packed_mask(scores.device, batch.num_clips)
-            valid = mask if drawn.held is None else mask & drawn.held
-            wrong = (~scores.isfinite().all(dim=1) & valid).any(dim=1)
-            # Damaged weights are not the fault of a video.
-            if bool(wrong.any()) and not self.localizer.weights_not_finite():
-                rows = wrong.nonzero().flatten().tolist()
-                errors = {row: _attempt(skip, read, slice(row, row + 1)) for row in rows}
-                scores = scores.masked_fill(wrong[:, None, None], 0)
-        found = read(slice(None))
-        answers = answers_of(found, spread_of(found, drawn.samples), batch, drawn)
-        return [errors.get(row, answer) for row, answer in enumerate(answers)]
+    def _presence(self, batch: Batch, drawn: Drawn) -> Tensor | None:
+        maps = drawn.samples.mean(dim=1)
+        if drawn.held is not None:
+            maps = maps.where(drawn.held, 0)
+        asked = batch.features, batch.words, batch.num_words
+        fitted = self.localizer.presence(*asked, maps, batch.num_clips)
+        in_windows = torch.tensor([bool(video.windows) for video in batch.clips])
+        if fitted is None or not in_windows.any():
+            return fitted
+        # Presence weights were not fitted on maps joined from windows.
+        target = self.localizer.objective.target
+        own = map_presence(maps, batch.grid, batch.num_clips, target=target).to(fitted)
+        return own.where(in_windows.to(own.device), fitted)
 
 
 def _output(
@@ -865,11 +827,6 @@ def _paired(who: str, video: Any, query: Any, pairs: Pairs | None) -> tuple[list
     return videos, queries
 
 
-def _is_track(video: Any) -> bool:
-    is_path = isinstance(video, str | os.PathLike)
-    return is_path and Path(video).suffix.lower() in TRACK_SUFFIXES
-
-
 def _key(video: Any) -> Any:
     """Return a key that identifies a video within a call."""
     return os.fspath(video) if isinstance(video, str | os.PathLike) else id(video)
@@ -894,17 +851,15 @@ def _misfit_of_text(
 ) -> tuple[str, str] | None:
     """Return what the model expects for sentences and what it got, or None if they match."""
     channels, words = encoder.text_channels, encoder.vocabulary_size
+    got = " and ".join(type(one).__name__ for one in (vocabulary, text_encoder) if one is not None)
     if channels is None:
-        if text_encoder is not None or text_features is not None:
-            expected = "no text_encoder, as the model has a vocabulary"
-            return expected, type(text_encoder).__name__ if text_encoder else "text_features"
-        if not isinstance(vocabulary, Vocabulary):
-            return "the vocabulary that the model was trained with", _kind(vocabulary)
-        if len(vocabulary) != words:
-            return f"a vocabulary with the model's {words} words", f"{len(vocabulary)} words"
-        return None
-    if not isinstance(text_encoder, TransformersTextEncoder):
-        return "the text_encoder that the model was trained with", _kind(text_encoder)
+        known = len(vocabulary) if isinstance(vocabulary, Vocabulary) else None
+        if known == words and text_encoder is None and text_features is None:
+            return None
+        expected = f"a vocabulary with the model's {words} words, and nothing else for sentences"
+        return expected, got if known is None else f"{got} with {known} words"
+    if not isinstance(text_encoder, TransformersTextEncoder) or vocabulary is not None:
+        return "only the text_encoder that the model was trained with", got or "none"
     given = _channels_of_text(encoder, text_encoder, text_features)
     if channels not in given.values():
         got = " and ".join(f"{number} of {kind}" for kind, number in given.items())
@@ -913,8 +868,6 @@ def _misfit_of_text(
         # In CLIP and SigLIP, only sentences share the space of the images.
         expected = "text_features 'tokens' or 'sentence', as in training"
         return expected, f"none, and both have {channels} channels"
-    if vocabulary is not None:
-        return "no vocabulary, as the model has a text_encoder", repr(vocabulary)
     return None
 
 
@@ -926,7 +879,3 @@ def _channels_of_text(
     if chosen is None and not getattr(encoder, "words", True):
         chosen = "sentence"  # the mean of CLIP's tokens is not in its shared space
     return given if chosen is None else {chosen: given[chosen]}
-
-
-def _kind(part: object) -> str:
-    return "none" if part is None else type(part).__name__

@@ -69,15 +69,23 @@ class PackedMaps:
         return rows, torch.full((len(rows),), self.num_clips), self.num_clips
 
 
-class _LazySequence(Sequence[Any]):
-    """Results per query, computed from its packed maps on access."""
+class MergedMaps(Sequence[Any]):
+    """Merged maps of queries, each computed on access, as their size is N squared.
 
-    def __init__(self, packed: Sequence["PackedMaps | None"], as_numpy: bool) -> None:
+    Attributes:
+        packed: The packed maps of each query; None if it could not be answered.
+
+    Shape:
+        - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
+          (steps, N, N) for several maps per query; (0, 0) if it could not be answered
+    """
+
+    def __init__(self, packed: Sequence[PackedMaps | None], as_numpy: bool) -> None:
         self.packed = packed
         self._as_numpy = as_numpy
 
     def _make(self, packed: PackedMaps | None) -> Tensor:
-        raise NotImplementedError
+        return torch.empty(0, 0) if packed is None else packed.merge()
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -91,33 +99,13 @@ class _LazySequence(Sequence[Any]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} queries)"
 
-
-class MergedMaps(_LazySequence):
-    """Merged maps of queries, each computed on access, as their size is N squared.
-
-    Attributes:
-        packed: The packed maps of each query; None if it could not be answered.
-        as_numpy: Whether each is a NumPy array instead of a tensor.
-
-    Shape:
-        - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;
-          (steps, N, N) for several maps per query; (0, 0) if it could not be answered
-    """
-
-    def _make(self, packed: PackedMaps | None) -> Tensor:
-        return torch.empty(0, 0) if packed is None else packed.merge()
-
     def saliency(self) -> "ClipSaliency":
         """Return the probability that each clip lies in the answer, for each query."""
         return ClipSaliency(self.packed, self._as_numpy)
 
 
-class ClipSaliency(_LazySequence):
+class ClipSaliency(MergedMaps):
     """Probability that each clip lies in the answer to a query, computed on access.
-
-    Attributes:
-        packed: The packed maps of each query; None if it could not be answered.
-        as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
         - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) if it could not be

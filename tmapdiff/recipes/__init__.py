@@ -5,7 +5,6 @@ from tmapdiff.recipes.answers import answer_videos, pair
 from tmapdiff.recipes.data import (
     HOLDOUT_SEED,
     LocalizationData,
-    make_test_set,
     open_features,
 )
 from tmapdiff.recipes.evaluation import (
@@ -32,7 +31,6 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "Protocol",
     "open_features",
     "LocalizationData",
-    "make_test_set",
     "HOLDOUT_SEED",
     "SYNTHETIC_EPOCHS",
     "ModelKind",

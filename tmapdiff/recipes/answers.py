@@ -9,11 +9,10 @@ from typing import Any, get_args
 
 import torch
 
-from tmapdiff._core.checks import check_choice, check_int, foreign_errors, message, shown
+from tmapdiff._core.checks import check_choice, check_int, foreign_errors, message
 from tmapdiff._core.digests import add_tensors
 from tmapdiff._core.files import written_beside
-from tmapdiff.data._reading import field, json_lines, number, reading
-from tmapdiff.data._reading import pairs as read_pairs
+from tmapdiff.data._reading import reading
 from tmapdiff.errors import AnnotationError, ArgumentError, FileError
 from tmapdiff.pipelines import MomentLocalizationPipeline, Pairs
 
@@ -83,7 +82,10 @@ def answer_videos(
     if out is not None:
         settings["pipeline_sha256"] = _digest(pipeline)
     settings = json.loads(json.dumps(settings))
-    known = {} if out is None else _resumed(Path(out), settings)
+    known = {}
+    if out is not None:
+        with reading(Path(out)):
+            known = _resumed(Path(out), settings)
     for video, several in asked.items():
         identity = _identity(video)
         kept = {
@@ -163,41 +165,22 @@ def _identity(video: Path) -> dict[str, int] | None:
 def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
     """Read the answers of an earlier run, and rewrite the file without errors."""
     known: dict[tuple[str, str], Record] = {}
-    read = 0
-    try:
-        for line, who, record in json_lines(path) if os.path.exists(path) else ():
-            if not isinstance(record, dict) or not {"video", "sentence"} <= record.keys():
-                raise AnnotationError(message(who, "an answer of tmapdiff localize", "other JSON"))
-            for name, value in settings.items():
-                if record.get(name) != value:
-                    expected, hint = f"answers with {name} = {value!r}", "Use another file."
-                    raise ArgumentError(message(who, expected, repr(record.get(name)), hint))
-            if "error" not in record:
-                _check_answer(who, record)
-                known[str(record["video"]), str(record["sentence"])] = record
-            read = line
-    except AnnotationError:
-        # If a run was killed, its last line may be incomplete.
-        if not read or read != _count_lines(path):
-            raise
+    written = path.read_bytes() if path.exists() else b""
+    # If a run was killed, its last line may be incomplete.
+    complete = written[: written.rfind(b"\n") + 1]
+    for number, line in enumerate(complete.splitlines() or written.splitlines(), 1):
+        who = f"{path} line {number}"
+        with foreign_errors(AnnotationError, who):
+            record = json.loads(line)
+        if not isinstance(record, dict) or not {"video", "sentence"} <= record.keys():
+            raise AnnotationError(message(who, "an answer of tmapdiff localize", "other JSON"))
+        for name, value in settings.items():
+            if record.get(name) != value:
+                expected, hint = f"answers with {name} = {value!r}", "Use another file."
+                raise ArgumentError(message(who, expected, repr(record.get(name)), hint))
+        if "error" not in record:
+            known[str(record["video"]), str(record["sentence"])] = record
     with written_beside(path) as new:
         lines = (json.dumps(one) + "\n" for one in known.values())
         new.write_text("".join(lines), encoding="utf-8")
     return known
-
-
-def _check_answer(who: str, record: Record) -> None:
-    moments = field(who, record, "moments")
-    if not isinstance(moments, list):
-        raise AnnotationError(message(who, "moments to be a list", shown(moments)))
-    for one in moments:
-        spread = field(who, one, "spread")
-        for name in ("start", "end", "score", *(["spread"] if spread is not None else [])):
-            number(who, one, name)
-    if field(who, record, "windows") != []:
-        read_pairs(who, record, "windows")
-
-
-def _count_lines(path: Path) -> int:
-    with reading(path), path.open("rb") as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))

@@ -225,16 +225,8 @@ class LocalizationData:
         Raises:
             ArgumentError: As `MomentDataset`.
         """
-        return MomentDataset(
-            keep_consensus(self.train) if self.protocol == "didemo" else self.train,
-            self.store,
-            vocabulary,
-            grid.num_clips,
-            clip_seconds=clip_seconds,
-            clip_multiple=grid.stride(grid.num_scales - 1),
-            features_per_clip=features_per_clip,
-            word_features=self.word_features,
-        )
+        part = keep_consensus(self.train) if self.protocol == "didemo" else self.train
+        return self._make_set(part, grid, vocabulary, clip_seconds, features_per_clip)
 
     def make_test_set(
         self,
@@ -243,18 +235,29 @@ class LocalizationData:
         clip_seconds: float | None = None,
         features_per_clip: int = 1,
     ) -> MomentDataset:
-        """Build the test set, of whole videos.
+        """Build the test set, of whole videos; arguments are as for `make_train_set`."""
+        whole = {"whole_videos": clip_seconds is not None}
+        return self._make_set(self.test, grid, vocabulary, clip_seconds, features_per_clip, **whole)
 
-        `grid`, `vocabulary`, `clip_seconds` and `features_per_clip` are as for `make_train_set`.
-        """
-        return make_test_set(
-            self.test,
+    def _make_set(
+        self,
+        part: AnnotationSet,
+        grid: MapGrid,
+        vocabulary: Vocabulary | None,
+        clip_seconds: float | None,
+        features_per_clip: int,
+        **options: Any,
+    ) -> MomentDataset:
+        return MomentDataset(
+            part,
             self.store,
-            grid,
             vocabulary,
-            clip_seconds,
+            grid.num_clips,
+            clip_seconds=clip_seconds,
+            clip_multiple=grid.stride(grid.num_scales - 1),
             features_per_clip=features_per_clip,
             word_features=self.word_features,
+            **options,
         )
 
 
@@ -281,43 +284,6 @@ def encode_queries(
         for part in parts
         for query, features in zip(part, encode(part), strict=True)
     }
-
-
-def make_test_set(
-    annotations: AnnotationSet,
-    store: FeatureStore,
-    grid: MapGrid,
-    vocabulary: Vocabulary | None,
-    clip_seconds: float | None = None,
-    *,
-    features_per_clip: int = 1,
-    word_features: Mapping[str, Tensor] | None = None,
-) -> MomentDataset:
-    """Build a test set, of whole videos.
-
-    Args:
-        annotations: The queries.
-        store: Features of their videos.
-        grid: The model's grid.
-        vocabulary: Vocabulary to encode the queries with; None with `word_features`.
-        clip_seconds: Seconds per clip. By default, clips divide each video equally.
-        features_per_clip: As for `MomentDataset`.
-        word_features: As for `MomentDataset`.
-
-    Raises:
-        ArgumentError, ShapeError: As `MomentDataset`.
-    """
-    return MomentDataset(
-        annotations,
-        store,
-        vocabulary,
-        grid.num_clips,
-        clip_seconds=clip_seconds,
-        clip_multiple=grid.stride(grid.num_scales - 1),
-        whole_videos=clip_seconds is not None,
-        features_per_clip=features_per_clip,
-        word_features=word_features,
-    )
 
 
 def open_features(

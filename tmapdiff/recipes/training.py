@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,7 +42,6 @@ SYNTHETIC_EPOCHS = 30
 RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
 # Share of the training videos to fit presence on. The seed differs from `HOLDOUT_SEED`.
 _PRESENCE_SHARE, _PRESENCE_SEED = 0.1, 1
-_LONGEST_NAME = 160  # bytes; file systems allow 255
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}
 
@@ -106,8 +104,7 @@ class Recipe:
     ) -> Path:
         """Return a folder name for a run that is unique to its data and recipe.
 
-        It consists of preset, model, features, objective, decoder, learning rate, epochs and seed,
-        as far as they are given, and a digest of everything given.
+        It consists of data, preset, model and seed, and a digest of everything else given.
 
         Args:
             data: Name of the data set.
@@ -120,23 +117,14 @@ class Recipe:
         given |= {name: one for name, one in self.training.items() if name not in RESUME_MAY_CHANGE}
         given = {name: one for name, one in given.items() if one is not None and one is not False}
         kind = control or self.model
-        words = [data, self.preset, "" if kind == "diffusion" else kind]
-        words += [Path(place).stem for place in given.get("features", ())]
-        words += [self.objective or "", self.decoder or ""]
-        for name, form in (("learning_rate", "lr{:g}"), ("epochs", "{}epochs")):
-            words += [form.format(given[name])] if name in given else []
-        text = re.sub(r"[^\w.+-]", "_", "-".join(word for word in words if word))
-        name = f"{text.encode()[:_LONGEST_NAME].decode(errors='ignore')}-{self.seed}"
+        words = [data, self.preset, *([] if kind == "diffusion" else [kind]), str(self.seed)]
+        name = "-".join(words)
         if given:
             if "features" in given:
                 given["features"] = [_as_found(place) for place in given["features"]]
             content = json.dumps(given, sort_keys=True, default=_as_found)
             name += f"-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         return Path("runs", name)
-
-    def clip_seconds_for(self, protocol: Protocol) -> float | None:
-        """Return the seconds per clip, if `protocol` or the recipe fixes them."""
-        return SEGMENT_SECONDS if protocol == "didemo" else self.clip_seconds
 
     def training_config(self, data: LocalizationData) -> TrainingConfig:
         """Return the training configuration for `data`.
@@ -208,7 +196,7 @@ class Recipe:
         return {
             "grid": preset.make_grid(),
             "vocabulary": data.make_vocabulary(),
-            "clip_seconds": self.clip_seconds_for(data.protocol),
+            "clip_seconds": SEGMENT_SECONDS if data.protocol == "didemo" else self.clip_seconds,
             "features_per_clip": preset.encoder.get("features_per_clip", 1),
         }
 
