@@ -206,7 +206,7 @@ def test_a_text_track_by_a_sentence_encoder(passes, refused, run, corpus, tmp_pa
         assert [one["start"] for one in answer["moments"]] == [one.start for one in expected]
     assert "roads and the budget" in passes("localize", track, "the budget", *options).out
     text = refused("localize", tmp_path / "talk.mp4", "dogs", *options)
-    assert "expected a text track or features, as there is no frame_encoder, got str. For" in text
+    assert "expected features of the video, got str. For" in text
     text = refused("localize", track, "the 2", "--model", corpus.pipeline)
     assert "expected a video or features, got a text track. For text tracks, use" in text
     # An answer a line, beside the tracks: it is none of them.

@@ -374,8 +374,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                 raise ArgumentError(message(type(self).__name__, expected, "none", hint))
             stride = 1 / self.config.fps
             return self._checked(VideoFeatures(torch.as_tensor(video), stride, len(video) * stride))
-        is_path = isinstance(video, str | os.PathLike)
-        track = is_path and Path(video).suffix.lower() in TRACK_SUFFIXES
+        track = False
+        if isinstance(video, str | os.PathLike):
+            track = Path(video).suffix.lower() in TRACK_SUFFIXES
         if not (self.takes_text_tracks if track else self.frame_encoder is not None):
             got = "a text track" if track else type(video).__name__
             hint = "For videos, pass frame_encoder and fps, or use from_two_towers (--zero-shot); "

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -501,8 +502,8 @@ class Trainer:
     def _print(self, line: str) -> None:
         """Print a line above the progress bar."""
         if self.show_progress and self.accelerator.is_main_process:
-            with tqdm.external_write_mode():
-                print(line, flush=True)  # otherwise, a log file could stay empty for hours
+            tqdm.write(line)
+            sys.stdout.flush()  # otherwise, a log file could stay empty for hours
 
     def _close_epoch(self) -> None:
         """Log, validate and record the finished epoch, unless it was recorded before."""
