@@ -175,7 +175,7 @@ def test_errors_are_one_line(refused, corpus, finished, tmp_path):
             [video, SENTENCES[1], *model, "--saliency", 0, "--json"],
             "--saliency in (0, inf), got 0.0.",
         ),
-        ([video, "a", "--model", finished / "pipeline"], "as there is no frame_encoder"),
+        ([video, "a", "--model", finished / "pipeline"], "expected features of the video, got"),
         (["four", "a dog", *model, "--features", corpus.features], "features of 'four', got none"),
     ):
         assert text in refused("localize", *arguments)

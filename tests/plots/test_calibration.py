@@ -1,7 +1,6 @@
 import numpy as np
 import torch
 from helpers.assertions import refuses
-from matplotlib.figure import Figure
 
 from tmapdiff import plot_calibration, reliability_bins, risk_coverage_curve
 from tmapdiff.errors import ArgumentError
@@ -41,17 +40,6 @@ def test_figure_shows_bins_and_curves_of_all_methods_in_percent():
     expected = reliability_bins(confidence, correct, 5, equal_mass=False).count
     assert heights.tolist() == expected.tolist()
     assert "queries" in counts_ax.get_ylabel()
-
-
-def test_given_figure_and_bins_are_used(tmp_path):
-    confidence, correct = simulated(200)
-    own = Figure()
-    assert plot_calibration({"one": (confidence.square(), correct)}, figure=own) is own
-    own.savefig(tmp_path / "calibration.png")
-    wide = plot_calibration({"one": (confidence.square(), correct)}, equal_mass=False)
-    line = wide.axes[0].lines[1]
-    expected = reliability_bins(confidence.square(), correct, equal_mass=False)
-    np.testing.assert_allclose(line.get_xdata(), 100 * expected.confidence)
 
 
 def test_no_method_is_refused():

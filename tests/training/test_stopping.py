@@ -3,10 +3,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
-from helpers.processes import SECONDS, start_program
 
 from tmapdiff.training._stopping import SignalGuard
 
@@ -59,22 +57,16 @@ def test_other_threads_than_the_main_one_get_no_signals():
 
 
 WORKER = """
-import sys, time
-from tmapdiff.training import _stopping
-_stopping._SECONDS_TO_FINISH = float(sys.argv[1])
-_stopping.ignore_signals_in_worker()
-print("ready", flush=True)
-time.sleep(20)
+import os, signal
+from tmapdiff.training._stopping import ignore_signals_in_worker
+ignore_signals_in_worker()
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
 """
 
 
 @pytest.mark.process
-def test_workers_outlive_signals_for_a_while():
-    command = [sys.executable, "-c", WORKER, "0.3"]
-    worker = start_program(command, stdout=subprocess.PIPE)
-    worker.stdout.readline()
-    worker.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(SECONDS) == 143
-    assert time.monotonic() - began >= 0.3
+def test_workers_outlive_signals():
+    found = subprocess.check_output([sys.executable, "-c", WORKER], text=True)
+    assert found == "alive\n"

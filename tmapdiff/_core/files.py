@@ -19,7 +19,6 @@ _OPENING = ("model_index.json", "config.json")
 # Workers check every 5 seconds whether their parent was killed. Until then they hold its locks,
 # unless filelock is recent enough to release them in forks.
 SECONDS_OF_ORPHANS = 7.0
-_LONGEST_NAMED = 200  # bytes of a name to use for a temporary folder; the limit is 255
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def written_beside(
             except FileExistsError:
                 # Python's message, "File exists", would mislead: the parent is a file.
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-            scratch = Path(tempfile.mkdtemp(dir=beside, prefix=_scratch_prefix(target)))
+            scratch = Path(tempfile.mkdtemp(dir=beside, prefix=f".{target.name[:40]}."))
             new = scratch / target.name
             yield new
             if durable:
@@ -163,13 +162,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _scratch_prefix(target: Path) -> str:
-    name = target.name
-    if len(os.fsencode(name)) > _LONGEST_NAMED:
-        name = f"{name[:40]}{target.suffix[-8:]}"
-    return f".{name}."
 
 
 def _is_write_error(error: Exception) -> bool:

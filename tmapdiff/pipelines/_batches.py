@@ -143,20 +143,21 @@ class Steps:
     def __init__(self) -> None:
         self._clean: list[Tensor] = []
         self._noisy: list[Tensor] = []
-        self._count: list[int] = []
+        self._added = 0
 
     def add(self, step: DenoisingStep) -> None:
+        self._added += 1
         if step.index == len(self._clean):
             self._clean.append(step.clean)
             self._noisy.append(step.noisy)
-            self._count.append(1)
         else:
             self._clean[step.index] = self._clean[step.index] + step.clean
-            self._count[step.index] += 1
 
     def clean(self) -> Tensor | None:
-        means = [total / count for total, count in zip(self._clean, self._count, strict=True)]
-        return torch.stack(means, dim=1).float().cpu() if means else None
+        if not self._clean:
+            return None
+        samples = self._added / len(self._clean)
+        return (torch.stack(self._clean, dim=1) / samples).float().cpu()
 
     def noisy(self) -> Tensor | None:
         return torch.stack(self._noisy, dim=1).float().cpu() if self._noisy else None

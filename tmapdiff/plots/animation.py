@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tmapdiff._core.checks import check_length, check_range, message, require
+from tmapdiff._core.checks import check_range, message, require
 from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, MissingDependencyError
-from tmapdiff.plots.bars import Moments, draw_bars_panel
-from tmapdiff.plots.maps import axes_over_bars, comparison_inches, plot_map, step_titles
+from tmapdiff.plots.bars import Moments
+from tmapdiff.plots.maps import MAP_INCHES, plot_map, step_titles
 from tmapdiff.plots.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.animation import Animation
 
 _HOLD = 4  # extra frames of the final result
-_LONGEST_LIST = 5  # predicted moments shown as bars
 
 
 def animate_denoising(
@@ -29,28 +28,24 @@ def animate_denoising(
     timesteps: Sequence[int] | Tensor | None = None,
     clip_seconds: float = 1.0,
     truth: Moments = (),
-    predictions: Sequence[Moments] = (),
     title: str = "",
-    label: str = "IoU",
 ) -> "Animation":
-    """Animate a denoising run: the map after each step, and its predicted moments below.
+    """Animate a denoising run: the map after each step.
 
     Args:
         maps: The map after each step.
         mask: True for candidates. Defaults to all finite cells.
         timesteps: Diffusion timestep of each map, written above it.
         clip_seconds: Duration of a clip.
-        truth: Annotated (start, end) in seconds, drawn as rings and a hatched bar.
-        predictions: Predicted (start, end) in seconds after each step, best first. Five are drawn.
+        truth: Annotated (start, end) in seconds, drawn as rings.
         title: Text above the map. Long titles are wrapped.
-        label: Label of the color bar.
 
     Shape:
         - maps: each (N, N)
         - mask: (N, N), bool
 
     Raises:
-        ShapeError: If a shape is wrong, or the number of `timesteps` or `predictions`.
+        ShapeError: If a shape is wrong, or `timesteps` differs from `maps` in length.
         ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
         MissingDependencyError: If matplotlib is not installed.
 
@@ -66,32 +61,17 @@ def animate_denoising(
     who = "animate_denoising"
     matplotlib: Any = require("matplotlib.animation", extra="viz", purpose=who)
     above = step_titles(who, maps, timesteps)
-    if len(predictions):
-        check_length(who, "predictions", predictions, len(maps))
-    shown = [list(moments)[:_LONGEST_LIST] for moments in predictions] or [[]] * len(maps)
-    rows = max(len(moments) for moments in shown) + bool(truth)
-    figure = new_figure(4.4, comparison_inches(rows), who)
-    axes = axes_over_bars(figure, ["map"], rows)
+    figure = new_figure(4.4, MAP_INCHES + 0.3, who)
+    ax = figure.subplots()
     figure.suptitle(textwrap.fill(title, 48), size=10)
 
     def draw(index: int) -> None:
-        axes["map"].clear()
-        plot_map(
-            maps[index],
-            mask,
-            clip_seconds=clip_seconds,
-            truth=truth,
-            predictions=shown[index],
-            title=f"{above[index]}   ({index + 1} of {len(maps)})",
-            ax=axes["map"],
-        )
-        if rows:
-            axes["moments"].clear()
-            seconds = len(maps[index]) * clip_seconds
-            draw_bars_panel(axes["moments"], truth, shown[index], seconds=seconds, num_rows=rows)
+        ax.clear()
+        title = f"{above[index]}   ({index + 1} of {len(maps)})"
+        plot_map(maps[index], mask, clip_seconds=clip_seconds, truth=truth, title=title, ax=ax)
 
     draw(0)
-    figure.colorbar(axes["map"].images[0], ax=axes["map"], label=label, shrink=0.9)
+    figure.colorbar(ax.images[0], ax=ax, label="IoU", shrink=0.9)
     # Keep the layout of the first frame, so that nothing moves between frames.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

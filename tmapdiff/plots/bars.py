@@ -50,14 +50,13 @@ def draw_bars_panel(
     scores: Sequence[float] = (),
     *,
     seconds: float,
-    num_rows: int = 0,
     saliency: Sequence[float] = (),
 ) -> None:
-    """Draw at least `num_rows` rows of bars into `ax`, for a video of `seconds`.
+    """Draw rows of bars into `ax`, for a video of `seconds`.
 
     Above them goes the saliency of equal clips, scaled to its maximum, which is its label.
     """
-    bottom, top = min(draw_bars(ax, truth, predictions, scores), -num_rows), 0
+    bottom, top = draw_bars(ax, truth, predictions, scores), 0
     if len(saliency):
         top, most = SALIENCY_ROWS, max(saliency)
         ends = [seconds * clip / len(saliency) for clip in range(len(saliency) + 1)]

@@ -7,33 +7,26 @@ from torch import Tensor
 
 from tmapdiff.calibration import reliability_bins, risk_coverage_curve
 from tmapdiff.errors import ArgumentError
-from tmapdiff.plots.style import look_of, new_figure
+from tmapdiff.plots.style import COLORS, LINES, MARKERS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
+    from matplotlib.figure import Figure
 
 
 def plot_calibration(
-    methods: Mapping[str, tuple[Tensor, Tensor]],
-    *,
-    num_bins: int = 15,
-    equal_mass: bool = True,
-    title: str = "",
-    figure: "FigureBase | None" = None,
-) -> "FigureBase":
+    methods: Mapping[str, tuple[Tensor, Tensor]], *, num_bins: int = 15, title: str = ""
+) -> "Figure":
     """Draw reliability diagrams and risk-coverage curves of methods, in percent.
 
-    Left: accuracy over mean confidence per bin, which lies on the diagonal if calibrated, and a
-    histogram of confidence. Right: accuracy over the share of queries answered, most certain first.
-    The legends give ECE and AURC.
+    Left: accuracy over mean confidence, in bins of equally many queries, which lies on the diagonal
+    if calibrated, and a histogram of confidence. Right: accuracy over the share of queries
+    answered, most certain first. The legends give ECE and AURC.
 
     Args:
         methods: Confidence and correctness by name of the method, as in `reliability_bins`.
         num_bins: Number of bins.
-        equal_mass: Use bins with equal numbers of queries instead of equal widths.
         title: Text above both plots.
-        figure: Empty figure or subfigure to draw in. Defaults to a new one.
 
     Shape:
         - methods: each (Q,), and (Q,), bool
@@ -51,21 +44,21 @@ def plot_calibration(
     # Compute all before drawing anything, so that bad input leaves no half-drawn figure.
     measured = {
         name: (
-            reliability_bins(confidence, correct, num_bins, equal_mass=equal_mass),
+            reliability_bins(confidence, correct, num_bins),
             risk_coverage_curve(confidence, correct),
             100 * confidence.detach().double().cpu().numpy(),
         )
         for name, (confidence, correct) in methods.items()
     }
-    if figure is None:
-        figure = new_figure(8.4, 4.2, "plot_calibration")
+    figure = new_figure(8.4, 4.2, "plot_calibration")
     axes: dict[str, Axes] = figure.subplot_mosaic(
         [["bins", "coverage"], ["counts", "coverage"]], height_ratios=(4, 1)
     )
     bins_ax, counts_ax, coverage_ax = axes["bins"], axes["counts"], axes["coverage"]
     bins_ax.plot((0, 100), (0, 100), "--", color="0.6", lw=1)
     for index, (name, (bins, curve, percents)) in enumerate(measured.items()):
-        color, line, marker = look_of(index)
+        color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
+        marker = MARKERS[index % len(MARKERS)]
         ece, aurc = 100 * bins.calibration_error, 100 * curve.area
         places = (100 * bins.confidence).tolist(), (100 * bins.accuracy).tolist()
         label = f"{name} (ECE {ece:.1f})"

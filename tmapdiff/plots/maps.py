@@ -171,7 +171,10 @@ def plot_comparison(
     curve = [] if saliency is None else _array(saliency).tolist()
     rows = len(predicted_moments) + bool(moments) + SALIENCY_ROWS * bool(curve)
     figure = figure or new_figure(7.2, comparison_inches(rows), who)
-    axes = axes_over_bars(figure, ["prediction", "truth"], rows)
+    axes: dict[str, Axes] = figure.subplot_mosaic(
+        [["prediction", "truth"], *([["moments"] * 2] if rows else [])],
+        height_ratios=(MAP_INCHES, bars_inches(rows)) if rows else None,
+    )
     left, right = axes["prediction"], axes["truth"]
     shared: dict[str, Any] = {"mask": mask, "clip_seconds": clip_seconds, "truth": moments}
     plot_map(prediction, **shared, predictions=predicted_moments, title="prediction", ax=left)
@@ -187,14 +190,6 @@ def plot_comparison(
     return figure
 
 
-def axes_over_bars(figure: "FigureBase", maps: list[str], rows: int) -> "dict[str, Axes]":
-    """Make axes for maps side by side and, if `rows` is not 0, the axes `moments` below them."""
-    ratios = (MAP_INCHES, bars_inches(rows)) if rows else None
-    names = [maps, ["moments"] * len(maps)] if rows else [maps]
-    axes: dict[str, Axes] = figure.subplot_mosaic(names, height_ratios=ratios)
-    return axes
-
-
 def comparison_inches(rows: int) -> float:
     """Return the height of a figure with a title, a row of maps and `rows` rows of bars."""
     return 0.3 + MAP_INCHES + bars_inches(rows)
@@ -208,7 +203,6 @@ def plot_denoising(
     clip_seconds: float = 1.0,
     truth: Moments = (),
     title: str = "",
-    label: str = "IoU",
 ) -> "Figure":
     """Draw the maps of a denoising run from noise to result, five per row.
 
@@ -219,7 +213,6 @@ def plot_denoising(
         clip_seconds: Duration of a clip.
         truth: Annotated (start, end) in seconds, drawn as rings.
         title: Text above all maps.
-        label: Label of the color bar.
 
     Shape:
         - maps: each (N, N)
@@ -246,7 +239,7 @@ def plot_denoising(
             ax.tick_params(labelbottom=True)
     for ax in axes.flat[len(maps) :]:
         ax.remove()
-    figure.colorbar(drawn[0].images[0], ax=list(drawn), label=label, shrink=0.8)
+    figure.colorbar(drawn[0].images[0], ax=list(drawn), label="IoU", shrink=0.8)
     figure.suptitle(textwrap.fill(title, 30 * columns), size=10)
     return figure
 

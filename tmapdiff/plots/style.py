@@ -20,11 +20,6 @@ LINES = ("-", "--", ":")  # methods that rank queries alike have the same curve
 DPI = 120
 
 
-def look_of(index: int) -> tuple[str, str, str]:
-    """Return the color, line style and marker of a method."""
-    return COLORS[index % len(COLORS)], LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
-
-
 def new_figure(width: float, height: float, purpose: str) -> "Figure":
     """Make an empty figure; sizes are in inches."""
     matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)

@@ -1,6 +1,5 @@
 """Graceful shutdown on SIGTERM and SIGINT."""
 
-import os
 import signal
 import threading
 from types import FrameType
@@ -9,7 +8,6 @@ from typing import Any
 from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SECONDS_TO_FINISH = 30.0
 
 
 class SignalGuard:
@@ -51,18 +49,12 @@ class SignalGuard:
 
 
 def ignore_signals_in_worker(_worker: int = 0) -> None:
-    """Keep a data worker alive after a stop signal until the current step is done.
+    """Make a data worker outlive stop signals, as the last step needs it.
 
-    Terminals and schedulers signal all processes together, but the last step needs its workers.
+    Terminals and schedulers signal all processes together. The training process ends its workers.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_soon)
-
-
-def _end_soon(number: int, frame: FrameType | None) -> None:
-    timer = threading.Timer(_SECONDS_TO_FINISH, os._exit, [128 + number])
-    timer.daemon = True
-    timer.start()
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers(loader: Any) -> None:
