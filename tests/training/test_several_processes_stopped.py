@@ -88,5 +88,5 @@ def test_processes_that_resume_from_different_places_are_refused(tmp_path):
     for rank in range(2):
         assert (tmp_path / f"error-{rank}").read_text() == (
             "Trainer: expected all processes to resume from the same checkpoint, got "
-            f"epoch 1 step {steps}, epoch 0 step 0. All machines must share {tmp_path}."
+            f"[epoch, step] [[1, {steps}], [0, 0]]. All machines must share {tmp_path}."
         )

@@ -508,10 +508,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             ranking: As for `MapLocalizer.localize`. Defaults to the model's ranking.
             nms_threshold: As for `MapLocalizer.localize`.
             temperature: As for `MapLocalizer.localize`.
-            answer: `ranked` for the best moments, however poor; `set` for a set of moments,
-                possibly empty, with probabilities as scores, see `MapLocalizer.localize`. The
-                output then has `presence`, which comes from the maps alone if a video is
-                searched in windows.
+            answer: As for `MapLocalizer.localize`. With `set`, the output has `presence`, which
+                comes from the maps alone if a video is searched in windows.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
             generator: Source of noise: one, or one per query, which makes answers independent of
                 batching.

@@ -32,22 +32,10 @@ def animate_denoising(
 ) -> "Animation":
     """Animate a denoising run: the map after each step.
 
-    Args:
-        maps: The map after each step.
-        mask: True for candidates. Defaults to all finite cells.
-        timesteps: Diffusion timestep of each map, written above it.
-        clip_seconds: Duration of a clip.
-        truth: Annotated (start, end) in seconds, drawn as rings.
-        title: Text above the map. Long titles are wrapped.
-
-    Shape:
-        - maps: each (N, N)
-        - mask: (N, N), bool
+    `maps`, `mask`, `timesteps`, `clip_seconds`, `truth` and `title` are as for `plot_denoising`.
 
     Raises:
-        ShapeError: If a shape is wrong, or `timesteps` differs from `maps` in length.
-        ArgumentError: If `maps` is empty or `clip_seconds` is not positive.
-        MissingDependencyError: If matplotlib is not installed.
+        ShapeError, ArgumentError, MissingDependencyError: As `plot_denoising`.
 
     Example:
         >>> maps, timesteps = [], []

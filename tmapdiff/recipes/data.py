@@ -169,10 +169,7 @@ class LocalizationData:
         )
 
     def encode_queries(self, encoder: TransformersTextEncoder) -> Self:
-        """Encode all queries with a text encoder, each sentence as a single word.
-
-        Args:
-            encoder: The text encoder.
+        """Encode all queries with a text `encoder`, each sentence as a single word.
 
         Raises:
             ArgumentError, CheckpointError: As `TransformersTextEncoder`.
@@ -271,12 +268,7 @@ def _described(part: AnnotationSet, detail: str = "") -> str:
 def encode_queries(
     pairs: Iterable[Annotation], encode: Callable[[list[str]], Iterable[Tensor]]
 ) -> dict[str, Tensor]:
-    """Encode the sentences of all pairs, each once, in batches.
-
-    Args:
-        pairs: The pairs.
-        encode: Returns the word features of each sentence of a batch.
-    """
+    """Encode the sentences of all `pairs`, each once, in batches, for which `encode` is called."""
     queries = list(dict.fromkeys(pair.query for pair in pairs))
     parts = (queries[i : i + _ENCODED_AT_ONCE] for i in range(0, len(queries), _ENCODED_AT_ONCE))
     return {

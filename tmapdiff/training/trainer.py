@@ -435,11 +435,10 @@ class Trainer:
         place = torch.tensor([[self.progress.epoch, self.progress.step]])
         places = self.accelerator.gather(place.to(self.accelerator.device)).tolist()
         if any(other != places[0] for other in places):
-            raise CheckpointError(
-                "Trainer: expected all processes to resume from the same checkpoint, got "
-                + ", ".join(f"epoch {epoch} step {step}" for epoch, step in places)
-                + f". All machines must share {self.output_dir}."
-            )
+            expected = "all processes to resume from the same checkpoint"
+            hint = f"All machines must share {self.output_dir}."
+            got = f"[epoch, step] {places}"
+            raise CheckpointError(message("Trainer", expected, got, hint))
 
     def _check_unused(self) -> None:
         """Raise FileError, on all processes, if the run would overwrite an earlier one."""
