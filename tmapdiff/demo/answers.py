@@ -69,7 +69,7 @@ def find_answer(
         "limits": [low, high],
         "map": _encode(merged, low, high),
         "saliency": [float(f"{one:.4g}") for one in found.saliency[0].tolist()],
-        "moments": [_moment(one) for one in found.moments[0]],
+        "moments": [vars(one) for one in found.moments[0]],
         "presence": None if found.presence is None else found.presence[0],
         "samples": _best_of_each(pipeline, drawn, samples, found) if drawn else [],
         "clean": [_encode(one, low, high) for one in clean],
@@ -109,7 +109,7 @@ def _best_of_each(
         held=held,
     )
     best = list_moments(read.ranked, [seconds] * samples, [found.durations[0]] * samples)
-    return [_moment(one) for (one,) in best]
+    return [vars(one) for (one,) in best]
 
 
 def _encode(dense: np.ndarray, low: float, high: float) -> str:
@@ -117,7 +117,3 @@ def _encode(dense: np.ndarray, low: float, high: float) -> str:
     levels = 1 + np.round(254 * np.clip(share, 0, 1))
     cells = np.where(np.isfinite(dense), levels, 0).astype(np.uint8)
     return base64.b64encode(cells.tobytes()).decode()
-
-
-def _moment(one: Any) -> dict[str, float | None]:
-    return {"start": one.start, "end": one.end, "score": one.score, "spread": one.spread}

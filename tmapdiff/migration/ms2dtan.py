@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tmapdiff._core.arrays import load_tensors
 from tmapdiff._core.checks import (
-    check_choice,
     check_int,
     check_range,
     check_sizes,
@@ -29,10 +28,7 @@ from tmapdiff.data import (
     MomentDataset,
     NormalizedFeatureStore,
     Vocabulary,
-    load_activitynet_captions,
-    load_charades_sta,
     load_glove,
-    load_tacos,
 )
 from tmapdiff.data._reading import reading
 from tmapdiff.data.words import PADDING, UNKNOWN
@@ -50,8 +46,7 @@ class MS2DTANExperiment:
         preset: Sizes and training settings of MS-2D-TAN and of a diffusion localizer.
         clip_channels: Channels of the video features.
         objective: Objective of MS-2D-TAN, see `tmapdiff.losses.get_objective`.
-        dataset: Name of the dataset. `load_annotations` supports `charades`, `activitynet` and
-            `tacos`.
+        dataset: Name of the dataset.
         data_dir: Folder of annotations and features, as written in the file.
         features: Name of the HDF5 file in `data_dir`.
         normalized: Whether features are divided by their L2 norm.
@@ -86,25 +81,6 @@ class MS2DTANExperiment:
             clip_channels=self.clip_channels,
             objective=self.objective,
         )
-
-    def load_annotations(self, split: str, root: str | os.PathLike[str] = ".") -> AnnotationSet:
-        """Load the annotations of a split.
-
-        Args:
-            split: `train`, `val` or `test`.
-            root: Folder of MS-2D-TAN, which `data_dir` is relative to.
-
-        Raises:
-            ConfigError: If the dataset is not supported.
-            FileError, AnnotationError, ConfigError: As the loader of the dataset.
-        """
-        who = "MS2DTANExperiment.load_annotations"
-        check_choice(who, "DATASET.NAME", self.dataset, _DATASETS)
-        folder = Path(root) / self.data_dir
-        if self.dataset == "charades":
-            return load_charades_sta(folder, split)  # type: ignore[arg-type]
-        load = load_activitynet_captions if self.dataset == "activitynet" else load_tacos
-        return load(folder / f"{split}.json")
 
     def open_features(self, root: str | os.PathLike[str] = ".") -> FeatureStore:
         """Open the video features.
@@ -261,7 +237,6 @@ def load_ms2dtan(
 
 
 _MISSING = object()
-_DATASETS = ("charades", "activitynet", "tacos")
 
 _CLIP = "MODEL.CLIP_MODULE.PARAMS"
 _FUSION = "MODEL.FUSION_MODULE.PARAMS"

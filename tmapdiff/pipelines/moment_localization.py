@@ -428,7 +428,6 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Raises:
             ArgumentError: If a query has no word that the model knows, or `queries` is a string.
-            ConfigError: If the text encoder has other channels than the model.
             CheckpointError: If the text encoder is damaged.
         """
         who = type(self).__name__
@@ -440,16 +439,11 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         encoder, chosen = self.localizer.encoder.config, self.config.text_features
         given = _channels_of_text(encoder, self.text_encoder, chosen)
         found = self.text_encoder(queries)
-        for kind, channels in given.items():
-            if channels != encoder.text_channels:
-                continue
-            if kind == "sentence":
-                return list(found.sentences[:, None])
-            lengths = found.num_tokens.tolist()
-            # Copies, as views would keep the memory of sentences padded to the longest.
-            return [one[:length].clone() for one, length in zip(found.tokens, lengths, strict=True)]
-        expected = f"a text_encoder with {encoder.text_channels} channels"
-        raise ConfigError(message(who, expected, "another"))
+        if given.get("tokens") != encoder.text_channels:
+            return list(found.sentences[:, None])
+        lengths = found.num_tokens.tolist()
+        # Copies, as views would keep the memory of sentences padded to the longest.
+        return [one[:length].clone() for one, length in zip(found.tokens, lengths, strict=True)]
 
     def unknown_words(self, query: str) -> list[str]:
         """Return the words of `query` that the model does not know; none with a text encoder.

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_range, message
-from tmapdiff.errors import ArgumentError, ShapeError
+from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff.errors import ArgumentError
 from tmapdiff.plots.bars import Moments, check_scores, draw_bars
 from tmapdiff.plots.style import new_figure
 
@@ -97,17 +97,11 @@ def plot_video_strip(
 def _checked(
     who: str, frames: Tensor | np.ndarray, timestamps: Tensor | ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    images = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise ShapeError(message(who, "frames of shape (T, H, W, 3)", images.shape))
-    if images.dtype != np.uint8:
-        raise ArgumentError(message(who, "frames of uint8", images.dtype))
-    if not images.size:
-        raise ArgumentError(message(who, "at least one frame", images.shape))
-    if isinstance(timestamps, Tensor):
-        timestamps = timestamps.to("cpu", torch.float64)
-    times = np.asarray(timestamps, dtype=np.float64)
-    if times.shape != images.shape[:1]:
-        expected = f"timestamps of shape (T) with T = {len(images)}"
-        raise ShapeError(message(who, expected, times.shape))
-    return images, times
+    images = torch.as_tensor(frames).cpu()
+    sizes = check_shape(who, "frames", images, "T H W 3")
+    if images.dtype != torch.uint8 or not images.numel():
+        got = f"{tuple(images.shape)} of {images.dtype}"
+        raise ArgumentError(message(who, "at least one frame of uint8", got))
+    times = torch.as_tensor(timestamps, dtype=torch.float64).cpu()
+    check_shape(who, "timestamps", times, "T", {"T": sizes["T"]})
+    return images.numpy(), times.numpy()

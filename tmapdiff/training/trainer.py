@@ -20,7 +20,14 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 from tmapdiff._core.arrays import load_tensors
-from tmapdiff._core.checks import check_choice, check_int, first_line, message, require
+from tmapdiff._core.checks import (
+    check_choice,
+    check_int,
+    first_line,
+    foreign_errors,
+    message,
+    require,
+)
 from tmapdiff._core.files import SECONDS_OF_ORPHANS, naming_file, written_beside
 from tmapdiff.data import MomentBatch, MomentDataset, collate_moments
 from tmapdiff.data.sampling import BatchShares, EpochOrder, SeededSamples, torch_generator_for
@@ -147,20 +154,14 @@ class Trainer:
 
     def _make_accelerator(self, device: str | None) -> "Accelerator":
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
 
-        wanted = self.config.mixed_precision
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
-            first = f"mixed_precision {AcceleratorState().mixed_precision!r}"
-            expected = f"{first}, as in the first training of this process"
-            hint = "accelerate allows one per process: start another process."
-            raise ConfigError(message("Trainer", expected, repr(wanted), hint))
-        return Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=wanted,
-            log_with="tensorboard",
-            project_dir=str(self.output_dir),
-        )
+        with foreign_errors(ConfigError, "Trainer"):  # such as a second precision in a process
+            return Accelerator(
+                cpu=device == "cpu",
+                mixed_precision=self.config.mixed_precision,
+                log_with="tensorboard",
+                project_dir=str(self.output_dir),
+            )
 
     def _set_up_process(self) -> None:
         from accelerate.utils import set_seed
