@@ -246,7 +246,6 @@ def test_a_description_is_one_line_and_only_a_text(source, tmp_path, format, sai
     assert description.endswith(f"{place(tmp_path, format).name}{told}")
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("format", FORMATS)
 def test_attributes_that_stores_leave_out_are_mended(tmp_path, arrays, format):
     about = {"description": "SIMULATED", "frame_encoder": '{"model": "r\u00e9s"}'}
@@ -255,7 +254,7 @@ def test_attributes_that_stores_leave_out_are_mended(tmp_path, arrays, format):
         for name, array in arrays.items():
             file.create_group(name)["x"] = array
             file[name]["x"].attrs.update({"source": f"{name}.mp4", "duration": 2.0})
-    with pytest.warns(UserWarning, match="'description', 'frame_encoder' of variable length"):
+    with pytest.warns(UserWarning, match="'frame_encoder', 'source' of variable length"):
         old = open_feature_store(tmp_path / "old.h5")
     assert old.description == "HDF5 features old.h5 (its description was left out)"
     for _ in range(2):  # without a warning, also when everything exists

@@ -66,8 +66,8 @@ def convert_features(
     attributes, or in a file `attributes.json` in a folder. Run again, it resumes after any
     interruption, and adds new videos.
 
-    Variable-length strings in HDF5 files, which stores omit with a warning, are read, too: in a
-    subprocess, as damaged ones can hang HDF5.
+    Variable-length attributes of HDF5 files, which stores omit with a warning, are copied too.
+    Damage in them can hang HDF5.
 
     Args:
         source: The store, as for `open_feature_store`; or simulated features, which the target then

@@ -31,7 +31,6 @@ def test_facts(store):
             "features": 120,
             "features per video": "20 to 60, median 40",
             "width": 4,
-            "stored as": "float16",
             "seconds per feature": 0.5,
             "model": "vgg",
         }

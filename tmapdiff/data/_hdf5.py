@@ -3,23 +3,18 @@
 Anything else raises FeatureError or SizeLimitError, with `who` as its name.
 """
 
-import json
 import math
-import os
-import subprocess
-import sys
 import zlib
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tmapdiff._core.checks import message, require, short
+from tmapdiff._core.checks import message, require
 from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes, max_item_bytes
 from tmapdiff.data._reading import reading
-from tmapdiff.errors import FeatureError, FileError
+from tmapdiff.errors import FeatureError
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -29,9 +24,6 @@ _MOST_UNPACKED = {_DEFLATE: 1032, _LZF: 132}  # largest compression ratios
 # where damage can hang or crash HDF5.
 _IN_PLACE = "fiubS"
 _LONGEST_TEXT = 64_000  # bytes of an attribute in place; HDF5 allows about 65,500
-_MOST_LINKS = 16  # as in HDF5
-_SECONDS = 10  # timeout; normally it takes less than one
-_HEAP_PROGRAM = Path(__file__).with_name("_hdf5_heaps.py")
 
 
 def is_hdf5(path: Path) -> bool:
@@ -61,36 +53,20 @@ def dataset_of(who: str, file: Any, name: str) -> Any:
 
 
 def find_member(who: str, group: Any, name: str) -> Any:
-    """Return the object of a name inside the file, or None."""
-    found = find_place(who, group, name)
-    return None if found is None else found[0][found[1]]
+    """Return an object in a group, or None."""
+    return group[name] if has_member(who, group, name) else None
 
 
-def find_place(who: str, group: Any, name: str) -> tuple[Any, str] | None:
-    """Return the group of an object and its name there, after following links, or None.
+def has_member(who: str, group: Any, name: str) -> bool:
+    """Return whether a group has an object, and refuse links.
 
     HDF5 itself would open other files, which may be pipes.
     """
     h5py: Any = require("h5py", extra="train", purpose="reading HDF5 features")
-    path, links = [name], 0
-    while path:
-        link = group.get(path[0], getlink=True) if isinstance(group, h5py.Group) else None
-        if link is None:
-            return None
-        if isinstance(link, h5py.HardLink):
-            if len(path) == 1:
-                return group, path[0]
-            group = group[path.pop(0)]
-            continue
-        if isinstance(link, h5py.ExternalLink):
-            expected = "features in the file itself"
-            raise FeatureError(message(who, expected, "a link to another file"))
-        links += 1
-        if links > _MOST_LINKS:
-            raise FeatureError(message(who, f"at most {_MOST_LINKS} links in a row", "more"))
-        group = group.file if link.path.startswith("/") else group
-        path[:1] = [one for one in link.path.split("/") if one not in ("", ".")]
-    return group, "."
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
+        raise FeatureError(message(who, "features in the file itself", "a link"))
+    return link is not None
 
 
 def check_dataset(who: str, dataset: Any) -> None:
@@ -132,34 +108,38 @@ def _check_packed_chunks(who: str, dataset: Any, declared: int) -> None:
         check_item_bytes(who, "an unpacked chunk", info.size * _MOST_UNPACKED[packing[0]])
 
 
-def read_attributes(who: str, item: Any) -> tuple[dict[str, Any], list[str]]:
+def read_attributes(
+    who: str, item: Any, *, all_kinds: bool = False
+) -> tuple[dict[str, Any], list[str]]:
     """Read the attributes of a group or dataset that are stored in place, as for JSON.
 
-    The names of the others are returned too, for `read_heaps`.
+    The names of the others are returned too; with `all_kinds`, they are read like the rest.
     """
-    in_place, others, size = [], [], 0
+    found, left_out, size = [], [], 0
     for name in item.attrs:
         declared = item.attrs.get_id(name)
         try:
             dtype = declared.dtype
         except TypeError:  # a type that NumPy lacks
             dtype = np.dtype(object)
-        if dtype.kind in _IN_PLACE:
-            in_place.append(name)
+        if all_kinds or dtype.kind in _IN_PLACE:
+            found.append(name)
             size += math.prod(declared.shape or ()) * dtype.itemsize * JSON_GROWTH
         else:
-            others.append(name)
+            left_out.append(name)
     check_item_bytes(who, "attributes", size)
-    return {name: _plain(item.attrs[name]) for name in in_place}, others
+    return {name: _plain(item.attrs[name]) for name in found}, left_out
 
 
 def _plain(value: Any) -> Any:
     """Convert an attribute from h5py to what JSON can hold."""
-    if not hasattr(value, "tolist"):
-        return str(value)
-    return (
-        np.char.decode(value, "utf-8", "replace") if value.dtype.kind == "S" else value
-    ).tolist()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str | int | float) else str(value)
 
 
 def in_place(who: str, name: str, value: str | int | float) -> np.ndarray | int | float:
@@ -172,30 +152,3 @@ def in_place(who: str, name: str, value: str | int | float) -> np.ndarray | int 
         raise FeatureError(message(who, expected, f"{len(content):,}"))
     h5py = require("h5py", extra="video", purpose="writing HDF5 features")
     return np.array(content, h5py.string_dtype("utf-8", max(1, len(content))))
-
-
-def read_heaps(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Read all attributes of some objects in a subprocess, which may hang or crash.
-
-    FileError is raised if they cannot be read, or not in time.
-    """
-    if not names:
-        return []
-    seconds = _SECONDS + len(names) // 50  # each takes three milliseconds
-    # Isolated, so that neither the current folder nor environment variables add modules.
-    command = [sys.executable, "-I", str(_HEAP_PROGRAM), str(path)]
-    limits = [str(max_item_bytes() // JSON_GROWTH), str(seconds)]
-    try:
-        done = subprocess.run(
-            command + limits + [place for place in sys.path if place],
-            input=json.dumps(names).encode(),
-            capture_output=True,
-            timeout=seconds + 60,  # Python and h5py start slowly on a busy machine
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            check=True,
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        why = short(lines[-1].rstrip(".")) if lines else "HDF5 hung or crashed"
-        raise FileError(f"cannot read the attributes of {path}: {why}.") from error
-    return [json.loads(line) for line in done.stdout.splitlines()]

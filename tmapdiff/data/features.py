@@ -94,8 +94,8 @@ class _StoredFeatures:
 
         Raises:
             MissingFeatureError: If there are none.
-            FileError: If they are damaged, unreadable, behind a link that is not followed, or
-                (`SizeLimitError`) above the memory limit.
+            FileError: If they are damaged, unreadable, or (`SizeLimitError`) above the memory
+                limit.
             FeatureError: If they do not have shape (T, D) with T >= 1 and the store's D, are not
                 numbers or not finite, or lie in another file.
             AnnotationError: If the id is not allowed, such as one with a slash.
@@ -113,14 +113,6 @@ class _StoredFeatures:
 
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         """Return the attributes of video `video_id`. Folders return none for unknown videos.
-
-        Raises:
-            MissingFeatureError, FeatureError, FileError, AnnotationError: As for the features.
-        """
-        raise NotImplementedError
-
-    def stored_dtype(self, video_id: str) -> str:
-        """Return the dtype of the features of video `video_id` in the file.
 
         Raises:
             MissingFeatureError, FeatureError, FileError, AnnotationError: As for the features.
@@ -182,11 +174,10 @@ class HDF5FeatureStore(_StoredFeatures):
     """Features in one HDF5 file: one dataset per video, or a group with one, as in MS-2D-TAN.
 
     Each process opens the file on first use, so workers may be forked or spawned, and many threads
-    may read. Links to other files are not followed.
+    may read. Links are refused, as they may lead to other files.
 
     Variable-length text attributes, written by other programs and earlier releases, are left out
-    with a warning, as damage in them can hang HDF5. `recover_attributes` reads them, and
-    `tmapdiff convert` writes a file with all attributes.
+    with a warning, as damage in them can hang HDF5. `tmapdiff convert` writes a file with all.
 
     Args:
         path: The file.
@@ -219,8 +210,9 @@ class HDF5FeatureStore(_StoredFeatures):
         self._handle_pid = -1
         try:
             with self._reading() as file:
-                self.feature_dim = self._width_of_first(file)
+                first, self.feature_dim = self._first(file)
                 self.attributes, self.left_out = _hdf5.read_attributes(str(self.path), file)
+                _, of_videos = _hdf5.read_attributes(str(self.path), first)
         finally:
             self._close()
         stride = self.attributes.get(_STRIDE)
@@ -228,7 +220,11 @@ class HDF5FeatureStore(_StoredFeatures):
             got = "another kind of value" if stride is None else shown(stride)
             raise FeatureError(message(str(self.path), f"{_STRIDE} to be a number", got))
         self._describe(seconds_per_feature)
-        self._warn_of("attributes", self.left_out)
+        if left_out := list(dict.fromkeys([*self.left_out, *of_videos])):
+            got = f"{', '.join(map(shown, left_out[:5]))} of variable length"
+            hint = "They are left out; `tmapdiff convert` writes a file with all."
+            text = message(self.description, "attributes of fixed length", got, hint)
+            warnings.warn(text, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"HDF5FeatureStore({str(self.path)!r}, {self.seconds_per_feature})"
@@ -240,7 +236,7 @@ class HDF5FeatureStore(_StoredFeatures):
         if not is_video_id(video_id):
             return False
         with self._reading() as file:
-            return _hdf5.find_place(self._named(video_id), file, hdf5_key(video_id)) is not None
+            return _hdf5.has_member(self._named(video_id), file, hdf5_key(video_id))
 
     @property
     @override
@@ -251,39 +247,29 @@ class HDF5FeatureStore(_StoredFeatures):
     @override
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         with self._reading() as file:
-            dataset = self._dataset(file, video_id)
-            attributes, left_out = _hdf5.read_attributes(self._named(video_id), dataset)
-        self._warn_of("attributes of its videos", left_out)
-        return attributes
-
-    @override
-    def stored_dtype(self, video_id: str) -> str:
-        with self._reading() as file:
-            return str(self._dataset(file, video_id).dtype)
+            who = self._named(video_id)
+            return _hdf5.read_attributes(who, self._dataset(file, video_id))[0]
 
     def recover_attributes(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Read all attributes, including those left out, which a subprocess reads.
+        """Read all attributes, including those left out. Damage in these can hang HDF5.
 
         Returns:
             The attributes of the file, and those of each video by id.
 
         Raises:
-            FileError: If they cannot be read, or not in time.
+            FileError: If they cannot be read.
             FeatureError: If the file has other contents than features.
         """
-        found, names = {"/": dict(self.attributes)}, {}
-        hidden = ["/"] if self.left_out else []
         with self._reading() as file:
-            for video_id in filter(is_video_id, map(video_id_of_key, file)):
-                dataset = self._dataset(file, video_id)
-                names[video_id] = dataset.name
-                found[dataset.name], left_out = _hdf5.read_attributes(
-                    self._named(video_id), dataset
-                )
-                hidden += [dataset.name] if left_out else []
-        for name, attributes in zip(hidden, _hdf5.read_heaps(self.path, hidden), strict=True):
-            found[name] = attributes | found[name]
-        return found["/"], {video_id: found[name] for video_id, name in names.items()}
+            items = {
+                video_id: self._dataset(file, video_id)
+                for video_id in filter(is_video_id, map(video_id_of_key, file))
+            }
+            attributes, _ = _hdf5.read_attributes(str(self.path), file, all_kinds=True)
+            return attributes, {
+                video_id: _hdf5.read_attributes(self._named(video_id), item, all_kinds=True)[0]
+                for video_id, item in items.items()
+            }
 
     @override
     def _read(self, video_id: str) -> np.ndarray:
@@ -293,23 +279,17 @@ class HDF5FeatureStore(_StoredFeatures):
             array: np.ndarray = dataset[()]
             return array
 
-    def _warn_of(self, what: str, left_out: Sequence[str]) -> None:
-        if left_out:
-            listed = ", ".join(map(shown, left_out[:5]))
-            expected, got = f"{what} of fixed length", f"{listed} of variable length"
-            hint = "They are left out; `tmapdiff convert` writes a file with all."
-            warnings.warn(message(self.description, expected, got, hint), stacklevel=3)
-
-    def _width_of_first(self, file: Any) -> int:
-        first = next(iter(file), None)
-        if first is None:
-            expected = "a dataset per video"
-            raise FileError(message(str(self.path), expected, "an empty file"))
-        who = self._named(video_id_of_key(first))
-        shape = getattr(_hdf5.dataset_of(who, file, first), "shape", None)
+    def _first(self, file: Any) -> tuple[Any, int]:
+        """Return the first dataset and its width."""
+        key = next(iter(file), None)
+        if key is None:
+            raise FileError(message(str(self.path), "a dataset per video", "an empty file"))
+        who = self._named(video_id_of_key(key))
+        dataset = _hdf5.dataset_of(who, file, key)
+        shape = getattr(dataset, "shape", None)
         if shape is None or len(shape) < 2:
             raise FeatureError(message(who, "features of shape (T, D)", shape))
-        return int(shape[-1])
+        return dataset, int(shape[-1])
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -351,26 +331,19 @@ class _FolderFeatureStore(_StoredFeatures):
     _load: Callable[[Path], np.ndarray]
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        seconds_per_feature: float | None = None,
-        *,
-        follow_links: bool = False,
+        self, folder: str | os.PathLike[str], seconds_per_feature: float | None = None
     ) -> None:
         self.folder = Path(folder)
-        self.follow_links = follow_links
         self._stated = read_folder_attributes(self.folder)
         self.attributes = self._stated["attributes"]
         self.description = f"{self._suffix} features in folder {self.folder.resolve().name}"
         self._describe(seconds_per_feature)
-        names = _names(self.folder)
-        first = min((name for name in names if name.endswith(self._suffix)), default=None)
-        if first is None:
-            expected = f"a folder with {self._suffix} files"
-            raise FileError(message(type(self).__name__, expected, _contents(self.folder, names)))
-        array = self._read_inside(first)
+        if not (names := self._names()):
+            expected, got = f"a folder with {self._suffix} files", _contents(self.folder)
+            raise FileError(message(type(self).__name__, expected, got))
+        array = self._read_inside(names[0])
         if array.ndim < 2:
-            who = f"{self.description}, {first}"
+            who = f"{self.description}, {names[0]}"
             raise FeatureError(message(who, "features of shape (T, D)", array.shape))
         self.feature_dim = int(array.shape[-1])
 
@@ -383,19 +356,18 @@ class _FolderFeatureStore(_StoredFeatures):
     @property
     @override
     def video_ids(self) -> tuple[str, ...]:
-        names = [name for name in _names(self.folder) if name.endswith(self._suffix)]
+        names = self._names()
         known: dict[str, str] = {}
         if any(map(is_shortened, names)):  # their ids are in `attributes.json`
             known = {file_name(one, self._suffix): one for one in self._stated["videos"]}
         return tuple(sorted(known.get(one) or video_id_of(one, self._suffix) for one in names))
 
+    def _names(self) -> list[str]:
+        return [one.name for one in list_visible(self.folder) if one.name.endswith(self._suffix)]
+
     @override
     def attributes_of(self, video_id: str) -> dict[str, Any]:
         return dict(self._stated["videos"].get(video_id, {}))
-
-    @override
-    def stored_dtype(self, video_id: str) -> str:
-        return str(self._read(video_id).dtype)
 
     @override
     def _read(self, video_id: str) -> np.ndarray:
@@ -408,12 +380,6 @@ class _FolderFeatureStore(_StoredFeatures):
         path = self.folder / name
         if not path.is_file():  # reading a pipe, for example, would block
             raise FileError(f"cannot read {path}: it is not a file.")
-        if path.is_symlink() and not self.follow_links:
-            target = path.resolve()
-            if not target.is_relative_to(self.folder.resolve()):
-                hint = "Pass follow_links=True to allow it."
-                got = f"a link to {target}"
-                raise FileError(message(str(path), "a file in its folder", got, hint))
         return type(self)._load(path)
 
 
@@ -425,7 +391,6 @@ class NpyFeatureStore(_FolderFeatureStore):
         seconds_per_feature: Seconds between features. Defaults to the value in the folder's
             `attributes.json`, which `convert_features` writes; without it, features divide each
             video equally.
-        follow_links: Follow links to files outside the folder.
 
     Attributes:
         attributes: Attributes of all features in `attributes.json`.
@@ -444,7 +409,7 @@ class NpyFeatureStore(_FolderFeatureStore):
 class NpzFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.npz`, under the key `features` (lighthouse, moment_detr).
 
-    `folder`, `seconds_per_feature`, `follow_links` and errors are as for `NpyFeatureStore`.
+    `folder`, `seconds_per_feature` and errors are as for `NpyFeatureStore`.
     """
 
     _suffix = ".npz"
@@ -454,8 +419,8 @@ class NpzFeatureStore(_FolderFeatureStore):
 class PtFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.pt`, one tensor each of any precision.
 
-    `folder`, `seconds_per_feature`, `follow_links` and errors are as for `NpyFeatureStore`. Code in
-    the files is never run.
+    `folder`, `seconds_per_feature` and errors are as for `NpyFeatureStore`. Code in the files is
+    never run.
     """
 
     _suffix = ".pt"
@@ -544,10 +509,7 @@ class NormalizedFeatureStore:
 
 
 def open_feature_store(
-    path: str | os.PathLike[str],
-    seconds_per_feature: float | None = None,
-    *,
-    follow_links: bool = False,
+    path: str | os.PathLike[str], seconds_per_feature: float | None = None
 ) -> FeatureStore:
     """Open the features at `path` in any of the formats.
 
@@ -555,7 +517,6 @@ def open_feature_store(
         path: An HDF5 file, or a folder of `.npy`, `.npz` or `.pt` files.
         seconds_per_feature: Seconds between features. Defaults to the value declared by the store;
             without it, features divide each video equally.
-        follow_links: Follow links in a folder to files outside it.
 
     Raises:
         FileError: If `path` does not exist or has no features.
@@ -570,13 +531,12 @@ def open_feature_store(
             return HDF5FeatureStore(place, seconds_per_feature)
         got = f"the file {place}"
     else:
-        names = _names(place) if place.is_dir() else []
-        suffixes = {Path(name).suffix for name in names}
+        suffixes = {one.suffix for one in list_visible(place)} if place.is_dir() else set()
         kinds = [kind for kind in _FOLDER_STORES if kind._suffix in suffixes]
         if len(kinds) == 1:
-            return kinds[0](place, seconds_per_feature, follow_links=follow_links)
+            return kinds[0](place, seconds_per_feature)
         found = " and ".join(kind._suffix for kind in kinds)
-        got = f"{found} files in {place}" if found else _contents(place, names)
+        got = f"{found} files in {place}" if found else _contents(place)
     check_no_address("open_feature_store", path)
     expected = "an HDF5 file, or a folder of .npy, .npz or .pt files"
     raise FileError(message("open_feature_store", expected, got))
@@ -607,12 +567,9 @@ def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None
     return check_range(who, "seconds_per_feature", seconds_per_feature, 0, open_low=True)
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in list_visible(folder)]
-
-
-def _contents(place: Path, names: list[str]) -> str:
+def _contents(place: Path) -> str:
     if not place.exists():
         return f"nothing at {place}"
-    suffixes = sorted({Path(name).suffix or "no suffix" for name in names})
-    return f"{len(names)} entries ({', '.join(suffixes[:5]) or 'empty'}) in {place}"
+    files = list_visible(place)
+    suffixes = sorted({one.suffix or "no suffix" for one in files})
+    return f"{len(files)} entries ({', '.join(suffixes[:5]) or 'empty'}) in {place}"

@@ -26,7 +26,6 @@ def inspect_features(
 
     store: Any = open_feature_store(path, seconds_per_feature)
     lengths: dict[str, int] = {}
-    dtype: str | None = None
     digests: Mapping[bytes, list[str]] = defaultdict(list)
     empty: list[str] = []
     damaged: list[str] = []
@@ -37,7 +36,6 @@ def inspect_features(
         on_item()
         try:
             features = store[video_id].numpy()
-            dtype = dtype or store.stored_dtype(video_id)  # of one video, as it reads a file again
             attributes = store.attributes_of(video_id)
             duration = stated_duration(f"{store.description}, video {video_id!r}", attributes)
         except TmapdiffError as error:
@@ -66,7 +64,6 @@ def inspect_features(
             "features": sum(lengths.values()),
             "features per video": spread(list(lengths.values())),
             "width": store.feature_dim,
-            "stored as": dtype,
             "seconds per feature": store.seconds_per_feature,
             **stated,
         }
