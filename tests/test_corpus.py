@@ -348,15 +348,15 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
     for kind, wrong, expected in (
         (FileError, {"videos": none}, f"cannot read {none}: no such file or folder."),
         (FileError, {"videos": text}, f"cannot read {text}: "),
-        (ArgumentError, {"features": ()}, f"{no_path}: expected columns video_id, path, got video"),
+        (AnnotationError, {"features": ()}, f"{no_path} row 1: expected the field 'path', got the"),
         (ArgumentError, {"videos": twice}, f"{twice}: expected each video_id once, got 'b' again."),
+        (ArgumentError, {"queries": empty}, f"{empty} row 2: expected query as str, got None."),
+        (ArgumentError, {"queries": lists}, f"{lists} row 1: expected query as str, got ['a']."),
         (
             ArgumentError,
-            {"queries": empty},
-            f"{empty}: expected a value of query in every row, got",
+            {"videos": texts},
+            f"{texts} row 1: expected duration as int or float,",
         ),
-        (ArgumentError, {"queries": lists}, f"{lists}: expected query as text, got list<"),
-        (ArgumentError, {"videos": texts}, f"{texts}: expected duration as numbers, got string."),
         (
             ArgumentError,
             {"queries": astray},
@@ -370,12 +370,12 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
         (
             ArgumentError,
             {"videos": write_lines(tmp_path / "b.jsonl", video_id=["a"], duration=[True])},
-            "b.jsonl line 1: expected duration as numbers, got True.",
+            "b.jsonl line 1: expected duration as int or float, got True.",
         ),
         (
             ArgumentError,
             {"queries": write_lines(tmp_path / "c.jsonl", query_id=[1, 2], query=["a", None])},
-            "c.jsonl: expected a value of query in every row, got none in row 1.",
+            "c.jsonl line 2: expected query as str, got None.",
         ),
         (ArgumentError, {"num_workers": -1}, "localize_corpus: expected num_workers to be an int"),
     ):
@@ -420,46 +420,34 @@ def test_columns_of_files_of_one_table(corpus, tmp_path):
     table.mkdir()
     write(table / "a.parquet", query_id=[1], query=["door"])
     write(table / "b.parquet", query_id=["2"], query=["person"], video_id=["video01"])
-    with refuses(ArgumentError, f"{table}: expected a value of video_id in every row, got none in"):
+    with refuses(ArgumentError, f"{table}: expected a video_id in every row, or in none, got 1 in"):
         run(corpus, tmp_path / "out", queries=table)
     write(table / "a.parquet", query_id=[1], query=["door"], video_id=["video02"])
     run(corpus, tmp_path / "out", queries=table)
     assert set(rows_of(tmp_path / "out")) == {("video02", "1"), ("video01", "2")}
 
 
-def test_files_of_moments_that_say_nothing_of_use(corpus, tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    run(corpus, tmp_path / "out")
-    path = tmp_path / "out" / "part-0.parquet"
-    for content in ("3", '[["a"]]', "[" * 2000, '{"a": 1}'):
-        schema = pa.schema([("video_id", pa.string())], metadata={"tmapdiff.videos": content})
-        pq.write_table(schema.empty_table(), path)
-        with refuses(FileError, f"{path}: expected an intact file of a corpus run, got "):
-            run(corpus, tmp_path / "out")
-
-
 def test_damaged_moments_are_noticed(corpus, tmp_path, expected):
-    run(corpus, tmp_path / "out")
-    path = sorted((tmp_path / "out").glob("*.parquet"))[1]
+    run(corpus, tmp_path)
+    path = sorted(tmp_path.glob("*.parquet"))[1]
     good = path.read_bytes()
     footer = int.from_bytes(good[-8:-4], "little") + 8
+    noticed = []
     for place in range(0, len(good) - footer, 61):
         content = bytearray(good)
         content[place] ^= 0x10
         path.write_bytes(content)
-        got = "got one whose content does not match its checksum. Remove it to localize its videos"
-        with refuses(FileError, f"{path}: expected an intact file of a corpus run, {got} again."):
-            run(corpus, tmp_path / "out")
+        try:
+            run(corpus, tmp_path)
+        except FileError as error:
+            noticed.append(str(error))
+        else:  # damage of what does not matter, such as statistics
+            assert_alike(rows_of(tmp_path), expected)
+    assert len(noticed) > 10
+    told = f"{path}: expected an intact file of a corpus run, got "
+    assert all(one.startswith(told) for one in noticed)
+    assert noticed[0].endswith("Remove it to localize its videos again.")
     path.unlink()
-    report = run(corpus, tmp_path / "out")
+    report = run(corpus, tmp_path)
     assert (report.videos, report.done_before) == (2, 10)
-    assert_alike(rows_of(tmp_path / "out"), expected)
-
-
-def test_moments_of_before_there_were_digests_count(corpus, tmp_path):
-    run(corpus, tmp_path / "out")
-    for path in (tmp_path / "out").glob("*.parquet"):
-        table = pq.read_table(path)
-        metadata = {"tmapdiff.videos": table.schema.metadata[b"tmapdiff.videos"]}
-        pq.write_table(table.replace_schema_metadata(metadata), path)
-    assert run(corpus, tmp_path / "out").done_before == 12
+    assert_alike(rows_of(tmp_path), expected)

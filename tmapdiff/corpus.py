@@ -1,7 +1,6 @@
 """Localizing many queries in many videos with Ray Data, from input tables to Parquet files."""
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -11,15 +10,22 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from tmapdiff._core.checks import check_int, first_line, message, require, shown
+from tmapdiff._core.checks import (
+    check_int,
+    first_line,
+    foreign_errors,
+    message,
+    require,
+    shown,
+)
 from tmapdiff._core.files import is_hidden, written_beside
-from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, check_item_bytes, read_at_most
+from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
-from tmapdiff.data._reading import field, json_lines
+from tmapdiff.data._reading import field, json_lines, json_or_none
 from tmapdiff.data._spelling import find_spelling
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.words import check_known_words
@@ -39,12 +45,16 @@ from tmapdiff.video import VideoFeatures
 from tmapdiff.video.extraction import find_videos, videos_by_id
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders skip files that start with an underscore
-_VIDEOS_IN_FILE = b"tmapdiff.videos"  # key of a Parquet file's metadata
-_DIGEST_OF_BODY = b"tmapdiff.sha256"  # key of a Parquet file's metadata
-_END_OF_FOOTER = 8  # last bytes of a Parquet file: the footer's length and the magic number
 _COLUMNS = ("video_id", "query_id", "query", "moments")
 _ROWS_AT_ONCE = 4096
 _BYTES_OF_VALUE = 64  # of a Python number or empty string
+_KINDS = {  # types of the values of a column
+    "video_id": (str, int),
+    "query_id": (str, int),
+    "query": (str,),
+    "path": (str,),
+    "duration": (int, float),
+}
 _Asked = Mapping[str | None, Sequence[tuple[str, str]]]
 _PURPOSE = {"extra": "ray", "purpose": "localize_corpus"}
 
@@ -163,10 +173,10 @@ def localize_corpus(
         MissingDependencyError: If Ray or pyarrow is not installed.
         FileError: If a table cannot be read or (`SizeLimitError`) takes too much memory, or
             `output` cannot be written.
-        AnnotationError: If JSON lines are invalid, or lack a field.
-        ArgumentError: If a table lacks a column or a value, has a column of the wrong type, or
-            repeats an id; if a query is for an unknown video or has no word that the model knows,
-            or a number is out of range.
+        AnnotationError: If JSON lines are invalid, or a table lacks a column.
+        ArgumentError: If a table lacks a value, has one of the wrong type, or repeats an id; if a
+            query is for an unknown video or has no word that the model knows; or if a number is
+            out of range.
         ConfigError: If `output` belongs to another pipeline, other queries or options.
         CheckpointError: If the pipeline cannot be loaded.
     """
@@ -311,7 +321,7 @@ class _ShareLocalizer:
         if done:
             # Named after the whole share, so that a repeated share replaces its file.
             name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
-            _write(self.job.output / f"part-{name}.parquet", done, rows)
+            _write(self.job.output / f"part-{name}.parquet", rows)
         return {
             "videos": len(done),
             "pairs": len(rows),
@@ -355,180 +365,95 @@ def _generator(seed: int, *ids: str) -> torch.Generator:
 # Tables
 
 
-def _write(path: Path, videos: Sequence[str], rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     numbers = {"start": pa.float64(), "end": pa.float64(), "score": pa.float32()}
     moments = pa.list_(pa.struct({**numbers, "spread": pa.float32()}))
     columns = dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.string(), moments), strict=True))
-    schema = pa.schema(columns, metadata={_VIDEOS_IN_FILE: json.dumps(list(videos))})
-    table = pa.Table.from_pylist(rows, schema=schema)
-    # The digest goes into the footer, and covers only the bytes before it.
-    trial = io.BytesIO()
-    pq.write_table(table, trial)
-    metadata = {**table.schema.metadata, _DIGEST_OF_BODY: _digest_of_body(trial)}
+    table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
     with written_beside(path) as new:
-        pq.write_table(table.replace_schema_metadata(metadata), new)
-
-
-def _digest_of_body(file: BinaryIO) -> bytes:
-    """Compute the digest of a Parquet file without its footer."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(-_END_OF_FOOTER, os.SEEK_END)
-    left = size - _END_OF_FOOTER - int.from_bytes(file.read(4), "little")
-    digest = hashlib.sha256()
-    file.seek(0)
-    while left > 0 and (block := file.read(min(left, 2**20))):
-        digest.update(block)
-        left -= len(block)
-    return digest.hexdigest().encode()
+        pq.write_table(table, new, write_page_checksum=True)
 
 
 def _videos_done(output: Path) -> Iterator[str]:
-    """Yield the videos in the output files of a folder, from the files' metadata."""
-    import pyarrow as pa
+    """Yield the videos in the output files of a folder."""
     import pyarrow.parquet as pq
 
     for path in sorted(output.glob("part-*.parquet")):
         try:
-            metadata = pq.read_schema(path).metadata or {}
-            videos = json.loads(metadata[_VIDEOS_IN_FILE])
-            if not isinstance(videos, list) or not all(isinstance(one, str) for one in videos):
-                raise ValueError("one whose videos are not a list of ids")
-            with path.open("rb") as file:
-                if metadata.get(_DIGEST_OF_BODY) not in (None, _digest_of_body(file)):
-                    raise ValueError("one whose content does not match its checksum")
-        except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
-            expected, hint = (
-                "an intact file of a corpus run",
-                "Remove it to localize its videos again.",
-            )
+            # All columns, so that the checksums of all pages are checked.
+            table = pq.read_table(path, page_checksum_verification=True)
+            yield from table["video_id"].unique().to_pylist()
+        # On damaged files pyarrow raises errors of many types.
+        except Exception as error:
+            expected = "an intact file of a corpus run"
+            hint = "Remove it to localize its videos again."
             raise FileError(message(str(path), expected, first_line(error), hint)) from error
-        yield from videos
 
 
 def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, list[Any]]:
     """Read columns of a table, and the column `video_id` if it exists."""
     path = Path(place)
-    read = _read_json_lines if path.suffix == ".jsonl" else _read_parquet
-    found = read(path, columns)
-    for name, values in found.items():
-        if None in values:
-            expected = f"a value of {name} in every row"
-            raise ArgumentError(message(str(path), expected, f"none in row {values.index(None)}"))
-    return found
-
-
-def _read_json_lines(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {name: [] for name in dict.fromkeys((*columns, "video_id"))}
+    found: dict[str, list[Any]] = {name: [] for name in (*columns, "video_id")}
+    is_json = path.suffix == ".jsonl"
     taken = 0
-    for _, who, record in json_lines(path):
-        for name in columns:
-            field(who, record, name)
+    for who, row in _json_rows(path) if is_json else _parquet_rows(path, set(found)):
         for name, values in found.items():
-            value, kinds = record.get(name), _COLUMN_KINDS[name]
-            if value is not None and kinds.isdisjoint(_KINDS_OF_JSON.get(type(value), ())):
-                expected = f"{name} as {' or '.join(sorted(kinds))}"
+            if name not in columns and name not in row:
+                continue
+            value = field(who, row, name)
+            if isinstance(value, bool) or not isinstance(value, _KINDS[name]):
+                expected = f"{name} as {' or '.join(kind.__name__ for kind in _KINDS[name])}"
                 raise ArgumentError(message(who, expected, shown(value)))
             values.append(value)
             taken += _BYTES_OF_VALUE + len(str(value)) * TEXT_GROWTH
         check_item_bytes(str(path), "a table", taken)
-    if "video_id" not in columns and not any(one is not None for one in found["video_id"]):
-        del found["video_id"]
+    count, rows = len(found["video_id"]), len(found[columns[0]])
+    if count not in (0, rows):
+        expected = "a video_id in every row, or in none"
+        raise ArgumentError(message(str(path), expected, f"{count} in {rows} rows"))
     return found
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    import pyarrow as pa
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    for _, who, record in json_lines(path):
+        yield who, record
+
+
+def _parquet_rows(path: Path, columns: set[str]) -> Iterator[tuple[str, Any]]:
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
-    found: dict[str, list[Any]] = {name: [] for name in columns}
-    rows = taken = 0
-    try:
-        if not path.exists():
-            raise FileError(f"cannot read {path}: no such file or folder.")
-        if not (files := ds.dataset(path, format="parquet").files):
-            raise ArgumentError(message(str(path), f"columns {', '.join(columns)}", "none"))
-        for file in files:
+    if not path.exists():
+        raise FileError(f"cannot read {path}: no such file or folder.")
+    row = 0
+    with foreign_errors(FileError, f"cannot read {path}"):
+        for file in ds.dataset(path, format="parquet").files:
             with pq.ParquetFile(file) as table:
-                names = _columns_to_read(path, columns, table.schema_arrow)
-                _check_declared(path, names, table.metadata)
+                names = [name for name in table.schema_arrow.names if name in columns]
+                if len(set(names)) < len(names):
+                    raise ArgumentError(message(str(path), "each column once", ", ".join(names)))
+                declared = table.metadata.num_rows * len(names) * _BYTES_OF_VALUE
+                check_item_bytes(str(path), "a table", declared)
+                for index in range(table.num_row_groups):
+                    # Of all columns: reading one column's size from a damaged file can crash.
+                    size = table.metadata.row_group(index).total_byte_size
+                    check_item_bytes(str(path), "a group of rows", size)
                 # Compressed, a billion rows may be a few bytes.
-                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
-                    taken += batch.nbytes * TEXT_GROWTH
-                    taken += batch.num_rows * len(names) * _BYTES_OF_VALUE
-                    check_item_bytes(str(path), "a table", taken)
-                    for name in names:
-                        values = found.setdefault(name, [None] * rows)
-                        values += batch.column(name).to_pylist()
-                    rows += batch.num_rows
-    except TmapdiffError:
-        raise
-    # Damaged text raises UnicodeError, a ValueError.
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise FileError(f"cannot read {path}: {first_line(error)}.") from error
-    for values in found.values():
-        values += [None] * (rows - len(values))
-    return found
-
-
-def _check_declared(path: Path, names: Sequence[str], metadata: Any) -> None:
-    """Reject a file whose rows, or an unpacked row group, would exceed the memory limit."""
-    declared = max(metadata.num_rows, 0) * len(names) * _BYTES_OF_VALUE
-    check_item_bytes(str(path), "a table", declared)
-    for index in range(metadata.num_row_groups):
-        # Total of all columns: reading one column's size from a damaged file can crash pyarrow.
-        check_item_bytes(str(path), "a group of rows", metadata.row_group(index).total_byte_size)
-
-
-def _columns_to_read(path: Path, columns: Sequence[str], schema: Any) -> list[str]:
-    """Check that columns exist and have the right types; add `video_id` if it exists."""
-    lacking = [name for name in columns if name not in schema.names]
-    if lacking:
-        got = ", ".join(schema.names) or "none"
-        raise ArgumentError(message(str(path), f"columns {', '.join(columns)}", got))
-    names = [name for name in dict.fromkeys([*columns, "video_id"]) if name in schema.names]
-    for name in names:
-        if schema.names.count(name) > 1:
-            raise ArgumentError(message(str(path), f"one column {name}", "several"))
-        kind = schema.field(name).type
-        if not _kinds_of(kind) & _COLUMN_KINDS[name]:
-            expected = f"{name} as {' or '.join(sorted(_COLUMN_KINDS[name]))}"
-            raise ArgumentError(message(str(path), expected, kind))
-    return names
-
-
-_TEXT, _INTEGERS, _NUMBERS = "text", "integers", "numbers"
-_COLUMN_KINDS = {
-    "video_id": {_TEXT, _INTEGERS},
-    "query_id": {_TEXT, _INTEGERS},
-    "query": {_TEXT},
-    "path": {_TEXT},
-    "duration": {_NUMBERS},
-}
-_KINDS_OF_JSON = {str: {_TEXT}, int: {_INTEGERS, _NUMBERS}, float: {_NUMBERS}}
-
-
-def _kinds_of(kind: Any) -> set[str]:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return {_TEXT}
-    if types.is_integer(kind):
-        return {_INTEGERS, _NUMBERS}
-    return {_NUMBERS} if types.is_floating(kind) else set()
+                for batch in table.iter_batches(_ROWS_AT_ONCE, columns=names):
+                    check_item_bytes(str(path), "a table", batch.nbytes * TEXT_GROWTH)
+                    for values in batch.to_pylist():
+                        row += 1
+                        yield f"{path} row {row}", values
 
 
 def _read_queries(place: str | os.PathLike[str]) -> _Asked:
     """Read ids and sentences of queries, by video id, or None for queries for all videos."""
     table = _read_table(place, ("query_id", "query"))
     ids = [str(one) for one in table["query_id"]]
-    videos: list[Any] = table.get("video_id", [None] * len(ids))
-    videos = [None if one is None else str(one) for one in videos]
+    videos: list[Any] = [str(one) for one in table["video_id"]] or [None] * len(ids)
     _check_unique(place, "query_id", list(zip(videos, ids, strict=True)))
     by_video: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
     for video_id, query_id, query in zip(videos, ids, table["query"], strict=True):
@@ -581,13 +506,7 @@ def _check_manifest(
         with written_beside(path) as new:
             new.write_text(json.dumps(wanted, indent=2) + "\n")
         return
-    try:
-        with path.open("rb") as file:
-            written = json.loads(read_at_most(str(path), file, JSON_GROWTH))
-    except FileError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"cannot read {path}: {first_line(error)}.") from error
+    written = json_or_none(path)
     for name, value in wanted.items():
         if not isinstance(written, dict) or written.get(name) != value:
             expected = f"{output} to belong to a run with the same {name}"

@@ -50,6 +50,6 @@ def test_errors_are_one_line(corpus, capsys):
     write(corpus / "videos.parquet", video_id=["a"])
     assert main(arguments(corpus)) == 1
     shown = capsys.readouterr()
-    expected = f"error: {corpus / 'videos.parquet'}: expected columns video_id, duration, got video"
+    expected = f"error: {corpus / 'videos.parquet'} row 1: expected the field 'duration', got"
     assert shown.err.startswith(expected)
     assert shown.err.count("\n") == 1

@@ -12,7 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tmapdiff.data import Vocabulary, load_glove, tokenize
-from tmapdiff.data import words as words_module
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, SizeLimitError
 
 
@@ -339,82 +338,29 @@ def write_glove(path, words=WORDS, dim=3, header=""):
 
 
 @pytest.mark.parametrize("header", ["", "9 3\n"])
-def test_glove_with_and_without_cache(tmp_path, monkeypatch, header):
+def test_glove_of_all_words(tmp_path, header):
     path = tmp_path / "glove.txt"
     vectors = write_glove(path, header=header)
-    first = load_glove(path)
-    assert sorted(os.listdir(tmp_path)) == ["glove.txt", "glove.txt.cache"]
-    monkeypatch.setattr(words_module, "_parse_glove", None)  # the second time comes from the cache
-    second = load_glove(path)
-    for glove in (first, second):
-        assert list(glove.words) == WORDS
-        assert glove.vectors.dtype == torch.float32
-        np.testing.assert_array_equal(glove.vectors, vectors)
-    assert repr(second) == "GloveVectors(9 words, D 3)"
-    # Memory of the caller's, not the file's.
-    second.vectors.zero_()
-    np.testing.assert_array_equal(load_glove(path).vectors, vectors)
+    glove = load_glove(path)
+    assert list(glove.words) == WORDS
+    assert glove.vectors.dtype == torch.float32
+    np.testing.assert_array_equal(glove.vectors, vectors)
+    assert repr(glove) == "GloveVectors(9 words, D 3)"
 
 
 def test_glove_of_some_words(tmp_path):
     path = tmp_path / "glove.txt"
     vectors = write_glove(path)
-    for _ in range(2):
-        glove = load_glove(path, words=["n't", "the", "none"])
-        assert glove.words == ("the", "n't")
-        np.testing.assert_array_equal(glove.vectors, vectors[[0, 3]])
+    glove = load_glove(path, words=["n't", "the", "none"])
+    assert glove.words == ("the", "n't")
+    np.testing.assert_array_equal(glove.vectors, vectors[[0, 3]])
+    assert load_glove(path, words=["none"]).vectors.shape == (0, 3)
 
 
 def test_glove_one_dimension(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("the 0.5\na 1.5\n")
     assert load_glove(path).vectors.tolist() == [[0.5], [1.5]]
-
-
-def test_a_changed_text_is_read_anew(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("a 1.0\n")
-    os.utime(path, ns=(10**18, 10**18))
-    load_glove(path)
-    path.write_text("a 2.0\n")  # of the same size
-    os.utime(path, ns=(10**18, 10**18 + 1000))
-    assert load_glove(path).vectors.tolist() == [[2.0]]
-    path.write_text("a 2.00\n")
-    os.utime(path, ns=(10**18, 10**18 + 1000))
-    assert load_glove(path).vectors.tolist() == [[2.0]]
-    stamp = json.loads((tmp_path / "glove.txt.cache" / "stamp.json").read_text())
-    assert stamp["size"] == 7
-
-
-@pytest.mark.parametrize("name", ["vectors.npy", "words.txt", "stamp.json"])
-@pytest.mark.parametrize("damage", ["gone", "empty", "short", "noise"])
-def test_a_damaged_cache_is_rebuilt(tmp_path, name, damage):
-    path = tmp_path / "glove.txt"
-    vectors = write_glove(path)
-    load_glove(path)
-    file = tmp_path / "glove.txt.cache" / name
-    content = file.read_bytes()
-    if damage == "gone":
-        file.unlink()
-    else:
-        file.write_bytes({"empty": b"", "short": content[:-5], "noise": b"\xff" * 40}[damage])
-    for _ in range(2):
-        glove = load_glove(path)
-        assert list(glove.words) == WORDS
-        np.testing.assert_array_equal(glove.vectors, vectors)
-    assert file.read_bytes()[:-40] == content[:-40]
-
-
-def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path):
-    path = tmp_path / "glove.txt"
-    vectors = write_glove(path)
-    (tmp_path / "glove.txt.cache").write_text("a file in the way")
-    with pytest.warns(UserWarning, match="GloVe vectors are not cached: cannot write") as caught:
-        glove = load_glove(path)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    np.testing.assert_array_equal(glove.vectors, vectors)
-    assert sorted(os.listdir(tmp_path)) == ["glove.txt", "glove.txt.cache"]
 
 
 @pytest.mark.parametrize(
@@ -442,7 +388,6 @@ def test_a_malformed_line_is_named(tmp_path, line, text):
         load_glove(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300 + len(str(path))
-    assert os.listdir(tmp_path) == ["glove.txt"]
 
 
 def test_files_that_are_no_glove(tmp_path):
@@ -464,11 +409,10 @@ def test_rows_for_a_vocabulary(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("the 1 2\ncat 3 4\nother 9 9\ncat 7 7\n<pad> 5 5\n")
     vocabulary = Vocabulary(["cat", "nowhere", "the"])
-    for _ in range(2):
-        rows, found = load_glove(path).rows_for(vocabulary)
-        assert found == 2
-        # The first of two vectors counts; unknown words get the mean of those found.
-        assert rows.tolist() == [[0, 0], [2, 3], [3, 4], [2, 3], [1, 2]]
+    rows, found = load_glove(path, vocabulary.words).rows_for(vocabulary)
+    assert found == 2
+    # The first of two vectors counts; unknown words get the mean of those found.
+    assert rows.tolist() == [[0, 0], [2, 3], [3, 4], [2, 3], [1, 2]]
     rows, found = load_glove(path).rows_for(Vocabulary(["nowhere"]))
     assert (rows.tolist(), found) == ([[0, 0]] * 3, 0)
     # MS-2D-TAN's way.
@@ -476,23 +420,6 @@ def test_rows_for_a_vocabulary(tmp_path):
     assert rows.tolist() == [[0, 0], [0, 0], [3, 4], [0, 0], [1, 2]]
     with refuses(ConfigError, "missing to be one of mean, zero, got 'one'."):
         load_glove(path).rows_for(vocabulary, missing="one")
-
-
-def test_vectors_of_a_damaged_cache_are_not_used(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("door 1 2\nlamp 3 4\n")
-    load_glove(path)
-    cache = tmp_path / "glove.txt.cache" / "vectors.npy"
-    vectors = np.load(cache)
-    vectors[1] = np.nan
-    np.save(cache, vectors)
-    glove = load_glove(path)
-    assert glove.rows_for(Vocabulary(["door"]))[1] == 1
-    with refuses(ArgumentError, "expected vectors of finite numbers, got NaN or infinity."):
-        glove.rows_for(Vocabulary(["lamp"]))
-    # A header that does not end: Python's tokenizer has an error of its own for that.
-    cache.write_bytes(cache.read_bytes().replace(b"(2, 2)", b"((2,2)"))
-    assert load_glove(path).vectors.tolist() == [[1, 2], [3, 4]]
 
 
 def test_a_line_that_is_no_line(tmp_path, monkeypatch):

@@ -57,7 +57,6 @@ _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--[\u200b-\u200d]]
 _LETTERS_WORD = re.compile(rf"{_ENDING}\b|[^\W_]+?(?={_ENDING}\b)|[^\W_]+(?:'[^\W_]+)*")
 
 _LISTED = 20  # unknown words in a warning
-_CACHE_FORMAT = 1
 
 
 def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
@@ -269,7 +268,7 @@ class GloveVectors:
 
     Args:
         words: The words.
-        vectors: Their vectors, which may be memory-mapped from `load_glove`'s cache.
+        vectors: Their vectors.
 
     Shape:
         - vectors: (len(words), D) float32
@@ -298,7 +297,6 @@ class GloveVectors:
 
         Raises:
             ConfigError: If `missing` is unknown.
-            ArgumentError: If a vector has NaN or infinity.
         """
         check_choice("GloveVectors.rows_for", "missing", missing, ("mean", "zero"))
         wanted = set(vocabulary.words[2:])
@@ -308,11 +306,6 @@ class GloveVectors:
         table = self.vectors.new_zeros(len(vocabulary), self.vectors.shape[1])
         if found:
             rows = self.vectors[[place[vocabulary.words[index]] for index in found]]
-            if not rows.isfinite().all():
-                # Texts are checked while read, but the cache may be damaged later.
-                hint = "If they come from a cache, remove its folder."
-                expected = "vectors of finite numbers"
-                raise ArgumentError(message("GloveVectors", expected, "NaN or infinity", hint))
             if missing == "mean":
                 table[1:] = rows.mean(dim=0)
             table[found] = rows
@@ -322,98 +315,58 @@ class GloveVectors:
 def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None) -> GloveVectors:
     """Load the word vectors of a GloVe text file, such as `glove.6B.300d.txt`.
 
-    The first call takes seconds and writes a folder `<name>.cache` beside the file, which later
-    calls use until the file's size or date changes.
-
     Args:
         path: Text file with a word and its vector per line. Words may contain spaces, as in
             `glove.840B.300d.txt`, but not the first. A first line with two integers (word2vec) is
             skipped.
-        words: Words to return if they are in the file. Defaults to all.
+        words: Words to return if they are in the file, which is many times faster than all.
+            Defaults to all.
 
     Raises:
-        FileError: If the file is missing or cannot be read, or the numbers of a line are too few or
-            not finite.
+        FileError: If the file is missing or cannot be read, or the numbers of one of these lines
+            are too few or not finite.
 
     Source: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014.
     """
-    source = Path(path)
-    cache = source.with_name(f"{source.name}.cache")
-    with reading(source):
-        status = source.stat()
-        stamp = {"format": _CACHE_FORMAT, "size": status.st_size, "mtime": status.st_mtime_ns}
-        cached = _read_cache(cache, stamp)
-        glove = cached or _parse_glove(source)
-    if cached is None:
-        try:
-            with written_beside(cache) as new:
-                new.mkdir()
-                blob = "\n".join(glove.words).encode()
-                np.save(new / "vectors.npy", glove.vectors.numpy())
-                (new / "words.txt").write_bytes(blob)
-                (new / "stamp.json").write_text(json.dumps({**stamp, "words_size": len(blob)}))
-        except FileError as error:
-            warnings.warn(f"GloVe vectors are not cached: {error}", stacklevel=2)
-    if words is None:
-        return glove
-    wanted = frozenset(words)
-    kept = [index for index, word in enumerate(glove.words) if word in wanted]
-    return GloveVectors(tuple(glove.words[index] for index in kept), glove.vectors[kept])
-
-
-def _read_cache(folder: Path, stamp: dict[str, int]) -> GloveVectors | None:
-    """Return the vectors in the cache, or None if it is missing, outdated or damaged."""
-    try:
-        blob = (folder / "words.txt").read_bytes()
-        if json.loads((folder / "stamp.json").read_bytes()) != {**stamp, "words_size": len(blob)}:
-            return None
-        # Copy-on-write, as torch needs writable arrays but must not change the file.
-        vectors = np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
-        words = tuple(blob.decode().split("\n"))
-    # On damaged files NumPy may raise any error.
-    except Exception:
-        return None
-    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(words):
-        return None
     import torch
 
-    return GloveVectors(words, torch.from_numpy(vectors))
-
-
-def _parse_glove(path: Path) -> GloveVectors:
-    import torch
-
-    words: list[str] = []
+    place = Path(path)
+    wanted = None if words is None else {one.encode(errors="surrogatepass") for one in words}
+    found: list[str] = []
     vectors: list[np.ndarray] = []
     width = 0
-    with path.open("rb") as file, warnings.catch_warnings():
+    with reading(place), place.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy warns of text that is not numbers
         for number in count(1):
-            line = read_line(str(path), file, JSON_GROWTH)
+            line = read_line(str(place), file, JSON_GROWTH)
             if not line:
                 break
             line = line.rstrip(b" \r\n")
             if number == 1 and len(line.split()) == 2 and line.replace(b" ", b"").isdigit():
                 continue
-            who = f"{path} line {number}"
+            who = f"{place} line {number}"
             width = width or line.count(b" ")
             if not width:
                 expected = "a word and its vector, separated by spaces"
                 raise FileError(message(who, expected, _shown(line)))
+            # Faster than splitting the whole line.
+            *word, numbers = line.split(b" ", max(0, line.count(b" ") - width + 1))
+            name = b" ".join(word)
+            if wanted is not None and name not in wanted:
+                continue
             try:
-                # Faster than splitting the whole line.
-                *word, numbers = line.split(b" ", max(0, line.count(b" ") - width + 1))
-                words.append(b" ".join(word).decode())
+                found.append(name.decode())
                 vectors.append(np.fromstring(numbers.decode("ascii"), np.float32, sep=" "))
-                is_whole = words[-1] and vectors[-1].size == width
+                is_whole = name and vectors[-1].size == width
             except (ValueError, DeprecationWarning):
                 is_whole = False
             if not is_whole or not np.isfinite(vectors[-1]).all():
                 expected = f"a word in UTF-8 and {width} finite numbers"
                 raise FileError(message(who, expected, _shown(line)))
-    if not words:
-        raise FileError(message(str(path), "a word and its vector per line", "an empty file"))
-    return GloveVectors(tuple(words), torch.from_numpy(np.stack(vectors)))
+    if not width:
+        raise FileError(message(str(place), "a word and its vector per line", "an empty file"))
+    stacked = np.stack(vectors) if vectors else np.empty((0, width), np.float32)
+    return GloveVectors(tuple(found), torch.from_numpy(stacked))
 
 
 def _shown(line: bytes) -> str:

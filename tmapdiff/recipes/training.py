@@ -169,7 +169,7 @@ class Recipe:
         if self.glove is not None:
             if vocabulary is None:
                 raise ConfigError(message("Recipe", "glove with a vocabulary", "words as features"))
-            vectors, found = load_glove(self.glove).rows_for(vocabulary)
+            vectors, found = load_glove(self.glove, vocabulary.words).rows_for(vocabulary)
             say(f"GloVe: {found} of {len(vocabulary)} words found")
             fields["encoder"] = {"word_channels": vectors.shape[1], "train_words": False}
         model: MapLocalizer
