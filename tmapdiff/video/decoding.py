@@ -5,9 +5,7 @@ import io
 import math
 import os
 import re
-import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -23,6 +21,7 @@ from tmapdiff._core.checks import (
     check_no_address,
     check_range,
     first_line,
+    foreign_errors,
     message,
     require,
 )
@@ -201,7 +200,8 @@ def open_video(
 ) -> VideoReader:
     """Open a video, to inspect it and to sample its frames.
 
-    Frames are decoded one at a time, so long videos take no more memory than short ones.
+    Frames are decoded one at a time, so long videos take no more memory than short ones. It turns
+    PyAV's logging off, as that can block decoding for ever.
 
     Args:
         source: A path; the content of a file, as bytes or a binary file object; or frames.
@@ -283,46 +283,6 @@ class _ArrayReader(VideoReader):
             yield _TimedFrame(start, end, lambda image=image: image)  # type: ignore[misc]
 
 
-class _Messages:
-    """Turns off FFmpeg's logging through Python while videos are open.
-
-    It can deadlock: a decoding thread waits for the interpreter lock to log, while the thread that
-    closes the decoder holds the lock and waits for it. torchvision before 0.26 turns logging on.
-    """
-
-    def __init__(self) -> None:
-        # Reentrant, as the garbage collector may finalize a reader inside these methods.
-        self._lock = threading.RLock()
-        self._num_open = 0
-        self._level: int | None = None
-
-    def silence(self, logging: Any) -> None:
-        with self._lock:
-            self._num_open += 1
-            level = logging.get_level()
-            if level is not None:
-                self._level = level
-                logging.set_level(None)
-
-    def restore(self, logging: Any) -> None:
-        with self._lock:
-            self._num_open -= 1
-            if self._num_open or self._level is None:
-                return
-            if logging.get_level() is None:  # otherwise the user has set another level
-                logging.set_level(self._level)
-            self._level = None
-
-
-_MESSAGES = _Messages()
-
-
-def _end_decoders(logging: Any, decoders: Sequence[Any]) -> None:
-    for one in decoders:
-        one.flush_buffers()  # waits for its threads, with the interpreter lock released
-    _MESSAGES.restore(logging)
-
-
 class _AvReader(VideoReader):
     """Reads files with PyAV and reports damage."""
 
@@ -330,28 +290,25 @@ class _AvReader(VideoReader):
         self._av = require_av()
         self._max_pixels = max_pixels
         self._who = name
-        decoders: list[Any] = []
-        _MESSAGES.silence(self._av.logging)
-        # Runs even if the reader is never closed.
-        self._let_go = weakref.finalize(self, _end_decoders, self._av.logging, decoders)
-        self._let_go.atexit = False
+        # It can deadlock: a decoding thread waits for the interpreter lock to log, while the thread
+        # that closes the decoder holds the lock and waits for it. torchvision before 0.26 turns
+        # logging on.
+        self._av.logging.set_level(None)
         options = {"format_whitelist": _FORMATS}
-        self._container: Any = None
         try:
-            self._container = self._av.open(
+            self._container: Any = self._av.open(
                 _av_file(source), options=options, metadata_errors="replace"
             )
-            self._open_stream(threads, decoders)
-        except BaseException as error:
-            self._let_go()
-            if self._container is not None:
-                self._container.close()
-            elif isinstance(error, (self._av.error.FFmpegError, OSError, ValueError)):
-                got = f"something else ({first_line(error)})"
-                raise VideoError(message(name, "a video", got)) from error
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            got = f"something else ({first_line(error)})"
+            raise VideoError(message(name, "a video", got)) from error
+        try:
+            self._open_stream(threads)
+        except BaseException:
+            self._container.close()
             raise
 
-    def _open_stream(self, threads: int, decoders: list[Any]) -> None:
+    def _open_stream(self, threads: int) -> None:
         streams = [one for one in self._container.streams.video if not _is_cover(one)]
         if not self._container.streams:
             raise VideoError(message(self._who, "a video", "a file without any stream"))
@@ -368,7 +325,6 @@ class _AvReader(VideoReader):
         # Frames may be larger than declared, and decoding would allocate them before any check.
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream = stream
-        decoders.append(stream.codec_context)
         super().__init__(self._who, VideoInfo(has_video=True))
         self._problems: list[str] = []
         self._lost, self._reason = 0, ""  # number of undecodable frames, and the first reason
@@ -401,7 +357,6 @@ class _AvReader(VideoReader):
     def close(self) -> None:
         super().close()
         self._frames.close()
-        self._let_go()
         self._container.close()
 
     def _packs_frames(self, packet: Any) -> bool:
@@ -542,33 +497,28 @@ def _middle(index: int, fps: Fraction) -> Fraction:
 
 def _check_source(source: object) -> str:
     """Return the name of a source in messages; raise if it is unreadable, empty or text."""
+    given = getattr(source, "name", None)
+    name = given if isinstance(given, str) else "the video"  # a pipe's name is a number
     if isinstance(source, str | os.PathLike):
         check_no_address("open_video", source)
-        path, name = Path(source), str(Path(source))
-        try:
-            if path.exists() and not path.is_file():
+        name = str(Path(source))
+    head = None
+    with foreign_errors(FileError, f"cannot read {name}"):
+        if isinstance(source, str | os.PathLike):
+            if os.path.exists(source) and not os.path.isfile(source):
                 raise ValueError("it is not a file")
-            with path.open("rb") as file:
+            with open(source, "rb") as file:
                 head = file.read(_HEAD)
-        except (OSError, ValueError) as error:
-            raise FileError(f"cannot read {path}: {first_line(error)}.") from error
-    elif isinstance(source, bytes):
-        name, head = "the video", source[:_HEAD]
-    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
-        given = getattr(source, "name", None)
-        name = given if isinstance(given, str) else "the video"  # a pipe's name is a number
-        try:
-            head = None
-            if source.seekable():  # type: ignore[attr-defined]
-                source.seek(0)  # type: ignore[attr-defined]
-                head = source.read(_HEAD)
-                source.seek(0)  # type: ignore[attr-defined]
-        except (OSError, ValueError) as error:
-            raise FileError(f"cannot read {name}: {first_line(error)}.") from error
-    else:
-        expected = "a path, bytes, an open binary file or an array of frames"
-        got = "a file opened as text" if hasattr(source, "read") else type(source).__name__
-        raise ArgumentError(message("open_video", expected, got))
+        elif isinstance(source, bytes):
+            head = source[:_HEAD]
+        elif not hasattr(source, "read") or isinstance(source, io.TextIOBase):
+            expected = "a path, bytes, an open binary file or an array of frames"
+            got = "a file opened as text" if hasattr(source, "read") else type(source).__name__
+            raise ArgumentError(message("open_video", expected, got))
+        elif source.seekable():  # type: ignore[attr-defined]
+            source.seek(0)  # type: ignore[attr-defined]
+            head = source.read(_HEAD)
+            source.seek(0)  # type: ignore[attr-defined]
     if head == b"":
         raise VideoError(message(name, "a video", "an empty file"))
     if head and not _CONTROL.intersection(head):

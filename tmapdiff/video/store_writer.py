@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from tmapdiff._core.checks import foreign_errors, message, require
-from tmapdiff._core.files import SECONDS_OF_ORPHANS, is_hidden, sync, written_beside
+from tmapdiff._core.files import SECONDS_OF_ORPHANS, is_hidden, naming_file, sync, written_beside
 from tmapdiff.data._hdf5 import find_member, in_place, read_attributes
 from tmapdiff.data._reading import reading
 from tmapdiff.data._video_ids import (
@@ -64,16 +62,18 @@ class FeatureStoreWriter:
         self.remarks = dict(remarks or {})
         _in_place(self.attributes | self.remarks)
         self.parts = self.path.with_name(f"{self.path.name}.parts")
-        self._lock = FileLock(self.parts / "lock")
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        self._lock = FileLock(lock, timeout=SECONDS_OF_ORPHANS)
         self._written: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        until = time.monotonic() + SECONDS_OF_ORPHANS
-        while not self._enter(max(0.0, until - time.monotonic())):
-            if time.monotonic() > until:
+        with naming_file(self.parts):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
                 expected = f"to be the only process that writes {self.path}"
-                raise FileError(message("FeatureStoreWriter", expected, "another one"))
-            time.sleep(0.01)
+                raise FileError(message("FeatureStoreWriter", expected, "another one")) from None
         try:
             self._take_over()
         except BaseException:
@@ -138,47 +138,16 @@ class FeatureStoreWriter:
                     if file.get(key, getlink=True):
                         del file[key]
                     file.create_dataset(key, data=features).attrs.update(_in_place(attributes))
-        try:
+        with naming_file(self.path):
             whole.replace(self.path)
             sync(self.path.parent)
             for part in parts:
                 part.unlink()
-        except OSError as error:
-            raise FileError(f"cannot write {self.path}: {error.strerror}.") from error
-
-    def _enter(self, seconds: float) -> bool:
-        """Try to take the lock within `seconds`; return whether it succeeded.
-
-        A finished writer removes the folder with its lock, and those waiting must try again.
-        """
-        try:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=seconds)
-        except Timeout:
-            return False
-        except OSError as error:
-            was_removed = isinstance(error, FileNotFoundError | FileExistsError)
-            in_the_way = self.parts.is_file() or self.parts.is_symlink()
-            if was_removed and self.parts.parent.is_dir() and not in_the_way:
-                return False
-            raise FileError(f"cannot write {self.parts}: {error.strerror}.") from error
-        if self._has_lock():
-            return True
-        self._lock.release()
-        return False
-
-    def _has_lock(self) -> bool:
-        # Later releases of filelock check this themselves and may lack the attribute.
-        held = getattr(getattr(self._lock, "_context", None), "lock_file_fd", None)
-        if held is None:
-            return True
-        try:
-            return os.path.samestat(os.fstat(held), os.stat(self._lock.lock_file))
-        except FileNotFoundError:
-            return False
 
     def _take_over(self) -> None:
         """Clean up after a killed writer, and read what it wrote."""
+        with naming_file(self.parts):
+            self.parts.mkdir(exist_ok=True)
         for left in self.parts.glob(".*"):
             if left.is_dir():  # of an unfinished file
                 shutil.rmtree(left, ignore_errors=True)
@@ -231,11 +200,6 @@ class FeatureStoreWriter:
 
     def _leave(self) -> None:
         if not self._parts():
-            # Remove the lock last: without it, the next writer may already put its files here.
-            for left in self.parts.glob("*"):
-                if left != Path(self._lock.lock_file):
-                    with suppress(OSError):
-                        left.unlink()
             shutil.rmtree(self.parts, ignore_errors=True)
         self._lock.release()
 
