@@ -30,7 +30,7 @@ def extracted(tmp_path):
     def extract(encoder):
         write_video(tmp_path / "a.mp4", range(5))
         path = tmp_path / "f.h5"
-        extract_features([tmp_path / "a.mp4"], encoder, path, fps=2, show_progress=False)
+        extract_features([tmp_path / "a.mp4"], encoder, path, fps=2)
         return open_feature_store(path)
 
     return extract

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from tmapdiff.cli.options import DeviceOption, find_device, refuse_idle
-from tmapdiff.cli.output import JsonOption, Output
+from tmapdiff.cli.output import JsonOption, Output, progress
 
 EXAMPLES = """
 tmapdiff extract videos --model vgg16 --out vgg16.h5 --fps 2
@@ -121,16 +121,17 @@ def extract(
             )
         if save_encoder is not None:
             encoder.save_pretrained(save_encoder)
-        report = extract_features(
-            [videos] if videos.is_file() else videos,
-            encoder,
-            out,
-            fps=fps,
-            batch_size=batch_size,
-            num_workers=workers,
-            skip_damaged=skip_damaged,
-            show_progress=not as_json,
-        )
+        with progress("extracting") as advance:
+            report = extract_features(
+                [videos] if videos.is_file() else videos,
+                encoder,
+                out,
+                fps=fps,
+                batch_size=batch_size,
+                num_workers=workers,
+                skip_damaged=skip_damaged,
+                on_video=lambda video_id: advance(),
+            )
         output.line(str(report))
         output.document({**vars(report), "model": encoder.description, "fps": fps})
     if report.skipped or report.damaged:

@@ -6,8 +6,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tmapdiff._core.arrays import features_bytes
-from tmapdiff._core.checks import check_int, check_no_address, check_range, message, require, short
+from tmapdiff._core.checks import check_int, check_no_address, check_range, message, short
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._reading import reading
@@ -167,7 +167,7 @@ def extract_features(
     batch_size: int = 32,
     num_workers: int = 0,
     skip_damaged: bool = False,
-    show_progress: bool = True,
+    on_video: Callable[[str], Any] | None = None,
 ) -> ExtractionReport:
     """Compute the features of many videos into an HDF5 file for `open_feature_store`.
 
@@ -188,7 +188,7 @@ def extract_features(
         batch_size: Frames per batch.
         num_workers: Processes that decode one video each; 0 decodes in this process.
         skip_damaged: Skip damaged videos instead of using the part that can be decoded.
-        show_progress: Show a progress bar on a terminal.
+        on_video: Called with the id of each finished video, for a progress bar.
 
     Raises:
         FileError: If the folder cannot be read or is a URL, or the file cannot be written or is
@@ -241,42 +241,26 @@ def extract_features(
         # Otherwise a forked worker may collect PyAV's garbage, and wait forever for decoder threads
         # that the fork does not have.
         gc.collect()
-        progress: Any = require("rich.progress", extra="video", purpose=who)
-        bar = progress.Progress(
-            "{task.description}",
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            "videos",
-            "{task.fields[count]} frames",
-            progress.TimeRemainingColumn(),
-            transient=True,
-        )
-        # Without a terminal, rich prints the final bar into the log, or (before 14.3) an empty line
-        # even if disabled.
-        bar.disable = not (show_progress and bar.console.is_terminal)
-        task, num_frames = bar.add_task("extracting", total=len(todo), count=0), 0
-        with nullcontext() if bar.disable else bar:
-            features: dict[str, list[Tensor]] = {}  # by video, as each worker decodes another
-            for video_id, item in loader:
-                if isinstance(item, Tensor):
-                    features.setdefault(video_id, []).append(encoder(item))
-                    num_frames += len(item)
-                    bar.update(task, count=num_frames)
-                    continue
-                bar.advance(task)
-                parts = features.pop(video_id, [])
-                if isinstance(item, str):
-                    skipped[video_id] = item
-                elif not all(one.isfinite().all() for one in parts):
-                    skipped[video_id] = _not_finite(who, encoder)
-                elif "damage" in item and skip_damaged:
-                    skipped[video_id] = item["damage"]
-                else:
-                    array = torch.cat(parts).numpy()
-                    store.write(video_id, array, {**item, "num_frames": len(array), **shared})
-                    extracted.add(video_id)
-                    if "damage" in item:
-                        damaged[video_id] = item["damage"]
+        features: dict[str, list[Tensor]] = {}  # by video, as each worker decodes another
+        for video_id, item in loader:
+            if isinstance(item, Tensor):
+                features.setdefault(video_id, []).append(encoder(item))
+                continue
+            parts = features.pop(video_id, [])
+            if isinstance(item, str):
+                skipped[video_id] = item
+            elif not all(one.isfinite().all() for one in parts):
+                skipped[video_id] = _not_finite(who, encoder)
+            elif "damage" in item and skip_damaged:
+                skipped[video_id] = item["damage"]
+            else:
+                array = torch.cat(parts).numpy()
+                store.write(video_id, array, {**item, "num_frames": len(array), **shared})
+                extracted.add(video_id)
+                if "damage" in item:
+                    damaged[video_id] = item["damage"]
+            if on_video is not None:
+                on_video(video_id)
         store.finish()
     return ExtractionReport(
         path=Path(out),
@@ -298,14 +282,8 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
     Yields (id, frames) any number of times, then (id, attributes) or (id, error text).
     """
 
-    def __init__(
-        self,
-        videos: tuple[tuple[str, Path], ...],
-        preprocess: Preprocessor,
-        fps: float | Fraction,
-        batch_size: int,
-    ) -> None:
-        self.videos = videos
+    def __init__(self, videos: Any, preprocess: Preprocessor, fps: Any, batch_size: int) -> None:
+        self.videos: tuple[tuple[str, Path], ...] = videos
         self.preprocess = preprocess
         self.fps = fps
         self.batch_size = batch_size
