@@ -280,7 +280,7 @@ def test_a_worker_that_is_killed_loses_and_repeats_nothing(tmp_path):
 @uses_ray
 def test_threads_of_workers_wait_for_a_moment_only(corpus, tmp_path, monkeypatch):
     class Telling:  # a local class, which is pickled by value
-        def __init__(self, job):
+        def __init__(self, **settings):
             pass
 
         def __call__(self, row):

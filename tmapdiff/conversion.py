@@ -18,7 +18,7 @@ from tmapdiff._core.checks import check_choice, message, short
 from tmapdiff._core.files import list_visible, written_beside
 from tmapdiff.data import ActionTimelineFeatures, HDF5FeatureStore, open_feature_store
 from tmapdiff.data._hdf5 import HDF5_SUFFIXES
-from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_shortened, is_video_id
+from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_video_id
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote
@@ -183,11 +183,7 @@ class _FolderWriter:
                 expected = f"the features in {folder} to have {name} = {value!r}"
                 hint = "Write the new features to another folder."
                 raise FeatureError(message("convert_features", expected, repr(before), hint))
-        stated["videos"] |= {
-            video_id: dict(found)
-            for video_id, found in videos.items()
-            if found or is_shortened(file_name(video_id, suffix))
-        }
+        stated["videos"] |= {video_id: dict(found) for video_id, found in videos.items() if found}
         if any(stated.values()):
             with written_beside(folder / ATTRIBUTES) as new:
                 text = json.dumps(stated, indent=1, ensure_ascii=False)

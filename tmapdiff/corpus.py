@@ -144,11 +144,10 @@ def localize_corpus(
 ) -> CorpusReport:
     """Find the moments of all queries in a corpus of videos.
 
-    Features of a video are read or computed once for all its queries. Results are Parquet files in
-    `output`: one row per video and query, with columns `video_id`, `query_id`, `query` and
-    `moments`, a list of start and end in seconds, score and spread, best first. All queries of a
-    video are in one file. Files appear when they are complete, so a killed run only loses videos in
-    progress. The same call resumes, and processes new videos.
+    Results are Parquet files in `output`: one row per video and query, with columns `video_id`,
+    `query_id`, `query` and `moments`, a list of start and end in seconds, score and spread, best
+    first. All queries of a video are in one file, which appears when it is complete. The same call
+    resumes a killed run, and processes new videos.
 
     Args:
         pipeline: Folder of a saved `MomentLocalizationPipeline` that all workers can read.
@@ -212,20 +211,20 @@ def localize_corpus(
     # 3. Remaining videos, in shares of one output file each.
     starts = range(0, len(todo), videos_per_file)
     shares = [todo[first : first + videos_per_file] for first in starts]
-    job = _Job(
-        pipeline=os.fspath(pipeline),
-        features=stores,
-        names=names if spelling else {},
-        queries=asked,
-        options=options,
-        output=folder,
-        batch_size=batch_size,
-        threads=threads_per_worker,
-        device=None if device is None else str(device),
-    )
+    settings = {
+        "pipeline": os.fspath(pipeline),
+        "features": stores,
+        "names": names if spelling else {},
+        "queries": asked,
+        "options": options,
+        "output": folder,
+        "batch_size": batch_size,
+        "threads": threads_per_worker,
+        "device": None if device is None else str(device),
+    }
     done = pairs = in_windows = 0
     failed: list[FailedVideo] = []
-    for result in _run(job, shares, num_workers, gpus_per_worker):
+    for result in _run(settings, shares, num_workers, gpus_per_worker):
         done, pairs = done + result["videos"], pairs + result["pairs"]
         in_windows += result["in_windows"]
         failed += [FailedVideo(*pair) for pair in json.loads(result["failed"])]
@@ -243,13 +242,12 @@ def localize_corpus(
 
 
 def _run(
-    job: "_Job", shares: Sequence[Any], num_workers: int, gpus_per_worker: float
+    settings: Mapping[str, Any], shares: Sequence[Any], num_workers: int, gpus_per_worker: float
 ) -> Iterator[Mapping[str, Any]]:
     # As text, as Ray's rows cannot hold pairs of mixed types.
     rows = [{"share": json.dumps(share)} for share in shares]
     if num_workers == 0:
-        localizer = _ShareLocalizer(job)
-        yield from map(localizer, rows)
+        yield from map(_ShareLocalizer(**settings), rows)
         return
     if not rows:
         return
@@ -263,7 +261,7 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     results = data.from_items(rows, override_num_blocks=len(rows)).map(
         _ShareLocalizer,
-        fn_constructor_args=(job,),
+        fn_constructor_kwargs=settings,
         compute=data.ActorPoolStrategy(size=min(num_workers, len(rows))),
         num_cpus=1,
         num_gpus=gpus_per_worker,
@@ -272,14 +270,11 @@ def _run(
     yield from results.iter_rows()
 
 
-# Workers
+@dataclass
+class _ShareLocalizer:
+    """A worker, which localizes the queries of a share of the videos and writes them to a file."""
 
-
-@dataclass(frozen=True)
-class _Job:
-    """Settings of all workers."""
-
-    pipeline: str
+    pipeline: Any
     features: Sequence[str]
     names: Mapping[str, str]  # ids in the features, if they are spelled differently
     queries: Mapping[str, Sequence[tuple[str, str]]]  # ids and sentences, by video
@@ -289,17 +284,12 @@ class _Job:
     threads: int
     device: str | None
 
-
-class _ShareLocalizer:
-    """Localizes the queries of a share of the videos, and writes them to a file."""
-
-    def __init__(self, job: _Job) -> None:
-        self.job = job
-        torch.set_num_threads(job.threads)
-        self.pipeline = MomentLocalizationPipeline.from_pretrained(job.pipeline)
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        self.pipeline = MomentLocalizationPipeline.from_pretrained(self.pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.to(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.store = _open_stores(job.features)
+        self.pipeline.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.store = _open_stores(self.features)
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
@@ -307,7 +297,7 @@ class _ShareLocalizer:
         failed: list[tuple[str, str]] = []
         done: list[str] = []
         for video_id, source in json.loads(row["share"]):
-            queries = self.job.queries[video_id]
+            queries = self.queries[video_id]
             try:
                 answer = self._localize(video_id, source, queries)
             except TmapdiffError as error:
@@ -321,7 +311,7 @@ class _ShareLocalizer:
         if done:
             # Named after the whole share, so that a repeated share replaces its file.
             name = hashlib.sha256(row["share"].encode()).hexdigest()[:20]
-            _write(self.job.output / f"part-{name}.parquet", rows)
+            _write(self.output / f"part-{name}.parquet", rows)
         return {
             "videos": len(done),
             "pairs": len(rows),
@@ -332,7 +322,7 @@ class _ShareLocalizer:
     def _localize(self, video_id: str, source: Any, queries: Sequence[tuple[str, str]]) -> Any:
         """Localize all queries of a video; `source` is its file or its duration."""
         check_video_id("localize_corpus", video_id)
-        options = dict(vars(self.job.options))
+        options = dict(vars(self.options))
         seed = options.pop("seed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_words` warned
@@ -340,14 +330,14 @@ class _ShareLocalizer:
                 self._features(video_id, source),
                 [sentence for _, sentence in queries],
                 generator=[_generator(seed, video_id, one) for one, _ in queries],
-                batch_size=self.job.batch_size,
+                batch_size=self.batch_size,
                 **options,
             )
 
     def _features(self, video_id: str, source: Any) -> VideoFeatures:
         if self.store is None:
             return self.pipeline.encode_video(source)
-        features = self.store[self.job.names.get(video_id, video_id)]
+        features = self.store[self.names.get(video_id, video_id)]
         rate = self.store.seconds_per_feature
         return VideoFeatures(features, rate or source / len(features), source)
 

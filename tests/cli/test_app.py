@@ -8,7 +8,6 @@ import typer
 import tmapdiff.presets
 from tmapdiff.cli import train
 from tmapdiff.cli.app import COMMANDS, app
-from tmapdiff.cli.evaluate import RankingName
 from tmapdiff.cli.options import FormatName, ProtocolName, RankingOption, SplitName
 from tmapdiff.data import AnnotationFormat, Split
 from tmapdiff.evaluation import Protocol
@@ -55,5 +54,4 @@ def test_choices_are_those_of_the_library():
     assert FormatName.__args__ == AnnotationFormat.__args__
     assert SplitName.__args__ == Split.__args__
     assert ProtocolName.__args__ == Protocol.__args__
-    assert tuple(one.value for one in RankingName) == Ranking.__args__
     assert RankingOption.__origin__ == Ranking | None

@@ -147,10 +147,8 @@ def test_bytes_that_are_no_text(charades, name):
 def test_a_missing_file_is_named(charades, name):
     root = charades([])
     (root / name).unlink()
-    with pytest.raises(FileError, match=f"annotations: expected {name} in .*, got no such file"):
+    with pytest.raises(FileError, match=f"cannot read .*{name}: No such file"):
         load_charades_sta(root, "train")
-    with refuses(FileError, "expected Charades_v1_", " got no such folder"):
-        load_charades_sta(root / "nowhere", "train")
     (root / name).mkdir()
     with pytest.raises(FileError, match=rf"cannot read .*{name}: "):
         load_charades_sta(root, "train")

@@ -59,7 +59,7 @@ def test_refuses_a_set_without_labels(write, tmp_path):
     for line in (unlabelled, {**unlabelled, "relevant_windows": None}):
         with refuses(AnnotationError, text):
             load_moment_jsonl(write("val.jsonl", line, ""))
-    with refuses(FileError, "annotations: expected none.jsonl in "):
+    with refuses(FileError, "none.jsonl: No such file"):
         load_moment_jsonl(tmp_path / "none.jsonl")
 
 

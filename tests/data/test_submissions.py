@@ -91,5 +91,5 @@ def test_places_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
     with refuses(FileError, "cannot write ", "predictions.jsonl: Not a directory."):
         write_submission((), tmp_path / "file" / "predictions.jsonl")
-    with refuses(FileError, "expected none.jsonl in ", "got no such file."):
+    with refuses(FileError, "cannot read ", "none.jsonl: No such file or directory."):
         read_submission(tmp_path / "none.jsonl")

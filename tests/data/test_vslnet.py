@@ -84,7 +84,7 @@ def test_refuses(tmp_path):
         load_vslnet(tmp_path, "didemo", "train")
     with refuses(ConfigError, "load_vslnet: expected split to be one of train, test, got 'val'."):
         load_vslnet(tmp_path, "charades", "val")
-    with refuses(FileError, "annotations: expected charades.json in ", "got no such file."):
+    with refuses(FileError, "cannot read ", "charades.json: No such file or directory."):
         load_vslnet(tmp_path, "charades", "test")
 
 

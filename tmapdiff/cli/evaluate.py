@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,14 +22,6 @@ tmapdiff evaluate user/pipeline --test val.jsonl --test test.jsonl --features cl
     --ranking nms --ranking expected-hits
 tmapdiff evaluate user/pipeline --test val.jsonl --features clip.h5 --answer set --samples 8
 """
-
-
-class RankingName(str, Enum):
-    """Values of `tmapdiff.models.Ranking`, as typer does not support lists of literals."""
-
-    NMS = "nms"
-    EXPECTED_HITS = "expected-hits"
-    NMS_THEN_EXPECTED_HITS = "nms-then-expected-hits"
 
 
 def evaluate(
@@ -51,10 +42,10 @@ def evaluate(
     steps: options.SeveralStepsOption = None,
     samples: options.SamplesOption = None,
     ranking: Annotated[
-        list[RankingName] | None,
+        list[str] | None,
         typer.Option(
-            help="How moments are read from the maps. Can be repeated; predictions are those of "
-            "the first. [default: the model's]",
+            help="How moments are read from maps: nms, expected-hits or nms-then-expected-hits. "
+            "Can be repeated; predictions are those of the first. [default: the model's]",
             show_default=False,
         ),
     ] = None,
@@ -107,13 +98,13 @@ def evaluate(
 
             accelerator = Accelerator(cpu=device == "cpu")
             place_of_model = accelerator.device
-        loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
-        loaded.to(place_of_model, getattr(torch, dtype))
-        rankings: list[Any] = list(dict.fromkeys(choice.value for choice in ranking or ()))
+        rankings: list[Any] = list(dict.fromkeys(ranking or ()))
         ways = [
             SamplingOptions(tuple(steps or ()), samples, choice, seed, answer)
             for choice in rankings or [None]
         ]
+        loaded = MomentLocalizationPipeline.from_pretrained(pipeline)
+        loaded.to(place_of_model, getattr(torch, dtype))
         documents = {}
         queries: list[Path | None] = [*places] or [None]
         for name, place in zip(names, queries, strict=True):

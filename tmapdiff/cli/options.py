@@ -36,9 +36,6 @@ SecondsPerFeatureOption = Annotated[
     float | None,
     typer.Option(help="Seconds between features, for stores that do not declare it."),
 ]
-ModelOption = Annotated[
-    str, typer.Option(metavar="PIPELINE", help="Folder of a pipeline, or its name on the hub.")
-]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
 SeveralStepsOption = Annotated[
     list[int] | None,

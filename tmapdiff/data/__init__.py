@@ -25,30 +25,23 @@ from tmapdiff.data.vslnet import load_vslnet
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 
 if TYPE_CHECKING:
-    from tmapdiff.data.clips import divide_video as divide_video
-    from tmapdiff.data.clips import fill_clips as fill_clips
-    from tmapdiff.data.clips import pool_features as pool_features
-    from tmapdiff.data.dataset import MomentBatch as MomentBatch
-    from tmapdiff.data.dataset import MomentDataset as MomentDataset
-    from tmapdiff.data.dataset import MomentSample as MomentSample
-    from tmapdiff.data.dataset import collate_moments as collate_moments
-    from tmapdiff.data.features import ConcatFeatureStore as ConcatFeatureStore
-    from tmapdiff.data.features import FeatureStore as FeatureStore
-    from tmapdiff.data.features import HDF5FeatureStore as HDF5FeatureStore
-    from tmapdiff.data.features import NormalizedFeatureStore as NormalizedFeatureStore
-    from tmapdiff.data.features import NpyFeatureStore as NpyFeatureStore
-    from tmapdiff.data.features import NpzFeatureStore as NpzFeatureStore
-    from tmapdiff.data.features import PtFeatureStore as PtFeatureStore
-    from tmapdiff.data.features import open_feature_store as open_feature_store
-    from tmapdiff.data.negatives import add_negatives as add_negatives
-    from tmapdiff.data.synthetic import SyntheticActivities as SyntheticActivities
-    from tmapdiff.data.synthetic import SyntheticDiDeMo as SyntheticDiDeMo
-    from tmapdiff.data.synthetic_videos import ShapeAction as ShapeAction
-    from tmapdiff.data.synthetic_videos import ShapeVideo as ShapeVideo
-    from tmapdiff.data.synthetic_videos import SyntheticVideos as SyntheticVideos
-    from tmapdiff.data.timeline import ActionTimelineFeatures as ActionTimelineFeatures
-    from tmapdiff.data.track_features import TextTrackFeatures as TextTrackFeatures
-    from tmapdiff.data.track_features import encode_text_track as encode_text_track
+    from tmapdiff.data.clips import divide_video, fill_clips, pool_features
+    from tmapdiff.data.dataset import MomentBatch, MomentDataset, MomentSample, collate_moments
+    from tmapdiff.data.features import (
+        ConcatFeatureStore,
+        FeatureStore,
+        HDF5FeatureStore,
+        NormalizedFeatureStore,
+        NpyFeatureStore,
+        NpzFeatureStore,
+        PtFeatureStore,
+        open_feature_store,
+    )
+    from tmapdiff.data.negatives import add_negatives
+    from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
+    from tmapdiff.data.synthetic_videos import ShapeAction, ShapeVideo, SyntheticVideos
+    from tmapdiff.data.timeline import ActionTimelineFeatures
+    from tmapdiff.data.track_features import TextTrackFeatures, encode_text_track
 
 # In the order the data flows.
 __all__ = [  # noqa: RUF022

@@ -112,31 +112,18 @@ def find_part(who: str, place: str | os.PathLike[str], split: str | None, files:
 
 def read_text(path: Path, growth: int = TEXT_GROWTH) -> str:
     """Read a UTF-8 file."""
-    with _annotations(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return _decoded(path, 1, read_at_most(str(path), file, growth))
 
 
 def text_lines(path: Path, growth: int = TEXT_GROWTH) -> Iterator[tuple[int, str]]:
     """Yield number and content of each line of a UTF-8 file, one at a time."""
-    with _annotations(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for line in count(1):
             content = read_line(f"{path} line {line}", file, growth)
             if not content:
                 return
             yield line, _decoded(path, line, content.removesuffix(b"\n"))
-
-
-@contextmanager
-def _annotations(path: Path) -> Iterator[None]:
-    try:
-        with reading(path):
-            yield
-    except FileError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        check_no_address("annotations", path)
-        got = "no such file" if path.parent.is_dir() else "no such folder"
-        raise FileError(message("annotations", f"{path.name} in {path.parent}", got)) from None
 
 
 @contextmanager
@@ -147,6 +134,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
+        check_no_address("reading", path)
         raise FileError(f"cannot read {path}: {error.strerror or error}.") from error
 
 

@@ -1,6 +1,5 @@
 """Video ids: which are allowed, and the names of their files and HDF5 datasets."""
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -22,7 +21,7 @@ _DEVICE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_NAME = 255  # bytes of a name that file systems allow
-_ESCAPED, _SHORTENED = "%=", "%~"  # prefixes of names that differ from the id
+_ESCAPED = "%="  # prefix of escaped names
 
 
 def check_video_id(who: str, video_id: object) -> str:
@@ -43,36 +42,28 @@ def is_video_id(video_id: object) -> TypeGuard[str]:
 
 
 def file_name(video_id: str, suffix: str) -> str:
-    """Return a file name for a video that every file system allows.
+    """Return the file name of a video, or raise AnnotationError if it is too long."""
+    name = _file_name(video_id, suffix)
+    if len(name.encode()) > _LONGEST_NAME:
+        expected = f"a video id whose file name has at most {_LONGEST_NAME} bytes"
+        raise AnnotationError(message("features", expected, shown(video_id)))
+    return name
 
-    It is the id with the suffix; or, if some systems forbid that, `%=` and the id escaped as in
-    URLs; or, if that is too long, `%~`, a digest of the id, and its beginning.
-    """
+
+def _file_name(video_id: str, suffix: str) -> str:
+    """Return the id with the suffix or, if some systems forbid that, `%=` and the escaped id."""
     no_name = is_hidden(video_id) or _DEVICE.match(video_id)
-    name = f"{_escaped(video_id, _UNFIT, always=bool(no_name))}{suffix}"
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(video_id.encode(errors="surrogatepass")).hexdigest()[:32]
-    beginning = re.sub(r"[^\w.-]", "_", video_id[:20])
-    return f"{_SHORTENED}{digest}-{beginning}{suffix}"
-
-
-def is_shortened(name: str) -> bool:
-    """Return whether a file name is shortened, so that the video id cannot be read from it."""
-    return name.startswith(_SHORTENED)
+    return f"{_escaped(video_id, _UNFIT, always=bool(no_name))}{suffix}"
 
 
 def video_id_of(name: str, suffix: str) -> str:
-    """Return the video id of a file name, the inverse of `file_name`.
-
-    Shortened names are returned unchanged: their ids must be looked up elsewhere.
-    """
-    return _unescaped(name.removesuffix(suffix), lambda video_id: file_name(video_id, ""))
+    """Return the video id of a file name, the inverse of `file_name`."""
+    return _unescaped(name.removesuffix(suffix), lambda video_id: _file_name(video_id, ""))
 
 
 def find_file(folder: Path, video_id: str, suffix: str) -> str | None:
     """Return the name of a video's file in a folder, or None."""
-    names = [file_name(video_id, suffix)]
+    names = [_file_name(video_id, suffix)]
     # Other programs use the id unescaped, where the system allows it.
     if os.name != "nt" and not is_hidden(video_id):
         names.insert(0, f"{video_id}{suffix}")
@@ -92,7 +83,7 @@ def video_id_of_key(key: str) -> str:
 def _escaped(video_id: str, unfit: str, *, always: bool = False) -> str:
     """Escape some characters, and ids that look escaped already."""
     fits = re.search(f"[{unfit}]", video_id) is None
-    if fits and not always and not video_id.startswith((_ESCAPED, _SHORTENED)):
+    if fits and not always and not video_id.startswith(_ESCAPED):
         return video_id
 
     def escape(found: re.Match[str]) -> str:

@@ -57,19 +57,16 @@ def load_activitynet_captions(
 
 
 def load_tacos(
-    root: str | os.PathLike[str],
-    split: Literal["train", "val", "test"] | None = None,
-    *,
-    keep_suffix: bool = False,
+    root: str | os.PathLike[str], split: Literal["train", "val", "test"] | None = None
 ) -> AnnotationSet:
     """Load the sentences and moments of TACoS, as `load_activitynet_captions` does.
+
+    The ids of videos lose their `.avi`; `AnnotationSet.restrict_to` adds it for stores with it.
 
     Args:
         root: Folder with `train.json`, `val.json` and `test.json`, which have `num_frames`, `fps`,
             `timestamps` (frames) and `sentences` per video. Or one such file, without `split`.
         split: Split to load.
-        keep_suffix: Keep the `.avi` of video ids, as feature files of 2D-TAN do. Those of MS-2D-TAN
-            and lighthouse omit it.
 
     Raises:
         FileError, AnnotationError, ConfigError: As `load_activitynet_captions`.
@@ -80,7 +77,7 @@ def load_tacos(
     for who, video_id, record in videos(collector.path):
         fps = number(who, record, "fps", above=0)
         frames = number(who, record, "num_frames", above=0)
-        name = video_id if keep_suffix else video_id.removesuffix(".avi")
+        name = video_id.removesuffix(".avi")
         for query, (start, end) in _sentences(who, record):
             moments = [(start / fps, end / fps)]
             collector.add(who, collector.lines + 1, name, query, frames / fps, moments)

@@ -15,33 +15,27 @@ SEGMENT_SECONDS = 5.0
 
 
 def load_didemo(
-    root: str | os.PathLike[str],
-    split: Literal["train", "val", "test"],
-    *,
-    moments: Literal["all", "consensus"] = "all",
+    root: str | os.PathLike[str], split: Literal["train", "val", "test"]
 ) -> AnnotationSet:
-    """Load the sentences and moments of DiDeMo.
+    """Load the sentences of DiDeMo, with the moments of all annotators, even equal ones.
 
     A segment counts as 5 s, so videos last 30 or 25 s. Segment indices are inclusive: `[1, 3]` is 5
-    to 20 s.
+    to 20 s. The official metric (`DiDeMoMetrics`) needs all moments; for training, see
+    `keep_consensus`.
 
     Args:
         root: Folder with `{split}_data.json`.
         split: Split to load.
-        moments: `all` keeps the moments of all annotators, even equal ones, for the official metric
-            (`DiDeMoMetrics`). `consensus` keeps the moment per query that agrees best with the
-            others, for training.
 
     Raises:
         FileError: If the file is missing or cannot be read.
         AnnotationError: If the content is wrong; the message has the number of the record, from 1.
-        ConfigError: If `split` or `moments` is unknown.
+        ConfigError: If `split` is unknown.
 
     Source: Hendricks et al., "Localizing Moments in Video with Natural Language",
-    arXiv 1708.01641; the consensus as in VLG-Net, arXiv 2011.10132.
+    arXiv 1708.01641.
     """
     check_choice("load_didemo", "split", split, ("train", "val", "test"))
-    check_choice("load_didemo", "moments", moments, ("all", "consensus"))
     collector = AnnotationCollector(Path(root) / f"{split}_data.json")
     records = read_json(collector.path)
     if not isinstance(records, list):
@@ -63,14 +57,15 @@ def load_didemo(
             [(start * SEGMENT_SECONDS, (end + 1) * SEGMENT_SECONDS) for start, end in times],
             int(number(who, record, "annotation_id", at_least=0)),
         )
-    found = collector.collected()
-    return found if moments == "all" else keep_consensus(found)
+    return collector.collected()
 
 
 def keep_consensus(annotations: AnnotationSet) -> AnnotationSet:
     """Return `annotations` with one moment per query: the one closest to all others by mean IoU.
 
     Ties go to the first moment. Queries without a moment stay.
+
+    Source: VLG-Net, arXiv 2011.10132.
     """
     return AnnotationSet(
         (

@@ -32,10 +32,8 @@ from tmapdiff.data._reading import json_or_none
 from tmapdiff.data._spelling import some_ids
 from tmapdiff.data._video_ids import (
     check_video_id,
-    file_name,
     find_file,
     hdf5_key,
-    is_shortened,
     is_video_id,
     video_id_of,
     video_id_of_key,
@@ -94,8 +92,7 @@ class _StoredFeatures:
 
         Raises:
             MissingFeatureError: If there are none.
-            FileError: If they are damaged, unreadable, or (`SizeLimitError`) above the memory
-                limit.
+            FileError: If they are damaged, unreadable, or (`SizeLimitError`) too large.
             FeatureError: If they do not have shape (T, D) with T >= 1 and the store's D, are not
                 numbers or not finite, or lie in another file.
             AnnotationError: If the id is not allowed, such as one with a slash.
@@ -356,11 +353,7 @@ class _FolderFeatureStore(_StoredFeatures):
     @property
     @override
     def video_ids(self) -> tuple[str, ...]:
-        names = self._names()
-        known: dict[str, str] = {}
-        if any(map(is_shortened, names)):  # their ids are in `attributes.json`
-            known = {file_name(one, self._suffix): one for one in self._stated["videos"]}
-        return tuple(sorted(known.get(one) or video_id_of(one, self._suffix) for one in names))
+        return tuple(sorted(video_id_of(name, self._suffix) for name in self._names()))
 
     def _names(self) -> list[str]:
         return [one.name for one in list_visible(self.folder) if one.name.endswith(self._suffix)]

@@ -118,11 +118,10 @@ class VideoReader:
         in `pool_features`. The last piece counts if at least half of it exists. A video shorter
         than half a piece yields its last frame.
 
-        Frames may be unevenly spaced. The first frame is used before its time, and the previous one
-        for a frame that cannot be decoded. Where timestamps go back (as in joined files) or jump,
-        the next frame directly follows the previous one. A jump is a gap above ten seconds where
-        clocks may restart (MPEG-TS, MPEG-PS, Ogg), and elsewhere above the declared duration or an
-        hour. Jumps are damage, and so are clocks that go back where they may not restart.
+        The first frame is used before its time, and the previous one for a frame that cannot be
+        decoded. Where timestamps go back (as in joined files) or jump, the next frame directly
+        follows the previous one. A jump is a gap above ten seconds where clocks may restart
+        (MPEG-TS, MPEG-PS, Ogg), and elsewhere above the declared duration or an hour. It is damage.
 
         Args:
             fps: Samples per second.

@@ -92,12 +92,6 @@ def encode_video(
 
     Example:
         >>> video = encode_video("cooking.mp4", FrameEncoder("vgg16"), fps=2)  # doctest: +SKIP
-        >>> clips = pool_features(  # doctest: +SKIP
-        ...     video.features,
-        ...     16,
-        ...     duration=video.duration,
-        ...     seconds_per_feature=video.seconds_per_feature,
-        ... )
     """
     with open_video(source, **options) as video:
         frames = video.sample(fps)
@@ -110,17 +104,12 @@ def encode_video(
         if not features.isfinite().all():
             raise FeatureError(_not_finite("encode_video", encoder))
         duration = video.duration or 0.0
-        return VideoFeatures(features, _seconds_per_feature(fps), duration, video.damage)
+        return VideoFeatures(features, float(1 / Fraction(fps)), duration, video.damage)
 
 
 @dataclass(frozen=True)
 class VideoNote:
-    """Why a video is damaged or was skipped.
-
-    Attributes:
-        video_id: Id of the video.
-        reason: The reason, in one line.
-    """
+    """The `video_id` of a damaged or skipped video, and the `reason` in one line."""
 
     video_id: str
     reason: str
@@ -202,9 +191,6 @@ def extract_features(
         >>> report = extract_features(  # doctest: +SKIP
         ...     "videos", FrameEncoder("vgg16", device="cuda"), "vgg16.h5", fps=2, num_workers=4
         ... )
-        >>> print(report)  # doctest: +SKIP
-        vgg16.h5: 8 videos extracted, 0 kept, 0 damaged, 1 skipped
-        skipped AO8RW: videos/AO8RW.mp4: expected a video, got an empty file.
     """
     who = "extract_features"
     check_range(who, "fps", fps, 0, MAX_FPS, open_low=True)
@@ -218,7 +204,7 @@ def extract_features(
         "model": encoder.description,
         "model_sha256": encoder.fingerprint,
         "fps": float(fps),
-        "seconds_per_feature": _seconds_per_feature(fps),
+        "seconds_per_feature": float(1 / Fraction(fps)),
     }
     todo: dict[str, Path] = {}
     kept: list[str] = []
@@ -277,10 +263,7 @@ def _notes(order: Iterable[str], reasons: Mapping[str, str]) -> tuple[VideoNote,
 
 
 class _FrameBatches(IterableDataset[tuple[str, Any]]):
-    """Preprocessed frames of videos, in batches of one video.
-
-    Yields (id, frames) any number of times, then (id, attributes) or (id, error text).
-    """
+    """Yields (id, preprocessed frames) repeatedly, then (id, attributes) or (id, error text)."""
 
     def __init__(self, videos: Any, preprocess: Preprocessor, fps: Any, batch_size: int) -> None:
         self.videos: tuple[tuple[str, Path], ...] = videos
@@ -314,10 +297,6 @@ class _FrameBatches(IterableDataset[tuple[str, Any]]):
 
 def _not_finite(who: str, encoder: FrameEncoder) -> str:
     return message(who, f"finite features of {encoder.description}", "NaN or infinity")
-
-
-def _seconds_per_feature(fps: float | Fraction) -> float:
-    return float(1 / Fraction(fps))
 
 
 def find_videos(folder: Path) -> tuple[list[Path], dict[str, int]]:
@@ -385,7 +364,6 @@ def _is_source(path: Path, attributes: dict[str, Any]) -> bool:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    check_no_address("extract_features", path)
     with reading(path):
         status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -107,14 +107,14 @@ class FeatureStoreWriter:
 
         Raises:
             FileError: If they cannot be written.
-            AnnotationError: If the id is not allowed, such as one with a slash.
+            AnnotationError: If the id is not allowed, such as one with a slash, or too long.
             FeatureError: If an attribute is a text of more than 64,000 bytes.
         """
         check_video_id("FeatureStoreWriter.write", video_id)
         _in_place(attributes)  # checked here, not only in `finish`
-        texts: Any = {"video_id": json.dumps(video_id), "attributes": json.dumps(dict(attributes))}
+        text: Any = json.dumps(dict(attributes))
         with written_beside(self.parts / file_name(video_id, _PART), durable=True) as new:
-            np.savez(new, features=features, **texts)
+            np.savez(new, features=features, attributes=text)
         self._written[video_id] = dict(attributes)
 
     def finish(self) -> None:
@@ -211,11 +211,8 @@ def _in_place(attributes: Attributes) -> dict[str, Any]:
 def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
     # Opened here, as NumPy leaves damaged files open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
-        video_id = video_id_of(path.name, _PART)
-        if "video_id" in part:  # not in parts of earlier releases
-            video_id = json.loads(part["video_id"].item())
         attributes = dict(json.loads(part["attributes"].item()))
-        return check_video_id(str(path), video_id), part["features"], attributes
+        return video_id_of(path.name, _PART), part["features"], attributes
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:

@@ -16,20 +16,11 @@ class Timeline:
     where files were joined, jump, or be missing. Where they go back or jump, a frame is placed
     directly after the previous one.
 
-    Args:
-        first: First frame, from PyAV.
-        start: Its display time in seconds, on the clock of the file.
-        origin: Time 0, on the same clock.
-        timestamps: Meaning of the timestamps: when frames are `shown`; the same, but `guessed` for
-            some frames and wrong by up to four periods; when frames are `decoded`; or `none`, where
-            frames directly follow each other.
-        period: Mean seconds per frame; 0 if unknown.
-        longest_gap: Seconds a frame may be shown beyond `period`. Longer gaps are jumps.
-        may_restart: Whether clocks of this format may restart without damage.
-
-    Attributes:
-        start: Display time in seconds of the frame placed last, initially the first one.
-        is_mended: Whether timestamps went back or jumped.
+    `start` and `origin` (time 0) are on the clock of the file, in seconds. `timestamps` are when
+    frames are `shown`; the same, but `guessed` for some frames and wrong by up to four periods;
+    when frames are `decoded`; or `none`. `period` is the mean seconds per frame, 0 if unknown. Gaps
+    longer than `longest_gap` and `period` are jumps. Clocks that `may_restart` do so without
+    damage. `is_mended` is whether timestamps went back or jumped.
     """
 
     def __init__(

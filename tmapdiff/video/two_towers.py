@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +15,12 @@ from tmapdiff._core.checks import check_choice, foreign_errors, message, require
 from tmapdiff._core.files import written_beside
 from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
-from tmapdiff.video.frame_encoder import LARGEST_SIDE, FrameEncoder, Precision, check_image
+from tmapdiff.video.frame_encoder import (
+    FrameEncoder,
+    Precision,
+    check_image,
+    has_small_numbers,
+)
 
 HF = "hf:"  # prefix of names of transformers models; names without it are timm's
 # Files that `save_pretrained` of both classes may write.
@@ -159,10 +163,9 @@ class _TransformersPreprocessor:
         self.processor = processor
         stated = json.loads(processor.to_json_string())
         self.config = {name: stated.get(name) for name in _PROCESSING}
-        numbers = [*_numbers(stated)]
-        if not all(abs(one) <= LARGEST_SIDE for one in numbers):
-            expected = f"an image processor with no number above {LARGEST_SIDE}"
-            raise CheckpointError(message(who, expected, f"{max(numbers, key=abs):g}"))
+        if not has_small_numbers(stated):
+            expected = "an image processor without huge numbers"
+            raise CheckpointError(message(who, expected, shown(self.config)))
         wide, high = (self(np.zeros(size, np.uint8)) for size in ((9, 16, 3), (16, 9, 3)))
         if wide.shape != high.shape or wide.dim() != 3:
             expected = "an image processor with a fixed output size"
@@ -180,17 +183,6 @@ class _TransformersPreprocessor:
         made = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")
         frame: Tensor = made["pixel_values"][0]
         return frame
-
-
-def _numbers(config: Any) -> Iterator[float]:
-    """Yield all numbers of a configuration."""
-    if isinstance(config, Mapping):
-        config = list(config.values())
-    if isinstance(config, list | tuple):
-        for one in config:
-            yield from _numbers(one)
-    elif isinstance(config, int | float):
-        yield config
 
 
 # Settings of transformers that determine the pixels.

@@ -35,7 +35,7 @@ import tmapdiff
 from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff.corpus import CorpusOptions, localize_corpus
 from tmapdiff.data import AnnotationSet, encode_text_track, load_glove, load_text_track
-from tmapdiff.data._video_ids import file_name, is_shortened, video_id_of
+from tmapdiff.data._video_ids import _file_name, video_id_of
 from tmapdiff.video import FeatureStoreWriter, VideoFeatures
 
 Files = Mapping[str, bytes]
@@ -181,11 +181,10 @@ def _check_annotations(found: AnnotationSet) -> None:
         assert item.query.strip()
         assert item.moments
         assert all(0 <= start < end <= item.duration for start, end in item.moments)
-        name = file_name(item.video_id, ".npy")
+        name = _file_name(item.video_id, ".npy")
         for place in (PurePosixPath("/features"), PureWindowsPath("X:/features")):
             assert (place / name).parent == place, item.video_id
-        assert len(name.encode()) <= 255
-        assert is_shortened(name) or video_id_of(name, ".npy") == item.video_id
+        assert video_id_of(name, ".npy") == item.video_id
     assert len(found.restrict_to(set(found.video_ids))) == len(found)
     str(found.report)
 
@@ -273,7 +272,7 @@ def _didemo_seeds(folder: Path) -> list[Files]:
 
 
 def _check_didemo(folder: Path) -> None:
-    _check_annotations(tmapdiff.load_didemo(folder, "train", moments="consensus"))
+    _check_annotations(tmapdiff.data.keep_consensus(tmapdiff.load_didemo(folder, "train")))
 
 
 def _vslnet_seeds(folder: Path) -> list[Files]:
