@@ -112,12 +112,6 @@ class TextTrackFeatures:
     Raises:
         FileError: If the folder cannot be read, or two files have the same id.
         ArgumentError: If a number of seconds is not positive, or there is no track.
-
-    Example:
-        >>> encoder = TransformersTextEncoder("all-MiniLM-L6-v2")  # doctest: +SKIP
-        >>> store = TextTrackFeatures("talks", encoder)  # doctest: +SKIP
-        >>> store["opening"].shape  # doctest: +SKIP
-        torch.Size([612, 384])
     """
 
     def __init__(
