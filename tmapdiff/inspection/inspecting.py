@@ -33,8 +33,7 @@ def inspect(
     It is read completely: every feature, video frame and weight.
 
     Args:
-        path: Annotations (a file, or the folder of a dataset), a feature store, a video or a folder
-            of videos, or a saved pipeline.
+        path: Annotations, a feature store, a video or a folder of videos, or a saved pipeline.
         against: Another such place, to check that both fit together: the same ids, features and
             moments within the videos, features that the pipeline takes.
         format: Format of the annotations. Defaults to the one of their names and contents.

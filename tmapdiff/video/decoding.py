@@ -212,8 +212,7 @@ def open_video(
         - source: (T, H, W, 3) uint8, RGB, if it is frames
 
     Raises:
-        ArgumentError: If `source` has another type, `frame_rate` is missing or not allowed, or a
-            number is out of range.
+        ArgumentError: If `source`, `frame_rate` or a number is not allowed.
         FileError: If a file cannot be read, or the path is a URL.
         VideoError: If it is empty, not a video, has only sound, has frames of more than
             `max_pixels`, or none that can be decoded.

@@ -45,8 +45,7 @@ class FeatureStoreWriter:
     Raises:
         FileError: On entering, if the file cannot be written or read, or another process writes it.
             Later, for example if the disk is full.
-        FeatureError: If an attribute is a text of more than 64,000 bytes. On entering, if existing
-            features have other `attributes`.
+        FeatureError: If an attribute has more than 64,000 bytes, or existing features have others.
         MissingDependencyError: If h5py is not installed.
     """
 
