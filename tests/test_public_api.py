@@ -41,7 +41,7 @@ def test_type_checkers_see_the_same_names(package):
     tree = ast.parse(Path(package.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {
-        alias.asname: node.module
+        alias.asname or alias.name: node.module
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names

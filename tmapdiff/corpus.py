@@ -462,8 +462,7 @@ def _read_videos(place: str | os.PathLike[str], source: str) -> dict[str, Any]:
 def _check_unique(place: Any, name: str, ids: Sequence[Any]) -> None:
     again = [one for one, count in Counter(ids).items() if count > 1]
     if again:
-        got = f"{again[0]!r} again"
-        raise ArgumentError(message(os.fspath(place), f"each {name} once", got))
+        raise ArgumentError(message(os.fspath(place), f"each {name} once", f"{again[0]!r} again"))
 
 
 def _check_words(pipeline: Path, queries: _Asked) -> None:

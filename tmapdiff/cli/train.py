@@ -201,8 +201,7 @@ def train(
         ("--samples", samples is not None and model != "diffusion", "--model diffusion"),
     )
     if resume and overwrite:
-        text = "it cannot be combined with --resume."
-        raise typer.BadParameter(text, param_hint="'--overwrite'")
+        raise typer.BadParameter("it cannot be combined with --resume.", param_hint="'--overwrite'")
     if not made_up and not (test or data_options.root or holdout is not None):
         text = "it also needs --test, --root or --holdout."
         raise typer.BadParameter(text, param_hint="'--train'")

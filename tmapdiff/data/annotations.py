@@ -48,8 +48,7 @@ class Annotation:
         if not isinstance(self.query, str) or not self.query.strip():
             raise AnnotationError(message(who, "a sentence as query", shown(self.query)))
         if isinstance(self.qid, bool) or not isinstance(self.qid, Integral | str):
-            expected = "an integer or text as qid"
-            raise AnnotationError(message(who, expected, shown(self.qid)))
+            raise AnnotationError(message(who, "an integer or text as qid", shown(self.qid)))
         check_duration(who, self.duration)
         if not isinstance(self.moments, list | tuple):
             expected = "a list of moments, (start, end) in seconds"

@@ -137,8 +137,7 @@ def load_charades_actions(
 def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
     left, separator, sentence = line.partition("##")
     if not separator:
-        expected = "'VIDEO START END##sentence', with '##'"
-        raise AnnotationError(message(who, expected, shown(line)))
+        raise AnnotationError(message(who, "'VIDEO START END##sentence', with '##'", shown(line)))
     fields = left.rsplit(maxsplit=2)  # video ids may contain blanks
     if len(fields) != 3:
         expected = "three fields before '##': video, start, end"

@@ -200,13 +200,8 @@ class MomentDataset(Dataset[MomentSample]):
         # Encode now, so that a sentence without a word fails here and not mid-epoch.
         self._words = [_encoded(vocabulary, word_features, item) for item in annotations]
         self._pooled: dict[tuple[str, float], Tensor] = {}
-        self._negatives = 0.0
+        self.negatives = 0.0  # share of sentences paired with another video
         self._others: OtherVideos | None = None
-
-    @property
-    def negatives(self) -> float:
-        """Share of sentences paired with another video, see `with_negatives`."""
-        return self._negatives
 
     def with_negatives(self, share: float) -> "MomentDataset":
         """Return this dataset with random queries without an answer, for training.
@@ -224,7 +219,7 @@ class MomentDataset(Dataset[MomentSample]):
         """
         who = "MomentDataset.with_negatives"
         found = copy(self)
-        found._negatives = check_range(who, "share", share, 0, MOST_NEGATIVES)
+        found.negatives = check_range(who, "share", share, 0, MOST_NEGATIVES)
         found._others = OtherVideos(self.annotations) if share else None
         return found
 
@@ -252,7 +247,7 @@ class MomentDataset(Dataset[MomentSample]):
         """
         item = self.annotations[index]
         others = self._others
-        if others and others.can_pair(item) and float(torch.rand(())) < self._negatives:
+        if others and others.can_pair(item) and float(torch.rand(())) < self.negatives:
             item = others.draw(item)
         try:
             clips = self._clips(item.video_id, item.duration)

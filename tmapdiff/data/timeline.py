@@ -61,6 +61,7 @@ class ActionTimelineFeatures:
         self.samples_per_second = check_range(
             who, "samples_per_second", samples_per_second, 0, open_low=True
         )
+        self.seconds_per_feature = 1 / self.samples_per_second
         self.drop = check_range(who, "drop", drop, 0, 1)
         self.jitter = check_range(who, "jitter", jitter, 0)
         self.noise = check_range(who, "noise", noise, 0)
@@ -96,11 +97,6 @@ class ActionTimelineFeatures:
         for split in splits:
             videos.update(load_charades_actions(root, split))
         return cls(videos, **settings)
-
-    @property
-    def seconds_per_feature(self) -> float:
-        """Seconds between rows."""
-        return 1 / self.samples_per_second
 
     @property
     def description(self) -> str:

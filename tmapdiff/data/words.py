@@ -7,7 +7,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -84,8 +84,7 @@ def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
         ['person', "'s", 'putting', 'a', 'book', 'on', 'a', 'shelf']
     """
     if not isinstance(sentence, str):
-        got = type(sentence).__name__
-        raise ArgumentError(message("tokenize", "a sentence as str", got))
+        raise ArgumentError(message("tokenize", "a sentence as str", type(sentence).__name__))
     check_choice("tokenize", "rule", rule, get_args(WordRule))
     text = sentence.replace("\u2019", "'")
     if rule == "letters":
@@ -98,12 +97,16 @@ def tokenize(sentence: str, rule: WordRule = "unicode") -> list[str]:
     return words
 
 
+@dataclass(init=False, repr=False, unsafe_hash=True)
 class Vocabulary:
     """The words that a model knows, with indices: 0 is padding, 1 is any unknown word.
 
     Args:
         words: The words, without the two special ones; the first gets index 2.
         rule: Rule for splitting sentences, as for `tokenize`.
+
+    Attributes:
+        words: Words by index, with the two special ones first.
 
     Raises:
         ArgumentError: If a word is not text, is empty or occurs twice.
@@ -115,16 +118,20 @@ class Vocabulary:
         tensor([2, 5, 4, 1, 3])
     """
 
+    words: tuple[str, ...]
+    rule: WordRule
+    _index: dict[str, int] = field(compare=False)
+
     def __init__(self, words: Iterable[str], rule: WordRule = "unicode") -> None:
         check_choice("Vocabulary", "rule", rule, get_args(WordRule))
-        self._rule = rule
-        self._words = (PADDING, UNKNOWN, *words)
-        self._index = {word: index for index, word in enumerate(self._words)}
-        if not all(isinstance(word, str) and word for word in self._words):
+        self.rule = rule
+        self.words = (PADDING, UNKNOWN, *words)
+        self._index = {word: index for index, word in enumerate(self.words)}
+        if not all(isinstance(word, str) and word for word in self.words):
             expected, got = "nonempty texts as words", "an empty word or another type"
             raise ArgumentError(message("Vocabulary", expected, got))
-        if len(self._index) != len(self._words):
-            twice = next(word for word, count in Counter(self._words).items() if count > 1)
+        if len(self._index) != len(self.words):
+            twice = next(word for word, count in Counter(self.words).items() if count > 1)
             raise ArgumentError(message("Vocabulary", "each word once", f"{twice!r} twice"))
 
     @classmethod
@@ -146,29 +153,11 @@ class Vocabulary:
         frequent = (word for word, count in counts.items() if count >= min_count)
         return cls(sorted(frequent, key=lambda word: (-counts[word], word)))
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Words by index, with the two special ones first."""
-        return self._words
-
-    @property
-    def rule(self) -> WordRule:
-        """Rule for splitting sentences."""
-        return self._rule
-
     def __len__(self) -> int:
-        return len(self._words)
+        return len(self.words)
 
     def __contains__(self, word: object) -> bool:
         return word in self._index
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Vocabulary):
-            return False
-        return (self._rule, self._words) == (other._rule, other._words)
-
-    def __hash__(self) -> int:
-        return hash((self._rule, self._words))
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self):,} words)"
@@ -192,7 +181,7 @@ class Vocabulary:
         Raises:
             ArgumentError: If the sentence has no word.
         """
-        return [self._index.get(word, 1) for word in tokenize(sentence, self._rule)]
+        return [self._index.get(word, 1) for word in tokenize(sentence, self.rule)]
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Return the words of `sentence` that the vocabulary lacks, without duplicates.
@@ -200,7 +189,7 @@ class Vocabulary:
         Raises:
             ArgumentError: If the sentence has no word.
         """
-        words = dict.fromkeys(tokenize(sentence, self._rule))
+        words = dict.fromkeys(tokenize(sentence, self.rule))
         return [word for word in words if word not in self._index]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -209,7 +198,7 @@ class Vocabulary:
         Raises:
             FileError: If the file cannot be written.
         """
-        content = {"format": _FORMAT, "rule": self._rule, "words": self._words[2:]}
+        content = {"format": _FORMAT, "rule": self.rule, "words": self.words[2:]}
         with written_beside(path) as new:
             new.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
 

@@ -311,8 +311,7 @@ class _AvReader(VideoReader):
         if not self._container.streams:
             raise VideoError(message(self._who, "a video", "a file without any stream"))
         if not streams:
-            got = "a file without a video stream"
-            raise NoVideoStreamError(message(self._who, "a video", got))
+            raise NoVideoStreamError(message(self._who, "a video", "a file without a video stream"))
         best = self._container.streams.best("video")
         stream = best if best in streams else streams[0]
         if stream.codec_context is None:

@@ -271,13 +271,11 @@ class Preprocessor(Protocol):
 
     Attributes:
         config: Settings that determine the result.
+        input_size: Channels, height and width of the result.
     """
 
     config: dict[str, Any]
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of the result."""
+    input_size: tuple[int, int, int]
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """Preprocess an image, (height, width, 3) uint8."""
@@ -301,13 +299,8 @@ class FramePreprocessor:
         from timm.data import create_transform
 
         self.config = config
+        self.input_size: tuple[int, int, int] = config["input_size"]
         self._transform = create_transform(**config, is_training=False)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of the result."""
-        size: tuple[int, int, int] = self.config["input_size"]
-        return size
 
     def __repr__(self) -> str:
         return f"FramePreprocessor({self.config!r})"
