@@ -39,7 +39,6 @@ ORDER = (
     "tmapdiff.data.timeline",
     "tmapdiff.data.words",
     "tmapdiff.data.dataset",
-    "tmapdiff.data.windows",
     "tmapdiff.schedulers",
     "tmapdiff.schedulers.map_scheduler",
     "tmapdiff.layers",

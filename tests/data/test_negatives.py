@@ -23,7 +23,7 @@ from tmapdiff.data import (
     write_submission,
 )
 from tmapdiff.data.annotations import source_of
-from tmapdiff.data.windows import draw_window
+from tmapdiff.data.dataset import draw_window
 from tmapdiff.errors import AnnotationError, ArgumentError
 from tmapdiff.inspection import inspect
 

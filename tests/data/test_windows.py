@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmapdiff.data import Annotation
-from tmapdiff.data.windows import draw_window
+from tmapdiff.data.dataset import draw_window
 
 CLIPS = 8
 

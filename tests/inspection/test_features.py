@@ -46,7 +46,6 @@ PLANTED = [
     ("b", ..., 0, "features of zeros", ("b",)),
     ("b", "damage", DAMAGE, "damaged videos", ("b (it ends at 3 s of 20 s)",)),
     ("b", "duration", 40.0, "wrong rate", ("b (20 s of 40 s)",)),
-    ("b", ..., RANDOM[:40], "duplicates", ("b", "d")),
 ]
 
 
@@ -59,8 +58,6 @@ def test_each_planted_fault_is_found_and_nothing_else(store, video, place, value
             file[video].attrs[place] = value
         else:
             file[video][place] = value
-        if kind == "duplicates":
-            file["d"] = file["b"][()]
     assert kinds(inspect(store)) == {kind: items}
 
 

@@ -17,11 +17,11 @@ from tmapdiff.data.formats import (
     find_annotations,
     find_split,
     load_annotations,
+    load_vslnet,
 )
 from tmapdiff.data.moment_jsonl import load_moment_jsonl
 from tmapdiff.data.submissions import Prediction, read_submission, write_submission
 from tmapdiff.data.text_tracks import Cue, load_text_track
-from tmapdiff.data.vslnet import load_vslnet
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 
 if TYPE_CHECKING:

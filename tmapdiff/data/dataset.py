@@ -1,6 +1,7 @@
 """Datasets and batches of annotations with features."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from tmapdiff.data.annotations import Annotation, AnnotationSet
 from tmapdiff.data.clips import divide_video, fill_clips
 from tmapdiff.data.features import FeatureStore
 from tmapdiff.data.negatives import MOST_NEGATIVES, OtherVideos
-from tmapdiff.data.windows import draw_window
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, FeatureError, ShapeError, TmapdiffError
 
@@ -355,3 +355,37 @@ def _encoded(
         return features
     except (ArgumentError, ShapeError) as error:
         raise type(error)(f"{error} (video {item.video_id!r}, query {item.qid!r})") from error
+
+
+def draw_window(
+    item: Annotation, clip_seconds: float, num_clips: int, video_clips: int
+) -> tuple[int, Annotation]:
+    """Return the first of `num_clips` clips, and the annotation with times from its start.
+
+    The window is around one of the moments, if there is any: uniform over all windows that contain
+    it, or that lie in it if it is longer. It uses torch's global random numbers.
+    """
+    start, end = 0.0, item.duration
+    if item.moments:
+        start, end = item.moments[_draw(0, len(item.moments) - 1)]
+    # Tiny deviations from the edge of a clip are rounding errors.
+    first = min(math.floor(start / clip_seconds + 1e-6), video_clips - 1)
+    last = min(math.ceil(end / clip_seconds - 1e-6), video_clips)
+    earliest = min(max(last - num_clips, 0), video_clips - num_clips)
+    latest = min(first, video_clips - num_clips)
+    # `earliest` and `latest` are swapped if the moment is longer than the window.
+    clip = _draw(min(earliest, latest), max(earliest, latest))
+
+    opens = clip * clip_seconds
+    closes = min(opens + num_clips * clip_seconds, item.duration)
+    kept = []
+    for other_start, other_end in item.moments:
+        inside = max(other_start, opens), min(other_end, closes)
+        chosen = (other_start, other_end) == (start, end)
+        if chosen or inside[1] - inside[0] > (other_end - other_start) / 2:
+            kept.append((inside[0] - opens, inside[1] - opens))
+    return clip, replace(item, duration=closes - opens, moments=tuple(kept))
+
+
+def _draw(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))

@@ -1,12 +1,8 @@
 """Inspection of feature stores, which reads every feature."""
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tmapdiff._core.files import list_visible
 from tmapdiff.data._durations import covers, stated_duration
@@ -26,7 +22,6 @@ def inspect_features(
 
     store: Any = open_feature_store(path, seconds_per_feature)
     lengths: dict[str, int] = {}
-    digests: Mapping[bytes, list[str]] = defaultdict(list)
     empty: list[str] = []
     damaged: list[str] = []
     durations: dict[str, float] = {}
@@ -35,14 +30,13 @@ def inspect_features(
     for video_id in videos:
         on_item()
         try:
-            features = store[video_id].numpy()
+            features = store[video_id]
             attributes = store.attributes_of(video_id)
             duration = stated_duration(f"{store.description}, video {video_id!r}", attributes)
         except TmapdiffError as error:
             findings.append(Finding("features that cannot be used", str(error), (video_id,)))
             continue
         lengths[video_id] = len(features)
-        digests[hashlib.sha256(np.ascontiguousarray(features).data).digest()].append(video_id)
         if not features.any():
             empty.append(video_id)
         if "damage" in attributes:
@@ -52,9 +46,6 @@ def inspect_features(
     findings += coverage(store, lengths, durations)
     findings += about("features of zeros", "all features of {n} videos are 0", empty)
     findings += about("damaged videos", "{n} videos were damaged", damaged)
-    for same in digests.values():
-        if len(same) > 1 and not set(same) <= set(empty):
-            findings += about("duplicates", "{n} videos have the same features", same)
     findings += _unfinished(path)
     stated = {name: one for name, one in store.attributes.items() if name != "seconds_per_feature"}
     facts = {
