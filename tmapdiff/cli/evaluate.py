@@ -26,10 +26,7 @@ tmapdiff evaluate user/pipeline --test val.jsonl --features clip.h5 --answer set
 
 def evaluate(
     context: typer.Context,
-    pipeline: Annotated[
-        str,
-        typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub."),
-    ],
+    pipeline: options.PipelineArgument,
     data_options: DataOptions,
     test: Annotated[
         list[Path] | None,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tmapdiff.cli.options import PipelineArgument
 from tmapdiff.cli.output import JsonOption, Output
 
 EXAMPLES = """
@@ -15,9 +16,7 @@ tmapdiff export runs/captions/pipeline --format onnx --max-words 1
 
 
 def export(
-    pipeline: Annotated[
-        str, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub.")
-    ],
+    pipeline: PipelineArgument,
     format: Annotated[
         Literal["pt2", "onnx"],
         typer.Option(help="pt2 for torch.export.load, or onnx for onnxruntime."),

@@ -54,7 +54,7 @@ def localize(
     answering: options.PipelineOptions,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
-    top: Annotated[int, typer.Option(help="Largest number of moments per sentence.")] = 5,
+    top: options.TopOption = 5,
     ranking: options.RankingOption = None,
     answer: options.AnswerOption = "ranked",
     seed: options.NoiseSeedOption = 0,

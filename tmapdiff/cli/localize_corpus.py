@@ -58,7 +58,7 @@ def localize_corpus(
     batch_size: Annotated[int, typer.Option(help="Queries per batch.")] = 64,
     steps: options.StepsOption = None,
     samples: options.SamplesOption = None,
-    top: Annotated[int, typer.Option(help="Largest number of moments per query.")] = 5,
+    top: options.TopOption = 5,
     seed: options.NoiseSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:

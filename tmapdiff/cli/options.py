@@ -36,6 +36,10 @@ SecondsPerFeatureOption = Annotated[
     float | None,
     typer.Option(help="Seconds between features, for stores that do not declare it."),
 ]
+PipelineArgument = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, or name on the hub.")
+]
+TopOption = Annotated[int, typer.Option(help="Largest number of moments per sentence.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
 SeveralStepsOption = Annotated[
     list[int] | None,

@@ -136,8 +136,7 @@ class MomentDataset(Dataset[MomentSample]):
         whole_videos: Return all clips of videos with more than N; needs `clip_seconds`.
         clip_multiple: As for `fill_clips`, for whole videos.
         features_per_clip: Features per clip, for a model that averages them itself.
-        word_features: Features of the words by sentence, for a model with `text_channels`, from
-            `TransformersTextEncoder` or a pipeline's `encode_queries`.
+        word_features: Features of the words by sentence, from `TransformersTextEncoder`.
 
     Shape:
         - word_features: (L, C) each, L >= 1

@@ -5,10 +5,10 @@ All depend only on seed, epoch and position, and are the same in every process a
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,6 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 SampleKey = tuple[int, int]
 _SEEDS = 2**63 - 1
-
-
-class _Order(Sized, Iterable[Any], Protocol):
-    pass
 
 
 def generator_for(*parts: object) -> np.random.Generator:
@@ -52,7 +48,7 @@ class BatchShares(Sampler[list[Any]]):
     """
 
     def __init__(
-        self, order: _Order, batch_size: int, num_processes: int = 1, process: int = 0
+        self, order: Any, batch_size: int, num_processes: int = 1, process: int = 0
     ) -> None:
         self.order = order
         self.size = batch_size * num_processes  # of a full batch over all processes

@@ -87,10 +87,10 @@ class SyntheticActivities:
         self.annotations = made_up(f"synthetic activities ({split}, seed {self.seed})", items)
 
     def __repr__(self) -> str:
-        return f"SyntheticActivities({self.split}, seed {self.seed}: {self.annotations!r})"
+        return f"{type(self).__name__}({self.split}, seed {self.seed}: {self.annotations!r})"
 
 
-class SyntheticDiDeMo:
+class SyntheticDiDeMo(SyntheticActivities):
     """Synthetic videos in the format of DiDeMo: segments of 5 s, marked by several annotators.
 
     The videos and sentences of `SyntheticActivities` are stretched to 30 s, or every sixth to 25 s.
@@ -105,8 +105,6 @@ class SyntheticDiDeMo:
         7
     """
 
-    num_classes = SyntheticActivities.num_classes
-
     def __init__(
         self,
         num_videos: int | None = None,
@@ -114,16 +112,14 @@ class SyntheticDiDeMo:
         seed: int = 0,
         split: Literal["train", "test"] = "train",
     ) -> None:
-        activities = SyntheticActivities(num_videos, seed=seed, split=split)
-        self.videos: dict[str, CharadesVideo] = {}
+        super().__init__(num_videos, seed=seed, split=split)
         items: list[Annotation] = []
-        for number, video_id in enumerate(activities.annotations.video_ids):
-            video = activities.videos[video_id]
+        for number, (video_id, video) in enumerate(self.videos.items()):
             segments = 5 if number % 6 == 5 else 6
             stretch = segments * SEGMENT_SECONDS / video.duration
             actions = tuple((one, s * stretch, e * stretch) for one, s, e in video.actions)
             self.videos[video_id] = CharadesVideo(segments * SEGMENT_SECONDS, actions)
-        for item in activities.annotations:
+        for item in self.annotations:
             duration = self.videos[item.video_id].duration
             stretch = duration / item.duration
             ((start, end),) = item.moments
@@ -133,11 +129,8 @@ class SyntheticDiDeMo:
                 for _ in range(7 if len(items) % 10 == 0 else 4)
             )
             items.append(replace(item, duration=duration, moments=moments))
-        source = f"synthetic activities in DiDeMo's form ({split}, seed {activities.seed})"
+        source = f"synthetic activities in DiDeMo's form ({split}, seed {self.seed})"
         self.annotations = made_up(source, items)
-
-    def __repr__(self) -> str:
-        return f"SyntheticDiDeMo({self.annotations!r})"
 
 
 def _mark(

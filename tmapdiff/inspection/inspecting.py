@@ -34,8 +34,7 @@ def inspect(
 
     Args:
         path: Annotations, a feature store, a video or a folder of videos, or a saved pipeline.
-        against: Another such place, to check that both fit together: the same ids, features and
-            moments within the videos, features that the pipeline takes.
+        against: Another such place, to check that both fit together.
         format: Format of the annotations. Defaults to the one of their names and contents.
         seconds_per_feature: As for `open_feature_store`.
         on_item: Called before each video is read, for a progress bar.

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -129,8 +129,7 @@ class VideoReader:
         Raises:
             ArgumentError: If `fps` is not positive, or above 1000.
             VideoError: If the video was sampled before. While iterating: if it was closed, its
-                first frame starts after more than an hour, or a frame has too many pixels or cannot
-                be converted.
+                first frame starts after an hour, or a frame is too large or cannot be converted.
         """
         check_range("VideoReader.sample", "fps", fps, 0, MAX_FPS, open_low=True)
         if self._begun:
@@ -175,19 +174,15 @@ class VideoReader:
         self.duration = float(end)
 
 
-class _TimedFrame:
+class _TimedFrame(NamedTuple):
     """A frame that is converted to RGB when first needed."""
 
-    def __init__(self, start: Fraction, end: Fraction, convert: Callable[[], np.ndarray]) -> None:
-        self.start = start
-        self.end = end
-        self._convert = convert
-        self._image: np.ndarray | None = None
+    start: Fraction
+    end: Fraction
+    convert: Callable[[], np.ndarray]
 
     def at(self, time: Fraction) -> SampledFrame:
-        if self._image is None:
-            self._image = self._convert()
-        return SampledFrame(float(time), float(self.start), self._image)
+        return SampledFrame(float(time), float(self.start), self.convert())
 
 
 def open_video(
@@ -199,8 +194,7 @@ def open_video(
 ) -> VideoReader:
     """Open a video, to inspect it and to sample its frames.
 
-    Frames are decoded one at a time, so long videos take no more memory than short ones. It turns
-    PyAV's logging off, as that can block decoding for ever.
+    Frames are decoded one at a time. PyAV's logging is turned off, as it can block decoding.
 
     Args:
         source: A path; the content of a file, as bytes or a binary file object; or frames.
@@ -212,7 +206,8 @@ def open_video(
         - source: (T, H, W, 3) uint8, RGB, if it is frames
 
     Raises:
-        ArgumentError: If `source`, `frame_rate` or a number is not allowed.
+        ArgumentError: If `source` has another type, `frame_rate` is missing or not allowed, or a
+            number is out of range.
         FileError: If a file cannot be read, or the path is a URL.
         VideoError: If it is empty, not a video, has only sound, has frames of more than
             `max_pixels`, or none that can be decoded.
@@ -447,7 +442,7 @@ class _AvReader(VideoReader):
         frame = self._first
         while frame is not None:
             start, end = self._timeline.place(frame)
-            yield _TimedFrame(start, end, partial(self._convert, frame))
+            yield _TimedFrame(start, end, cache(partial(self._convert, frame)))
             frame = next(self._frames, None)
 
     def _shown_width(self, frame: Any) -> int:

@@ -43,8 +43,7 @@ class FeatureStoreWriter:
         remarks: Other attributes of the file, which may change.
 
     Raises:
-        FileError: On entering, if the file cannot be written or read, or another process writes it.
-            Later, for example if the disk is full.
+        FileError: If the file cannot be written or read, or another process writes it.
         FeatureError: If an attribute has more than 64,000 bytes, or existing features have others.
         MissingDependencyError: If h5py is not installed.
     """
