@@ -382,9 +382,11 @@ def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[s
     """Read columns of a table, and the column `video_id` if it exists."""
     path = Path(place)
     found: dict[str, list[Any]] = {name: [] for name in (*columns, "video_id")}
-    is_json = path.suffix == ".jsonl"
+    rows = _parquet_rows(path, set(found))
+    if path.suffix == ".jsonl":
+        rows = ((who, record) for _, who, record in json_lines(path))
     taken = 0
-    for who, row in _json_rows(path) if is_json else _parquet_rows(path, set(found)):
+    for who, row in rows:
         for name, values in found.items():
             if name not in columns and name not in row:
                 continue
@@ -395,16 +397,11 @@ def _read_table(place: str | os.PathLike[str], columns: Sequence[str]) -> dict[s
             values.append(value)
             taken += _BYTES_OF_VALUE + len(str(value)) * TEXT_GROWTH
         check_item_bytes(str(path), "a table", taken)
-    count, rows = len(found["video_id"]), len(found[columns[0]])
-    if count not in (0, rows):
+    with_video, count = len(found["video_id"]), len(found[columns[0]])
+    if with_video not in (0, count):
         expected = "a video_id in every row, or in none"
-        raise ArgumentError(message(str(path), expected, f"{count} in {rows} rows"))
+        raise ArgumentError(message(str(path), expected, f"{with_video} in {count} rows"))
     return found
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    for _, who, record in json_lines(path):
-        yield who, record
 
 
 def _parquet_rows(path: Path, columns: set[str]) -> Iterator[tuple[str, Any]]:

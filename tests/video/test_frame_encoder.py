@@ -151,7 +151,7 @@ def test_without_a_network(tmp_path, monkeypatch):
 def test_refusals(encoder):
     expected = "the name of a timm model, got"
     for name, text in (
-        ("resnet_18", f"{expected} 'resnet_18'. Did you mean resnet18"),
+        ("resnet_18", f"{expected} 'resnet_18'. See timm.list_models()."),
         ("qqqq", f"{expected} 'qqqq'. See timm.list_models()."),
         (3, f"{expected} 3."),
         ("resnet18.x", "a tag of the model's weights, got 'resnet18.x'. Known: resn"),

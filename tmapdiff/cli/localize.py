@@ -186,19 +186,20 @@ def localize(
         _print_windows(output, windows)
         cues = load_text_track(video) if is_track and not of_features else ()
         presence = found.presence or [None] * len(sentences)
-        for sentence, moments, share in zip(sentences, found.moments, presence, strict=True):
+        found_of: list[dict[str, Any]] = []
+        for index, (sentence, share) in enumerate(zip(sentences, presence, strict=True)):
+            moments = found.moments[index]
             _print_moments(output, sentence, moments, share, cues)
+            unknown = pipeline.unknown_words(sentence)
+            record = {"sentence": sentence, "moments": moments, "unknown_words": unknown}
+            if share is not None:
+                record["presence"] = share
+            if saliency is not None:
+                seconds = found.clip_seconds[0], found.durations[0], saliency
+                record["saliency"] = resample_saliency(found.saliency[index], *seconds)
+            found_of.append(record)
         if files:
             output.line(f"written: {', '.join(str(file) for file in files)}")
-        found_of: list[dict[str, Any]] = [
-            {"sentence": one, "moments": moments, "unknown_words": pipeline.unknown_words(one)}
-            | ({} if share is None else {"presence": share})
-            for one, moments, share in zip(sentences, found.moments, presence, strict=True)
-        ]
-        if saliency is not None:
-            for record, clips in zip(found_of, found.saliency, strict=True):
-                seconds = found.clip_seconds[0], found.durations[0], saliency
-                record["saliency"] = resample_saliency(clips, *seconds)
         document = {"video": video, "duration": found.durations[0], "windows": windows}
         document |= {"model": answering.name, "seed": seed, **options.given(context)}
         output.document({**document, "answers": found_of, "files": files})

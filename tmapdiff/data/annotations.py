@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -147,12 +148,10 @@ class AnnotationSet(Sequence[Annotation]):
         self, annotations: Iterable[Annotation], report: AnnotationReport | None = None
     ) -> None:
         items = tuple(annotations)
-        seen: set[int | str] = set()
-        for item in items:
-            if item.qid in seen:
-                got = f"{shown(item.qid)} twice"
-                raise AnnotationError(message("AnnotationSet", "unique qids", got))
-            seen.add(item.qid)
+        counts = Counter(item.qid for item in items)
+        if twice := [qid for qid, count in counts.items() if count > 1]:
+            got = f"{shown(twice[0])} twice"
+            raise AnnotationError(message("AnnotationSet", "unique qids", got))
         object.__setattr__(self, "annotations", items)
         if report is None:
             report = AnnotationReport("annotations in memory", lines=len(items), kept=len(items))

@@ -1,6 +1,5 @@
 """Image features of any timm model."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -340,9 +339,7 @@ def _check_name(who: str, name: str) -> None:
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "See timm.list_models()."
-        raise ConfigError(message(who, expected, repr(name), hint))
+        raise ConfigError(message(who, expected, repr(name), "See timm.list_models()."))
     known = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in known:
         hint = f"Known: {', '.join(known[:5])}." if known else "The model has no weights."
