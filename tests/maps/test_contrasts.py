@@ -141,14 +141,6 @@ def test_a_similarity_that_is_the_same_everywhere_contrasts_nowhere() -> None:
     assert bool(similarity.grad.isfinite().all())
 
 
-def test_scale_and_offset_of_a_similarity_do_not_matter() -> None:
-    grid, similarity = MapGrid(8, 8, 1), draw(2, 1, 8, dtype=torch.float64)
-    assert_close(
-        contrast_features(0.5 * similarity + 7, grid).float(),
-        contrast_features(similarity, grid).float(),
-    )
-
-
 @pytest.mark.parametrize(("grid", "each", "num_clips"), GRIDS)
 def test_cell_means_are_means_of_slices(grid: MapGrid, each: int, num_clips: list[int]) -> None:
     rows, counts = draw(3, grid.num_clips * each, 5, dtype=torch.float64), torch.tensor(num_clips)

@@ -62,15 +62,6 @@ def test_bands_are_the_table_of_all_pairs(candidates, function, some_are_missing
     assert_close(found, gains[query[:, None], which])
 
 
-@quick
-@given(long_candidates())
-def test_places_lead_back_to_candidates(candidates):
-    blocks = CandidateBlocks.find(candidates)
-    assume(blocks is not None)
-    picks = torch.cat([blocks.places, torch.tensor([-1])])[None]
-    assert blocks.gather(picks).tolist() == [[*range(len(candidates)), -1]]
-
-
 def test_the_table_does_not_grow_with_the_video():
     sizes = {
         clips: CandidateBlocks.find(candidates_of(MapGrid(clips, 8, 3))).ious(F64).values.shape

@@ -60,36 +60,6 @@ def test_split_of_the_dense_map_is_the_maps(grid, data):
     assert torch.equal(grid.pack(maps), build.packed(*inputs))
 
 
-def test_aligned_moment_has_iou_one_in_its_cell_only():
-    build = IoUMapBuilder(GRID)
-    start, end = GRID.moments(1)[1, 2].tolist()
-    fine, coarse = build(torch.tensor([[start * 0.5, end * 0.5]]), torch.tensor([0.5]))
-    assert coarse[0, 1, 2] == 1
-    assert (fine == 1).sum() + (coarse == 1).sum() == 1  # six clips exist on the coarse scale only
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [0, 1, 3])
-def test_shapes_dtypes_and_batches(batch, dtype):
-    moments = torch.tensor([[0.5, 3.0]], dtype=dtype).repeat(batch, 1)
-    maps = IoUMapBuilder(GRID)(moments, torch.ones(batch))
-    assert [one.shape for one in maps] == [(batch, 8, 4), (batch, 4, 4)]
-    assert all(one.dtype == dtype for one in maps)
-
-
-def test_units_do_not_matter():
-    build = IoUMapBuilder(GRID)
-    moments, seconds = torch.tensor([[0.7, 3.1], [2.2, 7.9]]), torch.tensor([0.9, 1.1])
-    assert torch.equal(build.packed(moments, seconds), build.packed(8 * moments, 8 * seconds))
-
-
-def test_moments_beyond_the_count_are_ignored_whatever_they_hold():
-    build, seconds = IoUMapBuilder(GRID), torch.ones(1)
-    one = build.packed(torch.tensor([[[1.0, 3.0]]]), seconds)
-    poisoned = torch.tensor([[[1.0, 3.0], [float("nan"), -5.0]]])
-    assert torch.equal(build.packed(poisoned, seconds, torch.tensor([1])), one)
-
-
 def test_samples_without_any_moment_have_empty_maps():
     build, seconds = IoUMapBuilder(GRID), torch.ones(2)
     moments = torch.tensor([[1.0, 3.0], [4.0, 8.0], [0.0, 1.0]])
@@ -191,15 +161,6 @@ def test_a_number_of_seconds_is_as_exact_as_the_moments():
     build, moments = IoUMapBuilder(GRID), torch.tensor([[0.25, 0.6]], dtype=torch.float64)
     exact = torch.tensor([0.1], dtype=torch.float64)
     assert torch.equal(build.packed(moments, 0.1), build.packed(moments, exact))
-
-
-def test_builders_show_their_grid():
-    assert repr(IoUMapBuilder(GRID, validate=False)) == (
-        "IoUMapBuilder(grid=MapGrid(num_clips=8, num_anchors=4, num_scales=2), validate=False)"
-    )
-    assert repr(MultiScaleMapSampler(GRID)) == f"MultiScaleMapSampler(grid={GRID})"
-    assert MapGrid() == MapGrid(64) == MapGrid(64, 16, 3)
-    assert MapGrid(num_anchors=8).shapes == ((64, 8), (32, 8), (16, 8))
 
 
 def test_other_bad_input_is_refused():

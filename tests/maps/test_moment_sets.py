@@ -148,14 +148,6 @@ def test_how_likely_it_is_there_decides_about_no_answer():
     assert by_itself.num_moments.tolist() == [0, 2, 2]
 
 
-def test_unsure_bounds_may_be_answered_twice_or_not():
-    shares = intensity({(0, 3): 0.5, (0, 9): 0.5})
-    scores = expect_map(CANDIDATES, shares, rescale_iou)
-    ((_, first), (_, second)) = sorted(sets_of(read(scores, num_iterations=300))[0])
-    assert (first, second in (8, 9, 10)) == (3, True)  # equally good
-    assert int(read(scores, nms_threshold=0.0).num_moments) == 1
-
-
 @pytest.mark.parametrize("nms_threshold", [0.0, 0.3, 1.0])
 def test_many_candidates_are_read_as_few(monkeypatch, nms_threshold):
     grid = MapGrid(96, 4, 3)

@@ -57,19 +57,6 @@ def test_both_ways_to_compare_candidates_agree():
     assert torch.equal(together, torch.stack(alone))
 
 
-def test_nothing_to_pick_from():
-    picks = temporal_nms(torch.zeros(0, 2), torch.zeros(3, 0), threshold=0.5, top_n=2)
-    assert picks.tolist() == [[-1, -1]] * 3
-
-
-def test_nms_leaves_its_inputs_alone():
-    moments, scores = torch.rand(2, 9, 2).sort(dim=2).values, torch.rand(2, 9)
-    before = moments.clone(), scores.clone()
-    temporal_nms(moments, scores, threshold=0.5, top_n=4)
-    assert torch.equal(moments, before[0])
-    assert torch.equal(scores, before[1])
-
-
 @quick
 @given(grids(), st.integers(1, 6), st.sampled_from([0.3, 0.49, 0.5]))
 def test_ranking_equals_a_loop_over_cells(grid, top_n, threshold):
@@ -97,15 +84,6 @@ def test_map_without_candidates_ranks_nothing():
     ranked = rank_moments(torch.rand(2, 4, 4), torch.zeros(4, 4, dtype=torch.bool), torch.ones(2))
     assert not ranked.valid.any()
     assert ranked.moments.shape == (2, 5, 2)
-
-
-def test_equal_moments_of_two_scales_count_once():
-    grid = MapGrid(8, 4, 2)
-    dense, mask = torch.zeros(1, 8, 8), grid.dense_mask()
-    dense[0, 2, 3] = 1  # clips 2 to 6, which are on both scales
-    ranked = rank_moments(dense, mask, torch.ones(1), top_n=2, nms_threshold=0.99)
-    assert ranked.moments[0, 0].tolist() == [2, 6]
-    assert ranked.moments[0, 1].tolist() != [2, 6]
 
 
 def test_bad_arguments_are_refused():

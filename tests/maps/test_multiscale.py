@@ -50,16 +50,6 @@ def test_merge_equals_a_loop_and_does_not_read_invalid_cells(grid):
     assert torch.equal(mask, grid.dense_mask())
 
 
-@quick
-@given(grids())
-def test_merge_undoes_split_on_the_cells_that_a_scale_holds(grid):
-    sampler = MultiScaleMapSampler(grid)
-    dense = torch.randn(2, grid.num_clips, grid.num_clips)
-    merged, mask = sampler.merge(sampler.split(dense))
-    assert torch.equal(merged[:, mask], dense[:, mask])
-    assert (merged[:, ~mask] == -torch.inf).all()
-
-
 def test_invalid_cells_get_no_gradient_and_leak_none():
     sampler = MultiScaleMapSampler(GRID)
     maps = [one.requires_grad_() for one in poisoned_maps(GRID)]
@@ -89,16 +79,6 @@ def test_features_are_sampled_and_merged_channel_by_channel():
         for scale in range(2):
             assert torch.equal(split[scale][:, channel], alone[scale])
         assert torch.equal(merged[:, channel], sampler.merge(alone)[0])
-
-
-@pytest.mark.parametrize("batch", [0, 1, 3])
-def test_batches_and_inputs_stay_as_they_are(batch):
-    sampler = MultiScaleMapSampler(GRID)
-    maps = [torch.randn(batch, *shape) for shape in GRID.shapes]
-    before = [one.clone() for one in maps]
-    dense, _ = sampler.merge(maps)
-    assert dense.shape == (batch, 8, 8)
-    assert all(torch.equal(a, b) for a, b in zip(maps, before, strict=True))
 
 
 def test_wrong_shapes_are_refused():
@@ -163,22 +143,6 @@ def test_packed_candidates_equal_a_loop(grid, seed):
             for moment in sorted(best)
         ]
         assert scores[row].tolist() == expected
-
-
-@quick
-@given(grids(), st.booleans())
-def test_packed_candidates_are_the_cells_of_the_dense_map(grid, batched):
-    sampler, packed = MultiScaleMapSampler(grid), torch.randn(2, grid.num_cells)
-    packed[0, 0] = torch.nan  # propagates, as with a dense map
-    num_clips = torch.tensor([grid.num_clips, 1]) if batched else None
-    dense, mask = sampler.merge(grid.unpack(packed), num_clips)
-    candidates, scores = sampler.merge_packed(packed, num_clips)
-    starts, ends = candidates.unbind(-1)
-    assert len(candidates) == int(grid.dense_mask().sum())
-    found = dense[:, starts, ends - starts - 1]
-    assert torch.equal(found.nan_to_num(nan=7), scores.nan_to_num(nan=7))
-    places = mask.expand(2, -1, -1)[:, starts, ends - starts - 1]
-    assert bool((scores[~places] == -torch.inf).all())
 
 
 def test_packed_candidates_hand_gradients_to_the_best_scale():

@@ -9,7 +9,7 @@ from helpers.strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import IoUMapBuilder, MapGrid, MultiScaleMapSampler, deconvolve_map, temporal_iou
+from tmapdiff import MapGrid, MultiScaleMapSampler, deconvolve_map, temporal_iou
 from tmapdiff.errors import ArgumentError, ShapeError, SizeLimitError
 from tmapdiff.losses import rescale_iou
 from tmapdiff.maps import candidate_likelihoods, clip_saliency, map_saliency, resample_saliency
@@ -79,17 +79,6 @@ def test_videos_in_blocks_and_cells_that_no_window_holds(monkeypatch):
     assert_close(few.sum(dim=1).clamp(max=1), few.sum(dim=1))
 
 
-def test_two_events_are_highlighted_by_how_likely_they_are():
-    grid = MapGrid(16, 8, 2)
-    maps = IoUMapBuilder(grid).packed(torch.tensor([[1.0, 6.0], [10.0, 14.0]]), torch.ones(2))
-    mixed = rescale_iou(maps.double()).T @ torch.tensor([0.7, 0.3], dtype=F64)
-    candidates, scores = MultiScaleMapSampler(grid).merge_packed(mixed[None])
-    likelihood = candidate_likelihoods(candidates, scores, target=rescale_iou, num_iterations=2000)
-    expected = [[0.0] + [0.7] * 5 + [0.0] * 4 + [0.3] * 4 + [0.0] * 2]
-    found = clip_saliency(likelihood, candidates, 16)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=0, atol=0.02)
-
-
 def test_no_candidates_and_no_gradient():
     none = torch.zeros(0, 2, dtype=torch.int64)
     likelihood = candidate_likelihoods(none, torch.zeros(3, 0), target=rescale_iou)
@@ -124,13 +113,6 @@ def test_pieces_have_the_mean_of_their_time(saliency, clip_seconds, share, secon
     ).tolist()
     expected = looped_pieces(saliency, clip_seconds, duration, seconds)
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_pieces_as_long_as_clips_are_the_clips():
-    saliency = torch.rand(7, dtype=F64)
-    assert_close(resample_saliency(saliency, 2.0, 14.0), saliency)
-    # Pieces that do not end inside the video are omitted.
-    assert_close(resample_saliency(saliency, 2.0, 13.9), saliency[:6])
 
 
 def test_errors_say_what_is_wrong():
