@@ -10,16 +10,16 @@ from tmapdiff.models import TransformersTextEncoder
 
 
 def tiny_text_encoder(
-    words: Iterable[str], channels: int = 16, kind: str = "bert"
+    words: Iterable[str], channels: int = 16, kind: str = "bert", ends: bool = False
 ) -> TransformersTextEncoder:
-    """Make a model of one layer that knows these words, and tells their order.
+    """Make a `bert`, `clip` or `siglip` of one layer that knows these words.
 
-    Its kind is `bert`, `clip` or `siglip`.
+    Its tokenizer marks both ends of a sentence if `ends`.
     """
     import transformers
 
     known = [*_SPECIAL, *words]
-    tokenizer = _tokenizer(known)
+    tokenizer = _tokenizer(known, ends)
     config_of, model_of, fields = {
         "bert": (transformers.BertConfig, transformers.BertModel, {}),
         "clip": (

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.contracts import Inputs, MaskArgumentContract, ModuleContract, draw, randomize_
+from helpers.contracts import Inputs, MaskArgumentContract, draw, randomize_
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
@@ -12,56 +12,35 @@ from tmapdiff.layers import MapTransformerLayer, MomentPositionEmbedder
 MASK = torch.tensor([True, False, True, True, False])[:, None]
 
 
-class TestMomentPositionEmbedder(ModuleContract):
-    shared_inputs = {"moments"}  # noqa: RUF012
+def test_positions_are_a_network_on_sinusoids_of_start_and_duration() -> None:
+    embedder = randomize_(MomentPositionEmbedder(channels=3, frequencies=4)).double()
+    moments = [[0, 1], [3, 8], [3, 4]]
+    # Two frequencies: 1, and 10,000 to the power of -1/2.
+    sinusoids = [
+        [f(x * w) for x in (start, end - start) for f in (math.cos, math.sin) for w in (1, 0.01)]
+        for start, end in moments
+    ]
+    expected = embedder.mlp(torch.tensor(sinusoids, dtype=torch.float64))
+    torch.testing.assert_close(embedder(torch.tensor(moments)), expected, rtol=1e-5, atol=1e-5)
+    with refuses(
+        ShapeError, "MomentPositionEmbedder: expected moments of shape (T, 2), got (2, 3)."
+    ):
+        embedder(torch.ones(2, 3))
 
-    def make(self) -> nn.Module:
-        return MomentPositionEmbedder(channels=3, frequencies=4)
 
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> Inputs:
-        return {"moments": torch.tensor([[0, 1], [3, 8], [3, 4]])[:batch]}
-
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 3)]
-
-    def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        text = "MomentPositionEmbedder: expected moments of shape (T, 2), got (2, 3)."
-        return [({"moments": torch.ones(2, 3)}, ShapeError, text)]
-
-    def expected_repr(self) -> str:
-        return "(sinusoids): Timesteps()"
-
-    def test_samples_do_not_influence_each_other(self) -> None:
-        module = self.ready()
-        whole = module(**self.inputs(3))
-        assert_close(module(self.inputs(3)["moments"][1:2]), whole[1:2])
-
-    def test_is_the_network_on_sinusoids_of_start_and_duration(self) -> None:
-        module = self.ready(torch.float64)
-        # Two frequencies: 1, and 10,000 to the power of -1/2.
-        sinusoids = [
-            [
-                f(x * w)
-                for x in (start, end - start)
-                for f in (math.cos, math.sin)
-                for w in (1, 0.01)
-            ]
-            for start, end in ((0, 1), (3, 8), (3, 4))
-        ]
-        expected = module.mlp(torch.tensor(sinusoids, dtype=torch.float64))
-        torch.testing.assert_close(module(**self.inputs(3)), expected, rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize(
-        ("fields", "kind", "text"),
-        [
-            ({"channels": 0}, ArgumentError, "channels to be an integer >= 1, got 0."),
-            ({"frequencies": 2}, ArgumentError, "frequencies to be an integer >= 4, got 2."),
-            ({"frequencies": 5}, ConfigError, "expected even frequencies, got 5."),
-        ],
-    )
-    def test_refuses(self, fields: dict[str, int], kind: type[Exception], text: str) -> None:
-        with refuses(kind, text):
-            MomentPositionEmbedder(**{"channels": 3, **fields})
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"channels": 0}, ArgumentError, "channels to be an integer >= 1, got 0."),
+        ({"frequencies": 2}, ArgumentError, "frequencies to be an integer >= 4, got 2."),
+        ({"frequencies": 5}, ConfigError, "expected even frequencies, got 5."),
+    ],
+)
+def test_position_embedder_refuses(
+    fields: dict[str, int], kind: type[Exception], text: str
+) -> None:
+    with refuses(kind, text):
+        MomentPositionEmbedder(**{"channels": 3, **fields})
 
 
 class TestMapTransformerLayer(MaskArgumentContract):

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,42 +74,34 @@ def test_features_follow_the_embedding_under_autocast() -> None:
 
 
 class TestMultiplyConditioning(ConditioningContract):
-    kind, out_channels, product = MultiplyConditioning, 2, "plain"
+    kind, out_channels = MultiplyConditioning, 2
 
     def make(self) -> nn.Module:
-        return MultiplyConditioning(feature_channels=3, channels=2, product=self.product)
+        return MultiplyConditioning(feature_channels=3, channels=2, product="gated")
 
     def expected_repr(self) -> str:
-        return f"product={self.product}"
-
-    def factor(self, features: float) -> float:
-        """The factor of the embedded noisy map."""
-        return features
-
-    def test_is_the_product_in_every_valid_cell(self) -> None:
-        layer, inputs = self.ready(torch.float64), self.inputs(2, torch.float64)
-        layer.requires_grad_(False)
-        result = layer(**inputs)
-        for row, channel, i, j in ((0, 0, 0, 0), (1, 1, 2, 2), (0, 1, 4, 0)):
-            noisy = layer.embed.weight[channel, 0] * inputs["noisy"][row, i, j]
-            cell = inputs["features"][row, :, i, j] * 3**0.5
-            projected = layer.project.weight[channel, :, 0, 0] @ cell + layer.project.bias[channel]
-            expected = (noisy + layer.embed.bias[channel]) * self.factor(float(projected))
-            assert float(result[row, channel, i, j]) == pytest.approx(float(expected), rel=1e-9)
+        return "product=gated"
 
 
-class TestResidualProduct(TestMultiplyConditioning):
-    product = "residual"
-
-    def factor(self, features: float) -> float:
-        return 1 + features
-
-
-class TestGatedProduct(TestMultiplyConditioning):
-    product = "gated"
-
-    def factor(self, features: float) -> float:
-        return 1 / (1 + math.exp(-features))
+@pytest.mark.parametrize(
+    ("product", "factor"),
+    [
+        ("plain", lambda features: features),
+        ("residual", lambda features: 1 + features),
+        ("gated", lambda features: 1 / (1 + math.exp(-features))),
+    ],
+)
+@torch.no_grad()
+def test_is_the_product_in_every_valid_cell(product: str, factor: Callable[[float], float]) -> None:
+    layer = randomize_(MultiplyConditioning(3, 2, product)).double()
+    inputs = TestMultiplyConditioning().inputs(2, torch.float64)
+    result = layer(**inputs)
+    for row, channel, i, j in ((0, 0, 0, 0), (1, 1, 2, 2), (0, 1, 4, 0)):
+        noisy = layer.embed.weight[channel, 0] * inputs["noisy"][row, i, j]
+        cell = inputs["features"][row, :, i, j] * 3**0.5
+        projected = layer.project.weight[channel, :, 0, 0] @ cell + layer.project.bias[channel]
+        expected = (noisy + layer.embed.bias[channel]) * factor(float(projected))
+        assert float(result[row, channel, i, j]) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_multiply_refuses_another_product() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from helpers.assertions import assert_close, assert_same
-from helpers.contracts import ModuleContract, draw
+from helpers.assertions import assert_close, assert_same, refuses
+from helpers.contracts import draw
 from helpers.kernels import LAYOUTS
-from torch import Tensor, nn
+from torch import nn
 
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels.memory_order import memory_order
@@ -16,22 +16,10 @@ ORDERS = {
 }
 
 
-class TestPointwiseConv2d(ModuleContract):
-    def make(self) -> nn.Module:
-        return PointwiseConv2d(3, 4)
-
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        return {"input": draw(batch, 3, 5, 2, dtype=dtype)}
-
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 4, 5, 2)]
-
-    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        text = "PointwiseConv2d: expected input of shape (B, 3, N_k, A), got (2, 4, 5, 2)."
-        return [({"input": draw(2, 4, 5, 2)}, ShapeError, text)]
-
-    def expected_repr(self) -> str:
-        return "PointwiseConv2d(3, 4, kernel_size=(1, 1)"
+def test_refuses_other_channels() -> None:
+    text = "PointwiseConv2d: expected input of shape (B, 3, N_k, A), got (2, 4, 5, 2)."
+    with refuses(ShapeError, text):
+        PointwiseConv2d(3, 4)(draw(2, 4, 5, 2))
 
 
 @pytest.mark.parametrize("layout", ORDERS)

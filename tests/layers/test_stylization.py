@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
-from helpers.contracts import MaskArgumentContract, ModuleContract, draw, randomize_, triangle
+from helpers.contracts import MaskArgumentContract, draw, randomize_, triangle
 from torch import Tensor, nn
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
@@ -123,49 +123,21 @@ def test_refuses(arguments: dict[str, object], kind: type[Exception], text: str)
         StylizationBlock(**{"channels": 6, "time_channels": 4, "num_groups": 3, **arguments})
 
 
-def test_layer_norm_needs_no_groups() -> None:
-    assert StylizationBlock(7, 4, norm="layer").norm == "layer"
-
-
-class TestTimestepEmbedder(ModuleContract):
-    def make(self) -> nn.Module:
-        return TimestepEmbedder(6, frequencies=8)
-
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        return {"timesteps": torch.tensor([999, 0, 500])[:batch]}
-
-    def expected_shapes(self, batch: int) -> list[tuple[int, ...]]:
-        return [(batch, 6)]
-
-    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        text = "TimestepEmbedder: expected timesteps of shape (B)"
-        return [
-            ({"timesteps": torch.tensor(3)}, ShapeError, text),
-            ({"timesteps": torch.tensor([[3]])}, ShapeError, text),
-            ({"timesteps": 3}, ShapeError, f"{text}, got int."),
-        ]
-
-    def expected_repr(self) -> str:
-        return "(linear_1): Linear(in_features=8, out_features=6"
-
-    @torch.no_grad()
-    def test_equals_sinusoids_and_two_linear_layers(self) -> None:
-        embedder = self.ready()
-        timesteps = torch.tensor([0, 1, 17, 999])
-        rates = torch.tensor([math.exp(-math.log(10_000) * index / 4) for index in range(4)])
-        angles = timesteps[:, None].double() * rates.double()
-        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1).float()
-        first, second = embedder.mlp.linear_1, embedder.mlp.linear_2
-        hidden = silu(sinusoids @ first.weight.T + first.bias)
-        error = (embedder(timesteps) - (hidden @ second.weight.T + second.bias)).abs().max()
-        assert float(error) < 1e-3  # float32 angles of up to 999 radians
-        assert float(embedder(timesteps).std(0).min()) > 0.05
-
-    @torch.no_grad()
-    def test_tells_all_timesteps_apart(self) -> None:
-        embeddings = randomize_(TimestepEmbedder(16))(torch.arange(1000))
-        distances = torch.cdist(embeddings, embeddings) + 10 * torch.eye(1000)
-        assert float(distances.min()) > 1e-3
+@torch.no_grad()
+def test_times_are_embedded_by_sinusoids_and_two_linear_layers() -> None:
+    embedder = randomize_(TimestepEmbedder(6, frequencies=8))
+    timesteps = torch.tensor([0, 1, 17, 999])
+    rates = torch.tensor([math.exp(-math.log(10_000) * index / 4) for index in range(4)])
+    angles = timesteps[:, None].double() * rates.double()
+    sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1).float()
+    first, second = embedder.mlp.linear_1, embedder.mlp.linear_2
+    hidden = silu(sinusoids @ first.weight.T + first.bias)
+    error = (embedder(timesteps) - (hidden @ second.weight.T + second.bias)).abs().max()
+    assert float(error) < 1e-3  # float32 angles of up to 999 radians
+    assert float(embedder(timesteps).std(0).min()) > 0.05
+    for wrong, got in ((torch.tensor(3), "()"), (torch.tensor([[3]]), "(1, 1)"), (3, "int")):
+        with refuses(ShapeError, f"TimestepEmbedder: expected timesteps of shape (B), got {got}."):
+            embedder(wrong)
 
 
 @pytest.mark.parametrize(

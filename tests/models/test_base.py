@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from tmapdiff._core.declared_weights import check_declared_weights
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError, TmapdiffError
-from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder
+from tmapdiff.models import MapDiffusionDecoder, MultimodalEncoder
 
 FIELDS = {
     "num_clips": 4,
@@ -46,13 +46,6 @@ def names(folder: Path) -> set[str]:
 
 def public(model: ConfigMixin) -> dict[str, object]:
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
-
-
-@pytest.mark.parametrize("kind", [MapDiffusionDecoder, MomentLocalizer, MultimodalEncoder])
-def test_models_are_those_of_diffusers(kind):
-    assert issubclass(kind, ModelMixin)
-    assert issubclass(kind, ConfigMixin)
-    assert kind.config_name == "config.json"
 
 
 @pytest.fixture
@@ -158,6 +151,8 @@ class TestSave:
             assert_same(loaded.state_dict()[name], value, name)
         assert all(one.requires_grad for one in loaded.parameters())
 
+        _, info = MapDiffusionDecoder.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
         loaded.save_pretrained(tmp_path / "again")
         again = MapDiffusionDecoder.from_pretrained(tmp_path / "again")
         assert public(again) == public(model)
@@ -257,18 +252,6 @@ class TestSave:
 
 
 class TestLoad:
-    def test_gives_loading_info_on_demand(self, model, tmp_path):
-        model.save_pretrained(tmp_path)
-        loaded, info = MapDiffusionDecoder.from_pretrained(tmp_path, output_loading_info=True)
-        assert isinstance(loaded, MapDiffusionDecoder)
-        assert not info["missing_keys"]
-
-    def test_reads_in_another_dtype(self, model, tmp_path):
-        model.save_pretrained(tmp_path)
-        loaded = MapDiffusionDecoder.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
-        for name, value in model.state_dict().items():
-            assert_same(loaded.state_dict()[name], value.bfloat16(), name)
-
     def test_reads_a_subfolder(self, model, tmp_path):
         model.save_pretrained(tmp_path / "decoder")
         loaded = MapDiffusionDecoder.from_pretrained(tmp_path, subfolder="decoder")

@@ -10,8 +10,7 @@ from helpers.contracts import draw, randomize_
 from helpers.fields import SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 from tmapdiff.kernels import map_conv as map_conv_package
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
@@ -89,12 +88,6 @@ def directions(weights: Weights) -> Weights:
 
 
 @decoders
-def test_grad(decoder: MapDiffusionDecoder) -> None:
-    found = grad(loss_of(decoder))(parameters(decoder), inputs())
-    assert_all_close(found, gradients_by_autograd(decoder, inputs()))
-
-
-@decoders
 def test_gradients_of_each_sample(decoder: MapDiffusionDecoder) -> None:
     weights = parameters(decoder)
 
@@ -118,35 +111,6 @@ def test_gradients_of_each_sample(decoder: MapDiffusionDecoder) -> None:
         assert_all_close(
             {name: one[row] for name, one in found.items()}, gradients_by_autograd(decoder, own)
         )
-
-
-@decoders
-def test_an_ensemble_is_a_loop_over_its_members(decoder: MapDiffusionDecoder) -> None:
-    fields = dict(decoder.config)
-    members = [
-        randomize_(MapDiffusionDecoder.from_config(fields), seed).double().eval()
-        for seed in range(2)
-    ]
-    weights, buffers = stack_module_state(members)
-    given = inputs()
-    with torch.no_grad():
-        found = vmap(lambda *own: functional_call(members[0], own, (), given))(weights, buffers)
-        for row, member in enumerate(members):
-            assert_close(found[row], member(**given))
-
-
-@decoders
-def test_forward_derivatives(decoder: MapDiffusionDecoder) -> None:
-    weights, given = parameters(decoder), inputs()
-    along = directions(weights)
-    expected = product(gradients_by_autograd(decoder, given), along)
-    with torch.no_grad():  # does not affect forward derivatives
-        _, found = jvp(lambda weights: loss_of(decoder)(weights, given), (weights,), (along,))
-    assert_close(found, expected)
-    with forward_ad.dual_level(), torch.no_grad():
-        duals = {name: forward_ad.make_dual(one, along[name]) for name, one in weights.items()}
-        total = loss_of(decoder)(duals, given)
-        assert_close(forward_ad.unpack_dual(total).tangent, expected)
 
 
 @decoders
@@ -178,71 +142,13 @@ def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusion
 
 
 @decoders
-def test_jacobians(decoder: MapDiffusionDecoder) -> None:
-    given = inputs(1)
-
-    def scores(noisy: Tensor) -> Tensor:
-        given_anew = {**given, "noisy": noisy}
-        return functional_call(decoder, parameters(decoder), (), given_anew)[0, ::5]
-
-    noisy = given["noisy"]
-    found = jacrev(scores)(noisy)
-    leaf = noisy.clone().requires_grad_()
-    rows = [
-        torch.autograd.grad(one, leaf, retain_graph=True)[0]
-        for one in decoder(**{**given, "noisy": leaf})[0, ::5]
-    ]
-    assert_close(found, torch.stack(rows))
-    assert_close(jacfwd(scores)(noisy), found)
-
-
-@decoders
-def test_second_derivatives(decoder: MapDiffusionDecoder) -> None:
-    """Compare forward over reverse, reverse over reverse, and autograd with finite differences."""
+def test_forward_over_reverse_is_reverse_over_reverse(decoder: MapDiffusionDecoder) -> None:
     weights, given = parameters(decoder), inputs(2)
     along = directions(weights)
     slope = grad(loss_of(decoder))
     _, forward = jvp(lambda weights: slope(weights, given), (weights,), (along,))
     reverse = grad(lambda weights: product(slope(weights, given), along))(weights)
     assert_all_close(forward, reverse)
-
-    names, leaves = zip(*decoder.named_parameters(), strict=True)
-    first = torch.autograd.grad(decoder(**given).square().sum(), leaves, create_graph=True)
-    total = product(dict(zip(names, first, strict=True)), along)
-    second = torch.autograd.grad(total, leaves, materialize_grads=True)
-    assert_all_close(dict(zip(names, second, strict=True)), reverse)
-
-    step = 1e-7
-    ends = [
-        product(
-            gradients_by_autograd_at(
-                decoder, {n: w + s * step * along[n] for n, w in weights.items()}, given
-            ),
-            along,
-        )
-        for s in (1, -1)
-    ]
-    expected = (ends[0] - ends[1]) / (2 * step)
-    torch.testing.assert_close(product(reverse, along), expected, rtol=1e-4, atol=1e-4)
-
-
-def gradients_by_autograd_at(module: nn.Module, weights: Weights, given: dict[str, Any]) -> Weights:
-    leaves = {name: one.clone().requires_grad_() for name, one in weights.items()}
-    total = loss_of(module)(leaves, given)
-    return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
-
-
-@decoders
-def test_hessians_of_inputs(decoder: MapDiffusionDecoder) -> None:
-    given = inputs(1)
-
-    def total(row: Tensor) -> Tensor:
-        noisy = torch.cat([row, given["noisy"][:, 4:]], dim=1)
-        return loss_of(decoder)(parameters(decoder), {**given, "noisy": noisy})
-
-    row = given["noisy"][:, :4]
-    found = hessian(total)(row)
-    assert_close(found, torch.autograd.functional.hessian(total, row))
 
 
 # The training loss

@@ -34,42 +34,25 @@ def sentence_by_sentence(lstm: PaddedLSTM, x: Tensor) -> Tensor:
 def with_gradients(
     function: Callable[[Tensor], Tensor], lstm: PaddedLSTM, x: Tensor
 ) -> list[Tensor]:
-    x = x.clone().requires_grad_()
-    states = function(x)
+    """Return states, their gradients, and gradients of a penalty on these."""
+    leaves = [x.clone().requires_grad_(), *lstm.parameters()]
+    states = function(leaves[0])
     upper = draw(*states.shape, seed=3, dtype=states.dtype)
-    return [states.detach(), *torch.autograd.grad(states, [x, *lstm.parameters()], upper)]
+    first = torch.autograd.grad(states, leaves, upper, create_graph=True)
+    second = torch.autograd.grad(sum(one.square().sum() for one in first), leaves)
+    return [one.detach() for one in (states, *first, *second)]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_states_are_those_of_each_sequence_alone(
+def test_states_and_gradients_are_those_of_each_sequence_alone(
     way: str, num_layers: int, dtype: torch.dtype
 ) -> None:
     lstm, x = make(num_layers), draw(4, 7, 6, dtype=torch.float64)
     expected = with_gradients(lambda x: sentence_by_sentence(lstm, x), lstm, x)
     lstm = lstm.to(dtype)
     found = with_gradients(lambda x: WAYS[way](lstm, x, LENGTHS), lstm, x.to(dtype))
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one, other, dtype)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_second_gradients_are_those_of_each_sequence_alone(way: str, dtype: torch.dtype) -> None:
-    def penalty_gradients(
-        function: Callable[[Tensor], Tensor], lstm: PaddedLSTM, x: Tensor
-    ) -> tuple[Tensor, ...]:
-        leaves = [x.clone().requires_grad_(), *lstm.parameters()]
-        states = function(leaves[0])
-        upper = draw(*states.shape, seed=3, dtype=states.dtype)
-        first = torch.autograd.grad(states, leaves, upper, create_graph=True)
-        return torch.autograd.grad(sum(one.square().sum() for one in first), leaves)
-
-    lstm, x = make(), draw(4, 7, 6, dtype=torch.float64)
-    expected = penalty_gradients(lambda x: sentence_by_sentence(lstm, x), lstm, x)
-    lstm = lstm.to(dtype)
-    found = penalty_gradients(lambda x: WAYS[way](lstm, x, LENGTHS), lstm, x.to(dtype))
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, dtype)
 
@@ -125,11 +108,6 @@ def test_small_ones_go_over_padding_where_one_operation_can(
         assert not goes()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not goes()
-
-
-def test_weights_have_the_names_of_torchs() -> None:
-    plain = nn.LSTM(6, 4, 2, batch_first=True, bidirectional=True)
-    assert make().state_dict().keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -335,8 +335,6 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with refuses(kind, text):
             model.predict_maps(**{**given, **changes})
-    with refuses(ArgumentError, "SimilarityLocalizer.fit: expected at least one query, got none."):
-        model.fit([])
     with refuses(ArgumentError, "weight_decay in [0, inf), got -1."):
         model.fit([training_batch()], weight_decay=-1)
     for fields, error, text in (

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.text_encoders import tiny_text_encoder
+from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from packaging.version import Version
 
 from tmapdiff import MultimodalEncoder
@@ -14,56 +14,18 @@ from tmapdiff.errors import ArgumentError, CheckpointError, MissingDependencyErr
 from tmapdiff.models import TransformersTextEncoder
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "person", "opens", "the", "door", "walks"]
+WORDS = ["a", "person", "opens", "the", "door", "walks"]
 SENTENCES = ["a person opens the door", "the person walks", "a door"]
-SIZES = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 12,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
-def make_tokenizer():
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-
-
-def make_model(kind):
-    if kind == "clip":
-        config = transformers.CLIPTextConfig(**SIZES, projection_dim=8)
-        return transformers.CLIPTextModelWithProjection(config)
-    if kind == "siglip":
-        return transformers.SiglipTextModel(transformers.SiglipTextConfig(**SIZES))
-    return transformers.BertModel(transformers.BertConfig(**SIZES))
-
-
-def with_config(model):
-    model.config = transformers.PretrainedConfig()
-    return model
 
 
 def make_encoder(kind="bert", **options):
-    return TransformersTextEncoder(make_model(kind), make_tokenizer(), **options)
+    encoder = tiny_text_encoder(WORDS, kind=kind, ends=True)
+    return TransformersTextEncoder(encoder.model, encoder.tokenizer, **options)
 
 
 def ids_of(sentence):
-    return torch.tensor([[1, *(WORDS.index(word) for word in sentence.split()), 2]])
+    return torch.tensor([[1, *(4 + WORDS.index(word) for word in sentence.split()), 2]])
 
 
 @pytest.mark.parametrize("kind", ["clip", "bert"])
@@ -159,20 +121,7 @@ WANTS_SENTENCEPIECE = pytest.mark.skipif(
 
 @pytest.mark.parametrize("kind", ["clip", pytest.param("siglip", marks=WANTS_SENTENCEPIECE)])
 def test_text_tower_of_a_whole_model_in_a_folder(tmp_path, kind):
-    vision = {**SIZES, "image_size": 8, "patch_size": 4}
-    for name in ("vocab_size", "max_position_embeddings"):
-        vision.pop(name)
-    if kind == "clip":
-        text = {**SIZES, "projection_dim": 8}
-        config = transformers.CLIPConfig(
-            text_config=text, vision_config={**vision, "projection_dim": 8}, projection_dim=8
-        )
-        whole = transformers.CLIPModel(config).eval()
-    else:
-        config = transformers.SiglipConfig(text_config=SIZES, vision_config=vision)
-        whole = transformers.SiglipModel(config).eval()
-    whole.save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+    whole = save_two_towers(tmp_path, WORDS, kind)
     encoder = TransformersTextEncoder(tmp_path)
     ids = ids_of(SENTENCES[0])
     if kind == "siglip":
@@ -182,11 +131,13 @@ def test_text_tower_of_a_whole_model_in_a_folder(tmp_path, kind):
     expected = getattr(expected, "pooler_output", expected)
     assert_close(encoder(SENTENCES[:1]).sentences, expected)
     # A model without a separate text class: its text features are requested.
-    again = TransformersTextEncoder(whole, make_tokenizer())
+    again = TransformersTextEncoder(whole, encoder.tokenizer)
     assert_close(again(SENTENCES).sentences, encoder(SENTENCES).sentences)
     assert again.sentence_channels == encoder.sentence_channels
+    other = torch.nn.Linear(2, 2)
+    other.config = transformers.PretrainedConfig()
     with refuses(ArgumentError, "expected a text model, got Linear."):
-        TransformersTextEncoder(with_config(torch.nn.Linear(2, 2)), make_tokenizer())
+        TransformersTextEncoder(other, encoder.tokenizer)
 
 
 def test_tokens_take_the_place_of_words():
@@ -216,13 +167,13 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with refuses(CheckpointError, f"TransformersTextEncoder: cannot load {tmp_path}: "):
         TransformersTextEncoder(tmp_path)
-    make_model("bert").save_pretrained(tmp_path)
+    make_encoder().model.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     from safetensors.torch import load_file, save_file
 
-    kept = {k: v for k, v in load_file(weights).items() if "layer.1" not in k}
+    kept = {k: v for k, v in load_file(weights).items() if "layer.0" not in k}
     save_file(kept, weights, metadata={"format": "pt"})
-    with refuses(CheckpointError, "it has no weights encoder.layer.1."):
+    with refuses(CheckpointError, "it has no weights encoder.layer.0."):
         TransformersTextEncoder(tmp_path)
 
 
@@ -245,8 +196,8 @@ def test_what_was_saved_last_is_loaded(tmp_path, before):
         (folder / "pytorch_model.bin").write_bytes(b"")
     for name in ("README.md", "model_card.json"):
         (folder / name).write_text("mine")
-    torch.manual_seed(5)
     last = make_encoder()
+    last.model.embeddings.word_embeddings.weight.data += 1
     last.save_pretrained(folder)
     last.save_pretrained(tmp_path / "alone")
     saved, alone = ({one.name for one in place.iterdir()} for place in (folder, tmp_path / "alone"))
@@ -263,11 +214,10 @@ def test_refusals(monkeypatch):
     with refuses(ArgumentError, "expected a list of sentences, got 'a door'."):
         encoder("a door")
     with refuses(ArgumentError, "expected a tokenizer with the model, got none."):
-        TransformersTextEncoder(make_model("bert"))
-    bare = make_tokenizer()
-    bare.pad_token = None
+        TransformersTextEncoder(encoder.model)
+    encoder.tokenizer.pad_token = None
     with refuses(ArgumentError, "expected a tokenizer with a pad_token, got none."):
-        TransformersTextEncoder(make_model("bert"), bare)
+        TransformersTextEncoder(encoder.model, encoder.tokenizer)
     with refuses(ArgumentError, "expected batch_size to be an integer >= 1, got 0."):
         make_encoder(batch_size=0)
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -276,9 +226,10 @@ def test_refusals(monkeypatch):
 
 
 def test_a_tokenizer_of_more_words_than_the_model_knows(tmp_path):
-    make_encoder().save_pretrained(tmp_path)
-    config = transformers.BertConfig(**{**SIZES, "vocab_size": 8})
-    transformers.BertModel(config).save_pretrained(tmp_path)
+    encoder = make_encoder()
+    encoder.save_pretrained(tmp_path)
+    encoder.model.config.vocab_size = 8
+    transformers.BertModel(encoder.model.config).save_pretrained(tmp_path)
     expected = "TransformersTextEncoder: expected a tokenizer with the model's 8 tokens, got one "
     with refuses(CheckpointError, expected):
         TransformersTextEncoder(tmp_path)
@@ -308,7 +259,7 @@ def test_a_tokenizer_that_fails_at_words_it_does_not_know(tmp_path):
 @pytest.mark.parametrize("kind", ["attacker/beacon", "flash_attention_2"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_folder_cannot_name_attention_that_is_code_of_the_hub(field, kind, nested, tmp_path):
-    tiny_text_encoder(["a"]).save_pretrained(tmp_path)
+    make_encoder().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     if nested:  # as in a model of text and images
