@@ -202,8 +202,8 @@ VARIANTS = [
 
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_short_videos_are_masked_as_if_they_were_alone(fields: dict[str, object]) -> None:
-    whole = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).eval()
-    inputs = TestMapDiffusionDecoder().inputs(3)
+    whole = randomize_(MapDiffusionDecoder(**{**FIELDS, **fields})).double().eval()
+    inputs = TestMapDiffusionDecoder().inputs(3, torch.float64)
     num_clips = torch.tensor([8, 5, 1])
     spoilt, valid = dict(inputs), whole.grid.packed_mask(num_clips=num_clips)
     spoilt["noisy"] = inputs["noisy"].masked_fill(~valid, torch.nan)
