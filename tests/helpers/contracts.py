@@ -279,8 +279,9 @@ class ModuleContract:
 
     # Tests
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("batch", [0, 1, 3])
+    @pytest.mark.parametrize(
+        ("batch", "dtype"), [(0, torch.float32), (1, torch.float32), (3, torch.float64)]
+    )
     def test_shape_and_dtype(self, batch: int, dtype: torch.dtype) -> None:
         evaluation = evaluate(self.ready(dtype), self.inputs(batch, dtype))
         assert [tuple(one.shape) for one in evaluation.outputs] == self.expected_shapes(batch)
@@ -464,7 +465,7 @@ class MaskedContract(ModuleContract):
 
     # Tests
 
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+    @pytest.mark.parametrize("value", [torch.nan, 1e30])
     def test_invalid_inputs_do_not_matter(self, value: float) -> None:
         def spoil(name: str, tensor: Tensor) -> Tensor:
             return tensor.masked_fill(~valid[name], value) if name in valid else tensor

@@ -104,19 +104,6 @@ def products() -> Iterator[_Products]:
         yield found
 
 
-def test_unaligned_products_are_found(products: _Products) -> None:
-    def half(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16)
-
-    with products:
-        half(16, 24) @ half(24, 8)
-    assert (products.count, products.slow) == (1, [])
-    with products:
-        half(16, 24) @ half(24, 9)
-    assert len(products.slow) == 2
-    assert "(24, 9) by (9, 1)" in products.slow[0]
-
-
 @mostly_exhaustive("batch", (1, 32), "32")
 def test_denoising_in_half_precision(
     batch: int, products: _Products, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +112,9 @@ def test_denoising_in_half_precision(
     monkeypatch.setenv("TMAPDIFF_BACKEND", backends)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        decoder = MapDiffusionDecoder(channels=64, feature_channels=64, time_channels=32)
+        decoder = MapDiffusionDecoder(
+            channels=64, feature_channels=64, time_channels=32, kernel_sizes=[17]
+        )
     finally:
         torch.set_default_dtype(torch.float32)
     half = {"dtype": torch.bfloat16}
@@ -134,8 +123,8 @@ def test_denoising_in_half_precision(
     with torch.no_grad(), products:
         prepared = decoder.eval().prepare(features, torch.tensor([9, 5]))
         prepared.denoise(noisy, 0)
-    # Per scale, kernels are transformed and two convolutions computed: 5 and 2 * 8 products.
-    assert products.count > 3 * 20
+    # Per scale, kernels are transformed and a convolution computed: 5 and 8 products.
+    assert products.count > 3 * 12
     assert products.slow == []
 
 

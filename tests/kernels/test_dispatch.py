@@ -30,10 +30,6 @@ def _own_cache(tmp_path, monkeypatch):
     _dispatch._parsed.cache_clear()
 
 
-def test_takes_the_first_that_can_run() -> None:
-    assert choose("op", USABLE) == "plain"
-
-
 def test_argument_comes_before_environment_before_order(monkeypatch) -> None:
     monkeypatch.setenv(BACKEND_VARIABLE, "slow")
     assert choose("op", USABLE) == "slow"
@@ -139,17 +135,6 @@ def test_what_was_measured_of_other_code_is_measured_anew(monkeypatch) -> None:
         assert run.choose() == "one"
     finally:
         _dispatch._machine.cache_clear()
-
-
-def test_what_is_over_soon_takes_more_turns() -> None:
-    turns = []
-    _dispatch._measure(["one"], turns.append, torch.device("cpu"))
-    assert len(turns) == 1 + _dispatch._MOST_REPEATS
-    slow = []
-    _dispatch._measure(
-        ["one"], lambda name: (slow.append(name), time.sleep(0.11)), torch.device("cpu")
-    )
-    assert len(slow) == 1 + _dispatch._REPEATS
 
 
 def test_another_process_keeps_what_it_measured(tmp_path, monkeypatch) -> None:

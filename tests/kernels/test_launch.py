@@ -13,7 +13,6 @@ from tmapdiff.kernels._launch import (
     cell_strides,
     in_order,
     mask_bytes,
-    power_of_2,
     uses_tf32,
     why_not_triton,
     within_reach,
@@ -83,10 +82,6 @@ def test_far_cells_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     copy = within_reach(x)
     assert copy.is_contiguous()
     assert torch.equal(copy, x)
-
-
-def test_power_of_2() -> None:
-    assert [power_of_2(size) for size in (0, 1, 2, 3, 1024, 1025)] == [1, 1, 2, 4, 1024, 2048]
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,67 +2,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.assertions import assert_close, assert_same, assert_zero, refuses
-from helpers.contracts import MaskArgumentContract, draw, triangle
-from torch import Tensor, nn
+from helpers.contracts import draw, triangle
 
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels.masking import cells_of, check_map_features, fill_invalid, of_all_samples
 from tmapdiff.layers import masked_group_norm
 
 
-class MaskedGroupNorm(nn.Module):
-    """The function as a module, for the contract tests."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_map_features("MaskedGroupNorm", x, mask, 6)
-        return masked_group_norm(x, mask, num_groups=3)
-
-
-class TestMaskedGroupNorm(MaskArgumentContract):
-    def make(self) -> nn.Module:
-        return MaskedGroupNorm()
-
-    def inputs(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        return {"x": 2 + 3 * draw(batch, 6, 5, 3, dtype=dtype), "mask": triangle(5, 3)}
-
-    def refused(self) -> list[tuple[dict[str, Tensor], type[Exception], str]]:
-        own_mask = "mask of shape (B, N_k, A) with B = 2, N_k = 5, A = 3, got (3, 5, 3)."
-        return [
-            (inputs, ShapeError, f"MaskedGroupNorm: expected {text}")
-            for inputs, text in (
-                ({"x": draw(2, 5, 5, 3)}, "map features of shape (B, 6, N_k, A)"),
-                ({"mask": triangle(5, 3).float()}, "a mask of dtype bool, got torch.float32."),
-                ({"mask": triangle(4, 3)}, "mask of shape (N_k, A) with N_k = 5, A = 3, got (4, "),
-                ({"mask": triangle(5, 3).expand(3, -1, -1)}, own_mask),
-            )
-        ]
-
-    def expected_repr(self) -> str:
-        return "MaskedGroupNorm()"
-
-
-@pytest.mark.parametrize("num_groups", [1, 2, 3, 6])
-def test_equals_group_norm_when_all_is_valid(num_groups: int) -> None:
-    x = 3 + 2 * draw(2, 6, 5, 3)
-    expected = F.group_norm(x, num_groups)
-    assert_close(masked_group_norm(x, None, num_groups), expected)
-    assert_close(masked_group_norm(x, torch.ones(5, 3, dtype=torch.bool), num_groups), expected)
-
-
 @pytest.mark.parametrize("num_groups", [1, 2, 6])
 def test_equals_group_norm_of_the_valid_cells_alone(num_groups: int) -> None:
     x = 3 + 2 * draw(3, 6, 5, 4)
+    assert_close(masked_group_norm(x, None, num_groups), F.group_norm(x, num_groups))
     masks = draw(3, 5, 4, seed=1) > 0
     result = masked_group_norm(x, masks, num_groups)
     for row, mask in enumerate(masks):
         expected = F.group_norm(x[row : row + 1, :, mask], num_groups)
         assert_close(result[row : row + 1, :, mask], expected)
         assert_zero(result[row], ~mask)
-
-
-def test_adds_eps_to_the_variance() -> None:
-    x = draw(2, 4, 3, 3)
-    assert_close(masked_group_norm(x, None, 2, eps=0.5), F.group_norm(x, 2, eps=0.5))
 
 
 @pytest.mark.parametrize("mean", [1e4, -1e4])
@@ -72,10 +28,7 @@ def test_a_large_mean_costs_little_accuracy(mean: float) -> None:
     expected = masked_group_norm(x.double(), mask, 2)
     # Float32 represents 10,000 to about 0.001; mean square minus squared mean would be off by more
     # than the values themselves.
-    error = (masked_group_norm(x, mask, 2) - expected).abs().max()
-    assert float(error) < 2e-3
-    one_pass = (x - x.mean()) * (x.square().mean() - x.mean().square()).clamp(min=1e-5).rsqrt()
-    assert float((one_pass - expected).abs().max()) > 0.05
+    assert float((masked_group_norm(x, mask, 2) - expected).abs().max()) < 2e-3
 
 
 def test_statistics_of_half_precision_are_computed_in_float32() -> None:
@@ -102,12 +55,21 @@ def test_fill_invalid_removes_nan_in_value_and_gradient() -> None:
     assert fill_invalid(x, None) is x
 
 
-@pytest.mark.parametrize("x", [None, 3, [[1.0]]])
-def test_check_map_features_names_what_is_no_tensor(x: object) -> None:
-    with refuses(
-        ShapeError, f"expected map features of shape (B, 4, N_k, A), got {type(x).__name__}"
+def test_check_map_features_names_what_is_wrong() -> None:
+    for x, mask, text in (
+        (None, None, "map features of shape (B, 4, N_k, A), got NoneType"),
+        ([[1.0]], None, "map features of shape (B, 4, N_k, A), got list"),
+        (draw(2, 5, 5, 3), None, "map features of shape (B, 4, N_k, A), got (2, 5, 5, 3)."),
+        (draw(2, 4, 5, 3), triangle(5, 3).float(), "a mask of dtype bool, got torch.float32."),
+        (draw(2, 4, 5, 3), triangle(4, 3), "mask of shape (N_k, A) with N_k = 5, A = 3, got (4, "),
+        (
+            draw(2, 4, 5, 3),
+            triangle(5, 3).expand(3, -1, -1),
+            "mask of shape (B, N_k, A) with B = 2",
+        ),
     ):
-        check_map_features("Layer", x, None, 4)  # type: ignore[arg-type]
+        with refuses(ShapeError, f"Layer: expected {text}"):
+            check_map_features("Layer", x, mask, 4)  # type: ignore[arg-type]
 
 
 def test_layout_stays() -> None:

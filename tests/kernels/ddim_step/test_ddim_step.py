@@ -61,14 +61,6 @@ def test_runs_equal_the_scheduler_s(
                 assert_close(one, two)
 
 
-def test_coefficients_are_those_of_a_small_example() -> None:
-    rows = ddim_coefficients([0.0, 0.36], signal_scale=0.5)
-    # From pure noise to alpha 0.36: 0.6 clean and 0.8 noise; from there to clean maps.
-    expected = [[0.6, 0.8, (0.36 * 0.25 + 0.64) ** -0.5, 0.5], [1.0, 0.0, 2.0, 0.5]]
-    assert_close(rows, torch.tensor(expected, dtype=torch.float64))
-    assert ddim_coefficients([], signal_scale=1.0).shape == (0, 4)
-
-
 def test_scaled_maps_have_the_dtype_of_the_scores() -> None:
     found = ddim_step(draw(2, 5).half(), draw(2, 5), [0.5, 0.5, 1.5, 0.1])
     assert [one.dtype for one in found] == [torch.float32, torch.float32, torch.float16]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.assertions import assert_close, assert_same, refuses
+from helpers.assertions import assert_same, refuses
 from helpers.contracts import draw, triangle
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
@@ -30,12 +30,6 @@ def test_one_gate_is_the_same_gate_for_every_channel() -> None:
     repeated = torch.cat([convolved[:, :4], convolved[:, 4:].expand(-1, 4, -1, -1)], dim=1)
     shared = gate_features(convolved, mask, channels=4)
     assert_same(gate_features(repeated, mask, channels=4), shared)
-
-
-def test_bias_is_added_before() -> None:
-    convolved, bias = draw(2, 8, ROWS, COLUMNS), draw(8, seed=1)
-    expected = gate_features(convolved + bias[:, None, None], channels=4)
-    assert_close(gate_features(convolved, channels=4, bias=bias), expected)
 
 
 def test_layout_stays() -> None:

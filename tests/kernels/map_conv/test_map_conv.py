@@ -103,12 +103,6 @@ def test_only_gradients_that_are_wanted_are_computed(wanted) -> None:
     assert [value.grad is not None for value in values] == list(wanted)
 
 
-def test_without_bias() -> None:
-    x, weight, _ = inputs()
-    for backend in BACKENDS:
-        assert_close(map_conv(x, weight, backend=backend), reference(x, weight))
-
-
 @pytest.mark.parametrize("layout", ["strided", "transposed", "channels_last", "expanded"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_layout_does_not_matter(backend, layout) -> None:
@@ -121,12 +115,6 @@ def test_memory_layout_does_not_matter(backend, layout) -> None:
     }[layout]
     found = map_conv(laid, weight.mT.contiguous().mT, bias, backend=backend)
     assert_close(found, reference(laid.contiguous(), weight, bias))
-
-
-def test_spectral_writes_what_it_reads_best() -> None:
-    x, weight, bias = inputs()
-    result = map_conv(x, weight, bias, backend="spectral")
-    assert result.permute(3, 2, 0, 1).is_contiguous()
 
 
 def test_inputs_are_not_modified() -> None:
@@ -233,7 +221,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_spectra_are_kept_until_the_weight_changes(change, dtype) -> None:
     if change == "smallest" and dtype == torch.bfloat16:
         pytest.skip("nextafter knows no bfloat16 in all releases")

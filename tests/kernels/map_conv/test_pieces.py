@@ -58,8 +58,8 @@ def test_on_a_cpu_the_pieces_at_once_do_not_grow_with_the_map():
 
 
 @pytest.mark.parametrize("backend", ["direct", "spectral"])
-@pytest.mark.parametrize("size", [1, 5, 17])
-@pytest.mark.parametrize("rows", [9, 20, 31])
+@pytest.mark.parametrize("size", [1, 17])
+@pytest.mark.parametrize("rows", [9, 31])
 @pytest.mark.parametrize("at_once", [{}, {"cpu": 240}], ids=["all at once", "some at once"])
 def test_long_maps_are_convolved_as_whole_ones(backend, size, rows, at_once, monkeypatch):
     monkeypatch.setattr(pieces, "LONGEST", 8)

@@ -7,7 +7,6 @@ from helpers.assertions import assert_close, assert_same, refuses
 from helpers.contracts import draw, triangle
 
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
-from tmapdiff.kernels import _dispatch
 from tmapdiff.kernels.stylization import stylize
 
 
@@ -65,11 +64,3 @@ def test_refuses_backends_that_cannot_run() -> None:
         stylize(x, style, style, num_groups=3, backend="cuda")
     with refuses(ConfigError, "inputs that backend 'triton' supports"):
         stylize(x, style, style, num_groups=3, backend="triton")
-
-
-def test_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, style = draw(2, 6, 5, 3, dtype=torch.float64), draw(2, 6)
-    monkeypatch.setenv(_dispatch.BACKEND_VARIABLE, "stylization=triton")
-    with refuses(ConfigError, "they hold torch.float64"):
-        stylize(x, style, style, num_groups=3)
-    stylize(x, style, style, num_groups=3, backend="reference")
