@@ -1,32 +1,20 @@
 import pytest
 import torch
-from budgets import BUDGETS, READINGS, RECIPES, format_mean, maps_of, measure_budgets, print_steps
+from budgets import READINGS, RECIPES, format_mean, maps_of, measure_budgets, print_steps
 from helpers.contracts import randomize_
 from helpers.oracles import OracleDecoder
+from helpers.training import make_dataset, make_model
 
-from tmapdiff import PRESETS, ActionTimelineFeatures, MomentDataset, Vocabulary
-from tmapdiff.data import SyntheticActivities
 from tmapdiff.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
-def dataset() -> MomentDataset:
-    data = SyntheticActivities(split="test")
-    store = ActionTimelineFeatures(data.videos, num_classes=SyntheticActivities.num_classes)
-    annotations = data.annotations.limit(5)
-    vocabulary = Vocabulary.from_sentences(pair.query for pair in annotations)
-    return MomentDataset(annotations, store, vocabulary, 16)
+def dataset():
+    return make_dataset(1, "test")
 
 
 def make(dataset, **fields):
-    torch.manual_seed(0)
-    model = PRESETS["nano"].build(
-        vocabulary_size=len(dataset.vocabulary),
-        clip_channels=dataset.store.feature_dim,
-        objective="mse-rescaled",
-        **fields,
-    )
-    return randomize_(model).eval()
+    return randomize_(make_model(dataset, objective="mse-rescaled", **fields)).eval()
 
 
 @torch.no_grad()
@@ -130,4 +118,3 @@ def test_means():
     assert format_mean([]) == "-"
     assert format_mean([1.0]) == "1.0"
     assert format_mean([1.0, 3.0], signed=True) == "+2.0 ± 1.4"
-    assert BUDGETS == (1, 2, 5, 10, 25, 50)

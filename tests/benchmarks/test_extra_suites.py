@@ -103,20 +103,3 @@ def test_batch_and_loop_give_the_same_answers():
     apart = expected.scores.diff(dim=1).amax(dim=1) < -1e-4
     assert int(apart.sum()) > 6
     assert torch.allclose(found.moments[apart], expected.moments[apart])
-
-
-def test_other_answers_are_not_timed(monkeypatch):
-    monkeypatch.setattr(postprocess, "NMS_THRESHOLD", 0.2)
-    ours = postprocess.by_nms
-    wrong = postprocess.by_nms_in_a_loop
-
-    def by_another_threshold(grid, data):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(postprocess, "NMS_THRESHOLD", 0.9)
-            return wrong(grid, data)
-
-    monkeypatch.setattr(postprocess, "by_nms_in_a_loop", by_another_threshold)
-    [case] = postprocess.cases(SETTING)
-    [record] = case.measure(BENCH)
-    assert record.error == "RuntimeError: the loop's answers differ"
-    assert postprocess.by_nms is ours

@@ -19,16 +19,13 @@ from speed_suites.floors import (
 )
 from speed_suites.setting import (
     AUTO,
-    PRESET_NAMES,
     REFERENCE,
     Setting,
     backends,
-    find_preset,
     inference,
     make_localizer,
     make_peer,
     map_features,
-    memory_format,
 )
 from timing import CpuClock, Effort
 
@@ -63,13 +60,6 @@ def test_floors_of_the_paper(batch, direct, spectral):
     assert seconds * 1e3 == pytest.approx(direct, rel=0.02)
     floor = sum(conv_floor(one, H100) for one in sizes)
     assert 0.75 * spectral < floor * 1e3 < spectral
-
-
-def test_the_cheaper_way_is_the_floor():
-    small = ConvSizes(8, 32, 32, 16, 8, 1, torch.bfloat16, "cuda")
-    direct = direct_work(small)
-    seconds = H100.seconds(direct.operations, direct.bytes_moved, torch.bfloat16)
-    assert conv_floor(small, H100) == pytest.approx(seconds)
 
 
 def test_products_of_spectra_are_counted_as_they_are_done():
@@ -117,33 +107,6 @@ def test_suites_choose_sizes_unless_they_are_asked_for():
     assert names == ["tiny", "stack16", "nano", "paper"]
     batches = [one.batch_sizes(gpu=(64,), cpu=(8,)) for one in (full, quick, asked, gpu)]
     assert [list(one) for one in batches] == [[8], [2], [3], [64]]
-
-
-def test_inputs_on_a_gpu_overflow_its_cache():
-    gpu = Setting(CUDA, [torch.float32])
-    assert gpu.num_inputs(16 * 2**20) == 8
-    assert gpu.num_inputs(2**30) == 3
-    assert gpu.num_inputs(1) == 32
-    assert Setting(CPU, [torch.float32]).num_inputs(1) == 3
-
-
-def test_half_precision_on_a_gpu_is_channels_last():
-    formats = {
-        (device.type, dtype): memory_format(device, dtype)
-        for device in (CPU, CUDA)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    }
-    last = {key for key, value in formats.items() if value is torch.channels_last}
-    assert last == {("cuda", torch.bfloat16), ("cuda", torch.float16)}
-
-
-def test_stacks_are_the_paper_with_fewer_channels():
-    presets = {name: find_preset(name) for name in PRESET_NAMES}
-    assert all(one.grid for one in presets.values())
-    paper, stack = presets["paper"], presets["stack128"]
-    assert stack.grid == paper.grid
-    assert stack.decoder["kernel_sizes"] == paper.decoder["kernel_sizes"]
-    assert stack.encoder["channels"] == stack.decoder["channels"] == 128
 
 
 def test_backends_replace_the_users_and_give_them_back(monkeypatch):

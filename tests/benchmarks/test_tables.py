@@ -227,22 +227,6 @@ def test_data_are_needed(tmp_path, capsys):
     assert "failed: tables: expected --data, the folder of charades-sta" in capsys.readouterr().out
 
 
-def test_every_row_of_tables_3_to_5_is_a_model():
-    names = {}
-    for table in ("3", "4", "5"):
-        for row in tables.TABLES[table]:
-            preset = tables.PRESETS["nano"]
-            model = preset.build(
-                vocabulary_size=9, clip_channels=4, decoder=row.decoder, objective=row.objective
-            )
-            names.setdefault(row.name, []).append(row.label)
-            assert model.objective.name == row.objective
-            for field, value in row.decoder.items():
-                assert model.decoder.config[field] == value
-    assert names["diffusion_mse-full"] == ["cnn-concat", "mse-full", "both"]
-    assert [len(labels) for labels in names.values()].count(1) == len(names) - 1
-
-
 def test_trials_cover_the_values_of_each_setting_evenly(tmp_path):
     terms, row = tables.Terms(tmp_path, tmp_path), tables.TABLES["target"][0]
     trials = [trial.settings for trial in tables.trials_of(row, 7, terms)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tmapdiff import MapDiffusionDecoder
-from tmapdiff.kernels._alignment import aligned_channels, in_aligned_rows, with_channels
+from tmapdiff.kernels._alignment import aligned_channels
 from tmapdiff.kernels.map_conv import spectral as spectral_module
 from tmapdiff.kernels.map_conv.spectral import spectral_map_conv
 from tmapdiff.kernels.map_conv.transforms import MapTransform
@@ -28,23 +28,6 @@ PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "baddbmm_", "addmm_")
 def test_channels_are_aligned_where_it_adds_few(channels: int, expected: int) -> None:
     assert aligned_channels(channels, CUDA) == expected
     assert aligned_channels(channels, CPU) == channels
-
-
-@pytest.mark.parametrize("dim", [0, 1, 2, -1])
-def test_channels_are_added_as_zeros(dim: int) -> None:
-    x = draw(3, 3, 3)
-    wide = with_channels(x, 5, dim)
-    assert torch.equal(wide.narrow(dim, 0, 3), x)
-    assert not wide.narrow(dim, 3, 2).any()
-    assert with_channels(x, 3, dim) is x
-
-
-@pytest.mark.parametrize("columns", [1, 7, 8, 26])
-def test_rows_of_tables_are_aligned(columns: int) -> None:
-    table = draw(5, 2, columns)
-    found = in_aligned_rows(table)
-    assert torch.equal(found, table)
-    assert found.stride(0) % 8 == found.stride(1) % 8 == 0
 
 
 # Padded channels

@@ -12,76 +12,18 @@ from tmapdiff.kernels import _launch
 from tmapdiff.kernels._launch import (
     cell_strides,
     in_order,
-    mask_bytes,
     uses_tf32,
     why_not_triton,
     within_reach,
 )
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import map_conv
-from tmapdiff.kernels.memory_order import empty_like_maps, memory_order
 from tmapdiff.kernels.stylization import stylize
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides_lead_to_every_cell(layout: str) -> None:
-    for shape in ((2, 3, 5, 4), (1, 3, 5, 4), (2, 3, 1, 4), (2, 3, 5, 1)):
-        batch, channels, rows, columns = shape
-        x, other = LAYOUTS[layout](draw(*shape)), draw(*shape, seed=1)
-        found_columns, strides = cell_strides(x, other)
-        assert found_columns in (1, columns), shape
-        cell = torch.arange(rows * columns)
-        row, column = cell // found_columns, cell % found_columns
-        for one, (by_sample, by_channel, by_row, by_column) in zip(
-            (x, other), strides, strict=True
-        ):
-            offsets = (
-                torch.arange(batch)[:, None, None] * by_sample
-                + torch.arange(channels)[:, None] * by_channel
-                + row * by_row
-                + column * by_column
-            )
-            last = one.untyped_storage().nbytes() // one.element_size() - one.storage_offset()
-            assert torch.equal(one.as_strided((last,), (1,))[offsets], one.flatten(2)), shape
-
-
-def test_bytes_of_masks_follow_each_other() -> None:
-    assert mask_bytes(None) == (None, 0)
-    cell = torch.arange(20)
-    for mask in (
-        draw(5, 4) > 0,
-        draw(2, 5, 4) > 0,
-        draw(4, 5).T > 0,
-        draw(4, 2, 5).movedim(0, 2) > 0,
-    ):
-        valid, by_sample = mask_bytes(mask)
-        offsets = torch.arange(2)[:, None] * by_sample + cell
-        assert torch.equal(valid.flatten()[offsets] != 0, mask.expand(2, -1, -1).flatten(1))
 
 
 def test_cells_that_follow_each_other_are_one_column() -> None:
     for layout, columns in (("contiguous", 1), ("channels_last", 1), ("durations_outermost", 4)):
         assert cell_strides(LAYOUTS[layout](draw(2, 3, 5, 4)))[0] == columns
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels", [None, 2])
-def test_room_is_dense_and_in_the_same_order(layout: str, channels: int | None) -> None:
-    x = LAYOUTS[layout](draw(2, 3, 5, 4))
-    empty = empty_like_maps(x, channels)
-    assert empty.shape == (2, channels or 3, 5, 4)
-    assert empty.dtype == x.dtype
-    assert memory_order(empty) == memory_order(x)
-    assert empty.permute(memory_order(empty)).is_contiguous()
-
-
-def test_far_cells_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = LAYOUTS["durations_outermost"](draw(2, 3, 5, 4))
-    assert within_reach(x) is x
-    monkeypatch.setattr(_launch, "_MOST_ELEMENTS", 100)
-    copy = within_reach(x)
-    assert copy.is_contiguous()
-    assert torch.equal(copy, x)
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff.corpus import CorpusOptions, localize_corpus
 from tmapdiff.data import AnnotationSet, encode_text_track, load_glove, load_text_track
 from tmapdiff.data._video_ids import _file_name, video_id_of
-from tmapdiff.video import FeatureStoreWriter, VideoFeatures
+from tmapdiff.video import FeatureStoreWriter
 
 Files = Mapping[str, bytes]
 
@@ -436,23 +436,6 @@ def _track_encoder() -> tmapdiff.TransformersTextEncoder:
     return tiny_text_encoder(_WORDS, 4)
 
 
-def _text_pipeline_seeds(folder: Path) -> list[Files]:
-    text_encoder = tiny_text_encoder(_WORDS, 8)
-    fields = {"text_channels": text_encoder.token_channels}
-    localizer = _TINY.build(vocabulary_size=None, clip_channels=6, encoder=fields)
-    tmapdiff.MomentLocalizationPipeline(localizer, text_encoder=text_encoder).save_pretrained(
-        folder
-    )
-    return [_files(folder)]
-
-
-def _check_text_pipeline(folder: Path) -> None:
-    pipe = tmapdiff.MomentLocalizationPipeline.from_pretrained(folder)
-    video = VideoFeatures(torch.ones(8, 6), 0.5, 4.0)
-    for moment in pipe(video, "a person opens the door", num_inference_steps=2).moments[0]:
-        assert 0 <= moment.start < moment.end
-
-
 def _ms2dtan_seeds(folder: Path) -> list[Files]:
     weights = {"a.weight": torch.ones(3, 4), "a.bias": torch.ones(3)}
     return [
@@ -699,7 +682,6 @@ TARGETS = {
         Target("text-encoder", _text_encoder_seeds, _check_text_encoder),
         Target("image-tower", _image_tower_seeds, _check_image_tower),
         Target("text-track", _track_seeds, _check_track),
-        Target("text-pipeline", _text_pipeline_seeds, _check_text_pipeline, share=0.5),
         Target("corpus", _corpus_seeds, _check_corpus),
         Target("ms2dtan", _ms2dtan_seeds, _check_ms2dtan),
         Target("checkpoint", _checkpoint_seeds, _check_checkpoint, share=0.5),
