@@ -13,8 +13,7 @@ from helpers.assertions import (
     assert_zero,
     refuses,
 )
-from helpers.contracts import draw, randomize_
-from torch import nn
+from helpers.contracts import draw
 
 from tmapdiff.errors import ArgumentError, ShapeError
 
@@ -22,11 +21,6 @@ from tmapdiff.errors import ArgumentError, ShapeError
 def fails(compare: Callable[..., None], *arguments: Any, match: str | None = None) -> None:
     with pytest.raises(pytest.fail.Exception, match=match):
         compare(*arguments)
-
-
-def test_tolerances_are_far_below_five_percent() -> None:
-    for tolerance in TOLERANCES.values():
-        assert 0 < tolerance.typical <= tolerance.worst < 0.045
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -107,21 +101,3 @@ def test_refuses_fails(error: Exception | None, texts: tuple[str, ...], failure:
 def test_refuses_accepts_the_kind_and_its_children() -> None:
     with refuses(ArgumentError, "got", "(2, 3)."):
         raise ShapeError("who: expected (1,), got (2, 3).")
-
-
-def test_randomize_overwrites_everything_and_repeats() -> None:
-    def make() -> nn.Module:
-        return nn.Sequential(nn.Embedding(4, 3, padding_idx=0), nn.Linear(3, 3), nn.BatchNorm1d(3))
-
-    module, twin, other = randomize_(make()), randomize_(make()), randomize_(make(), seed=1)
-    for (name, one), two, three in zip(
-        module.state_dict().items(),
-        twin.state_dict().values(),
-        other.state_dict().values(),
-        strict=True,
-    ):
-        assert_same(one, two, name)
-        if name != "2.num_batches_tracked":
-            assert bool((one != three).any()), name
-            assert len(one.unique()) > 1, name
-    assert_zero(module[0].weight, torch.tensor([True, False, False, False])[:, None])

@@ -1,39 +1,15 @@
 """Tests that use slow means without saying so fail."""
 
-import multiprocessing
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from helpers.tiers import fail_if_unmarked, slow_means
+from helpers.tiers import fail_if_unmarked
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.process
-@pytest.mark.compile
-def test_what_is_slow_is_noted() -> None:
-    torch.compile(torch.nn.Identity())
-    assert slow_means() == {"compile"}
-    subprocess.run([sys.executable, "-c", ""], check=True)
-    assert slow_means() == {"process"}
-    process = multiprocessing.get_context("spawn").Process()
-    process.start()
-    process.join()
-    assert slow_means() == {"process"}
-
-
-def test_programs_that_are_quick_are_not() -> None:
-    git = shutil.which("git")
-    for command in ([sys.executable, "-I", "-c", ""], [git, "--version"]):
-        if command[0]:
-            subprocess.run(command, check=True, capture_output=True)
-    assert slow_means() == set()
 
 
 def test_a_test_without_its_marker_fails(request: pytest.FixtureRequest) -> None:

@@ -87,26 +87,32 @@ def test_map_without_candidates_ranks_nothing():
 
 
 def test_bad_arguments_are_refused():
-    moments, scores = torch.rand(4, 2), torch.rand(2, 4)
-    with refuses(ShapeError, "expected scores of shape (B, M), got (4,)."):
-        temporal_nms(moments, scores[0], threshold=0.5, top_n=1)
-    with refuses(ShapeError, "expected moments of shape (M, 2) with M = 4, got (3, 2)."):
-        temporal_nms(moments[:3], scores, threshold=0.5, top_n=1)
-    with refuses(
-        ShapeError, "expected moments of shape (B, M, 2) with B = 2, M = 4, got (1, 4, 2)"
+    good = {"moments": torch.rand(4, 2), "scores": torch.rand(2, 4), "threshold": 0.5, "top_n": 1}
+    for changes, kind, text in (
+        ({"scores": torch.rand(4)}, ShapeError, "scores of shape (B, M), got (4,)."),
+        (
+            {"moments": torch.rand(3, 2)},
+            ShapeError,
+            "moments of shape (M, 2) with M = 4, got (3, 2)",
+        ),
+        (
+            {"moments": torch.rand(1, 4, 2)},
+            ShapeError,
+            "moments of shape (B, M, 2) with B = 2, M = 4",
+        ),
+        ({"threshold": 1.5}, ArgumentError, "threshold in [0, 1], got 1.5."),
+        ({"top_n": 0}, ArgumentError, "top_n to be an integer >= 1, got 0."),
     ):
-        temporal_nms(moments[None], scores, threshold=0.5, top_n=1)
-    with refuses(ArgumentError, "temporal_nms: expected threshold in [0, 1], got 1.5."):
-        temporal_nms(moments, scores, threshold=1.5, top_n=1)
-    with refuses(ArgumentError, "temporal_nms: expected top_n to be an integer >= 1, got 0."):
-        temporal_nms(moments, scores, threshold=0.5, top_n=0)
-    mask = torch.ones(4, 4, dtype=torch.bool)
-    with refuses(ShapeError, "rank_moments: expected dense of shape (B, N, N), got (1, 4, 5)."):
-        rank_moments(torch.zeros(1, 4, 5), mask, torch.ones(1))
-    with refuses(ShapeError, "rank_moments: expected mask of shape (N, N) with N = 5, got (4, 4)."):
-        rank_moments(torch.zeros(1, 5, 5), mask, torch.ones(1))
-    with refuses(ShapeError, "rank_moments: expected clip_seconds of shape (B) with B = 1"):
-        rank_moments(torch.zeros(1, 4, 4), mask, torch.ones(2))
+        with refuses(kind, f"temporal_nms: expected {text}"):
+            temporal_nms(**{**good, **changes})
+    mask, one = torch.ones(4, 4, dtype=torch.bool), torch.ones(1)
+    for dense, seconds, text in (
+        (torch.zeros(1, 4, 5), one, "dense of shape (B, N, N), got (1, 4, 5)."),
+        (torch.zeros(1, 5, 5), one, "mask of shape (N, N) with N = 5, got (4, 4)."),
+        (torch.zeros(1, 4, 4), torch.ones(2), "clip_seconds of shape (B) with B = 1"),
+    ):
+        with refuses(ShapeError, f"rank_moments: expected {text}"):
+            rank_moments(dense, mask, seconds)
 
 
 def test_every_query_has_its_own_candidates_and_its_own_end():
@@ -195,14 +201,15 @@ def test_a_device_is_never_waited_for(batch):
 
 def test_candidates_that_do_not_fit_are_refused():
     candidates, scores, seconds = torch.tensor([[0, 1], [1, 2]]), torch.rand(3, 2), torch.ones(3)
-    with refuses(ShapeError, "rank_candidates: expected scores of shape (B, M), got (2,)."):
-        rank_candidates(candidates, scores[0], seconds)
-    with refuses(ShapeError, "rank_candidates: expected candidates of shape (M, 2) with M = 2"):
-        rank_candidates(candidates[:1], scores, seconds)
-    with refuses(ShapeError, "rank_candidates: expected clip_seconds of shape (B) with B = 3"):
-        rank_candidates(candidates, scores, seconds[:2])
-    with refuses(ShapeError, "rank_candidates: expected durations of shape (B) with B = 3"):
-        rank_candidates(candidates, scores, seconds, durations=seconds[:2])
+    good = {"candidates": candidates, "scores": scores, "clip_seconds": seconds}
+    for changes, text in (
+        ({"scores": scores[0]}, "scores of shape (B, M), got (2,)."),
+        ({"candidates": candidates[:1]}, "candidates of shape (M, 2) with M = 2"),
+        ({"clip_seconds": seconds[:2]}, "clip_seconds of shape (B) with B = 3"),
+        ({"durations": seconds[:2]}, "durations of shape (B) with B = 3"),
+    ):
+        with refuses(ShapeError, f"rank_candidates: expected {text}"):
+            rank_candidates(**{**good, **changes})
     none = rank_candidates(candidates[:0], scores[:, :0], seconds, top_n=2)
     assert not bool(none.valid.any())
     assert none.moments.shape == (3, 2, 2)

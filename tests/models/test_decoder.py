@@ -38,37 +38,24 @@ class TestMapDiffusionDecoder(MaskedContract):
         return [(batch, 36)]
 
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
+        features, wide = self.inputs(2)["features"], draw(3, 2, 4, 3)
+        shapes = (
+            ({"noisy": draw(2, 35)}, "noisy of shape (B, 36) with B = 2, got (2, 35)."),
+            ({"noisy": draw(2, 8, 3)}, "noisy of shape (B, cells)"),
+            ({"timestep": torch.ones(3)}, "timestep of shape (B) with B = 2, got (3,)."),
+            ({"features": features[:1]}, "features to be a list of 2, got 1."),
+            ({"features": draw(2, 2)}, "features to be a list of 2, got Tensor."),
+            ({"features": features[::-1]}, "features[0] of shape (B, 2, 8, 3), got (2, 2, 4, 3)."),
+            (
+                {"features": [features[0], wide]},
+                "features[1] of shape (B, 2, 4, 3) with B = 2, got",
+            ),
+        )
         who = "MapDiffusionDecoder: expected"
-        features = self.inputs(2)["features"]
+        time = f"{who} timestep to be an integer >= 0, got 5.0."
         return [
-            (
-                {"noisy": draw(2, 35)},
-                ShapeError,
-                f"{who} noisy of shape (B, 36) with B = 2, got (2, 35).",
-            ),
-            ({"noisy": draw(2, 8, 3)}, ShapeError, f"{who} noisy of shape (B, cells)"),
-            (
-                {"timestep": torch.tensor([1, 2, 3])},
-                ShapeError,
-                f"{who} timestep of shape (B) with B = 2, got (3,).",
-            ),
-            ({"timestep": 5.0}, ArgumentError, f"{who} timestep to be an integer >= 0, got 5.0."),
-            ({"features": features[:1]}, ShapeError, f"{who} features to be a list of 2, got 1."),
-            (
-                {"features": draw(2, 2)},
-                ShapeError,
-                f"{who} features to be a list of 2, got Tensor.",
-            ),
-            (
-                {"features": features[::-1]},
-                ShapeError,
-                f"{who} features[0] of shape (B, 2, 8, 3), got (2, 2, 4, 3).",
-            ),
-            (
-                {"features": [features[0], draw(3, 2, 4, 3)]},
-                ShapeError,
-                f"{who} features[1] of shape (B, 2, 4, 3) with B = 2, got (3, 2, 4, 3).",
-            ),
+            *((changes, ShapeError, f"{who} {text}") for changes, text in shapes),
+            ({"timestep": 5.0}, ArgumentError, time),
         ]
 
     def expected_repr(self) -> str:

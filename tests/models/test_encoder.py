@@ -68,25 +68,19 @@ class TestTextEncoder(TextEncoderContract):
         return {"words": WORDS[:batch], "num_words": NUM_WORDS[:batch]}
 
     def refused(self) -> list[tuple[Inputs, type[Exception], str]]:
-        who = "TextEncoder: expected"
         return [
-            (
-                {"num_words": torch.tensor([3, 0])},
-                ArgumentError,
-                f"{who} num_words in 1 to 5, got 0 in row 1.",
-            ),
-            (
-                {"num_words": torch.tensor([6, 2])},
-                ArgumentError,
-                f"{who} num_words in 1 to 5, got 6 in row 0.",
-            ),
-            ({"num_words": torch.tensor([-1, 2])}, ArgumentError, "got -1 in row 0."),
-            (
-                {"num_words": torch.tensor([3])},
-                ShapeError,
-                f"{who} num_words of shape (B) with B = 2, got (1,).",
-            ),
-            ({"words": WORDS[0]}, ShapeError, f"{who} words of shape (B, L), got (5,)."),
+            (changes, kind, f"TextEncoder: expected {text}")
+            for changes, kind, text in (
+                ({"num_words": torch.tensor([3, 0])}, ArgumentError, "num_words in 1 to 5, got 0"),
+                ({"num_words": torch.tensor([6, 2])}, ArgumentError, "num_words in 1 to 5, got 6"),
+                (
+                    {"num_words": torch.tensor([1, -1])},
+                    ArgumentError,
+                    "num_words in 1 to 5, got -1",
+                ),
+                ({"num_words": NUM_WORDS[:1]}, ShapeError, "num_words of shape (B) with B = 2"),
+                ({"words": WORDS[0]}, ShapeError, "words of shape (B, L), got (5,)."),
+            )
         ]
 
     def expected_repr(self) -> str:

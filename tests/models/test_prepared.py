@@ -64,32 +64,6 @@ def test_a_prepared_run_equals_calls(architecture: str, every: int) -> None:
                     assert_zero(called, ~mask, what)
 
 
-def test_a_run_without_gradients_keeps_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=spectral")
-    whole = make().float()
-    features = [draw(2, 2, rows, 3, seed=rows) for rows in (8, 4)]
-    noisy = draw(2, 36)
-
-    def prepare() -> Any:
-        return whole.prepare(features, torch.tensor([10]))
-
-    with torch.no_grad():
-        first = prepare().denoise(noisy, 0)
-        before, again = (
-            [plan.spectrum for one in run.parts for plan in one.plans]
-            for run in (prepare(), prepare())
-        )
-        assert len(before) == 4
-        assert all(one is other for one, other in zip(before, again, strict=True))
-        # As when weights are replaced by their moving average.
-        for parameter in whole.parameters():
-            parameter.data.copy_(parameter.data * 1.1)
-        changed = prepare().denoise(noisy, 0)
-        monkeypatch.setenv("TMAPDIFF_BACKEND", "map_conv=direct")
-        assert_close(changed, whole(noisy, 10, features))
-    assert float((changed - first).abs().max()) > 1e-3
-
-
 def test_refuses_to_denoise_what_was_not_prepared() -> None:
     whole = MapDiffusionDecoder(**SMALLEST_DECODER)
     features = [draw(2, 2, rows, 3, seed=rows) for rows in (8, 4)]
