@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.contracts import draw
 from helpers.host_sync import on_a_device
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor
@@ -31,20 +30,6 @@ def test_channels_are_aligned_where_it_adds_few(channels: int, expected: int) ->
 
 
 # Padded channels
-
-
-@pytest.mark.usefixtures("aligned_on_the_cpu")
-@pytest.mark.parametrize("rows", [5, 1])
-def test_gradients_have_the_room_that_features_have(rows: int) -> None:
-    wide = draw(rows, 4, 2, 16).permute(2, 3, 0, 1)
-    room = empty_like_maps(wide[:, :13])
-    assert room.shape == (2, 13, rows, 4)
-    assert (room.stride(0), room.stride(1), room.stride(3)) == (16, 1, 32)
-    assert empty_like_maps(wide[:, :13], 12).stride(0) == 12
-    assert empty_like_maps(wide[:, :12]).stride(0) == 12  # 16 would be too many for 12
-    assert empty_like_maps(draw(2, 13, rows, 4)).stride(1) == rows * 4
-    narrow = draw(rows, 4, 2, 13).permute(2, 3, 0, 1)
-    assert empty_like_maps(narrow).stride() == narrow.stride()
 
 
 # All products on a GPU

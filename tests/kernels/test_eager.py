@@ -109,16 +109,6 @@ def test_is_what_the_cpu_runs_but_in_half_precision(name: str) -> None:
         call(**{one: tensor.half() for one, tensor in inputs.items()}, backend="eager")
 
 
-@pytest.mark.compile
-@pytest.mark.usefixtures("large_maps")
-@pytest.mark.parametrize("name", EAGER)
-def test_the_compiler_sees_the_parts(name: str) -> None:
-    call, inputs = operation(name)
-    torch._dynamo.reset()
-    compiled = torch.compile(call, backend="eager", fullgraph=True)
-    assert not is_eager(compiled, inputs, torch.float32)
-
-
 def test_layer_norm_has_no_eager_form() -> None:
     x, style = draw(2, 4, 3, 3), draw(2, 4)
     with refuses(ConfigError, "supports, got others: there are no groups."):

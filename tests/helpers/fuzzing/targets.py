@@ -1,7 +1,6 @@
 """What is fuzzed: for each kind of file that is read, small whole ones and the reading of them."""
 
 import atexit
-import csv
 import functools
 import io
 import json
@@ -25,6 +24,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from helpers.corpora import make_corpus
 from helpers.crash_run import make_trainer
+from helpers.datasets import write_charades
 from helpers.fuzzing.mutations import mutate
 from helpers.migration import EXPERIMENT
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
@@ -218,19 +218,8 @@ def _check_submission(folder: Path) -> None:
 
 
 def _charades_seeds(folder: Path) -> list[Files]:
-    rows = io.StringIO()
-    writer = csv.writer(rows)
-    writer.writerow(["id", "subject", "scene", "script", "descriptions", "actions", "length"])
-    for i, video_id in enumerate(_VIDEOS):
-        actions = f"c{i:03d} 0.00 5.10;c156 {i}.50 20.00"
-        writer.writerow([video_id, "S", "Room", 'A "b", c.', "a;b", actions, f"{30 + i}.5"])
-    lines = "".join(f"{one} {i}.0 12.5##person opens a door.\n" for i, one in enumerate(_VIDEOS))
-    return [
-        {
-            "Charades_v1_train.csv": rows.getvalue().encode(),
-            "charades_sta_train.txt": lines.encode(),
-        }
-    ]
+    write_charades(folder, _VIDEOS, actions="c001 0.00 5.10;c156 1.50 20.00")
+    return [{name: one for name, one in _files(folder).items() if "train" in name}]
 
 
 def _check_charades(folder: Path) -> None:
@@ -650,18 +639,6 @@ def _check_writer(folder: Path) -> None:
     assert store["C"].shape == (6, 4)
 
 
-def _choices_seeds(folder: Path) -> list[Files]:
-    return [{"kernels.json": _json({"map_conv (1, 2) cpu": "direct", "gate x": "reference"})}]
-
-
-def _check_choices(folder: Path) -> None:
-    from tmapdiff.kernels import _dispatch
-
-    os.environ[_dispatch.CACHE_VARIABLE] = str(folder)
-    choices = _dispatch._read_choices()
-    assert all(isinstance(one, str) for pair in choices.items() for one in pair)
-
-
 TARGETS = {
     target.name: target
     for target in (
@@ -689,7 +666,6 @@ TARGETS = {
         Target("video", _video_seeds, _check_video, share=2, megabytes=4096),
         _ClockTarget("clock", _clock_seeds, _check_clock, share=0.5, megabytes=4096),
         Target("writer", _writer_seeds, _check_writer, share=0.5),
-        Target("kernel-choices", _choices_seeds, _check_choices, share=0.25),
     )
 }
 
