@@ -8,7 +8,7 @@ from helpers.assertions import refuses
 from helpers.pipelines import make_localizer, make_pipe
 
 from tmapdiff import ConfigError, MapScheduler, MomentLocalizer, SimilarityLocalizer
-from tmapdiff.export import export_pipeline, exporting
+from tmapdiff.export import export_pipeline
 
 from .conftest import KINDS, LENGTH, inputs_of
 
@@ -100,15 +100,3 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path):
     with refuses(ConfigError, "one step, as the model is deterministic"):
         export_pipeline(fixed, tmp_path / "a", num_inference_steps=2)
     assert not (tmp_path / "a").exists()
-
-
-def test_the_numbers_of_the_steps_are_the_schedulers():
-    model = make_pipe().localizer
-    steps = exporting._steps_of(model, 3)
-    scheduler = MapScheduler()
-    scheduler.set_timesteps(3)
-    assert steps["timesteps"] == scheduler.timesteps.tolist()
-    assert steps["alphas_cumprod"] == scheduler.alphas_cumprod.tolist()
-    noisy = torch.randn(2, 5)
-    scaled = scheduler.scale_model_input(noisy, steps["timesteps"][0])
-    assert torch.allclose(noisy * steps["input_scale"], scaled)

@@ -74,9 +74,6 @@ class TestMapTransformerLayer(MaskArgumentContract):
         time = "StylizationBlock: expected time_embedding of shape (B, 3)"
         return [*refused, ({"time_embedding": draw(2, 4)}, ShapeError, time)]
 
-    def expected_repr(self) -> str:
-        return "(key_value): Linear(in_features=4, out_features=8, bias=True)"
-
     def valid_inputs(self) -> dict[str, Tensor]:
         return {"x": MASK, **({"context": MASK} if self.with_context else {})}
 

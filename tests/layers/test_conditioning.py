@@ -53,9 +53,6 @@ class ConditioningContract(MaskArgumentContract):
 class TestConcatConditioning(ConditioningContract):
     kind, out_channels = ConcatConditioning, 5
 
-    def expected_repr(self) -> str:
-        return "(embed): MaskedEmbed(1, 2, kernel_size=(1, 1)"
-
     def test_concatenates_a_linear_map_of_the_noisy_map_and_the_features(self) -> None:
         layer, inputs = self.ready(), self.inputs(2)
         result = layer(**inputs)
@@ -78,9 +75,6 @@ class TestMultiplyConditioning(ConditioningContract):
 
     def make(self) -> nn.Module:
         return MultiplyConditioning(feature_channels=3, channels=2, product="gated")
-
-    def expected_repr(self) -> str:
-        return "product=gated"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from torch import Tensor, nn
 
+from tmapdiff.layers import GatedConv2d, MultiplyConditioning, StylizationBlock
 from tmapdiff.layers._modules import is_plain
 
 
@@ -31,3 +32,12 @@ def test_what_adds_to_a_call_has_to_be_called() -> None:
     del layer.weight
     layer.weight = weight.as_subclass(Other)
     assert not is_plain(layer, nn.Linear)
+
+
+def test_options_are_shown() -> None:
+    for layer, text in (
+        (GatedConv2d(3, 4, gate="channel"), "gate=channel\n  (conv): MapConv2d(3, 8, kernel_size"),
+        (MultiplyConditioning(3, 2, "gated"), "product=gated"),
+        (StylizationBlock(6, 4, num_groups=3), "norm=group, num_groups=3\n"),
+    ):
+        assert text in repr(layer)

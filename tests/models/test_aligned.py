@@ -69,12 +69,6 @@ class TestAlignedEncoder(MaskedContract, EagerContract):
             ({"num_words": torch.tensor([0, 1])}, ArgumentError, "got 0 in row 0."),
         ]
 
-    def expected_repr(self) -> str:
-        return "(aligned_fusion): AlignedFusion("
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {}
-
     def valid_outputs(self) -> list[Tensor]:
         return [triangle(8, 3), triangle(4, 3)]
 

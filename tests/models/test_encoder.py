@@ -83,9 +83,6 @@ class TestTextEncoder(TextEncoderContract):
             )
         ]
 
-    def expected_repr(self) -> str:
-        return "(lstm): PaddedLSTM(3, 2, num_layers=2, batch_first=True, bidirectional=True)"
-
     def test_padding_does_not_matter(self) -> None:
         encoder = self.ready()
         expected = evaluate(encoder, self.inputs(3))
@@ -173,9 +170,6 @@ class TestTextEncoderOfFeatures(TextEncoderContract):
             ({"words": draw(2, 5, 7)}, ShapeError, f"{who} words of shape (B, L, 6), got (2, 5, 7"),
             ({"num_words": torch.tensor([6, 2])}, ArgumentError, "got 6 in row 0."),
         ]
-
-    def expected_repr(self) -> str:
-        return "(embedding): Linear(in_features=6, out_features=3, bias=True)"
 
     def test_word_dropout_empties_features_in_training_only(self) -> None:
         encoder = randomize_(TextEncoder(None, 3, 4, 1, word_dropout=1.0, text_channels=6))
@@ -331,12 +325,6 @@ class TestMultimodalEncoder(MaskedContract, EagerContract):
             ),
             ({"num_words": torch.tensor([0, 1])}, ArgumentError, "got 0 in row 0."),
         ]
-
-    def expected_repr(self) -> str:
-        return "(text_encoder): TextEncoder("
-
-    def valid_inputs(self) -> dict[str, Tensor]:
-        return {}
 
     def valid_outputs(self) -> list[Tensor]:
         return [triangle(8, 3), triangle(4, 3)]

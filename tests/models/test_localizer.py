@@ -67,14 +67,6 @@ def public(model: MomentLocalizer) -> dict[str, object]:
 
 
 class TestConstruction:
-    def test_defaults(self):
-        model = make()
-        assert model.config["objective"] == "mse-full"
-        assert model.config["nms_threshold"] == 0.49
-        assert len(model.scheduler.timesteps) == model.config["num_inference_steps"] == 2
-        assert public(model)["encoder_config"] == ENCODER
-        assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "decoder"}
-
     def test_fields_reach_the_parts(self):
         model = make(
             scheduler_config={"signal_scale": 0.3}, objective="bce-full", num_inference_steps=3
