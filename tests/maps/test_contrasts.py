@@ -165,24 +165,19 @@ def test_half_precision_is_computed_in_more() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    grid = MapGrid(8, 4, 2)
-    who = "contrast_features: expected"
-    with refuses(ShapeError, f"{who} similarity of shape (B, S, T), got (8, 3)."):
-        contrast_features(draw(8, 3), grid)
-    with refuses(
-        ShapeError, f"{who} the number of rows to be a multiple of the grid's 8 clips, got 12."
+    similarity = draw(1, 1, 8)
+    for changes, kind, text in (
+        ({"similarity": draw(8, 3)}, ShapeError, "similarity of shape (B, S, T), got (8, 3)."),
+        ({"similarity": draw(1, 1, 12)}, ShapeError, "a multiple of the grid's 8 clips, got 12."),
+        ({"similarity": similarity.long()}, ArgumentError, "similarity of a floating dtype"),
+        ({"smoothings": (1, 4, 9)}, ConfigError, "odd smoothings, got 4."),
+        ({"smoothings": (1, 5)}, ShapeError, "smoothings to be a list of 3, got 2."),
+        ({"num_clips": torch.tensor([8, 8])}, ShapeError, "num_clips of shape (B) with B = 1"),
     ):
-        contrast_features(draw(1, 1, 12), grid)
-    with refuses(ArgumentError, "similarity of a floating dtype"):
-        contrast_features(torch.ones(1, 1, 8).long(), grid)
-    with refuses(ConfigError, f"{who} odd smoothings, got 4."):
-        contrast_features(draw(1, 1, 8), grid, smoothings=(1, 4, 9))
-    with refuses(ShapeError, f"{who} smoothings to be a list of 3, got 2."):
-        contrast_features(draw(1, 1, 8), grid, smoothings=(1, 5))
-    with refuses(ShapeError, "num_clips of shape (B) with B = 1"):
-        contrast_features(draw(1, 1, 8), grid, torch.tensor([8, 8]))
+        with refuses(kind, text):
+            contrast_features(**{"similarity": similarity, "grid": MapGrid(8, 4, 2), **changes})
     with refuses(ShapeError, "cell_means: expected rows of shape (B, T, D), got (8, 3)."):
-        cell_means(draw(8, 3), grid)
+        cell_means(draw(8, 3), MapGrid(8, 4, 2))
 
 
 @pytest.mark.parametrize("each", [1, 2])

@@ -164,32 +164,30 @@ def test_a_number_of_seconds_is_as_exact_as_the_moments():
 
 
 def test_other_bad_input_is_refused():
-    build, good, one = IoUMapBuilder(GRID), torch.tensor([[1.0, 2.0]]), torch.ones(1)
-    with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 3). Pass start"):
-        build(torch.ones(1, 3), one)
-    with refuses(ShapeError, "expected clip_seconds of shape (B) with B = 1, got (2,)."):
-        build(good, torch.ones(2))
-    with refuses(ShapeError, "expected moments of shape (B, M, 2), got (1, 1, 1)."):
-        build(torch.ones(1, 1), one)
-    with refuses(ArgumentError, "expected moments of a floating dtype, got torch.bool."):
-        build(good.bool(), one)
-    for wrong in (None, "1, 2", [[1.0], [2.0, 3.0]], [["a", "b"]]):
-        text = f"expected moments of shape (B, M, 2), got {type(wrong).__name__}."
+    good = {"moments": torch.tensor([[1.0, 2.0]]), "clip_seconds": torch.ones(1)}
+    shape = "moments of shape (B, M, 2), got"
+    for name, value, text in (
+        ("moments", torch.ones(1, 3), f"{shape} (1, 1, 3). Pass start"),
+        ("moments", torch.ones(1, 1), f"{shape} (1, 1, 1)."),
+        ("moments", None, f"{shape} NoneType."),
+        ("moments", "1, 2", f"{shape} str."),
+        ("moments", [[1.0], [2.0, 3.0]], f"{shape} list."),
+        ("clip_seconds", torch.ones(2), "clip_seconds of shape (B) with B = 1, got (2,)."),
+        ("clip_seconds", True, "clip_seconds of shape (B) with B = 1, got bool."),
+        ("num_moments", torch.tensor([1, 1]), "num_moments of shape (B) with B = 1"),
+    ):
         with refuses(ShapeError, text):
-            build(wrong, one)
-    for wrong in (True, "5"):
-        with refuses(
-            ShapeError, f"clip_seconds of shape (B) with B = 1, got {type(wrong).__name__}."
-        ):
-            build(good, wrong)
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with refuses(ArgumentError, f"expected clip_seconds[0] > 0 and finite, got {wrong:g}."):
-            build(good, torch.tensor([wrong]))
-    for count in (-1, 2):
-        with refuses(ArgumentError, f"expected num_moments[0] in 0 to 1, got {count}."):
-            build(good, one, torch.tensor([count]))
-    with refuses(ShapeError, "expected num_moments of shape (B) with B = 1"):
-        build(good, one, torch.tensor([1, 1]))
+            IoUMapBuilder(GRID)(**{**good, name: value})
+    for name, value, text in (
+        ("moments", torch.ones(1, 2).bool(), "moments of a floating dtype, got torch.bool."),
+        ("clip_seconds", torch.tensor([0.0]), "clip_seconds[0] > 0 and finite, got 0."),
+        ("clip_seconds", torch.tensor([torch.nan]), "clip_seconds[0] > 0 and finite, got nan."),
+        ("clip_seconds", torch.tensor([torch.inf]), "clip_seconds[0] > 0 and finite, got inf."),
+        ("num_moments", torch.tensor([-1]), "num_moments[0] in 0 to 1, got -1."),
+        ("num_moments", torch.tensor([2]), "num_moments[0] in 0 to 1, got 2."),
+    ):
+        with refuses(ArgumentError, text):
+            IoUMapBuilder(GRID)(**{**good, name: value})
 
 
 @quick

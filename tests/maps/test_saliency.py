@@ -121,16 +121,18 @@ def test_errors_say_what_is_wrong():
         clip_saliency(likelihood, candidates[:2], 4)
     with refuses(ArgumentError, "clip_saliency: expected num_clips to be an integer >= 1, got 0"):
         clip_saliency(likelihood, candidates, 0)
-    with refuses(ShapeError, "resample_saliency: expected saliency of shape (N)"):
-        resample_saliency(likelihood, 1.0, 2.0)
-    with refuses(ArgumentError, "resample_saliency: expected seconds in (0, inf), got 0"):
-        resample_saliency(likelihood[0], 1.0, 2.0, 0)
-    with refuses(SizeLimitError, "resample_saliency: expected pieces of 1e-09 s of at most"):
-        resample_saliency(likelihood[0], 1.0, 3.0, 1e-9)
-    who = "candidate_likelihoods: expected"
-    with refuses(ShapeError, f"{who} candidates of shape (M, 2) with M = 3, got (2, 2)."):
-        candidate_likelihoods(candidates[:2], likelihood, target=rescale_iou)
-    with refuses(ArgumentError, f"{who} target to be a function, got 'mse-rescaled'."):
-        candidate_likelihoods(candidates, likelihood, target="mse-rescaled")
-    with refuses(ArgumentError, f"{who} num_iterations to be an integer >= 1, got 0."):
-        candidate_likelihoods(candidates, likelihood, target=rescale_iou, num_iterations=0)
+    for saliency, seconds, kind, text in (
+        (likelihood, 2, ShapeError, "saliency of shape (N)"),
+        (likelihood[0], 0, ArgumentError, "seconds in (0, inf), got 0"),
+        (likelihood[0], 1e-9, SizeLimitError, "pieces of 1e-09 s of at most"),
+    ):
+        with refuses(kind, f"resample_saliency: expected {text}"):
+            resample_saliency(saliency, 1.0, 3.0, seconds)
+    good = {"candidates": candidates, "scores": likelihood, "target": rescale_iou}
+    for changes, kind, text in (
+        ({"candidates": candidates[:2]}, ShapeError, "candidates of shape (M, 2) with M = 3"),
+        ({"target": "mse"}, ArgumentError, "target to be a function, got 'mse'."),
+        ({"num_iterations": 0}, ArgumentError, "num_iterations to be an integer >= 1, got 0."),
+    ):
+        with refuses(kind, f"candidate_likelihoods: expected {text}"):
+            candidate_likelihoods(**{**good, **changes})

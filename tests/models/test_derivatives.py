@@ -1,6 +1,6 @@
 """Second gradients and `torch.func` of whole models, as a CPU computes them on large maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from helpers.contracts import draw, randomize_
 from helpers.fields import SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jvp
 
 from tmapdiff.kernels import map_conv as map_conv_package
 from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
@@ -59,60 +59,6 @@ def parameters(module: nn.Module) -> Weights:
     return {name: one.detach() for name, one in module.named_parameters()}
 
 
-def loss_of(module: nn.Module) -> Callable[..., Tensor]:
-    """Return a loss as a function of weights and inputs."""
-    return lambda weights, given: functional_call(module, weights, (), given).square().sum()
-
-
-def gradients_by_autograd(module: nn.Module, given: dict[str, Any]) -> Weights:
-    names, leaves = zip(*module.named_parameters(), strict=True)
-    total = module(**given).square().sum()
-    return dict(zip(names, torch.autograd.grad(total, leaves), strict=True))
-
-
-def assert_all_close(found: Weights, expected: Weights) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert_close(found[name], value, what=name)
-
-
-def product(one: Weights, other: Weights) -> Tensor:
-    return torch.stack([(one[name] * other[name]).sum() for name in one]).sum()
-
-
-def directions(weights: Weights) -> Weights:
-    return {
-        name: draw(*one.shape, seed=seed, dtype=one.dtype)
-        for seed, (name, one) in enumerate(weights.items())
-    }
-
-
-@decoders
-def test_gradients_of_each_sample(decoder: MapDiffusionDecoder) -> None:
-    weights = parameters(decoder)
-
-    def of_sample(weights: Weights, noisy: Tensor, timestep: Tensor, *features: Tensor) -> Tensor:
-        given = {
-            "noisy": noisy[None],
-            "timestep": timestep[None],
-            "features": [one[None] for one in features],
-        }
-        return loss_of(decoder)(weights, given)
-
-    whole = inputs()
-    given = whole["noisy"], whole["timestep"], *whole["features"]
-    found = vmap(grad(of_sample), in_dims=(None, *[0] * 4))(weights, *given)
-    for row in range(3):
-        own = {
-            "noisy": whole["noisy"][row : row + 1],
-            "timestep": whole["timestep"][row : row + 1],
-            "features": [one[row : row + 1] for one in whole["features"]],
-        }
-        assert_all_close(
-            {name: one[row] for name, one in found.items()}, gradients_by_autograd(decoder, own)
-        )
-
-
 @decoders
 def test_forward_derivatives_of_a_prepared_run(decoder: MapDiffusionDecoder) -> None:
     given, along = inputs(), draw(3, 36, seed=5, dtype=torch.float64)
@@ -139,16 +85,6 @@ def test_gradients_of_a_run_that_was_prepared_without_them(decoder: MapDiffusion
         for one in (prepared, whole)
     )
     assert_close(found, expected)
-
-
-@decoders
-def test_forward_over_reverse_is_reverse_over_reverse(decoder: MapDiffusionDecoder) -> None:
-    weights, given = parameters(decoder), inputs(2)
-    along = directions(weights)
-    slope = grad(loss_of(decoder))
-    _, forward = jvp(lambda weights: slope(weights, given), (weights,), (along,))
-    reverse = grad(lambda weights: product(slope(weights, given), along))(weights)
-    assert_all_close(forward, reverse)
 
 
 # The training loss
