@@ -3,7 +3,14 @@
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.contracts import Inputs, draw, randomize_, triangle
+from helpers.contracts import (
+    Inputs,
+    assert_same_evaluation,
+    draw,
+    evaluate,
+    randomize_,
+    triangle,
+)
 from torch import nn
 
 from tmapdiff.errors import ShapeError
@@ -75,6 +82,17 @@ def test_layers_follow_the_fusion_of_cells_at_their_positions(conditioning: str)
     for layer in one.layers:
         x = layer(x, time, context, mask)
     assert_close(one(**inputs), one.head(x[..., 0].mT)[..., 0] * SEEN)
+
+
+@pytest.mark.parametrize("kind", ["conv", "concat", "cross-attention"])
+def test_invalid_cells_do_not_matter(kind: str) -> None:
+    one = conv() if kind == "conv" else transformer(conditioning=kind)
+    inputs = maps() if kind == "conv" else cells()
+    spoilt, mask = dict(inputs), inputs["mask"]
+    spoilt["noisy"] = inputs["noisy"].masked_fill(~mask, torch.nan)
+    of_channels = ~mask if kind == "conv" else ~mask[:, None]
+    spoilt["features"] = inputs["features"].masked_fill(of_channels, torch.nan)
+    assert_same_evaluation(evaluate(one, spoilt), evaluate(one, inputs))
 
 
 @pytest.mark.parametrize(
