@@ -186,6 +186,37 @@ def test_a_compiled_part_is_called() -> None:
     assert compiled
 
 
+@variants
+def test_layers_of_a_kind_that_nobody_knows(fields: dict[str, Any]) -> None:
+    """A wrapper of a layer that adds a delta to its weights, as in fine-tuning."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        @property
+        def weight(self) -> Tensor:
+            return self.base.weight
+
+        bias = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x).sin()
+
+    decoder = make(**fields)
+    before = called(decoder), denoised(decoder)
+    for name, layer in list(decoder.named_modules()):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            parent, _, own = name.rpartition(".")
+            setattr(decoder.get_submodule(parent), own, Wrapped(layer))
+            after = called(decoder), denoised(decoder)
+            for one, other in zip(after, before, strict=True):
+                assert float((one - other).detach().abs().max()) > 1e-5, name
+            before = after
+    assert_close(denoised(decoder)[:1], called_once(decoder, 900))
+
+
 def called_once(decoder: MapDiffusionDecoder, timestep: int) -> Tensor:
     with torch.no_grad():
         return decoder(draw(1, decoder.grid.num_cells), timestep, features_of(decoder, 1))
