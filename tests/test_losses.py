@@ -6,7 +6,7 @@ from helpers.assertions import refuses
 
 from tmapdiff import MapGrid, get_objective
 from tmapdiff.errors import ConfigError, ShapeError
-from tmapdiff.losses import OBJECTIVES, rescale_iou
+from tmapdiff.losses import OBJECTIVES
 
 GRID = MapGrid(8, 4, 2)
 MASK = GRID.packed_mask()
@@ -87,11 +87,6 @@ def test_half_precision_scores_are_summed_in_full_precision():
 def test_no_valid_cell_is_no_loss():
     zeros = torch.zeros(2, GRID.num_cells)
     assert get_objective("mse-full")(zeros + 1, zeros, torch.zeros_like(MASK)) == 0
-
-
-def test_rescaling_stretches_the_upper_half():
-    iou = torch.tensor([0.0, 0.4, 0.5, 0.75, 1.0])
-    assert rescale_iou(iou).tolist() == [0, 0, 0, 0.5, 1]
 
 
 def test_bad_arguments_are_refused():

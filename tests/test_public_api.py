@@ -11,17 +11,8 @@ import tmapdiff
 import tmapdiff.data
 
 PACKAGE = Path(tmapdiff.__file__).parent
-HEAVY = (
-    "timm",
-    "torchvision",
-    "diffusers",
-    "matplotlib",
-    "h5py",
-    "accelerate",
-    "rich",
-    "av",
-    "transformers",
-)
+HEAVY = {"timm", "torchvision", "diffusers", "matplotlib", "h5py", "accelerate", "rich", "av"}
+HEAVY |= {"transformers"}
 
 
 def run_python(code: str) -> str:
@@ -59,27 +50,12 @@ def test_unknown_name_is_an_attribute_error():
 
 
 @pytest.mark.process
-def test_import_loads_nothing_heavy_and_changes_nothing():
-    loaded = run_python(
-        "import sys, tmapdiff; print(*[m for m in sys.modules if '.' not in m], sep='\\n')"
-    ).split()
-    assert not set(HEAVY) & set(loaded)
-
-
-@pytest.mark.process
-def test_maps_need_neither_diffusers_nor_timm():
-    loaded = run_python("import sys, tmapdiff.maps; print(*sys.modules, sep='\\n')").split()
-    assert not {"diffusers", "timm", "matplotlib"} & set(loaded)
-
-
-@pytest.mark.process
-def test_model_names_do_not_load_timm_or_torchvision():
-    loaded = run_python(
-        "import sys\nfrom tmapdiff import MapDiffusionDecoder, IoUMapBuilder\n"
-        "print(*sys.modules, sep='\\n')"
-    ).split()
-    # diffusers itself loads accelerate.
-    assert not {"timm", "torchvision", "matplotlib", "h5py"} & set(loaded)
+@pytest.mark.parametrize("module", ["", ".maps", ".data", ".models"])
+def test_imports_load_nothing_heavy(module):
+    loaded = run_python(f"import sys, tmapdiff{module}; print(*sys.modules, sep='\\n')").split()
+    # diffusers itself loads some of them.
+    heavy = {"timm", "torchvision", "matplotlib", "h5py"} if module == ".models" else HEAVY
+    assert not heavy & set(loaded)
 
 
 @pytest.mark.process

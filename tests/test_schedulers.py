@@ -137,14 +137,6 @@ def test_exact_noise_recovers_the_clean_maps(spacing):
         close(recover_with_exact_noise(scheduler, x0), x0, steps, rtol=1e-6, atol=1e-6)
 
 
-def test_diffusers_itself_fails_where_steps_do_not_divide():
-    # Otherwise the previous test could not detect its fault.
-    theirs = DDIMScheduler(prediction_type="sample", timestep_spacing="linspace", clip_sample=False)
-    theirs.set_timesteps(10)
-    x0 = torch.full((2, 5), 0.7, dtype=torch.float64)
-    assert (recover_with_exact_noise(theirs, x0) - x0).abs().max() > 0.05
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_added_noise_equals_diffusers_and_the_formula(schedule):
     scheduler = MapScheduler(beta_schedule=schedule)
@@ -174,17 +166,20 @@ def test_the_usual_loop_of_diffusers_runs(solver):
     assert_close(sample, x0.clamp(-0.1, 0.1))
 
 
-def test_tables_stay_where_they_are_and_inputs_as_they_are():
-    scheduler = MapScheduler()
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_tables_stay_where_they_are_and_inputs_as_they_are(solver):
+    scheduler = MapScheduler(solver=solver)
     meta = torch.zeros(1, 5, device="meta")
     scheduler.add_noise(meta, meta, torch.zeros(1, dtype=torch.int64, device="meta"))
-    x0, noise = torch.randn(1, 5), torch.randn(1, 5)
+    assert scheduler.alphas_cumprod.device.type == "cpu"
+    x0, noise = torch.randn(2, 1, 5)
     before = x0.clone(), noise.clone()
     scheduler.add_noise(x0, noise, torch.tensor([3]))
-    scheduler.step(x0, 999, noise, eta=1.0)
-    assert torch.equal(x0, before[0])
-    assert torch.equal(noise, before[1])
-    assert scheduler.alphas_cumprod.device.type == "cpu"
+    scheduler.set_timesteps(3)
+    for timestep in scheduler.timesteps:
+        scheduler.step(x0, timestep, noise, eta=1.0 if solver == "ddim" else 0.0)
+        assert torch.equal(x0, before[0])
+        assert torch.equal(noise, before[1])
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.1, 1.0, 2.0])
@@ -251,23 +246,16 @@ def test_saving_and_loading_keeps_the_steps(tmp_path, solver):
 def test_bad_configurations_are_refused():
     with refuses(ConfigError, "got 'num_train_timestep'. Did you mean num_train_timesteps?"):
         MapScheduler.from_config({"num_train_timestep": 10})
-    with refuses(
-        ConfigError,
-        "MapScheduler: expected its own configuration, got that of a diffusers scheduler, with "
-        "prediction_type. Map models predict clean maps, not noise: pass the settings that still",
-    ):
+    theirs = "got that of a diffusers scheduler, with prediction_type. Map models predict clean"
+    with refuses(ConfigError, f"MapScheduler: expected its own configuration, {theirs}"):
         MapScheduler.from_config(DDIMScheduler().config)
-    with refuses(
-        ConfigError, "MapScheduler: expected beta_schedule to be one of squaredcos_cap_v2"
+    for name, value, choices in (
+        ("beta_schedule", "cosine", "squaredcos_cap_v2"),
+        ("timestep_spacing", "even", "trailing, leading, linspace, got 'even'."),
+        ("solver", "dpm", "ddim, dpmsolver++, unipc, got 'dpm'."),
     ):
-        MapScheduler(beta_schedule="cosine")
-    with refuses(ConfigError, "expected timestep_spacing to be one of trailing, leading, linspace"):
-        MapScheduler(timestep_spacing="even")
-    with refuses(
-        ConfigError,
-        "MapScheduler: expected solver to be one of ddim, dpmsolver++, unipc, got 'dpm'.",
-    ):
-        MapScheduler(solver="dpm")
+        with refuses(ConfigError, f"MapScheduler: expected {name} to be one of {choices}"):
+            MapScheduler(**{name: value})
     for name, value, interval in (
         ("signal_scale", 0, "(0, inf)"),
         ("signal_scale", float("inf"), "(0, inf)"),
@@ -300,11 +288,8 @@ def test_bad_timesteps_are_refused():
     with refuses(ArgumentError, "scale_model_input: expected timesteps in 0 to 999, got 1000."):
         scheduler.scale_model_input(maps, 1000)
     scheduler.set_timesteps(2)
-    with refuses(
-        ArgumentError,
-        "MapScheduler: expected a timestep that set_timesteps(2) chose, got 500. "
-        "Loop over scheduler.timesteps.",
-    ):
+    expected = "MapScheduler: expected a timestep that set_timesteps(2) chose, got 500. Loop over"
+    with refuses(ArgumentError, expected):
         scheduler.step(maps, 500, maps)
 
 
@@ -394,34 +379,6 @@ def test_every_solver_arrives_at_true_predictions(solver, spacing):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_solver_moves_with_the_ode_of_one_clean_map(schedule, solver):
-    # All mass in one map: its noise never changes, whatever the step size.
-    scheduler = MapScheduler(solver=solver, beta_schedule=schedule)
-    scheduler.set_timesteps(7)
-    x0 = scheduler.to_signal(torch.rand(2, 5, dtype=torch.float64))
-    noise = torch.randn_like(x0)
-    at = [scheduler.add_noise(x0, noise, t.expand(2)) for t in scheduler.timesteps]
-    found = resume(scheduler, x0.expand(7, 2, 5), at[0])
-    for sample, expected in zip(found, [*at[1:], x0], strict=True):
-        assert_close(sample, expected)
-
-
-@pytest.mark.parametrize("solver", MULTISTEP)
-def test_multistep_solvers_are_ddim_up_to_two_steps_and_no_further(solver):
-    ddim, ours = MapScheduler(), MapScheduler(solver=solver)
-    for steps in (1, 2):
-        predictions = ddim.to_signal(torch.rand(steps, 2, 5, dtype=torch.float64))
-        assert_close(run(ours, predictions)[-1], run(ddim, predictions)[-1])
-        assert_close(run(ours, predictions)[0], run(ddim, predictions)[0])
-    predictions = ddim.to_signal(torch.rand(3, 2, 5, dtype=torch.float64))
-    found, plain = run(ours, predictions), run(ddim, predictions)
-    assert_close(found[0], plain[0])
-    assert (found[1] - plain[1]).abs().max() > 1e-3
-    assert_close(found[2], plain[2])  # the last prediction
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_clips_predictions(solver):
     predictions = torch.randn(6, 2, 5, dtype=torch.float64)
     clipping = MapScheduler(solver=solver, signal_scale=0.5)
@@ -433,59 +390,6 @@ def test_every_solver_clips_predictions(solver):
     clipping.set_timesteps(6)
     step = clipping.step(predictions[0], 999, torch.ones_like(predictions[0]))
     assert_same(step.pred_original_sample, predictions[0].clamp(-0.5, 0.5))
-
-
-def gaussian_errors(solver: str, spacing: str, steps: int) -> tuple[float, float]:
-    """Distance of a run's end, and of its last noisy maps, from the ODE's solution.
-
-    Cells of clean maps are normal, so the best prediction and the ODE's solution are known: each
-    cell keeps its number of standard deviations from the mean.
-    """
-    mean, spread = 0.3, 0.5
-    scheduler = MapScheduler(solver=solver, timestep_spacing=spacing, clip_sample=False)
-    scheduler.set_timesteps(steps)
-    deviations = torch.linspace(-2, 2, 9, dtype=torch.float64)[None]
-
-    def solution(alpha: float) -> torch.Tensor:
-        return alpha**0.5 * mean + (alpha * spread**2 + 1 - alpha) ** 0.5 * deviations
-
-    alphas = scheduler.alphas_cumprod[scheduler.timesteps].tolist()
-    sample, errors = solution(alphas[0]), []
-    arrivals = [*alphas[1:], 1.0]
-    for timestep, alpha, arrival in zip(scheduler.timesteps, alphas, arrivals, strict=True):
-        gain = alpha**0.5 * spread**2 / (alpha * spread**2 + 1 - alpha)
-        prediction = mean + gain * (sample - alpha**0.5 * mean)
-        sample = scheduler.step(prediction, timestep, sample).prev_sample
-        errors.append(float((sample - solution(arrival)).abs().max()))
-    return errors[-1], errors[-2]
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_errors_fall_with_steps(solver):
-    errors = [gaussian_errors(solver, "trailing", steps)[0] for steps in (2, 3, 5, 10, 20, 40)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.1 * errors[0]
-
-
-@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpmsolver++", 2), ("unipc", 2)])
-def test_solvers_are_of_their_order(solver, order):
-    # linspace always ends at timestep 0, which makes errors comparable.
-    errors = [gaussian_errors(solver, "linspace", steps)[1] for steps in (80, 160, 320)]
-    for more, fewer in itertools.pairwise(errors):
-        assert 0.85 * 2**order < more / fewer < 1.4 * 2**order
-
-
-@pytest.mark.parametrize("solver", MULTISTEP)
-@pytest.mark.parametrize(("steps", "share"), [(3, 0.995), (5, 0.8), (10, 0.4), (20, 0.1)])
-def test_multistep_solvers_err_less_than_ddim(solver, steps, share):
-    ddim = gaussian_errors("ddim", "trailing", steps)[0]
-    assert gaussian_errors(solver, "trailing", steps)[0] < share * ddim
-
-
-@pytest.mark.parametrize("steps", [3, 5])
-def test_correcting_helps_where_steps_are_few(steps):
-    plain = gaussian_errors("dpmsolver++", "trailing", steps)[0]
-    assert gaussian_errors("unipc", "trailing", steps)[0] < 0.97 * plain
 
 
 @pytest.mark.parametrize("solver", MULTISTEP)
@@ -518,22 +422,6 @@ def test_copies_go_on_with_the_run(solver, copied):
         sample = scheduler.step(prediction, timestep, sample).prev_sample
     for one in (copied(scheduler), scheduler):
         assert_same(resume(one, predictions[3:], sample)[1], expected[4])
-
-
-@pytest.mark.parametrize("solver", MULTISTEP)
-def test_inputs_of_multistep_solvers_stay_as_they_are(solver):
-    scheduler = MapScheduler(solver=solver)
-    predictions = scheduler.to_signal(torch.rand(4, 2, 5))
-    before = predictions.clone()
-    samples = run(scheduler, predictions)
-    copies = [sample.clone() for sample in samples]
-    assert_same(predictions, before)
-    scheduler.set_timesteps(4)
-    starts = [torch.ones(2, 5), *samples]
-    for row, timestep in enumerate(scheduler.timesteps):
-        scheduler.step(predictions[row], timestep, starts[row])
-    for sample, other in zip(samples, copies, strict=True):
-        assert_same(sample, other)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -570,10 +458,8 @@ def test_no_signal_at_all_is_no_obstacle(solver, train_timesteps, steps):
         scheduler.set_timesteps(steps)
         for timestep, prediction in zip(scheduler.timesteps, predictions, strict=True):
             noise = torch.randn_like(prediction)
-            sample = scheduler.step(
-                prediction, timestep, noise, eta=1.0, variance_noise=noise
-            ).prev_sample
-            assert bool(sample.isfinite().all())
+            found = scheduler.step(prediction, timestep, noise, eta=1.0, variance_noise=noise)
+            assert bool(found.prev_sample.isfinite().all())
 
 
 @pytest.mark.parametrize("solver", MULTISTEP)
@@ -619,11 +505,9 @@ class TestMultistepRefuses:
         scheduler.set_timesteps(4)
         scheduler.step(maps, 999, maps)
         for wrong in (maps[:1], maps[:, :4], torch.zeros(3, 5)):
-            with refuses(
-                ArgumentError,
-                "MapScheduler.step: expected sample of shape (B, cells) with B = 2, cells = 5, "
-                f"got {tuple(wrong.shape)}. Its steps build on each other: set_timesteps starts",
-            ):
+            expected = "expected sample of shape (B, cells) with B = 2, cells = 5, got "
+            got = f"{tuple(wrong.shape)}. Its steps build on each other: set_timesteps starts"
+            with refuses(ArgumentError, f"MapScheduler.step: {expected}{got}"):
                 scheduler.step(wrong, 749, wrong)
         scheduler.step(maps, 749, maps)
 

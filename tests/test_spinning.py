@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # Runs a script or module until it imports torch, and prints the environment that torch would see.

@@ -2,7 +2,6 @@ import math
 import multiprocessing
 import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
@@ -292,16 +291,6 @@ def test_hdf5_needs_h5py(tmp_path, monkeypatch):
         HDF5FeatureStore(path)
 
 
-@pytest.mark.process
-def test_import_is_light():
-    code = (
-        "import sys, tmapdiff.data;"
-        "print([m for m in ('h5py', 'timm', 'diffusers', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "pickle"])
 def test_damaged_numpy_files(tmp_path, suffix, damage):
@@ -539,21 +528,6 @@ def test_pooling_equals_a_loop(num_features, num_clips, duration, error):
     expected, ambiguous = pool_by_loop(features, num_clips, duration, stride)
     assert pooled.shape == (num_clips, 2)
     torch.testing.assert_close(pooled[~ambiguous], expected[~ambiguous])
-
-
-@pytest.mark.parametrize(("num_features", "num_clips"), [(64, 64), (192, 64), (6, 2), (30, 10)])
-def test_pooling_with_whole_ratios_is_a_mean_of_groups(num_features, num_clips):
-    features = torch.randn(num_features, 5)
-    expected = features.reshape(num_clips, -1, 5).mean(dim=1)
-    for stride in (None, 30.9 / num_features):
-        pooled = pool_features(features, num_clips, duration=30.9, seconds_per_feature=stride)
-        torch.testing.assert_close(pooled, expected)
-
-
-def test_fewer_features_than_clips_are_repeated():
-    features = torch.randn(4, 3)
-    pooled = pool_features(features, 12, duration=7.7)
-    assert torch.equal(pooled, features.repeat_interleave(3, dim=0))
 
 
 def test_a_centre_on_an_edge_counts_for_the_later_clip():
