@@ -112,11 +112,8 @@ def test_split_shares_no_video_and_loses_none(videos, fraction, seed):
     # The order of the annotations does not matter.
     backwards = AnnotationSet(reversed(items)).split_videos(fraction, seed)[1]
     assert set(backwards.video_ids) == set(held_out.video_ids)
-
-
-def test_seed_changes_the_split():
-    items = AnnotationSet(annotation(qid, f"V{qid}") for qid in range(50))
-    assert len({items.split_videos(0.2, seed)[1].video_ids for seed in range(5)}) == 5
+    many = annotations_of(f"V{number}" for number in range(50))
+    assert many.split_videos(0.2, seed)[1].video_ids != many.split_videos(0.2, 9)[1].video_ids
 
 
 def test_pieces_of_a_video_are_held_out_together():
@@ -137,8 +134,6 @@ def test_split_errors():
             items.split_videos(fraction)
     with refuses(ArgumentError, "expected fraction < 1 and at least two videos"):
         items.split_videos(1)
-    with refuses(ArgumentError, "got 0.5 and 1 videos"):
-        annotations_of("AA").split_videos(0.5)
     with refuses(ArgumentError, "expected seed to be an integer >= 0"):
         items.split_videos(0.5, seed=-1)
 
@@ -152,11 +147,3 @@ def test_report_reads_as_one_line():
         "1 moments dropped: late (lines 9)"
     )
     assert str(annotations_of("AB").report) == "annotations in memory: 2 lines, 2 kept"
-
-
-@pytest.mark.parametrize(
-    "video_id",
-    ["v_a.b", "12:30", "\u00e9t\u00e9", "con", "COM1.avi", "c:a", "-x", "a b", " ", "Wait... what"],
-)
-def test_ids_of_all_kinds(video_id):
-    assert annotation(video_id=video_id).video_id == video_id

@@ -1,5 +1,4 @@
 import pickle
-import re
 
 import pytest
 import torch
@@ -85,6 +84,7 @@ def test_a_batch_holds_what_the_annotations_say():
     assert batch.qids == ["q1", "q2", "q3"]
     assert batch.video_ids == ["A", "B", "A"]
     assert batch.queries == [item.query for item in ANNOTATIONS]
+    assert batch.num_clips is batch.to("cpu").num_clips is None
     assert repr(batch) == "MomentBatch(3 queries, features (3, 4, 3), cpu)"
 
 
@@ -197,9 +197,7 @@ def test_errors_name_video_and_query():
 
 
 def test_bad_arguments():
-    with pytest.raises(
-        ArgumentError, match=r"expected at least one annotation, got none\. They come"
-    ):
+    with refuses(ArgumentError, "expected at least one annotation, got none. They come"):
         dataset(ANNOTATIONS[:0])
     with refuses(ArgumentError, "expected num_clips to be an integer >= 1, got 0"):
         dataset(num_clips=0)
@@ -239,9 +237,8 @@ def test_features_of_words_take_the_place_of_their_indices():
 def test_the_digest_of_features_of_words_tells_them_from_others():
     made = {item.query: torch.ones(2, 5) for item in ANNOTATIONS}
     first = of_features(made).word_features_sha256
-    assert (
-        first == of_features({key: one.clone() for key, one in made.items()}).word_features_sha256
-    )
+    twin = of_features({key: one.clone() for key, one in made.items()})
+    assert twin.word_features_sha256 == first
     for other in (torch.ones(5, 2), torch.ones(2, 5) + 1e-6, torch.ones(2, 5).double()):
         assert of_features({**made, "it falls.": other}).word_features_sha256 != first
     assert of_features(None, VOCABULARY).word_features_sha256 is None
@@ -411,14 +408,6 @@ def test_a_batch_of_whole_videos_is_as_long_as_the_longest():
     assert batch.to("cpu").num_clips.tolist() == [3, 10]
 
 
-def test_uniform_clips_are_not_counted():
-    data = dataset()
-    batch = collate_moments([data[0], data[1]])
-    assert batch.num_clips is None
-    assert batch.to("cpu").num_clips is None
-    assert data[1].clip_seconds == 31.7 / 4
-
-
 def test_windows_change_and_repeat_with_torch_s_seed():
     data = timed(30.0, ((10.0, 11.0),))
 
@@ -437,12 +426,9 @@ def test_windows_change_and_repeat_with_torch_s_seed():
         ({"features_per_clip": 0}, "features_per_clip to be an integer >= 1, got 0."),
         ({"clip_multiple": 0}, "clip_multiple to be an integer >= 1, got 0."),
         ({"clip_multiple": 3}, "num_clips to be a multiple of clip_multiple = 3, got 4."),
-        (
-            {"clip_seconds": None, "whole_videos": True},
-            "MomentDataset: expected clip_seconds for whole_videos, got None.",
-        ),
+        ({"clip_seconds": None, "whole_videos": True}, "expected clip_seconds for whole_videos,"),
     ],
 )
 def test_refuses_bad_windows(fields, text):
-    with pytest.raises(ArgumentError, match=re.escape(text)):
+    with refuses(ArgumentError, text):
         timed(9.0, ((1.0, 2.0),), **fields)

@@ -76,7 +76,9 @@ def kind(request):
 
 def test_reads_what_was_written(tmp_path, kind):
     arrays = random_arrays()
-    store = open_feature_store(write(tmp_path, kind, arrays), 0.5)
+    singleton_axes = {"0": arrays["A"][:, None, None]}  # of the first video
+    store = open_feature_store(write(tmp_path, kind, {**arrays, **singleton_axes}), 0.5)
+    np.testing.assert_array_equal(store["0"], arrays["A"].astype(np.float32))
     assert isinstance(store, FeatureStore)
     assert (store.feature_dim, store.seconds_per_feature) == (3, 0.5)
     assert "\n" not in store.description
@@ -97,13 +99,6 @@ def test_number_formats(tmp_path, kind, dtype):
     assert features.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_singleton_axes_are_taken_out(tmp_path, kind):
-    array = random_arrays()["A"]
-    store = open_feature_store(write(tmp_path, kind, {"A": array[:, None, None]}))
-    assert store.feature_dim == 3
-    np.testing.assert_array_equal(store["A"], array.astype(np.float32))
-
-
 def test_hdf5_files_that_say_their_rate(tmp_path):
     path = write(tmp_path, "hdf5", random_arrays())
     assert open_feature_store(path).seconds_per_feature is None
@@ -114,15 +109,9 @@ def test_hdf5_files_that_say_their_rate(tmp_path):
         assert store.seconds_per_feature == 0.5
         assert store["A"].shape == (4, 3)
         del store  # lets go of the file
-    with refuses(
-        FeatureError,
-        "rgb.hdf5: expected seconds_per_feature = 0.5, as declared by the store, got 1.0.",
-    ):
+    expected = "expected seconds_per_feature = 0.5, as declared by the store, got 1.0."
+    with refuses(FeatureError, f"rgb.hdf5: {expected}"):
         open_feature_store(path, 1)
-    with h5py.File(path, "a") as file:
-        file.attrs["seconds_per_feature"] = np.bytes_(b"often")
-    with refuses(FeatureError, "expected seconds_per_feature to be a number, got 'often'."):
-        open_feature_store(path)
 
 
 def test_a_missing_video(tmp_path, kind):
@@ -158,10 +147,7 @@ def test_ids_stay_inside(tmp_path, kind, video_id):
         (np.ones((2, 3, 3)), r"T >= 1, got \(2, 3, 3\)"),
         (np.ones((2, 1, 2, 3)), r"T >= 1, got \(2, 1, 2, 3\)"),
         (np.ones((0, 3)), r"T >= 1, got \(0, 3\)"),
-        (
-            np.array([[1, 2, 3], [1, np.nan, np.inf]]),
-            "got NaN or infinity in 2 places, first in row 1",
-        ),
+        (np.array([[1, 2, 3], [1, np.nan, np.inf]]), "NaN or infinity in 2 places, first in row 1"),
         (np.full((2, 3), 1e300), "finite float32 features, got NaN or infinity in 6 places"),
         (np.ones((2, 3), dtype=bool), "expected features that are real numbers, got dtype bool"),
         (np.ones((2, 3), dtype=complex), "real numbers, got dtype complex128"),
@@ -285,9 +271,7 @@ def test_damage_inside_an_hdf5_file(tmp_path):
 def test_hdf5_needs_h5py(tmp_path, monkeypatch):
     path = write(tmp_path, "hdf5", random_arrays())
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(
-        MissingDependencyError, match="reading HDF5 features needs the package h5py"
-    ):
+    with refuses(MissingDependencyError, "reading HDF5 features needs the package h5py"):
         HDF5FeatureStore(path)
 
 
@@ -399,9 +383,7 @@ class TestConcat:
         with refuses(ArgumentError, "ConcatFeatureStore: expected stores to be an integer >= 1"):
             ConcatFeatureStore([])
         other = NpyFeatureStore(tmp_path / "0", 2.0)
-        with refuses(
-            ArgumentError, "expected stores with equal seconds_per_feature, got 1.0, 2.0."
-        ):
+        with refuses(ArgumentError, "stores with equal seconds_per_feature, got 1.0, 2.0."):
             ConcatFeatureStore([both.stores[0], other])
 
 
@@ -464,29 +446,26 @@ def test_normalized_features_side_by_side(tmp_path):
 
 def test_folders_that_hold_no_features(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(
-        FileError, match=r"expected a folder with \.npy files, got 1 entries \(\.txt"
-    ):
+    with refuses(FileError, "expected a folder with .npy files, got 1 entries (.txt"):
         NpyFeatureStore(tmp_path)
     with refuses(FileError, "cannot read the folder ", "none: No such file"):
         NpzFeatureStore(tmp_path / "none")
 
 
 def test_open_feature_store_tells_what_it_found(tmp_path):
-    expected = r"expected an HDF5 file, or a folder of \.npy, \.npz or \.pt files, got"
-    with pytest.raises(FileError, match=rf"{expected} nothing at .*none"):
-        open_feature_store(tmp_path / "none")
-    with pytest.raises(FileError, match=rf"{expected} 0 entries \(empty\) in "):
-        open_feature_store(tmp_path)
+    def told(found, path=tmp_path):
+        expected = "expected an HDF5 file, or a folder of .npy, .npz or .pt files, got"
+        with refuses(FileError, f"{expected} {found}"):
+            open_feature_store(path)
+
+    told("nothing at ", tmp_path / "none")
+    told("0 entries (empty) in ")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(FileError, match=rf"{expected} 1 entries \(\.txt\) in "):
-        open_feature_store(tmp_path)
-    with pytest.raises(FileError, match=rf"{expected} the file .*a\.txt"):
-        open_feature_store(tmp_path / "a.txt")
+    told("1 entries (.txt) in ")
+    told("the file ", tmp_path / "a.txt")
     write(tmp_path, "npy", random_arrays())
     write(tmp_path, "npz", random_arrays())
-    with pytest.raises(FileError, match=rf"{expected} \.npy and \.npz files in "):
-        open_feature_store(tmp_path)
+    told(".npy and .npz files in ")
     # HDF5 is known by its first bytes too.
     os.rename(write(tmp_path, "hdf5", random_arrays()), tmp_path / "features")
     assert isinstance(open_feature_store(tmp_path / "features"), HDF5FeatureStore)
@@ -556,11 +535,9 @@ def test_pooling_keeps_dtype_and_gradient_and_input():
 
 def test_a_wrong_stride_is_an_error_that_names_both():
     features = torch.randn(100, 3)
-    text = (
-        r"pool_features: expected features that cover the 30 s of the video, got 100 s \(100 "
-        r"features of 1 s\)\. They would fit with seconds_per_feature = 0.3\."
-    )
-    with pytest.raises(FeatureError, match=text):
+    expected = "pool_features: expected features that cover the 30 s of the video, got 100 s (100 "
+    hint = "features of 1 s). They would fit with seconds_per_feature = 0.3."
+    with refuses(FeatureError, f"{expected}{hint}"):
         pool_features(features, 8, duration=30.0, seconds_per_feature=1.0)
     # Within 2 features, or within 5 %.
     pool_features(features, 8, duration=95.3, seconds_per_feature=1.0)

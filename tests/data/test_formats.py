@@ -93,9 +93,8 @@ def test_splits_of_activitynet_are_2d_tan_s_but_of_vslnet_s_files_its_own(folder
 
 def test_submissions_and_other_json_are_no_annotations(folders):
     place = folders["moment-jsonl"]
-    (place / "predictions_test.jsonl").write_text(
-        '{"qid": 1, "pred_relevant_windows": [[0, 1, 1]]}'
-    )
+    answer = '{"qid": 1, "pred_relevant_windows": [[0, 1, 1]]}'
+    (place / "predictions_test.jsonl").write_text(answer)
     (place / "metrics.json").write_text('{"mIoU": 12.0}')
     (place / "broken.json").write_text("{")
     assert len(find_annotations(place)) == 2
@@ -118,12 +117,7 @@ def test_what_cannot_be_told_is_refused(folders, tmp_path):
         find_annotations(tmp_path, "mad")
     with refuses(ConfigError, "expected split to be one of train, val, test, got 'dev'"):
         load_annotations(folders["tacos"], "dev")
-    with refuses(
-        FileError,
-        "one annotation file for val at",
-        "train.json (train), test.json",
-        "Name the file.",
-    ):
+    with refuses(FileError, "one annotation file for val at", "train.json (train), test.json"):
         load_annotations(folders["tacos"], "val")
     with refuses(FileError, "one annotation file at", "Name the split."):
         load_annotations(folders["tacos"])

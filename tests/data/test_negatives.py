@@ -17,14 +17,13 @@ from tmapdiff.data import (
     add_negatives,
     collate_moments,
     keep_consensus,
-    load_didemo,
     load_moment_jsonl,
     read_submission,
     write_submission,
 )
 from tmapdiff.data.annotations import source_of
 from tmapdiff.data.dataset import draw_window
-from tmapdiff.errors import AnnotationError, ArgumentError
+from tmapdiff.errors import ArgumentError
 from tmapdiff.inspection import inspect
 
 QUERIES = AnnotationSet(
@@ -55,13 +54,6 @@ def test_an_empty_list_of_windows_is_a_query_without_a_moment(tmp_path):
     answers = [Prediction(1, "a dog", "v", ())]
     write_submission(answers, tmp_path / "p.jsonl")
     assert list(read_submission(tmp_path / "p.jsonl")) == answers
-
-
-def test_annotators_of_didemo_mark_at_least_one_moment(tmp_path):
-    record = {"annotation_id": 0, "video": "v", "description": "x", "num_segments": 6, "times": []}
-    (tmp_path / "val_data.json").write_text(json.dumps([record]))
-    with refuses(AnnotationError, "record 1: expected times to be a list of pairs, got []."):
-        load_didemo(tmp_path, "val")
 
 
 def test_each_sentence_is_asked_of_a_video_that_it_does_not_describe():

@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -102,19 +100,11 @@ def test_what_is_no_track(tmp_path):
         ("x.vtt", "\n00:02.000 --> 00:01.000\nx", "line 2: expected a cue that ends after its sta"),
         ("x.vtt", "1234567:00:00 --> 1234567:00:01\nx", "line 1: expected times of a cue"),
         ("x.vtt", "00:00:01.000 --> 00:00:02.0000\nx", "line 1: expected times of a cue"),
-        (
-            "x.jsonl",
-            '{"start": 1, "text": "x"}',
-            "line 1: expected the field 'end', got the fields",
-        ),
+        ("x.jsonl", '{"start": 1, "text": "x"}', "line 1: expected the field 'end', got the "),
         ("x.jsonl", '{"start": -1, "end": 2, "text": "x"}', "expected start to be a number >= 0"),
         ("x.jsonl", '{"start": 1, "end": 2, "text": 5}', "expected text to be a text, got 5."),
         ("x.jsonl", '{"start": NaN, "end": 2, "text": "x"}', "expected start to be a number >= 0"),
-        (
-            "x.jsonl",
-            '{"start": 1e308, "duration": 1e308, "text": "x"}',
-            "x.jsonl line 1: expected end to be a number, got inf.",
-        ),
+        ("x.jsonl", '{"start": 1e308, "duration": 1e308, "text": "x"}', "number, got inf."),
         ("x.jsonl", "[1]", "expected an object with the field 'start', got [1]."),
     ):
         with refuses(AnnotationError, text):
@@ -199,10 +189,3 @@ def test_times_that_would_fill_the_memory_are_refused():
             encode_text_track(cues, encoder, **options)
     with refuses(ArgumentError, "expected seconds_per_feature in (0, inf), got 0."):
         encode_text_track(CUES, encoder, seconds_per_feature=0)
-
-
-@pytest.mark.skipif(
-    "TMAPDIFF_MINILM" not in os.environ, reason="no folder of all-MiniLM-L6-v2 (TMAPDIFF_MINILM)"
-)
-def test_placeholder():
-    assert Path(os.environ["TMAPDIFF_MINILM"]).is_dir()

@@ -23,7 +23,7 @@ def annotations(draw):
     return Annotation(3, "v", "a sentence", duration, tuple(moments)), clip_seconds, video_clips
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(annotations(), st.integers(0, 2**31))
 def test_every_window_holds_a_moment(case, seed):
     item, clip_seconds, video_clips = case
@@ -82,17 +82,6 @@ def test_every_moment_is_as_likely():
     for low, high in ((0, 1), (13, 20), (43, 50)):
         inside = sum(low <= start <= high for start in starts)
         assert inside == pytest.approx(1000, abs=120)
-
-
-def test_a_window_repeats_with_torch_s_seed():
-    item = Annotation(0, "v", "a", 60.0, ((20.0, 21.0),))
-
-    def starts():
-        torch.manual_seed(5)
-        return [draw_window(item, 1.0, CLIPS, 60)[0] for _ in range(20)]
-
-    assert starts() == starts()
-    assert len(set(starts())) > 3
 
 
 @pytest.mark.parametrize("clip_seconds", [0.64, 1 / 6, 0.7, 0.32, 0.5])
