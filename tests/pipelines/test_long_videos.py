@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.oracles import dense_saliency
+from helpers.oracles import interval_iou
 from helpers.pipelines import (
     CHANNELS,
     FPS,
@@ -24,7 +24,14 @@ from helpers.pipelines import (
 )
 from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff import MS2DTAN, FrameEncoder, IoUMapBuilder, MapGrid, SimilarityLocalizer
+from tmapdiff import (
+    MS2DTAN,
+    FrameEncoder,
+    IoUMapBuilder,
+    MapGrid,
+    MomentLocalizer,
+    SimilarityLocalizer,
+)
 from tmapdiff import MomentLocalizationPipeline as Pipeline
 from tmapdiff.data import Annotation
 from tmapdiff.errors import ArgumentError, CheckpointError
@@ -39,15 +46,16 @@ def make_long(seconds, seed=0):
     return make_features(round(seconds * FPS), seed)
 
 
-@pytest.mark.parametrize("ranking", RANKINGS)
-@pytest.mark.parametrize("kind", [None, MS2DTAN])
-def test_an_hour_has_no_moment_longer_than_the_videos_of_training(kind, ranking):
-    pipe = make_pipe(make_localizer(kind) if kind else None, durations=TRAINED)
-    found = pipe(make_long(3600), QUERIES[:2], ranking=ranking, top_n=10)
+@pytest.mark.parametrize(
+    ("kind", "ranking"), [(MomentLocalizer, "nms"), (MS2DTAN, "expected-hits")]
+)
+def test_no_moment_is_longer_than_the_videos_of_training(kind, ranking):
+    pipe = make_pipe(make_localizer(kind), durations=TRAINED)
+    found = pipe(make_long(900), QUERIES[:2], ranking=ranking, top_n=10)
     (windows, _), cell = found.windows, found.clip_seconds[0]
     for start, end in windows:
         assert end - start == pytest.approx(30, rel=0.01)
-    assert (windows[0][0], windows[-1][1]) == (0, 3600)
+    assert (windows[0][0], windows[-1][1]) == (0, 900)
     for (start, end), (after, _) in pairwise(windows):
         assert start < after <= (start + end) / 2 + 1e-6
     for moments in found.moments:
@@ -55,7 +63,7 @@ def test_an_hour_has_no_moment_longer_than_the_videos_of_training(kind, ranking)
         assert max(one.end - one.start for one in moments) <= 8 * cell + 1e-6
         scores = [one.score for one in moments]
         assert scores == sorted(scores, reverse=True)
-        Annotation(0, "v", "q", 3600.0, tuple((one.start, one.end) for one in moments))
+        Annotation(0, "v", "q", 900.0, tuple((one.start, one.end) for one in moments))
         if ranking == "nms":
             spans = torch.tensor([[one.start, one.end] for one in moments], dtype=torch.float64)
             overlap = temporal_iou(spans[:, None], spans).fill_diagonal_(0)
@@ -93,7 +101,7 @@ def test_an_event_is_found_wherever_it_lies(monkeypatch, ranking):
     # 240 s in 64 clips of 3.75 s, and an event of two clips, which may cross the ends of windows.
     pipe = make_pipe(make_localizer(MS2DTAN), durations=[30.0])
     see_events(pipe, monkeypatch)
-    for clip in range(63):
+    for clip in [*range(9), *range(60, 63)]:  # windows begin every four clips
         features = torch.zeros(960, CHANNELS)
         features[clip * 15 : (clip + 2) * 15, 0] = 1
         found = pipe(VideoFeatures(features, 0.25, 240.0), "the door", ranking=ranking)
@@ -112,27 +120,13 @@ def test_windows_go_through_the_model_in_batches(monkeypatch):
 
 def test_frames_are_encoded_once():
     encoder = FrameEncoder("test_resnet", pretrained=False)
-    pipe = make_pipe(frame_encoder=encoder, durations=[3.0])
+    pipe = make_pipe(frame_encoder=encoder, durations=[1.0])
     seen = []
     encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    found = pipe(make_pictures(96), QUERIES, frame_rate=8)
-    assert found.durations == [12.0] * 3
+    found = pipe(make_pictures(32), QUERIES, frame_rate=8)
+    assert found.durations == [4.0] * 3
     assert len(found.windows[0]) > 4
-    assert sum(seen) == 12 * FPS
-
-
-def test_saliency_goes_on_over_the_ends_of_windows(monkeypatch):
-    pipe = make_pipe(make_localizer(MS2DTAN), durations=[30.0])
-    see_events(pipe, monkeypatch)
-    features = torch.zeros(960, CHANNELS)
-    features[30 * 15 : 33 * 15, 0] = 1  # three of 64 clips
-    found = pipe(VideoFeatures(features, 0.25, 240.0), "the door")
-    (saliency,) = found.saliency
-    assert saliency.tolist() == pytest.approx(
-        dense_saliency(found.maps[0], pipe.localizer.objective.target), abs=1e-5
-    )
-    assert saliency.argmax() in (30, 31, 32)
-    assert float(saliency[30:33].min()) > 10 * float(saliency[:27].max())
+    assert sum(seen) == 4 * FPS
 
 
 def test_the_map_is_the_mean_of_the_windows():
@@ -158,23 +152,6 @@ def test_the_map_is_the_mean_of_the_windows():
     assert torch.equal(found.maps[0].isnan(), dense.isnan())
     assert_close(found.maps[0].nan_to_num(), dense.nan_to_num())
     assert found.windows == [[(start * 1.25, start * 1.25 + 10) for start in range(0, 25, 4)]]
-
-
-def test_answers_do_not_depend_on_batches_or_company():
-    pipe = make_pipe(durations=TRAINED)
-    pipe.set_progress_bar_config(disable=True)
-    videos = [make_long(seconds, seed=seconds) for seconds in (150, 25, 90)]
-    options = {"num_samples": 2, "num_inference_steps": 2}
-    alone = [
-        pipe(video, query, generator=seeds(1, index), **options)
-        for index, (video, query) in enumerate(zip(videos, QUERIES, strict=True))
-    ]
-    assert [one.windows is None for one in alone] == [False, True, False]
-    for batch_size in (1, 3, 16):
-        together = pipe(videos, QUERIES, generator=seeds(3), batch_size=batch_size, **options)
-        assert together.windows[1] == [(0.0, 25.0)]
-        for index, one in enumerate(alone):
-            assert_alike(answer_of(together, index), one)
 
 
 def test_steps_of_windows():
@@ -223,20 +200,11 @@ def test_a_long_video_is_compared_as_a_whole():
     found = pipe([long, short], QUERIES[0])
     assert found.windows is None
     best = found.moments[0][0]
-    assert (
-        float(temporal_iou(torch.tensor([best.start, best.end]), torch.tensor([200.0, 212.0])))
-        > 0.5
-    )
+    assert interval_iou((best.start, best.end), (200, 212)) > 0.5
     # None of the other 29 intervals of ten seconds is as likely.
     assert all(one.score < best.score / 2 for one in found.moments[0][1:])
     for row, video in enumerate((long, short)):
-        alone = pipe(video, QUERIES[0])
-        assert_close(
-            *(
-                torch.tensor([[m.start, m.end, m.score] for m in one])
-                for one in (found.moments[row], alone.moments[0])
-            )
-        )
+        assert_alike(answer_of(found, row), pipe(video, QUERIES[0]))
 
 
 def test_durations_are_saved_and_may_be_replaced(tmp_path):
@@ -269,13 +237,3 @@ def test_durations_that_are_none():
     for wrong in ([], [0], [-1.0], ["30"], [None], [float("nan")], "30", 30.0):
         with refuses(ArgumentError, "expected"):
             make_pipe(durations=wrong)
-
-
-def test_damaged_weights_are_refused_in_windows_too():
-    pipe = make_pipe(make_localizer(MS2DTAN), durations=TRAINED)
-    for value in (torch.nan, -torch.inf):
-        with torch.no_grad():
-            for one in pipe.localizer.parameters():
-                one.fill_(value)
-        with refuses(ArgumentError, "expected finite scores"):
-            pipe(make_long(120), QUERIES[0])

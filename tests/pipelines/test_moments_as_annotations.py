@@ -1,11 +1,9 @@
 """Answers are valid annotations of their video, in every file format."""
 
-import json
 import math
 
 import pytest
 import torch
-from helpers.corpora import make_corpus, write
 from helpers.pipelines import CHANNELS, QUERIES, make_localizer, make_pipe
 
 from tmapdiff import MS2DTAN, MomentDataset, Vocabulary
@@ -17,7 +15,6 @@ from tmapdiff.data import (
     read_submission,
     write_submission,
 )
-from tmapdiff.demo.answers import find_answer
 from tmapdiff.evaluation import evaluate
 from tmapdiff.video import VideoFeatures
 
@@ -73,41 +70,6 @@ class Store(dict):
 
     def __getitem__(self, video_id):
         return make_video(1.0).features
-
-
-@pytest.mark.parametrize("duration", DURATIONS)
-def test_of_a_demo(duration):
-    pipe = make_pipe(make_localizer())
-    answer = json.loads(find_answer(pipe, make_video(duration), "door", steps=1, samples=3, seed=0))
-    for one in (*answer["moments"], *answer["samples"]):
-        Annotation(0, "v", "q", duration, ((one["start"], one["end"]),))
-
-
-def test_of_a_corpus(tmp_path):
-    pq = pytest.importorskip("pyarrow.parquet")
-    from tmapdiff.corpus import CorpusOptions, localize_corpus
-
-    corpus = make_corpus(tmp_path, len(DURATIONS))
-    (tmp_path / "videos").mkdir()
-    ids = [f"video{index:02}" for index in range(len(DURATIONS))]
-    for video_id, duration in zip(ids, DURATIONS, strict=True):
-        write(tmp_path / "videos" / f"{video_id}.parquet", video_id=[video_id], duration=[duration])
-    localize_corpus(
-        corpus / "pipeline",
-        tmp_path / "videos",
-        corpus / "queries.parquet",
-        tmp_path / "out",
-        features=[corpus / "features"],
-        options=CorpusOptions(top_n=100, ranking="nms"),
-        num_workers=0,
-    )
-    rows = pq.read_table(tmp_path / "out").to_pylist()
-    assert len(rows) == 3 * len(DURATIONS)
-    lasts = dict(zip(ids, DURATIONS, strict=True))
-    for row in rows:
-        duration = lasts[row["video_id"]]
-        moments = tuple((one["start"], one["end"]) for one in row["moments"])
-        Annotation(0, "v", "q", duration, moments)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 30.530071), (29.99998, 30.00001), (0.29, 0.57)])

@@ -16,8 +16,8 @@ from helpers.tiers import mostly_exhaustive
 from tmapdiff import MS2DTAN, MapScheduler
 from tmapdiff._core.threads import Lock
 
-STEPS = [1, 2, 3, 4, 5, 7, 9, 12]  # one per thread
-ROUNDS = 3
+STEPS = [1, 2, 2, 3, 4, 5, 6, 7]  # one per thread
+ROUNDS = 2
 SOLVERS = {
     "ddim": ("ddim", 0.0),
     "ddim, eta": ("ddim", 1.0),
