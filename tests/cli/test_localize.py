@@ -159,13 +159,11 @@ def test_saliency_of_pieces(run, passes, corpus):
 def test_errors_are_one_line(refused, corpus, finished, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     model, video = ["--model", corpus.pipeline], corpus.videos / "three.mp4"
+    long = f"{SENTENCES[0]} " * 20  # no name of a folder
     for arguments, text in (
         ([video, "a dog", "--model", tmp_path / "none"], "there is no such folder"),
         ([tmp_path / "none.mp4", SENTENCES[0], *model], "none.mp4"),
-        (
-            [tmp_path / "none.mp4", f"{SENTENCES[0]} " * 20, *model],
-            "none.mp4",
-        ),  # no name of a folder
+        ([tmp_path / "none.mp4", long, *model], "none.mp4"),
         ([f"{'x' * 300}.mp4", SENTENCES[0], *model], "xxx.mp4"),
         ([video, SENTENCES[0], *model, "--out", tmp_path / ("x" * 300)], "xxx"),
         ([tmp_path / "broken.mp4", SENTENCES[0], *model], "broken.mp4"),

@@ -88,14 +88,11 @@ def test_arrays_lists_and_few_frames_do(tmp_path):
         (ShapeError, {"scores": [1, 2]}, "scores to be a list of 1, got 2."),
         (ArgumentError, {"duration": 0}, "duration in (0, inf), got 0."),
         (ArgumentError, {"num_thumbnails": 0}, "num_thumbnails to be an integer >= 1, got 0."),
-        (
-            ArgumentError,
-            {"frames": video(1), "timestamps": np.zeros(1), "predictions": ()},
-            "duration in (0, inf), got 0.0.",
-        ),
     ],
 )
 def test_bad_arguments_are_refused(kind, change, text):
     arguments = {"frames": video(), "timestamps": TIMES, "predictions": [(0, 1)], **change}
     with refuses(kind, f"plot_video_strip: expected {text}"):
         plot_video_strip(**arguments)
+    with refuses(ArgumentError, "plot_video_strip: expected duration in (0, inf), got 0.0."):
+        plot_video_strip(video(1), np.zeros(1), ())

@@ -2,10 +2,8 @@
 
 import io
 import os
-import signal
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import assert_close, refuses
-from helpers.processes import SECONDS, forks, start_program
+from helpers.processes import forks
 from helpers.videos import number_image, write_video
 
 import tmapdiff
@@ -231,6 +229,30 @@ def test_a_second_run_does_what_is_left(tmp_path, folder, encoder):
     assert len(store["v_3.0"]) == 4
 
 
+def test_an_interrupted_run_resumes(tmp_path):
+    folder, out, encoder = tmp_path / "videos", tmp_path / "features.h5", make_encoder()
+    folder.mkdir()
+    for index in range(3):
+        make_video(folder / f"{index}.mp4", 1, start=10 * index)
+    calls = []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    handle = encoder.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(folder, encoder, out, fps=2)
+    handle.remove()
+    assert not out.exists()
+    report = extract_features(folder, encoder, out, fps=2)
+    assert (report.kept, report.extracted) == (("0", "1"), ("2",))
+    for path in folder.iterdir():
+        expected = expected_features(path, encoder, 2)
+        assert_close(open_feature_store(out)[path.stem], expected)
+
+
 def test_a_changed_file_of_the_same_size_is_noticed(tmp_path, encoder):
     make_video(tmp_path / "a.mp4")
     extract_features([tmp_path / "a.mp4"], encoder, tmp_path / "a.h5", fps=2)
@@ -329,44 +351,6 @@ def test_refusals(tmp_path, encoder, monkeypatch):
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(tmapdiff.__file__).parents[1])}
-EXTRACT = """
-import sys, time, torch
-from tmapdiff import FrameEncoder, extract_features
-torch.manual_seed(0)
-encoder = FrameEncoder("test_resnet", pretrained=False)
-encoder.register_forward_hook(lambda *args: time.sleep(0.2))
-print("ready", flush=True)
-extract_features(sys.argv[1], encoder, sys.argv[2], fps=2)
-"""
-
-
-@pytest.mark.process
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_run_resumes(tmp_path, encoder):
-    folder, out = tmp_path / "videos", tmp_path / "features.h5"
-    folder.mkdir()
-    for index in range(6):
-        make_video(folder / f"{index}.mp4", 1 + index % 3, start=10 * index)
-    command = [sys.executable, "-c", EXTRACT, str(folder), str(out)]
-    run = start_program(command, env=ENVIRONMENT, stdout=subprocess.PIPE)
-    run.stdout.readline()
-    parts, until = tmp_path / "features.h5.parts", time.monotonic() + SECONDS
-    while len(list(parts.glob("*.npz"))) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    run.kill()
-    run.wait()
-    assert run.returncode == -signal.SIGKILL
-    done = {part.stem for part in parts.glob("*.npz")}
-    assert 2 <= len(done) < 6
-    assert not out.exists()
-    report = extract_features(folder, encoder, out, fps=2)
-    assert set(report.kept) == done
-    assert len(report.kept) + len(report.extracted) == 6
-    store = open_feature_store(out)
-    for index in range(6):
-        path = folder / f"{index}.mp4"
-        assert_close(store[path.stem], expected_features(path, encoder, 2))
-    assert not parts.exists()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -416,22 +400,3 @@ def test_a_worker_does_not_wait_for_threads_that_were_not_forked(tmp_path):
     command = [sys.executable, "-c", FORK, str(path), str(tmp_path / "a.h5")]
     subprocess.run(command, env=ENVIRONMENT, check=True, timeout=60)
     assert len(open_feature_store(tmp_path / "a.h5")["a"]) == 3
-
-
-def test_real_video_from_end_to_end(tmp_path, real_video):
-    torch.manual_seed(0)
-    encoder = FrameEncoder("resnet18", pretrained=False)
-    out = tmp_path / "features.h5"
-    report = extract_features([real_video], encoder, out, fps=2)
-    assert report.extracted == ("nasa_13013",)
-    assert report.damaged == report.skipped == ()
-    store = open_feature_store(out)
-    features = store["nasa_13013"]
-    assert features.shape == (26, 512)
-    assert store.seconds_per_feature == 0.5
-    with h5py.File(out) as file:
-        assert file["nasa_13013"].attrs["duration"] == pytest.approx(13.013)
-        duration = float(file["nasa_13013"].attrs["duration"])
-    clips = pool_features(features, 13, duration=duration, seconds_per_feature=0.5)
-    assert clips.shape == (13, 512)
-    assert_close(features, expected_features(real_video, encoder, 2))

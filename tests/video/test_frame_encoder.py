@@ -141,11 +141,8 @@ def test_weights_from_a_file(tmp_path):
 def test_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        CheckpointError, match=r"FrameEncoder: cannot load the weights of resnet18: \S.*Without a "
-    ) as caught:
+    with refuses(CheckpointError, "FrameEncoder: cannot load the weights of resnet18: ", "Without"):
         FrameEncoder("resnet18")
-    assert "\n" not in str(caught.value)
 
 
 def test_refusals(encoder):

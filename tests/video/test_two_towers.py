@@ -41,12 +41,8 @@ def test_similarities_are_those_of_transformers(folders, kind):
     if kind == "siglip":  # which learned without a mask
         tokens.pop("attention_mask")
     tokens.pop("token_type_ids", None)
-    pixels = torch.cat(
-        [
-            processor(one, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-            for one in images
-        ]
-    )
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    pixels = torch.cat([processor(one, **options)["pixel_values"] for one in images])
     with torch.no_grad():
         logits = whole(pixel_values=pixels, **tokens).logits_per_image
         logits = (logits - getattr(whole, "logit_bias", 0)) / whole.logit_scale.exp()
@@ -102,14 +98,9 @@ def test_what_is_no_two_tower_model(folders, tmp_path, monkeypatch):
     processor = transformers.CLIPImageProcessor()
     with refuses(ArgumentError, f"{who}: expected an image_processor for the model, got none."):
         TransformersFrameEncoder(folders["clip"][1])
-    vit = transformers.ViTModel(
-        transformers.ViTConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
-    with refuses(
-        ConfigError, f"{who}: expected a model that embeds images and texts in one space, got"
-    ):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    vit = transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1, **sizes))
+    with refuses(ConfigError, f"{who}: expected a model that embeds images and texts in one space"):
         TransformersFrameEncoder(vit, processor)
     many_sizes = transformers.CLIPImageProcessor(do_center_crop=False)
     with refuses(ConfigError, "expected an image processor with a fixed output size, got (3,"):
