@@ -4,7 +4,6 @@ import pickle
 import signal
 import sys
 import time
-from itertools import product
 from typing import get_args
 
 import h5py
@@ -23,6 +22,8 @@ from tmapdiff.data import (
 from tmapdiff.errors import ArgumentError, ConfigError, FeatureError, FileError
 
 FORMATS = get_args(StoreFormat)
+# Each is read and written once.
+PAIRS = list(zip(FORMATS, [*FORMATS[1:], FORMATS[0]], strict=True))
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def contents(path):
     return store.attributes, features, said
 
 
-@pytest.mark.parametrize(("via", "to"), list(product(FORMATS, FORMATS)))
+@pytest.mark.parametrize(("via", "to"), PAIRS)
 def test_round_trips_keep_features_to_the_bit_and_attributes(source, tmp_path, arrays, via, to):
     middle, end = tmp_path / "1", tmp_path / "2"
     middle.mkdir()
@@ -100,23 +101,15 @@ def test_features_that_cannot_be_used_are_skipped_and_told(source, tmp_path, arr
     with h5py.File(source, "a") as file:
         file["nan"] = np.full((2, 6), np.nan, np.float32)
         file["narrow"] = np.ones((2, 5), np.float32)
-    report = convert_features(source, place(tmp_path, format), format=format)
-    assert [note.video_id for note in report.skipped] == ["nan", "narrow"]
-    assert "NaN or infinity in 12 places" in report.skipped[0].reason
-    assert "features of width 6" in report.skipped[1].reason
-    assert sorted(open_feature_store(place(tmp_path, format)).video_ids) == sorted(arrays)
-    assert str(report).splitlines()[0].endswith("3 videos converted, 0 kept, 2 skipped; verified")
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_an_id_that_leaves_a_folder_is_skipped_and_told(source, tmp_path, arrays, format):
-    with h5py.File(source, "a") as file:
         file["..\\bad"] = np.ones((2, 6), np.float32)
     report = convert_features(source, place(tmp_path, format), format=format)
-    (skipped,) = report.skipped
-    assert skipped.video_id == "..\\bad"
-    assert "expected a video id without '/'" in skipped.reason
+    skipped = {note.video_id: note.reason for note in report.skipped}
+    assert skipped.keys() == {"nan", "narrow", "..\\bad"}
+    assert "NaN or infinity in 12 places" in skipped["nan"]
+    assert "features of width 6" in skipped["narrow"]
+    assert "expected a video id without '/'" in skipped["..\\bad"]
     assert sorted(open_feature_store(place(tmp_path, format)).video_ids) == sorted(arrays)
+    assert str(report).splitlines()[0].endswith("3 videos converted, 0 kept, 3 skipped; verified")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -250,7 +243,5 @@ def test_folders_say_what_they_hold_as_json(source, tmp_path):
     said = json.loads((tmp_path / "new" / "attributes.json").read_text())
     assert said["attributes"]["seconds_per_feature"] == 0.5
     assert said["videos"]["z"] == {"duration": 4.6}
-    with refuses(
-        FeatureError, "expected seconds_per_feature = 0.5, as declared by the store, got 2"
-    ):
+    with refuses(FeatureError, "expected seconds_per_feature = 0.5, as declared by the store, got"):
         open_feature_store(tmp_path / "new", 2)

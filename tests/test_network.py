@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.assertions import refuses
 from helpers.network import NetworkError, guard_network, watched_network
+from helpers.pipelines import make_localizer, make_pipe
 from helpers.text_encoders import save_two_towers, tiny_text_encoder
 from helpers.tiers import mostly_exhaustive
 
@@ -25,7 +26,6 @@ from tmapdiff import (
     MomentLocalizer,
     TransformersFrameEncoder,
     TransformersTextEncoder,
-    Vocabulary,
 )
 from tmapdiff.cli import main
 from tmapdiff.errors import CheckpointError, TmapdiffError
@@ -117,19 +117,15 @@ def test_what_stays_on_the_machine_is_allowed(tmp_path):
 
 
 BEACON = "attacker/beacon"  # the form of a name on the hub
-GRID = {"num_clips": 4, "num_anchors": 2, "num_scales": 1}
-ENCODER = {**GRID, "vocabulary_size": 4, "clip_channels": 96, "word_channels": 4, "channels": 4}
-DECODER = {**GRID, "feature_channels": 4, "channels": 4, "time_channels": 4, "kernel_sizes": [3]}
-DECODER["num_groups"] = 2
 
 
-def make_localizer(text_channels: int | None = None) -> MomentLocalizer:
-    encoder = {**ENCODER, "text_channels": text_channels}
-    return MomentLocalizer(
-        encoder_config={**encoder, "vocabulary_size": None if text_channels else 4},
-        decoder_config=DECODER,
-        scheduler_config=dict(MapScheduler().config),
-    )
+def make_with_scheduler() -> MomentLocalizer:
+    return make_localizer(scheduler_config=dict(MapScheduler().config))
+
+
+def make_with_text_encoder() -> MomentLocalizationPipeline:
+    localizer = make_localizer(encoder={"text_channels": 16, "vocabulary_size": None})
+    return make_pipe(localizer, vocabulary=None, text_encoder=tiny_text_encoder(["a"]))
 
 
 def make_frame_encoder() -> FrameEncoder:
@@ -143,27 +139,20 @@ def make_image_tower() -> TransformersFrameEncoder:
 
 
 LOADABLE = {
-    "MomentLocalizer": (make_localizer, MomentLocalizer.from_pretrained),
-    "MS2DTAN": (lambda: MS2DTAN(ENCODER, kernel_sizes=[3]), MS2DTAN.from_pretrained),
-    "MultimodalEncoder": (lambda: MultimodalEncoder(**ENCODER), MultimodalEncoder.from_pretrained),
-    "MapDiffusionDecoder": (
-        lambda: MapDiffusionDecoder(**DECODER),
-        MapDiffusionDecoder.from_pretrained,
-    ),
+    "MomentLocalizer": (make_with_scheduler, MomentLocalizer.from_pretrained),
+    "MS2DTAN": (lambda: make_localizer(MS2DTAN), MS2DTAN.from_pretrained),
+    "MultimodalEncoder": (lambda: make_localizer().encoder, MultimodalEncoder.from_pretrained),
+    "MapDiffusionDecoder": (lambda: make_localizer().decoder, MapDiffusionDecoder.from_pretrained),
     "MapScheduler": (MapScheduler, MapScheduler.from_pretrained),
     "FrameEncoder": (make_frame_encoder, FrameEncoder.from_pretrained),
     "TransformersFrameEncoder": (make_image_tower, TransformersFrameEncoder),
     "TransformersTextEncoder": (lambda: tiny_text_encoder(["a"]), TransformersTextEncoder),
     "a pipeline": (
-        lambda: MomentLocalizationPipeline(
-            make_localizer(), Vocabulary(["a", "dog"]), make_frame_encoder(), fps=2.0
-        ),
+        lambda: make_pipe(make_with_scheduler(), frame_encoder=make_frame_encoder()),
         MomentLocalizationPipeline.from_pretrained,
     ),
     "a pipeline with a text encoder": (
-        lambda: MomentLocalizationPipeline(
-            make_localizer(16), text_encoder=tiny_text_encoder(["a"]), fps=2.0
-        ),
+        make_with_text_encoder,
         MomentLocalizationPipeline.from_pretrained,
     ),
 }

@@ -11,6 +11,7 @@ import tmapdiff
 import tmapdiff.data
 
 PACKAGE = Path(tmapdiff.__file__).parent
+ROOT = PACKAGE.parent
 HEAVY = {"timm", "torchvision", "diffusers", "matplotlib", "h5py", "accelerate", "rich", "av"}
 HEAVY |= {"transformers"}
 
@@ -70,25 +71,16 @@ def test_import_is_as_quick_as_torch_s():
     assert min(ours for _, ours in pairs) < min(torch for torch, _ in pairs) + 0.3
 
 
-# A file may import from its own folder, and from the lines above it.
-ROOMS = """
-errors _version spinning
-_core
-kernels maps losses
-metrics calibration data schedulers layers
-plots models video provenance
-evaluation conversion
-training
-presets
-migration pipelines
-corpus demo export recipes inspection
-cli
-__main__
-"""
-LEVELS = {room: level for level, line in enumerate(ROOMS.splitlines()) for room in line.split()}
+# The drawing of the rooms: a file may import from its own room and from those on lower floors.
+PAGE = (ROOT / "docs" / "contributing.md").read_text()
+DRAWING = re.search(r"^```text\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)[1]
+FLOORS = [line.split() for line in reversed(DRAWING.splitlines())]
+LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def test_imports_point_one_way():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__pycache__"} == LEVELS.keys()
     for path in sorted(PACKAGE.rglob("*.py")):
         home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text())):
@@ -99,12 +91,11 @@ def test_imports_point_one_way():
 
 
 def test_examples_and_pages_use_public_names_only():
-    root = PACKAGE.parent
-    pages = [*root.glob("examples/**/*.py"), *root.glob("docs/**/*.md"), root / "README.md"]
+    pages = [*ROOT.glob("examples/**/*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
     private = {
         path.name: found
         for path in pages
-        if (found := re.findall(r"tmapdiff(?:\.\w+)*\._\w+", path.read_text()))
+        if (found := re.findall(r"tmapdiff\S*\._\w+|import _\w+", path.read_text()))
     }
     assert private == {}
 

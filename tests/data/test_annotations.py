@@ -23,11 +23,7 @@ def annotations_of(videos):
     ("change", "text"),
     [
         ({"video_id": "../A"}, r"annotation 0: expected a video id without '/'"),
-        ({"video_id": "a\\b"}, "video id without"),
-        ({"video_id": ".."}, "video id without"),
         ({"video_id": "a\0"}, r"got 'a\\x00'"),
-        ({"video_id": "."}, "video id without"),
-        ({"video_id": ""}, "video id without .* got ''"),
         ({"video_id": "a/" + "x" * 1000}, r"got 'a/x+\.\.\.'\."),
         ({"video_id": 7}, "expected a video id as text, got 7"),
         ({"query": " "}, "expected a sentence as query, got ' '"),

@@ -14,10 +14,6 @@ STEPS = [
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
 
-def test_there_are_four():
-    assert list(WORKFLOWS) == ["docs", "nightly", "publish", "test"]
-
-
 def test_actions_are_pinned_by_major_version():
     for name, step in STEPS:
         if "uses" in step:

@@ -126,6 +126,12 @@ def test_foreign_and_broken_files_are_refused(tmp_path):
         assert time.process_time() - began < 0.5  # at once
 
 
+def _hold(path, entered, leave):
+    with FeatureStoreWriter(path, SHARED):
+        entered.set()
+        leave.wait(SECONDS)
+
+
 def test_two_writers_are_kept_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "SECONDS_OF_ORPHANS", 0.1)
     path = tmp_path / "a.h5"
