@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
-from helpers.datasets import write_charades
+from helpers.datasets import query_line, write_charades, write_lines
 from helpers.videos import number_image, write_video
 
 from tmapdiff.cli import main
@@ -37,15 +37,12 @@ def queries(tmp_path: Path) -> Callable[..., Path]:
     """Write queries about videos of 30 s, as JSON lines."""
 
     def write(name: str, *videos: str, times: int = 2) -> Path:
-        lines = [
-            {"qid": f"{video}{n}", "query": f"a person {n}.", "vid": video,
-             "duration": 30.0, "relevant_windows": [[n, n + 9]]}
-            for video in videos for n in range(times)
-        ]  # fmt: skip
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return path
+        lines = (
+            query_line(f"{video}{n}", video, [[n, n + 9]], f"a person {n}.", 30.0)
+            for video in videos
+            for n in range(times)
+        )
+        return write_lines(tmp_path / name, lines)
 
     return write
 
@@ -123,12 +120,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         images = [number_image(8 * index + second) for second in range(8)]
         write_video(root / "videos" / f"{video}.mp4", list(range(9)), images=images)
     for split, chosen in (("train", ids[:2]), ("test", ids[2:])):
-        lines = [
-            {"qid": f"{video}{n}", "query": f"the number {n} is shown", "vid": video,
-             "duration": 8.0, "relevant_windows": [[n, n + 3]]}
-            for video in chosen for n in range(4)
-        ]  # fmt: skip
-        (root / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = (
+            query_line(f"{video}{n}", video, [[n, n + 3]], f"the number {n} is shown", 8.0)
+            for video in chosen
+            for n in range(4)
+        )
+        write_lines(root / f"{split}.jsonl", lines)
     made = Corpus(root / "videos", root / "train.jsonl", root / "test.jsonl", root / "features.h5",
                   root / "encoder", root / "run" / "pipeline")  # fmt: skip
     extract = ["extract", made.videos, *ENCODER, "--out", made.features, "--fps", 2]

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers.datasets import query_line, write_lines
 from helpers.processes import SECONDS, start_program
 from helpers.videos import write_video
 
@@ -71,11 +72,9 @@ WRONG_PLACES = {
 
 @pytest.mark.process
 def test_wrong_places_are_reported_before_torch_is_loaded(tmp_path):
-    line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
-    for folder in ("empty", "own"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / "empty").mkdir()
     for split in ("train", "test"):
-        (tmp_path / "own" / f"{split}.jsonl").write_text(json.dumps(line))
+        write_lines(tmp_path / "own" / f"{split}.jsonl", [query_line()])
     code = (
         "import sys\nfrom tmapdiff.cli import main\n"
         "for line in sys.argv[1:]:\n    print(main(line.split()), 'torch' in sys.modules)"

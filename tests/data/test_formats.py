@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 from helpers.assertions import refuses
+from helpers.datasets import query_line
 
 import tmapdiff
 from tmapdiff.data import (
@@ -31,7 +32,6 @@ DIDEMO = [
     {"annotation_id": 0, "video": "a.mov", "description": "a dog", "times": [[0, 0], [1, 1]],
      "num_segments": 6}
 ]  # fmt: skip
-LINE = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def folders(tmp_path, charades):
         (places["vslnet"] / f"charades_sta_{split}.txt").write_text(text)
         (places["didemo"] / f"{split}_data.json").write_text(json.dumps(DIDEMO))
         (places["tacos"] / f"{split}.json").write_text(json.dumps(COOKING))
-        (places["moment-jsonl"] / f"my_{split}_release.jsonl").write_text(json.dumps(LINE))
+        (places["moment-jsonl"] / f"my_{split}_release.jsonl").write_text(json.dumps(query_line()))
     (places["vslnet"] / "charades.json").write_text(json.dumps({"AAAAA": {"duration": 30.0}}))
     for name in ("train", "val_1", "val_2"):
         (places["activitynet"] / f"{name}.json").write_text(json.dumps(CAPTIONS))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.datasets import query_line, write_store
 from helpers.videos import write_video
 
 from tmapdiff import open_feature_store
@@ -27,25 +28,12 @@ def hide_beside(folder, name):
     return folder
 
 
-def write_features(folder, kind):
-    for index, name in enumerate(("AO8RW", "b")):
-        array = np.full((3, 2), index + 1, np.float32)
-        if kind == "npy":
-            np.save(folder / f"{name}.npy", array)
-        elif kind == "npz":
-            np.savez(folder / f"{name}.npz", features=array)
-        else:
-            torch.save(torch.from_numpy(array), folder / f"{name}.pt")
-        hide_beside(folder, f"{name}.{kind}")
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
 def test_folders_of_features(tmp_path, kind):
-    (tmp_path / "features").mkdir()
-    folder = write_features(tmp_path / "features", kind)
-    for other in {".npy", ".npz", ".pt"} - {f".{kind}"}:
-        hide_beside(folder, f"x{other}")
+    arrays = {name: np.full((3, 2), len(name), np.float32) for name in ("AO8RW", "b")}
+    folder = write_store(tmp_path / "features", kind, arrays)
+    for name in ("AO8RW.npy", "AO8RW.npz", "b.pt"):
+        hide_beside(folder, name)
     store = open_feature_store(folder)
     assert store.video_ids == ("AO8RW", "b")
     assert "._AO8RW" not in store
@@ -95,10 +83,9 @@ def test_folders_of_videos(tmp_path):
 @pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train_data.json"])
 def test_folders_of_annotations(tmp_path, name):
     moment = {"duration": 9.0, "timestamps": [[1, 2]], "sentences": ["a dog"]}
-    line = {"qid": 0, "query": "a dog", "vid": "v", "duration": 9.0, "relevant_windows": [[1, 2]]}
     times = {"num_segments": 6, "times": [[0, 1]], "annotation_id": 0}
     content = {
-        "train.jsonl": line,
+        "train.jsonl": query_line(),
         "train.json": {"v": moment},
         "train_data.json": [{"video": "v", "description": "a dog", **times}],
     }

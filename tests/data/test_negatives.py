@@ -1,12 +1,12 @@
 """Queries with no answer: in files, in batches, and drawn for training."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.datasets import query_line, write_lines
 from helpers.training import make_dataset
 
 from tmapdiff.data import (
@@ -41,10 +41,8 @@ QUERIES = AnnotationSet(
 
 
 def test_an_empty_list_of_windows_is_a_query_without_a_moment(tmp_path):
-    line = {"qid": 1, "query": "a dog", "vid": "v", "duration": 9.0, "relevant_windows": []}
-    dropped = {**line, "qid": 2, "relevant_windows": [[10, 12]]}  # which is a fault of the file
-    path = tmp_path / "q.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in (line, dropped)))
+    dropped = query_line(2, windows=[[10, 12]])  # which is a fault of the file
+    path = write_lines(tmp_path / "q.jsonl", [query_line(1, windows=[]), dropped])
     found = load_moment_jsonl(path)
     assert [(item.qid, item.moments) for item in found] == [(1, ())]
     assert "2 lines, 1 kept; 1 of them without a moment; 1 moments dropped" in str(found.report)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from helpers.assertions import refuses
+from helpers.datasets import query_line, write_lines
 
 from tmapdiff.data import (
     load_activitynet_captions,
@@ -53,9 +54,8 @@ def _by_video(**fields):
 
 
 def _jsonl(folder, moments):
-    line = {"query": "a dog.", "vid": "A", "duration": DURATION}
-    lines = [{**line, "qid": n, "relevant_windows": [one]} for n, one in enumerate(moments)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    lines = (query_line(n, windows=[one], duration=DURATION) for n, one in enumerate(moments))
+    write_lines(folder / "train.jsonl", lines)
 
 
 FORMATS = {

@@ -2,9 +2,9 @@
 
 import json
 
-import h5py
 import numpy as np
 import pytest
+from helpers import datasets
 from helpers.assertions import refuses
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,15 +27,7 @@ KINDS = ["hdf5", "npy"]
 
 
 def write_store(folder, kind, ids):
-    if kind == "npy":
-        (folder / "npy").mkdir()
-        for one in ids:
-            np.save(folder / "npy" / f"{one}.npy", np.ones((4, 2), np.float32))
-        return folder / "npy"
-    with h5py.File(folder / "a.h5", "w") as file:
-        for one in ids:
-            file[one] = np.ones((4, 2), np.float32)
-    return folder / "a.h5"
+    return datasets.write_store(folder / kind, kind, dict.fromkeys(ids, np.ones((4, 2), "f4")))
 
 
 def annotated(*ids):
@@ -43,13 +35,11 @@ def annotated(*ids):
 
 
 def write_lines(path, ids):
-    lines = [
-        {"qid": f"{path.stem}{n}", "query": "a dog", "vid": one, "duration": 4.0,
-         "relevant_windows": [[1, 2]]}
+    lines = (
+        datasets.query_line(f"{path.stem}{n}", one, [[1, 2]], duration=4.0)
         for n, one in enumerate(ids)
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    )
+    return datasets.write_lines(path, lines)
 
 
 CASES = [

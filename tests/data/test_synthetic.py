@@ -14,19 +14,6 @@ def large():
     return SyntheticActivities(600)
 
 
-@pytest.mark.parametrize(
-    ("kind", "split", "count", "error"),
-    [
-        (SyntheticActivities, "train", 600, 60),
-        (SyntheticActivities, "test", 200, 30),
-        (SyntheticVideos, "train", 1470, 120),
-        (SyntheticVideos, "test", 250, 50),
-    ],
-)
-def test_default_sizes(kind, split, count, error):
-    assert len(kind(split=split).annotations) == pytest.approx(count, abs=error)
-
-
 def test_videos_are_as_described(large):
     assert len(large.videos) == 600
     overlapping = 0

@@ -1,6 +1,5 @@
 """Names of videos as people give them, from the file of a video to its moments."""
 
-import json
 import os
 
 import h5py
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.assertions import refuses
+from helpers.datasets import query_line, write_lines
 from helpers.videos import write_video
 
 from tmapdiff import extract_features, load_moment_jsonl, open_feature_store, read_submission
@@ -75,12 +75,11 @@ def test_names_of_other_programs_that_only_some_systems_have(tmp_path):
 
 @pytest.mark.parametrize("video_id", REFUSED)
 def test_what_could_leave_a_folder_is_refused_by_readers_and_writers(tmp_path, video_id):
-    line = {"qid": 0, "query": "a dog", "vid": video_id, "duration": 9.0}
-    path = tmp_path / "lines.jsonl"
-    path.write_text(json.dumps({**line, "relevant_windows": [[1, 2]]}))
+    line = query_line(video=video_id)
+    path = write_lines(tmp_path / "lines.jsonl", [line])
     with refuses(AnnotationError, f"{path} line 1: expected a video id "):
         load_moment_jsonl(path)
-    path.write_text(json.dumps({**line, "pred_relevant_windows": [[1, 2, 0.5]]}))
+    write_lines(path, [{**line, "pred_relevant_windows": [[1, 2, 0.5]]}])
     with refuses(AnnotationError, f"{path} line 1: expected a video id "):
         read_submission(path)
     with refuses(AnnotationError, "write_submission: expected a video id "):
@@ -166,12 +165,8 @@ def test_any_name_of_a_file_goes_from_video_to_features_and_annotations(tmp_path
     assert (set(report.extracted), report.skipped) == (set(names), ())
     again = extract_features(tmp_path / "videos", encoder, tmp_path / "a.h5", fps=1)
     assert set(again.kept) == set(names)
-    lines = [
-        {"qid": n, "query": "a dog", "vid": one, "duration": 3.0 + n, "relevant_windows": [[0, 1]]}
-        for n, one in enumerate(names)
-    ]
-    path = tmp_path / "queries.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = (query_line(n, one, [[0, 1]], duration=3.0 + n) for n, one in enumerate(names))
+    path = write_lines(tmp_path / "queries.jsonl", lines)
     annotations = load_moment_jsonl(path)
     for place in (tmp_path / "a.h5", tmp_path / "npy"):
         store = open_feature_store(place) if place.exists() else None

@@ -23,7 +23,7 @@ def annotations(draw):
     return Annotation(3, "v", "a sentence", duration, tuple(moments)), clip_seconds, video_clips
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(annotations(), st.integers(0, 2**31))
 def test_every_window_holds_a_moment(case, seed):
     item, clip_seconds, video_clips = case

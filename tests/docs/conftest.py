@@ -4,10 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-import torch
+from helpers.datasets import query_line, write_lines, write_store
 from helpers.migration import make_files_of_others
 
 ROOT = Path(__file__).parents[2]
@@ -34,26 +33,25 @@ def make_files(folder: Path) -> None:
         ("garden", "a person rakes the leaves", [[5.0, 18.0]]),
     )
     lines = [
-        {"qid": qid, "query": query, "vid": video, "duration": VIDEOS[video], "relevant_windows": w}
-        for qid, (video, query, w) in enumerate(queries)
+        query_line(qid, video, windows, query, VIDEOS[video])
+        for qid, (video, query, windows) in enumerate(queries)
     ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "queries.jsonl").write_text(text)
-    (folder / "more.jsonl").write_text(text)
+    for name in ("queries", "more"):
+        write_lines(folder / f"{name}.jsonl", lines)
 
     make_files_of_others(folder)
     random = np.random.default_rng(0)
-    for name in ("npy", "npz", "pt", "clip"):
-        (folder / name).mkdir()
-    with h5py.File(folder / "features.h5", "w") as file:
-        for video, duration in VIDEOS.items():
-            features = random.standard_normal((int(2 * duration), 32), dtype=np.float32)
-            file[video] = features
-            np.save(folder / "npy" / f"{video}.npy", features)
-            np.savez(folder / "npz" / f"{video}.npz", features=features)
-            torch.save(torch.from_numpy(features), folder / "pt" / f"{video}.pt")
-            other = random.standard_normal((int(2 * duration), 16), dtype=np.float32)
-            np.save(folder / "clip" / f"{video}.npy", other)
+    features, others = (
+        {
+            video: random.standard_normal((int(2 * duration), width), dtype=np.float32)
+            for video, duration in VIDEOS.items()
+        }
+        for width in (32, 16)
+    )
+    for kind in ("npy", "npz", "pt"):
+        write_store(folder / kind, kind, features)
+    write_store(folder, "hdf5", features).rename(folder / "features.h5")
+    write_store(folder / "clip", "npy", others)
     rows = (f"{word} {' '.join(f'{x:.3f}' for x in random.standard_normal(8))}\n" for word in WORDS)
     (folder / "glove.txt").write_text("".join(rows))
 

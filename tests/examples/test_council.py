@@ -1,6 +1,5 @@
 """The README's transcript, searched with a real sentence encoder."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ ASKED = {
     "dogs in the park": "dogs",
     "somebody plants trees": "rest",
 }
-
-
-def test_its_items_are_in_order():
-    cues = load_text_track(TRACK)
-    assert 600 < cues[-1].end < 660
-    assert all(one.end <= other.start for one, other in pairwise(cues))
-    starts = [next(cue.start for cue in cues if text in cue.text) for text in ITEMS.values()]
-    assert starts == sorted(starts)
-    assert not any("<" in cue.text or "  " in cue.text for cue in cues)
 
 
 @pytest.mark.train  # loads 22 million weights

@@ -1,11 +1,51 @@
 """Small data sets in the forms of those that are published."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import torch
+
+
+def query_line(
+    qid: int | str = 0,
+    video: str = "v",
+    windows: Sequence[Sequence[float]] = ((0, 3),),
+    query: str = "a dog",
+    duration: float = 9.0,
+) -> dict[str, Any]:
+    """Return a query in the form of QVHighlights."""
+    about = {"qid": qid, "query": query, "vid": video, "duration": duration}
+    return {**about, "relevant_windows": windows}
+
+
+def write_lines(path: Path, lines: Iterable[Any]) -> Path:
+    """Write lines of JSON."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_store(folder: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write features of each video as `hdf5`, `npy`, `npz` or `pt`, and return their place."""
+    folder.mkdir(exist_ok=True)
+    if kind == "hdf5":
+        with h5py.File(folder / "rgb.hdf5", "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+        return folder / "rgb.hdf5"
+    for name, array in arrays.items():
+        path = folder / f"{name}.{kind}"
+        if kind == "npy":
+            np.save(path, array)
+        elif kind == "npz":
+            np.savez(path, features=array)
+        else:
+            torch.save(torch.from_numpy(array.astype(array.dtype.newbyteorder("="))), path)
+    return folder
 
 
 def write_charades(

@@ -1,6 +1,5 @@
-import json
-
 import pytest
+from helpers.datasets import query_line, write_lines
 
 
 @pytest.fixture
@@ -8,14 +7,10 @@ def queries(tmp_path):
     """Write a file of queries, each about a whole video, given the videos' durations."""
 
     def write(name="queries.jsonl", **durations):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        lines = [
-            {"qid": video, "query": "a dog", "vid": video, "duration": duration,
-             "relevant_windows": [[0, duration]]}
+        lines = (
+            query_line(video, video, [[0, duration]], duration=duration)
             for video, duration in durations.items()
-        ]  # fmt: skip
-        path.write_text("\n".join(map(json.dumps, lines)))
-        return path
+        )
+        return write_lines(tmp_path / name, lines)
 
     return write

@@ -1,19 +1,16 @@
-import json
-
 import pytest
 from helpers.assertions import kinds
+from helpers.datasets import query_line, write_lines
 
 from tmapdiff.inspection import inspect
 
 
 def line(qid, query="a dog runs", vid="one", duration=30.0, windows=((1, 5),)):
-    return {"qid": qid, "query": query, "vid": vid, "duration": duration,
-            "relevant_windows": [list(one) for one in windows]}  # fmt: skip
+    return query_line(qid, vid, windows, query, duration)
 
 
 def write(path, *lines):
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    return path
+    return write_lines(path, lines)
 
 
 def test_facts(tmp_path):

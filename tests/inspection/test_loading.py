@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.datasets import write_charades
+from helpers.datasets import query_line, write_charades, write_lines, write_store
 from helpers.videos import write_video
 
 pytestmark = pytest.mark.process
@@ -32,11 +32,9 @@ def places(tmp_path):
     """Return a folder with an input of each kind."""
     record = {"duration": 50.5, "timestamps": [[0.5, 9.0]], "sentences": ["A man lifts."]}
     (tmp_path / "x.json").write_text(json.dumps({"v_a": record}))
-    line = {"qid": 7, "query": "a dog", "vid": "a", "duration": 9.0, "relevant_windows": [[0, 3]]}
-    (tmp_path / "x.jsonl").write_text(json.dumps(line))
+    write_lines(tmp_path / "x.jsonl", [query_line(video="a")])
     write_charades(tmp_path / "charades")
-    (tmp_path / "features").mkdir()
-    np.save(tmp_path / "features" / "a.npy", np.ones((4, 3), np.float32))
+    write_store(tmp_path / "features", "npy", {"a": np.ones((4, 3), np.float32)})
     write_video(tmp_path / "v.mp4", [0, 1])
     return tmp_path
 

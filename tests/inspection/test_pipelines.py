@@ -1,10 +1,9 @@
-import json
-
 import h5py
 import numpy as np
 import pytest
 import torch
 from helpers.assertions import kinds
+from helpers.datasets import query_line, write_lines
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary
 from tmapdiff.inspection import inspect
@@ -69,12 +68,9 @@ def test_against_features(saved, tmp_path):
 
 
 def test_against_annotations(saved, tmp_path):
-    lines = [
-        {"qid": qid, "query": query, "vid": "v", "duration": 9.0, "relevant_windows": [[0, 3]]}
-        for qid, query in (("x", "the dog sleeps"), ("y", "cats sleep"), ("z", "..."))
-    ]
-    path = tmp_path / "queries.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    queries = {"x": "the dog sleeps", "y": "cats sleep", "z": "..."}
+    lines = (query_line(qid, query=query) for qid, query in queries.items())
+    path = write_lines(tmp_path / "queries.jsonl", lines)
     assert kinds(inspect(saved[0], path)) == {"unknown words": ("y",)}
     found = inspect(path, saved[0])
     assert kinds(found) == {"queries without a word": ("z",), "unknown words": ("y",)}

@@ -1,6 +1,5 @@
-import json
-
 from helpers.assertions import kinds
+from helpers.datasets import query_line, write_lines
 from helpers.videos import write_video
 
 from tmapdiff.inspection import inspect
@@ -41,12 +40,9 @@ def test_against_annotations(tmp_path):
     (tmp_path / "videos").mkdir()
     for name in ("a", "unasked"):
         write_video(tmp_path / "videos" / f"{name}.mp4", range(11))
-    lines = [
-        {"qid": qid, "query": "a dog", "vid": vid, "duration": 60.0, "relevant_windows": [window]}
-        for qid, vid, window in (("x", "a", [0, 11]), ("y", "a", [9, 12]), ("z", "lost", [0, 3]))
-    ]
-    path = tmp_path / "queries.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = (("x", "a", [[0, 11]]), ("y", "a", [[9, 12]]), ("z", "lost", [[0, 3]]))
+    lines = (query_line(*one, duration=60.0) for one in asked)
+    path = write_lines(tmp_path / "queries.jsonl", lines)
     wanted = {
         "missing video": ("lost",),
         "video without annotations": ("unasked",),

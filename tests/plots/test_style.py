@@ -1,7 +1,6 @@
 from itertools import combinations
 
 import numpy as np
-import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
@@ -14,11 +13,6 @@ def lightness(color) -> float:
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ [0.2126, 0.7152, 0.0722])
     return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
-
-
-def test_lightness_is_that_of_known_colors():
-    for color, expected in (("black", 0), ("white", 100), ("#777777", 50)):
-        assert lightness(color) == pytest.approx(expected, abs=0.5)
 
 
 def test_lines_are_told_apart_in_grayscale():
