@@ -9,6 +9,7 @@ from helpers.text_encoders import tiny_text_encoder
 
 from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary, recipes
 from tmapdiff.cli import main
+from tmapdiff.data import Prediction, write_submission
 
 KEYS = ["Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU"]
 
@@ -188,30 +189,13 @@ def test_the_protocol_of_qvhighlights_and_a_score_of_what_it_wrote(run, passes, 
     assert "a prediction for each query" in wrong.err
 
 
-def test_highlights_and_the_consensus_of_didemo_are_scored(passes, tmp_path):
-    query = {"qid": 0, "query": "a dog", "vid": "v", "duration": 6, "relevant_windows": [[0, 4]],
-             "relevant_clip_ids": [0, 1], "saliency_scores": [[4, 4, 1], [2, 1, 3]]}  # fmt: skip
-    answer = {"qid": 0, "query": "a dog", "vid": "v", "pred_relevant_windows": [[0, 2, 0.9]],
-              "pred_saliency_scores": [0.1, 0.9, 0.2]}  # fmt: skip
-    (tmp_path / "test.jsonl").write_text(json.dumps(query))
-    (tmp_path / "answers.jsonl").write_text(json.dumps(answer))
-    options = ["--test", tmp_path / "test.jsonl", "--protocol", "qvhighlights", "--json"]
-    found = passes("score", tmp_path / "answers.jsonl", *options).document
-    # IoU 1/2 counts. Two of three annotators find the last clip very good, the third none.
-    names = ["R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP"]
-    assert [found[f"MR-full-{name}"] for name in names] == [100, 0, 100, 0, 10]
-    assert found["MR-short-mAP"] == 10
-    assert found["HL-min-VeryGood-mAP"] == pytest.approx(200 / 9)
-    assert found["HL-min-VeryGood-Hit1"] == 0
+def test_the_consensus_of_didemo_is_scored(passes, tmp_path):
     record = {"annotation_id": 0, "video": "v", "description": "a dog", "num_segments": 6,
               "times": [[0, 0], [1, 1], [1, 1], [1, 1]]}  # fmt: skip
     (tmp_path / "test_data.json").write_text(json.dumps([record]))
-    (tmp_path / "answers.jsonl").write_text(
-        json.dumps({**answer, "pred_relevant_windows": [[0, 5, 1]]})
-    )
-    found = passes(
-        "score", tmp_path / "answers.jsonl", "--test", tmp_path / "test_data.json", "--json"
-    )
+    answers = tmp_path / "answers.jsonl"
+    write_submission([Prediction(0, "a dog", "v", ((0, 5, 1),))], answers)
+    found = passes("score", answers, "--test", tmp_path / "test_data.json", "--json")
     assert found.document["Rank1@0.5"] == 0
 
 

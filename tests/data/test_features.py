@@ -257,25 +257,17 @@ def test_hdf5_needs_h5py(tmp_path, monkeypatch):
         HDF5FeatureStore(path)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "pickle"])
-def test_damaged_numpy_files(tmp_path, suffix, damage):
-    write(tmp_path, suffix[1:], {"A": np.ones((20, 3)), "B": np.ones((20, 3))})
-    store = open_feature_store(tmp_path)
-    path = tmp_path / f"B{suffix}"
-    kind, text = FileError, rf"cannot read .*B\{suffix}: \S.*\.$"
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-90])
-    elif damage == "text":
-        path.write_text("hello")
-    elif damage == "empty":
-        path.write_bytes(b"")
-    else:
-        kind, text = FeatureError, r"expected an array of numbers, got pickled objects"
-        write(tmp_path, suffix[1:], {"B": np.array([[print]], dtype=object)})
-    with pytest.raises(kind, match=text) as caught:
-        store["B"]
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_damaged_numpy_files(tmp_path, kind):
+    store = open_feature_store(write(tmp_path, kind, {"A": np.ones((20, 3))}))
+    path = tmp_path / f"A.{kind}"
+    for damaged in (path.read_bytes()[:-90], b"hello", b""):
+        path.write_bytes(damaged)
+        with refuses(FileError, f"cannot read {path}: "):
+            store["A"]
+    write(tmp_path, kind, {"A": np.array([[print]], dtype=object)})
+    with refuses(FeatureError, "expected an array of numbers, got pickled objects"):
+        store["A"]
 
 
 def test_npz_without_the_key(tmp_path):

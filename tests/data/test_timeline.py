@@ -69,7 +69,7 @@ def test_noise_has_the_norm_asked_for():
 
 
 def many(**settings):
-    videos = {f"V{i}": CharadesVideo(60.0, ((0, 20.0, 40.0),)) for i in range(2000)}
+    videos = {f"V{i}": CharadesVideo(60.0, ((0, 20.0, 40.0),)) for i in range(500)}
     defaults = {"num_classes": 1, "feature_dim": 2, "noise": 0, "jitter": 0, "drop": 0}
     store = ActionTimelineFeatures(videos, samples_per_second=20, **{**defaults, **settings})
     return [store[video].any(dim=1) for video in videos]
@@ -77,8 +77,8 @@ def many(**settings):
 
 def test_actions_are_dropped_at_the_rate_asked_for():
     present = torch.stack([track.any() for track in many(drop=0.25)])
-    # Five standard deviations of 2,000 draws.
-    assert present.float().mean().item() == pytest.approx(0.75, abs=0.05)
+    # Five standard deviations of 500 draws.
+    assert present.float().mean().item() == pytest.approx(0.75, abs=0.1)
 
 
 def test_both_ends_move_by_themselves():
