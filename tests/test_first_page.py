@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers.oracles import interval_iou
 from helpers.processes import start_program
 
 pytestmark = [
@@ -63,11 +64,6 @@ def run(command, folder):
     )
 
 
-def iou(start, end):
-    inside = max(0.0, min(end, TRUTH[1]) - max(start, TRUTH[0]))
-    return inside / (end - start + TRUTH[1] - TRUTH[0] - inside)
-
-
 def moments_of(text):
     """Start and end of each moment that is printed, in any form that has two times."""
     rows = re.findall(r"(\d+\.\d+)\D{1,8}?(\d+\.\d+)[^\n]*\n", text)
@@ -92,7 +88,7 @@ def test_the_first_page(folder, monkeypatch):
     found = moments_of(output)
     assert len(found) == 5, output
     # One answer of one training may be wrong; nonsense would be far off.
-    assert max(iou(*moment) for moment in found) > 0.3, output
+    assert max(interval_iou(moment, TRUTH) for moment in found) > 0.3, output
 
     monkeypatch.chdir(folder)
     printed = io.StringIO()
@@ -100,7 +96,7 @@ def test_the_first_page(folder, monkeypatch):
         exec(compile(code, "README.md", "exec"), {})
     again = moments_of(printed.getvalue())
     assert len(again) == 5, printed.getvalue()
-    assert max(iou(*moment) for moment in again) > 0.3, printed.getvalue()
+    assert max(interval_iou(moment, TRUTH) for moment in again) > 0.3, printed.getvalue()
 
     process = run(demo, folder)
     try:

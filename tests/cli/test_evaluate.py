@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import run_processes
-from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff import PRESETS, MomentLocalizationPipeline, Vocabulary, recipes
+from tmapdiff import MomentLocalizationPipeline, recipes
 from tmapdiff.cli import main
 from tmapdiff.data import Prediction, write_submission
 
@@ -132,34 +131,6 @@ def test_several_files_and_rankings_are_evaluated_by_a_model_loaded_once(
     places = (tmp_path / "all" / "test", tmp_path / "test-expected-hits")
     answers = [(place / "predictions.jsonl").read_text() for place in places]
     assert answers[0] == answers[1]
-
-
-def test_root_is_where_timelines_come_from_whatever_the_queries(
-    passes, charades, queries, tmp_path
-):
-    pipeline = tmp_path / "pipeline"
-    localizer = PRESETS["nano"].build(vocabulary_size=4, clip_channels=256)
-    MomentLocalizationPipeline(localizer, Vocabulary(["a", "person"])).save_pretrained(pipeline)
-    test = queries("own/mine.jsonl", "AAAAA", "BBBBB")
-    data = ["--root", charades, "--test", test, "--features", "timeline"]
-    found = passes("evaluate", pipeline, *data, "--json")
-    assert found.document["annotations"] == {"test": str(test)}
-    assert found.document["features"].startswith("SIMULATED")
-
-
-def test_a_pipeline_with_a_text_encoder(passes, corpus, tmp_path):
-    text = tiny_text_encoder(["the", "number", "is", "shown", "0", "1", "2", "3"])
-    channels = MomentLocalizationPipeline.from_pretrained(corpus.pipeline).frame_encoder.feature_dim
-    localizer = PRESETS["nano"].build(
-        vocabulary_size=None, clip_channels=channels, encoder={"text_channels": text.token_channels}
-    )
-    MomentLocalizationPipeline(localizer, text_encoder=text).save_pretrained(tmp_path / "pipeline")
-    data = ["--test", corpus.test, "--features", corpus.features, "--device", "cpu"]
-    found = passes("evaluate", tmp_path / "pipeline", *data, "--json")
-    lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
-    asked = [json.loads(line)["query"] for line in lines]
-    assert asked == [f"the number {number} is shown" for number in range(4)]
-    assert 0 <= found.document["mIoU"] <= 100
 
 
 def test_the_protocol_of_qvhighlights_and_a_score_of_what_it_wrote(run, passes, corpus, tmp_path):

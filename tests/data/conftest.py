@@ -42,11 +42,6 @@ def charades(tmp_path):
 
 
 @pytest.fixture
-def row():
-    return csv_row
-
-
-@pytest.fixture
 def write(tmp_path):
     """Write a file, of lines if there are several: texts as they are, all else as JSON."""
 

@@ -18,6 +18,8 @@ from tmapdiff.errors import AnnotationError
 from tmapdiff.inspection import inspect
 from tmapdiff.video import FeatureStoreWriter
 
+from .conftest import csv_row
+
 JAPANESE = "日本の料理番組で卵を焼く" * 6 + "x"
 NAMES = [
     "Wait... what",
@@ -191,7 +193,7 @@ def test_names_that_no_id_can_be_are_told_by_inspect_as_by_extract(tmp_path):
     assert "expected a video id without '/'" in finding.text
 
 
-def test_videos_of_lines_may_have_blanks_in_their_names(charades, row):
-    root = charades(["Wait... what 1.0 2.5##a person sits."], [row("Wait... what")])
+def test_videos_of_lines_may_have_blanks_in_their_names(charades):
+    root = charades(["Wait... what 1.0 2.5##a person sits."], [csv_row("Wait... what")])
     (item,) = load_charades_sta(root, "train")
     assert (item.video_id, item.moments) == ("Wait... what", ((1.0, 2.5),))

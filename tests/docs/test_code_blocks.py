@@ -89,11 +89,3 @@ def test_a_failing_block_is_noticed_at_its_line():
     with pytest.raises(ZeroDivisionError) as caught:
         run_blocks("page", "# Title\n\n```python\na = 1\na / 0\n```\n")
     assert caught.traceback[-1].lineno + 1 == 5
-
-
-def test_blocks_share_names_and_marked_ones_do_not_run():
-    run_blocks(
-        "page",
-        "```python\na = 2\n```\n<!-- not run: needs a video -->\n```python\na = 1 / 0\n```\n"
-        "```python\nprint(a)\n```\n```text\n2\n```\n",
-    )

@@ -69,18 +69,6 @@ def test_commands_print_what_the_page_says(folder_of_a_reader, capsys, monkeypat
 
 
 def test_lines_are_compared_to_the_last():
-    for printed, wanted, fits in (
-        ("ab", "ab", True),
-        ("ab", "a", False),
-        ("a", "ab", False),
-        ("abc", ["...", "c"], True),
-        ("ab", ["a", "..."], True),
-        ("abc", ["...", "b"], False),
-        ("", ["..."], True),
-    ):
-        assert matches(list(printed), list(wanted)) == fits, (printed, wanted)
-
-
-def test_blocks_are_read_as_the_page_means_them():
-    text = "<!-- exit code 1 -->\n```console\n$ a b\nc\n\n$ d\n```\n"
-    assert list(commands_of(text)) == [("a b", 1, ["c"]), ("d", 1, [])]
+    for printed, wanted in (("ab", "a"), ("a", "ab"), ("abc", ["...", "b"])):
+        assert not matches(list(printed), list(wanted)), (printed, wanted)
+    assert matches([*"abc"], ["...", "c"])

@@ -92,16 +92,13 @@ def test_what_of_a_sentence_is_read():
     text = tiny_text_encoder(WORDS)  # tokens and sentences have the same channels
     features = text(QUERIES)
     similar = {"num_clips": 4, "num_anchors": 4, "num_scales": 1}
+    of_text = {"text_channels": 16, "vocabulary_size": None}
     for localizer, chosen, kind in (
         (SimilarityLocalizer(16, **similar), None, "sentence"),
         (SimilarityLocalizer(16, **similar), "tokens", "tokens"),
         (SimilarityLocalizer(16, words=True, **similar), None, "tokens"),
-        (make_localizer(encoder={"text_channels": 16, "vocabulary_size": None}), None, "tokens"),
-        (
-            make_localizer(encoder={"text_channels": 16, "vocabulary_size": None}),
-            "sentence",
-            "sentence",
-        ),
+        (make_localizer(encoder=of_text), None, "tokens"),
+        (make_localizer(encoder=of_text), "sentence", "sentence"),
     ):
         pipe = MomentLocalizationPipeline(localizer, text_encoder=text, text_features=chosen)
         words = pipe.encode_queries(QUERIES)
