@@ -229,7 +229,7 @@ def test_a_nested_configuration_that_is_no_dictionary_is_refused(field, online, 
     make().save_pretrained(tmp_path)
     path = tmp_path / "localizer" / "config.json"
     document = json.loads(path.read_text())
-    for value in (BEACON, [BEACON], 3, True, "", [], None):
+    for value in (BEACON, [BEACON], 3, "", None):
         path.write_text(with_beacon(document, (field,), value))
         if (field, value) == ("scheduler_config", None):
             assert MomentLocalizer.from_pretrained(path.parent)  # the defaults

@@ -39,16 +39,15 @@ def test_models_are_made_and_listed_in_timm_s_manner():
     assert model.objective.name == "bce-full"
 
 
-@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(
-    ("encoder", "decoder"),
+    ("name", "encoder", "decoder"),
     [
-        ({"channels": 24}, {}),
-        ({"channels": 24}, {"channels": 16}),
-        ({"num_clips": 128}, {}),
-        ({}, {"num_clips": 128}),
-        ({"num_anchors": 4, "channels": 24}, {"num_scales": 1}),
-        ({"num_clips": 128}, {"num_clips": 128}),
+        *((name, {"num_anchors": 4, "channels": 24}, {"num_scales": 1}) for name in PRESETS),
+        ("nano", {"channels": 24}, {}),
+        ("nano", {"channels": 24}, {"channels": 16}),
+        ("nano", {"num_clips": 128}, {}),
+        ("nano", {}, {"num_clips": 128}),
+        ("nano", {"num_clips": 128}, {"num_clips": 128}),
     ],
 )
 def test_what_follows_from_a_changed_field_follows_its_change(name, encoder, decoder):

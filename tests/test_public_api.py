@@ -100,14 +100,6 @@ def test_examples_and_pages_use_public_names_only():
     assert private == {}
 
 
-def test_no_assert_and_no_print_in_the_package():
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
-            name = getattr(getattr(node, "func", None), "id", "")
-            assert name != "print", f"{path}:{node.lineno}"
-
-
 def test_errors_are_builtin_errors_too():
     from tmapdiff import errors
 

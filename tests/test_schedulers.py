@@ -80,7 +80,7 @@ def resume(
 def test_steps_equal_diffusers_where_its_steps_divide(spacing, schedule):
     ours = MapScheduler(beta_schedule=schedule, timestep_spacing=spacing, signal_scale=0.5)
     theirs = diffusers_twin(ours)
-    for case in itertools.product([1, 2, 5, 10, 50], [0.0, 0.5, 1.0]):
+    for case in itertools.product([1, 2, 5, 20], [0.0, 0.5, 1.0]):
         steps, eta = case
         ours.set_timesteps(steps)
         theirs.set_timesteps(steps)
@@ -348,7 +348,7 @@ def plain_unipc(**fields):
     ],
 )
 def test_multistep_solvers_equal_diffusers(solver, kind, dtype, tolerance, spacing):
-    for case in itertools.product(SCHEDULES, [1, 2, 3, 5, 10, 61]):
+    for case in itertools.product(SCHEDULES, [1, 2, 3, 5, 11]):
         schedule, steps = case
         ours = MapScheduler(
             solver=solver, beta_schedule=schedule, timestep_spacing=spacing, clip_sample=False
@@ -370,7 +370,7 @@ def test_every_solver_arrives_at_true_predictions(solver, spacing):
     scheduler = MapScheduler(solver=solver, timestep_spacing=spacing)
     dtypes = [torch.float64, torch.float32, torch.bfloat16]
     etas = [0.0, 1.0] if solver == "ddim" else [0.0]
-    for case in itertools.product([1, 2, 3, 5, 7, 10, 30, 61], dtypes, etas):
+    for case in itertools.product([1, 2, 3, 5, 7, 10, 30], dtypes, etas):
         steps, dtype, eta = case
         x0 = scheduler.to_signal(torch.rand(2, 5, dtype=dtype))
         samples = run(scheduler, x0.expand(steps, 2, 5), eta=eta)

@@ -22,9 +22,9 @@ def annotations_of(videos):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"video_id": "../A"}, r"annotation 0: expected a video id without '/'"),
-        ({"video_id": "a\0"}, r"got 'a\\x00'"),
-        ({"video_id": "a/" + "x" * 1000}, r"got 'a/x+\.\.\.'\."),
+        ({"video_id": "../A"}, "annotation 0: expected a video id without '/'"),
+        ({"video_id": "a\0"}, r"got 'a\x00'"),
+        ({"video_id": "a/" + "x" * 1000}, "xxx...'."),
         ({"video_id": 7}, "expected a video id as text, got 7"),
         ({"query": " "}, "expected a sentence as query, got ' '"),
         ({"query": None}, "expected a sentence as query, got None"),
@@ -32,17 +32,16 @@ def annotations_of(videos):
         ({"duration": float("inf")}, "expected a duration > 0 seconds, got inf"),
         ({"duration": float("nan")}, "expected a duration > 0 seconds, got nan"),
         ({"duration": 10**400}, "expected a duration > 0 seconds, got 10"),
-        ({"moments": ((1.0, 10**400),)}, r"expected \(start, end\) to be 2 numbers, got"),
-        ({"moments": ((2.0, 2.0),)}, r"0 <= start < end <= 10 .* got \(2, 2\)"),
-        ({"moments": ((-1.0, 2.0),)}, r"got \(-1, 2\)"),
-        ({"moments": ((1.0, 2.0), (1.0, 11.0))}, r"got \(1, 11\)"),
-        ({"moments": ((1.0, float("nan")),)}, r"got \(1.0, nan\)"),
+        ({"moments": ((1.0, 10**400),)}, "expected (start, end) to be 2 numbers, got"),
+        ({"moments": ((2.0, 2.0),)}, "got (2, 2)"),
+        ({"moments": ((-1.0, 2.0),)}, "got (-1, 2)"),
+        ({"moments": ((1.0, 2.0), (1.0, 11.0))}, "got (1, 11)"),
+        ({"moments": ((1.0, float("nan")),)}, "got (1.0, nan)"),
     ],
 )
-def test_a_wrong_annotation_is_refused_in_one_line(change, text):
-    with pytest.raises(AnnotationError, match=text) as caught:
+def test_a_wrong_annotation_is_refused(change, text):
+    with refuses(AnnotationError, text):
         annotation(**change)
-    assert "\n" not in str(caught.value)
 
 
 def test_set_is_an_immutable_sequence():

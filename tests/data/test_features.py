@@ -123,10 +123,10 @@ def test_ids_stay_inside(tmp_path, kind, video_id):
     ("bad", "text"),
     [
         (np.ones((2, 4)), "expected features of width 3, as in the rest of the store, got 4"),
-        (np.ones(3), r"expected features of shape \(T, D\) with T >= 1, got \(3,\)"),
-        (np.ones((2, 3, 3)), r"T >= 1, got \(2, 3, 3\)"),
-        (np.ones((2, 1, 2, 3)), r"T >= 1, got \(2, 1, 2, 3\)"),
-        (np.ones((0, 3)), r"T >= 1, got \(0, 3\)"),
+        (np.ones(3), "expected features of shape (T, D) with T >= 1, got (3,)"),
+        (np.ones((2, 3, 3)), "T >= 1, got (2, 3, 3)"),
+        (np.ones((2, 1, 2, 3)), "T >= 1, got (2, 1, 2, 3)"),
+        (np.ones((0, 3)), "T >= 1, got (0, 3)"),
         (np.array([[1, 2, 3], [1, np.nan, np.inf]]), "NaN or infinity in 2 places, first in row 1"),
         (np.full((2, 3), 1e300), "finite float32 features, got NaN or infinity in 6 places"),
         (np.ones((2, 3), dtype=bool), "expected features that are real numbers, got dtype bool"),
@@ -138,10 +138,8 @@ def test_bad_features_are_named(tmp_path, kind, bad, text):
     if kind == "pt" and bad.dtype.kind == "S":
         pytest.skip("torch has no tensors of text")
     store = open_feature_store(write(tmp_path, kind, {"A": np.ones((2, 3)), "bad": bad}))
-    with pytest.raises(FeatureError, match=text) as caught:
+    with refuses(FeatureError, f"{store.description}, video 'bad': expected ", text):
         store["bad"]
-    assert str(caught.value).startswith(f"{store.description}, video 'bad': expected ")
-    assert "\n" not in str(caught.value)
     assert store["A"].shape == (2, 3)
 
 

@@ -265,9 +265,8 @@ def test_vocabulary_round_trip(tmp_path):
 def test_vocabulary_file_that_is_something_else(tmp_path, content, text):
     path = tmp_path / "words.json"
     path.write_text(content)
-    with pytest.raises(CheckpointError, match=rf"words\.json: .*{text}") as caught:
+    with refuses(CheckpointError, "words.json: ", text):
         Vocabulary.load(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_vocabularies_of_old_files_split_sentences_as_when_they_were_made(tmp_path):
@@ -321,12 +320,10 @@ WORDS = [
 ]
 
 
-def write_glove(path, words=WORDS, dim=3, header=""):
-    vectors = np.random.default_rng(0).standard_normal((len(words), dim)).astype(np.float32)
-    lines = (
-        f"{word} {' '.join(map(repr, row.tolist()))}\n"
-        for word, row in zip(words, vectors, strict=True)
-    )
+def write_glove(path, header=""):
+    vectors = np.random.default_rng(0).standard_normal((len(WORDS), 3)).astype(np.float32)
+    numbers = (" ".join(map(repr, row.tolist())) for row in vectors)
+    lines = (f"{word} {row}\n" for word, row in zip(WORDS, numbers, strict=True))
     path.write_bytes((header + "".join(lines)).encode())
     return vectors
 
@@ -391,9 +388,7 @@ def test_files_that_are_no_glove(tmp_path):
     with refuses(FileError, "expected a word and its vector per line, got an empty file"):
         load_glove(tmp_path / "empty")
     (tmp_path / "words").write_text("the\na\n")
-    with pytest.raises(
-        FileError, match="line 1: expected a word and its vector, separated by spaces"
-    ):
+    with refuses(FileError, "line 1: expected a word and its vector, separated by spaces"):
         load_glove(tmp_path / "words")
     with refuses(FileError, "cannot read"):
         load_glove(tmp_path)

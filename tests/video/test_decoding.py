@@ -295,9 +295,8 @@ def test_a_hole_in_a_video(tmp_path):
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
 def test_too_little_of_a_video_is_an_error(tmp_path, share):
     path = write_video(tmp_path / "a.mp4", SIXTY)  # its index is at its end
-    with pytest.raises(VideoError, match=r"^the video: expected a video, got \S") as caught:
+    with refuses(VideoError, "the video: expected a video, got "):
         open_video(cut(path, share))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("start", [3600, 3601])

@@ -77,7 +77,7 @@ def shown(path, fps=10, **options):
 
 
 @pytest.mark.parametrize("kind", JOINED, ids=str)
-@pytest.mark.parametrize(("one", "two"), [(20, 60), (40, 40), (40, 15)])
+@pytest.mark.parametrize(("one", "two"), [(20, 60), (40, 15)])
 def test_joined_files_are_shown_one_after_the_other(tmp_path, kind, one, two):
     path = write_joined(tmp_path, kind, (1, evenly(one)), (101, evenly(two)))
     frames, video = sampled(path, 10)
