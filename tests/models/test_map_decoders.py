@@ -88,6 +88,7 @@ def test_layers_follow_the_fusion_of_cells_at_their_positions(conditioning: str)
 def test_invalid_cells_do_not_matter(kind: str) -> None:
     one = conv() if kind == "conv" else transformer(conditioning=kind)
     inputs = maps() if kind == "conv" else cells()
+    one.requires_grad_(True)  # NaN would reach the gradients of weights
     spoilt, mask = dict(inputs), inputs["mask"]
     spoilt["noisy"] = inputs["noisy"].masked_fill(~mask, torch.nan)
     of_channels = ~mask if kind == "conv" else ~mask[:, None]
