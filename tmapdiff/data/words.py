@@ -317,6 +317,7 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
 
     place = Path(path)
     wanted = None if words is None else {one.encode(errors="surrogatepass") for one in words}
+    beginnings = {word.split(b" ", 1)[0] for word in wanted or ()}
     found: list[str] = []
     vectors: list[np.ndarray] = []
     width = 0
@@ -334,6 +335,8 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
             if not width:
                 expected = "a word and its vector, separated by spaces"
                 raise FileError(message(who, expected, _shown(line)))
+            if wanted is not None and line.split(b" ", 1)[0] not in beginnings:
+                continue
             # Faster than splitting the whole line.
             *word, numbers = line.split(b" ", max(0, line.count(b" ") - width + 1))
             name = b" ".join(word)

@@ -35,7 +35,7 @@ class FeatureStoreWriter:
     the folder `{path}.parts`; `finish` merges them with the old HDF5 file into a new one. All files
     are complete at any time, and the next writer resumes. This takes the disk space twice.
 
-    Use it as a context manager, which keeps other writers out.
+    Use it as a context manager, which keeps other writers out by a hidden file `.{name}.lock`.
 
     Args:
         path: HDF5 file to create or extend.
