@@ -204,7 +204,7 @@ def test_a_text_track_by_a_sentence_encoder(passes, refused, run, corpus, tmp_pa
     text = refused("localize", tmp_path / "talk.mp4", "dogs", *options)
     assert "expected features of the video, got str. For" in text
     text = refused("localize", track, "the 2", "--model", corpus.pipeline)
-    assert "expected a video or features, got a text track. For text tracks, use" in text
+    assert "expected features of the video, got a text track. For videos, pass" in text
     # An answer a line, beside the tracks: it is none of them.
     many = ["localize", tmp_path, "dogs", *options, "--out", tmp_path / "answers.jsonl"]
     assert passes(*many).out == passes(*many).out

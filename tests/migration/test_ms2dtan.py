@@ -103,7 +103,7 @@ LAYERS = "MODEL.PROP_MODULE.PARAMS.NUM_LAYERS"
         ("DATASET.INPUT_NUM_CLIPS", 64, ConfigError, " to be 16 clips of 1 features"),
         ("DATASET.TIME_UNIT", 0, ArgumentError, " in (0, inf)"),
         ("OPTIM.PARAMS.LR", "x", ArgumentError, " in (0, inf)"),
-        ("TEST.TIOU", 0.5, ConfigError, " to be a list of numbers"),
+        ("TEST.TIOU", 0.5, ArgumentError, " to be a list"),
         ("DATASET.TXT_INPUT_TYPE", "bert", ConfigError, " to be 'glove'"),
     ],
 )

@@ -33,9 +33,9 @@ def test_the_animation_has_a_frame_per_step_and_holds_the_result(tmp_path):
     # Equal maps count as steps too.
     maps = [torch.full((8, 8), value) for value in (0.0, 0.5, 0.5, 1.0)]
     animation = animate_denoising(maps, MASK, timesteps=[999, 499, 250, 0], title="a query")
-    save_animation(animation, tmp_path / "run.gif", steps_per_second=5)
+    save_animation(animation, tmp_path / "run.gif")
     frames = frames_of(tmp_path / "run.gif")
-    assert [duration for _, duration in frames] == [200, 200, 200, 1000]
+    assert [duration for _, duration in frames] == [250, 250, 250, 1250]
     # The maps get lighter.
     places = [frame[frame.shape[0] // 2, frame.shape[1] // 4].sum() for frame, _ in frames]
     assert places == sorted(places)
@@ -81,8 +81,6 @@ def test_bad_arguments_are_refused(tmp_path):
     animation = animated([square])
     with refuses(ArgumentError, "expected a path that ends in .gif or .mp4, got 'run.avi'."):
         save_animation(animation, "run.avi")
-    with refuses(ArgumentError, "save_animation: expected steps_per_second in (0, inf), got 0."):
-        save_animation(animation, "run.gif", steps_per_second=0)
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="cannot write"):
         save_animation(animation, tmp_path / "file" / "run.gif")

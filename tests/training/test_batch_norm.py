@@ -5,11 +5,10 @@ import time
 
 import torch
 import torch.distributed as dist
-from helpers.assertions import assert_close, refuses
+from helpers.assertions import assert_close
 from helpers.contracts import draw
 from torch import nn
 
-from tmapdiff.errors import ShapeError
 from tmapdiff.training.batch_norm import SharedBatchNorm1d, share_batch_norm
 
 
@@ -67,19 +66,6 @@ def test_second_gradients_are_those_of_all_batches_together(monkeypatch):
     assert_close(second(shared, 1), second(norm, 2))
 
 
-def test_torch_func_grad_equals_autograd():
-    layer, x = SharedBatchNorm1d(4).double(), draw(9, 4, dtype=torch.float64).requires_grad_()
-    upper = draw(9, 4, seed=1, dtype=torch.float64)
-
-    statistics = {name: one.clone() for name, one in layer.named_buffers()}
-
-    def total(x, statistics):
-        return (torch.func.functional_call(layer, statistics, (x,)) * upper).sum()
-
-    expected = torch.autograd.grad((layer(x) * upper).sum(), x)[0]
-    assert_close(alone(lambda: torch.func.grad(total)(x.detach(), statistics)), expected)
-
-
 def test_in_evaluation_nothing_is_shared():
     norm = make_norm().eval()
     shared = SharedBatchNorm1d.of(norm)
@@ -96,8 +82,3 @@ def test_a_model_keeps_its_parameters_and_their_names():
     assert type(model[1][0]) is SharedBatchNorm1d
     assert list(model.state_dict()) == state
     assert all(one is before[name] for name, one in model.named_parameters())
-
-
-def test_refuses_maps():
-    with refuses(ShapeError, "SharedBatchNorm1d: expected x of shape (N, 4), got (2, 4, 3)."):
-        alone(lambda: SharedBatchNorm1d(4)(torch.zeros(2, 4, 3)))

@@ -1,7 +1,6 @@
 """Sharing objects between threads."""
 
 import threading
-from types import TracebackType
 from typing import Any
 
 
@@ -14,12 +13,7 @@ class Lock:
     def __enter__(self) -> None:
         self._lock.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
     def __reduce__(self) -> tuple[Any, ...]:

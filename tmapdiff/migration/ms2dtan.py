@@ -11,6 +11,7 @@ from torch import Tensor
 from tmapdiff._core.arrays import load_tensors
 from tmapdiff._core.checks import (
     check_int,
+    check_list,
     check_range,
     check_sizes,
     foreign_errors,
@@ -167,6 +168,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     )
     nms = _number(fields.take("TEST.NMS_THRESH", 0.4))
     checkpoint = fields.take("MODEL.CHECKPOINT", None)
+    thresholds = check_list(fields.who, "TEST.TIOU", fields.take("TEST.TIOU", [0.5, 0.7]))
     fields.check_all_used()
     return MS2DTANExperiment(
         preset=Preset(
@@ -186,7 +188,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
         clip_seconds=clip_seconds,
         seconds_per_feature=seconds_per_feature,
         ranks=tuple(check_sizes(fields.who, "TEST.RECALL", fields.take("TEST.RECALL", [1, 5]))),
-        thresholds=_read_thresholds(fields),
+        thresholds=tuple(check_range(fields.who, "TEST.TIOU", one, 0, 1) for one in thresholds),
         checkpoint=Path(str(checkpoint)) if checkpoint else None,
     )
 
@@ -368,14 +370,6 @@ def _read_objective(fields: _Fields) -> str:
     fields.expect("LOSS.PARAMS.BIAS", 0)
     fields.expect("LOSS.PARAMS.MAX_IOU", 1)
     return "bce-full" if fields.expect("LOSS.PARAMS.MIN_IOU", 0.5, 0) == 0 else "bce-rescaled"
-
-
-def _read_thresholds(fields: _Fields) -> tuple[float, ...]:
-    name = "TEST.TIOU"
-    value = fields.take(name, [0.5, 0.7])
-    if not isinstance(value, list) or not value:
-        raise ConfigError(message(fields.who, f"{name} to be a list of numbers", repr(value)))
-    return tuple(check_range(fields.who, name, _number(one), 0, 1) for one in value)
 
 
 def _number(value: Any) -> Any:

@@ -572,7 +572,10 @@ class MomentLocalizationPipeline(DiffusionPipeline):
                         [words[row] for row in good],  # type: ignore[misc]
                         self.localizer,
                     )
-                    drawn = self._draw_windows(draw, batch, _chosen(generator, good), batch_size)
+                    own = generator
+                    if isinstance(generator, Sequence):
+                        own = [generator[row] for row in good]
+                    drawn = self._draw_windows(draw, batch, own, batch_size)
                     read = self._read(batch, drawn, reading)
                     results.update(zip(good, read, strict=True))
                 clips = {key: one for key, one in clips.items() if last[key] >= rows.stop}
@@ -789,10 +792,6 @@ def _attempt(skip: bool, function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _error_of(*results: Any) -> TmapdiffError | None:
     return next((one for one in results if isinstance(one, TmapdiffError)), None)
-
-
-def _chosen(generator: Generators, rows: Sequence[int]) -> Generators:
-    return [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
 
 
 def _paired(who: str, video: Any, query: Any, pairs: Pairs | None) -> tuple[list[Any], list[str]]:

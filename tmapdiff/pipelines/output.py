@@ -74,6 +74,7 @@ class MergedMaps(Sequence[Any]):
 
     Attributes:
         packed: The packed maps of each query; None if it could not be answered.
+        as_numpy: Whether each is a NumPy array instead of a tensor.
 
     Shape:
         - each: (N, N), `[start clip, duration in clips - 1]`, NaN where there is no candidate;

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tmapdiff._core.checks import check_range, message, require
+from tmapdiff._core.checks import message, require
 from tmapdiff._core.files import written_beside
 from tmapdiff.errors import ArgumentError, MissingDependencyError
 from tmapdiff.plots.bars import Moments
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.animation import Animation
 
 _HOLD = 4  # extra frames of the final result
+_STEPS_PER_SECOND = 4.0
 
 
 def animate_denoising(
@@ -68,24 +69,20 @@ def animate_denoising(
     return animation
 
 
-def save_animation(
-    animation: "Animation", path: str | os.PathLike[str], *, steps_per_second: float = 4.0
-) -> None:
-    """Write an animation as .gif, or as .mp4 if ffmpeg is installed.
+def save_animation(animation: "Animation", path: str | os.PathLike[str]) -> None:
+    """Write an animation as .gif, or as .mp4 if ffmpeg is installed, of four steps per second.
 
     Args:
         animation: Returned by `animate_denoising`.
         path: File to write.
-        steps_per_second: Denoising steps shown per second.
 
     Raises:
-        ArgumentError: If `path` has another suffix, or `steps_per_second` is not positive.
+        ArgumentError: If `path` has another suffix.
         MissingDependencyError: If matplotlib is not installed, or ffmpeg for .mp4.
         FileError: If the file cannot be written.
     """
     who = "save_animation"
     matplotlib: Any = require("matplotlib.animation", extra="viz", purpose=who)
-    check_range(who, "steps_per_second", steps_per_second, 0, open_low=True)
     suffix = Path(path).suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise ArgumentError(message(who, "a path that ends in .gif or .mp4", repr(str(path))))
@@ -95,4 +92,4 @@ def save_animation(
             f"{who}: {suffix} needs the program ffmpeg, which is not installed. Use .gif instead."
         )
     with written_beside(path) as new:
-        animation.save(new, writer=writer(fps=steps_per_second))
+        animation.save(new, writer=writer(fps=_STEPS_PER_SECOND))

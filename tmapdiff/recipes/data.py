@@ -232,7 +232,10 @@ class LocalizationData:
         clip_seconds: float | None = None,
         features_per_clip: int = 1,
     ) -> MomentDataset:
-        """Build the test set, of whole videos; arguments are as for `make_train_set`."""
+        """Build the test set, of whole videos.
+
+        `grid`, `vocabulary`, `clip_seconds` and `features_per_clip` are as for `make_train_set`.
+        """
         whole = {"whole_videos": clip_seconds is not None}
         return self._make_set(self.test, grid, vocabulary, clip_seconds, features_per_clip, **whole)
 

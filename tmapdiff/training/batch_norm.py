@@ -8,8 +8,6 @@ from einops import reduce
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tmapdiff._core.checks import check_shape
-
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
     """Batch normalization that uses the batches of all processes in training.
@@ -19,9 +17,6 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
     Shape:
         - x, returns: (N, C)
-
-    Raises:
-        ShapeError: In training, if `x` is not (N, C).
     """
 
     @classmethod
@@ -36,7 +31,6 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         """Normalize."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
-        check_shape("SharedBatchNorm1d", "x", x, f"N {self.num_features}")
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.new_tensor([len(values)])
         sums = _sum_over_processes(torch.cat([reduce(values, "n c -> c", "sum"), count]))
@@ -72,14 +66,10 @@ def share_batch_norm(model: nn.Module) -> None:
 
 class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass  # `torch.func` needs it
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

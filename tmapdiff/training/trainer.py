@@ -34,7 +34,6 @@ from tmapdiff.data.sampling import BatchShares, EpochOrder, SeededSamples, torch
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import draw_queries, evaluate
 from tmapdiff.models import MapLocalizer
-from tmapdiff.training._host_copy import HostCopy
 from tmapdiff.training._sharding import (
     GatheredWeights,
     gathered,
@@ -61,6 +60,24 @@ _PROGRESS_INDEX = 1  # second object that is registered for checkpointing
 # The gradient scale starts at 2**16 and is halved at each skipped step. A gradient that is still
 # not finite at 2**-8 is no overflow.
 _MOST_SKIPPED_STEPS = 24
+
+
+class _HostCopy:
+    """Numbers that are copied from a device to the host, which waits only when it reads them."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers, self.arrived = numbers.detach().flatten(), None
+        if numbers.is_cuda:
+            here = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
+            self.numbers = here.copy_(self.numbers, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers: list[float] = self.numbers.tolist()
+        return numbers
 
 
 class Trainer:
@@ -138,9 +155,9 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._guard = SignalGuard()
         # How many processes request to stop, and to save.
-        self._requests = HostCopy(torch.zeros(2))
+        self._requests = _HostCopy(torch.zeros(2))
         # The last step's loss and gradient norm, its number and its batch.
-        self._unchecked: tuple[HostCopy, int, MomentBatch] | None = None
+        self._unchecked: tuple[_HostCopy, int, MomentBatch] | None = None
 
         self.accelerator = self._make_accelerator(device)
         self._is_sharded = prepare_sharding(self.accelerator)
@@ -569,7 +586,7 @@ class Trainer:
         self._check_last_step()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         numbers = torch.stack([loss.detach().float(), gathered(norm).float()])
-        self._unchecked = HostCopy(numbers), self.progress.step, batch
+        self._unchecked = _HostCopy(numbers), self.progress.step, batch
         # 3. update
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -591,7 +608,7 @@ class Trainer:
         # Reduced with the cells. Filled on the device, as a copy would wait for the forward pass.
         requests = [cells.new_full((), int(request)) for request in self._own_requests()]
         sums = self.accelerator.reduce(torch.stack([cells, *requests]), "sum")
-        self._requests = HostCopy(sums[1:])
+        self._requests = _HostCopy(sums[1:])
         weighted = loss * (processes * cells / sums[0])
         return weighted, self.accelerator.reduce(weighted.detach().clone(), "mean")
 
