@@ -9,7 +9,14 @@ import torch
 from helpers.assertions import refuses
 from helpers.pipelines import WORDS, make_features
 
-from tmapdiff import ArgumentError, CheckpointError, FeatureError, MapGrid, get_objective
+from tmapdiff import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    FeatureError,
+    MapGrid,
+    get_objective,
+)
 from tmapdiff.data.clips import divide_video
 from tmapdiff.export import OnnxLocalizer, export_pipeline
 from tmapdiff.export.runtime import _pool
@@ -165,7 +172,7 @@ def test_what_does_not_fit_is_refused_in_a_line(exported, tmp_path):
         onnx(features, ["person " * 9])
     with refuses(ArgumentError, "a list of queries"):
         onnx(features, "person")
-    with refuses(ArgumentError, "expected ranking to be"):
+    with refuses(ConfigError, "expected ranking to be"):
         onnx(features, ["person"], ranking="best")
     with refuses(CheckpointError, "OnnxLocalizer: cannot load"):
         OnnxLocalizer(tmp_path)

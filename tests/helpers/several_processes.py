@@ -111,7 +111,6 @@ def spoil_gradients_in_shards(folder: Path, variables: dict[str, str]) -> None:
     """Train with gradients that are not finite; each process writes down the error."""
     shard_on_cpus(variables, "no")
     trainer = crash_run.make_trainer(folder, batch_size=8)
-    before = trainer.raw_model.decoder.state_dict()
     share = trainer._share_loss
 
     def spoilt(loss: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +122,6 @@ def spoil_gradients_in_shards(folder: Path, variables: dict[str, str]) -> None:
         trainer.train()
     except ArgumentError as error:
         (folder / f"error-{trainer.accelerator.process_index}").write_text(str(error))
-    after = trainer.raw_model.decoder.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def shard_on_cpus(variables: dict[str, str], mixed_precision: str) -> None:

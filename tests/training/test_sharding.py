@@ -94,9 +94,8 @@ def test_gradients_that_are_not_finite_end_training(tmp_path):
     run_processes(spoil_gradients_in_shards, 2, tmp_path / "logs", tmp_path, variables)
     for rank in range(2):
         error = (tmp_path / f"error-{rank}").read_text()
-        assert error.startswith(
-            "Trainer: expected a finite gradient, got one of norm nan at step 0"
-        )
+        assert error.startswith("Trainer: expected a finite loss and norm of the gradient, got ")
+        assert " and nan at step 0, queries " in error
 
 
 @pytest.mark.parametrize(

@@ -197,13 +197,11 @@ def _theme() -> Any:
         c500="#1f5b94", c600="#004488", c700="#003a74", c800="#002f5e", c900="#00254a",
         c950="#001a35",
     )  # fmt: skip
-    local = gr.themes.utils.fonts.LocalFont
-    sans, mono = (local(f"IBM Plex {kind}", weights=(400, 700)) for kind in ("Sans", "Mono"))
     return gr.themes.Base(
         primary_hue=blue,
         secondary_hue=blue,
         neutral_hue="stone",
         radius_size="sm",
-        font=[sans, "ui-sans-serif", "system-ui", "sans-serif"],
-        font_mono=[mono, "ui-monospace", "monospace"],
+        font=["IBM Plex Sans", "ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["IBM Plex Mono", "ui-monospace", "monospace"],
     )

@@ -9,12 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tmapdiff._core.checks import check_int, check_range, foreign_errors, message, require
+from tmapdiff._core.checks import (
+    check_choice,
+    check_int,
+    check_range,
+    foreign_errors,
+    message,
+    require,
+)
 from tmapdiff.data._durations import covers
 from tmapdiff.data.words import Vocabulary, check_known_words
 from tmapdiff.errors import ArgumentError, CheckpointError, FeatureError
 
 _FLOOR, _ITERATIONS, _THRESHOLDS, _WIDTH = 1e-6, 20, (0.5, 0.7), 0.05  # of expected hits
+
+_RANKINGS = ("nms", "expected-hits", "nms-then-expected-hits")
 
 
 class OnnxMoment(NamedTuple):
@@ -107,6 +116,7 @@ class OnnxLocalizer:
             The moments of each query, best first.
 
         Raises:
+            ConfigError: If the ranking is unknown.
             ArgumentError: If a sentence is too long or has no known word, or a number is out of
                 range.
             FeatureError: If features do not have the model's channels or are not finite, or the
@@ -116,9 +126,7 @@ class OnnxLocalizer:
         check_int(who, "top_n", top_n, at_least=1)
         check_int(who, "seed", seed, at_least=0)
         ranking = self.info["ranking"] if ranking is None else ranking
-        if ranking not in ("nms", "expected-hits", "nms-then-expected-hits"):
-            expected = "ranking to be 'nms', 'expected-hits' or 'nms-then-expected-hits'"
-            raise ArgumentError(message(who, expected, repr(ranking)))
+        check_choice(who, "ranking", ranking, _RANKINGS)
         words, num_words = self._encode(queries)
         clips, count, seconds, duration = self._clips(features, duration, seconds_per_feature)
         batch = len(words)

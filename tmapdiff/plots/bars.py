@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tmapdiff._core.checks import check_length
 from tmapdiff.plots.style import COLORS, PREDICTION_COLOR, TRUTH_COLOR
 
 if TYPE_CHECKING:
@@ -72,9 +71,3 @@ def draw_bars_panel(
 def bars_inches(rows: int) -> float:
     """Return the height of axes with `rows` rows of bars, with labels."""
     return 0.6 + 0.19 * rows if rows else 0.0
-
-
-def check_scores(who: str, scores: Sequence[float], predictions: Moments) -> None:
-    """Raise ShapeError if there are scores, but not one per predicted moment."""
-    if len(scores):
-        check_length(who, "scores", scores, len(predictions))

@@ -14,7 +14,6 @@ from tmapdiff.plots.bars import (
     SALIENCY_ROWS,
     Moments,
     bars_inches,
-    check_scores,
     draw_bars_panel,
 )
 from tmapdiff.plots.style import COLORMAP, COLORS, PREDICTION_COLOR, TRUTH_COLOR, new_figure
@@ -165,7 +164,8 @@ def plot_comparison(
     """
     who = "plot_comparison"
     check_shape(who, "prediction", prediction, "N N")
-    check_scores(who, scores, predicted_moments)
+    if len(scores):
+        check_length(who, "scores", scores, len(predicted_moments))
     if saliency is not None:
         check_shape(who, "saliency", saliency, "N", {"N": len(prediction)})
     curve = [] if saliency is None else _array(saliency).tolist()

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff._core.checks import check_int, check_length, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.plots.bars import Moments, check_scores, draw_bars
+from tmapdiff.plots.bars import Moments, draw_bars
 from tmapdiff.plots.style import new_figure
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def plot_video_strip(
     """
     who = "plot_video_strip"
     images, times = _checked(who, frames, timestamps)
-    check_scores(who, scores, predictions)
+    if len(scores):
+        check_length(who, "scores", scores, len(predictions))
     check_int(who, "num_thumbnails", num_thumbnails, at_least=1)
     if duration is None:
         duration = max([float(times.max()), *(end for _, end in [*truth, *predictions])])

@@ -21,7 +21,7 @@ from tmapdiff.data import (
     collate_moments,
     load_glove,
 )
-from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError, FileError
+from tmapdiff.errors import ArgumentError, ConfigError, FileError
 from tmapdiff.evaluation import Protocol, fit_presence
 from tmapdiff.models import (
     MapLocalizer,
@@ -242,7 +242,8 @@ class Recipe:
         width = data.store.feature_dim
         model = self.build(options["vocabulary"], width, data.protocol, say, data.text_channels)
         if isinstance(model, SimilarityLocalizer):
-            _make_way(output, resume, overwrite)
+            if overwrite and is_main_process():
+                keep_checkpoints(Path(output, "checkpoints"), [])  # of another model
             loss = model.fit(DataLoader(train_set, config.batch_size, collate_fn=collate_moments))
             say(f"fitted {model.weight.numel()} numbers: loss {loss:.3f}")
             model.eval()
@@ -349,17 +350,6 @@ def check_run_folder(
         return
     expected = f"no earlier run in {place}"
     raise FileError(message("--output", expected, ", ".join(others or found), hint))
-
-
-def _make_way(output: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
-    """Remove the checkpoints of an earlier run, as `Trainer` would."""
-    folder = Path(output, "checkpoints")
-    if resume and (found := list_checkpoints(folder)):
-        expected = f"no checkpoints in {output}, as similarity is fitted"
-        raise CheckpointError(message("Recipe", expected, f"{len(found)}"))
-    check_run_folder(output, resume=resume, overwrite=overwrite)
-    if is_main_process():
-        keep_checkpoints(folder, [])
 
 
 def _as_found(place: str | os.PathLike[str]) -> str:
