@@ -11,7 +11,6 @@ from torch import Tensor
 
 from speed_suites.setting import AUTO, Setting, backends, compiled, inference
 from tmapdiff import MapGrid
-from tmapdiff.kernels.ddim_step import ddim_coefficients, ddim_step
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.styled_residual import add_styled
 from tmapdiff.kernels.stylization import stylize
@@ -104,18 +103,6 @@ def map_operations(
     )
 
 
-def ddim_operation(setting: Setting, cells: int, batch: int) -> Operation:
-    """Return the update of all cells after a denoising step."""
-    row = ddim_coefficients([0.1, 0.6], signal_scale=0.1)[0].tolist()
-    return Operation(
-        "ddim_step",
-        {"batch": batch, "cells": cells},
-        lambda dtype: [setting.random(batch, cells, dtype=dtype) for _ in range(2)],
-        lambda given, backend: ddim_step(*given, row, backend=backend),
-        moved=5 * batch * cells,
-    )
-
-
 def cases(
     setting: Setting, grid: MapGrid, channels: int, batch: int, dtype: torch.dtype
 ) -> Iterator[Case]:
@@ -123,9 +110,6 @@ def cases(
     for scale in range(1 if setting.quick else grid.num_scales):
         for operation in map_operations(setting, grid, scale, channels, batch):
             yield from _timed(setting, "kernels", operation, dtype, "auto")
-    yield from _timed(
-        setting, "kernels", ddim_operation(setting, grid.num_cells, batch), dtype, "auto"
-    )
 
 
 def operation_cases(setting: Setting) -> Iterator[Case]:

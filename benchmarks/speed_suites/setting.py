@@ -21,7 +21,7 @@ from tmapdiff.presets import FORMER_NAMES, PRESETS, Preset
 # Backends of all operations: plain torch, and the library's defaults.
 REFERENCE = (
     "map_conv=direct,stylization=reference,styled_residual=reference,gate=reference,"
-    "unit_product=reference,ddim_step=reference"
+    "unit_product=reference"
 )
 AUTO = ""
 

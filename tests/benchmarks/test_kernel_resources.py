@@ -37,10 +37,7 @@ def test_kernels_compile(on_hopper: list[dict[str, Any]]) -> None:
         "_group_backward",
         "_group_part",
         "_group_part_backward",
-        "_layer",
-        "_layer_backward",
         "_multiply",
-        "_step",
     }
 
 

@@ -11,7 +11,6 @@ import torch
 from helpers.contracts import draw, triangle
 from torch import Tensor
 
-from tmapdiff.kernels.ddim_step import ddim_step
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import map_conv
 from tmapdiff.kernels.masking import fill_invalid, masked_group_norm
@@ -175,9 +174,7 @@ OPERATIONS = {
         ("reference", "eager", "triton"),
     ),
     "stylize by layer norm": Operation(
-        lambda **given: stylize(num_groups=None, **given),
-        {"x": MAPS, **STYLES},
-        ("reference", "triton"),
+        lambda **given: stylize(num_groups=None, **given), {"x": MAPS, **STYLES}
     ),
     "add_styled": Operation(
         lambda **given: add_styled(num_groups=3, **given),
@@ -192,15 +189,6 @@ OPERATIONS = {
     "map_conv": Operation(map_conv, {"x": (2, 3, 7, 5), **KERNEL}, ("direct", "spectral"), False),
     "map_conv of long maps": Operation(
         map_conv, {"x": (2, 3, 300, 3), **KERNEL}, ("direct", "spectral"), False
-    ),
-    "ddim_step": Operation(
-        lambda **given: (
-            ddim_step(
-                **given, coefficients=[0.3, 0.6, 1.1, 2.0], activation="sigmoid", clip=False
-            ).scaled
-        ),
-        {"scores": (2, 35), "noisy": (2, 35)},
-        masked=False,
     ),
 }
 

@@ -109,7 +109,7 @@ def test_is_what_the_cpu_runs_but_in_half_precision(name: str) -> None:
         call(**{one: tensor.half() for one, tensor in inputs.items()}, backend="eager")
 
 
-def test_layer_norm_has_no_eager_form() -> None:
+def test_layer_norm_has_no_fast_form() -> None:
     x, style = draw(2, 4, 3, 3), draw(2, 4)
     with refuses(ConfigError, "supports, got others: there are no groups."):
         stylize(x, style, style, num_groups=None, backend="eager")

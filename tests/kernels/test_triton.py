@@ -66,7 +66,7 @@ def gate_form(channels: int, gate_channels: int) -> Form:
     )
 
 
-def stylization_form(groups: int | None, **tiles: int) -> Form:
+def stylization_form(groups: int, **tiles: int) -> Form:
     return Form(
         lambda **given: stylize(num_groups=groups, **given),
         lambda x, scale, shift, mask: (
@@ -85,7 +85,6 @@ FORMS = {
     "own gates": gate_form(5, 5),
     "whole groups": stylization_form(3),
     "parts of groups": stylization_form(3, _WHOLE=0, _WHOLE_BACKWARD=0),
-    "layer norm": stylization_form(None),
 }
 
 

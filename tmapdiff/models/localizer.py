@@ -12,8 +12,6 @@ from typing_extensions import Self, override
 
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError, ConfigError
-from tmapdiff.kernels.ddim_step import Activation, ddim_step
-from tmapdiff.losses import identity
 from tmapdiff.maps import MapGrid
 from tmapdiff.models._base import answering
 from tmapdiff.models.decoder import MapDiffusionDecoder
@@ -31,8 +29,6 @@ from tmapdiff.models.protocols import (
 from tmapdiff.schedulers import MapScheduler, SchedulerRun
 
 _MOST_SAMPLES = 10_000  # a saved model that asks for more would never finish
-# Activations that `ddim_step` can fuse.
-_FUSED: dict[Any, Activation] = {identity: "identity", torch.sigmoid: "sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -430,36 +426,18 @@ class MomentLocalizer(MapLocalizer):
         check_shape(who, "noise", noise, f"{run.batch} {run.grid.num_cells}")
         noisy, steps = noise, SchedulerRun(run.timesteps)
 
-        # 2. Without fresh noise, a DDIM step can be fused into one operation.
-        fused = None
-        if eta == 0 and scheduler.config.solver == "ddim":
-            fused = _FUSED.get(objective.activation)
-        if fused is not None:
-            # Copied to the device once: passing a number at each step would stall a GPU.
-            coefficients = scheduler.coefficients(steps).to(torch.float32).to(mask.device)
-
         for index, timestep in enumerate(run.timesteps):
-            # 3. Predict the scores of the clean maps.
-            if fused is None or index == 0:
-                scaled = scheduler.scale_model_input(noisy, timestep).to(self.dtype)
+            # 2. Predict the clean maps.
+            scaled = scheduler.scale_model_input(noisy, timestep).to(self.dtype)
             scores = run.decoder.denoise(scaled, index)
+            clean = scheduler.to_signal(objective.activation(scores.float()))
 
-            # 4. Step to less noisy maps.
-            if fused is not None:
-                noisy, clean, scaled = ddim_step(
-                    scores,
-                    noisy,
-                    coefficients[index],
-                    activation=fused,
-                    clip=scheduler.config.clip_sample,
-                )
-            else:
-                clean = scheduler.to_signal(objective.activation(scores.float()))
-                is_last = index + 1 == len(run.timesteps)
-                fresh = None if eta == 0 or is_last else self._draw(run, generator).to(noisy)
-                noisy, clean = scheduler.step(
-                    clean, timestep, noisy, eta, variance_noise=fresh, return_dict=False, run=steps
-                )
+            # 3. Step to less noisy maps.
+            is_last = index + 1 == len(run.timesteps)
+            fresh = None if eta == 0 or is_last else self._draw(run, generator).to(noisy)
+            noisy, clean = scheduler.step(
+                clean, timestep, noisy, eta, variance_noise=fresh, return_dict=False, run=steps
+            )
             if callback is not None:
                 seen = (scheduler.to_iou(one).masked_fill(~mask, 0) for one in (clean, noisy))
                 callback(DenoisingStep(index, timestep, *seen))

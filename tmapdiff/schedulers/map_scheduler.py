@@ -1,9 +1,11 @@
 """DDIM and two multistep solvers on packed IoU maps."""
 
+import math
 import os
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +27,6 @@ from tmapdiff._core.checks import (
 from tmapdiff._core.configs import NotAConfigError, StrictConfigMixin
 from tmapdiff._core.files import folder_to_save_in, written_beside
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
-from tmapdiff.kernels.ddim_step import ddim_coefficients
 from tmapdiff.schedulers.multistep import Past, extrapolated, interpolated
 
 BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
@@ -263,11 +264,16 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         if not self.config.normalize_input:
             return sample
         alpha = self._alphas(who, timesteps, sizes)
-        # Most cells of an IoU map are 0, so the mean square of the signal is about signal_scale**2.
         if isinstance(alpha, float):
-            return sample * (alpha * self.config.signal_scale**2 + 1 - alpha) ** -0.5
+            return sample * self._input_scale(alpha)
         signal, sigma = _rates(alpha, sample)
         return sample * ((signal * self.config.signal_scale) ** 2 + sigma**2).rsqrt()
+
+    def _input_scale(self, alpha: float) -> float:
+        if not self.config.normalize_input:
+            return 1.0
+        # Most cells of an IoU map are 0, so the mean square of the signal is about signal_scale**2.
+        return float((alpha * self.config.signal_scale**2 + 1 - alpha) ** -0.5)
 
     # Sampling
 
@@ -303,13 +309,14 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         return SchedulerRun(ddim.timesteps.tolist())
 
     def coefficients(self, run: SchedulerRun | None = None) -> Tensor:
-        """Compute the coefficients of all steps of a run, for `kernels.ddim_step`.
+        """Compute the numbers of all DDIM steps of a run, for programs without this library.
 
         Args:
             run: The run. Defaults to that of `set_timesteps`.
 
         Shape:
-            - returns: (steps, 4), float64, on the CPU
+            - returns: (steps, 4), float64: weights of clean and of noisy maps in the result of a
+              step, scale of the decoder's next input, `signal_scale`
 
         Raises:
             ConfigError: If the solver is not `ddim`.
@@ -317,11 +324,13 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         if self.config.solver != "ddim":
             expected = "solver ddim, whose steps are independent"
             raise ConfigError(message("MapScheduler.coefficients", expected, self.config.solver))
-        return ddim_coefficients(
-            self.alphas_cumprod[(run or self._run).timesteps],
-            signal_scale=self.config.signal_scale,
-            normalize_input=self.config.normalize_input,
-        )
+        steps, scale = (run or self._run).timesteps, self.config.signal_scale
+        alphas = [*map(self._alpha, steps), 1.0]
+        rows = [
+            (*_weights(alpha, alpha_prev), self._input_scale(alpha_prev), scale)
+            for alpha, alpha_prev in pairwise(alphas)
+        ]
+        return torch.tensor(rows, dtype=torch.float64).view(-1, 4)
 
     def previous_timestep(self, timestep: int | Tensor, run: SchedulerRun | None = None) -> int:
         """Return the timestep that follows `timestep` in the run; -1 is the clean map.
@@ -358,11 +367,11 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         | ---                    | ---                       |
         | `sample`               | y_t                       |
         | `pred_original_sample` | x0, predicted             |
-        | `pred_noise`           | eps_theta(y_t)            |
         | `alpha`, `alpha_prev`  | a_t, a_{t-1}              |
         | `sigma`                | sigma_t(eta)              |
 
-        `y_{t-1} = sqrt(a_{t-1}) x0 + sqrt(1 - a_{t-1} - sigma^2) eps_theta + sigma eps`
+        `y_{t-1} = sqrt(a_{t-1}) x0 + sqrt(1 - a_{t-1} - sigma^2) eps_theta + sigma eps`, with
+        `eps_theta = (y_t - sqrt(a_t) x0) / sqrt(1 - a_t)`, the predicted noise
 
         Multistep solvers have sigma = 0, and combine several predictions into x0 and y_t.
 
@@ -419,8 +428,10 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
             run.past = [*run.past[-1:], now] if previous >= 0 else []
 
         # 3. The standard deviation of fresh noise (Eq. 16), 0 in the last step.
-        beta = 1 - alpha / alpha_prev if alpha_prev else 1.0  # some schedules end in many zeros
-        sigma = eta * ((1 - alpha_prev) / (1 - alpha) * beta) ** 0.5
+        sigma = 0.0
+        if eta:
+            beta = 1 - alpha / alpha_prev if alpha_prev else 1.0  # some schedules end in many zeros
+            sigma = eta * ((1 - alpha_prev) / (1 - alpha) * beta) ** 0.5
 
         # 4. The less noisy maps (Eq. 12).
         prev_sample = _ddim(sample, target, alpha, alpha_prev, sigma)
@@ -500,7 +511,14 @@ def _rates(alpha: Tensor | float, like: Tensor) -> tuple[Any, Any]:
 def _ddim(
     sample: Tensor, clean: Tensor, alpha: float, alpha_prev: float, sigma: float = 0.0
 ) -> Tensor:
-    """Compute Eq. 12 without fresh noise: combine clean maps and predicted noise at alpha_prev."""
-    pred_noise = (sample - alpha**0.5 * clean) / (1 - alpha) ** 0.5
-    kept_noise = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5
-    return alpha_prev**0.5 * clean + kept_noise * pred_noise
+    """Compute Eq. 12 without fresh noise."""
+    clean_weight, noisy_weight = _weights(alpha, alpha_prev, sigma)
+    return clean_weight * clean + noisy_weight * sample
+
+
+def _weights(alpha: float, alpha_prev: float, sigma: float = 0.0) -> tuple[float, float]:
+    """Return the weights of clean and noisy maps in Eq. 12, solved for both."""
+    if alpha >= 1:  # the maps are clean already
+        return 1.0, 0.0
+    noisy_weight = math.sqrt(max(1 - alpha_prev - sigma**2, 0.0) / (1 - alpha))
+    return math.sqrt(alpha_prev) - noisy_weight * math.sqrt(alpha), noisy_weight

@@ -29,7 +29,7 @@ def stylize(
         mask: Which cells are valid. Defaults to all.
         num_groups: Groups of channels, each normalized by the mean and variance of its valid cells
             (`masked_group_norm`); must divide the channels. None normalizes the channels of each
-            cell (layer norm).
+            cell (layer norm), always by the reference.
         eps: Added to the variance.
         backend: `triton`, `eager` or `reference`. Defaults to the best for the device.
 
@@ -48,8 +48,10 @@ def stylize(
     """
     check_styles("stylize", x, scale, shift, mask, num_groups, eps)
     inputs = (x, scale, shift)
-    not_eager = why_not_eager(*inputs) if num_groups else "there are no groups"
-    usable = in_order(x.device, why_not_triton(*inputs), eager=not_eager, reference=None)
+    not_triton, not_eager = why_not_triton(*inputs), why_not_eager(*inputs)
+    if num_groups is None:
+        not_triton = not_eager = "there are no groups"
+    usable = in_order(x.device, not_triton, eager=not_eager, reference=None)
     chosen = choose("stylization", usable, backend)
     if chosen == "triton":
         from tmapdiff.kernels.stylization import triton

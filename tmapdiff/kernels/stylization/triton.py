@@ -2,7 +2,7 @@
 
 A tile is (cells, channels). If a group of a sample fits a tile (`WHOLE`), one program handles it
 and reads memory once. Otherwise several programs share the group, in two launches (`_group_part*`,
-then `_group*`). With layer norm, a tile holds all channels of its cells.
+then `_group*`).
 """
 
 from typing import Any, NamedTuple
@@ -231,81 +231,6 @@ def _group_backward(
     tl.store(dx + sample * dx_batch + offsets, tl.where(inside, result, 0.0), mask=within)
 
 
-# Layer norm
-
-
-@triton.jit
-def _layer(
-    x, scale, shift, mask, y,
-    cells, tiles, eps,
-    x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
-    y_batch, y_channel, y_row, y_column,
-    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    sample, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    cell, channel = tile * CELLS + tl.arange(0, CELLS), tl.arange(0, CHANNELS)
-    own = channel < WIDTH
-    _, inside, within = valid_tile(mask, sample * mask_batch, cell, cells, own, HAS_MASK)
-    offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
-    values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
-    mean = tl.sum(values, axis=1) / WIDTH
-    centered = tl.where(inside, values - mean[:, None], 0.0)
-    rstd = _inverse_deviation(tl.sum(centered * centered, axis=1) / WIDTH, eps)
-    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
-    styled = _silu(centered * rstd[:, None] * factor[None, :] + offset[None, :])
-    offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
-    tl.store(y + sample * y_batch + offsets, tl.where(inside, styled, 0.0), mask=within)
-
-
-@triton.jit
-def _layer_backward(
-    dy, x, scale, shift, mask, parts, dx,
-    cells, splits, part_cells, eps,
-    dy_batch, dy_channel, dy_row, dy_column,
-    x_batch, x_channel, x_row, x_column,
-    scale_batch, scale_channel, shift_batch, shift_channel, mask_batch,
-    dx_batch, dx_channel, dx_row, dx_column,
-    WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
-    COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    sample, split = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
-    channel = tl.arange(0, CHANNELS)
-    own = channel < WIDTH
-    factor = 1.0 + load(scale + sample * scale_batch, channel * scale_channel, own)
-    offset = load(shift + sample * shift_batch, channel * shift_channel, own)
-    sums = tl.zeros([CHANNELS], tl.float32)
-    products = tl.zeros([CHANNELS], tl.float32)
-    first = split * part_cells
-    last = tl.minimum(first + part_cells, cells)
-    for start in range(first, last, CELLS):
-        cell = start + tl.arange(0, CELLS)
-        _, inside, within = valid_tile(mask, sample * mask_batch, cell, last, own, HAS_MASK)
-        offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
-        values = load_tile(x + sample * x_batch, offsets, inside, within, SKIP)
-        mean = tl.sum(values, axis=1) / WIDTH
-        centered = tl.where(inside, values - mean[:, None], 0.0)
-        rstd = _inverse_deviation(tl.sum(centered * centered, axis=1) / WIDTH, eps)
-        normalized = centered * rstd[:, None]
-        slope = _silu_slope(normalized * factor[None, :] + offset[None, :])
-        offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
-        du = load_tile(dy + sample * dy_batch, offsets, inside, within, SKIP) * slope
-        sums += tl.sum(du, axis=0)
-        products += tl.sum(du * normalized, axis=0)
-        gradient = du * factor[None, :]
-        mean_gradient = tl.sum(gradient, axis=1) / WIDTH
-        mean_product = tl.sum(gradient * normalized, axis=1) / WIDTH
-        result = gradient - mean_gradient[:, None] - normalized * mean_product[:, None]
-        result = tl.where(inside, result * rstd[:, None], 0.0)
-        offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
-        tl.store(dx + sample * dx_batch + offsets, result, mask=within)
-    where = parts + tl.program_id(0).to(tl.int64) * (2 * WIDTH)
-    tl.store(where + channel, sums, mask=own)
-    tl.store(where + WIDTH + channel, products, mask=own)
-
-
 # Launches
 
 
@@ -333,7 +258,7 @@ class _Tiling(NamedTuple):
         }
 
 
-def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
+def _tile(rows: int, width: int, cells: int, most: int) -> _Tiling:
     """Divide `rows` rows; a row of up to `most` elements is one tile, unless rows are few."""
     channels, all_cells = power_of_2(width), power_of_2(cells)
     if all_cells * channels <= (most if rows >= _FEW_ROWS else min(most, _SMALL)):
@@ -345,7 +270,7 @@ def _tile(rows: int, width: int, cells: int, most: int = 0) -> _Tiling:
     return _Tiling(width, tile_cells, channels, False, tiles, splits, part_cells)
 
 
-# The operator, which torch can differentiate and compile; without groups, it uses layer norm
+# The operator, which torch can differentiate and compile
 
 
 @torch.library.custom_op("tmapdiff::stylize", mutates_args=())
@@ -354,7 +279,7 @@ def _stylize_op(
     scale: Tensor,
     shift: Tensor,
     mask: Tensor | None,
-    num_groups: int | None,
+    num_groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Compute the result, and the mean, rstd and count of each group, (B, groups, 3)."""
@@ -364,25 +289,19 @@ def _stylize_op(
         return y, statistics
     columns, (x_strides, y_strides) = cell_strides(x, y)
     valid, mask_batch = mask_bytes(mask)
-    groups, cells = num_groups or 1, x.shape[2] * x.shape[3]
-    rows, inputs = len(x) * groups, (x, scale, shift, valid)
+    cells, rows, inputs = x.shape[2] * x.shape[3], len(x) * num_groups, (x, scale, shift, valid)
     strides = *x_strides, *scale.stride(), *shift.stride(), mask_batch, *y_strides
-    tiling = _tile(rows, x.shape[1] // groups, cells, _WHOLE if num_groups else 0)
+    tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE)
     constants, parts = tiling.constants(x, mask, columns), None
     with torch.cuda.device_of(x):
-        if not num_groups:
-            _layer[(rows * tiling.tiles,)](
-                *inputs, y, cells, tiling.tiles, eps, *strides, **constants
-            )
-            return y, statistics
         if not tiling.whole:
             parts = statistics.new_empty((rows, tiling.splits, 3))
             _group_part[(rows * tiling.splits,)](
-                x, valid, parts, cells, groups, tiling.splits, tiling.part_cells,
+                x, valid, parts, cells, num_groups, tiling.splits, tiling.part_cells,
                 *x_strides, mask_batch, **constants,
             )  # fmt: skip
         _group[(rows * tiling.tiles,)](
-            *inputs, parts, y, statistics, cells, groups, tiling.splits, tiling.tiles, eps,
+            *inputs, parts, y, statistics, cells, num_groups, tiling.splits, tiling.tiles, eps,
             *strides, **constants, WHOLE=tiling.whole, SPLITS=power_of_2(tiling.splits),
         )  # fmt: skip
     return y, statistics
@@ -390,9 +309,9 @@ def _stylize_op(
 
 @_stylize_op.register_fake
 def _empty(
-    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int | None, *_: Any
+    x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor | None, num_groups: int, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    statistics = x.new_empty((x.shape[0], num_groups or 0, 3), dtype=torch.float32)
+    statistics = x.new_empty((x.shape[0], num_groups, 3), dtype=torch.float32)
     return empty_like_maps(within_reach(x)), statistics
 
 
@@ -404,7 +323,7 @@ def _stylize_backward_op(
     shift: Tensor,
     mask: Tensor | None,
     statistics: Tensor,
-    num_groups: int | None,
+    num_groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, x = within_reach(dy), within_reach(x)
@@ -413,28 +332,20 @@ def _stylize_backward_op(
         return dx, dscale.zero_(), dshift.zero_()
     columns, (dy_strides, x_strides, dx_strides) = cell_strides(dy, x, dx)
     valid, mask_batch = mask_bytes(mask)
-    groups, cells = num_groups or 1, x.shape[2] * x.shape[3]
-    rows, inputs = len(x) * groups, (dy, x, scale, shift, valid)
+    cells, rows, inputs = x.shape[2] * x.shape[3], len(x) * num_groups, (dy, x, scale, shift, valid)
     strides = *dy_strides, *x_strides, *scale.stride(), *shift.stride(), mask_batch
-    tiling = _tile(rows, x.shape[1] // groups, cells, _WHOLE_BACKWARD if num_groups else 0)
+    tiling = _tile(rows, x.shape[1] // num_groups, cells, _WHOLE_BACKWARD)
     constants = tiling.constants(x, mask, columns)
     splits = 0 if tiling.whole else tiling.splits
     parts = x.new_empty((rows, splits, 2, tiling.width), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        if not num_groups:
-            _layer_backward[(rows * tiling.splits,)](
-                *inputs, parts, dx, cells, tiling.splits, tiling.part_cells, eps,
-                *strides, *dx_strides, **constants,
-            )  # fmt: skip
-            sums, products = parts.sum(dim=1).unbind(dim=1)
-            return dx, dscale.copy_(products), dshift.copy_(sums)
         if not tiling.whole:
             _group_part_backward[(rows * tiling.splits,)](
-                *inputs, statistics, parts, cells, groups, tiling.splits, tiling.part_cells,
+                *inputs, statistics, parts, cells, num_groups, tiling.splits, tiling.part_cells,
                 *strides, **constants,
             )  # fmt: skip
         _group_backward[(rows * tiling.tiles,)](
-            *inputs, statistics, parts, *gradients, cells, groups, tiling.splits, tiling.tiles,
+            *inputs, statistics, parts, *gradients, cells, num_groups, tiling.splits, tiling.tiles,
             *strides, *dx_strides, **constants, WHOLE=tiling.whole,
         )  # fmt: skip
     return gradients
