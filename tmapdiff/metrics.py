@@ -281,21 +281,11 @@ class DiDeMoMetrics(Gathered):
     annotators. Moments are compared as whole segments. Queries without an annotated moment are
     excluded.
 
-    Args:
-        segment_seconds: Seconds per segment.
-
-    Raises:
-        ArgumentError: If `segment_seconds` is not positive.
-
     Source: Hendricks et al., arXiv 1708.01641, section 5.
     """
 
     annotators = 3  # number of best annotators that count
-
-    def __init__(self, segment_seconds: float = 5.0) -> None:
-        super().__init__()
-        check_range("DiDeMoMetrics", "segment_seconds", segment_seconds, 0, open_low=True)
-        self.segment_seconds = segment_seconds
+    segment_seconds = 5.0
 
     def update(
         self, predicted: Tensor | RankedMoments, truth: Tensor, num_truths: Tensor | None = None

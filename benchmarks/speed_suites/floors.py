@@ -14,7 +14,6 @@ from speed_suites.setting import Setting, make_localizer
 from tmapdiff.kernels.map_conv.costs import ConvSizes, direct_operations
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 from tmapdiff.layers import StylizationBlock
-from tmapdiff.models.prepared import is_foldable
 
 
 def conv_floor(sizes: ConvSizes, ceilings: Ceilings) -> float:
@@ -81,11 +80,10 @@ def decoder_floor(
         cells = batch * rows * columns
         features = cells * one.condition.feature_channels * dtype.itemsize
         seconds += ceilings.seconds(0.0, features, dtype)
-        for place, layer in enumerate(one.convs):
-            folded = is_foldable(one) and place == 0
+        for layer in one.convs:
             sizes = ConvSizes(
                 batch,
-                1 if folded else layer.in_channels,
+                layer.in_channels,
                 layer.out_channels + layer.gate_channels,
                 rows,
                 columns,

@@ -15,7 +15,7 @@ from tmapdiff.kernels.map_conv import transforms
 from tmapdiff.maps import multiscale
 
 _KEPT = (
-    multiscale._candidates,
+    multiscale.distinct_moments,
     transforms._forward_tables,
     transforms._inverse_tables,
     transforms._kernel_tables,

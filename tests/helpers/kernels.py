@@ -160,7 +160,7 @@ OPERATIONS = {
     ),
     "gate": Operation(
         lambda **given: gate_features(channels=3, **given),
-        {"convolved": MAPS, "bias": (6,)},
+        {"convolved": MAPS},
         ("reference", "eager", "triton"),
     ),
     "shared gate": Operation(

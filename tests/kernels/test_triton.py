@@ -47,8 +47,7 @@ class Form:
     ) -> dict[str, Tensor]:
         inputs = {self.maps: 1 + 2 * draw(batch, self.channels, rows, columns, dtype=dtype)}
         for seed, name in enumerate(self.others, 1):
-            shape = (self.channels,) if name == "bias" else (batch, self.channels)
-            inputs[name] = draw(*shape, seed=seed, dtype=dtype)
+            inputs[name] = draw(batch, self.channels, seed=seed, dtype=dtype)
         return inputs
 
     def there(self, **sizes: Any) -> dict[str, Tensor]:
@@ -58,10 +57,10 @@ class Form:
 def gate_form(channels: int, gate_channels: int) -> Form:
     return Form(
         lambda **given: gate_features(channels=channels, **given),
-        lambda convolved, bias, mask: (gate._gate_op, (convolved, mask, channels, bias)),
+        lambda convolved, mask: (gate._gate_op, (convolved, mask, channels)),
         "convolved",
         channels + gate_channels,
-        ("bias",),
+        (),
         {"_TILE": 64, "_CHANNELS": 4},
     )
 
@@ -119,22 +118,21 @@ def test_equals_reference(
     dtype: torch.dtype, layout: str, mask: str, form: Form, allocations: Allocations
 ) -> None:
     valid = MASKS[mask]
-    for without in (None, "bias") if "bias" in form.others else (None,):
-        inputs = {name: one for name, one in form.make(dtype).items() if name != without}
-        exact = {name: one.double() for name, one in inputs.items()}
-        expected = run(form.call, exact, valid, "reference")
-        laid = {name: one.to(DEVICE) for name, one in inputs.items()}
-        laid[form.maps] = LAYOUTS[layout](laid[form.maps])
-        if "slice" not in layout:
-            laid = {name: guard(one) for name, one in laid.items()}
-        upper = LAYOUTS[layout](draw(*expected["result"].shape, seed=3).to(laid[form.maps]))
-        found = run(form.call, laid, valid, "triton", upper)
-        allocations.check()
-        for name, value in expected.items():
-            assert found[name].dtype == dtype
-            assert_close(found[name].cpu(), value, dtype, f"{name} without {without}")
-        for name in ("result", form.maps) if valid is not None else ():
-            assert_zero(found[name].cpu(), ~valid.unsqueeze(-3))
+    inputs = form.make(dtype)
+    exact = {name: one.double() for name, one in inputs.items()}
+    expected = run(form.call, exact, valid, "reference")
+    laid = {name: one.to(DEVICE) for name, one in inputs.items()}
+    laid[form.maps] = LAYOUTS[layout](laid[form.maps])
+    if "slice" not in layout:
+        laid = {name: guard(one) for name, one in laid.items()}
+    upper = LAYOUTS[layout](draw(*expected["result"].shape, seed=3).to(laid[form.maps]))
+    found = run(form.call, laid, valid, "triton", upper)
+    allocations.check()
+    for name, value in expected.items():
+        assert found[name].dtype == dtype
+        assert_close(found[name].cpu(), value, dtype, name)
+    for name in ("result", form.maps) if valid is not None else ():
+        assert_zero(found[name].cpu(), ~valid.unsqueeze(-3))
 
 
 def test_invalid_cells_do_not_matter(form: Form) -> None:
@@ -199,8 +197,6 @@ def test_operators_are_registered_soundly(form: Form) -> None:
     maps = inputs[form.maps].detach().to(memory_format=torch.channels_last).requires_grad_()
     mask = MASKS["shared"].to(DEVICE)
     torch.library.opcheck(*form.op(**{**inputs, form.maps: maps}, mask=mask))
-    if "bias" in inputs:
-        torch.library.opcheck(*form.op(**{**inputs, "bias": None}, mask=None))
 
 
 @pytest.mark.compile

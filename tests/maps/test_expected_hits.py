@@ -275,8 +275,8 @@ def test_the_fast_form_covers_as_the_definition(grid, seed, top_n, thresholds, w
     likelihood = (likelihood * valid).softmax(dim=1)
     with way():
         tables = tables_of(moments, thresholds)
-    assert bool(tables.layers) is (way is on_the_host)
-    picks, gains = tables.cover(likelihood, valid, top_n)
+        assert bool(tables.layers) is (way is on_the_host)
+        picks, gains = tables.cover(likelihood, valid, top_n)
     hits = soft_hits(temporal_iou(moments[:, None], moments), thresholds)
     expected_picks, expected_gains = cover(likelihood, hits, valid, top_n)
     assert_close(gains[picks >= 0], expected_gains[picks >= 0])

@@ -49,7 +49,7 @@ def test_unpacked_maps_are_views():
 
 @quick
 @given(grids(), st.data())
-def test_nearest_cell_and_best_iou_equal_brute_force(grid, data):
+def test_best_iou_equals_brute_force(grid, data):
     clip_seconds = data.draw(st.floats(0.1, 3))
     moment = data.draw(moments_in(grid.num_clips * clip_seconds))
     ious = {
@@ -58,8 +58,6 @@ def test_nearest_cell_and_best_iou_equal_brute_force(grid, data):
         if cell[3]
     }
     assert grid.best_iou(moment, clip_seconds) == pytest.approx(max(ious.values()))
-    nearest = grid.nearest_cell(moment, clip_seconds)
-    assert ious[nearest] == pytest.approx(max(ious.values()))
 
 
 def test_grid_is_a_value():
@@ -115,8 +113,8 @@ def test_bad_arguments_are_refused():
     for moment in ((2, 2), (3, 1), (0, float("nan")), (0, float("inf"))):
         with refuses(ArgumentError, "MapGrid.best_iou: expected a finite moment with end > start"):
             grid.best_iou(moment)
-    with refuses(ShapeError, "MapGrid.nearest_cell: expected moment of shape (2), got (3,)."):
-        grid.nearest_cell((1, 2, 3))
+    with refuses(ShapeError, "MapGrid.best_iou: expected moment of shape (2), got (3,)."):
+        grid.best_iou((1, 2, 3))
     with refuses(ArgumentError, "expected clip_seconds in (0, inf), got 0."):
         grid.best_iou((1, 2), 0)
 

@@ -8,7 +8,7 @@ from helpers.strategies import grids, moments_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmapdiff import IoUMapBuilder, MapGrid, MultiScaleMapSampler, temporal_iou
+from tmapdiff import IoUMapBuilder, MapGrid, temporal_iou
 from tmapdiff.errors import ArgumentError, ShapeError
 
 quick = settings(max_examples=40, deadline=None)
@@ -45,33 +45,17 @@ def test_maps_equal_a_brute_force_double_loop(grid, batch, most, data):
         assert packed[row].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-@quick
-@given(grids(), st.data())
-def test_split_of_the_dense_map_is_the_maps(grid, data):
-    clip_seconds = data.draw(st.floats(0.1, 3))
-    moment = data.draw(moments_in(grid.num_clips * clip_seconds))
-    inputs = torch.tensor([moment], dtype=torch.float64), torch.tensor([clip_seconds]).double()
-    build = IoUMapBuilder(grid)
-    maps = build(*inputs)
-    for one, sampled in zip(
-        maps, MultiScaleMapSampler(grid).split(build.dense(*inputs)), strict=True
-    ):
-        assert torch.equal(one, sampled)
-    assert torch.equal(grid.pack(maps), build.packed(*inputs))
-
-
 def test_samples_without_any_moment_have_empty_maps():
     build, seconds = IoUMapBuilder(GRID), torch.ones(2)
     moments = torch.tensor([[1.0, 3.0], [4.0, 8.0], [0.0, 1.0]])
     pair = torch.stack([moments, torch.full_like(moments, torch.nan)])
-    for one in (build.packed, build.dense):
-        maps = one(pair, seconds, torch.tensor([3, 0]))
-        assert torch.equal(maps[:1], one(pair[:1], seconds[:1]))
-        assert not bool(maps[1].any())
-        for counts in (None, torch.tensor([0, 0])):
-            none = one(torch.zeros(2, 0, 2), seconds, counts)
-            assert none.shape == maps.shape
-            assert not bool(none.any())
+    maps = build.packed(pair, seconds, torch.tensor([3, 0]))
+    assert torch.equal(maps[:1], build.packed(pair[:1], seconds[:1]))
+    assert not bool(maps[1].any())
+    for counts in (None, torch.tensor([0, 0])):
+        none = build.packed(torch.zeros(2, 0, 2), seconds, counts)
+        assert none.shape == maps.shape
+        assert not bool(none.any())
 
 
 def test_several_moments_give_the_highest_iou():
@@ -118,7 +102,6 @@ def test_moments_are_in_clips_without_clip_seconds():
     build, moments, counts = IoUMapBuilder(GRID), torch.rand(2, 3, 2).cumsum(-1), [3, 1]
     unit, counts = torch.ones(2), torch.tensor(counts)
     assert torch.equal(build.packed(moments), build.packed(moments, unit))
-    assert torch.equal(build.dense(moments), build.dense(moments, unit))
     for one, expected in zip(
         build(moments, num_moments=counts), build(moments, unit, counts), strict=True
     ):
@@ -146,7 +129,6 @@ def test_moments_and_seconds_may_be_lists_and_numbers(moments):
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
     build.check(moments, 1.5)
-    assert torch.equal(build.dense(moments, 1.5), build.dense(usual, torch.full((2,), 1.5)))
 
 
 def test_one_moment_is_a_batch_of_one():
@@ -221,5 +203,5 @@ def test_all_values_are_checked_in_one_wait(counted):
     with on_a_device() as put:
         there = put(inputs)
         with no_host_sync():
-            maps, dense = unchecked(*there), unchecked.dense(*there)
-    assert [one.device.type for one in (*maps, dense)] == ["cuda"] * 3
+            maps = unchecked(*there)
+    assert [one.device.type for one in maps] == ["cuda"] * 2

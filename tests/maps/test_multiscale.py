@@ -154,7 +154,7 @@ def test_packed_candidates_hand_gradients_to_the_best_scale():
 
 
 def test_candidates_are_kept_safely():
-    multiscale._candidates.cache_clear()
+    multiscale.distinct_moments.cache_clear()
     sampler, packed = MultiScaleMapSampler(GRID), torch.randn(2, GRID.num_cells)
     with torch.inference_mode():
         candidates, scores = sampler.merge_packed(packed)
@@ -174,10 +174,10 @@ def test_a_device_is_waited_for_once_a_grid(monkeypatch):
         sampler.merge_packed(packed)
         sampler.merge(GRID.unpack(packed))
         sampler.split(torch.randn(2, 8, 8))
-    known = multiscale._candidates(GRID, torch.device("cpu"))
+    known = multiscale.distinct_moments(GRID, torch.device("cpu"))
     with on_a_device() as put:
         there = put(known)
-        monkeypatch.setattr(multiscale, "_candidates", lambda grid, device: there)
+        monkeypatch.setattr(multiscale, "distinct_moments", lambda grid, device: there)
         given = put((packed, num_clips))
         with no_host_sync():
             candidates, scores = sampler.merge_packed(*given)

@@ -18,7 +18,7 @@ from tmapdiff.models import MapDiffusionDecoder, MomentLocalizer
 FIELDS = {**SMALLEST_DECODER, "feature_channels": 4}
 DECODERS = {
     "conv": {},
-    "conv, folded": {"stylization": "conv"},
+    "conv, stylized layers": {"stylization": "conv"},
     "conv, multiply": {"conditioning": "multiply-gated"},
     "transformer": {"architecture": "transformer"},
     "transformer, group norm": {"architecture": "transformer", "norm": "group"},

@@ -65,7 +65,8 @@ def test_siglip_learned_small_letters():
 
 
 def test_batches_and_order_do_not_matter():
-    encoder = make_encoder(batch_size=2, cache_size=0)
+    encoder = make_encoder(batch_size=2)
+    encoder.cache_size = 0
     features = encoder([*SENTENCES, SENTENCES[0]])
     assert torch.equal(features.sentences[3], features.sentences[0])
     swapped = encoder(SENTENCES[::-1])
@@ -74,7 +75,8 @@ def test_batches_and_order_do_not_matter():
 
 
 def test_sentences_are_computed_once_while_they_are_kept():
-    encoder = make_encoder(cache_size=2)
+    encoder = make_encoder()
+    encoder.cache_size = 2
     seen = []
     encoder.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True

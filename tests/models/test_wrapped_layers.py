@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"channels": 16, "num_heads": 2, "num_layers": 1, "time_
 FIELDS = {**SMALLEST_DECODER, "feature_channels": 16, **SMALL}
 VARIANTS: dict[str, dict[str, Any]] = {
     "conv": {},
-    "folded": {"stylization": "none"},
+    "no stylization": {"stylization": "none"},
     "multiply": {"conditioning": "multiply-gated"},
     "transformer": {"architecture": "transformer"},
     "cross-attention": {

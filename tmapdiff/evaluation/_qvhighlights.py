@@ -113,13 +113,9 @@ def _highlight_metrics(
 
 
 def moment_precision(ious: Tensor, counted: Tensor, thresholds: Tensor) -> Tensor:
-    """Compute the average precision of ranked moments; each annotated one can be found once.
+    """Compute the average precision, (B, thresholds), of ranked moments.
 
-    Shape:
-        - ious: (B, predicted, annotated), best prediction first
-        - counted: (B, annotated), bool: annotated moments to find
-        - thresholds: (T,)
-        - returns: (B, T)
+    `ious` are (B, predicted, annotated); each annotated moment that is `counted` is found once.
     """
     free = counted[:, None].expand(-1, len(thresholds), -1).clone()
     found = []
@@ -135,14 +131,9 @@ def moment_precision(ious: Tensor, counted: Tensor, thresholds: Tensor) -> Tenso
 
 
 def clip_precision(scores: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
-    """Compute the average precision of clips ranked by score: the mean over the reached recalls.
+    """Compute the average precision, (B,), of clips by score: the mean over reached recalls.
 
-    It is 1 if all clips are positive, and 0 if none is.
-
-    Shape:
-        - scores: (B, clips)
-        - positive, counted: (B, clips), bool
-        - returns: (B,)
+    It is 1 if all clips are positive, and 0 if none is. All arguments are (B, clips).
     """
     positive = positive & counted
     scores, order = scores.masked_fill(~counted, -torch.inf).sort(dim=1, descending=True)

@@ -1,6 +1,8 @@
 """Metrics without a model: of predictions, of a prior, and of a grid's upper bound."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from typing import Any, Literal, get_args
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tmapdiff._core.checks import check_choice, check_int, message
-from tmapdiff.data import AnnotationSet, MomentBatch, Prediction
+from tmapdiff.data import SEGMENT_SECONDS, AnnotationSet, MomentBatch, Prediction
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.evaluation._answers import batches, check_fixed, whole_batches, windows_of
 from tmapdiff.evaluation._qvhighlights import (
@@ -24,9 +26,10 @@ from tmapdiff.maps import (
     RankedMoments,
     rank_candidates,
 )
-from tmapdiff.metrics import LocalizationMetrics, SetMetrics
+from tmapdiff.metrics import DiDeMoMetrics, LocalizationMetrics, SetMetrics
 
 _BATCH_SIZE = 256
+_DIDEMO_SEGMENTS = 6
 
 Protocol = Literal["rank", "didemo", "qvhighlights"]
 PredictionProtocol = Literal["rank", "qvhighlights"]
@@ -242,6 +245,29 @@ def evaluate_oracle(
         return size, build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
 
     return _evaluate(answer, dataset, nms_threshold, protocol)
+
+
+def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
+    """Compute DiDeMo's official metric for moments ranked by their frequency in `train`.
+
+    Args:
+        train: Annotations to count moments in.
+        test: The queries. All have the same answer, except for moments that end after their video;
+            queries without a moment are ignored.
+
+    Raises:
+        ArgumentError: If no query of `test` has a moment.
+
+    Source: the frequency prior of Hendricks et al., arXiv 1708.01641.
+    """
+    marked = Counter(moment for item in train for moment in item.moments)
+    edges = [SEGMENT_SECONDS * segment for segment in range(_DIDEMO_SEGMENTS + 1)]
+    ranked = sorted(combinations(edges, 2), key=lambda moment: -marked[moment])
+    metrics = DiDeMoMetrics()
+    for item in (item for item in test if item.moments):
+        inside = [moment for moment in ranked if moment[1] <= item.duration]
+        metrics.update(torch.tensor([inside]), torch.tensor([item.moments]))
+    return metrics.compute()
 
 
 def _evaluate(

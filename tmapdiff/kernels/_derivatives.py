@@ -14,11 +14,8 @@ from torch.autograd import forward_ad
 
 
 def is_transformed(*tensors: Tensor) -> bool:
-    """Whether `torch.func` transforms are active, or a tensor has a forward derivative.
-
-    Always False while compiling, as the traced code is transformed as a whole.
-    """
-    if torch.compiler.is_compiling():
+    """Whether `torch.func` transforms are active, or a tensor has a forward derivative."""
+    if torch.compiler.is_compiling():  # the traced code is transformed as a whole
         return False
     if torch._C._are_functorch_transforms_active():
         return True
@@ -34,14 +31,7 @@ def gradients_of(
     wanted: Sequence[bool],
     gradient: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Compute differentiable gradients, for backward passes with gradients enabled.
-
-    Args:
-        function: The plain definition.
-        inputs: Its inputs, with tensors as they were saved.
-        wanted: Which inputs need a gradient (`ctx.needs_input_grad`).
-        gradient: Gradient of the function's result.
-    """
+    """Compute the `wanted` gradients of a plain definition, differentiable themselves."""
     # Aliases cut the graph between inputs that were computed from each other.
     own = [one.view_as(one) if want else one for one, want in zip(inputs, wanted, strict=True)]
     leaves = [one for one, want in zip(own, wanted, strict=True) if want]
@@ -52,13 +42,7 @@ def gradients_of(
 def with_second_gradient(
     result: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None
 ) -> Tensor:
-    """Add second derivatives to the result of a torch operation that lacks them.
-
-    Args:
-        result: Result of the operation.
-        function: Computes the same with differentiable operations.
-        *inputs: Inputs of both.
-    """
+    """Add second derivatives to an operation's result, from a `function` that computes the same."""
     if not result.requires_grad or torch.compiler.is_compiling():
         return result
     passed: Tensor = _SecondGradient.apply(function, result, *inputs)

@@ -31,16 +31,7 @@ _measured: dict[str, str] = {}
 
 
 def choose(op: str, usable: Mapping[str, str | None], backend: str | None = None) -> str:
-    """Return the name of the backend to run.
-
-    Args:
-        op: Name of the operation.
-        usable: For each backend, best first: None if it can run the inputs, otherwise the reason.
-        backend: The backend that the caller requests.
-
-    Raises:
-        ConfigError: If there is no backend of that name, or it cannot run the inputs.
-    """
+    """Return the backend to run; `usable` maps each, best first, to why it cannot run, or None."""
     return _asked_for(op, usable, backend) or next(name for name in usable if not usable[name])
 
 

@@ -13,6 +13,8 @@ from tmapdiff.kernels.masking import check_map_features, fill_invalid
 from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.stylization import Norm, NoStylization, StylizationBlock
 
+_SINUSOIDS = 64  # sines and cosines of a start, and of a duration
+
 
 class MomentPositionEmbedder(nn.Module):
     """Embeds the start and duration of each cell: sinusoids, then an MLP.
@@ -22,29 +24,23 @@ class MomentPositionEmbedder(nn.Module):
 
     Args:
         channels: Channels of the embedding.
-        frequencies: Number of sines and cosines each for start and duration; even.
 
     Shape:
         - moments: (T, 2), start and end in clips
         - returns: (T, channels)
 
     Raises:
-        ArgumentError: If a size is too small, at construction.
-        ConfigError: If `frequencies` is odd, at construction.
+        ArgumentError: If `channels` is below 1, at construction.
         ShapeError: If `moments` is not (T, 2), in the call.
 
     Source: Vaswani et al., arXiv 1706.03762, section 3.5, on two coordinates.
     """
 
-    def __init__(self, channels: int, frequencies: int = 64) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        who = "MomentPositionEmbedder"
-        check_int(who, "channels", channels, at_least=1)
-        check_int(who, "frequencies", frequencies, at_least=4)
-        if frequencies % 2:
-            raise ConfigError(f"{who}: expected even frequencies, got {frequencies}.")
-        self.sinusoids = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.mlp = TimestepEmbedding(2 * frequencies, channels)
+        check_int("MomentPositionEmbedder", "channels", channels, at_least=1)
+        self.sinusoids = Timesteps(_SINUSOIDS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.mlp = TimestepEmbedding(2 * _SINUSOIDS, channels)
 
     def forward(self, moments: Tensor) -> Tensor:
         """Embed candidate moments; see the class."""

@@ -16,6 +16,7 @@ from tmapdiff.layers._modules import dtype_of, is_plain
 from tmapdiff.layers.pointwise import PointwiseConv2d
 
 Norm = Literal["group", "layer"]
+_SINUSOIDS = 128  # sines and cosines of a timestep
 
 
 class TimestepEmbedder(nn.Module):
@@ -23,29 +24,24 @@ class TimestepEmbedder(nn.Module):
 
     Args:
         time_channels: Channels of the embedding.
-        frequencies: Number of sines and cosines; even.
 
     Shape:
         - timesteps: (B,), integer
         - returns: (B, time_channels)
 
     Raises:
-        ArgumentError: If a size is too small, at construction.
-        ConfigError: If `frequencies` is odd, at construction.
+        ArgumentError: If `time_channels` is below 1, at construction.
         ShapeError: If `timesteps` is not (B,), in the call.
 
     Source: Ho et al., DDPM, arXiv 2006.11239, appendix B.
     """
 
-    def __init__(self, time_channels: int, frequencies: int = 128) -> None:
+    def __init__(self, time_channels: int) -> None:
         super().__init__()
         check_int("TimestepEmbedder", "time_channels", time_channels, at_least=1)
-        check_int("TimestepEmbedder", "frequencies", frequencies, at_least=4)
-        if frequencies % 2:
-            raise ConfigError(f"TimestepEmbedder: expected even frequencies, got {frequencies}.")
         self.time_channels = time_channels
-        self.sinusoids = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.mlp = TimestepEmbedding(frequencies, time_channels)
+        self.sinusoids = Timesteps(_SINUSOIDS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.mlp = TimestepEmbedding(_SINUSOIDS, time_channels)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Embed timesteps; see the class."""

@@ -14,7 +14,6 @@ from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.expected_hits_fast import (
     CandidateBlocks,
     Excludes,
-    response_of,
     rows_at_once,
     tables_of,
 )
@@ -287,8 +286,9 @@ def candidate_likelihoods(
     found = torch.empty_like(scores)
     # Answers need full precision, even if the model's forward pass does not.
     with torch.autocast(scores.device.type, enabled=False):
-        response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
-        for part, likelihood, _ in likelihoods_of(response, blocks, scores, num_iterations):
+        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
+        blocks = tables.blocks
+        for part, likelihood, _ in likelihoods_of(tables.response, blocks, scores, num_iterations):
             found[part] = likelihood if blocks is None else likelihood[:, blocks.places]
     return found
 
@@ -413,8 +413,8 @@ def expect_map(
     _check_target(who, target)
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
-        response, blocks = response_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
-        if blocks is None:
-            return (response @ wide.T.contiguous()).T.contiguous()
-        spread = blocks.spread(wide).clamp(min=0)
-        return (response @ spread.T.contiguous()).T[:, blocks.places]
+        tables = tables_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
+        if tables.blocks is None:
+            return (tables.response @ wide.T.contiguous()).T.contiguous()
+        spread = tables.blocks.spread(wide).clamp(min=0)
+        return (tables.response @ spread.T.contiguous()).T[:, tables.blocks.places]

@@ -35,11 +35,7 @@ _BLOCKS_PER_MOMENT = 4
 
 
 class PairTable:
-    """A symmetric table with a number for each pair of candidates.
-
-    Shape:
-        - values: (M, M)
-    """
+    """A symmetric table, (M, M), with a number for each pair of candidates."""
 
     far = 0.0  # lower bound of the numbers
 
@@ -62,11 +58,7 @@ class PairTable:
         return self.values[places]
 
     def gains(self, chances: Tensor, covered: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Sum `chances * max(number - covered, 0)`, with (B, M) each, over rows of the table.
-
-        Computed for `rows` of chances, (n,), and rows of the table at `places`, (n, c). `covered`
-        must be at least `far`.
-        """
+        """Sum `chances * max(number - covered, 0)` over rows of the table at `places`, (n, c)."""
         above = (self.values[places] - covered[rows, None]).clamp_(min=0)
         return torch.einsum("nm,ncm->nc", chances[rows], above)
 
@@ -82,14 +74,8 @@ class PairTable:
 class PairBand:
     """A `PairTable` for `CandidateBlocks`, of a size that does not depend on their number.
 
-    Args:
-        values: Numbers for pairs of a block's moments and those of nearby blocks.
-        far: The number for pairs further apart.
-        num_blocks: Blocks.
-
-    Shape:
-        - values: (2 * reach + 1, P, P)
-        - far: (1,)
+    `values`, (2 * reach + 1, P, P), are for a block's P moments and those of nearby blocks, and
+    `far`, (1,), is for pairs further apart.
     """
 
     def __init__(self, values: Tensor, far: Tensor, num_blocks: int) -> None:
@@ -182,25 +168,13 @@ def rows_at_once(scores: Tensor) -> int:
 
 @dataclass(frozen=True)
 class CandidateBlocks:
-    """Candidates grouped into identical blocks of starts.
+    """Candidates grouped into identical blocks of starts."""
 
-    Args:
-        moments: Moments of the first block.
-        period: Clips from one block to the next.
-        num_blocks: Blocks.
-        reach: Blocks to either side that moments of a block may overlap.
-        places: Position of each candidate in the concatenated blocks.
-
-    Shape:
-        - moments: (P, 2)
-        - places: (M,)
-    """
-
-    moments: Tensor
-    period: int
+    moments: Tensor  # of the first block, (P, 2)
+    period: int  # clips from one block to the next
     num_blocks: int
-    reach: int
-    places: Tensor
+    reach: int  # blocks to either side that moments of a block may overlap
+    places: Tensor  # of each candidate in the concatenated blocks, (M,)
 
     @classmethod
     def find(cls, candidates: Tensor) -> "CandidateBlocks | None":
@@ -255,21 +229,31 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables over pairs of candidates.
+    """Tables over pairs of candidates: what each cell holds if another is the true moment."""
 
-    Attributes:
-        response: Target of each cell if another is the true moment.
-        hits: How much each candidate counts if another is the true moment.
-        layers: Layers that sum to the hits, to bound gains; empty on devices other than the CPU.
-        width: Height of a layer.
-        blocks: Blocks of the candidates, if they are grouped.
-    """
+    response: Tensor | PairBand  # the target
+    hits: PairTable | PairBand  # how much it counts
+    num_layers: int  # two for each step of the hits
+    blocks: CandidateBlocks | None = None  # if candidates are grouped
 
-    response: Tensor | PairBand
-    hits: PairTable | PairBand
-    layers: tuple[Layer, ...]
-    width: float
-    blocks: CandidateBlocks | None = None
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Layers that sum to the hits, to bound gains; none on devices other than the CPU.
+
+        Hits rise in one step per threshold; layers end on the plateaus and midway between. They
+        start at `far`, which covers all moments after the first pick. Starting at 0 would loosen
+        the bounds of the many moments far from it.
+        """
+        if not _may_wait(self.hits.values):
+            return []
+        width = 1 / self.num_layers
+
+        def layer(index: int) -> Layer:
+            low = width * index + float(self.hits.far)
+            table = self.hits.map(lambda values: ((values - low) / width).clamp(0, 1))
+            return Layer(table.factor(), low + width)
+
+        return [layer(index) for index in range(self.num_layers)]
 
     def cover(
         self,
@@ -311,7 +295,7 @@ class Tables:
         chances, known = likelihood.T.contiguous(), covered.T.contiguous()
         bounds = torch.zeros_like(chances)
         for layer in self.layers:
-            uncovered = (layer.high - known).clamp_(0, self.width)
+            uncovered = (layer.high - known).clamp_(0, 1 / self.num_layers)
             bounds += layer.table @ uncovered.mul_(chances)
         return bounds.T
 
@@ -339,64 +323,22 @@ def tables_of(
     num_layers: int,
     dtype: torch.dtype,
 ) -> Tables:
-    """Return the tables of `candidates`, (M, 2), cached by their values.
-
-    `target` gives the target of a cell and `hits` how much a moment counts, with a step per pair of
-    layers; both are functions of the IoU, in `dtype`. Errors name `who`.
-    """
+    """Return the tables of `candidates`, (M, 2), cached; `target` and `hits` read the IoU."""
     many = len(candidates) ** 2 > _LARGEST_KEPT
     blocks = CandidateBlocks.find(candidates) if many else None
     if blocks is not None:
         ious = blocks.ious(dtype)
-        return _made(ious.map(target), ious.map(hits), num_layers, blocks)
+        return Tables(ious.map(target).factor(), ious.map(hits), num_layers, blocks)
     candidates = candidates.double()
     if many or not _may_wait(candidates):
         table = PairTable(_pair_ious(candidates, dtype))
-        return _made(table.map(target), table.map(hits), num_layers)
+        return Tables(table.map(target).factor(), table.map(hits), num_layers)
     # Cached by the functions' values, as a function may change its behavior.
     cells = candidates.detach().numpy().tobytes()
     distinct = _distinct_ious(cells, dtype)
     values = [function(distinct).to(dtype) for function in (target, hits)]
     check_shape(who, "target(iou)", values[0], f"{len(distinct)}")
     return _kept_tables(cells, dtype, *(one.numpy().tobytes() for one in values), num_layers)
-
-
-def response_of(
-    who: str,
-    candidates: Tensor,
-    target: Elementwise,
-    hits: Elementwise,
-    num_layers: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor | PairBand, CandidateBlocks | None]:
-    """Return only the `response` and `blocks` of `tables_of`; skip the rest if not cached."""
-    if len(candidates) ** 2 <= _LARGEST_KEPT:
-        tables = tables_of(who, candidates, target, hits, num_layers, dtype)
-        return tables.response, tables.blocks
-    blocks = CandidateBlocks.find(candidates)
-    if blocks is not None:
-        return blocks.ious(dtype).map(target).factor(), blocks
-    return PairTable(_pair_ious(candidates.double(), dtype)).map(target).factor(), None
-
-
-def _made(
-    response: PairTable | PairBand,
-    hits: PairTable | PairBand,
-    num_layers: int,
-    blocks: CandidateBlocks | None = None,
-) -> Tables:
-    # Hits rise in one step per threshold; layers end on the plateaus and midway between. They start
-    # at `far`, which covers all moments after the first pick. Starting at 0 would loosen the bounds
-    # of the many moments far from it.
-    width = 1 / num_layers
-
-    def layer(index: int) -> Layer:
-        low = width * index + float(hits.far)
-        table = hits.map(lambda values: ((values - low) / width).clamp(0, 1))
-        return Layer(table.factor(), low + width)
-
-    layers = tuple(map(layer, range(num_layers))) if _may_wait(hits.values) else ()
-    return Tables(response.factor(), hits, layers, width, blocks)
 
 
 def _pair_ious(candidates: Tensor, dtype: torch.dtype) -> Tensor:
@@ -420,4 +362,4 @@ def _kept_tables(
     iou = _pair_ious(_read(cells, torch.float64).view(-1, 2), dtype)
     index = torch.searchsorted(_distinct_ious(cells, dtype), iou)
     response_table, hits_table = (PairTable(_read(one, dtype)[index]) for one in (response, hits))
-    return _made(response_table, hits_table, num_layers)
+    return Tables(response_table.factor(), hits_table, num_layers)

@@ -294,8 +294,10 @@ class MapGrid:
 
     # Coverage
 
-    def nearest_cell(self, moment: Sequence[float], clip_seconds: float = 1.0) -> tuple[int, ...]:
-        """Find the valid cell `(scale, start index, duration index)` closest to a moment.
+    def best_iou(self, moment: Sequence[float], clip_seconds: float = 1.0) -> float:
+        """Return the highest IoU of a moment with any cell: an upper bound for any model.
+
+        The grid has gaps, as long durations exist on coarse scales only.
 
         Args:
             moment: Start and end in seconds (in clips, when `clip_seconds` is 1).
@@ -305,26 +307,11 @@ class MapGrid:
             ShapeError: If the moment is not two numbers.
             ArgumentError: If it is not finite with end > start, or `clip_seconds` is not positive.
         """
-        cell = int(self._ious("MapGrid.nearest_cell", moment, clip_seconds).argmax())
-        scale = 0
-        while cell >= self.cells_per_scale[scale]:
-            cell -= self.cells_per_scale[scale]
-            scale += 1
-        return (scale, *divmod(cell, self.num_anchors))
-
-    def best_iou(self, moment: Sequence[float], clip_seconds: float = 1.0) -> float:
-        """Return the IoU of a `moment` with its `nearest_cell`: an upper bound for any model.
-
-        The grid has gaps, as long durations exist on coarse scales only. `clip_seconds` and errors
-        are as for `nearest_cell`.
-        """
-        return float(self._ious("MapGrid.best_iou", moment, clip_seconds).max())
-
-    def _ious(self, who: str, moment: Sequence[float], clip_seconds: float) -> Tensor:
+        who = "MapGrid.best_iou"
         check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
         truth = torch.as_tensor(moment, dtype=torch.float64)
         check_shape(who, "moment", truth, "2")
         if not (bool(truth.isfinite().all()) and bool(truth[0] < truth[1])):
             raise ArgumentError(f"{who}: expected a finite moment with end > start, got {moment}.")
-        candidates = self.packed_moments().double() * clip_seconds
-        return temporal_iou(candidates, truth).masked_fill(~self.packed_mask(), -1)
+        candidates = self.packed_moments()[self.packed_mask()].double() * clip_seconds
+        return float(temporal_iou(candidates, truth).max())

@@ -77,44 +77,21 @@ class IoUMapBuilder:
         """
         moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
         cells = self.grid.packed_moments(moments.device)
-        iou = self._iou(cells, moments, clip_seconds, counted)
-        return iou * self.grid.packed_mask(moments.device)
+        candidates = cells * clip_seconds.to(moments.dtype)[:, None, None]
+        best = candidates.new_zeros(candidates.shape[:-1])
+        # One annotated moment at a time: M is small, and this holds one map instead of M.
+        for index in range(moments.shape[1]):
+            iou = temporal_iou(candidates, moments[:, index, None])
+            if counted is not None:
+                iou = iou.where(counted[:, index, None], 0)
+            best = torch.maximum(best, iou)
+        return best * self.grid.packed_mask(moments.device)
 
     def check(
         self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
     ) -> None:
         """Check the moments as the call does with `validate`."""
         IoUMapBuilder(self.grid)._checked(moments, clip_seconds, num_moments)
-
-    def dense(
-        self, moments: Moments, clip_seconds: PerSample = None, num_moments: PerSample = None
-    ) -> Tensor:
-        """Build a dense map: the IoU of every candidate `[start clip, duration in clips - 1]`.
-
-        Memory is quadratic in the clips.
-
-        Shape:
-            - returns: (B, N, N), in [0, 1], 0 where the candidate ends outside the video
-        """
-        moments, clip_seconds, counted = self._checked(moments, clip_seconds, num_moments)
-        whole = MapGrid(self.grid.num_clips, self.grid.num_clips, 1)
-        iou = self._iou(whole.moments(0, moments.device), moments, clip_seconds, counted)
-        return iou * whole.mask(0, moments.device)
-
-    def _iou(
-        self, cells: Tensor, moments: Tensor, clip_seconds: Tensor, counted: Tensor | None
-    ) -> Tensor:
-        # One annotated moment at a time: M is small, and this holds one map instead of M.
-        ones = (1,) * (cells.dim() - 1)
-        candidates = cells * clip_seconds.to(moments.dtype).reshape(-1, *ones, 1)
-        best = None
-        for index in range(moments.shape[1]):
-            truth = moments[:, index].reshape(-1, *ones, 2)
-            iou = temporal_iou(candidates, truth)
-            if counted is not None:
-                iou = iou.where(counted[:, index].reshape(-1, *ones), 0)
-            best = iou if best is None else torch.maximum(best, iou)
-        return candidates.new_zeros(candidates.shape[:-1]) if best is None else best
 
     def _checked(
         self, moments: Moments, clip_seconds: PerSample, num_moments: PerSample

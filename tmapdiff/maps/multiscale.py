@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,48 +115,47 @@ class MultiScaleMapSampler:
         if num_clips is not None:
             check_shape(who, "num_clips", num_clips, "B", sizes)
             self.grid.check_num_clips(num_clips)
-        candidates, cells, again = _candidates(self.grid, packed.device)
-        scores = packed.index_select(1, cells)
-        for places, others in again:
-            best = scores.index_select(1, places).maximum(packed.index_select(1, others))
-            scores.index_copy_(1, places, best)
+        distinct = distinct_moments(self.grid, packed.device)
+        on_scales = packed.index_select(1, distinct.cells.flatten())
+        scores = on_scales.unflatten(1, distinct.cells.shape).amax(2)
         if num_clips is not None:
             # Whether a moment ends inside a video does not depend on the scale that holds it.
-            over = candidates[:, 1] > num_clips.to(candidates)[:, None]
+            over = distinct.moments[:, 1] > num_clips.to(packed.device)[:, None]
             scores = scores.masked_fill(over, -torch.inf)
         # Copy, as the original is cached.
-        return candidates.clone(), scores
+        return distinct.moments.clone(), scores
+
+
+class DistinctMoments(NamedTuple):
+    """The candidate moments of a grid without repetitions, sorted by start, then by duration.
+
+    Shape:
+        - moments: (M, 2), in clips
+        - cells: (M, K), the cell of each moment on each scale; where it is on none, another of its
+          cells
+        - places: (cells,), the moment of each cell; arbitrary for invalid cells
+    """
+
+    moments: Tensor
+    cells: Tensor
+    places: Tensor
 
 
 # Each batch of long videos has its own grid, so a few are cached.
 @lru_cache(maxsize=16)
-def _candidates(
-    grid: MapGrid, device: torch.device
-) -> tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...]]:
-    """Return the moments of a grid, the cell of each on one scale, and its cells on other scales.
-
-    Shape:
-        - returns: (M, 2); (M,); for each further scale, places of moments and their cells on it
-    """
+def distinct_moments(grid: MapGrid, device: torch.device) -> DistinctMoments:
+    """List the distinct moments of a grid."""
     with torch.inference_mode(False):
-        cells = grid.packed_mask().nonzero()[:, 0]
-        moments = grid.packed_moments()[cells]
-        start, end = moments.unbind(-1)
-        # By start, then by duration.
-        _, places = (start * (grid.num_clips + 1) + end).unique(return_inverse=True)
-        count = int(places.max()) + 1
-        first = torch.full((count,), -1)
-        again = []
-        lasts = torch.tensor(grid.cells_per_scale).cumsum(0)
-        scales = torch.searchsorted(lasts, cells, right=True)
-        for scale in range(grid.num_scales):
-            own, held = cells[scales == scale], places[scales == scale]
-            known = first[held] >= 0
-            again.append((held[known].to(device), own[known].to(device)))
-            first[held[~known]] = own[~known]
-        candidates = torch.empty(count, 2, dtype=moments.dtype)
-        candidates[places] = moments
-        return candidates.to(device), first.to(device), tuple(again[1:])
+        valid = grid.packed_mask().nonzero()[:, 0]
+        moments = grid.packed_moments()
+        start, end = moments[valid].unbind(-1)
+        keys, of_valid = (start * (grid.num_clips + 1) + end).unique(return_inverse=True)
+        scales = torch.arange(grid.num_scales).repeat_interleave(torch.tensor(grid.cells_per_scale))
+        cells = valid.new_empty(len(keys)).scatter_(0, of_valid, valid)
+        places = valid.new_zeros(grid.num_cells).scatter_(0, valid, of_valid)
+        on_scales = cells[:, None].repeat(1, grid.num_scales)
+        on_scales[of_valid, scales[valid]] = valid
+        return DistinctMoments(*(x.to(device) for x in (moments[cells], on_scales, places)))
 
 
 def _check_map(

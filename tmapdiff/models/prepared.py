@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 
 from tmapdiff._core.checks import check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.kernels.gate import gate_features
-from tmapdiff.kernels.map_conv import MapConvPlan, map_conv
+from tmapdiff.kernels.map_conv import MapConvPlan
 from tmapdiff.kernels.masking import fill_invalid
 from tmapdiff.layers import (
     ConcatConditioning,
@@ -20,7 +19,6 @@ from tmapdiff.layers import (
     StylizationBlock,
 )
 from tmapdiff.layers._modules import dtype_of, is_plain
-from tmapdiff.layers.conditioning import MaskedEmbed
 from tmapdiff.layers.gated_conv import MapConv2d
 from tmapdiff.layers.stylization import NoStylization
 from tmapdiff.maps import MapGrid
@@ -139,16 +137,11 @@ _KINDS: tuple[type[nn.Module], ...] = (
 
 @dataclass(frozen=True)
 class PreparedMap:
-    """A prepared run of a `ConvMapDecoder`.
-
-    `folded` is the kernel of the first convolution over the noisy map, (D, 1, S, S). `features` are
-    then already convolved; without `folded`, they are encoded only.
-    """
+    """A prepared run of a `ConvMapDecoder`."""
 
     decoder: ConvMapDecoder
     mask: Tensor
     features: Tensor
-    folded: Tensor | None
     plans: tuple[MapConvPlan | None, ...]  # one per convolution, valid while weights stay
     fusion_style: Tensor
     conv_styles: Styles
@@ -156,17 +149,11 @@ class PreparedMap:
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Predict the clean map, (B, N_k, A)."""
         decoder, mask = self.decoder, self.mask
-        if self.folded is None:
-            x = decoder.condition.combine(noisy, self.features, mask)
-            x = decoder.fusion_style.residual(x, _row(self.fusion_style, step), mask)
+        x = decoder.condition.combine(noisy, self.features, mask)
+        x = decoder.fusion_style.residual(x, _row(self.fusion_style, step), mask)
         parts = zip(decoder.convs, self.plans, decoder.conv_styles, self.conv_styles, strict=True)
-        for place, (conv, plan, style, projected) in enumerate(parts):
-            if place == 0 and self.folded is not None:
-                cells = fill_invalid(noisy[:, None], mask).to(self.folded.dtype)
-                convolved = self.features + map_conv(cells, self.folded)
-                x = gate_features(convolved, mask, channels=conv.out_channels)
-            else:
-                x = conv(x, mask, plan, filled=True)
+        for conv, plan, style, projected in parts:
+            x = conv(x, mask, plan, filled=True)
             x = style.residual(x, _row(projected, step), mask)
         return rearrange(decoder.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
 
@@ -176,17 +163,14 @@ def prepare_map(
 ) -> PreparedMap:
     """Prepare a run; arguments are as for the decoder's call."""
     encoded = decoder.condition.encode_features(features, mask)
-    folds, folded = is_foldable(decoder), None
     plans: list[MapConvPlan | None] = [None] * len(decoder.convs)
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         batch, _, rows, columns = encoded.shape
         for place, conv in enumerate(decoder.convs):
-            if is_plain(conv.conv, MapConv2d) and not (folds and place == 0):
+            if is_plain(conv.conv, MapConv2d):
                 shape = (batch, conv.in_channels, rows, columns)
                 plans[place] = conv.conv.plan(shape, dtype_of(decoder.head))
-    if folds:
-        encoded, folded = _fold(decoder, encoded, mask)
-    elif plans[0] is not None and plans[0].transform is not None:
+    if plans[0] is not None and plans[0].transform is not None:
         # The memory layout that the first convolution reads and later layers keep.
         inner = rearrange(encoded, "b c n a -> a n b c").contiguous()
         encoded = rearrange(inner, "a n b c -> b c n a")
@@ -194,41 +178,10 @@ def prepare_map(
         decoder,
         mask,
         encoded,
-        folded,
         tuple(plans),
         decoder.fusion_style.project_time(time_embedding),
         tuple(style.project_time(time_embedding) for style in decoder.conv_styles),
     )
-
-
-def is_foldable(decoder: ConvMapDecoder) -> bool:
-    """Return whether the first convolution can process noisy map and map features separately.
-
-    Without layers in between, it is linear in both. It then runs over the map features once, and
-    over the noisy map as a single channel instead of `channels`.
-    """
-    return (
-        isinstance(decoder.condition, ConcatConditioning)
-        and isinstance(decoder.fusion_style, NoStylization)
-        and is_plain(decoder.condition.embed, MaskedEmbed)
-        and is_plain(decoder.convs[0].conv, MapConv2d)
-    )
-
-
-def _fold(decoder: ConvMapDecoder, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolve the map features, and compute the remaining kernel for the noisy map.
-
-    The noisy map is embedded as `e * noisy + b`. Convolving it, by linearity, is convolving the
-    noisy map with `sum_c e_c W_c` and the mask with `sum_c b_c W_c`.
-    """
-    conv, embed = decoder.convs[0].conv, decoder.condition.embed
-    channels = [decoder.condition.channels, decoder.condition.feature_channels]
-    of_noisy, of_features = conv.weight.split(channels, dim=1)
-    folded = einsum(embed.weight[:, :, 0, 0], of_noisy, "c one, d c n a -> d one n a")
-    of_mask = einsum(embed.bias, of_noisy, "c, d c n a -> d n a")[:, None]
-    valid = (mask if mask.dim() == 3 else mask[None]).to(folded.dtype)[:, None]
-    constant = map_conv(valid, of_mask, conv.bias)
-    return map_conv(features.to(folded.dtype), of_features) + constant, folded
 
 
 @dataclass(frozen=True)

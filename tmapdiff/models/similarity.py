@@ -1,7 +1,6 @@
 """Answers without training, from the similarity of clips and sentence."""
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from tmapdiff.maps.contrasts import (
     contrast_features,
 )
 from tmapdiff.maps.expected_hits import expect_map
+from tmapdiff.maps.multiscale import DistinctMoments, distinct_moments
 from tmapdiff.models._base import MapModel, answering
 from tmapdiff.models.aligned_similarities import Similarities, check_aligned
 from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
@@ -278,9 +278,9 @@ class SimilarityLocalizer(MapLocalizer):
         # overlaps a moment: scores rank candidates, and do not predict whether there is a moment.
         iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
         scores = self.score(features, words, num_words, num_clips) / self.temperature
-        candidates = _Candidates.of(self.grid_of(features, num_clips), scores.device)
-        logs = candidates.pick(scores, num_clips, -torch.inf).log_softmax(1)
-        wanted = self._wanted(candidates.pick(iou, num_clips, 0))
+        candidates = distinct_moments(self.grid_of(features, num_clips), scores.device)
+        logs = _pick(candidates, scores, num_clips, -torch.inf).log_softmax(1)
+        wanted = self._wanted(_pick(candidates, iou, num_clips, 0))
         return -(wanted * logs.masked_fill(wanted == 0, 0)).sum(1).mean()
 
     def _wanted(self, iou: Tensor) -> Tensor:
@@ -366,11 +366,11 @@ class SimilarityLocalizer(MapLocalizer):
         features, num_clips = own.features, own.num_clips
         iou = self._ious(features, own.moments, own.clip_seconds, own.num_moments, num_clips)
         contrasts = self.encoder.packed(features, own.words, own.num_words, num_clips).float()
-        candidates = _Candidates.of(self.grid_of(features, num_clips), iou.device)
-        picked = candidates.pick(iou, num_clips, torch.nan)
+        candidates = distinct_moments(self.grid_of(features, num_clips), iou.device)
+        picked = _pick(candidates, iou, num_clips, torch.nan)
         valid = ~picked.isnan()
         iou = picked.nan_to_num(0)
-        rows = rearrange(contrasts[:, :, candidates.cells], "b c m -> b m c").contiguous()
+        rows = rearrange(contrasts[:, :, candidates.cells[:, 0]], "b c m -> b m c").contiguous()
         return _FitPart(rows, valid, iou, self._wanted(iou), candidates)
 
     def _squared_errors(self, part: "_FitPart", temperatures: Tensor) -> Tensor:
@@ -395,53 +395,28 @@ class SimilarityLocalizer(MapLocalizer):
         grid = self.grid_of(features, num_clips)
         grid.check_num_clips(num_clips, wait=True)
         scores = self.score(features, words, num_words, num_clips) / self.temperature
-        candidates = _Candidates.of(grid, scores.device)
-        picked = candidates.pick(scores, num_clips, -torch.inf)
+        candidates = distinct_moments(grid, scores.device)
+        picked = _pick(candidates, scores, num_clips, -torch.inf)
         maps = self._expect(picked, picked > -torch.inf, candidates)
         mask = grid.packed_mask(maps.device, num_clips)
         # Cells of different scales may share a candidate.
         return maps.index_select(1, candidates.places).masked_fill(~mask, 0)
 
-    def _expect(self, logits: Tensor, valid: Tensor, candidates: "_Candidates") -> Tensor:
+    def _expect(self, logits: Tensor, valid: Tensor, candidates: DistinctMoments) -> Tensor:
         """Compute the map's expectation from scores / temperature; all are (B, M)."""
         likelihood = logits.masked_fill(~valid, -torch.inf).softmax(1)
         return expect_map(candidates.moments, likelihood, self.objective.target)
 
 
-class _Candidates(NamedTuple):
-    """The distinct moments of a grid, sorted by start, then end.
-
-    Shape:
-        - moments: (M, 2), in clips
-        - cells: (M,), a cell of each moment
-        - places: (cells,), the moment of each cell; arbitrary for invalid cells
-    """
-
-    moments: Tensor
-    cells: Tensor
-    places: Tensor
-
-    @staticmethod
-    @lru_cache(maxsize=16)
-    def of(grid: MapGrid, device: torch.device) -> "_Candidates":
-        """List the candidates of a grid."""
-        with torch.inference_mode(False):
-            valid = grid.packed_mask().nonzero()[:, 0]
-            moments = grid.packed_moments()
-            start, end = moments[valid].unbind(-1)
-            keys, of_valid = (start * (grid.num_clips + 1) + end).unique(return_inverse=True)
-            cells = valid.new_empty(len(keys)).scatter_(0, of_valid, valid)
-            places = valid.new_zeros(grid.num_cells).scatter_(0, valid, of_valid)
-            return _Candidates(*(x.to(device) for x in (moments[cells], cells, places)))
-
-    def pick(self, packed: Tensor, num_clips: Tensor | None, outside: float) -> Tensor:
-        """Pick each candidate's number from (B, cells); `outside` if it ends after the video."""
-        picked = packed.index_select(1, self.cells)
-        if num_clips is None:
-            return picked
-        return picked.masked_fill(
-            self.moments[:, 1] > num_clips.to(picked.device)[:, None], outside
-        )
+def _pick(
+    candidates: DistinctMoments, packed: Tensor, num_clips: Tensor | None, outside: float
+) -> Tensor:
+    """Pick each candidate's number from (B, cells); `outside` if it ends after the video."""
+    picked = packed.index_select(1, candidates.cells[:, 0])
+    if num_clips is None:
+        return picked
+    over = candidates.moments[:, 1] > num_clips.to(picked.device)[:, None]
+    return picked.masked_fill(over, outside)
 
 
 class _Derivatives(NamedTuple):
@@ -459,7 +434,7 @@ class _FitPart(NamedTuple):
     valid: Tensor
     iou: Tensor
     wanted: Tensor
-    candidates: _Candidates
+    candidates: DistinctMoments
 
     def rows(self) -> Tensor:
         """Return the contrasts of all candidates, (rows, C), in double."""

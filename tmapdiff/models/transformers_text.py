@@ -61,8 +61,6 @@ class TransformersTextEncoder(nn.Module):
         tokenizer: Folder, name or tokenizer. Defaults to the one of `model`.
         device: Device to compute on.
         batch_size: Sentences per batch.
-        cache_size: Number of sentences whose features are cached; the least recently used are
-            evicted.
 
     Shape:
         - sentences: B strings, truncated to the model's maximum length
@@ -83,6 +81,8 @@ class TransformersTextEncoder(nn.Module):
         torch.Size([1, 512])
     """
 
+    cache_size = 10_000  # sentences whose features are kept; the least recently used are evicted
+
     def __init__(
         self,
         model: Any,
@@ -90,13 +90,11 @@ class TransformersTextEncoder(nn.Module):
         *,
         device: str | torch.device = "cpu",
         batch_size: int = 64,
-        cache_size: int = 10_000,
     ) -> None:
         super().__init__()
         who = type(self).__name__
         require("transformers", extra="text", purpose=who)
         self.batch_size = check_int(who, "batch_size", batch_size, at_least=1)
-        self.cache_size = check_int(who, "cache_size", cache_size, at_least=0)
         if tokenizer is None:
             if not isinstance(model, str | os.PathLike):
                 raise ArgumentError(message(who, "a tokenizer with the model", "none"))

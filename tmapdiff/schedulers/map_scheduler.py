@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from tmapdiff._core.checks import (
     check_bool,
@@ -158,18 +158,6 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
         self.timesteps: Tensor
         self._run: SchedulerRun
         self.set_timesteps(num_train_timesteps)
-
-    @classmethod
-    @override
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if foreign := {"prediction_type", "trained_betas"} & set(config_dict):
-            got = f"that of a diffusers scheduler, with {min(foreign)}"
-            hint = (
-                "Map models predict clean maps, not noise: pass the settings that still apply, as "
-                "in MapScheduler(num_train_timesteps=..., beta_schedule=..., solver=...)."
-            )
-            raise ConfigError(message(cls.__name__, "its own configuration", got, hint))
-        return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -16,12 +16,11 @@ ROWS, COLUMNS = 5, 3
 
 def test_equals_scalar_arithmetic() -> None:
     convolved = 3 * draw(2, 3, 2, 2, dtype=torch.float64)
-    bias = draw(3, seed=1, dtype=torch.float64)
-    result = gate_features(convolved, channels=2, bias=bias)
+    result = gate_features(convolved, channels=2)
     for place in ((b, c, n, a) for b in (0, 1) for c in (0, 1) for n in (0, 1) for a in (0, 1)):
-        sample, channel, *cell = place
-        feature = float(convolved[place] + bias[channel])
-        gate = float(convolved[sample, 2, cell[0], cell[1]] + bias[2])
+        sample, _, *cell = place
+        feature = float(convolved[place])
+        gate = float(convolved[sample, 2, cell[0], cell[1]])
         assert float(result[place]) == pytest.approx(max(feature, 0) / (1 + math.exp(-gate)))
 
 
@@ -43,7 +42,6 @@ def test_refuses() -> None:
     maps = {"convolved": draw(2, 5, ROWS, COLUMNS)}
     for changes, kind, text in (
         ({"channels": 0}, ArgumentError, "channels to be an integer >= 1, got 0."),
-        ({"bias": draw(4)}, ShapeError, "bias of shape (5), got (4,)."),
         ({"convolved": draw(2, 5, ROWS)}, ShapeError, "map features of shape (B, C, N"),
         (
             {"convolved": draw(2, 6, ROWS, COLUMNS)},

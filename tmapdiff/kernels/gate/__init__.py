@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tmapdiff._core.checks import check_int, check_shape, message
+from tmapdiff._core.checks import check_int, message
 from tmapdiff.errors import ShapeError
 from tmapdiff.kernels._dispatch import choose
 from tmapdiff.kernels._launch import in_order, why_not_eager, why_not_triton
@@ -19,7 +19,6 @@ def gate_features(
     mask: Tensor | None = None,
     *,
     channels: int,
-    bias: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Apply a gate to features: `relu(features) * sigmoid(gate)`.
@@ -30,13 +29,11 @@ def gate_features(
         convolved: Features, then their gate: one channel for all, or one for each.
         mask: Which cells are valid. Defaults to all.
         channels: Channels of the features.
-        bias: Added to each channel of `convolved` first.
         backend: `triton`, `eager` or `reference`. Defaults to the best for the device.
 
     Shape:
         - convolved: (B, channels + 1, N_k, A) or (B, 2 * channels, N_k, A)
         - mask: (N_k, A) or (B, N_k, A), bool
-        - bias: (channels + 1,) or (2 * channels,), as `convolved`
         - returns: (B, channels, N_k, A), 0 in invalid cells
 
     Raises:
@@ -53,21 +50,16 @@ def gate_features(
     if given not in (channels + 1, 2 * channels):
         expected = f"{channels} channels and a gate of 1 or {channels}"
         raise ShapeError(message(who, expected, f"{given} channels"))
-    if bias is not None:
-        check_shape(who, "bias", bias, f"{given}")
-
-    inputs = (convolved,) if bias is None else (convolved, bias)
-    not_eager = why_not_eager(*inputs)
+    not_eager = why_not_eager(convolved)
     plain = {"eager": not_eager, "reference": None}
-    follows = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
+    follows = torch.is_grad_enabled() and convolved.requires_grad
     if not not_eager and convolved.numel() < (_FEW_WITH_GRADIENT if follows else _FEW):
         plain = dict(reversed(plain.items()))
-    usable = in_order(convolved.device, why_not_triton(*inputs), **plain)
+    usable = in_order(convolved.device, why_not_triton(convolved), **plain)
     chosen = choose("gate", usable, backend)
     if chosen == "triton":
         from tmapdiff.kernels.gate import triton
 
-        return triton.gate_features(convolved, mask, channels, bias)
-    if chosen == "eager":
-        return eager.gate_features(convolved, mask, channels, bias)
-    return reference.gate_features(convolved, mask, channels, bias)
+        return triton.gate_features(convolved, mask, channels)
+    run = eager.gate_features if chosen == "eager" else reference.gate_features
+    return run(convolved, mask, channels)

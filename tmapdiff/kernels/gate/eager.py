@@ -15,12 +15,9 @@ from tmapdiff.kernels.memory_order import empty_like_maps, memory_order
 _PIECE = 2**17
 
 
-def gate_features(
-    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-) -> Tensor:
+def gate_features(*given: Any) -> Tensor:
     """Compute `relu(features) * sigmoid(gate)`; see the operation."""
-    wide = convolved if bias is None else convolved + bias[:, None, None]
-    result: Tensor = _Gate.apply(wide, mask, channels)
+    result: Tensor = _Gate.apply(*given)
     return result
 
 
@@ -39,8 +36,8 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         wide, gate, result, mask = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs, wanted = (wide, mask, ctx.channels, None), (*ctx.needs_input_grad, False)
-            return gradients_of(reference.gate_features, inputs, wanted, gradient)[:3]
+            inputs = wide, mask, ctx.channels
+            return gradients_of(reference.gate_features, inputs, ctx.needs_input_grad, gradient)
         of_wide = empty_like_maps(wide)
         for features, through, gated, above, of_features, of_gate in _pieces(
             wide[:, : ctx.channels],

@@ -7,13 +7,9 @@ from torch import Tensor
 from tmapdiff.kernels.masking import fill_invalid
 
 
-def gate_features(
-    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-) -> Tensor:
+def gate_features(convolved: Tensor, mask: Tensor | None, channels: int) -> Tensor:
     """Compute `relu(features) * sigmoid(gate)` in float32 or wider; see the operation."""
     wide = convolved.to(torch.promote_types(convolved.dtype, torch.float32))
-    if bias is not None:
-        wide = wide + bias.to(wide.dtype)[:, None, None]
     # Fill first, as invalid cells may hold NaN. The product of zeros is 0.
     wide = fill_invalid(wide, mask)
     return (F.relu(wide[:, :channels]) * wide[:, channels:].sigmoid()).to(convolved.dtype)

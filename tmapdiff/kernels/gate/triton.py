@@ -35,12 +35,12 @@ _PROGRAMS = 1024
 
 @triton.jit
 def _forward(
-    x, bias, mask, y,
+    x, mask, y,
     cells, channels, cell_tiles, channel_tiles,
     x_batch, x_channel, x_row, x_column,
-    bias_channel, mask_batch,
+    mask_batch,
     y_batch, y_channel, y_row, y_column,
-    SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
+    SHARED: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, channel_tile = tl.program_id(0) // channel_tiles, tl.program_id(0) % channel_tiles
@@ -53,17 +53,11 @@ def _forward(
     x += sample * x_batch
     offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
     features = load_tile(x, offsets, inside, within, SKIP)
-    if HAS_BIAS:
-        features += load(bias, channel * bias_channel, own)[None, :]
     gates = x + channels * x_channel
     if SHARED:
         gate = load(gates, cell_offsets(cell, x_row, x_column, COLUMNS), valid)[:, None]
-        if HAS_BIAS:
-            gate += tl.load(bias + channels * bias_channel).to(tl.float32)
     else:
         gate = load_tile(gates, offsets, inside, within, SKIP)
-        if HAS_BIAS:
-            gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
     # Not a maximum, which would turn NaN into 0.
     result = tl.where(features <= 0.0, 0.0, features) * tl.sigmoid(gate)
     offsets = tile_offsets(cell, channel, y_channel, y_row, y_column, COLUMNS)
@@ -72,13 +66,13 @@ def _forward(
 
 @triton.jit
 def _backward(
-    dy, x, bias, mask, dx, parts,
+    dy, x, mask, dx,
     cells, channels, cell_tiles,
     dy_batch, dy_channel, dy_row, dy_column,
     x_batch, x_channel, x_row, x_column,
-    bias_channel, mask_batch,
+    mask_batch,
     dx_batch, dx_channel, dx_row, dx_column,
-    SHARED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
+    SHARED: tl.constexpr, HAS_MASK: tl.constexpr, SKIP: tl.constexpr,
     COLUMNS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // cell_tiles).to(tl.int64)
@@ -91,12 +85,7 @@ def _backward(
     dgates = dx + channels * dx_channel
     if SHARED:
         shared_gate = load(gates, cell_offsets(cell, x_row, x_column, COLUMNS), valid)
-        if HAS_BIAS:
-            shared_gate += tl.load(bias + channels * bias_channel).to(tl.float32)
         products = tl.zeros([CELLS], tl.float32)
-    if HAS_BIAS:
-        gate_channels = 1 if SHARED else channels
-        parts += tl.program_id(0).to(tl.int64) * (channels + gate_channels)
 
     for first in range(0, channels, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
@@ -105,14 +94,7 @@ def _backward(
         within = (cell < cells)[:, None] & own[None, :]
         offsets = tile_offsets(cell, channel, x_channel, x_row, x_column, COLUMNS)
         features = load_tile(x, offsets, inside, within, SKIP)
-        if HAS_BIAS:
-            features += load(bias, channel * bias_channel, own)[None, :]
-        if SHARED:
-            gate = shared_gate[:, None]
-        else:
-            gate = load_tile(gates, offsets, inside, within, SKIP)
-            if HAS_BIAS:
-                gate += load(bias + channels * bias_channel, channel * bias_channel, own)[None, :]
+        gate = shared_gate[:, None] if SHARED else load_tile(gates, offsets, inside, within, SKIP)
         open_share = tl.sigmoid(gate)
         offsets = tile_offsets(cell, channel, dy_channel, dy_row, dy_column, COLUMNS)
         upper = load_tile(dy, offsets, inside, within, SKIP)
@@ -121,29 +103,22 @@ def _backward(
         product = dfeatures * features
         offsets = tile_offsets(cell, channel, dx_channel, dx_row, dx_column, COLUMNS)
         tl.store(dx + offsets, dfeatures, mask=within)
-        if HAS_BIAS:
-            tl.store(parts + channel, tl.sum(dfeatures, axis=0), mask=own)
         if SHARED:
             products += tl.sum(tl.where(inside, product, 0.0), axis=1)
         else:
             dgate = tl.where(inside, product * (1.0 - open_share), 0.0)
             tl.store(dgates + offsets, dgate, mask=within)
-            if HAS_BIAS:
-                tl.store(parts + channels + channel, tl.sum(dgate, axis=0), mask=own)
     if SHARED:
         dgate = tl.where(valid, products * (1.0 - tl.sigmoid(shared_gate)), 0.0)
         where = dgates + cell_offsets(cell, dx_row, dx_column, COLUMNS)
         tl.store(where, dgate, mask=cell < cells)
-        if HAS_BIAS:
-            tl.store(parts + channels, tl.sum(dgate))
 
 
 def _constants(
-    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None, columns: int
+    convolved: Tensor, mask: Tensor | None, channels: int, columns: int
 ) -> dict[str, Any]:
     return {
         "SHARED": convolved.shape[1] == channels + 1,
-        "HAS_BIAS": bias is not None,
         "HAS_MASK": mask is not None,
         "SKIP": convolved.stride(1) == 1,
         "COLUMNS": columns,
@@ -165,7 +140,7 @@ def _backward_tile_of(channels: int, cells: int, batch: int) -> tuple[int, int]:
 
 
 @torch.library.custom_op("tmapdiff::gate", mutates_args=())
-def _gate_op(convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None) -> Tensor:
+def _gate_op(convolved: Tensor, mask: Tensor | None, channels: int) -> Tensor:
     convolved = within_reach(convolved)
     y = empty_like_maps(convolved, channels)
     if not y.numel():
@@ -177,9 +152,9 @@ def _gate_op(convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor
     cell_tiles, channel_tiles = ceil_div(cells, tile_cells), ceil_div(channels, tile_channels)
     with torch.cuda.device_of(y):
         _forward[(batch * cell_tiles * channel_tiles,)](
-            convolved, bias, valid, y, cells, channels, cell_tiles, channel_tiles,
-            *convolved_strides, 0 if bias is None else bias.stride(0), mask_batch, *y_strides,
-            **_constants(convolved, mask, channels, bias, columns),
+            convolved, valid, y, cells, channels, cell_tiles, channel_tiles,
+            *convolved_strides, mask_batch, *y_strides,
+            **_constants(convolved, mask, channels, columns),
             CELLS=tile_cells, CHANNELS=tile_channels,
             num_warps=warps_for(tile_cells * tile_channels),
         )  # fmt: skip
@@ -187,63 +162,48 @@ def _gate_op(convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor
 
 
 @_gate_op.register_fake
-def _empty_gate(
-    convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-) -> Tensor:
+def _empty_gate(convolved: Tensor, mask: Tensor | None, channels: int) -> Tensor:
     return empty_like_maps(within_reach(convolved), channels)
 
 
 @torch.library.custom_op("tmapdiff::gate_backward", mutates_args=())
-def _gate_backward_op(
-    dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of `convolved` and of `bias`; the latter is empty without a bias."""
+def _gate_backward_op(dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int) -> Tensor:
     dy, convolved = within_reach(dy), within_reach(convolved)
-    dconvolved, dbias = _empty_gradients(dy, convolved, mask, channels, bias)
+    dconvolved = empty_like_maps(convolved)
     if not convolved.numel():
-        return dconvolved, dbias.zero_()
+        return dconvolved
     columns, strides = cell_strides(dy, convolved, dconvolved)
     dy_strides, convolved_strides, dconvolved_strides = strides
     valid, mask_batch = mask_bytes(mask)
     batch, cells = len(convolved), convolved.shape[2] * convolved.shape[3]
     tile_cells, tile_channels = _backward_tile_of(channels, cells, batch)
     cell_tiles = ceil_div(cells, tile_cells)
-    programs, parts = batch * cell_tiles, None
-    if bias is not None:
-        parts = convolved.new_empty((programs, len(bias)), dtype=torch.float32)
     with torch.cuda.device_of(convolved):
-        _backward[(programs,)](
-            dy, convolved, bias, valid, dconvolved, parts, cells, channels, cell_tiles,
-            *dy_strides, *convolved_strides, 0 if bias is None else bias.stride(0), mask_batch,
-            *dconvolved_strides, **_constants(convolved, mask, channels, bias, columns),
+        _backward[(batch * cell_tiles,)](
+            dy, convolved, valid, dconvolved, cells, channels, cell_tiles,
+            *dy_strides, *convolved_strides, mask_batch, *dconvolved_strides,
+            **_constants(convolved, mask, channels, columns),
             CELLS=tile_cells, CHANNELS=tile_channels,
             num_warps=warps_for(tile_cells * tile_channels),
         )  # fmt: skip
-    if parts is not None:
-        dbias.copy_(parts.sum(dim=0))
-    return dconvolved, dbias
+    return dconvolved
 
 
 @_gate_backward_op.register_fake
-def _empty_gradients(
-    dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    shape, like = ((0,), convolved) if bias is None else (bias.shape, bias)
-    return empty_like_maps(within_reach(convolved)), like.new_empty(shape)
+def _empty_gradient(dy: Tensor, convolved: Tensor, mask: Tensor | None, channels: int) -> Tensor:
+    return empty_like_maps(within_reach(convolved))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    convolved, mask, ctx.channels, bias = inputs
-    ctx.save_for_backward(convolved, mask, bias)
+    convolved, mask, ctx.channels = inputs
+    ctx.save_for_backward(convolved, mask)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    convolved, mask, bias = ctx.saved_tensors
-    inputs = convolved, mask, ctx.channels, bias
+    inputs = *ctx.saved_tensors, ctx.channels
     if torch.is_grad_enabled():
         return gradients_of(reference.gate_features, inputs, ctx.needs_input_grad, dy)
-    dconvolved, dbias = _gate_backward_op(dy, *inputs)
-    return dconvolved, None, None, None if bias is None else dbias
+    return _gate_backward_op(dy, *inputs), None, None
 
 
 _gate_op.register_autograd(_gradients, setup_context=_save)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from tmapdiff.kernels._alignment import aligned_channels, with_channels
+from tmapdiff.kernels._derivatives import gradients_of
+from tmapdiff.kernels.map_conv import reference
 from tmapdiff.kernels.map_conv.scaling import gradient_room, grow_, kernel_room, shrunk
 from tmapdiff.kernels.map_conv.transforms import MapTransform
 
@@ -201,6 +203,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _apply_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors[:2]
     wanted = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled():
+        bias = gradient.new_zeros(len(weight)).requires_grad_()  # gradients do not depend on it
+        inputs = x, weight, bias
+        return *gradients_of(reference.map_conv, inputs, wanted, gradient), None
     gradients = _backward(gradient, x, weight, ctx.tile, *wanted[:2])
     return (*(one if want else None for one, want in zip(gradients, wanted, strict=True)), None)
 
@@ -208,43 +214,10 @@ def _apply_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 spectral_map_conv.register_autograd(_apply_backward, setup_context=_setup_context)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    gradient, x, weight, ctx.tile, *_ = inputs
-    ctx.save_for_backward(gradient, x, weight)
-    ctx.set_materialize_grads(False)
-
-
-def _apply_second_backward(
-    ctx: Any, of_maps: Tensor | None, of_kernel: Tensor | None, of_bias: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    # The convolution and both its gradients are bilinear in two of maps, kernel and gradient, so
-    # their derivatives are again these operations.
-    gradient, x, weight = ctx.saved_tensors
-    of_gradient, of_x, of_weight = ctx.needs_input_grad[:3]
-    found: list[Tensor | None] = [None] * 6
-    if of_gradient:
-        parts = []
-        if of_maps is not None:
-            parts.append(spectral_map_conv(of_maps, weight, None, ctx.tile))
-        if of_kernel is not None:
-            parts.append(spectral_map_conv(x, of_kernel, None, ctx.tile))
-        if of_bias is not None:
-            parts.append(of_bias[:, None, None].expand_as(gradient))
-        found[0] = sum(parts[1:], parts[0]) if parts else None
-    if of_x and of_kernel is not None:
-        found[1] = _backward(gradient, x, of_kernel, ctx.tile, True, False)[0]
-    if of_weight and of_maps is not None:
-        found[2] = _backward(gradient, of_maps, weight, ctx.tile, False, True)[1]
-    return tuple(found)
-
-
-_backward.register_autograd(_apply_second_backward, setup_context=_keep_inputs)
-
-
 def spectral_map_conv_keeping(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int) -> Tensor:
     """Compute `spectral_map_conv`, bit for bit, but save the spectra for the gradient.
 
-    Second derivatives recompute them. Not for float16, whose scaling the spectra depend on.
+    Not for float16, whose scaling the spectra depend on.
     """
     result: Tensor = _Keeping.apply(x, weight, bias, tile)
     return result

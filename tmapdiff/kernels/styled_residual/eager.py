@@ -18,10 +18,7 @@ _PIECE = 2**18
 
 
 def add_styled(*given: Any) -> Tensor:
-    """Compute `x + linear(stylize(x))`; see the operation.
-
-    Derivation: README.md. Saves only the inputs and the statistics for the gradient.
-    """
+    """Compute `x + linear(stylize(x))`; see the operation. Derivation: README.md."""
     result: Tensor = _AddStyled.apply(*given)
     return result
 
@@ -109,10 +106,7 @@ class _Piece(NamedTuple):
 
 
 class _Cells:
-    """Copies the valid cells of samples out of maps, in the memory order of `x`, and back.
-
-    `mask` is (N_k, A), or None if all are valid.
-    """
+    """Copies the valid cells of samples out of maps, in the memory order of `x`, and back."""
 
     def __init__(self, x: Tensor, mask: Tensor | None) -> None:
         self.like = x
@@ -129,10 +123,7 @@ class _Cells:
         return _averaging(self.channels, num_groups, self.num_valid, self.like.dtype)
 
     def pieces(self, buffers: int, *of_samples: Tensor) -> Iterator[_Piece]:
-        """Divide the samples into pieces, each with some buffers.
-
-        Pieces share the buffers, as fresh memory costs the CPU more than arithmetic.
-        """
+        """Divide the samples into pieces that share buffers, as fresh memory costs a CPU time."""
         most = max(min(_PIECE // max(self.num_valid * self.channels, 1), self.batch), 1)
         rows = self.num_valid + 1
         room = self.like.new_empty(buffers, rows, most, self.channels)

@@ -12,11 +12,7 @@ from tmapdiff.kernels.stylization import reference
 
 
 def stylize(*given: Any) -> Tensor:
-    """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm; see the operation.
-
-    Derivation: README.md. Saves only the inputs and the statistics for the gradient, and works in
-    place where possible, as fresh memory costs the CPU more than arithmetic.
-    """
+    """Compute `silu(norm(x) * (1 + scale) + shift)` with group norm. Derivation: README.md."""
     result: Tensor = _Stylize.apply(*given)
     return result
 
