@@ -70,7 +70,7 @@ def stylization_form(groups: int, **tiles: int) -> Form:
         lambda **given: stylize(num_groups=groups, **given),
         lambda x, scale, shift, mask: (
             stylization._stylize_op,
-            (x, scale, shift, mask, groups, 1e-5),
+            (x, scale, shift, mask, groups),
         ),
         "x",
         15,

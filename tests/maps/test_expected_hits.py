@@ -510,7 +510,7 @@ def test_errors_say_what_is_wrong():
         ({"highest_first": "yes"}, ArgumentError, "highest_first to be True or False, got 'yes'."),
         ({"temperature": 0}, ArgumentError, "temperature in (0, inf), got 0."),
     ):
-        with refuses(kind, f"rank_by_expected_hits: expected {text}"):
+        with refuses(kind, f"expected_hits: expected {text}"):
             rank_by_expected_hits(**{**dense, **changes})
     candidates = torch.tensor([[0, 1], [1, 2]])
     for changes, kind, text in (

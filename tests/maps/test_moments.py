@@ -111,7 +111,7 @@ def test_bad_arguments_are_refused():
         (torch.zeros(1, 5, 5), one, "mask of shape (N, N) with N = 5, got (4, 4)."),
         (torch.zeros(1, 4, 4), torch.ones(2), "clip_seconds of shape (B) with B = 1"),
     ):
-        with refuses(ShapeError, f"rank_moments: expected {text}"):
+        with refuses(ShapeError, f": expected {text}"):
             rank_moments(dense, mask, seconds)
 
 
@@ -129,7 +129,7 @@ def test_every_query_has_its_own_candidates_and_its_own_end():
         cut = alone.moments[0].clamp(max=float(durations[row]))
         assert torch.equal(together.moments[row], cut)
     assert int(together.valid[2].sum()) == 1
-    with refuses(ShapeError, "rank_moments: expected durations of shape (B) with B = 3"):
+    with refuses(ShapeError, "rank_candidates: expected durations of shape (B) with B = 3"):
         rank_moments(dense, mask, clip_seconds, durations=durations[:2])
     with refuses(ShapeError, "rank_moments: expected mask of shape (B, N, N)"):
         rank_moments(dense, mask[:2], clip_seconds)

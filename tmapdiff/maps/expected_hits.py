@@ -220,12 +220,20 @@ def rank_by_expected_hits(
 
     Source: greedy maximum coverage, Nemhauser et al., doi 10.1007/BF01588971.
     """
-    who = "rank_by_expected_hits"
-    candidates, scores = candidates_of(who, dense, mask)
-    reading = target, durations, top_n, thresholds, num_iterations, highest_first, temperature
-    return _rank(who, candidates, scores, clip_seconds, *reading)
+    return rank_candidates_by_expected_hits(
+        *candidates_of("rank_by_expected_hits", dense, mask),
+        clip_seconds,
+        target=target,
+        durations=durations,
+        top_n=top_n,
+        thresholds=thresholds,
+        num_iterations=num_iterations,
+        highest_first=highest_first,
+        temperature=temperature,
+    )
 
 
+@torch.no_grad()
 def rank_candidates_by_expected_hits(
     candidates: Tensor,
     scores: Tensor,
@@ -251,8 +259,38 @@ def rank_candidates_by_expected_hits(
         - clip_seconds, durations: (B,)
     """
     who = "rank_candidates_by_expected_hits"
-    reading = target, durations, top_n, thresholds, num_iterations, highest_first, temperature
-    return _rank(who, candidates, scores, clip_seconds, *reading)
+    check_scored(who, candidates, scores, clip_seconds, durations)
+    check_int(who, "top_n", top_n, at_least=1)
+    soft_hits(scores.new_zeros(0), thresholds)  # checks the thresholds
+    check_deconvolution(who, target, num_iterations)
+    check_bool(who, "highest_first", highest_first)
+    check_range(who, "temperature", temperature, 0, open_low=True)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
+    gains = scores.new_full((len(scores), top_n), -torch.inf)
+    if not len(candidates):
+        return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
+
+    def hits(iou: Tensor) -> Tensor:
+        return soft_hits(iou, thresholds)
+
+    with torch.autocast(scores.device.type, enabled=False):
+        tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
+        blocks, first = tables.blocks, None
+        for part, likelihood, valid in likelihoods_of(
+            tables.response, blocks, scores, num_iterations
+        ):
+            if temperature != 1:
+                likelihood = _temper(likelihood, temperature)
+            if highest_first:
+                own = scores[part]
+                first = own.masked_fill(own.isnan(), -torch.inf).argmax(dim=1)
+                first = first if blocks is None else blocks.places[first]
+            found, added = tables.cover(likelihood, valid, top_n, first)
+            picks[part] = found if blocks is None else blocks.gather(found)
+            # Greedy gains never rise, except after a fixed first pick.
+            gains[part] = added if first is None else added.minimum(added[:, :1])
+    return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
 
 
 @torch.no_grad()
@@ -291,54 +329,6 @@ def candidate_likelihoods(
         for part, likelihood, _ in likelihoods_of(tables.response, blocks, scores, num_iterations):
             found[part] = likelihood if blocks is None else likelihood[:, blocks.places]
     return found
-
-
-@torch.no_grad()
-def _rank(
-    who: str,
-    candidates: Tensor,
-    scores: Tensor,
-    clip_seconds: Tensor | None,
-    target: Callable[[Tensor], Tensor],
-    durations: Tensor | None,
-    top_n: int,
-    thresholds: Sequence[float],
-    num_iterations: int,
-    highest_first: bool,
-    temperature: float,
-) -> RankedMoments:
-    check_scored(who, candidates, scores, clip_seconds, durations)
-    check_int(who, "top_n", top_n, at_least=1)
-    soft_hits(scores.new_zeros(0), thresholds)  # checks the thresholds
-    check_deconvolution(who, target, num_iterations)
-    check_bool(who, "highest_first", highest_first)
-    check_range(who, "temperature", temperature, 0, open_low=True)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
-    gains = scores.new_full((len(scores), top_n), -torch.inf)
-    if not len(candidates):
-        return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
-
-    def hits(iou: Tensor) -> Tensor:
-        return soft_hits(iou, thresholds)
-
-    with torch.autocast(scores.device.type, enabled=False):
-        tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
-        blocks, first = tables.blocks, None
-        for part, likelihood, valid in likelihoods_of(
-            tables.response, blocks, scores, num_iterations
-        ):
-            if temperature != 1:
-                likelihood = _temper(likelihood, temperature)
-            if highest_first:
-                own = scores[part]
-                first = own.masked_fill(own.isnan(), -torch.inf).argmax(dim=1)
-                first = first if blocks is None else blocks.places[first]
-            found, added = tables.cover(likelihood, valid, top_n, first)
-            picks[part] = found if blocks is None else blocks.gather(found)
-            # Greedy gains never rise, except after a fixed first pick.
-            gains[part] = added if first is None else added.minimum(added[:, :1])
-    return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
 
 
 def check_deconvolution(who: str, target: object, num_iterations: int) -> None:

@@ -125,9 +125,13 @@ def rank_moments(
         ArgumentError: If `mask` is not bool, `nms_threshold` is outside [0, 1], or `top_n` is
             below 1.
     """
-    who = "rank_moments"
-    found = candidates_of(who, dense, mask)
-    return _rank(who, *found, clip_seconds, durations, top_n, nms_threshold)
+    return rank_candidates(
+        *candidates_of("rank_moments", dense, mask),
+        clip_seconds,
+        durations=durations,
+        top_n=top_n,
+        nms_threshold=nms_threshold,
+    )
 
 
 def rank_candidates(
@@ -151,21 +155,7 @@ def rank_candidates(
         - scores: (B, M)
         - clip_seconds, durations: (B,)
     """
-    return _rank(
-        "rank_candidates", candidates, scores, clip_seconds, durations, top_n, nms_threshold
-    )
-
-
-def _rank(
-    who: str,
-    candidates: Tensor,
-    scores: Tensor,
-    clip_seconds: Tensor | None,
-    durations: Tensor | None,
-    top_n: int,
-    nms_threshold: float,
-) -> RankedMoments:
-    check_scored(who, candidates, scores, clip_seconds, durations)
+    check_scored("rank_candidates", candidates, scores, clip_seconds, durations)
     picks = temporal_nms(candidates, scores, threshold=nms_threshold, top_n=top_n)
     if len(candidates):
         best = scores.gather(1, picks.clamp(min=0)).where(picks >= 0, -torch.inf)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tmapdiff._core.checks import check_length, check_shape
-from tmapdiff.errors import ShapeError
 from tmapdiff.maps.grid import MapGrid
 
 
@@ -163,7 +162,4 @@ def _check_map(
 ) -> dict[str, int]:
     features = isinstance(tensor, Tensor) and tensor.dim() == 4
     axes = f"B C {rows} {columns}" if features else f"B {rows} {columns}"
-    try:
-        return check_shape(who, name, tensor, axes, sizes)
-    except ShapeError as error:
-        raise ShapeError(f"{error} Features are (B, C, rows, columns).") from None
+    return check_shape(who, name, tensor, axes, sizes, "Features are (B, C, rows, columns).")

@@ -76,7 +76,6 @@ def test_refuses_what_it_cannot_do() -> None:
         ({"bias": given["bias"][:2]}, ShapeError, "add_styled: expected bias of shape (C)"),
         ({"mask": triangle(ROWS, 2)}, ShapeError, "add_styled: expected mask of shape"),
         ({"num_groups": 0}, ArgumentError, "add_styled: expected num_groups"),
-        ({"eps": 0.0}, ArgumentError, "add_styled: expected eps"),
         ({"num_groups": 4}, ConfigError, "expected channels divisible by num_groups = 4, got 6."),
         ({"backend": "triton"}, ConfigError, "expected backend to be one of eager, reference"),
     ):

@@ -19,7 +19,6 @@ def add_styled(
     mask: Tensor | None = None,
     *,
     num_groups: int,
-    eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
     """Add the output of a stylization block to its input: `x + linear(stylize(x))`.
@@ -35,7 +34,6 @@ def add_styled(
         mask: Which cells are valid. Defaults to all.
         num_groups: Groups of channels, each normalized by the mean and variance of its valid cells;
             must divide the channels.
-        eps: Added to the variance.
         backend: `eager` or `reference`. Defaults to eager, if it can run.
 
     Shape:
@@ -48,20 +46,20 @@ def add_styled(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `num_groups` is below 1 or `eps` is not positive.
+        ArgumentError: If `num_groups` is below 1.
         ConfigError: If `num_groups` does not divide the channels, or `backend` cannot run.
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 6, as a residual.
     """
     who = "add_styled"
-    sizes = check_styles(who, x, scale, shift, mask, num_groups, eps)
+    sizes = check_styles(who, x, scale, shift, mask, num_groups)
     check_shape(who, "weight", weight, "C C", sizes)
     check_shape(who, "bias", bias, "C", sizes)
     mask = of_all_samples(mask)
     not_eager = why_not_eager(x, scale, shift, weight, bias, mask=mask)
     chosen = choose("styled_residual", {"eager": not_eager, "reference": None}, backend)
     run = eager.add_styled if chosen == "eager" else reference.add_styled
-    return run(x, scale, shift, weight, bias, mask, num_groups, eps)
+    return run(x, scale, shift, weight, bias, mask, num_groups)
 
 
 def why_not_eager(x: Tensor, *others: Tensor, mask: Tensor | None) -> str | None:

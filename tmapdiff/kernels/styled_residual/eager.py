@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tmapdiff.kernels._derivatives import gradients_of
-from tmapdiff.kernels.masking import CellLists, cells_of
+from tmapdiff.kernels.masking import EPS, CellLists, cells_of
 from tmapdiff.kernels.memory_order import empty_like_maps
 from tmapdiff.kernels.styled_residual import reference
 
@@ -34,7 +34,6 @@ class _AddStyled(torch.autograd.Function):
         bias: Tensor,
         mask: Tensor | None,
         num_groups: int,
-        eps: float,
     ) -> Tensor:
         cells = _Cells(x, mask)
         average = cells.averaging(num_groups)
@@ -48,20 +47,20 @@ class _AddStyled(torch.autograd.Function):
             torch.sub(values, own_mean, out=centered)
             torch.mul(centered, centered, out=styled)
             variance = torch.mm(styled.sum(0), average)
-            torch.rsqrt(variance.add_(eps), out=own_rstd)
+            torch.rsqrt(variance.add_(EPS), out=own_rstd)
             torch.addcmul(own_shift, centered, own_rstd * factor, out=styled)
             F.silu(styled, inplace=True)
             _rows(values.add_(bias)).addmm_(_rows(styled), weight.T)
             cells.put(result, piece)
         ctx.save_for_backward(x, scale, shift, weight, bias, mask, mean, rstd)
-        ctx.num_groups, ctx.eps = num_groups, eps
+        ctx.num_groups = num_groups
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs += [ctx.num_groups, ctx.eps]
+            inputs.append(ctx.num_groups)
             return gradients_of(reference.add_styled, inputs, ctx.needs_input_grad, gradient)
         x, scale, shift, weight, _, mask = inputs
         cells = _Cells(x, mask)
@@ -93,7 +92,7 @@ class _AddStyled(torch.autograd.Function):
             above.addcmul_(of_styled, slope)
             above.addcmul_(centered, mean_product, value=-1).sub_(mean_gradient)
             cells.put(of_x, piece)
-        return of_x, of_scale, of_shift, of_weight, of_bias, None, None, None
+        return of_x, of_scale, of_shift, of_weight, of_bias, None, None
 
 
 class _Piece(NamedTuple):

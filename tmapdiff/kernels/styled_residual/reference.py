@@ -15,9 +15,8 @@ def add_styled(
     bias: Tensor,
     mask: Tensor | None,
     num_groups: int,
-    eps: float,
 ) -> Tensor:
     """Compute `x + linear(stylize(x))`; see the operation."""
-    styled = reference.stylize(x, scale, shift, mask, num_groups, eps)
+    styled = reference.stylize(x, scale, shift, mask, num_groups)
     mixed = einsum(weight, styled, "d c, b c n a -> b d n a") + bias[:, None, None]
     return fill_invalid(x + mixed, mask)

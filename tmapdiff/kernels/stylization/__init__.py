@@ -15,7 +15,6 @@ def stylize(
     mask: Tensor | None = None,
     *,
     num_groups: int | None,
-    eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
     """Normalize, scale and shift map features: `silu(norm(x) * (1 + scale) + shift)`.
@@ -30,7 +29,6 @@ def stylize(
         num_groups: Groups of channels, each normalized by the mean and variance of its valid cells
             (`masked_group_norm`); must divide the channels. None normalizes the channels of each
             cell (layer norm), always by the reference.
-        eps: Added to the variance.
         backend: `triton`, `eager` or `reference`. Defaults to the best for the device.
 
     Shape:
@@ -41,12 +39,12 @@ def stylize(
 
     Raises:
         ShapeError: If a shape does not fit.
-        ArgumentError: If `num_groups` is below 1 or `eps` is not positive.
+        ArgumentError: If `num_groups` is below 1.
         ConfigError: If `num_groups` does not divide the channels, or `backend` cannot run.
 
     Source: Zhang et al., arXiv 2401.08232, Eq. 6, without its MLP.
     """
-    check_styles("stylize", x, scale, shift, mask, num_groups, eps)
+    check_styles("stylize", x, scale, shift, mask, num_groups)
     inputs = (x, scale, shift)
     not_triton, not_eager = why_not_triton(*inputs), why_not_eager(*inputs)
     if num_groups is None:
@@ -56,6 +54,6 @@ def stylize(
     if chosen == "triton":
         from tmapdiff.kernels.stylization import triton
 
-        return triton.stylize(*inputs, mask, num_groups, eps)
+        return triton.stylize(*inputs, mask, num_groups)
     run = eager.stylize if chosen == "eager" else reference.stylize
-    return run(*inputs, mask, num_groups, eps)
+    return run(*inputs, mask, num_groups)

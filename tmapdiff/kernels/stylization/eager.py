@@ -26,7 +26,6 @@ class _Stylize(torch.autograd.Function):
         shift: Tensor,
         mask: Tensor | None,
         num_groups: int,
-        eps: float,
     ) -> Tensor:
         count = _count(x, mask, num_groups)
         # Not contiguous(), which would change the memory order.
@@ -34,9 +33,9 @@ class _Stylize(torch.autograd.Function):
         mean = _per_channel(_per_group(centered.sum((2, 3)), num_groups) / count, x)
         centered = fill_invalid_(centered.sub_(mean), mask)
         variance = _per_group(centered.square().sum((2, 3)), num_groups) / count
-        rstd = _per_channel(inverse_deviation(variance, eps), x)
+        rstd = _per_channel(inverse_deviation(variance), x)
         ctx.save_for_backward(x, mean, rstd, scale, shift, mask)
-        ctx.num_groups, ctx.count, ctx.eps = num_groups, count, eps
+        ctx.num_groups, ctx.count = num_groups, count
         slope = rstd * _cells(1 + scale)
         styled = torch.addcmul(_cells(shift), centered, slope, out=centered)
         return fill_invalid_(F.silu(styled, inplace=True), mask)
@@ -45,7 +44,7 @@ class _Stylize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mean_of_x, rstd, scale, shift, mask = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs = x, scale, shift, mask, ctx.num_groups, ctx.eps
+            inputs = x, scale, shift, mask, ctx.num_groups
             return gradients_of(reference.stylize, inputs, ctx.needs_input_grad, gradient)
         centered = fill_invalid_(x - mean_of_x, mask)
         factor = _cells(1 + scale)
@@ -63,7 +62,7 @@ class _Stylize(torch.autograd.Function):
         of_x = of_styled.mul_(rstd * factor)
         of_x.addcmul_(centered, rstd.square() * mean(of_scale), value=-1)
         of_x = fill_invalid_(of_x.sub_(rstd * mean(of_shift)), mask)
-        return of_x, of_scale, of_shift, None, None, None
+        return of_x, of_scale, of_shift, None, None
 
 
 def _count(x: Tensor, mask: Tensor | None, num_groups: int) -> Tensor:

@@ -22,6 +22,7 @@ from tmapdiff.kernels._launch import (
     within_reach,
 )
 from tmapdiff.kernels._tiles import load, load_tile, tile_offsets, valid_tile
+from tmapdiff.kernels.masking import EPS
 from tmapdiff.kernels.memory_order import empty_like_maps
 from tmapdiff.kernels.stylization import reference
 
@@ -280,11 +281,10 @@ def _stylize_op(
     shift: Tensor,
     mask: Tensor | None,
     num_groups: int,
-    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Compute the result, and the mean, rstd and count of each group, (B, groups, 3)."""
     x = within_reach(x)
-    y, statistics = _empty(x, scale, shift, mask, num_groups, eps)
+    y, statistics = _empty(x, scale, shift, mask, num_groups)
     if not x.numel():
         return y, statistics
     columns, (x_strides, y_strides) = cell_strides(x, y)
@@ -301,7 +301,7 @@ def _stylize_op(
                 *x_strides, mask_batch, **constants,
             )  # fmt: skip
         _group[(rows * tiling.tiles,)](
-            *inputs, parts, y, statistics, cells, num_groups, tiling.splits, tiling.tiles, eps,
+            *inputs, parts, y, statistics, cells, num_groups, tiling.splits, tiling.tiles, EPS,
             *strides, **constants, WHOLE=tiling.whole, SPLITS=power_of_2(tiling.splits),
         )  # fmt: skip
     return y, statistics
@@ -324,7 +324,6 @@ def _stylize_backward_op(
     mask: Tensor | None,
     statistics: Tensor,
     num_groups: int,
-    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, x = within_reach(dy), within_reach(x)
     gradients = dx, dscale, dshift = _empty_gradients(dy, x, scale, shift)
@@ -360,19 +359,19 @@ def _empty_gradients(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.num_groups, ctx.eps = inputs
+    *tensors, ctx.num_groups = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
-        return (None,) * 6
+        return (None,) * 5
     if torch.is_grad_enabled():
-        given = *ctx.saved_tensors[:-1], ctx.num_groups, ctx.eps
+        given = *ctx.saved_tensors[:-1], ctx.num_groups
         return gradients_of(reference.stylize, given, ctx.needs_input_grad, dy)
-    found = _stylize_backward_op(dy, *ctx.saved_tensors, ctx.num_groups, ctx.eps)
-    return *found, None, None, None
+    found = _stylize_backward_op(dy, *ctx.saved_tensors, ctx.num_groups)
+    return *found, None, None
 
 
 _stylize_op.register_autograd(_gradients, setup_context=_save)
