@@ -47,7 +47,6 @@ def test_refuses() -> None:
     for changes, kind, text in (
         ({"num_groups": 0}, ArgumentError, "num_groups to be an integer >= 1, got 0."),
         ({"num_groups": 4}, ConfigError, "channels divisible by num_groups = 4, got 6."),
-        ({"eps": 0.0}, ArgumentError, "eps in (0, inf), got 0.0."),
         ({"x": draw(2, 6, 5)}, ShapeError, "map features of shape (B, C, N_k, A), got (2, 6, 5)."),
         ({"scale": draw(3, 6)}, ShapeError, "scale of shape (B, C) with B = 2, C = 6, got (3, 6)."),
         ({"shift": draw(2, 5)}, ShapeError, "shift of shape (B, C) with B = 2, C = 6, got (2, 5)."),
