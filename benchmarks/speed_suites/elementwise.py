@@ -14,7 +14,6 @@ from tmapdiff import MapGrid
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.styled_residual import add_styled
 from tmapdiff.kernels.stylization import stylize
-from tmapdiff.kernels.unit_product import unit_product
 
 NUM_GROUPS = 8
 # (samples, channels, starts, durations) of suite "operations".
@@ -92,14 +91,6 @@ def map_operations(
         2 * numbers,
         3 * numbers,
         shared=(3, 4),
-    )
-    yield Operation(
-        "unit_product",
-        shape,
-        partial(maps_and, 1),
-        lambda given, backend: unit_product(*given, mask, backend=backend),
-        2 * numbers,
-        3 * numbers,
     )
 
 

@@ -19,10 +19,7 @@ from tmapdiff.models import MS2DTAN
 from tmapdiff.presets import FORMER_NAMES, PRESETS, Preset
 
 # Backends of all operations: plain torch, and the library's defaults.
-REFERENCE = (
-    "map_conv=direct,stylization=reference,styled_residual=reference,gate=reference,"
-    "unit_product=reference"
-)
+REFERENCE = "map_conv=direct,stylization=reference,styled_residual=reference,gate=reference"
 AUTO = ""
 
 # The paper's maps and kernels with fewer channels: for CPUs, and for --quick.

@@ -35,7 +35,7 @@ def _threads():
 
 def test_operations_on_the_cpu_are_measured_beside_their_definitions():
     records = measure("operations")
-    operations = ("stylize", "gate", "styled_residual", "unit_product")
+    operations = ("stylize", "gate", "styled_residual")
     modes = ("forward", "forward+backward")
     assert [one.case for one in records[1::2]] == [f"{a} {b}" for a in operations for b in modes]
     for plain, ours in zip(records[::2], records[1::2], strict=True):

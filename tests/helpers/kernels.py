@@ -16,7 +16,7 @@ from tmapdiff.kernels.map_conv import map_conv
 from tmapdiff.kernels.masking import fill_invalid, masked_group_norm
 from tmapdiff.kernels.styled_residual import add_styled
 from tmapdiff.kernels.stylization import stylize
-from tmapdiff.kernels.unit_product import unit_product
+from tmapdiff.models.encoder import unit_product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ZONE = 64  # elements before and after a tensor
@@ -182,9 +182,7 @@ OPERATIONS = {
         ("reference", "eager"),
     ),
     "unit_product": Operation(
-        lambda **given: unit_product(**given),
-        {"maps": MAPS, "vector": (2, 6)},
-        ("reference", "eager"),
+        lambda backend, **given: unit_product(**given), {"maps": MAPS, "vector": (2, 6)}
     ),
     "map_conv": Operation(map_conv, {"x": (2, 3, 7, 5), **KERNEL}, ("direct", "spectral"), False),
     "map_conv of long maps": Operation(

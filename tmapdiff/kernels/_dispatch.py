@@ -21,7 +21,7 @@ from tmapdiff.errors import ConfigError, FileError
 
 BACKEND_VARIABLE = "TMAPDIFF_BACKEND"
 CACHE_VARIABLE = "TMAPDIFF_CACHE_DIR"
-OPERATIONS = ("map_conv", "stylization", "styled_residual", "gate", "unit_product")
+OPERATIONS = ("map_conv", "stylization", "styled_residual", "gate")
 # Timed runs: at least this many, and more if they are short. The shortest counts, as other load on
 # the machine only ever makes runs longer.
 _REPEATS, _MOST_REPEATS = 3, 12

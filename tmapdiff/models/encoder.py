@@ -21,7 +21,7 @@ from tmapdiff._core.checks import (
     message,
 )
 from tmapdiff.errors import ArgumentError, ConfigError, ShapeError
-from tmapdiff.kernels.unit_product import unit_product
+from tmapdiff.kernels.masking import fill_invalid
 from tmapdiff.layers._modules import dtype_of, module_list
 from tmapdiff.layers.pointwise import PointwiseConv2d
 from tmapdiff.maps import MapGrid
@@ -31,6 +31,7 @@ from tmapdiff.models.aligned_similarities import AlignedQuery, check_aligned, ch
 from tmapdiff.models.lstm import PaddedLSTM
 
 PADDING, UNKNOWN = 0, 1  # indices of padding and of words outside the vocabulary
+_SMALLEST_NORM = 1e-12  # smaller norms are replaced by it
 MapLayer = Literal["conv", "max-pool"]
 
 
@@ -246,6 +247,32 @@ class NeighbourMax(nn.MaxPool1d):
     @override
     def forward(self, input: Tensor) -> Tensor:
         return rearrange(super().forward(rearrange(input, "n b c -> b c n")), "b c n -> n b c")
+
+
+def unit_product(maps: Tensor, vector: Tensor, mask: Tensor | None) -> Tensor:
+    """Multiply the channels of maps by a vector per sample, and scale each cell to unit norm.
+
+    Computes in float32 or wider: in float16, products and norms would overflow from 256 on, and
+    underflow.
+
+    Shape:
+        - maps: (B, C, N_k, A)
+        - vector: (B, C)
+        - mask: (N_k, A) or (B, N_k, A), bool
+        - returns: (B, C, N_k, A), 0 in invalid cells
+
+    Source: MS-2D-TAN, arXiv 2012.02646, section 3.3: Hadamard product, then L2 norm.
+    """
+    given = torch.promote_types(maps.dtype, vector.dtype)
+    wide = torch.promote_types(given, torch.float32)
+    # Filled twice, to keep values and gradients of invalid cells out of the vector's gradient.
+    filled = fill_invalid(maps.to(wide), mask)
+    product = fill_invalid(filled * vector.to(wide)[..., None, None], mask)
+    # Not torch's norm, whose second derivative is NaN at 0.
+    squares = product.square().sum(1, keepdim=True)
+    norm = squares.clamp(min=_SMALLEST_NORM**2).sqrt()
+    # NaN, not 0, where the norm overflows.
+    return (product / (norm + 0 * squares)).to(given)
 
 
 class EncodedQuery(NamedTuple):
