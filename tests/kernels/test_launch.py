@@ -66,7 +66,7 @@ def launches(path: Path) -> list[bool]:
 def test_kernels_run_where_their_tensors_are() -> None:
     """Otherwise they would run on the current GPU, which cannot read another's memory."""
     found = {path: launches(path) for path in Path(tmapdiff.kernels.__path__[0]).rglob("triton.py")}
-    assert sum(map(len, found.values())) >= 10
+    assert sum(map(len, found.values())) >= 7
     assert [path for path, guarded in found.items() if not all(guarded)] == []
 
 

@@ -1,9 +1,12 @@
+import os
 from pathlib import Path
 
+import pytest
 from helpers.assertions import refuses
 
-from tmapdiff.errors import FileError
+from tmapdiff.errors import CheckpointError, FileError
 from tmapdiff.training.checkpoints import (
+    check_checkpoint,
     checkpoint_name,
     clear_up,
     keep_checkpoints,
@@ -34,6 +37,25 @@ def test_checkpoints_are_listed_in_the_order_of_the_run(tmp_path):
     assert [place_in_run(Path(name)) for name in names] == [(e, s or 0) for e, s in in_order]
 
 
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda path: os.truncate(path / "inner" / "model.bin", 2), "another inner/model.bin"),
+        (lambda path: (path / "random.pkl").write_text("numbesr"), "another random.pkl"),
+        (lambda path: (path / "random.pkl").unlink(), "unreadable ones: random.pkl: No such file"),
+        (lambda path: (path / "digests.json").unlink(), "unreadable ones: digests.json: No such"),
+        (lambda path: (path / "digests.json").write_text("{"), "unreadable ones: digests.json: "),
+        (lambda path: (path / "digests.json").write_text("[]"), "unreadable ones: digests.json: "),
+    ],
+)
+def test_damage_is_found_and_named(tmp_path, spoil, text):
+    path = write(tmp_path, "epoch-0001")
+    check_checkpoint(path)
+    spoil(path)
+    with refuses(CheckpointError, f"{path}: expected the files that were written, got {text}"):
+        check_checkpoint(path)
+
+
 def test_a_failed_write_leaves_the_others(tmp_path):
     before = write(tmp_path, "epoch-0001")
     with refuses(FileError, f"cannot write {tmp_path / 'epoch-0002'}: "):  # noqa: SIM117
@@ -52,7 +74,7 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
         new.mkdir()
         (new / "other.bin").write_text("new")
     files = {path.name for path in (tmp_path / "epoch-0001").iterdir()}
-    assert files == {"other.bin"}
+    assert files == {"other.bin", "digests.json"}
 
 
 def test_what_need_not_stay_is_removed(tmp_path):

@@ -1,10 +1,13 @@
 """Runs that are stopped anywhere and resume as if they had not been."""
 
 import copy
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,7 +157,11 @@ def test_training_in_a_used_folder_is_refused_and_loses_nothing(dataset, state, 
     damaged = make_trainer(dataset, folder)
     for path in damaged.checkpoints:
         (path / "model.safetensors").write_bytes(b"")
-    with refuses(CheckpointError, "Trainer: cannot resume from "):
+    several = len(damaged.checkpoints) > 1
+    with (
+        pytest.warns(UserWarning, match="is damaged") if several else nullcontext(),
+        refuses(CheckpointError, "Trainer: cannot resume from "),
+    ):
         damaged.resume()
     # Continuing after that still needs to be requested.
     with refuses(FileError, "Continue it with resume, replace it with overwrite=True, or use ano"):
@@ -286,6 +293,22 @@ def test_checkpoints_by_steps_and_by_minutes(dataset, tmp_path, changes, within)
     assert [path.name for path in trainer.checkpoints] == expected
 
 
+def test_the_last_good_checkpoint_is_used_and_the_damaged_one_named(dataset, whole, finished):
+    trainer = make_trainer(dataset, finished)
+    earlier, newest = trainer.checkpoints
+    with (newest / "optimizer.bin").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x00\x01\x02\x03")
+    text = f"checkpoint is damaged; falling back to the previous one. {newest}: expected the files"
+    with pytest.warns(UserWarning, match=re.escape(text) + ".*another optimizer.bin"):
+        trainer.resume()
+    assert trainer.progress.step == 2 * whole.steps
+    trainer.train()
+    assert trainer.checkpoints == [earlier, newest]
+    assert_equal_weights(whole.weights, weights(trainer))
+    assert trainer.history == whole.history
+
+
 def test_later_checkpoints_than_the_one_taken_are_removed(dataset, finished):
     trainer = make_trainer(dataset, finished)
     earlier, newest = trainer.checkpoints
@@ -361,6 +384,10 @@ def test_an_untrusted_checkpoint_runs_no_code(dataset, parts, tmp_path):
     (checkpoint,) = (parts / "checkpoints").iterdir()
     harm = checkpoint / "custom_checkpoint_0.pkl"
     torch.save(Payload(), harm)
+    # An attacker can write digests, too.
+    digests = json.loads((checkpoint / "digests.json").read_text())
+    digests[harm.name] = hashlib.sha256(harm.read_bytes()).hexdigest()
+    (checkpoint / "digests.json").write_text(json.dumps(digests))
     with refuses(CheckpointError, "cannot resume from"):
         make_trainer(dataset, parts).resume()
     assert not (tmp_path / "harm").exists()

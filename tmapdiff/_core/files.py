@@ -126,9 +126,14 @@ def is_hidden(name: str) -> bool:
 
 
 def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the contents of a folder, sorted, without hidden files."""
+    """List the contents of a folder without hidden files, `film10` after `film9`."""
+
+    def natural(path: Path) -> list[str | int]:
+        return [int(one) if one.isdecimal() else one for one in re.split(r"(\d+)", path.name)]
+
     try:
-        return sorted(path for path in Path(folder).iterdir() if not is_hidden(path.name))
+        visible = (path for path in Path(folder).iterdir() if not is_hidden(path.name))
+        return sorted(visible, key=natural)
     except OSError as error:
         raise FileError(f"cannot read the folder {folder}: {first_line(error)}.") from error
 

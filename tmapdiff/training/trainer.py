@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -43,6 +44,7 @@ from tmapdiff.training._sharding import (
 from tmapdiff.training._stopping import SignalGuard, end_workers, ignore_signals_in_worker
 from tmapdiff.training.batch_norm import share_batch_norm
 from tmapdiff.training.checkpoints import (
+    check_checkpoint,
     checkpoint_name,
     clear_up,
     keep_checkpoints,
@@ -305,6 +307,8 @@ class Trainer:
     def resume(self, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Continue from the last checkpoint in `output_dir`, or from the start if there is none.
 
+        A damaged checkpoint is skipped, with a warning, for the one before.
+
         A run, interrupted or finished, can be extended to more epochs. The learning rate then
         follows the new number: if a finished run of 10 epochs is extended to 20, it restarts from
         its value in the middle of a run of 20.
@@ -314,14 +318,27 @@ class Trainer:
                 `train` then removes later ones.
 
         Raises:
-            CheckpointError: If the checkpoint has another configuration or more epochs, or is
-                damaged. Remove a damaged one to resume from the one before.
+            CheckpointError: If the checkpoint has another configuration or more epochs, or all are
+                damaged.
             FileError: If another process trains in `output_dir`.
         """
         with self._alone():
-            newest = self.checkpoints[-1:] if checkpoint is None else [Path(checkpoint)]
-            for path in newest:
+            damage: CheckpointError | None = None
+            candidates = self.checkpoints if checkpoint is None else [Path(checkpoint)]
+            for path in reversed(candidates):
+                try:
+                    check_checkpoint(path)
+                except CheckpointError as error:
+                    damage = damage or error
+                    if path != candidates[0]:
+                        text = "checkpoint is damaged; falling back to the previous one"
+                        warnings.warn(f"Trainer: {text}. {error}", stacklevel=2)
+                    continue
                 self._load(path)
+                break
+            else:
+                if damage is not None:
+                    raise CheckpointError(f"Trainer: cannot resume from {damage}") from damage
         self._replaces = True  # later checkpoints
         return self
 
