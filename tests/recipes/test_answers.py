@@ -133,8 +133,10 @@ def test_what_is_asked_of_which(videos, tmp_path):
         pair(listed, ["x", "y"], "zip")
     with refuses(ConfigError, "expected pairs to be one of product, zip, got 'all'."):
         pair(listed, ["x"], "all")
-    (tmp_path / "talk.srt").touch()
-    assert list_sources([tmp_path], text_tracks=True) == [tmp_path / "talk.srt"]
+    for name in ("talk10.srt", "talk9.srt", "._talk9.srt"):
+        (tmp_path / name).touch()
+    names = [one.name for one in list_sources([tmp_path], text_tracks=True)]
+    assert names == ["talk9.srt", "talk10.srt"]
     with refuses(FileError, f"expected text tracks in {videos}, got none."):
         list_sources([videos], text_tracks=True)
 
