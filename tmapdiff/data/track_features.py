@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +17,9 @@ _BATCH_SIZE = 64
 _SMALLEST_WEIGHT = 1e-6  # share of a feature's time; less is a rounding error
 
 
-class SentenceEncoder(Protocol):
-    """Computes one vector per sentence, such as a `TransformersTextEncoder`."""
-
-    @property
-    def sentence_channels(self) -> int:
-        """Width of the vectors."""
-
-    def __call__(self, sentences: Sequence[str]) -> Any:
-        """Return an object whose `sentences` are the vectors, (B, sentence_channels)."""
-
-
 def encode_text_track(
     cues: Sequence[Cue],
-    encoder: SentenceEncoder,
+    encoder: Any,
     *,
     seconds_per_feature: float = 1.0,
     duration: float | None = None,
@@ -42,7 +31,7 @@ def encode_text_track(
 
     Args:
         cues: The cues.
-        encoder: Encoder of the texts.
+        encoder: Encoder of the texts, such as a `TransformersTextEncoder`.
         seconds_per_feature: Seconds between features.
         duration: Duration of the video in seconds. Defaults to the end of the last cue.
 
@@ -82,7 +71,7 @@ def encode_text_track(
     return F.normalize(sums[:, :-1], dim=1).where(said, 0.0).float()
 
 
-def _vectors(texts: Sequence[str], encoder: SentenceEncoder) -> Tensor:
+def _vectors(texts: Sequence[str], encoder: Any) -> Tensor:
     """Encode texts without duplicates, sorted by length to reduce padding."""
     found: dict[str, Tensor] = {}
     different = sorted(dict.fromkeys(texts), key=len)

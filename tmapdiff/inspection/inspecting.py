@@ -94,7 +94,7 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
     except TmapdiffError as error:
         if not path.exists():
             raise FileError(message("inspect", f"something at {path}", "nothing")) from None
-        if videos:
+        if videos or (is_file and _is_video(path)):
             return "videos"
         expected = f"annotations, a feature store, videos or a pipeline at {path}"
         got = ", ".join(names[:5]) or "an empty folder"
@@ -102,3 +102,12 @@ def _kind(path: Path, format: AnnotationFormat | None) -> Kind:
         hint = str(error) if str(error).startswith(str(path)) else ""
         raise FileError(message("inspect", expected, got, hint)) from error
     return "annotations"
+
+
+def _is_video(path: Path) -> bool:
+    from tmapdiff.video import probe_video
+
+    try:
+        return probe_video(path).has_video
+    except TmapdiffError:
+        return False

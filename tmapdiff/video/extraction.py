@@ -22,7 +22,7 @@ from tmapdiff.data._reading import reading
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
-from tmapdiff.video.frame_encoder import FrameEncoder, Preprocessor, batches
+from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
 from tmapdiff.video.store_writer import FeatureStoreWriter
 
 # fmt: off
@@ -242,7 +242,9 @@ def _notes(order: Iterable[str], reasons: Mapping[str, str]) -> tuple[VideoNote,
 class _FrameBatches(IterableDataset[tuple[str, Any]]):
     """Yields (id, preprocessed frames) repeatedly, then (id, attributes) or (id, error text)."""
 
-    def __init__(self, videos: Any, preprocess: Preprocessor, fps: Any, batch_size: int) -> None:
+    def __init__(
+        self, videos: Any, preprocess: FramePreprocessor, fps: Any, batch_size: int
+    ) -> None:
         self.videos: tuple[tuple[str, Path], ...] = videos
         self.preprocess = preprocess
         self.fps = fps

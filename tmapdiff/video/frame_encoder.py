@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class FrameEncoder(nn.Module):
         config = timm.data.resolve_model_data_config(model)
         self._set_up(model.to(device), FramePreprocessor(config))
 
-    def _set_up(self, model: Any, preprocess: "Preprocessor") -> None:
+    def _set_up(self, model: Any, preprocess: "FramePreprocessor") -> None:
         self.model = model.eval().requires_grad_(False)
         self.preprocess = preprocess
         with torch.no_grad():
@@ -265,21 +265,6 @@ class FrameEncoder(nn.Module):
         return torch.cat(parts) if parts else torch.zeros(0, self.feature_dim)
 
 
-class Preprocessor(Protocol):
-    """Turns an image into a model's input.
-
-    Attributes:
-        config: Settings that determine the result.
-        input_size: Channels, height and width of the result.
-    """
-
-    config: dict[str, Any]
-    input_size: tuple[int, int, int]
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        """Preprocess an image, (height, width, 3) uint8."""
-
-
 class FramePreprocessor:
     """Turns an image into a model's input with timm's evaluation transform.
 
@@ -302,7 +287,7 @@ class FramePreprocessor:
         self._transform = create_transform(**config, is_training=False)
 
     def __repr__(self) -> str:
-        return f"FramePreprocessor({self.config!r})"
+        return f"{type(self).__name__}({self.config!r})"
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """Preprocess an image; see the class."""

@@ -17,6 +17,7 @@ from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError, ConfigError
 from tmapdiff.video.frame_encoder import (
     FrameEncoder,
+    FramePreprocessor,
     Precision,
     check_image,
     has_small_numbers,
@@ -96,7 +97,7 @@ class TransformersFrameEncoder(FrameEncoder):
         precision = mixed_precision or saved.get("mixed_precision", "no")
         self.mixed_precision = check_choice(who, "mixed_precision", precision, get_args(Precision))
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
-            preprocess = _TransformersPreprocessor(who, image_processor)
+            preprocess = TransformersPreprocessor(who, image_processor)
             self._set_up(model.to(device), preprocess)
         self._processor = preprocess.processor
 
@@ -149,7 +150,7 @@ def load_frame_encoder(
     return kind.from_pretrained(folder, device=device)
 
 
-class _TransformersPreprocessor:
+class TransformersPreprocessor(FramePreprocessor):
     """Turns an image into a model's input with an image processor of transformers."""
 
     def __init__(self, who: str, processor: Any) -> None:
@@ -165,11 +166,9 @@ class _TransformersPreprocessor:
             got = f"{tuple(wide.shape)} and {tuple(high.shape)}"
             hint = "For SigLIP 2, use a fixed size: google/siglip2-base-patch16-224."
             raise ConfigError(message(who, expected, got, hint))
-        self.input_size: tuple[int, int, int] = tuple(wide.shape)  # type: ignore[assignment]
+        self.input_size = tuple(wide.shape)  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
-        return f"TransformersPreprocessor({self.config!r})"
-
+    @override
     def __call__(self, image: np.ndarray) -> Tensor:
         check_image("TransformersFrameEncoder", image)
         # Stated, as a height of 3 could be mistaken for channels.
