@@ -30,11 +30,9 @@ def find_answer(
 ) -> str:
     """Query a pipeline, and return the answer as JSON for the page.
 
-    `windows` is the number of windows searched; `limits` are the scores at the ends of the color
-    scale; `saliency` has the probability that each clip lies in the answer; `samples` has the best
-    moment of each sample; `presence` is the probability that there is a moment, or null without a
-    set; `clean` and `noisy` are the maps after each step. Maps are base64 of one byte per cell, by
-    `[start, duration]`: 0 for no candidate, otherwise 1 to 255 over the limits.
+    `limits` are the scores at the ends of the color scale, and `samples` has the best moment of
+    each sample. Maps are base64 of one byte per cell, by `[start, duration]`: 0 for no candidate,
+    otherwise 1 to 255 over the limits.
     """
     options: dict[str, Any] = {"top_n": _MOMENTS, "answer": answer}
     if pipeline.localizer.is_generative:

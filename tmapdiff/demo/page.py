@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from tmapdiff._core.checks import check_no_address, message
+from tmapdiff._core.checks import message
 from tmapdiff.data.text_tracks import TRACK_SUFFIXES
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.visits import Visits, line
@@ -183,7 +183,6 @@ def list_videos(
     """List the files of a folder that a pipeline takes, by name."""
     if folder is None:
         return {}
-    check_no_address("the demo", folder)
     if not os.path.isdir(folder):
         raise FileError(message("the demo", "a folder", f"{folder}, which does not exist"))
     found = list_sources([folder], text_tracks=pipeline.takes_text_tracks)

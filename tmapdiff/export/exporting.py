@@ -211,15 +211,13 @@ class _Graph:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's and onnxscript's own
-            made = torch.onnx.export(
+            made: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 input_names=self.inputs,
                 output_names=self.outputs,
                 verbose=False,
             )
-        if made is None:  # older torch has another exporter
-            raise ConfigError(message(_WHO, "torch with the ONNX exporter", torch.__version__))
         made.save(folder / f"{self.name}.onnx", external_data=False)
 
 

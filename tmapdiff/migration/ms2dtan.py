@@ -1,6 +1,7 @@
 """Loading experiment files and checkpoints of MS-2D-TAN."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,9 @@ from tmapdiff._core.configs import flatten
 from tmapdiff._core.declared_weights import check_declared_bytes
 from tmapdiff._core.numbers import parse_number
 from tmapdiff.data import (
-    AnnotationSet,
     FeatureStore,
     GloveVectors,
     HDF5FeatureStore,
-    MomentDataset,
     NormalizedFeatureStore,
     Vocabulary,
     load_glove,
@@ -96,37 +95,6 @@ class MS2DTANExperiment:
         store = HDF5FeatureStore(path, self.seconds_per_feature)
         return NormalizedFeatureStore(store) if self.normalized else store
 
-    def make_dataset(
-        self,
-        annotations: AnnotationSet,
-        store: FeatureStore,
-        vocabulary: Vocabulary,
-        *,
-        training: bool,
-    ) -> MomentDataset:
-        """Build a dataset, with windows of long videos for training if clips have a fixed duration.
-
-        Args:
-            annotations: The queries.
-            store: Features of their videos.
-            vocabulary: Vocabulary to encode the queries with.
-            training: Whether to cut windows from long videos.
-
-        Raises:
-            ArgumentError: As `MomentDataset`.
-        """
-        grid = self.preset.make_grid()
-        return MomentDataset(
-            annotations,
-            store,
-            vocabulary,
-            grid.num_clips,
-            clip_seconds=self.clip_seconds,
-            whole_videos=self.clip_seconds is not None and not training,
-            clip_multiple=grid.stride(grid.num_scales - 1),
-            features_per_clip=self.preset.encoder["features_per_clip"],
-        )
-
 
 def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTANExperiment:
     """Read an experiment file of MS-2D-TAN, such as `experiments/charades/MS-2D-TAN-G-I3D.yaml`.
@@ -140,7 +108,7 @@ def ms2dtan_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> MS2DTA
     Raises:
         FileError: If the file is missing or cannot be read.
         ConfigError: If it is not YAML, a field is missing, its scales do not form a `MapGrid`, or
-            `MS2DTAN` cannot represent its model or objective.
+            `MS2DTAN` cannot represent its model.
         ArgumentError: If a number is out of range.
         MissingDependencyError: If `source` is a path and the extra `migration` is not installed.
 
@@ -366,10 +334,13 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
 
 
 def _read_objective(fields: _Fields) -> str:
-    fields.expect("LOSS.NAME", "bce_rescale_loss")
-    fields.expect("LOSS.PARAMS.BIAS", 0)
-    fields.expect("LOSS.PARAMS.MAX_IOU", 1)
-    return "bce-full" if fields.expect("LOSS.PARAMS.MIN_IOU", 0.5, 0) == 0 else "bce-rescaled"
+    low, high = fields.take("LOSS.PARAMS.MIN_IOU", 0.5), fields.take("LOSS.PARAMS.MAX_IOU", 1)
+    if (low, high) == (0, 1):
+        return "bce-full"
+    if (low, high) != (0.5, 1):
+        text = f"training here rescales the IoU from [0.5, 1], and not from [{low}, {high}]."
+        warnings.warn(f"{fields.who}: {text}", stacklevel=3)
+    return "bce-rescaled"
 
 
 def _number(value: Any) -> Any:

@@ -28,7 +28,6 @@ from tmapdiff.video.two_towers import FRAME_ENCODER_FILES
 PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
 SETTINGS = ("fps", "clip_seconds", "durations", "text_features")
 VOCABULARY = "vocabulary.json"
-# Files that saving replaces.
 PIPELINE_FILES = {
     "": re.compile(r"model_index\.json"),
     "localizer": MODEL_FILES,

@@ -240,10 +240,6 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         It can be set, as in diffusers: `pipe.scheduler = MapScheduler.from_config(
         pipe.scheduler.config, solver="unipc")`.
-
-        Raises:
-            ArgumentError: If it is set to something other than a `MapScheduler`, or the model is
-                not generative.
         """
         return getattr(self.localizer, "scheduler", None)
 

@@ -164,10 +164,6 @@ class MomentLocalizationOutput(BaseOutput):
         """Probability that each clip of each query's video lies in the answer: highlights.
 
         Clip n lasts from `n * clip_seconds` to `(n + 1) * clip_seconds`; `resample_saliency`
-        converts to clips of another length. It is computed from the maps (`map_saliency`) on
-        access.
-
-        Shape:
-            - each: (N,), in [0, 1]; (0,) for a query that could not be answered
+        converts to clips of another length. Computed from the maps (`map_saliency`) on access.
         """
         return self.maps.saliency()

@@ -17,12 +17,10 @@ COLORS = ("#004488", "#DDAA33", "#BB5566", "#000000")
 MARKERS = "osD^vP*"
 LINES = ("-", "--", ":")  # methods that rank queries alike have the same curve
 
-DPI = 120
-
 
 def new_figure(width: float, height: float, purpose: str) -> "Figure":
     """Make an empty figure; sizes are in inches."""
     matplotlib: Any = require("matplotlib.figure", extra="viz", purpose=purpose)
     # Not pyplot: a library must not open windows or keep figures alive.
-    figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    figure: Figure = matplotlib.Figure(figsize=(width, height), layout="constrained", dpi=120)
     return figure

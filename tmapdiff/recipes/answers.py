@@ -82,10 +82,7 @@ def answer_videos(
     if out is not None:
         settings["pipeline_sha256"] = _digest(pipeline)
     settings = json.loads(json.dumps(settings))
-    known = {}
-    if out is not None:
-        with reading(Path(out)):
-            known = _resumed(Path(out), settings)
+    known = {} if out is None else _resumed(Path(out), settings)
     for video, several in asked.items():
         identity = _identity(video)
         kept = {
@@ -165,7 +162,8 @@ def _identity(video: Path) -> dict[str, int] | None:
 def _resumed(path: Path, settings: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
     """Read the answers of an earlier run, and rewrite the file without errors."""
     known: dict[tuple[str, str], Record] = {}
-    written = path.read_bytes() if path.exists() else b""
+    with reading(path):
+        written = path.read_bytes() if path.exists() else b""
     # If a run was killed, its last line may be incomplete.
     complete = written[: written.rfind(b"\n") + 1]
     for number, line in enumerate(complete.splitlines() or written.splitlines(), 1):

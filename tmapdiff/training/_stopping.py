@@ -13,15 +13,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class SignalGuard:
     """Context manager that records SIGTERM and SIGINT (Ctrl-C) instead of ending the process.
 
-    A second signal has its default effect. Outside the main thread, which alone receives signals,
-    it does nothing.
-
-    Args:
-        under_launcher: Whether a launcher started the process. Launchers repeat the signals of a
-            job scheduler, so further ones are ignored. They kill what takes too long.
-
-    Attributes:
-        signal: The signal received, or None.
+    A second signal has its default effect, except `under_launcher`: launchers repeat the signals of
+    a job scheduler, and kill what takes too long. Other threads than the main one get no signals.
     """
 
     def __init__(self, under_launcher: bool = False) -> None:

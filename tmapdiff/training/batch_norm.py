@@ -45,12 +45,10 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.momentum is None:
-            return
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        momentum: Any = self.momentum
+        for name, value in (("running_mean", mean), ("running_var", variance)):
+            self.get_buffer(name).lerp_(value.to(self.get_buffer(name)), momentum)
+        self.get_buffer("num_batches_tracked").add_(1)
 
 
 def share_batch_norm(model: nn.Module) -> None:

@@ -296,11 +296,8 @@ class Trainer:
     def best_checkpoint(self) -> Path | None:
         """The checkpoint with the best validation metric; None if none was validated."""
         metric = self.config.best_metric
-        scores = {
-            checkpoint_name(int(entry["epoch"])): entry[metric]
-            for entry in self.history
-            if metric in entry
-        }
+        validated_entries = [entry for entry in self.history if metric in entry]
+        scores = {checkpoint_name(int(one["epoch"])): one[metric] for one in validated_entries}
         validated = [path for path in self.checkpoints if path.name in scores]
         return max(validated, key=lambda path: scores[path.name], default=None)
 
