@@ -8,9 +8,8 @@ from helpers.fields import GRID
 from helpers.pipelines import WORDS, make_localizer, make_pipe
 from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff import MS2DTAN, MapDiffusionDecoder, MomentLocalizer, SimilarityLocalizer
+from tmapdiff import MS2DTAN, SimilarityLocalizer
 
-DECODER = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
 OF_FEATURES = {"vocabulary_size": None, "text_channels": 6}
 LENGTH = 4  # words of the longest sentence
 
@@ -19,15 +18,14 @@ def make(kind: str) -> Any:
     if kind == "conv":
         return make_pipe(make_localizer(num_samples=2))
     if kind == "transformer":
-        decoder = {**DECODER, "architecture": "transformer", "num_layers": 1, "num_heads": 2}
-        base = make_localizer()
-        return make_pipe(MomentLocalizer.from_parts(base.encoder, _decoder(decoder)).eval())
+        fields = {"architecture": "transformer", "num_layers": 1, "num_heads": 2}
+        return make_pipe(make_localizer(decoder=fields))
     if kind == "ms2dtan":
         return make_pipe(make_localizer(MS2DTAN), clip_seconds=1.0)
     if kind == "similarity":
         model = SimilarityLocalizer(6, **GRID, words=True, ranking="expected-hits").eval()
         return _of_features(model)
-    fields: dict[str, Any] = {"deterministic": True}
+    fields = {"deterministic": True}
     if kind == "features":
         fields |= {"objective": "bce-rescaled", "ranking": "expected-hits"}
         return _of_features(make_localizer(encoder=OF_FEATURES, **fields))
@@ -41,14 +39,6 @@ def _of_features(localizer: Any) -> Any:
     encoder = tiny_text_encoder(WORDS, localizer.encoder.config.text_channels)
     parts = {"vocabulary": None, "text_encoder": encoder, "text_features": "tokens"}
     return make_pipe(localizer, **parts)
-
-
-def _decoder(fields: dict[str, Any]) -> torch.nn.Module:
-    torch.manual_seed(0)
-    decoder = MapDiffusionDecoder(**fields)
-    for one in decoder.parameters():
-        torch.nn.init.normal_(one, std=0.3)
-    return decoder
 
 
 def inputs_of(pipe: Any, batch: int) -> tuple[torch.Tensor, ...]:

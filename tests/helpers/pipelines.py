@@ -33,7 +33,7 @@ def make_localizer(kind=MomentLocalizer, seed=0, **fields):
         model = MS2DTAN(encoder_config=encoder, kernel_sizes=[3], **fields)
     else:
         decoder = {**GRID, "feature_channels": 8, "channels": 8, "time_channels": 8}
-        decoder["kernel_sizes"] = [3]
+        decoder |= {"kernel_sizes": [3], **fields.pop("decoder", {})}
         model = MomentLocalizer(encoder_config=encoder, decoder_config=decoder, **fields)
     for one in model.parameters():  # what starts at zero must count, too
         torch.nn.init.normal_(one, std=0.3)
