@@ -84,34 +84,32 @@ def test_without_fitting_the_score_is_three_numbers_and_a_running_sum() -> None:
 
 
 def expected_maps(model: SimilarityLocalizer, scores: Tensor, num_clips: list[int]) -> Tensor:
-    """Compute `predict_maps` by its definition, one candidate at a time."""
+    """Compute `predict_maps` by its definition, from all pairs of candidates."""
     moments = [tuple(one) for one in model.grid.packed_moments().tolist()]
-    maps = torch.zeros(scores.shape, dtype=torch.float64)
+    maps = []
     for sample, clips in enumerate(num_clips):
         known = candidates(clips)
         places = [moments.index(one) for one in known]
-        powers = [math.exp(float(scores[sample, place]) / 0.7) for place in places]
-        for cell, moment in enumerate(moments):
-            if moment not in known:
-                continue
-            for other, power in zip(known, powers, strict=True):
-                iou = temporal_iou(torch.tensor(moment), torch.tensor(other))
-                maps[sample, cell] += power / sum(powers) * float(rescale_iou(iou))
-    return maps
+        shares = (scores[sample, places].double() / 0.7).softmax(dim=0)
+        pairs = torch.tensor(known).double()
+        means = rescale_iou(temporal_iou(pairs[:, None], pairs)) @ shares
+        values = dict(zip(known, means.tolist(), strict=True))
+        maps.append([values.get(moment, 0.0) for moment in moments])
+    return torch.tensor(maps)
 
 
 @pytest.mark.parametrize("each", [1, 2])
 def test_maps_hold_the_expectation_over_all_candidates(each: int) -> None:
     model, given = randomized(features_per_clip=each, spaces=(3, 2), words=True), inputs(12 * each)
     scores = model.score(**given).detach()
-    assert_close(model.predict_maps(**given), expected_maps(model, scores, [12] * 3).float())
+    assert_close(model.predict_maps(**given), expected_maps(model, scores, [12] * 3))
     num_clips = torch.tensor([12, 7, 2])
     scores = model.score(**given, num_clips=num_clips).detach()
     found = model.predict_maps(**given, num_clips=num_clips)
     # Cells of a coarse scale may end after a short video; another scale may have their moment.
     expected = expected_maps(model, scores, [12, 7, 2])
     mask = model.grid.packed_mask(num_clips=num_clips)
-    assert_close(found, (expected * mask).float())
+    assert_close(found, expected * mask)
 
 
 def test_short_videos_are_answered_as_if_they_were_alone() -> None:
