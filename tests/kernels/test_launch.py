@@ -12,6 +12,7 @@ from tmapdiff.kernels import _launch
 from tmapdiff.kernels._launch import (
     cell_strides,
     in_order,
+    mask_bytes,
     uses_tf32,
     why_not_triton,
     within_reach,
@@ -19,6 +20,20 @@ from tmapdiff.kernels._launch import (
 from tmapdiff.kernels.gate import gate_features
 from tmapdiff.kernels.map_conv import map_conv
 from tmapdiff.kernels.stylization import stylize
+
+
+def test_bytes_of_masks_follow_each_other() -> None:
+    assert mask_bytes(None) == (None, 0)
+    cell = torch.arange(20)
+    for mask in (
+        draw(5, 4) > 0,
+        draw(2, 5, 4) > 0,
+        draw(4, 5).T > 0,
+        draw(4, 2, 5).movedim(0, 2) > 0,
+    ):
+        valid, by_sample = mask_bytes(mask)
+        offsets = torch.arange(2)[:, None] * by_sample + cell
+        assert torch.equal(valid.flatten()[offsets] != 0, mask.expand(2, -1, -1).flatten(1))
 
 
 def test_cells_that_follow_each_other_are_one_column() -> None:
