@@ -88,8 +88,9 @@ def test_a_gpu_is_taken_unless_told_otherwise(corpus, tmp_path, monkeypatch):
     places = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(MomentLocalizationPipeline, "to", lambda _, place: places.append(place))
-    run(corpus, tmp_path / "auto")
-    run(corpus, tmp_path / "cpu", device="cpu")
+    one = write(tmp_path / "one", video_id=["video00"], duration=[10.0])
+    run(corpus, tmp_path / "auto", videos=one)
+    run(corpus, tmp_path / "cpu", videos=one, device="cpu")
     assert places == ["cuda", "cpu"]
 
 

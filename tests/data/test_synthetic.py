@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.assertions import refuses
 
-from tmapdiff.data import ActionTimelineFeatures, SyntheticActivities, SyntheticVideos, tokenize
+from tmapdiff.data import SyntheticActivities, SyntheticVideos, tokenize
 from tmapdiff.errors import ArgumentError, ConfigError
 
 
@@ -75,13 +75,6 @@ def test_train_and_test_differ_and_seeds_too(kind):
     assert repr(train).startswith(f"{kind.__name__}(train, seed 0: AnnotationSet(")
     name = kind.__name__.removeprefix("Synthetic").lower()
     assert f"synthetic {name} (train, seed 0)" in str(train.annotations.report)
-
-
-def test_features():
-    data = SyntheticActivities(2)
-    store = ActionTimelineFeatures(data.videos, num_classes=data.num_classes)
-    assert len(data.annotations.restrict_to(store)) == len(data.annotations)
-    assert store[data.annotations[0].video_id].shape[1] == 256
 
 
 @pytest.mark.parametrize("kind", [SyntheticActivities, SyntheticVideos])

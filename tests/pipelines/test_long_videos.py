@@ -70,12 +70,6 @@ def test_no_moment_is_longer_than_the_videos_of_training(kind, ranking):
             assert float(overlap.max()) <= 0.49 + 1e-6
 
 
-def test_without_durations_it_does_as_before():
-    found = make_pipe()(make_long(3600), QUERIES[0])
-    assert found.windows is None
-    assert found.clip_seconds == [450.0]
-
-
 def see_events(pipe, monkeypatch):
     """Make the model answer each window with the true maps of the event that channel 0 marks."""
     build, grid = IoUMapBuilder(MapGrid(**GRID)), GRID["num_clips"]

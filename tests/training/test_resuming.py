@@ -137,10 +137,6 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     assert make_trainer(dataset, parts, free).resume().progress.epoch == 1
 
 
-def test_resume_without_checkpoint_starts_from_the_beginning(dataset, tmp_path):
-    assert make_trainer(dataset, tmp_path).resume().progress.epoch == 0
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -232,13 +232,6 @@ def test_samples_of_one_frame_share_its_image():
     assert frames[0].image is frames[2].image
 
 
-def test_a_video_shorter_than_half_a_piece_yields_one_frame(tmp_path):
-    path = write_video(tmp_path / "a.mp4", TENTHS[:3])
-    frames, video = sampled(path, 1)
-    assert numbers(frames) == [1]
-    assert video.duration == pytest.approx(0.2)
-
-
 def damaged(source, fps=2, **options):
     with open_video(source, **options) as video:
         return numbers(video.sample(fps)), video
