@@ -19,15 +19,8 @@ from tmapdiff.data import (
 )
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
 
-CAPTIONS = {"v_a": {"duration": 50.5, "timestamps": [[0.5, 9.0]], "sentences": ["A man lifts."]}}
-COOKING = {
-    "s1.avi": {
-        "num_frames": 300,
-        "fps": 25.0,
-        "timestamps": [[50, 100]],
-        "sentences": ["She cuts."],
-    }
-}
+from .test_activitynet import CAPTIONS, COOKING
+
 DIDEMO = [
     {"annotation_id": 0, "video": "a.mov", "description": "a dog", "times": [[0, 0], [1, 1]],
      "num_segments": 6}

@@ -14,16 +14,9 @@ from tmapdiff.data import (
 )
 from tmapdiff.errors import AnnotationError, ConfigError, FileError
 
+from .test_activitynet import CAPTIONS, COOKING
+
 LENGTHS = {"AAAAA": {"subset": "training", "duration": 30.0, "actions": [[1, 0.0, 5.0]]}}
-CAPTIONS = {"v_a": {"duration": 50.5, "timestamps": [[0.5, 60.0]], "sentences": [" A man lifts."]}}
-COOKING = {
-    "s1-d2.avi": {
-        "num_frames": 300,
-        "fps": 25.0,
-        "timestamps": [[50, 100]],
-        "sentences": ["She cuts."],
-    }
-}
 
 
 @pytest.fixture

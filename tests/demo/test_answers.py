@@ -58,16 +58,6 @@ def test_answer_is_the_pipelines(pipeline, features):
         np.testing.assert_array_equal(cells(one, 16) == 0, np.isnan(dense))
 
 
-def test_samples_are_those_that_are_averaged(pipeline, features):
-    answer = ask(pipeline, features, steps=2, samples=3, seed=0)
-    alone = samples_alone(pipeline, features, 3, steps=2, seed=0)
-    assert answer["samples"] == [vars(one.moments[0][0]) for one in alone]
-    maps = torch.stack([one.maps[0] for one in alone]).nanmean(0)
-    whole = merged(pipeline, features, steps=2, samples=3, seed=0).maps[0]
-    # Merging takes the best of the scales, and does so after averaging.
-    assert (whole - maps).nan_to_num().abs().max() < 0.1
-
-
 @pytest.mark.parametrize(("samples", "clip_seconds"), [(1, None), (4, None), (4, 1.5), (4, 0.7)])
 def test_nothing_is_denoised_twice(pipeline, features, monkeypatch, samples, clip_seconds):
     pipe = MomentLocalizationPipeline(
