@@ -29,7 +29,6 @@ DIDEMO = [
 
 @pytest.fixture
 def folders(tmp_path, charades):
-    """A folder with a small data set of each format."""
     places = {name: tmp_path / name for name in get_args(AnnotationFormat)}
     for place in places.values():
         place.mkdir()

@@ -22,7 +22,6 @@ JUNK = b"\0\5\x16\7\0\2\0\0Mac OS X        "
 
 
 def hide_beside(folder, name):
-    """Leave hidden files beside one."""
     for hidden in HIDDEN:
         (folder / hidden.format(name)).write_bytes(JUNK)
     return folder

@@ -29,7 +29,6 @@ MAX_MEGABYTES = 1
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """Return a small untrained pipeline."""
     torch.manual_seed(0)
     encoder = FrameEncoder("test_resnet", pretrained=False)
     vocabulary = Vocabulary.from_sentences(["the red circle moves to the left"])

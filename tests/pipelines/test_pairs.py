@@ -1,5 +1,3 @@
-"""Several videos and the queries for each."""
-
 import pytest
 import torch
 from helpers.assertions import refuses

@@ -1,5 +1,3 @@
-"""Answers that are sets, possibly empty."""
-
 import math
 
 import numpy as np

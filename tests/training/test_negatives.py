@@ -1,5 +1,3 @@
-"""Training with sentences paired with other videos."""
-
 from collections import Counter
 from dataclasses import replace
 

@@ -1,5 +1,3 @@
-"""Random weights throughout: there is no network."""
-
 import json
 import pickle
 
