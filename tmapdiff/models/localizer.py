@@ -424,13 +424,14 @@ class MomentLocalizer(MapLocalizer):
         if noise is None:
             noise = self._draw(run, generator)
         check_shape(who, "noise", noise, f"{run.batch} {run.grid.num_cells}")
-        noisy, steps = noise, SchedulerRun(run.timesteps)
+        noisy = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        steps = SchedulerRun(run.timesteps)
 
         for index, timestep in enumerate(run.timesteps):
             # 2. Predict the clean maps.
             scaled = scheduler.scale_model_input(noisy, timestep).to(self.dtype)
             scores = run.decoder.denoise(scaled, index)
-            clean = scheduler.to_signal(objective.activation(scores.float()))
+            clean = scheduler.to_signal(objective.activation(scores.to(noisy.dtype)))
 
             # 3. Step to less noisy maps.
             is_last = index + 1 == len(run.timesteps)
