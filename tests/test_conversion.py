@@ -15,6 +15,8 @@ from helpers.processes import start_program
 
 from tmapdiff.conversion import StoreFormat, convert_features
 from tmapdiff.data import (
+    ActionTimelineFeatures,
+    CharadesVideo,
     ConcatFeatureStore,
     NormalizedFeatureStore,
     open_feature_store,
@@ -195,15 +197,36 @@ def test_killed_it_goes_on_where_it_was(tmp_path, format):
     assert format == "hdf5" or not list(target.glob(".*"))
 
 
+SIMULATED = ActionTimelineFeatures(
+    {"A": CharadesVideo(10.0, ((0, 1.0, 4.0),)), "B": CharadesVideo(0.1, ())}, feature_dim=8, seed=3
+)
+
+
+@pytest.mark.parametrize(("via", "to"), [(one, "hdf5") for one in FORMATS] + [("hdf5", "npz")])
+def test_simulated_features_stay_simulated_in_every_format(tmp_path, via, to):
+    report = convert_features(SIMULATED, place(tmp_path, via), format=via)
+    assert report.converted == ("A", "B")
+    convert_features(place(tmp_path, via), tmp_path / "again", format=to)
+    for path in (place(tmp_path, via), tmp_path / "again"):
+        store = open_feature_store(path)
+        assert all(torch.equal(store[video], SIMULATED[video]) for video in "AB")
+        assert store.attributes_of("A") == {"duration": 10.0}
+        assert store.seconds_per_feature == 0.25
+        for one in (store, NormalizedFeatureStore(store), ConcatFeatureStore([store, store])):
+            assert SIMULATED.description in one.description
+        assert pickle.loads(pickle.dumps(store)).description == store.description
+
+
 @pytest.mark.parametrize("format", FORMATS)
-def test_simulated_features_stay_simulated_in_every_format(source, tmp_path, format):
-    with h5py.File(source, "a") as file:
-        file.attrs["description"] = np.bytes_(b"SIMULATED")
-    convert_features(source, place(tmp_path, format), format=format)
-    store = open_feature_store(place(tmp_path, format))
-    for one in (store, NormalizedFeatureStore(store), ConcatFeatureStore([store, store])):
-        assert "SIMULATED" in one.description
-    assert pickle.loads(pickle.dumps(store)).description == store.description
+def test_simulated_features_of_two_seeds_are_not_mixed(tmp_path, format):
+    target = place(tmp_path, format)
+    convert_features(SIMULATED, target, format=format)
+    assert convert_features(SIMULATED, target, format=format).kept == ("A", "B")
+    other = ActionTimelineFeatures({"C": CharadesVideo(3.0, ())}, feature_dim=8, seed=4)
+    with refuses(FeatureError, "to have description = 'SIMULATED", "seed 4)', got"):
+        convert_features(other, target, format=format)
+    with refuses(ArgumentError, "expected seconds_per_feature = 0.25, as simulated, got 1.0."):
+        convert_features(other, tmp_path / "new", seconds_per_feature=1.0)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -34,6 +34,7 @@ from tmapdiff.data import (
     SyntheticActivities,
     SyntheticDiDeMo,
     SyntheticVideos,
+    TextTrackFeatures,
 )
 from tmapdiff.demo import DemoLimits
 from tmapdiff.errors import TmapdiffError
@@ -132,6 +133,7 @@ MADE = {
     SyntheticActivities: {"num_videos": 2},
     SyntheticDiDeMo: {"num_videos": 2},
     SyntheticVideos: {"num_videos": 1},
+    TextTrackFeatures: {"tracks": {"v": [Cue(1.0, 2.0, "a")]}, "encoder": None},
     TextEncoder: {"vocabulary_size": 7, "word_channels": 4, "channels": 4},
     TimestepEmbedder: {"time_channels": 4},
     Trainer: {

@@ -16,7 +16,7 @@ import torch
 
 from tmapdiff._core.checks import check_choice, message, short
 from tmapdiff._core.files import list_visible, written_beside
-from tmapdiff.data import HDF5FeatureStore, open_feature_store
+from tmapdiff.data import ActionTimelineFeatures, HDF5FeatureStore, open_feature_store
 from tmapdiff.data._hdf5 import HDF5_SUFFIXES
 from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_video_id
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
@@ -53,7 +53,7 @@ class ConversionReport:
 
 
 def convert_features(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ActionTimelineFeatures,
     target: str | os.PathLike[str],
     *,
     format: StoreFormat | None = None,
@@ -68,7 +68,8 @@ def convert_features(
     Variable-length attributes of HDF5 files are copied too; damage in them can hang HDF5.
 
     Args:
-        source: The store, as for `open_feature_store`.
+        source: The store, as for `open_feature_store`; or simulated features, which the target then
+            declares as simulated.
         target: HDF5 file or folder, new or existing.
         format: Format of the target. Defaults to HDF5 for `.h5` and `.hdf5`, otherwise `npy`.
         seconds_per_feature: As for `open_feature_store`; the target will declare it.
@@ -76,18 +77,27 @@ def convert_features(
 
     Raises:
         FileError: If the source cannot be read or the target cannot be written.
-        FeatureError: If the target has other features or attributes than the source.
-        ArgumentError: If source and target are the same.
+        FeatureError: If the target has other features for a video, or other attributes; or if the
+            features read back differ from the source.
+        ArgumentError: If source and target are the same, or `seconds_per_feature` differs from that
+            of simulated features.
         ConfigError: If there is no such format.
         MissingDependencyError: If h5py is needed and not installed.
     """
     who = "convert_features"
     path = Path(target)
-    if path.exists() and path.samefile(source):
+    store: Any
+    if isinstance(source, ActionTimelineFeatures):
+        store = source
+        if seconds_per_feature not in (None, store.seconds_per_feature):
+            expected = f"seconds_per_feature = {store.seconds_per_feature}, as simulated"
+            raise ArgumentError(message(who, expected, seconds_per_feature))
+    elif path.exists() and path.samefile(source):
         raise ArgumentError(message(who, "source and target to differ", f"{path} twice"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about omitted attributes, which are recovered below
-        store: Any = open_feature_store(source, seconds_per_feature)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about omitted attributes, which are recovered below
+            store = open_feature_store(source, seconds_per_feature)
     if format is None:
         format = "hdf5" if path.suffix.lower() in HDF5_SUFFIXES else "npy"
     check_choice(who, "format", format, get_args(StoreFormat))

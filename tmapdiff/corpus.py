@@ -103,7 +103,8 @@ class CorpusReport:
         pairs: Queries in these videos.
         done_before: Videos localized by earlier runs.
         failed: Videos that could not be localized; the next run retries them.
-        in_windows: Videos of this run that were so long that they were searched in windows.
+        in_windows: Videos of this run that were longer than training videos and searched in
+            windows.
         spelling: How the features spell the ids, if it differs, such as `with '.avi'`.
         seconds: Wall time.
     """
@@ -167,10 +168,12 @@ def localize_corpus(
 
     Raises:
         MissingDependencyError: If Ray or pyarrow is not installed.
-        FileError: If a table or `output` cannot be used, or a table fills the memory.
+        FileError: If a table cannot be read or (`SizeLimitError`) takes too much memory, or
+            `output` cannot be written.
         AnnotationError: If JSON lines are invalid, or a table lacks a column.
         ArgumentError: If a table lacks a value, has one of the wrong type, or repeats an id; if a
-            query is for an unknown video or has no word that the model knows, or a number is wrong.
+            query is for an unknown video or has no word that the model knows; or if a number is
+            out of range.
         ConfigError: If `output` belongs to another pipeline, other queries or options.
         CheckpointError: If the pipeline cannot be loaded.
     """

@@ -1,8 +1,12 @@
+import json
+
 import h5py
 import numpy as np
 import torch
 
-from tmapdiff.data import open_feature_store
+from tmapdiff.data import ActionTimelineFeatures, open_feature_store
+
+from .conftest import QUICK
 
 
 def test_converts_and_says_so(passes, corpus, tmp_path):
@@ -25,6 +29,30 @@ def test_features_that_cannot_be_used_are_code_1(run, tmp_path):
     assert "skipped nan: HDF5 features a.h5, video 'nan': expected finite" in found.out
 
 
+def test_timelines_are_written_with_a_seed_and_stay_simulated(
+    run, passes, charades, queries, tmp_path
+):
+    files = {}
+    for name, seed in (("zero.h5", []), ("one.h5", ["--seed", 1])):
+        files[name] = tmp_path / name
+        passes("convert", "timeline", files[name], "--root", charades, *seed)
+    found = ActionTimelineFeatures.from_charades(charades, seed=1)
+    assert torch.equal(open_feature_store(files["one.h5"])["BBBBB"], found["BBBBB"])
+    train, test = queries("train.jsonl", "AAAAA"), queries("test.jsonl", "BBBBB")
+    said = {}
+    for name, place in (*files.items(), ("timeline", "timeline")):
+        data = ["--root", charades] if name == "timeline" else []
+        data += ["--train", train, "--test", test, "--features", place, "--model", "prior"]
+        run("train", *QUICK, *data, "--output", tmp_path / f"run-{name}")
+        metrics = json.loads((tmp_path / f"run-{name}" / "metrics.json").read_text())
+        said[name] = metrics["features"]
+    assert said["timeline"].startswith("SIMULATED")
+    assert said["zero.h5"] == f"HDF5 features zero.h5: {said['timeline']}"
+    assert said["one.h5"] == said["zero.h5"].replace("zero", "one").replace("seed 0", "seed 1")
+
+
 def test_errors_are_one_line(refused, tmp_path):
     error = refused("convert", tmp_path / "none", tmp_path / "b", "--json")
     assert error.startswith("open_feature_store: expected an HDF5 file")
+    error = refused("convert", "timeline", tmp_path / "b", "--root", tmp_path / "none")
+    assert "Charades_v1_train.csv in" in error

@@ -37,6 +37,10 @@ CASES = {
         "'--test': pass files with different names.",
     "evaluate x --root x --test y --features f.h5":
         f"'--root': {NO_EFFECT} queries to take from it or --features timeline.",
+    "convert timeline new": "'--root': pass the folder of Charades.",
+    "convert f.h5 new --root x": f"'--root': {NO_EFFECT} SRC timeline.",
+    "convert f.h5 new --seed 0": f"'--seed': {NO_EFFECT} SRC timeline.",
+    "convert timeline new --root x --seconds-per-feature 1": f"{NO_EFFECT} a store as SRC.",
     "convert f.h5 new --format csv": "Invalid value for '--format'",
     "localize a.mp4": "Missing argument",
     "localize a.npy dog --model x --strip y.png": f"'--strip': {NO_EFFECT} a video.",

@@ -88,17 +88,19 @@ def test_a_batch_holds_what_the_annotations_say():
     assert repr(batch) == "MomentBatch(3 queries, features (3, 4, 3), cpu)"
 
 
-def test_a_video_is_read_once():
+@pytest.mark.parametrize(("cache", "reads"), [(True, 2), (False, 6)])
+def test_cache_reads_a_video_once(cache, reads):
     store = CountingStore()
-    data = dataset(store=store)
+    data = dataset(store=store, cache=cache)
     for _ in range(2):
         for index in range(3):
             data[index]
-    assert store.reads == 2
+    assert store.reads == reads
 
 
-def test_what_a_user_does_to_a_sample_stays_there():
-    data = dataset()
+@pytest.mark.parametrize("cache", [True, False])
+def test_what_a_user_does_to_a_sample_stays_there(cache):
+    data = dataset(cache=cache)
     expected = dataset()[0].features
     for _ in range(3):
         data[0].features.fill_(-1)

@@ -25,6 +25,7 @@ from tmapdiff.data import (
     NpyFeatureStore,
     NpzFeatureStore,
     PtFeatureStore,
+    divide_video,
     open_feature_store,
     pool_features,
 )
@@ -386,6 +387,17 @@ def test_clips_and_features_of_any_length_have_a_place(clip_seconds, duration):
             features[:1], 4, duration=duration, seconds_per_feature=0.5, clip_seconds=clip_seconds
         )
         assert pooled.tolist() == [[0.0]] * 4
+
+
+@pytest.mark.parametrize("clip_seconds", [1e-300, 1e-9, 1e-4])
+def test_clips_that_are_slivers_of_features_are_refused_at_once(clip_seconds):
+    expected = f"divide_video: expected clip_seconds of at least 0.0005, got {clip_seconds}."
+    features = torch.zeros(8, 2)
+    with refuses(ArgumentError, f"{expected} There are 8 features of the 4 s."):
+        divide_video(features, duration=4.0, num_clips=4, clip_seconds=clip_seconds)
+    assert len(divide_video(features, duration=4.0, num_clips=4, clip_seconds=5e-4)) == 8000
+    one = divide_video(features[:1], duration=100.0, num_clips=4, clip_seconds=0.5)
+    assert len(one) == 200
 
 
 def test_normalized_features_side_by_side(tmp_path):

@@ -5,12 +5,13 @@ import torch
 from helpers.assertions import assert_close, refuses
 from helpers.text_encoders import tiny_text_encoder
 
-from tmapdiff.data import Cue, encode_text_track, load_text_track
+from tmapdiff.data import Cue, FeatureStore, TextTrackFeatures, encode_text_track, load_text_track
 from tmapdiff.errors import (
     AnnotationError,
     ArgumentError,
     ConfigError,
     FileError,
+    MissingFeatureError,
     SizeLimitError,
 )
 
@@ -175,6 +176,27 @@ def test_a_video_may_be_longer_or_shorter_than_its_track():
     found = encode_text_track(many, encoder)
     assert not found[716:900].any()
     assert_close(found[900], encoder(["good"]).sentences[0] / encoder(["good"]).sentences[0].norm())
+
+
+def test_a_folder_of_tracks_is_a_feature_store(tmp_path):
+    encoder = tiny_text_encoder(WORDS)
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:03,000\nroads\n")
+    (tmp_path / "b.vtt").write_text("WEBVTT\n\n00:00.000 --> 00:02.000\nbudget\n")
+    (tmp_path / "notes.txt").touch()
+    store = TextTrackFeatures(tmp_path, encoder, seconds_per_feature=0.5, durations={"b": 4})
+    assert isinstance(store, FeatureStore)
+    assert (store.video_ids, store.feature_dim, "a" in store) == (("a", "b"), 16, True)
+    assert [len(store[one]) for one in store.video_ids] == [6, 8]
+    assert store.description == "sentences of text tracks (D 16, 2/s)"
+    of_cues = TextTrackFeatures({"x": CUES}, encoder)
+    assert torch.equal(of_cues["x"], encode_text_track(CUES, encoder))
+    with refuses(MissingFeatureError, "expected an id of a track, got c."):
+        store["c"]
+    (tmp_path / "a.vtt").touch()
+    with refuses(FileError, "expected one track per id, got a.srt and a.vtt."):
+        TextTrackFeatures(tmp_path, encoder)
+    with refuses(ArgumentError, "expected tracks of timed texts, got none in"):
+        TextTrackFeatures({}, encoder)
 
 
 def test_times_that_would_fill_the_memory_are_refused():

@@ -128,3 +128,17 @@ def test_a_place_of_no_known_kind_is_refused(tmp_path):
 def test_two_stores_cannot_be_compared(store):
     with refuses(ArgumentError, "expected something that features can be compared with, got"):
         inspect(store, store)
+
+
+def test_transposed_features_are_found(queries, tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((40, 8), np.float32))
+    found = inspect(tmp_path, queries("q/lines.jsonl", a=8.0), seconds_per_feature=1.0)
+    assert kinds(found)["transposed features"] == ("a",)
+
+
+def test_a_width_that_fits_one_of_several_videos_is_no_transposition(queries, tmp_path):
+    for name, count in (("a", 60), ("b", 48)):
+        np.save(tmp_path / f"{name}.npy", np.ones((count, 32), np.float32))
+    found = inspect(tmp_path, queries("q/lines.jsonl", a=30.0, b=24.0), seconds_per_feature=1.0)
+    assert "wrong rate" in kinds(found)
+    assert "transposed features" not in kinds(found)

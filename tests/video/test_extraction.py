@@ -262,6 +262,14 @@ def test_a_changed_file_of_the_same_size_is_noticed(tmp_path, encoder):
     assert report.extracted == ("a",)
 
 
+def test_damaged_videos_may_be_left_out(tmp_path, folder, encoder):
+    report = extract_features(folder, encoder, tmp_path / "a.h5", fps=2, skip_damaged=True)
+    assert "cut" not in report.extracted
+    assert report.damaged == ()
+    assert "it ends at " in {note.video_id: note.reason for note in report.skipped}["cut"]
+    assert "cut" not in open_feature_store(tmp_path / "a.h5")
+
+
 def test_models_and_rates_are_not_mixed(tmp_path, encoder):
     make_video(tmp_path / "a.mp4")
     out = tmp_path / "a.h5"

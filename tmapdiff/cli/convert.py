@@ -1,22 +1,29 @@
 """`tmapdiff convert`: copy features to another format."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from tmapdiff.cli.options import refuse_idle
 from tmapdiff.cli.output import JsonOption, Output, progress
 
 EXAMPLES = """
 tmapdiff convert vgg16.h5 vgg16/ --format npy
 tmapdiff convert slowfast/ slowfast.h5 --seconds-per-feature 2
 tmapdiff convert features.h5 features/ --format npz --json
+tmapdiff convert timeline simulated.h5 --root charades --seed 1
 """
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="An HDF5 file or folder of features.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="An HDF5 file or folder of features; or 'timeline', with --root, for features "
+            "simulated from Charades' action annotations.",
+        ),
     ],
     target: Annotated[
         Path, typer.Argument(metavar="DST", help="HDF5 file or folder to create or extend.")
@@ -29,6 +36,13 @@ def convert(
         float | None,
         typer.Option(help="Seconds between features, if SRC does not declare it."),
     ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of Charades' annotations, for 'timeline'."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of 'timeline'. [default: 0, as in train]")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy features to a store of another format, and verify them.
@@ -38,12 +52,28 @@ def convert(
 
     The exit code is 1 if the features of a video cannot be used.
     """
+    is_simulated = source == "timeline"
+    refuse_idle(
+        ("--root", root and not is_simulated, "SRC timeline"),
+        ("--seed", seed is not None and not is_simulated, "SRC timeline"),
+        ("--seconds-per-feature", seconds_per_feature and is_simulated, "a store as SRC"),
+    )
+    if is_simulated and root is None:
+        raise typer.BadParameter("pass the folder of Charades.", param_hint="'--root'")
     with Output(as_json) as output:
+        store: Any = source
+        if root is not None:
+            from tmapdiff.data.charades import check_charades_actions
+
+            check_charades_actions(root)
+            from tmapdiff.data import ActionTimelineFeatures
+
+            store = ActionTimelineFeatures.from_charades(root, seed=seed or 0)
         from tmapdiff.conversion import convert_features
 
         with progress("converting") as advance:
             report = convert_features(
-                source,
+                store,
                 target,
                 format=format,
                 seconds_per_feature=seconds_per_feature,

@@ -67,6 +67,9 @@ def extract(
         Path | None,
         typer.Option(metavar="DIR", help="Also save the frame encoder, for train --frame-encoder."),
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option(help="Skip damaged videos instead of using the decodable part.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compute features of all videos in a folder, with an image model of timm or transformers.
@@ -126,6 +129,7 @@ def extract(
                 fps=fps,
                 batch_size=batch_size,
                 num_workers=workers,
+                skip_damaged=skip_damaged,
                 on_video=lambda video_id: advance(),
             )
         output.line(str(report))

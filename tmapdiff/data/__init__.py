@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tmapdiff.data.synthetic import SyntheticActivities, SyntheticDiDeMo
     from tmapdiff.data.synthetic_videos import ShapeAction, ShapeVideo, SyntheticVideos
     from tmapdiff.data.timeline import ActionTimelineFeatures
-    from tmapdiff.data.track_features import encode_text_track
+    from tmapdiff.data.track_features import TextTrackFeatures, encode_text_track
 
 # In the order the data flows.
 __all__ = [  # noqa: RUF022
@@ -83,6 +83,7 @@ __all__ = [  # noqa: RUF022
     "load_text_track",
     "Cue",
     "encode_text_track",
+    "TextTrackFeatures",
     "pool_features",
     "tokenize",
     "Vocabulary",
@@ -111,7 +112,7 @@ _LAZY = {
     "synthetic": ("SyntheticActivities", "SyntheticDiDeMo"),
     "synthetic_videos": ("ShapeAction", "ShapeVideo", "SyntheticVideos"),
     "timeline": ("ActionTimelineFeatures",),
-    "track_features": ("encode_text_track",),
+    "track_features": ("TextTrackFeatures", "encode_text_track"),
 }
 _HOMES = {name: home for home, names in _LAZY.items() for name in names}
 

@@ -1,11 +1,13 @@
 """Matching the video ids of annotations with those of a feature store."""
 
-from collections.abc import Container, Mapping, Sequence
-from itertools import product
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import islice, product
+from typing import Any
 
 # Ids of TACoS and DiDeMo have them in some feature files, but not in others.
 _SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".3gp")
 _PREFIX = "v_"  # of ActivityNet's ids
+_SHOWN = 3
 
 
 def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str, Mapping[str, str]]:
@@ -14,8 +16,13 @@ def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str,
     If the store has any of the ids, they are spelled alike. Otherwise the store may add or omit a
     suffix or `v_` in all ids; the spelling that matches the most videos is chosen.
 
-    Returns the difference in words, empty if there is none; and the store's id by id, for the
-    videos in the store.
+    Args:
+        video_ids: The ids, without duplicates.
+        store: A feature store, or any container of ids.
+
+    Returns:
+        The difference in words, empty if there is none; and the store's id by id, for the videos in
+        the store.
     """
     found: tuple[str, dict[str, str]] = "", {one: one for one in video_ids if one in store}
     if found[1]:
@@ -27,6 +34,15 @@ def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str,
         if len(there) > len(found[1]) and len(set(there.values())) == len(there):
             found = _in_words(prefix, suffix), there
     return found
+
+
+def some_ids(store: Any) -> tuple[str, ...]:
+    """Return a few ids in a store or container, if it can list them."""
+    for part in (store, getattr(store, "store", None), *getattr(store, "stores", ())):
+        ids = part if isinstance(part, Iterable) else getattr(part, "video_ids", ())
+        if found := tuple(islice(ids, _SHOWN)):
+            return found
+    return ()
 
 
 def _spelled(video_id: str, prefix: str | None, suffix: str | None) -> str:

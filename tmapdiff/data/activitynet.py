@@ -31,7 +31,8 @@ def load_activitynet_captions(
 ) -> AnnotationSet:
     """Load the sentences and moments of ActivityNet Captions.
 
-    Moments are clipped to the video, and dropped if empty. `qid` counts the kept sentences.
+    Moments are clipped to the video, and dropped if empty or outside. `qid` is the position among
+    the kept sentences, from 0.
 
     Args:
         root: Folder with `train.json`, `val_1.json` and `val_2.json`, which have `duration`,

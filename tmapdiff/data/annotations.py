@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from tmapdiff._core.checks import check_int, check_range, message, short, shown
 from tmapdiff._core.numbers import finite_number
-from tmapdiff.data._spelling import find_spelling
+from tmapdiff.data._spelling import find_spelling, some_ids
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError
 
@@ -27,8 +27,10 @@ class Annotation:
         video_id: Id of the video, as in the feature store.
         query: The sentence.
         duration: Duration of the video in seconds.
-        moments: Start and end in seconds, inside the video. Empty if it describes nothing there.
-        saliency: Ratings (0 to 4) of how well each clip of 2 s fits, one per annotator.
+        moments: Start and end in seconds, inside the video. Empty if the sentence is known to
+            describe nothing in this video.
+        saliency: Ratings of how well each clip of 2 s fits the query, from 0 to 4, one per
+            annotator, as in QVHighlights.
 
     Raises:
         AnnotationError: If the video id could leave a folder of features, the query is blank, the
@@ -96,6 +98,7 @@ class AnnotationReport:
         missing_videos: Videos that the feature store lacks.
         cut_starts: Number of moments that were clipped to the start of their video.
         spelling: Spelling of video ids taken over from the feature store, such as "with '.avi'".
+        other_videos: A few videos of the feature store, if it has none of the annotated ones.
         without_moment: Number of annotations without a moment.
     """
 
@@ -108,6 +111,7 @@ class AnnotationReport:
     missing_videos: tuple[str, ...] = ()
     cut_starts: int = 0
     spelling: str = ""
+    other_videos: tuple[str, ...] = ()
     without_moment: int = 0
 
     def __str__(self) -> str:
@@ -126,6 +130,9 @@ class AnnotationReport:
             facts.append(f"{self.without_features:,} queries left out: no features of {videos}")
         if self.spelling:
             facts.append(f"video ids spelled {self.spelling}, as in the features")
+        if self.other_videos:
+            others = ", ".join(map(shown, self.other_videos))
+            facts.append(f"the features are of other videos: {others}, ...")
         return "; ".join(facts)
 
 
@@ -191,7 +198,8 @@ class AnnotationSet(Sequence[Annotation]):
         """Leave out videos that a feature store lacks; the report lists them.
 
         If the store has none of the ids, but has some with or without a suffix such as `.avi`
-        (TACoS) or the prefix `v_` (ActivityNet), the annotations take over that spelling.
+        (TACoS) or the prefix `v_` (ActivityNet), the annotations take over that spelling, and the
+        report names it.
 
         Args:
             store: A feature store, or any container of video ids.
@@ -206,6 +214,7 @@ class AnnotationSet(Sequence[Annotation]):
             without_features=self.report.without_features + len(self) - len(kept),
             missing_videos=self.report.missing_videos + missing,
             spelling=spelling or self.report.spelling,
+            other_videos=() if kept else some_ids(store),
         )
         return AnnotationSet(kept, report)
 
@@ -213,7 +222,8 @@ class AnnotationSet(Sequence[Annotation]):
         """Hold out some of the videos, with all their annotations, for validation.
 
         The choice depends on `seed` and the video ids only, not on their order. Pieces of one
-        source video (ids that end with two times, as in QVHighlights) stay together.
+        source video stay together. Their ids end with their times, as in QVHighlights'
+        `b9aeZfR0_Xc_60.0_210.0`.
 
         Args:
             fraction: Share of the source videos to hold out, but at least one, and not all.

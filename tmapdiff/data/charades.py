@@ -53,15 +53,18 @@ def load_charades_sta(
     """Load the sentences and moments of Charades-STA.
 
     Moments are clipped to their video, and dropped if empty then: four of the official training
-    file. 12,404 (train) and 3,720 (test) remain. `qid` is the position among the kept lines.
+    file. 12,404 (train) and 3,720 (test) remain. `qid` is the position among the kept lines, from
+    0.
 
     Args:
-        root: Folder with `charades_sta_{split}.txt` and `Charades_v1_{split}.csv` (durations).
+        root: Folder with `charades_sta_{split}.txt` and, for the durations,
+            `Charades_v1_{split}.csv`.
         split: Split to load.
 
     Raises:
         FileError: If a file is missing or cannot be read.
-        AnnotationError: If a line cannot be parsed, or its video is not in the csv or not allowed.
+        AnnotationError: If a line cannot be parsed, or its video is not in the csv or has an id
+            that could leave a folder.
         ConfigError: If `split` is unknown.
 
     Source: Gao et al., "TALL: Temporal Activity Localization via Language Query",

@@ -12,6 +12,8 @@ from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._durations import covers
 from tmapdiff.errors import ArgumentError, FeatureError
 
+_CLIPS_PER_FEATURE = 1000  # at most, on average
+
 
 def divide_video(
     features: Tensor,
@@ -37,12 +39,18 @@ def divide_video(
         - returns: (clips * features_per_clip, D)
 
     Raises:
-        ArgumentError, ShapeError, FeatureError, SizeLimitError: As `pool_features`.
+        ArgumentError: If there would be more than 1,000 clips per feature; or as `pool_features`.
+        ShapeError, FeatureError, SizeLimitError: As `pool_features`.
     """
     each = check_int("divide_video", "features_per_clip", features_per_clip, at_least=1)
     if clip_seconds is not None:
         check_range("divide_video", "clip_seconds", clip_seconds, 0, open_low=True)
         check_range("divide_video", "duration", duration, 0, open_low=True)
+        most = _CLIPS_PER_FEATURE * check_shape("divide_video", "features", features, "T D")["T"]
+        if most and duration / most > clip_seconds:
+            expected = f"clip_seconds of at least {duration / most:.3g}"
+            hint = f"There are {most // _CLIPS_PER_FEATURE} features of the {duration:g} s."
+            raise ArgumentError(message("divide_video", expected, clip_seconds, hint))
         # A tiny remainder is rounding error, not another clip.
         num_clips = max(1, math.ceil(duration / clip_seconds - 1e-6))
         clip_seconds /= each

@@ -124,9 +124,6 @@ class MomentDataset(Dataset[MomentSample]):
     window fills it. Other moments of the query are clipped to the window, and kept if more than
     half of their duration is inside. Without a moment, any window is drawn.
 
-    Each worker keeps pooled features in memory, N * D * 4 bytes per video (437 MB for all of
-    Charades-STA with N = 64, D = 256).
-
     Args:
         annotations: The queries.
         store: Features of their videos.
@@ -135,8 +132,12 @@ class MomentDataset(Dataset[MomentSample]):
         clip_seconds: Duration of a clip in seconds. By default, clips divide each video equally.
         whole_videos: Return all clips of videos with more than N; needs `clip_seconds`.
         clip_multiple: As for `fill_clips`, for whole videos.
-        features_per_clip: Features per clip, for a model that averages them itself.
-        word_features: Features of the words by sentence, from `TransformersTextEncoder`.
+        features_per_clip: Features per clip, for a model that averages them itself
+            (`MultimodalEncoder`).
+        word_features: Features of the words by sentence, for a model with `text_channels`, from
+            `TransformersTextEncoder` or a pipeline's `encode_queries`.
+        cache: Keep pooled features in memory, in each worker: N * D * 4 bytes per video (437 MB for
+            all of Charades-STA with N = 64, D = 256).
 
     Shape:
         - word_features: (L, C) each, L >= 1
@@ -172,6 +173,7 @@ class MomentDataset(Dataset[MomentSample]):
         clip_multiple: int = 1,
         features_per_clip: int = 1,
         word_features: Mapping[str, Tensor] | None = None,
+        cache: bool = True,
     ) -> None:
         self.annotations = annotations
         self.store = store
@@ -181,8 +183,10 @@ class MomentDataset(Dataset[MomentSample]):
         self.clip_multiple = check_int(who, "clip_multiple", clip_multiple, at_least=1)
         self.features_per_clip = check_int(who, "features_per_clip", features_per_clip, at_least=1)
         check_bool(who, "whole_videos", whole_videos)
+        check_bool(who, "cache", cache)
         self.clip_seconds = clip_seconds
         self.whole_videos = whole_videos
+        self.cache = cache
         if clip_seconds is not None:
             check_range(who, "clip_seconds", clip_seconds, 0, open_low=True)
         elif whole_videos:
@@ -242,7 +246,8 @@ class MomentDataset(Dataset[MomentSample]):
         """Return a query with its video.
 
         Raises:
-            FeatureError: If the video's features cannot be used, naming the video and the query.
+            FeatureError: If the video's features cannot be used. Messages, including the store's,
+                name the video and the query.
         """
         item = self.annotations[index]
         others = self._others
@@ -287,7 +292,8 @@ class MomentDataset(Dataset[MomentSample]):
         if not clips.isfinite().all():
             got = f"NaN or infinity in {int((~clips.isfinite()).any(dim=1).sum())} clips"
             raise FeatureError(message(who, "finite features", got))
-        self._pooled[key] = clips
+        if self.cache:
+            self._pooled[key] = clips
         return clips
 
 

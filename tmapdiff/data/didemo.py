@@ -20,7 +20,8 @@ def load_didemo(
     """Load the sentences of DiDeMo, with the moments of all annotators, even equal ones.
 
     A segment counts as 5 s, so videos last 30 or 25 s. Segment indices are inclusive: `[1, 3]` is 5
-    to 20 s. `DiDeMoMetrics` needs all moments; for training, see `keep_consensus`.
+    to 20 s. The official metric (`DiDeMoMetrics`) needs all moments; for training, see
+    `keep_consensus`.
 
     Args:
         root: Folder with `{split}_data.json`.

@@ -29,6 +29,7 @@ from tmapdiff._core.limits import check_item_bytes
 from tmapdiff._core.numbers import is_number
 from tmapdiff.data import _hdf5
 from tmapdiff.data._reading import json_or_none
+from tmapdiff.data._spelling import some_ids
 from tmapdiff.data._video_ids import (
     check_video_id,
     find_file,
@@ -134,6 +135,7 @@ class _StoredFeatures:
 
     def _missing(self, video_id: str) -> MissingFeatureError:
         hint = "AnnotationSet.restrict_to(store) leaves such videos out, or corrects the spelling."
+        hint += f" The store has {', '.join(map(shown, some_ids(self)))}, ..."
         expected = f"features of {shown(video_id)}"
         return MissingFeatureError(message(self.description, expected, "none", hint))
 
@@ -382,7 +384,8 @@ class NpyFeatureStore(_FolderFeatureStore):
 
     Raises:
         FileError: If the folder is missing or has no such file, or the first file cannot be read.
-        FeatureError: If the first file has no width, or the folder declares another rate.
+        FeatureError: If the first file has no numbers or no width, or the folder declares another
+            `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
     """
 

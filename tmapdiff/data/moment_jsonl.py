@@ -25,7 +25,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
 
     QVHighlights uses it, and moment_detr, lighthouse and others convert Charades-STA, ActivityNet
     Captions, TACoS and more to it. Windows are clipped to the video and dropped if empty or
-    outside, as are queries that lose all windows. A query without any describes nothing.
+    outside, as are queries that lose all windows. A query with an empty list of windows describes
+    nothing in the video.
 
     Args:
         path: File of lines with `qid`, `query`, `vid`, `duration` and `relevant_windows` (seconds),

@@ -58,7 +58,8 @@ def add_negatives(annotations: AnnotationSet, seed: int = 0) -> AnnotationSet:
     sentence is not annotated. Nobody checked that it does not fit the sentence.
 
     Args:
-        annotations: Queries. Those without a moment, or annotated in all videos, are not repeated.
+        annotations: Queries. Those without a moment, or with a sentence annotated in all videos,
+            are not added again.
         seed: Seed of the choice of videos.
 
     Returns:

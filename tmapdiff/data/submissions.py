@@ -75,7 +75,8 @@ def write_submission(predictions: Iterable[Prediction], path: str | os.PathLike[
         FileError: If the file cannot be written.
         AnnotationError: If a video id is not allowed, such as one with a slash.
 
-    Source: Lei et al., "QVHighlights", arXiv 2107.09609; `standalone_eval` of moment_detr.
+    Source: Lei et al., "QVHighlights", arXiv 2107.09609; `standalone_eval` of
+    github.com/jayleicn/moment_detr.
     """
     with written_beside(path) as new, new.open("w", encoding="utf-8") as file:
         for prediction in predictions:

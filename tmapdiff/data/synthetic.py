@@ -48,7 +48,8 @@ class SyntheticActivities:
     them say nothing about real videos.
 
     Args:
-        num_videos: Number of videos. Defaults to 135 (600 queries) for training, 45 for testing.
+        num_videos: Number of videos. Defaults to 135 (about 600 queries) for training and 45 (about
+            200) for testing.
         seed: Seed of the videos.
         split: Split. Train and test share activities, but no video.
 

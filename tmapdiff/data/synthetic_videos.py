@@ -99,13 +99,15 @@ class SyntheticVideos:
     The best constant answer has Rank1@0.5 below 20 %. Results say nothing about real ones.
 
     Args:
-        num_videos: Number of videos. Defaults to 270 (1,500 queries) for training, 45 for testing.
+        num_videos: Number of videos. Defaults to 270 (about 1,500 queries) for training and 45
+            (about 250) for testing.
         seed: Seed of the videos.
         split: Split. Train and test share shapes and actions, but no video.
         size: Height and width of the frames in pixels, even as codecs require.
 
     Raises:
-        ArgumentError: If `num_videos` or `seed` is out of range, or `size` odd or below 16.
+        ArgumentError: If `num_videos` is not an integer >= 1, `seed` not an integer >= 0, or `size`
+            not an even integer >= 16.
         ConfigError: If `split` is unknown.
 
     Example:

@@ -3,9 +3,9 @@
 import html
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,14 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
             expected = "times of a cue, such as 00:01:02.500 --> 00:01:04.000"
             raise AnnotationError(message(who, expected, shown(lines[place])))
         content = lines[place + 1 : after]
-        if suffix == ".vtt":
-            ended = takewhile(str.strip, content)  # by a blank line
-            text = _without_entities(_TAG.sub("", " ".join(ended)))
+        if suffix == ".vtt":  # a blank line ends it
+            text = _plain(_before_blank(content), _without_entities)
         else:
             # Blank lines may be inside. The last line is the number of the next cue.
             if content and after < len(lines) and content[-1].strip().isdecimal():
                 content.pop()
-            text = _OVERRIDE.sub("", _TAG.sub("", " ".join(content)))
-        yield who, _seconds(times, "start"), _seconds(times, "end"), " ".join(text.split())
+            text = _plain(content, _without_override)
+        yield who, _seconds(times, "start"), _seconds(times, "end"), text
 
 
 def _places(lines: list[str], suffix: str) -> Iterator[int]:
@@ -127,11 +126,25 @@ def _places(lines: list[str], suffix: str) -> Iterator[int]:
             yield place
 
 
+def _before_blank(lines: list[str]) -> list[str]:
+    blank = next((index for index, line in enumerate(lines) if not line.strip()), len(lines))
+    return lines[:blank]
+
+
+def _plain(lines: Iterable[str], clean: Any) -> str:
+    """Join lines without tags."""
+    return " ".join(clean(_TAG.sub("", " ".join(lines))).split())
+
+
 def _without_entities(text: str) -> str:
     try:
         return html.unescape(text)
     except ValueError:  # a number of thousands of digits
         return text
+
+
+def _without_override(text: str) -> str:
+    return _OVERRIDE.sub("", text)
 
 
 def _seconds(times: re.Match[str], name: str) -> float:

@@ -107,6 +107,24 @@ class ActionTimelineFeatures:
             f"noise {self.noise:g}, seed {self.seed})"
         )
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of all features, for a file of them."""
+        return {"description": self.description, "seconds_per_feature": self.seconds_per_feature}
+
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """Ids of the videos with features."""
+        return tuple(self.videos)
+
+    def attributes_of(self, video_id: str) -> dict[str, Any]:
+        """Return the attributes of video `video_id`, for a file of these features.
+
+        Raises:
+            MissingFeatureError: If the video has no annotations.
+        """
+        return {"duration": self._video(video_id).duration}
+
     def __repr__(self) -> str:
         return f"<{self.description}: {len(self.videos):,} videos>"
 
@@ -123,10 +141,7 @@ class ActionTimelineFeatures:
             MissingFeatureError: If the video has no annotations.
             SizeLimitError: If the features exceed the memory limit.
         """
-        if video_id not in self.videos:
-            expected = f"one of the {len(self.videos):,} videos with action annotations"
-            raise MissingFeatureError(message(self.description, expected, repr(video_id)))
-        video = self.videos[video_id]
+        video = self._video(video_id)
         random = generator_for("timeline video", self.seed, video_id)
         # The order of draws does not depend on settings, so that changing `noise` or `drop` keeps
         # the other draws.
@@ -152,3 +167,9 @@ class ActionTimelineFeatures:
         # Empty rows stay exactly zero.
         norms = features.norm(dim=1, keepdim=True).where(track.any(dim=1, keepdim=True), 1)
         return features / norms + torch.from_numpy(noise) * (self.noise / self.feature_dim**0.5)
+
+    def _video(self, video_id: str) -> CharadesVideo:
+        if video_id not in self.videos:
+            expected = f"one of the {len(self.videos):,} videos with action annotations"
+            raise MissingFeatureError(message(self.description, expected, repr(video_id)))
+        return self.videos[video_id]

@@ -1,17 +1,21 @@
 """Features of subtitles and transcripts, in place of video features."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tmapdiff._core.arrays import features_bytes
-from tmapdiff._core.checks import check_int, check_range
+from tmapdiff._core.checks import check_int, check_range, message
+from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
-from tmapdiff.data.text_tracks import Cue
+from tmapdiff.data.text_tracks import TRACK_SUFFIXES, Cue, load_text_track
+from tmapdiff.errors import ArgumentError, FileError, MissingFeatureError
 
 _BATCH_SIZE = 64
 _SMALLEST_WEIGHT = 1e-6  # share of a feature's time; less is a rounding error
@@ -33,7 +37,8 @@ def encode_text_track(
         cues: The cues.
         encoder: Encoder of the texts, such as a `TransformersTextEncoder`.
         seconds_per_feature: Seconds between features.
-        duration: Duration of the video in seconds. Defaults to the end of the last cue.
+        duration: Duration of the video in seconds, after which cues are ignored. Defaults to the
+            end of the last cue.
 
     Shape:
         - returns: (ceil(duration / seconds_per_feature), sentence_channels) float32
@@ -79,3 +84,108 @@ def _vectors(texts: Sequence[str], encoder: Any) -> Tensor:
         batch = different[start : start + _BATCH_SIZE]
         found.update(zip(batch, encoder(batch).sentences, strict=True))
     return torch.stack([found[one] for one in texts])
+
+
+class TextTrackFeatures:
+    """Features of subtitles and transcripts, as a feature store.
+
+    Tracks are read (`load_text_track`) and encoded (`encode_text_track`) on access.
+
+    Args:
+        tracks: A folder of `.srt`, `.vtt` and `.jsonl` files, whose names are the ids; or files or
+            cues by id.
+        encoder: Encoder of the texts.
+        seconds_per_feature: Seconds between features.
+        durations: Durations of videos in seconds, by id. Defaults to the end of the last cue.
+
+    Raises:
+        FileError: If the folder cannot be read, or two files have the same id.
+        ArgumentError: If a number of seconds is not positive, or there is no track.
+    """
+
+    def __init__(
+        self,
+        tracks: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | Sequence[Cue]],
+        encoder: SentenceEncoder,
+        *,
+        seconds_per_feature: float = 1.0,
+        durations: Mapping[str, Any] | None = None,
+    ) -> None:
+        who = "TextTrackFeatures"
+        self.encoder = encoder
+        self.seconds_per_feature = check_range(
+            who, "seconds_per_feature", seconds_per_feature, 0, open_low=True
+        )
+        self.durations = {
+            video_id: check_range(who, f"the duration of {video_id}", seconds, 0, open_low=True)
+            for video_id, seconds in (durations or {}).items()
+        }
+        self.tracks: dict[str, Any] = (
+            dict(tracks) if isinstance(tracks, Mapping) else _tracks_in(who, Path(tracks))
+        )
+        if not self.tracks:
+            raise ArgumentError(message(who, "tracks of timed texts", f"none in {tracks}"))
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.encoder.sentence_channels
+
+    @property
+    def description(self) -> str:
+        """Name of the features in tables."""
+        rate = 1 / self.seconds_per_feature
+        return f"sentences of text tracks (D {self.feature_dim}, {rate:g}/s)"
+
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """Ids of the videos with tracks."""
+        return tuple(self.tracks)
+
+    def cues(self, video_id: str) -> tuple[Cue, ...]:
+        """Return the texts of video `video_id`.
+
+        Raises:
+            MissingFeatureError: If there is no track of it.
+            FileError, AnnotationError, ConfigError: As `load_text_track`.
+        """
+        if video_id not in self.tracks:
+            raise MissingFeatureError(message("TextTrackFeatures", "an id of a track", video_id))
+        track = self.tracks[video_id]
+        is_file = isinstance(track, str | os.PathLike)
+        return load_text_track(track) if is_file else tuple(track)
+
+    def __repr__(self) -> str:
+        return f"<{self.description}: {len(self.tracks):,} videos>"
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self.tracks
+
+    def __getitem__(self, video_id: str) -> Tensor:
+        """Return the features of a video.
+
+        Shape:
+            - returns: (T, D) float32
+
+        Raises:
+            MissingFeatureError: If the video has no track.
+            TmapdiffError: As `load_text_track` and `encode_text_track`.
+        """
+        return encode_text_track(
+            self.cues(video_id),
+            self.encoder,
+            seconds_per_feature=self.seconds_per_feature,
+            duration=self.durations.get(video_id),
+        )
+
+
+def _tracks_in(who: str, folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in list_visible(folder):
+        if path.suffix.lower() not in TRACK_SUFFIXES or not path.is_file():
+            continue
+        if path.stem in found:
+            got = f"{found[path.stem].name} and {path.name}"
+            raise FileError(message(who, "one track per id", got))
+        found[path.stem] = path
+    return found

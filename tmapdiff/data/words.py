@@ -143,7 +143,8 @@ class Vocabulary:
             min_count: Smallest number of occurrences; rarer words are unknown.
 
         Raises:
-            ArgumentError: If a sentence has no word, `sentences` is one text, or `min_count` < 1.
+            ArgumentError: If a sentence has no word, `sentences` is a single one, or `min_count` is
+                not an integer >= 1.
         """
         who = "Vocabulary.from_sentences"
         if isinstance(sentences, str):
@@ -305,11 +306,14 @@ def load_glove(path: str | os.PathLike[str], words: Iterable[str] | None = None)
 
     Args:
         path: Text file with a word and its vector per line. Words may contain spaces, as in
-            `glove.840B.300d.txt`, but not the first. A first line of two integers is skipped.
-        words: Words to return, which is many times faster than all. Defaults to all.
+            `glove.840B.300d.txt`, but not the first. A first line with two integers (word2vec) is
+            skipped.
+        words: Words to return if they are in the file, which is many times faster than all.
+            Defaults to all.
 
     Raises:
-        FileError: If the file cannot be read, or numbers of these lines are missing or infinite.
+        FileError: If the file is missing or cannot be read, or the numbers of one of these lines
+            are too few or not finite.
 
     Source: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014.
     """

@@ -69,18 +69,23 @@ def coverage(
     seconds = store.seconds_per_feature
     if seconds is None:
         return
-    wrong, lasting = [], []
+    wrong, lasting, turned = [], [], []
     for video_id, duration in durations.items():
         if video_id not in lengths:
             continue
         covered = lengths[video_id] * seconds
         # The condition on which `pool_features` refuses them.
         if not covers(lengths[video_id], seconds, duration):
+            if covers(store.feature_dim, seconds, duration):
+                turned.append(video_id)
             wrong.append(f"{video_id} ({covered:.4g} s of {duration:.4g} s)")
             lasting.append(duration / lengths[video_id])
     what = f"at {seconds:.4g} s per feature, the features of {{n}} videos do not fit the duration"
     detail = f"; they would fit at {spread(lasting, ' s')} per feature"
     yield from about("wrong rate", what, wrong, detail)
+    if len(turned) == len(wrong):  # of all videos: the width may fit one duration by chance
+        what = "the features of {n} videos fit the duration when transposed; transpose them"
+        yield from about("transposed features", what, turned)
 
 
 def _unfinished(path: Path) -> list[Finding]:

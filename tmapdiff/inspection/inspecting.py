@@ -33,8 +33,10 @@ def inspect(
     It is read completely: every feature, video frame and weight.
 
     Args:
-        path: Annotations, a feature store, a video or a folder of videos, or a saved pipeline.
-        against: Another such place, to check that both fit together.
+        path: Annotations (a file, or the folder of a dataset), a feature store, a video or a folder
+            of videos, or a saved pipeline.
+        against: Another such place, to check that both fit together: the same ids, features and
+            moments within the videos, features that the pipeline takes.
         format: Format of the annotations. Defaults to the one of their names and contents.
         seconds_per_feature: As for `open_feature_store`.
         on_item: Called before each video is read, for a progress bar.

@@ -143,6 +143,7 @@ def extract_features(
     fps: float | Fraction,
     batch_size: int = 32,
     num_workers: int = 0,
+    skip_damaged: bool = False,
     on_video: Callable[[str], Any] | None = None,
 ) -> ExtractionReport:
     """Compute the features of many videos into an HDF5 file for `open_feature_store`.
@@ -162,10 +163,12 @@ def extract_features(
         fps: Features per second.
         batch_size: Frames per batch.
         num_workers: Processes that decode one video each; 0 decodes in this process.
+        skip_damaged: Skip damaged videos instead of using the part that can be decoded.
         on_video: Called with the id of each finished video, for a progress bar.
 
     Raises:
-        FileError: If the folder cannot be read, or another process writes the file.
+        FileError: If the folder cannot be read or is a URL, or the file cannot be written or is
+            being written by another process.
         FeatureError: If the file has features of another model or rate.
         ArgumentError: If there are no videos, two have the same id, or a number is out of range.
         AnnotationError: If an id is not allowed, such as one with a slash.
@@ -216,6 +219,8 @@ def extract_features(
                 skipped[video_id] = item
             elif not all(one.isfinite().all() for one in parts):
                 skipped[video_id] = _not_finite(who, encoder)
+            elif "damage" in item and skip_damaged:
+                skipped[video_id] = item["damage"]
             else:
                 array = torch.cat(parts).numpy()
                 store.write(video_id, array, {**item, "num_frames": len(array), **shared})

@@ -56,7 +56,8 @@ class FrameEncoder(nn.Module):
         - returns: (B, feature_dim) float32, on the device of the frames
 
     Raises:
-        ConfigError: If the model or precision is unknown, or the model returns no vectors.
+        ConfigError: If the model or precision is unknown, or the model does not return one vector
+            per image.
         CheckpointError: If the weights cannot be loaded, for example without a network.
         FileError: If the file `weights` does not exist.
         ArgumentError: If there are `weights` but `pretrained` is False, or a flag is not a bool.

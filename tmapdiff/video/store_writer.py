@@ -43,8 +43,10 @@ class FeatureStoreWriter:
         remarks: Other attributes of the file, which may change.
 
     Raises:
-        FileError: If the file cannot be written or read, or another process writes it.
-        FeatureError: If an attribute has more than 64,000 bytes, or existing features have others.
+        FileError: On entering, if the file cannot be written or read, or another process writes it.
+            Later, for example if the disk is full.
+        FeatureError: If an attribute is a text of more than 64,000 bytes. On entering, if existing
+            features have other `attributes`.
         MissingDependencyError: If h5py is not installed.
     """
 

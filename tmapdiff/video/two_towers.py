@@ -46,8 +46,10 @@ class TransformersFrameEncoder(FrameEncoder):
 
     Args:
         model: Folder, name on the hub, or a model of transformers.
-        image_processor: Folder, name, or image processor of transformers. Defaults to `model`.
-        mixed_precision: Precision of autocast; features are float32. Defaults to the saved one.
+        image_processor: Folder, name, or image processor of transformers. Defaults to the one of
+            the folder or name in `model`.
+        mixed_precision: Precision of autocast. Defaults to the saved one or `no`. Features are
+            always float32.
         device: Where to compute.
 
     Shape:
