@@ -63,15 +63,18 @@ def convert_features(
     """Copy all features of a store to another format, and verify the copy.
 
     Features are written as float32. Attributes of the store and of each video are kept: as HDF5
-    attributes, or in a folder as `attributes.json`. Run again, it resumes, and adds new videos.
+    attributes, or in a file `attributes.json` in a folder. Run again, it resumes after any
+    interruption, and adds new videos.
 
-    Variable-length attributes of HDF5 files are copied too; damage in them can hang HDF5.
+    Variable-length attributes of HDF5 files, which stores omit with a warning, are copied too.
+    Damage in them can hang HDF5.
 
     Args:
         source: The store, as for `open_feature_store`; or simulated features, which the target then
             declares as simulated.
         target: HDF5 file or folder, new or existing.
-        format: Format of the target. Defaults to HDF5 for `.h5` and `.hdf5`, otherwise `npy`.
+        format: Format of the target. Defaults to HDF5 if its name ends with `.h5` or `.hdf5`,
+            otherwise to a folder of `.npy` files.
         seconds_per_feature: As for `open_feature_store`; the target will declare it.
         on_video: Called with the id of each finished video, for a progress bar.
 

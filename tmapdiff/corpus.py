@@ -146,14 +146,16 @@ def localize_corpus(
 
     Results are Parquet files in `output`: one row per video and query, with columns `video_id`,
     `query_id`, `query` and `moments`, a list of start and end in seconds, score and spread, best
-    first. All queries of a video are in one file. The same call resumes, and adds new videos.
+    first. All queries of a video are in one file, which appears when it is complete. The same call
+    resumes a killed run, and processes new videos.
 
     Args:
         pipeline: Folder of a saved `MomentLocalizationPipeline` that all workers can read.
         videos: A folder of videos, whose ids are their names without suffix; or a table with
             columns `video_id` and `path`, a file, or, with `features`, `video_id` and `duration`,
             in seconds. Tables are Parquet files, folders of such, or JSON lines (`.jsonl`).
-        queries: Table with columns `query_id`, `query` and, for one video each, `video_id`.
+        queries: Table with columns `query_id` and `query`. With a column `video_id`, each query is
+            for that video; without, for all videos.
         output: Output folder.
         features: Feature stores of the videos, as for `open_feature_store`. Their ids may differ by
             a suffix such as `.avi` or the prefix `v_`, which the report names.

@@ -21,6 +21,7 @@ from tmapdiff.errors import (
     FeatureError,
     FileError,
     MissingDependencyError,
+    SizeLimitError,
     VideoError,
 )
 from tmapdiff.inspection import inspect
@@ -330,6 +331,15 @@ def test_one_video_in_memory(tmp_path, encoder):
     assert encode_video(path, encoder, fps=Fraction(1, 3)).seconds_per_feature == 3.0
     with refuses(VideoError, "got an empty file."):
         encode_video(b"", encoder, fps=2)
+
+
+def test_frames_that_would_be_repeated_too_often_are_refused_immediately(encoder, monkeypatch):
+    monkeypatch.setattr(encoder, "encode", lambda *_: pytest.fail("it has begun"))
+    array = np.zeros((8, 16, 16, 3), np.uint8)
+    size = 8 * 3600 * 1000 * encoder.feature_dim * 4
+    expected = "encode_video: expected features of frames of at most 536,870,912 bytes, got"
+    with refuses(SizeLimitError, f"{expected} {size:,}. Set the environment variable"):
+        encode_video(array, encoder, fps=1000, frame_rate=1 / 3600)
 
 
 def test_refusals(tmp_path, encoder, monkeypatch):

@@ -233,7 +233,8 @@ class AnnotationSet(Sequence[Annotation]):
             The annotations that stay, and those held out.
 
         Raises:
-            ArgumentError: If `fraction` or `seed` is out of range, or there are too few videos.
+            ArgumentError: If `fraction` is not inside (0, 1), `seed` is not an integer >= 0, or
+                there are fewer than two source videos.
         """
         who = "AnnotationSet.split_videos"
         fraction = check_range(who, "fraction", fraction, 0, 1, open_low=True)

@@ -110,7 +110,8 @@ def pool_features(
 
     Raises:
         ShapeError: If `features` has another shape.
-        ArgumentError: If `features` is empty or not floating, or a number is out of range.
+        ArgumentError: If `features` is empty or not floating, `num_clips` is not an integer >= 1,
+            or a number of seconds is not positive.
         FeatureError: If the time the features cover differs from `duration` by more than 2 features
             and more than 5 %, as with a wrong `seconds_per_feature` or transposed features.
         SizeLimitError: If the features of all clips exceed the memory limit.

@@ -187,7 +187,8 @@ class HDF5FeatureStore(_StoredFeatures):
 
     Raises:
         FileError: If the file is missing, not HDF5, truncated or empty.
-        FeatureError: If the first features have no width or are elsewhere, or the rate differs.
+        FeatureError: If the first video's features have no width or lie in another file, or the
+            file declares another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If h5py is not installed.
     """
@@ -507,7 +508,8 @@ def open_feature_store(
 
     Raises:
         FileError: If `path` does not exist or has no features.
-        FeatureError: If the first features cannot be used, or the store declares another rate.
+        FeatureError: If the features of the first video cannot be used, or the store declares
+            another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If it is an HDF5 file and h5py is not installed.
     """

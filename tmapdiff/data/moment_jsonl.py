@@ -34,7 +34,8 @@ def load_moment_jsonl(path: str | os.PathLike[str]) -> AnnotationSet:
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        AnnotationError: If a line is wrong or lacks windows, or two have the same `qid`.
+        AnnotationError: If a line is wrong, two have the same `qid`, or windows are missing or
+            null, as in test sets and sets of highlights only.
 
     Source: Lei et al., "QVHighlights", arXiv 2107.09609.
     """

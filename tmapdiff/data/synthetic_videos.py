@@ -96,7 +96,8 @@ class SyntheticVideos:
     two together. Each action happens once per video, so that moments are exact, and has one
     sentence, in one of several wordings.
 
-    The best constant answer has Rank1@0.5 below 20 %. Results say nothing about real ones.
+    The best constant answer has Rank1@0.5 below 20 %. Results on them say nothing about real
+    videos.
 
     Args:
         num_videos: Number of videos. Defaults to 270 (about 1,500 queries) for training and 45

@@ -21,9 +21,20 @@ _BATCH_SIZE = 64
 _SMALLEST_WEIGHT = 1e-6  # share of a feature's time; less is a rounding error
 
 
+class SentenceEncoder(Protocol):
+    """Computes one vector per sentence, such as a `TransformersTextEncoder`."""
+
+    @property
+    def sentence_channels(self) -> int:
+        """Width of the vectors."""
+
+    def __call__(self, sentences: Sequence[str]) -> Any:
+        """Return an object whose `sentences` are the vectors, (B, sentence_channels)."""
+
+
 def encode_text_track(
     cues: Sequence[Cue],
-    encoder: Any,
+    encoder: SentenceEncoder,
     *,
     seconds_per_feature: float = 1.0,
     duration: float | None = None,
@@ -35,7 +46,7 @@ def encode_text_track(
 
     Args:
         cues: The cues.
-        encoder: Encoder of the texts, such as a `TransformersTextEncoder`.
+        encoder: Encoder of the texts.
         seconds_per_feature: Seconds between features.
         duration: Duration of the video in seconds, after which cues are ignored. Defaults to the
             end of the last cue.
@@ -76,7 +87,7 @@ def encode_text_track(
     return F.normalize(sums[:, :-1], dim=1).where(said, 0.0).float()
 
 
-def _vectors(texts: Sequence[str], encoder: Any) -> Tensor:
+def _vectors(texts: Sequence[str], encoder: SentenceEncoder) -> Tensor:
     """Encode texts without duplicates, sorted by length to reduce padding."""
     found: dict[str, Tensor] = {}
     different = sorted(dict.fromkeys(texts), key=len)
@@ -101,6 +112,12 @@ class TextTrackFeatures:
     Raises:
         FileError: If the folder cannot be read, or two files have the same id.
         ArgumentError: If a number of seconds is not positive, or there is no track.
+
+    Example:
+        >>> encoder = TransformersTextEncoder("all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> store = TextTrackFeatures("talks", encoder)  # doctest: +SKIP
+        >>> store["opening"].shape  # doctest: +SKIP
+        torch.Size([612, 384])
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tmapdiff._core.arrays import features_bytes
 from tmapdiff._core.checks import check_int, check_no_address, check_range, message, short
 from tmapdiff._core.files import list_visible
+from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._reading import reading
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
@@ -84,10 +87,16 @@ def encode_video(
 
     Raises:
         FeatureError: If features are not finite, for example by overflow in half precision.
+        SizeLimitError: If `source` is frames and their features would exceed the memory limit.
         TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
     """
     with open_video(source, **options) as video:
-        images = (frame.image for frame in video.sample(fps))
+        frames = video.sample(fps)
+        if video.info.codec is None and video.info.duration is not None:
+            # With a wrong frame_rate, frames may last a thousand times longer than intended.
+            shape = (math.ceil(video.info.duration * fps), encoder.feature_dim)
+            check_item_bytes("encode_video", "features of frames", features_bytes(shape, 4))
+        images = (frame.image for frame in frames)
         features = encoder.encode(images, batch_size)
         if not features.isfinite().all():
             raise FeatureError(_not_finite("encode_video", encoder))
@@ -153,7 +162,8 @@ def extract_features(
     JSON if known. Datasets also have `duration`, `num_frames`, `source`, `source_size`,
     `source_mtime_ns`, `source_sha256` and, for damaged videos, `damage`.
 
-    A second run resumes, adds new videos, recomputes changed ones and retries skipped ones.
+    A second run resumes after any interruption, adds new videos, recomputes changed ones and
+    retries skipped ones.
 
     Args:
         videos: A folder, whose files with a video suffix are used, except a .gif next to a video of
