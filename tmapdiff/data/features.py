@@ -191,6 +191,11 @@ class HDF5FeatureStore(_StoredFeatures):
             file declares another `seconds_per_feature`.
         ArgumentError: If `seconds_per_feature` is not positive.
         MissingDependencyError: If h5py is not installed.
+
+    Example:
+        >>> store = HDF5FeatureStore("vgg_rgb.hdf5", seconds_per_feature=1 / 6)  # doctest: +SKIP
+        >>> store["AO8RW"].shape  # doctest: +SKIP
+        torch.Size([198, 4096])
     """
 
     def __init__(

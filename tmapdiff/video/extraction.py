@@ -89,6 +89,9 @@ def encode_video(
         FeatureError: If features are not finite, for example by overflow in half precision.
         SizeLimitError: If `source` is frames and their features would exceed the memory limit.
         TmapdiffError: As `open_video`, `VideoReader.sample` and `FrameEncoder.encode`.
+
+    Example:
+        >>> video = encode_video("cooking.mp4", FrameEncoder("vgg16"), fps=2)  # doctest: +SKIP
     """
     with open_video(source, **options) as video:
         frames = video.sample(fps)
@@ -183,6 +186,11 @@ def extract_features(
         ArgumentError: If there are no videos, two have the same id, or a number is out of range.
         AnnotationError: If an id is not allowed, such as one with a slash.
         MissingDependencyError: If the extra `video` is not installed.
+
+    Example:
+        >>> report = extract_features(  # doctest: +SKIP
+        ...     "videos", FrameEncoder("vgg16", device="cuda"), "vgg16.h5", fps=2, num_workers=4
+        ... )
     """
     who = "extract_features"
     check_range(who, "fps", fps, 0, MAX_FPS, open_low=True)

@@ -62,6 +62,11 @@ class FrameEncoder(nn.Module):
         FileError: If the file `weights` does not exist.
         ArgumentError: If there are `weights` but `pretrained` is False, or a flag is not a bool.
         ShapeError: In the call, if the frames have another shape.
+
+    Example:
+        >>> encoder = FrameEncoder("vgg16", device="cuda", mixed_precision="fp16")  # doctest: +SKIP
+        >>> encoder.encode(images).shape  # doctest: +SKIP
+        torch.Size([26, 4096])
     """
 
     arguments: dict[str, Any] | None = None

@@ -64,6 +64,11 @@ class TransformersFrameEncoder(FrameEncoder):
         ConfigError: If the model does not embed images and texts in one space or the image size
             varies, or the precision is unknown.
         ShapeError: In the call, if the frames have another shape.
+
+    Example:
+        >>> encoder = TransformersFrameEncoder("openai/clip-vit-base-patch32")  # doctest: +SKIP
+        >>> encoder.encode(images).shape  # doctest: +SKIP
+        torch.Size([26, 512])
     """
 
     def __init__(
