@@ -19,7 +19,7 @@ from tmapdiff import (
 )
 from tmapdiff.data.clips import divide_video
 from tmapdiff.export import OnnxLocalizer, export_pipeline
-from tmapdiff.export.runtime import _pool
+from tmapdiff.export.runtime import _pool, _TorchNormal
 from tmapdiff.maps import MultiScaleMapSampler, rank_candidates, rank_candidates_by_expected_hits
 
 from .conftest import KINDS, LENGTH, inputs_of
@@ -31,6 +31,15 @@ class WithoutGraphs(OnnxLocalizer):
     def __init__(self, grid: MapGrid, target: str = "full") -> None:
         self.info = {"target": target, "nms_threshold": 0.49}
         self._set_up_moments(grid.num_clips, grid.num_anchors, grid.num_scales)
+
+
+@pytest.mark.parametrize("count", [16, 40, 448])
+def test_noise_is_that_of_torchs_generator(count):
+    for seed in (0, 123456789):
+        ours, theirs = _TorchNormal(seed), torch.Generator().manual_seed(seed)
+        for _ in range(2):
+            expected = torch.randn(1, count, generator=theirs)[0].numpy()
+            assert np.abs(ours.draw(count) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("target", ["full", "rescaled"])
@@ -101,17 +110,6 @@ def exported(pipes, tmp_path_factory):
         return found[kind]
 
     return export
-
-
-@pytest.fixture(autouse=True)
-def _torch_noise(monkeypatch):
-    """Draw the noise of the pipeline."""
-
-    def draw(seed, samples, cells):
-        source = torch.Generator().manual_seed(seed)
-        return torch.cat([torch.randn(1, cells, generator=source) for _ in range(samples)]).numpy()
-
-    monkeypatch.setattr("tmapdiff.export.runtime._noise", draw)
 
 
 def same_moments(found, expected):

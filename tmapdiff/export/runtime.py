@@ -37,8 +37,8 @@ class OnnxMoment(NamedTuple):
 class OnnxLocalizer:
     """Finds moments with graphs that `export_pipeline` wrote with `format="onnx"`.
 
-    It returns the moments of the pipeline, from other noise. It reads words of a vocabulary, but
-    computes no features of frames or sentences.
+    It returns the same moments as the pipeline, from the same noise. It reads words of a
+    vocabulary, but computes no features of frames or sentences.
 
     Args:
         folder: The folder of the export.
@@ -106,7 +106,7 @@ class OnnxLocalizer:
                 the video equally.
             top_n: Maximum number of moments per query.
             ranking: As for the pipeline. Defaults to the model's ranking.
-            seed: Seed of the noise of each query.
+            seed: Seed of the noise of each query, as for torch's generators.
 
         Shape:
             - features: (T, clip_channels)
@@ -172,11 +172,12 @@ class OnnxLocalizer:
             return self._run("localizer", *given)[0]
         steps, batch = self.info["scheduler"], len(words)
         encoded = self._run("encoder", *given)
-        samples = []
-        for noise in _noise(seed, self.info["num_samples"], self._num_cells):
+        random, samples = _TorchNormal(seed), []
+        for _ in range(self.info["num_samples"]):
+            noise = np.zeros(self._num_cells, np.float32)
+            if not steps["deterministic"]:
+                noise = random.draw(self._num_cells)
             noisy = np.repeat(noise[None], batch, axis=0)
-            if steps["deterministic"]:
-                noisy = np.zeros_like(noisy)
             scaled = noisy * np.float32(steps["input_scale"])
             for timestep, row in zip(steps["timesteps"], steps["coefficients"], strict=True):
                 to_clean, to_noisy, scale, signal = np.float32(row)
@@ -322,5 +323,30 @@ def _pool(
     return np.where(counts > 0, sums / counts.clip(min=1), rows[nearest])
 
 
-def _noise(seed: int, samples: int, cells: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((samples, cells), np.float32)
+class _TorchNormal:
+    """Normal numbers as torch draws them on a CPU with `Generator().manual_seed(seed)`.
+
+    They differ for fewer than 16 numbers, which torch draws in another way.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.RandomState(seed % 2**32)
+
+    def draw(self, count: int) -> np.ndarray:
+        whole = count // 16 * 16
+        numbers = self._uniform(max(count, 16))
+        result = np.zeros(max(count, 16), np.float32)
+        result[:whole] = self._of_pairs(numbers[:whole])
+        if count % 16:
+            result[-16:] = self._of_pairs(self._uniform(16))
+        return result[:count]
+
+    def _uniform(self, count: int) -> np.ndarray:
+        whole = self._random.randint(0, 2**32, size=count, dtype=np.uint64)
+        return (whole & 0xFFFFFF).astype(np.float32) / np.float32(2**24)
+
+    @staticmethod
+    def _of_pairs(numbers: np.ndarray) -> np.ndarray:
+        first, second = np.moveaxis(numbers.reshape(-1, 2, 8), 1, 0)
+        radius, angle = np.sqrt(-2 * np.log(1 - first)), np.float32(2 * np.pi) * second
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
