@@ -41,13 +41,10 @@ def make_files(folder: Path) -> None:
 
     make_files_of_others(folder)
     random = np.random.default_rng(0)
-    features, others = (
-        {
-            video: random.standard_normal((int(2 * duration), width), dtype=np.float32)
-            for video, duration in VIDEOS.items()
-        }
-        for width in (32, 16)
-    )
+    features, others = {}, {}
+    for video, duration in VIDEOS.items():
+        for store, width in ((features, 32), (others, 16)):
+            store[video] = random.standard_normal((int(2 * duration), width), dtype=np.float32)
     for kind in ("npy", "npz", "pt"):
         write_store(folder / kind, kind, features)
     write_store(folder, "hdf5", features).rename(folder / "features.h5")
