@@ -3,6 +3,7 @@ import torch
 from helpers.assertions import refuses
 
 from tmapdiff._core.checks import (
+    check_length,
     check_shape,
     first_line,
     message,
@@ -27,6 +28,13 @@ def test_shapes_bind_and_tie_names():
     with refuses(ShapeError, "f: expected x of shape (B, 2), got list."):
         check_shape("f", "x", [[1, 2]], "B 2")
     assert sizes == {"B": 2, "N": 5}
+
+
+def test_lengths():
+    check_length("f", "xs", [1, 2], 2)
+    for wrong, got in (([1], "1"), ("ab", "str"), (3, "int"), (None, "NoneType")):
+        with refuses(ShapeError, f"f: expected xs to be a list of 2, got {got}."):
+            check_length("f", "xs", wrong, 2)
 
 
 @pytest.mark.parametrize(
