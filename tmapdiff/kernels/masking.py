@@ -1,7 +1,7 @@
 """Shared helpers for maps with invalid cells: checks, filling with zeros, masked statistics."""
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_int, check_shape, message
 from tmapdiff.errors import ConfigError, ShapeError
-from tmapdiff.kernels._derivatives import is_transformed
-from tmapdiff.kernels._launch import why_not_eager
 from tmapdiff.kernels.memory_order import memory_order
 
 EPS = 1e-5  # added to variances
@@ -67,25 +65,7 @@ def fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     mask = of_all_samples(mask)
     if mask is None:
         return x
-    if x.dim() == 4 and mask.dim() == 2 and why_not_eager(x) is None:
-        filled: Tensor = _Filled.apply(x, mask)
-        return filled
-    if x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not is_transformed(x):
-        return x.clone().masked_fill_(~mask.unsqueeze(-3), 0)
     return torch.where(mask.unsqueeze(-3), x, 0)
-
-
-class _Filled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        # Not contiguous(), which would change the memory order.
-        return fill_invalid_(x.clone(), mask)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Linear, so every derivative is the same operation.
-        return fill_invalid(gradient, ctx.saved_tensors[0]), None
 
 
 def fill_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
