@@ -172,6 +172,29 @@ def test_didemo_equals_the_definition(random, count, queries):
     assert found["mIoU"] == pytest.approx(100 * sum(iou for _, iou in expected) / queries)
 
 
+@pytest.mark.parametrize(
+    ("count", "annotators", "expected"),
+    [
+        # Three of four agree with the first moment: the fourth does not count.
+        (6, [(2, 2), (2, 2), (5, 5), (2, 2)], (100, 100, 100)),
+        # Two of four agree, the third marked the second moment: mean rank 4 / 3.
+        (6, [(2, 2), (2, 2), (2, 3), (0, 0)], (0, 100, 100 * (1 + 1 + 1 / 2) / 3)),
+        # Seven annotators: the best three are still three.
+        (6, [*[(2, 2)] * 3, (0, 0), (0, 0), (1, 1), (0, 4)], (100, 100, 100)),
+        # Five segments have 15 moments: rank 15 is the last.
+        (5, [(4, 4)] * 4, (0, 0, 0)),
+    ],
+)
+def test_didemo_on_hand_made_cases(count, annotators, expected):
+    # First (2, 2) and (2, 3), last (4, 4).
+    ranking = sorted(
+        all_segments(count), key=lambda one: (one == (4, 4), one not in [(2, 2), (2, 3)])
+    )
+    metrics = DiDeMoMetrics()
+    metrics.update(torch.tensor([in_seconds(ranking)]), torch.tensor([in_seconds(annotators)]))
+    assert [*metrics.compute().values()] == pytest.approx(expected)
+
+
 def test_didemo_refuses_a_ranking_with_gaps():
     metrics = DiDeMoMetrics()
     expected = "expected a ranking of all moments, got one without 5 to 10 s in row 0."
