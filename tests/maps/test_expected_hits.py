@@ -346,7 +346,8 @@ def test_tables_are_kept_by_what_determines_them():
         assert torch.equal(found.scores, rank_by_expected_hits(**given, target=rescale_iou).scores)
 
 
-def test_large_tables_are_not_kept(monkeypatch):
+def test_few_tables_are_kept_and_no_large_ones(monkeypatch):
+    assert fast._kept_tables.cache_parameters()["maxsize"] < 10
     dense, mask = torch.rand(1, 8, 8), MapGrid(8, 2, 1).dense_mask()
     kept = rank_by_expected_hits(dense, mask, torch.ones(1), target=rescale_iou)
     monkeypatch.setattr(fast, "_LARGEST_KEPT", 1)

@@ -153,7 +153,8 @@ def test_packed_candidates_hand_gradients_to_the_best_scale():
     assert_same(found, expected)
 
 
-def test_candidates_are_kept_safely():
+def test_candidates_of_few_grids_are_kept_safely():
+    assert multiscale.distinct_moments.cache_parameters()["maxsize"] < 100
     multiscale.distinct_moments.cache_clear()
     sampler, packed = MultiScaleMapSampler(GRID), torch.randn(2, GRID.num_cells)
     with torch.inference_mode():

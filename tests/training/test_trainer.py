@@ -34,6 +34,7 @@ from tmapdiff.errors import (
 from tmapdiff.kernels._dispatch import choose_fastest
 from tmapdiff.models import MapLocalizer
 from tmapdiff.training import TrainingConfig
+from tmapdiff.training.trainer import _HostCopy
 
 HEAD = "decoder.decoders.0.head.weight"
 
@@ -190,6 +191,18 @@ def test_gradients_that_go_on_overflowing_end_training(dataset, tmp_path, monkey
     with pytest.raises(ArgumentError, match=text):
         trainer.train()
     assert trainer.checkpoints[-1].name == "epoch-0002"
+
+
+def test_numbers_of_a_step_are_read_one_step_later(dataset, tmp_path, monkeypatch):
+    """Reading them at once would make the host wait for a GPU."""
+    trainer, read = make_trainer(dataset, tmp_path), []
+    monkeypatch.setattr(_HostCopy, "read", lambda copy: read.append(copy) or copy.numbers.tolist())
+    batches = iter(trainer.loader)
+    trainer._step(next(batches))
+    assert read == []
+    first, *_ = trainer._unchecked
+    trainer._step(next(batches))
+    assert read == [first]
 
 
 def test_features_that_are_not_finite_end_training_and_name_the_video(dataset, tmp_path):
