@@ -115,7 +115,7 @@ def test_tf32_is_known_by_its_setting_in_words(matmul) -> None:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("op", ["gate", "stylization", "layer"])
+@pytest.mark.parametrize("op", ["gate", "stylization"])
 def test_results_are_within_reach_of_32_bits(monkeypatch, op: str) -> None:
     """If samples are interleaved in memory, as with durations outermost."""
     pytest.importorskip("triton")
@@ -128,8 +128,7 @@ def test_results_are_within_reach_of_32_bits(monkeypatch, op: str) -> None:
         if op == "gate":
             result = gate_features(x, channels=3, backend=backend)
         else:
-            groups = 2 if op == "stylization" else None
-            result = stylize(x, *styles, num_groups=groups, backend=backend)
+            result = stylize(x, *styles, num_groups=2, backend=backend)
         return [result, *torch.autograd.grad(result, x, torch.ones_like(result))]
 
     assert within_reach(x) is not x
