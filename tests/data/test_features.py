@@ -93,6 +93,10 @@ def test_hdf5_files_that_say_their_rate(tmp_path):
     expected = "expected seconds_per_feature = 0.5, as declared by the store, got 1.0."
     with refuses(FeatureError, f"rgb.hdf5: {expected}"):
         open_feature_store(path, 1)
+    with h5py.File(path, "a") as file:
+        file.attrs["seconds_per_feature"] = np.bytes_(b"often")
+    with refuses(FeatureError, "expected seconds_per_feature to be a number, got 'often'."):
+        open_feature_store(path)
 
 
 def test_a_missing_video(tmp_path, kind):

@@ -13,6 +13,8 @@ from tmapdiff.layers import masked_group_norm
 def test_equals_group_norm_of_the_valid_cells_alone(num_groups: int) -> None:
     x = 3 + 2 * draw(3, 6, 5, 4)
     assert_close(masked_group_norm(x, None, num_groups), F.group_norm(x, num_groups))
+    expected = F.group_norm(x, num_groups, eps=0.5)
+    assert_close(masked_group_norm(x, None, num_groups, eps=0.5), expected)
     masks = draw(3, 5, 4, seed=1) > 0
     result = masked_group_norm(x, masks, num_groups)
     for row, mask in enumerate(masks):

@@ -95,12 +95,13 @@ def test_a_bad_query_is_skipped_too(pipe):
         pipe(GOOD, ["the door", "?!", "person"])
 
 
-def test_scores_that_are_not_finite_are_raised():
-    pipe = make_pipe()
+@pytest.mark.parametrize("parts", [{}, {"durations": [8.0]}], ids=["whole", "in windows"])
+def test_scores_that_are_not_finite_are_raised(parts):
+    pipe = make_pipe(**parts)
     with torch.no_grad():
         next(pipe.localizer.parameters()).fill_(torch.nan)
     with refuses(ArgumentError, "These weights are not finite: "):
-        pipe([GOOD], QUERIES[0], on_error="skip")
+        pipe([make_features(40)], QUERIES[0], on_error="skip")
 
 
 @pytest.mark.parametrize("output_type", ["pt", "np"])
