@@ -16,6 +16,7 @@ from helpers.corpora import CHANNELS, QUERIES, RATE, make_corpus, write
 from helpers.pipelines import make_localizer, make_pictures, make_pipe, write_video
 
 from tmapdiff import FrameEncoder, MomentLocalizationPipeline
+from tmapdiff.data import Annotation
 from tmapdiff.errors import (
     AnnotationError,
     ArgumentError,
@@ -245,6 +246,17 @@ def test_a_folder_of_videos_is_asked_by_their_names(corpus, tmp_path):
     (folder / "a.webm").touch()
     with refuses(ArgumentError, "localize_corpus: expected one video per id, got "):
         run(corpus, tmp_path / "other", **options)
+
+
+def test_moments_are_valid_annotations(corpus, tmp_path):
+    durations = {"video00": 30.53, "video01": 9.999999, "video02": 100 / 3, "video03": 30.530071}
+    columns = {"video_id": [*durations], "duration": [*durations.values()]}
+    videos = write(tmp_path / "videos.parquet", **columns)
+    options = CorpusOptions(top_n=100, ranking="nms")
+    run(corpus, tmp_path / "out", videos=videos, options=options)
+    for (video_id, _), row in rows_of(tmp_path / "out").items():
+        moments = tuple((one["start"], one["end"]) for one in row["moments"])
+        Annotation(0, "v", "q", durations[video_id], moments)
 
 
 def test_a_video_that_fails_is_reported_and_tried_again(corpus, tmp_path):

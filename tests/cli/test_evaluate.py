@@ -48,17 +48,17 @@ def test_each_number_of_steps_is_a_row(passes, corpus, tmp_path):
     assert (summary["num_inference_steps"], list(summary["rows"])) == (1, ["steps 1", "steps 3"])
 
 
-def test_half_precision(passes, corpus, tmp_path, monkeypatch):
-    dtypes, evaluate_localizer = [], recipes.evaluate_localizer
+def test_half_precision_and_a_seed(passes, corpus, tmp_path, monkeypatch):
+    seen, evaluate_localizer = [], recipes.evaluate_localizer
 
-    def spy(localizer, *args, **options):
-        dtypes.append(localizer.dtype)
-        return evaluate_localizer(localizer, *args, **options)
+    def spy(localizer, test_set, sampling, **options):
+        seen.append((localizer.dtype, sampling.seed))
+        return evaluate_localizer(localizer, test_set, sampling, **options)
 
     monkeypatch.setattr(recipes, "evaluate_localizer", spy)
     data = ["--test", corpus.test, "--features", corpus.features, "--output", tmp_path]
-    passes("evaluate", corpus.pipeline, *data, "--dtype", "bfloat16")
-    assert dtypes == [torch.bfloat16]
+    passes("evaluate", corpus.pipeline, *data, "--dtype", "bfloat16", "--seed", 3)
+    assert seen == [(torch.bfloat16, 3)]
 
 
 def test_sets_have_metrics_of_their_own(passes, corpus, tmp_path, monkeypatch):

@@ -372,6 +372,12 @@ def test_checkpoint_that_cannot_be_written_is_one_line(dataset, tmp_path):
         trainer.train()
 
 
+def test_output_folder_that_cannot_be_made_is_one_line(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    with refuses(FileError, "cannot write ", ": Not a directory."):
+        make_trainer(dataset, tmp_path / "file" / "run").train()
+
+
 def test_an_untrusted_checkpoint_runs_no_code(dataset, parts, tmp_path):
     class Payload:
         def __reduce__(self):
