@@ -559,9 +559,17 @@ class TestLinks:
             np.save(tmp_path / name / "A.npy", np.ones((2, 3)))
         return tmp_path / "features", tmp_path / "elsewhere"
 
-    def test_are_followed(self, tmp_path):
+    def test_out_of_a_folder_are_followed_only_if_allowed(self, tmp_path):
         folder, elsewhere = self.folders(tmp_path)
         (folder / "B.npy").symlink_to(elsewhere / "A.npy")
+        store = open_feature_store(folder)
+        with refuses(FileError, "B.npy: expected a file in its folder, got a link to "):
+            store["B"]
+        assert open_feature_store(folder, follow_links=True)["B"].shape == (2, 3)
+
+    def test_within_a_folder_and_to_it_are_followed(self, tmp_path):
+        folder, _ = self.folders(tmp_path)
+        (folder / "B.npy").symlink_to("A.npy")
         (tmp_path / "link").symlink_to(folder, target_is_directory=True)
         assert open_feature_store(tmp_path / "link")["B"].shape == (2, 3)
 

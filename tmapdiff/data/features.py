@@ -92,7 +92,8 @@ class _StoredFeatures:
 
         Raises:
             MissingFeatureError: If there are none.
-            FileError: If they are damaged, unreadable, or (`SizeLimitError`) too large.
+            FileError: If they are damaged, unreadable, behind a link that is not followed, or
+                (`SizeLimitError`) too large.
             FeatureError: If they do not have shape (T, D) with T >= 1 and the store's D, are not
                 numbers or not finite, or lie in another file.
             AnnotationError: If the id is not allowed, such as one with a slash.
@@ -328,9 +329,13 @@ class _FolderFeatureStore(_StoredFeatures):
     _load: Callable[[Path], np.ndarray]
 
     def __init__(
-        self, folder: str | os.PathLike[str], seconds_per_feature: float | None = None
+        self,
+        folder: str | os.PathLike[str],
+        seconds_per_feature: float | None = None,
+        *,
+        follow_links: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder, self.follow_links = Path(folder), follow_links
         self._stated = read_folder_attributes(self.folder)
         self.attributes = self._stated["attributes"]
         self.description = f"{self._suffix} features in folder {self.folder.resolve().name}"
@@ -373,6 +378,10 @@ class _FolderFeatureStore(_StoredFeatures):
         path = self.folder / name
         if not path.is_file():  # reading a pipe, for example, would block
             raise FileError(f"cannot read {path}: it is not a file.")
+        target = path.resolve()
+        if not self.follow_links and not target.is_relative_to(self.folder.resolve()):
+            hint = "Pass follow_links=True to allow it."
+            raise FileError(message(str(path), "a file in its folder", f"a link to {target}", hint))
         return type(self)._load(path)
 
 
@@ -384,6 +393,7 @@ class NpyFeatureStore(_FolderFeatureStore):
         seconds_per_feature: Seconds between features. Defaults to the value in the folder's
             `attributes.json`, which `convert_features` writes; without it, features divide each
             video equally.
+        follow_links: Follow links to files outside the folder.
 
     Attributes:
         attributes: Attributes of all features in `attributes.json`.
@@ -402,7 +412,7 @@ class NpyFeatureStore(_FolderFeatureStore):
 class NpzFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.npz`, under the key `features` (lighthouse, moment_detr).
 
-    `folder`, `seconds_per_feature` and errors are as for `NpyFeatureStore`.
+    `folder`, `seconds_per_feature`, `follow_links` and errors are as for `NpyFeatureStore`.
     """
 
     _suffix = ".npz"
@@ -412,8 +422,8 @@ class NpzFeatureStore(_FolderFeatureStore):
 class PtFeatureStore(_FolderFeatureStore):
     """Features in a folder of `{video_id}.pt`, one tensor each of any precision.
 
-    `folder`, `seconds_per_feature` and errors are as for `NpyFeatureStore`. Code in the files is
-    never run.
+    `folder`, `seconds_per_feature`, `follow_links` and errors are as for `NpyFeatureStore`. Code in
+    the files is never run.
     """
 
     _suffix = ".pt"
@@ -502,7 +512,10 @@ class NormalizedFeatureStore:
 
 
 def open_feature_store(
-    path: str | os.PathLike[str], seconds_per_feature: float | None = None
+    path: str | os.PathLike[str],
+    seconds_per_feature: float | None = None,
+    *,
+    follow_links: bool = False,
 ) -> FeatureStore:
     """Open the features at `path` in any of the formats.
 
@@ -510,6 +523,7 @@ def open_feature_store(
         path: An HDF5 file, or a folder of `.npy`, `.npz` or `.pt` files.
         seconds_per_feature: Seconds between features. Defaults to the value declared by the store;
             without it, features divide each video equally.
+        follow_links: Follow links in a folder to files outside it.
 
     Raises:
         FileError: If `path` does not exist or has no features.
@@ -527,7 +541,7 @@ def open_feature_store(
         suffixes = {one.suffix for one in list_visible(place)} if place.is_dir() else set()
         kinds = [kind for kind in _FOLDER_STORES if kind._suffix in suffixes]
         if len(kinds) == 1:
-            return kinds[0](place, seconds_per_feature)
+            return kinds[0](place, seconds_per_feature, follow_links=follow_links)
         found = " and ".join(kind._suffix for kind in kinds)
         got = f"{found} files in {place}" if found else _contents(place)
     check_no_address("open_feature_store", path)
