@@ -58,6 +58,13 @@ def test_the_strip_reaches_to_the_last_frame_or_moment():
     assert plot_video_strip(video(), TIMES, [(2, 12)]).axes[0].get_xlim() == (0, 12)
 
 
+def test_frames_and_times_in_reverse_do():
+    frames = video(4).numpy()[::-1, ..., ::-1]  # as from BGR
+    figure = plot_video_strip(frames, np.arange(4.0)[::-1])
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert any(np.array_equal(shown, frame) for frame in frames)
+
+
 def test_arrays_lists_and_few_frames_do(tmp_path):
     frames = video(2).numpy()
     figure = plot_video_strip(frames, [0.0, 1.0], [(0, 1)], num_thumbnails=6)
@@ -79,6 +86,7 @@ def test_arrays_lists_and_few_frames_do(tmp_path):
             {"frames": video().float()},
             "at least one frame of uint8, got (20",
         ),
+        (ArgumentError, {"frames": None}, "frames of uint8, got object."),
         (
             ArgumentError,
             {"frames": video()[:0]},

@@ -98,11 +98,17 @@ def plot_video_strip(
 def _checked(
     who: str, frames: Tensor | np.ndarray, timestamps: Tensor | ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(frames, Tensor):
+        frames = np.ascontiguousarray(frames)  # torch has no negative strides, as of BGR to RGB
+        if frames.dtype != np.uint8:
+            raise ArgumentError(message(who, "frames of uint8", frames.dtype))
     images = torch.as_tensor(frames).cpu()
     sizes = check_shape(who, "frames", images, "T H W 3")
     if images.dtype != torch.uint8 or not images.numel():
         got = f"{tuple(images.shape)} of {images.dtype}"
         raise ArgumentError(message(who, "at least one frame of uint8", got))
+    if not isinstance(timestamps, Tensor):
+        timestamps = np.array(timestamps, dtype=np.float64)
     times = torch.as_tensor(timestamps, dtype=torch.float64).cpu()
     check_shape(who, "timestamps", times, "T", {"T": sizes["T"]})
     return images.numpy(), times.numpy()
