@@ -126,6 +126,8 @@ def test_text_features_that_do_not_fit(tmp_path):
         make_pipe(of_tokens, vocabulary=None, text_encoder=clip, text_features="words")
     with refuses(ConfigError, "and nothing else for sentences, got Vocabulary with"):
         make_pipe(text_features="tokens")
+    with refuses(ConfigError, "and nothing else for sentences, got none."):
+        make_pipe(vocabulary=None)
     make_pipe(of_tokens, vocabulary=None, text_encoder=clip).save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "text_features": ["x"]}))

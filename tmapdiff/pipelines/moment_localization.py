@@ -845,7 +845,7 @@ def _misfit_of_text(
         if known == words and text_encoder is None and text_features is None:
             return None
         expected = f"a vocabulary with the model's {words} words, and nothing else for sentences"
-        return expected, got if known is None else f"{got} with {known} words"
+        return expected, got or "none" if known is None else f"{got} with {known} words"
     if not isinstance(text_encoder, TransformersTextEncoder) or vocabulary is not None:
         return "only the text_encoder that the model was trained with", got or "none"
     given = _channels_of_text(encoder, text_encoder, text_features)
