@@ -350,9 +350,12 @@ def test_errors_say_what_is_wrong(corpus, tmp_path):
     flags = write_lines(tmp_path / "b.jsonl", video_id=["a"], duration=[True])
     gaps = write_lines(tmp_path / "c.jsonl", query_id=[1, 2], query=["a", None])
     none, no_path = tmp_path / "none", corpus / "videos.parquet"
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
     for kind, wrong, expected in (
         (FileError, {"videos": none}, f"cannot read {none}: no such file or folder."),
         (FileError, {"videos": text}, f"cannot read {text}: "),
+        (ArgumentError, {"queries": nothing}, f"{nothing}: expected Parquet files, got an empty"),
         (AnnotationError, {"features": ()}, f"{no_path} row 1: expected the field 'path', got the"),
         (ArgumentError, {"videos": twice}, f"{twice}: expected each video_id once, got 'b' again."),
         (ArgumentError, {"queries": empty}, f"{empty} row 2: expected query as str, got None."),

@@ -417,7 +417,9 @@ def _parquet_rows(path: Path, columns: set[str]) -> Iterator[tuple[str, Any]]:
         raise FileError(f"cannot read {path}: no such file or folder.")
     row = 0
     with foreign_errors(FileError, f"cannot read {path}"):
-        for file in ds.dataset(path, format="parquet").files:
+        if not (files := ds.dataset(path, format="parquet").files):
+            raise ArgumentError(message(str(path), "Parquet files", "an empty folder"))
+        for file in files:
             with pq.ParquetFile(file) as table:
                 names = [name for name in table.schema_arrow.names if name in columns]
                 if len(set(names)) < len(names):
