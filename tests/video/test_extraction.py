@@ -271,6 +271,14 @@ def test_damaged_videos_may_be_left_out(tmp_path, folder, encoder):
     assert "cut" not in open_feature_store(tmp_path / "a.h5")
 
 
+def test_a_name_too_long_for_a_store_is_skipped(tmp_path, encoder):
+    names = "a.mp4", f"{'?' * 100}.mp4"  # escaped, 302 bytes
+    videos = [make_video(tmp_path / name, seconds=1) for name in names]
+    report = extract_features(videos, encoder, tmp_path / "a.h5", fps=1)
+    assert report.extracted == ("a",)
+    assert "whose file name has at most 255 bytes" in report.skipped[0].reason
+
+
 def test_models_and_rates_are_not_mixed(tmp_path, encoder):
     make_video(tmp_path / "a.mp4")
     out = tmp_path / "a.h5"

@@ -22,11 +22,11 @@ from tmapdiff._core.checks import check_int, check_no_address, check_range, mess
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._reading import reading
-from tmapdiff.data._video_ids import check_video_id
+from tmapdiff.data._video_ids import check_video_id, file_name
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
-from tmapdiff.video.store_writer import FeatureStoreWriter
+from tmapdiff.video.store_writer import PART, FeatureStoreWriter
 
 # fmt: off
 VIDEO_SUFFIXES = (
@@ -215,7 +215,7 @@ def extract_features(
     with FeatureStoreWriter(out, shared, remarks) as store:
         for video_id, path in paths.items():
             try:
-                check_video_id(who, video_id)
+                file_name(check_video_id(who, video_id), PART)  # may be too long
                 if video_id in store and _is_source(path, store[video_id]):
                     kept.append(video_id)
                 else:

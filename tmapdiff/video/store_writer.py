@@ -25,7 +25,7 @@ from tmapdiff.data._video_ids import (
 from tmapdiff.errors import FeatureError, FileError
 
 Attributes = Mapping[str, str | int | float]
-_PART = ".npz"
+PART = ".npz"
 
 
 class FeatureStoreWriter:
@@ -113,7 +113,7 @@ class FeatureStoreWriter:
         check_video_id("FeatureStoreWriter.write", video_id)
         _in_place(attributes)  # checked here, not only in `finish`
         text: Any = json.dumps(dict(attributes))
-        with written_beside(self.parts / file_name(video_id, _PART), durable=True) as new:
+        with written_beside(self.parts / file_name(video_id, PART), durable=True) as new:
             np.savez(new, features=features, attributes=text)
         self._written[video_id] = dict(attributes)
 
@@ -195,7 +195,7 @@ class FeatureStoreWriter:
                 raise FeatureError(message("FeatureStoreWriter", expected, got, hint))
 
     def _parts(self) -> list[Path]:
-        parts = self.parts.glob(f"*{_PART}")
+        parts = self.parts.glob(f"*{PART}")
         return sorted(part for part in parts if not is_hidden(part.name))
 
     def _leave(self) -> None:
@@ -212,7 +212,7 @@ def _read_part(path: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
     # Opened here, as NumPy leaves damaged files open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
         attributes = dict(json.loads(part["attributes"].item()))
-        return video_id_of(path.name, _PART), part["features"], attributes
+        return video_id_of(path.name, PART), part["features"], attributes
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:
