@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -42,6 +43,13 @@ HEAD = "decoder.decoders.0.head.weight"
 @pytest.fixture(scope="module")
 def dataset() -> MomentDataset:
     return make_dataset()
+
+
+def test_the_progress_bar_shows_the_loss(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    make_trainer(dataset, tmp_path, replace(CONFIG, epochs=1), show_progress=True).train()
+    assert re.search(r"training: .*, loss \d\.\d{4}\]", capsys.readouterr().err)
 
 
 @pytest.mark.train

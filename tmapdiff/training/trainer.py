@@ -160,6 +160,7 @@ class Trainer:
         self._requests = _HostCopy(torch.zeros(2))
         # The last step's loss and gradient norm, its number and its batch.
         self._unchecked: tuple[_HostCopy, int, MomentBatch] | None = None
+        self._shown_loss = math.nan
 
         self.accelerator = self._make_accelerator(device)
         self._is_sharded = prepare_sharding(self.accelerator)
@@ -511,6 +512,7 @@ class Trainer:
             weights = GatheredWeights(self._unwrapped) if self._is_sharded else self._unwrapped
             self.ema.update(weights, step=progress.step)
             pairs += len(batch) * self.accelerator.num_processes
+            bar.set_postfix_str(f"loss {self._shown_loss:.4f}", refresh=False)
             bar.update()
             if progress.batch < len(self.loader):
                 if self._agreed_requests()[0]:
@@ -632,6 +634,7 @@ class Trainer:
             return
         (on_host, step, batch), self._unchecked = self._unchecked, None
         loss, norm = on_host.read()
+        self._shown_loss = loss
         overflows = self.accelerator.scaler is not None and math.isfinite(loss)
         if math.isfinite(loss) and math.isfinite(norm):
             self.progress.skipped = 0
