@@ -6,12 +6,19 @@ import pytest
 import torch
 from helpers.assertions import refuses
 
-from tmapdiff._core.files import remove_folder, written_beside
+from tmapdiff._core.files import list_visible, remove_folder, written_beside
 from tmapdiff.errors import ArgumentError, FileError
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("made", [["a1", "a01", "a2", "a10"], ["a10", "a2", "a01", "a1"]])
+def test_files_are_in_natural_order_however_they_were_made(tmp_path, made):
+    for name in made:
+        (tmp_path / name).touch()
+    assert [path.name for path in list_visible(tmp_path)] == ["a01", "a1", "a2", "a10"]
 
 
 def test_file_appears_when_the_block_succeeds(tmp_path):

@@ -128,8 +128,9 @@ def is_hidden(name: str) -> bool:
 def list_visible(folder: str | os.PathLike[str]) -> list[Path]:
     """List the contents of a folder without hidden files, `film10` after `film9`."""
 
-    def natural(path: Path) -> list[str | int]:
-        return [int(one) if one.isdecimal() else one for one in re.split(r"(\d+)", path.name)]
+    def natural(path: Path) -> tuple[list[str | int], str]:
+        parts = re.split(r"(\d+)", path.name)
+        return [int(one) if one.isdecimal() else one for one in parts], path.name
 
     try:
         visible = (path for path in Path(folder).iterdir() if not is_hidden(path.name))
