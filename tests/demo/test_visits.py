@@ -3,13 +3,16 @@
 import json
 import warnings
 import wave
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 from helpers.text_encoders import tiny_text_encoder
+from helpers.videos import write_video
 
 from tmapdiff import MomentLocalizationPipeline
 from tmapdiff.demo import DemoLimits
+from tmapdiff.video import probe_video
 
 
 @pytest.fixture
@@ -88,6 +91,16 @@ def test_status_lines_are_text():
     from tmapdiff.demo.visits import line
 
     assert "<script>" not in line("<script>alert(1)</script>")
+
+
+def test_a_long_video_is_refused_whose_header_states_no_length(visits, tmp_path):
+    path = tmp_path / "recorded.mkv"  # as browsers record
+    base, live = Fraction(1, 1000), {"live": "1"}
+    write_video(path, range(5), rate=1, time_base=base, container_options=live)
+    assert probe_video(path).duration is None
+    assert "is ready" in visits(VIDEOS, max_seconds=4).upload(str(path))[2]
+    said = visits(VIDEOS, max_seconds=2).upload(str(path))[2]
+    assert "recorded.mkv: expected a video of at most 2 seconds, got 3 seconds." in said
 
 
 def test_what_is_refused(visits, tmp_path):

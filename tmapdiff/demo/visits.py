@@ -3,7 +3,9 @@
 import html
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.errors import TmapdiffError, VideoError
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.video import probe_video
+from tmapdiff.video.decoding import require_av
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,8 +61,11 @@ class Visits:
         info, most = probe_video(path), self.limits.max_seconds
         if not info.has_video:
             raise VideoError(message(path.name, "a video", "a file without frames"))
-        if info.duration is not None and info.duration > most:
-            expected, got = (f"{seconds:.0f} seconds" for seconds in (most, info.duration))
+        duration = info.duration or 0.0
+        if duration <= most:
+            duration = max(duration, _seconds_of_packets(path))
+        if duration > most:
+            expected, got = (f"{seconds:.0f} seconds" for seconds in (most, duration))
             hint = "Cut it to the part you need."
             raise VideoError(message(path.name, f"a video of at most {expected}", got, hint))
 
@@ -100,6 +106,18 @@ class Visits:
         if features.damage:
             notes.append(f"Part of the video is damaged: {features.damage}.")
         yield line(" ".join(notes)), found
+
+
+def _seconds_of_packets(path: Path) -> float:
+    """Return the seconds between first and last frame, as headers may lack or misstate them."""
+    av, first, last = require_av(), math.inf, -math.inf
+    # Of a damaged file, the part before the damage counts.
+    with suppress(av.error.FFmpegError, OSError, ValueError), av.open(str(path)) as file:
+        for packet in file.demux(file.streams.best("video")):
+            if packet.pts is not None:
+                time = float(packet.pts * packet.time_base)
+                first, last = min(first, time), max(last, time)
+    return max(last - first, 0.0)
 
 
 def _word(error: Exception, path: Path) -> str:
