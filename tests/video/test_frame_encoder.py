@@ -172,6 +172,7 @@ def test_a_preprocessing_unlike_timm_s(tmp_path):
         {"input_size": [3, 100_000, 100_000]},
         {"input_size": [3, 1.5, 64]},
         {"input_size": 160},
+        {"input_size": [3, 160]},
         {"crop_pct": 1e-9},
         {"crop_pct": "all"},
         {"mean": []},

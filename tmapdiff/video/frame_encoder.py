@@ -340,7 +340,7 @@ def _check_name(who: str, name: str) -> None:
 def _check_preprocessing(place: str, config: dict[str, Any]) -> None:
     """Refuse settings beyond those of timm's models, such as sizes that would fill the memory."""
     channels, *sides = config["input_size"]
-    is_known = set(config) <= _PREPROCESSING and channels == 3
+    is_known = set(config) <= _PREPROCESSING and channels == 3 and len(sides) == 2
     is_known = is_known and all(isinstance(side, int) for side in sides)
     crop = config.get("crop_pct", 1.0)
     if not is_known or not has_small_numbers(config) or not crop >= _SMALLEST_CROP:
