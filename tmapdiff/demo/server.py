@@ -52,7 +52,8 @@ def launch_demo(
     if pipeline.frame_encoder is None and not pipeline.takes_text_tracks:
         hint = "This pipeline takes features, but the demo needs videos or text tracks."
         raise ConfigError(message("the demo", "a pipeline with a frame encoder", "none", hint))
-    with foreign_errors(FileError, f"the demo: cannot listen on {host}"), socket.socket() as trial:
+    where = host if port is None else f"port {port} of {host}"
+    with foreign_errors(FileError, f"the demo: cannot listen on {where}"), socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         trial.bind((host, port or 0))
     with (
