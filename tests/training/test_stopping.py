@@ -57,16 +57,19 @@ def test_other_threads_than_the_main_one_get_no_signals():
 
 
 WORKER = """
-import os, signal
-from tmapdiff.training._stopping import ignore_signals_in_worker
-ignore_signals_in_worker()
+import os, signal, time
+from tmapdiff.training import _stopping
+_stopping._SECONDS_TO_FINISH = 0.3
+_stopping.ignore_signals_in_worker()
 os.kill(os.getpid(), signal.SIGINT)
 os.kill(os.getpid(), signal.SIGTERM)
-print("alive")
+print("alive", flush=True)
+time.sleep(50)
 """
 
 
 @pytest.mark.process
-def test_workers_outlive_signals():
-    found = subprocess.check_output([sys.executable, "-c", WORKER], text=True)
-    assert found == "alive\n"
+def test_workers_outlive_signals_for_a_while():
+    done = subprocess.run([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, timeout=60)
+    assert done.stdout == b"alive\n"
+    assert done.returncode == 128 + signal.SIGTERM

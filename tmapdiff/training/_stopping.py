@@ -1,5 +1,6 @@
 """Graceful shutdown on SIGTERM and SIGINT."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -8,6 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_TO_FINISH = 30.0
 
 
 class SignalGuard:
@@ -42,12 +44,18 @@ class SignalGuard:
 
 
 def ignore_signals_in_worker(_worker: int = 0) -> None:
-    """Make a data worker outlive stop signals, as the last step needs it.
+    """Keep a data worker alive for a while after stop signals, as the last step needs it.
 
-    Terminals and schedulers signal all processes together. The training process ends its workers.
+    Terminals and schedulers signal all processes together. A worker that hangs must end at last.
     """
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+
+    def end_soon(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(_SECONDS_TO_FINISH, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_soon)
 
 
 def end_workers(loader: Any) -> None:
