@@ -4,6 +4,7 @@ A hook of MkDocs: it replaces the entry `API: api/` of `nav` in mkdocs.yml. A mo
 `ORDER` comes after those of its package.
 """
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,6 @@ from typing import Any
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-
-from tmapdiff._core.lazy import homes_of_names
 
 ROOT = Path(__file__).parents[2]
 PLACE = "api/"
@@ -141,8 +140,10 @@ def module_page(module: griffe.Module) -> str:
 
 def overview(package: griffe.Module) -> str:
     """Markdown of the first page: every name of `tmapdiff` itself, in the order the data flows."""
-    homes = homes_of_names("tmapdiff", str(package.filepath))
-    rows = "\n".join(_row(package[f"{home}.{name}"]) for name, home in homes.items())
+    homes = ast.literal_eval(str(package["_NAMES"].value))
+    rows = "\n".join(
+        _row(package[f"{home}.{name}"]) for home, names in homes.items() for name in names.split()
+    )
     return (
         "# API reference\n\nThese names are imported from `tmapdiff` itself, in the order the data "
         "flows. The pages beside them document one module each: what it is for, arguments, shapes, "

@@ -77,6 +77,8 @@ def test_objective():
     assert found.objective == "bce-full"
     with pytest.warns(UserWarning, match=r"the IoU from \[0.5, 1\], and not from \[0.3, 1"):
         assert ms2dtan_config(changed({"LOSS.PARAMS.MIN_IOU": 0.3})).objective == "bce-rescaled"
+    with pytest.warns(UserWarning, match=r"LOSS.NAME = 'focal' has no counterpart"):
+        ms2dtan_config(changed({"LOSS.NAME": "focal"}))
 
 
 def test_clips_that_divide_each_video():

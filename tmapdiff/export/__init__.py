@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from tmapdiff._core.lazy import homes_of_names, loaded_when_used
+from tmapdiff._core.lazy import loaded_when_used
 
 if TYPE_CHECKING:
     from tmapdiff.export.exporting import FORMATS as FORMATS
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from tmapdiff.export.exporting import export_pipeline as export_pipeline
     from tmapdiff.export.runtime import OnnxLocalizer as OnnxLocalizer
 
-_HOMES = homes_of_names(__name__, __file__)
+_HOMES = {
+    "export_pipeline": "exporting",
+    "ExportReport": "exporting",
+    "FORMATS": "exporting",
+    "OnnxLocalizer": "runtime",
+}
 
 __all__ = [*_HOMES]
 

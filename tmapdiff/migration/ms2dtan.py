@@ -236,8 +236,8 @@ class _Fields:
         return check_range(self.who, name, _number(self.take(name)), 0, open_low=True)
 
     def expect(self, name: str, *supported: Any) -> Any:
-        """Take a field that must have a supported value; the first is the default."""
-        value = self.take(name, supported[0])
+        """Take a field that must have a supported value; if there is only one, it may lack."""
+        value = self.take(name, supported[0] if len(supported) == 1 else _MISSING)
         if value not in supported:
             expected = f"{name} to be {' or '.join(map(repr, supported))}"
             raise ConfigError(message(self.who, expected, repr(value)))
@@ -334,6 +334,10 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
 
 
 def _read_objective(fields: _Fields) -> str:
+    for name, own in (("LOSS.NAME", "bce_rescale_loss"), ("LOSS.PARAMS.BIAS", 0)):
+        if (value := fields.take(name, own)) != own:
+            text = f"{name} = {value!r} has no counterpart; training here has {own!r}."
+            warnings.warn(f"{fields.who}: {text}", stacklevel=3)
     low, high = fields.take("LOSS.PARAMS.MIN_IOU", 0.5), fields.take("LOSS.PARAMS.MAX_IOU", 1)
     if (low, high) == (0, 1):
         return "bce-full"
