@@ -116,3 +116,13 @@ def test_what_is_refused(visits, tmp_path):
     *_, (said, answer) = one.ask("a red circle", 1, 1, False, source)
     assert "There is no file to search yet" in said
     assert answer == ""
+
+
+def test_packets_are_those_of_the_file_and_not_of_others_that_it_names(visits, tmp_path):
+    from tmapdiff.demo.visits import _seconds_of_packets
+
+    write_video(tmp_path / "other.ts", [Fraction(n, 10) for n in range(20)], format="mpegts")
+    playlist = tmp_path / "playlist.mp4"
+    playlist.write_text("ffconcat version 1.0\nfile other.ts\n")
+    assert _seconds_of_packets(tmp_path / "other.ts") == pytest.approx(1.9, abs=0.2)
+    assert _seconds_of_packets(playlist) == 0

@@ -19,7 +19,7 @@ from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.errors import TmapdiffError, VideoError
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.video import probe_video
-from tmapdiff.video.decoding import require_av
+from tmapdiff.video.decoding import open_container, require_av
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _seconds_of_packets(path: Path) -> float:
     """Return the seconds between first and last frame, as headers may lack or misstate them."""
     av, first, last = require_av(), math.inf, -math.inf
     # Of a damaged file, the part before the damage counts.
-    with suppress(av.error.FFmpegError, OSError, ValueError), av.open(str(path)) as file:
+    with suppress(av.error.FFmpegError, OSError, ValueError), open_container(path) as file:
         for packet in file.demux(file.streams.best("video")):
             if packet.pts is not None:
                 time = float(packet.pts * packet.time_base)

@@ -240,6 +240,12 @@ def require_av() -> Any:
     return require("av", extra="video", purpose="decoding videos")
 
 
+def open_container(source: _File) -> Any:
+    """Open a file with PyAV, as video or sound only: FFmpeg also reads playlists of other files."""
+    options = {"format_whitelist": _FORMATS}
+    return require_av().open(_av_file(source), options=options, metadata_errors="replace")
+
+
 def probe_video(source: VideoSource, **options: Any) -> VideoInfo:
     """Return the properties of a video; a file with only sound has none.
 
@@ -287,11 +293,8 @@ class _AvReader(VideoReader):
         # that closes the decoder holds the lock and waits for it. torchvision before 0.26 turns
         # logging on.
         self._av.logging.set_level(None)
-        options = {"format_whitelist": _FORMATS}
         try:
-            self._container: Any = self._av.open(
-                _av_file(source), options=options, metadata_errors="replace"
-            )
+            self._container: Any = open_container(source)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             got = f"something else ({first_line(error)})"
             raise VideoError(message(name, "a video", got)) from error
