@@ -1,4 +1,4 @@
-"""Keeps the page and its server from contacting other hosts."""
+"""Keeps the page from contacting other hosts, and the server from serving what they have."""
 
 from typing import Any
 from urllib.parse import unquote
@@ -10,7 +10,7 @@ _POLICY = (
 
 
 class SameHostOnly:
-    """ASGI middleware: browsers load only from this server, which fetches no URLs for them."""
+    """ASGI middleware: browsers load only from this server, and request no URLs as its files."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
