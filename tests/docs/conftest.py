@@ -25,6 +25,7 @@ def make_files(folder: Path) -> None:
     - `glove.txt`: word vectors of 8 numbers
     - `run/metrics.json`: what a run of `tmapdiff train` left, made up
     - `helpers.migration.make_files_of_others`: files in the forms of other projects
+    - `docs/`: this documentation
     - `model_card_template.md`: the file of that name in `docs`
     """
     queries = (
@@ -52,6 +53,7 @@ def make_files(folder: Path) -> None:
     rows = (f"{word} {' '.join(f'{x:.3f}' for x in random.standard_normal(8))}\n" for word in WORDS)
     (folder / "glove.txt").write_text("".join(rows))
 
+    (folder / "docs").symlink_to(ROOT / "docs")
     shutil.copy(ROOT / "docs" / "model_card_template.md", folder)
     (folder / "run" / "pipeline").mkdir(parents=True)
     names = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
