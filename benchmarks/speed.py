@@ -94,17 +94,6 @@ def describe(setting: Setting) -> dict[str, Any]:
     }
 
 
-def default_output(names: Sequence[str], setting: Setting) -> Path:
-    """Return a file name with suites, device and dtypes."""
-    device = "cpu"
-    if setting.on_gpu:
-        device = torch.cuda.get_device_name(setting.device).lower().replace(" ", "-")
-    dtypes = "+".join(map(dtype_name, setting.dtypes))
-    suites = "all" if len(names) >= len(SUITES) else "+".join(names)
-    quick = "--quick" if setting.quick else ""
-    return Path("runs") / "speed" / f"{suites}--{device}--{dtypes}{quick}.json"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "operations_per_second": {dtype_name(dtype): rates[dtype] for dtype in rates},
         },
     }
-    output = args.output or default_output(names, setting)
+    name = "-".join([*args.suite, device.type, *dtypes, *(["quick"] if args.quick else [])])
+    output = args.output or Path("runs", "speed", f"{name}.json")
 
     def save(records: list[Record]) -> None:
         with written_beside(output) as new:

@@ -31,7 +31,8 @@ def print_records(records: Sequence[Record]) -> None:
     if all(one.median_us is None and one.error is None for one in records):
         print(f"\n{first.suite}: {first.case}")
         for one in records:
-            print(f"  {one.backend}, {shape_text(one)}: {_peak(one)}")
+            peak = f"{one.peak_mib:.1f} MiB, {one.ratio_to_reference:.3f} of the first"
+            print(f"  {one.backend}, {shape_text(one)}: {peak}")
         return
     print(f"\n{first.suite}: {first.case}, {shape_text(first)}".rstrip(", "))
     for cells in [tuple(_COLUMNS), *map(_cells, records)]:
@@ -76,7 +77,3 @@ def _cells(one: Record) -> Sequence[str]:
 
 def _number(value: float | None, form: str = ".3g") -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-def _peak(one: Record) -> str:
-    return f"{one.peak_mib:.1f} MiB, {one.ratio_to_reference:.3f} of the first"

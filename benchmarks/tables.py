@@ -98,13 +98,7 @@ METRICS = ("Rank1@0.5", "Rank1@0.7", "Rank5@0.5", "Rank5@0.7", "mIoU")
 QVHIGHLIGHTS, SIMILARITY = "qvhighlights", "qvhighlights-similarity"
 PARTS, CURVE = "qvhighlights-parts", "qvhighlights-curve"
 SETS, SAMPLING = "qvhighlights-sets", "qvhighlights-sampling"
-PRESENCE = "qvhighlights-presence"
-MADE_UP_SETS = "made-up-sets"
-# Of tables that are not of Charades-STA.
-DATA_SETS = {"2": "didemo", MADE_UP_SETS: MADE_UP_SETS}
-DATA_SETS |= dict.fromkeys(
-    (QVHIGHLIGHTS, SIMILARITY, PARTS, CURVE, SETS, SAMPLING, PRESENCE), QVHIGHLIGHTS
-)
+PRESENCE, MADE_UP_SETS = "qvhighlights-presence", "made-up-sets"
 TARGET, STEPS, LENGTHS = "target", "steps", "lengths"
 OBJECTIVES = ("bce-rescaled", "bce-full", "mse-full", "mse-rescaled", "l1-full", "huber-full")
 QVHIGHLIGHTS_METRICS = (
@@ -421,6 +415,12 @@ def split_lengths(data: LocalizationData, trained_on: str) -> LocalizationData:
     return replace(data, train=train, test=test)
 
 
+def dataset_of(table: str) -> str:
+    if table.startswith(QVHIGHLIGHTS):
+        return QVHIGHLIGHTS
+    return {"2": "didemo", MADE_UP_SETS: MADE_UP_SETS}.get(table, "charades-sta")
+
+
 def run(row: Row, seed: int, terms: Terms) -> dict[str, Any]:
     """Train and evaluate one row with one seed; the result is also written as JSON."""
     torch.set_num_threads(terms.threads)
@@ -621,7 +621,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--print-only", action="store_true", help="train nothing; print what there is")
     args = parser.parse_args(arguments)
 
-    datasets = {DATA_SETS.get(table, "charades-sta") for table in args.table}
+    datasets = {dataset_of(table) for table in args.table}
     if len(datasets) > 1:
         raise ArgumentError("tables: expected tables of one data set, got those of several.")
     (dataset,) = datasets

@@ -139,7 +139,7 @@ def test_files_are_named_by_suites_device_and_dtypes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SUITES, "kernels", suite_of(GOOD))
     speed.main([*QUICK, "--suite", "kernels", "--dtype", "float32", "bfloat16"])
-    assert (tmp_path / "runs/speed/kernels--cpu--float32+bfloat16--quick.json").exists()
+    assert (tmp_path / "runs/speed/kernels-cpu-float32-bfloat16-quick.json").exists()
 
 
 def test_impossible_wishes_are_refused():
