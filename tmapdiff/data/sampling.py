@@ -6,7 +6,6 @@ All depend only on seed, epoch and position, and are the same in every process a
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -113,20 +112,10 @@ class SeededSamples(Dataset[Any]):
 
     def __getitem__(self, key: SampleKey) -> Any:
         index, seed = key
-        with _drawing_from(seed):
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
+            if get_worker_info() is not None:
+                # Nothing else in a worker uses these, and restoring them would be slow.
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+                random.seed(seed)
             return self.dataset[index]
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    generator = torch.default_generator  # torch.manual_seed would seed GPUs too
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    if get_worker_info() is not None:
-        # Nothing else in a worker uses these, and restoring them would be slow.
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)

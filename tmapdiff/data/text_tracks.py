@@ -3,9 +3,9 @@
 import html
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ def load_text_track(path: str | os.PathLike[str]) -> tuple[Cue, ...]:
     for who, start, end, text in found:
         if end < start:
             raise AnnotationError(message(who, "a cue that ends after its start", f"{end:g} s"))
-        if end > start and text:
-            cues.append(Cue(start, end, text))
+        line = " ".join(text.split())
+        if end > start and line:
+            cues.append(Cue(start, end, line))
     if not cues:
         raise AnnotationError(message(str(path), "timed texts", "none"))
     return tuple(sorted(cues, key=lambda cue: (cue.start, cue.end)))
@@ -91,7 +92,7 @@ def _json_cues(path: Path) -> _Found:
         text: Any = field(who, record, "text")
         if not isinstance(text, str):
             raise AnnotationError(message(who, "text to be a text", shown(text)))
-        yield who, start, end, " ".join(text.split())
+        yield who, start, end, text
 
 
 def _timed_cues(path: Path, suffix: str) -> _Found:
@@ -105,13 +106,14 @@ def _timed_cues(path: Path, suffix: str) -> _Found:
             raise AnnotationError(message(who, expected, shown(lines[place])))
         content = lines[place + 1 : after]
         if suffix == ".vtt":  # a blank line ends it
-            text = _plain(_before_blank(content), _without_entities)
+            text = _without_entities(_TAG.sub("", " ".join(takewhile(str.strip, content))))
         else:
             # Blank lines may be inside. The last line is the number of the next cue.
             if content and after < len(lines) and content[-1].strip().isdecimal():
                 content.pop()
-            text = _plain(content, _without_override)
-        yield who, _seconds(times, "start"), _seconds(times, "end"), text
+            text = _OVERRIDE.sub("", _TAG.sub("", " ".join(content)))
+        start, end = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
+        yield who, start, end, text
 
 
 def _places(lines: list[str], suffix: str) -> Iterator[int]:
@@ -126,16 +128,6 @@ def _places(lines: list[str], suffix: str) -> Iterator[int]:
             yield place
 
 
-def _before_blank(lines: list[str]) -> list[str]:
-    blank = next((index for index, line in enumerate(lines) if not line.strip()), len(lines))
-    return lines[:blank]
-
-
-def _plain(lines: Iterable[str], clean: Any) -> str:
-    """Join lines without tags."""
-    return " ".join(clean(_TAG.sub("", " ".join(lines))).split())
-
-
 def _without_entities(text: str) -> str:
     try:
         return html.unescape(text)
@@ -143,23 +135,15 @@ def _without_entities(text: str) -> str:
         return text
 
 
-def _without_override(text: str) -> str:
-    return _OVERRIDE.sub("", text)
-
-
-def _seconds(times: re.Match[str], name: str) -> float:
-    hours, minutes, seconds, fraction = (
-        times[f"{name}_{part}"] for part in ("hours", "minutes", "seconds", "fraction")
-    )
+def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str | None) -> float:
     whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
     return whole + int((fraction or "0").ljust(3, "0")) / 1000
 
 
 _NEW_LINE = re.compile(r"\r\n|\n|\r")
-_TIME = r"(?:(?P<{0}_hours>[0-9]{{1,6}}):)?(?P<{0}_minutes>[0-9]{{1,2}}):"
-_TIME += r"(?P<{0}_seconds>[0-9]{{2}})(?:[.,](?P<{0}_fraction>[0-9]{{1,3}}))?"
+_TIME = r"(?:([0-9]{1,6}):)?([0-9]{1,2}):([0-9]{2})(?:[.,]([0-9]{1,3}))?"
 # Settings, or a place on the screen, may follow the times.
-_TIMES = re.compile(rf"\s*{_TIME.format('start')}\s*-->\s*{_TIME.format('end')}(?!\S)")
+_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?!\S)")
 # <i>, </c>, <v Ann>, <c.yellow>, <00:01:02.500>, <font color="red">; not `3 < 4 and 5 > 4`.
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<[0-9:.]+>")
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # {\an8}
