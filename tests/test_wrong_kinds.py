@@ -149,7 +149,7 @@ MADE = {
 RESULTS = {
     "SchedulerRun",
     "ExportReport", "ExtractionReport",
-    "AnnotationReport", "CorpusReport", "DenoisingStep", "DroppedLine", "Evaluation",
+    "AnnotationReport", "CorpusReport", "DenoisingStep", "Evaluation",
     "EncoderMatch", "LocalizedMoment", "MomentBatch", "MomentLocalizationOutput", "MomentSample",
     "MS2DTANExperiment", "Progress", "Results", "SampledFrame", "ShapeAction", "ShapeVideo",
     "VideoInfo",

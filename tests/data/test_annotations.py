@@ -7,7 +7,7 @@ from helpers.assertions import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmapdiff.data import Annotation, AnnotationReport, AnnotationSet, DroppedLine
+from tmapdiff.data import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.errors import AnnotationError, ArgumentError
 
 
@@ -134,8 +134,9 @@ def test_split_errors():
 
 
 def test_report_reads_as_one_line():
-    dropped = tuple(DroppedLine(line, "start not before end") for line in range(1, 8))
-    report = AnnotationReport("file.txt", 12408, 12401, 1805, (*dropped, DroppedLine(9, "late")))
+    dropped = {"start not before end": tuple(range(1, 8)), "late": (9,)}
+    report = AnnotationReport("file.txt", 12408, 12401, 1805, dropped)
+    assert {AnnotationSet([], report), AnnotationSet([], report)} == {AnnotationSet([], report)}
     assert str(report) == (
         "file.txt: 12,408 lines, 12,401 kept; 1,805 ends clipped to the video's end; "
         "7 moments dropped: start not before end (lines 1, 2, 3, 4, 5, ...); "

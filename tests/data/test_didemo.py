@@ -110,4 +110,4 @@ def test_the_official_files(data_root, split, queries, videos, five_segments, an
     assert {len(item.moments) for item in found} == annotators
     legal = {(5.0 * s, 5.0 * e) for s, e in product(range(7), repeat=2) if s < e <= 6}
     assert {moment for item in found for moment in item.moments} <= legal
-    assert found.report.dropped == ()
+    assert found.report.dropped == {}

@@ -95,10 +95,10 @@ def test_both_ends_are_cut_to_the_video_and_counted(tmp_path, format):
     ]  # fmt: skip
     report = found.report
     assert (report.lines, report.kept, report.cut_starts, report.cut_ends) == (6, 4, 2, 2)
-    assert [(one.line, one.reason) for one in report.dropped] == [
-        (5, "ends before the video's start"),
-        (6, "starts after the video's end"),
-    ]
+    assert report.dropped == {
+        "ends before the video's start": (5,),
+        "starts after the video's end": (6,),
+    }
     assert "2 starts clipped to 0; 2 ends clipped to the video's end; 1 moments dropped" in str(
         report
     )

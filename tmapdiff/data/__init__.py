@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tmapdiff._core.lazy import loaded_when_used
 from tmapdiff.data.activitynet import load_activitynet_captions, load_tacos
-from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
+from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.data.charades import CharadesVideo, load_charades_actions, load_charades_sta
 from tmapdiff.data.didemo import SEGMENT_SECONDS, keep_consensus, load_didemo
 from tmapdiff.data.formats import (
@@ -48,7 +48,6 @@ __all__ = [  # noqa: RUF022
     "Annotation",
     "AnnotationReport",
     "AnnotationSet",
-    "DroppedLine",
     "load_charades_sta",
     "load_didemo",
     "SEGMENT_SECONDS",

@@ -8,6 +8,7 @@ AnnotationError if the content is wrong. `who` names the file and the line or re
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -18,7 +19,7 @@ from tmapdiff._core.checks import check_choice, check_no_address, first_line, me
 from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
 from tmapdiff._core.numbers import finite_number
 from tmapdiff.data._video_ids import check_video_id
-from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, DroppedLine
+from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
 from tmapdiff.errors import AnnotationError, FileError
 
 Parts = Mapping[str, Sequence[str]]
@@ -34,7 +35,7 @@ class AnnotationCollector:
         self.cut_starts = 0
         self.cut_ends = 0
         self.annotations: list[Annotation] = []
-        self.dropped: list[DroppedLine] = []
+        self.dropped: dict[str, list[int]] = defaultdict(list)
         self._places: dict[int | str, str] = {}  # places of queries in the file, by qid
 
     def add(
@@ -58,11 +59,11 @@ class AnnotationCollector:
         kept: list[tuple[float, float]] = []
         for start, end in moments:
             if start >= end:
-                self.dropped.append(DroppedLine(line, "start not before end"))
+                self.dropped["start not before end"].append(line)
             elif start >= duration:
-                self.dropped.append(DroppedLine(line, "starts after the video's end"))
+                self.dropped["starts after the video's end"].append(line)
             elif end <= 0:
-                self.dropped.append(DroppedLine(line, "ends before the video's start"))
+                self.dropped["ends before the video's start"].append(line)
             else:
                 self.cut_starts += start < 0
                 self.cut_ends += end > duration
@@ -87,7 +88,7 @@ class AnnotationCollector:
             self.lines,
             len(self.annotations),
             self.cut_ends,
-            tuple(self.dropped),
+            {reason: tuple(lines) for reason, lines in self.dropped.items()},
             cut_starts=self.cut_starts,
             without_moment=sum(not item.moments for item in self.annotations),
         )

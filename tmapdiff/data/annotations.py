@@ -3,8 +3,8 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, overload
 
@@ -70,19 +70,6 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class DroppedLine:
-    """A line or record of an annotation file of which a moment was dropped.
-
-    Attributes:
-        line: Its number, from 1.
-        reason: The reason, in a few words.
-    """
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class AnnotationReport:
     """What was kept, changed and dropped while reading an annotation file.
 
@@ -93,7 +80,7 @@ class AnnotationReport:
         lines: Number of nonblank lines, or of records in a JSON file.
         kept: Number of annotations.
         cut_ends: Number of moments that were clipped to the end of their video.
-        dropped: Lines of dropped moments, with reasons.
+        dropped: Lines (or records, from 1) of dropped moments, by reason.
         without_features: Number of annotations that `AnnotationSet.restrict_to` left out.
         missing_videos: Videos that the feature store lacks.
         cut_starts: Number of moments that were clipped to the start of their video.
@@ -106,7 +93,7 @@ class AnnotationReport:
     lines: int
     kept: int
     cut_ends: int = 0
-    dropped: tuple[DroppedLine, ...] = ()
+    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     without_features: int = 0
     missing_videos: tuple[str, ...] = ()
     cut_starts: int = 0
@@ -122,8 +109,7 @@ class AnnotationReport:
             facts.append(f"{self.cut_starts:,} starts clipped to 0")
         if self.cut_ends:
             facts.append(f"{self.cut_ends:,} ends clipped to the video's end")
-        for reason in dict.fromkeys(drop.reason for drop in self.dropped):
-            lines = [drop.line for drop in self.dropped if drop.reason == reason]
+        for reason, lines in self.dropped.items():
             facts.append(f"{len(lines):,} moments dropped: {reason} (lines {_listed(lines)})")
         if self.without_features:
             videos = f"{len(self.missing_videos):,} videos ({_listed(self.missing_videos)})"

@@ -85,8 +85,7 @@ def _findings(
     if report.cut_ends:
         text = f"{name}: {report.cut_ends:,} moments end after their video and were clipped"
         yield Finding("moments past the end", text)
-    for reason in dict.fromkeys(drop.reason for drop in report.dropped):
-        lines = [drop.line for drop in report.dropped if drop.reason == reason]
+    for reason, lines in report.dropped.items():
         what = f"{name}: {{n}} moments were left out, {reason}, in lines"
         yield from about("moments left out", what, lines)
     if not len(annotations):
