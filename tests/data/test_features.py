@@ -25,10 +25,10 @@ from tmapdiff.data import (
     NpyFeatureStore,
     NpzFeatureStore,
     PtFeatureStore,
-    divide_video,
     open_feature_store,
     pool_features,
 )
+from tmapdiff.data.clips import divide_video
 from tmapdiff.errors import (
     AnnotationError,
     ArgumentError,

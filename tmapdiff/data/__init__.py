@@ -25,7 +25,7 @@ from tmapdiff.data.text_tracks import Cue, load_text_track
 from tmapdiff.data.words import GloveVectors, Vocabulary, load_glove, tokenize
 
 if TYPE_CHECKING:
-    from tmapdiff.data.clips import divide_video, fill_clips, pool_features
+    from tmapdiff.data.clips import pool_features
     from tmapdiff.data.dataset import MomentBatch, MomentDataset, MomentSample, collate_moments
     from tmapdiff.data.features import (
         ConcatFeatureStore,
@@ -88,8 +88,6 @@ __all__ = [  # noqa: RUF022
     "Vocabulary",
     "GloveVectors",
     "load_glove",
-    "divide_video",
-    "fill_clips",
     "MomentDataset",
     "MomentSample",
     "collate_moments",
@@ -101,7 +99,7 @@ __all__ = [  # noqa: RUF022
 
 # Names that need torch, by module.
 _LAZY = {
-    "clips": ("divide_video", "fill_clips", "pool_features"),
+    "clips": ("pool_features",),
     "dataset": ("MomentBatch", "MomentDataset", "MomentSample", "collate_moments"),
     "features": (
         *("ConcatFeatureStore", "FeatureStore", "HDF5FeatureStore", "NormalizedFeatureStore"),

@@ -24,39 +24,23 @@ def divide_video(
     features_per_clip: int = 1,
     seconds_per_feature: float | None = None,
 ) -> Tensor:
-    """Divide a video into clips, and pool its features to them.
+    """Divide a video into clips, and pool its features to `features_per_clip` per clip.
 
-    Args:
-        features: Features of consecutive pieces of the video.
-        duration: Duration of the video in seconds.
-        num_clips: Number of equal clips. Ignored with `clip_seconds`.
-        clip_seconds: Duration of a clip in seconds. The last clip may extend past the end.
-        features_per_clip: Features per clip in the result.
-        seconds_per_feature: As for `pool_features`.
-
-    Shape:
-        - features: (T, D), T >= 1
-        - returns: (clips * features_per_clip, D)
-
-    Raises:
-        ArgumentError: If there would be more than 1,000 clips per feature; or as `pool_features`.
-        ShapeError, FeatureError, SizeLimitError: As `pool_features`.
+    With `clip_seconds`, the last clip may extend past the end, and `num_clips` is ignored. More
+    than 1,000 clips per feature raise ArgumentError; for other errors, see `pool_features`.
     """
-    each = check_int("divide_video", "features_per_clip", features_per_clip, at_least=1)
     if clip_seconds is not None:
-        check_range("divide_video", "clip_seconds", clip_seconds, 0, open_low=True)
-        check_range("divide_video", "duration", duration, 0, open_low=True)
-        most = _CLIPS_PER_FEATURE * check_shape("divide_video", "features", features, "T D")["T"]
+        most = _CLIPS_PER_FEATURE * len(features)
         if most and duration / most > clip_seconds:
             expected = f"clip_seconds of at least {duration / most:.3g}"
-            hint = f"There are {most // _CLIPS_PER_FEATURE} features of the {duration:g} s."
+            hint = f"There are {len(features)} features of the {duration:g} s."
             raise ArgumentError(message("divide_video", expected, clip_seconds, hint))
         # A tiny remainder is rounding error, not another clip.
         num_clips = max(1, math.ceil(duration / clip_seconds - 1e-6))
-        clip_seconds /= each
+        clip_seconds /= features_per_clip
     return pool_features(
         features,
-        num_clips * each,
+        num_clips * features_per_clip,
         duration=duration,
         seconds_per_feature=seconds_per_feature,
         clip_seconds=clip_seconds,
@@ -66,19 +50,7 @@ def divide_video(
 def fill_clips(
     features: Tensor, num_clips: int, clip_multiple: int = 1, features_per_clip: int = 1
 ) -> Tensor:
-    """Pad a video with clips of zeros.
-
-    Args:
-        features: Features of the clips.
-        num_clips: Smallest number of clips of the result.
-        clip_multiple: Number that divides the clips of the result. For a `MapGrid`, it is the
-            stride of the coarsest scale, `2**(num_scales - 1)`.
-        features_per_clip: Features per clip.
-
-    Shape:
-        - features: (clips * features_per_clip, D)
-        - returns: (padded clips * features_per_clip, D), in new memory
-    """
+    """Pad with clips of zeros to at least `num_clips`, and a multiple of `clip_multiple`."""
     clips = len(features) // features_per_clip
     whole = -(-max(clips, num_clips) // clip_multiple) * clip_multiple
     return F.pad(features, (0, 0, 0, (whole - clips) * features_per_clip))

@@ -131,7 +131,8 @@ class MomentDataset(Dataset[MomentSample]):
         num_clips: Number of clips N per video or window.
         clip_seconds: Duration of a clip in seconds. By default, clips divide each video equally.
         whole_videos: Return all clips of videos with more than N; needs `clip_seconds`.
-        clip_multiple: As for `fill_clips`, for whole videos.
+        clip_multiple: Number that divides the clips of a whole video, as clips of zeros are added.
+            For a `MapGrid`, it is the stride of the coarsest scale, `2**(num_scales - 1)`.
         features_per_clip: Features per clip, for a model that averages them itself
             (`MultimodalEncoder`).
         word_features: Features of the words by sentence, for a model with `text_channels`, from
