@@ -95,7 +95,7 @@ def test_hdf5_files_that_say_their_rate(tmp_path):
         open_feature_store(path, 1)
     with h5py.File(path, "a") as file:
         file.attrs["seconds_per_feature"] = np.bytes_(b"often")
-    with refuses(FeatureError, "expected seconds_per_feature to be a number, got 'often'."):
+    with refuses(FeatureError, "expected seconds_per_feature to be a number > 0, got 'often'."):
         open_feature_store(path)
 
 

@@ -171,7 +171,7 @@ def test_what_is_no_array_of_numbers(path, content, text):
 def test_a_rate_that_is_no_number(path, rate):
     with h5py.File(path, "a") as file:
         file.attrs["seconds_per_feature"] = rate
-    with refuses(FeatureError, "rgb.h5: expected seconds_per_feature to be a number, got "):
+    with refuses(FeatureError, "rgb.h5: expected seconds_per_feature to be a number"):
         HDF5FeatureStore(path)
 
 

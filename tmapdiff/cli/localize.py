@@ -268,7 +268,7 @@ def _features_of(
 ) -> "VideoFeatures":
     """Read the features of a video in a store, or of a file, opening its folder as a store."""
     from tmapdiff.data import NpyFeatureStore, NpzFeatureStore, PtFeatureStore, open_feature_store
-    from tmapdiff.data._durations import stated_duration
+    from tmapdiff.data._durations import stated_seconds
     from tmapdiff.data._spelling import find_spelling
     from tmapdiff.data._video_ids import video_id_of
     from tmapdiff.video import VideoFeatures
@@ -290,7 +290,7 @@ def _features_of(
     if rate is None:
         expected = "--seconds-per-feature, as neither the features nor the pipeline declare it"
         raise ArgumentError(message("localize", expected, "none"))
-    duration = stated_duration(opened.description, opened.attributes_of(video_id))
+    duration = stated_seconds(opened.description, opened.attributes_of(video_id), "duration")
     return VideoFeatures(array, rate, len(array) * rate if duration is None else duration)
 
 

@@ -13,15 +13,12 @@ def covers(num_features: int, seconds: float, duration: float) -> bool:
     return abs(num_features * seconds - duration) <= max(2 * seconds, 0.05 * duration)
 
 
-def stated_duration(who: str, attributes: Mapping[str, Any]) -> float | None:
-    """Return the duration among a video's attributes, or None if there is none.
-
-    Anything but a number > 0 is a FeatureError.
-    """
-    duration = attributes.get("duration")
-    if duration is None:
+def stated_seconds(who: str, attributes: Mapping[str, Any], name: str) -> float | None:
+    """Return an attribute, or None without it; FeatureError unless it is a number > 0."""
+    stated = attributes.get(name)
+    if stated is None:
         return None
-    seconds = finite_number(duration)
+    seconds = finite_number(stated)
     if seconds is None or seconds <= 0:
-        raise FeatureError(message(who, "duration to be a number > 0", shown(duration)))
+        raise FeatureError(message(who, f"{name} to be a number > 0", shown(stated)))
     return seconds

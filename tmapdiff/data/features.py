@@ -26,8 +26,8 @@ from tmapdiff._core.checks import (
 )
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
-from tmapdiff._core.numbers import is_number
 from tmapdiff.data import _hdf5
+from tmapdiff.data._durations import stated_seconds
 from tmapdiff.data._reading import json_or_none
 from tmapdiff.data._spelling import some_ids
 from tmapdiff.data._video_ids import (
@@ -122,8 +122,12 @@ class _StoredFeatures:
 
     def _describe(self, seconds_per_feature: float | None) -> None:
         """Take over the description and rate of the attributes; refuse another rate."""
-        stated = _checked_stride(self.description, self.attributes.get(_STRIDE))
-        asked = _checked_stride(type(self).__name__, seconds_per_feature)
+        if _STRIDE in self.left_out:
+            got = "one of variable length"
+            raise FeatureError(message(self.description, f"{_STRIDE} to be a number", got))
+        stated, asked = stated_seconds(self.description, self.attributes, _STRIDE), None
+        if seconds_per_feature is not None:
+            asked = check_range(type(self).__name__, _STRIDE, seconds_per_feature, 0, open_low=True)
         text = self.attributes.get(_DESCRIPTION)
         if text and isinstance(text, str):
             self.description += f": {short(text)}"
@@ -213,10 +217,6 @@ class HDF5FeatureStore(_StoredFeatures):
                 _, of_videos = _hdf5.read_attributes(str(self.path), first)
         finally:
             self._close()
-        stride = self.attributes.get(_STRIDE)
-        if _STRIDE in self.left_out or not (stride is None or is_number(stride)):
-            got = "another kind of value" if stride is None else shown(stride)
-            raise FeatureError(message(str(self.path), f"{_STRIDE} to be a number", got))
         self._describe(seconds_per_feature)
         if left_out := list(dict.fromkeys([*self.left_out, *of_videos])):
             got = f"{', '.join(map(shown, left_out[:5]))} of variable length"
@@ -566,12 +566,6 @@ def read_folder_attributes(folder: Path) -> dict[str, dict[str, Any]]:
         expected = "a JSON object with objects 'attributes' and 'videos'"
         raise FeatureError(message(f"{path}", expected, "something else"))
     return content
-
-
-def _checked_stride(who: str, seconds_per_feature: float | None) -> float | None:
-    if seconds_per_feature is None:
-        return None
-    return check_range(who, "seconds_per_feature", seconds_per_feature, 0, open_low=True)
 
 
 def _contents(place: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tmapdiff._core.files import list_visible
-from tmapdiff.data._durations import covers, stated_duration
+from tmapdiff.data._durations import covers, stated_seconds
 from tmapdiff.data._video_ids import video_id_of
 from tmapdiff.errors import TmapdiffError
 from tmapdiff.inspection.report import Finding, Inspection, OnItem, about, spread
@@ -32,7 +32,8 @@ def inspect_features(
         try:
             features = store[video_id]
             attributes = store.attributes_of(video_id)
-            duration = stated_duration(f"{store.description}, video {video_id!r}", attributes)
+            who = f"{store.description}, video {video_id!r}"
+            duration = stated_seconds(who, attributes, "duration")
         except TmapdiffError as error:
             findings.append(Finding("features that cannot be used", str(error), (video_id,)))
             continue
