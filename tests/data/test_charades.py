@@ -43,17 +43,17 @@ def test_windows_line_ends_and_byte_order_mark(charades):
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ("AAAAA 1.0 2.0 a person.", "expected 'VIDEO START END##sentence', with '##', got 'AAAAA"),
-        ("AAAAA 1.0##a person.", "expected three fields before '##': .* got 2: 'AAAAA 1.0'"),
+        ("AAAAA 1.0 2.0 a person.", "expected 'VIDEO START END##sentence', got 'AAAAA"),
+        ("AAAAA 1.0##a person.", "expected 'VIDEO START END##sentence', got 'AAAAA 1.0"),
         ("AAAAA 1 2 3##a person.", "expected a video of Charades_v1_train.csv, got 'AAAAA 1'"),
         ("AAAAA one 2##a person.", "expected a time in seconds, got 'one'"),
         ("AAAAA nan 2##a person.", "expected a time in seconds, got 'nan'"),
         ("AAAAA 1 inf##a person.", "expected a time in seconds, got 'inf'"),
         ("AAAAA 1_0 20##a person.", "expected a time in seconds, got '1_0'"),
         ("AAAAA 1 \uff12##a person.", "expected a time in seconds, got '\uff12'"),
-        ("AAAAA 1 2## ", "expected a sentence after '##', got none"),
+        ("AAAAA 1 2## ", "expected a sentence as query, got ''"),
         ("CCCCC 1 2##a person.", "expected a video of Charades_v1_train.csv, got 'CCCCC'"),
-        ("../AA 1 2##a person.", "expected a video id without '/', .* got '../AA'"),
+        ("../AA 1 2##a person.", "expected a video of Charades_v1_train.csv, got '../AA'"),
     ],
 )
 def test_a_malformed_line_is_named(charades, line, text):

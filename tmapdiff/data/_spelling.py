@@ -11,18 +11,10 @@ _SHOWN = 3
 
 
 def find_spelling(video_ids: Sequence[str], store: Container[str]) -> tuple[str, Mapping[str, str]]:
-    """Find the spelling of video ids in a store.
+    """Return how a store spells distinct ids, in words, and its id of each video in it.
 
-    If the store has any of the ids, they are spelled alike. Otherwise the store may add or omit a
-    suffix or `v_` in all ids; the spelling that matches the most videos is chosen.
-
-    Args:
-        video_ids: The ids, without duplicates.
-        store: A feature store, or any container of ids.
-
-    Returns:
-        The difference in words, empty if there is none; and the store's id by id, for the videos in
-        the store.
+    If it has any of the ids, they are spelled alike, and the words are empty. Otherwise it may add
+    or omit a suffix or `v_` in all ids; the spelling that matches the most videos is chosen.
     """
     found: tuple[str, dict[str, str]] = "", {one: one for one in video_ids if one in store}
     if found[1]:

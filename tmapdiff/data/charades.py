@@ -83,10 +83,15 @@ def read_sta(path: Path, durations: Mapping[str, float], source: str) -> Annotat
         if not text.strip():
             continue
         who = f"{path} line {line}"
-        video_id, start, end, query = _parse_line(who, text)
+        left, separator, query = text.partition("##")
+        fields = left.rsplit(maxsplit=2)  # video ids may contain blanks
+        if not separator or len(fields) != 3:
+            raise AnnotationError(message(who, "'VIDEO START END##sentence'", shown(text)))
+        video_id = fields[0]
         if video_id not in durations:
             raise AnnotationError(message(who, f"a video of {source}", shown(video_id)))
-        collector.add(who, line, video_id, query, durations[video_id], [(start, end)])
+        moment = (_parse_seconds(who, fields[1]), _parse_seconds(who, fields[2]))
+        collector.add(who, line, video_id, query.strip(), durations[video_id], [moment])
     return collector.collected()
 
 
@@ -135,20 +140,6 @@ def load_charades_actions(
         kept = tuple(action for action in actions if action[1] < min(action[2], duration))
         videos[video_id] = CharadesVideo(duration, kept)
     return videos
-
-
-def _parse_line(who: str, line: str) -> tuple[str, float, float, str]:
-    left, separator, sentence = line.partition("##")
-    if not separator:
-        raise AnnotationError(message(who, "'VIDEO START END##sentence', with '##'", shown(line)))
-    fields = left.rsplit(maxsplit=2)  # video ids may contain blanks
-    if len(fields) != 3:
-        expected = "three fields before '##': video, start, end"
-        raise AnnotationError(message(who, expected, f"{len(fields)}: {shown(left)}"))
-    if not sentence.strip():
-        raise AnnotationError(message(who, "a sentence after '##'", "none"))
-    start, end = (_parse_seconds(who, field) for field in fields[1:])
-    return check_video_id(who, fields[0]), start, end, sentence.strip()
 
 
 def _parse_action(who: str, text: str) -> tuple[int, float, float]:

@@ -13,15 +13,10 @@ MOST_NEGATIVES = 0.9  # largest share of sentences, so that moments are learned 
 
 
 class OtherVideos:
-    """Draws videos in which a sentence is not annotated, nor in other pieces of them.
+    """Draws videos of `annotations` in which a sentence is not annotated, nor in their sources.
 
-    Sentences that differ only in case and whitespace count as the same.
-
-    Args:
-        annotations: The queries, and the videos to draw from.
-
-    Raises:
-        ArgumentError: If no query can be paired.
+    Sentences that differ only in case and whitespace count as the same. If no query can be paired,
+    it raises ArgumentError.
     """
 
     def __init__(self, annotations: AnnotationSet) -> None:

@@ -17,11 +17,7 @@ _TOLERANCE = 1.0  # seconds a moment may end after its video, as annotations are
 
 
 def compare(kinds: tuple[Kind, Kind], contents: tuple[Any, Any]) -> list[Finding]:
-    """Return the mismatches of two inspected places.
-
-    Raises:
-        ArgumentError: If their kinds cannot be compared.
-    """
+    """Return the mismatches of two inspected places; ArgumentError if nothing compares them."""
     comparisons: Mapping[tuple[Kind, Kind], Callable[[Any, Any], Iterator[Finding]]] = {
         ("annotations", "annotations"): _two_annotations,
         ("annotations", "features"): _annotations_and_features,

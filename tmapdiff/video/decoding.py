@@ -286,9 +286,9 @@ class _AvReader(VideoReader):
     """Reads files with PyAV and reports damage."""
 
     def __init__(self, source: _File, name: str, max_pixels: int, threads: int) -> None:
+        super().__init__(name, VideoInfo(has_video=True))
         self._av = require_av()
         self._max_pixels = max_pixels
-        self._who = name
         # It can deadlock: a decoding thread waits for the interpreter lock to log, while the thread
         # that closes the decoder holds the lock and waits for it. torchvision before 0.26 turns
         # logging on.
@@ -320,7 +320,6 @@ class _AvReader(VideoReader):
         # Frames may be larger than declared, and decoding would allocate them before any check.
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         self._stream = stream
-        super().__init__(self._who, VideoInfo(has_video=True))
         self._problems: list[str] = []
         self._lost, self._reason = 0, ""  # number of undecodable frames, and the first reason
         self._is_avi = self._container.format.name == "avi"
