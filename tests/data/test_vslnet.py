@@ -60,7 +60,7 @@ def test_tacos_loses_its_suffix(tmp_path):
 def test_malformed_files_are_named(charades):
     with refuses(AnnotationError, "txt line 1: expected a video of charades.json, got 'BBBBB'."):
         load_vslnet(charades("BBBBB 1 2##x"), "charades", "train")
-    with refuses(AnnotationError, "charades_sta_train.txt line 2: expected 'VIDEO START END##sentence'"):
+    with refuses(AnnotationError, "sta_train.txt line 2: expected 'VIDEO START END##sentence'"):
         load_vslnet(charades("AAAAA 1 2##x", "AAAAA##x"), "charades", "train")
     with refuses(AnnotationError, "charades.json, video 'AAAAA': expected duration to be a number"):
         load_vslnet(charades(lengths={"AAAAA": {"duration": None}}), "charades", "train")

@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -86,6 +86,7 @@ class ShapeVideo:
 
     duration: float
     actions: tuple[ShapeAction, ...]
+    _actors: "Sequence[_Actor]" = field(default=(), repr=False, compare=False)
 
 
 class SyntheticVideos:
@@ -134,18 +135,15 @@ class SyntheticVideos:
             raise ArgumentError(message(who, "size to be even", self.size))
         self.split = split
         self.videos: dict[str, ShapeVideo] = {}
-        self._stages: dict[str, _Stage] = {}
         items: list[Annotation] = []
         for number in numbers:
             video_id = f"shapes-{split}-{self.seed}-{number}"
             random = generator_for(video_id)
-            stage = self._stages[video_id] = _Stage(random, self.frame_rate)
-            actions = stage.play(random)
-            self.videos[video_id] = ShapeVideo(stage.duration, actions)
-            for one in actions:
+            video = self.videos[video_id] = _make_video(random, self.frame_rate)
+            for one in video.actions:
                 query = _make_sentence(random, one)
                 moments = ((one.start, one.end),)
-                items.append(Annotation(len(items), video_id, query, stage.duration, moments))
+                items.append(Annotation(len(items), video_id, query, video.duration, moments))
         self.annotations = made_up(f"synthetic videos ({split}, seed {self.seed})", items)
 
     def __repr__(self) -> str:
@@ -165,8 +163,15 @@ class SyntheticVideos:
         Raises:
             ArgumentError: If the video or a frame does not exist.
         """
-        stage, times = self._stage(video_id, numbers)
-        return stage.draw(times, self.size)
+        actors, times = self._scene(video_id, numbers)
+        shade = np.linspace(1.0, 0.94, self.size)[:, None, None]
+        background = np.array(_BACKGROUND) * shade * np.ones((1, self.size, 1))
+        frames = np.tile(background, (len(times), 1, 1, 1))
+        for actor in actors:
+            states = np.stack(actor.states(times), 1).tolist()
+            for frame, state in zip(frames, states, strict=True):
+                _paint(frame, actor, *state)
+        return frames.round().astype(np.uint8)
 
     def layout(self, video_id: str, numbers: ArrayLike | None = None) -> np.ndarray:
         """Return the contents of a video's frames, as targets for training a frame encoder.
@@ -181,22 +186,31 @@ class SyntheticVideos:
             - numbers: (T,)
             - returns: (T, 4, 5) float32
         """
-        stage, times = self._stage(video_id, numbers)
-        return stage.layout(times)
+        actors, times = self._scene(video_id, numbers)
+        found = np.zeros((len(times), len(_COLORS), 5), np.float32)
+        for actor in actors:
+            x, y, size, angle, opacity = actor.states(times)
+            upright = np.cos(angle * len(actor.corners)) if actor.corners else np.ones(len(times))
+            middle, half = (_LARGE + _SMALL) / 2, (_LARGE - _SMALL) / 2
+            values = [np.ones(len(times)), 2 * x - 1, 2 * y - 1, (size - middle) / half, upright]
+            found[:, list(_COLORS).index(actor.color)] = opacity[:, None] * np.stack(values, 1)
+        return found
 
-    def _stage(self, video_id: str, numbers: ArrayLike | None) -> tuple["_Stage", np.ndarray]:
-        """Return a video, and the times of the middles of its frames."""
+    def _scene(
+        self, video_id: str, numbers: ArrayLike | None
+    ) -> tuple["Sequence[_Actor]", np.ndarray]:
+        """Return the shapes of a video, and the times of the middles of its frames."""
         who = "SyntheticVideos"
-        if video_id not in self._stages:
+        if video_id not in self.videos:
             raise ArgumentError(message(who, "one of its videos", repr(video_id)))
-        stage = self._stages[video_id]
-        count = round(stage.duration * self.frame_rate)
+        video = self.videos[video_id]
+        count = round(video.duration * self.frame_rate)
         chosen = np.arange(count) if numbers is None else np.asarray(numbers)
         is_list = chosen.ndim == 1 and chosen.dtype.kind in "iu"
         if not is_list or not (chosen % count == chosen).all():
             expected = f"numbers of frames from 0 to {count - 1}"
             raise ArgumentError(message(who, expected, repr(numbers)))
-        return stage, (chosen + 0.5) / self.frame_rate
+        return video._actors, (chosen + 0.5) / self.frame_rate
 
     def write(
         self, folder: str | os.PathLike[str], video_ids: Iterable[str] | None = None
@@ -258,75 +272,50 @@ class _Actor:
         return [np.interp(times, *np.transpose(keys)) for keys in tracks]
 
 
-class _Stage:
-    """The shapes of one video, on their background."""
-
-    def __init__(self, random: np.random.Generator, frame_rate: int) -> None:
-        self.frame = 1 / frame_rate
-        self.duration = int(random.integers(20 * frame_rate, 40 * frame_rate + 1)) / frame_rate
-        count = int(random.integers(2, 4))
-        colors = random.permutation(list(_COLORS))[:count]
-        forms = random.choice(list(_CORNERS), count)
-        # Separate rows, so that shapes rarely cover each other.
-        places = random.permutation((0.22, 0.5, 0.78))[:count]
-        self.actors = [
-            _Actor(
-                color,
-                form,
-                x=float(random.uniform(_MARGIN, 1 - _MARGIN)),
-                y=float(place + random.uniform(-0.04, 0.04)),
-                size=float(random.uniform(0.11, 0.16)),
-                angle=0.0,
-                opacity=float(random.random() > 0.25),
-            )
-            for color, form, place in zip(colors.tolist(), forms.tolist(), places, strict=True)
+def _make_video(random: np.random.Generator, frame_rate: int) -> ShapeVideo:
+    """Let some shapes act until the video ends."""
+    duration = int(random.integers(20 * frame_rate, 40 * frame_rate + 1)) / frame_rate
+    count = int(random.integers(2, 4))
+    colors = random.permutation(list(_COLORS))[:count]
+    forms = random.choice(list(_CORNERS), count)
+    # Separate rows, so that shapes rarely cover each other.
+    places = random.permutation((0.22, 0.5, 0.78))[:count]
+    actors = [
+        _Actor(
+            color,
+            form,
+            x=float(random.uniform(_MARGIN, 1 - _MARGIN)),
+            y=float(place + random.uniform(-0.04, 0.04)),
+            size=float(random.uniform(0.11, 0.16)),
+            angle=0.0,
+            opacity=float(random.random() > 0.25),
+        )
+        for color, form, place in zip(colors.tolist(), forms.tolist(), places, strict=True)
+    ]
+    actions: list[ShapeAction] = []
+    clock = random.exponential(1.2)
+    while True:
+        length = math.exp(random.uniform(math.log(1.5), math.log(10)))
+        start, end = (round(one * frame_rate) / frame_rate for one in (clock, clock + length))
+        if end > duration:
+            actions.sort(key=lambda one: (one.start, one.end))
+            return ShapeVideo(duration, tuple(actions), actors)
+        ready = [
+            (actor, action)
+            for actor in actors
+            if actor.free <= start
+            for action in _possible(actor)
         ]
-
-    def play(self, random: np.random.Generator) -> tuple[ShapeAction, ...]:
-        """Let the shapes act until the video ends."""
-        actions: list[ShapeAction] = []
-        clock = random.exponential(1.2)
-        while True:
-            length = math.exp(random.uniform(math.log(1.5), math.log(10)))
-            start, end = (round(one / self.frame) * self.frame for one in (clock, clock + length))
-            if end > self.duration:
-                return tuple(sorted(actions, key=lambda one: (one.start, one.end)))
-            ready = [
-                (actor, action)
-                for actor in self.actors
-                if actor.free <= start
-                for action in _possible(actor)
-            ]
-            if ready:
-                actor, action = ready[random.integers(len(ready))]
-                _act(random, actor, action, start, end)
-                actor.done.add(action)
-                actor.free = end + 0.5
-                actions.append(ShapeAction(actor.name, action, start, end))
-            if random.random() < 0.25:  # the next starts before this one ends
-                clock = random.uniform(start, end)
-            else:
-                clock = end + 0.3 + random.exponential(1.2)
-
-    def layout(self, times: np.ndarray) -> np.ndarray:
-        found = np.zeros((len(times), len(_COLORS), 5), np.float32)
-        for actor in self.actors:
-            x, y, size, angle, opacity = actor.states(times)
-            upright = np.cos(angle * len(actor.corners)) if actor.corners else np.ones(len(times))
-            middle, half = (_LARGE + _SMALL) / 2, (_LARGE - _SMALL) / 2
-            numbers = [np.ones(len(times)), 2 * x - 1, 2 * y - 1, (size - middle) / half, upright]
-            found[:, list(_COLORS).index(actor.color)] = opacity[:, None] * np.stack(numbers, 1)
-        return found
-
-    def draw(self, times: np.ndarray, size: int) -> np.ndarray:
-        shade = np.linspace(1.0, 0.94, size)[:, None, None]
-        background = np.array(_BACKGROUND) * shade * np.ones((1, size, 1))
-        frames = np.tile(background, (len(times), 1, 1, 1))
-        for actor in self.actors:
-            states = np.stack(actor.states(times), 1).tolist()
-            for frame, state in zip(frames, states, strict=True):
-                _paint(frame, actor, *state)
-        return frames.round().astype(np.uint8)
+        if ready:
+            actor, action = ready[random.integers(len(ready))]
+            _act(random, actor, action, start, end)
+            actor.done.add(action)
+            actor.free = end + 0.5
+            actions.append(ShapeAction(actor.name, action, start, end))
+        if random.random() < 0.25:  # the next starts before this one ends
+            clock = random.uniform(start, end)
+        else:
+            clock = end + 0.3 + random.exponential(1.2)
 
 
 def _paint(
