@@ -298,30 +298,27 @@ def _read_model(fields: _Fields) -> tuple[dict[str, Any], list[int], int]:
     channels = fields.size(f"{_CLIP}.HIDDEN_SIZE")
     kernel_sizes = check_sizes(who, f"{_MAP}.KERNEL_SIZES", fields.take(f"{_MAP}.KERNEL_SIZES"))
     layers = len(kernel_sizes)
-    for name in (
-        "MODEL.PROP_MODULE.PARAMS.HIDDEN_SIZE",
-        f"{_FUSION}.HIDDEN_SIZE",
-        f"{_FUSION}.VIS_INPUT_SIZE",
-        f"{_FUSION}.TXT_HIDDEN_SIZE",
-        f"{_MAP}.INPUT_SIZE",
-        "MODEL.PRED_MODULE.PARAMS.INPUT_SIZE",
-    ):
-        fields.expect(name, channels)
-    for name, expected in (
-        ("MODEL.NAME", "MultiScale_TAN"),
-        ("MODEL.CLIP_MODULE.NAME", "ClipAvgPool"),
-        ("MODEL.FUSION_MODULE.NAME", "MulNormFusion"),
-        ("MODEL.PRED_MODULE.NAME", "ProposalHead"),
-        (f"{_FUSION}.TXT_ENCODER.NAME", "LSTM"),
-        (f"{_FUSION}.TXT_ENCODER.BIDIRECTIONAL", True),
-        ("MODEL.MAP_MODULE.NAME", "MapGatedConv"),
-        (f"{_MAP}.HIDDEN_SIZES", [channels] * layers),
-        (f"{_MAP}.STRIDES", [1] * layers),
-        (f"{_MAP}.PADDINGS", [kernel // 2 for kernel in kernel_sizes]),
-        (f"{_MAP}.DILATIONS", [1] * layers),
-        ("DATASET.TXT_INPUT_TYPE", "glove"),
-    ):
-        fields.expect(name, expected)
+    for name, supported in {
+        "MODEL.NAME": "MultiScale_TAN",
+        "MODEL.CLIP_MODULE.NAME": "ClipAvgPool",
+        "MODEL.PROP_MODULE.PARAMS.HIDDEN_SIZE": channels,
+        "MODEL.FUSION_MODULE.NAME": "MulNormFusion",
+        f"{_FUSION}.HIDDEN_SIZE": channels,
+        f"{_FUSION}.VIS_INPUT_SIZE": channels,
+        f"{_FUSION}.TXT_HIDDEN_SIZE": channels,
+        f"{_FUSION}.TXT_ENCODER.NAME": "LSTM",
+        f"{_FUSION}.TXT_ENCODER.BIDIRECTIONAL": True,
+        "MODEL.MAP_MODULE.NAME": "MapGatedConv",
+        f"{_MAP}.INPUT_SIZE": channels,
+        f"{_MAP}.HIDDEN_SIZES": [channels] * layers,
+        f"{_MAP}.STRIDES": [1] * layers,
+        f"{_MAP}.PADDINGS": [kernel // 2 for kernel in kernel_sizes],
+        f"{_MAP}.DILATIONS": [1] * layers,
+        "MODEL.PRED_MODULE.NAME": "ProposalHead",
+        "MODEL.PRED_MODULE.PARAMS.INPUT_SIZE": channels,
+        "DATASET.TXT_INPUT_TYPE": "glove",
+    }.items():
+        fields.expect(name, supported)
     map_layer = fields.expect("MODEL.PROP_MODULE.NAME", *_MAP_LAYERS)
     encoder = {
         "channels": channels,
