@@ -110,9 +110,9 @@ class AnnotationReport:
         if self.cut_ends:
             facts.append(f"{self.cut_ends:,} ends clipped to the video's end")
         for reason, lines in self.dropped.items():
-            facts.append(f"{len(lines):,} moments dropped: {reason} (lines {_listed(lines)})")
+            facts.append(f"{len(lines):,} moments dropped: {reason} (lines {listed(lines)})")
         if self.without_features:
-            videos = f"{len(self.missing_videos):,} videos ({_listed(self.missing_videos)})"
+            videos = f"{len(self.missing_videos):,} videos ({listed(self.missing_videos)})"
             facts.append(f"{self.without_features:,} queries left out: no features of {videos}")
         if self.spelling:
             facts.append(f"video ids spelled {self.spelling}, as in the features")
@@ -267,6 +267,7 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
-def _listed(items: Sequence[object]) -> str:
+def listed(items: Sequence[object]) -> str:
+    """Name the first few items in a text."""
     first = short(", ".join(map(str, items[:_LISTED])))
     return f"{first}, ..." if len(items) > _LISTED else first

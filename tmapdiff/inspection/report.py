@@ -6,11 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from tmapdiff._core.checks import short
+from tmapdiff.data.annotations import listed
 
 Kind = Literal["annotations", "features", "videos", "pipeline"]
 OnItem = Callable[[], Any]  # called for each item, for a progress bar
-_LISTED = 5  # items named in a text; `Finding.items` has all
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,8 @@ class Inspection:
 def about(kind: str, what: str, items: Sequence[Any], detail: str = "") -> list[Finding]:
     """Return a finding that counts some items and names the first few, or nothing without items."""
     names = tuple(map(str, items))
-    shown = short(", ".join(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
     # Not `format`, as file names may have braces.
-    text = f"{what.replace('{n}', f'{len(names):,}')}: {shown}{detail}"
+    text = f"{what.replace('{n}', f'{len(names):,}')}: {listed(names)}{detail}"
     return [Finding(kind, text, names)] if names else []
 
 

@@ -1,7 +1,6 @@
 """Decoding videos, encoding frames, and extracting features into stores."""
 
 from tmapdiff.video.decoding import (
-    MAX_PIXELS,
     SampledFrame,
     VideoInfo,
     VideoReader,
@@ -23,7 +22,6 @@ from tmapdiff.video.two_towers import TransformersFrameEncoder, load_frame_encod
 # In the order the data flows.
 __all__ = [  # noqa: RUF022
     "VideoSource",
-    "MAX_PIXELS",
     "probe_video",
     "VideoInfo",
     "open_video",
