@@ -43,8 +43,8 @@ def changed(**fields):
         (changed(duration=[]), "line 2: expected duration to be a number > 0, got []."),
         (changed(vid=None), "val.jsonl line 2: expected a video id as text, got None."),
         (changed(vid=0), "val.jsonl line 2: expected a video id as text, got 0."),
-        (changed(relevant_windows=[3]), "relevant_windows to be pairs [start, end], got 3."),
-        (changed(relevant_windows=[[1, "2"]]), "relevant_windows to be a number, got '2'."),
+        (changed(relevant_windows=[3]), "[start, end] in relevant_windows to be 2 numbers, got 3."),
+        (changed(relevant_windows=[[1, "2"]]), "[start, end] in relevant_windows to be 2 numbers"),
         (LINES[0], "val.jsonl line 2: expected a unique qid, got 25 again, as in line 1."),
     ],
 )

@@ -60,7 +60,7 @@ def changed(**fields):
     return {**LINE, "qid": 1, **fields}
 
 
-WINDOW = "line 2: expected pred_relevant_windows of [start, end, score] with start <= end, got "
+WINDOW = "line 2: expected [start, end, score] in pred_relevant_windows to be 3 numbers, got "
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ WINDOW = "line 2: expected pred_relevant_windows of [start, end, score] with sta
         (changed(pred_relevant_windows="x"), "pred_relevant_windows to be a list, got 'x'."),
         (changed(pred_relevant_windows=[[1, 2]]), WINDOW + "[1, 2]."),
         (changed(pred_relevant_windows=["123"]), WINDOW + "'123'."),
-        (changed(pred_relevant_windows=[[3, 2, 0.5]]), WINDOW + "[3, 2, 0.5]."),
+        (changed(pred_relevant_windows=[[3, 2, 0.5]]), "with start <= end, got [3, 2, 0.5]."),
         (changed(pred_relevant_windows=[[1, 2, None]]), WINDOW + "[1, 2, None]."),
         (changed(pred_relevant_windows=[[1, 2, float("nan")]]), WINDOW + "[1, 2, nan]."),
         ('{"qid": 1, "vid": "v"}', "line 2: expected the field 'query', got the fields qid, vid."),

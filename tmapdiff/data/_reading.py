@@ -19,7 +19,7 @@ from tmapdiff._core.checks import check_choice, check_no_address, first_line, me
 from tmapdiff._core.limits import JSON_GROWTH, TEXT_GROWTH, read_at_most, read_line
 from tmapdiff._core.numbers import finite_number
 from tmapdiff.data._video_ids import check_video_id
-from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet
+from tmapdiff.data.annotations import Annotation, AnnotationReport, AnnotationSet, check_numbers
 from tmapdiff.errors import AnnotationError, FileError
 
 Parts = Mapping[str, Sequence[str]]
@@ -228,13 +228,8 @@ def pairs(
     value = field(who, record, name)
     if not isinstance(value, list) or not (value or may_be_empty):
         raise AnnotationError(message(who, f"{name} to be a list of pairs", shown(value)))
-    for pair in value:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise AnnotationError(message(who, f"{name} to be pairs [start, end]", shown(pair)))
-        for one in pair:
-            if finite_number(one) is None:
-                raise AnnotationError(message(who, f"{name} to be a number", shown(one)))
-    return [(float(start), float(end)) for start, end in value]
+    checked = (check_numbers(who, f"[start, end] in {name}", pair, 2) for pair in value)
+    return [(float(start), float(end)) for start, end in checked]
 
 
 def sentence(who: str, value: Any) -> str:

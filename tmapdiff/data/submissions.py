@@ -9,7 +9,6 @@ from typing import Any
 
 from tmapdiff._core.checks import message, shown
 from tmapdiff._core.files import written_beside
-from tmapdiff._core.numbers import finite_number
 from tmapdiff.data._reading import field, json_lines, query_id, sentence
 from tmapdiff.data._video_ids import check_video_id
 from tmapdiff.data.annotations import check_numbers
@@ -119,9 +118,9 @@ def _round_down(seconds: float) -> float:
 
 
 def _window(who: str, value: Any) -> tuple[float, float, float]:
-    numbers = isinstance(value, list) and all(finite_number(one) is not None for one in value)
+    numbers = check_numbers(who, f"[start, end, score] in {_WINDOWS}", value, 3)
+    start, end, score = map(float, numbers)
     # Other models may predict starts before the video, or empty moments.
-    if numbers and len(value) == 3 and value[0] <= value[1]:
-        return float(value[0]), float(value[1]), float(value[2])
-    expected = f"{_WINDOWS} of [start, end, score] with start <= end"
-    raise AnnotationError(message(who, expected, shown(value)))
+    if start > end:
+        raise AnnotationError(message(who, f"{_WINDOWS} with start <= end", shown(value)))
+    return start, end, score
