@@ -75,7 +75,7 @@ def changed(**fields):
         (changed(times=[]), "record 2: expected times to be a list of pairs, got []."),
         (
             changed(times=[[1]]),
-            "record 2: expected [start, end] in times to be 2 numbers, got [1].",
+            "record 2: expected [start, end] in times to be 2 numbers",
         ),
         (changed(times=[[1, None]]), "[start, end] in times to be 2 numbers, got [1, None]."),
         (changed(times=[[-1, 2]]), "2: expected times as [first, last] of segments 0 to 5, got"),
