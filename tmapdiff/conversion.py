@@ -22,9 +22,9 @@ from tmapdiff.data._video_ids import check_video_id, file_name, find_file, is_vi
 from tmapdiff.data.features import ATTRIBUTES, read_folder_attributes
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, TmapdiffError
 from tmapdiff.video import FeatureStoreWriter, VideoNote
+from tmapdiff.video.store_writer import Attributes
 
 StoreFormat = Literal["hdf5", "npy", "npz", "pt"]
-Attributes = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
