@@ -244,7 +244,7 @@ def test_a_folder_of_videos_is_asked_by_their_names(corpus, tmp_path):
     for moment, other in zip(expected, found["a", "7"]["moments"], strict=True):
         assert vars(moment) == pytest.approx(other, rel=1e-4)
     (folder / "a.webm").touch()
-    with refuses(ArgumentError, "localize_corpus: expected one video per id, got "):
+    with refuses(ArgumentError, "localize_corpus: expected one file per id, got "):
         run(corpus, tmp_path / "other", **options)
 
 

@@ -27,7 +27,7 @@ from tmapdiff._core.limits import TEXT_GROWTH, check_item_bytes
 from tmapdiff.data import ConcatFeatureStore, FeatureStore, Vocabulary, open_feature_store
 from tmapdiff.data._reading import field, json_lines, json_or_none
 from tmapdiff.data._spelling import find_spelling
-from tmapdiff.data._video_ids import check_video_id
+from tmapdiff.data._video_ids import by_id, check_video_id
 from tmapdiff.data.words import check_known_words
 from tmapdiff.errors import (
     ArgumentError,
@@ -42,7 +42,7 @@ from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.spinning import brief_spin
 from tmapdiff.video import VideoFeatures
-from tmapdiff.video.extraction import find_videos, videos_by_id
+from tmapdiff.video.extraction import find_videos
 
 MANIFEST = "_corpus.json"  # readers of Parquet folders skip files that start with an underscore
 _COLUMNS = ("video_id", "query_id", "query", "moments")
@@ -453,8 +453,8 @@ def _read_queries(place: str | os.PathLike[str]) -> _Asked:
 def _read_videos(place: str | os.PathLike[str], source: str) -> dict[str, Any]:
     """Read the `path` or `duration` of each video, by id."""
     if source == "path" and os.path.isdir(place) and (files := find_videos(Path(place))[0]):
-        by_id, _ = videos_by_id("localize_corpus", files)
-        return {one: str(path) for one, path in sorted(by_id.items())}
+        found = by_id("localize_corpus", files)
+        return {one: str(path) for one, path in sorted(found.items())}
     table = _read_table(place, ("video_id", source))
     ids = [str(one) for one in table["video_id"]]
     _check_unique(place, "video_id", ids)

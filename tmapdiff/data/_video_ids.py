@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeGuard
 from urllib.parse import quote, unquote
 
 from tmapdiff._core.checks import message, shown
 from tmapdiff._core.files import is_hidden
-from tmapdiff.errors import AnnotationError
+from tmapdiff.errors import AnnotationError, ArgumentError
 
 _LEAVES = re.compile(r"[/\\\0]")
 # In names that are not UTF-8, which HDF5 cannot store.
@@ -39,6 +39,17 @@ def is_video_id(video_id: object) -> TypeGuard[str]:
     if not isinstance(video_id, str) or video_id in ("", ".", ".."):
         return False
     return _LEAVES.search(video_id) is None
+
+
+def by_id(who: str, files: Iterable[Path]) -> dict[str, Path]:
+    """Return files by their names without suffix; ArgumentError if two have the same."""
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            got = f"{found[path.stem]} and {path}"
+            raise ArgumentError(message(who, "one file per id", got, "Pass them by id."))
+        found[path.stem] = path
+    return found
 
 
 def file_name(video_id: str, suffix: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tmapdiff._core.checks import check_choice, check_range, message, shown
+from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import JSON_GROWTH, check_item_bytes
 from tmapdiff.data._reading import field, json_lines, number, read_text, reading
 from tmapdiff.errors import AnnotationError, ArgumentError
@@ -72,6 +73,12 @@ def load_text_track(path: str | os.PathLike[str]) -> tuple[Cue, ...]:
     if not cues:
         raise AnnotationError(message(str(path), "timed texts", "none"))
     return tuple(sorted(cues, key=lambda cue: (cue.start, cue.end)))
+
+
+def find_tracks(folder: Path) -> list[Path]:
+    """Return the text tracks in a folder."""
+    files = (path for path in list_visible(folder) if path.is_file())
+    return [path for path in files if path.suffix.lower() in TRACK_SUFFIXES]
 
 
 _Found = Iterator[tuple[str, float, float, str]]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tmapdiff._core.arrays import features_bytes
 from tmapdiff._core.checks import check_int, check_range, message
-from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
-from tmapdiff.data.text_tracks import TRACK_SUFFIXES, Cue, load_text_track
-from tmapdiff.errors import ArgumentError, FileError, MissingFeatureError
+from tmapdiff.data._video_ids import by_id
+from tmapdiff.data.text_tracks import Cue, find_tracks, load_text_track
+from tmapdiff.errors import ArgumentError, MissingFeatureError
 
 _BATCH_SIZE = 64
 _SMALLEST_WEIGHT = 1e-6  # share of a feature's time; less is a rounding error
@@ -110,8 +110,9 @@ class TextTrackFeatures:
         durations: Durations of videos in seconds, by id. Defaults to the end of the last cue.
 
     Raises:
-        FileError: If the folder cannot be read, or two files have the same id.
-        ArgumentError: If a number of seconds is not positive, or there is no track.
+        FileError: If the folder cannot be read.
+        ArgumentError: If a number of seconds is not positive, there is no track, or two files of
+            the folder have the same id.
 
     Example:
         >>> encoder = TransformersTextEncoder("all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -138,7 +139,7 @@ class TextTrackFeatures:
             for video_id, seconds in (durations or {}).items()
         }
         self.tracks: dict[str, Any] = (
-            dict(tracks) if isinstance(tracks, Mapping) else _tracks_in(who, Path(tracks))
+            dict(tracks) if isinstance(tracks, Mapping) else by_id(who, find_tracks(Path(tracks)))
         )
         if not self.tracks:
             raise ArgumentError(message(who, "tracks of timed texts", f"none in {tracks}"))
@@ -194,15 +195,3 @@ class TextTrackFeatures:
             seconds_per_feature=self.seconds_per_feature,
             duration=self.durations.get(video_id),
         )
-
-
-def _tracks_in(who: str, folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in list_visible(folder):
-        if path.suffix.lower() not in TRACK_SUFFIXES or not path.is_file():
-            continue
-        if path.stem in found:
-            got = f"{found[path.stem].name} and {path.name}"
-            raise FileError(message(who, "one track per id", got))
-        found[path.stem] = path
-    return found

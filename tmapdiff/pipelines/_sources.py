@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tmapdiff._core.checks import message
-from tmapdiff._core.files import list_visible
-from tmapdiff.data.text_tracks import TRACK_SUFFIXES
+from tmapdiff.data.text_tracks import find_tracks
 from tmapdiff.errors import FileError
 from tmapdiff.video.extraction import find_videos
 
@@ -28,10 +27,7 @@ def list_sources(
         if not os.path.isdir(place):  # unlike Path.is_dir, works for names that are too long
             found.append(place)
             continue
-        inside = find_videos(place)[0]
-        if text_tracks:
-            files = (path for path in list_visible(place) if path.is_file())
-            inside = [path for path in files if path.suffix.lower() in TRACK_SUFFIXES]
+        inside = find_tracks(place) if text_tracks else find_videos(place)[0]
         if not inside:
             kind = "text tracks" if text_tracks else "videos"
             raise FileError(message("localize", f"{kind} in {place}", "none"))

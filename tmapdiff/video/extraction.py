@@ -22,7 +22,7 @@ from tmapdiff._core.checks import check_int, check_no_address, check_range, mess
 from tmapdiff._core.files import list_visible
 from tmapdiff._core.limits import check_item_bytes
 from tmapdiff.data._reading import reading
-from tmapdiff.data._video_ids import check_video_id, file_name
+from tmapdiff.data._video_ids import by_id, check_video_id, file_name
 from tmapdiff.errors import AnnotationError, ArgumentError, FeatureError, FileError, TmapdiffError
 from tmapdiff.video.decoding import MAX_FPS, VideoSource, open_video, require_av
 from tmapdiff.video.frame_encoder import FrameEncoder, FramePreprocessor, batches
@@ -198,7 +198,7 @@ def extract_features(
     check_int(who, "num_workers", num_workers, at_least=0)
     if isinstance(videos, str | os.PathLike):
         check_no_address(who, videos)
-    paths, passed_over = videos_by_id(who, videos)
+    paths, passed_over = _videos_by_id(who, videos)
     require_av()
     shared: dict[str, str | float] = {
         "model": encoder.description,
@@ -317,30 +317,21 @@ def list_suffixes(suffixes: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {suffix or 'without any'}" for suffix, number in suffixes.items())
 
 
-def videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
+def _videos_by_id(who: str, videos: Any) -> tuple[dict[str, Path], dict[str, int]]:
     """Return videos by id, and the number of a folder's other files by suffix."""
     passed_over: dict[str, int] = {}
-    if isinstance(videos, str | os.PathLike):
-        folder = Path(videos)
-        files, passed_over = find_videos(folder)
+    if isinstance(videos, Mapping):
+        paths = {str(video_id): Path(path) for video_id, path in videos.items()}
+    elif isinstance(videos, str | os.PathLike):
+        files, passed_over = find_videos(Path(videos))
         if not files:
-            got = f"no file with a video suffix in {folder}"
+            got = f"no file with a video suffix in {os.fspath(videos)}"
             got += f", only {list_suffixes(passed_over)}" if passed_over else ""
             raise ArgumentError(message(who, "a folder of videos", got))
-    elif isinstance(videos, Mapping):
-        paths = {str(video_id): Path(path) for video_id, path in videos.items()}
-        check_int(who, "videos", len(paths), at_least=1)
-        return paths, passed_over
+        paths = by_id(who, files)
     else:
-        files = [Path(path) for path in videos]
-        check_int(who, "videos", len(files), at_least=1)
-    paths = {}
-    for path in files:
-        if path.stem in paths:
-            hint = "Pass a mapping from ids to files."
-            got = f"{paths[path.stem]} and {path}"
-            raise ArgumentError(message(who, "one video per id", got, hint))
-        paths[path.stem] = path
+        paths = by_id(who, map(Path, videos))
+    check_int(who, "videos", len(paths), at_least=1)
     return paths, passed_over
 
 
