@@ -4,7 +4,6 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -221,15 +220,6 @@ class _Graph:
         made.save(folder / f"{self.name}.onnx", external_data=False)
 
 
-class _Encoder(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.encoder = model.encoder
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.encoder(*inputs))
-
-
 class _Decoder(nn.Module):
     """One step: from noisy maps, scaled for the decoder, to the objective's clean maps."""
 
@@ -249,8 +239,10 @@ class _Localizer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        maps: Tensor = self.model.predict_maps(*inputs)
+    def forward(
+        self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor
+    ) -> Tensor:
+        maps: Tensor = self.model.predict_maps(features, words, num_words, num_clips)
         return maps
 
 
@@ -278,6 +270,7 @@ def _graphs_of(model: MapLocalizer, info: dict[str, Any]) -> list[_Graph]:
             _fix_table(model)
         return [_Graph("localizer", _Localizer(model), inputs, ["maps"], draw_inputs)]
     maps = [f"features_{scale}" for scale in range(grid.num_scales)]
+    noisy_inputs = ["noisy", "timestep", "num_clips", *maps]
 
     def draw_step(batch: int) -> tuple[Tensor, ...]:
         source = torch.Generator().manual_seed(batch)
@@ -288,14 +281,8 @@ def _graphs_of(model: MapLocalizer, info: dict[str, Any]) -> list[_Graph]:
         return noisy, timestep, given[-1], *model.encoder(*given)
 
     return [
-        _Graph("encoder", _Encoder(model), inputs, maps, draw_inputs),
-        _Graph(
-            "decoder",
-            _Decoder(model),
-            ["noisy", "timestep", "num_clips", *maps],
-            ["maps"],
-            draw_step,
-        ),
+        _Graph("encoder", model.encoder, inputs, maps, draw_inputs),
+        _Graph("decoder", _Decoder(model), noisy_inputs, ["maps"], draw_step),
     ]
 
 
@@ -319,10 +306,8 @@ def _trace(graph: _Graph) -> Any:
     inputs = graph.draw(_BATCH)
     batch = torch.export.Dim("batch", min=1)
     shapes: Any = tuple({0: batch} for _ in inputs)
-    if isinstance(graph.module, _Encoder | _Localizer):
-        shapes = (shapes,)  # for `*inputs`
-    else:
-        shapes = (*shapes[:3], shapes[3:])
+    if isinstance(graph.module, _Decoder):
+        shapes = (*shapes[:3], shapes[3:])  # for `*features`
     graph.module(*inputs)  # fills caches of tables, which must not happen during tracing
     return torch.export.export(graph.module, inputs, dynamic_shapes=shapes, strict=False)
 
@@ -332,10 +317,9 @@ def _compare(graph: _Graph, program: Any) -> float:
     for batch in _CHECKED:
         inputs = graph.draw(batch)
         expected, found = graph.module(*inputs), run(*inputs)
-        pairs: Sequence[Any] = [(expected, found)]
-        if isinstance(expected, tuple):
-            pairs = list(zip(expected, found, strict=True))
-        for one, other in pairs:
+        if isinstance(expected, Tensor):
+            expected, found = [expected], [found]
+        for one, other in zip(expected, found, strict=True):
             # Relative for large values, as float32 has.
             scale = one.abs().max().clamp(min=1)
             largest = max(largest, ((one - other).abs().max() / scale).item())
