@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,36 +86,28 @@ class MergedMaps(Sequence[Any]):
         self.packed = packed
         self._as_numpy = as_numpy
 
-    def _make(self, packed: PackedMaps | None) -> Tensor:
-        return torch.empty(0, 0) if packed is None else packed.merge()
-
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return type(self)(self.packed[index], self._as_numpy)
-        made = self._make(self.packed[index])
-        return made.numpy() if self._as_numpy else made
+        packed = self.packed[index]
+        merged = torch.empty(0, 0) if packed is None else packed.merge()
+        return merged.numpy() if self._as_numpy else merged
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} queries)"
 
-    def saliency(self) -> "ClipSaliency":
-        """Return the probability that each clip lies in the answer, for each query."""
-        return ClipSaliency(self.packed, self._as_numpy)
+    def saliency(self) -> list[Any]:
+        """Compute the probability that each clip lies in the answer, for each query.
 
-
-class ClipSaliency(MergedMaps):
-    """Probability that each clip lies in the answer to a query, computed on access.
-
-    Shape:
-        - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) if it could not be
-          answered
-    """
-
-    def _make(self, packed: PackedMaps | None) -> Tensor:
-        return torch.empty(0) if packed is None else packed.saliency()
+        Shape:
+            - each: (N,), in [0, 1]; (steps, N) for several maps per query; (0,) if it could not be
+              answered
+        """
+        found = [torch.empty(0) if one is None else one.saliency() for one in self.packed]
+        return [one.numpy() for one in found] if self._as_numpy else found
 
 
 @dataclass
@@ -159,8 +152,8 @@ class MomentLocalizationOutput(BaseOutput):
     queries: list[str] | None = None
     presence: list[float] | None = None
 
-    @property
-    def saliency(self) -> ClipSaliency:
+    @cached_property
+    def saliency(self) -> list[Any]:
         """Probability that each clip of each query's video lies in the answer: highlights.
 
         Clip n lasts from `n * clip_seconds` to `(n + 1) * clip_seconds`; `resample_saliency`
