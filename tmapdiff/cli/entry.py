@@ -47,9 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TmapdiffError as error:
         return _fail(error)
     except usage_error as error:
-        return _misuse(error)
-    except BrokenPipeError:
-        return _left_alone()
+        if error.ctx is not None:
+            _say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.")
+        _say(f"error: {error.format_message()}")
+        return _MISUSED
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has closed it
+        # Python's flush at exit would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except SystemExit as stop:  # of a training that was asked to stop and has saved its state
@@ -69,20 +74,6 @@ def printable(text: str) -> str:
 
 def _fail(error: object) -> int:
     _say(f"error: {error}")
-    return _FAILED
-
-
-def _misuse(error: Any) -> int:
-    if error.ctx is not None:
-        _say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.")
-    _say(f"error: {error.format_message()}")
-    return _MISUSED
-
-
-def _left_alone() -> int:
-    """Stop quietly after the reader of standard output, such as `head`, has closed it."""
-    # Python's flush at exit would fail.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _FAILED
 
 

@@ -45,20 +45,11 @@ def choose_fastest(
     run: Callable[[str], Any],
     device: torch.device,
 ) -> str:
-    """Return the name of the backend to run: the fastest, unless one is requested.
+    """Return the fastest of the usable `candidates`, likeliest first, unless one is requested.
 
-    Speed is measured once per key. The first candidate is used without measuring where timing is
-    unreliable or must not matter: while torch traces or captures a graph, and with
-    `torch.use_deterministic_algorithms`.
-
-    Args:
-        op: Name of the operation.
-        usable: As for `choose`.
-        backend: The backend that the caller requests.
-        candidates: Usable backends that may be the fastest, by estimate, the likeliest first.
-        key: What the speed depends on besides the machine: sizes, dtype, whether gradients follow.
-        run: Runs the operation once with the named backend.
-        device: Where it runs.
+    Speed is measured once per machine and `key`: sizes, dtype, whether gradients follow. The first
+    candidate is used without measuring where timing is unreliable or must not matter: while torch
+    traces or captures a graph, and with `torch.use_deterministic_algorithms`.
     """
     asked = _asked_for(op, usable, backend)
     no_clock = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()

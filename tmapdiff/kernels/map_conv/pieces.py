@@ -45,13 +45,9 @@ def cut_sizes(sizes: ConvSizes, at_once: int) -> ConvSizes:
 
 
 def convolve(x: Tensor, reach: int, at_once: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
-    """Convolve maps, (B, C, N_k, A), piece by piece.
+    """Convolve maps, (B, C, N_k, A), with `at_once` pieces of each together; 0 for whole maps.
 
-    Args:
-        x: Maps.
-        reach: Cells that the kernel reaches to either side.
-        at_once: Pieces of each map to convolve together; 0 for whole maps.
-        conv: Convolves maps, or pieces of PIECE + 2 * reach starts, with zero padding.
+    `conv` convolves maps, or pieces of PIECE + 2 * reach starts, with zero padding.
     """
     if not at_once:
         return conv(x)

@@ -36,16 +36,10 @@ def convolve_with_spectrum(
     exponent: Tensor | None = None,
     fused: bool = False,
 ) -> Tensor:
-    """Convolve maps with a kernel of known spectrum.
+    """Convolve maps with a kernel of known spectrum, which has `aligned_channels`.
 
-    Args:
-        x: Maps.
-        kernel: The kernel's spectrum, with `aligned_channels` output channels.
-        bias: Added to all cells.
-        transform: The kernel's transform.
-        channels: Output channels, D.
-        exponent: Only for float16: exponent of the power of two that scaled the kernel down.
-        fused: Whether to multiply spectra with the Triton kernel.
+    `exponent`, for float16 only, is that of the power of two that scaled the kernel down. `fused`
+    multiplies spectra with the Triton kernel.
     """
     of_maps = None
     if exponent is not None:
