@@ -41,22 +41,18 @@ def load_npz(path: Path, name: str) -> np.ndarray:
     with foreign_errors(FileError, f"cannot read {path}"):
         if _begins(path, np.lib.format.MAGIC_PREFIX):
             raise ValueError("one array, not an archive of arrays")
-        return _read_npz(path, name)
-
-
-def _read_npz(path: Path, name: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if f"{name}.npy" not in names:
-            keys = [one.removesuffix(".npy") for one in names[:5]]
-            expected = f"an array with the key {name!r}"
-            raise FeatureError(message(str(path), expected, f"the keys {keys}"))
-        declared = archive.getinfo(f"{name}.npy")
-        # zipfile unpacks no more of a member than its declared size.
-        check_item_bytes(str(path), f"an array {name!r}", declared.file_size)
-        with archive.open(declared) as member:
-            content = io.BytesIO(member.read())
-        return _read_npy(str(path), content, declared.file_size)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if f"{name}.npy" not in names:
+                keys = [one.removesuffix(".npy") for one in names[:5]]
+                expected = f"an array with the key {name!r}"
+                raise FeatureError(message(str(path), expected, f"the keys {keys}"))
+            declared = archive.getinfo(f"{name}.npy")
+            # zipfile unpacks no more of a member than its declared size.
+            check_item_bytes(str(path), f"an array {name!r}", declared.file_size)
+            with archive.open(declared) as member:
+                content = io.BytesIO(member.read())
+            return _read_npy(str(path), content, declared.file_size)
 
 
 def _read_npy(who: str, file: BinaryIO, size: int) -> np.ndarray:

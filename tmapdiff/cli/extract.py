@@ -82,14 +82,12 @@ def extract(
     if (model is None) == (frame_encoder is None):
         raise typer.BadParameter("pass one image model: --model or --frame-encoder.")
     of_transformers = (model or "").startswith(_HF)
+    of_timm = model is not None and not of_transformers
     refuse_idle(
-        ("--weights", weights and model is None, "--model"),
+        ("--weights", weights and not of_timm, "a timm model"),
         ("--weights", weights and not pretrained, "--pretrained"),
-        ("--random-weights", not pretrained and model is None, "--model"),
-        ("--keep-head", keep_head and model is None, "--model"),
-        ("--weights", weights and of_transformers, "a timm model"),
-        ("--random-weights", not pretrained and of_transformers, "a timm model"),
-        ("--keep-head", keep_head and of_transformers, "a timm model"),
+        ("--random-weights", not pretrained and not of_timm, "a timm model"),
+        ("--keep-head", keep_head and not of_timm, "a timm model"),
         ("--mixed-precision", mixed_precision != "no" and model is None, "--model"),
     )
     with Output(as_json) as output:

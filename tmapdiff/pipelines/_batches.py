@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tmapdiff.data.clips import fill_clips
 from tmapdiff.maps import MapGrid, MultiScaleMapSampler, RankedMoments
-from tmapdiff.models import DenoisingStep, Localization, MapLocalizer
+from tmapdiff.models import Localization, MapLocalizer
 from tmapdiff.pipelines._windows import Window, join_windows
 from tmapdiff.pipelines.output import LocalizedMoment, PackedMaps
 
@@ -135,32 +135,6 @@ class Drawn:
 
         samples, held = joined("samples")
         return cls(samples, joined("clean")[0], joined("noisy")[0], held)
-
-
-class Steps:
-    """Maps after each step: the mean clean map of all samples, the noisy map of the first."""
-
-    def __init__(self) -> None:
-        self._clean: list[Tensor] = []
-        self._noisy: list[Tensor] = []
-        self._added = 0
-
-    def add(self, step: DenoisingStep) -> None:
-        self._added += 1
-        if step.index == len(self._clean):
-            self._clean.append(step.clean)
-            self._noisy.append(step.noisy)
-        else:
-            self._clean[step.index] = self._clean[step.index] + step.clean
-
-    def clean(self) -> Tensor | None:
-        if not self._clean:
-            return None
-        samples = self._added / len(self._clean)
-        return (torch.stack(self._clean, dim=1) / samples).float().cpu()
-
-    def noisy(self) -> Tensor | None:
-        return torch.stack(self._noisy, dim=1).float().cpu() if self._noisy else None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from tmapdiff.models import (
 )
 from tmapdiff.models._base import check_safe
 from tmapdiff.models.map_localizer import Generators, check_generators
-from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, Steps, answers_of, spread_of
+from tmapdiff.pipelines._batches import Answer, Batch, Clips, Drawn, answers_of, spread_of
 from tmapdiff.pipelines._saving import (
     PARTS,
     PIPELINE_FILES,
@@ -689,30 +689,38 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         batch: Batch,
         generator: Generators,
     ) -> Drawn:
-        localizer, steps = self.localizer.evaluation_view(), Steps()
+        localizer = self.localizer.evaluation_view()
+        if not localizer.is_generative:
+            inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
+            return Drawn(localizer.predict_maps(*inputs)[:, None], None, None)
+        # After each step: the sum of the clean maps of all samples, the noisy map of the first.
+        clean: list[Tensor] = []
+        noisy: list[Tensor] = []
 
         def after_step(step: DenoisingStep) -> None:
-            if return_steps:
-                steps.add(step)
+            if return_steps and step.index == len(clean):
+                clean.append(step.clean)
+                noisy.append(step.noisy)
+            elif return_steps:
+                clean[step.index] = clean[step.index] + step.clean
             if callback is not None:
                 maps = {"clean": step.clean, "noisy": step.noisy}
                 callback(self, step.index, step.timestep, maps)
 
-        if localizer.is_generative:
-            encoder = localizer.encoder
-            maps = encoder.encode_video(batch.videos, batch.num_clips)
-            sentences = encoder.encode_query(batch.words, batch.num_words)
-            samples = localizer.draw_samples(
-                encoder.fuse([batch.spread(one) for one in maps], sentences, batch.num_clips),
-                num_clips=batch.num_clips,
-                generator=list(generator) if isinstance(generator, Sequence) else generator,
-                callback=after_step if return_steps or callback is not None else None,
-                **sampling,
-            )
-        else:
-            inputs = (batch.features, batch.words, batch.num_words, batch.num_clips)
-            samples = localizer.predict_maps(*inputs)[:, None]
-        return Drawn(samples, steps.clean(), steps.noisy())
+        encoder = localizer.encoder
+        maps = encoder.encode_video(batch.videos, batch.num_clips)
+        sentences = encoder.encode_query(batch.words, batch.num_words)
+        samples = localizer.draw_samples(
+            encoder.fuse([batch.spread(one) for one in maps], sentences, batch.num_clips),
+            num_clips=batch.num_clips,
+            generator=list(generator) if isinstance(generator, Sequence) else generator,
+            callback=after_step if return_steps or callback is not None else None,
+            **sampling,
+        )
+        if not return_steps:
+            return Drawn(samples, None, None)
+        mean = torch.stack(clean, dim=1) / samples.shape[1]
+        return Drawn(samples, mean.float().cpu(), torch.stack(noisy, dim=1).float().cpu())
 
     def _read(self, batch: Batch, drawn: Drawn, reading: Mapping[str, Any]) -> Iterator[Answer]:
         presence = self._presence(batch, drawn) if reading["answer"] == "set" else None
