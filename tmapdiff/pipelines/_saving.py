@@ -15,7 +15,6 @@ from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError
 from tmapdiff.models import (
     MS2DTAN,
-    MapLocalizer,
     MomentLocalizer,
     SimilarityLocalizer,
     TransformersTextEncoder,
@@ -25,7 +24,13 @@ from tmapdiff.models.transformers_text import TEXT_ENCODER_FILES
 from tmapdiff.video import FrameEncoder, TransformersFrameEncoder
 from tmapdiff.video.two_towers import FRAME_ENCODER_FILES
 
-PARTS = ("localizer", "vocabulary", "frame_encoder", "text_encoder")
+# The parts, and the classes that each may have.
+PARTS: Mapping[str, tuple[type, ...]] = {
+    "localizer": (MomentLocalizer, MS2DTAN, SimilarityLocalizer),
+    "vocabulary": (Vocabulary,),
+    "frame_encoder": (FrameEncoder, TransformersFrameEncoder),
+    "text_encoder": (TransformersTextEncoder,),
+}
 SETTINGS = ("fps", "clip_seconds", "durations", "text_features")
 VOCABULARY = "vocabulary.json"
 PIPELINE_FILES = {
@@ -34,9 +39,6 @@ PIPELINE_FILES = {
     "vocabulary": re.compile(r"vocabulary\.json"),
     "frame_encoder": FRAME_ENCODER_FILES,
     "text_encoder": TEXT_ENCODER_FILES,
-}
-_LOCALIZERS: Mapping[str, type[MapLocalizer]] = {
-    one.__name__: one for one in (MomentLocalizer, MS2DTAN, SimilarityLocalizer)
 }
 
 
@@ -75,22 +77,13 @@ def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
     """Load a part; only this library's classes are allowed."""
     if entry is None or entry == [None, None]:
         return None
-    is_pair = isinstance(entry, list) and [type(one) for one in entry] == [str, str]
-    if not is_pair:
-        expected = f"its {name} to be a library and a class"
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in PARTS[name]}
+    named = [kind for kind in kinds if entry == ["tmapdiff", kind]]
+    if not named:
+        expected = f"its {name} to be a {' or '.join(kinds)} of tmapdiff"
         raise CheckpointError(message(place, expected, repr(entry)))
-    library, kind = entry
-    classes: Mapping[str, Any] = {
-        "localizer": _LOCALIZERS,
-        "vocabulary": {"Vocabulary": Vocabulary},
-        "frame_encoder": {one.__name__: one for one in (FrameEncoder, TransformersFrameEncoder)},
-        "text_encoder": {"TransformersTextEncoder": TransformersTextEncoder},
-    }[name]
-    if library != "tmapdiff" or kind not in classes:
-        what = short(f"{kind} of {library}")
-        raise CheckpointError(f"{place}: its {name} is a {what}.")
     if name == "vocabulary":
         return Vocabulary.load(folder / name / VOCABULARY)
     if name == "text_encoder":
         return TransformersTextEncoder(str(folder / name))
-    return classes[kind].from_pretrained(folder / name)
+    return kinds[named[0]].from_pretrained(folder / name)
