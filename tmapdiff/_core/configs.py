@@ -27,10 +27,6 @@ class StrictConfigMixin:
         """Create an object from a configuration, as diffusers does, but reject names.
 
         diffusers would look up a name on the hub, and names may come from untrusted files.
-
-        Raises:
-            ConfigError: If `config` is not a dictionary, a field is unknown, or a field without a
-                default is missing.
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if not isinstance(config, dict):
@@ -49,11 +45,7 @@ class StrictConfigMixin:
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Sort the fields of `config_dict` and `kwargs` as diffusers does.
-
-        Raises:
-            ConfigError: If a field is unknown, or one without a default is missing.
-        """
+        """Sort the fields as diffusers does; reject unknown and missing ones."""
         parameters = inspect.signature(cls).parameters
         fields = [name for name in parameters if name != "kwargs"]
         for name in [*config_dict, *kwargs]:

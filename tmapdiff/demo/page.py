@@ -1,20 +1,17 @@
 """The page, built with Gradio."""
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from tmapdiff._core.checks import message
 from tmapdiff.data.text_tracks import TRACK_SUFFIXES
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.visits import Visits, line
-from tmapdiff.errors import FileError
 from tmapdiff.models import SimilarityLocalizer
-from tmapdiff.pipelines import MomentLocalizationPipeline, list_sources
+from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.video.extraction import VIDEO_SUFFIXES
 
 _HERE = Path(__file__).parent
@@ -175,18 +172,6 @@ def _describe(pipeline: MomentLocalizationPipeline) -> str:
     if pipeline.frame_encoder is not None:
         parts.append(f"Frame encoder: {pipeline.frame_encoder.description}")
     return "".join(f"{part}. " for part in parts)
-
-
-def list_videos(
-    pipeline: MomentLocalizationPipeline, folder: str | os.PathLike[str] | None
-) -> dict[str, Path]:
-    """List the files of a folder that a pipeline takes, by name."""
-    if folder is None:
-        return {}
-    if not os.path.isdir(folder):
-        raise FileError(message("the demo", "a folder", f"{folder}, which does not exist"))
-    found = list_sources([folder], text_tracks=pipeline.takes_text_tracks)
-    return {path.name: path.absolute() for path in found}
 
 
 def _theme() -> Any:

@@ -13,7 +13,7 @@ from tmapdiff._core.checks import foreign_errors, message, require
 from tmapdiff.demo.limits import DemoLimits
 from tmapdiff.demo.security import SameHostOnly
 from tmapdiff.errors import ConfigError, FileError, UnknownWordsWarning
-from tmapdiff.pipelines import MomentLocalizationPipeline
+from tmapdiff.pipelines import MomentLocalizationPipeline, list_sources
 
 
 def launch_demo(
@@ -68,9 +68,16 @@ def launch_demo(
         require("gradio", extra="demo", purpose="the demo")
         from starlette.middleware import Middleware
 
-        from tmapdiff.demo.page import build_page, list_videos, page_style
+        from tmapdiff.demo.page import build_page, page_style
 
-        listed = list_videos(pipeline, video_dir)
+        listed = {}
+        if video_dir is not None:
+            if not os.path.isdir(video_dir):
+                raise FileError(
+                    message("the demo", "a folder", f"{video_dir}, which does not exist")
+                )
+            found = list_sources([video_dir], text_tracks=pipeline.takes_text_tracks)
+            listed = {path.name: path.absolute() for path in found}
         page = build_page(pipeline, limits, listed, examples)
         if threading.current_thread() is threading.main_thread():
             # Raises KeyboardInterrupt, so that the temporary folder is deleted.

@@ -16,11 +16,7 @@ Window = tuple[int, int]  # first clip, and the clip after the last
 
 
 def summarize_durations(who: str, durations: Iterable[float]) -> Durations:
-    """Return the shortest, the median and the longest duration.
-
-    Raises:
-        ArgumentError: If there are no durations, or one is not positive.
-    """
+    """Return the shortest, the median and the longest duration."""
     listed = check_list(who, "durations", durations)
     seconds = [check_range(who, "durations", one, 0, open_low=True) for one in listed]
     if not seconds:

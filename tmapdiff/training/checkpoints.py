@@ -40,9 +40,6 @@ def write_checkpoint(path: Path) -> Iterator[Path]:
     """Yield a folder to write a checkpoint into; it is renamed to `path` if the block succeeds.
 
     A digest of each file shows later whether the checkpoint is still as it was written.
-
-    Raises:
-        FileError: If it cannot be written; other checkpoints are not affected.
     """
     with written_beside(path, durable=True) as new:
         yield new
