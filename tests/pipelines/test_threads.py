@@ -14,7 +14,6 @@ from helpers.threads import at_once
 from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import MS2DTAN, MapScheduler
-from tmapdiff._core.threads import Lock
 
 STEPS = [1, 2, 2, 3, 4, 5, 6, 7]  # one per thread
 ROUNDS = 2
@@ -148,7 +147,6 @@ def test_localizing_leaves_the_run_of_set_timesteps_alone():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_locks_of_copies_are_their_own(copied):
-    lock = Lock()
-    with lock, copied(lock):
-        pass
+def test_pipelines_can_be_copied(copied):
+    pipe, other = make_pipe(), copied(make_pipe())
+    assert_same(ask(other, 0), ask(pipe, 0))

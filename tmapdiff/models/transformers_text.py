@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ from typing_extensions import Self
 
 from tmapdiff._core.checks import check_int, foreign_errors, message, require
 from tmapdiff._core.files import written_beside
-from tmapdiff._core.threads import Lock
 from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError
 
@@ -23,6 +23,7 @@ TEXT_ENCODER_FILES = re.compile(
     r"|(tokenizer|special_tokens_map|added_tokens|vocab)\.json|vocab\.(txt|bpe)|merges\.txt"
     r"|[\w.-]+\.(model|spm)|chat_template\.(jinja|json)"
 )
+_LOCK = threading.Lock()  # tokenizers and caches are not thread-safe
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,6 @@ class TransformersTextEncoder(nn.Module):
         # Not all of its tokenizers lowercase.
         self._reads_padding = config.model_type.startswith("siglip")
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
-        self._lock = Lock()  # tokenizers and the cache are not thread-safe
         # A damaged model or an unsuitable tokenizer can raise any error here.
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
@@ -174,7 +174,7 @@ class TransformersTextEncoder(nn.Module):
                 torch.zeros(0, 0, self.token_channels),
                 torch.zeros(0, dtype=torch.long),
             )
-        with self._lock:
+        with _LOCK:
             known = {one: self._cache[one] for one in sentences if one in self._cache}
         new = [one for one in dict.fromkeys(sentences) if one not in known]
         for start in range(0, len(new), self.batch_size):
@@ -189,7 +189,7 @@ class TransformersTextEncoder(nn.Module):
         )
 
     def _remember(self, used: dict[str, tuple[Tensor, Tensor]]) -> None:
-        with self._lock:
+        with _LOCK:
             for sentence, features in used.items():
                 self._cache.pop(sentence, None)
                 self._cache[sentence] = features  # moves it to the end
@@ -198,7 +198,7 @@ class TransformersTextEncoder(nn.Module):
 
     @torch.no_grad()
     def _encode(self, sentences: list[str]) -> list[tuple[Tensor, Tensor]]:
-        with self._lock:
+        with _LOCK:
             inputs = self._tokens_of(sentences).to(self.model.device)
         outputs = (self.model.get_text_features if self._is_whole else self.model)(**inputs)
         if self._reads_padding:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,6 @@ from typing_extensions import Self
 
 from tmapdiff._core.checks import check_choice, check_int, check_range, message
 from tmapdiff._core.files import folder_to_save_in, written_beside
-from tmapdiff._core.threads import Lock
 from tmapdiff._version import __version__
 from tmapdiff.data.clips import divide_video
 from tmapdiff.data.text_tracks import TRACK_SUFFIXES, load_text_track
@@ -81,6 +81,7 @@ TextFeatures = Literal["tokens", "sentence"]
 Video = VideoSource | VideoFeatures
 _Callback = Callable[["MomentLocalizationPipeline", int, int, dict[str, Tensor]], Any]
 _KEPT_VIDEOS = 8
+_LOCK = threading.Lock()  # of the cached videos; not an attribute, as it cannot be copied
 _ROWS_PER_CLIP = 4  # so that similarity is smoothed over less than two clips
 
 
@@ -166,7 +167,6 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             fps=fps, clip_seconds=clip_seconds, durations=durations, text_features=text_features
         )
         self._videos: OrderedDict[tuple[Any, ...], VideoFeatures] = OrderedDict()
-        self._lock = Lock()  # of the cached videos
 
     @classmethod
     def from_two_towers(
@@ -379,7 +379,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             hint += "for text tracks, use from_text_encoder (--text-encoder)."
             raise ConfigError(message(type(self).__name__, "features of the video", got, hint))
         key = _identity(video)
-        with self._lock:
+        with _LOCK:
             if key is not None and key in self._videos:
                 self._videos.move_to_end(key)
                 return self._videos[key]
@@ -392,7 +392,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             )
         self._checked(features)
         if key is not None:
-            with self._lock:
+            with _LOCK:
                 self._videos[key] = features
                 while len(self._videos) > _KEPT_VIDEOS:
                     self._videos.popitem(last=False)
