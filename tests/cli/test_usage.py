@@ -48,7 +48,7 @@ CASES = {
     "extract x --out x.h5": "pass one image model: --model or --frame-encoder.",
     "extract x --out x.h5 --model a --frame-encoder b": "pass one image model: --model or",
     "extract x --out x.h5 --frame-encoder b --random-weights":
-        f"'--random-weights': {NO_EFFECT} --model.",
+        f"'--random-weights': {NO_EFFECT} a timm model.",
     "inspect x --dataset mad": "Invalid value for '--dataset'",
     "": "Missing command.",
     "extrct": "No such command 'extrct'. Did you mean 'extract', 'export'?",
