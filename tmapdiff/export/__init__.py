@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tmapdiff._core.lazy import loaded_when_used
 
 if TYPE_CHECKING:
-    from tmapdiff.export.exporting import FORMATS as FORMATS
     from tmapdiff.export.exporting import ExportReport as ExportReport
     from tmapdiff.export.exporting import export_pipeline as export_pipeline
     from tmapdiff.export.runtime import OnnxLocalizer as OnnxLocalizer
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "export_pipeline": "exporting",
     "ExportReport": "exporting",
-    "FORMATS": "exporting",
     "OnnxLocalizer": "runtime",
 }
 

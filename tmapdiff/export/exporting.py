@@ -26,7 +26,6 @@ from tmapdiff.models.lstm import PaddedLSTM
 from tmapdiff.pipelines import MomentLocalizationPipeline
 
 Format = Literal["pt2", "onnx"]
-FORMATS = get_args(Format)
 _WHO = "export_pipeline"
 _INFO = "export.json"
 _FILES = re.compile(r"(encoder|decoder|localizer)\.(pt2|onnx)|export\.json|vocabulary\.json")
@@ -89,7 +88,7 @@ def export_pipeline(
         MissingDependencyError: If a package for `onnx` is not installed.
         FileError: If the folder cannot be written.
     """
-    check_choice(_WHO, "format", format, FORMATS)
+    check_choice(_WHO, "format", format, get_args(Format))
     check_int(_WHO, "max_words", max_words, at_least=1)
     if format == "onnx":
         require("onnxscript", extra="onnx", purpose="Exporting to ONNX")

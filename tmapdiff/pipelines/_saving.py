@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from tmapdiff._core.checks import first_line, foreign_errors, message, short
+from tmapdiff._core.checks import first_line, foreign_errors, message, short, shown
 from tmapdiff._core.limits import JSON_GROWTH, read_at_most
 from tmapdiff.data.words import Vocabulary
 from tmapdiff.errors import ArgumentError, CheckpointError
@@ -81,7 +81,7 @@ def load_part(place: str, folder: Path, name: str, entry: Any) -> Any:
     named = [kind for kind in kinds if entry == ["tmapdiff", kind]]
     if not named:
         expected = f"its {name} to be a {' or '.join(kinds)} of tmapdiff"
-        raise CheckpointError(message(place, expected, repr(entry)))
+        raise CheckpointError(message(place, expected, shown(entry)))
     if name == "vocabulary":
         return Vocabulary.load(folder / name / VOCABULARY)
     if name == "text_encoder":

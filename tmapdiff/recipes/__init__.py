@@ -2,11 +2,7 @@
 
 from tmapdiff.evaluation import Protocol
 from tmapdiff.recipes.answers import answer_videos, pair
-from tmapdiff.recipes.data import (
-    HOLDOUT_SEED,
-    LocalizationData,
-    open_features,
-)
+from tmapdiff.recipes.data import LocalizationData, open_features
 from tmapdiff.recipes.evaluation import (
     Control,
     Results,
@@ -31,7 +27,6 @@ __all__ = [  # noqa: RUF022  in the order the data flows
     "Protocol",
     "open_features",
     "LocalizationData",
-    "HOLDOUT_SEED",
     "SYNTHETIC_EPOCHS",
     "ModelKind",
     "Recipe",

@@ -34,7 +34,7 @@ from tmapdiff.maps import MapGrid
 from tmapdiff.models import TransformersTextEncoder
 
 _ENCODED_AT_ONCE = 256  # sentences per batch, which are padded to the longest
-HOLDOUT_SEED = 0  # The same videos are held out whatever the training's seed.
+_HOLDOUT_SEED = 0  # The same videos are held out whatever the training's seed.
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class LocalizationData:
         Raises:
             ArgumentError: As `AnnotationSet.split_videos`.
         """
-        train, test = self.train.split_videos(fraction, HOLDOUT_SEED)
+        train, test = self.train.split_videos(fraction, _HOLDOUT_SEED)
         files = dict.fromkeys(self.files, self.files["train"]) if self.files else {}
         return replace(self, train=train, test=test, files=files, is_held_out=True)
 

@@ -40,7 +40,7 @@ ModelKind = Literal["diffusion", "deterministic", "ms2dtan", "similarity"]
 SYNTHETIC_EPOCHS = 30
 # Results of a run, which another run would replace.
 RUN_FILES = ("checkpoints", "metrics.json", "predictions.jsonl", "maps.png", "pipeline")
-# Share of the training videos to fit presence on. The seed differs from `HOLDOUT_SEED`.
+# Share of the training videos to fit presence on. The seed differs from that of `hold_out`.
 _PRESENCE_SHARE, _PRESENCE_SEED = 0.1, 1
 # Its cells are DiDeMo's 21 moments.
 DIDEMO_GRID = {"num_clips": 6, "num_anchors": 6, "num_scales": 1}

@@ -7,7 +7,7 @@ from tmapdiff._core.checks import check_bool, check_choice, check_int, check_ran
 from tmapdiff.data.negatives import MOST_NEGATIVES
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
-MAX_SEED = 2**32 - 1  # NumPy's limit
+_MAX_SEED = 2**32 - 1  # NumPy's limit
 # Fields that do not affect the result, so that a resumed run may change them.
 RESUME_MAY_CHANGE = (
     "num_workers",
@@ -97,7 +97,7 @@ class TrainingConfig:
         check_range(who, "negatives", self.negatives, 0, MOST_NEGATIVES)
         check_range(who, "warmup", self.warmup, 0, 1)
         check_range(who, "ema_decay", self.ema_decay, 0, 1)
-        check_range(who, "seed", self.seed, 0, MAX_SEED)
+        check_range(who, "seed", self.seed, 0, _MAX_SEED)
         check_choice(who, "mixed_precision", self.mixed_precision, get_args(MixedPrecision))
         for name in ("activation_checkpointing", "compile", "deterministic"):
             check_bool(who, name, given[name])
