@@ -1,7 +1,8 @@
-"""Base of metrics over a data set, which collects the tensors of its batches."""
+"""Base of metrics over a data set, which collects what its batches add."""
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from tmapdiff.errors import ArgumentError
 
 
 class Gathered:
-    """Rows of tensors, in columns, that batches add; subclasses define `update` and `compute`."""
+    """Rows that batches add, of tensors and others; subclasses define `update` and `compute`."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Tensor, ...]] = []
+        self._rows: list[tuple[Any, ...]] = []
 
     def reset(self) -> None:
         """Forget all queries so far."""
@@ -23,7 +24,7 @@ class Gathered:
     def on_cpu(self) -> Self:
         """Return a copy of the metrics, with the queries so far, on the CPU."""
         copied = copy(self)
-        copied._rows = [tuple(column.cpu() for column in batch) for batch in self._rows]
+        copied._rows = [tuple(map(_on_cpu, batch)) for batch in self._rows]
         return copied
 
     @classmethod
@@ -38,3 +39,7 @@ class Gathered:
             raise ArgumentError(f"{type(self).__name__}: expected at least one query, got none.")
         columns = zip(*self.on_cpu()._rows, strict=True)
         return [torch.cat(column) for column in columns]
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value

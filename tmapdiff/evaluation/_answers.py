@@ -1,16 +1,15 @@
 """A localizer's answers to the queries of a data set, batch by batch."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, compress
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
-from typing_extensions import Self
 
 from tmapdiff._core.checks import check_int, message
+from tmapdiff._core.gathered import Gathered
 from tmapdiff.data import MomentBatch, Prediction, collate_moments
 from tmapdiff.data.moment_jsonl import CLIP_SECONDS
 from tmapdiff.data.sampling import share_of, torch_generator_for
@@ -105,21 +104,15 @@ def batches(dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
     )
 
 
-class Answers:
+class Answers(Gathered):
     """Collects answers, with the confidence and IoU of each query's best moment.
 
-    IoUs of queries without a moment are NaN. It is updated batch by batch, like metrics, and does
-    not wait for the device until the end.
+    IoUs of queries without a moment are NaN. It does not wait for the device until the end.
     """
 
     def __init__(self, with_saliency: bool = False) -> None:
+        super().__init__()
         self.with_saliency = with_saliency
-        self.queries: list[tuple[int | str, str, str]] = []  # (id, query, video)
-        self.ranked: list[RankedMoments] = []
-        self.confidence: list[Tensor] = []
-        self.iou: list[Tensor] = []
-        self.presence: list[Tensor | None] = []
-        self.saliency: list[tuple[Tensor, ...]] = []  # (saliency, clip seconds, durations)
 
     def update(
         self,
@@ -128,67 +121,43 @@ class Answers:
         truth: Tensor,
         num_moments: Tensor | None = None,
     ) -> None:
-        self.queries += zip(batch.qids, batch.queries, batch.video_ids, strict=True)
-        self.ranked.append(found.ranked)
-        self.confidence.append(found.confidence)
-        best = best_ious(found.ranked.moments[:, :1], truth, num_moments)[:, 0]
-        self.iou.append(best.masked_fill(batch.num_moments < 1, torch.nan))
-        self.presence.append(found.presence)
+        queries = list(zip(batch.qids, batch.queries, batch.video_ids, strict=True))
+        ranked = found.ranked
+        best = best_ious(ranked.moments[:, :1], truth, num_moments)[:, 0]
+        iou = best.masked_fill(batch.num_moments < 1, torch.nan)
+        of_clips: tuple[Tensor | None, ...] = (None, None, None)
         if self.with_saliency:
-            self.saliency.append((found.saliency, batch.clip_seconds, batch.durations))
+            of_clips = (found.saliency, batch.clip_seconds, batch.durations)
+        moments = (ranked.moments, ranked.scores, ranked.valid)
+        numbers = (found.confidence, iou, found.presence)
+        self._rows.append((queries, *moments, *numbers, *of_clips))
 
-    def on_cpu(self) -> Self:
-        copy = type(self)()
-        copy.queries = self.queries
-        copy.ranked = [
-            RankedMoments(ranked.moments.cpu(), ranked.scores.cpu(), ranked.valid.cpu())
-            for ranked in self.ranked
-        ]
-        copy.confidence = [scores.cpu() for scores in self.confidence]
-        copy.iou = [ious.cpu() for ious in self.iou]
-        copy.presence = [None if one is None else one.cpu() for one in self.presence]
-        copy.saliency = [tuple(one.cpu() for one in some) for some in self.saliency]
-        return copy
-
-    @classmethod
-    def joined(cls, parts: Iterable["Answers"]) -> Self:
-        """Join the answers of several processes, in their order."""
-        whole = cls()
-        for part in parts:
-            whole.queries += part.queries
-            whole.ranked += part.ranked
-            whole.confidence += part.confidence
-            whole.iou += part.iou
-            whole.presence += part.presence
-            whole.saliency += part.saliency
-        return whole
-
-    def compute(self, began: float) -> dict[str, Any]:
-        """Return the fields of `Evaluation` except the metrics; seconds are since `began`."""
-        windows = chain.from_iterable(map(windows_of, self.ranked))
-        predictions = tuple(
-            Prediction(*query, of_query, saliency)
-            for query, of_query, saliency in zip(
-                self.queries, windows, self._saliency(), strict=True
-            )
-        )
-        presence = [one for one in self.presence if one is not None]
+    def compute(self) -> dict[str, Any]:
+        """Return the fields of `Evaluation` except metrics and seconds."""
+        predictions: list[Prediction] = []
+        numbers = []
+        for queries, *row in self.on_cpu()._rows:
+            windows = windows_of(RankedMoments(*row[:3]))
+            saliency = _saliency_of(*row[6:]) if self.with_saliency else [None] * len(queries)
+            parts = zip(queries, windows, saliency, strict=True)
+            predictions += [Prediction(*query, *answer) for query, *answer in parts]
+            numbers.append(row[3:6])
+        confidence, iou, presence = zip(*numbers, strict=True)
         return {
-            "predictions": predictions,
-            "seconds": time.perf_counter() - began,
-            "confidence": torch.cat(self.confidence).cpu(),
-            "iou": torch.cat(self.iou).cpu(),
-            "presence": torch.cat(presence).cpu() if presence else None,
+            "predictions": tuple(predictions),
+            "confidence": torch.cat(confidence),
+            "iou": torch.cat(iou),
+            "presence": None if presence[0] is None else torch.cat(presence),
         }
 
-    def _saliency(self) -> Iterator[tuple[float, ...] | None]:
-        """Yield the scores of each query's clips of 2 s, or None."""
-        if not self.saliency:
-            yield from [None] * len(self.queries)
-        for some in self.saliency:
-            for row, clip, duration in zip(*(one.cpu() for one in some), strict=True):
-                pieces = resample_saliency(row, float(clip), float(duration), CLIP_SECONDS)
-                yield tuple(pieces.tolist())
+
+def _saliency_of(
+    saliency: Tensor, clip_seconds: Tensor, durations: Tensor
+) -> Iterator[tuple[float, ...]]:
+    """Yield the scores of each query's clips of 2 s."""
+    for row, clip, duration in zip(saliency, clip_seconds, durations, strict=True):
+        pieces = resample_saliency(row, float(clip), float(duration), CLIP_SECONDS)
+        yield tuple(pieces.tolist())
 
 
 def windows_of(ranked: RankedMoments) -> Iterator[tuple[tuple[float, float, float], ...]]:

@@ -164,7 +164,8 @@ def evaluate(
             on_batch(len(batch))
     parts = of_all_processes(accelerator, metrics, of_didemo, of_sets, answers)
     metrics, of_didemo, of_sets, answers = parts
-    answered = answers.compute(began)
+    answered = answers.compute()
+    seconds = time.perf_counter() - began
     results = metrics.compute()
     if answer == "set":
         results |= of_sets.compute()
@@ -172,7 +173,7 @@ def evaluate(
         results |= of_didemo.compute()
     elif protocol == "qvhighlights":
         results |= evaluate_predictions(answered["predictions"], annotations, protocol=protocol)
-    evaluation = Evaluation(results, **answered)
+    evaluation = Evaluation(results, seconds=seconds, **answered)
     present, presence = evaluation.present, evaluation.presence
     if presence is not None and present.any() and not present.all():
         results |= presence_metrics(presence, present)
