@@ -23,7 +23,7 @@ from tmapdiff.evaluation import (
     presence_metrics,
 )
 from tmapdiff.maps import IoUMapBuilder, MapGrid
-from tmapdiff.maps.presence import map_presence
+from tmapdiff.maps.saliency import map_presence
 from tmapdiff.models.presence import presence_features
 
 PRESENCE = ["AUROC", "Accuracy", "Brier", "ECE", "AURC"]

@@ -26,11 +26,7 @@ from tmapdiff.maps import (
 )
 from tmapdiff.models._base import MapModel, answering
 from tmapdiff.models.encoder import MultimodalEncoder, TextEncoder
-from tmapdiff.models.presence import (
-    check_presence_weights,
-    presence_features,
-    presence_reader,
-)
+from tmapdiff.models.presence import check_presence_weights, presence_features
 from tmapdiff.models.protocols import (
     Objective,
     check_registered,
@@ -419,11 +415,12 @@ class MapLocalizer(MapModel):
         Raises:
             ShapeError, ArgumentError: As `localize`.
         """
-        reader = presence_reader(self)
-        if reader is None:
+        if (weights := self.config.get("presence_weights")) is None:
             return None
         self._check_scores(maps, self.grid_of(features, num_clips), num_clips, None)
-        return reader(presence_features(self, features, words, num_words, maps, num_clips))
+        given = presence_features(self, features, words, num_words, maps, num_clips)
+        weight, bias = given.new_tensor(weights).split([len(weights) - 1, 1])
+        return (given @ weight + bias).sigmoid()
 
     def read_moments(
         self,

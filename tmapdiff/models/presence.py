@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from tmapdiff._core.checks import message, shown
 from tmapdiff._core.numbers import finite_number
-from tmapdiff.calibration import PlattCalibrator
 from tmapdiff.errors import ConfigError
-from tmapdiff.maps.presence import map_presence
+from tmapdiff.maps.saliency import map_presence
 from tmapdiff.models.aligned_similarities import Similarities
 
 if TYPE_CHECKING:
@@ -63,17 +62,6 @@ def presence_features(
         top = (count * _TOP_SHARE).ceil()
         found.append(ranked.where(rows < top, 0).sum(1) / top[:, 0])
     return torch.stack([one.double() for one in found], dim=1)
-
-
-def presence_reader(model: "MapLocalizer") -> PlattCalibrator | None:
-    """Return the fitted calibrator that turns `presence_features` into a probability, or None."""
-    numbers = model.config.get("presence_weights")
-    if numbers is None:
-        return None
-    reader = PlattCalibrator(len(numbers) - 1)
-    reader.weight.copy_(torch.tensor(numbers[:-1]).double())
-    reader.bias.fill_(numbers[-1])
-    return reader.to(model.device)
 
 
 def check_presence_weights(who: str, encoder: nn.Module, numbers: Sequence[float] | None) -> None:

@@ -33,7 +33,7 @@ from tmapdiff.errors import (
     MissingDependencyError,
     TmapdiffError,
 )
-from tmapdiff.maps.presence import map_presence
+from tmapdiff.maps.saliency import map_presence
 from tmapdiff.models import (
     AnswerKind,
     DenoisingStep,
