@@ -31,11 +31,11 @@ from tmapdiff.models.map_decoders import (
 )
 from tmapdiff.models.prepared import (
     CalledDecoder,
+    PreparedCells,
     PreparedDecoder,
+    PreparedMap,
     is_preparable,
     join_maps,
-    prepare_cells,
-    prepare_map,
     split_maps,
 )
 
@@ -226,12 +226,12 @@ class MapDiffusionDecoder(MapModel):
         sequences = self._sequences(grid, features[0].device)
         conditions = self._conditions(features, time, num_clips, grid, sequences)
         prepared = [
-            prepare_map(decoder, *condition)
+            PreparedMap(decoder, *condition)
             if isinstance(decoder, ConvMapDecoder)
-            else prepare_cells(decoder, *condition)
+            else PreparedCells(decoder, *condition)
             for decoder, condition in zip(self.decoders, conditions, strict=True)
         ]
-        return PreparedDecoder(grid, len(features[0]), steps, tuple(prepared), sequences)
+        return PreparedDecoder(grid, len(features[0]), steps, prepared, sequences)
 
     def _check(
         self, features: Sequence[Tensor] | Tensor, num_clips: Tensor | None

@@ -24,8 +24,6 @@ from tmapdiff.layers.stylization import NoStylization
 from tmapdiff.maps import MapGrid
 from tmapdiff.models.map_decoders import ConvMapDecoder, TransformerMapDecoder
 
-Styles = tuple[Tensor, ...]  # of each stylization block: (S, 2 * channels)
-
 
 @dataclass(frozen=True)
 class PreparedDecoder:
@@ -42,7 +40,7 @@ class PreparedDecoder:
     grid: MapGrid
     batch: int
     steps: int
-    parts: "tuple[PreparedMap | PreparedCells, ...]"
+    parts: "Sequence[PreparedMap | PreparedCells]"
     sequences: tuple[Tensor, ...] = ()
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
@@ -135,16 +133,34 @@ _KINDS: tuple[type[nn.Module], ...] = (
 )
 
 
-@dataclass(frozen=True)
 class PreparedMap:
-    """A prepared run of a `ConvMapDecoder`."""
+    """A prepared run of a `ConvMapDecoder`; arguments are as for the decoder's call."""
 
-    decoder: ConvMapDecoder
-    mask: Tensor
-    features: Tensor
-    plans: tuple[MapConvPlan | None, ...]  # one per convolution, valid while weights stay
-    fusion_style: Tensor
-    conv_styles: Styles
+    def __init__(
+        self,
+        decoder: ConvMapDecoder,
+        features: Tensor,
+        time_embedding: Tensor | None,
+        mask: Tensor,
+    ) -> None:
+        self.decoder, self.mask = decoder, mask
+        encoded = decoder.condition.encode_features(features, mask)
+        # One per convolution, valid while weights stay.
+        self.plans: list[MapConvPlan | None] = [None] * len(decoder.convs)
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            batch, _, rows, columns = encoded.shape
+            for place, conv in enumerate(decoder.convs):
+                if is_plain(conv.conv, MapConv2d):
+                    shape = (batch, conv.in_channels, rows, columns)
+                    self.plans[place] = conv.conv.plan(shape, dtype_of(decoder.head))
+        first = self.plans[0]
+        if first is not None and first.transform is not None:
+            # The memory layout that the first convolution reads and later layers keep.
+            inner = rearrange(encoded, "b c n a -> a n b c").contiguous()
+            encoded = rearrange(inner, "a n b c -> b c n a")
+        self.features = encoded
+        self.fusion_style = decoder.fusion_style.project_time(time_embedding)
+        self.conv_styles = [style.project_time(time_embedding) for style in decoder.conv_styles]
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Predict the clean map, (B, N_k, A)."""
@@ -158,43 +174,32 @@ class PreparedMap:
         return rearrange(decoder.head(x), "b 1 n a -> b n a").masked_fill(~mask, 0)
 
 
-def prepare_map(
-    decoder: ConvMapDecoder, features: Tensor, time_embedding: Tensor | None, mask: Tensor
-) -> PreparedMap:
-    """Prepare a run; arguments are as for the decoder's call."""
-    encoded = decoder.condition.encode_features(features, mask)
-    plans: list[MapConvPlan | None] = [None] * len(decoder.convs)
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        batch, _, rows, columns = encoded.shape
-        for place, conv in enumerate(decoder.convs):
-            if is_plain(conv.conv, MapConv2d):
-                shape = (batch, conv.in_channels, rows, columns)
-                plans[place] = conv.conv.plan(shape, dtype_of(decoder.head))
-    if plans[0] is not None and plans[0].transform is not None:
-        # The memory layout that the first convolution reads and later layers keep.
-        inner = rearrange(encoded, "b c n a -> a n b c").contiguous()
-        encoded = rearrange(inner, "a n b c -> b c n a")
-    return PreparedMap(
-        decoder,
-        mask,
-        encoded,
-        tuple(plans),
-        decoder.fusion_style.project_time(time_embedding),
-        tuple(style.project_time(time_embedding) for style in decoder.conv_styles),
-    )
-
-
-@dataclass(frozen=True)
 class PreparedCells:
-    """A prepared run of a `TransformerMapDecoder`; with `contexts`, `features` are None."""
+    """A prepared run of a `TransformerMapDecoder`; arguments are as for the decoder's call."""
 
-    decoder: TransformerMapDecoder
-    position: Tensor
-    mask: Tensor | None
-    features: Tensor | None
-    contexts: Sequence[Tensor | None]
-    fusion_style: Tensor
-    layer_styles: tuple[Styles, ...]
+    def __init__(
+        self,
+        decoder: TransformerMapDecoder,
+        features: Tensor,
+        moments: Tensor,
+        time_embedding: Tensor | None,
+        mask: Tensor | None,
+    ) -> None:
+        features, mask = features[..., None], None if mask is None else mask[..., None]
+        self.decoder, self.mask = decoder, mask
+        self.position = rearrange(decoder.embed_position(moments), "t c -> c t 1")
+        self.features: Tensor | None = None
+        self.contexts: list[Tensor | None] = [None] * len(decoder.layers)
+        if decoder.attends_to_features:
+            context = decoder.embed_features(features, mask) + self.position
+            self.contexts = [layer.encode_context(context, mask) for layer in decoder.layers]
+        else:
+            self.features = decoder.condition.encode_features(features, mask)
+        self.fusion_style = decoder.fusion_style.project_time(time_embedding)
+        self.layer_styles = [
+            [style.project_time(time_embedding) for style in layer.styles]
+            for layer in decoder.layers
+        ]
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Predict the clean maps, (B, T)."""
@@ -213,37 +218,6 @@ class PreparedCells:
             x = x + attending.branch(layer.attend(x, context, mask), _row(first, step), mask)
             x = x + feeding.branch(layer.feed(x), _row(second, step), mask)
         return decoder.score(x, mask)
-
-
-def prepare_cells(
-    decoder: TransformerMapDecoder,
-    features: Tensor,
-    moments: Tensor,
-    time_embedding: Tensor | None,
-    mask: Tensor | None,
-) -> PreparedCells:
-    """Prepare a run; arguments are as for the decoder's call."""
-    features, mask = features[..., None], None if mask is None else mask[..., None]
-    position = rearrange(decoder.embed_position(moments), "t c -> c t 1")
-    encoded: Tensor | None = None
-    contexts: Sequence[Tensor | None] = [None] * len(decoder.layers)
-    if decoder.attends_to_features:
-        context = decoder.embed_features(features, mask) + position
-        contexts = [layer.encode_context(context, mask) for layer in decoder.layers]
-    else:
-        encoded = decoder.condition.encode_features(features, mask)
-    return PreparedCells(
-        decoder,
-        position,
-        mask,
-        encoded,
-        contexts,
-        decoder.fusion_style.project_time(time_embedding),
-        tuple(
-            tuple(style.project_time(time_embedding) for style in layer.styles)
-            for layer in decoder.layers
-        ),
-    )
 
 
 def _row(style: Tensor, step: int) -> Tensor:
