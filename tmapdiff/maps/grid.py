@@ -158,14 +158,9 @@ class MapGrid:
             - returns: (N_k, A), bool; (B, N_k, A) with `num_clips`
         """
         self.check_num_clips(num_clips)
-        return self._mask(scale, device, num_clips)
-
-    def _mask(
-        self, scale: int, device: torch.device | str | None, num_clips: Tensor | None
-    ) -> Tensor:
         rows, columns = self.shape(scale)
-        if num_clips is not None:
-            device = num_clips.device if device is None else device
+        if num_clips is not None and device is None:
+            device = num_clips.device
         starts = torch.arange(rows, device=device)[:, None]
         ends = starts + torch.arange(1, columns + 1, device=device)
         if num_clips is None:
@@ -182,8 +177,7 @@ class MapGrid:
             - num_clips: (B,), integer
             - returns: (cells,), bool; (B, cells) with `num_clips`
         """
-        self.check_num_clips(num_clips)
-        masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
+        masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
         return torch.cat([mask.flatten(-2) for mask in masks], dim=-1)
 
     def dense_mask(
@@ -197,8 +191,7 @@ class MapGrid:
             - num_clips: (B,), integer
             - returns: (N, N), bool; (B, N, N) with `num_clips`
         """
-        self.check_num_clips(num_clips)
-        masks = [self._mask(scale, device, num_clips) for scale in range(self.num_scales)]
+        masks = [self.mask(scale, device, num_clips) for scale in range(self.num_scales)]
         held = masks[0].new_zeros(*masks[0].shape[:-2], self.num_clips, self.num_clips)
         for scale, mask in enumerate(masks):
             self.dense_cells(held, scale)[:] |= mask
