@@ -89,50 +89,27 @@ class SimilarityEncoder(MapModel):
         """Channels of the map features."""
         return len(CONTRASTS) * self.similarities.num_similarities + len(GEOMETRY) + len(CHANGES)
 
-    def similarity(self, features: Tensor, words: Tensor, num_words: Tensor) -> Tensor:
-        """Compute the similarities of clips and queries.
-
-        Shape:
-            - features: (B, N * features_per_clip, clip_channels)
-            - words: (B, L, clip_channels)
-            - num_words: (B,), integer
-            - returns: (B, similarities, N * features_per_clip), in float32 at least
-
-        Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If a query is empty or longer than L.
-        """
-        axes = f"B T {self.config.clip_channels}"
-        check_shape("SimilarityEncoder", "features", features, axes, {"B": words.shape[0]})
-        query = self.similarities.embed_query(words, num_words)
-        return self.similarities(self.similarities.embed(features), query)
-
     def packed(
         self, features: Tensor, words: Tensor, num_words: Tensor, num_clips: Tensor | None = None
     ) -> Tensor:
-        """Compute the map features, packed over all scales.
+        """Compute the map features, packed over all scales: (B, channels, cells).
 
-        Shape:
-            - features: (B, N * features_per_clip, clip_channels)
-            - words: (B, L, clip_channels)
-            - num_words, num_clips: (B,), integer
-            - returns: (B, channels, cells)
-
-        Raises:
-            ShapeError, ArgumentError, ConfigError: As `forward`.
+        `features`, `words`, `num_words`, `num_clips` and errors are as for `forward`.
         """
-        similarity = self.similarity(features, words, num_words)
-        clips, rest = divmod(similarity.shape[2], self.config.features_per_clip)
-        expected = f"{self.grid.num_clips} clips" if num_clips is None else "whole clips"
+        who, each = "SimilarityEncoder", self.config.features_per_clip
+        axes = f"B T {self.config.clip_channels}"
+        count = check_shape(who, "features", features, axes, {"B": words.shape[0]})["T"]
+        clips, rest = divmod(count, each)
         if rest or (num_clips is None and clips != self.grid.num_clips):
-            each = self.config.features_per_clip
-            expected = f"{expected} of {each} features"
-            got = f"{similarity.shape[2]} features"
-            raise ShapeError(message("SimilarityEncoder", expected, got))
-        grid = self.grid.resized(clips)
+            whole = f"{self.grid.num_clips} clips" if num_clips is None else "whole clips"
+            expected, got = f"{whole} of {each} features", f"{count} features"
+            raise ShapeError(message(who, expected, got))
+        rows = self.similarities.embed(features)
+        query = self.similarities.embed_query(words, num_words)
+        given = (self.grid.resized(clips), num_clips)
         smoothings = self.config.smoothings
-        contrasts = contrast_features(similarity, grid, num_clips, smoothings=smoothings)
-        changes = change_features(self.similarities.embed(features), grid, num_clips)
+        contrasts = contrast_features(self.similarities(rows, query), *given, smoothings=smoothings)
+        changes = change_features(rows, *given)
         return torch.cat([contrasts, changes.to(contrasts.dtype)], dim=1)
 
     def forward(
