@@ -60,7 +60,6 @@ class _Run:
     """State shared by all denoising steps and samples of one batch."""
 
     decoder: DenoisingRun
-    scheduler: MapScheduler
     timesteps: list[int]
     batch: int
     grid: MapGrid
@@ -264,14 +263,6 @@ class MomentLocalizer(MapLocalizer):
     @answering
     @override
     def predict_maps(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the mean of `predict_samples`, which takes the same `args` and `kwargs`.
-
-        Shape:
-            - returns: (B, cells), 0 in invalid cells
-
-        Raises:
-            ShapeError, ArgumentError: As `predict_samples`.
-        """
         return self.predict_samples(*args, **kwargs).mean(dim=1)
 
     @answering
@@ -283,34 +274,21 @@ class MomentLocalizer(MapLocalizer):
         num_words: Tensor,
         num_clips: Tensor | None = None,
         *,
-        num_inference_steps: int | None = None,
         num_samples: int | None = None,
-        eta: float = 0.0,
-        generator: Generators = None,
-        callback: StepCallback | None = None,
+        **sampling: Any,
     ) -> Tensor:
         """Sample `num_samples` maps of each query. Defaults to the configured number.
 
-        `features`, `words`, `num_words` and `num_clips` are as for `localize`,
-        `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`, `**sampling` as for
+        `draw_samples`, and errors as for both.
 
         Shape:
             - returns: (B, num_samples, cells), 0 in invalid cells
-
-        Raises:
-            ShapeError: If a shape does not fit.
-            ArgumentError: If a sentence is empty, or an argument is out of range.
         """
         self.grid_of(features, num_clips).check_num_clips(num_clips, wait=True)
-        return self.draw_samples(
-            self.encoder(features, words, num_words, num_clips),
-            self.config.num_samples if num_samples is None else num_samples,
-            num_clips=num_clips,
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            generator=generator,
-            callback=callback,
-        )
+        maps = self.encoder(features, words, num_words, num_clips)
+        count = self.config.num_samples if num_samples is None else num_samples
+        return self.draw_samples(maps, count, num_clips=num_clips, **sampling)
 
     @answering
     def draw_samples(
@@ -400,7 +378,7 @@ class MomentLocalizer(MapLocalizer):
         run = begin_run(self.decoder, features, torch.tensor(timesteps, device=device), num_clips)
         grid = self.grid if num_clips is None else self.grid.resized(features[0].shape[2])
         mask = grid.packed_mask(device, num_clips)
-        return _Run(run, scheduler, timesteps, len(features[0]), grid, num_clips, mask)
+        return _Run(run, timesteps, len(features[0]), grid, num_clips, mask)
 
     def _denoise(
         self,
@@ -410,7 +388,7 @@ class MomentLocalizer(MapLocalizer):
         generator: Generators,
         callback: StepCallback | None,
     ) -> Tensor:
-        scheduler, objective, mask = run.scheduler, self.objective, run.mask
+        scheduler, objective, mask = self.scheduler, self.objective, run.mask
         if self.config.deterministic:
             empty = torch.zeros(run.batch, run.grid.num_cells, device=mask.device)
             scaled = scheduler.scale_model_input(empty, run.timesteps[0]).to(self.dtype)
