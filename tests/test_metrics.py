@@ -203,7 +203,7 @@ def test_didemo_refuses_a_ranking_with_gaps():
     with refuses(ArgumentError, "DiDeMoMetrics: expected at least one query, got none."):
         metrics.compute()
     with refuses(ShapeError, "DiDeMoMetrics: expected truth of shape (B, M, 2) with B = 1"):
-        metrics.update(torch.zeros(1, 3, 2), torch.zeros(1, 2))
+        metrics.update(torch.zeros(1, 3, 2), torch.zeros(2, 4, 2))
 
 
 @pytest.fixture(scope="module")

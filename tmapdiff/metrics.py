@@ -35,19 +35,34 @@ def best_ious(predicted: Tensor, truth: Tensor, num_truths: Tensor | None = None
     Raises:
         ShapeError: If a shape does not fit.
     """
-    who = "best_ious"
-    sizes = check_shape(who, "predicted", predicted, "B n 2")
-    if isinstance(truth, Tensor) and truth.dim() == 2:
-        truth = truth[:, None]
-    sizes = check_shape(who, "truth", truth, "B M 2", sizes)
-    if not sizes["M"]:
+    predicted, _ = _predicted("best_ious", predicted)
+    truth, counted = _annotated("best_ious", truth, num_truths, len(predicted))
+    if not truth.shape[1]:
         return predicted.new_zeros(predicted.shape[:2], dtype=torch.float64)
     ious = temporal_iou(predicted.double()[:, :, None], truth.double()[:, None])
-    if num_truths is not None:
-        check_shape(who, "num_truths", num_truths, "B", sizes)
-        counted = torch.arange(sizes["M"], device=truth.device) < num_truths[:, None]
-        ious = ious.where(counted[:, None], 0)
-    return ious.amax(dim=-1)
+    return ious.where(counted[:, None], 0).amax(dim=-1)
+
+
+def _predicted(who: str, predicted: Tensor | RankedMoments) -> tuple[Tensor, Tensor]:
+    """Return predicted moments, (B, n, 2), and which of them count, (B, n)."""
+    if isinstance(predicted, RankedMoments):
+        return predicted.moments, predicted.valid
+    check_shape(who, "predicted", predicted, "B n 2")
+    return predicted, torch.ones_like(predicted[..., 0], dtype=torch.bool)
+
+
+def _annotated(
+    who: str, truth: Tensor, num_truths: Tensor | None, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Return annotated moments, (B, M, 2), and which of them count, (B, M)."""
+    if isinstance(truth, Tensor) and truth.dim() == 2:
+        truth = truth[:, None]
+    sizes = check_shape(who, "truth", truth, "B M 2", {"B": batch})
+    if num_truths is None:
+        return truth, torch.ones_like(truth[..., 0], dtype=torch.bool)
+    check_shape(who, "num_truths", num_truths, "B", sizes)
+    places = torch.arange(sizes["M"], device=num_truths.device)
+    return truth, (places < num_truths[:, None]).to(truth.device)
 
 
 class LocalizationMetrics(Gathered):
@@ -113,18 +128,14 @@ class LocalizationMetrics(Gathered):
         Raises:
             ShapeError: If a shape does not fit.
         """
-        moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
-        ious = best_ious(moments, truth, num_truths)
-        if isinstance(predicted, RankedMoments):
-            # -1 is a miss at every threshold.
-            ious = ious.masked_fill(~predicted.valid, -1)
+        moments, valid = _predicted("LocalizationMetrics", predicted)
+        _, counted = _annotated("LocalizationMetrics", truth, num_truths, len(moments))
+        # -1 is a miss at every threshold.
+        ious = best_ious(moments, truth, num_truths).masked_fill(~valid, -1)
         most = max(self.ranks)
         padded = ious.new_full((len(ious), most), -1)
         padded[:, : ious.shape[1]] = ious[:, :most]
-        if truth.dim() == 3 and not truth.shape[1]:
-            padded.fill_(torch.nan)
-        elif num_truths is not None:
-            padded.masked_fill_((num_truths < 1)[:, None], torch.nan)
+        padded.masked_fill_(~counted.any(dim=1, keepdim=True), torch.nan)
         self._rows.append((padded,))
 
     def compute(self) -> dict[str, float]:
@@ -185,19 +196,9 @@ class SetMetrics(Gathered):
 
         `truth`, `num_truths`, shapes and errors are as in `LocalizationMetrics.update`.
         """
-        who = "SetMetrics"
-        moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
-        sizes = check_shape(who, "predicted", moments, "B n 2")
-        if isinstance(truth, Tensor) and truth.dim() == 2:
-            truth = truth[:, None]
-        sizes = check_shape(who, "truth", truth, "B M 2", sizes)
-        given = torch.full((sizes["B"],), sizes["n"])
-        found = torch.full((sizes["B"],), sizes["M"])
-        if isinstance(predicted, RankedMoments):
-            given = predicted.num_moments.cpu()
-        if num_truths is not None:
-            check_shape(who, "num_truths", num_truths, "B", sizes)
-            found = num_truths.cpu().long()
+        moments, valid = _predicted("SetMetrics", predicted)
+        truth, counted = _annotated("SetMetrics", truth, num_truths, len(moments))
+        given, found = valid.sum(dim=1).cpu(), counted.sum(dim=1).cpu()
         ious = temporal_iou(moments.double()[:, :, None], truth.double()[:, None]).cpu()
         rows = zip(ious, given.tolist(), found.tolist(), strict=True)
         matched = [
@@ -299,7 +300,7 @@ class DiDeMoMetrics(Gathered):
 
         Shape:
             - predicted: (B, n, 2), or `RankedMoments`
-            - truth: (B, M, 2)
+            - truth: (B, 2) or (B, M, 2)
             - num_truths: (B,)
 
         Raises:
@@ -307,17 +308,11 @@ class DiDeMoMetrics(Gathered):
             ArgumentError: If `predicted` does not include every annotated moment.
         """
         who = "DiDeMoMetrics"
-        moments = predicted.moments if isinstance(predicted, RankedMoments) else predicted
-        sizes = check_shape(who, "predicted", moments, "B n 2")
-        sizes = check_shape(who, "truth", truth, "B M 2", sizes)
-        counted = torch.ones(sizes["B"], sizes["M"], dtype=torch.bool)
-        if num_truths is not None:
-            check_shape(who, "num_truths", num_truths, "B", sizes)
-            counted = torch.arange(sizes["M"]) < num_truths.cpu()[:, None]
+        moments, valid = _predicted(who, predicted)
+        truth, counted = _annotated(who, truth, num_truths, len(moments))
+        counted = counted.cpu()
         ranked, marked = self._segments(moments)[:, None], self._segments(truth)[:, :, None]
-        same = (ranked == marked).all(-1)
-        if isinstance(predicted, RankedMoments):
-            same &= predicted.valid.cpu()[:, None]
+        same = (ranked == marked).all(-1) & valid.cpu()[:, None]
         lacking = counted & ~same.any(-1)
         if bool(lacking.any()):
             row, index = lacking.nonzero()[0].tolist()
