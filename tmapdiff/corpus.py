@@ -37,7 +37,7 @@ from tmapdiff.errors import (
     UnknownWordsWarning,
 )
 from tmapdiff.models import Ranking
-from tmapdiff.models._sampling import check_sampling
+from tmapdiff.models.map_localizer import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.pipelines._saving import VOCABULARY
 from tmapdiff.spinning import brief_spin

@@ -12,7 +12,14 @@ from diffusers import ConfigMixin
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tmapdiff._core.checks import check_choice, check_length, check_range, check_shape, message
+from tmapdiff._core.checks import (
+    check_choice,
+    check_int,
+    check_length,
+    check_range,
+    check_shape,
+    message,
+)
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps import (
     IoUMapBuilder,
@@ -41,12 +48,7 @@ AnswerKind = Literal["ranked", "set"]
 
 
 def check_generators(who: str, generator: Any, count: int) -> None:
-    """Check that `generator` is a generator, a list of `count` generators, or None.
-
-    Raises:
-        ArgumentError: If it is something else.
-        ShapeError: If the list has another length.
-    """
+    """Raise unless `generator` is a generator, a list of `count` generators, or None."""
     if generator is None or isinstance(generator, torch.Generator):
         return
     several = isinstance(generator, list | tuple)
@@ -54,6 +56,16 @@ def check_generators(who: str, generator: Any, count: int) -> None:
         expected = "generator to be a torch.Generator or a list of them"
         raise ArgumentError(message(who, expected, repr(generator)))
     check_length(who, "generator", generator, count)
+
+
+def check_sampling(who: str, *, ranking: Any, seed: Any, **counts: Any) -> None:
+    """Check a ranking, a seed, and counts of at least 1. None, the model's default, is valid."""
+    for name, count in counts.items():
+        if count is not None:
+            check_int(who, name, count, at_least=1)
+    if ranking is not None:
+        check_choice(who, "ranking", ranking, get_args(Ranking))
+    check_int(who, "seed", seed, at_least=0)
 
 
 @dataclass(frozen=True)

@@ -197,11 +197,7 @@ def part_field(part: Any, name: str) -> Any:
 
 
 def make_part(who: str, config: Any, default: Any, needs: Sequence[str]) -> Any:
-    """Build a part from its configuration, or use an existing one; check the fields it `needs`.
-
-    Raises:
-        ConfigError: If no part is registered under that name, or a field is wrong or missing.
-    """
+    """Build a part from its configuration, or use an existing one; check the fields it `needs`."""
     part = config
     if isinstance(config, dict) and "part" in config:
         fields = dict(config)
@@ -217,11 +213,7 @@ def make_part(who: str, config: Any, default: Any, needs: Sequence[str]) -> Any:
 
 
 def find_objective(who: str, objective: str | Objective) -> Objective:
-    """Return the objective, or look it up by name.
-
-    Raises:
-        ConfigError: If the name is unknown, or the objective lacks an attribute.
-    """
+    """Return the objective, or look it up by name."""
     if isinstance(objective, str) and objective in _REGISTERED:
         objective = _REGISTERED[objective]
         if isinstance(objective, nn.Module):
@@ -241,11 +233,7 @@ def _check_needs(who: str, part: Any, names: Sequence[str]) -> None:
 
 
 def check_registered(who: str, config: Mapping[str, Any], objective: Objective) -> None:
-    """Check that a model's parts can be rebuilt from its configuration.
-
-    Raises:
-        ArgumentError: If a custom part is not registered.
-    """
+    """Raise ArgumentError unless a model's parts can be rebuilt from its configuration."""
     hint = "Register it with tmapdiff.models.register_part."
     for fields in config.values():
         if isinstance(fields, dict) and str(fields.get("part", "")).startswith(_UNREGISTERED):

@@ -25,7 +25,7 @@ from tmapdiff.evaluation import (
 )
 from tmapdiff.maps import MapGrid
 from tmapdiff.models import AnswerKind, MapLocalizer, Ranking
-from tmapdiff.models._sampling import check_sampling
+from tmapdiff.models.map_localizer import check_sampling
 from tmapdiff.pipelines import MomentLocalizationPipeline
 from tmapdiff.recipes.data import LocalizationData, encode_queries
 from tmapdiff.recipes.training import DIDEMO_GRID, Recipe, TrainedLocalizer
