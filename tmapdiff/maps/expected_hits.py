@@ -11,12 +11,7 @@ from torch import Tensor
 
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits_fast import (
-    CandidateBlocks,
-    Excludes,
-    rows_at_once,
-    tables_of,
-)
+from tmapdiff.maps.expected_hits_fast import Excludes, Tables, rows_at_once, tables_of
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
 
 _FLOOR = 1e-6  # least expected score, so that no single cell rules a moment out
@@ -276,20 +271,15 @@ def rank_candidates_by_expected_hits(
 
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), scores.dtype)
-        blocks, first = tables.blocks, None
-        for part, likelihood, valid in likelihoods_of(
-            tables.response, blocks, scores, num_iterations
-        ):
+        for part, likelihood, valid in likelihoods_of(tables, scores, num_iterations):
             if temperature != 1:
                 likelihood = _temper(likelihood, temperature)
+            first = None
             if highest_first:
-                own = scores[part]
-                first = own.masked_fill(own.isnan(), -torch.inf).argmax(dim=1)
-                first = first if blocks is None else blocks.places[first]
-            found, added = tables.cover(likelihood, valid, top_n, first)
-            picks[part] = found if blocks is None else blocks.gather(found)
+                first = scores[part].masked_fill(scores[part].isnan(), -torch.inf).argmax(dim=1)
+            picks[part], added = tables.cover(likelihood, valid, top_n, first)
             # Greedy gains never rise, except after a fixed first pick.
-            gains[part] = added if first is None else added.minimum(added[:, :1])
+            gains[part] = added.minimum(added[:, :1])
     return to_ranked_moments(candidates, picks, gains, clip_seconds, durations)
 
 
@@ -325,9 +315,8 @@ def candidate_likelihoods(
     # Answers need full precision, even if the model's forward pass does not.
     with torch.autocast(scores.device.type, enabled=False):
         tables = tables_of(who, candidates, target, soft_hits, _LAYERS, scores.dtype)
-        blocks = tables.blocks
-        for part, likelihood, _ in likelihoods_of(tables.response, blocks, scores, num_iterations):
-            found[part] = likelihood if blocks is None else likelihood[:, blocks.places]
+        for part, likelihood, _ in likelihoods_of(tables, scores, num_iterations):
+            found[part] = tables.gather(likelihood)
     return found
 
 
@@ -344,20 +333,16 @@ def _check_target(who: str, target: object) -> None:
 
 
 def likelihoods_of(
-    response: Table,
-    blocks: CandidateBlocks | None,
-    scores: Tensor,
-    num_iterations: int,
-    capped: bool = True,
+    tables: Tables, scores: Tensor, num_iterations: int, capped: bool = True
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield likelihoods and valid candidates for a few rows at a time, in the order of `blocks`."""
+    """Yield likelihoods and valid candidates for a few rows at a time, in the tables' order."""
+    response = tables.response  # IoU is symmetric, and so is this
     rows = rows_at_once(scores)
     for first in range(0, len(scores), rows):
         part = slice(first, first + rows)
-        own = scores[part] if blocks is None else blocks.spread(scores[part])
+        own = tables.spread(scores[part])
         valid = own > -torch.inf  # nor NaN
         own = _with_a_positive_cell(own, valid)
-        # IoU is symmetric, and so is the response.
         yield part, deconvolve(own, valid, response, response, num_iterations, capped), valid
 
 
@@ -404,7 +389,5 @@ def expect_map(
     wide = likelihood.to(torch.promote_types(likelihood.dtype, torch.float32))
     with torch.autocast(wide.device.type, enabled=False):
         tables = tables_of(who, candidates, target, soft_hits, _LAYERS, wide.dtype)
-        if tables.blocks is None:
-            return (tables.response @ wide.T.contiguous()).T.contiguous()
-        spread = tables.blocks.spread(wide).clamp(min=0)
-        return (tables.response @ spread.T.contiguous()).T[:, tables.blocks.places]
+        spread = tables.spread(wide).clamp(min=0)
+        return tables.gather((tables.response @ spread.T.contiguous()).T).contiguous()

@@ -206,7 +206,7 @@ class CandidateBlocks:
         spread = scores.new_full((len(scores), self.num_blocks * len(self.moments)), -torch.inf)
         return spread.index_copy_(1, self.places, scores)
 
-    def gather(self, picks: Tensor) -> Tensor:
+    def candidates(self, picks: Tensor) -> Tensor:
         """Return the candidates at places in the blocks, (B, n); -1 stays."""
         candidates = self.places.new_full((self.num_blocks * len(self.moments),), -1)
         candidates[self.places] = torch.arange(len(self.places), device=self.places.device)
@@ -255,6 +255,14 @@ class Tables:
 
         return [layer(index) for index in range(self.num_layers)]
 
+    def spread(self, scores: Tensor) -> Tensor:
+        """Put scores of candidates, (B, M), in the order of the tables."""
+        return scores if self.blocks is None else self.blocks.spread(scores)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Undo `spread`."""
+        return values if self.blocks is None else values[:, self.blocks.places]
+
     def cover(
         self,
         likelihood: Tensor,
@@ -263,7 +271,7 @@ class Tables:
         first: Tensor | None = None,
         excludes: Excludes | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute `expected_hits.cover`."""
+        """Compute `expected_hits.cover`; only picks are in the order of the candidates."""
         # Gains never rise from pick to pick, so an old one bounds the new one.
         bounds = (self.hits @ likelihood.T).T.masked_fill(~valid, -torch.inf)
         covered = torch.zeros_like(likelihood)
@@ -276,14 +284,18 @@ class Tables:
                 bounds = bounds.minimum(self.hits.all_gains(likelihood, covered))
             best, index = bounds.max(dim=1)
             if first is not None and not place:
-                best, index = bounds.gather(1, first[:, None])[:, 0], first
+                index = first if self.blocks is None else self.blocks.places[first]
+                best = bounds.gather(1, index[:, None])[:, 0]
             picks.append(index.where(best > -torch.inf, -1))
             gains.append(best)
             covered = covered.maximum(self.hits.rows(index))
             bounds = bounds.scatter(1, index[:, None], -torch.inf)
             if excludes is not None:
                 bounds = bounds.masked_fill(excludes(index), -torch.inf)
-        return torch.stack(picks, dim=1), torch.stack(gains, dim=1)
+        found = torch.stack(picks, dim=1)
+        if self.blocks is not None:
+            found = self.blocks.candidates(found)
+        return found, torch.stack(gains, dim=1)
 
     def _bound_gains(self, likelihood: Tensor, covered: Tensor) -> Tensor:
         """Compute upper bounds of each candidate's gain.

@@ -13,7 +13,7 @@ from torch import Tensor
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
 from tmapdiff.maps.expected_hits import check_deconvolution, likelihoods_of, soft_hits
-from tmapdiff.maps.expected_hits_fast import Elementwise, tables_of
+from tmapdiff.maps.expected_hits_fast import Elementwise, Excludes, Tables, tables_of
 from tmapdiff.maps.moments import RankedMoments, check_scored, to_ranked_moments
 from tmapdiff.maps.overlap import temporal_iou
 
@@ -131,10 +131,22 @@ def read_moment_sets(
         return soft_hits(iou, thresholds)
 
     flat = samples.flatten(0, 1).to(torch.promote_types(samples.dtype, torch.float32))
-    given = presence if count == 1 else None
+    if not len(candidates):
+        lowest = flat.new_full((len(samples), top_n), -torch.inf)
+        none = torch.full_like(lowest, -1, dtype=torch.int64)
+        ranked = to_ranked_moments(candidates, none, lowest, clip_seconds, durations)
+        present = lowest.new_zeros(len(samples)) if presence is None else presence.to(lowest)
+        return replace(ranked, presence=present)
     with torch.autocast(flat.device.type, enabled=False):
-        reading = target, hits, 2 * len(thresholds), num_iterations, nms_threshold
-        found = _read(who, candidates, flat, given, top_n, *reading)
+        tables = tables_of(who, candidates, target, hits, 2 * len(thresholds), flat.dtype)
+        placed = tables.spread(candidates.to(flat).T).T.nan_to_num(neginf=0)
+
+        def excludes(index: Tensor) -> Tensor:
+            return temporal_iou(placed, placed[index][:, None]) > nms_threshold
+
+        limit = None if nms_threshold == 1 else excludes
+        given = presence if count == 1 else None
+        found = _read(tables, flat, given, top_n, num_iterations, limit)
         if count > 1:
             found = _choose(candidates, found, count, presence, hits)
     picks, probability, present = found
@@ -144,51 +156,33 @@ def read_moment_sets(
 
 
 def _read(
-    who: str,
-    candidates: Tensor,
+    tables: Tables,
     scores: Tensor,
     presence: Tensor | None,
     top_n: int,
-    target: Elementwise,
-    hits: Elementwise,
-    num_layers: int,
     num_iterations: int,
-    nms_threshold: float,
+    excludes: Excludes | None,
 ) -> _Sets:
     """Read a set off each map."""
     picks = scores.new_full((len(scores), top_n), -1, dtype=torch.int64)
     probability, present = scores.new_zeros(picks.shape), scores.new_zeros(len(scores))
     if presence is not None:
         present = presence.to(scores)
-    if not len(candidates):
-        return picks, probability, present
-    tables = tables_of(who, candidates, target, hits, num_layers, scores.dtype)
-    blocks, placed = tables.blocks, candidates.to(scores.dtype)
-    if blocks is not None:
-        placed = blocks.spread(placed.T).T.nan_to_num(neginf=0)
-
-    def excludes(index: Tensor) -> Tensor:
-        return temporal_iou(placed, placed[index][:, None]) > nms_threshold
-
-    for part, intensity, valid in likelihoods_of(
-        tables.response, blocks, scores, num_iterations, capped=False
-    ):
+    for part, intensity, valid in likelihoods_of(tables, scores, num_iterations, capped=False):
         total = intensity.sum(dim=1)
         if presence is None:
             present[part] = total.clamp(max=1)
         # Given that there is a moment, at least one is expected.
         count = total.clamp(min=1)
         intensity *= (count / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
-        limit = None if nms_threshold == 1 else excludes
-        found, added = tables.cover(intensity, valid, top_n, excludes=limit)
+        found, added = tables.cover(intensity, valid, top_n, excludes=excludes)
         # A pick hits at most once, however many moments are expected near it.
         added = added.clamp(0, 1)
         f1 = expected_set_f1(added, count).masked_fill(found < 0, -torch.inf)
         best, last = f1.max(dim=1)
         none = _is_none_best(present[part], best)
         places = torch.arange(top_n, device=scores.device)
-        found = found.where((places <= last[:, None]) & ~none[:, None], -1)
-        picks[part] = found if blocks is None else blocks.gather(found)
+        picks[part] = found.where((places <= last[:, None]) & ~none[:, None], -1)
         probability[part] = added * present[part][:, None]
     return picks, probability, present
 
@@ -202,8 +196,6 @@ def _choose(
     present = counted[..., 0].to(each[2]).mean(dim=1) if presence is None else presence.to(each[2])
     chosen = picks.new_full((len(picks), picks.shape[2]), -1)
     probability = each[1].new_zeros(chosen.shape)
-    if not len(candidates):
-        return chosen, probability, present
     moments = candidates.to(probability)[picks.clamp(min=0)]
     for row, inside in enumerate(counted):
         f1, given = expected_pair_f1(moments[row], inside, hits)
