@@ -427,7 +427,8 @@ def test_didemo_with_the_consensus_as_answer(didemo):
             dense = dense.masked_fill(~mask, -torch.inf)
             ranked = rank_moments(dense, mask, clip_seconds)
             # With one scale and all durations, packed maps are dense maps.
-            return Localization(ranked, self.grid, dense.flatten(1), num_clips)
+            target = self.objective.target
+            return Localization(ranked, self.grid, dense.flatten(1), num_clips, target=target)
 
     model = twin(Consensus, didemo_model(didemo))
     found = evaluate(model, didemo, batch_size=5, protocol="didemo")

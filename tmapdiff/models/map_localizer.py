@@ -78,7 +78,7 @@ class Localization:
         grid: The candidate moments.
         maps: Predicted maps of all scales, packed.
         num_clips: Clips of each video, if they differ.
-        target: Function of the IoU whose expectation the maps predict; None if unknown.
+        target: Function of the IoU whose expectation the maps predict.
         presence: Predicted probability that each query has an answer in its video; None if the
             model has no presence weights (`tmapdiff.evaluation.fit_presence`).
 
@@ -92,7 +92,7 @@ class Localization:
     grid: MapGrid
     maps: Tensor = field(repr=False)
     num_clips: Tensor | None = None
-    target: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    target: Callable[[Tensor], Tensor] = field(repr=False, kw_only=True)
     presence: Tensor | None = None
 
     @cached_property
@@ -111,12 +111,7 @@ class Localization:
 
         It comes from the maps (`map_saliency`), whatever the ranking. `resample_saliency` converts
         a row to clips of another length.
-
-        Raises:
-            ArgumentError: If `target` is None.
         """
-        if self.target is None:
-            raise ArgumentError(message("Localization", "a target to compute saliency", "none"))
         return map_saliency(self.maps, self.grid, self.num_clips, target=self.target)
 
     @property
@@ -506,7 +501,7 @@ class MapLocalizer(MapModel):
                 temperature=1.0 if temperature is None else temperature,
                 **options,
             )
-        return Localization(ranked, grid, maps, num_clips, self.objective.target)
+        return Localization(ranked, grid, maps, num_clips, target=self.objective.target)
 
     def _check_reading(
         self,
