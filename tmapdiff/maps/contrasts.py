@@ -178,17 +178,10 @@ def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None
 
 
 def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
-    """Compute how much a video changes at each row: 1 - cosine of the rows before and after.
+    """Compute how much a video changes at each row: 1 - cosine of the `reach` rows before and after.
 
-    Args:
-        rows: Features; 0 after the video.
-        reach: Rows per side. The current row belongs to those after.
-        inside: Which rows belong to the video.
-
-    Shape:
-        - rows: (B, T, D)
-        - inside: (B, 1, T), bool
-        - returns: (B, 1, T); 0 at the first row
+    `rows`, (B, T, D), are 0 after the video, and `inside`, (B, 1, T), marks those of the video. The
+    current row belongs to those after. Returns (B, 1, T), 0 at the first row.
     """
     sums = F.pad(rows.cumsum(1), (0, 0, 1, 0))
     places = torch.arange(rows.shape[1], device=rows.device)
@@ -199,16 +192,10 @@ def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
 
 
 def standardize(rows: Tensor, inside: Tensor, least_deviation: float) -> Tensor:
-    """Shift and scale rows to mean 0 and variance 1 over those inside; 0 outside.
+    """Shift and scale rows, (B, S, T), to mean 0 and variance 1 over those `inside`, (B, 1, T).
 
-    Args:
-        rows: The rows. Those outside are ignored.
-        inside: Which rows belong to the video.
-        least_deviation: Its square is added to the variance, so that equal rows become 0.
-
-    Shape:
-        - rows: (B, S, T)
-        - inside: (B, 1, T), bool
+    Rows outside are ignored and become 0. Equal rows become 0, too, as the square of
+    `least_deviation` is added to the variance.
     """
     count = inside.sum(2, keepdim=True)
     centered = (rows - rows.where(inside, 0).sum(2, keepdim=True) / count).where(inside, 0)

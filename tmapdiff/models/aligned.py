@@ -58,10 +58,6 @@ class AlignedFusion(nn.Module):
         - query: from `similarities.embed_query`
         - num_clips: (B,), integer
         - returns: K tensors (B, out_channels, N_k, A), 0 in invalid cells
-
-    Raises:
-        ArgumentError, ConfigError: As `Similarities`, at construction.
-        ShapeError: If a shape does not fit, in the call.
     """
 
     def __init__(

@@ -46,12 +46,6 @@ class Similarities(nn.Module):
         - rows: (B, T, channels), from `embed`
         - query: from `embed_query`
         - returns: (B, num_similarities, T)
-
-    Raises:
-        ArgumentError: At construction, if a number of channels is below 1 or a switch is not True
-            or False; in `embed_query`, if `num_words` is out of range.
-        ConfigError: At construction, if `spaces` do not add up to `channels`.
-        ShapeError: In the call, if a shape does not fit.
     """
 
     def __init__(

@@ -33,18 +33,8 @@ def presence_features(
     The map does not contain it, as encoders standardize cosines in each video. (The mean over the
     video, or over the rows of the highest cell, brought no further gain.)
 
-    `maps` is the result of `predict_maps`, or a mean of several; the rest is as for `localize`.
-
-    Shape:
-        - features: (B, N * features_per_clip, clip_channels)
-        - words: (B, L) or (B, L, text_channels)
-        - num_words, num_clips: (B,)
-        - maps: (B, cells)
-        - returns: (B, 3), or (B, 2) without a shared space; float64
-
-    Raises:
-        ShapeError: If a shape does not fit.
-        ArgumentError: If a query is empty, or `num_clips` is out of range.
+    Arguments are as for `MapLocalizer.presence`. Returns (B, 3), or (B, 2) without a shared space,
+    in float64.
     """
     grid = model.grid_of(features, num_clips)
     cells = maps.float().masked_fill(~grid.packed_mask(maps.device, num_clips), -torch.inf)
