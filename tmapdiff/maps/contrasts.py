@@ -178,7 +178,7 @@ def change_features(rows: Tensor, grid: MapGrid, num_clips: Tensor | None = None
 
 
 def change_of(rows: Tensor, reach: int, inside: Tensor) -> Tensor:
-    """Compute how much a video changes at each row: 1 - cosine of the `reach` rows before and after.
+    """Compute the change of a video at each row: 1 - cosine of `reach` rows before and after it.
 
     `rows`, (B, T, D), are 0 after the video, and `inside`, (B, 1, T), marks those of the video. The
     current row belongs to those after. Returns (B, 1, T), 0 at the first row.
