@@ -186,7 +186,6 @@ def evaluate_prior(
     prior: Tensor,
     dataset: Dataset[Any],
     *,
-    nms_threshold: float = 0.49,
     protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
     """Compute metrics of answering every query with the best moments of a prior, in percent.
@@ -195,7 +194,6 @@ def evaluate_prior(
         grid: The candidate moments.
         prior: Score of each, for example from `fit_moment_prior`.
         dataset: Queries with their moments.
-        nms_threshold: Moments with a higher IoU than this with a better one are dropped.
         protocol: As for `evaluate`.
 
     Shape:
@@ -216,14 +214,13 @@ def evaluate_prior(
             raise ShapeError(message("evaluate_prior", expected, most, hint))
         return grid, prior.expand(len(batch), -1)
 
-    return _evaluate(answer, dataset, nms_threshold, protocol)
+    return _evaluate(answer, dataset, protocol)
 
 
 def evaluate_oracle(
     grid: MapGrid,
     dataset: Dataset[Any],
     *,
-    nms_threshold: float = 0.49,
     protocol: PredictionProtocol = "rank",
 ) -> dict[str, float]:
     """Compute metrics of ranking the true IoU maps, in percent: the upper bound of the grid.
@@ -231,7 +228,6 @@ def evaluate_oracle(
     Args:
         grid: The candidate moments.
         dataset: Queries with their moments.
-        nms_threshold: Moments with a higher IoU than this with a better one are dropped.
         protocol: As for `evaluate`.
 
     Raises:
@@ -244,7 +240,7 @@ def evaluate_oracle(
         build = IoUMapBuilder(size)
         return size, build.packed(batch.moments, batch.clip_seconds, batch.num_moments)
 
-    return _evaluate(answer, dataset, nms_threshold, protocol)
+    return _evaluate(answer, dataset, protocol)
 
 
 def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str, float]:
@@ -273,7 +269,6 @@ def evaluate_didemo_prior(train: AnnotationSet, test: AnnotationSet) -> dict[str
 def _evaluate(
     answer: Callable[[MomentBatch], tuple[MapGrid, Tensor]],
     dataset: Dataset[Any],
-    nms_threshold: float,
     protocol: PredictionProtocol,
 ) -> dict[str, float]:
     """Evaluate `answer`, which returns the grid and the packed maps of a batch."""
@@ -288,7 +283,6 @@ def _evaluate(
             batch.clip_seconds,
             durations=batch.durations,
             top_n=MOST_WINDOWS,
-            nms_threshold=nms_threshold,
         )
         metrics.update(ranked, batch.moments, batch.num_moments)
         queries = zip(batch.qids, batch.queries, batch.video_ids, windows_of(ranked), strict=True)
