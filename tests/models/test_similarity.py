@@ -14,6 +14,7 @@ from helpers.training import make_dataset, make_trainer
 from torch import Tensor
 
 from tmapdiff import (
+    IoUMapBuilder,
     MomentDataset,
     MomentLocalizationPipeline,
     SimilarityLocalizer,
@@ -274,9 +275,9 @@ def test_clips_and_words_may_be_of_two_precisions() -> None:
 def test_fitting_finds_the_temperature_of_the_smallest_error() -> None:
     model, batch = localizer(), training_batch()
     model.fit([batch], weight_decay=0.1)
-    target, mask = model._targets(
-        batch.features, batch.moments, batch.clip_seconds, batch.num_moments, batch.num_clips
-    )
+    grid = model.grid_of(batch.features, batch.num_clips)
+    iou = IoUMapBuilder(grid).packed(batch.moments, batch.clip_seconds, batch.num_moments)
+    target, mask = model.objective.target(iou), grid.packed_mask(num_clips=batch.num_clips)
     given = (batch.features, batch.words, batch.num_words, batch.num_clips)
 
     def error(temperature: float) -> float:

@@ -12,7 +12,7 @@ from tmapdiff.errors import ArgumentError
 
 
 class Gathered:
-    """Rows that batches add, of tensors and others; subclasses define `update` and `compute`."""
+    """Rows that batches add, mostly of tensors; subclasses define `update` and `compute`."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Any, ...]] = []

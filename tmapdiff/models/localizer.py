@@ -201,11 +201,13 @@ class MomentLocalizer(MapLocalizer):
         num_clips: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
+        grid = self.grid_of(features, num_clips)
+        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
+        target = self.objective.target(iou)
         noisy, timesteps = self._corrupt(target, generator)
         map_features = self.encoder(features, words, num_words, num_clips)
         scores = self.predict_scores(noisy, timesteps, map_features, num_clips)
-        return self.objective(scores, target, mask)
+        return self.objective(scores, target, grid.packed_mask(target.device, num_clips))
 
     def _corrupt(self, target: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
         """Return noisy maps and their timesteps; if deterministic, empty maps at the last one."""

@@ -547,28 +547,16 @@ class MapLocalizer(MapModel):
             got = f"{maps[row, cell]:g} in row {row}"
             raise ArgumentError(message(type(self).__name__, "finite scores", got, hint))
 
-    def _targets(
-        self,
-        features: Tensor,
-        moments: Tensor,
-        clip_seconds: Tensor,
-        num_moments: Tensor | None,
-        num_clips: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the target map, (B, cells), and its mask."""
-        iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
-        grid = self.grid_of(features, num_clips)
-        return self.objective.target(iou), grid.packed_mask(iou.device, num_clips)
-
     def _ious(
         self,
-        features: Tensor,
+        grid: MapGrid,
         moments: Tensor,
         clip_seconds: Tensor,
         num_moments: Tensor | None,
         num_clips: Tensor | None,
     ) -> Tensor:
-        grid, build = self.grid_of(features, num_clips), self.build_iou_maps
+        """Build the packed IoU maps on the grid of a batch."""
+        build = self.build_iou_maps
         grid.check_num_clips(num_clips, wait=build.validate)
         if grid != self.grid:
             build = IoUMapBuilder(grid, validate=build.validate)

@@ -122,7 +122,8 @@ class MS2DTAN(MapLocalizer):
     ) -> Tensor:
         # Sum of the losses of all scales.
         grid = self.grid_of(features, num_clips)
-        target, mask = self._targets(features, moments, clip_seconds, num_moments, num_clips)
+        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
+        target, mask = self.objective.target(iou), grid.packed_mask(iou.device, num_clips)
         scores = grid.pack(self.score(features, words, num_words, num_clips))
         parts = (one.split(grid.cells_per_scale, dim=-1) for one in (scores, target, mask))
         return torch.stack([self.objective(*scale) for scale in zip(*parts, strict=True)]).sum()

@@ -253,9 +253,10 @@ class SimilarityLocalizer(MapLocalizer):
     ) -> Tensor:
         # Cross-entropy to probabilities proportional to a power of the IoU. It is 0 if no candidate
         # overlaps a moment: scores rank candidates, and do not predict whether there is a moment.
-        iou = self._ious(features, moments, clip_seconds, num_moments, num_clips)
+        grid = self.grid_of(features, num_clips)
+        iou = self._ious(grid, moments, clip_seconds, num_moments, num_clips)
         scores = self.score(features, words, num_words, num_clips) / self.temperature
-        candidates = distinct_moments(self.grid_of(features, num_clips), scores.device)
+        candidates = distinct_moments(grid, scores.device)
         logs = _pick(candidates, scores, num_clips, -torch.inf).log_softmax(1)
         wanted = self._wanted(_pick(candidates, iou, num_clips, 0))
         return -(wanted * logs.masked_fill(wanted == 0, 0)).sum(1).mean()
@@ -341,9 +342,10 @@ class SimilarityLocalizer(MapLocalizer):
     def _part(self, batch: MomentBatch) -> "_FitPart":
         own = batch.to(self.weight.device)
         features, num_clips = own.features, own.num_clips
-        iou = self._ious(features, own.moments, own.clip_seconds, own.num_moments, num_clips)
+        grid = self.grid_of(features, num_clips)
+        iou = self._ious(grid, own.moments, own.clip_seconds, own.num_moments, num_clips)
         contrasts = self.encoder.packed(features, own.words, own.num_words, num_clips).float()
-        candidates = distinct_moments(self.grid_of(features, num_clips), iou.device)
+        candidates = distinct_moments(grid, iou.device)
         picked = _pick(candidates, iou, num_clips, torch.nan)
         valid = ~picked.isnan()
         iou = picked.nan_to_num(0)
