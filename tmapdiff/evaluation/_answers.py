@@ -28,7 +28,7 @@ def localize_all(
     *,
     batch_size: int,
     seed: int,
-    accelerator: "Accelerator | None",
+    accelerator: "Accelerator | None" = None,
     **options: Any,
 ) -> Iterator[tuple[MomentBatch, Localization]]:
     """Localize this process's share of a data set; see `evaluate`."""

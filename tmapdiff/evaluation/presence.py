@@ -117,8 +117,7 @@ def fit_presence(
         ArgumentError: If there are not both kinds of queries, or as `evaluate`.
     """
     rows, present = [], []
-    sampling: Any = {"batch_size": batch_size, "seed": seed, "accelerator": None, **options}
-    for batch, found in localize_all(model, dataset, **sampling):
+    for batch, found in localize_all(model, dataset, batch_size=batch_size, seed=seed, **options):
         query = batch.features, batch.words, batch.num_words
         rows.append(presence_features(model, *query, found.maps, batch.num_clips).cpu())
         present.append(batch.num_moments.cpu() > 0)

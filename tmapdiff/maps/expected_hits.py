@@ -4,25 +4,18 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tmapdiff._core.checks import check_bool, check_int, check_range, check_shape, message
 from tmapdiff.errors import ArgumentError
-from tmapdiff.maps.expected_hits_fast import Excludes, Tables, rows_at_once, tables_of
+from tmapdiff.maps.expected_hits_fast import Excludes, PairBand, Tables, rows_at_once, tables_of
 from tmapdiff.maps.moments import RankedMoments, candidates_of, check_scored, to_ranked_moments
 
 _FLOOR = 1e-6  # least expected score, so that no single cell rules a moment out
 _LAYERS = 4  # two for each default threshold of `soft_hits`
-
-
-class Table(Protocol):
-    """A matrix over pairs of candidates, (M, M), in any storage."""
-
-    def __matmul__(self, x: Tensor, /) -> Tensor:
-        """Multiply with (M, B)."""
+Table = Tensor | PairBand  # a matrix over pairs of candidates, (M, M)
 
 
 def deconvolve(
