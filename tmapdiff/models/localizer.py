@@ -276,21 +276,34 @@ class MomentLocalizer(MapLocalizer):
         num_words: Tensor,
         num_clips: Tensor | None = None,
         *,
+        num_inference_steps: int | None = None,
         num_samples: int | None = None,
-        **sampling: Any,
+        eta: float = 0.0,
+        generator: Generators = None,
+        callback: StepCallback | None = None,
     ) -> Tensor:
         """Sample `num_samples` maps of each query. Defaults to the configured number.
 
-        `features`, `words`, `num_words` and `num_clips` are as for `localize`, `**sampling` as for
-        `draw_samples`, and errors as for both.
+        `features`, `words`, `num_words` and `num_clips` are as for `localize`,
+        `num_inference_steps`, `eta`, `generator` and `callback` as for `sample_maps`.
 
         Shape:
             - returns: (B, num_samples, cells), 0 in invalid cells
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            ArgumentError: If a sentence is empty, or an argument is out of range.
         """
         self.grid_of(features, num_clips).check_num_clips(num_clips, wait=True)
-        maps = self.encoder(features, words, num_words, num_clips)
-        count = self.config.num_samples if num_samples is None else num_samples
-        return self.draw_samples(maps, count, num_clips=num_clips, **sampling)
+        return self.draw_samples(
+            self.encoder(features, words, num_words, num_clips),
+            self.config.num_samples if num_samples is None else num_samples,
+            num_clips=num_clips,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            generator=generator,
+            callback=callback,
+        )
 
     @answering
     def draw_samples(
