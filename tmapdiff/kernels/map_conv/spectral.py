@@ -104,27 +104,39 @@ def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, tile: int, of_x: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     transform = _transform(x, weight, tile)
-    is_scaled = gradient.dtype == torch.float16
-    if is_scaled:
-        everything = (0, 1, 2, 3)
-        gradient, above = shrunk(gradient, everything, gradient_room(transform, len(x)))
-        x, below = shrunk(x, everything, 0)
-        weight, of_kernel = shrunk(weight, everything, kernel_room(transform, weight.shape[0]))
-    *wanted, of_bias = _gradients_of_spectra(
+    if gradient.dtype != torch.float16:
+        return _gradients(gradient, x, weight, transform, of_x, of_weight)
+    everything = (0, 1, 2, 3)
+    gradient, above = shrunk(gradient, everything, gradient_room(transform, len(x)))
+    x, below = shrunk(x, everything, 0)
+    weight, of_kernel = shrunk(weight, everything, kernel_room(transform, weight.shape[0]))
+    gradients = _gradients(gradient, x, weight, transform, of_x, of_weight)
+    exponents = above + of_kernel, above + below, above.flatten()
+    for one, exponent in zip(gradients, exponents, strict=True):
+        if one.numel():
+            grow_(one, exponent)
+    return gradients
+
+
+def _gradients(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    transform: MapTransform,
+    of_x: bool,
+    of_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_maps, of_kernel, of_bias = _gradients_of_spectra(
         gradient,
         transform,
         (lambda: transform.kernel(with_aligned_channels(weight))) if of_x else None,
         (lambda: transform.forward(_durations_first(x), rotated=True)) if of_weight else None,
     )
-    # An operator of torch returns no None.
-    of_maps, of_taps = (x.new_empty(0) if one is None else one for one in wanted)
-    gradients = of_maps, of_taps, of_bias
-    if is_scaled:
-        exponents = above + of_kernel, above + below, above.flatten()
-        for one, exponent in zip(gradients, exponents, strict=True):
-            if one.numel():
-                grow_(one, exponent)
-    return gradients
+    return (
+        x.new_empty(0) if of_maps is None else of_maps,
+        weight.new_empty(0) if of_kernel is None else of_kernel,
+        of_bias,
+    )
 
 
 def _gradients_of_spectra(
