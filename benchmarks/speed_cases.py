@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -95,9 +95,6 @@ class Record:
     # In suite `memory`.
     peak_mib: float | None = None
     error: str | None = None  # why there is no result
-
-
-RECORD_FIELDS = tuple(one.name for one in fields(Record))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ class Preset:
         `clip_channels` are the channels of the video features, `**model` fields of
         `SimilarityLocalizer` to change, for example `spaces`. Errors are as for `build`.
         """
-        read = {name: self.localizer[name] for name in _READING if name in self.localizer}
+        names = (*_READING, "target_power")
+        read = {name: self.localizer[name] for name in names if name in self.localizer}
         pooled = {"features_per_clip": self.encoder.get("features_per_clip", 1)}
         return SimilarityLocalizer(clip_channels, **{**self.grid, **pooled, **read, **model})
 

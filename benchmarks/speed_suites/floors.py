@@ -20,11 +20,10 @@ def conv_floor(sizes: ConvSizes, ceilings: Ceilings) -> float:
     """Return the shortest time of a convolution with fixed weights."""
     ways = [[direct_work(sizes)]]
     ways += [spectral_work(sizes, transform) for transform in all_transforms(sizes)]
-    return min(sum(seconds_of(step, ceilings, sizes.dtype) for step in way) for way in ways)
-
-
-def seconds_of(work: Work, ceilings: Ceilings, dtype: torch.dtype) -> float:
-    return ceilings.seconds(work.operations, work.bytes_moved, dtype)
+    return min(
+        sum(ceilings.seconds(one.operations, one.bytes_moved, sizes.dtype) for one in way)
+        for way in ways
+    )
 
 
 def total(*steps: Work) -> Work:

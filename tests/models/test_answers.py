@@ -379,6 +379,7 @@ def test_a_set_is_read_off_all_samples(name: str) -> None:
     [
         ({"answer": "set", "ranking": "nms"}, "no ranking with answer 'set'"),
         ({"answer": "set", "temperature": 2.0}, "no temperature with answer 'set'"),
+        ({"answer": "set", "hit_thresholds": (0.5,)}, "no hit_thresholds with answer 'set'"),
         ({"presence": torch.ones(3)}, "no presence with answer 'ranked'"),
         ({"answer": "all"}, "answer"),
     ],

@@ -862,9 +862,9 @@ class TestRanking:
         model = ready(objective="mse-rescaled")
         read = {"maps": torch.rand(3, CELLS), "clip_seconds": torch.ones(3), "top_n": 4}
         first = model.read_moments(**read, ranking="nms")
-        for temperature in (None, 3.0):
-            options = {"ranking": "nms-then-expected-hits", "temperature": temperature}
-            found = model.read_moments(**read, **options)
+        for temperature, thresholds in ((None, None), (3.0, None), (None, (0.5,))):
+            options = {"temperature": temperature, "hit_thresholds": thresholds}
+            found = model.read_moments(**read, ranking="nms-then-expected-hits", **options)
             expected = rank_by_expected_hits(
                 first.dense,
                 first.mask,
@@ -872,6 +872,7 @@ class TestRanking:
                 top_n=4,
                 highest_first=True,
                 temperature=temperature or 1.0,
+                thresholds=thresholds or (0.5, 0.7),
             )
             assert_same(found.ranked.moments, expected.moments)
         assert_same(found.ranked.moments[:, 0], first.ranked.moments[:, 0])
@@ -896,6 +897,8 @@ class TestRanking:
         text = "expected no temperature with ranking 'nms', got 2.0. To use it, pass"
         with refuses(ArgumentError, text):
             ready().localize(**queries(2), temperature=2.0)
+        with refuses(ArgumentError, "expected no hit_thresholds with ranking 'nms', got (0.5,)."):
+            ready().localize(**queries(2), hit_thresholds=(0.5,))
 
 
 class TestDeterministicTwin:

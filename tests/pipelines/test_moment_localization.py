@@ -381,6 +381,7 @@ class TestArguments:
             (ConfigError, {"ranking": "best"}, "ranking to be one of nms, expected-hits"),
             (ArgumentError, {"temperature": 2, "ranking": "nms"}, "no temperature with ranking"),
             (ArgumentError, {"temperature": 0, "ranking": "expected-hits"}, "in (0, inf), got 0."),
+            (ArgumentError, {"hit_thresholds": [2], "ranking": "expected-hits"}, "in [0, 1], got"),
         ):
             with refuses(kind, text):
                 make_pipe()(make_features(30), "the door", **options)

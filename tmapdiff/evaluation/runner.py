@@ -1,7 +1,7 @@
 """Evaluation of a localizer on a data set."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -70,6 +70,7 @@ def evaluate(
     ranking: Ranking | None = None,
     nms_threshold: float | None = None,
     temperature: float | None = None,
+    hit_thresholds: Sequence[float] | None = None,
     answer: AnswerKind = "ranked",
     seed: int = 0,
     top_n: int | None = None,
@@ -109,6 +110,7 @@ def evaluate(
         ranking: As for `MapLocalizer.localize`. Defaults to the model's ranking.
         nms_threshold: As for `MapLocalizer.localize`.
         temperature: As for `MapLocalizer.localize`.
+        hit_thresholds: As for `MapLocalizer.localize`.
         answer: `ranked` or `set`, see `MapLocalizer.localize`.
         seed: Seed of the noise.
         top_n: Moments per query. Defaults to 5, with `qvhighlights` to 10.
@@ -149,6 +151,7 @@ def evaluate(
         ranking=ranking,
         nms_threshold=nms_threshold,
         temperature=temperature,
+        hit_thresholds=hit_thresholds,
         answer=answer,
     ):
         truth = (batch.moments, batch.num_moments)

@@ -336,6 +336,7 @@ class MapLocalizer(MapModel):
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
         temperature: float | None = None,
+        hit_thresholds: Sequence[float] | None = None,
         answer: AnswerKind = "ranked",
         presence: Tensor | None = None,
         **sampling: Any,
@@ -360,6 +361,9 @@ class MapLocalizer(MapModel):
                 it defaults to the configured threshold, and for sets, where it defaults to 1: any.
             temperature: Not for `nms`: how flat the likelihoods of moments are, see
                 `rank_by_expected_hits`. Defaults to 1, which leaves them as deconvolved.
+            hit_thresholds: Not for `nms`: IoUs above which an answer is a hit. Defaults to
+                (0.5, 0.7), which count alike; (0.5,) finds rough places more often, and exact
+                boundaries less often.
             answer: `ranked` returns the best moments, however poor; `set` a set of moments,
                 possibly empty, with probabilities as scores (`read_moment_sets`). From several
                 samples, it is the set that agrees best with all of them.
@@ -379,7 +383,7 @@ class MapLocalizer(MapModel):
                 ranking or kind of answer does not use.
             ConfigError: If the ranking or the kind of answer is unknown.
         """
-        self._check_reading(ranking, nms_threshold, temperature, answer, presence)
+        self._check_reading(ranking, nms_threshold, temperature, hit_thresholds, answer, presence)
         predict = self.predict_samples if answer == "set" else self.predict_maps
         maps = predict(features, words, num_words, num_clips, **sampling)
         mean = maps.mean(dim=1) if maps.dim() == 3 else maps
@@ -396,6 +400,7 @@ class MapLocalizer(MapModel):
             ranking=ranking,
             nms_threshold=nms_threshold,
             temperature=temperature,
+            hit_thresholds=hit_thresholds,
             answer=answer,
             presence=presence,
         )
@@ -441,6 +446,7 @@ class MapLocalizer(MapModel):
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
         temperature: float | None = None,
+        hit_thresholds: Sequence[float] | None = None,
         answer: AnswerKind = "ranked",
         presence: Tensor | None = None,
         held: Tensor | None = None,
@@ -451,7 +457,7 @@ class MapLocalizer(MapModel):
         read the mean over samples. `grid` defaults to the configured one (see `grid_of`). `held`
         marks the candidate cells of maps merged from windows, and defaults to all valid cells.
         `clip_seconds`, `num_clips`, `durations`, `top_n`, `ranking`, `nms_threshold`,
-        `temperature`, `answer` and `presence` are as for `localize`.
+        `temperature`, `hit_thresholds`, `answer` and `presence` are as for `localize`.
 
         Shape:
             - maps: (B, cells) or (B, S, cells)
@@ -463,7 +469,9 @@ class MapLocalizer(MapModel):
             ArgumentError: As `localize`.
             ConfigError: If the ranking or the kind of answer is unknown.
         """
-        ranking = self._check_reading(ranking, nms_threshold, temperature, answer, presence)
+        ranking = self._check_reading(
+            ranking, nms_threshold, temperature, hit_thresholds, answer, presence
+        )
         grid = self.grid if grid is None else grid
         grid.check_num_clips(num_clips, wait=True)
         samples = maps[:, None] if isinstance(maps, Tensor) and maps.dim() == 2 else maps
@@ -499,6 +507,7 @@ class MapLocalizer(MapModel):
                 target=self.objective.target,
                 highest_first=ranking != "expected-hits",
                 temperature=1.0 if temperature is None else temperature,
+                thresholds=(0.5, 0.7) if hit_thresholds is None else hit_thresholds,
                 **options,
             )
         return Localization(ranked, grid, maps, num_clips, target=self.objective.target)
@@ -508,6 +517,7 @@ class MapLocalizer(MapModel):
         ranking: Ranking | None,
         nms_threshold: float | None,
         temperature: float | None,
+        hit_thresholds: Sequence[float] | None,
         answer: AnswerKind,
         presence: Tensor | None,
     ) -> Ranking:
@@ -522,8 +532,10 @@ class MapLocalizer(MapModel):
         for name, value, in_vain, (other, instead) in (
             ("ranking", ranking, is_set, as_set),
             ("temperature", temperature, is_set, as_set),
+            ("hit_thresholds", hit_thresholds, is_set, as_set),
             ("presence", presence, not is_set, as_ranked),
             ("temperature", temperature, nms, by_nms),
+            ("hit_thresholds", hit_thresholds, nms, by_nms),
             ("nms_threshold", nms_threshold, not nms and not is_set, by_hits),
         ):
             if in_vain and value is not None:

@@ -462,6 +462,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
         ranking: Ranking | None = None,
         nms_threshold: float | None = None,
         temperature: float | None = None,
+        hit_thresholds: Sequence[float] | None = None,
         answer: AnswerKind = "ranked",
         eta: float | None = None,
         generator: Generators = None,
@@ -498,6 +499,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             ranking: As for `MapLocalizer.localize`. Defaults to the model's ranking.
             nms_threshold: As for `MapLocalizer.localize`.
             temperature: As for `MapLocalizer.localize`.
+            hit_thresholds: As for `MapLocalizer.localize`.
             answer: As for `MapLocalizer.localize`. With `set`, the output has `presence`, which
                 comes from the maps alone if a video is searched in windows.
             eta: 0, the default, is deterministic DDIM; 1 adds as much noise as DDPM.
@@ -543,7 +545,8 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             return_steps, num_inference_steps=num_inference_steps, num_samples=num_samples, eta=eta
         )
         reading: dict[str, Any] = {"top_n": top_n, "ranking": ranking}
-        reading |= {"nms_threshold": nms_threshold, "temperature": temperature, "answer": answer}
+        reading |= {"nms_threshold": nms_threshold, "temperature": temperature}
+        reading |= {"hit_thresholds": hit_thresholds, "answer": answer}
         draw = partial(self._draw, sampling, return_steps, callback_on_step_end)
         skip = on_error == "skip"
         words = self._words(queries, skip)
