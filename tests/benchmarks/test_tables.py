@@ -374,3 +374,24 @@ def test_moments_of_other_lengths_are_tested(charades):
         found = tables.split_lengths(replace(data, train=every, test=every), trained_on)
         assert [item.moments[0][1] - 1 for item in found.train] == train
         assert [item.moments[0][1] - 1 for item in found.test] == test
+
+
+def test_a_row_is_fitted_and_read_for_one_threshold(tmp_path, monkeypatch):
+    terms = tables.Terms(tmp_path, tmp_path, dataset="made-up-sets", preset="aligned", limit=40)
+    data, seen = tables.load_data(terms), []
+    items = [item for item in data.train if item.moments]
+    answered = type(data.train)(items, data.train.report)
+    words = {item.query: torch.rand(1, data.store.feature_dim) for item in items}
+    data = replace(data, train=answered, test=answered, word_features=words)
+
+    def evaluate(model, dataset, **options):
+        seen.append((model.config.target_power, options.get("hit_thresholds")))
+        return real(model, dataset, **options)
+
+    real = tables.evaluate
+    monkeypatch.setattr(tables, "load_data", lambda _: data)
+    monkeypatch.setattr(tables, "evaluate", evaluate)
+    for row in tables.TABLES["qvhighlights-similarity"][1:]:
+        # Rows that are tested on other lengths have the preset's ranking.
+        tables.run(replace(row, lengths="short"), 0, terms)
+    assert seen == [(8.0, None), (12.0, [0.5])]

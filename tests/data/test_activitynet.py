@@ -62,10 +62,7 @@ def changed(**fields):
         (changed(sentences=["a", "b"]), "one timestamp per sentence, 2, got 1."),
         (changed(sentences=[""]), "video 'v': expected a sentence, got ''."),
         (changed(timestamps=5), "video 'v': expected timestamps to be a list of pairs, got 5."),
-        (
-            changed(timestamps=[[1, 2, 3]]),
-            "[start, end] in timestamps to be 2 numbers",
-        ),
+        (changed(timestamps=[[1, 2, 3]]), "in timestamps to be 2 numbers, got [1, 2, 3]."),
         ('{"v": {"duration": NaN}}', "duration to be a number > 0, got nan."),
         ({"../v": CAPTIONS["v_c"]}, "expected a video id without '/'"),
     ],

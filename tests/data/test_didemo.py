@@ -73,10 +73,7 @@ def changed(**fields):
         (changed(num_segments=10**400), "expected num_segments to be a number > 0, got 1000"),
         (changed(num_segments="6"), "record 2: expected num_segments to be a number > 0, got '6'."),
         (changed(times=[]), "record 2: expected times to be a list of pairs, got []."),
-        (
-            changed(times=[[1]]),
-            "record 2: expected [start, end] in times to be 2 numbers",
-        ),
+        (changed(times=[[1]]), "2: expected [start, end] in times to be 2 numbers, got [1]."),
         (changed(times=[[1, None]]), "[start, end] in times to be 2 numbers, got [1, None]."),
         (changed(times=[[-1, 2]]), "2: expected times as [first, last] of segments 0 to 5, got"),
         (changed(times=[[5, 6]]), "of segments 0 to 5, got [5, 6]."),

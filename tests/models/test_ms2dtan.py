@@ -142,7 +142,7 @@ def edited(change) -> dict[str, Tensor]:
         ),
         (
             lambda weights: weights.update({"pred_modules.3.predictor.bias": torch.zeros(1)}),
-            "it has unknown weights: heads.3.bias (1 in all).",
+            "it has weights of further layers: heads.3.bias (1 in all).",
         ),
         (
             lambda weights: weights.update({"pred_modules.0.predictor.bias": torch.zeros(2)}),

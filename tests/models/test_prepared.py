@@ -12,7 +12,7 @@ from helpers.fields import SMALLEST_DECODER
 from helpers.tiers import mostly_exhaustive
 
 from tmapdiff import MapScheduler
-from tmapdiff.errors import ShapeError
+from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.models import MapDiffusionDecoder
 
 STYLIZATIONS = ("none", "fusion", "conv", "both")
@@ -72,6 +72,10 @@ def test_refuses_to_denoise_what_was_not_prepared() -> None:
         prepared.denoise(draw(3, 36), 0)
     with refuses(ShapeError, "MapDiffusionDecoder: expected timesteps of shape (S), got int."):
         whole.prepare(features, 10)  # type: ignore[arg-type]
+    for step in (2, -1):
+        text = f"MapDiffusionDecoder: expected step in 0 to 1, got {step}."
+        with refuses(ArgumentError, text):
+            prepared.denoise(draw(2, 36), step)
 
 
 @torch.no_grad()

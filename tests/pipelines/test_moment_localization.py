@@ -615,8 +615,8 @@ class TestSaving:
         wrong += [[None, "Vocabulary"], ["tmapdiff", ["x"]], ["tmapdiff", "Vocabulary", "x"]]
         fields = cycle(["localizer", "vocabulary", "frame_encoder", "text_encoder"])
         for entry, field in zip(wrong, fields, strict=False):
-            text = f"of tmapdiff, got {entry!r}."
-            with index_with(saved, field, entry), refuses(CheckpointError, text):
+            texts = f"expected its {field} to be a ", f"of tmapdiff, got {entry!r}."
+            with index_with(saved, field, entry), refuses(CheckpointError, *texts):
                 MomentLocalizationPipeline.from_pretrained(saved)
 
     @pytest.mark.parametrize("field", ["fps", "clip_seconds", "_class_name"])

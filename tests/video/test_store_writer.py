@@ -242,7 +242,8 @@ def test_attributes_that_cannot_be_read(tmp_path, content):
         store.write("video", np.ones((2, 3)), {})
     path = store.parts / "attributes.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    refused(FeatureError, "to have model = 'timm x', got none.", tmp_path / "a.h5")
+    expected = "attributes.json: expected attributes as JSON, got damaged ones."
+    refused(FileError, expected, tmp_path / "a.h5")
 
 
 def test_damaged_parts_are_dropped(tmp_path):

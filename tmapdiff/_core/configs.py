@@ -27,6 +27,10 @@ class StrictConfigMixin:
         """Create an object from a configuration, as diffusers does, but reject names.
 
         diffusers would look up a name on the hub, and names may come from untrusted files.
+
+        Raises:
+            ConfigError: If `config` is not a dictionary, a field is unknown, or a field without a
+                default is missing.
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if not isinstance(config, dict):

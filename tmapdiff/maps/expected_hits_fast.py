@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -219,6 +220,13 @@ class CandidateBlocks:
         return PairBand(iou, iou.new_zeros(1), self.num_blocks)
 
 
+class Layer(NamedTuple):
+    """A layer of the hits: 1 where they are at least `high`, 0 from one layer's width below."""
+
+    table: Tensor | PairBand
+    high: float
+
+
 @dataclass(frozen=True)
 class Tables:
     """Tables over pairs of candidates: what each cell holds if another is the true moment."""
@@ -229,10 +237,9 @@ class Tables:
     blocks: CandidateBlocks | None = None  # if candidates are grouped
 
     @cached_property
-    def layers(self) -> list[tuple[Tensor | PairBand, float]]:
+    def layers(self) -> list[Layer]:
         """Layers that sum to the hits, to bound gains; none on devices other than the CPU.
 
-        A layer is a table and a number: 1 for hits from this number on, 0 from one width below it.
         Hits rise in one step per threshold; layers end on the plateaus and midway between. They
         start at `far`, which covers all moments after the first pick. Starting at 0 would loosen
         the bounds of the many moments far from it.
@@ -241,10 +248,10 @@ class Tables:
             return []
         width = 1 / self.num_layers
 
-        def layer(index: int) -> tuple[Tensor | PairBand, float]:
+        def layer(index: int) -> Layer:
             low = width * index + float(self.hits.far)
             table = self.hits.map(lambda values: ((values - low) / width).clamp(0, 1))
-            return table.factor(), low + width
+            return Layer(table.factor(), low + width)
 
         return [layer(index) for index in range(self.num_layers)]
 
@@ -299,9 +306,9 @@ class Tables:
         # One column per query, as sparse matrices multiply from the left.
         chances, known = likelihood.T.contiguous(), covered.T.contiguous()
         bounds = torch.zeros_like(chances)
-        for table, high in self.layers:
-            uncovered = (high - known).clamp_(0, 1 / self.num_layers)
-            bounds += table @ uncovered.mul_(chances)
+        for layer in self.layers:
+            uncovered = (layer.high - known).clamp_(0, 1 / self.num_layers)
+            bounds += layer.table @ uncovered.mul_(chances)
         return bounds.T
 
     def _settle_highest(self, bounds: Tensor, likelihood: Tensor, covered: Tensor) -> None:

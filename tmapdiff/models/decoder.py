@@ -219,7 +219,7 @@ class MapDiffusionDecoder(MapModel):
             ShapeError, ConfigError: As `forward`.
         """
         features, grid = self._check(features, num_clips)
-        check_shape("MapDiffusionDecoder", "timesteps", timesteps, "S")
+        steps = check_shape("MapDiffusionDecoder", "timesteps", timesteps, "S")["S"]
         if not all(is_preparable(decoder) for decoder in self.decoders):
             return CalledDecoder(self, features, timesteps, num_clips)
         time = None if self.embed_timestep is None else self.embed_timestep(timesteps)
@@ -231,7 +231,7 @@ class MapDiffusionDecoder(MapModel):
             else PreparedCells(decoder, *condition)
             for decoder, condition in zip(self.decoders, conditions, strict=True)
         ]
-        return PreparedDecoder(grid, len(features[0]), prepared, sequences)
+        return PreparedDecoder(grid, len(features[0]), steps, prepared, sequences)
 
     def _check(
         self, features: Sequence[Tensor] | Tensor, num_clips: Tensor | None

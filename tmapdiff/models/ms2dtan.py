@@ -157,7 +157,16 @@ class MS2DTAN(MapLocalizer):
         Source: MS-2D-TAN in github.com/microsoft/VideoX (MIT license).
         """
         who = "MS2DTAN.load_public_state_dict"
-        renamed = {_our_name(name.removeprefix("module.")): one for name, one in state_dict.items()}
+        renamed: dict[str, Tensor] = {}
+        unknown = []
+        for name, tensor in state_dict.items():
+            ours = _our_name(name.removeprefix("module."))
+            if ours is None:
+                unknown.append(name)
+            else:
+                renamed[ours] = tensor
+        if unknown:
+            raise CheckpointError(f"{who}: it has unknown weights: {_listed(unknown)}.")
         renamed = _join_gates(renamed)
         if "encoder.clip_encoder.weight" in renamed:  # a convolution over one clip
             weight = renamed["encoder.clip_encoder.weight"]
@@ -166,8 +175,8 @@ class MS2DTAN(MapLocalizer):
         own = {name: one for name, one in self.state_dict().items() if name != embedding}
         if missing := own.keys() - renamed.keys():
             raise CheckpointError(f"{who}: it has no weights: {_listed(missing)}.")
-        if unknown := renamed.keys() - own.keys():
-            raise CheckpointError(f"{who}: it has unknown weights: {_listed(unknown)}.")
+        if further := renamed.keys() - own.keys():
+            raise CheckpointError(f"{who}: it has weights of further layers: {_listed(further)}.")
         for name, tensor in renamed.items():
             if tensor.shape != own[name].shape:
                 got, expected = tuple(tensor.shape), tuple(own[name].shape)
@@ -189,12 +198,11 @@ _NAMES = (
 )
 
 
-def _our_name(name: str) -> str:
-    """Rename; names that are not known stay, and are refused later."""
+def _our_name(name: str) -> str | None:
     for theirs, ours in _NAMES:
         if match := re.fullmatch(theirs, name):
             return match.expand(ours)
-    return name
+    return None
 
 
 def _join_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,7 +212,7 @@ def _join_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if conv != name and conv in joined and joined[conv].shape[1:] == gate.shape[1:]:
             joined[conv] = torch.cat([joined[conv], gate])
         elif conv != name:
-            joined[name] = gate  # reported as unknown
+            joined[name] = gate  # reported as weights of further layers
     return joined
 
 

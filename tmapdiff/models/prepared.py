@@ -7,7 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tmapdiff._core.checks import check_shape
+from tmapdiff._core.checks import check_shape, message
+from tmapdiff.errors import ArgumentError
 from tmapdiff.kernels.map_conv import MapConvPlan
 from tmapdiff.kernels.masking import fill_invalid
 from tmapdiff.layers import (
@@ -31,12 +32,14 @@ class PreparedDecoder:
     Args:
         grid: The candidate moments.
         batch: Number of samples.
+        steps: Number of timesteps.
         parts: The prepared run of each decoder.
         sequences: For Transformers, the cells of each decoder's sequence.
     """
 
     grid: MapGrid
     batch: int
+    steps: int
     parts: "Sequence[PreparedMap | PreparedCells]"
     sequences: tuple[Tensor, ...] = ()
 
@@ -53,9 +56,11 @@ class PreparedDecoder:
 
         Raises:
             ShapeError: If a shape does not fit.
+            ArgumentError: If `step` is out of range.
         """
-        axes = f"B {self.grid.num_cells}"
-        check_shape("MapDiffusionDecoder", "noisy", noisy, axes, {"B": self.batch})
+        who = "MapDiffusionDecoder"
+        _check_step(who, step, self.steps)
+        check_shape(who, "noisy", noisy, f"B {self.grid.num_cells}", {"B": self.batch})
         noisy_maps = split_maps(noisy, self.grid, self.sequences)
         pairs = zip(self.parts, noisy_maps, strict=True)
         scores = [part.denoise(noisy_map, step) for part, noisy_map in pairs]
@@ -88,9 +93,15 @@ class CalledDecoder:
 
     def denoise(self, noisy: Tensor, step: int) -> Tensor:
         """Predict the clean maps, as `PreparedDecoder.denoise`."""
+        _check_step(type(self.decoder).__name__, step, len(self.timesteps))
         timestep = self.timesteps[step].expand(len(noisy))
         scores: Tensor = self.decoder(noisy, timestep, self.features, self.num_clips)
         return scores
+
+
+def _check_step(who: str, step: int, steps: int) -> None:
+    if not 0 <= step < steps:
+        raise ArgumentError(message(who, f"step in 0 to {steps - 1}", step))
 
 
 def is_preparable(decoder: nn.Module) -> bool:
