@@ -241,7 +241,6 @@ TABLES = {
         _twin_with("contrasts", "sentence"),
         _twin_with("sequence", "sequence"),
         _twin_with("contrasts, sequence (the preset)"),
-        _twin_with("... and the metric", "sentence", "sequence", "metric"),
         _twin_with("... and the product", "sentence", "sequence", "product"),
         _twin_with("... and what is learned", "sentence", "sequence", "learned"),
     ],

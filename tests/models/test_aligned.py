@@ -32,7 +32,7 @@ from tmapdiff.models import MS2DTAN, MultimodalEncoder
 from tmapdiff.models.aligned import AlignedFusion
 
 FIELDS = {**WORDS_FIELDS, "vocabulary_size": None, "clip_channels": 5, "text_channels": 5}
-ALL = ("sentence", "words", "metric", "sequence", "product", "learned")
+ALL = ("sentence", "words", "sequence", "product", "learned")
 
 
 def aligned(**fields: object) -> MultimodalEncoder:
@@ -141,7 +141,6 @@ def test_each_part_can_be_alone_and_left_out(part: str) -> None:
         assert [tuple(one.shape) for one in encoder(**given)] == shapes
         assert MultimodalEncoder.from_config(encoder.config).config == encoder.config
     names = [name for name, _ in aligned(aligned_parts=others).named_parameters()]
-    assert any("of_rows" in name for name in names) == (part != "metric")
     assert any("text_encoder" in name for name in names) == (part != "learned")
 
 
@@ -226,7 +225,7 @@ def test_what_shares_no_space_is_refused() -> None:
         ({"aligned": None}, "aligned to be a list"),
         ({"aligned_parts": []}, "aligned_parts to be a list of sentence, words"),
         ({"aligned_parts": "words"}, "aligned_parts to be a list of sentence, words"),
-        ({"aligned_parts": ["word"]}, "one of sentence, words, metric, sequence"),
+        ({"aligned_parts": ["word"]}, "one of sentence, words, sequence"),
     ):
         with refuses(ConfigError, text):
             aligned(**fields)

@@ -22,7 +22,7 @@ from tmapdiff.maps.contrasts import (
 from tmapdiff.models.aligned_sequence import SequenceEncoder
 from tmapdiff.models.aligned_similarities import AlignedQuery, Similarities
 
-AlignedPart = Literal["sentence", "words", "metric", "sequence", "product", "learned"]
+AlignedPart = Literal["sentence", "words", "sequence", "product", "learned"]
 # The best on held-out queries of the combinations tried (docs/results/qvhighlights.md).
 DEFAULT_PARTS: tuple[AlignedPart, ...] = ("sentence", "sequence")
 _SEQUENCE_CHANNELS = 32
@@ -35,9 +35,9 @@ class AlignedFusion(nn.Module):
 
     Each part computes several numbers per candidate. Two linear layers read them all:
 
-    - `sentence`, `words`, `metric`: contrasts (`contrast_features`) of the similarity to the mean
-      of the words, of its maximum and mean over the words, and of a learned similarity
-      (`Similarities`). With `sequence`, the first is always included
+    - `sentence`, `words`: contrasts (`contrast_features`) of the similarity to the mean of the
+      words, and of its maximum and mean over the words (`Similarities`). With `sequence`, the first
+      is always included
     - `sequence`: means in and around the candidate (`cell_context`) of convolutions along the
       video. They read those similarities, always including the sentence's, and the places where
       the video changes (`SequenceEncoder`)
@@ -69,11 +69,10 @@ class AlignedFusion(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        has_words, has_metric = "words" in parts, "metric" in parts
-        has_sentence = "sentence" in parts
-        self.has_contrasts = has_sentence or has_words or has_metric
+        has_words, has_sentence = "words" in parts, "sentence" in parts
+        self.has_contrasts = has_sentence or has_words
         self.similarities = Similarities(
-            channels, spaces, has_words, has_metric, has_sentence or "sequence" in parts
+            channels, spaces, has_words, has_sentence or "sequence" in parts
         )
         count, width = self.similarities.num_similarities, 0
         if self.has_contrasts:

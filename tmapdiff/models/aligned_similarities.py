@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from tmapdiff._core.checks import check_bool, check_int, check_shape, check_sizes, message
 from tmapdiff.errors import ArgumentError, ConfigError
-from tmapdiff.layers._modules import dtype_of
 
-_METRIC_RANK = 32  # of the matrices that the learned metric adds to the identity
 _SMALLEST_NORM = 1e-12  # shorter features are divided by this
 
 
@@ -38,8 +36,6 @@ class Similarities(nn.Module):
         channels: Channels of the features, of clips and of words.
         spaces: Channels of each space. Defaults to a single space.
         words: Whether to add the maximum and the mean of the similarities over the words.
-        metric: Whether to add a learned similarity, `<f + A f, e + B e>` with A and B of low rank.
-            It starts as the mean over the spaces.
         sentence: Whether to include the similarity to the sentence, the mean of the words.
 
     Shape:
@@ -53,7 +49,6 @@ class Similarities(nn.Module):
         channels: int,
         spaces: Sequence[int] | None = None,
         words: bool = False,
-        metric: bool = False,
         sentence: bool = True,
     ) -> None:
         super().__init__()
@@ -63,17 +58,14 @@ class Similarities(nn.Module):
         if sum(self.spaces) != channels:
             expected = f"spaces that add up to {channels} channels"
             raise ConfigError(message(who, expected, f"{self.spaces}: {sum(self.spaces)}"))
-        for name, switch in (("words", words), ("metric", metric), ("sentence", sentence)):
+        for name, switch in (("words", words), ("sentence", sentence)):
             check_bool(who, name, switch)
         self.words, self.sentence = words, sentence
-        self.of_rows = self.of_query = None
-        if metric:
-            self.of_rows, self.of_query = _from_zero(channels), _from_zero(channels)
 
     @property
     def num_similarities(self) -> int:
         """Similarities per row."""
-        return len(self.spaces) * (self.sentence + 2 * self.words) + (self.of_rows is not None)
+        return len(self.spaces) * (self.sentence + 2 * self.words)
 
     def embed(self, features: Tensor) -> Tensor:
         """Normalize features, (..., channels), in each space, in float32 at least."""
@@ -120,33 +112,17 @@ class Similarities(nn.Module):
             inside = torch.arange(each.shape[1], device=each.device)[:, None, None] < num_words
             found.append(each.masked_fill(~inside, -torch.inf).amax(1, keepdim=True))
             found.append(each.sum(1, keepdim=True) / num_words)
-        found = [one.flatten(1, 2) for one in found]
-        if self.of_rows is not None and self.of_query is not None:
-            moved = query.sentence + self._added(self.of_query, query.sentence)
-            learned = (rows + self._added(self.of_rows, rows)) @ moved[..., None]
-            found.append(learned.mT / len(self.spaces))
-        return torch.cat(found, dim=1)
+        return torch.cat([one.flatten(1, 2) for one in found], dim=1)
 
     def to_sentence(self, rows: Tensor, query: AlignedQuery) -> Tensor:
         """Compute the cosine to the sentence in each space: (B, spaces, T)."""
         with torch.autocast(rows.device.type, enabled=False):
             return self._cosines(rows, query.sentence[:, None].to(rows.dtype))[:, 0]
 
-    @staticmethod
-    def _added(layer: nn.Module, x: Tensor) -> Tensor:
-        return layer(x.to(dtype_of(layer))).to(x.dtype)
-
     def _cosines(self, rows: Tensor, words: Tensor) -> Tensor:
         """Compute cosines of words, (B, L, C), and rows, (B, T, C): (B, L, spaces, T)."""
         parts = zip(rows.split(self.spaces, -1), words.split(self.spaces, -1), strict=True)
         return torch.stack([word @ row.mT for row, word in parts], dim=2)
-
-
-def _from_zero(channels: int) -> nn.Sequential:
-    down = nn.Linear(channels, min(channels, _METRIC_RANK), bias=False)
-    up = nn.Linear(down.out_features, channels, bias=False)
-    nn.init.zeros_(up.weight)
-    return nn.Sequential(down, up)
 
 
 def check_num_words(who: str, num_words: Tensor, most: int) -> None:

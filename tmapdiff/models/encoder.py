@@ -316,12 +316,12 @@ class MultimodalEncoder(MapModel):
             tokens of `TransformersTextEncoder`, or its sentences as one word each.
         aligned: Whether clip and word features share a space. If features of several spaces are
             concatenated, the channels of each space.
-        aligned_parts: Parts to use with `aligned`. `sentence`, `words` and `metric` are contrasts
-            of a similarity: to the mean of the words; its maximum and mean over the words; a
-            learned one. `sequence` is a convolutional network along the video that reads these
-            similarities and where the video changes. `product` is the product of the features, and
-            `learned` the network without `aligned`. Trained on a thousand queries, more parts than
-            the defaults were no better.
+        aligned_parts: Parts to use with `aligned`. `sentence` and `words` are contrasts of a
+            similarity: to the mean of the words; its maximum and mean over the words. `sequence` is
+            a convolutional network along the video that reads these similarities and where the
+            video changes. `product` is the product of the features, and `learned` the network
+            without `aligned`. Trained on a thousand queries, more parts than the defaults were no
+            better.
 
     Raises:
         ArgumentError, ConfigError: If a size is too small or does not divide, a layer or part is
