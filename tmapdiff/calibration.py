@@ -14,6 +14,7 @@ from typing_extensions import Self, override
 
 from tmapdiff._core.checks import check_floating, check_int, check_range, check_shape, message
 from tmapdiff._core.gathered import Gathered
+from tmapdiff._core.newton import Derivatives, minimize
 from tmapdiff.errors import ArgumentError
 
 
@@ -251,7 +252,6 @@ class PlattCalibrator(nn.Module):
     """
 
     penalty = 1e-6  # on squared weights of unit-variance features, relative to the mean loss
-    max_steps = 100
 
     weight: Tensor
     bias: Tensor
@@ -294,7 +294,21 @@ class PlattCalibrator(nn.Module):
         inputs = torch.cat([((features - mean) / scale).masked_fill(constant, 0), ones], dim=1)
         right, wrong = correct.sum().double(), (~correct).sum().double()
         targets = torch.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
-        solution = self._newton(inputs, targets)
+        penalty = inputs.new_full((inputs.shape[1],), self.penalty)
+        penalty[-1] = 0
+
+        def loss(weights: Tensor) -> Derivatives:
+            logits = inputs @ weights
+            value = F.binary_cross_entropy_with_logits(logits, targets)
+            value = value + (penalty * weights.square()).sum() / 2
+            chance = logits.sigmoid()
+            gradient = inputs.T @ (chance - targets) / len(inputs) + penalty * weights
+            hessian = (inputs.T * (chance * (1 - chance))) @ inputs / len(inputs)
+            # Also for the bias, which has no penalty, to keep the system solvable.
+            hessian.diagonal().add_(self.penalty)
+            return Derivatives(value, gradient, hessian)
+
+        solution, _ = minimize(loss, torch.zeros_like(penalty), smallest_gain=1e-16)
 
         weight = solution[:-1] / scale
         self.weight = weight.to(self.weight)
@@ -331,33 +345,6 @@ class PlattCalibrator(nn.Module):
         check_floating(who, "features", features)
         _check_rows(who, "finite features", features, features.isfinite())
         return features.double()
-
-    def _newton(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the weights that minimize cross-entropy plus penalty, the bias last."""
-        # Not torch.optim.LBFGS, which stops at gradients of 1e-8 and needs autograd.
-        penalty = inputs.new_full((inputs.shape[1],), self.penalty)
-        penalty[-1] = 0
-
-        def loss_of(weights: Tensor) -> Tensor:
-            fit = F.binary_cross_entropy_with_logits(inputs @ weights, targets)
-            return fit + (penalty * weights.square()).sum() / 2
-
-        weights = inputs.new_zeros(inputs.shape[1])
-        loss = loss_of(weights)
-        for _ in range(self.max_steps):
-            chance = (inputs @ weights).sigmoid()
-            gradient = inputs.T @ (chance - targets) / len(inputs) + penalty * weights
-            curvature = (inputs.T * (chance * (1 - chance))) @ inputs / len(inputs)
-            # Also for the bias, which has no penalty, to keep the system solvable.
-            curvature.diagonal().add_(self.penalty)
-            step = torch.linalg.solve(curvature, gradient)
-            while bool(loss_of(weights - step) > loss) and bool(step.abs().max() > 1e-12):
-                step = step / 2
-            weights = weights - step
-            loss = loss_of(weights)
-            if bool(step.abs().max() <= 1e-12):
-                break
-        return weights
 
 
 def _checked(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tmapdiff._core.checks import check_int, check_range, check_shape, message
+from tmapdiff._core.newton import Derivatives, minimize
 from tmapdiff.data.dataset import MomentBatch
 from tmapdiff.errors import ArgumentError, ShapeError
 from tmapdiff.maps import MapGrid
@@ -29,9 +30,7 @@ from tmapdiff.models.map_localizer import Generators, MapLocalizer, Ranking
 
 _DEFAULT_CONTRAST = "middle above 0.5"
 _DEFAULT_TEMPERATURE = 0.25
-_MOST_STEPS, _SMALLEST_GAIN = 50, 1e-6  # when Newton's method stops
-_LEAST_SHARE = 1e-4  # of the predicted gain: a step that gains less is halved
-_SHORTEST_STEP = 1e-9
+_SMALLEST_GAIN = 1e-6  # in loss, of a step of the fit
 _LEAST_DECAY = 1e-9  # makes the solution unique
 _SMALLEST_SHARE = 1e-12  # variances below this share of the squared mean are rounding errors
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-4, 3))
@@ -303,41 +302,26 @@ class SimilarityLocalizer(MapLocalizer):
         if not bool(sizes.isfinite().all()):
             raise ArgumentError(message(who, "finite features", "NaN or infinity"))
 
-        def derivatives(weight: Tensor) -> _Derivatives:
-            decay = 2 * max(weight_decay, _LEAST_DECAY) * torch.eye(len(weight)).to(weight)
-            found = _Derivatives(
-                weight_decay * weight.square().sum(), 2 * weight_decay * weight, decay
-            )
+        def loss(weight: Tensor) -> Derivatives:
+            value = weight_decay * weight.square().sum()
+            gradient = 2 * weight_decay * weight
+            hessian = 2 * max(weight_decay, _LEAST_DECAY) * torch.eye(len(weight)).to(weight)
             for part in parts:
-                loss, slope, curvature = part.derivatives(weight / sizes)
-                found = _Derivatives(
-                    found.loss + loss / total,
-                    found.slope + slope / sizes / total,
-                    found.curvature + curvature / sizes / sizes[:, None] / total,
-                )
-            return found
+                own = part.cross_entropy(weight / sizes)
+                value = value + own.value / total
+                gradient = gradient + own.gradient / sizes / total
+                hessian = hessian + own.hessian / sizes / sizes[:, None] / total
+            return Derivatives(value, gradient, hessian)
 
         # Start at zero: from a saturated softmax, Newton's steps lead far away.
-        weight = torch.zeros_like(sizes)
-        found = derivatives(weight)
-        for _ in range(_MOST_STEPS):
-            step = torch.linalg.solve(found.curvature, found.slope)
-            gain = float(step @ found.slope)
-            if gain < _SMALLEST_GAIN:
-                break
-            share, before = 1.0, found.loss
-            found = derivatives(weight - step)
-            while found.loss > before - _LEAST_SHARE * share * gain and share > _SHORTEST_STEP:
-                share /= 2
-                found = derivatives(weight - share * step)
-            weight -= share * step
+        weight, smallest = minimize(loss, torch.zeros_like(sizes), _SMALLEST_GAIN)
         self.weight.copy_(weight / sizes)
 
         # 2. Temperature.
         tried = weight.new_tensor(_TEMPERATURES)
         errors = torch.stack([self._squared_errors(part, tried.float()) for part in parts]).sum(0)
         self.temperature.copy_(tried[errors.argmin()])
-        return float(found.loss)
+        return float(smallest)
 
     def _part(self, batch: MomentBatch) -> "_FitPart":
         own = batch.to(self.weight.device)
@@ -398,14 +382,6 @@ def _pick(
     return picked.masked_fill(over, outside)
 
 
-class _Derivatives(NamedTuple):
-    """Summed cross-entropy of a part, its gradient, (C,), and its Hessian, (C, C)."""
-
-    loss: Tensor
-    slope: Tensor
-    curvature: Tensor
-
-
 class _FitPart(NamedTuple):
     """Data of a batch for fitting: contrasts, (B, M, C), and data of each candidate, (B, M)."""
 
@@ -419,8 +395,8 @@ class _FitPart(NamedTuple):
         """Return the contrasts of all candidates, (rows, C), in double."""
         return self.contrasts[self.valid].double()
 
-    def derivatives(self, weight: Tensor) -> _Derivatives:
-        """Compute the cross-entropy and its derivatives, in double for small differences."""
+    def cross_entropy(self, weight: Tensor) -> Derivatives:
+        """Sum the cross-entropy over the queries, in double for small differences."""
         contrasts = self.contrasts.double()
         logits = (contrasts @ weight).masked_fill(~self.valid, -torch.inf)
         logs, wanted = logits.log_softmax(1), self.wanted.double()
@@ -428,9 +404,9 @@ class _FitPart(NamedTuple):
         chances = logs.exp() * wanted.sum(1, keepdim=True)
         loss = -(wanted * logs.masked_fill(~self.valid, 0)).sum()
         mean = (chances[:, None] @ contrasts)[:, 0]
-        slope = mean.sum(0) - torch.einsum("bm,bmc->c", wanted, contrasts)
+        gradient = mean.sum(0) - torch.einsum("bm,bmc->c", wanted, contrasts)
         rooted = (contrasts * chances.sqrt()[..., None]).flatten(0, 1)
-        return _Derivatives(loss, slope, rooted.T @ rooted - mean.T @ mean)
+        return Derivatives(loss, gradient, rooted.T @ rooted - mean.T @ mean)
 
 
 def _deviations(parts: Sequence[_FitPart]) -> Tensor:
