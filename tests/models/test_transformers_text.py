@@ -98,6 +98,21 @@ def test_sentences_are_computed_once_while_they_are_kept():
     assert seen == [2, 1, 1]
 
 
+def test_sentences_are_computed_again_with_other_weights():
+    encoder, other = make_encoder(), make_encoder()
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.mul_(0.5)
+    before, expected = encoder(SENTENCES), other(SENTENCES)
+    encoder.load_state_dict(other.state_dict())
+    after = encoder(SENTENCES)
+    assert not torch.equal(after.sentences, before.sentences)
+    assert torch.equal(after.sentences, expected.sentences)
+    wide = encoder.double()(SENTENCES)
+    assert_close(wide.sentences, expected.sentences)
+    assert not torch.equal(wide.sentences, expected.sentences)
+
+
 def test_it_is_frozen():
     encoder = make_encoder()
     before = encoder(SENTENCES).sentences

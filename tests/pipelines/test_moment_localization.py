@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import os
@@ -339,6 +340,21 @@ class TestVideos:
             assert len(calls) == before + 1
         finally:
             handle.remove()
+
+    def test_a_file_is_encoded_again_by_another_encoder(self, frame_encoder, tmp_path):
+        path = write_video(tmp_path / "one.mp4", make_pictures(4))
+        pipe = make_pipe(frame_encoder=copy.deepcopy(frame_encoder), fps=4.0)
+        first = pipe.encode_video(path).features
+        assert pipe.encode_video(path).features is first
+        with torch.no_grad():
+            for weight in pipe.frame_encoder.parameters():
+                weight.mul_(0.5)
+        second = pipe.encode_video(path).features
+        assert not torch.equal(second, first)
+        pipe.frame_encoder = copy.deepcopy(frame_encoder)
+        assert torch.equal(pipe.encode_video(path).features, first)
+        pipe.register_to_config(fps=2.0)
+        assert len(pipe.encode_video(path).features) == len(first) // 2
 
     @pytest.mark.exhaustive
     def test_the_real_video(self, pipe):

@@ -1,4 +1,4 @@
-"""Queries about modules: whether their weights may be read directly, and their dtype."""
+"""Queries about modules: whether their weights may be read directly, their dtype and version."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard, TypeVar, cast
@@ -34,6 +34,14 @@ def dtype_of(layer: nn.Module) -> torch.dtype:
     """Return the dtype that a layer computes in: its weight's, unless layerwise casting differs."""
     dtype: torch.dtype = get_parameter_dtype(layer)
     return dtype
+
+
+def weights_version(model: nn.Module) -> tuple[object, ...]:
+    """Return a key for cached results, which changes when weights are trained, loaded or moved."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tuple(
+        (one.data_ptr(), one.dtype, 0 if one.is_inference() else one._version) for one in tensors
+    )
 
 
 def module_list(modules: Iterable[Module]) -> Sequence[Module]:

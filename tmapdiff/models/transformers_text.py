@@ -16,6 +16,7 @@ from tmapdiff._core.checks import check_int, foreign_errors, message, require
 from tmapdiff._core.files import written_beside
 from tmapdiff._core.transformers_models import load_beside, load_model
 from tmapdiff.errors import ArgumentError, CheckpointError
+from tmapdiff.layers._modules import weights_version
 
 # Files that `save_pretrained` of transformers' models and tokenizers may write.
 TEXT_ENCODER_FILES = re.compile(
@@ -119,6 +120,7 @@ class TransformersTextEncoder(nn.Module):
         # Not all of its tokenizers lowercase.
         self._reads_padding = config.model_type.startswith("siglip")
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self._cached_with = weights_version(self.model)
         # A damaged model or an unsuitable tokenizer can raise any error here.
         with foreign_errors(CheckpointError, f"{who}: cannot encode with {name}"):
             positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
@@ -175,6 +177,8 @@ class TransformersTextEncoder(nn.Module):
                 torch.zeros(0, dtype=torch.long),
             )
         with _LOCK:
+            if (weights := weights_version(self.model)) != self._cached_with:
+                self._cache, self._cached_with = {}, weights
             known = {one: self._cache[one] for one in sentences if one in self._cache}
         new = [one for one in dict.fromkeys(sentences) if one not in known]
         for start in range(0, len(new), self.batch_size):

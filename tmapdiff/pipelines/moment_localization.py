@@ -33,6 +33,7 @@ from tmapdiff.errors import (
     MissingDependencyError,
     TmapdiffError,
 )
+from tmapdiff.layers._modules import weights_version
 from tmapdiff.maps.saliency import map_presence
 from tmapdiff.models import (
     AnswerKind,
@@ -348,7 +349,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
     ) -> VideoFeatures:
         """Compute the features of a video once, for any number of calls.
 
-        The features of the last few files are cached, as long as the files do not change.
+        The features of the last few files are cached until file, encoder or `fps` change.
 
         Args:
             video: As for the call.
@@ -379,6 +380,9 @@ class MomentLocalizationPipeline(DiffusionPipeline):
             hint += "for text tracks, use from_text_encoder (--text-encoder)."
             raise ConfigError(message(type(self).__name__, "features of the video", got, hint))
         key = _identity(video)
+        if key is not None:
+            encoder = self.text_encoder if track else self.frame_encoder
+            key = (*key, encoder, weights_version(encoder), self.config.fps)
         with _LOCK:
             if key is not None and key in self._videos:
                 self._videos.move_to_end(key)
