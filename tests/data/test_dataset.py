@@ -236,14 +236,14 @@ def test_features_of_words_take_the_place_of_their_indices():
         assert not row[length:].any()
 
 
-def test_the_digest_of_features_of_words_tells_them_from_others():
+def test_the_digest_of_queries_tells_them_from_others():
     made = {item.query: torch.ones(2, 5) for item in ANNOTATIONS}
-    first = of_features(made).word_features_sha256
+    first = of_features(made).queries_sha256
     twin = of_features({key: one.clone() for key, one in made.items()})
-    assert twin.word_features_sha256 == first
+    assert twin.queries_sha256 == first
     for other in (torch.ones(5, 2), torch.ones(2, 5) + 1e-6, torch.ones(2, 5).double()):
-        assert of_features({**made, "it falls.": other}).word_features_sha256 != first
-    assert of_features(None, VOCABULARY).word_features_sha256 is None
+        assert of_features({**made, "it falls.": other}).queries_sha256 != first
+    assert of_features(None, VOCABULARY).queries_sha256 != first
 
 
 def test_refuses_bad_features_of_words():

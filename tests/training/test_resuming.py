@@ -30,7 +30,8 @@ from helpers.training import (
     weights,
 )
 
-from tmapdiff import ActionTimelineFeatures, MomentDataset
+from tmapdiff import ActionTimelineFeatures, MomentDataset, Vocabulary
+from tmapdiff.data import AnnotationSet
 from tmapdiff.errors import CheckpointError, ConfigError, FileError
 from tmapdiff.evaluation import Evaluation
 
@@ -118,13 +119,22 @@ def test_what_changes_the_result_is_refused_and_what_does_not_is_not(dataset, pa
     of_features = MomentDataset(
         dataset.annotations, dataset.store, None, dataset.num_clips, word_features=words
     )
+    backwards = Vocabulary(dataset.vocabulary.words[:1:-1])
+    reordered = MomentDataset(dataset.annotations, dataset.store, backwards, dataset.num_clips)
+    first, *others = dataset.annotations
+    first = replace(first, moments=((0.0, first.duration),))
+    retimed = MomentDataset(
+        AnnotationSet([first, *others]), dataset.store, dataset.vocabulary, dataset.num_clips
+    )
     deterministic = replace(CONFIG, deterministic=True)
     objective = make_model(dataset, objective="bce-full")
     for data, config, model, text in (
         (dataset, CONFIG, objective, "model.objective = 'bce-full', got 'mse-full'. Use"),
         (dataset, CONFIG, wider, "model.nms_threshold = 0.6, got 0.49."),
         (other, CONFIG, None, "features = 'SIMULATED action timelines"),
-        (of_features, CONFIG, make_model(dataset), "word_features_sha256 = '"),
+        (of_features, CONFIG, make_model(dataset), "queries_sha256 = '"),
+        (reordered, CONFIG, None, "queries_sha256 = '"),
+        (retimed, CONFIG, None, "queries_sha256 = '"),
         (dataset, replace(CONFIG, learning_rate=0.5), None, "learning_rate = 0.5, got 0.001."),
         (dataset, deterministic, None, "deterministic = True, got False."),
         (dataset, replace(CONFIG, epochs=2), None, "epochs = 2, got 3."),

@@ -1,6 +1,7 @@
 """Datasets and batches of annotations with features."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -231,11 +232,19 @@ class MomentDataset(Dataset[MomentSample]):
         return len(self.annotations)
 
     @property
-    def word_features_sha256(self) -> str | None:
-        """Digest of the word features of all queries; None with a vocabulary."""
-        if self.vocabulary is not None:
-            return None
-        digest = hashlib.sha256()
+    def queries_sha256(self) -> str:
+        """Digest of all that a training depends on except the videos' features."""
+        settings = [
+            self.clip_seconds,
+            self.whole_videos,
+            self.clip_multiple,
+            self.features_per_clip,
+        ]
+        stated = [
+            [str(one.qid), one.video_id, one.query, one.duration, one.moments]
+            for one in self.annotations
+        ]
+        digest = hashlib.sha256(json.dumps([settings, stated], default=float).encode())
         add_tensors(digest, (("", words) for words in self._words))
         return digest.hexdigest()
 

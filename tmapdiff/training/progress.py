@@ -43,7 +43,8 @@ class Progress:
         Raises:
             CheckpointError: If it does not.
         """
-        other = {**_ADDED, **dict(flatten(state["config"]))}
+        queries = self.config.get("queries_sha256")  # older checkpoints lack it, too
+        other = {**_ADDED, "queries_sha256": queries, **dict(flatten(state["config"]))}
         for name, value in flatten(self.config):
             saved = other.get(name)
             extended = name == "epochs" and isinstance(saved, int) and saved <= value

@@ -259,7 +259,7 @@ class Trainer:
             "negatives": getattr(dataset, "negatives", 0.0),
             "steps_an_epoch": len(self.loader),
             "features": getattr(getattr(dataset, "store", None), "description", None),
-            "word_features_sha256": getattr(dataset, "word_features_sha256", None),
+            "queries_sha256": getattr(dataset, "queries_sha256", None),
             "model": json.loads(json.dumps(of_model)),
         }
 
