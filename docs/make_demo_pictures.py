@@ -2,7 +2,8 @@ r"""Take screenshots of the demo while it is being served.
 
     tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test --port 7860
     python docs/make_demo_pictures.py shapes-test-0-0.mp4 "the yellow triangle rises" --name demo
-    tmapdiff demo --text-encoder all-MiniLM-L6-v2 --video-dir examples --port 7860
+    tmapdiff demo --text-encoder sentence-transformers/all-MiniLM-L6-v2 --video-dir examples \
+        --port 7860
     python docs/make_demo_pictures.py council.vtt "where the budget is decided" \
         --name demo-transcript
 

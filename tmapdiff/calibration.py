@@ -61,7 +61,7 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> RiskCoverageCurv
     depend on the order of the queries.
 
     Args:
-        confidence: Confidence in the best moment, higher is surer, in any unit; may be infinite.
+        confidence: Confidence in the best moment, in any unit; may be infinite.
         correct: Whether that moment is right, for example `best_ious(...)[:, 0] > 0.7`.
 
     Shape:
@@ -130,8 +130,8 @@ def reliability_bins(
         confidence: Probability that the best moment is right.
         correct: Whether it is, for example `best_ious(...)[:, 0] > 0.7`.
         num_bins: Number of bins, before omitting empty ones.
-        equal_mass: Whether bins have equal numbers of queries, or else equal widths and closed
-            upper edges.
+        equal_mass: True for bins with equal numbers of queries, False for bins of equal width,
+            closed at the top.
 
     Shape:
         - confidence: (Q,)

@@ -18,7 +18,7 @@ def brief_spin() -> dict[str, str]:
 def spin_briefly() -> None:
     """Limit the spinning of torch's threads; call it before torch is imported.
 
-    This makes training many times faster if the cores are shared with other work (see
+    Training is then about twice as fast if other programs use the same cores (see
     docs/speed.md). Sets `GOMP_SPINCOUNT` for this process and its children, unless that or
     `OMP_WAIT_POLICY` is set.
     """

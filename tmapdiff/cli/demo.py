@@ -11,7 +11,8 @@ from tmapdiff.cli.output import JsonOption, Output
 EXAMPLES = """
 tmapdiff demo --model runs/shapes/pipeline --video-dir runs/shapes/videos/test
 tmapdiff demo --zero-shot openai/clip-vit-base-patch32 --video-dir holidays
-tmapdiff demo --text-encoder all-MiniLM-L6-v2 --video-dir talks --example "where money is spoken of"
+tmapdiff demo --text-encoder sentence-transformers/all-MiniLM-L6-v2 --video-dir talks \
+    --example "where the budget is decided"
 tmapdiff demo --model runs/vgg/pipeline --host 0.0.0.0 --port 8080 --max-seconds 120
 """
 

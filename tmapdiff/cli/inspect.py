@@ -36,9 +36,9 @@ def inspect(
 ) -> None:
     """Summarize a file or folder, and find problems in it.
 
-    It is read completely: every feature, video frame and weight. With --against, it also finds ids
-    that are in one path only, features that do not fit the durations, moments after the end, and
-    features that a pipeline cannot take.
+    Reads every feature, video frame and weight. With --against, also finds ids that are in one path
+    only, features that do not fit the durations, moments after the end, and features that a
+    pipeline cannot take.
 
     The exit code is 1 if there is a problem.
     """

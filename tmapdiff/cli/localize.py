@@ -29,7 +29,8 @@ tmapdiff localize AO8RW "a person opens a door" --features vgg16.h5 --model runs
 tmapdiff localize AO8RW.npy "a person opens a door" --seconds-per-feature 0.5 --model user/pipeline
 tmapdiff localize holiday.mp4 "a dog runs into the sea" --zero-shot openai/clip-vit-base-patch32
 tmapdiff localize videos "a dog barks" "it snows" --model runs/vgg/pipeline --out answers.jsonl
-tmapdiff localize talk.vtt "where the budget is decided" --text-encoder all-MiniLM-L6-v2
+tmapdiff localize talk.vtt "where the budget is decided" \
+    --text-encoder sentence-transformers/all-MiniLM-L6-v2
 """
 _MOMENT = ("start", "end", "score", "spread")
 _THUMBNAILS = 8
@@ -106,8 +107,8 @@ def localize(
     """Find the moments of videos that sentences describe.
 
     Higher scores mean better fits. With several samples, the spread is the standard deviation of
-    the score over them. With --answer set, the number of moments is estimated and may be 0, and
-    scores are probabilities that a moment is right.
+    the moment's map cell over them. With --answer set, the number of moments is estimated and may
+    be 0, and scores are probabilities that a moment is right.
 
     Videos longer than those of training are searched in windows.
 

@@ -98,7 +98,7 @@ class PipelineOptions:
         typer.Option(
             metavar="NAME",
             help="For text tracks (.srt, .vtt, .jsonl): a sentence encoder of transformers, such "
-            "as all-MiniLM-L6-v2: folder, or name on the hub.",
+            "as sentence-transformers/all-MiniLM-L6-v2: folder, or name on the hub.",
         ),
     ] = None
 

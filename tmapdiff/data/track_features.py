@@ -115,7 +115,8 @@ class TextTrackFeatures:
             the folder have the same id.
 
     Example:
-        >>> encoder = TransformersTextEncoder("all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> name = "sentence-transformers/all-MiniLM-L6-v2"
+        >>> encoder = TransformersTextEncoder(name)  # doctest: +SKIP
         >>> store = TextTrackFeatures("talks", encoder)  # doctest: +SKIP
         >>> store["opening"].shape  # doctest: +SKIP
         torch.Size([612, 384])

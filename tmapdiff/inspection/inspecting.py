@@ -30,7 +30,7 @@ def inspect(
 ) -> Inspection:
     """Summarize a file or folder, and find problems in it.
 
-    It is read completely: every feature, video frame and weight.
+    Reads every feature, video frame and weight.
 
     Args:
         path: Annotations (a file, or the folder of a dataset), a feature store, a video or a folder

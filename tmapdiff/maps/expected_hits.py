@@ -82,7 +82,7 @@ def deconvolve_map(
     """Compute how likely each moment is from a map, which is an expectation over moments.
 
     A map learned by squared error or cross-entropy holds, in each cell, the mean of the cell's
-    target over the moments that the query may mean. This recovers the probabilities of those
+    target over the moments that the query may refer to. This recovers the probabilities of those
     moments by Richardson-Lucy iteration, which starts from equal probabilities, keeps them
     positive, and sharpens them with every step. Twenty iterations suffice for the rescaled IoU; the
     broader full IoU needs hundreds.
@@ -167,13 +167,13 @@ def rank_by_expected_hits(
     `rank_moments` takes the highest cells and forbids overlap, so its second answer may not cover
     uncertain boundaries or a likely second event. Here the map is first turned into probabilities
     of moments (`deconvolve_map`). The first answer has the most expected hits; each further one
-    adds the most hits where the previous ones miss, be it another event or another boundary.
+    adds the most hits where the previous ones miss: on another event, or with another boundary.
 
     With `highest_first`, the first answer is the highest cell, as in `rank_moments`. It does not
     depend on the likelihoods, which are overconfident on data unlike the training data.
 
     Scores lie in [0, 1] and never rise: the expected hits of the first moment, then the hits that
-    each further one adds, at most the first score. A map without a positive cell is answered with
+    each further one adds, at most the first score. For a map without a positive cell, returns
     its highest cell.
 
     Tables for the last few sets of up to 2,048 candidates are cached on the CPU. For larger sets of

@@ -12,7 +12,7 @@ from tmapdiff.maps.overlap import temporal_iou
 
 @dataclass(frozen=True)
 class RankedMoments:
-    """The moments of each query, best first; with `presence`, its set of moments.
+    """The moments of each query, best first; with `presence`, the set that answers it.
 
     Queries with fewer than n moments are padded.
 

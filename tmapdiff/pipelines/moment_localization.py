@@ -213,7 +213,7 @@ class MomentLocalizationPipeline(DiffusionPipeline):
 
         Args:
             model: Folder, or name on the hub, of a transformers sentence encoder, such as
-                all-MiniLM-L6-v2.
+                sentence-transformers/all-MiniLM-L6-v2.
             fps: Features per second (`encode_text_track`).
             frame_encoder: An encoder into the same space, to search videos instead.
             **fields: Fields of `SimilarityLocalizer`, such as `ranking` or `num_clips`.

@@ -86,9 +86,9 @@ class MapScheduler(StrictConfigMixin, SchedulerMixin, ConfigMixin):
     - `unipc`: also corrects the last step with the prediction at its end, without another run of
       the model. More accurate when there are few steps.
 
-    The multistep solvers equal `ddim` up to two steps. They suit spacing `trailing`, as the last
-    step of `linspace` is too long to extrapolate over, unless there are many. Their steps must
-    follow `timesteps` in order, each once; `set_timesteps` starts a new run.
+    The multistep solvers equal `ddim` up to two steps. Use spacing `trailing` with them: unless
+    there are many steps, the last one of `linspace` is too long to extrapolate over. Their steps
+    must follow `timesteps` in order, each once; `set_timesteps` starts a new run.
 
     `set_timesteps` and `step` work as in diffusers, on one run at a time. Threads that share a
     scheduler pass `step` their own run, made by `begin`; the localizers do so.

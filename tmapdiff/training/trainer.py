@@ -1,4 +1,4 @@
-"""The trainer."""
+"""Training, with checkpoints that resume a run bit for bit."""
 
 import copy
 import json
